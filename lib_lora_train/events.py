@@ -1,0 +1,171 @@
+"""Typed progress: everything a run has to tell, as frozen values in the order they happened.
+
+The training loop and the arrows around it *yield* these; the job writes them to its log, the page,
+the command line and TensorBoard read them from there. `to_record` and `from_record` translate
+to and from one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate"]
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase of the run began; `total` is its number of units (images, steps, samples), 0 if unknown."""
+
+    phase: Phase
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of a phase are finished."""
+
+    phase: Phase
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PhaseEnded:
+    """A phase ended after `seconds` of wall time (pauses not counted)."""
+
+    phase: Phase
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan in numbers, before anything heavy starts."""
+
+    images: int
+    regularisation_images: int
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step: `loss` is the mean over its micro-batches, `learning_rates` by group name.
+
+    `learning_rates` are the effective ones: d·lr for the adaptive optimisers.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rates: Mapping[str, float]
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """All steps of `epoch` (1-based) were taken; `mean_loss` is over these steps."""
+
+    epoch: int
+    step: int
+    mean_loss: float
+
+
+@dataclass(frozen=True)
+class LoraWritten:
+    """A LoRA file stands complete at `path`."""
+
+    path: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class SampleDrawn:
+    """A sample picture stands at `path`; `epoch` 0 means without LoRA."""
+
+    path: str
+    epoch: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class GridDrawn:
+    """The epochs × prompts grid stands at `path`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers measured for one epoch (0: without LoRA), by name."""
+
+    epoch: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something the user should know; the run goes on. `where` is a file or a parameter."""
+
+    level: Literal["warning", "hint"]
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class StateChanged:
+    """The run as a whole changed its state."""
+
+    state: Literal["queued", "running", "paused", "stopping", "stopped", "finished", "failed"]
+    message: str = ""
+
+
+Event = (
+    PhaseStarted
+    | Progress
+    | PhaseEnded
+    | Planned
+    | StepDone
+    | EpochDone
+    | LoraWritten
+    | SampleDrawn
+    | GridDrawn
+    | Measured
+    | Noted
+    | StateChanged
+)
+
+_KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        PhaseStarted,
+        Progress,
+        PhaseEnded,
+        Planned,
+        StepDone,
+        EpochDone,
+        LoraWritten,
+        SampleDrawn,
+        GridDrawn,
+        Measured,
+        Noted,
+        StateChanged,
+    )
+}
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """The event as JSON-ready values, its class name under `kind`."""
+    return {"kind": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def from_record(record: Mapping[str, Any]) -> Event:
+    """The event that `to_record` described; KeyError for an unknown kind."""
+    values = dict(record)
+    return _KINDS[values.pop("kind")](**values)

@@ -1,0 +1,32 @@
+"""Shared fixtures: the embedded model and the demo data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Some virtual machines announce AMX but trap its instructions; bf16 on the processor then kills the
+# interpreter. AVX-512 is as good for tests and exists wherever AMX does. Must be set before torch loads.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The embedded tiny Stable Diffusion."""
+    return ROOT / "assets" / "tiny-sd" / "tiny-sd.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Path:
+    """The tokenizer folder that ships with it."""
+    return ROOT / "assets" / "tiny-sd" / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def demo_dir() -> Path:
+    """The shipped demo data set."""
+    return ROOT / "assets" / "demo"
