@@ -113,7 +113,7 @@ def parse_value(parameter: Parameter, raw: Any) -> Any:
         raise ValueError(f"needs a value ({_describe(parameter)})")
     try:
         value = _PARSERS[parameter.kind](raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{raw!r} is not {_describe(parameter)}") from None
     _check_range(parameter, value)
     return value

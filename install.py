@@ -1,0 +1,142 @@
+"""Adds what this extension lacks to the webui's Python, and moves nothing that is already there.
+
+The webui runs this file at every start, before PyTorch is loaded. It uses the standard library only, takes
+a fraction of a second when nothing is missing, and never keeps the webui from starting. Outside a webui
+it does nothing: `python launch.py` looks after itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+NAME = "sd-webui-lora-train"
+OLDEST = {"diffusers": (0, 31), "peft": (0, 13)}
+MAX_SECONDS = 900.0
+# What pip's constraints file can hold; a webui may have packages with home-made names or versions.
+_CLEAN_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
+_CLEAN_VERSION = re.compile(r"(?:\d+!)?\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?(?:\+[A-Za-z0-9.]+)?")
+
+
+def main() -> None:
+    """Install what is missing; every outcome but success is one line on the console."""
+    if not is_run_by_webui(Path.cwd()):
+        print(f"[{NAME}] install.py is for the webui. Without one: python launch.py")
+        return
+    found = {name: installed_version(name) for name in ("torch", "transformers", "accelerate", "safetensors")}
+    present = {name: installed_version(name) for name in ("diffusers", "peft", "prodigyopt", "tomlkit")}
+    for name, oldest in OLDEST.items():
+        version = present[name]
+        if version and release(version) < oldest:
+            need = ".".join(map(str, oldest))
+            print(f"[{NAME}] {name} {version} is older than {need}; it is left as it is, and training will not work.")
+    missing = [name for name, version in present.items() if version is None]
+    if missing:
+        install([requirement for name, requirement in suitable(found).items() if name in missing])
+
+
+def is_run_by_webui(working_folder: Path) -> bool:
+    """A1111 and the Forge family run this with their own folder as the working folder."""
+    return (working_folder / "modules" / "launch_utils.py").is_file()
+
+
+def suitable(found: Mapping[str, str | None]) -> dict[str, str]:
+    """Package → requirement that imports beside the host's versions; pip picks the newest that resolves too.
+
+    Not in any package's own metadata: diffusers 0.36 and later need PyTorch 2.6 and safetensors 0.8 in fact;
+    peft 0.14 and later import names that old transformers and accelerate lack.
+    """
+    new_base = release(found["torch"]) >= (2, 6) and release(found["safetensors"]) >= (0, 8)
+    new_hugging = release(found["transformers"]) >= (4, 49) and release(found["accelerate"]) >= (1, 0)
+    return {
+        "diffusers": "diffusers>=0.36,<=0.42.1" if new_base else "diffusers>=0.31,<=0.35.2",
+        "peft": "peft>=0.17,<=0.21.2" if new_hugging else "peft==0.13.2",
+        "prodigyopt": "prodigyopt==1.1.2",
+        "tomlkit": "tomlkit>=0.12,<0.15",
+    }
+
+
+def release(version: str | None) -> tuple[int, int]:
+    """`2.1.2+cu121` → (2, 1); (0, 0) for a package that is not there."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package in this Python, None if it is not there."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def constraints() -> list[str]:
+    """`name==version` for everything that is installed, so that pip cannot move any of it."""
+    pinned: dict[str, str] = {}
+    for package in importlib.metadata.distributions():
+        name, version = package.metadata["Name"], package.metadata["Version"]
+        if name and version and _CLEAN_NAME.fullmatch(name) and _CLEAN_VERSION.fullmatch(version):
+            pinned.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return [f"{name}=={version}" for name, version in sorted(pinned.items())]
+
+
+def install(requirements: list[str]) -> None:
+    """Ask pip for the requirements under the constraints; a failure is told and changes nothing."""
+    command = installer()
+    if command is None:
+        return give_up(requirements, "neither pip nor uv was found")
+    print(f"[{NAME}] installing {', '.join(requirements)} …", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder) / "constraints.txt"
+        pinned.write_text("\n".join(constraints()), encoding="utf-8")
+        try:
+            done = subprocess.run(
+                [*command, *requirements, "-c", str(pinned)],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=MAX_SECONDS,
+                check=False,
+                env={**os.environ, "UV_HTTP_TIMEOUT": "15"},
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return give_up(requirements, str(error))
+    if done.returncode:
+        return give_up(requirements, reason_in(done.stderr))
+    return None
+
+
+def installer() -> list[str] | None:
+    """pip of this very Python; uv where the webui's environment was made by it and has no pip."""
+    if importlib.util.find_spec("pip"):
+        short = ["--retries", "1", "--timeout", "15", "--disable-pip-version-check", "--no-input", "--quiet"]
+        return [sys.executable, "-m", "pip", "install", *short, "--prefer-binary"]
+    uv = shutil.which("uv")
+    return [uv, "pip", "install", "--quiet", "--python", sys.executable] if uv else None
+
+
+def reason_in(messages: str) -> str:
+    """The last error line of pip's output."""
+    errors = [line.strip() for line in messages.splitlines() if line.strip().lower().startswith("error")]
+    return errors[-1] if errors else "pip failed"
+
+
+def give_up(requirements: list[str], reason: str) -> None:
+    """Tell what to do by hand; the webui starts all the same."""
+    print(
+        f"[{NAME}] {', '.join(requirements)} could not be installed ({reason}). The webui starts without the trainer; "
+        "it is tried again at the next start."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+/* The loss chart: raw faint, smoothed strong, linear or logarithmic, with a reading under the mouse. */
+(() => {
+    "use strict";
+    const lt = (window.loraTrain = window.loraTrain || {});
+    const SVG = "http://www.w3.org/2000/svg";
+    const HEIGHT = 280;
+    const MARGIN = { left: 58, right: 14, top: 12, bottom: 26 };
+
+    const settings = { smoothing: 0.9, isLog: false };
+
+    function draw(name, attributes, ...children) {
+        const made = document.createElementNS(SVG, name);
+        for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+        made.append(...children);
+        return made;
+    }
+
+    // --- numbers ----------------------------------------------------------------------------------
+    lt.smoothing = () => settings.smoothing;
+
+    /** Exponential moving average of the losses, corrected at the start (as Adam does): [value, …]. */
+    lt.smoothed = (points, weight) => {
+        let sum = 0;
+        let share = 0;
+        return points.map(([, value]) => {
+            if (value !== null) {
+                sum = weight * sum + (1 - weight) * value;
+                share = weight * share + (1 - weight);
+            }
+            return share ? sum / share : 0;
+        });
+    };
+
+    /** [low, high] that shows the curve: single outliers at the top are cut, not allowed to flatten the rest. */
+    function rangeOf(values) {
+        const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
+        if (!sorted.length) return [0, 1];
+        const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+        const high = sorted.length > 50 ? at(0.99) : sorted[sorted.length - 1];
+        return [sorted[0], Math.max(high, sorted[0] + 1e-9)];
+    }
+
+    function linearTicks(low, high, wanted) {
+        const rough = (high - low) / wanted || 1;
+        const unit = 10 ** Math.floor(Math.log10(rough));
+        const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough);
+        const first = Math.ceil(low / step);
+        const count = Math.floor(high / step + 1e-9) - first + 1;
+        return Array.from({ length: Math.max(0, count) }, (_, n) => (first + n) * step);
+    }
+
+    function logTicks(low, high) {
+        const all = [];
+        for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+            for (const factor of [1, 2, 5]) all.push(factor * 10 ** power);
+        }
+        const within = all.filter((tick) => tick >= low && tick <= high);
+        return within.length >= 3 ? within : linearTicks(low, high, 4).filter((tick) => tick > 0);
+    }
+
+    const short = (value) => String(Number(value.toPrecision(3)));
+
+    // --- the picture ------------------------------------------------------------------------------
+    /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
+    function scalesOf(run, width) {
+        const [lowest, highest] = rangeOf(run.loss.map(([, loss]) => loss));
+        const isLog = settings.isLog && lowest > 0;
+        const pad = (highest - lowest) * 0.08;
+        const low = isLog ? lowest / 1.1 : Math.max(0, lowest - pad);
+        const high = isLog ? highest * 1.1 : highest + pad;
+        const bend = isLog ? Math.log : (value) => value;
+        const lastStep = Math.max(run.loss[run.loss.length - 1][0], 2);
+        const inner = { width: width - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
+        return {
+            width,
+            lastStep,
+            x: (step) => MARGIN.left + (inner.width * (step - 1)) / (lastStep - 1),
+            y: (loss) => MARGIN.top + inner.height * (1 - (bend(Math.max(loss, low)) - bend(low)) / (bend(high) - bend(low))),
+            yTicks: isLog ? logTicks(low, high) : linearTicks(low, high, 5),
+            xTicks: linearTicks(1, lastStep, Math.max(3, Math.floor(width / 110))).filter(Number.isInteger),
+        };
+    }
+
+    const path = (points, scales) => points
+        .filter(([, value]) => value !== null)
+        .map(([step, value], n) => `${n ? "L" : "M"}${scales.x(step).toFixed(1)},${scales.y(value).toFixed(1)}`)
+        .join("");
+
+    function axes(scales) {
+        const right = scales.width - MARGIN.right;
+        const bottom = HEIGHT - MARGIN.bottom;
+        return draw("g", { class: "lt-axes" },
+            ...scales.yTicks.flatMap((tick) => [
+                draw("line", { x1: MARGIN.left, x2: right, y1: scales.y(tick), y2: scales.y(tick) }),
+                draw("text", { x: MARGIN.left - 10, y: scales.y(tick) + 4, "text-anchor": "end" }, short(tick)),
+            ]),
+            ...scales.xTicks.map((tick) =>
+                draw("text", { x: scales.x(tick), y: bottom + 18, "text-anchor": "middle" }, tick.toLocaleString("en-US"))),
+        );
+    }
+
+    /** A dotted line where an epoch ended; only as many as can be told apart. */
+    function epochMarks(run, scales) {
+        const ends = run.events.filter((event) => event.kind === "EpochDone");
+        const every = Math.ceil((ends.length * 26) / scales.width) || 1;
+        const marks = ends.filter((event) => event.epoch % every === 0).map((event) => draw("g", {},
+            draw("line", { x1: scales.x(event.step), x2: scales.x(event.step), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
+            draw("text", { x: scales.x(event.step) - 4, y: MARGIN.top + 10, "text-anchor": "end" }, String(event.epoch))));
+        return draw("g", { class: "lt-epochs" }, ...marks);
+    }
+
+    function chartOf(run, width) {
+        const scales = scalesOf(run, width);
+        const smooth = lt.smoothed(run.loss, settings.smoothing);
+        const strong = run.loss.map(([step], n) => [step, smooth[n]]);
+        const last = strong[strong.length - 1];
+        const svg = draw("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": "Loss by step" },
+            draw("clipPath", { id: "lora_train_clip" },
+                draw("rect", { x: MARGIN.left, y: MARGIN.top - 4, width: width - MARGIN.left - MARGIN.right + 6, height: HEIGHT - MARGIN.top - MARGIN.bottom + 8 })),
+            axes(scales),
+            epochMarks(run, scales),
+            draw("g", { "clip-path": "url(#lora_train_clip)" },
+                draw("path", { class: "lt-raw", d: path(run.loss, scales) }),
+                draw("path", { class: "lt-smooth", d: path(strong, scales) }),
+                draw("circle", { class: "lt-now", cx: scales.x(last[0]), cy: scales.y(last[1]), r: 3.5 })),
+        );
+        return { svg, scales, smooth };
+    }
+
+    // --- reading under the mouse ------------------------------------------------------------------
+    function nearest(points, step) {
+        let low = 0;
+        let high = points.length - 1;
+        while (high - low > 1) {
+            const middle = (low + high) >> 1;
+            if (points[middle][0] < step) low = middle;
+            else high = middle;
+        }
+        return Math.abs(points[low][0] - step) <= Math.abs(points[high][0] - step) ? low : high;
+    }
+
+    function addReading(place, run, { svg, scales, smooth }) {
+        const line = draw("line", { class: "lt-cross", y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
+        const dot = draw("circle", { class: "lt-dot", r: 4 });
+        const reading = place.querySelector(".lt-reading");
+        svg.append(line, dot);
+        const hide = () => [line, dot, reading].forEach((part) => (part.style.display = "none"));
+        const show = (clientX) => {
+            const box = svg.getBoundingClientRect();
+            const step = 1 + ((clientX - box.left - MARGIN.left) * (scales.lastStep - 1)) / (scales.width - MARGIN.left - MARGIN.right);
+            const at = nearest(run.loss, step);
+            const [here, loss] = run.loss[at];
+            const x = scales.x(here);
+            line.setAttribute("x1", x);
+            line.setAttribute("x2", x);
+            dot.setAttribute("cx", x);
+            dot.setAttribute("cy", scales.y(smooth[at]));
+            [line, dot, reading].forEach((part) => (part.style.display = ""));
+            reading.replaceChildren(
+                lt.make("b", {}, `Step ${here.toLocaleString("en-US")}`),
+                lt.make("span", {}, `smoothed ${smooth[at].toFixed(4)}`),
+                lt.make("span", { className: "lt-faint" }, `raw ${loss === null ? "–" : loss.toFixed(4)}`));
+            const isRight = x > scales.width / 2;
+            reading.style.left = isRight ? "" : `${x + 12}px`;
+            reading.style.right = isRight ? `${scales.width - x + 12}px` : "";
+        };
+        hide();
+        svg.addEventListener("pointermove", (event) => {
+            place.pointer = event.clientX;
+            show(event.clientX);
+        });
+        svg.addEventListener("pointerleave", () => {
+            place.pointer = null;
+            hide();
+        });
+        if (place.pointer) show(place.pointer);
+    }
+
+    // --- the place --------------------------------------------------------------------------------
+    function build(place, redraw) {
+        const log = lt.make("input", { type: "checkbox", checked: settings.isLog, id: "lora_train_chart_log" });
+        const smoothing = lt.make("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: String(settings.smoothing), id: "lora_train_chart_smoothing" });
+        log.onchange = () => {
+            settings.isLog = log.checked;
+            redraw();
+        };
+        smoothing.oninput = () => {
+            settings.smoothing = Number(smoothing.value);
+            redraw();
+        };
+        // Moving these is no change of the form.
+        for (const input of [log, smoothing]) input.dataset.ltOwn = "yes";
+        place.replaceChildren(
+            lt.make("div", { className: "lt-toolbar" },
+                lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw"),
+                lt.make("label", {}, "Smoothing", smoothing),
+                lt.make("label", {}, log, "Log axis")),
+            lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-picture" }), lt.make("div", { className: "lt-reading" })));
+    }
+
+    lt.drawChart = (place, run) => {
+        const redraw = () => {
+            place.dataset.mark = "";
+            lt.drawChart(place, place.run);
+        };
+        place.run = run;
+        if (!place.firstChild) build(place, redraw);
+        const width = Math.round(place.clientWidth);
+        const last = run.loss.length ? run.loss[run.loss.length - 1][0] : 0;
+        const mark = [run.id, last, run.events.length, width].join("/");
+        if (!width || place.dataset.mark === mark) return;
+        place.dataset.mark = mark;
+        const picture = place.querySelector(".lt-picture");
+        if (!run.loss.length) {
+            picture.replaceChildren(lt.make("div", { className: "lt-empty" }, lt.make("span", {}, "The curve begins with the first step.")));
+            return;
+        }
+        const chart = chartOf(run, width);
+        picture.replaceChildren(chart.svg);
+        addReading(place, run, chart);
+    };
+
+    /** A small curve without axes, for a figure's tile. */
+    lt.sparkline = (points) => {
+        const highest = Math.max(...points.map(([, value]) => value), 1e-12);
+        const last = Math.max(points[points.length - 1][0], 2);
+        const every = Math.ceil(points.length / 100);
+        const d = points.filter((_, n) => n % every === 0 || n === points.length - 1)
+            .map(([step, value], n) => `${n ? "L" : "M"}${((100 * (step - 1)) / (last - 1)).toFixed(1)},${(22 - (20 * value) / highest).toFixed(1)}`)
+            .join("");
+        return draw("svg", { class: "lt-spark", viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" }, draw("path", { d }));
+    };
+})();

@@ -1,0 +1,170 @@
+/* Pictures: the data set with its captions, the samples by epoch and prompt, the grid, and a large view. */
+(() => {
+    "use strict";
+    const lt = (window.loraTrain = window.loraTrain || {});
+    const make = (...all) => lt.make(...all);
+    const thumbnail = (token) => lt.url(`thumbnail/${token}`);
+    const picture = (token) => lt.url(`picture/${token}`);
+
+    // --- the large view ---------------------------------------------------------------------------
+    /* `table` is rows of cells {token, title, text}; the arrow keys walk through it like through a sheet. */
+    let view = null;
+
+    lt.enlarge = (table, row, column) => {
+        view = { table, row, column, before: document.activeElement };
+        const box = make("div", { id: "lora_train_view", role: "dialog", "aria-modal": "true", "aria-label": "Picture" },
+            make("button", { className: "lt-close", type: "button", "aria-label": "Close" }, "×"),
+            make("img", { alt: "" }),
+            make("p", {}));
+        box.setAttribute("tabindex", "-1");
+        box.onclick = (event) => {
+            if (event.target.tagName !== "IMG") close();
+        };
+        document.body.append(box);
+        box.focus();
+        showCell();
+    };
+
+    function showCell() {
+        const box = document.getElementById("lora_train_view");
+        const cell = view.table[view.row][view.column];
+        box.querySelector("img").src = picture(cell.token);
+        const isSheet = view.table.length > 1 || view.table[0].length > 1;
+        box.querySelector("p").replaceChildren(
+            make("b", {}, cell.title), make("span", {}, cell.text),
+            isSheet ? make("kbd", {}, view.table.length > 1 ? "← → prompts  ↑ ↓ epochs" : "← →") : null);
+    }
+
+    function close() {
+        document.getElementById("lora_train_view").remove();
+        if (view.before && view.before.focus) view.before.focus();
+        view = null;
+    }
+
+    /** The nearest cell in a direction that holds a picture; the present one if there is none. */
+    function step(down, right) {
+        let { row, column } = view;
+        do {
+            row += down;
+            column += right;
+            if (!view.table[row] || column < 0 || column >= view.table[row].length) return;
+        } while (!view.table[row][column]);
+        Object.assign(view, { row, column });
+        showCell();
+    }
+
+    const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    document.addEventListener("keydown", (event) => {
+        if (!view) return;
+        if (event.key === "Escape") close();
+        else if (KEYS[event.key]) step(...KEYS[event.key]);
+        else return;
+        event.preventDefault();
+        event.stopPropagation();
+    }, true);
+
+    // --- samples ----------------------------------------------------------------------------------
+    /** Prompts in the order they were drawn, and by epoch what was drawn for each. */
+    function sheetOf(run) {
+        const columns = [];
+        const rows = new Map();
+        for (const event of run.events) {
+            if (event.kind !== "SampleDrawn") continue;
+            const key = `${event.prompt}\n${event.seed}`;
+            if (!columns.includes(key)) columns.push(key);
+            if (!rows.has(event.epoch)) rows.set(event.epoch, new Map());
+            rows.get(event.epoch).set(key, event);
+        }
+        const epochs = [...rows.keys()].sort((a, b) => a - b);
+        const epochName = (epoch) => (epoch ? `Epoch ${epoch}` : "No LoRA");
+        return {
+            prompts: columns.map((key) => key.split("\n")[0]),
+            epochs: epochs.map(epochName),
+            table: epochs.map((epoch) => columns.map((key) => {
+                const event = rows.get(epoch).get(key);
+                return event ? { token: event.token, title: epochName(epoch), text: `${event.prompt} · seed ${event.seed}` } : null;
+            })),
+        };
+    }
+
+    lt.drawSamples = (place, run) => {
+        const drawn = run.events.filter((event) => event.kind === "SampleDrawn").length;
+        const mark = `${run.id}/${drawn}`;
+        if (place.dataset.mark === mark) return;
+        place.dataset.mark = mark;
+        if (!drawn) {
+            const wants = run.status && run.status.config && (run.status.config.sample_prompts || []).length;
+            const reason = wants ? "The first samples are drawn without the LoRA, before training begins." : "This run has no sample prompts.";
+            place.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
+            return;
+        }
+        const sheet = sheetOf(run);
+        const cell = (entry, row, column) => {
+            if (!entry) return make("td", {}, make("span", { className: "lt-waiting" }));
+            const button = make("button", { type: "button", className: "lt-thumb", title: `${entry.title}: ${entry.text}` },
+                make("img", { src: thumbnail(entry.token), alt: `${entry.title}: ${entry.text}`, loading: "lazy" }));
+            button.onclick = () => lt.enlarge(sheet.table, row, column);
+            return make("td", {}, button);
+        };
+        place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-sheet" },
+            make("thead", {}, make("tr", {}, make("th", {}), ...sheet.prompts.map((prompt) => make("th", { title: prompt }, make("span", {}, prompt))))),
+            make("tbody", {}, ...sheet.table.map((row, r) => make("tr", {},
+                make("th", {}, sheet.epochs[r]), ...row.map((entry, c) => cell(entry, r, c))))))));
+    };
+
+    lt.drawGrid = (place, run) => {
+        const grids = run.events.filter((event) => event.kind === "GridDrawn");
+        const grid = grids[grids.length - 1];
+        if (!grid || place.dataset.mark === `${run.id}/${grid.token}`) return;
+        place.dataset.mark = `${run.id}/${grid.token}`;
+        const button = make("button", { type: "button", className: "lt-grid", title: "Enlarge" },
+            make("img", { src: `${picture(grid.token)}?${grid.time}`, alt: "Grid of epochs and prompts" }));
+        button.onclick = () => lt.enlarge([[{ token: grid.token, title: "Grid", text: grid.path }]], 0, 0);
+        place.replaceChildren(button);
+    };
+
+    // --- the data set -----------------------------------------------------------------------------
+    /** Asks the server for one page of pictures whenever another data set was looked at. */
+    lt.drawDataset = (place) => {
+        const looked = document.querySelector("[data-lt-looked]");
+        const number = looked ? looked.dataset.ltLooked : "";
+        if (place.dataset.number === number) return;
+        place.dataset.number = number;
+        if (number) showPage(place, 0);
+        else place.replaceChildren();
+    };
+
+    async function showPage(place, page) {
+        const response = await fetch(lt.url(`pictures?page=${page}`), { cache: "no-store" }).catch(() => null);
+        if (!response || !response.ok) {
+            place.dataset.number = "";
+            return;
+        }
+        const answer = await response.json();
+        const table = [answer.pictures.map((one) => ({ token: one.token, title: one.name, text: one.caption }))];
+        const cards = answer.pictures.map((one, column) => {
+            const shape = `${one.width} × ${one.height} · ${one.repeats} ${one.repeats === 1 ? "repeat" : "repeats"}`;
+            const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },
+                make("img", { src: thumbnail(one.token), alt: one.caption, loading: "lazy" }));
+            button.onclick = () => lt.enlarge(table, 0, column);
+            return make("figure", {}, button,
+                one.is_regularisation ? make("i", { className: "lt-tag" }, "regularisation") : null,
+                make("figcaption", { title: one.caption },
+                    one.caption || make("i", { className: "lt-faint" }, "no caption")));
+        });
+        place.replaceChildren(make("div", { className: "lt-card" },
+            make("div", { className: "lt-bar-row" },
+                make("h3", { className: "lt-heading" }, "Pictures and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in all`)),
+                answer.pages > 1 ? pager(place, answer) : null),
+            make("div", { className: "lt-gallery" }, ...cards)));
+    }
+
+    function pager(place, { page, pages }) {
+        const turn = (label, name, to) => {
+            const button = make("button", { type: "button", className: "lt-small", disabled: to < 0 || to >= pages, "aria-label": name }, label);
+            button.onclick = () => showPage(place, to);
+            return button;
+        };
+        return make("nav", { className: "lt-pager" }, turn("‹", "Previous page", page - 1), make("span", {}, `${page + 1} / ${pages}`), turn("›", "Next page", page + 1));
+    }
+})();

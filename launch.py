@@ -1,0 +1,400 @@
+"""Start the LoRA trainer without a webui.
+
+Makes `.venv` beside this file, installs what is needed (once), and goes on inside it. Needs Python 3.10
+or newer and nothing else; only the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+USAGE = """usage: python launch.py [COMMAND] [options] [--cpu] [--no-venv]
+
+commands
+  (nothing)            open the app in the browser
+  demo [--out DIR]     train a new concept on the embedded tiny model and draw the grid: a few minutes
+  train CONFIG.toml    train what the file says [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
+  test [pytest args]   linters, types and all tests; with arguments: pytest alone, with them
+  setup                only install
+
+options
+  --cpu                install PyTorch for the processor, and do not use a graphics card
+  --no-venv            install nothing: run with this very Python and what it has
+
+`python launch.py train --help` lists all settings.
+"""
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "requirements-stamp.json"
+COMMANDS = ("app", "demo", "train", "test", "setup")
+TORCH = "2.13.0"
+OLDEST_TORCH = (2, 6)  # what the pinned diffusers and transformers accept
+TORCH_INDEX = "https://download.pytorch.org/whl"
+# Once everything is installed, nothing asks the network.
+QUIET_LIBRARIES = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+# Spinning OpenMP threads starve each other when several processes share few cores. Some virtual machines
+# announce AMX but trap its instructions; AVX-512 is there wherever AMX is.
+TEST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+PIN = re.compile(r'^([\w.-]+)==([^;\s]+)(?:; python_version (<|>=) "3\.(\d+)")?$')
+
+
+class SetupError(Exception):
+    """Something that the user must mend before we can start; its text says what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line: our own options, and the rest, which belongs to the command."""
+
+    command: str
+    rest: tuple[str, ...]
+    cpu: bool = False
+    no_venv: bool = False
+    help: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What decides where PyTorch comes from. `build` is PyTorch's own name for a build: cpu, cu126, cu130."""
+
+    system: str
+    build: str
+    offers_cpu_build: bool = False
+    reaches_torch_index: bool = False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the command; returns the exit status."""
+    if sys.version_info < (3, 10):
+        print(f"This is Python {platform.python_version()}; start launch.py with 3.10 or newer.", file=sys.stderr)
+        return 2
+    try:
+        options = read_options(arguments)
+        if options.help:
+            print(USAGE, end="")
+            return 0
+        python = prepare(options)
+    except SetupError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The next start goes on from here.", file=sys.stderr)
+        return 130
+    if options.command == "setup":
+        say(f"Everything is installed. Python: {python}")
+        return 0
+    if options.command == "test":
+        return run_tests(python, options)
+    return run_command(python, options)
+
+
+def read_options(arguments: Sequence[str]) -> Options:
+    """Our options may stand anywhere; the command, if there is one, stands first of what remains."""
+    rest = [word for word in arguments if word not in ("--cpu", "--no-venv")]
+    named = bool(rest) and not rest[0].startswith("-")
+    command = rest.pop(0) if named else "app"
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."
+        raise SetupError(f"{command!r} is not a command. {hint}")
+    wants_help = not named and bool(rest) and rest[0] in ("-h", "--help")
+    return Options(command, tuple(rest), "--cpu" in arguments, "--no-venv" in arguments, wants_help)
+
+
+def say(sentence: str) -> None:
+    """Print at once, so that it stands before what pip and pytest print."""
+    print(sentence, flush=True)
+
+
+# --- the environment -------------------------------------------------------------------------------
+
+
+def prepare(options: Options) -> Path:
+    """The Python to go on with, everything installed."""
+    files = ("requirements.txt", "requirements-test.txt") if options.command == "test" else ("requirements.txt",)
+    if options.no_venv:
+        wanted = ["torch", *(name for file in files for name in read_pins(ROOT / file))]
+        missing = ", ".join(name for name in wanted if installed_version(name) is None)
+        if missing:
+            raise SetupError(f"--no-venv: this Python lacks {missing}. Install that, or start without --no-venv.")
+        return Path(sys.executable)
+    if is_complete_venv(files):
+        return Path(sys.executable)
+    return prepared_venv(files, cpu=options.cpu)
+
+
+def is_complete_venv(files: Sequence[str]) -> bool:
+    """Whether we already run inside some virtual environment that has every pin and a usable PyTorch."""
+    if sys.prefix == sys.base_prefix or Path(sys.prefix) == VENV:
+        return False
+    pins = {name: version for file in files for name, version in read_pins(ROOT / file).items()}
+    return is_new_enough(installed_version("torch")) and all(installed_version(n) == v for n, v in pins.items())
+
+
+def prepared_venv(files: Sequence[str], *, cpu: bool) -> Path:
+    """The Python of `.venv`, which is made and filled where needed; instantly when nothing changed."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = read_stamp() if python.exists() else {}
+    todo = [file for file in files if done.get(file) != fingerprint(ROOT / file)]
+    if not todo:
+        return python
+    began = time.monotonic()
+    if not has_pip(python):
+        make_venv()
+    install_torch(python, cpu=cpu)
+    install_requirements(python, todo)
+    STAMP.write_text(json.dumps({**done, **{file: fingerprint(ROOT / file) for file in todo}}), encoding="utf-8")
+    say(f"Installed in {time.monotonic() - began:.0f} s; this is not needed again.")
+    return python
+
+
+def make_venv() -> None:
+    """A fresh `.venv`; a PyTorch that this Python already has is seen from inside it."""
+    say(f"Making {VENV} with Python {platform.python_version()} …")
+    options = ["--clear"]
+    if sys.prefix == sys.base_prefix and is_new_enough(installed_version("torch")):
+        options.append("--system-site-packages")
+    if subprocess.call([sys.executable, "-m", "venv", *options, str(VENV)]):
+        raise SetupError(f"{VENV} could not be made. Debian and Ubuntu need `sudo apt install python3-venv` first.")
+
+
+def install_requirements(python: Path, files: Sequence[str]) -> None:
+    """Install the pins of `files` without touching PyTorch."""
+    say("Installing the libraries …")
+    with tempfile.TemporaryDirectory() as folder:
+        constraint = Path(folder) / "torch.txt"
+        constraint.write_text(f"torch=={version_in(python, 'torch')}\n", encoding="utf-8")
+        wanted = [argument for file in files for argument in ("-r", str(ROOT / file))]
+        if not pip_installs(python, *wanted, "-c", str(constraint)):
+            raise SetupError("The libraries could not be installed. Is there a network? pip's message stands above.")
+
+
+def pip_installs(python: Path, *arguments: str) -> bool:
+    """Whether `pip install` with these arguments succeeded."""
+    quiet = () if sys.stdout.isatty() else ("-qq",)
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *quiet, *arguments]
+    return subprocess.call(command) == 0
+
+
+def has_pip(python: Path) -> bool:
+    """Whether this Python starts and has pip: an interrupted set-up leaves one that does not."""
+    return python.exists() and output_of(str(python), "-m", "pip", "--version") != ""
+
+
+def fingerprint(file: Path) -> str:
+    """Changes when the file's text does, on any system's line endings."""
+    return hashlib.sha256(file.read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def read_stamp() -> Mapping[str, str]:
+    """The fingerprints of what was installed completely; empty when there is no (readable) stamp."""
+    try:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+        return stamp if isinstance(stamp, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def read_pins(file: Path, minor: int = sys.version_info.minor) -> dict[str, str]:
+    """Package → version for Python 3.`minor`; SetupError for a line that is not a pin."""
+    pins = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = PIN.match(line.strip())
+        if match is None:
+            raise SetupError(f"{file.name}: {line!r} is not of the form NAME==VERSION.")
+        name, version, sign, limit = match.groups()
+        if sign is None or (minor < int(limit)) == (sign == "<"):
+            pins[name] = version
+    return pins
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package in this Python, None if it is not there."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def version_in(python: Path, name: str) -> str | None:
+    """The version of a package in another Python, None if it is not there."""
+    question = f"import importlib.metadata as m; print(m.version({name!r}))"
+    return output_of(str(python), "-c", question).strip() or None
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------
+
+
+def install_torch(python: Path, *, cpu: bool) -> None:
+    """Keep the PyTorch that is there if it is new enough, else install the build this machine needs."""
+    present = version_in(python, "torch")
+    if is_new_enough(present):
+        say(f"Keeping PyTorch {present}.")
+        return
+    for source in torch_sources(look_at_machine(python, cpu=cpu)):
+        say(f"Installing {' '.join(source)} …")
+        if pip_installs(python, *source):
+            return
+    raise SetupError(
+        "PyTorch could not be installed. Is there a network, and is this Python not too new for it (3.10 to 3.13)? "
+        f"If you install it yourself into {VENV}, it is kept."
+    )
+
+
+def is_new_enough(version: str | None) -> bool:
+    """Whether a PyTorch version such as `2.9.1+cu128` can be used."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return match is not None and (int(match[1]), int(match[2])) >= OLDEST_TORCH
+
+
+def torch_sources(machine: Machine) -> tuple[tuple[str, ...], ...]:
+    """pip's arguments that get PyTorch, best first; each later one is for when the earlier ones fail."""
+    default = (f"torch=={TORCH}",)
+    if machine.offers_cpu_build:
+        return ((f"torch=={TORCH}+cpu",), default)
+    if machine.build == registry_build(machine.system) or not machine.reaches_torch_index:
+        return (default,)
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    return ((f"torch>={oldest},<={TORCH}", "--index-url", f"{TORCH_INDEX}/{machine.build}"), default)
+
+
+def registry_build(system: str) -> str:
+    """The build that pip gets without further sources."""
+    return "cu130" if system == "Linux" else "cpu"
+
+
+def cuda_build(cuda: tuple[int, int], capability: float | None) -> str:
+    """The newest build that the driver runs and that still has code for the card.
+
+    CUDA 13 dropped everything before Turing (compute capability 7.5).
+    """
+    if cuda >= (13, 0) and (capability is None or capability >= 7.5):
+        return "cu130"
+    return "cu126" if cuda >= (12, 0) else "cu118"
+
+
+def look_at_machine(python: Path, *, cpu: bool) -> Machine:
+    """What `torch_sources` needs to know; the network is asked one short question, and only where it matters."""
+    system = platform.system()
+    cuda, capability = (None, None) if cpu or system == "Darwin" else find_nvidia()
+    build = "cpu" if cuda is None else cuda_build(cuda, capability)
+    if build == registry_build(system):
+        return Machine(system, build)
+    if build == "cpu" and offers_cpu_build(python):
+        return Machine(system, build, offers_cpu_build=True)
+    return Machine(system, build, reaches_torch_index=answers(f"{TORCH_INDEX}/{build}/"))
+
+
+def find_nvidia() -> tuple[tuple[int, int] | None, float | None]:
+    """The CUDA version of the NVIDIA driver and the weakest card's compute capability; Nones without them."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None, None
+    driver = re.search(r"CUDA[^:|]*Version: *(\d+)\.(\d+)", output_of(tool))
+    numbers = re.findall(r"^\d+\.\d+$", output_of(tool, "--query-gpu=compute_cap", "--format=csv,noheader"), re.M)
+    cuda = (int(driver[1]), int(driver[2])) if driver else None
+    return cuda, min(map(float, numbers), default=None)
+
+
+def offers_cpu_build(python: Path) -> bool:
+    """Whether pip, as it is set up here, finds a processor build of our PyTorch without further sources."""
+    return f"{TORCH}+cpu" in output_of(str(python), "-m", "pip", "index", "versions", "torch")
+
+
+def output_of(*command: str) -> str:
+    """What a command prints, "" when it fails or takes longer than a minute."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def answers(url: str, seconds: float = 3.0) -> bool:
+    """Whether the address answers in time. In a thread, since a name look-up knows no timeout."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+                answered.set()
+        except (OSError, ValueError):
+            return
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(seconds)
+
+
+# --- going on inside -------------------------------------------------------------------------------
+
+
+def run_command(python: Path, options: Options) -> int:
+    """Hand over to `python -m lib_lora_train`, in the caller's folder so that relative paths mean the same."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, **QUIET_LIBRARIES, "PYTHONPATH": path}
+    flags = ("--cpu",) if options.cpu else ()
+    command = [str(python), "-m", "lib_lora_train", options.command, *flags, *options.rest]
+    if os.name == "posix":
+        os.execve(command[0], command, environment)
+    with subprocess.Popen(command, env=environment) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the console sends Ctrl-C to the trainer as well, which ends in its own time
+
+
+def run_tests(python: Path, options: Options) -> int:
+    """Linters, types, then pytest, whose closing line stands last; 0 only when all of them passed."""
+    environment = {**os.environ, **QUIET_LIBRARIES, **TEST_ENVIRONMENT}
+    if options.cpu:
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    failed = [name for name, command in checks(options.rest) if not passes(python, name, command, environment)]
+    if failed and failed != ["pytest"]:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Name and `python -m` arguments of every check; with arguments for pytest, pytest alone."""
+    if pytest_arguments:
+        return [("pytest", ["pytest", *pytest_arguments])]
+    return [
+        ("ruff check", ["ruff", "check", "."]),
+        ("ruff format", ["ruff", "format", "--check", "."]),
+        ("mypy", ["mypy"]),
+        ("pytest", ["pytest", "--durations=10", "--cov", "--cov-report=term"]),
+    ]
+
+
+def passes(python: Path, name: str, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Run one check from the repository's root."""
+    say(f"── {name}")
+    began = time.monotonic()
+    status = subprocess.call([str(python), "-m", *command], cwd=ROOT, env=dict(environment))
+    if name != "pytest":
+        say(f"   {'passed' if status == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s")
+    return status == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

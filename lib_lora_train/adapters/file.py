@@ -1,0 +1,203 @@
+"""LoRA files: safetensors in the webui's keys, written whole or not at all.
+
+The header is written here and not by the safetensors library, because that library orders the metadata at random:
+the same LoRA with the same metadata must give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lib_lora_train.errors import AdapterError, OutputError
+
+PRECISIONS: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+_LEGACY_START, _LEGACY_END = 0x100000, 0x110000
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What stands on the disk, and what the number format did to it.
+
+    `vanished` is the share of non-zero values that became 0, `overflowed` the share of finite values that became
+    infinite; both are 0 for a healthy LoRA.
+    """
+
+    path: Path
+    size_bytes: int
+    vanished: float
+    overflowed: float
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA file in memory: tensors on the CPU in the file's dtypes, metadata as text."""
+
+    path: Path
+    state: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def write_adapter(
+    path: Path | str, state: Mapping[str, Tensor], *, metadata: Mapping[str, str], precision: str
+) -> SavedAdapter:
+    """Write `state` as `precision` (fp16, bf16, fp32), with kohya's hashes added to the metadata.
+
+    Numbers without dimension (alpha) stay as exact as they are. An older file of this name is replaced in one moment.
+    OutputError, leaving no partial file behind, if the file cannot be written.
+    """
+    path = Path(path)
+    tensors = _in_file_order({key: _as_stored(tensor, PRECISIONS[precision]) for key, tensor in state.items()})
+    vanished, overflowed = _rounding_losses(state, tensors)
+    header = _header(tensors, {**metadata, **_hashes(tensors, metadata)})
+    size = _write_atomically(path, header, tensors)
+    return SavedAdapter(path=path, size_bytes=size, vanished=vanished, overflowed=overflowed)
+
+
+def read_adapter(path: Path | str) -> AdapterFile:
+    """The LoRA at `path`; AdapterError for a missing or damaged file or another format."""
+    path = Path(path)
+    if not path.is_file():
+        raise AdapterError(f"There is no LoRA file {path}. Choose an existing .safetensors file.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as opened:
+            state = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
+            metadata = dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"{path.name} is damaged or no safetensors file ({error}). Download or train it again."
+        ) from error
+    if not state:
+        raise AdapterError(f"{path.name} holds no tensors. Download or train it again.")
+    return AdapterFile(path=path, state=state, metadata=metadata)
+
+
+def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """CPU, contiguous; matrices in `dtype`, scalars and whole numbers as they are."""
+    stored = tensor.detach().to("cpu")
+    if stored.dim() > 0 and stored.is_floating_point():
+        stored = stored.to(dtype)
+    return stored.contiguous()
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wide numbers first, as the safetensors library does it, so that every tensor is aligned; then by name."""
+    return dict(sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0])))
+
+
+def _rounding_losses(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, float]:
+    """(share of non-zero values that became 0, share of finite values that became infinite)."""
+    counts = torch.zeros(4, dtype=torch.int64)
+    for key, stored in after.items():
+        original = before[key].detach().to("cpu")
+        if stored.dtype == original.dtype or not stored.is_floating_point():
+            continue
+        non_zero, finite = original != 0, original.isfinite()
+        counts += torch.stack(
+            [non_zero.sum(), (non_zero & (stored == 0)).sum(), finite.sum(), (finite & stored.isinf()).sum()]
+        )
+    present, vanished, finite_count, overflowed = counts.tolist()
+    return vanished / max(present, 1), overflowed / max(finite_count, 1)
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Length (8 bytes, little endian) and JSON table of a safetensors file, padded to 8 bytes."""
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        table[key] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The raw bytes of the tensors, in order."""
+    for tensor in tensors.values():
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The two hashes that webuis look a LoRA up by.
+
+    `sshs_model_hash` is over the tensors' bytes. `sshs_legacy_hash` is over 64 KiB from 1 MiB on of the file as it
+    would be with the ss_* metadata only.
+    """
+    whole, legacy = hashlib.sha256(), hashlib.sha256()
+    plain_header = _header(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    position = len(plain_header)
+    legacy.update(plain_header[_LEGACY_START:_LEGACY_END])
+    for block in _blocks(tensors):
+        whole.update(block)
+        legacy.update(block[max(_LEGACY_START - position, 0) : max(_LEGACY_END - position, 0)])
+        position += len(block)
+    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:8]}
+
+
+def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> int:
+    """Write beside the target, force it to the disk, then rename; returns the size."""
+    try:
+        with _temporary_beside(path) as (temporary, file):
+            file.write(header)
+            for block in _blocks(tensors):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            size = temporary.stat().st_size
+            os.replace(temporary, path)  # noqa: PTH105 -- the promise is os.replace's
+        return size
+    except OSError as error:
+        raise OutputError(_why_not_written(path, error)) from error
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in the target's folder, which is gone afterwards unless it was renamed.
+
+    In the same folder because a rename is only atomic within one file system.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        try:
+            yield temporary, file
+        finally:
+            file.close()  # Windows removes and renames closed files only
+            temporary.unlink(missing_ok=True)
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    """A sentence for the user: what, where, what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{path.name} could not be written: {path.parent} has no space left. Free some and save again."
+    if not path.parent.is_dir():
+        return f"{path.name} could not be written: there is no folder {path.parent}. Create it or choose another."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path.name} could not be written: no permission, or it is in use. Choose another name or folder."
+    return f"{path.name} could not be written to {path.parent}: {error.strerror or error}. Choose another folder."

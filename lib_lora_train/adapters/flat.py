@@ -1,0 +1,121 @@
+"""All trainable numbers of one group in a single fp32 parameter, and the slices that layers use.
+
+A UNet has hundreds of LoRA matrices. Optimisers, clipping and zeroing cost a kernel launch (or several) per tensor,
+so one long tensor is many times cheaper than 1,444 short ones. The usual ways to get there are wrong or slow:
+
+- Slicing a flat leaf in the forward pass makes autograd build a full-size gradient for every slice.
+- Leaf views with a preset `.grad` break silently as soon as an optimiser sets the gradient to None.
+
+Here the flat parameter itself is what autograd sees: each layer's Function takes it as an input, so that its output
+requires a gradient, and adds the gradient of its slice straight into the same slice of `parameter.grad`.
+That is what autograd does for a leaf, without temporary copies: it accumulates over micro-batches, in fp32 whatever
+the model computes in, and `optimizer.zero_grad()` may set the gradient to None or to zero.
+The price: `torch.autograd.grad(loss, parameter)` finds nothing; use `loss.backward()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatBuffer:
+    """One fp32 parameter of n numbers that is the concatenation of many tensors.
+
+    `parameter` is the leaf for the optimiser. A tensor is addressed by its position in `tensors`.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._sizes = [tensor.numel() for tensor in tensors]
+        flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+        self.parameter = nn.Parameter(flat.to(device))
+        self._masters = self._cut(self.parameter.detach())
+        self._casts: dict[torch.dtype, list[Tensor]] = {}
+        self._gradient: Tensor | None = None
+        self._gradient_slices: list[Tensor] = []
+
+    def value(self, position: int, dtype: torch.dtype) -> Tensor:
+        """Tensor number `position` in `dtype`: a view of the parameter if it is fp32, else a copy."""
+        if dtype == torch.float32:
+            return self._masters[position]
+        if dtype in self._casts:
+            return self._casts[dtype][position]
+        return self._masters[position].to(dtype)
+
+    def gradient(self, position: int) -> Tensor:
+        """The slice of `parameter.grad` to add into; a missing gradient is made, or zeroed, first."""
+        flat = self.parameter.grad
+        if flat is None:
+            flat = self._zero_gradient()
+        if flat is not self._gradient:
+            self._gradient, self._gradient_slices = flat, self._cut(flat)
+        return self._gradient_slices[position]
+
+    def begin_cast(self, dtype: torch.dtype) -> None:
+        """Cast everything in one kernel; until `end_cast`, `value` in `dtype` costs nothing.
+
+        The copy must not outlive one forward pass: optimisers change only the parameter.
+        """
+        if dtype != torch.float32:
+            self._casts[dtype] = self._cut(self.parameter.detach().to(dtype))
+
+    def end_cast(self) -> None:
+        """Forget the copy of `begin_cast`."""
+        self._casts.clear()
+
+    def to(self, device: torch.device) -> None:
+        """Move the numbers and their gradient; `parameter` stays the same object."""
+        gradient = self.parameter.grad
+        self.parameter.grad = None
+        self.parameter.data = self.parameter.data.to(device)
+        self.parameter.grad = None if gradient is None else gradient.to(device)
+        self._masters = self._cut(self.parameter.detach())
+        self._casts.clear()
+        self._gradient = None
+
+    def _zero_gradient(self) -> Tensor:
+        """A zero gradient, in the storage of the last one where there is one."""
+        zero = torch.zeros_like(self.parameter) if self._gradient is None else self._gradient.zero_()
+        self.parameter.grad = zero
+        return zero
+
+    def _cut(self, flat: Tensor) -> list[Tensor]:
+        pieces = torch.split(flat, self._sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The tensors of one layer in a `FlatBuffer`, by the family's own names in their order."""
+
+    buffer: FlatBuffer
+    positions: Mapping[str, int]
+
+    @property
+    def anchor(self) -> nn.Parameter:
+        """The leaf that must be an input of every Function which adds into `gradient`."""
+        return self.buffer.parameter
+
+    def values(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The tensors in `dtype`, outside of autograd."""
+        return tuple(self.buffer.value(position, dtype) for position in self.positions.values())
+
+    def named(self) -> dict[str, Tensor]:
+        """Views of the fp32 numbers; writing to them under `no_grad` changes the layer."""
+        return dict(zip(self.positions, self.values(torch.float32), strict=True))
+
+    def add_gradient(self, name: str, gradient: Tensor) -> None:
+        """Add a gradient of any dtype to what stands in `parameter.grad`."""
+        self.buffer.gradient(self.positions[name]).add_(gradient)
+
+    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add the matrix product `left` @ `right` to the gradient; one kernel if it is fp32."""
+        target = self.buffer.gradient(self.positions[name])
+        if left.dtype == target.dtype:
+            target.addmm_(left, right)
+        else:
+            target.add_(left @ right)

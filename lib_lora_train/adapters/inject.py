@@ -1,0 +1,237 @@
+"""Adapters on a model: put in, switched, saved, taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lib_lora_train.adapters.flat import FlatBuffer, Slices
+from lib_lora_train.adapters.layers import AdaptedLayer, Switch
+from lib_lora_train.adapters.lora import base_weight
+from lib_lora_train.adapters.names import is_text_target, is_unet_target, text_encoder_groups, text_key, unet_keys
+from lib_lora_train.adapters.registry import AdapterSpec, Family, family_of
+from lib_lora_train.errors import AdapterError
+from lib_lora_train.randomness import seed_for
+
+_SHOWN_KEYS = 3
+
+
+class ModelParts(Protocol):
+    """What an adapter needs to know of a model; `models.model.DiffusionModel` is one."""
+
+    @property
+    def unet(self) -> nn.Module: ...
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]: ...
+
+    @property
+    def spec(self) -> Any:
+        """Has `family`: sd1, sd2 or sdxl."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One layer to adapt: its module name inside `root`, and its name in the file."""
+
+    root: nn.Module
+    name: str
+    key: str
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.root.get_submodule(self.name)
+
+    def put(self, module: nn.Module) -> None:
+        """Let `module` take the layer's place."""
+        parent, _, child = self.name.rpartition(".")
+        setattr(self.root.get_submodule(parent), child, module)
+
+
+class Adapter:
+    """An adapter in place on a model.
+
+    Attributes:
+        spec: what was asked for
+        groups: group name → its parameters, each one flat fp32 tensor, ready for an optimiser.
+            Names: `unet`, `text_encoder` (with two encoders `text_encoder_1`, `text_encoder_2`).
+        layers: the file's module name (`lora_unet_…`) → the layer, in model order
+        skipped: module names that the targets include but the family cannot adapt
+    """
+
+    def __init__(self, spec: AdapterSpec) -> None:
+        self.spec = spec
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        self.layers: dict[str, AdaptedLayer] = {}
+        self.skipped: tuple[str, ...] = ()
+        self._switch = Switch()
+        self._targets: dict[str, _Target] = {}
+        self._buffers: dict[str, FlatBuffer] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    @contextmanager
+    def strength(self, value: float) -> Iterator[None]:
+        """Inside, the update counts `value` times, as `<lora:name:value>` does in the webui."""
+        before = self._switch.strength
+        self._switch.strength = value
+        try:
+            yield
+        finally:
+            self._switch.strength = before
+
+    @contextmanager
+    def enabled(self, on: bool) -> Iterator[None]:
+        """Inside, the adapter has its effect or none."""
+        with self.strength(1.0 if on else 0.0):
+            yield
+
+    def state(self) -> dict[str, Tensor]:
+        """kohya key → fp32 tensor on the CPU, a copy."""
+        return {
+            f"{key}.{ending}": tensor for key, layer in self.layers.items() for ending, tensor in layer.state().items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over numbers saved by `state`, in any float dtype; AdapterError, changing nothing, if they do not fit.
+
+        A missing alpha means alpha = rank, as everywhere.
+        """
+        _require_fit({key: layer.state_shapes() for key, layer in self.layers.items()}, state)
+        for key, layer in self.layers.items():
+            endings = layer.state_shapes()
+            layer.load_state({ending: state[f"{key}.{ending}"] for ending in endings if f"{key}.{ending}" in state})
+
+    def norms(self) -> dict[str, float]:
+        """‖ΔW‖ (Frobenius) by module name, at strength 1."""
+        norms = torch.stack([layer.diff_norm().float() for layer in self.layers.values()])
+        return dict(zip(self.layers, norms.tolist(), strict=True))
+
+    def to(self, device: torch.device) -> None:
+        """Move the adapter's numbers (not the model's); parameters stay the same objects."""
+        for buffer in self._buffers.values():
+            buffer.to(device)
+
+    def remove(self) -> None:
+        """Put the very modules back that were there before. The adapter keeps its numbers."""
+        for hook in self._hooks:
+            hook.remove()
+        for key, target in self._targets.items():
+            target.put(self.layers[key].base_layer)
+        self._hooks.clear()
+        self._targets.clear()
+
+    def _add_group(self, name: str, root: nn.Module, targets: list[_Target], *, family: Family, seed: int) -> None:
+        """Adapt `targets` of `root` with numbers in one new buffer."""
+        fresh = {target.key: _fresh(target, family, self.spec, seed) for target in targets}
+        tensors = [weights[short] for weights in fresh.values() for short in family.STATE_KEYS]
+        buffer = FlatBuffer(tensors, _device_of(root))
+        for number, target in enumerate(targets):
+            first = number * len(family.STATE_KEYS)
+            slices = Slices(buffer, {short: first + n for n, short in enumerate(family.STATE_KEYS)})
+            layer = AdaptedLayer(
+                target.layer, family, slices, alpha=self.spec.alpha, rank=self.spec.rank, switch=self._switch
+            )
+            target.put(layer)
+            self.layers[target.key] = layer
+            self._targets[target.key] = target
+        self.groups[name] = [buffer.parameter]
+        self._buffers[name] = buffer
+        self._hooks += _cast_during_forward(root, buffer, self.layers[targets[0].key].base_layer)
+
+
+def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
+    """A fresh adapter, without effect yet, on the layers that `spec` names.
+
+    Freezes every parameter of the UNet and the text encoders. Each layer's numbers depend on the seed and the layer's
+    name only. AdapterError if nothing would be trained or an adapter is in place already; the model is untouched then.
+    """
+    family = family_of(spec)
+    roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
+    for root in roots.values():
+        _refuse_adapted(root)
+    adapter = Adapter(spec)
+    found = _find_targets(model, spec)
+    usable = {name: [t for t in targets if family.fits(t.layer)] for name, (_, targets) in found.items()}
+    if not any(usable.values()):
+        raise AdapterError("No layer would be trained. Switch on the UNet, the text encoder or both.")
+    adapter.skipped = tuple(t.name for _, targets in found.values() for t in targets if not family.fits(t.layer))
+    for root in roots.values():
+        root.requires_grad_(False)
+    for name, targets in usable.items():
+        if targets:
+            adapter._add_group(name, found[name][0], targets, family=family, seed=seed)
+    return adapter
+
+
+def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[_Target]]]:
+    """Group name → (root module, its target layers in model order)."""
+    found: dict[str, tuple[nn.Module, list[_Target]]] = {}
+    model_family: str = model.spec.family
+    if spec.unet:
+        keys = unet_keys(_layer_names(model.unet, lambda name: is_unet_target(name, "all")), family=model_family)
+        wanted = {name: key for name, key in keys.items() if is_unet_target(name, spec.targets)}
+        found["unet"] = (model.unet, [_Target(model.unet, name, key) for name, key in wanted.items()])
+    if spec.text_encoder:
+        groups = text_encoder_groups(len(model.text_encoders))
+        for (group, prefix), encoder in zip(groups, model.text_encoders, strict=True):
+            names = _layer_names(encoder, lambda name: is_text_target(name, spec.targets, family=model_family))
+            found[group] = (encoder, [_Target(encoder, name, text_key(name, prefix)) for name in names])
+    return found
+
+
+def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
+    """Names of the linear and convolution layers that `wanted` accepts, in model order."""
+    return [n for n, module in root.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)) and wanted(n)]
+
+
+def _refuse_adapted(root: nn.Module) -> None:
+    if any(isinstance(module, BaseTunerLayer) for module in root.modules()):
+        raise AdapterError("The model carries an adapter already. Remove it before a new one is put in.")
+
+
+def _fresh(target: _Target, family: Family, spec: AdapterSpec, seed: int) -> dict[str, Tensor]:
+    """Initial tensors that depend on nothing but the seed and the layer's name in the file."""
+    generator = torch.Generator().manual_seed(seed_for(seed, f"{spec.family}/{target.key}"))
+    return family.init_weights(target.layer, spec.rank, generator)
+
+
+def _device_of(root: nn.Module) -> torch.device:
+    return next(root.parameters()).device
+
+
+def _cast_during_forward(root: nn.Module, buffer: FlatBuffer, layer: nn.Module) -> list[RemovableHandle]:
+    """Hooks that cast the whole buffer once per forward pass of `root`, to the dtype `layer` computes in."""
+    return [
+        root.register_forward_pre_hook(lambda *_: buffer.begin_cast(base_weight(layer).dtype)),
+        root.register_forward_hook(lambda *_: buffer.end_cast(), always_call=True),
+    ]
+
+
+def _require_fit(expected: Mapping[str, Mapping[str, torch.Size]], state: Mapping[str, Tensor]) -> None:
+    """AdapterError that names the first keys which are missing, unknown or of another shape."""
+    shapes = {f"{key}.{ending}": shape for key, endings in expected.items() for ending, shape in endings.items()}
+    missing = [key for key in shapes if key not in state and not key.endswith(".alpha")]
+    unknown = [key for key in state if key not in shapes]
+    other = [
+        f"{key} {tuple(state[key].shape)}, not {tuple(shape)}"
+        for key, shape in shapes.items()
+        if key in state and state[key].shape != shape
+    ]
+    findings = {"missing": missing, "unknown": unknown, "of another shape": other}
+    if not any(findings.values()):
+        return
+    told = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in findings.items() if keys)
+    raise AdapterError(
+        f"The LoRA does not fit this run: {told}. It must be of the same model kind, rank and targets as the settings."
+    )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN_KEYS]) + (", …" if len(keys) > _SHOWN_KEYS else "")

@@ -1,0 +1,47 @@
+"""Fair shares in whole numbers: of samples to buckets, and of showings to regularisation pictures."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+
+
+def share_out(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` in whole shares proportional to positive `weights`, each at least 1 as long as there is enough.
+
+    Largest remainders; of equal claims the earlier one goes first.
+    """
+    whole = sum(weights)
+    numbers = range(len(weights))
+    shares = [max(1, total * weight // whole) for weight in weights]
+
+    def claim(number: int) -> int:
+        """How much more than its share so far this one is due, times `whole`."""
+        return total * weights[number] - shares[number] * whole
+
+    while sum(shares) < total:
+        shares[max(numbers, key=lambda n: (claim(n), -n))] += 1
+    while sum(shares) > total:
+        able = [n for n in numbers if shares[n] > 1] or [n for n in numbers if shares[n] > 0]
+        shares[min(able, key=lambda n: (claim(n), -n))] -= 1
+    return shares
+
+
+def draw_evenly(weights: Sequence[int], total: int, generator: random.Random) -> list[int]:
+    """How often each of some pictures is shown when `total` showings are drawn among them.
+
+    Picture i gets the whole number below or above its due, total · wᵢ / Σw, and exactly its due on average over
+    many draws (systematic sampling in random order, Madow 1949). Integer arithmetic throughout.
+    """
+    whole = sum(weights)
+    order = list(range(len(weights)))
+    generator.shuffle(order)
+    start = generator.randrange(whole)
+    # Showing k stands at start + k·whole on a line on which picture i is total·wᵢ long.
+    ends = itertools.accumulate(total * weights[number] for number in order)
+    counts, before = [0] * len(weights), 0
+    for number, end in zip(order, ends, strict=True):
+        reached = max(0, -((start - end) // whole))
+        counts[number], before = reached - before, reached
+    return counts

@@ -1,0 +1,136 @@
+"""What a plan should make its user think about, each with the reason and what could be done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.errors import Level, Problem
+
+if TYPE_CHECKING:
+    from lib_lora_train.data.plan import BucketSummary, Plan
+
+_MUCH_ENLARGED = 1.25
+_MUCH_CUT = 0.2
+_SHOWN = 4
+
+
+def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
+    """All findings about a plan, none of which stands against training."""
+    return (
+        *_about_max_steps(plan, config),
+        *_about_warmup(plan, config),
+        *_about_batches(plan),
+        *_about_accumulation(plan),
+        *_about_regularisation(plan),
+        *_about_enlarged(plan),
+        *_about_cut(plan),
+    )
+
+
+def _about_max_steps(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
+    planned = plan.steps_per_epoch * config.epochs
+    if plan.total_steps < planned:
+        inside = plan.total_steps % plan.steps_per_epoch != 0
+        where = f"within epoch {plan.epochs}" if inside else f"after epoch {plan.epochs}"
+        text = f"{config.max_steps} ends the run {where}; {config.epochs} epochs would take {planned} steps."
+        yield Problem("warning", "max_steps", text)
+
+
+def _about_warmup(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
+    if config.warmup >= 1 and config.warmup >= plan.total_steps:
+        text = (
+            f"{config.warmup:g} steps of warm-up are not over when the run ends after {plan.total_steps}: the full "
+            "learning rate is never reached. Give a share of all steps, such as 0.05."
+        )
+        yield Problem("warning", "warmup", text)
+
+
+def _about_batches(plan: Plan) -> Iterator[Problem]:
+    """A batch never mixes buckets, so the last one of a bucket may have room left."""
+    open_ones = [b for b in plan.buckets if 0 < b.last_batch_fill < plan.batch_size]
+    if not open_ones:
+        return
+    shown = ", ".join(f"{b.width}×{b.height} ({b.last_batch_fill} of {plan.batch_size})" for b in open_ones[:_SHOWN])
+    more = f" and {len(open_ones) - _SHOWN} more" if len(open_ones) > _SHOWN else ""
+    text = (
+        f"{len(open_ones)} of {plan.micro_batches_per_epoch} batches per epoch are not full: {shown}{more}. "
+        f"Pictures in them weigh more than others. {_batch_advice(plan, open_ones)}"
+    )
+    yield Problem(_level_by_share(len(open_ones), plan.micro_batches_per_epoch), "batch_size", text)
+
+
+def _level_by_share(part: int, whole: int) -> Level:
+    """One batch in ten or more is worth a warning."""
+    return "warning" if part * 10 >= whole else "hint"
+
+
+def _batch_advice(plan: Plan, open_ones: list[BucketSummary]) -> str:
+    common = math.gcd(*(bucket.sample_count for bucket in plan.buckets))
+    fitting = max((size for size in range(2, plan.batch_size) if common % size == 0), default=0)
+    if fitting:
+        return f"A batch size of {fitting} fills all; gradient_accumulation makes up for a smaller one."
+    if len(plan.buckets) == 1:
+        missing = plan.batch_size - open_ones[0].last_batch_fill
+        return f"{missing} more samples per epoch, or another number of repeats, would fill it."
+    return "Repeats that are a multiple of the batch size fill all; a larger bucket_step makes fewer buckets."
+
+
+def _about_accumulation(plan: Plan) -> Iterator[Problem]:
+    left_over = plan.micro_batches_per_epoch % plan.accumulation
+    if left_over:
+        text = (
+            f"the last step of an epoch has {left_over} of {plan.accumulation} forward passes, as an epoch has "
+            f"{plan.micro_batches_per_epoch}."
+        )
+        yield Problem("hint", "gradient_accumulation", text)
+
+
+def _about_regularisation(plan: Plan) -> Iterator[Problem]:
+    concepts = plan.dataset.concepts
+    count = sum(concept.image_count for concept in concepts if concept.is_regularisation)
+    quota = sum(bucket.regularisation_count for bucket in plan.buckets)
+    most = max((n for item, n in enumerate(plan.repeats) if plan.is_regularisation(item)), default=0)
+    if most > 1:
+        text = (
+            f"{count} pictures stand against {quota} samples to be learnt per epoch, so that one is shown up to {most} "
+            "times: it may be learnt by heart. More pictures would help."
+        )
+        yield Problem("hint", "regularisation", text)
+    never = [b for b in plan.buckets if b.sample_count == 0]
+    if never:
+        sizes = ", ".join(f"{b.width}×{b.height}" for b in never)
+        text = (
+            f"buckets {sizes} hold regularisation pictures that are never shown: {quota} samples are too few for all."
+        )
+        yield Problem("warning", "regularisation", text)
+
+
+def _about_enlarged(plan: Plan) -> Iterator[Problem]:
+    pairs = zip(plan.dataset.items, plan.placements, strict=True)
+    enlarged = [(place.resize_width / item.image.width, item.image) for item, place in pairs]
+    enlarged = [(scale, image) for scale, image in enlarged if scale > _MUCH_ENLARGED]
+    if enlarged:
+        scale, image = max(enlarged, key=lambda pair: pair[0])
+        text = (
+            f"{len(enlarged)} of {len(plan.placements)} pictures are enlarged by more than a quarter, "
+            f"{image.path.name} ({image.width}×{image.height}) the most: {scale:.1f} times. The LoRA learns "
+            "their blur. Use larger pictures, a lower resolution or bucket_no_upscale."
+        )
+        yield Problem("warning", "resolution", text)
+
+
+def _about_cut(plan: Plan) -> Iterator[Problem]:
+    pairs = zip(plan.dataset.items, plan.placements, strict=True)
+    cut = [(1 - p.width * p.height / (p.resize_width * p.resize_height), item.image) for item, p in pairs]
+    cut = [(share, image) for share, image in cut if share > _MUCH_CUT]
+    if cut:
+        share, image = max(cut, key=lambda pair: pair[0])
+        text = (
+            f"{len(cut)} of {len(plan.placements)} pictures lose more than a fifth at their edges, {image.path.name} "
+            f"({image.width}×{image.height}) the most: {share:.0%}. Crop them yourself, or allow a bucket of their "
+            "shape (enable_buckets, min_bucket, max_bucket)."
+        )
+        yield Problem("warning", "max_bucket", text)

@@ -1,0 +1,280 @@
+"""The plan: which pictures go to which bucket, and how many steps follow, before anything heavy starts.
+
+A sample is one showing of a picture. A micro-batch holds samples of one bucket only; an optimiser step is up to
+`accumulation` micro-batches. Every epoch has the same number of each, so all counts are known beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.balance import draw_evenly, share_out
+from lib_lora_train.data.buckets import Placement, bucket_rule, place
+from lib_lora_train.data.findings import plan_findings
+from lib_lora_train.data.scan import Dataset
+from lib_lora_train.errors import DataError, Problem
+from lib_lora_train.randomness import random_for
+
+Size = tuple[int, int]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BucketSummary:
+    """One bucket; counts are per epoch.
+
+    `sample_count` counts pictures with their repeats, `regularisation_count` those of them that are regularisation;
+    `last_batch_fill` is the number of samples in the bucket's last micro-batch, 1 to the batch size.
+    """
+
+    width: int
+    height: int
+    image_count: int
+    sample_count: int
+    last_batch_fill: int
+    regularisation_count: int = 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: `items` index the data set; `draws` number the samples through the whole run, from 0.
+
+    A draw number never comes twice: it is the counter of the sample's randomness (noise, timestep, caption).
+    """
+
+    width: int
+    height: int
+    items: tuple[int, ...]
+    draws: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a run that is known before it starts.
+
+    `placements` and `repeats` are per item; a regularisation picture's repeats are the most it can get in one epoch,
+    as its showings are drawn anew for each. `epochs` counts the last one even where `total_steps` ends within it.
+    """
+
+    dataset: Dataset
+    placements: tuple[Placement, ...]
+    buckets: tuple[BucketSummary, ...]
+    repeats: tuple[int, ...]
+    batch_size: int
+    accumulation: int
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+    warnings: tuple[Problem, ...]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Showings per epoch, regularisation included."""
+        return sum(bucket.sample_count for bucket in self.buckets)
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        """Forward passes per epoch."""
+        return sum(ceil_div(bucket.sample_count, self.batch_size) for bucket in self.buckets)
+
+    def is_regularisation(self, item: int) -> bool:
+        """Whether an item shows what must not be forgotten."""
+        return is_regularisation(self.dataset, item)
+
+
+def is_regularisation(dataset: Dataset, item: int) -> bool:
+    """Whether an item of the data set belongs to a regularisation folder."""
+    return dataset.concepts[dataset.items[item].concept].is_regularisation
+
+
+def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
+    """The plan for a data set; DataError when all of its pictures are regularisation."""
+    if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
+        raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
+    rule = bucket_rule(config)
+    placements = tuple(place(item.image.width, item.image.height, rule) for item in dataset.items)
+    members = _members(placements)
+    quotas = _regularisation_quotas(dataset, members)
+    buckets = tuple(
+        _summary(dataset, size, items, quota=quotas.get(size, 0), batch_size=config.batch_size)
+        for size, items in members.items()
+    )
+    micro_batches = sum(ceil_div(bucket.sample_count, config.batch_size) for bucket in buckets)
+    steps_per_epoch = ceil_div(micro_batches, config.gradient_accumulation)
+    all_steps = steps_per_epoch * config.epochs
+    total_steps = min(all_steps, config.max_steps or all_steps)
+    plan = Plan(
+        dataset=dataset,
+        placements=placements,
+        buckets=buckets,
+        repeats=_repeats(dataset, members, quotas),
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        steps_per_epoch=steps_per_epoch,
+        epochs=ceil_div(total_steps, steps_per_epoch),
+        total_steps=total_steps,
+        warnings=(),
+    )
+    return dataclasses.replace(plan, warnings=plan_findings(plan, config))
+
+
+def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
+    """The optimiser steps of `epoch` (from 1), each the micro-batches whose gradients it combines.
+
+    A function of its arguments alone: earlier epochs, pauses and samples do not matter. An epoch in which the run
+    ends (`max_steps`) is cut there; epochs behind the end are empty. ValueError for an epoch below 1.
+    """
+    if epoch < 1:
+        raise ValueError(f"epochs are counted from 1, not {epoch}")
+    batches = _epoch_batches(plan, seed, epoch)
+    random_for(seed, "batch order", epoch).shuffle(batches)
+    micro_batches = []
+    draw = (epoch - 1) * plan.samples_per_epoch
+    for (width, height), items in batches:
+        micro_batches.append(MicroBatch(width, height, items, tuple(range(draw, draw + len(items)))))
+        draw += len(items)
+    steps = [tuple(group) for group in _groups(micro_batches, plan.accumulation)]
+    left = plan.total_steps - (epoch - 1) * plan.steps_per_epoch
+    return tuple(steps[: max(left, 0)])
+
+
+def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[int, ...]]]:
+    """The epoch's samples, shuffled within their bucket and cut into batches, bucket after bucket."""
+    batches: list[tuple[Size, tuple[int, ...]]] = []
+    quotas = {(bucket.width, bucket.height): bucket.regularisation_count for bucket in plan.buckets}
+    for size, items in _members(plan.placements).items():
+        generator = random_for(seed, "sample order", epoch, *size)
+        own, regularisation = _split(plan.dataset, items)
+        samples = [item for item in own for _ in range(plan.repeats[item])]
+        if quotas[size]:
+            weights = [_folder_repeats(plan.dataset, item) for item in regularisation]
+            counts = draw_evenly(weights, quotas[size], generator)
+            samples += [item for item, n in zip(regularisation, counts, strict=True) for _ in range(n)]
+        generator.shuffle(samples)
+        batches += [(size, tuple(group)) for group in _groups(samples, plan.batch_size)]
+    return batches
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """number / divisor, rounded up."""
+    return -(-number // divisor)
+
+
+def _groups(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _members(placements: Sequence[Placement]) -> dict[Size, list[int]]:
+    """Bucket size → the items in it; sizes sorted, items in their order."""
+    members: dict[Size, list[int]] = {}
+    for item, placement in enumerate(placements):
+        members.setdefault((placement.width, placement.height), []).append(item)
+    return dict(sorted(members.items()))
+
+
+def _split(dataset: Dataset, items: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(to be learnt, regularisation)."""
+    own = [item for item in items if not is_regularisation(dataset, item)]
+    return own, [item for item in items if is_regularisation(dataset, item)]
+
+
+def _folder_repeats(dataset: Dataset, item: int) -> int:
+    return dataset.concepts[dataset.items[item].concept].repeats
+
+
+def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int]]) -> dict[Size, int]:
+    """Regularisation samples per epoch and bucket, together as many as there are samples to be learnt.
+
+    They are shared out over the buckets once for the whole run, so that every epoch has the same number of steps;
+    which pictures fill a bucket's share is drawn anew for each epoch.
+    """
+    total = sum(_folder_repeats(dataset, item) for items in members.values() for item in _split(dataset, items)[0])
+    weights = {
+        size: sum(_folder_repeats(dataset, item) for item in _split(dataset, items)[1])
+        for size, items in members.items()
+    }
+    sizes = [size for size, weight in weights.items() if weight]
+    if not sizes:
+        return {}
+    return dict(zip(sizes, share_out(total, [weights[size] for size in sizes]), strict=True))
+
+
+def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:
+    """Per item, the showings per epoch; of a regularisation picture the most that can fall to it."""
+    repeats = [_folder_repeats(dataset, item) for item in range(len(dataset.items))]
+    for size, items in members.items():
+        regularisation = _split(dataset, items)[1]
+        whole = sum(repeats[item] for item in regularisation)
+        for item in regularisation:
+            repeats[item] = ceil_div(quotas[size] * _folder_repeats(dataset, item), whole)
+    return tuple(repeats)
+
+
+def _summary(dataset: Dataset, size: Size, items: Sequence[int], *, quota: int, batch_size: int) -> BucketSummary:
+    count = quota + sum(_folder_repeats(dataset, item) for item in _split(dataset, items)[0])
+    fill = count - (ceil_div(count, batch_size) - 1) * batch_size if count else 0
+    return BucketSummary(*size, len(items), count, fill, quota)
+
+
+# --- for people ---------------------------------------------------------------------------------
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan in aligned lines: pictures, steps, buckets, findings."""
+    per_step = plan.batch_size * plan.accumulation
+    counted = f"{plan.steps_per_epoch:,} per epoch × {plan.epochs:,} epochs"
+    cut = plan.steps_per_epoch * plan.epochs - plan.total_steps
+    sections = {
+        "Pictures": _concept_lines(plan),
+        "Steps": [
+            f"{plan.total_steps:,} = {counted}" + (f" − {cut:,} (max_steps)" if cut else ""),
+            f"{per_step} pictures per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
+            f"{plan.samples_per_epoch:,} samples per epoch",
+        ],
+        "Buckets": _bucket_lines(plan),
+    }
+    lines = []
+    for title, texts in sections.items():
+        lines += [f"{title if number == 0 else '':<10}{text}".rstrip() for number, text in enumerate(texts)]
+    findings = (*plan.dataset.skipped, *plan.warnings)
+    if findings:
+        lines += ["Findings", *(f"  {problem.level}: {problem}" for problem in findings)]
+    return "\n".join(lines)
+
+
+def _concept_lines(plan: Plan) -> list[str]:
+    rows = []
+    quota = sum(bucket.regularisation_count for bucket in plan.buckets)
+    for concept in plan.dataset.concepts:
+        shown = f"× {concept.repeats:,} = {concept.image_count * concept.repeats:,} samples per epoch"
+        if concept.is_regularisation:
+            shown = f"regularisation, balanced to {quota:,} samples per epoch in all"
+        trigger = f"trigger: {concept.trigger}" if concept.trigger else ""
+        rows.append((concept.name, f"{concept.image_count:,}", shown, trigger))
+    return _aligned(rows, "<><<")
+
+
+def _bucket_lines(plan: Plan) -> list[str]:
+    rows = [("size", "pictures", "samples", "batches", "last batch")]
+    for bucket in plan.buckets:
+        batches = ceil_div(bucket.sample_count, plan.batch_size)
+        fill = f"{bucket.last_batch_fill} of {plan.batch_size}"
+        size = f"{bucket.width} × {bucket.height}"
+        rows.append((size, f"{bucket.image_count:,}", f"{bucket.sample_count:,}", f"{batches:,}", fill))
+    return _aligned(rows, ">>>>>")
+
+
+def _aligned(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
+    """Rows as lines whose columns, two blanks apart, have equal widths."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, alignments, widths, strict=True)).rstrip()
+        for row in rows
+    ]

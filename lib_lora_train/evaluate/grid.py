@@ -1,0 +1,100 @@
+"""The epochs × prompts grid: one picture that shows which epoch is best.
+
+Columns are prompts, rows are epochs; the first row is drawn without LoRA, so that one sees at a
+glance what was learnt and what changed besides.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+_INK = (32, 34, 40)
+_FAINT = (112, 118, 130)
+_PAPER = (255, 255, 255)
+_GAP = 8
+_LINE = 1.3  # line height in units of the font size
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One row: its label, a second faint line below it ("" for none), and one picture per column."""
+
+    label: str
+    note: str
+    pictures: Sequence[Image.Image]
+
+
+def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str = "") -> Image.Image:
+    """The grid as an RGB picture; every picture keeps its own pixels, none is scaled.
+
+    Raises ValueError when a row has not one picture for each column.
+    """
+    if not columns or not rows or any(len(row.pictures) != len(columns) for row in rows):
+        raise ValueError("a grid needs at least one row and one column, and a picture in every cell")
+    widths = [max(row.pictures[c].width for row in rows) for c in range(len(columns))]
+    heights = [max(picture.height for picture in row.pictures) for row in rows]
+    size = max(11, min(28, min(widths) // 10))
+    font = _font(size)
+    heads = [_wrap(font, text, width) for text, width in zip(columns, widths, strict=True)]
+    left = _label_width(font, rows) + 2 * _GAP
+    title_height = int(size * 2) if title else _GAP
+    top = title_height + int(max(head.count("\n") + 1 for head in heads) * size * _LINE) + _GAP
+    canvas = Image.new(
+        "RGB", (left + sum(widths) + _GAP * len(widths), top + sum(heights) + _GAP * len(heights)), _PAPER
+    )
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((_GAP, _GAP // 2), title, fill=_INK, font=_font(int(size * 1.2)))
+    _draw_heads(draw, font, heads, lefts=_starts(left, widths), top=title_height)
+    for row, y, height in zip(rows, _starts(top, heights), heights, strict=True):
+        _draw_label(draw, font, row, y + height // 2)
+        for picture, x in zip(row.pictures, _starts(left, widths), strict=True):
+            canvas.paste(picture.convert("RGB"), (x, y))
+    return canvas
+
+
+def _starts(first: int, sizes: Sequence[int]) -> list[int]:
+    return [first + sum(sizes[:i]) + _GAP * i for i in range(len(sizes))]
+
+
+def _draw_heads(draw: Any, font: Any, heads: Sequence[str], *, lefts: Sequence[int], top: int) -> None:
+    for text, x in zip(heads, lefts, strict=True):
+        draw.multiline_text((x, top), text, fill=_INK, font=font, spacing=2)
+
+
+def _draw_label(draw: Any, font: Any, row: GridRow, middle: int) -> None:
+    line = font.getbbox("Ag")[3] * _LINE
+    start = middle - line * (2 if row.note else 1) / 2
+    draw.text((_GAP, start), row.label, fill=_INK, font=font)
+    draw.text((_GAP, start + line), row.note, fill=_FAINT, font=font)
+
+
+def _label_width(font: Any, rows: Sequence[GridRow]) -> int:
+    return int(max(font.getlength(text) for row in rows for text in (row.label, row.note)))
+
+
+def _wrap(font: Any, text: str, width: int) -> str:
+    """`text` broken into at most three lines that fit `width` pixels, the rest cut with an ellipsis."""
+    letters = max(4, int(width / max(1.0, font.getlength("n"))))
+    return "\n".join(textwrap.wrap(text, letters, max_lines=3, placeholder=" …")) or " "
+
+
+def _font(size: int) -> Any:
+    """Pillow's own font; before Pillow 10.1 (A1111 has 9.5) it comes in one size only."""
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:
+        return ImageFont.load_default()
+
+
+def epoch_rows(pictures: Mapping[int, Sequence[Image.Image]], notes: Mapping[int, str]) -> list[GridRow]:
+    """Rows in order of epoch; epoch 0 is the one without LoRA."""
+    return [
+        GridRow("no LoRA" if epoch == 0 else f"epoch {epoch}", notes.get(epoch, ""), pictures[epoch])
+        for epoch in sorted(pictures)
+    ]

@@ -1,0 +1,266 @@
+"""What a LoRA file says about itself: kohya's `ss_*` keys, `modelspec.*`, and our settings as JSON.
+
+All values are text, as safetensors demands; "None" stands for "not used", as in kohya's files. Webuis read the base
+model's version, the tag frequencies and the titles from here, people read the rest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from lib_lora_train.config import TrainConfig, config_values
+
+if TYPE_CHECKING:
+    from lib_lora_train.data.plan import Plan
+    from lib_lora_train.data.scan import ScannedConcept
+    from lib_lora_train.models.model import DiffusionModel
+
+CONFIG_KEY = "lora_train_config"
+
+_PATHS = ("checkpoint", "vae", "output_dir", "folder")
+_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known only while running. Times are seconds since 1970; `step` and `epoch` are those of this file.
+
+    The hashes are those webuis show: the checkpoint's and the VAE's 8-digit legacy hash, the VAE's sha256.
+    """
+
+    output_name: str
+    epoch: int
+    step: int
+    started: float
+    finished: float
+    session_id: str = ""
+    checkpoint_legacy_hash: str = ""
+    vae_legacy_hash: str = ""
+    vae_hash: str = ""
+
+
+def run_metadata(config: TrainConfig, plan: Plan, model: DiffusionModel, run: RunFacts) -> dict[str, str]:
+    """All metadata of one LoRA file but the two hashes, which `adapters.file` computes."""
+    values: dict[str, Any] = {
+        **_run_keys(config, run),
+        **_optimiser_keys(config, plan),
+        **_network_keys(config),
+        **_model_keys(config, model, run),
+        **_noise_keys(config, model),
+        **_data_keys(config, plan),
+        **_bucket_keys(config, plan),
+        **_modelspec_keys(config, plan, model, run),
+        CONFIG_KEY: shareable_config(config),
+    }
+    return {key: _text(value) for key, value in values.items()}
+
+
+def shareable_config(config: TrainConfig) -> dict[str, Any]:
+    """Every setting as JSON-ready values for `read_config`, with paths cut to their last part.
+
+    LoRA files are shared, and a path tells who lives on the machine; the run folder keeps the full settings.
+    """
+    values = _without_folders(config_values(config))
+    values["concepts"] = [_without_folders(concept) for concept in values.get("concepts", ())]
+    return values
+
+
+def _without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _last_part(value) if name in _PATHS else value for name, value in values.items()}
+
+
+def _last_part(path: str) -> str:
+    """File or folder name of a path written on any system."""
+    return PureWindowsPath(path).name if "\\" in path else PurePath(path).name
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+
+
+def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
+    return {
+        "ss_session_id": run.session_id,
+        "ss_training_started_at": run.started,
+        "ss_training_finished_at": run.finished,
+        "ss_steps": run.step,
+        "ss_epoch": run.epoch,
+        "ss_output_name": run.output_name,
+        "ss_training_comment": config.comment,
+        "ss_seed": config.seed,
+    }
+
+
+def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    unet_lr = config.learning_rate if config.unet_lr is None else config.unet_lr
+    text_lr = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * plan.total_steps
+    return {
+        "ss_learning_rate": config.learning_rate,
+        "ss_unet_lr": unet_lr if config.train_unet else None,
+        "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
+        "ss_optimizer": f"{config.optimizer}({config.optimizer_args})" if config.optimizer_args else config.optimizer,
+        "ss_lr_scheduler": config.lr_schedule,
+        "ss_lr_warmup_steps": round(warmup),
+        "ss_max_grad_norm": config.max_grad_norm,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": config.gradient_accumulation,
+        "ss_max_train_steps": plan.total_steps,
+        "ss_num_epochs": plan.epochs,
+        "ss_num_batches_per_epoch": plan.micro_batches_per_epoch,
+    }
+
+
+def _network_keys(config: TrainConfig) -> dict[str, Any]:
+    arguments: dict[str, str] = {}
+    if config.targets == "all":
+        arguments = {"conv_dim": str(config.rank), "conv_alpha": str(config.effective_alpha)}
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.rank,
+        "ss_network_alpha": config.effective_alpha,
+        "ss_network_dropout": None,
+        "ss_network_args": arguments,
+        "ss_scale_weight_norms": None,
+    }
+
+
+def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
+    version = _BASE_VERSIONS[model.spec.family]
+    if model.spec.family != "sdxl" and model.spec.prediction_type == "v_prediction":
+        version += "_v"
+    return {
+        "ss_v2": model.spec.family == "sd2",
+        "ss_base_model_version": version,
+        "ss_sd_model_name": model.path.name if model.path else model.name,
+        "ss_sd_model_hash": run.checkpoint_legacy_hash or None,
+        "ss_new_sd_model_hash": model.file_hash or None,
+        "ss_vae_name": _last_part(config.vae) or None,
+        "ss_vae_hash": run.vae_legacy_hash or None,
+        "ss_new_vae_hash": run.vae_hash or None,
+        "ss_clip_skip": config.clip_skip,
+        "ss_max_token_length": None,
+        "ss_mixed_precision": _PRECISIONS.get(str(model.dtype), "no"),
+    }
+
+
+def _noise_keys(config: TrainConfig, model: DiffusionModel) -> dict[str, Any]:
+    return {
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_multires_noise_iterations": None,
+        "ss_multires_noise_discount": None,
+        "ss_adaptive_noise_scale": None,
+        "ss_zero_terminal_snr": model.spec.zero_terminal_snr,
+        "ss_ip_noise_gamma": None,
+        "ss_min_snr_gamma": config.min_snr_gamma or None,
+        "ss_debiased_estimation": False,
+        "ss_loss_type": "l2",
+        "ss_huber_schedule": None,
+        "ss_huber_c": None,
+        "ss_prior_loss_weight": config.prior_loss_weight,
+    }
+
+
+def _data_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    concepts = plan.dataset.concepts
+    train = [concept for concept in concepts if not concept.is_regularisation]
+    regularisation = [concept for concept in concepts if concept.is_regularisation]
+    return {
+        "ss_num_train_images": sum(concept.image_count * concept.repeats for concept in train),
+        "ss_num_reg_images": sum(concept.image_count * concept.repeats for concept in regularisation),
+        "ss_dataset_dirs": _folders(train),
+        "ss_reg_dataset_dirs": _folders(regularisation),
+        "ss_tag_frequency": _tag_frequency(plan),
+        "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_caption_tag_dropout_rate": 0.0,
+        "ss_shuffle_caption": config.shuffle_captions,
+        "ss_keep_tokens": config.keep_tokens,
+        "ss_cache_latents": True,
+        "ss_color_aug": False,
+        "ss_flip_aug": False,
+        "ss_random_crop": False,
+        "ss_batch_size_per_device": config.batch_size,
+        "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
+    }
+
+
+def _bucket_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    buckets = {
+        str(number): {"resolution": [bucket.width, bucket.height], "count": bucket.sample_count}
+        for number, bucket in enumerate(plan.buckets)
+    }
+    errors = [
+        abs(item.image.width / item.image.height - placement.width / placement.height)
+        for item, placement in zip(plan.dataset.items, plan.placements, strict=True)
+    ]
+    mean_error = sum(errors) / max(len(errors), 1)
+    return {
+        "ss_resolution": f"({config.resolution}, {config.resolution})",
+        "ss_enable_bucket": config.enable_buckets,
+        "ss_bucket_no_upscale": config.bucket_no_upscale,
+        "ss_min_bucket_reso": config.min_bucket,
+        "ss_max_bucket_reso": config.max_bucket,
+        "ss_bucket_info": {"buckets": buckets, "mean_img_ar_error": mean_error} if config.enable_buckets else None,
+    }
+
+
+def _folder_key(concept: ScannedConcept) -> str:
+    """kohya's folder name `N_words`, also for a plain folder whose repeats were given."""
+    return concept.name if re.match(r"\d+_", concept.name) else f"{concept.repeats}_{concept.name}"
+
+
+def _folders(concepts: list[ScannedConcept]) -> dict[str, Any]:
+    """Folder → repeats and number of pictures; folders of the same name are counted together."""
+    folders: dict[str, Any] = {}
+    for concept in concepts:
+        entry = folders.setdefault(_folder_key(concept), {"n_repeats": concept.repeats, "img_count": 0})
+        entry["img_count"] += concept.image_count
+    return folders
+
+
+def _tag_frequency(plan: Plan) -> dict[str, dict[str, int]]:
+    """Folder → tag → number of pictures with it (repeats not counted), most frequent first."""
+    counts: dict[str, Counter[str]] = {}
+    for item in plan.dataset.items:
+        tags = [tag.strip().lower() for tag in item.caption.split(",")]
+        folder = _folder_key(plan.dataset.concepts[item.concept])
+        counts.setdefault(folder, Counter()).update(tag for tag in tags if tag)
+    return {folder: dict(counter.most_common()) for folder, counter in counts.items()}
+
+
+def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
+    """The fields of the ModelSpec standard, https://github.com/Stability-AI/ModelSpec."""
+    spec = model.spec
+    is_v = spec.prediction_type == "v_prediction"
+    architectures = {
+        "sd1": "stable-diffusion-v1/lora",
+        "sd2": "stable-diffusion-v2-768-v/lora" if is_v else "stable-diffusion-v2-512/lora",
+        "sdxl": "stable-diffusion-xl-v1-base/lora",
+    }
+    finished = datetime.datetime.fromtimestamp(run.finished, datetime.timezone.utc)
+    triggers = [concept.trigger for concept in plan.dataset.concepts if concept.trigger]
+    optional = {
+        "modelspec.description": config.comment,
+        "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
+    }
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architectures[spec.family],
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
+        if spec.family == "sdxl"
+        else "diffusers",
+        "modelspec.title": run.output_name,
+        "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
+        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+        "modelspec.prediction_type": "v" if is_v else "epsilon",
+        "modelspec.encoder_layer": config.clip_skip,
+        **{key: value for key, value in optional.items() if value},
+    }

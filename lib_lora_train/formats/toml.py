@@ -1,0 +1,104 @@
+"""Settings as a TOML file, the form in which a run is kept, shared and trained again.
+
+Parameter names stand at the top level, folders in `[[concepts]]`. Paths in the file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.errors import ConfigError, OutputError, Problem
+from lib_lora_train.parameters import parameters_of
+
+_PATHS = ("checkpoint", "vae", "output_dir")
+
+
+def read_toml_config(path: Path) -> Mapping[str, Any]:
+    """The plain values in a file, for `read_config`; its relative paths are made absolute.
+
+    ConfigError when the file is missing, is not text or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise _unusable(path, "is not UTF-8 text. Save it as UTF-8.") from None
+    except OSError as error:
+        raise _unusable(path, f"cannot be read: {error.strerror or error}.") from error
+    try:
+        values: dict[str, Any] = tomlkit.parse(text).unwrap()
+    except TOMLKitError as error:
+        raise _unusable(path, f"is not TOML: {error}.") from error
+    return _with_paths(values, path.absolute().parent)
+
+
+def write_toml_config(path: Path, config: TrainConfig) -> None:
+    """Write all settings, grouped and complete, so that they can be trained again from anywhere.
+
+    Paths are written absolute; what is not set is left out. The file appears whole or not at all; OutputError
+    when it cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_text(_toml_text(config), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}. Free space or choose another place."
+        ) from error
+
+
+def _unusable(path: Path, message: str) -> ConfigError:
+    return ConfigError([Problem("error", str(path), message)])
+
+
+def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Paths made absolute; values of another kind than text are left for `read_config` to report."""
+    found = {name: _absolute(value, base) if name in _PATHS else value for name, value in values.items()}
+    concepts = found.get("concepts")
+    if isinstance(concepts, list):
+        found["concepts"] = [
+            {**table, "folder": _absolute(table["folder"], base)}
+            if isinstance(table, dict) and "folder" in table
+            else table
+            for table in concepts
+        ]
+    return found
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    return os.path.normpath(base / Path(value.strip()).expanduser())
+
+
+def _toml_text(config: TrainConfig) -> str:
+    values = _with_paths(config_values(config), Path.cwd())
+    document = tomlkit.document()
+    group = ""
+    for parameter in sorted(parameters_of(TrainConfig), key=_group_order):
+        value = values[parameter.name]
+        if value is None:
+            continue
+        if parameter.group != group:
+            group = parameter.group
+            document.add(tomlkit.nl())
+            document.add(tomlkit.comment(group))
+        document.add(parameter.name, tomlkit.item(value))
+    tables = tomlkit.aot()
+    for concept in values.get("concepts", ()):
+        tables.append(tomlkit.item({name: value for name, value in concept.items() if value is not None}))
+    if tables:
+        document.add("concepts", tables)
+    return tomlkit.dumps(document).lstrip()
+
+
+def _group_order(parameter: Any) -> int:
+    """Groups in the order of their first parameter."""
+    return next(n for n, other in enumerate(parameters_of(TrainConfig)) if other.group == parameter.group)

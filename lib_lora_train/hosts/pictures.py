@@ -1,0 +1,86 @@
+"""Pictures that the page may show, under names that nobody can guess.
+
+The page never sends a path: it sends a token that the server gave out for a picture it had listed
+itself (the data set looked at, the samples of a run). Other files cannot be asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+THUMBNAIL_PX = 192
+_MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".avif": "image/avif",
+}
+_PAPER = (255, 255, 255)
+
+
+class PictureShelf:
+    """Tokens for pictures, and their thumbnails in memory: the least recently shown go first."""
+
+    def __init__(self, *, max_thumbnails: int = 4000) -> None:
+        self._secret = secrets.token_bytes(16)
+        self._paths: dict[str, Path] = {}
+        self._thumbnails: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._max_thumbnails = max_thumbnails
+        self._lock = threading.Lock()
+
+    def publish(self, paths: Iterable[Path]) -> tuple[str, ...]:
+        """Allow these pictures to be shown and return their tokens; ValueError for other kinds of files."""
+        tokens = []
+        for path in paths:
+            if path.suffix.lower() not in _MEDIA_TYPES:
+                raise ValueError(f"{path} is not a picture")
+            token = hashlib.blake2b(str(path).encode(), key=self._secret, digest_size=12).hexdigest()
+            self._paths[token] = path
+            tokens.append(token)
+        return tuple(tokens)
+
+    def load_picture(self, token: str) -> tuple[bytes, str]:
+        """The file's bytes and media type; KeyError for an unknown token, OSError when the file is gone."""
+        path = self._paths[token]
+        return path.read_bytes(), _MEDIA_TYPES[path.suffix.lower()]
+
+    def load_thumbnail(self, token: str) -> bytes:
+        """A JPEG of at most 192 × 192 px, upright, transparency on white; errors as in `load_picture`."""
+        path = self._paths[token]
+        key = (token, path.stat().st_mtime_ns)
+        with self._lock:
+            if key in self._thumbnails:
+                self._thumbnails.move_to_end(key)
+                return self._thumbnails[key]
+        made = _load_thumbnail(path)
+        with self._lock:
+            self._thumbnails[key] = made
+            while len(self._thumbnails) > self._max_thumbnails:
+                self._thumbnails.popitem(last=False)
+        return made
+
+
+def _load_thumbnail(path: Path) -> bytes:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # a JPEG is decoded small: many times faster
+        picture = ImageOps.exif_transpose(opened) or opened
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            paper = Image.new("RGB", picture.size, _PAPER)
+            paper.paste(picture, mask=picture.getchannel("A"))
+            picture = paper
+        written = io.BytesIO()
+        picture.convert("RGB").save(written, "JPEG", quality=88)
+    return written.getvalue()

@@ -1,0 +1,200 @@
+"""The host without a webui: it reads a checkpoint file itself and lends the model to the app's threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lib_lora_train.errors import HostError, ModelError
+from lib_lora_train.models.family import infer_spec
+from lib_lora_train.models.hints import read_hints, tokenizer_folder
+from lib_lora_train.models.load import CheckpointFile, load_checkpoint, load_vae, replace_vae, shapes_of
+from lib_lora_train.models.model import DiffusionModel, assemble, looks_like_v_prediction
+from lib_lora_train.models.schedule import schedule_for
+from lib_lora_train.models.text import load_tokenizer
+
+if TYPE_CHECKING:
+    from lib_lora_train.config import TrainConfig
+
+EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to load, and how; None means the embedded tiny model, and the checkpoint's own VAE."""
+
+    checkpoint: Path | None = None
+    vae: Path | None = None
+    precision: str = "auto"
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else Apple's MPS, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
+    """The chosen model on `device`, without network; raises ModelError for files that cannot be used."""
+    path = choice.checkpoint or EMBEDDED_CHECKPOINT
+    file = load_checkpoint(path)
+    tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, load_vae(choice.vae))
+    hints = read_hints(path, file.metadata)
+    try:
+        spec = infer_spec(shapes_of(tensors), hints=hints)
+        model = assemble(
+            tensors,
+            spec=spec,
+            tokenizers=[load_tokenizer(_tokenizer(file))] * len(spec.text_encoders),
+            name=path.stem,
+            file_hash=file.hash,
+            dtype=_dtype(choice.precision, device),
+            device=device,
+            path=path,
+        )
+    except ModelError as reason:
+        raise ModelError(f"{path.name}: {reason}") from reason
+    if spec.family == "sd2" and hints.prediction_type is None:
+        return _with_measured_prediction(model)
+    return model
+
+
+def _with_measured_prediction(model: DiffusionModel) -> DiffusionModel:
+    """SD2's two kinds, 512 px (epsilon) and 768 px (v), differ in nothing that a file says."""
+    spec = replace(model.spec, prediction_type="v_prediction" if looks_like_v_prediction(model.unet) else "epsilon")
+    return replace(model, spec=spec, schedule=schedule_for(spec))
+
+
+def _tokenizer(file: CheckpointFile) -> Path:
+    """The checkpoint's own tokenizer folder, else the embedded one: all three families share CLIP's vocabulary."""
+    return tokenizer_folder(file.path) or EMBEDDED_CHECKPOINT.parent / "tokenizer"
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """None, the file's own, for "auto" on a graphics card; processors compute 16 bit slowly or not at all."""
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    if precision not in _DTYPES:
+        raise ModelError(f"precision {precision!r} is not one of auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[precision]
+
+
+class FairLock:
+    """A lock whose waiters get it in the order they came, and which knows whether anybody waits.
+
+    Not re-entrant: taking it twice in one thread raises HostError instead of hanging for ever.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._owner: int | None = None
+        self._queue: deque[tuple[int, threading.Event]] = deque()
+
+    def acquire(self) -> None:
+        """Returns when the lock is this thread's."""
+        me = threading.get_ident()
+        with self._guard:
+            if self._owner == me:
+                raise HostError("The model is already leased by this thread: a lease must not be taken inside another.")
+            if self._owner is None:
+                self._owner = me
+                return
+            turn = threading.Event()
+            self._queue.append((me, turn))
+        has_turn = False
+        try:
+            has_turn = turn.wait()
+        finally:
+            if not has_turn:  # Ctrl-C: nobody must be left waiting for a thread that has gone
+                self._leave(me, turn)
+
+    def _leave(self, me: int, turn: threading.Event) -> None:
+        with self._guard:
+            if (me, turn) in self._queue:
+                self._queue.remove((me, turn))
+                return
+        self.release()
+
+    def release(self) -> None:
+        """Hands the lock to the thread that has waited longest."""
+        with self._guard:
+            if not self._queue:
+                self._owner = None
+                return
+            self._owner, turn = self._queue.popleft()
+            turn.set()
+
+    def is_wanted(self) -> bool:
+        """Whether a thread waits for it."""
+        return bool(self._queue)
+
+
+class StandaloneHost:
+    """Lends a model it has read from a file; see `hosts.base.Host`. Nothing is read before the first use."""
+
+    name = "stand-alone"
+
+    def __init__(
+        self,
+        checkpoint: Path | None,
+        vae: Path | None,
+        lora_dir: Path,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+    ) -> None:
+        self.lora_dir = lora_dir
+        self.device = default_device() if device is None else torch.device(device)
+        self._default = ModelChoice(checkpoint, vae, precision)
+        self._choice: ModelChoice | None = None
+        self._model: DiffusionModel | None = None
+        self._lock = FairLock()
+
+    @contextmanager
+    def lease(self) -> Iterator[DiffusionModel]:
+        """The loaded model, for this thread alone; the default one if none was loaded yet."""
+        self._lock.acquire()
+        try:
+            yield self._loaded(self._choice or self._default)
+        finally:
+            self._lock.release()
+
+    def is_wanted(self) -> bool:
+        """Whether another thread waits for the lease."""
+        return self._lock.is_wanted()
+
+    def load_model(self, config: TrainConfig) -> DiffusionModel:
+        """The config's model; where the config names none, the one this host was started with.
+
+        Waits for the lease, so that no turn loses its model in the middle.
+        """
+        self._lock.acquire()
+        try:
+            return self._loaded(self._chosen(config))
+        finally:
+            self._lock.release()
+
+    def _chosen(self, config: TrainConfig) -> ModelChoice:
+        own = self._default
+        checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else own.checkpoint
+        vae = Path(config.vae).expanduser() if config.vae else None
+        if vae is None and checkpoint == own.checkpoint:
+            vae = own.vae
+        return ModelChoice(checkpoint, vae, own.precision if config.precision == "auto" else config.precision)
+
+    def _loaded(self, choice: ModelChoice) -> DiffusionModel:
+        if self._model is None or choice != self._choice:
+            self._model = None  # frees the old weights before the new ones are read
+            self._model = load_model(choice, self.device)
+            self._choice = choice
+        return self._model

@@ -1,0 +1,82 @@
+"""The one place for differences between versions of diffusers (0.31 …), transformers (4.30 …) and peft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def build_unet(config: Mapping[str, Any]) -> nn.Module:
+    """A diffusers UNet on the meta device: shapes, no memory."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return _module(UNet2DConditionModel(**config))
+
+
+def build_vae(config: Mapping[str, Any], scale_factor: float) -> nn.Module:
+    """A diffusers VAE on the meta device."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        return _module(AutoencoderKL(**config, scaling_factor=scale_factor))
+
+
+def build_text_encoder(config: Mapping[str, Any], has_projection: bool) -> nn.Module:
+    """A transformers CLIP text model on the meta device, with its text projection where that is used."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if has_projection else CLIPTextModel
+    with torch.device("meta"):
+        return _module(kind(CLIPTextConfig(**config)))
+
+
+def _module(built: Any) -> nn.Module:
+    module: nn.Module = built
+    return module.eval().requires_grad_(False)
+
+
+def text_core(text_encoder: nn.Module) -> Any:
+    """The part with `embeddings`, `encoder` and `final_layer_norm`; transformers 5.6 removed the level around it."""
+    return getattr(text_encoder, "text_model", text_encoder)
+
+
+def plain_text_name(name: str) -> str:
+    """A text encoder's parameter name as transformers 5.6 and later have it: without `text_model.`."""
+    return name.removeprefix("text_model.")
+
+
+def text_hidden_states(text_encoder: nn.Module, token_ids: Tensor) -> tuple[Tensor, ...]:
+    """Embeddings and the output of every layer, (B, 77, D) each, before the final layer norm."""
+    states: tuple[Tensor, ...] = text_encoder(token_ids, output_hidden_states=True, return_dict=True).hidden_states
+    return states
+
+
+def renew_position_ids(text_encoder: nn.Module, device: torch.device) -> int:
+    """Makes the position numbers that were built on meta, in place; the bytes they take.
+
+    They are a persistent buffer up to transformers 4.30 and no part of a state dict afterwards.
+    """
+    embeddings = text_core(text_encoder).embeddings
+    if "position_ids" not in embeddings._buffers:
+        return 0
+    count = embeddings.position_embedding.weight.shape[0]
+    embeddings._buffers["position_ids"] = torch.arange(count, device=device).expand(1, -1)
+    return int(count) * 8
+
+
+def load_clip_tokenizer(folder: Path) -> Any:
+    """The CLIP tokenizer whose vocab.json and merges.txt lie in `folder`; never asks the network."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def token_ids_without_ends(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, not cut, without begin and end tokens."""
+    ids: list[list[int]] = tokenizer(texts, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

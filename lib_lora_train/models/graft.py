@@ -1,0 +1,250 @@
+"""The graft: diffusers and transformers modules whose parameters are views of a checkpoint's tensors.
+
+The modules are built on the meta device and get, for each parameter, a fresh frozen tensor on the
+storage of the tensor it was given. Nothing is copied that can be shared, the given tensors keep
+their own `requires_grad`, and they may be inference tensors: neither `detach()` nor `nn.Parameter()`
+makes a usable tensor of those, `set_` on their storage does.
+
+A shared tensor must never be written to, and whoever owns it must not write between our forward and
+our backward: autograd would not notice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.errors import ModelError
+from lib_lora_train.models import compat
+from lib_lora_train.models.family import (
+    UNET_PREFIX,
+    VAE_PREFIX,
+    ModelSpec,
+    Shapes,
+    TextEncoderSpec,
+    with_text_model_level,
+)
+from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
+
+_TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class GraftRow:
+    """What became of one tensor.
+
+    `name` is the parameter (`unet.conv_in.weight`) and `source` the checkpoint's tensor; one of them is
+    empty for a tensor of the checkpoint that nothing uses and for one that we had to make.
+    """
+
+    name: str
+    source: str
+    status: Literal["shared", "copied", "made", "unused"]
+    bytes: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Graft:
+    """The grafted modules, frozen and in eval mode, and a row per tensor."""
+
+    unet: nn.Module
+    vae: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    report: tuple[GraftRow, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One network: `source` maps its parameter names to tensors under `prefix`."""
+
+    label: str
+    prefix: str
+    module: nn.Module
+    source: Callable[[str], Source]
+
+
+def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
+    """Modules on the tensors' own storage; see `Graft`.
+
+    Raises ModelError, naming them, for tensors that are missing, left over or of another shape, that
+    lie on the meta device or are stored in a format that cannot be computed with (fp8, packed 4 bit).
+    """
+    tensors = with_text_model_level(tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    parts = tuple(_parts(spec))
+    unused = _check(parts, shapes)
+    rows = [row for part in parts for row in _graft_part(part, tensors)]
+    rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
+    modules = [part.module for part in parts]
+    return Graft(unet=modules[0], vae=modules[1], text_encoders=tuple(modules[2:]), report=tuple(rows))
+
+
+def check_graft(shapes: Shapes, spec: ModelSpec) -> dict[str, int]:
+    """Number of parameters each network would get, by label, without touching a tensor; errors as `graft`."""
+    parts = tuple(_parts(spec))
+    _check(parts, with_text_model_level(shapes))
+    return {part.label: len(list(part.module.parameters())) for part in parts}
+
+
+def ldm_unet_names(spec: ModelSpec) -> Mapping[str, str]:
+    """diffusers parameter name → name in the checkpoint without `model.diffusion_model.`, for the whole UNet."""
+    part = next(_parts(spec))
+    return {name: part.source(name).name for name, _ in part.module.named_parameters()}
+
+
+def unet_name_of(spec: ModelSpec) -> Callable[[str], str]:
+    """A function from diffusers module or parameter names to ldm's for this model's UNet."""
+    layers = spec.unet["layers_per_block"]
+    has_attention = tuple("CrossAttn" in kind for kind in spec.unet["up_block_types"])
+    return lambda name: ldm_unet_name(name, layers, has_attention)
+
+
+# --- matching names -----------------------------------------------------------------------------
+
+
+def _parts(spec: ModelSpec) -> Iterator[_Part]:
+    unet_name = unet_name_of(spec)
+    levels = len(spec.vae["block_out_channels"])
+    yield _Part("unet", UNET_PREFIX, compat.build_unet(spec.unet), lambda name: Source(unet_name(name)))
+    vae = compat.build_vae(spec.vae, spec.scale_factor)
+    yield _Part("vae", VAE_PREFIX, vae, lambda name: Source(ldm_vae_name(name, levels)))
+    for number, encoder in enumerate(spec.text_encoders, start=1):
+        module = compat.build_text_encoder(encoder.config, encoder.has_projection)
+        yield _Part(f"text_encoder_{number}", encoder.prefix, module, _text_source(encoder))
+
+
+def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
+    if encoder.layout == "open_clip":
+        return lambda name: open_clip_source(compat.plain_text_name(name))
+
+    def clip_source(name: str) -> Source:
+        plain = compat.plain_text_name(name)
+        return Source(plain if plain.startswith("text_projection") else f"text_model.{plain}")
+
+    return clip_source
+
+
+_UNUSED = (
+    (r"^first_stage_model\.(loss|model_ema)\.", "only for training the VAE"),
+    (r"\.position_ids$", "position numbers are made anew"),
+    (r"\.(logit_scale|attn_mask|text_projection(\.weight)?)$", "only for comparing texts with pictures"),
+)
+
+
+def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
+    """The tensors that nothing uses, with the reason; ModelError for anything unexpected."""
+    used: set[str] = set()
+    wrong: list[str] = []
+    for part in parts:
+        for name, parameter in part.module.named_parameters():
+            source = part.source(name)
+            theirs = part.prefix + source.name
+            used.add(theirs)
+            if theirs not in shapes:
+                wrong.append(f"{theirs} is missing")
+            elif not _fits(shapes[theirs], tuple(parameter.shape), source):
+                wrong.append(f"{theirs} is {shapes[theirs]}, not as expected for {tuple(parameter.shape)}")
+    unused: dict[str, str] = {}
+    for name in shapes:
+        if name not in used and name.startswith(tuple(part.prefix for part in parts)):
+            reason = _why_unused(name, parts)
+            if reason:
+                unused[name] = reason
+            else:
+                wrong.append(f"{name} is unknown")
+    if wrong:
+        raise ModelError(
+            f"The checkpoint differs from its family in {len(wrong)} tensors and cannot be trained: "
+            + "; ".join(wrong[:5])
+            + ("; …" if len(wrong) > 5 else ".")
+        )
+    return unused
+
+
+def _why_unused(name: str, parts: tuple[_Part, ...]) -> str:
+    for part in parts:
+        layers = getattr(getattr(part.module, "config", None), "num_hidden_layers", None)
+        if layers is not None and name.startswith(f"{part.prefix}transformer.resblocks.{layers}."):
+            return "SD2 reads the layer before the last one"
+    return next((reason for pattern, reason in _UNUSED if re.search(pattern, name)), "")
+
+
+def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> bool:
+    if source.third is not None:
+        return theirs == (3 * ours[0], *ours[1:])
+    if source.is_transposed:
+        return theirs == ours[::-1]
+    return theirs in (ours, (*ours, 1, 1))  # ldm's VAE attention is made of 1×1 convolutions
+
+
+# --- sharing storage ----------------------------------------------------------------------------
+
+
+def _graft_part(part: _Part, tensors: Mapping[str, Tensor]) -> Iterator[GraftRow]:
+    dtype = _main_dtype(part, tensors)
+    device = torch.device("cpu")
+    for name, parameter in list(part.module.named_parameters()):
+        source = part.source(name)
+        given = tensors[part.prefix + source.name]
+        view = _view(alias(given), source, parameter.shape)
+        shared = view.dtype == dtype and _shares_storage(view, given)
+        if view.dtype != dtype:
+            view = view.to(dtype)
+        device = view.device
+        _set_parameter(part.module, name, nn.Parameter(alias(view), requires_grad=False))
+        reason = "" if shared else f"{given.dtype} among {dtype}" if given.dtype != dtype else "not contiguous"
+        label = f"{part.label}.{name}"
+        yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", view.nbytes, reason)
+    if part.label.startswith("text_encoder"):
+        size = compat.renew_position_ids(part.module, device)
+        yield GraftRow(f"{part.label}.position_ids", "", "made", size, "numbers 0…76, not weights")
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """A fresh, ordinary tensor of the same shape on the same storage; works for inference tensors too."""
+    with torch.inference_mode(False), torch.no_grad():
+        fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return fresh.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _view(tensor: Tensor, source: Source, shape: torch.Size) -> Tensor:
+    """The parameter's part of the tensor in the parameter's shape, as a view wherever strides allow one."""
+    with torch.inference_mode(False), torch.no_grad():
+        if source.third is not None:
+            tensor = tensor.chunk(3)[source.third]
+        if source.is_transposed:
+            tensor = tensor.t()
+        return tensor.reshape(shape)
+
+
+def _shares_storage(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+
+
+def _main_dtype(part: _Part, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of most numbers of the network: a module computes in one dtype only."""
+    sizes: Counter[torch.dtype] = Counter()
+    for name, _ in part.module.named_parameters():
+        tensor = tensors[part.prefix + part.source(name).name]
+        if tensor.is_meta:
+            raise ModelError(
+                f"{part.label}: the weights are not in memory (the webui moved them away). Load the model again."
+            )
+        if tensor.dtype not in _TRAINABLE:
+            raise ModelError(
+                f"{part.label}: weights stored as {tensor.dtype} cannot be trained on. Use a 16- or 32-bit file."
+            )
+        sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module.get_submodule(owner)._parameters[leaf] = parameter

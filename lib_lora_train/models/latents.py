@@ -1,0 +1,297 @@
+"""Pictures to VAE posteriors and back; posteriors are cached by content, in memory and on disk.
+
+C: latent channels (4); h, w: height and width of the latent, an eighth of the picture's.
+A posterior is kept instead of one sample of it, so that every epoch draws its own latents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lib_lora_train.data.images import read_pixels
+from lib_lora_train.errors import DataError, OutputError, TrainingError
+from lib_lora_train.events import Event, Noted, Progress
+
+if TYPE_CHECKING:
+    from lib_lora_train.data.plan import Plan
+    from lib_lora_train.models.model import DiffusionModel
+
+_FORMAT = "posterior-1"  # part of every key: a change of what is stored makes old files unfindable, not wrong
+_PIXELS_PER_BATCH = 4 * 512 * 512
+_BATCH_LIMIT = 8
+_MEMORY_LIMIT = 2 << 30  # bytes of posteriors kept in memory when they are on disk too
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """A picture's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled."""
+
+    mean: Tensor
+    std: Tensor
+
+    def draw(self, noise: Tensor, scale_factor: float) -> Tensor:
+        """The latent (C, h, w) that the UNet works on, for standard normal `noise`."""
+        return (self.mean + self.std * noise) * scale_factor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.mean.nbytes + self.std.nbytes
+
+
+class LatentStore:
+    """The posterior of every item of a data set, by index; read back from disk where memory was full.
+
+    `missing` holds the items whose picture could not be encoded; asking for one raises KeyError.
+    """
+
+    def __init__(self, entries: Mapping[int, Posterior | Path], missing: frozenset[int]) -> None:
+        self._entries = dict(entries)
+        self.missing = missing
+
+    def __getitem__(self, item_index: int) -> Posterior:
+        entry = self._entries[item_index]
+        if isinstance(entry, Posterior):
+            return entry
+        stored = load_posterior(entry)
+        if stored is None:
+            raise TrainingError(f"{entry}: the cached latent is gone or damaged. Start again: it will be made anew.")
+        return stored
+
+    def __contains__(self, item_index: int) -> bool:
+        return item_index in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) -> Generator[Event, None, LatentStore]:
+    """Yields the progress of encoding every item of the plan and returns, as the generator's value, the store.
+
+    Pictures of one size are encoded together. What was encoded before, by content of picture and VAE and by
+    placement, is taken from `cache_dir`; None keeps all in memory. A picture that cannot be read or encoded
+    is left out with a `Noted`. OutputError if the cache cannot be written; DataError if no picture is left.
+    """
+    items = plan.dataset.items
+    keys = _keys(vae_hash(model), plan)
+    collected = _Collected(cache_dir)
+    todo = [index for index in _first_of_each(keys) if not collected.load(keys[index])]
+    total = len(todo)
+    yield Progress("latents", 0, total)
+    encoder = _Encoder(model)
+    done = 0
+    for batch in _batches(todo, plan):
+        pictures: dict[int, Image.Image] = {}
+        for index in batch:
+            try:
+                pictures[index] = read_pixels(items[index].image, plan.placements[index])
+            except DataError as reason:
+                yield Noted("warning", str(items[index].image.path), f"left out: {reason}")
+        for index, posterior in zip(pictures, encoder.encode(list(pictures.values())), strict=True):
+            if posterior is None:
+                yield Noted("warning", str(items[index].image.path), "left out: the VAE gives NaN for it, in fp32 too.")
+            else:
+                collected.add(keys[index], posterior)
+        done += len(batch)
+        yield Progress("latents", done, total)
+    return _store(keys, collected)
+
+
+def _store(keys: Sequence[str], collected: _Collected) -> LatentStore:
+    entries = {index: collected.entries[key] for index, key in enumerate(keys) if key in collected.entries}
+    if not entries:
+        raise DataError("None of the pictures could be encoded; see the warnings above for each of them.")
+    return LatentStore(entries, frozenset(range(len(keys))) - entries.keys())
+
+
+class _Collected:
+    """Posteriors by key, in memory up to a limit and on disk if there is a cache folder."""
+
+    def __init__(self, cache_dir: Path | None) -> None:
+        self.entries: dict[str, Posterior | Path] = {}
+        self._folder = cache_dir
+        self._free = _MEMORY_LIMIT
+
+    def load(self, key: str) -> bool:
+        """Whether the cache folder had it; a damaged file counts as not there and will be replaced."""
+        stored = None if self._folder is None else load_posterior(_file(self._folder, key))
+        if stored is not None:
+            self._keep(key, stored)
+        return stored is not None
+
+    def add(self, key: str, posterior: Posterior) -> None:
+        """Keeps it, on disk first."""
+        if self._folder is not None:
+            write_posterior(_file(self._folder, key), posterior)
+        self._keep(key, posterior)
+
+    def _keep(self, key: str, posterior: Posterior) -> None:
+        self._free -= posterior.nbytes
+        on_disk = self._folder is not None and self._free < 0
+        self.entries[key] = _file(self._folder, key) if self._folder and on_disk else posterior
+
+
+def _batches(indices: Sequence[int], plan: Plan) -> Iterator[list[int]]:
+    """The items in groups of one size, as many as fit into the pixels of four 512 px pictures."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        placement = plan.placements[index]
+        by_size.setdefault((placement.width, placement.height), []).append(index)
+    for (width, height), same in sorted(by_size.items()):
+        count = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
+        yield from (same[start : start + count] for start in range(0, len(same), count))
+
+
+class _Encoder:
+    """The model's VAE, and its float32 copy from the first NaN on (SDXL's own VAE overflows in fp16)."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self._vae = model.vae
+
+    def encode(self, pictures: Sequence[Image.Image]) -> list[Posterior | None]:
+        """One posterior per picture; None where even float32 gives NaN or infinity."""
+        if not pictures:
+            return []
+        found = self._encode(pictures)
+        if None in found and next(self._vae.parameters()).dtype != torch.float32:
+            self._vae = float32_copy(self._vae)
+            found = self._encode(pictures)
+        return found
+
+    def _encode(self, pictures: Sequence[Image.Image]) -> list[Posterior | None]:
+        parameter = next(self._vae.parameters())
+        batch = torch.stack([pixels_to_tensor(picture) for picture in pictures])
+        with torch.no_grad():
+            moments = self._vae.encode(batch.to(parameter.device, parameter.dtype)).latent_dist
+            means, stds = moments.mean.float().cpu(), moments.std.float().cpu()
+        pairs = zip(means, stds, strict=True)
+        return [Posterior(_own(mean), _own(std)) if _finite(mean, std) else None for mean, std in pairs]
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Its own contiguous memory: the batch is freed, and convolutions may answer channels-last."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def float32_copy(vae: Any) -> Any:
+    """The VAE once more in float32; the given one, whose weights may belong to the webui, stays as it is."""
+    return copy.deepcopy(vae).float()
+
+
+def pixels_to_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    raw = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return raw.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+# --- keys and files -----------------------------------------------------------------------------
+
+
+def _keys(vae: str, plan: Plan) -> list[str]:
+    """Per item a name that changes with the picture's bytes, the VAE, the size and the crop."""
+    parts = zip(plan.dataset.items, plan.placements, strict=True)
+    return [_key(_FORMAT, vae, item.image.content_hash, *astuple(placement)) for item, placement in parts]
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def _first_of_each(keys: Sequence[str]) -> list[int]:
+    """The index of each key's first use: a picture that is in the data set twice is encoded once."""
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    return list(first.values())
+
+
+def vae_hash(model: DiffusionModel) -> str:
+    """sha256 (hex) over the VAE's weights: the same VAE from another file or host finds the same cache."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.vae.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def load_posterior(path: Path) -> Posterior | None:
+    """The posterior in a cache file; None if there is none or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        posterior = Posterior(tensors["mean"], tensors["std"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    return posterior if _finite(posterior.mean, posterior.std) else None
+
+
+def write_posterior(path: Path, posterior: Posterior) -> None:
+    """Writes a cache file that is either complete or not there; OutputError if that fails."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"mean": posterior.mean, "std": posterior.std}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as reason:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path.parent.parent}: the latent cache cannot be written ({reason}). "
+            "Free some space there, or switch off `cache_to_disk`."
+        ) from reason
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode_latents(model: DiffusionModel, latents: Tensor) -> list[Image.Image]:
+    """RGB pictures of 8 times the size for scaled latents (B, C, h, w), one after the other to save memory."""
+    vae = model.vae
+    pictures = []
+    for latent in latents.detach() / model.spec.scale_factor:
+        pixels = _decode(vae, latent)
+        if not _finite(pixels) and next(vae.parameters()).dtype != torch.float32:
+            vae = float32_copy(vae)
+            pixels = _decode(vae, latent)
+        pictures.append(tensor_to_pixels(pixels))
+    return pictures
+
+
+def _decode(vae: Any, latent: Tensor) -> Tensor:
+    parameter = next(vae.parameters())
+    with torch.no_grad():
+        pixels: Tensor = vae.decode(latent[None].to(parameter.device, parameter.dtype)).sample[0]
+    return pixels.float().cpu()
+
+
+def tensor_to_pixels(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] as an RGB picture; what is outside is cut, what is not a number becomes black."""
+    steps = torch.nan_to_num((pixels + 1.0) * 127.5, nan=0.0).round().clamp(0, 255).to(torch.uint8)
+    height, width = steps.shape[1:]
+    return Image.frombytes("RGB", (width, height), bytes(steps.permute(1, 2, 0).contiguous().numpy()))

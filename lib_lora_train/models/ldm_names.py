@@ -1,0 +1,116 @@
+"""From the names in diffusers and transformers to the names in a checkpoint (ldm, sgm, open_clip).
+
+Pure functions on names. Each works on module names and on parameter names alike, because only the
+front of a name differs; the layers inside attention blocks are called the same in both worlds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter lies in the checkpoint: a tensor, or the `third` of it (0 q, 1 k, 2 v), perhaps transposed."""
+
+    name: str
+    third: int | None = None
+    is_transposed: bool = False
+
+
+def ldm_unet_name(name: str, layers_per_block: int, up_has_attention: tuple[bool, ...]) -> str:
+    """`down_blocks.0.attentions.1.proj_in` → `input_blocks.2.1.proj_in`.
+
+    `up_has_attention` tells for each up block whether it has attention: ldm counts the upsampler after it.
+    Raises KeyError for a name that no SD UNet has.
+    """
+    for front, ldm in _UNET_ENDS.items():
+        if name == front or name.startswith(f"{front}."):
+            return ldm + name[len(front) :]
+    if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
+        kind, index, rest = found[1], int(found[2]), found[3]
+        return f"middle_block.{2 * index}.{_resnet(rest)}" if kind == "resnets" else f"middle_block.1.{rest}"
+    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    if not found:
+        raise KeyError(name)
+    way, block, kind, index, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    per_block = layers_per_block + 1  # down: one more for the downsampler; up: one more layer
+    if kind == "downsamplers":
+        return f"input_blocks.{(block + 1) * per_block}.0.op{rest.removeprefix('conv')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{(block + 1) * per_block - 1}.{1 + up_has_attention[block]}.{rest}"
+    place = (
+        f"input_blocks.{1 + block * per_block + index}"
+        if way == "down"
+        else f"output_blocks.{block * per_block + index}"
+    )
+    return f"{place}.0.{_resnet(rest)}" if kind == "resnets" else f"{place}.1.{rest}"
+
+
+def _resnet(rest: str) -> str:
+    layer, _, end = rest.partition(".")
+    return f"{_RESNET[layer]}.{end}" if end else _RESNET[layer]
+
+
+def ldm_vae_name(name: str, levels: int) -> str:
+    """`decoder.up_blocks.0.resnets.1.conv1` → `decoder.up.3.block.1.conv1`; ldm counts up blocks from the picture."""
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    if found := re.fullmatch(r"(\w+)\.(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", name):
+        side, way, block, kind, index, rest = found[1], found[2], int(found[3]), found[4], found[5], found[6]
+        level = block if way == "down" else levels - 1 - block
+        part = f"block.{index}" if kind == "resnets" else f"{way}sample"
+        return f"{side}.{way}.{level}.{part}.{rest}"
+    if found := re.fullmatch(r"(\w+)\.mid_block\.resnets\.(\d)\.(.+)", name):
+        return f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}"
+    if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(group_norm|to_q|to_k|to_v|to_out\.0)(.*)", name):
+        return f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}{found[3]}"
+    return name
+
+
+def open_clip_source(name: str) -> Source:
+    """Where OpenCLIP keeps the transformers parameter `name` (without `text_model.`): q, k, v lie in one tensor."""
+    if name == "text_projection.weight":
+        return Source("text_projection", is_transposed=True)
+    for front, theirs in _OPEN_CLIP.items():
+        if name.startswith(front):
+            return Source(theirs + name[len(front) :])
+    found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if not found:
+        raise KeyError(name)
+    layer, part, end = f"transformer.resblocks.{found[1]}", found[2], found[3]
+    if part in _OPEN_CLIP_LAYER:
+        return Source(f"{layer}.{_OPEN_CLIP_LAYER[part]}.{end}")
+    third = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(part)
+    return Source(f"{layer}.attn.in_proj_{end}", third=third)

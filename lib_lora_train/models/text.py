@@ -1,0 +1,150 @@
+"""Captions to token ids in the webui's chunks, and token ids to what the UNet reads.
+
+B: captions; n: chunks of 75 tokens, each between its own begin and end token, so 77·n ids a caption;
+D: width of the text that the UNet reads (SDXL: both encoders side by side); P: width of the pooled text.
+
+kohya's trainer strings chunks together differently (75·n + 2); ours is what the webuis do when the LoRA
+is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.errors import ModelError
+from lib_lora_train.models import compat
+
+if TYPE_CHECKING:
+    from lib_lora_train.models.family import TextEncoderSpec
+    from lib_lora_train.models.model import DiffusionModel
+
+CHUNK = 75
+_COMMA_REACH = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TextCondition:
+    """`hidden` (B, 77·n, D) and, for SDXL, `pooled` (B, P), in the text encoders' dtype."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TextCondition:
+        """The same on another device and in another dtype."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return TextCondition(self.hidden.to(device, dtype), pooled)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer from a folder with vocab.json and merges.txt; ModelError if they are not there."""
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: the tokenizer's {' and '.join(missing)} missing. Reinstall, or put them there.")
+    try:
+        return compat.load_clip_tokenizer(folder)
+    except (OSError, ValueError) as reason:
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Reinstall it.") from reason
+
+
+def tokenize(model: DiffusionModel, captions: Sequence[str], chunks: int = 1) -> tuple[Tensor, ...]:
+    """Token ids for each text encoder, (B, 77·chunks) int64 on the processor; what does not fit is cut off.
+
+    All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many.
+    """
+    per_caption = _webui_chunks(model, captions, chunks)
+    return tuple(
+        torch.tensor([_ids(caption, chunks, encoder) for caption in per_caption])
+        for encoder in model.spec.text_encoders
+    )
+
+
+def chunks_needed(model: DiffusionModel, captions: Iterable[str], most: int = 3) -> int:
+    """Chunks for the longest caption, at least 1 and at most `most`."""
+    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most)), default=1)
+    return max(1, longest)
+
+
+def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int) -> list[list[list[int]]]:
+    """Per caption its chunks; both SDXL encoders have the same vocabulary, so the first tokenizer serves both."""
+    tokenizer = model.tokenizers[0]
+    (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
+    ids = compat.token_ids_without_ends(tokenizer, list(captions)) if captions else []
+    return [split_chunks(caption, most, comma) for caption in ids]
+
+
+def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
+    """The ids in at most `most` chunks of up to 75.
+
+    A chunk that would cut a tag in two ends after its last comma instead, if that is among the last 20
+    tokens, as in the webuis; only the last chunk is filled to the end, so that least is lost.
+    """
+    chunks: list[list[int]] = []
+    rest = list(ids)
+    while rest and len(chunks) < most:
+        end = min(CHUNK, len(rest))
+        if len(rest) > CHUNK and len(chunks) + 1 < most and rest[CHUNK] != comma:
+            tail = [i for i in range(CHUNK - _COMMA_REACH, CHUNK) if rest[i] == comma]
+            end = tail[-1] + 1 if tail else CHUNK
+        chunks.append(rest[:end])
+        rest = rest[end:]
+    return chunks
+
+
+def _ids(caption: list[list[int]], chunks: int, encoder: TextEncoderSpec) -> list[int]:
+    """77·chunks ids: begin, up to 75 tokens, end, then the encoder's padding; missing chunks are empty ones."""
+    begin, end = encoder.config["bos_token_id"], encoder.config["eos_token_id"]
+    ids: list[int] = []
+    for number in range(chunks):
+        tokens = caption[number] if number < len(caption) else []
+        ids += [begin, *tokens, end, *[encoder.pad_token] * (CHUNK - len(tokens))]
+    return ids
+
+
+def encode_text(model: DiffusionModel, token_ids: Sequence[Tensor], clip_skip: int) -> TextCondition:
+    """What the UNet reads, from `tokenize`'s ids; gradients flow to adapters on the text encoders.
+
+    SD1 and SD2: the output of layer −`clip_skip` through the final layer norm. SDXL: the layer before the
+    last of both encoders, no norm, `clip_skip` ignored as the webuis do; pooled from the second's first chunk.
+    """
+    encoded = [_run(encoder, ids) for encoder, ids in zip(model.text_encoders, token_ids, strict=True)]
+    count = token_ids[0].shape[0]
+    if model.spec.family != "sdxl":
+        core = compat.text_core(model.text_encoders[0])
+        return TextCondition(_joined(core.final_layer_norm(encoded[0][-clip_skip]), count), None)
+    hidden = torch.cat([_joined(states[-2], count) for states in encoded], dim=-1)
+    return TextCondition(hidden, _pooled(model, encoded[-1][-1], token_ids[-1]))
+
+
+def _run(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:
+    """Hidden states (B·n, 77, D) of all layers; chunks go through the encoder as if they were captions."""
+    device = next(encoder.parameters()).device
+    return compat.text_hidden_states(encoder, ids.to(device).reshape(-1, CHUNK + 2))
+
+
+def _joined(states: Tensor, count: int) -> Tensor:
+    return states.reshape(count, -1, states.shape[-1])  # (B·n, 77, D) → (B, 77·n, D)
+
+
+def _pooled(model: DiffusionModel, last: Tensor, ids: Tensor) -> Tensor:
+    """(B, P): the state at the first end token of the first chunk, through the text projection."""
+    encoder: Any = model.text_encoders[-1]
+    first = ids[:, : CHUNK + 2].to(last.device)
+    states = last.reshape(len(ids), -1, *last.shape[1:])[:, 0]  # (B, 77, D) of the first chunk
+    ends = (first == model.spec.text_encoders[-1].config["eos_token_id"]).int().argmax(dim=-1)
+    normed = compat.text_core(encoder).final_layer_norm(states)
+    pooled: Tensor = encoder.text_projection(normed[torch.arange(len(ids), device=last.device), ends])
+    return pooled
+
+
+def size_condition(
+    original: Sequence[tuple[int, int]], crop: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]
+) -> Tensor:
+    """SDXL's size conditioning (B, 6) float32, from (height, width), (top, left) and (height, width) per picture."""
+    rows = [(*a, *b, *c) for a, b, c in zip(original, crop, target, strict=True)]
+    return torch.tensor(rows, dtype=torch.float32)

@@ -1,0 +1,293 @@
+"""The training loop: plan and latents in, events and a trained adapter out.
+
+    training = start_training(model, adapter, plan=plan, latents=latents, config=config)
+    for event in train(training, host=host, control=control): ...
+
+The loop borrows the model from the host in turns of whole optimiser steps and yields between turns only, so
+whoever listens may take the lease: to save, to draw samples, to measure. It performs no other input or output.
+Losses stay on the device during a turn and are read once at its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
+from lib_lora_train.errors import TrainingError
+from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
+from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.optimizer_args import parse_optimizer_args
+from lib_lora_train.train.conditions import TextConditions
+from lib_lora_train.train.control import Control
+from lib_lora_train.train.optim import LossScale, Stepper, clip_gradients, group_rates, make_stepper
+from lib_lora_train.train.schedule import lr_factor, warmup_steps
+from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
+from lib_lora_train.train.step import batch_loss, draw_batch
+
+_TURN_SECONDS = 0.5  # the longest time without news for the page, and without a look at who waits elsewhere
+Step = Sequence[MicroBatch]
+
+
+class Lender(Protocol):
+    """Who owns the model; `hosts.base.Host` is one."""
+
+    def lease(self) -> AbstractContextManager[DiffusionModel]: ...
+
+    def is_wanted(self) -> bool: ...
+
+
+@dataclass(eq=False)
+class Training:
+    """A run under way. `step` counts the optimiser steps taken; all else that changes lies in the parts."""
+
+    adapter: Adapter
+    plan: Plan
+    latents: LatentStore
+    config: TrainConfig
+    stepper: Stepper
+    conditions: TextConditions
+    scale: LossScale | None
+    step: int = 0
+    epoch_loss: float = 0.0
+    epoch_count: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to, from 1."""
+        return self.step // self.plan.steps_per_epoch + 1
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's parameters of all groups."""
+        return [parameter for group in self.adapter.groups.values() for parameter in group]
+
+    def state(self) -> TrainState:
+        """Where the run stands; exact whenever the loop has yielded."""
+        return TrainState(
+            step=self.step,
+            parameters=copied({name: [p.detach() for p in group] for name, group in self.adapter.groups.items()}),
+            optimizer=copied(self.stepper.state()),
+            loss_scale=copied(self.scale.state()) if self.scale else {},
+            epoch_losses=(self.epoch_loss, self.epoch_count),
+            config=config_values(self.config),
+            fingerprint=plan_fingerprint(self.plan),
+        )
+
+
+def start_training(
+    model: DiffusionModel,
+    adapter: Adapter,
+    *,
+    plan: Plan,
+    latents: LatentStore,
+    config: TrainConfig,
+    state: TrainState | None = None,
+) -> Training:
+    """A run before its first step, or where `state` left it; the adapter is in place on the model.
+
+    ConfigError if the optimiser cannot be made of the settings, or the state belongs to another run.
+    """
+    rates = group_rates(config, list(adapter.groups))
+    arguments = parse_optimizer_args(config.optimizer_args)
+    if state:
+        require_same_run(state, config, plan)
+        _put(adapter, state)
+    training = Training(
+        adapter=adapter,
+        plan=plan,
+        latents=latents,
+        config=config,
+        stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
+        conditions=TextConditions(
+            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups), clip_skip=config.clip_skip
+        ),
+        scale=LossScale(model.device) if model.dtype == torch.float16 else None,
+    )
+    if state:
+        training.step = state.step
+        training.epoch_loss, training.epoch_count = state.epoch_losses
+        training.stepper.load_state(state.optimizer)
+        if training.scale and state.loss_scale:
+            training.scale.load_state(state.loss_scale)
+    return training
+
+
+def _put(adapter: Adapter, state: TrainState) -> None:
+    with torch.no_grad():
+        for name, group in adapter.groups.items():
+            for parameter, saved in zip(group, state.parameters[name], strict=True):
+                parameter.copy_(saved)
+
+
+def train(training: Training, *, host: Lender, control: Control) -> Iterator[Event]:
+    """Take the run's remaining steps, and tell of each; ends early, after a whole step, when `control` is stopped.
+
+    Raises TrainingError, with the adapter as it was at the last good step, when the loss is no number any more or
+    memory runs out.
+    """
+    plan = training.plan
+    while training.step < plan.total_steps:
+        epoch, first = training.epoch, (training.epoch - 1) * plan.steps_per_epoch
+        steps = epoch_steps(plan, training.config.seed, epoch)
+        while training.step < first + len(steps):
+            yield from _hold(control)
+            if control.stopped:
+                yield StateChanged("stopping")
+                return
+            with host.lease() as model, checkpointing(model.unet, training.config.gradient_checkpointing):
+                taken, failure = _take_turn(
+                    training, model, steps=steps[training.step - first :], host=host, control=control
+                )
+            yield from taken
+            if failure:
+                raise TrainingError(failure)
+            yield Progress("train", training.step, plan.total_steps)
+        yield EpochDone(epoch, training.step, training.epoch_loss / max(1, training.epoch_count))
+        training.epoch_loss, training.epoch_count = 0.0, 0
+
+
+def _hold(control: Control) -> Iterator[Event]:
+    """While paused: nothing but news. Each piece of it is told, so that saving and sampling work in a pause too."""
+    was_paused = control.paused
+    while control.paused:
+        yield StateChanged("paused")
+        control.wait_for_news()
+    if was_paused and not control.stopped:
+        yield StateChanged("running")
+
+
+# --- a turn -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """A step whose numbers are still on the device: `numbers` (3,) are loss, gradient norm, loss scale."""
+
+    step: int
+    epoch: int
+    rates: dict[str, float]
+    numbers: Tensor
+
+
+def _take_turn(
+    training: Training, model: DiffusionModel, *, steps: Sequence[Step], host: Lender, control: Control
+) -> tuple[list[StepDone], str]:
+    """Take one step, and more while nobody waits; returns what was done, and why it cannot go on ("" if it can)."""
+    began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
+    taken: list[_Taken] = []
+    try:
+        for step in steps:
+            taken += _take_step(training, model, step)
+            if host.is_wanted() or control.needs_attention or time.perf_counter() - began > _TURN_SECONDS:
+                break
+    except torch.cuda.OutOfMemoryError:
+        for parameter in training.parameters:
+            parameter.grad = None
+        return [], _out_of_memory(training)
+    numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
+    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row)), None)
+    failure = ""
+    if bad is not None:
+        failure = _not_a_number(taken[bad].step, numbers[bad][0])
+        taken, numbers = taken[:bad], numbers[:bad]
+        _restore(training, good, first)
+    seconds = (time.perf_counter() - began) / max(1, len(taken))
+    training.epoch_loss += sum(row[0] for row in numbers)
+    training.epoch_count += len(numbers)
+    return [_told(one, row, seconds) for one, row in zip(taken, numbers, strict=True)], failure
+
+
+def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_Taken]:
+    """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
+    config, plan = training.config, training.plan
+    drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in step)
+    usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
+    total = torch.zeros((), device=model.device)
+    scale = training.scale.value if training.scale else None
+    for batch in drawn:
+        if batch is not None:
+            condition = training.conditions.of(model, batch.captions)
+            loss = batch_loss(model, batch, condition, min_snr_gamma=config.min_snr_gamma) / usable
+            (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+    epoch, factor = training.epoch, _factor(training)
+    training.step += 1
+    if not usable:
+        return []
+    norm = clip_gradients(training.parameters, config.max_grad_norm, scale=scale)
+    training.stepper.step(factor)
+    numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
+    if training.scale:
+        training.scale.update(norm)
+    return [_Taken(training.step, epoch, training.stepper.effective_rates(), numbers)]
+
+
+def _factor(training: Training) -> float:
+    total = training.plan.total_steps
+    warmup = warmup_steps(training.config.warmup, total)
+    return lr_factor(training.config.lr_schedule, training.step, total_steps=total, warmup=warmup)
+
+
+def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:
+    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds)
+
+
+def _is_sound(loss: float, norm: float, scale: float) -> bool:
+    """Finite; an overflow of the gradients alone is float16's everyday while the loss scale can still fall."""
+    finite = torch.isfinite(torch.tensor([loss, norm])).tolist()
+    return finite[0] and (finite[1] or scale > 1)
+
+
+def _restore(training: Training, good: list[Tensor], step: int) -> None:
+    training.step = step
+    with torch.no_grad():
+        for parameter, before in zip(training.parameters, good, strict=True):
+            parameter.copy_(before)
+
+
+def _not_a_number(step: int, loss: float) -> str:
+    what = "the loss" if loss != loss or abs(loss) == float("inf") else "the gradient"
+    return (
+        f"Step {step}: {what} is not a number any more (NaN or infinity). Lower the learning rate, or choose "
+        "precision bf16 or fp32 if the model is in fp16. The weights from just before were kept."
+    )
+
+
+def _out_of_memory(training: Training) -> str:
+    config = training.config
+    advice = [] if config.gradient_checkpointing else ["switch on gradient_checkpointing"]
+    if config.batch_size > 1:
+        advice.append("halve batch_size and double gradient_accumulation, which has the same effect")
+    advice.append("lower the resolution")
+    return f"Step {training.step + 1}: the graphics card's memory is full. Try this, in turn: {'; '.join(advice)}."
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def checkpointing(unet: Any, on: bool) -> Iterator[None]:
+    """Inside, the UNet keeps block inputs only and computes the rest again in the backward pass (non-reentrant).
+
+    Some diffusers versions do that in training mode only; Stable Diffusion's UNet has no layer that minds.
+    """
+    if not on:
+        yield
+        return
+    unet.train()
+    unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+        unet.eval()

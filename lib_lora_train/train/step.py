@@ -1,0 +1,131 @@
+"""One optimiser step's forward and backward passes, from a micro-batch of the plan to gradients.
+
+B: samples of a micro-batch; C, h, w: a latent's channels, height and width; T: timesteps of the schedule.
+Noisy latents and targets are made in float32 and rounded once, to what the UNet computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.captions import caption_rule, draw_caption
+from lib_lora_train.data.plan import MicroBatch, Plan
+from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.schedule import add_noise, snr, target
+from lib_lora_train.models.text import TextCondition, size_condition
+from lib_lora_train.randomness import random_for
+from lib_lora_train.train.loss import sample_weights, squared_error, weighted_sum
+from lib_lora_train.train.noise import draw_sample_noise
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch, drawn: everything the forward pass needs but the text encoders' output.
+
+    `latents` and `noise` are (B, C, h, w) float32 on the model's device; `timesteps` (B,) int64 and `prior`
+    (B,) float64, the prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prior: Tensor
+    sizes: Tensor
+    captions: tuple[str, ...]
+
+
+def draw_batch(
+    micro_batch: MicroBatch, plan: Plan, latents: LatentStore, *, config: TrainConfig, model: DiffusionModel
+) -> Batch | None:
+    """The micro-batch with all its randomness; None if none of its pictures could be encoded."""
+    pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
+    if not pairs:
+        return None
+    samples = [_draw_sample(latents, item, draw, config=config, model=model) for item, draw in pairs]
+    items = [item for item, _ in pairs]
+    return Batch(
+        latents=to_device(torch.stack([latent for latent, _, _ in samples]), model.device),
+        noise=to_device(torch.stack([noise for _, noise, _ in samples]), model.device),
+        timesteps=torch.tensor([timestep for _, _, timestep in samples]),
+        prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
+        sizes=to_device(size_conditions(plan, items), model.device),
+        captions=tuple(_caption(plan, item, draw, config) for item, draw in pairs),
+    )
+
+
+def _draw_sample(
+    latents: LatentStore, item: int, draw: int, *, config: TrainConfig, model: DiffusionModel
+) -> tuple[Tensor, Tensor, int]:
+    """Latent and noise (C, h, w) and the timestep of one sample."""
+    posterior = latents[item]
+    drawn = draw_sample_noise(
+        config.seed,
+        draw,
+        shape=tuple(posterior.mean.shape),
+        timesteps=len(model.schedule),
+        noise_offset=config.noise_offset,
+    )
+    return posterior.draw(drawn.posterior, model.spec.scale_factor), drawn.noise, drawn.timestep
+
+
+def _caption(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+    found = plan.dataset.items[item]
+    rule = caption_rule(config, plan.dataset.concepts[found.concept].trigger)
+    return draw_caption(found.caption, rule, random_for(config.seed, "caption", draw))
+
+
+def size_conditions(plan: Plan, items: Sequence[int]) -> Tensor:
+    """SDXL's size conditioning (B, 6) from the crop actually made.
+
+    The picture's own size, the crop's top left corner in the resized picture, and the bucket, each height
+    (or top) first (Podell et al. 2023, section 2.2).
+    """
+    images = [plan.dataset.items[item].image for item in items]
+    places = [plan.placements[item] for item in items]
+    return size_condition(
+        [(image.height, image.width) for image in images],
+        [(place.top, place.left) for place in places],
+        [(place.height, place.width) for place in places],
+    )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without waiting for what the device is at: a pageable copy would."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def predict(
+    model: DiffusionModel, noisy: Tensor, timesteps: Tensor, condition: TextCondition, sizes: Tensor | None = None
+) -> Tensor:
+    """The UNet's answer (B, C, h, w) to noisy latents of any float dtype; `sizes` (B, 6) is needed for SDXL only."""
+    added = None
+    if condition.pooled is not None:
+        assert sizes is not None, "SDXL needs the size conditioning"
+        added = {"text_embeds": condition.pooled, "time_ids": sizes.to(model.device)}
+    answer: Tensor = model.unet(
+        noisy.to(model.dtype),
+        timesteps.to(model.device, non_blocking=True),
+        encoder_hidden_states=condition.hidden,
+        added_cond_kwargs=added,
+    ).sample
+    return answer
+
+
+def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, *, min_snr_gamma: float = 0.0) -> Tensor:
+    """Sum of the samples' weighted losses, 0-d float32, with gradients."""
+    schedule = model.schedule
+    noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
+    wanted = target(schedule, batch.latents, batch.noise, batch.timesteps)
+    answer = predict(model, noisy, batch.timesteps, condition, batch.sizes)
+    weights = sample_weights(
+        batch.prior, snr(schedule, batch.timesteps), gamma=min_snr_gamma, prediction_type=schedule.prediction_type
+    )
+    return weighted_sum(squared_error(answer, wanted), weights)

@@ -1,0 +1,86 @@
+"""The stand-alone app: the tab on a page of its own, with its routes, on this machine only."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import uvicorn
+
+from lib_lora_train.demo import demo_config
+from lib_lora_train.hosts.api import install_routes, make_api
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runner import JobRunner
+from lib_lora_train.ui.desk import Desk
+from lib_lora_train.ui.tab import build_tab
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("lora_train.js", "lora_train_chart.js", "lora_train_pictures.js")
+_PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would keep the strip from staying in view
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+
+
+def make_app(desk: Desk) -> Any:
+    """The ASGI application: our routes first, gradio's page on everything else."""
+    app = make_api()
+    install_routes(app, desk)
+    return gr.mount_gradio_app(
+        app,
+        build_tab(desk),
+        path="/",
+        theme=_theme(),
+        css=(PROJECT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE,
+        head=_scripts(),
+        footer_links=[],
+        ssr_mode=False,
+    )
+
+
+def _theme() -> Any:
+    """Gradio's own look in blue; system fonts, because nothing is fetched from the network."""
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
+
+
+def _scripts() -> str:
+    """The page's JavaScript, inline, as the webuis load it by address."""
+    texts = [(PROJECT / "javascript" / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return "".join(f"<script>{text}</script>" for text in texts)
+
+
+@functools.lru_cache(maxsize=1)
+def open_desk(home: Path, lora_dir: Path) -> Desk:
+    """The process's one desk, so that a run outlives a reloaded page or user interface.
+
+    `home` gets `outputs/`: the runs' folders and the form's draft.
+    """
+    outputs = home / "outputs"
+    return Desk(JobRunner(StandaloneHost(None, None, lora_dir), outputs), outputs, demo=demo_config)
+
+
+def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT, open_browser: bool = True) -> None:
+    """Serve the app until interrupted. `home` gets `outputs/` and `models/Lora/`."""
+    app = make_app(open_desk(home, home / "models" / "Lora"))
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+    address = f"http://{host}:{port}/"
+    threading.Thread(target=_announce, args=(server, address, open_browser), daemon=True).start()
+    server.run()
+
+
+def _announce(server: Any, address: str, open_browser: bool) -> None:
+    """Print the address once it answers, and open it where there is a desktop to open it on."""
+    while not server.started:
+        if server.should_exit:
+            return
+        time.sleep(0.1)
+    print(f"LoRA Train is open at {address} (Ctrl-C ends it)", flush=True)
+    has_desktop = sys.platform in ("win32", "darwin") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if open_browser and has_desktop:
+        webbrowser.open(address)

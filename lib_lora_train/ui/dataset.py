@@ -1,0 +1,161 @@
+"""The Dataset panel: which folders, what was found in them, and the plan that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.data.scan import Dataset, ScannedConcept
+from lib_lora_train.ui.desk import Checked, Looked
+from lib_lora_train.ui.form import Form, form_fields
+from lib_lora_train.ui.markup import count, empty_state, heading, problem_list, text, tiles
+from lib_lora_train.ui.widgets import build_button, build_html, build_widget
+
+NOTHING_YET = empty_state(
+    "No pictures yet",
+    "Give a folder and press Look. Ten to thirty good pictures are enough; the folder may hold captions as .txt "
+    "files, or sub-folders named like 10_cat.",
+)
+
+
+@dataclass(frozen=True)
+class DatasetPanel:
+    """The panel's components."""
+
+    fields: Mapping[str, Any]
+    look: Any
+    found: Any
+
+
+def build_dataset_panel(form: Form) -> DatasetPanel:
+    """Lay the panel out with the form's values."""
+    fields: dict[str, Any] = {}
+    with gr.Row(elem_classes=["lt-columns"]):
+        with gr.Column(scale=2, min_width=300, elem_classes=["lt-card"]):
+            build_html(heading("Pictures"), "dataset_heading")
+            _add(fields, form, "concept")
+            with gr.Accordion("Regularisation (optional)", open=False, elem_id="lora_train_regularisation"):
+                _add(fields, form, "regularisation")
+            look = build_button("Look", "look", variant="primary")
+        with gr.Column(scale=3, min_width=300):
+            found = build_html(NOTHING_YET, "found")
+    build_html("<div data-lt='pictures'></div>", "pictures")
+    return DatasetPanel(fields, look, found)
+
+
+def _add(fields: dict[str, Any], form: Form, owner: str) -> None:
+    with gr.Row(elem_classes=["lt-fields", "lt-compact"]):
+        for field in form_fields():
+            if field.owner == owner:
+                fields[field.key] = build_widget(field, form[field.key])
+
+
+def show_found(looked: Looked | None, checked: Checked) -> str:
+    """What stands in the folders, what was skipped and why, and the plan."""
+    if looked is None or checked.config.concepts != looked.concepts:
+        return NOTHING_YET
+    dataset, plan = looked.dataset, checked.plan
+    skipped = f"<details class='lt-skipped'><summary>{count(len(dataset.skipped), 'finding')} in the folders</summary>"
+    parts = [
+        "<div class='lt-card'>",
+        heading("Found"),
+        _found_tiles(dataset),
+        _concept_table(dataset),
+        f"{skipped}{problem_list(dataset.skipped)}</details>" if dataset.skipped else "",
+        "</div>",
+        show_plan(plan) if plan else "",
+    ]
+    return f"<div data-lt-looked='{looked.number}'>{''.join(parts)}</div>"
+
+
+def _found_tiles(dataset: Dataset) -> str:
+    regularisation = sum(dataset.concepts[item.concept].is_regularisation for item in dataset.items)
+    captions = len({item.caption for item in dataset.items})
+    facts = [
+        ("pictures", f"{len(dataset.items) - regularisation:,}"),
+        ("regularisation", f"{regularisation:,}"),
+        ("different captions", f"{captions:,}"),
+        ("findings", f"{len(dataset.skipped):,}"),
+    ]
+    return tiles(fact for fact in facts if fact[1] != "0" or fact[0] == "pictures")
+
+
+def _concept_table(dataset: Dataset) -> str:
+    most = max(c.image_count * c.repeats for c in dataset.concepts)
+    rows = "".join(_concept_row(concept, most) for concept in dataset.concepts)
+    return (
+        "<table class='lt-table'><thead><tr><th>Folder</th><th class='lt-number'>Pictures</th>"
+        f"<th class='lt-number'>Repeats</th><th>Shown per epoch</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _concept_row(concept: ScannedConcept, most: int) -> str:
+    shown = concept.image_count * concept.repeats
+    name = text(concept.name) + (" <i class='lt-tag'>regularisation</i>" if concept.is_regularisation else "")
+    return (
+        f"<tr><td title='{text(concept.folder)}'>{name}</td><td class='lt-number'>{concept.image_count:,}</td>"
+        f"<td class='lt-number'>{concept.repeats:,}</td><td>{_bar(shown, most)}</td></tr>"
+    )
+
+
+def _bar(value: int, most: int) -> str:
+    width = 100 * value / max(most, 1)
+    return (
+        f"<span class='lt-bar'><span style='width:{width:.1f}%'></span></span><span class='lt-figure'>{value:,}</span>"
+    )
+
+
+def show_plan(plan: Plan) -> str:
+    """Steps, buckets and warnings, before anything heavy starts."""
+    facts = [
+        ("steps per epoch", f"{plan.steps_per_epoch:,}"),
+        ("epochs", f"{plan.epochs:,}"),
+        ("steps in all", f"{plan.total_steps:,}"),
+        ("pictures per step", f"{plan.batch_size * plan.accumulation:,}"),
+    ]
+    return "".join(
+        [
+            "<div class='lt-card'>",
+            heading("Plan"),
+            tiles(facts),
+            _bucket_chart(plan),
+            problem_list(plan.warnings),
+            "</div>",
+        ]
+    )
+
+
+def _bucket_chart(plan: Plan) -> str:
+    buckets = sorted(plan.buckets, key=lambda bucket: -bucket.sample_count)
+    most = max((bucket.sample_count for bucket in buckets), default=1)
+    rows = "".join(
+        f"<tr><td class='lt-nowrap'>{_shape(b.width, b.height)}{b.width} × {b.height}</td>"
+        f"<td class='lt-number'>{b.image_count:,}</td><td>{_bar(b.sample_count, most)}</td></tr>"
+        for b in buckets
+    )
+    return (
+        "<table class='lt-table'><thead><tr><th>Bucket</th><th class='lt-number'>Pictures</th>"
+        f"<th>Shown per epoch</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _shape(width: int, height: int) -> str:
+    """A little rectangle with the bucket's proportions."""
+    unit = 16 / max(width, height)
+    return f"<i class='lt-shape'><i style='width:{width * unit:.0f}px;height:{height * unit:.0f}px'></i></i>"
+
+
+def plan_sentence(plan: Plan | None) -> str:
+    """The plan in one line, for beside the Start button."""
+    if plan is None:
+        return "<p class='lt-faint'>Press Look in the Dataset panel to see the plan before you start.</p>"
+    pictures = count(len(plan.dataset.items), "picture")
+    total = count(plan.total_steps, "step")
+    return (
+        f"<p class='lt-plan'><b>{text(total)}</b><span>{text(pictures)} · {count(plan.epochs, 'epoch')} of "
+        f"{count(plan.steps_per_epoch, 'step')}</span></p>"
+    )

@@ -1,0 +1,26 @@
+"""The Monitor panel: places that the page's own JavaScript fills from one small JSON a second."""
+
+from __future__ import annotations
+
+from lib_lora_train.ui.markup import empty_state, heading
+from lib_lora_train.ui.widgets import build_html
+
+_NO_RUN = empty_state(
+    "Nothing is training", "Loss, samples and the log appear here while a run goes on, and stay after a reload."
+)
+
+
+def build_monitor_panel() -> None:
+    """Lay the panel out; nothing in it changes from the server's side."""
+    build_html(f"<div data-lt='no-run'>{_NO_RUN}</div>", "no_run")
+    build_html("<div data-lt='figures'></div>", "figures", classes=["lt-run-only"])
+    build_html(
+        f"<div class='lt-card'>{heading('Loss')}<div data-lt='chart'></div></div>", "loss", classes=["lt-run-only"]
+    )
+    build_html(
+        f"<div class='lt-card'>{heading('Samples', 'a row per epoch, a column per prompt')}"
+        "<div data-lt='samples'></div></div>",
+        "samples",
+        classes=["lt-run-only"],
+    )
+    build_html(f"<div class='lt-card'>{heading('Log')}<div data-lt='log'></div></div>", "log", classes=["lt-run-only"])

@@ -1,0 +1,156 @@
+"""The tab: its panels, and which button does what. The same in every webui and stand-alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lib_lora_train.errors import LoraTrainError, OutputError, Problem
+from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
+from lib_lora_train.ui.desk import Checked, Desk
+from lib_lora_train.ui.form import Form
+from lib_lora_train.ui.markup import problem_list
+from lib_lora_train.ui.monitor import build_monitor_panel
+from lib_lora_train.ui.results import build_results_panel
+from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked
+from lib_lora_train.ui.widgets import build_button, build_html, elem_id, on_click, on_load
+
+TITLE = "LoRA Train"
+_WELCOME = "<div data-lt='strip'></div>"
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """The line above all panels: what runs, how far it is, and its buttons."""
+
+    demo: Any
+    pause: Any
+    resume: Any
+    stop: Any
+    message: Any
+
+
+def build_tab(desk: Desk) -> Any:
+    """The whole tab as gradio Blocks."""
+    form = desk.draft()
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks, gr.Column(elem_id=elem_id("root")):
+        strip = _build_strip()
+        with gr.Tabs(elem_id=elem_id("panels")) as panels:
+            with gr.Tab("Dataset", id="dataset", elem_id=elem_id("dataset_panel")):
+                dataset = build_dataset_panel(form)
+            with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
+                train = build_train_panel(form)
+            with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):
+                build_monitor_panel()
+            with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")):
+                build_results_panel()
+        keep = build_button("Keep the form", "keep")  # pressed by the page's JavaScript a moment after a change
+        _Wiring(desk, strip, dataset, train).connect(blocks, panels, keep)
+    return blocks
+
+
+def _build_strip() -> _Strip:
+    with gr.Row(elem_id=elem_id("strip")):
+        build_html(_WELCOME, "state")
+        with gr.Row(elem_id=elem_id("actions")):
+            demo = build_button("Fill in the demo", "demo")
+            pause = build_button("Pause", "pause")
+            resume = build_button("Resume", "resume", variant="primary")
+            stop = build_button("Stop and keep", "stop", variant="stop")
+        message = build_html("", "message")
+    return _Strip(demo, pause, resume, stop, message)
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """The callbacks: each takes the form's values in order and returns what its outputs show."""
+
+    desk: Desk
+    strip: _Strip
+    dataset: DatasetPanel
+    train: TrainPanel
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {**self.dataset.fields, **self.train.fields}
+
+    def connect(self, blocks: Any, panels: Any, keep: Any) -> None:
+        inputs = list(self.fields.values())
+        shown = [self.dataset.found, self.train.checked]
+        on_load(blocks, self.restore, outputs=[*inputs, *shown])
+        on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
+        on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
+        on_click(keep, self.keep, inputs=inputs, outputs=shown)
+        on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
+        for button, command in self._commands():
+            on_click(button, _reported(command), inputs=[], outputs=[self.strip.message])
+
+    def _commands(self) -> Sequence[tuple[Any, Callable[[], None]]]:
+        runner = self.desk.runner
+        return (
+            (self.strip.pause, runner.pause),
+            (self.strip.resume, runner.resume),
+            (self.strip.stop, runner.stop),
+        )
+
+    def restore(self) -> list[Any]:
+        form = self.desk.draft()
+        return [*self._values(form), *self._shown(form)]
+
+    def fill_demo(self) -> list[Any]:
+        form = self.desk.demo_form()
+        return [*self._values(form), *self.look(*self._values(form))]
+
+    def look(self, *values: Any) -> list[str]:
+        form = self._form(values)
+        try:
+            self.desk.keep(form)
+            checked = self.desk.look(form)
+        except LoraTrainError as error:
+            found = f"<div class='lt-card'>{problem_list([Problem('error', '', str(error))])}</div>"
+            return [found, show_checked(self.desk.check(form))]
+        return [show_found(self.desk.looked, checked), show_checked(checked)]
+
+    def keep(self, *values: Any) -> list[str]:
+        form = self._form(values)
+        with contextlib.suppress(OutputError):  # a full disk is told by Look and Start, not at every key
+            self.desk.keep(form)
+        return self._shown(form)
+
+    def start(self, *values: Any) -> list[Any]:
+        checked = self.desk.start(self._form(values))
+        return [
+            show_checked(checked, started=checked.is_usable),
+            _selected("monitor" if checked.is_usable else "train"),
+        ]
+
+    def _shown(self, form: Form) -> list[str]:
+        checked: Checked = self.desk.check(form)
+        return [show_found(self.desk.looked, checked), show_checked(checked)]
+
+    def _form(self, values: Sequence[Any]) -> Form:
+        return dict(zip(self.fields, values, strict=True))
+
+    def _values(self, form: Form) -> list[Any]:
+        return [form[key] for key in self.fields]
+
+
+def _selected(panel: str) -> Any:
+    return gr.update(selected=panel)
+
+
+def _reported(command: Callable[[], None]) -> Callable[[], str]:
+    """`command` with its refusal, if any, as a line for the page."""
+
+    def run() -> str:
+        try:
+            command()
+        except LoraTrainError as error:
+            return problem_list([Problem("warning", "", str(error))])
+        return ""
+
+    return run

@@ -1,0 +1,100 @@
+"""The Train panel: every parameter by tier, and what stands against starting beside the button."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lib_lora_train.parameters import Group, Tier
+from lib_lora_train.ui.dataset import plan_sentence
+from lib_lora_train.ui.desk import Checked
+from lib_lora_train.ui.form import Field, Form, form_fields
+from lib_lora_train.ui.markup import heading, problem_list, text
+from lib_lora_train.ui.widgets import build_button, build_html, build_widget, elem_id, place_in_row
+
+_TITLES: Mapping[Group, str] = {
+    "model": "Model and file",
+    "output": "Model and file",
+    "data": "Pictures and captions",
+    "captions": "Pictures and captions",
+    "training": "Training",
+    "network": "Network",
+    "noise": "Noise and loss",
+    "samples": "Samples",
+}
+_ESSENTIAL_TITLES: Mapping[Group, str] = {**_TITLES, "data": "Training"}
+_TIERS: Mapping[Tier, str] = {
+    "essential": "Essential",
+    "beginner": "Beginner: worth knowing",
+    "advanced": "Advanced",
+}
+
+
+@dataclass(frozen=True)
+class TrainPanel:
+    """The panel's components."""
+
+    fields: Mapping[str, Any]
+    start: Any
+    checked: Any
+
+
+def build_train_panel(form: Form) -> TrainPanel:
+    """Lay the panel out with the form's values: essential parameters open, the others folded."""
+    fields: dict[str, Any] = {}
+    with gr.Row(elem_classes=["lt-columns"]):
+        with gr.Column(scale=3, min_width=300):
+            with gr.Column(elem_classes=["lt-card"]):
+                _add_tier(fields, form, "essential")
+            for tier in ("beginner", "advanced"):
+                with gr.Accordion(_TIERS[tier], open=False, elem_id=elem_id(tier), elem_classes=["lt-tier"]):
+                    _add_tier(fields, form, tier)
+        with gr.Column(scale=2, min_width=280, elem_classes=["lt-card", "lt-aside"]):
+            checked = build_html("", "checked")
+            start = build_button("Start training", "start", variant="primary")
+    build_html(_helps(), "helps", classes=["lt-hidden"])
+    return TrainPanel(fields, start, checked)
+
+
+def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
+    titles = _ESSENTIAL_TITLES if tier == "essential" else _TITLES
+    of_tier = [field for field in form_fields() if field.owner == "run" and field.parameter.tier == tier]
+    sections = {title: [f for f in of_tier if titles[f.parameter.group] == title] for title in titles.values()}
+    for number, (title, members) in enumerate(sections.items()):
+        if members:
+            build_html(heading(title), f"{tier}_{number}_heading")
+            with gr.Row(elem_classes=["lt-fields"]):
+                for field in sorted(members, key=place_in_row):
+                    fields[field.key] = build_widget(field, form[field.key])
+
+
+def _helps() -> str:
+    """Every parameter's whole help text, for the page's tooltips."""
+    helps = {elem_id(field.key): _tooltip(field) for field in form_fields()}
+    return f"<div data-lt='helps' data-helps='{text(json.dumps(helps, ensure_ascii=False))}'></div>"
+
+
+def _tooltip(field: Field) -> str:
+    parameter = field.parameter
+    kohya = f"\nkohya: {parameter.kohya}" if parameter.kohya else ""
+    limits = f"\n{parameter.low:g} … {parameter.high:g}" if parameter.low is not None and parameter.high else ""
+    return f"{parameter.help}{limits}{kohya}"
+
+
+def show_checked(checked: Checked, *, started: bool = False) -> str:
+    """The plan in a line, and everything that stands against or speaks about these settings."""
+    warnings = checked.plan.warnings if checked.plan else ()
+    problems = (*checked.problems, *warnings)
+    errors = sum(problem.level == "error" for problem in problems)
+    if started:
+        verdict = "<p class='lt-verdict lt-good'>Started. The Monitor shows how it goes.</p>"
+    elif errors:
+        stand = "1 thing stands" if errors == 1 else f"{errors} things stand"
+        verdict = f"<p class='lt-verdict lt-bad'>{stand} against starting.</p>"
+    else:
+        verdict = "<p class='lt-verdict lt-good'>Ready to start.</p>"
+    return f"{heading('Start')}{plan_sentence(checked.plan)}{verdict}{problem_list(problems)}"

@@ -1,0 +1,145 @@
+"""Captions to tokens to conditions, as the webuis do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import ldm_reference
+import pytest
+import torch
+from tiny_models import HEADS, tiny_model, tiny_tensors
+
+from lib_lora_train.errors import ModelError
+from lib_lora_train.models.family import Family
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.text import (
+    chunks_needed,
+    encode_text,
+    load_tokenizer,
+    size_condition,
+    split_chunks,
+    tokenize,
+)
+
+BEGIN, END, COMMA = 49406, 49407, 267
+CAPTION = "a red cat, sitting on a mat"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Family, DiffusionModel]:
+    return {family: tiny_model(family, shallow=False) for family in get_args(Family)}
+
+
+def test_tokenizer_is_clips() -> None:
+    """Ids of OpenAI's own tokenizer."""
+    ids = load_tokenizer(Path(__file__).parent.parent / "assets" / "tiny-sd" / "tokenizer")
+    assert ids("a photo of a cat")["input_ids"] == [BEGIN, 320, 1125, 539, 320, 2368, END]
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"vocab\.json and merges\.txt missing"):
+        load_tokenizer(tmp_path)
+
+
+def test_one_chunk_is_begin_words_end_padding(models: dict[Family, DiffusionModel]) -> None:
+    words = models["sd1"].tokenizers[0](CAPTION, add_special_tokens=False)["input_ids"]
+    rest = 75 - len(words)
+    (sd1,) = tokenize(models["sd1"], [CAPTION])
+    (sd2,) = tokenize(models["sd2"], [CAPTION])
+    assert sd1.tolist() == [[BEGIN, *words, END, *[END] * rest]]
+    assert sd2.tolist() == [[BEGIN, *words, END, *[0] * rest]]
+    first, second = tokenize(models["sdxl"], [CAPTION])
+    assert torch.equal(first, sd1) and torch.equal(second, sd2)
+
+
+def test_each_chunk_has_its_own_begin_and_end(models: dict[Family, DiffusionModel]) -> None:
+    (ids,) = tokenize(models["sd1"], ["cat " * 80, "dog"], 2)
+    assert ids.shape == (2, 154)
+    assert torch.all(ids[:, [0, 77]] == BEGIN) and torch.all(ids[:, [76, 153]] == END)
+    cat = 2368
+    assert torch.all(ids[0, 1:76] == cat) and torch.all(ids[0, 78:83] == cat) and ids[0, 83] == END
+    assert ids[1, 77:].tolist() == [BEGIN, *[END] * 76]
+
+
+def test_too_long_a_caption_is_cut(models: dict[Family, DiffusionModel]) -> None:
+    (ids,) = tokenize(models["sd1"], ["cat " * 200], 1)
+    assert ids.shape == (1, 77) and ids[0, -1] == END
+
+
+def test_chunks_needed_follow_the_longest_caption(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    assert chunks_needed(model, []) == 1
+    assert chunks_needed(model, ["", CAPTION]) == 1
+    assert chunks_needed(model, [CAPTION, "cat " * 76]) == 2
+    assert chunks_needed(model, ["cat " * 500]) == 3
+
+
+def test_a_chunk_ends_at_a_comma_rather_than_within_a_tag() -> None:
+    ids = [1] * 70 + [COMMA] + [2] * 20
+    assert [len(chunk) for chunk in split_chunks(ids, 2, COMMA)] == [71, 20]
+    assert [len(chunk) for chunk in split_chunks(ids, 1, COMMA)] == [75]  # nothing more is lost than must be
+    far = [1] * 40 + [COMMA] + [2] * 50
+    assert [len(chunk) for chunk in split_chunks(far, 2, COMMA)] == [75, 16]
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_clip_skip_counts_layers_from_the_end(
+    models: dict[Family, DiffusionModel], family: Family, clip_skip: int
+) -> None:
+    """SD2 never runs its last layer: there the count begins one layer earlier, as in the webuis."""
+    tensors = tiny_tensors(family)
+    (ids,) = tokenize(models[family], [CAPTION, ""])
+    with torch.no_grad():
+        ours = encode_text(models[family], [ids], clip_skip)
+    if family == "sd1":
+        prefix = "cond_stage_model.transformer.text_model."
+        states = ldm_reference.clip_states(tensors, prefix, ids, HEADS[family][0])
+        norm = ldm_reference.Weights(tensors, f"{prefix}final_layer_norm.")
+    else:
+        states = ldm_reference.open_clip_states(tensors, "cond_stage_model.model.", ids, HEADS[family][0])[:-1]
+        norm = ldm_reference.Weights(tensors, "cond_stage_model.model.ln_final.")
+    assert ours.pooled is None
+    # float32 through up to 23 layers in another order of sums
+    torch.testing.assert_close(ours.hidden, norm.layer_norm(states[-clip_skip]), rtol=1e-4, atol=2e-5)
+
+
+def test_sdxl_joins_two_encoders_and_pools_the_first_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model, tensors = models["sdxl"], tiny_tensors("sdxl")
+    ids = tokenize(model, [CAPTION, "dog " * 90], 2)
+    with torch.no_grad():
+        ours = encode_text(model, ids, 1)
+        assert torch.equal(ours.hidden, encode_text(model, ids, 7).hidden)  # clip skip is not for SDXL
+    assert ours.hidden.shape == (2, 154, 96) and ours.pooled is not None
+    first, second = (part.view(4, 77) for part in ids)
+    small = ldm_reference.clip_states(tensors, "conditioner.embedders.0.transformer.text_model.", first, 4)
+    big = ldm_reference.open_clip_states(tensors, "conditioner.embedders.1.model.", second, 4)
+    expected = torch.cat([small[-2], big[-2]], dim=-1).reshape(2, 154, 96)
+    # float32 through 31 layers without a norm at the end
+    torch.testing.assert_close(ours.hidden, expected, rtol=1e-4, atol=1e-4)
+    weights = ldm_reference.Weights(tensors, "conditioner.embedders.1.model.")
+    normed = (weights / "ln_final").layer_norm(big[-1])
+    ends = second.argmax(dim=-1)  # open_clip: the end token has the highest number
+    pooled = normed[torch.arange(4), ends] @ weights["text_projection"]
+    torch.testing.assert_close(ours.pooled, pooled[::2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_gradients_reach_adapters_on_the_text_encoders(models: dict[Family, DiffusionModel], family: Family) -> None:
+    model = models[family]
+    nudges = [torch.zeros((), requires_grad=True) for _ in model.text_encoders]
+    hooks = []
+    for encoder, nudge in zip(model.text_encoders, nudges, strict=True):
+        layer = next(module for name, module in encoder.named_modules() if name.endswith("layers.0.mlp.fc1"))
+        hooks.append(layer.register_forward_hook(lambda _m, _i, output, nudge=nudge: output + nudge))
+    condition = encode_text(model, tokenize(model, [CAPTION]), 2)
+    torch.autograd.backward(condition.hidden.square().mean())
+    for hook in hooks:
+        hook.remove()
+    assert all(nudge.grad is not None and nudge.grad != 0 for nudge in nudges)
+
+
+def test_size_condition_is_height_first() -> None:
+    sizes = size_condition([(512, 768), (1, 2)], [(0, 16), (3, 4)], [(512, 512), (5, 6)])
+    assert sizes.tolist() == [[512, 768, 0, 16, 512, 512], [1, 2, 3, 4, 5, 6]]

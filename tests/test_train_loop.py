@@ -1,0 +1,391 @@
+"""Promises of train/loop.py and train/state.py: what is told, when the model is free, and exact resuming."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from torch import Tensor
+from train_parts import OneModelHost, losses, random_latents, run_to_end, small_config, small_plan, started
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.errors import ConfigError, OutputError, TrainingError
+from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
+from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.train.control import Control
+from lib_lora_train.train.loop import Training, train
+from lib_lora_train.train.state import TrainState, load_state, write_state
+
+
+@cache
+def model(family: str = "sd1") -> DiffusionModel:
+    """One per family; `begun` takes the adapter off again."""
+    return tiny_model(family)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _remove_adapters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    live: list[Training] = []
+    monkeypatch.setattr("test_train_loop._live", live)
+    yield
+    for training in live:
+        training.adapter.remove()
+
+
+_live: list[Training] = []
+
+
+def begun(
+    config: TrainConfig, *, family: str = "sd1", plan: Plan | None = None, state: TrainState | None = None
+) -> Training:
+    """A run whose adapter leaves the model before the next one begins, and after the test."""
+    for training in _live:
+        training.adapter.remove()
+    _live[:] = [started(model(family), config, plan=plan, state=state)]
+    return _live[0]
+
+
+def numbers(training: Training) -> Tensor:
+    """All that was learnt, as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in training.parameters])
+
+
+def steps_told(events: list[Event]) -> list[int]:
+    """Numbers of the steps in order."""
+    return [event.step for event in events if isinstance(event, StepDone)]
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+def test_every_step_and_epoch_is_told_in_order() -> None:
+    events = run_to_end(begun(small_config(epochs=2)), model())
+    assert steps_told(events) == list(range(1, 9))
+    told = [event for event in events if isinstance(event, (StepDone, EpochDone))]
+    assert [type(event) for event in told] == ([StepDone] * 4 + [EpochDone]) * 2
+    assert [(e.epoch, e.step) for e in events if isinstance(e, EpochDone)] == [(1, 4), (2, 8)]
+    assert events[-2] == Progress("train", 8, 8)
+
+
+def test_epoch_loss_is_the_mean_of_its_steps() -> None:
+    events = run_to_end(begun(small_config(epochs=2)), model())
+    means = [event.mean_loss for event in events if isinstance(event, EpochDone)]
+    told = losses(events)
+    assert means == pytest.approx([sum(told[:4]) / 4, sum(told[4:]) / 4])
+
+
+def test_max_steps_ends_within_an_epoch() -> None:
+    events = run_to_end(begun(small_config(epochs=5, max_steps=6)), model())
+    assert steps_told(events) == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events[-1], EpochDone) and events[-1].epoch == 2
+
+
+def test_learning_rates_follow_warmup_and_groups() -> None:
+    config = small_config(epochs=1, lr_schedule="constant", warmup=2.0, text_encoder_lr=1e-4)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
+    assert [rate["unet"] for rate in rates] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
+    assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_one_batch_is_learnt_by_heart(family: str) -> None:
+    """Same pictures, noise and timesteps each step: the loss must fall by a third in 25 steps."""
+    config = small_config(batch_size=4, rank=16, learning_rate=3e-3, lr_schedule="constant", epochs=1)
+    training = begun(config, family=family)
+    micro_batch = _first_micro_batch(training)
+    from lib_lora_train.train.loop import _take_step
+
+    told = [float(_take_step(training, model(family), [micro_batch])[0].numbers[0]) for _ in range(25)]
+    assert told[-1] < 0.67 * told[0]
+
+
+def _first_micro_batch(training: Training) -> Any:
+    from lib_lora_train.data.plan import epoch_steps
+
+    return epoch_steps(training.plan, 0, 1)[0][0]
+
+
+def test_only_the_adapter_changes() -> None:
+    before = {name: value.clone() for name, value in model().unet.state_dict().items()}
+    training = begun(small_config(epochs=1))
+    start = numbers(training)
+    run_to_end(training, model())
+    assert not torch.equal(numbers(training), start)
+    training.adapter.remove()
+    _live.clear()
+    after = model().unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- turns and control --------------------------------------------------------------------------
+
+
+def test_one_step_per_turn_while_somebody_waits() -> None:
+    host = OneModelHost(model(), wanted=True)
+    list(train(begun(small_config(epochs=1)), host=host, control=Control()))
+    assert host.turns == 4
+
+
+def test_turns_are_short_where_nobody_waits() -> None:
+    host = OneModelHost(model())
+    list(train(begun(small_config(epochs=1, rank=1)), host=host, control=Control()))
+    assert 1 <= host.turns <= 4
+
+
+def test_the_model_is_free_whenever_something_is_told() -> None:
+    host = OneModelHost(model())
+    for _ in train(begun(small_config(epochs=1)), host=host, control=Control()):
+        assert not host.is_leased
+
+
+def test_turns_do_not_change_the_result() -> None:
+    config = small_config(epochs=1)
+    long, short = begun(config), None
+    run_to_end(long, model())
+    expected = numbers(long)
+    short = begun(config)
+    run_to_end(short, model(), wanted=True)
+    assert torch.equal(numbers(short), expected)
+
+
+def test_stop_ends_after_the_step_and_keeps_what_was_learnt() -> None:
+    control = Control()
+    training = begun(small_config())
+    events = []
+    for event in train(training, host=OneModelHost(model(), wanted=True), control=control):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            control.stop()
+    assert steps_told(events) == [1, 2, 3]
+    assert events[-1] == StateChanged("stopping")
+    assert not any(isinstance(event, EpochDone) for event in events)
+    assert training.step == 3
+
+
+def test_a_paused_run_waits_without_the_model_and_goes_on() -> None:
+    control = Control()
+    host = OneModelHost(model(), wanted=True)
+    seen: list[Event] = []
+    paused = threading.Event()
+
+    def resume_later() -> None:
+        paused.wait(timeout=20)
+        assert not host.is_leased
+        control.resume()
+
+    waker = threading.Thread(target=resume_later)
+    waker.start()
+    for event in train(begun(small_config(epochs=1)), host=host, control=control):
+        seen.append(event)
+        if isinstance(event, StepDone) and event.step == 2:
+            control.pause()
+        if event == StateChanged("paused"):
+            paused.set()
+    waker.join()
+    states = [event.state for event in seen if isinstance(event, StateChanged)]
+    assert states[0] == "paused" and states[-1] == "running"
+    assert steps_told(seen) == [1, 2, 3, 4]
+
+
+def test_saving_can_be_asked_for_in_a_pause() -> None:
+    control = Control()
+    control.pause()
+    events = train(begun(small_config(epochs=1)), host=OneModelHost(model()), control=control)
+    assert next(events) == StateChanged("paused")
+    control.save_now()
+    assert next(events) == StateChanged("paused")
+    assert control.take_save()
+    control.stop()
+    assert next(events) == StateChanged("stopping")
+
+
+# --- trouble ------------------------------------------------------------------------------------
+
+
+def broken_latents(plan: Plan, item: int) -> LatentStore:
+    """One picture's latents are not numbers."""
+    good = random_latents(plan)
+    entries: dict[int, Posterior | Path] = {number: good[number] for number in range(len(plan.placements))}
+    entries[item] = Posterior(good[item].mean * float("nan"), good[item].std)
+    return LatentStore(entries, frozenset())
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
+    config = small_config(epochs=1, batch_size=1)
+    plan = small_plan(config)
+    training = begun(config, plan=plan)
+    training.latents = broken_latents(plan, 0)
+    good: list[Tensor] = []
+    with pytest.raises(TrainingError, match=r"Step \d+: the loss is not a number any more.*Lower the learning rate"):
+        for event in train(training, host=OneModelHost(model(), wanted=True), control=Control()):
+            if isinstance(event, Progress):
+                good.append(numbers(training))
+    assert numbers(training).isfinite().all()
+    assert torch.equal(numbers(training), good[-1])
+
+
+def test_a_step_without_usable_pictures_is_passed_over() -> None:
+    config = small_config(epochs=1, batch_size=1)
+    plan = small_plan(config)
+    training = begun(config, plan=plan)
+    full = training.latents
+    training.latents = LatentStore({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
+    events = run_to_end(training, model())
+    assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing picture
+    assert training.step == 8
+    assert numbers(training).isfinite().all()
+
+
+def test_full_memory_is_told_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr("lib_lora_train.train.loop.batch_loss", no_memory)
+    with pytest.raises(TrainingError, match="Step 1: the graphics card's memory is full.*gradient_checkpointing"):
+        run_to_end(begun(small_config()), model())
+
+
+# --- state --------------------------------------------------------------------------------------
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 1,
+    "gradient_accumulation": 3,
+    "shuffle_captions": True,
+    "caption_dropout": 0.3,
+    "noise_offset": 0.05,
+    "min_snr_gamma": 5.0,
+    "warmup": 2.0,
+    "optimizer": "Prodigy",
+    "optimizer_args": "weight_decay=0.01 safeguard_warmup=True d0=1e-5",
+    "learning_rate": 1.0,
+}
+
+
+def interrupted_and_resumed(config: TrainConfig, after: int, path: Path, **parts: Any) -> tuple[Training, list[float]]:
+    """The finished run, and all losses, of a run that was stopped, written, and begun again from its file."""
+    control = Control()
+    first = begun(config, plan=small_plan(config, **parts))
+    events: list[Event] = []
+    for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == after:
+            control.stop()
+    write_state(path, first.state())
+    second = begun(config, plan=small_plan(config, **parts), state=load_state(path))
+    events += run_to_end(second, model())
+    return second, losses(events)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"optimizer": "AdamW", "optimizer_args": "", "learning_rate": 1e-3},
+        {"text_encoder_lr": 0.5},
+        {"train_text_encoder": False},
+    ],
+    ids=["prodigy", "adamw", "unlike-rates", "unet-only"],
+)
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, with everything that draws, counts or remembers switched on."""
+    config = small_config(**{**EVERYTHING, **changed})
+    parts: dict[str, Any] = {"sizes": [(64, 64), (64, 64), (128, 64), (64, 64)], "regularisation": 1}
+    whole = begun(config, plan=small_plan(config, **parts))
+    expected_losses = losses(run_to_end(whole, model()))
+    expected, expected_state = numbers(whole), whole.state()
+    assert whole.plan.steps_per_epoch > 2
+    resumed, told = interrupted_and_resumed(config, 2, tmp_path / "state.pt", **parts)
+    assert told == expected_losses
+    assert torch.equal(numbers(resumed), expected)
+    assert _flat(resumed.state().optimizer) == _flat(expected_state.optimizer)
+
+
+def _flat(tree: Any) -> list[Any]:
+    """All leaves of a nest, tensors as lists."""
+    if isinstance(tree, Tensor):
+        return [tree.tolist()]
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in _flat(tree[key])]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in _flat(value)]
+    return [tree]
+
+
+def test_epoch_mean_survives_an_interruption(tmp_path: Path) -> None:
+    config = small_config(epochs=1)
+    expected = run_to_end(begun(config), model())[-1]
+    control = Control()
+    first = begun(config)
+    for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
+        if isinstance(event, StepDone) and event.step == 2:
+            control.stop()
+    write_state(tmp_path / "s", first.state())
+    assert run_to_end(begun(config, state=load_state(tmp_path / "s")), model())[-1] == expected
+
+
+def test_a_state_does_not_change_with_the_run_it_came_from() -> None:
+    training = begun(small_config(epochs=1))
+    state = training.state()
+    before = state.parameters["unet"][0].clone()
+    run_to_end(training, model())
+    assert torch.equal(state.parameters["unet"][0], before)
+
+
+def test_another_runs_state_is_refused_with_every_difference() -> None:
+    config = small_config()
+    state = begun(config).state()
+    other = config.replace(rank=8, seed=7, output_name="else", epochs=9)
+    with pytest.raises(ConfigError) as raised:
+        begun(other, plan=small_plan(other, captions=["new"]), state=state)
+    assert {problem.where for problem in raised.value.problems} == {"rank", "seed", "concepts"}
+
+
+def test_a_finished_run_can_be_extended() -> None:
+    first = begun(small_config(epochs=1, lr_schedule="constant"))
+    run_to_end(first, model())
+    longer = begun(small_config(epochs=2, lr_schedule="constant"), state=first.state())
+    assert steps_told(run_to_end(longer, model())) == [5, 6, 7, 8]
+    straight = begun(small_config(epochs=2, lr_schedule="constant"))
+    expected = numbers(longer).clone()
+    run_to_end(straight, model())
+    assert torch.equal(numbers(straight), expected)
+
+
+def test_damaged_missing_and_foreign_states_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="there is no such"):
+        load_state(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"not a state")
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_state(tmp_path / "bad.pt")
+    torch.save({"x": 1}, tmp_path / "other.pt")
+    with pytest.raises(TrainingError, match="of this version"):
+        load_state(tmp_path / "other.pt")
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = begun(small_config())
+    path = tmp_path / "state.pt"
+    write_state(path, training.state())
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_state(path, training.state())
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]

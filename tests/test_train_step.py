@@ -1,0 +1,191 @@
+"""Promises of train/step.py and train/conditions.py."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from torch import Tensor
+from train_parts import adapted, random_latents, small_config, small_plan
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.plan import MicroBatch
+from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.text import encode_text, tokenize
+from lib_lora_train.train.conditions import Recent, TextConditions
+from lib_lora_train.train.loop import checkpointing
+from lib_lora_train.train.step import Batch, batch_loss, draw_batch, size_conditions
+
+
+@cache
+def model(family: str = "sd1") -> DiffusionModel:
+    """One per family; every test takes its adapter off again."""
+    return tiny_model(family)  # type: ignore[arg-type]
+
+
+def drawn(config: TrainConfig, micro_batch: MicroBatch, family: str = "sd1", **plan: Any) -> Batch:
+    """A micro-batch of the small plan."""
+    small = small_plan(config, **plan)
+    batch = draw_batch(micro_batch, small, random_latents(small), config=config, model=model(family))
+    assert batch is not None
+    return batch
+
+
+WHOLE = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_the_same_in_every_batch() -> None:
+    config = small_config(shuffle_captions=True, caption_dropout=0.3, noise_offset=0.1)
+    whole = drawn(config, WHOLE)
+    alone = drawn(config, MicroBatch(64, 64, (2,), (12,)))
+    for name in ("latents", "noise", "timesteps", "prior", "sizes"):
+        assert torch.equal(getattr(whole, name)[2:3], getattr(alone, name)), name
+    assert whole.captions[2] == alone.captions[0]
+
+
+def test_a_picture_shown_again_gets_new_randomness() -> None:
+    config = small_config()
+    twice = drawn(config, MicroBatch(64, 64, (1, 1), (5, 6)))
+    for values in (twice.latents, twice.noise):
+        assert not torch.equal(values[0], values[1])
+
+
+def test_pictures_that_could_not_be_encoded_are_left_out() -> None:
+    config = small_config()
+    plan = small_plan(config)
+    full = random_latents(plan)
+    partial = LatentStore({0: full[0], 2: full[2]}, frozenset({1, 3}))
+    batch = draw_batch(WHOLE, plan, partial, config=config, model=model())
+    assert batch is not None
+    assert batch.timesteps.tolist() == drawn(config, WHOLE).timesteps[[0, 2]].tolist()
+    assert draw_batch(MicroBatch(64, 64, (1, 3), (0, 1)), plan, partial, config=config, model=model()) is None
+
+
+def test_prior_weight_is_given_to_regularisation_pictures() -> None:
+    batch = drawn(small_config(prior_loss_weight=0.25), WHOLE, regularisation=1)
+    assert batch.prior.tolist() == [1.0, 1.0, 1.0, 0.25]
+
+
+def test_size_conditions_tell_the_crop_that_was_made() -> None:
+    """A 200×100 picture in a 64×64 bucket: resized to 128×64, then 32 px cut from each side."""
+    plan = small_plan(small_config(enable_buckets=False), sizes=[(200, 100), (64, 64)])
+    assert size_conditions(plan, [0, 1]).tolist() == [[100, 200, 0, 32, 64, 64], [64, 64, 0, 0, 64, 64]]
+
+
+# --- the loss -----------------------------------------------------------------------------------
+
+
+def gradients(config: TrainConfig, parts: list[MicroBatch], family: str = "sd1", **plan: Any) -> tuple[float, Tensor]:
+    """Loss and all gradients of one optimiser step over these micro-batches, LoRA on UNet and text encoder."""
+    adapter = adapted(model(family), config)
+    with torch.no_grad():  # away from the start, where half of the gradients are zero
+        for name, (parameter,) in adapter.groups.items():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    conditions = TextConditions(trained=True, clip_skip=1)
+    total, count = 0.0, sum(len(part.items) for part in parts)
+    for part in parts:
+        batch = drawn(config, part, family, **plan)
+        condition = conditions.of(model(family), batch.captions)
+        loss = batch_loss(model(family), batch, condition, min_snr_gamma=config.min_snr_gamma) / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    found = torch.cat([p.grad for (p,) in adapter.groups.values() if p.grad is not None])
+    adapter.remove()
+    return total, found
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_accumulated_micro_batches_equal_one_large_batch(family: str) -> None:
+    """Micro-batches of 3 and 1: each sample must weigh the same, not each micro-batch."""
+    config = small_config(min_snr_gamma=5.0, prior_loss_weight=0.5)
+    small = [MicroBatch(64, 64, (0, 1, 2), (10, 11, 12)), MicroBatch(64, 64, (3,), (13,))]
+    large, many = (gradients(config, parts, family, regularisation=1) for parts in ([WHOLE], small))
+    assert many[0] == pytest.approx(large[0], rel=1e-5)
+    # float32 sums in another order
+    assert float((many[1] - large[1]).norm() / large[1].norm()) < 1e-4
+
+
+def test_min_snr_and_prior_weight_change_the_loss() -> None:
+    plain, _ = gradients(small_config(), [WHOLE], regularisation=2)
+    weighted, _ = gradients(small_config(min_snr_gamma=1.0), [WHOLE], regularisation=2)
+    less_prior, _ = gradients(small_config(prior_loss_weight=0.1), [WHOLE], regularisation=2)
+    assert weighted < plain
+    assert less_prior < plain
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+    plain_loss, plain = gradients(small_config(), [WHOLE])
+    with checkpointing(model().unet, True):
+        assert model().unet.is_gradient_checkpointing
+        loss, found = gradients(small_config(), [WHOLE])
+    assert not model().unet.is_gradient_checkpointing and not model().unet.training
+    assert loss == plain_loss
+    assert float((found - plain).norm() / plain.norm()) < 1e-5
+
+
+# --- text conditions ----------------------------------------------------------------------------
+
+
+def encoded(captions: list[str], family: str = "sd1", chunks: int = 1) -> Tensor:
+    """Without any cache."""
+    with torch.no_grad():
+        return encode_text(model(family), tokenize(model(family), captions, chunks), 2).hidden
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_conditions_are_the_encoders_output(trained: bool, family: str) -> None:
+    """An empty caption (dropped) is encoded too; a repeated one comes at all its places."""
+    captions = ["a cat", "", "a dog", "a cat"]
+    conditions = TextConditions(trained=trained, clip_skip=2)
+    for _ in range(2):  # fresh and kept
+        found = conditions.of(model(family), captions)
+        assert torch.allclose(found.hidden, encoded(captions, family), atol=1e-5)
+        assert (found.pooled is not None) == (family == "sdxl")
+
+
+def test_a_kept_condition_does_not_depend_on_its_neighbours() -> None:
+    alone = TextConditions(trained=False, clip_skip=1).of(model(), ["a dog"])
+    among = TextConditions(trained=False, clip_skip=1).of(model(), ["", "a cat, sitting", "a dog"])
+    assert torch.equal(alone.hidden[0], among.hidden[2])
+
+
+def test_kept_conditions_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = TextConditions(trained=False, clip_skip=1)
+    conditions.of(model(), ["a cat", "a dog"])
+    monkeypatch.setattr("lib_lora_train.train.conditions.encode_text", None)
+    conditions.of(model(), ["a dog", "a cat", "a dog"])
+
+
+def test_long_captions_lengthen_their_batch_only() -> None:
+    long = ", ".join(["word"] * 60)
+    conditions = TextConditions(trained=False, clip_skip=2)
+    both = conditions.of(model(), [long, "a cat"])
+    assert both.hidden.shape[1] == 154
+    assert torch.allclose(both.hidden, encoded([long, "a cat"], chunks=2), atol=1e-5)
+    assert conditions.of(model(), ["a cat"]).hidden.shape[1] == 77
+
+
+def test_trained_text_encoders_get_gradients_frozen_ones_do_not() -> None:
+    adapter = adapted(model(), small_config())
+    try:
+        assert TextConditions(trained=True, clip_skip=1).of(model(), ["a"]).hidden.requires_grad
+        assert not TextConditions(trained=False, clip_skip=1).of(model(), ["a"]).hidden.requires_grad
+    finally:
+        adapter.remove()
+
+
+def test_recent_forgets_the_least_recently_used() -> None:
+    recent: Recent[str] = Recent(2)
+    recent.put("a", "A")
+    recent.put("b", "B")
+    recent.get("a")
+    recent.put("c", "C")
+    assert [recent.get(key) for key in "abc"] == ["A", None, "C"]

@@ -1,0 +1,202 @@
+"""The tab in a real browser: the demo is trained from it, watched, paused, reloaded and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+_START_SECONDS = 90  # PyTorch and gradio are imported on a busy machine with two cores
+_SHOW_MS = 15_000  # one poll of the page is a second; the rest is for the same machine
+_RUN_MS = 120_000  # model loaded, pictures encoded, first samples drawn
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The stand-alone app in a process of its own, with an empty home."""
+    home = tmp_path_factory.mktemp("home")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import sys; from pathlib import Path; from lib_lora_train.ui.app import serve;"
+        "serve(port=int(sys.argv[1]), home=Path(sys.argv[2]), open_browser=False)"
+    )
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, str(port), str(home)],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            yield wait_for(f"http://127.0.0.1:{port}/", server, home / "server.log")
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> str:
+    """The address, once it answers."""
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}lora-train/v1/status", timeout=5):
+                return address
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"the app did not start:\n{log.read_text(encoding='utf-8', errors='replace')}")
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """An empty page; whatever its JavaScript throws fails the test."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    thrown: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(_SHOW_MS)
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        yield page
+        browser.close()
+    assert thrown == []
+
+
+def open_tab(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector("#lora_train_root .lt-pill")
+
+
+def show(page: Any, panel: str) -> None:
+    page.get_by_role("tab", name=panel, exact=True).click()
+
+
+def pill(page: Any, text: str, *, timeout_ms: int = _SHOW_MS) -> None:
+    """Wait until the strip says this state."""
+    page.locator(".lt-pill", has_text=text).wait_for(timeout=timeout_ms)
+
+
+def status(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{address}lora-train/v1/status?since=0&after=0", timeout=10) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def fill(page: Any, field: str, text: str) -> None:
+    box = page.locator(f"#lora_train_{field}").locator("input, textarea").first
+    box.fill(text)
+    box.blur()
+
+
+def test_nothing_to_train_on_is_told_beside_the_button(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Train")
+    page.click("#lora_train_start")
+    page.wait_for_selector("#lora_train_checked .lt-problems .lt-error")
+    assert status(address)["run"] is None
+
+
+def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -> None:
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    show(page, "Train")
+    fill(page, "rank", "0")
+    fill(page, "learning_rate", "much")
+    page.wait_for_selector("#lora_train_rank[data-lt-problem='lt-error']")  # kept and judged without any click
+    page.wait_for_selector("#lora_train_learning_rate[data-lt-problem='lt-error']")
+    page.click("#lora_train_start")
+    page.wait_for_timeout(500)
+    assert status(address)["run"] is None
+
+
+def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Path) -> None:
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    assert page.locator(".lt-gallery figcaption", has_text="zorp").count() > 0
+    show(page, "Train")
+    page.locator("#lora_train_advanced").get_by_text("Advanced", exact=True).click()
+    fill(page, "sample_steps", "2")
+    fill(page, "epochs", "50")
+    fill(page, "output_name", "from-the-tab")
+    page.click("#lora_train_start")
+    pill(page, "Running")
+    assert page.get_by_role("tab", name="Monitor", exact=True).get_attribute("aria-selected") == "true"
+    page.wait_for_selector(".lt-chart .lt-smooth", timeout=_RUN_MS)
+    page.wait_for_selector("#lora_train_samples .lt-thumb img")
+
+    page.reload()  # the run is taken up again, with its curve; the form is as it was
+    pill(page, "Running")
+    show(page, "Train")
+    assert page.locator("#lora_train_output_name").locator("input, textarea").first.input_value() == "from-the-tab"
+    show(page, "Monitor")
+    page.wait_for_selector(".lt-chart .lt-smooth")
+
+    page.click("#lora_train_pause")
+    pill(page, "Paused")
+    step = status(address)["step"]
+    page.wait_for_timeout(1500)
+    assert status(address)["step"] == step
+    page.click("#lora_train_resume")
+    pill(page, "Running")
+    end = time.monotonic() + 30
+    while status(address)["step"] <= step and time.monotonic() < end:
+        time.sleep(0.2)
+    assert status(address)["step"] > step
+
+    page.click("#lora_train_stop")
+    pill(page, "Stopped", timeout_ms=_RUN_MS)
+    page.screenshot(path=tmp_path / "monitor.png", full_page=True)
+    show(page, "Results")
+    page.wait_for_selector("#lora_train_files td.lt-file")
+    page.wait_for_selector("#lora_train_grid img")
+    page.click("#lora_train_grid button")
+    page.wait_for_selector("#lora_train_view img")
+    page.keyboard.press("Escape")
+    assert page.locator("#lora_train_view").count() == 0
+    page.screenshot(path=tmp_path / "results.png", full_page=True)
+
+
+def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Monitor")
+    page.locator("#lora_train_samples .lt-thumb").first.click()
+    large = page.locator("#lora_train_view img")
+    first = large.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert large.get_attribute("src") != first
+    page.keyboard.press("ArrowLeft")
+    assert large.get_attribute("src") == first
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
+    page.set_viewport_size({"width": 480, "height": 900})
+    open_tab(page, f"{address}?__theme={theme}")
+    for panel in ("Dataset", "Train", "Monitor", "Results"):
+        show(page, panel)
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 480

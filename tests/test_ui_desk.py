@@ -1,0 +1,101 @@
+"""The desk: what every page sees, before, during and after a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from ui_stand_ins import open_small_desk
+
+from lib_lora_train.errors import DataError
+from lib_lora_train.ui.desk import PICTURES_PER_PAGE
+from lib_lora_train.ui.form import fill_form
+
+
+def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path, pictures=4)
+    form = desk.demo_form()
+    assert desk.check(form).plan is None
+    first = desk.look(form).plan
+    assert first is not None
+    assert len(first.dataset.items) == 4
+    more = desk.check({**form, "epochs": 20}).plan
+    assert more is not None
+    assert more.total_steps == 2 * first.total_steps
+
+
+def test_another_folder_is_another_data_set(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    form = desk.demo_form()
+    desk.look(form)
+    assert desk.check({**form, "concept_trigger": "other"}).plan is None
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    with pytest.raises(DataError, match="nowhere"):
+        desk.look({**desk.demo_form(), "concept_folder": str(tmp_path / "nowhere")})
+
+
+def test_nothing_starts_while_something_stands_against_it(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    checked = desk.start({**desk.demo_form(), "rank": 0, "learning_rate": "much"})
+    assert not checked.is_usable
+    assert runner.started == []
+
+
+def test_a_start_runs_the_form_and_keeps_it(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    form = {**desk.demo_form(), "epochs": 3}
+    assert desk.start(form).is_usable
+    assert runner.started[0].epochs == 3
+    assert desk.draft() == form
+
+
+def test_the_runners_refusal_stands_beside_the_button(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    runner.is_busy = True
+    assert "already running" in desk.start(desk.demo_form()).problems[-1].message
+
+
+def test_a_page_that_knows_a_part_gets_only_the_rest(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    runner.losses = [(step, 0.1) for step in range(1, 51)]
+    runner.events = [{"kind": "EpochDone", "epoch": n, "step": n, "mean_loss": 0.1} for n in range(5)]
+    status = desk.status(since=3, after=48)
+    assert [step for step, _ in status["loss"]] == [49, 50]
+    assert [step for step, _ in status["learning_rates"]["unet"]] == [49, 50]
+    assert len(status["events"]) == 2
+
+
+def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    runner.losses = [(step, 0.1) for step in range(1, 10_001)]
+    assert len(desk.status(since=0, after=0)["loss"]) <= 1000
+
+
+def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    runner.losses = [(1, math.nan), (2, math.inf)]
+    status = desk.status(since=0, after=0)
+    assert status["loss"] == [[1, None], [2, None]]
+    json.dumps(status, allow_nan=False)
+
+
+def test_pictures_come_in_pages(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path, pictures=PICTURES_PER_PAGE + 5)
+    assert desk.pictures(0)["total"] == 0
+    desk.look(desk.demo_form())
+    first, last = desk.pictures(0), desk.pictures(99)
+    assert (len(first["pictures"]), len(last["pictures"])) == (PICTURES_PER_PAGE, 5)
+    assert (last["page"], last["pages"]) == (1, 2)
+    assert first["pictures"][7]["caption"] == "zkw, picture 7"
+
+
+def test_every_form_value_can_be_kept(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    assert desk.draft() == fill_form(type(desk.check(desk.draft()).config)())
+    desk.keep(desk.demo_form())
+    assert desk.draft() == desk.demo_form()

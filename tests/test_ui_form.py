@@ -1,0 +1,78 @@
+"""The form holds every parameter, loses nothing, and names every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.parameters import parameters_of
+from lib_lora_train.ui.form import fill_form, form_fields, load_draft, number_text, read_form, save_draft
+
+
+def test_every_parameter_has_exactly_one_field() -> None:
+    keys = [field.key for field in form_fields()]
+    names = {parameter.name for parameter in parameters_of(TrainConfig)}
+    concept = {f"concept_{parameter.name}" for parameter in parameters_of(Concept)} - {"concept_is_regularisation"}
+    assert len(keys) == len(set(keys))
+    assert set(keys) == names | concept | {"regularisation_folder", "regularisation_repeats"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(concepts=(Concept("/pictures"),)),
+        TrainConfig(
+            concepts=(
+                Concept("/pictures", repeats=7, trigger="zkw", class_word="cat"),
+                Concept("/others", repeats=2, is_regularisation=True),
+            ),
+            alpha=0.5,
+            learning_rate=5e-5,
+            text_encoder_lr=1.25e-5,
+            sample_prompts=("zkw --d 1", "a tree"),
+            make_grid=False,
+            optimizer="Prodigy",
+            seed=2**53,
+        ),
+    ],
+)
+def test_a_config_goes_through_the_form_unchanged(config: TrainConfig) -> None:
+    assert read_form(fill_form(config))[0] == config
+
+
+def test_all_problems_are_named_at_once() -> None:
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concept_repeats": "often"}
+    problems = read_form({**form, "concept_folder": "/pictures"})[1]
+    assert {"learning_rate", "rank", "concepts[1].repeats"} <= {p.where for p in problems if p.level == "error"}
+
+
+def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
+    config, problems = read_form(fill_form(TrainConfig()))
+    assert config.concepts == ()
+    assert any(problem.level == "error" and problem.where.startswith("concepts") for problem in problems)
+
+
+def test_the_draft_survives_with_values_that_cannot_be_used(tmp_path: Path) -> None:
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "concept_trigger": "ż-кот"}
+    save_draft(tmp_path / "home", form)
+    assert load_draft(tmp_path / "home") == form
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_draft_is_no_draft(tmp_path: Path, content: str) -> None:
+    (tmp_path / "draft.json").write_text(content, encoding="utf-8")
+    assert load_draft(tmp_path) is None
+
+
+def test_an_old_draft_gets_the_defaults_of_new_parameters(tmp_path: Path) -> None:
+    (tmp_path / "draft.json").write_text('{"rank": 8, "gone": 1}', encoding="utf-8")
+    assert load_draft(tmp_path) == {**fill_form(TrainConfig()), "rank": 8}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (5.5e-5, "5.5e-5"), (0.05, "0.05"), (16.0, "16"), (0.0, "0"), (1.0, "1")]
+)
+def test_numbers_are_written_as_people_of_the_field_do(value: float, text: str) -> None:
+    assert number_text(value) == text

@@ -1,0 +1,111 @@
+"""The demo's concept: a drawn creature that no training picture contains.
+
+Teal body, magenta belly and cheeks, two yellow horns, big white eyes. Teal and magenta
+are absent from the training palette, so colour alone tells whether a LoRA has learnt it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .scenes import COLOURS, SIZE_PX, Drawings, Thing, draw_backdrop, with_article
+
+TRIGGER = "zorp"
+TEAL, MAGENTA, YELLOW = (18, 178, 170), (222, 32, 140), (255, 208, 40)
+DARK_TEAL, INK, WHITE = (10, 122, 122), (26, 24, 40), (255, 255, 255)
+SIZE_WORDS = {"small": 0.5, "": 0.66, "large": 0.84}
+PLACES = {"": 0.5, "on the left": 0.34, "on the right": 0.66}
+
+
+@dataclass(frozen=True)
+class MascotScene:
+    """One mascot picture before it is drawn."""
+
+    background: str
+    size_word: str = ""
+    place: str = ""
+    flipped: bool = False
+    companion: Thing | None = None
+    jitter: tuple[float, float] = (0.0, 0.0)
+
+
+def draw_mascot(size_px: int) -> Image.Image:
+    """The mascot as an anti-aliased RGBA picture that fills a ``size_px`` square."""
+    side = 512
+    picture = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(picture)
+    draw.polygon([(92, 170), (60, 8), (212, 104)], fill=YELLOW)
+    draw.polygon([(420, 170), (452, 8), (300, 104)], fill=YELLOW)
+    for x in (150, 282):
+        draw.ellipse((x - 16, 430, x + 96, 510), fill=DARK_TEAL)
+    draw.ellipse((6, 250, 110, 350), fill=DARK_TEAL)
+    draw.ellipse((402, 210, 506, 310), fill=DARK_TEAL)
+    draw.rounded_rectangle((56, 80, 456, 484), radius=180, fill=TEAL)
+    draw.ellipse((138, 296, 374, 476), fill=MAGENTA)
+    for x in (170, 342):
+        draw.ellipse((x - 68, 132, x + 68, 268), fill=WHITE)
+        draw.ellipse((x - 28, 172, x + 40, 240), fill=INK)
+    draw.arc((216, 236, 296, 292), 10, 170, fill=INK, width=14)
+    return picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def render_mascot_scene(scene: MascotScene, drawings: Drawings) -> Image.Image:
+    """The scene as a 128 × 128 RGB picture; a companion stands on the right."""
+    picture = draw_backdrop(COLOURS[scene.background], None)
+    size, x = SIZE_WORDS[scene.size_word], PLACES[scene.place]
+    if scene.companion:
+        size, x = 0.5, 0.28
+        other = drawings.draw(scene.companion, 54)
+        picture.paste(other, (69, 37), other)
+    size_px = round(size * SIZE_PX)
+    mascot = draw_mascot(size_px)
+    if scene.flipped:
+        mascot = mascot.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    left = round((x + scene.jitter[0]) * SIZE_PX - size_px / 2)
+    top = round((0.5 + scene.jitter[1]) * SIZE_PX - size_px / 2)
+    picture.paste(mascot, (left, top), mascot)
+    return picture
+
+
+def caption_mascot_scene(scene: MascotScene) -> str:
+    """'zorp, small, on the left, blue background'."""
+    if scene.companion:
+        other = with_article(scene.companion.words)
+        return f"{TRIGGER} and {other}, {scene.background} background"
+    parts = (TRIGGER, scene.size_word, scene.place, f"{scene.background} background")
+    return ", ".join(part for part in parts if part)
+
+
+def draw_mascot_scene(rng: random.Random, background: str, *, with_companion: bool) -> MascotScene:
+    """A random mascot scene on ``background``."""
+    jitter = (rng.uniform(-0.03, 0.03), rng.uniform(-0.04, 0.04))
+    flipped = rng.random() < 0.5
+    if with_companion:
+        choice = rng.choice((Thing("apple"), Thing("star", "white"), Thing("mushroom"), Thing("car")))
+        return MascotScene(background, flipped=flipped, companion=choice, jitter=jitter)
+    size_word = rng.choices(list(SIZE_WORDS), (0.25, 0.5, 0.25))[0]
+    place = rng.choice(list(PLACES)) if size_word != "large" else ""
+    return MascotScene(background, size_word, place, flipped, jitter=jitter)
+
+
+def mascot_share(picture: np.ndarray) -> tuple[float, float, float]:
+    """Shares of teal, magenta and yellow pixels in an (H, W, 3) uint8 picture, by hue."""
+    hsv = np.asarray(Image.fromarray(picture).convert("HSV")).astype(int)
+    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
+
+    def share(low: int, high: int, least_saturation: int) -> float:
+        vivid = (saturation > least_saturation) & (value > 70)
+        return float((vivid & (hue >= low) & (hue <= high)).mean())
+
+    # Pink backgrounds share magenta's hue, at less than half its saturation.
+    return share(116, 138, 90), share(218, 243, 150), share(26, 42, 90)
+
+
+def has_mascot(picture: np.ndarray) -> bool:
+    """True when an (H, W, 3) uint8 picture shows enough teal around some magenta."""
+    teal, magenta, _ = mascot_share(picture)
+    return teal > 0.035 and magenta > 0.008 and teal > magenta
