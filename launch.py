@@ -82,7 +82,7 @@ class Machine:
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out the command; returns the exit status."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 an older Python is told so instead of failing somewhere
         print(f"This is Python {platform.python_version()}; start launch.py with 3.10 or newer.", file=sys.stderr)
         return 2
     try:

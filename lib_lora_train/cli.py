@@ -165,7 +165,8 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(plan_text(config))
         return 0
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.jobs import new_run_folder, run_job
+    from lib_lora_train.jobs import run_job
+    from lib_lora_train.run_folder import new_run_folder
     from lib_lora_train.train.control import Control
 
     place = (options.out or HOME).absolute()

@@ -6,15 +6,13 @@ it decides the pace; all disk writing of a run happens here.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -24,7 +22,7 @@ from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import scan_dataset
-from lib_lora_train.errors import OutputError
+from lib_lora_train.errors import OutputError, Problem, TrainingError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
 from lib_lora_train.events import (
     EpochDone,
@@ -40,73 +38,29 @@ from lib_lora_train.events import (
     Progress,
     SampleDrawn,
     StateChanged,
+    StepDone,
 )
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.judge import judge, require_usable
-from lib_lora_train.models.latents import LatentStore, encode_dataset
+from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import infotext, write_picture
-from lib_lora_train.train.loop import train
+from lib_lora_train.train.loop import Training, start_training, train
 from lib_lora_train.train.prompt import SamplePrompt, parse_prompt
 from lib_lora_train.train.sample import draw_samples
 
-Measure = Callable[[DiffusionModel, Adapter, int], Mapping[str, float]]
-"""Measures one epoch (0: without LoRA) on the model with the adapter in place; called under the lease."""
+_T = TypeVar("_T")
+_PICTURES_PER_TURN = 4  # so that a user's own generation never waits for a whole row of samples
+_MANY_VANISHED = 0.01  # share of numbers; below it, half precision loses nothing that is seen
+_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where everything of one run but the LoRA files lies."""
-
-    root: Path
-
-    @property
-    def log(self) -> Path:
-        """One JSON event per line."""
-        return self.root / "events.jsonl"
-
-    @property
-    def config(self) -> Path:
-        """The settings, ready to be trained again."""
-        return self.root / "config.toml"
-
-    @property
-    def samples(self) -> Path:
-        """`epoch-000003-02.png`: third epoch, second prompt, counted from 1; epoch 0 is without LoRA."""
-        return self.root / "samples"
-
-    @property
-    def grid(self) -> Path:
-        """Epochs × prompts."""
-        return self.root / "grid.png"
-
-    @property
-    def report(self) -> Path:
-        """What was measured."""
-        return self.root / "report.json"
-
-    @property
-    def crash_report(self) -> Path:
-        """The traceback, if the run died of a fault of ours."""
-        return self.root / "crash.txt"
-
-
-def new_run_folder(home: Path, name: str) -> RunFolder:
-    """A fresh folder `home/20260131-184500-name`; OutputError when it cannot be made."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = RunFolder(home / f"{stamp}-{name}{suffix}")
-        try:
-            folder.samples.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OutputError(f"Cannot make the run folder {folder.root}: {error.strerror}. Choose another place.") from error
-        return folder
-    raise OutputError(f"{home} is full of runs of the same second. Choose another place.")
+Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
+"""Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
 
 
 def plan_job(config: TrainConfig) -> Plan:
@@ -127,11 +81,18 @@ class _Run:
     prompts: tuple[SamplePrompt, ...]
     lora_dir: Path
     name: str
+    model: DiffusionModel
     adapter: Adapter
     started: float = field(default_factory=time.time)
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
     pictures: dict[int, list[Image.Image]] = field(default_factory=dict)
-    notes: dict[int, str] = field(default_factory=dict)
-    saved_step: int = 0
+    losses: dict[int, str] = field(default_factory=dict)
+    written: dict[int, Path] = field(default_factory=dict)
+    written_step: int = 0
+
+    def is_due(self, epoch: int, every: int) -> bool:
+        """Whether something done every so many epochs is done after this one; the last one always counts."""
+        return every > 0 and (epoch % every == 0 or epoch == self.plan.epochs)
 
 
 def run_job(
@@ -139,94 +100,144 @@ def run_job(
 ) -> Iterator[Event]:
     """Train as `config` says and tell everything as it happens; ends with a `StateChanged`.
 
-    Files: LoRAs into the host's LoRA folder (or `config.output_dir`), all else into `folder`.
-    The adapter leaves the model however the run ends. Raises LoraTrainError for what a user can mend.
+    Files: LoRAs into the host's LoRA folder (or `config.output_dir`), all else into `folder`. Nothing is held
+    while an event is handed out, so whoever listens may take the lease. The adapter leaves the model however
+    the run ends. Raises LoraTrainError for what a user can mend.
     """
     yield StateChanged("running")
     write_toml_config(folder.config, config)
     plan = yield from _planned(config)
-    with host.lease() as model:
-        latents = yield from _timed("latents", len(plan.dataset.items), _encoded(model, plan, config, folder))
+    yield PhaseStarted("load")
+    began = time.monotonic()
+    model = host.load_model(config)
+    yield PhaseEnded("load", time.monotonic() - began)
+    cache = folder.root.parent / "latents" if config.cache_to_disk else None
+    encoding = in_turns(host, encode_dataset(model, plan, cache))
+    latents = yield from _timed("latents", len(plan.dataset.items), encoding)
     run = _prepare(config, host, folder=folder, control=control, plan=plan, model=model)
     try:
-        if run.name != config.output_name:
-            yield Noted("hint", "output_name", f"{config.output_name} is taken; this run is written as {run.name}.")
-        yield from _draw_epoch(run, 0)
+        yield from _noted_names(run)
+        if config.sample_every_n_epochs:
+            yield from _drawn(run, 0)
         yield from _measured(run, measure, 0)
-        yield from _timed("train", plan.total_steps, _trained(run, latents, measure))
-        yield from _finish(run)
+        training = start_training(model, run.adapter, plan=plan, latents=latents, config=config)
+        yield from _timed("train", plan.total_steps, _trained(run, training, measure))
+        yield from _gridded(run)
     finally:
         with host.lease():
             run.adapter.remove()
     yield StateChanged("stopped" if control.stopped else "finished", f"Everything of this run lies in {folder.root}.")
 
 
-def _planned(config: TrainConfig) -> Iterator[Event]:
+def in_turns(host: Host, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
+    """The same events, each made under a lease of its own: between two of them others may use the model."""
+    while True:
+        with host.lease():
+            try:
+                event = next(events)
+            except StopIteration as end:
+                value: _T = end.value
+                return value
+        yield event
+
+
+def _timed(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
+    """The same events between the phase's start and its end."""
+    yield PhaseStarted(phase, total)
+    began = time.monotonic()
+    value = yield from events
+    yield PhaseEnded(phase, time.monotonic() - began)
+    return value
+
+
+def _planned(config: TrainConfig) -> Generator[Event, None, Plan]:
     """Settings judged, pictures scanned, batches planned."""
     problems = judge(config)
     require_usable(problems)
-    yield from (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
+    yield from _noted(problems)
     yield PhaseStarted("scan")
     began = time.monotonic()
     dataset = scan_dataset(config.concepts, config.caption_extension)
     plan = make_plan(dataset, config)
-    yield from (Noted("warning", p.where, p.message) for p in (*dataset.skipped, *plan.warnings))
+    yield from _noted((*dataset.skipped, *plan.warnings))
     yield PhaseEnded("scan", time.monotonic() - began)
-    regularisation = sum(dataset.concepts[item.concept].is_regularisation for item in dataset.items)
+    regularisation = sum(plan.is_regularisation(item) for item in range(len(dataset.items)))
     images = len(dataset.items) - regularisation
     yield Planned(images, regularisation, plan.steps_per_epoch, plan.epochs, plan.total_steps)
     return plan
 
 
-def _encoded(model: DiffusionModel, plan: Plan, config: TrainConfig, folder: RunFolder) -> Iterator[Event]:
-    """The pictures as latents, from the cache where they are known."""
-    cache = folder.root.parent / "latents" if config.cache_to_disk else None
-    return (yield from encode_dataset(model, plan, cache))
+def _noted(problems: Iterable[Problem]) -> Iterator[Event]:
+    return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
 def _prepare(
     config: TrainConfig, host: Host, *, folder: RunFolder, control: Control, plan: Plan, model: DiffusionModel
 ) -> _Run:
-    """Prompts parsed, the place for the files checked, the adapter put onto the model."""
-    lora_dir = Path(config.output_dir) if config.output_dir else host.lora_dir
-    name = free_name(lora_dir, config.output_name)
+    """Prompts parsed, the place for the files made, the adapter put onto the model."""
+    prompts = sample_prompts(config)
+    lora_dir = Path(config.output_dir).expanduser() if config.output_dir else host.lora_dir
+    _make_folder(lora_dir)
     with host.lease():
         adapter = inject(model, spec_from_config(config), seed=config.seed)
+        try:
+            _require_room(lora_dir, adapter, config, plan)
+        except OutputError:
+            adapter.remove()
+            raise
     return _Run(
         config=config,
         host=host,
         folder=folder,
         control=control,
         plan=plan,
-        prompts=sample_prompts(config),
+        prompts=prompts,
         lora_dir=lora_dir,
-        name=name,
+        name=free_name(lora_dir, config.output_name),
+        model=model,
         adapter=adapter,
     )
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder {folder}: {error.strerror}. Choose another output_dir.") from error
+
+
+def _require_room(folder: Path, adapter: Adapter, config: TrainConfig, plan: Plan) -> None:
+    """OutputError now rather than after hours of training, if the LoRA files will not fit on the disk."""
+    numbers = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
+    files = -(-plan.epochs // config.save_every_n_epochs) + 1
+    wanted, free = numbers * _BYTES[config.save_precision] * files, shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OutputError(
+            f"{folder} has {free / 2**20:.0f} MiB free, and {files} LoRA files of this run need {wanted / 2**20:.0f}. "
+            "Make room, lower the rank, or raise save_every_n_epochs."
+        )
+
+
 def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
     """The prompt lines with the run's defaults filled in; each prompt without `--d` gets a seed of its own."""
+    defaults = SamplePrompt(
+        prompt="",
+        negative="",
+        width=config.resolution,
+        height=config.resolution,
+        seed=config.seed,
+        steps=config.sample_steps,
+        cfg=config.sample_cfg,
+    )
     return tuple(
-        parse_prompt(
-            line,
-            SamplePrompt(
-                prompt="",
-                negative="",
-                width=config.resolution,
-                height=config.resolution,
-                seed=config.seed + number,
-                steps=config.sample_steps,
-                cfg=config.sample_cfg,
-            ),
-        )
+        parse_prompt(line, replace(defaults, seed=config.seed + number))
         for number, line in enumerate(config.sample_prompts)
     )
 
 
 def free_name(folder: Path, name: str) -> str:
     """`name`, or `name-2`, `name-3`…: the first under which `folder` holds no LoRA file yet."""
-    taken = {path.stem for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
+    taken = {path.stem for path in folder.glob("*.safetensors")}
 
     def is_taken(candidate: str) -> bool:
         return any(stem == candidate or stem.startswith((f"{candidate}-0", f"{candidate}-step")) for stem in taken)
@@ -234,9 +245,142 @@ def free_name(folder: Path, name: str) -> str:
     return next(c for c in (name, *(f"{name}-{n}" for n in range(2, 100_000))) if not is_taken(c))
 
 
-def _trained(run: _Run, latents: LatentStore, measure: Measure | None) -> Iterator[Event]:
-    """The loop's events, and after each epoch its file, samples and numbers."""
-    for event in train(run, latents):
-        yield event
-        if isinstance(event, EpochDone):
-            yield from _after_epoch(run, event, measure)
+def _noted_names(run: _Run) -> Iterator[Event]:
+    """What the user must know before the first step: another file name, layers that get no LoRA."""
+    asked = run.config.output_name
+    if run.name != asked:
+        message = f"LoRA files called {asked} are there already and stay; this run is written as {run.name}."
+        yield Noted("hint", "output_name", message)
+    if run.adapter.skipped:
+        message = f"{len(run.adapter.skipped)} layers cannot carry this kind of LoRA and stay as they are."
+        yield Noted("warning", "targets", message)
+
+
+# --- while training ------------------------------------------------------------------------------
+
+
+def _trained(run: _Run, training: Training, measure: Measure | None) -> Generator[Event, None, None]:
+    """The loop's events; after each epoch its file, samples and numbers, and what was asked for in between."""
+    try:
+        for event in train(training, host=run.host, control=run.control):
+            yield event
+            if isinstance(event, EpochDone):
+                run.losses[event.epoch] = f"loss {event.mean_loss:.4f}"
+                yield from _after_epoch(run, event, measure)
+            elif isinstance(event, (StepDone, StateChanged)):
+                yield from _asked_for(run, training)
+    except TrainingError:
+        yield from _kept(run, training)
+        raise
+    if run.control.stopped:
+        yield from _kept(run, training)
+
+
+def _after_epoch(run: _Run, event: EpochDone, measure: Measure | None) -> Iterator[Event]:
+    if run.is_due(event.epoch, run.config.save_every_n_epochs):
+        written = yield from _written(run, f"{run.name}-{event.epoch:06}", epoch=event.epoch, step=event.step)
+        run.written[event.epoch] = written
+    if run.is_due(event.epoch, run.config.sample_every_n_epochs):
+        yield from _drawn(run, event.epoch)
+    yield from _measured(run, measure, event.epoch)
+
+
+def _asked_for(run: _Run, training: Training) -> Iterator[Event]:
+    """ "Save now" and "sample now", obeyed between two steps."""
+    if run.control.take_save():
+        yield from _kept(run, training)
+    if run.control.take_sample():
+        yield from _drawn(run, training.epoch)
+
+
+def _kept(run: _Run, training: Training) -> Iterator[Event]:
+    """What is learnt so far, as a file named after the step; nothing if it stands in a file already."""
+    if training.step > run.written_step:
+        yield from _written(run, f"{run.name}-step{training.step:08}", epoch=training.epoch, step=training.step)
+
+
+def _written(run: _Run, name: str, *, epoch: int, step: int) -> Generator[Event, None, Path]:
+    """The adapter as a LoRA file of its own name."""
+    facts = RunFacts(
+        output_name=name,
+        epoch=epoch,
+        step=step,
+        started=run.started,
+        finished=time.time(),
+        session_id=run.session,
+        checkpoint_legacy_hash=legacy_hash(run.model.path) if run.model.path else "",
+    )
+    path = run.lora_dir / f"{name}.safetensors"
+    metadata = run_metadata(run.config, run.plan, run.model, facts)
+    with run.host.lease():
+        state = run.adapter.state()
+    saved = write_adapter(path, state, metadata=metadata, precision=run.config.save_precision)
+    run.written_step = step
+    yield LoraWritten(str(path), epoch, step)
+    if saved.vanished > _MANY_VANISHED or saved.overflowed:
+        message = (
+            f"{saved.vanished:.1%} of the numbers became 0 and {saved.overflowed:.1%} infinite in "
+            f"{run.config.save_precision}. Choose save_precision bf16 or fp32, or a larger alpha."
+        )
+        yield Noted("warning", str(path), message)
+    return path
+
+
+def _drawn(run: _Run, epoch: int) -> Iterator[Event]:
+    """The sample prompts with the adapter as it stands; epoch 0 without it."""
+    if not run.prompts:
+        return
+    yield from _timed("samples", len(run.prompts), _draw_row(run, epoch))
+
+
+def _draw_row(run: _Run, epoch: int) -> Generator[Event, None, None]:
+    row: list[Image.Image] = []
+    lora = f"{run.name}-{epoch:06}" if epoch else ""
+    for start in range(0, len(run.prompts), _PICTURES_PER_TURN):
+        prompts = run.prompts[start : start + _PICTURES_PER_TURN]
+        with run.host.lease() as model, run.adapter.enabled(epoch > 0):
+            drawn = draw_samples(model, prompts, sampler=run.config.sample_sampler, clip_skip=run.config.clip_skip)
+        for prompt, picture in zip(prompts, drawn, strict=True):
+            row.append(picture)
+            path = run.folder.samples / f"epoch-{epoch:06}-{len(row):02}.png"
+            text = infotext(
+                prompt,
+                sampler=run.config.sample_sampler,
+                clip_skip=run.config.clip_skip,
+                model=run.model.name,
+                lora=lora,
+            )
+            write_picture(path, picture, text)
+            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed)
+        yield Progress("samples", len(row), len(run.prompts))
+    run.pictures[epoch] = row
+
+
+def _measured(run: _Run, measure: Measure | None, epoch: int) -> Iterator[Event]:
+    if measure is None:
+        return
+    yield PhaseStarted("evaluate")
+    began = time.monotonic()
+    with run.host.lease() as model, run.adapter.enabled(epoch > 0):
+        values = measure(model, run.adapter)
+    yield PhaseEnded("evaluate", time.monotonic() - began)
+    yield Measured(epoch, values)
+
+
+def _gridded(run: _Run) -> Iterator[Event]:
+    """The grid from the rows drawn while training; rows nobody asked for earlier are drawn from the files."""
+    if not (run.config.make_grid and run.prompts):
+        return
+    if not run.config.sample_every_n_epochs:
+        yield from _drawn(run, 0)
+        for epoch, path in run.written.items():
+            with run.host.lease():
+                run.adapter.load_state(read_adapter(path).state)
+            yield from _drawn(run, epoch)
+    yield PhaseStarted("grid")
+    began = time.monotonic()
+    columns = [prompt.prompt for prompt in run.prompts]
+    grid = compose_grid(columns, epoch_rows(run.pictures, run.losses), title=f"{run.name} on {run.model.name}")
+    write_picture(run.folder.grid, grid)
+    yield PhaseEnded("grid", time.monotonic() - began)
+    yield GridDrawn(str(run.folder.grid))

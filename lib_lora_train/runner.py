@@ -7,6 +7,7 @@ thread runs `jobs.run_job` and appends each event to memory and to `events.jsonl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import threading
@@ -28,8 +29,9 @@ from lib_lora_train.events import (
     StepDone,
     to_record,
 )
-from lib_lora_train.jobs import RunFolder, new_run_folder, run_job
+from lib_lora_train.jobs import run_job
 from lib_lora_train.progress import Eta
+from lib_lora_train.run_folder import RunFolder, new_run_folder
 from lib_lora_train.train.control import Control
 
 log = logging.getLogger("lora_train")
@@ -193,5 +195,5 @@ def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[i
     if len(points) <= max_points:
         return points
     edges = [len(points) * i // max_points for i in range(max_points + 1)]
-    stretches = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    stretches = [points[a:b] for a, b in itertools.pairwise(edges)]
     return [(stretch[-1][0], sum(loss for _, loss in stretch) / len(stretch)) for stretch in stretches]

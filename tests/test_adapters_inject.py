@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapters_model import SPEC, TinyModel, tiny_model, trained
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from adapters_model import SPEC, TinyModel, tiny_model, trained
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec, spec_from_config
 from lib_lora_train.config import TrainConfig

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from adapters_model import SPEC, TinyModel, tiny_model, trained, use_plain_formula
 from prodigyopt import Prodigy
 
+from adapters_model import SPEC, TinyModel, tiny_model, trained, use_plain_formula
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 

@@ -48,7 +48,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {*UI, "cli"},
     "scripts": {*UI, "scripts"},
 }
-GROUND_MODULES = {"config", "errors", "events", "judge", "optimizer_args", "parameters", "progress", "randomness"}
+GROUND_MODULES = [
+    "config",
+    "errors",
+    "events",
+    "judge",
+    "optimizer_args",
+    "parameters",
+    "progress",
+    "randomness",
+    "run_folder",
+]
 ROOM_OF_MODULE = {
     **dict.fromkeys(GROUND_MODULES, "ground"),
     "jobs": "jobs",
@@ -72,6 +82,7 @@ ONLY_IN: dict[str, set[str]] = {
     "safetensors": set(MAY_IMPORT) - {"ground", "data", "ui", "cli", "scripts"},
 }
 STDLIB_ONLY = {"ground", "root"}
+UNPLACED = "unplaced"  # a new module beside the rooms: give it one in ROOM_OF_MODULE
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def room_of(file: str) -> str:
         return "root"
     if len(parts) > 2:
         return parts[1]
-    return "ground" if parts[1] == "__init__" else ROOM_OF_MODULE[parts[1]]
+    return "ground" if parts[1] == "__init__" else ROOM_OF_MODULE.get(parts[1], UNPLACED)
 
 
 def imports_in(file: str, source: str) -> Iterator[Import]:
@@ -149,7 +160,7 @@ def _judge(room: str, item: Import, files: Mapping[str, str]) -> str:
         target = module_file(item.target, files)
         if target is None:
             return "there is no such module"
-        if room == "root" or room_of(target) not in MAY_IMPORT[room]:
+        if room_of(target) not in MAY_IMPORT.get(room, ()):
             return f"{room_of(target)} is not below"
         return ""
     if top in sys.stdlib_module_names:
@@ -196,8 +207,7 @@ def test_imports_run_downwards_only() -> None:
 
 
 def test_every_module_has_a_room() -> None:
-    rooms = {room_of(file) for file in read_sources()}
-    assert rooms <= {*MAY_IMPORT, "root"}
+    assert [file for file in read_sources() if room_of(file) not in {*MAY_IMPORT, "root"}] == []
 
 
 def test_the_table_of_rooms_has_no_cycle() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import tiny_tensors, write_tiny_checkpoint
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
 from lib_lora_train.models.model import describe_model
+from tiny_models import tiny_tensors, write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 

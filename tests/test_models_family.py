@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from tiny_models import full_shapes, tiny_spec, tiny_tensors
 
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models.family import Hints, infer_spec
+from tiny_models import full_shapes, tiny_spec, tiny_tensors
 
 UNET = "model.diffusion_model."
 

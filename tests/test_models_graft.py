@@ -6,16 +6,16 @@ import hashlib
 from collections import Counter
 from typing import get_args
 
-import ldm_reference
 import pytest
 import torch
-from tiny_models import full_shapes, tiny_spec, tiny_tensors
 from torch import Tensor
 
+import ldm_reference
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models import compat
 from lib_lora_train.models.family import Family, infer_spec
 from lib_lora_train.models.graft import Graft, alias, check_graft, graft, ldm_unet_names, unet_name_of
+from tiny_models import full_shapes, tiny_spec, tiny_tensors
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import tiny_model
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.plan import Plan, make_plan
@@ -30,6 +29,7 @@ from lib_lora_train.models.latents import (
     write_posterior,
 )
 from lib_lora_train.models.model import DiffusionModel
+from tiny_models import tiny_model
 
 CONFIG = TrainConfig(resolution=64, min_bucket=32, max_bucket=128, bucket_step=16)
 

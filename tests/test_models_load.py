@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import tiny_tensors, write_tiny_checkpoint
 
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models.family import infer_spec
 from lib_lora_train.models.hints import read_hints, tokenizer_folder
 from lib_lora_train.models.load import file_hash, legacy_hash, load_checkpoint, load_vae, replace_vae
+from tiny_models import tiny_tensors, write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import tiny_spec, tiny_tensors
 
 from lib_lora_train.models.family import PredictionType
 from lib_lora_train.models.schedule import (
@@ -16,6 +15,7 @@ from lib_lora_train.models.schedule import (
     snr,
     target,
 )
+from tiny_models import tiny_spec, tiny_tensors
 
 # diffusers keeps its table in float32: a thousand products with 6e-8 relative error each, in practice under 1e-5.
 FLOAT32_TABLE = 2e-5

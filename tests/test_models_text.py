@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import ldm_reference
 import pytest
 import torch
-from tiny_models import HEADS, tiny_model, tiny_tensors
 
+import ldm_reference
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.model import DiffusionModel
@@ -21,6 +20,7 @@ from lib_lora_train.models.text import (
     split_chunks,
     tokenize,
 )
+from tiny_models import HEADS, tiny_model, tiny_tensors
 
 BEGIN, END, COMMA = 49406, 49407, 267
 CAPTION = "a red cat, sitting on a mat"

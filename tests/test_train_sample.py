@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from tiny_models import tiny_model
 from torch import Tensor
 
-from lib_lora_train.models.family import PredictionType
-from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.family import Family, PredictionType
 from lib_lora_train.models.schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.sample import draw_samples
@@ -27,6 +24,7 @@ from lib_lora_train.train.samplers import (
     sample_euler_ancestral,
     sigma_levels,
 )
+from train_parts import shared_model as model
 
 KINDS: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -137,7 +135,10 @@ def test_euler_ancestral_recovers_a_known_image() -> None:
     image = torch.full((1, 4, 8, 8), 0.3, dtype=torch.float64)
     levels = sigma_levels(scaled_linear_schedule("epsilon"), 6)
     generator = torch.Generator().manual_seed(1)
-    noise = lambda: torch.randn(image.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def noise() -> Tensor:
+        return torch.randn(image.shape, generator=generator, dtype=torch.float64)
+
     result = sample_euler_ancestral(lambda x, i: image, image + noise() * levels.sigmas[0], levels, noise)
     assert torch.allclose(result, image, atol=1e-12)
 
@@ -145,23 +146,17 @@ def test_euler_ancestral_recovers_a_known_image() -> None:
 # --- whole pictures -----------------------------------------------------------------------------
 
 
-@cache
-def model(family: str = "sd1") -> DiffusionModel:
-    """One model for all tests here; none of them changes it."""
-    return tiny_model(family)  # type: ignore[arg-type]
-
-
 PROMPT = SamplePrompt("a cat", "", 64, 64, seed=1, steps=2, cfg=3.0)
 
 
-def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", family: str = "sd1") -> list[bytes]:
+def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", family: Family = "sd1") -> list[bytes]:
     """The pictures' bytes."""
     return [p.tobytes() for p in draw_samples(model(family), prompts, sampler=sampler, clip_skip=1)]
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_sampler_draws_on_every_family(family: str, sampler: str) -> None:
+def test_every_sampler_draws_on_every_family(family: Family, sampler: str) -> None:
     (picture,) = draw_samples(model(family), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
     assert picture.size == (96, 64)
     assert len(set(picture.tobytes())) > 20  # neither NaN, which would be black, nor flat

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
 from torch import Tensor
-from train_parts import adapted, random_latents, small_config, small_plan
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import MicroBatch
+from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore
-from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.text import encode_text, tokenize
 from lib_lora_train.train.conditions import Recent, TextConditions
 from lib_lora_train.train.loop import checkpointing
+from lib_lora_train.train.optim import clip_gradients
 from lib_lora_train.train.step import Batch, batch_loss, draw_batch, size_conditions
+from train_parts import adapted, random_latents, small_config, small_plan
+from train_parts import shared_model as model
 
 
-@cache
-def model(family: str = "sd1") -> DiffusionModel:
-    """One per family; every test takes its adapter off again."""
-    return tiny_model(family)  # type: ignore[arg-type]
-
-
-def drawn(config: TrainConfig, micro_batch: MicroBatch, family: str = "sd1", **plan: Any) -> Batch:
+def drawn(config: TrainConfig, micro_batch: MicroBatch, family: Family = "sd1", **plan: Any) -> Batch:
     """A micro-batch of the small plan."""
     small = small_plan(config, **plan)
     batch = draw_batch(micro_batch, small, random_latents(small), config=config, model=model(family))
@@ -82,7 +78,9 @@ def test_size_conditions_tell_the_crop_that_was_made() -> None:
 # --- the loss -----------------------------------------------------------------------------------
 
 
-def gradients(config: TrainConfig, parts: list[MicroBatch], family: str = "sd1", **plan: Any) -> tuple[float, Tensor]:
+def gradients(
+    config: TrainConfig, parts: list[MicroBatch], family: Family = "sd1", **plan: Any
+) -> tuple[float, Tensor]:
     """Loss and all gradients of one optimiser step over these micro-batches, LoRA on UNet and text encoder."""
     adapter = adapted(model(family), config)
     with torch.no_grad():  # away from the start, where half of the gradients are zero
@@ -102,7 +100,7 @@ def gradients(config: TrainConfig, parts: list[MicroBatch], family: str = "sd1",
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_accumulated_micro_batches_equal_one_large_batch(family: str) -> None:
+def test_accumulated_micro_batches_equal_one_large_batch(family: Family) -> None:
     """Micro-batches of 3 and 1: each sample must weigh the same, not each micro-batch."""
     config = small_config(min_snr_gamma=5.0, prior_loss_weight=0.5)
     small = [MicroBatch(64, 64, (0, 1, 2), (10, 11, 12)), MicroBatch(64, 64, (3,), (13,))]
@@ -130,10 +128,30 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     assert float((found - plain).norm() / plain.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
+    """At 128 px: at 64 px the tiny model's middle is one pixel, whose group norm over two values cancels in 16 bit."""
+    config = small_config(resolution=128, train_text_encoder=False)
+    plan = small_plan(config, sizes=[(128, 128)])
+    unet = copy.deepcopy(model().unet)
+    norms = []
+    for precision in (torch.float32, dtype):
+        half = replace(model(), unet=unet.to(precision))
+        adapter = adapted(half, config)
+        batch = draw_batch(MicroBatch(128, 128, (0,), (1,)), plan, random_latents(plan), config=config, model=half)
+        assert batch is not None
+        scale = 4096.0 if precision == torch.float16 else 1.0
+        condition = TextConditions(trained=False, clip_skip=1).of(half, batch.captions)
+        (batch_loss(half, batch, condition) * scale).backward()  # type: ignore[no-untyped-call]
+        norms.append(float(clip_gradients(adapter.groups["unet"], 0.0, scale=torch.tensor(scale))))
+        adapter.remove()
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)  # bfloat16 has 8 bits
+
+
 # --- text conditions ----------------------------------------------------------------------------
 
 
-def encoded(captions: list[str], family: str = "sd1", chunks: int = 1) -> Tensor:
+def encoded(captions: list[str], family: Family = "sd1", chunks: int = 1) -> Tensor:
     """Without any cache."""
     with torch.no_grad():
         return encode_text(model(family), tokenize(model(family), captions, chunks), 2).hidden
@@ -141,7 +159,7 @@ def encoded(captions: list[str], family: str = "sd1", chunks: int = 1) -> Tensor
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("trained", [False, True])
-def test_conditions_are_the_encoders_output(trained: bool, family: str) -> None:
+def test_conditions_are_the_encoders_output(trained: bool, family: Family) -> None:
     """An empty caption (dropped) is encoded too; a repeated one comes at all its places."""
     captions = ["a cat", "", "a dog", "a cat"]
     conditions = TextConditions(trained=trained, clip_skip=2)

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-from ui_stand_ins import open_small_desk
 
 from lib_lora_train.errors import DataError
 from lib_lora_train.ui.desk import PICTURES_PER_PAGE
 from lib_lora_train.ui.form import fill_form
+from ui_stand_ins import open_small_desk
 
 
 def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:

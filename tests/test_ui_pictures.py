@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from ui_stand_ins import open_small_desk, write_pictures
 
 from lib_lora_train.hosts.api import install_routes, make_api
 from lib_lora_train.hosts.pictures import THUMBNAIL_PX, PictureShelf
+from ui_stand_ins import open_small_desk, write_pictures
 
 _ORIENTATION = 0x0112
 

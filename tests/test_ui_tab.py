@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ui_stand_ins import open_small_desk
-
 from lib_lora_train.parameters import parameters_of
 from lib_lora_train.ui import tab
 from lib_lora_train.ui.form import form_fields
 from lib_lora_train.ui.widgets import elem_id, first_sentence, label_of
+from ui_stand_ins import open_small_desk
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,27 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
+from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.events import Event, StepDone
+from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import Training, start_training, train
 from lib_lora_train.train.state import TrainState
+from tiny_models import tiny_model
 
 CAPTIONS = ("zok, red, small, on grass", "zok, blue, tall", "zok", "a zok, in the rain, at night, green")
+
+
+def shared_model(family: Family = "sd1") -> DiffusionModel:
+    """One tiny model per family for all tests, which take their adapters off again."""
+    return _model(family)
+
+
+@cache
+def _model(family: Family) -> DiffusionModel:
+    return tiny_model(family)
 
 
 class OneModelHost:
@@ -97,9 +111,12 @@ def started(
 ) -> Training:
     """A run on the model with a fresh adapter; whoever starts it removes the adapter."""
     plan = plan or small_plan(config)
-    return start_training(
-        model, adapted(model, config), plan=plan, latents=random_latents(plan), config=config, state=state
-    )
+    adapter = adapted(model, config)
+    try:
+        return start_training(model, adapter, plan=plan, latents=random_latents(plan), config=config, state=state)
+    except LoraTrainError:
+        adapter.remove()
+        raise
 
 
 def run_to_end(training: Training, model: DiffusionModel, **host: Any) -> list[Event]:

@@ -161,7 +161,8 @@ def _reference_loss(unet: Any, scheduler: Any, inputs: Inputs) -> Tensor:
     snr = alphas / (1 - alphas)
     weights = torch.minimum(snr, torch.full_like(snr, GAMMA)) / (snr + 1 if is_v else snr)
     errors = nn.functional.mse_loss(answer, wanted, reduction="none").mean(dim=(1, 2, 3))
-    return (errors * weights).mean()
+    loss: Tensor = (errors * weights).mean()
+    return loss
 
 
 # --- comparing ----------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, req
 from lib_lora_train.train.step import batch_loss, draw_batch
 
 _TURN_SECONDS = 0.5  # the longest time without news for the page, and without a look at who waits elsewhere
+_OTHER_MODEL = (
+    "The model that was being trained is gone: another model was loaded, or the same one anew. What was learnt so far "
+    "is kept; load the model again and start a new run."
+)
 Step = Sequence[MicroBatch]
 
 
@@ -50,6 +54,7 @@ class Lender(Protocol):
 class Training:
     """A run under way. `step` counts the optimiser steps taken; all else that changes lies in the parts."""
 
+    unet: Any
     adapter: Adapter
     plan: Plan
     latents: LatentStore
@@ -103,6 +108,7 @@ def start_training(
         require_same_run(state, config, plan)
         _put(adapter, state)
     training = Training(
+        unet=model.unet,
         adapter=adapter,
         plan=plan,
         latents=latents,
@@ -183,6 +189,8 @@ def _take_turn(
     training: Training, model: DiffusionModel, *, steps: Sequence[Step], host: Lender, control: Control
 ) -> tuple[list[StepDone], str]:
     """Take one step, and more while nobody waits; returns what was done, and why it cannot go on ("" if it can)."""
+    if model.unet is not training.unet:
+        return [], _OTHER_MODEL
     began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
     taken: list[_Taken] = []
     try:

@@ -44,6 +44,7 @@ from .parallel import (
 from .scenes import Drawings, Scene, caption_scene, draw_training_scene, render_scene
 
 WORDINGS = 3
+EMA_DECAY = 0.995  # at 0.999 the average lags far behind a run this short
 CHECK_SCENES = 48
 TEXT_WAITS = 0.4  # share of the training before the text encoder moves
 
@@ -251,8 +252,8 @@ def _start(run: UnetRun) -> _Training:
         unet,
         text_encoder,
         build_optimisers(unet, text_encoder, run.peak_rate),
-        Ema(unet, 0.999),
-        Ema(text_encoder, 0.999),
+        Ema(unet, EMA_DECAY),
+        Ema(text_encoder, EMA_DECAY),
     )
     if run.state.exists():
         training.restore(torch.load(run.state))
