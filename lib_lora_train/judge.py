@@ -244,7 +244,8 @@ def _prodigy(config: TrainConfig, has_safeguard: bool) -> Iterator[Problem]:
             text = f"{rate:g} with Prodigy: it finds the rate itself and multiplies it by this. Set it to 1."
             yield _warning(name, text)
     if len({rate for rate in rates.values() if rate}) > 1:
-        yield _error("text_encoder_lr", "differs from the UNet's: Prodigy estimates one rate for all. Set both to 1.")
+        text = "differs from the UNet's: Prodigy estimates one rate for all, and multiplies it by this for its group."
+        yield Problem("hint", "text_encoder_lr", text)
     if config.warmup and not has_safeguard:
         text = (
             "with Prodigy without safeguard_warmup: the small rates of the warm-up spoil its estimate. Add "

@@ -23,7 +23,6 @@ from lib_lora_train.events import (
     Event,
     GridDrawn,
     Planned,
-    Progress,
     SampleDrawn,
     StateChanged,
     StepDone,
@@ -186,8 +185,6 @@ class JobRunner:
                 run.plan = event
             elif isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
-            elif isinstance(event, Progress):
-                pass  # counted by `eta`
 
 
 def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:

@@ -54,10 +54,13 @@ class Terminal:
     out: TextIO
     width: int | None = None
     clock: Callable[[], float] = time.monotonic
-    _etas: dict[str, Eta] = field(default_factory=dict)
+    _eta: Eta = field(init=False)
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSS_STEPS))
     _shown_at: float = float("-inf")
     _is_line_open: bool = False
+
+    def __post_init__(self) -> None:
+        self._eta = Eta(self.clock)
 
     def show(self, event: Event) -> None:
         """Print what the event tells; many tell nothing that is worth a line."""
@@ -81,15 +84,9 @@ class Terminal:
             self._is_line_open = False
 
     def _learn(self, event: Event) -> None:
-        """Phases nest (samples are drawn in the middle of the training), so that each has an ETA of its own."""
+        self._eta.take(event)
         if isinstance(event, PhaseStarted):
-            self._etas[event.phase] = Eta(self.clock)
             self._shown_at = float("-inf")
-        if isinstance(event, (PhaseStarted, Progress, PhaseEnded)):
-            self._etas.setdefault(event.phase, Eta(self.clock)).take(event)
-        elif isinstance(event, StateChanged):
-            for eta in self._etas.values():
-                eta.take(event)
         elif isinstance(event, StepDone):
             self._losses.append(event.loss)
 
@@ -111,7 +108,7 @@ class Terminal:
         """`Training   34% |███   | 204/600, 0:42 left, loss 0.123`."""
         facts = []
         if event.done < event.total:
-            facts.append(f"{clock_text(self._etas[event.phase].remaining_seconds())} left")
+            facts.append(f"{clock_text(self._eta.remaining_seconds())} left")
         if event.phase == "train" and self._losses:
             facts.append(f"loss {sum(self._losses) / len(self._losses):.4f}")
         is_terminal = self.out.isatty()

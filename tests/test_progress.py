@@ -49,6 +49,20 @@ def test_a_pause_is_not_slowness() -> None:
     assert eta.remaining_seconds() == pytest.approx(40.0)
 
 
+def test_time_in_an_inner_phase_is_not_slowness_of_the_outer_one() -> None:
+    eta, clock = _eta_after(0.5, 10, 100)
+    eta.take(PhaseStarted("samples", 4))
+    clock.now += 600
+    eta.take(Progress("samples", 4, 4))
+    assert (eta.phase, eta.done) == ("samples", 4)
+    eta.take(PhaseEnded("samples", 600))
+    assert (eta.phase, eta.done) == ("train", 10)
+    for done in range(11, 21):
+        clock.now += 0.5
+        eta.take(Progress("train", done, 100))
+    assert eta.remaining_seconds() == pytest.approx(40.0)
+
+
 def test_nothing_is_said_before_something_is_known() -> None:
     eta = Eta(clock=_Clock())
     assert eta.remaining_seconds() is None

@@ -1,7 +1,7 @@
 """Measure how well a tiny Stable Diffusion checkpoint follows prompts it was not trained on.
 
     python tools/measure_tiny_sd.py --checkpoint assets/tiny-sd/tiny-sd.safetensors \
-        --emoji DIR/emoji.npz --out adherence.json
+        --emoji DIR/emoji.npz --work DIR/measure --out adherence.json
 
 A classifier is trained on drawn scenes (with blur and hue jitter, soft blobs as 'nothing',
 and a quarter of pictures that passed the VAE). *Ceiling* is its score on real pictures that
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
@@ -134,28 +134,53 @@ def make_reader(model: TinyModel, drawings: Drawings, *, passed: int, steps: int
     return train_reader(drawings, through_vae, steps=steps, seed=seed)
 
 
-def measure(
-    model: TinyModel, reader: SceneReader, drawings: Drawings, options: argparse.Namespace
-) -> dict[str, object]:
+def load_or_make_reader(model: TinyModel, drawings: Drawings, options: argparse.Namespace) -> SceneReader:
+    """The classifier kept in the work folder, trained first if it is not there."""
+    path: Path = options.work / "reader.pt"
+    if not path.exists():
+        made = make_reader(model, drawings, passed=options.passed, steps=options.reader_steps, seed=options.seed)
+        torch.save(made.state_dict(), path)
+    reader = SceneReader().eval()
+    reader.load_state_dict(torch.load(path))
+    return reader
+
+
+def load_or_sample_row(
+    row: str, scenes: list[Scene], model: TinyModel, drawings: Drawings, options: argparse.Namespace
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Sampled pictures of a row, and drawn ones passed through the VAE; kept in the work folder."""
+    path: Path = options.work / f"{row.replace(' ', '-')}.npz"
+    if not path.exists():
+        rng = random.Random(options.seed)
+        captions = [caption_scene(scene, rng) for scene in scenes]
+        sampled = sample_pictures(model, captions, steps=options.steps, guidance=options.guidance, seed=options.seed)
+        real = pass_through_vae(model.vae, [render_scene(scene, drawings) for scene in scenes])
+        arrays = {
+            name: np.stack([np.asarray(p) for p in group]) for name, group in (("sampled", sampled), ("real", real))
+        }
+        np.savez_compressed(path, sampled=arrays["sampled"], real=arrays["real"])
+        save_sheet(path.with_suffix(".png"), sampled[:32])
+    with np.load(path) as kept:
+        return [Image.fromarray(p) for p in kept["sampled"]], [Image.fromarray(p) for p in kept["real"]]
+
+
+def measure(model: TinyModel, drawings: Drawings, options: argparse.Namespace) -> dict[str, object]:
     """Ceiling and model score of each row."""
+    reader = load_or_make_reader(model, drawings, options)
     results: dict[str, object] = {}
     for row in ROWS:
         scenes = held_out_scenes(row, options.prompts, options.seed)
-        rng = random.Random(options.seed)
-        captions = [caption_scene(scene, rng) for scene in scenes]
-        real = pass_through_vae(model.vae, [render_scene(scene, drawings) for scene in scenes])
-        started = time.time()
-        sampled = sample_pictures(model, captions, steps=options.steps, guidance=options.guidance, seed=options.seed)
-        seconds = (time.time() - started) / len(sampled)
-        results[row] = {
-            "ceiling": score(reader, scenes, real),
-            "model": score(reader, scenes, sampled),
-            "seconds_per_picture": round(seconds, 2),
-        }
+        sampled, real = load_or_sample_row(row, scenes, model, drawings, options)
+        results[row] = {"ceiling": score(reader, scenes, real), "model": score(reader, scenes, sampled)}
         print(row, json.dumps(results[row]), flush=True)
-        if options.sheets:
-            save_sheet(options.sheets / f"{row.replace(' ', '-')}.png", sampled[:32])
     return results
+
+
+def sample_rows(model: TinyModel, drawings: Drawings, options: argparse.Namespace) -> None:
+    """Sample every row into the work folder, without judging."""
+    for row in ROWS:
+        load_or_sample_row(row, held_out_scenes(row, options.prompts, options.seed), model, drawings, options)
+        print(row, "sampled", flush=True)
 
 
 def save_sheet(path: Path, pictures: list[Image.Image], columns: int = 8) -> None:
@@ -173,9 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--emoji", type=Path, required=True, help="emoji.npz of train_tiny_sd.py")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sheets", type=Path, help="folder for sheets of the sampled pictures")
-    parser.add_argument("--reader", type=Path, help="keep the trained classifier here")
+    parser.add_argument("--work", type=Path, required=True, help="keeps the classifier and pictures")
+    parser.add_argument("--out", type=Path, required=True, help="JSON report")
+    parser.add_argument(
+        "--part", choices=("all", "sample", "reader"), default="all", help="run one part (in parallel), then all"
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=2.5)
@@ -186,16 +213,15 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model(options.checkpoint)
     drawings = Drawings(load_emoji(options.emoji))
-    if options.reader and options.reader.exists():
-        reader = SceneReader().eval()
-        reader.load_state_dict(torch.load(options.reader))
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.part == "sample":
+        sample_rows(model, drawings, options)
+    elif options.part == "reader":
+        load_or_make_reader(model, drawings, options)
     else:
-        reader = make_reader(model, drawings, passed=options.passed, steps=options.reader_steps, seed=options.seed)
-        if options.reader:
-            torch.save(reader.state_dict(), options.reader)
-    settings = {k: getattr(options, k) for k in ("prompts", "steps", "guidance", "seed")}
-    report = {"settings": settings, "rows": measure(model, reader, drawings, options)}
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        settings = {k: getattr(options, k) for k in ("prompts", "steps", "guidance", "seed")}
+        report = {"settings": settings, "rows": measure(model, drawings, options)}
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

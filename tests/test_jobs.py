@@ -1,0 +1,310 @@
+"""A whole run, from folder to grid, on the embedded model; and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_lora_train import jobs
+from lib_lora_train.adapters.file import read_adapter
+from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.errors import ConfigError, DataError, HostError, OutputError
+from lib_lora_train.events import (
+    EpochDone,
+    Event,
+    GridDrawn,
+    LoraWritten,
+    Measured,
+    Noted,
+    PhaseStarted,
+    Planned,
+    SampleDrawn,
+    StateChanged,
+    StepDone,
+)
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.run_folder import RunFolder, new_run_folder
+from lib_lora_train.runner import JobRunner, downsample
+from lib_lora_train.train.control import Control
+
+
+class Place(NamedTuple):
+    """Where one test's run happens."""
+
+    config: TrainConfig
+    host: StandaloneHost
+    folder: RunFolder
+
+    def run(self, control: Control | None = None, **values: Any) -> list[Event]:
+        config = self.config.replace(**values)
+        return list(jobs.run_job(config, self.host, folder=self.folder, control=control or Control()))
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
+    """One host, so that the checkpoint is read once."""
+    return StandaloneHost(None, None, tmp_path_factory.mktemp("unused"), "cpu")
+
+
+@pytest.fixture
+def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
+    """Three pictures, two epochs of three steps, one quick prompt."""
+    source = next((demo_dir / "train").iterdir())
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in sorted(source.iterdir())[:6]:
+        shutil.copy(path, data)
+    shared_host.lora_dir = tmp_path / "Lora"
+    config = TrainConfig(
+        concepts=(Concept(folder=str(data), trigger="zorp"),),
+        output_name="test",
+        resolution=128,
+        min_bucket=64,
+        epochs=2,
+        batch_size=1,
+        rank=2,
+        sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
+    )
+    return Place(config, shared_host, new_run_folder(tmp_path / "outputs", "test"))
+
+
+def only(events: list[Event], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def weights_of(model: DiffusionModel) -> dict[str, torch.Tensor]:
+    modules = {"unet": model.unet, **{f"text{i}": encoder for i, encoder in enumerate(model.text_encoders)}}
+    return {f"{name}.{key}": t.clone() for name, module in modules.items() for key, t in module.state_dict().items()}
+
+
+def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
+    events = place.run()
+    assert only(events, Planned) == [Planned(3, 0, 3, 2, 6)]
+    assert [event.step for event in only(events, StepDone)] == [1, 2, 3, 4, 5, 6]
+    names = [Path(event.path).name for event in only(events, LoraWritten)]
+    assert names == ["test-000001.safetensors", "test-000002.safetensors"]
+    assert sorted(path.name for path in place.host.lora_dir.iterdir()) == names
+    assert [(e.epoch, Path(e.path).is_file()) for e in only(events, SampleDrawn)] == [
+        (epoch, True) for epoch in (0, 0, 1, 1, 2, 2)
+    ]
+    with Image.open(only(events, GridDrawn)[0].path) as grid:
+        assert grid.width > 2 * 128 and grid.height > 3 * 128
+    assert events[0] == StateChanged("running") and events[-1].state == "finished"
+
+
+def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) -> None:
+    events = place.run()
+    for event in only(events, LoraWritten):
+        metadata = read_adapter(Path(event.path)).metadata
+        assert metadata["ss_output_name"] == Path(event.path).stem
+        assert metadata["ss_network_dim"] == "2"
+        assert json.loads(metadata["lora_train_config"])["epochs"] == 2
+
+
+def test_samples_carry_the_webuis_infotext(place: Place) -> None:
+    drawn = only(place.run(), SampleDrawn)
+    with Image.open(drawn[2].path) as picture:
+        text = picture.text["parameters"]  # type: ignore[attr-defined]
+    assert text.startswith("zorp <lora:test-000001:1>\n")
+    assert "Steps: 1, Sampler: Euler a, CFG scale: 1, Seed: 5, Size: 128x128" in text
+
+
+def test_the_model_is_as_it_was_after_a_run_and_after_a_broken_one(place: Place) -> None:
+    with place.host.lease() as model:
+        before = weights_of(model)
+    place.run(sample_prompts=())
+    broken = jobs.run_job(place.config, place.host, folder=place.folder, control=Control())
+    next(event for event in broken if isinstance(event, StepDone))
+    broken.close()  # type: ignore[attr-defined]
+    with place.host.lease() as model:
+        after = weights_of(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_second_run_of_the_same_name_overwrites_nothing(place: Place) -> None:
+    place.run(sample_prompts=())
+    first = {path: path.read_bytes() for path in place.host.lora_dir.iterdir()}
+    events = place.run(sample_prompts=(), seed=7)
+    assert [Path(e.path).name for e in only(events, LoraWritten)] == [
+        "test-2-000001.safetensors",
+        "test-2-000002.safetensors",
+    ]
+    assert any(note.where == "output_name" for note in only(events, Noted))
+    assert all(path.read_bytes() == content for path, content in first.items())
+
+
+def test_the_same_seed_gives_the_same_file_and_samples_change_nothing(place: Place) -> None:
+    states = [
+        read_adapter(Path(only(place.run(sample_prompts=prompts), LoraWritten)[-1].path)).state
+        for prompts in ((), place.config.sample_prompts)
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_broken_picture_is_named_and_the_rest_trains(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    events = place.run(sample_prompts=())
+    assert any("broken.png" in f"{note.where} {note.message}" for note in only(events, Noted))
+    assert only(events, Planned)[0].images == 3
+    assert events[-1].state == "finished"
+
+
+def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> None:
+    control = Control()
+    events = []
+    for event in jobs.run_job(place.config, place.host, folder=place.folder, control=control):
+        events.append(event)
+        if isinstance(event, EpochDone):
+            control.stop()
+    assert only(events, StepDone)[-1].step == 3
+    assert [Path(e.path).name for e in only(events, LoraWritten)] == ["test-000001.safetensors"]
+    assert events[-1].state == "stopped"
+
+
+def test_stop_in_the_middle_of_an_epoch_writes_a_file_of_that_step(place: Place) -> None:
+    control = Control()
+    run = jobs.run_job(place.config, place.host, folder=place.folder, control=control)
+    events = []
+    for event in run:
+        events.append(event)
+        if isinstance(event, PhaseStarted) and event.phase == "train":
+            control.stop()
+    assert only(events, StepDone) == []
+    assert only(events, LoraWritten) == []  # nothing was learnt yet, so there is nothing to keep
+    control = Control()
+    events = []
+    for event in jobs.run_job(
+        place.config.replace(epochs=1, gradient_accumulation=1),
+        place.host,
+        folder=place.folder,
+        control=control,
+    ):
+        events.append(event)
+        if isinstance(event, StepDone):
+            control.save_now()
+    assert {Path(e.path).name for e in only(events, LoraWritten)} >= {"test-000001.safetensors"}
+
+
+def test_without_samples_on_the_way_the_grid_is_drawn_from_the_files(place: Place) -> None:
+    events = place.run(sample_every_n_epochs=0)
+    trained = next(i for i, e in enumerate(events) if isinstance(e, StepDone) and e.step == 6)
+    drawn = [i for i, e in enumerate(events) if isinstance(e, SampleDrawn)]
+    assert len(drawn) == 6 and min(drawn) > trained
+    assert len(only(events, GridDrawn)) == 1
+
+
+def test_the_measure_sees_the_model_without_lora_first(place: Place) -> None:
+    seen: list[bool] = []
+
+    def measure(model: DiffusionModel, adapter: Adapter) -> Mapping[str, float]:
+        seen.append(any(norm > 0 for norm in adapter.norms().values()))
+        return {"number": float(len(seen))}
+
+    run = jobs.run_job(
+        place.config.replace(sample_prompts=()), place.host, folder=place.folder, control=Control(), measure=measure
+    )
+    events = list(run)
+    assert seen == [False, True, True]
+    assert [(e.epoch, dict(e.values)) for e in only(events, Measured)] == [
+        (0, {"number": 1.0}),
+        (1, {"number": 2.0}),
+        (2, {"number": 3.0}),
+    ]
+
+
+def test_settings_that_contradict_each_other_are_told_together(place: Place) -> None:
+    with pytest.raises(ConfigError) as told:
+        place.run(
+            output_name="../elsewhere", train_unet=False, train_text_encoder=False, min_bucket=512, max_bucket=256
+        )
+    assert {"output_name", "train_unet", "min_bucket"} <= {problem.where for problem in told.value.problems}
+
+
+def test_a_missing_folder_is_told(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        place.run(concepts=(Concept(folder=str(tmp_path / "nowhere")),))
+
+
+def test_a_full_disk_is_told_before_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(place.folder.root)._replace(free=1000)
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="MiB free"):
+        place.run()
+
+
+def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lib_lora_train.adapters.file.os.fsync", full)
+    with pytest.raises(OutputError, match=r"full|space"):
+        place.run(sample_prompts=())
+    assert list(place.host.lora_dir.iterdir()) == []
+
+
+# --- the runner ------------------------------------------------------------------------------------
+
+
+def _made(events: list[Event], gate: threading.Event) -> Any:
+    def make(config: TrainConfig, host: Any, *, folder: RunFolder, control: Control) -> Iterator[Event]:
+        yield from events
+        gate.wait(10)
+        yield StateChanged("finished")
+
+    return make
+
+
+def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path) -> None:
+    gate = threading.Event()
+    steps: list[Event] = [StepDone(n, 1, 1.0 / n, {"unet": 1e-4}, 1.0, 0.1) for n in range(1, 4)]
+    runner = JobRunner(None, tmp_path, make_events=_made([StateChanged("running"), *steps], gate))
+    run = runner.start(TrainConfig(output_name="first"))
+    with pytest.raises(HostError, match="already running"):
+        runner.start(TrainConfig())
+    gate.set()
+    runner.wait(10)
+    status = runner.status()
+    assert (status["run"], status["state"], status["step"]) == (run, "finished", 3)
+    assert runner.loss_curve() == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    lines = (tmp_path / run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["StateChanged", *["StepDone"] * 3, "StateChanged"]
+
+
+def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) -> None:
+    def broken(*_: object, **__: object) -> Iterator[Event]:
+        yield StateChanged("running")
+        raise RuntimeError("something unforeseen")
+
+    runner = JobRunner(None, tmp_path, make_events=broken)
+    run = runner.start(TrainConfig())
+    runner.wait(10)
+    assert runner.status()["state"] == "failed"
+    assert "something unforeseen" in runner.status()["message"]
+    assert "RuntimeError" in (tmp_path / run / "crash.txt").read_text(encoding="utf-8")
+
+
+def test_commands_without_a_run_are_told(tmp_path: Path) -> None:
+    runner = JobRunner(None, tmp_path)
+    for command in (runner.pause, runner.resume, runner.stop):
+        with pytest.raises(HostError, match="No training"):
+            command()
+
+
+def test_a_long_curve_is_averaged_to_few_points() -> None:
+    points = [(step, float(step % 2)) for step in range(1, 10_001)]
+    short = downsample(points, 1000)
+    assert len(short) == 1000
+    assert short[-1] == (10_000, 0.5) and all(loss == 0.5 for _, loss in short)
