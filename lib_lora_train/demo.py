@@ -58,8 +58,10 @@ CONTROL_PROMPTS = (
     "penguin on a yellow background",
     "red star on a white background",
     "a green circle on a purple background",
+    "a house on a pink background",
+    "an apple on a white background",
 )
-CONCEPT_SEEDS, CONTROL_SEEDS = (1, 2, 3, 4), (1, 2)
+CONCEPT_SEEDS, CONTROL_SEEDS = (1, 2, 3, 4), (1,)
 
 
 def demo_config() -> TrainConfig:
@@ -121,38 +123,40 @@ class Gate:
         return [sentence for kept, sentence in checks if not kept]
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What the model without LoRA answered, with and without captions, and drew."""
+
+    answers: torch.Tensor
+    uncaptioned: torch.Tensor
+    pictures: list[Image.Image]
+
+
 @dataclass
 class Examiner:
-    """Measures an epoch; what it compares with is taken from the model without LoRA, at its first call."""
+    """Measures an epoch; what it compares with comes from its first call, which must be without LoRA."""
 
     config: TrainConfig
     _probes: dict[str, Probe] = field(default_factory=dict)
-    _before: dict[str, torch.Tensor] = field(default_factory=dict)
-    _pictures_before: list[Image.Image] = field(default_factory=list)
+    _before: _Before | None = None
 
-    def measure(self, model: DiffusionModel, adapter: Adapter) -> dict[str, float]:
+    def measure(self, model: DiffusionModel, _adapter: Adapter) -> dict[str, float]:
         """`concept_share` and `leak_share` 0…1, `concept_loss`, `base_loss`, `drift`, `picture_change` 0…1."""
         if not self._probes:
-            self._prepare(model, adapter)
+            self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}
         given = {name: self._answers(model, name) for name in self._probes}
         concept = self._draw(model, CONCEPT_PROMPTS, CONCEPT_SEEDS)
         control = self._draw(model, CONTROL_PROMPTS, CONTROL_SEEDS)
+        if self._before is None:
+            self._before = _Before(given["base"], self._answers(model, "base", captioned=False), control)
         return {
             "concept_share": MASCOT.share(concept),
             "leak_share": MASCOT.share(control),
             "concept_loss": probe_loss(model, self._probes["concept"], given["concept"]),
             "base_loss": probe_loss(model, self._probes["base"], given["base"]),
-            "drift": drift(given["base"], self._before["base"], self._before["base without captions"]),
-            "picture_change": _mean_change(control, self._pictures_before),
+            "drift": drift(given["base"], self._before.answers, self._before.uncaptioned),
+            "picture_change": _mean_change(control, self._before.pictures),
         }
-
-    def _prepare(self, model: DiffusionModel, adapter: Adapter) -> None:
-        for name in ("concept", "base"):
-            self._probes[name] = self._make_probe(model, DEMO_SET / "holdout" / name)
-        with adapter.enabled(False):
-            self._before["base"] = self._answers(model, "base")
-            self._before["base without captions"] = self._answers(model, "base", captioned=False)
-            self._pictures_before = self._draw(model, CONTROL_PROMPTS, CONTROL_SEEDS)
 
     def _make_probe(self, model: DiffusionModel, folder: Path) -> Probe:
         config = self.config.replace(concepts=(Concept(folder=str(folder)),))
@@ -195,7 +199,7 @@ def run_demo(out_dir: Path, control: Control, *, config: TrainConfig | None = No
     for event in run_job(config, host, folder=folder, control=control, measure=examiner.measure):
         report.take(event)
         yield event
-    failures = [] if control.stopped else report.failures()
+    failures = None if control.stopped else report.failures()
     report.write(folder, failures)
     if failures:
         raise GateError(f"The demo did not pass its gate: {'; '.join(failures)}. Numbers: {folder.report}.")
@@ -227,13 +231,13 @@ class Report:
         """What the last epoch lacks."""
         return Gate().failures(self.epochs[0], self.epochs[max(self.epochs)])
 
-    def write(self, folder: RunFolder, failures: list[str]) -> None:
-        """Save `report.json`."""
+    def write(self, folder: RunFolder, failures: list[str] | None) -> None:
+        """Save `report.json`; a run that was stopped is not judged, its `failures` are None."""
         inner = self.phases.get("samples", 0.0) + self.phases.get("evaluate", 0.0)
         seconds = {**self.phases, "train": self.phases.get("train", 0.0) - inner}
         values = {
-            "passed": not failures,
-            "failures": failures,
+            "passed": None if failures is None else not failures,
+            "failures": failures or [],
             "gate": dataclasses.asdict(Gate()),
             "epochs": [{"epoch": epoch, **numbers} for epoch, numbers in sorted(self.epochs.items())],
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
