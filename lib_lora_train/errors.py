@@ -6,6 +6,7 @@ LoraTrainError
 ├── ModelError       a checkpoint, VAE or tokenizer that cannot be used
 ├── AdapterError     a LoRA file or a layer that cannot be adapted
 ├── HostError        the webui around us is in a state that does not allow the request
+│   └── ModelAwayError   the model of a run is not loaded at the moment; the run waits for it
 ├── OutputError      a file that cannot be written: disk full, folder missing, bad name
 └── TrainingError    training itself went wrong: NaN, out of memory
     └── GateError    the demo ended but did not learn what it must
@@ -66,6 +67,10 @@ class AdapterError(LoraTrainError):
 
 class HostError(LoraTrainError):
     """The webui is in a state that does not allow the request."""
+
+
+class ModelAwayError(HostError):
+    """Another model is loaded than the one asked for, or none; it may come back."""
 
 
 class OutputError(LoraTrainError):

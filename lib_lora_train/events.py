@@ -122,7 +122,7 @@ class Noted:
 class StateChanged:
     """The run as a whole changed its state."""
 
-    state: Literal["queued", "running", "paused", "stopping", "stopped", "finished", "failed"]
+    state: Literal["queued", "running", "paused", "waiting", "stopping", "stopped", "finished", "failed"]
     message: str = ""
 
 

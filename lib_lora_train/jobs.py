@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import scan_dataset
-from lib_lora_train.errors import OutputError, Problem, TrainingError
+from lib_lora_train.errors import ModelAwayError, OutputError, Problem, TrainingError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
 from lib_lora_train.events import (
     EpochDone,
@@ -44,12 +45,13 @@ from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.judge import judge, require_usable
-from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.models.latents import LatentStore, encode_dataset
 from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import infotext, write_picture
+from lib_lora_train.train.lending import leased
 from lib_lora_train.train.loop import Training, start_training, train
 from lib_lora_train.train.prompt import SamplePrompt, parse_prompt
 from lib_lora_train.train.sample import draw_samples
@@ -111,34 +113,55 @@ def run_job(
     began = time.monotonic()
     model = host.load_model(config)
     yield PhaseEnded("load", time.monotonic() - began)
-    cache = folder.root.parent / "latents" if config.cache_to_disk else None
-    encoding = in_turns(host, encode_dataset(model, plan, cache))
-    latents = yield from _timed("latents", len(plan.dataset.items), encoding)
-    run = _prepare(config, host, folder=folder, control=control, plan=plan, model=model)
     try:
-        yield from _noted_names(run)
-        if config.sample_every_n_epochs:
-            yield from _drawn(run, 0)
-        yield from _measured(run, measure, 0)
-        training = start_training(model, run.adapter, plan=plan, latents=latents, config=config)
-        yield from _timed("train", plan.total_steps, _trained(run, training, measure))
-        yield from _gridded(run)
-    finally:
-        with host.lease():
-            run.adapter.remove()
+        cache = folder.root.parent / "latents" if config.cache_to_disk else None
+        encoding = in_turns(host, model, control, encode_dataset(model, plan, cache))
+        latents = yield from _timed("latents", len(plan.dataset.items), encoding)
+        run = yield from _prepared(config, host, folder=folder, control=control, plan=plan, model=model)
+        yield from _run_through(run, latents, measure)
+    except ModelAwayError:
+        if not control.stopped:  # stopped while it waited for the model is no failure
+            raise
     yield StateChanged("stopped" if control.stopped else "finished", f"Everything of this run lies in {folder.root}.")
 
 
-def in_turns(host: Host, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
+def _run_through(run: _Run, latents: LatentStore, measure: Measure | None) -> Iterator[Event]:
+    """Samples without LoRA, the training with all that comes between, the grid; the adapter leaves the model."""
+    try:
+        yield from _noted_names(run)
+        if run.config.sample_every_n_epochs:
+            yield from _drawn(run, 0)
+        yield from _measured(run, measure, 0)
+        training = start_training(run.model, run.adapter, plan=run.plan, latents=latents, config=run.config)
+        yield from _timed("train", run.plan.total_steps, _trained(run, training, measure))
+        yield from _gridded(run)
+    finally:
+        run.adapter.remove()
+
+
+def in_turns(
+    host: Host, model: DiffusionModel, control: Control, events: Generator[Event, None, _T]
+) -> Generator[Event, None, _T]:
     """The same events, each made under a lease of its own: between two of them others may use the model."""
+
+    def following(_: DiffusionModel) -> Event | _Ended[_T]:
+        try:
+            return next(events)
+        except StopIteration as end:
+            return _Ended(end.value)
+
     while True:
-        with host.lease():
-            try:
-                event = next(events)
-            except StopIteration as end:
-                value: _T = end.value
-                return value
+        event = yield from leased(host, model, control, following)
+        if isinstance(event, _Ended):
+            return event.value
         yield event
+
+
+@dataclass(frozen=True)
+class _Ended(Generic[_T]):
+    """What a generator returned."""
+
+    value: _T
 
 
 def _timed(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
@@ -171,20 +194,20 @@ def _noted(problems: Iterable[Problem]) -> Iterator[Event]:
     return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
-def _prepare(
+def _prepared(
     config: TrainConfig, host: Host, *, folder: RunFolder, control: Control, plan: Plan, model: DiffusionModel
-) -> _Run:
+) -> Generator[Event, None, _Run]:
     """Prompts parsed, the place for the files made, the adapter put onto the model."""
     prompts = sample_prompts(config)
     lora_dir = Path(config.output_dir).expanduser() if config.output_dir else host.lora_dir
     _make_folder(lora_dir)
-    with host.lease():
-        adapter = inject(model, spec_from_config(config), seed=config.seed)
-        try:
-            _require_room(lora_dir, adapter, config, plan)
-        except OutputError:
-            adapter.remove()
-            raise
+    spec = spec_from_config(config)
+    adapter = yield from leased(host, model, control, lambda lent: inject(lent, spec, seed=config.seed))
+    try:
+        _require_room(lora_dir, adapter, config, plan)
+    except OutputError:
+        adapter.remove()
+        raise
     return _Run(
         config=config,
         host=host,
@@ -269,7 +292,7 @@ def _trained(run: _Run, training: Training, measure: Measure | None) -> Generato
                 yield from _after_epoch(run, event, measure)
             elif isinstance(event, (StepDone, StateChanged)):
                 yield from _asked_for(run, training)
-    except TrainingError:
+    except (TrainingError, ModelAwayError):
         yield from _kept(run, training)
         raise
     if run.control.stopped:
@@ -312,10 +335,9 @@ def _written(run: _Run, name: str, *, epoch: int, step: int) -> Generator[Event,
     )
     path = run.lora_dir / f"{name}.safetensors"
     metadata = run_metadata(run.config, run.plan, run.model, facts)
-    with run.host.lease():
-        state = run.adapter.state()
-    saved = write_adapter(path, state, metadata=metadata, precision=run.config.save_precision)
+    saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
     run.written_step = step
+    run.host.show_loras()
     yield LoraWritten(str(path), epoch, step)
     if saved.vanished > _MANY_VANISHED or saved.overflowed:
         message = (
@@ -338,8 +360,7 @@ def _draw_row(run: _Run, epoch: int) -> Generator[Event, None, None]:
     lora = f"{run.name}-{epoch:06}" if epoch else ""
     for start in range(0, len(run.prompts), _PICTURES_PER_TURN):
         prompts = run.prompts[start : start + _PICTURES_PER_TURN]
-        with run.host.lease() as model, run.adapter.enabled(epoch > 0):
-            drawn = draw_samples(model, prompts, sampler=run.config.sample_sampler, clip_skip=run.config.clip_skip)
+        drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
         for prompt, picture in zip(prompts, drawn, strict=True):
             row.append(picture)
             path = run.folder.samples / f"epoch-{epoch:06}-{len(row):02}.png"
@@ -356,13 +377,22 @@ def _draw_row(run: _Run, epoch: int) -> Generator[Event, None, None]:
     run.pictures[epoch] = row
 
 
+def _draw(run: _Run, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
+    with run.adapter.enabled(epoch > 0):
+        return draw_samples(model, prompts, sampler=run.config.sample_sampler, clip_skip=run.config.clip_skip)
+
+
 def _measured(run: _Run, measure: Measure | None, epoch: int) -> Iterator[Event]:
     if measure is None:
         return
     yield PhaseStarted("evaluate")
     began = time.monotonic()
-    with run.host.lease() as model, run.adapter.enabled(epoch > 0):
-        values = measure(model, run.adapter)
+
+    def values_of(model: DiffusionModel) -> Mapping[str, float]:
+        with run.adapter.enabled(epoch > 0):
+            return measure(model, run.adapter)
+
+    values = yield from leased(run.host, run.model, run.control, values_of)
     yield PhaseEnded("evaluate", time.monotonic() - began)
     yield Measured(epoch, values)
 
@@ -374,8 +404,7 @@ def _gridded(run: _Run) -> Iterator[Event]:
     if not run.config.sample_every_n_epochs:
         yield from _drawn(run, 0)
         for epoch, path in run.written.items():
-            with run.host.lease():
-                run.adapter.load_state(read_adapter(path).state)
+            run.adapter.load_state(read_adapter(path).state)
             yield from _drawn(run, epoch)
     yield PhaseStarted("grid")
     began = time.monotonic()

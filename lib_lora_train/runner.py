@@ -35,7 +35,7 @@ from lib_lora_train.train.control import Control
 
 log = logging.getLogger("lora_train")
 
-_LIVE = ("running", "paused", "stopping")
+_LIVE = ("running", "paused", "waiting", "stopping")
 
 
 @dataclasses.dataclass

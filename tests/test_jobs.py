@@ -83,6 +83,12 @@ def only(events: list[Event], kind: type[Any]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
+def ending(events: list[Event]) -> str:
+    """The state the run ended in."""
+    assert isinstance(events[-1], StateChanged)
+    return events[-1].state
+
+
 def weights_of(model: DiffusionModel) -> dict[str, torch.Tensor]:
     modules = {"unet": model.unet, **{f"text{i}": encoder for i, encoder in enumerate(model.text_encoders)}}
     return {f"{name}.{key}": t.clone() for name, module in modules.items() for key, t in module.state_dict().items()}
@@ -100,7 +106,7 @@ def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
     ]
     with Image.open(only(events, GridDrawn)[0].path) as grid:
         assert grid.width > 2 * 128 and grid.height > 3 * 128
-    assert events[0] == StateChanged("running") and events[-1].state == "finished"
+    assert events[0] == StateChanged("running") and ending(events) == "finished"
 
 
 def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) -> None:
@@ -159,7 +165,7 @@ def test_a_broken_picture_is_named_and_the_rest_trains(place: Place, tmp_path: P
     events = place.run(sample_prompts=())
     assert any("broken.png" in f"{note.where} {note.message}" for note in only(events, Noted))
     assert only(events, Planned)[0].images == 3
-    assert events[-1].state == "finished"
+    assert ending(events) == "finished"
 
 
 def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> None:
@@ -171,7 +177,7 @@ def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> Non
             control.stop()
     assert only(events, StepDone)[-1].step == 3
     assert [Path(e.path).name for e in only(events, LoraWritten)] == ["test-000001.safetensors"]
-    assert events[-1].state == "stopped"
+    assert ending(events) == "stopped"
 
 
 def test_stop_in_the_middle_of_an_epoch_writes_a_file_of_that_step(place: Place) -> None:
@@ -240,7 +246,7 @@ def test_a_missing_folder_is_told(place: Place, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_before_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(place.folder.root)._replace(free=1000)
-    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="MiB free"):
         place.run()
 

@@ -14,7 +14,16 @@ import ldm_reference
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models import compat
 from lib_lora_train.models.family import Family, infer_spec
-from lib_lora_train.models.graft import Graft, alias, check_graft, graft, ldm_unet_names, unet_name_of
+from lib_lora_train.models.graft import (
+    Graft,
+    alias,
+    check_graft,
+    follow,
+    graft,
+    ldm_unet_names,
+    let_go,
+    unet_name_of,
+)
 from tiny_models import full_shapes, tiny_spec, tiny_tensors
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -268,3 +277,51 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for tensor in tensors.values():
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+# --- following the owner --------------------------------------------------------------------------
+
+
+def parameters_of(grafted: Graft) -> dict[str, Tensor]:
+    modules = {"unet": grafted.unet, "vae": grafted.vae, **{f"t{i}": m for i, m in enumerate(grafted.text_encoders)}}
+    return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
+
+
+def test_nothing_is_touched_while_the_tensors_stay_where_they_are(tensors: dict[str, Tensor]) -> None:
+    grafted = graft(tensors, tiny_spec(tensors))
+    before = parameters_of(grafted)
+    assert follow(grafted.slots, tensors) == 0
+    assert all(p is before[name] for name, p in parameters_of(grafted).items())
+
+
+def test_parameters_follow_tensors_that_were_renewed(tensors: dict[str, Tensor]) -> None:
+    grafted = graft(tensors, tiny_spec(tensors))
+    before = {name: p.clone() for name, p in parameters_of(grafted).items()}
+    with torch.inference_mode():  # Forge and reForge make such tensors when they move a model or bake a LoRA
+        renewed = {name: tensor.clone() for name, tensor in tensors.items()}
+    assert follow(grafted.slots, renewed) == len(grafted.slots) == len(before)
+    after = parameters_of(grafted)
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in renewed.values()}
+    assert all(p.untyped_storage().data_ptr() in theirs for p in after.values())
+    assert all(torch.equal(p, before[name]) for name, p in after.items())
+    assert not any(p.is_inference() or p.requires_grad for p in after.values())
+
+
+def test_let_go_frees_the_owners_storage_and_follow_brings_it_back(tensors: dict[str, Tensor]) -> None:
+    grafted = graft(tensors, tiny_spec(tensors))
+    before = {name: p.clone() for name, p in parameters_of(grafted).items()}
+    let_go(grafted.slots)
+    hollow = parameters_of(grafted)
+    assert all(p.is_meta and p.shape == before[name].shape for name, p in hollow.items())
+    assert follow(grafted.slots, tensors) == len(grafted.slots)
+    assert all(torch.equal(p, before[name]) for name, p in parameters_of(grafted).items())
+
+
+def test_tensors_that_cannot_be_followed_change_nothing(tensors: dict[str, Tensor]) -> None:
+    grafted = graft(tensors, tiny_spec(tensors))
+    before = parameters_of(grafted)
+    name = next(reversed(tensors))
+    for given in (tensors[name].to("meta"), tensors[name][:1], tensors[name].to(torch.int8)):
+        with pytest.raises(ModelError, match=f"{name} is missing, not in memory or of another kind"):
+            follow(grafted.slots, {**{n: t.clone() for n, t in tensors.items()}, name: given})
+        assert all(p is before[key] for key, p in parameters_of(grafted).items())

@@ -194,9 +194,32 @@ def test_saving_can_be_asked_for_in_a_pause() -> None:
     assert next(events) == StateChanged("stopping")
 
 
-def test_another_model_than_the_adapters_is_refused() -> None:
-    with pytest.raises(TrainingError, match="another model was loaded"):
-        run_to_end(begun(small_config()), model("sdxl"))
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_waits_for_its_model_and_goes_on_where_it_was() -> None:
+    alone = run_to_end(begun(small_config()), model())
+    host = OneModelHost(model())
+    waited: list[Event] = []
+    for event in train(begun(small_config()), host=host, control=Control()):
+        waited.append(event)
+        if isinstance(event, Progress) and event.done == 2:
+            host.away = 3
+    assert losses(waited) == losses(alone)
+    states = [event for event in waited if isinstance(event, StateChanged)]
+    assert states == [StateChanged("waiting", "Another model is loaded."), StateChanged("running")]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
+    control = Control()
+    events = train(begun(small_config()), host=OneModelHost(model(), away=10**6), control=control)
+    assert next(events) == StateChanged("waiting", "Another model is loaded.")
+    control.stop()
+    assert list(events) == [StateChanged("stopping")]
 
 
 # --- trouble ------------------------------------------------------------------------------------

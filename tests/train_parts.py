@@ -16,7 +16,7 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
-from lib_lora_train.errors import LoraTrainError
+from lib_lora_train.errors import LoraTrainError, ModelAwayError
 from lib_lora_train.events import Event, StepDone
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
@@ -42,16 +42,20 @@ def _model(family: Family) -> DiffusionModel:
 class OneModelHost:
     """Lends one model; `is_wanted` answers what it is told to, as another thread would make it."""
 
-    def __init__(self, model: DiffusionModel, *, wanted: bool = False) -> None:
+    def __init__(self, model: DiffusionModel, *, wanted: bool = False, away: int = 0) -> None:
         self.model = model
         self.wanted = wanted
+        self.away = away  # how many more leases find another model
         self.turns = 0
         self.is_leased = False
 
     @contextmanager
-    def lease(self) -> Iterator[DiffusionModel]:
+    def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
         """The model; not re-entrant, like every host's."""
         assert not self.is_leased
+        if self.away:
+            self.away -= 1
+            raise ModelAwayError("Another model is loaded.")
         self.is_leased = True
         self.turns += 1
         try:

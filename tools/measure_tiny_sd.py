@@ -115,12 +115,13 @@ def held_out_scenes(row: str, count: int, seed: int) -> list[Scene]:
 
 
 def score(reader: SceneReader, scenes: list[Scene], pictures: list[Image.Image]) -> dict[str, float]:
-    """Shares of pictures that show the right things, and the right background."""
+    """Shares of pictures with everything right, and with the number and the background right."""
     readings = read_pictures(reader, pictures)
-    things = [adheres(scene, reading) for scene, reading in zip(scenes, readings, strict=True)]
-    grounds = [background_of(picture) == scene.background for scene, picture in zip(scenes, pictures, strict=True)]
+    pairs = list(zip(scenes, readings, strict=True))
+    grounds = [background_of(p) == scene.background for scene, p in zip(scenes, pictures, strict=True)]
     return {
-        "things": round(sum(things) / len(things), 3),
+        "things": round(sum(adheres(scene, reading) for scene, reading in pairs) / len(pairs), 3),
+        "number": round(sum(reading.number == len(scene.objects) for scene, reading in pairs) / len(pairs), 3),
         "background": round(sum(grounds) / len(grounds), 3),
     }
 

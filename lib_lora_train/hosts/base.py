@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 class Host(Protocol):
     """A webui or the stand-alone program.
 
-    A turn is `with host.lease() as model:` around whole optimiser steps: at least one, and more only while
-    `is_wanted()` is false. The model of one turn is not to be used after it, and the next turn may give
-    another value for the same weights, moved or re-grafted meanwhile. The lease is not re-entrant.
+    A turn is `with host.lease(model):` around whole optimiser steps: at least one, and more only while
+    `is_wanted()` is false. Between turns the model is the same value, with its adapters, but its weights may be
+    moved or empty: they are not to be used then. The lease is not re-entrant, in one thread.
     """
 
     name: str
     lora_dir: Path
 
-    def lease(self) -> AbstractContextManager[DiffusionModel]:
-        """The model, pristine and on its device, for this thread alone; waits until it is free."""
+    def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:
+        """The model, pristine and on its device, for this thread alone; waits until nobody else uses it.
+
+        Without `model`: whichever is loaded. With it: this one, or ModelAwayError if another is loaded by now.
+        """
         ...
 
     def is_wanted(self) -> bool:
@@ -32,4 +35,8 @@ class Host(Protocol):
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The model the config asks for, loaded if it is not the present one; raises ModelError, HostError."""
+        ...
+
+    def show_loras(self) -> None:
+        """Let the host's list of LoRAs show files that were written since."""
         ...

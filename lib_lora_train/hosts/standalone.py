@@ -161,11 +161,11 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @contextmanager
-    def lease(self) -> Iterator[DiffusionModel]:
-        """The loaded model, for this thread alone; the default one if none was loaded yet."""
+    def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
+        """`model` itself, else the loaded one, for this thread alone; the default one if none was loaded yet."""
         self._lock.acquire()
         try:
-            yield self._loaded(self._choice or self._default)
+            yield model or self._loaded(self._choice or self._default)
         finally:
             self._lock.release()
 
@@ -183,6 +183,9 @@ class StandaloneHost:
             return self._loaded(self._chosen(config))
         finally:
             self._lock.release()
+
+    def show_loras(self) -> None:
+        """Nothing to do: no list of LoRAs is kept here."""
 
     def _chosen(self, config: TrainConfig) -> ModelChoice:
         own = self._default

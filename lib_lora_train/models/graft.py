@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,14 +50,47 @@ class GraftRow:
     reason: str = ""
 
 
+@dataclass(eq=False)
+class Slot:
+    """One parameter's place in our modules: leaf `leaf` of `owner`, made of the checkpoint's tensor `key`.
+
+    `origin` says where that tensor lay when the parameter was made of it, None while the slot is empty. The
+    place stays the same however adapters are put around `owner`.
+    """
+
+    owner: nn.Module
+    leaf: str
+    key: str
+    source: Source
+    shape: torch.Size
+    dtype: torch.dtype
+    origin: tuple[object, ...] | None = None
+
+    def fill(self, given: Tensor) -> Tensor:
+        """Make the parameter of `given`, sharing its storage if it can be; the tensor it is a view of."""
+        view = _view(alias(given), self.source, self.shape)
+        if view.dtype != self.dtype:
+            view = view.to(self.dtype)
+        self.owner._parameters[self.leaf] = nn.Parameter(alias(view), requires_grad=False)
+        self.origin = _place(given)
+        return view
+
+    def empty(self) -> None:
+        """Let go of the storage; shape and dtype stay."""
+        hollow = torch.empty(self.shape, dtype=self.dtype, device="meta")
+        self.owner._parameters[self.leaf] = nn.Parameter(hollow, requires_grad=False)
+        self.origin = None
+
+
 @dataclass(frozen=True)
 class Graft:
-    """The grafted modules, frozen and in eval mode, and a row per tensor."""
+    """The grafted modules, frozen and in eval mode, a row per tensor, and the slots of their parameters."""
 
     unet: nn.Module
     vae: nn.Module
     text_encoders: tuple[nn.Module, ...]
     report: tuple[GraftRow, ...]
+    slots: tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -80,10 +113,45 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     parts = tuple(_parts(spec))
     unused = _check(parts, shapes)
-    rows = [row for part in parts for row in _graft_part(part, tensors)]
+    slots: list[Slot] = []
+    rows = [row for part in parts for row in _graft_part(part, tensors, slots)]
     rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
     modules = [part.module for part in parts]
-    return Graft(unet=modules[0], vae=modules[1], text_encoders=tuple(modules[2:]), report=tuple(rows))
+    return Graft(
+        unet=modules[0], vae=modules[1], text_encoders=tuple(modules[2:]), report=tuple(rows), slots=tuple(slots)
+    )
+
+
+def follow(slots: Iterable[Slot], tensors: Mapping[str, Tensor]) -> int:
+    """Let the parameters follow tensors that were moved, renewed or let go; how many had to.
+
+    The tensors must be the same checkpoint's, with the same numbers. ModelError, changing nothing, if one is
+    missing, of another shape or dtype, or not in memory.
+    """
+    tensors = with_text_model_level(tensors)
+    wrong = next((slot for slot in slots if not _is_usable(tensors.get(slot.key), slot)), None)
+    if wrong is not None:
+        raise ModelError(f"{wrong.key} is missing, not in memory or of another kind than when the run began.")
+    moved = [slot for slot in slots if slot.origin != _place(tensors[slot.key])]
+    for slot in moved:
+        slot.fill(tensors[slot.key])
+    return len(moved)
+
+
+def let_go(slots: Iterable[Slot]) -> None:
+    """Keep none of the storage alive, so that its owner can free or move it; `follow` brings it back."""
+    for slot in slots:
+        slot.empty()
+
+
+def _is_usable(given: Tensor | None, slot: Slot) -> bool:
+    if given is None or given.is_meta or given.dtype not in _TRAINABLE:
+        return False
+    return _fits(tuple(given.shape), tuple(slot.shape), slot.source)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype
 
 
 def check_graft(shapes: Shapes, spec: ModelSpec) -> dict[str, int]:
@@ -187,18 +255,19 @@ def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> boo
 # --- sharing storage ----------------------------------------------------------------------------
 
 
-def _graft_part(part: _Part, tensors: Mapping[str, Tensor]) -> Iterator[GraftRow]:
+def _graft_part(part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot]) -> Iterator[GraftRow]:
+    """Fill the part's parameters, adding a slot for each, and tell a row for each."""
     dtype = _main_dtype(part, tensors)
     device = torch.device("cpu")
     for name, parameter in list(part.module.named_parameters()):
         source = part.source(name)
         given = tensors[part.prefix + source.name]
-        view = _view(alias(given), source, parameter.shape)
-        shared = view.dtype == dtype and _shares_storage(view, given)
-        if view.dtype != dtype:
-            view = view.to(dtype)
-        device = view.device
-        _set_parameter(part.module, name, nn.Parameter(alias(view), requires_grad=False))
+        owner, _, leaf = name.rpartition(".")
+        place = part.module.get_submodule(owner)
+        slot = Slot(place, leaf, part.prefix + source.name, source, parameter.shape, dtype)
+        view = slot.fill(given)
+        slots.append(slot)
+        device, shared = view.device, _shares_storage(view, given)
         reason = "" if shared else f"{given.dtype} among {dtype}" if given.dtype != dtype else "not contiguous"
         label = f"{part.label}.{name}"
         yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", view.nbytes, reason)
@@ -243,8 +312,3 @@ def _main_dtype(part: _Part, tensors: Mapping[str, Tensor]) -> torch.dtype:
             )
         sizes[tensor.dtype] += tensor.numel()
     return sizes.most_common(1)[0][0]
-
-
-def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module.get_submodule(owner)._parameters[leaf] = parameter

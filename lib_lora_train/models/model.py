@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.models import compat
 from lib_lora_train.models.family import FAMILY_NAMES, VAE_PREFIX, ModelSpec
-from lib_lora_train.models.graft import GraftRow, graft
+from lib_lora_train.models.graft import GraftRow, Slot, follow, graft, let_go
 from lib_lora_train.models.schedule import NoiseSchedule, schedule_for
 
 
@@ -22,6 +23,7 @@ class DiffusionModel:
 
     `unet` answers `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the
     checkpoint file's sha256 (hex, "" if unknown), `path` the file; `report` says what became of each tensor.
+    `device` and `dtype` are the UNet's while it is lent; between turns its parameters may be empty.
     """
 
     spec: ModelSpec
@@ -34,18 +36,27 @@ class DiffusionModel:
     file_hash: str
     path: Path | None = None
     report: tuple[GraftRow, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    device: torch.device = field(init=False)
+    dtype: torch.dtype = field(init=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet is."""
-        device: torch.device = self.unet.conv_norm_out.weight.device
-        return device
+    def __post_init__(self) -> None:
+        """Read both from a layer that no adapter replaces, while it is there."""
+        weight = self.unet.conv_norm_out.weight
+        object.__setattr__(self, "device", weight.device)
+        object.__setattr__(self, "dtype", weight.dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the UNet computes in; read from a layer that no adapter replaces."""
-        dtype: torch.dtype = self.unet.conv_norm_out.weight.dtype
-        return dtype
+    def follow(self, tensors: Mapping[str, Tensor]) -> int:
+        """Let the parameters follow the same checkpoint's tensors to where they lie now; see `graft.follow`."""
+        moved = follow(self.slots, tensors)
+        if moved:
+            for encoder in self.text_encoders:
+                compat.renew_position_ids(encoder, self.device)
+        return moved
+
+    def let_go(self) -> None:
+        """Keep nothing of the given tensors alive until the next `follow`."""
+        let_go(self.slots)
 
 
 def assemble(
@@ -77,6 +88,7 @@ def assemble(
         file_hash=file_hash,
         path=path,
         report=grafted.report,
+        slots=grafted.slots,
     )
 
 

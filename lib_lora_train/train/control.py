@@ -62,9 +62,9 @@ class Control:
         """Whether `sample_now` was asked since the last call."""
         return _take(self._sample)
 
-    def wait_for_news(self) -> None:
-        """Block until something is asked; returns at once if that happened since the last call."""
-        self._news.wait()
+    def wait_for_news(self, timeout_seconds: float | None = None) -> None:
+        """Block until something is asked, or so long; returns at once if that happened since the last call."""
+        self._news.wait(timeout_seconds)
         self._news.clear()
 
     def _ask(self, flag: threading.Event) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,39 +22,28 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
-from lib_lora_train.errors import TrainingError
+from lib_lora_train.errors import ModelAwayError, TrainingError
 from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.optimizer_args import parse_optimizer_args
 from lib_lora_train.train.conditions import TextConditions
 from lib_lora_train.train.control import Control
+from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.optim import LossScale, Stepper, clip_gradients, group_rates, make_stepper
 from lib_lora_train.train.schedule import lr_factor, warmup_steps
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
 
 _TURN_SECONDS = 0.5  # the longest time without news for the page, and without a look at who waits elsewhere
-_OTHER_MODEL = (
-    "The model that was being trained is gone: another model was loaded, or the same one anew. What was learnt so far "
-    "is kept; load the model again and start a new run."
-)
 Step = Sequence[MicroBatch]
-
-
-class Lender(Protocol):
-    """Who owns the model; `hosts.base.Host` is one."""
-
-    def lease(self) -> AbstractContextManager[DiffusionModel]: ...
-
-    def is_wanted(self) -> bool: ...
 
 
 @dataclass(eq=False)
 class Training:
     """A run under way. `step` counts the optimiser steps taken; all else that changes lies in the parts."""
 
-    unet: Any
+    model: DiffusionModel
     adapter: Adapter
     plan: Plan
     latents: LatentStore
@@ -108,7 +97,7 @@ def start_training(
         require_same_run(state, config, plan)
         _put(adapter, state)
     training = Training(
-        unet=model.unet,
+        model=model,
         adapter=adapter,
         plan=plan,
         latents=latents,
@@ -150,10 +139,11 @@ def train(training: Training, *, host: Lender, control: Control) -> Iterator[Eve
             if control.stopped:
                 yield StateChanged("stopping")
                 return
-            with host.lease() as model, checkpointing(model.unet, training.config.gradient_checkpointing):
-                taken, failure = _take_turn(
-                    training, model, steps=steps[training.step - first :], host=host, control=control
-                )
+            turn = _Turn(training, steps[training.step - first :], host, control)
+            try:
+                taken, failure = yield from leased(host, training.model, control, turn.take)
+            except ModelAwayError:  # stopped while the model was away
+                continue
             yield from taken
             if failure:
                 raise TrainingError(failure)
@@ -185,12 +175,25 @@ class _Taken:
     numbers: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """The steps that may be taken while the model is lent."""
+
+    training: Training
+    steps: Sequence[Step]
+    host: Lender
+    control: Control
+
+    def take(self, model: DiffusionModel) -> tuple[list[StepDone], str]:
+        """See `_take_turn`."""
+        with checkpointing(model.unet, self.training.config.gradient_checkpointing):
+            return _take_turn(self.training, model, steps=self.steps, host=self.host, control=self.control)
+
+
 def _take_turn(
     training: Training, model: DiffusionModel, *, steps: Sequence[Step], host: Lender, control: Control
 ) -> tuple[list[StepDone], str]:
     """Take one step, and more while nobody waits; returns what was done, and why it cannot go on ("" if it can)."""
-    if model.unet is not training.unet:
-        return [], _OTHER_MODEL
     began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
     taken: list[_Taken] = []
     try:

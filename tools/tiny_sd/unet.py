@@ -283,7 +283,7 @@ def _train_worker(rank: int, run: UnetRun) -> None:
         training.ema_text.update(training.text_encoder)
         training.step += 1
         progress = elapsed.item() / run.seconds
-        mean_loss += (loss - mean_loss) * max(0.02, 1 / training.step)
+        mean_loss = mean_loss * 0.98 + loss * 0.02 if mean_loss else loss
         if rank == 0 and training.step % 25 == 0:
             print(f"unet {training.step} {elapsed.item():.0f}s loss {mean_loss:.4f}", flush=True)
         if rank == 0 and training.step % 200 == 0:

@@ -1,0 +1,48 @@
+"""Borrowing the model: work done under the host's lease, and patience while the model is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from lib_lora_train.errors import ModelAwayError
+from lib_lora_train.events import Event, StateChanged
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.train.control import Control
+
+_T = TypeVar("_T")
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+class Lender(Protocol):
+    """Who owns the model; `hosts.base.Host` is one."""
+
+    def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]: ...
+
+    def is_wanted(self) -> bool: ...
+
+
+def leased(
+    host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
+) -> Generator[Event, None, _T]:
+    """`work(model)` done under a lease. While the host has another model loaded: wait, hold nothing, and say so.
+
+    Raises ModelAwayError when the run is stopped during such a wait.
+    """
+    waited = False
+    while True:
+        try:
+            with host.lease(model) as lent:
+                result = work(lent)
+            break
+        except ModelAwayError as reason:
+            if control.stopped:
+                raise
+            if not waited:
+                waited = True
+                yield StateChanged("waiting", str(reason))
+            control.wait_for_news(_LOOK_AGAIN_SECONDS)
+    if waited:
+        yield StateChanged("running")
+    return result
