@@ -113,6 +113,8 @@ def run_job(
     began = time.monotonic()
     model = host.load_model(config)
     yield PhaseEnded("load", time.monotonic() - began)
+    if model.note:
+        yield Noted("hint", model.name, model.note)
     try:
         cache = folder.root.parent / "latents" if config.cache_to_disk else None
         encoding = in_turns(host, model, control, encode_dataset(model, plan, cache))

@@ -5,16 +5,17 @@ Everything is imported here and now, because a webui's script path is only valid
 
 from pathlib import Path
 
-from modules import script_callbacks, shared
+from modules import paths_internal, script_callbacks
 
 from lib_lora_train.hosts.api import install_routes
-from lib_lora_train.ui.app import PROJECT, open_desk
+from lib_lora_train.hosts.detect import detect_host
+from lib_lora_train.ui.app import open_desk
 from lib_lora_train.ui.tab import TITLE, build_tab
 
 
 def the_desk():
     """One per process: a run goes on while the user interface is reloaded."""
-    return open_desk(PROJECT, Path(shared.cmd_opts.lora_dir))
+    return open_desk(Path(paths_internal.data_path) / "outputs" / "lora-train", detect_host)
 
 
 script_callbacks.on_ui_tabs(lambda: [(build_tab(the_desk()), TITLE, "lora_train_tab")])

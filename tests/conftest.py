@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+# Both must be set before torch loads.
+# Tiny models compute no faster on two threads, and on a busy machine two threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Some virtual machines announce AMX but trap its instructions; bf16 on the processor then kills the
-# interpreter. AVX-512 is as good for tests and exists wherever AMX does. Must be set before torch loads.
+# interpreter. AVX-512 is as good for tests and exists wherever AMX does.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,11 @@ class Host(Protocol):
     """
 
     name: str
-    lora_dir: Path
+
+    @property
+    def lora_dir(self) -> Path:
+        """Where the host looks for LoRA files."""
+        ...
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:
         """The model, pristine and on its device, for this thread alone; waits until nobody else uses it.

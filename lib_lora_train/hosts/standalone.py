@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.models.family import infer_spec
 from lib_lora_train.models.hints import read_hints, tokenizer_folder
-from lib_lora_train.models.load import CheckpointFile, load_checkpoint, load_vae, replace_vae, shapes_of
+from lib_lora_train.models.load import load_checkpoint, load_vae, replace_vae, shapes_of
 from lib_lora_train.models.model import DiffusionModel, assemble, looks_like_v_prediction
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import load_tokenizer
@@ -56,7 +56,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         model = assemble(
             tensors,
             spec=spec,
-            tokenizers=[load_tokenizer(_tokenizer(file))] * len(spec.text_encoders),
+            tokenizers=[tokenizer_of(file.path)] * len(spec.text_encoders),
             name=path.stem,
             file_hash=file.hash,
             dtype=_dtype(choice.precision, device),
@@ -76,9 +76,9 @@ def _with_measured_prediction(model: DiffusionModel) -> DiffusionModel:
     return replace(model, spec=spec, schedule=schedule_for(spec))
 
 
-def _tokenizer(file: CheckpointFile) -> Path:
-    """The checkpoint's own tokenizer folder, else the embedded one: all three families share CLIP's vocabulary."""
-    return tokenizer_folder(file.path) or EMBEDDED_CHECKPOINT.parent / "tokenizer"
+def tokenizer_of(checkpoint: Path) -> Any:
+    """The checkpoint's own tokenizer, else the embedded one: all three families share CLIP's vocabulary."""
+    return load_tokenizer(tokenizer_folder(checkpoint) or EMBEDDED_CHECKPOINT.parent / "tokenizer")
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -144,10 +144,13 @@ def let_go(slots: Iterable[Slot]) -> None:
         slot.empty()
 
 
+def can_be_trained_on(tensor: Tensor) -> bool:
+    """Whether a tensor is in memory, in a format that can be computed with."""
+    return not tensor.is_meta and tensor.dtype in _TRAINABLE
+
+
 def _is_usable(given: Tensor | None, slot: Slot) -> bool:
-    if given is None or given.is_meta or given.dtype not in _TRAINABLE:
-        return False
-    return _fits(tuple(given.shape), tuple(slot.shape), slot.source)
+    return given is not None and can_be_trained_on(given) and _fits(tuple(given.shape), tuple(slot.shape), slot.source)
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

@@ -22,8 +22,9 @@ class DiffusionModel:
     """Frozen diffusers and transformers modules, and everything needed to run them.
 
     `unet` answers `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the
-    checkpoint file's sha256 (hex, "" if unknown), `path` the file; `report` says what became of each tensor.
-    `device` and `dtype` are the UNet's while it is lent; between turns its parameters may be empty.
+    checkpoint file's sha256 (hex, "" if unknown), `path` the file; `report` says what became of each tensor,
+    `note` what the user should know of where the weights come from. `device` and `dtype` are the UNet's while
+    it is lent; between turns its parameters may be empty.
     """
 
     spec: ModelSpec
@@ -37,6 +38,7 @@ class DiffusionModel:
     path: Path | None = None
     report: tuple[GraftRow, ...] = ()
     slots: tuple[Slot, ...] = ()
+    note: str = ""
     device: torch.device = field(init=False)
     dtype: torch.dtype = field(init=False)
 

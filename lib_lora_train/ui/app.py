@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import threading
 import time
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import uvicorn
 
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.demo import demo_config
 from lib_lora_train.hosts.api import install_routes, make_api
-from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.hosts.base import Host
+from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
 from lib_lora_train.runner import JobRunner
 from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.tab import build_tab
@@ -55,19 +57,27 @@ def _scripts() -> str:
     return "".join(f"<script>{text}</script>" for text in texts)
 
 
-@functools.lru_cache(maxsize=1)
-def open_desk(home: Path, lora_dir: Path) -> Desk:
-    """The process's one desk, so that a run outlives a reloaded page or user interface.
+_desks: dict[Path, Desk] = {}
 
-    `home` gets `outputs/`: the runs' folders and the form's draft.
+
+def open_desk(outputs: Path, make_host: Callable[[], Host]) -> Desk:
+    """The process's one desk for `outputs`, so that a run outlives a reloaded page or user interface.
+
+    `outputs` gets the runs' folders and the form's draft. `make_host` is called the first time only.
     """
-    outputs = home / "outputs"
-    return Desk(JobRunner(StandaloneHost(None, None, lora_dir), outputs), outputs, demo=demo_config)
+    if outputs not in _desks:
+        _desks[outputs] = Desk(JobRunner(make_host(), outputs), outputs, demo=_demo)
+    return _desks[outputs]
+
+
+def _demo() -> TrainConfig:
+    """The demo names the tiny model it was made for: a webui has another one loaded."""
+    return demo_config().replace(checkpoint=str(EMBEDDED_CHECKPOINT))
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT, open_browser: bool = True) -> None:
     """Serve the app until interrupted. `home` gets `outputs/` and `models/Lora/`."""
-    app = make_app(open_desk(home, home / "models" / "Lora"))
+    app = make_app(open_desk(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora")))
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
     address = f"http://{host}:{port}/"
     threading.Thread(target=_announce, args=(server, address, open_browser), daemon=True).start()

@@ -1,0 +1,168 @@
+"""Forge as a host, and what its relatives built on ldm_patched share with it.
+
+These webuis keep a model as "patchers": `forge_objects_original` holds the untouched ones. A LoRA is baked into the
+parameters and stays there after a generation, and parameters are inference tensors.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.errors import HostError, ModelError
+from lib_lora_train.hosts.webui import LoadedModel
+from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
+
+_PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
+# Text encoders by the webui's name; a model with clip_g has two of them.
+_ALONE = {"clip_l": "cond_stage_model.", "clip_h": "cond_stage_model."}
+_OF_TWO = {"clip_l": "conditioner.embedders.0.", "clip_g": "conditioner.embedders.1."}
+_WRAPPER = re.compile(r"\.wrapped(?=\.)")
+
+
+class Forge:
+    """See `hosts.webui.Webui`."""
+
+    name = "Forge"
+
+    def __init__(self) -> None:
+        from modules import call_queue, sd_models, shared
+
+        self._shared, self._models, self._queue = shared, sd_models, call_queue
+        self._memory = self._find_memory()
+
+    def _find_memory(self) -> Any:
+        """The module that moves models between processor and graphics card."""
+        from backend import memory_management
+
+        return memory_management
+
+    @property
+    def queue_lock(self) -> AbstractContextManager[Any]:
+        """A FIFO lock that the page's and the API's generations take."""
+        lock: AbstractContextManager[Any] = self._queue.queue_lock
+        return lock
+
+    @property
+    def device(self) -> torch.device:
+        """The webui's choice."""
+        return torch.device(self._memory.get_torch_device())
+
+    @property
+    def lora_dir(self) -> Path:
+        """`--lora-dir`."""
+        return Path(self._shared.cmd_opts.lora_dir)
+
+    def load(self) -> None:
+        """The webui itself loads nothing before the first generation."""
+        self._models.forge_model_reload()
+
+    def present(self) -> LoadedModel | None:
+        """The model in memory; a placeholder stands there until something was generated."""
+        model = self._models.model_data.sd_model
+        objects = getattr(model, "forge_objects_original", None)
+        info = getattr(model, "sd_checkpoint_info", None)
+        if objects is None or info is None:
+            return None
+        network = objects.unet.model
+        prediction, terminal = self._prediction(model, network)
+        more = self._more_files()
+        return LoadedModel(
+            identity=(str(info.filename), *more, prediction, terminal),
+            path=Path(info.filename),
+            sha256=info.sha256 or "",
+            vae=next((Path(name) for name in more if Path(name).parent.name.lower() == "vae"), None),
+            hints=Hints(
+                prediction_type=prediction,
+                zero_terminal_snr=terminal,
+                scale_factor=self._scale_factor(objects),
+                unet_heads=_positive(network.diffusion_model, "num_heads"),
+                unet_head_dim=_positive(network.diffusion_model, "num_head_channels"),
+                text_heads=tuple(self._heads(encoder) for encoder in _text_encoders(objects).values()),
+            ),
+            alphas_cumprod=None if terminal else self._alphas_cumprod(network),
+            tensors=lambda: tensors_of(objects),
+            why_copied=self._why_copied(network),
+        )
+
+    def restore(self) -> None:
+        """The original patchers loaded, which takes LoRAs out of the parameters; a generation starts from them anew."""
+        model = self._models.model_data.sd_model
+        original = model.forge_objects_original
+        self._memory.load_models_gpu([original.unet, original.clip.patcher, original.vae.patcher])
+        model.forge_objects = original.shallow_copy()
+        model.forge_objects_after_applying_lora = original.shallow_copy()
+        model.current_lora_hash = str([])
+
+    def show_loras(self) -> None:
+        """What the list's own refresh button does."""
+        networks: Any = sys.modules.get("networks")
+        if networks is not None:
+            networks.list_available_networks()
+
+    # --- what the relatives have elsewhere -----------------------------------------------------
+    def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
+        """What the UNet predicts, and whether its schedule ends in pure noise."""
+        return _known(network.predictor.prediction_type), bool(getattr(model.model_config, "ztsnr", False))
+
+    def _alphas_cumprod(self, network: Any) -> Tensor | None:
+        return getattr(network.predictor, "alphas_cumprod", None)
+
+    def _scale_factor(self, objects: Any) -> float:
+        return float(objects.vae.first_stage_model.config.scaling_factor)
+
+    def _more_files(self) -> tuple[str, ...]:
+        """VAE and text encoders chosen beside the checkpoint."""
+        chosen = self._models.model_data.forge_loading_parameters.get("additional_modules") or ()
+        return tuple(str(name) for name in chosen)
+
+    def _heads(self, encoder: Any) -> int:
+        return int(encoder.transformer.config.num_attention_heads)
+
+    def _why_copied(self, network: Any) -> str:
+        stored = getattr(network, "storage_dtype", None)
+        return f"the webui keeps the weights as {stored}" if isinstance(stored, str) else ""
+
+
+def _known(prediction: str) -> PredictionType:
+    if prediction not in _PREDICTIONS:
+        raise ModelError(
+            f"The loaded model predicts {prediction}, which is not trained here. Load an SD1, SD2 or SDXL model."
+        )
+    return _PREDICTIONS[prediction]
+
+
+def tensors_of(objects: Any) -> Mapping[str, Tensor]:
+    """The parameters of UNet, VAE and text encoders by ldm name."""
+    parts = {UNET_PREFIX: objects.unet.model.diffusion_model, VAE_PREFIX: objects.vae.first_stage_model}
+    parts.update(_text_encoders(objects))
+    return {
+        prefix + _WRAPPER.sub("", name): parameter
+        for prefix, module in parts.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _text_encoders(objects: Any) -> dict[str, Any]:
+    """ldm prefix → text encoder, in the webuis' order; HostError for encoders of other families."""
+    clip = objects.clip.cond_stage_model
+    prefixes = _OF_TWO if hasattr(clip, "clip_g") else _ALONE
+    found = {prefix: getattr(clip, name) for name, prefix in prefixes.items() if hasattr(clip, name)}
+    if not found:
+        raise HostError("The loaded model has no CLIP text encoder. Load an SD1, SD2 or SDXL checkpoint.")
+    return found
+
+
+def _positive(module: Any, name: str) -> int | None:
+    value = getattr(module, name, None)
+    if value is None:
+        config = getattr(module, "config", None)
+        value = config.get(name) if isinstance(config, Mapping) else None
+    return int(value) if isinstance(value, int) and value > 0 else None

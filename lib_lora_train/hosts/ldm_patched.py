@@ -1,0 +1,49 @@
+"""reForge and Forge Classic as hosts: Forge's patchers, in the package ldm_patched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lib_lora_train.errors import ModelError
+from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.models.family import PredictionType
+
+
+class LdmPatched(Forge):
+    """See `hosts.webui.Webui`."""
+
+    name = "reForge"
+
+    def _find_memory(self) -> Any:
+        from ldm_patched.modules import model_management
+
+        return model_management
+
+    def load(self) -> None:
+        """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
+        _ = self._shared.sd_model
+
+    def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
+        kind = str(getattr(network.model_type, "name", network.model_type))
+        predictions: dict[str, PredictionType] = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
+        if kind not in predictions:
+            raise ModelError(f"The loaded model predicts {kind}, which is not trained here. Load an SD or SDXL model.")
+        return predictions[kind], bool(getattr(network.model_sampling, "zsnr", False) or getattr(model, "ztsnr", False))
+
+    def _alphas_cumprod(self, network: Any) -> Tensor | None:
+        """ᾱ = 1 / (σ² + 1); only σ is kept."""
+        sigmas: Tensor = network.model_sampling.sigmas
+        return 1 / (sigmas.double() ** 2 + 1)
+
+    def _scale_factor(self, objects: Any) -> float:
+        return float(objects.unet.model.latent_format.scale_factor)
+
+    def _more_files(self) -> tuple[str, ...]:
+        file = getattr(self._models.model_data.sd_model, "loaded_vae_file", None)
+        return (str(file),) if file else ()
+
+    def _heads(self, encoder: Any) -> int:
+        """The text model keeps no configuration; its attention layers know."""
+        return int(next(module.heads for module in encoder.modules() if hasattr(module, "heads")))

@@ -1,0 +1,243 @@
+"""Training inside a webui: its queue lock taken in turns, its weights in memory shared, or a copy of them.
+
+`WebuiHost` is the same for every webui. What differs between them, where the model is and what state it may have
+been left in, is behind the small protocol `Webui`, one file per kind.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.errors import HostError, ModelAwayError, ModelError
+from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
+from lib_lora_train.models.family import Hints, infer_spec
+from lib_lora_train.models.graft import can_be_trained_on
+from lib_lora_train.models.load import file_hash, shapes_of
+from lib_lora_train.models.model import DiffusionModel, assemble
+
+if TYPE_CHECKING:
+    from lib_lora_train.config import TrainConfig
+
+_GIVE_WAY_SECONDS = 0.02
+_SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What a webui has in memory.
+
+    `identity` stays equal while it is the same checkpoint with the same VAE, however often its tensors are moved or
+    made anew. `tensors()` gives the live ones by ldm name: to be called after `Webui.restore` only.
+    `why_copied` is the reason why they cannot be shared, "" if they can.
+    """
+
+    identity: tuple[object, ...]
+    path: Path
+    sha256: str
+    vae: Path | None
+    hints: Hints
+    alphas_cumprod: Tensor | None
+    tensors: Callable[[], Mapping[str, Tensor]]
+    why_copied: str = ""
+
+
+class Webui(Protocol):
+    """What differs between webuis. All but the properties is called under the queue lock."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def queue_lock(self) -> AbstractContextManager[Any]:
+        """What the webui's own generations take; not re-entrant."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the webui computes."""
+
+    @property
+    def lora_dir(self) -> Path: ...
+
+    def load(self) -> None:
+        """Bring the chosen checkpoint into memory if none is there; HostError when there is none to load."""
+
+    def present(self) -> LoadedModel | None:
+        """What is in memory now; cheap, loads and moves nothing."""
+
+    def restore(self) -> None:
+        """The present model's weights on the device, free of LoRAs the webui wrote into them."""
+
+    def show_loras(self) -> None:
+        """Read the LoRA folder anew."""
+
+
+class WebuiHost:
+    """Lends the webui's model, see `hosts.base.Host`.
+
+    A model lent from the webui's memory holds none of its storage between turns, so that the webui can move or free
+    its weights as if we were not there.
+    """
+
+    def __init__(self, webui: Webui) -> None:
+        self.name = webui.name
+        self._webui = webui
+        self._owner: int | None = None
+        # The checkpoint each shared model was grafted on; models read from files are not in it.
+        self._grafted_on: WeakKeyDictionary[DiffusionModel, tuple[object, ...]] = WeakKeyDictionary()
+
+    @property
+    def lora_dir(self) -> Path:
+        """Where the webui looks for LoRAs."""
+        return self._webui.lora_dir
+
+    @contextmanager
+    def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
+        """`model`, or the one in memory, under the webui's queue lock; errors as `hosts.base.Host.lease`."""
+        with self._turn():
+            lent = self._graft(self._loaded()) if model is None else model
+            with self._weights_of(lent) if lent in self._grafted_on else nullcontext():
+                yield lent
+
+    def is_wanted(self) -> bool:
+        """Whether a generation waits; True where the lock does not tell, so that every turn is a short one."""
+        waiting = getattr(self._webui.queue_lock, "_pending_threads", None)
+        return waiting is None or bool(waiting)
+
+    def load_model(self, config: TrainConfig) -> DiffusionModel:
+        """The model in memory, shared if that can be; read from its file where the config asks for something else."""
+        with self._turn():
+            checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else None
+            vae = Path(config.vae).expanduser() if config.vae else None
+            if checkpoint and not self._is_present(checkpoint):
+                return self._read(checkpoint, vae, config.precision, "it is not the one the webui has loaded")
+            loaded = self._loaded()
+            why = self._why_copied(loaded, vae, config.precision)
+            if why:
+                return self._read(loaded.path, vae or loaded.vae, config.precision, why)
+            model = self._graft(loaded)
+            model.let_go()
+            return model
+
+    def show_loras(self) -> None:
+        """Let new files appear in the webui's list; a webui that cannot is no reason to fail."""
+        self._webui.show_loras()
+
+    # --- turns ---------------------------------------------------------------------------------
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The queue lock. Whoever waited for it gets it before this thread can have it again."""
+        me = threading.get_ident()
+        if self._owner == me:
+            raise HostError("The model is already leased by this thread: a lease must not be taken inside another.")
+        waited_for = False
+        try:
+            with self._webui.queue_lock:
+                self._owner = me
+                try:
+                    yield
+                finally:
+                    self._owner = None
+                    waited_for = self.is_wanted()
+        finally:
+            if waited_for:  # the webui's lock wakes the next one up, but lets a quick thread take it first
+                time.sleep(_GIVE_WAY_SECONDS)
+
+    @contextmanager
+    def _weights_of(self, model: DiffusionModel) -> Iterator[None]:
+        """The model's parameters on the webui's tensors, as long as these are still the same checkpoint's."""
+        present = self._webui.present()
+        if present is None or present.identity != self._grafted_on[model]:
+            now = f"{present.path.stem} is loaded now" if present else "No model is loaded now"
+            raise ModelAwayError(
+                f"{now}, and the run trains {model.name}. It goes on when {model.name} is loaded again, with its VAE."
+            )
+        self._webui.restore()
+        try:
+            model.follow(present.tensors())
+            yield
+        finally:
+            model.let_go()
+
+    # --- models --------------------------------------------------------------------------------
+    def _loaded(self) -> LoadedModel:
+        """The model in memory, loaded first if there is none."""
+        present = self._webui.present()
+        if present is None:
+            self._webui.load()
+            present = self._webui.present()
+        if present is None:
+            raise HostError(
+                "The webui has no model loaded. Choose a checkpoint at the top of the page, then try again."
+            )
+        return present
+
+    def _is_present(self, checkpoint: Path) -> bool:
+        present = self._webui.present()
+        return present is not None and present.path.resolve() == checkpoint.resolve()
+
+    def _why_copied(self, loaded: LoadedModel, vae: Path | None, precision: str) -> str:
+        """Why the weights in memory cannot be used as they are; "" if they can."""
+        if loaded.why_copied:
+            return loaded.why_copied
+        if vae is not None and (loaded.vae is None or vae.resolve() != loaded.vae.resolve()):
+            return "the settings name another VAE than the webui has loaded"
+        if precision != "auto":
+            return "the settings name a precision of their own"
+        self._webui.restore()
+        tensors = loaded.tensors()
+        if any(tensor.is_meta for tensor in tensors.values()):
+            return "the webui keeps the weights out of memory"
+        unusable = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if not can_be_trained_on(t))
+        return f"the webui keeps the weights as {unusable.most_common(1)[0][0]}" if unusable else ""
+
+    def _read(self, checkpoint: Path, vae: Path | None, precision: str, why: str) -> DiffusionModel:
+        """The copy path: the same modules, on tensors read from the file."""
+        model = load_model(ModelChoice(checkpoint, vae, precision), self._webui.device)
+        size = sum(row.bytes for row in model.report if row.status != "unused") / 2**20
+        note = f"{checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
+        return replace(model, note=note)
+
+    def _graft(self, loaded: LoadedModel) -> DiffusionModel:
+        """Our modules on the webui's tensors."""
+        self._webui.restore()
+        tensors = loaded.tensors()
+        # Processors compute 16 bit slowly or not at all: there the webui's 16-bit parts are converted in every turn.
+        dtype = torch.float32 if self._webui.device.type == "cpu" else None
+        try:
+            spec = infer_spec(shapes_of(tensors), hints=loaded.hints)
+            model = assemble(
+                tensors,
+                spec=spec,
+                tokenizers=[tokenizer_of(loaded.path)] * len(spec.text_encoders),
+                name=loaded.path.stem,
+                file_hash=loaded.sha256 or file_hash(loaded.path),
+                dtype=dtype,
+                path=loaded.path,
+            )
+        except ModelError as reason:
+            raise ModelError(f"{loaded.path.name}: {reason}") from reason
+        model = _with_schedule(model, loaded.alphas_cumprod)
+        self._grafted_on[model] = loaded.identity
+        return model
+
+
+def _with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:
+    """The model with the webui's own noise schedule where it is not the family's."""
+    if alphas_cumprod is None:
+        return model
+    theirs = alphas_cumprod.detach().to("cpu", torch.float64).clone()
+    ours = model.schedule.alphas_cumprod
+    if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0.0, atol=_SCHEDULE_TOLERANCE):
+        return model
+    return replace(model, schedule=replace(model.schedule, alphas_cumprod=theirs))

@@ -1,0 +1,283 @@
+"""Training inside a webui: turns under its lock, pristine weights, models that come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.errors import HostError, ModelAwayError
+from lib_lora_train.events import Event, StateChanged, StepDone
+from lib_lora_train.hosts.a1111 import A1111
+from lib_lora_train.hosts.base import Host
+from lib_lora_train.hosts.detect import detect_host
+from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.hosts.webui import WebuiHost
+from lib_lora_train.train.control import Control
+from lib_lora_train.train.loop import train
+from tiny_models import tiny_tensors, write_tiny_checkpoint
+from train_parts import small_config, started
+from webui_stand_ins import A1111World, ForgeWorld
+
+World = A1111World | ForgeWorld
+
+
+@pytest.fixture(params=["a1111", "forge"])
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
+    if request.param == "a1111":
+        return A1111World(monkeypatch, tmp_path / "Lora")
+    return ForgeWorld(monkeypatch, tmp_path / "Lora")
+
+
+@pytest.fixture
+def host(world: World) -> WebuiHost:
+    return WebuiHost(A1111() if isinstance(world, A1111World) else Forge())
+
+
+def trained(host: Any, *, during: Any = lambda event: None, control: Control | None = None) -> tuple[Any, list[Event]]:
+    """The numbers of a LoRA trained for eight steps, and all events; `during` is called with each of them."""
+    model = host.load_model(TrainConfig())
+    with host.lease(model):
+        training = started(model, small_config())
+    events = []
+    try:
+        for event in train(training, host=host, control=control or Control()):
+            events.append(event)
+            during(event)
+        return training.adapter.state(), events
+    finally:
+        training.adapter.remove()
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_it_is_a_host(host: WebuiHost, tmp_path: Path) -> None:
+    lender: Host = host
+    assert lender.lora_dir == tmp_path / "Lora"
+
+
+def test_the_webuis_weights_are_shared_not_copied(world: World, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    assert not [row for row in model.report if row.status == "copied"]
+    with host.lease(model):
+        theirs = {p.untyped_storage().data_ptr() for p in parameters_of(world)}
+        ours = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+        assert ours <= theirs
+        assert not any(p.requires_grad or p.is_inference() for p in model.unet.parameters())
+    assert (model.name, model.device.type, model.spec.scale_factor) == ("checkpoint-0", "cpu", 0.18215)
+
+
+def parameters_of(world: World) -> Iterator[Tensor]:
+    modules = [world.model] if isinstance(world, A1111World) else world.parts
+    return (parameter for module in modules for parameter in module.parameters())
+
+
+def test_between_turns_nothing_of_the_webuis_memory_is_held(world: World, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    modules = (model.unet, model.vae, *model.text_encoders)
+    assert all(parameter.is_meta for module in modules for parameter in module.parameters())
+
+
+def test_a_training_leaves_every_byte_of_the_webui_as_it_was(world: World, host: WebuiHost) -> None:
+    picture, styled = world.generate(), world.generate("style")
+    world.generate()
+    flags = [p.requires_grad for p in parameters_of(world)]
+    trained(host)
+    assert [p.requires_grad for p in parameters_of(world)] == flags
+    assert world.weights() == picture
+    assert (world.generate("style"), world.generate()) == (styled, picture) and picture != styled
+
+
+def test_generating_with_loras_between_turns_changes_neither_pictures_nor_training(
+    world: World, host: WebuiHost
+) -> None:
+    alone, _ = trained(host)
+    expected = {name: world.generate(name) for name in ("style", "other", "")}
+    pictures: list[tuple[str, str]] = []
+
+    def generate(event: Event) -> None:
+        if isinstance(event, StepDone):
+            name = ("style", "other", "")[event.step % 3]
+            pictures.append((name, world.generate(name)))
+            world.unload()
+
+    together, _ = trained(host, during=generate)
+    assert len(pictures) == 8 and all(expected[name] == picture for name, picture in pictures)
+    assert same(together, alone)
+
+
+def test_a_lora_that_was_left_in_the_weights_is_taken_out_first(world: World, host: WebuiHost) -> None:
+    alone, _ = trained(host)
+    world.generate("style")
+    again, _ = trained(host)
+    assert same(again, alone)
+
+
+def test_generations_go_first_while_training_runs(world: World, host: WebuiHost) -> None:
+    """Another thread generates all the time: each picture is right, and waits for a few steps at most."""
+    world.queue_lock.__enter__()
+    world.queue_lock.__exit__()
+    expected = world.generate("style") if host.load_model(TrainConfig()) else ""
+    done = threading.Event()
+    pictures: list[str] = []
+    steps_at: list[int] = []
+    steps = 0
+
+    def keep_generating() -> None:
+        while not done.is_set():
+            pictures.append(world.generate("style"))
+            steps_at.append(steps)
+            time.sleep(0.01)
+
+    def count(event: Event) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+
+    thread = threading.Thread(target=keep_generating)
+    thread.start()
+    try:
+        trained(host, during=count)
+    finally:
+        done.set()
+        thread.join()
+    assert set(pictures) == {expected}
+    assert len([at for at in steps_at if 0 < at < 8]) >= 3, steps_at
+
+
+# --- models that come and go ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_another_checkpoint_makes_the_run_wait_until_its_own_is_back(
+    world: World, host: WebuiHost, in_place: bool
+) -> None:
+    """A1111 writes a checkpoint of the same kind over the old one's storage; Forge always makes a new model."""
+    if in_place and isinstance(world, ForgeWorld):
+        pytest.skip("Forge never loads a checkpoint in place")
+    alone, _ = trained(host)
+    told: list[StateChanged] = []
+    moves = iter([5, 0])
+
+    def switch(event: Event) -> None:
+        if isinstance(event, StateChanged):
+            told.append(event)
+        if (isinstance(event, StepDone) and event.step == 1) or (told and told[-1].state == "waiting"):
+            world.switch_to(next(moves), in_place=in_place)
+
+    together, _ = trained(host, during=switch)
+    assert [event.state for event in told] == ["waiting", "running"]
+    assert "checkpoint-5 is loaded now" in told[0].message and "checkpoint-0" in told[0].message
+    assert same(together, alone)
+
+
+def test_a_model_that_could_not_be_loaded_makes_the_run_wait(world: World, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    kept, world.model_data.sd_model = world.model_data.sd_model, None
+    with pytest.raises(ModelAwayError, match="No model is loaded now"), host.lease(model):
+        pass
+    world.model_data.sd_model = kept
+    with host.lease(model) as lent:
+        assert lent is model
+
+
+def test_the_same_model_value_is_lent_throughout(host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    with host.lease(model) as first:
+        assert first is model and not first.unet.conv_in.weight.is_meta
+    with host.lease() as fresh:
+        assert fresh is not model and torch.isfinite(fresh.unet.conv_in.weight).all()
+
+
+def test_a_lease_inside_a_lease_is_refused_instead_of_hanging(host: WebuiHost) -> None:
+    with host.lease(), pytest.raises(HostError, match="already leased"), host.lease():
+        pass
+
+
+# --- the copy path --------------------------------------------------------------------------------
+
+
+def test_another_file_is_read_and_trained_without_touching_the_webui(
+    world: World, host: WebuiHost, tmp_path: Path
+) -> None:
+    write_tiny_checkpoint(tmp_path / "mine.safetensors", "sd1", seed=3)
+    world.generate()
+    before = world.weights()
+    model = host.load_model(TrainConfig(checkpoint=str(tmp_path / "mine.safetensors")))
+    assert model.name == "mine" and "not the one the webui has loaded" in model.note and "MiB" in model.note
+    world.switch_to(5)
+    with host.lease(model) as lent:  # whatever the webui loads meanwhile
+        name = "model.diffusion_model.input_blocks.0.0.weight"
+        assert torch.equal(lent.unet.conv_in.weight, tiny_tensors("sd1", seed=3)[name].half().float())
+    world.switch_to(0)
+    assert world.weights() == before
+
+
+def test_weights_that_cannot_be_shared_are_read_from_the_file(
+    world: World, host: WebuiHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint-0.safetensors"
+    write_tiny_checkpoint(path, "sd1", seed=0)
+    world.generate()
+    world.model.sd_checkpoint_info.filename = str(path)
+    for parameter in list(parameters_of(world))[:1]:
+        parameter.data = parameter.data.to(torch.float8_e4m3fn)
+    model = host.load_model(TrainConfig())
+    assert "the webui keeps the weights as float8_e4m3fn" in model.note
+    assert model.dtype == torch.float32
+
+
+def test_precision_of_ones_own_is_a_copy(world: World, host: WebuiHost, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-0.safetensors"
+    write_tiny_checkpoint(path, "sd1", seed=0)
+    world.generate()
+    world.model.sd_checkpoint_info.filename = str(path)
+    model = host.load_model(TrainConfig(precision="bf16"))
+    assert "precision of their own" in model.note and model.dtype == torch.bfloat16
+
+
+# --- results and detection ------------------------------------------------------------------------
+
+
+def test_new_files_are_shown_by_the_webui(world: World, host: WebuiHost) -> None:
+    host.show_loras()
+    assert world.listed == 1
+
+
+def test_the_webui_is_known_by_what_it_can_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"backend.diffusion_engine.base"} if isinstance(world, ForgeWorld) else set()
+    monkeypatch.setattr("lib_lora_train.hosts.detect._has", known.__contains__)
+    assert detect_host().name == ("Forge" if known else "AUTOMATIC1111")
+
+
+def test_forge_neo_is_refused_with_a_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.hosts.detect._has", lambda name: name.startswith("backend"))
+    monkeypatch.setattr("lib_lora_train.hosts.detect._forge_version", lambda: "neo")
+    with pytest.raises(HostError, match="Neo is not supported yet"):
+        detect_host()
+
+
+def test_an_adapter_stays_on_the_model_while_its_weights_move(world: World, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    with host.lease(model):
+        training = started(model, small_config())
+    adapter: Adapter = training.adapter
+    try:
+        world.unload()
+        with host.lease(model) as lent:
+            layer = next(iter(adapter.layers.values()))
+            theirs = {p.untyped_storage().data_ptr() for p in parameters_of(world)}
+            weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
+            assert lent is model and weight.untyped_storage().data_ptr() in theirs
+    finally:
+        adapter.remove()

@@ -1,0 +1,338 @@
+"""Stand-ins for A1111's and Forge's own modules, with the traps that were measured on the real ones.
+
+Each world holds a model of real tensors and the modules that our hosts import. `generate` does to the weights what a
+generation does, and returns a hash of the weights the picture is made with: equal hashes stand for equal pictures.
+Memory that the webui gives up is filled with NaN, so whoever still computes with it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX
+from tiny_models import tiny_tensors
+
+TEXT_PREFIX = "cond_stage_model."
+BAKED = ("attn1.to_q.weight", "attn2.to_v.weight", "fc1.weight")  # what the webui's own LoRA changes
+
+
+class QueueLock:
+    """First come, first served; but whoever asks right after a release may take it before the first one wakes up."""
+
+    def __init__(self) -> None:
+        self._free = threading.Lock()
+        self._guard = threading.Lock()
+        self._pending_threads: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if self._free.acquire(blocking=False):
+                return
+            called = threading.Event()
+            self._pending_threads.append(called)
+        called.wait()
+        self._free.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            if self._pending_threads:
+                self._pending_threads.popleft().set()
+            self._free.release()
+
+
+class Node(nn.Module):
+    """A module that has whatever children and parameters it was given."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        inner: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in named.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                inner.setdefault(first, {})[rest] = tensor
+            else:
+                self.register_parameter(first, nn.Parameter(tensor))
+        for first, below in inner.items():
+            self.add_module(first, Node(below))
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor.clone() for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def text_heads(encoder: Any) -> None:
+    """What a transformers text encoder tells of itself."""
+    encoder.transformer.config = SimpleNamespace(num_attention_heads=4)
+
+
+def fingerprint(modules: Iterable[nn.Module]) -> str:
+    """A hash of all weights: the picture."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for parameter in module.parameters():
+            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def delta(name: str, weight: Tensor) -> Tensor:
+    """What the LoRA called `name` adds to a weight."""
+    return torch.full_like(weight, 0.01 * (1 + sum(map(ord, name)) % 7))
+
+
+def alphas() -> Tensor:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def module_of(name: str, **values: Any) -> ModuleType:
+    module = ModuleType(name)
+    module.__dict__.update(values)
+    return module
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *found: ModuleType) -> None:
+    for module in found:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        parent, _, child = module.__name__.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+
+def checkpoint(seed: int) -> SimpleNamespace:
+    return SimpleNamespace(filename=f"/models/checkpoint-{seed}.safetensors", sha256=f"{seed:064}")
+
+
+# --- A1111 ---------------------------------------------------------------------------------------
+
+
+class A1111World:
+    """`modules` and the built-in LoRA extension `networks` of A1111 1.10."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
+        self.queue_lock = QueueLock()
+        self.loaded: list[str] = []
+        self.listed = 0
+        self.model_data = SimpleNamespace(sd_model=None)
+        self.switch_to(0)
+        install(
+            monkeypatch,
+            module_of("modules"),
+            module_of("modules.call_queue", queue_lock=self.queue_lock),
+            module_of("modules.devices", device=torch.device("cpu")),
+            module_of("modules.sd_models", model_data=self.model_data, send_model_to_device=self._send_to_device),
+            module_of("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(lora_dir)), sd_model=self.model),
+            module_of(
+                "networks",
+                load_networks=self._load_networks,
+                network_apply_weights=self._apply_weights,
+                list_available_networks=self._list,
+            ),
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.model_data.sd_model
+
+    def switch_to(self, seed: int, *, in_place: bool = False) -> None:
+        """Load another checkpoint: into new objects, the old ones going to meta, or into the very same storage."""
+        tensors = tiny_tensors("sd1", seed=seed)
+        if in_place:
+            with torch.no_grad():
+                for name, parameter in self._by_ldm_name().items():
+                    parameter.copy_(tensors[name])
+            self.model.sd_checkpoint_info = checkpoint(seed)
+            return
+        if self.model is not None:
+            self.model.to("meta")
+        self.model_data.sd_model = self._build(tensors, seed)
+
+    def _build(self, tensors: Mapping[str, Tensor], seed: int) -> Any:
+        model: Any = Node({self._name(name): tensor.clone() for name, tensor in tensors.items()})
+        model.sd_checkpoint_info = checkpoint(seed)
+        model.loaded_vae_file = None
+        model.parameterization, model.scale_factor, model.lowvram = "eps", 0.18215, False
+        model.alphas_cumprod_original = alphas()
+        model.model.diffusion_model.num_heads, model.model.diffusion_model.num_head_channels = 8, -1
+        text_heads(model.cond_stage_model.wrapped)
+        for name, module in model.named_modules():
+            if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+                module.network_layer_name, module.network_current_names = name, ()
+        return model
+
+    def _name(self, ldm: str) -> str:
+        """The webui wraps the text encoder and its token embedding."""
+        inner = ldm.replace(TEXT_PREFIX, f"{TEXT_PREFIX}wrapped.")
+        return inner.replace("token_embedding.", "token_embedding.wrapped.")
+
+    def _by_ldm_name(self) -> dict[str, Tensor]:
+        return {name.replace(".wrapped", ""): p for name, p in self.model.named_parameters()}
+
+    def weights(self) -> str:
+        return fingerprint([self.model])
+
+    def generate(self, lora: str = "") -> str:
+        """LoRAs are written into the layers when these are called, and stay there afterwards."""
+        with self.queue_lock:
+            self._load_networks([lora] if lora else [])
+            for module in self.model.modules():
+                if hasattr(module, "network_layer_name"):
+                    self._apply_weights(module)
+            return self.weights()
+
+    def unload(self) -> None:
+        """Not under the lock: everything moves, while somebody may be in the middle of a step."""
+        for parameter in self.model.parameters():
+            moved = parameter.data.clone()
+            parameter.data = moved
+
+    def _send_to_device(self, model: Any) -> None:
+        assert model is self.model
+
+    def _load_networks(self, names: list[str]) -> None:
+        self.loaded = list(names)
+
+    def _apply_weights(self, module: Any) -> None:
+        """Numbers come back from a backup, into the same storage; each layer remembers what it carries."""
+        if module.network_current_names == tuple(self.loaded):
+            return
+        with torch.no_grad():
+            if not hasattr(module, "network_weights_backup"):
+                module.network_weights_backup = module.weight.detach().clone()
+            module.weight.copy_(module.network_weights_backup)
+            for name in self.loaded:
+                module.weight.add_(delta(name, module.weight))
+        module.network_current_names = tuple(self.loaded)
+
+    def _list(self) -> None:
+        self.listed += 1
+
+
+# --- Forge ---------------------------------------------------------------------------------------
+
+
+class ForgeObjects(SimpleNamespace):
+    """Patchers of UNet, VAE and text encoder."""
+
+    def shallow_copy(self) -> ForgeObjects:
+        return ForgeObjects(**vars(self))
+
+
+class ForgeWorld:
+    """`modules` and `backend` of Forge: nothing is loaded at first, and every parameter is an inference tensor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
+        self.queue_lock = QueueLock()
+        self.listed = 0
+        self.chosen = 0
+        self.backups: dict[tuple[nn.Module, str], Tensor] = {}
+        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_loading_parameters={})
+        install(
+            monkeypatch,
+            module_of("modules"),
+            module_of("modules.call_queue", queue_lock=self.queue_lock),
+            module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload),
+            module_of("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(lora_dir))),
+            module_of("networks", list_available_networks=self._list),
+            module_of("backend"),
+            module_of(
+                "backend.memory_management",
+                get_torch_device=lambda: torch.device("cpu"),
+                load_models_gpu=self._load_models,
+            ),
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.model_data.sd_model
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        objects = self.model.forge_objects_original
+        return [objects.unet.model.diffusion_model, objects.clip.cond_stage_model.clip_l, objects.vae.first_stage_model]
+
+    def switch_to(self, seed: int, *, in_place: bool = False) -> None:
+        """Only noted; the model is made anew by the next generation. Forge never writes over the old one."""
+        assert not in_place
+        self.chosen = seed
+        if hasattr(self.model, "forge_objects_original"):
+            self.generate()
+
+    def _reload(self) -> None:
+        if getattr(self.model, "seed", None) == self.chosen:
+            return
+        tensors = tiny_tensors("sd1", seed=self.chosen)
+        with torch.inference_mode():
+            unet: Any = Node(under(tensors, UNET_PREFIX))
+            clip: Any = Node(under(tensors, TEXT_PREFIX))
+            vae: Any = Node(under(tensors, VAE_PREFIX))
+        unet.config = {"num_heads": 8, "num_head_channels": -1}
+        text_heads(clip)
+        vae.config = SimpleNamespace(scaling_factor=0.18215)
+        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
+        objects = ForgeObjects(
+            unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=unet, predictor=predictor)),
+            clip=SimpleNamespace(cond_stage_model=SimpleNamespace(clip_l=clip), patcher=object()),
+            vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
+        )
+        self.backups.clear()
+        self.model_data.sd_model = SimpleNamespace(
+            seed=self.chosen,
+            sd_checkpoint_info=checkpoint(self.chosen),
+            model_config=SimpleNamespace(),
+            forge_objects_original=objects,
+            forge_objects=objects.shallow_copy(),
+            forge_objects_after_applying_lora=objects.shallow_copy(),
+            current_lora_hash=str([]),
+        )
+
+    def weights(self) -> str:
+        return fingerprint(self.parts)
+
+    def generate(self, lora: str = "") -> str:
+        """LoRAs are baked in as new parameters, under inference mode; they stay until others are asked for."""
+        with self.queue_lock, torch.inference_mode():
+            self._reload()
+            wanted = str([lora]) if lora else str([])
+            if self.model.current_lora_hash != wanted:
+                self._load_models([])
+                self._bake(lora)
+                self.model.current_lora_hash = wanted
+            return self.weights()
+
+    def _bake(self, lora: str) -> None:
+        for part in self.parts if lora else ():
+            for name, module in part.named_modules():
+                if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+                    weight: Tensor = module.weight
+                    self.backups[module, "weight"] = weight.data.clone()
+                    module.weight = nn.Parameter(weight + delta(lora, weight), requires_grad=False)
+
+    def _load_models(self, patchers: list[Any]) -> None:
+        """Loading the original patchers takes LoRAs out again, as new inference tensors."""
+        with torch.inference_mode():
+            for (module, name), backup in self.backups.items():
+                setattr(module, name, nn.Parameter(backup.clone(), requires_grad=False))
+        self.backups.clear()
+
+    def unload(self) -> None:
+        """Memory management moves everything about."""
+        with torch.inference_mode():
+            for part in self.parts:
+                for module in part.modules():
+                    for name, parameter in list(module._parameters.items()):
+                        if parameter is not None:
+                            module._parameters[name] = nn.Parameter(parameter.data.clone(), requires_grad=False)
+
+    def _list(self) -> None:
+        self.listed += 1
