@@ -4,7 +4,7 @@
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
 
-    const LIVE = ["running", "paused", "stopping"];
+    const LIVE = ["running", "paused", "waiting", "stopping"];
     const BUSY_MS = 1000;
     const IDLE_MS = 4000;
     const KEEP_FORM_MS = 1200;
@@ -23,6 +23,7 @@
         queued: "Waiting",
         running: "Running",
         paused: "Paused",
+        waiting: "Waiting",
         stopping: "Stopping",
         stopped: "Stopped",
         finished: "Finished",

@@ -406,6 +406,11 @@ class TrainConfig:
         choices=SAVE_PRECISIONS,
         kohya="save_precision",
     )
+    write_card: bool = param(
+        True,
+        "Write a .json with the activation words and a .png beside each LoRA file: the card that the webui shows.",
+        group="output",
+    )
     comment: str = param("", "A note that is stored in the LoRA file.", group="output", kohya="training_comment")
 
     # --- samples -------------------------------------------------------------------------------

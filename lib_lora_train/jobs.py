@@ -41,6 +41,7 @@ from lib_lora_train.events import (
     StateChanged,
     StepDone,
 )
+from lib_lora_train.formats.card import card_values, write_card, write_preview
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.base import Host
@@ -339,6 +340,7 @@ def _written(run: _Run, name: str, *, epoch: int, step: int) -> Generator[Event,
     metadata = run_metadata(run.config, run.plan, run.model, facts)
     saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
     run.written_step = step
+    yield from _carded(run, path, partial(_write_card, run, path, epoch, step))
     run.host.show_loras()
     yield LoraWritten(str(path), epoch, step)
     if saved.vanished > _MANY_VANISHED or saved.overflowed:
@@ -350,11 +352,35 @@ def _written(run: _Run, name: str, *, epoch: int, step: int) -> Generator[Event,
     return path
 
 
+def _carded(run: _Run, path: Path, write: Callable[[], None]) -> Iterator[Event]:
+    """A part of the LoRA's card written; one that cannot be is told, and harms nothing."""
+    if run.config.write_card:
+        try:
+            write()
+        except OSError as error:
+            yield Noted("warning", str(path), f"Its card could not be written: {error.strerror}. The LoRA is complete.")
+
+
+def _write_card(run: _Run, path: Path, epoch: int, step: int) -> None:
+    loss = run.losses.get(epoch, "")
+    notes = [f"epoch {epoch} of {run.plan.epochs}, step {step}", loss, f"trained on {run.model.name}"]
+    values = card_values(
+        family=run.model.spec.family,
+        triggers=[concept.trigger for concept in run.plan.dataset.concepts],
+        description=run.config.comment,
+        notes=", ".join(note for note in notes if note),
+    )
+    write_card(path, values)
+
+
 def _drawn(run: _Run, epoch: int) -> Iterator[Event]:
     """The sample prompts with the adapter as it stands; epoch 0 without it."""
     if not run.prompts:
         return
     yield from _timed("samples", len(run.prompts), _draw_row(run, epoch))
+    if epoch in run.written:
+        path, picture = run.written[epoch], run.pictures[epoch][0]
+        yield from _carded(run, path, partial(write_preview, path, picture.save))
 
 
 def _draw_row(run: _Run, epoch: int) -> Generator[Event, None, None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from modules import paths_internal, script_callbacks
 
 from lib_lora_train.hosts.api import install_routes
-from lib_lora_train.hosts.detect import detect_host
+from lib_lora_train.hosts.detect import detect_host, webui_access
 from lib_lora_train.ui.app import open_desk
 from lib_lora_train.ui.tab import TITLE, build_tab
 
@@ -19,4 +19,4 @@ def the_desk():
 
 
 script_callbacks.on_ui_tabs(lambda: [(build_tab(the_desk()), TITLE, "lora_train_tab")])
-script_callbacks.on_app_started(lambda _blocks, app: install_routes(app, the_desk()))
+script_callbacks.on_app_started(lambda _blocks, app: install_routes(app, the_desk(), webui_access()))

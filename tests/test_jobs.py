@@ -100,7 +100,7 @@ def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
     assert [event.step for event in only(events, StepDone)] == [1, 2, 3, 4, 5, 6]
     names = [Path(event.path).name for event in only(events, LoraWritten)]
     assert names == ["test-000001.safetensors", "test-000002.safetensors"]
-    assert sorted(path.name for path in place.host.lora_dir.iterdir()) == names
+    assert sorted(path.name for path in place.host.lora_dir.glob("*.safetensors")) == names
     assert [(e.epoch, Path(e.path).is_file()) for e in only(events, SampleDrawn)] == [
         (epoch, True) for epoch in (0, 0, 1, 1, 2, 2)
     ]
@@ -116,6 +116,26 @@ def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) ->
         assert metadata["ss_output_name"] == Path(event.path).stem
         assert metadata["ss_network_dim"] == "2"
         assert json.loads(metadata["lora_train_config"])["epochs"] == 2
+
+
+def test_each_file_has_its_card(place: Place) -> None:
+    events = place.run(comment="my mascot")
+    stems = [Path(event.path).with_suffix("") for event in only(events, LoraWritten)]
+    card = json.loads(stems[1].with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["activation text"] == "zorp" and card["sd version"] == "SD1" and card["preferred weight"] == 1
+    assert card["description"] == "my mascot" and card["notes"].startswith("epoch 2 of 2, step 6, loss ")
+    with Image.open(stems[1].with_suffix(".png")) as preview, Image.open(only(events, SampleDrawn)[4].path) as sample:
+        assert list(preview.getdata()) == list(sample.getdata())
+
+
+def test_a_card_that_is_there_stays_and_cards_can_be_left_out(place: Place) -> None:
+    place.host.lora_dir.mkdir(parents=True)
+    own = place.host.lora_dir / "test-000001.json"
+    own.write_text("{}", encoding="utf-8")
+    place.run(sample_prompts=())
+    assert own.read_text(encoding="utf-8") == "{}"
+    place.run(sample_prompts=(), output_name="bare", write_card=False)
+    assert sorted(path.suffix for path in place.host.lora_dir.glob("bare-*")) == [".safetensors"] * 2
 
 
 def test_samples_carry_the_webuis_infotext(place: Place) -> None:

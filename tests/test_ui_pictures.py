@@ -78,9 +78,3 @@ def test_samples_are_shown_by_token(tmp_path: Path) -> None:
     client = TestClient(app)
     token = client.get("/lora-train/v1/status?since=0&after=0").json()["events"][0]["token"]
     assert client.get(f"/lora-train/v1/picture/{token}").content == path.read_bytes()
-
-
-def test_the_routes_only_read(tmp_path: Path) -> None:
-    app = make_api()
-    install_routes(app, open_small_desk(tmp_path)[0])
-    assert TestClient(app).post("/lora-train/v1/status").status_code == 405

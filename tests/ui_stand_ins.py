@@ -37,6 +37,12 @@ class ToldRunner:
     def stop(self) -> None:
         self._command("stop")
 
+    def save_now(self) -> None:
+        self._command("save")
+
+    def sample_now(self) -> None:
+        self._command("sample")
+
     def _command(self, name: str) -> None:
         if not self.is_busy:
             raise HostError("No training is running.")

@@ -1,20 +1,34 @@
-"""The routes behind the page's own JavaScript: one small JSON a second, and pictures.
+"""The routes: what the page's own JavaScript reads, and what programs may steer a training with.
 
-All of them only read. What changes anything goes through the page's form, under the protection
-that the webui gives to it. FastAPI is imported nowhere else.
+    GET  /lora-train/v1/status     the run in numbers, its events and curves
+    GET  /lora-train/v1/pictures   a page of the data set that was looked at
+    GET  /lora-train/v1/results    the runs so far, with their files
+    POST /lora-train/v1/plan       settings → what would be trained; nothing starts
+    POST /lora-train/v1/start      settings → the id of the run that begins
+    POST /lora-train/v1/pause · resume · stop · save · sample
+
+Settings are JSON with the names of `docs/parameters.md`, as in a config file. Who may call what follows the webui:
+see `Access`. FastAPI is imported nowhere else.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
+from lib_lora_train.errors import ConfigError, HostError, LoraTrainError
 from lib_lora_train.hosts.pictures import PictureShelf
 
 PREFIX = "/lora-train/v1"
+COMMANDS = ("pause", "resume", "stop", "save", "sample")
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 _GONE = "This picture is not shown any more. Look at the data set again, or reload the page."
+_ASK = {"WWW-Authenticate": "Basic"}
 
 
 class PageSource(Protocol):
@@ -28,20 +42,53 @@ class PageSource(Protocol):
     def pictures(self, page: int) -> dict[str, Any]:
         """One page of the data set that was looked at."""
 
+    def results(self) -> list[dict[str, Any]]:
+        """The runs so far, the newest first."""
+
+    def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What these settings would train; LoraTrainError when they cannot."""
+
+    def start_values(self, values: Mapping[str, Any]) -> str:
+        """Begin a run with these settings and return its id; LoraTrainError when it cannot."""
+
+    def command(self, name: str) -> None:
+        """Do one of `COMMANDS`; HostError when no run is there to obey."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call the routes, as the webui decides it for its own.
+
+    Reading is as open as the page: to everybody, or to those logged in on it. Steering routes are there only where
+    the webui's API is (`may_steer`), and ask for the API's `credentials` (user → password) if there are any.
+    """
+
+    may_steer: bool = True
+    credentials: Mapping[str, str] = field(default_factory=dict)
+
 
 def make_api() -> FastAPI:
     """An empty application for where no webui brings its own."""
     return FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
 
-def install_routes(app: FastAPI, source: PageSource) -> None:
+def install_routes(app: FastAPI, source: PageSource, access: Access | None = None) -> None:
     """Add the routes to the webui's application; they run in FastAPI's threads, not in its event loop."""
+    access = access or Access()
+    _install_reading(app, source, [Depends(_reader(app, access))])
+    if access.may_steer:
+        _install_steering(app, source, [Depends(_steersman(access)), Depends(_require_json)])
 
+
+def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
     def status(since: int = 0, after: int = 0) -> dict[str, Any]:
         return source.status(since, after)
 
     def pictures(page: int = 0) -> dict[str, Any]:
         return source.pictures(page)
+
+    def results() -> list[dict[str, Any]]:
+        return source.results()
 
     def thumbnail(token: str) -> Response:
         try:
@@ -56,7 +103,85 @@ def install_routes(app: FastAPI, source: PageSource) -> None:
             raise HTTPException(404, _GONE) from None
         return Response(content, media_type=media_type, headers=_KEPT)
 
-    app.add_api_route(f"{PREFIX}/status", status, methods=["GET"], response_model=None)
-    app.add_api_route(f"{PREFIX}/pictures", pictures, methods=["GET"], response_model=None)
-    app.add_api_route(f"{PREFIX}/thumbnail/{{token}}", thumbnail, methods=["GET"], response_model=None)
-    app.add_api_route(f"{PREFIX}/picture/{{token}}", picture, methods=["GET"], response_model=None)
+    routes: dict[str, Callable[..., Any]] = {
+        "status": status,
+        "pictures": pictures,
+        "results": results,
+        "thumbnail/{token}": thumbnail,
+        "picture/{token}": picture,
+    }
+    for path, answer in routes.items():
+        app.add_api_route(f"{PREFIX}/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)
+
+
+def _install_steering(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
+    def plan(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _answered(lambda: source.plan_values(values))
+
+    def start(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _answered(lambda: {"run": source.start_values(values)})
+
+    def obey(name: str) -> Callable[[], dict[str, Any]]:
+        def command() -> dict[str, Any]:
+            source.command(name)
+            return {}
+
+        return lambda: _answered(command)
+
+    routes = {"plan": plan, "start": start, **{name: obey(name) for name in COMMANDS}}
+    for path, answer in routes.items():
+        app.add_api_route(f"{PREFIX}/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
+
+
+def _answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The work's answer; what a user can mend becomes 409 (the wrong moment) or 422 (the wrong settings)."""
+    try:
+        return work()
+    except ConfigError as error:
+        problems = [{"level": p.level, "where": p.where, "message": p.message} for p in error.problems]
+        raise HTTPException(422, {"message": str(error), "problems": problems}) from error
+    except HostError as error:
+        raise HTTPException(409, {"message": str(error), "problems": []}) from error
+    except LoraTrainError as error:
+        raise HTTPException(422, {"message": str(error), "problems": []}) from error
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+_basic = HTTPBasic(auto_error=False)
+
+
+def _reader(app: FastAPI, access: Access) -> Callable[..., None]:
+    """Lets those in who may see the page: gradio keeps whom it let in as `tokens`, by cookie."""
+
+    def check(request: Request, given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
+        if getattr(app, "auth", None) is None or _is_known(given, access):
+            return
+        tokens = getattr(app, "tokens", {})
+        cookies = (value for name, value in request.cookies.items() if name.startswith("access-token"))
+        if not any(value in tokens for value in cookies):
+            raise HTTPException(401, "Log in on the webui's page first.", _ASK)
+
+    return check
+
+
+def _steersman(access: Access) -> Callable[..., None]:
+    """Lets everybody in where the webui's API does, else those with its user name and password."""
+
+    def check(given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
+        if access.credentials and not _is_known(given, access):
+            raise HTTPException(401, "Incorrect username or password", _ASK)
+
+    return check
+
+
+def _is_known(given: HTTPBasicCredentials | None, access: Access) -> bool:
+    if given is None or given.username not in access.credentials:
+        return False
+    return secrets.compare_digest(given.password.encode(), access.credentials[given.username].encode())
+
+
+def _require_json(request: Request) -> None:
+    """A page of another site can make a browser send forms here, but not JSON."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise HTTPException(415, "Send JSON: Content-Type: application/json, with {} where there is nothing to say.")

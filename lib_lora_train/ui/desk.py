@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, scan_dataset
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.jobs import plan_job
+from lib_lora_train.judge import require_usable
+from lib_lora_train.runner import past_runs
 from lib_lora_train.ui.form import Form, fill_form, load_draft, read_form, save_draft
 
 if TYPE_CHECKING:
@@ -108,6 +111,36 @@ class Desk:
             return Checked(checked.config, (*checked.problems, Problem("error", "", str(error))), checked.plan)
         return checked
 
+    # --- the same without the form ---------------------------------------------------------------
+    def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What these settings would train; ConfigError or DataError when they cannot."""
+        plan = plan_job(_config_of(values))
+        return {
+            "images": len(plan.dataset.items),
+            "steps_per_epoch": plan.steps_per_epoch,
+            "epochs": plan.epochs,
+            "total_steps": plan.total_steps,
+            "warnings": [str(problem) for problem in (*plan.dataset.skipped, *plan.warnings)],
+        }
+
+    def start_values(self, values: Mapping[str, Any]) -> str:
+        """Begin a run and return its id; ConfigError, DataError, HostError when it cannot."""
+        config = _config_of(values)
+        plan_job(config)
+        return self.runner.start(config)
+
+    def command(self, name: str) -> None:
+        """Pause, resume, stop, save or sample; HostError when nothing runs."""
+        runner = self.runner
+        commands = {
+            "pause": runner.pause,
+            "resume": runner.resume,
+            "stop": runner.stop,
+            "save": runner.save_now,
+            "sample": runner.sample_now,
+        }
+        commands[name]()
+
     # --- the routes ----------------------------------------------------------------------------
     def status(self, since: int, after: int) -> dict[str, Any]:
         """The runner's status, with tokens for its pictures, and the curves after step `after`.
@@ -128,6 +161,10 @@ class Desk:
         if event["kind"] not in ("SampleDrawn", "GridDrawn"):
             return dict(event)
         return {**event, "token": self.shelf.publish([Path(event["path"])])[0]}
+
+    def results(self) -> list[dict[str, Any]]:
+        """The runs in the home folder, the newest first, with the files they wrote that are still there."""
+        return past_runs(self.home)
 
     def pictures(self, page: int) -> dict[str, Any]:
         """One page of the data set last looked at: a token, caption and facts per picture."""
@@ -157,6 +194,12 @@ class Desk:
                 for token, item in zip(tokens, shown, strict=True)
             ],
         }
+
+
+def _config_of(values: Mapping[str, Any]) -> TrainConfig:
+    config, problems = read_config(values)
+    require_usable(problems)
+    return config
 
 
 def _json_ready(value: Any) -> Any:

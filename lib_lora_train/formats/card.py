@@ -1,0 +1,41 @@
+"""The card a webui shows for a LoRA: `NAME.json` and `NAME.png` beside `NAME.safetensors`.
+
+The names in the .json are A1111's, which Forge and reForge read too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+
+
+def card_values(*, family: str, triggers: Sequence[str], description: str, notes: str) -> dict[str, Any]:
+    """The card's fields; a click on the card puts the activation text into the prompt, at the preferred weight."""
+    return {
+        "description": description,
+        "sd version": VERSIONS[family],
+        "activation text": ", ".join(dict.fromkeys(trigger for trigger in triggers if trigger)),
+        "preferred weight": 1,
+        "negative text": "",
+        "notes": notes,
+    }
+
+
+def write_card(lora: Path, values: Mapping[str, Any]) -> None:
+    """Write the .json beside a LoRA file; one that is there already is somebody's work and stays."""
+    text = json.dumps(values, indent=4, ensure_ascii=False)
+    _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_preview(lora: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write the .png beside a LoRA file, unless there is one."""
+    _write_new(lora.with_suffix(".png"), save)
+
+
+def _write_new(path: Path, save: Callable[[Path], object]) -> None:
+    if not path.exists():
+        save(path)
