@@ -291,7 +291,11 @@ def _decode(vae: Any, latent: Tensor) -> Tensor:
 
 
 def tensor_to_pixels(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as an RGB picture; what is outside is cut, what is not a number becomes black."""
-    steps = torch.nan_to_num((pixels + 1.0) * 127.5, nan=0.0).round().clamp(0, 255).to(torch.uint8)
+    """(3, H, W) in [-1, 1] as an RGB picture; what is outside is cut, what is not a number becomes black.
+
+    Rounded down, as the webuis do, so that a sample is their picture to the last bit; the small number is there
+    for pixels that were whole numbers before they were made floats.
+    """
+    steps = torch.nan_to_num((pixels + 1.0) * 127.5 + 1e-4, nan=0.0).clamp(0, 255).to(torch.uint8)
     height, width = steps.shape[1:]
     return Image.frombytes("RGB", (width, height), bytes(steps.permute(1, 2, 0).contiguous().numpy()))
