@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -54,7 +54,7 @@ from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import infotext, write_picture
 from lib_lora_train.train.lending import leased
 from lib_lora_train.train.loop import Training, start_training, train
-from lib_lora_train.train.prompt import SamplePrompt, parse_prompt
+from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 from lib_lora_train.train.sample import draw_samples
 
 _T = TypeVar("_T")
@@ -64,12 +64,6 @@ _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
 """Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
-
-
-def plan_job(config: TrainConfig) -> Plan:
-    """What would be trained, before anything heavy starts; ConfigError or DataError when it cannot be."""
-    require_usable(judge(config))
-    return make_plan(scan_dataset(config.concepts, config.caption_extension), config)
 
 
 @dataclass
@@ -242,23 +236,6 @@ def _require_room(folder: Path, adapter: Adapter, config: TrainConfig, plan: Pla
             f"{folder} has {free / 2**20:.0f} MiB free, and {files} LoRA files of this run need {wanted / 2**20:.0f}. "
             "Make room, lower the rank, or raise save_every_n_epochs."
         )
-
-
-def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
-    """The prompt lines with the run's defaults filled in; each prompt without `--d` gets a seed of its own."""
-    defaults = SamplePrompt(
-        prompt="",
-        negative="",
-        width=config.resolution,
-        height=config.resolution,
-        seed=config.seed,
-        steps=config.sample_steps,
-        cfg=config.sample_cfg,
-    )
-    return tuple(
-        parse_prompt(line, replace(defaults, seed=config.seed + number))
-        for number, line in enumerate(config.sample_prompts)
-    )
 
 
 def free_name(folder: Path, name: str) -> str:

@@ -6,7 +6,6 @@ thread runs `jobs.run_job` and appends each event to memory and to `events.jsonl
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -194,26 +193,6 @@ class JobRunner:
                 run.plan = event
             elif isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
-
-
-def past_runs(home: Path) -> list[dict[str, Any]]:
-    """What became of the runs in `home`, the newest first: state, LoRA files and grid, as far as they are there."""
-    folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
-    return [_past_run(RunFolder(folder)) for folder in folders]
-
-
-def _past_run(folder: RunFolder) -> dict[str, Any]:
-    """A log may end in half a line, if the machine went down."""
-    state, files = "", []
-    for line in folder.log.read_text(encoding="utf-8").splitlines():
-        if '"StateChanged"' in line or '"LoraWritten"' in line:
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                state = record.get("state", state)
-                files += [record["path"]] if record["kind"] == "LoraWritten" else []
-    grid = str(folder.grid) if folder.grid.is_file() else ""
-    loras = [file for file in files if Path(file).is_file()]
-    return {"run": folder.root.name, "state": state, "loras": loras, "grid": grid}
 
 
 def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:

@@ -63,6 +63,8 @@ ROOM_OF_MODULE = {
     **dict.fromkeys(GROUND_MODULES, "ground"),
     "jobs": "jobs",
     "runner": "jobs",
+    "planning": "jobs",
+    "past_runs": "jobs",
     "demo": "demo",
     "cli": "cli",
     "terminal": "cli",

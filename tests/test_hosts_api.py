@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from lib_lora_train.config import config_values
 from lib_lora_train.hosts.api import COMMANDS, PREFIX, Access, install_routes, make_api
-from lib_lora_train.hosts.detect import webui_access
+from lib_lora_train.hosts.page import webui_access
 from lib_lora_train.run_folder import new_run_folder
 from ui_stand_ins import ToldRunner, open_small_desk, small_config
 from webui_stand_ins import install, module_of

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.parameters import parameters_of
+from lib_lora_train.run_folder import new_run_folder
 from lib_lora_train.ui import tab
 from lib_lora_train.ui.form import form_fields
 from lib_lora_train.ui.widgets import elem_id, first_sentence, label_of
-from ui_stand_ins import open_small_desk
+from ui_stand_ins import open_small_desk, small_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +50,26 @@ def test_building_the_form_imports_no_torch() -> None:
 
 def test_a_tooltip_begins_with_a_whole_sentence() -> None:
     assert first_sentence("See Hang et al. 2023; 5 is usual. 0: off.") == "See Hang et al. 2023; 5 is usual"
+
+
+def test_a_webuis_tab_sends_the_last_run_to_its_plot(tmp_path: Path) -> None:
+    """The button is bound while the tab is built; its text names every file of the newest run, on its first prompt."""
+    desk, _ = open_small_desk(tmp_path)
+    bound: list[tuple[Any, Any]] = []
+    tab.build_tab(desk, lambda button, text: bound.append((button, text)))
+    assert [(button.elem_id, text.elem_id) for button, text in bound] == [
+        ("lora_train_xyz_send", "lora_train_xyz_text")
+    ]
+    assert desk.xyz_text() == ""
+    folder = new_run_folder(tmp_path / "home", "zok")
+    write_toml_config(folder.config, small_config(tmp_path / "set"))
+    loras = [tmp_path / f"zok-{epoch:06}.safetensors" for epoch in (1, 2)]
+    for path in loras:
+        path.touch()
+    lines = [json.dumps({"kind": "LoraWritten", "path": str(path)}) for path in loras]
+    folder.log.write_text("\n".join(lines), encoding="utf-8")
+    assert desk.xyz_text() == (
+        "zkw <lora:zok-000001:1>\n"
+        "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42, Size: 64x64, Script: X/Y/Z plot, X Type: Prompt S/R, "
+        'X Values: "zok-000001,zok-000002", Y Type: Seed, Y Values: "42,43,44"'
+    )

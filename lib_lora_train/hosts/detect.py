@@ -7,7 +7,6 @@ import importlib.util
 
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.a1111 import A1111
-from lib_lora_train.hosts.api import Access
 from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.hosts.ldm_patched import LdmPatched
 from lib_lora_train.hosts.webui import WebuiHost
@@ -25,15 +24,6 @@ def detect_host() -> WebuiHost:
     if _has("ldm_patched.modules.model_management"):
         return WebuiHost(LdmPatched())
     return WebuiHost(A1111())
-
-
-def webui_access() -> Access:
-    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given."""
-    from modules import shared
-
-    options = shared.cmd_opts
-    pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
-    return Access(may_steer=bool(options.api or options.nowebui), credentials=dict(pairs))
 
 
 def _forge_version() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -26,6 +28,35 @@ def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, 
     if prompt.negative:
         lines.insert(1, f"Negative prompt: {prompt.negative}")
     return "\n".join(lines)
+
+
+def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str) -> str:
+    """Infotext that sets the webui's X/Y/Z plot to one column per LoRA file name and one row per seed.
+
+    The plot replaces the first name in the prompt by each of the names.
+    """
+    first = f"{prompt.prompt} <lora:{loras[0]}:1>"
+    settings = {
+        "Steps": prompt.steps,
+        "Sampler": sampler,
+        "CFG scale": f"{prompt.cfg:g}",
+        "Seed": prompt.seed,
+        "Size": f"{prompt.width}x{prompt.height}",
+        "Script": "X/Y/Z plot",
+        "X Type": "Prompt S/R",
+        "X Values": _quoted(",".join(loras)),
+        "Y Type": "Seed",
+        "Y Values": _quoted(",".join(map(str, seeds))),
+    }
+    lines = [first, ", ".join(f"{name}: {value}" for name, value in settings.items())]
+    if prompt.negative:
+        lines.insert(1, f"Negative prompt: {prompt.negative}")
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    """As the webui writes values with commas."""
+    return json.dumps(value, ensure_ascii=False) if "," in value or ":" in value else value
 
 
 def write_picture(path: Path, picture: Image.Image, text: str = "") -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Problem
 
 _OPTION = re.compile(r"(?:^|\s)--(\S+)")
@@ -44,6 +45,23 @@ def parse_prompt(line: str, defaults: SamplePrompt) -> SamplePrompt:
     if problems:
         raise ConfigError(problems)
     return replace(defaults, **values)
+
+
+def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
+    """The prompt lines with the run's defaults filled in; each prompt without `--d` gets a seed of its own."""
+    defaults = SamplePrompt(
+        prompt="",
+        negative="",
+        width=config.resolution,
+        height=config.resolution,
+        seed=config.seed,
+        steps=config.sample_steps,
+        cfg=config.sample_cfg,
+    )
+    return tuple(
+        parse_prompt(line, replace(defaults, seed=config.seed + number))
+        for number, line in enumerate(config.sample_prompts)
+    )
 
 
 def _parsed(option: str, raw: str) -> tuple[str, Any]:

@@ -17,9 +17,9 @@ from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, scan_dataset
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.hosts.pictures import PictureShelf
-from lib_lora_train.jobs import plan_job
 from lib_lora_train.judge import require_usable
-from lib_lora_train.runner import past_runs
+from lib_lora_train.past_runs import past_runs, xyz_text
+from lib_lora_train.planning import plan_job
 from lib_lora_train.ui.form import Form, fill_form, load_draft, read_form, save_draft
 
 if TYPE_CHECKING:
@@ -165,6 +165,10 @@ class Desk:
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, the newest first, with the files they wrote that are still there."""
         return past_runs(self.home)
+
+    def xyz_text(self) -> str:
+        """Infotext for the webui's X/Y/Z plot: the files of the newest run that has any, on its first prompt."""
+        return xyz_text(self.home)
 
     def pictures(self, page: int) -> dict[str, Any]:
         """One page of the data set last looked at: a token, caption and facts per picture."""

@@ -17,7 +17,7 @@ from lib_lora_train.ui.markup import problem_list
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked
-from lib_lora_train.ui.widgets import build_button, build_html, elem_id, on_click, on_load
+from lib_lora_train.ui.widgets import build_button, build_html, elem_id, on_click, on_load, on_select, unsaved
 
 TITLE = "LoRA Train"
 _WELCOME = "<div data-lt='strip'></div>"
@@ -34,22 +34,25 @@ class _Strip:
     message: Any
 
 
-def build_tab(desk: Desk) -> Any:
-    """The whole tab as gradio Blocks."""
+def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
+    """The whole tab as gradio Blocks; `bind_paste(button, text)` connects a button with the webui's txt2img."""
     form = desk.draft()
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks, gr.Column(elem_id=elem_id("root")):
         strip = _build_strip()
-        with gr.Tabs(elem_id=elem_id("panels")) as panels:
+        with unsaved(gr.Tabs(elem_id=elem_id("panels"))) as panels:
             with gr.Tab("Dataset", id="dataset", elem_id=elem_id("dataset_panel")):
                 dataset = build_dataset_panel(form)
             with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
                 train = build_train_panel(form)
             with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):
                 build_monitor_panel()
-            with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")):
-                build_results_panel()
+            with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
+                plot = build_results_panel(bind_paste)
         keep = build_button("Keep the form", "keep")  # pressed by the page's JavaScript a moment after a change
         _Wiring(desk, strip, dataset, train).connect(blocks, panels, keep)
+        if plot is not None:
+            on_select(results, desk.xyz_text, outputs=[plot.text])
+            on_load(blocks, desk.xyz_text, outputs=[plot.text])
     return blocks
 
 

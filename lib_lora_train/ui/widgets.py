@@ -59,9 +59,7 @@ def build_widget(field: Field, value: Any) -> Any:
         "elem_id": elem_id(field.key),
         "elem_classes": _classes(field),
     }
-    widget = _component(field, shared)
-    widget.do_not_save_to_config = True  # the webui would restore stale defaults from ui-config.json
-    return widget
+    return unsaved(_component(field, shared))
 
 
 def place_in_row(field: Field) -> int:
@@ -98,7 +96,18 @@ def _component(field: Field, shared: dict[str, Any]) -> Any:
 
 def build_button(label: str, name: str, *, variant: str = "secondary") -> Any:
     """A button; `variant` is primary, secondary or stop."""
-    return gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"])
+    return unsaved(gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"]))
+
+
+def build_text(label: str, name: str) -> Any:
+    """Some lines of text that callbacks fill."""
+    return unsaved(gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name)))
+
+
+def unsaved(component: Any) -> Any:
+    """The component, kept out of the webui's ui-config.json, which would bring stale values back."""
+    component.do_not_save_to_config = True
+    return component
 
 
 def build_html(value: str, name: str, *, classes: Sequence[str] = ()) -> Any:
@@ -109,6 +118,11 @@ def build_html(value: str, name: str, *, classes: Sequence[str] = ()) -> Any:
 def on_click(button: Any, call: Callable[..., Any], *, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Run `call` at once, not behind pictures that are being generated, and without spinners."""
     button.click(call, inputs=list(inputs), outputs=list(outputs), queue=False, show_progress="hidden")
+
+
+def on_select(panel: Any, call: Callable[[], Any], *, outputs: Sequence[Any]) -> None:
+    """Run `call` whenever a panel is opened."""
+    panel.select(call, inputs=None, outputs=list(outputs), queue=False, show_progress="hidden")
 
 
 def on_load(blocks: Any, call: Callable[[], Any], *, outputs: Sequence[Any]) -> None:

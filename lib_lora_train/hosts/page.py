@@ -1,0 +1,35 @@
+"""What the webui gives us besides its model: a folder, its access rules, and the way into its txt2img tab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.hosts.api import Access
+
+
+def outputs_folder() -> Path:
+    """Where runs are kept: beside the webui's own pictures."""
+    from modules import paths_internal
+
+    return Path(paths_internal.data_path) / "outputs" / "lora-train"
+
+
+def webui_access() -> Access:
+    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
+    return Access(may_steer=bool(options.api or options.nowebui), credentials=dict(pairs))
+
+
+def bind_paste_button(button: Any, source: Any) -> None:
+    """Let a click on `button` fill txt2img with the infotext in the text box `source`, and show that tab.
+
+    To be called while the tab is built: the webui connects all such buttons afterwards.
+    """
+    from modules import infotext_utils
+
+    binding = infotext_utils.ParamBinding(paste_button=button, tabname="txt2img", source_text_component=source)
+    infotext_utils.register_paste_params_button(binding)
