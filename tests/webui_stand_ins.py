@@ -101,6 +101,23 @@ def module_of(name: str, **values: Any) -> ModuleType:
     return module
 
 
+class Options(SimpleNamespace):
+    """The webui's settings: an option has its default until it is set."""
+
+    def add_option(self, key: str, info: Any) -> None:
+        self.__dict__.setdefault(key, info.default)
+
+
+def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
+    """`modules.shared`."""
+
+    def option_info(default: Any, label: str, section: tuple[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(default=default, label=label, section=section)
+
+    options = SimpleNamespace(lora_dir=str(lora_dir))
+    return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
+
+
 def install(monkeypatch: pytest.MonkeyPatch, *found: ModuleType) -> None:
     for module in found:
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -131,7 +148,7 @@ class A1111World:
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             module_of("modules.devices", device=torch.device("cpu")),
             module_of("modules.sd_models", model_data=self.model_data, send_model_to_device=self._send_to_device),
-            module_of("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(lora_dir)), sd_model=self.model),
+            shared_module(lora_dir, sd_model=self.model),
             module_of(
                 "networks",
                 load_networks=self._load_networks,
@@ -242,7 +259,7 @@ class ForgeWorld:
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload),
-            module_of("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(lora_dir))),
+            shared_module(lora_dir),
             module_of("networks", list_available_networks=self._list),
             module_of("backend"),
             module_of(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError
+from lib_lora_train.hosts.page import results_folder
 from lib_lora_train.hosts.webui import LoadedModel
 from lib_lora_train.models.family import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, Hints
 
@@ -47,8 +48,8 @@ class A1111:
 
     @property
     def lora_dir(self) -> Path:
-        """`--lora-dir`."""
-        return Path(self._shared.cmd_opts.lora_dir)
+        """`--lora-dir`, and the sub-folder of the settings."""
+        return results_folder(self._shared)
 
     def load(self) -> None:
         """Reading the attribute loads the checkpoint that is chosen at the top of the page."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelError
+from lib_lora_train.hosts.page import results_folder
 from lib_lora_train.hosts.webui import LoadedModel
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
 
@@ -57,8 +58,8 @@ class Forge:
 
     @property
     def lora_dir(self) -> Path:
-        """`--lora-dir`."""
-        return Path(self._shared.cmd_opts.lora_dir)
+        """`--lora-dir`, and the sub-folder of the settings."""
+        return results_folder(self._shared)
 
     def load(self) -> None:
         """The webui itself loads nothing before the first generation."""

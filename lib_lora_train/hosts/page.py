@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import Access
+
+_SUBFOLDER = "lora_train_subfolder"
 
 
 def outputs_folder() -> Path:
@@ -13,6 +16,24 @@ def outputs_folder() -> Path:
     from modules import paths_internal
 
     return Path(paths_internal.data_path) / "outputs" / "lora-train"
+
+
+def add_settings() -> None:
+    """Our section in the webui's settings."""
+    from modules import shared
+
+    info = shared.OptionInfo("", "Sub-folder of the LoRA folder for new files", section=("lora_train", "LoRA Train"))
+    shared.opts.add_option(_SUBFOLDER, info)
+
+
+def results_folder(shared: Any) -> Path:
+    """Where new LoRAs go, from the webui's `modules.shared`; HostError for a sub-folder that leads elsewhere."""
+    folder, inner = Path(shared.cmd_opts.lora_dir), Path(getattr(shared.opts, _SUBFOLDER, "") or "")
+    if inner.is_absolute() or ".." in inner.parts:
+        raise HostError(
+            f"Settings, LoRA Train: {inner} does not lie inside the webui's LoRA folder. Give a plain name."
+        )
+    return folder / inner
 
 
 def webui_access() -> Access:

@@ -1,0 +1,46 @@
+"""What the webui gets from us: a tab, and the routes behind it. `scripts/lora_train.py` registers both."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lib_lora_train.errors import HostError
+from lib_lora_train.hosts.api import install_routes
+from lib_lora_train.hosts.detect import detect_host
+from lib_lora_train.hosts.page import add_settings, bind_paste_button, outputs_folder, webui_access
+from lib_lora_train.ui.app import open_desk
+from lib_lora_train.ui.desk import Desk
+from lib_lora_train.ui.refusal import build_refusal
+from lib_lora_train.ui.tab import TITLE, build_tab
+
+log = logging.getLogger("lora_train")
+
+
+def tabs() -> list[tuple[Any, str, str]]:
+    """Our tab, as the webui asks for it at each start of its user interface; a refusal is a tab too."""
+    try:
+        blocks = build_tab(_desk(), bind_paste_button)
+    except HostError as reason:
+        log.error("%s", reason)
+        blocks = build_refusal(str(reason))
+    return [(blocks, TITLE, "lora_train_tab")]
+
+
+def add_options() -> None:
+    """Our section in the webui's settings."""
+    add_settings()
+
+
+def add_routes(_blocks: Any, app: Any) -> None:
+    """Our routes, in the webui's application; none where the webui was refused."""
+    try:
+        desk = _desk()
+    except HostError:
+        return
+    install_routes(app, desk, webui_access())
+
+
+def _desk() -> Desk:
+    """One per process: a run goes on while the user interface is reloaded."""
+    return open_desk(outputs_folder(), detect_host)
