@@ -160,6 +160,8 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     step = status(address)["step"]
     page.wait_for_timeout(1500)
     assert status(address)["step"] == step
+    page.click("#lora_train_save")  # works in a pause too
+    page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
     page.click("#lora_train_resume")
     pill(page, "Running")
     end = time.monotonic() + 30

@@ -28,6 +28,8 @@ class _Strip:
     """The line above all panels: what runs, how far it is, and its buttons."""
 
     demo: Any
+    save: Any
+    sample: Any
     pause: Any
     resume: Any
     stop: Any
@@ -61,11 +63,13 @@ def _build_strip() -> _Strip:
         build_html(_WELCOME, "state")
         with gr.Row(elem_id=elem_id("actions")):
             demo = build_button("Fill in the demo", "demo")
+            save = build_button("Save now", "save")
+            sample = build_button("Sample now", "sample")
             pause = build_button("Pause", "pause")
             resume = build_button("Resume", "resume", variant="primary")
             stop = build_button("Stop and keep", "stop", variant="stop")
         message = build_html("", "message")
-    return _Strip(demo, pause, resume, stop, message)
+    return _Strip(demo, save, sample, pause, resume, stop, message)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class _Wiring:
     def _commands(self) -> Sequence[tuple[Any, Callable[[], None]]]:
         runner = self.desk.runner
         return (
+            (self.strip.save, runner.save_now),
+            (self.strip.sample, runner.sample_now),
             (self.strip.pause, runner.pause),
             (self.strip.resume, runner.resume),
             (self.strip.stop, runner.stop),
