@@ -86,7 +86,8 @@ def parameters_of(world: World) -> Iterator[Tensor]:
 def test_between_turns_nothing_of_the_webuis_memory_is_held(world: World, host: WebuiHost) -> None:
     model = host.load_model(TrainConfig())
     modules = (model.unet, model.vae, *model.text_encoders)
-    assert all(parameter.is_meta for module in modules for parameter in module.parameters())
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    assert all(parameter.untyped_storage().nbytes() == 0 for parameter in parameters)
 
 
 def test_a_training_leaves_every_byte_of_the_webui_as_it_was(world: World, host: WebuiHost) -> None:
@@ -194,7 +195,7 @@ def test_a_model_that_could_not_be_loaded_makes_the_run_wait(world: World, host:
 def test_the_same_model_value_is_lent_throughout(host: WebuiHost) -> None:
     model = host.load_model(TrainConfig())
     with host.lease(model) as first:
-        assert first is model and not first.unet.conv_in.weight.is_meta
+        assert first is model and first.unet.conv_in.weight.numel()
     with host.lease() as fresh:
         assert fresh is not model and torch.isfinite(fresh.unet.conv_in.weight).all()
 

@@ -287,11 +287,15 @@ def parameters_of(grafted: Graft) -> dict[str, Tensor]:
     return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
 
 
+def places_of(grafted: Graft) -> dict[str, int]:
+    return {name: p.untyped_storage().data_ptr() for name, p in parameters_of(grafted).items()}
+
+
 def test_nothing_is_touched_while_the_tensors_stay_where_they_are(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
-    before = parameters_of(grafted)
+    before = places_of(grafted)
     assert follow(grafted.slots, tensors) == 0
-    assert all(p is before[name] for name, p in parameters_of(grafted).items())
+    assert places_of(grafted) == before
 
 
 def test_parameters_follow_tensors_that_were_renewed(tensors: dict[str, Tensor]) -> None:
@@ -311,17 +315,16 @@ def test_let_go_frees_the_owners_storage_and_follow_brings_it_back(tensors: dict
     grafted = graft(tensors, tiny_spec(tensors))
     before = {name: p.clone() for name, p in parameters_of(grafted).items()}
     let_go(grafted.slots)
-    hollow = parameters_of(grafted)
-    assert all(p.is_meta and p.shape == before[name].shape for name, p in hollow.items())
+    assert all(p.numel() == p.untyped_storage().nbytes() == 0 for p in parameters_of(grafted).values())
     assert follow(grafted.slots, tensors) == len(grafted.slots)
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(grafted).items())
 
 
 def test_tensors_that_cannot_be_followed_change_nothing(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
-    before = parameters_of(grafted)
+    before = places_of(grafted)
     name = next(reversed(tensors))
     for given in (tensors[name].to("meta"), tensors[name][:1], tensors[name].to(torch.int8)):
         with pytest.raises(ModelError, match=f"{name} is missing, not in memory or of another kind"):
             follow(grafted.slots, {**{n: t.clone() for n, t in tensors.items()}, name: given})
-        assert all(p is before[key] for key, p in parameters_of(grafted).items())
+        assert places_of(grafted) == before

@@ -202,7 +202,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_impatient")
 def test_a_run_waits_for_its_model_and_goes_on_where_it_was() -> None:
     alone = run_to_end(begun(small_config()), model())
-    host = OneModelHost(model())
+    host = OneModelHost(model(), wanted=True)
     waited: list[Event] = []
     for event in train(begun(small_config()), host=host, control=Control()):
         waited.append(event)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,19 +66,27 @@ class Slot:
     dtype: torch.dtype
     origin: tuple[object, ...] | None = None
 
-    def fill(self, given: Tensor) -> Tensor:
-        """Make the parameter of `given`, sharing its storage if it can be; the tensor it is a view of."""
-        view = _view(alias(given), self.source, self.shape)
+    def fill(self, given: Tensor) -> bool:
+        """Lay the parameter on `given`, or on a converted copy of it; whether it shares the storage.
+
+        The Parameter stays the same object unless device or dtype change: this happens in every turn.
+        """
+        view = given if given.shape == self.shape else _view(alias(given), self.source, self.shape)
         if view.dtype != self.dtype:
             view = view.to(self.dtype)
-        self.owner._parameters[self.leaf] = nn.Parameter(alias(view), requires_grad=False)
+        parameter = self.owner._parameters[self.leaf]
+        if parameter is None or parameter.device != view.device or parameter.dtype != view.dtype:
+            parameter = nn.Parameter(torch.empty(0, dtype=view.dtype, device=view.device), requires_grad=False)
+            self.owner._parameters[self.leaf] = parameter
+        parameter.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
         self.origin = _place(given)
-        return view
+        return _shares_storage(parameter, given)
 
     def empty(self) -> None:
-        """Let go of the storage; shape and dtype stay."""
-        hollow = torch.empty(self.shape, dtype=self.dtype, device="meta")
-        self.owner._parameters[self.leaf] = nn.Parameter(hollow, requires_grad=False)
+        """Let go of the storage; the parameter has no numbers then."""
+        parameter = self.owner._parameters[self.leaf]
+        assert parameter is not None
+        parameter.set_()  # type: ignore[call-overload]  # without a source: nothing at all
         self.origin = None
 
 
@@ -122,26 +130,29 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
     )
 
 
-def follow(slots: Iterable[Slot], tensors: Mapping[str, Tensor]) -> int:
+def follow(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> int:
     """Let the parameters follow tensors that were moved, renewed or let go; how many had to.
 
     The tensors must be the same checkpoint's, with the same numbers. ModelError, changing nothing, if one is
     missing, of another shape or dtype, or not in memory.
     """
-    tensors = with_text_model_level(tensors)
+    if any(slot.key not in tensors for slot in slots):
+        tensors = with_text_model_level(tensors)
     wrong = next((slot for slot in slots if not _is_usable(tensors.get(slot.key), slot)), None)
     if wrong is not None:
         raise ModelError(f"{wrong.key} is missing, not in memory or of another kind than when the run began.")
-    moved = [slot for slot in slots if slot.origin != _place(tensors[slot.key])]
-    for slot in moved:
-        slot.fill(tensors[slot.key])
+    moved = [slot for slot in slots if slot.origin is None or slot.origin != _place(tensors[slot.key])]
+    with torch.inference_mode(False), torch.no_grad():
+        for slot in moved:
+            slot.fill(tensors[slot.key])
     return len(moved)
 
 
 def let_go(slots: Iterable[Slot]) -> None:
     """Keep none of the storage alive, so that its owner can free or move it; `follow` brings it back."""
-    for slot in slots:
-        slot.empty()
+    with torch.inference_mode(False), torch.no_grad():
+        for slot in slots:
+            slot.empty()
 
 
 def can_be_trained_on(tensor: Tensor) -> bool:
@@ -150,7 +161,9 @@ def can_be_trained_on(tensor: Tensor) -> bool:
 
 
 def _is_usable(given: Tensor | None, slot: Slot) -> bool:
-    return given is not None and can_be_trained_on(given) and _fits(tuple(given.shape), tuple(slot.shape), slot.source)
+    if given is None or not can_be_trained_on(given):
+        return False
+    return given.shape == slot.shape or _fits(tuple(given.shape), tuple(slot.shape), slot.source)
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -268,12 +281,14 @@ def _graft_part(part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot]) -
         owner, _, leaf = name.rpartition(".")
         place = part.module.get_submodule(owner)
         slot = Slot(place, leaf, part.prefix + source.name, source, parameter.shape, dtype)
-        view = slot.fill(given)
+        with torch.inference_mode(False), torch.no_grad():
+            shared = slot.fill(given)
         slots.append(slot)
-        device, shared = view.device, _shares_storage(view, given)
+        laid = place.get_parameter(leaf)
+        device = laid.device
         reason = "" if shared else f"{given.dtype} among {dtype}" if given.dtype != dtype else "not contiguous"
         label = f"{part.label}.{name}"
-        yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", view.nbytes, reason)
+        yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", laid.nbytes, reason)
     if part.label.startswith("text_encoder"):
         size = compat.renew_position_ids(part.module, device)
         yield GraftRow(f"{part.label}.position_ids", "", "made", size, "numbers 0…76, not weights")

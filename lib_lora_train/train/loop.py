@@ -35,7 +35,7 @@ from lib_lora_train.train.schedule import lr_factor, warmup_steps
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
 
-_TURN_SECONDS = 0.5  # the longest time without news for the page, and without a look at who waits elsewhere
+_TURN_SECONDS = 1.0  # the longest time without news for the page; who waits elsewhere is looked at after each step
 Step = Sequence[MicroBatch]
 
 
