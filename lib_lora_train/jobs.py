@@ -384,7 +384,13 @@ def _draw_row(run: _Run, epoch: int) -> Generator[Event, None, None]:
 
 def _draw(run: _Run, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
     with run.adapter.enabled(epoch > 0):
-        return draw_samples(model, prompts, sampler=run.config.sample_sampler, clip_skip=run.config.clip_skip)
+        return draw_samples(
+            model,
+            prompts,
+            sampler=run.config.sample_sampler,
+            clip_skip=run.config.clip_skip,
+            noise_device=run.host.noise_device,
+        )
 
 
 def _measured(run: _Run, measure: Measure | None, epoch: int) -> Iterator[Event]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lib_lora_train.hosts.a1111 import A1111
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.hosts.page import noise_device
 from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import train
@@ -245,6 +247,21 @@ def test_precision_of_ones_own_is_a_copy(world: World, host: WebuiHost, tmp_path
     world.model.sd_checkpoint_info.filename = str(path)
     model = host.load_model(TrainConfig(precision="bf16"))
     assert "precision of their own" in model.note and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("source", "device", "expected"),
+    [
+        ("GPU", "cuda", "cuda"),
+        ("CPU", "cuda", "cpu"),
+        ("NV", "cuda", "cpu"),
+        ("GPU", "mps", "cpu"),
+        (None, "cuda", "cuda"),
+    ],
+)
+def test_noise_is_drawn_where_the_webui_draws_it(source: str | None, device: str, expected: str) -> None:
+    options = SimpleNamespace() if source is None else SimpleNamespace(randn_source=source)
+    assert noise_device(SimpleNamespace(opts=options), torch.device(device)).type == expected
 
 
 # --- results and detection ------------------------------------------------------------------------

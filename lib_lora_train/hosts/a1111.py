@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError
-from lib_lora_train.hosts.page import results_folder
+from lib_lora_train.hosts.page import noise_device, results_folder
 from lib_lora_train.hosts.webui import LoadedModel
 from lib_lora_train.models.family import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, Hints
 
@@ -45,6 +45,11 @@ class A1111:
     def device(self) -> torch.device:
         """The webui's choice."""
         return torch.device(self._devices.device)
+
+    @property
+    def noise_device(self) -> torch.device:
+        """Settings → random number generator source; "NV" is computed on the processor and not imitated here."""
+        return noise_device(self._shared, self.device)
 
     @property
     def lora_dir(self) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.models.model import DiffusionModel
 
@@ -24,6 +26,11 @@ class Host(Protocol):
     @property
     def lora_dir(self) -> Path:
         """Where the host looks for LoRA files."""
+        ...
+
+    @property
+    def noise_device(self) -> torch.device:
+        """Where the noise of samples is drawn, so that a sample is the picture this host would draw."""
         ...
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:

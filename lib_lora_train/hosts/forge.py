@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.page import results_folder
+from lib_lora_train.hosts.page import noise_device, results_folder
 from lib_lora_train.hosts.webui import LoadedModel
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
 
@@ -55,6 +55,11 @@ class Forge:
     def device(self) -> torch.device:
         """The webui's choice."""
         return torch.device(self._memory.get_torch_device())
+
+    @property
+    def noise_device(self) -> torch.device:
+        """Settings → random number generator source; "NV" is computed on the processor and not imitated here."""
+        return noise_device(self._shared, self.device)
 
     @property
     def lora_dir(self) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import Access
 
@@ -34,6 +36,12 @@ def results_folder(shared: Any) -> Path:
             f"Settings, LoRA Train: {inner} does not lie inside the webui's LoRA folder. Give a plain name."
         )
     return folder / inner
+
+
+def noise_device(shared: Any, device: torch.device) -> torch.device:
+    """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's."""
+    on_device = getattr(shared.opts, "randn_source", "GPU") == "GPU" and device.type != "mps"
+    return device if on_device else torch.device("cpu")
 
 
 def webui_access() -> Access:

@@ -160,6 +160,11 @@ class StandaloneHost:
         self._model: DiffusionModel | None = None
         self._lock = FairLock()
 
+    @property
+    def noise_device(self) -> torch.device:
+        """The processor: the same pictures on every machine."""
+        return torch.device("cpu")
+
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
         """`model` itself, else the loaded one, for this thread alone; the default one if none was loaded yet."""

@@ -67,6 +67,10 @@ class Webui(Protocol):
         """Where the webui computes."""
 
     @property
+    def noise_device(self) -> torch.device:
+        """Where the webui draws its noise."""
+
+    @property
     def lora_dir(self) -> Path: ...
 
     def load(self) -> None:
@@ -100,6 +104,11 @@ class WebuiHost:
     def lora_dir(self) -> Path:
         """Where the webui looks for LoRAs."""
         return self._webui.lora_dir
+
+    @property
+    def noise_device(self) -> torch.device:
+        """Where the webui draws its noise: a sample then equals its picture."""
+        return self._webui.noise_device
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:

@@ -1,8 +1,7 @@
 """Prompts to pictures with the model as it stands, the adapter in place or not.
 
-All noise comes from private generators on the processor, one per prompt, seeded with the prompt's seed: a picture
-does not depend on the device, on training, or on which prompts are drawn with it. The webui draws the same noise
-when its random number source is set to CPU.
+All noise comes from private generators, one per prompt, seeded with the prompt's seed: a picture does not depend on
+training, or on which prompts are drawn with it; drawn on the processor, not on the device either.
 """
 
 from __future__ import annotations
@@ -40,11 +39,13 @@ def draw_samples(
     *,
     sampler: str,
     clip_skip: int,
+    noise_device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
     """One RGB picture per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
 
-    Prompts of equal size, steps and length share a batch. `on_progress(done, total)` counts sampling steps.
+    The noise is drawn on `noise_device`. Prompts of equal size, steps and length share a batch.
+    `on_progress(done, total)` counts sampling steps.
     """
     batches = _batches(model, prompts)
     total = sum(prompts[batch[0]].steps for batch in batches)
@@ -59,7 +60,8 @@ def draw_samples(
 
     with torch.no_grad():
         for batch in batches:
-            drawing = _Drawing(model, [prompts[i] for i in batch], clip_skip=clip_skip, count=count)
+            wanted = [prompts[i] for i in batch]
+            drawing = _Drawing(model, wanted, clip_skip=clip_skip, noise_device=noise_device, count=count)
             pictures.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
     return [pictures[index] for index in range(len(prompts))]
 
@@ -81,7 +83,13 @@ class _Drawing:
     """One batch of prompts of equal size, steps and length, on its way to latents."""
 
     def __init__(
-        self, model: DiffusionModel, prompts: Sequence[SamplePrompt], *, clip_skip: int, count: Callable[[], None]
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[SamplePrompt],
+        *,
+        clip_skip: int,
+        noise_device: torch.device | str,
+        count: Callable[[], None],
     ) -> None:
         self._model = model
         self._count = count
@@ -92,7 +100,7 @@ class _Drawing:
         self._condition = _encoded(model, texts, clip_skip)
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
-        self._generators = [torch.Generator().manual_seed(prompt.seed) for prompt in prompts]
+        self._generators = [torch.Generator(noise_device).manual_seed(prompt.seed) for prompt in prompts]
         self._shape = (4, size[0] // _LATENT_SCALE, size[1] // _LATENT_SCALE)
 
     def latents(self, sampler: str) -> Tensor:
@@ -111,7 +119,8 @@ class _Drawing:
 
     def _noise(self) -> Tensor:
         """The next standard normal numbers of every prompt's generator."""
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]).to(self._model.device)
+        noise = [torch.randn(self._shape, generator=g, device=g.device) for g in self._generators]
+        return torch.stack(noise).to(self._model.device)
 
     def _image(self, x: Tensor, levels: Levels, index: int) -> Tensor:
         """The expected x₀ in σ notation; guidance is linear, so it may be applied to the answer."""
