@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.errors import HostError
+from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.page import noise_device, results_folder
-from lib_lora_train.hosts.webui import LoadedModel
+from lib_lora_train.hosts.webui import LoadedModel, ModelFacts
 from lib_lora_train.models.family import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, Hints
 
 _USED = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
@@ -68,23 +68,13 @@ class A1111:
             return None
         info = model.sd_checkpoint_info
         vae = getattr(model, "loaded_vae_file", None)
-        hints = Hints(
-            prediction_type="v_prediction" if model.parameterization == "v" else "epsilon",
-            zero_terminal_snr=bool(getattr(model, "ztsnr", False)),
-            scale_factor=float(model.scale_factor),
-            unet_heads=_positive(model.model.diffusion_model, "num_heads"),
-            unet_head_dim=_positive(model.model.diffusion_model, "num_head_channels"),
-            text_heads=tuple(_heads(encoder) for encoder in _text_encoders(model)),
-        )
         return LoadedModel(
-            identity=(str(info.filename), str(vae), hints.prediction_type, hints.zero_terminal_snr),
+            identity=(str(info.filename), str(vae), type(model).__name__),
             path=Path(info.filename),
             sha256=info.sha256 or "",
             vae=Path(vae) if vae else None,
-            hints=hints,
-            alphas_cumprod=None if hints.zero_terminal_snr else getattr(model, "alphas_cumprod_original", None),
+            facts=lambda: facts_of(model),
             tensors=lambda: tensors_of(model),
-            why_copied="the webui moves the weights about (--medvram or --lowvram)" if model.lowvram else "",
         )
 
     def restore(self) -> None:
@@ -108,6 +98,25 @@ class A1111:
         networks: Any = sys.modules.get("networks")
         if networks is not None:
             networks.list_available_networks()
+
+
+def facts_of(model: Any) -> ModelFacts:
+    """ModelError for a model that is none of SD1, SD2, SDXL."""
+    if getattr(model, "is_sd3", False):
+        raise ModelError("The loaded model is SD3, which is not trained here. Load an SD1, SD2 or SDXL model.")
+    terminal = bool(getattr(model, "ztsnr", False))
+    return ModelFacts(
+        hints=Hints(
+            prediction_type="v_prediction" if model.parameterization == "v" else "epsilon",
+            zero_terminal_snr=terminal,
+            scale_factor=float(model.scale_factor),
+            unet_heads=_positive(model.model.diffusion_model, "num_heads"),
+            unet_head_dim=_positive(model.model.diffusion_model, "num_head_channels"),
+            text_heads=tuple(_heads(encoder) for encoder in _text_encoders(model)),
+        ),
+        alphas_cumprod=None if terminal else getattr(model, "alphas_cumprod_original", None),
+        why_copied="the webui moves the weights about (--medvram or --lowvram)" if model.lowvram else "",
+    )
 
 
 def tensors_of(model: Any) -> Mapping[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.page import noise_device, results_folder
-from lib_lora_train.hosts.webui import LoadedModel
+from lib_lora_train.hosts.webui import LoadedModel, ModelFacts
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
 
 _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
@@ -77,14 +77,20 @@ class Forge:
         info = getattr(model, "sd_checkpoint_info", None)
         if objects is None or info is None:
             return None
-        network = objects.unet.model
-        prediction, terminal = self._prediction(model, network)
         more = self._more_files()
         return LoadedModel(
-            identity=(str(info.filename), *more, prediction, terminal),
+            identity=(str(info.filename), *more, type(model).__name__),
             path=Path(info.filename),
             sha256=info.sha256 or "",
             vae=next((Path(name) for name in more if Path(name).parent.name.lower() == "vae"), None),
+            facts=lambda: self._facts(model, objects),
+            tensors=lambda: tensors_of(objects),
+        )
+
+    def _facts(self, model: Any, objects: Any) -> ModelFacts:
+        network = objects.unet.model
+        prediction, terminal = self._prediction(model, network)
+        return ModelFacts(
             hints=Hints(
                 prediction_type=prediction,
                 zero_terminal_snr=terminal,
@@ -94,7 +100,6 @@ class Forge:
                 text_heads=tuple(self._heads(encoder) for encoder in _text_encoders(objects).values()),
             ),
             alphas_cumprod=None if terminal else self._alphas_cumprod(network),
-            tensors=lambda: tensors_of(objects),
             why_copied=self._why_copied(network),
         )
 

@@ -34,22 +34,33 @@ _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is floa
 
 
 @dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """What a webui knows of its model beyond the tensors.
+
+    `alphas_cumprod` (T,) is None for the family's own schedule. `why_copied` is the reason why the tensors cannot be
+    shared, "" if they can.
+    """
+
+    hints: Hints
+    alphas_cumprod: Tensor | None
+    why_copied: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """What a webui has in memory.
 
     `identity` stays equal while it is the same checkpoint with the same VAE, however often its tensors are moved or
-    made anew. `tensors()` gives the live ones by ldm name: to be called after `Webui.restore` only.
-    `why_copied` is the reason why they cannot be shared, "" if they can.
+    made anew. `facts()` may raise ModelError for a model of another kind. `tensors()` gives the live ones by ldm name:
+    to be called after `Webui.restore` only.
     """
 
     identity: tuple[object, ...]
     path: Path
     sha256: str
     vae: Path | None
-    hints: Hints
-    alphas_cumprod: Tensor | None
+    facts: Callable[[], ModelFacts]
     tensors: Callable[[], Mapping[str, Tensor]]
-    why_copied: str = ""
 
 
 class Webui(Protocol):
@@ -114,7 +125,7 @@ class WebuiHost:
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
         """`model`, or the one in memory, under the webui's queue lock; errors as `hosts.base.Host.lease`."""
         with self._turn():
-            lent = self._graft(self._loaded()) if model is None else model
+            lent = self._graft(self._loaded(), "") if model is None else model
             with self._weights_of(lent) if lent in self._grafted_on else nullcontext():
                 yield lent
 
@@ -124,17 +135,25 @@ class WebuiHost:
         return waiting is None or bool(waiting)
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
-        """The model in memory, shared if that can be; read from its file where the config asks for something else."""
+        """The model in memory, shared if that can be; read from its file where the config asks for something else.
+
+        Files are read without the lock: the webui goes on generating meanwhile.
+        """
+        checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else None
+        vae = Path(config.vae).expanduser() if config.vae else None
         with self._turn():
-            checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else None
-            vae = Path(config.vae).expanduser() if config.vae else None
             if checkpoint and not self._is_present(checkpoint):
-                return self._read(checkpoint, vae, config.precision, "it is not the one the webui has loaded")
-            loaded = self._loaded()
-            why = self._why_copied(loaded, vae, config.precision)
-            if why:
-                return self._read(loaded.path, vae or loaded.vae, config.precision, why)
-            model = self._graft(loaded)
+                loaded, why = None, "it is not the one the webui has loaded"
+            else:
+                loaded = self._loaded()
+                checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
+        if loaded is None or why:
+            return self._read(checkpoint, vae or (loaded.vae if loaded else None), config.precision, why)
+        sha256 = loaded.sha256 or file_hash(loaded.path)
+        with self._turn():
+            if self._loaded().identity != loaded.identity:
+                raise HostError("Another checkpoint was loaded while the run began. Start it again.")
+            model = self._graft(self._loaded(), sha256)
             model.let_go()
             return model
 
@@ -197,8 +216,9 @@ class WebuiHost:
 
     def _why_copied(self, loaded: LoadedModel, vae: Path | None, precision: str) -> str:
         """Why the weights in memory cannot be used as they are; "" if they can."""
-        if loaded.why_copied:
-            return loaded.why_copied
+        reason = loaded.facts().why_copied
+        if reason:
+            return reason
         if vae is not None and (loaded.vae is None or vae.resolve() != loaded.vae.resolve()):
             return "the settings name another VAE than the webui has loaded"
         if precision != "auto":
@@ -217,26 +237,27 @@ class WebuiHost:
         note = f"{checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
         return replace(model, note=note)
 
-    def _graft(self, loaded: LoadedModel) -> DiffusionModel:
+    def _graft(self, loaded: LoadedModel, sha256: str) -> DiffusionModel:
         """Our modules on the webui's tensors."""
+        facts = loaded.facts()
         self._webui.restore()
         tensors = loaded.tensors()
         # Processors compute 16 bit slowly or not at all: there the webui's 16-bit parts are converted in every turn.
         dtype = torch.float32 if self._webui.device.type == "cpu" else None
         try:
-            spec = infer_spec(shapes_of(tensors), hints=loaded.hints)
+            spec = infer_spec(shapes_of(tensors), hints=facts.hints)
             model = assemble(
                 tensors,
                 spec=spec,
                 tokenizers=[tokenizer_of(loaded.path)] * len(spec.text_encoders),
                 name=loaded.path.stem,
-                file_hash=loaded.sha256 or file_hash(loaded.path),
+                file_hash=sha256,
                 dtype=dtype,
                 path=loaded.path,
             )
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
-        model = _with_schedule(model, loaded.alphas_cumprod)
+        model = _with_schedule(model, facts.alphas_cumprod)
         self._grafted_on[model] = loaded.identity
         return model
 
