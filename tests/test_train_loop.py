@@ -87,6 +87,31 @@ def test_learning_rates_follow_warmup_and_groups() -> None:
     assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_type": "huber"},
+        {"loss_type": "smooth_l1", "huber_schedule": "constant", "huber_c": 0.5},
+        {"debiased_estimation": True},
+        {"v_pred_like_loss": 0.5},
+        {"multires_noise_iterations": 4},
+        {"ip_noise_gamma": 0.3},
+        {"min_timestep": 800},
+    ],
+)
+def test_noise_and_loss_settings_reach_the_training(values: dict[str, Any]) -> None:
+    plain, changed = (
+        losses(run_to_end(begun(config), model()))
+        for config in (small_config(max_steps=1), small_config(max_steps=1, **values))
+    )
+    assert plain[0] != pytest.approx(changed[0], rel=1e-4)
+
+
+def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match="predict v"):
+        begun(small_config(scale_v_pred_loss_like_noise_pred=True))
+
+
 # --- learning -----------------------------------------------------------------------------------
 
 
@@ -277,7 +302,14 @@ EVERYTHING: dict[str, Any] = {
     "shuffle_captions": True,
     "caption_dropout": 0.3,
     "noise_offset": 0.05,
+    "noise_offset_random_strength": True,
+    "adaptive_noise_scale": 0.05,
+    "multires_noise_iterations": 3,
+    "ip_noise_gamma": 0.1,
+    "ip_noise_gamma_random_strength": True,
+    "timestep_sampling": "sigmoid",
     "min_snr_gamma": 5.0,
+    "loss_type": "huber",
     "warmup": 2.0,
     "optimizer": "Prodigy",
     "optimizer_args": "weight_decay=0.01 safeguard_warmup=True d0=1e-5",

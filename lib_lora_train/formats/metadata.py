@@ -153,18 +153,23 @@ def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> di
 
 
 def _noise_keys(config: TrainConfig, model: DiffusionModel) -> dict[str, Any]:
+    has_bound = config.loss_type in ("huber", "smooth_l1")
     return {
         "ss_noise_offset": config.noise_offset or None,
-        "ss_multires_noise_iterations": None,
-        "ss_multires_noise_discount": None,
-        "ss_adaptive_noise_scale": None,
+        "ss_noise_offset_random_strength": config.noise_offset_random_strength,
+        "ss_multires_noise_iterations": config.multires_noise_iterations or None,
+        "ss_multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "ss_adaptive_noise_scale": config.adaptive_noise_scale or None,
         "ss_zero_terminal_snr": model.spec.zero_terminal_snr,
-        "ss_ip_noise_gamma": None,
+        "ss_ip_noise_gamma": config.ip_noise_gamma or None,
+        "ss_ip_noise_gamma_random_strength": config.ip_noise_gamma_random_strength,
         "ss_min_snr_gamma": config.min_snr_gamma or None,
-        "ss_debiased_estimation": False,
-        "ss_loss_type": "l2",
-        "ss_huber_schedule": None,
-        "ss_huber_c": None,
+        "ss_debiased_estimation": config.debiased_estimation,
+        "ss_scale_v_pred_loss_like_noise_pred": config.scale_v_pred_loss_like_noise_pred,
+        "ss_v_pred_like_loss": config.v_pred_like_loss or None,
+        "ss_loss_type": config.loss_type,
+        "ss_huber_schedule": config.huber_schedule if has_bound else None,
+        "ss_huber_c": config.huber_c if has_bound else None,
         "ss_prior_loss_weight": config.prior_loss_weight,
     }
 
@@ -247,8 +252,10 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
     }
     finished = datetime.datetime.fromtimestamp(run.finished, datetime.timezone.utc)
     triggers = [concept.trigger for concept in plan.dataset.concepts if concept.trigger]
+    is_whole = (config.min_timestep, config.max_timestep) == (0, 1000)
     optional = {
         "modelspec.description": config.comment,
+        "modelspec.timestep_range": "" if is_whole else f"{config.min_timestep},{config.max_timestep}",
         "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
     }
     return {

@@ -1,0 +1,120 @@
+"""Judgement of how a run learns: noise, timesteps and loss; `judge` collects all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.errors import Problem
+
+_HIGH_NOISE_OFFSET = 0.15
+_HIGH_INPUT_PERTURBATION = 0.2
+_HIGH_MULTIRES_DISCOUNT = 0.8
+_FEW_TIMESTEPS = 100
+
+
+def judge_training(config: TrainConfig) -> Iterator[Problem]:
+    """Every finding about noise, timesteps and loss."""
+    yield from _offset(config)
+    yield from _other_noise(config)
+    yield from _timesteps(config)
+    yield from _loss(config)
+    yield from _weights(config)
+
+
+def _error(where: str, message: str) -> Problem:
+    return Problem("error", where, message)
+
+
+def _warning(where: str, message: str) -> Problem:
+    return Problem("warning", where, message)
+
+
+def _hint(where: str, message: str) -> Problem:
+    return Problem("hint", where, message)
+
+
+def _unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Problem]:
+    """A hint for each of these parameters that was given a value of its own."""
+    default = TrainConfig()
+    for name in names:
+        if getattr(config, name) != getattr(default, name):
+            yield _hint(name, f"has no effect {why}.")
+
+
+# --- noise and timesteps ------------------------------------------------------------------------
+
+
+def _offset(config: TrainConfig) -> Iterator[Problem]:
+    offset = config.noise_offset
+    strength = offset / 2 if config.noise_offset_random_strength else offset  # on average
+    if strength > _HIGH_NOISE_OFFSET:
+        yield _warning("noise_offset", f"{offset:g} is much: colours and brightness drift. 0.03 to 0.1 is usual.")
+    if not offset:
+        yield from _unused(config, ["noise_offset_random_strength"], "while noise_offset is 0")
+    if config.adaptive_noise_scale < 0 and not offset:
+        text = "is negative and noise_offset is 0: there is nothing to take away from, so it has no effect."
+        yield _warning("adaptive_noise_scale", text)
+    elif config.adaptive_noise_scale > _HIGH_NOISE_OFFSET:
+        text = "is much: latents have means up to 1, and colours drift. Up to 0.1 is usual."
+        yield _warning("adaptive_noise_scale", f"{config.adaptive_noise_scale:g} {text}")
+
+
+def _other_noise(config: TrainConfig) -> Iterator[Problem]:
+    if not config.multires_noise_iterations:
+        yield from _unused(config, ["multires_noise_discount"], "while multires_noise_iterations is 0")
+    else:
+        if config.noise_offset or config.adaptive_noise_scale:
+            text = "and a noise offset both shift whole areas' brightness, and together drift. Choose one of the two."
+            yield _warning("multires_noise_iterations", text)
+        if config.multires_noise_discount > _HIGH_MULTIRES_DISCOUNT:
+            text = f"{config.multires_noise_discount:g} makes noise mostly of blots. 0.1 to 0.3 is usual for a LoRA."
+            yield _warning("multires_noise_discount", text)
+    if not config.ip_noise_gamma:
+        yield from _unused(config, ["ip_noise_gamma_random_strength"], "while ip_noise_gamma is 0")
+    elif config.ip_noise_gamma > _HIGH_INPUT_PERTURBATION:
+        text = f"{config.ip_noise_gamma:g} is much: pictures lose contrast and detail. 0.05 to 0.15 is usual."
+        yield _warning("ip_noise_gamma", text)
+
+
+def _timesteps(config: TrainConfig) -> Iterator[Problem]:
+    first, end = config.min_timestep, config.max_timestep
+    if first >= end:
+        yield _error("min_timestep", f"{first} is not below max_timestep {end}: there is no timestep to train on.")
+    elif end - first < _FEW_TIMESTEPS:
+        text = f"{first} to {end} are few timesteps: pictures pass through all 1000. Widen the range."
+        yield _warning("min_timestep", text)
+    if config.timestep_sampling != "sigmoid":
+        why = f"while timestep_sampling is {config.timestep_sampling}"
+        yield from _unused(config, ("sigmoid_scale", "sigmoid_mean"), why)
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+def _loss(config: TrainConfig) -> Iterator[Problem]:
+    if config.loss_type in ("l2", "l1"):
+        yield from _unused(config, ("huber_schedule", "huber_c"), f"while loss_type is {config.loss_type}")
+    if 0 < config.min_snr_gamma < 1:
+        yield _warning("min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual.")
+
+
+def _weights(config: TrainConfig) -> Iterator[Problem]:
+    """Each weight is a whole rule for all timesteps; their product is none."""
+    v_to_noise = config.scale_v_pred_loss_like_noise_pred
+    if config.min_snr_gamma and config.debiased_estimation:
+        text = (
+            "and min_snr_gamma each lower the weight of clean timesteps; their product leaves almost nothing of the "
+            "details. Choose one of the two."
+        )
+        yield _warning("debiased_estimation", text)
+    if v_to_noise and config.v_pred_like_loss:
+        text = "is for checkpoints that predict noise, scale_v_pred_loss_like_noise_pred for those that predict v."
+        yield _error("v_pred_like_loss", f"{text} Use the one that fits your checkpoint.")
+    if v_to_noise and (config.min_snr_gamma or config.debiased_estimation):
+        other = "min_snr_gamma" if config.min_snr_gamma else "debiased_estimation"
+        text = f"is part of {other} for v already; together, the noisiest timesteps are all but ignored. Choose one."
+        yield _warning("scale_v_pred_loss_like_noise_pred", text)
+    if config.v_pred_like_loss and config.min_snr_gamma:
+        text = "raises the weight of noisy timesteps and min_snr_gamma lowers that of clean ones: both do the same. "
+        yield _hint("v_pred_like_loss", f"{text}One of the two is usual.")
