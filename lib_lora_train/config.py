@@ -18,7 +18,17 @@ OPTIMIZERS = ("AdamW", "Prodigy")
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid")
-LR_SCHEDULES = ("cosine", "constant")
+LR_SCHEDULES = (
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
 TARGETS = ("attention", "standard", "all")
 SAMPLERS = ("DDIM", "Euler", "Euler a")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -264,7 +274,10 @@ class TrainConfig:
     )
     lr_schedule: str = param(
         "cosine",
-        "How the learning rate goes on after the warm-up: falling like a cosine to 0, or constant.",
+        "How the learning rate goes on after the warm-up. cosine, linear and polynomial (see lr_power) fall to 0. "
+        "constant stays, as constant_with_warmup does. cosine_with_restarts jumps back to the full rate (lr_cycles). "
+        "cosine_with_min_lr falls to lr_min_ratio. inverse_sqrt falls slowly (lr_timescale). warmup_stable_decay stays "
+        "and falls at the end (lr_decay). The guides take cosine; constant where the length is not known yet.",
         group="training",
         tier="beginner",
         choices=LR_SCHEDULES,
@@ -278,6 +291,52 @@ class TrainConfig:
         low=0.0,
         high=100_000.0,
         kohya="lr_warmup_steps",
+    )
+    lr_decay: float = param(
+        0.1,
+        "For warmup_stable_decay: over how many steps at the end the learning rate falls: below 1 a share of all "
+        "steps, from 1 on a number of steps. 0.1 to 0.2 is usual (Hu et al. 2024); 0: it never falls, and the last "
+        "steps leave the LoRA rough.",
+        group="training",
+        low=0.0,
+        high=100_000.0,
+        kohya="lr_decay_steps",
+    )
+    lr_cycles: int = param(
+        1,
+        "For cosine_with_restarts: how often the learning rate falls from its full value to 0. 3 is usual; 1 is plain "
+        "cosine. Choose an epoch from the end of a cycle: just after a restart the LoRA is at its roughest.",
+        group="training",
+        low=1,
+        high=1000,
+        kohya="lr_scheduler_num_cycles",
+    )
+    lr_power: float = param(
+        1.0,
+        "For polynomial: the learning rate is (what is left of the run)^power. 1 is linear; 2 falls sooner, 0.5 later. "
+        "Above 4 most is learnt in the first quarter.",
+        group="training",
+        low=0.1,
+        high=10.0,
+        kohya="lr_scheduler_power",
+    )
+    lr_timescale: int | None = param(
+        None,
+        "For inverse_sqrt: after three times so many steps the learning rate is halved. Empty: as long as the warm-up, "
+        "or 10,000 without one. Much more than the run has steps is a constant rate.",
+        group="training",
+        low=1,
+        high=1_000_000,
+        kohya="lr_scheduler_timescale",
+    )
+    lr_min_ratio: float = param(
+        0.0,
+        "For cosine_with_min_lr, polynomial and warmup_stable_decay: the share of the learning rate that is left at "
+        "the end. 0.1 keeps the last epochs learning; towards 1 the rate is constant.",
+        group="training",
+        low=0.0,
+        high=1.0,
+        kohya="lr_scheduler_min_lr_ratio",
     )
     max_grad_norm: float = param(
         1.0,
@@ -628,6 +687,14 @@ def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, 
         concepts.append(Concept(**fields))
         problems += [Problem(p.level, f"concepts[{number}].{p.where}", p.message) for p in found]
     return TrainConfig(concepts=tuple(concepts), **parsed), tuple(problems)
+
+
+def steps_of(duration: float, total_steps: int) -> int:
+    """A duration in steps: below 1 it is a share of `total_steps`, from 1 on a number of steps; rounded down.
+
+    A share is rounded to a millionth of a step before: 0.29 × 100 is a little less than 29 in binary.
+    """
+    return int(round(duration * total_steps, 6)) if duration < 1 else int(duration)
 
 
 def config_values(config: TrainConfig, *, only_changed: bool = False) -> dict[str, Any]:

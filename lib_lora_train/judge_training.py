@@ -1,4 +1,4 @@
-"""Judgement of how a run learns: noise, timesteps and loss; `judge` collects all."""
+"""Judgement of how a run learns: learning-rate schedule, noise, timesteps and loss; `judge` collects all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ _HIGH_NOISE_OFFSET = 0.15
 _HIGH_INPUT_PERTURBATION = 0.2
 _HIGH_MULTIRES_DISCOUNT = 0.8
 _FEW_TIMESTEPS = 100
+_USED_BY = {
+    "lr_decay": ("warmup_stable_decay",),
+    "lr_cycles": ("cosine_with_restarts",),
+    "lr_power": ("polynomial",),
+    "lr_timescale": ("inverse_sqrt",),
+    "lr_min_ratio": ("cosine_with_min_lr", "polynomial", "warmup_stable_decay"),
+}
 
 
 def judge_training(config: TrainConfig) -> Iterator[Problem]:
-    """Every finding about noise, timesteps and loss."""
+    """Every finding about schedule, noise, timesteps and loss."""
+    yield from _schedule(config)
+    yield from _schedule_values(config)
     yield from _offset(config)
     yield from _other_noise(config)
     yield from _timesteps(config)
@@ -40,6 +49,46 @@ def _unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Pro
     for name in names:
         if getattr(config, name) != getattr(default, name):
             yield _hint(name, f"has no effect {why}.")
+
+
+# --- learning-rate schedule ---------------------------------------------------------------------
+
+
+def _schedule(config: TrainConfig) -> Iterator[Problem]:
+    """A schedule that is another one under its settings, or that reads otherwise in sd-scripts."""
+    kind = config.lr_schedule
+    if kind == "constant" and config.warmup:
+        text = "is taken with constant too; sd-scripts leaves it out there. Set it to 0 if you want that."
+        yield _hint("warmup", text)
+    if kind == "constant_with_warmup" and not config.warmup:
+        yield _hint("lr_schedule", "constant_with_warmup without a warmup is constant. 0.05 is usual.")
+    if kind == "cosine_with_restarts" and config.lr_cycles == 1:
+        yield _hint("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is cosine.")
+    if kind == "inverse_sqrt" and not config.warmup and config.lr_timescale is None:
+        text = "is empty and there is no warm-up: it is 10,000 then, and shorter runs have a nearly constant rate."
+        yield _hint("lr_timescale", text)
+    for name, kinds in _USED_BY.items():
+        if kind not in kinds:
+            yield from _unused(config, [name], f"with lr_schedule {kind}: it is for {' and '.join(kinds)}")
+
+
+def _schedule_values(config: TrainConfig) -> Iterator[Problem]:
+    kind = config.lr_schedule
+    if kind == "cosine_with_min_lr" and not config.lr_min_ratio:
+        yield _warning("lr_min_ratio", "is 0: the learning rate falls to 0 as with cosine. 0.1 is usual.")
+    if kind in _USED_BY["lr_min_ratio"] and config.lr_min_ratio == 1:
+        yield _warning("lr_min_ratio", "is 1: the learning rate never falls. 0.1 is usual.")
+    if kind != "warmup_stable_decay":
+        return
+    if not config.lr_decay:
+        text = "is 0: the learning rate never falls, and the last steps leave the LoRA rough. 0.1 to 0.2 is usual."
+        yield _warning("lr_decay", text)
+    if config.warmup < 1 and config.lr_decay < 1 and config.warmup + config.lr_decay > 1:
+        text = (
+            f"{config.lr_decay:g} and warmup {config.warmup:g} are more than the whole run: the decay is shortened, "
+            "and no step is at the full learning rate. 0.1 to 0.2 is usual."
+        )
+        yield _warning("lr_decay", text)
 
 
 # --- noise and timesteps ------------------------------------------------------------------------

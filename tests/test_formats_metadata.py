@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_lora_train.config import Concept, TrainConfig, read_config
+from lib_lora_train.config import LR_SCHEDULES, Concept, TrainConfig, read_config
 from lib_lora_train.data.buckets import Placement
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import BucketSummary, Plan
@@ -208,6 +208,11 @@ def test_noise_and_loss_that_are_not_used_are_told_as_none() -> None:
     assert {told[f"ss_{key}"] for key in (*noise, *others)} == {"None"}
     assert told["ss_loss_type"] == "l2"
     assert "modelspec.timestep_range" not in told
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_the_schedule_has_kohyas_name(schedule: str) -> None:
+    assert metadata(TrainConfig(lr_schedule=schedule))["ss_lr_scheduler"] == schedule
 
 
 def test_convolution_rank_is_told_where_convolutions_are_trained() -> None:

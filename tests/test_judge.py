@@ -76,6 +76,20 @@ def test_a_good_config_has_no_findings() -> None:
         ({"save_every_n_epochs": 20}, ("hint", "save_every_n_epochs")),
         ({"noise_offset": 0.5}, ("warning", "noise_offset")),
         ({"min_snr_gamma": 0.5}, ("warning", "min_snr_gamma")),
+        # learning-rate schedule
+        ({"lr_schedule": "constant", "warmup": 0.1}, ("hint", "warmup")),
+        ({"lr_schedule": "constant_with_warmup"}, ("hint", "lr_schedule")),
+        ({"lr_schedule": "cosine_with_restarts"}, ("hint", "lr_schedule")),
+        ({"lr_schedule": "inverse_sqrt"}, ("hint", "lr_timescale")),
+        ({"lr_schedule": "linear", "lr_decay": 0.2}, ("hint", "lr_decay")),
+        ({"lr_cycles": 3}, ("hint", "lr_cycles")),
+        ({"lr_power": 2.0}, ("hint", "lr_power")),
+        ({"lr_timescale": 100}, ("hint", "lr_timescale")),
+        ({"lr_min_ratio": 0.1}, ("hint", "lr_min_ratio")),
+        ({"lr_schedule": "cosine_with_min_lr"}, ("warning", "lr_min_ratio")),
+        ({"lr_schedule": "polynomial", "lr_min_ratio": 1.0}, ("warning", "lr_min_ratio")),
+        ({"lr_schedule": "warmup_stable_decay", "lr_decay": 0.0}, ("warning", "lr_decay")),
+        ({"lr_schedule": "warmup_stable_decay", "lr_decay": 0.6, "warmup": 0.5}, ("warning", "lr_decay")),
         # noise and timesteps
         ({"noise_offset_random_strength": True}, ("hint", "noise_offset_random_strength")),
         ({"noise_offset": 0.4, "noise_offset_random_strength": True}, ("warning", "noise_offset")),
@@ -134,6 +148,13 @@ def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[
 @pytest.mark.parametrize(
     "values",
     [
+        {"lr_schedule": "constant_with_warmup", "warmup": 0.05},
+        {"lr_schedule": "linear"},
+        {"lr_schedule": "cosine_with_restarts", "lr_cycles": 3},
+        {"lr_schedule": "cosine_with_min_lr", "lr_min_ratio": 0.1},
+        {"lr_schedule": "polynomial", "lr_power": 2.0},
+        {"lr_schedule": "inverse_sqrt", "warmup": 50.0},
+        {"lr_schedule": "warmup_stable_decay", "warmup": 0.05, "lr_decay": 0.2},
         {"noise_offset": 0.2, "noise_offset_random_strength": True},
         {"noise_offset": 0.05, "adaptive_noise_scale": -0.01},
         {"multires_noise_iterations": 8, "multires_noise_discount": 0.2},
@@ -146,7 +167,7 @@ def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[
         {"v_pred_like_loss": 0.5},
     ],
 )
-def test_usual_noise_and_loss_have_no_findings(values: dict[str, Any]) -> None:
+def test_usual_noise_loss_and_schedule_have_no_findings(values: dict[str, Any]) -> None:
     assert judge(GOOD.replace(**values)) == ()
 
 

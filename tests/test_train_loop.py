@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import LR_SCHEDULES, TrainConfig
 from lib_lora_train.data.plan import Plan, epoch_steps
 from lib_lora_train.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
@@ -19,6 +19,7 @@ from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import Training, train
+from lib_lora_train.train.schedule import LrSchedule, lr_factor
 from lib_lora_train.train.state import TrainState, load_state, write_state
 from train_parts import OneModelHost, losses, random_latents, run_to_end, small_config, small_plan, started
 from train_parts import shared_model as model
@@ -85,6 +86,16 @@ def test_learning_rates_follow_warmup_and_groups() -> None:
     rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
     assert [rate["unet"] for rate in rates] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
     assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("kind", LR_SCHEDULES)
+def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
+    values: dict[str, Any] = {"lr_decay": 2, "lr_cycles": 2, "lr_power": 2.0, "lr_timescale": 3, "lr_min_ratio": 0.1}
+    config = small_config(epochs=2, lr_schedule=kind, warmup=2.0, **values)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates["unet"] for event in events if isinstance(event, StepDone)]
+    schedule = LrSchedule(kind, 8, warmup=2, decay=2, cycles=2, power=2.0, timescale=3, min_ratio=0.1)
+    assert rates == pytest.approx([1e-3 * lr_factor(schedule, step) for step in range(8)])
 
 
 @pytest.mark.parametrize(
@@ -310,6 +321,8 @@ EVERYTHING: dict[str, Any] = {
     "timestep_sampling": "sigmoid",
     "min_snr_gamma": 5.0,
     "loss_type": "huber",
+    "lr_schedule": "cosine_with_restarts",
+    "lr_cycles": 2,
     "warmup": 2.0,
     "optimizer": "Prodigy",
     "optimizer_args": "weight_decay=0.01 safeguard_warmup=True d0=1e-5",

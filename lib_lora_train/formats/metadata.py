@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.config import TrainConfig, config_values, steps_of
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
@@ -102,14 +102,13 @@ def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
 def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     unet_lr = config.learning_rate if config.unet_lr is None else config.unet_lr
     text_lr = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * plan.total_steps
     return {
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": unet_lr if config.train_unet else None,
         "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
         "ss_optimizer": f"{config.optimizer}({config.optimizer_args})" if config.optimizer_args else config.optimizer,
         "ss_lr_scheduler": config.lr_schedule,
-        "ss_lr_warmup_steps": round(warmup),
+        "ss_lr_warmup_steps": steps_of(config.warmup, plan.total_steps),
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_gradient_accumulation_steps": config.gradient_accumulation,

@@ -32,7 +32,7 @@ from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.optim import LossScale, Stepper, clip_gradients, group_rates, make_stepper
-from lib_lora_train.train.schedule import lr_factor, warmup_steps
+from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
 
@@ -248,9 +248,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
 
 
 def _factor(training: Training) -> float:
-    total = training.plan.total_steps
-    warmup = warmup_steps(training.config.warmup, total)
-    return lr_factor(training.config.lr_schedule, training.step, total_steps=total, warmup=warmup)
+    return lr_factor(lr_schedule(training.config, training.plan.total_steps), training.step)
 
 
 def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:
