@@ -15,7 +15,20 @@ from lib_lora_train.errors import Problem
 from lib_lora_train.parameters import param, read_values
 
 OPTIMIZERS = ("AdamW", "Prodigy")
-LR_SCHEDULES = ("cosine", "constant")
+LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
+TIMESTEP_SAMPLINGS = ("uniform", "sigmoid")
+LR_SCHEDULES = (
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
 TARGETS = ("attention", "standard", "all")
 SAMPLERS = ("DDIM", "Euler", "Euler a")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -261,7 +274,10 @@ class TrainConfig:
     )
     lr_schedule: str = param(
         "cosine",
-        "How the learning rate goes on after the warm-up: falling like a cosine to 0, or constant.",
+        "How the learning rate goes on after the warm-up. cosine, linear and polynomial (see lr_power) fall to 0. "
+        "constant stays, as constant_with_warmup does. cosine_with_restarts jumps back to the full rate (lr_cycles). "
+        "cosine_with_min_lr falls to lr_min_ratio. inverse_sqrt falls slowly (lr_timescale). warmup_stable_decay stays "
+        "and falls at the end (lr_decay). The guides take cosine; constant where the length is not known yet.",
         group="training",
         tier="beginner",
         choices=LR_SCHEDULES,
@@ -275,6 +291,52 @@ class TrainConfig:
         low=0.0,
         high=100_000.0,
         kohya="lr_warmup_steps",
+    )
+    lr_decay: float = param(
+        0.1,
+        "For warmup_stable_decay: over how many steps at the end the learning rate falls: below 1 a share of all "
+        "steps, from 1 on a number of steps. 0.1 to 0.2 is usual (Hu et al. 2024); 0: it never falls, and the last "
+        "steps leave the LoRA rough.",
+        group="training",
+        low=0.0,
+        high=100_000.0,
+        kohya="lr_decay_steps",
+    )
+    lr_cycles: int = param(
+        1,
+        "For cosine_with_restarts: how often the learning rate falls from its full value to 0. 3 is usual; 1 is plain "
+        "cosine. Choose an epoch from the end of a cycle: just after a restart the LoRA is at its roughest.",
+        group="training",
+        low=1,
+        high=1000,
+        kohya="lr_scheduler_num_cycles",
+    )
+    lr_power: float = param(
+        1.0,
+        "For polynomial: the learning rate is (what is left of the run)^power. 1 is linear; 2 falls sooner, 0.5 later. "
+        "Above 4 most is learnt in the first quarter.",
+        group="training",
+        low=0.1,
+        high=10.0,
+        kohya="lr_scheduler_power",
+    )
+    lr_timescale: int | None = param(
+        None,
+        "For inverse_sqrt: after three times so many steps the learning rate is halved. Empty: as long as the warm-up, "
+        "or 10,000 without one. Much more than the run has steps is a constant rate.",
+        group="training",
+        low=1,
+        high=1_000_000,
+        kohya="lr_scheduler_timescale",
+    )
+    lr_min_ratio: float = param(
+        0.0,
+        "For cosine_with_min_lr, polynomial and warmup_stable_decay: the share of the learning rate that is left at "
+        "the end. 0.1 keeps the last epochs learning; towards 1 the rate is constant.",
+        group="training",
+        low=0.0,
+        high=1.0,
+        kohya="lr_scheduler_min_lr_ratio",
     )
     max_grad_norm: float = param(
         1.0,
@@ -328,6 +390,57 @@ class TrainConfig:
         high=20.0,
         kohya="min_snr_gamma",
     )
+    debiased_estimation: bool = param(
+        False,
+        "Weighs timesteps so that the error of the picture counts by √SNR (Yu et al. 2023): noisy timesteps weigh "
+        "more, nearly noise-free ones less. An alternative to min_snr_gamma; with both, clean timesteps, which hold "
+        "the details, are all but ignored.",
+        group="noise",
+        kohya="debiased_estimation_loss",
+    )
+    scale_v_pred_loss_like_noise_pred: bool = param(
+        False,
+        "For checkpoints that predict v: weighs timesteps as a noise-predicting checkpoint does, by SNR / (SNR + 1), "
+        "which puts details before composition. min_snr_gamma and debiased_estimation do so themselves.",
+        group="noise",
+        kohya="scale_v_pred_loss_like_noise_pred",
+    )
+    v_pred_like_loss: float = param(
+        0.0,
+        "For checkpoints that predict noise: adds so many times the loss that a v-predicting checkpoint would have, "
+        "which puts composition before details. 0.1 to 1; above, the noisiest timesteps decide everything. 0: off.",
+        group="noise",
+        low=0.0,
+        high=10.0,
+        kohya="v_pred_like_loss",
+    )
+    loss_type: str = param(
+        "l2",
+        "How the difference to the target counts. l2: by its square, the standard. l1: as it is, so that outliers "
+        "(watermarks, mislabelled pictures) pull less, and fine texture too. huber and smooth_l1: square for small "
+        "differences and straight for large ones.",
+        group="noise",
+        choices=LOSS_TYPES,
+        kohya="loss_type",
+    )
+    huber_schedule: str = param(
+        "snr",
+        "For huber and smooth_l1: how the bound between small and large differences goes from 1 at noise-free "
+        "timesteps to huber_c at the noisiest: by the signal-to-noise ratio, exponentially with the timestep, or "
+        "constant: huber_c everywhere.",
+        group="noise",
+        choices=HUBER_SCHEDULES,
+        kohya="huber_schedule",
+    )
+    huber_c: float = param(
+        0.1,
+        "For huber and smooth_l1: the bound between small and large differences at the noisiest timesteps. 0.1 is "
+        "usual; near 1 it is nearly l2, at 0.01 nearly l1, and huber's gradients become as small.",
+        group="noise",
+        low=0.001,
+        high=1.0,
+        kohya="huber_c",
+    )
     noise_offset: float = param(
         0.0,
         "Adds a shift of the whole picture's brightness to the noise, so that very dark and bright pictures can be "
@@ -336,6 +449,100 @@ class TrainConfig:
         low=0.0,
         high=1.0,
         kohya="noise_offset",
+    )
+    noise_offset_random_strength: bool = param(
+        False,
+        "Draws the strength of the noise offset anew for every sample, from 0 to noise_offset: milder, so that up to "
+        "0.15 can be set without colours drifting.",
+        group="noise",
+        kohya="noise_offset_random_strength",
+    )
+    adaptive_noise_scale: float = param(
+        0.0,
+        "Adds so many times each latent channel's mean (without its sign) to noise_offset: very dark and bright "
+        "pictures get more of it. A tenth of noise_offset up to as much; negative: they get less. Large values drift "
+        "like a large noise_offset. 0: off.",
+        group="noise",
+        low=-1.0,
+        high=1.0,
+        kohya="adaptive_noise_scale",
+    )
+    multires_noise_iterations: int = param(
+        0,
+        "Mixes coarser and coarser noise into the noise (pyramid noise, Whitaker 2023), so that large areas can become "
+        "darker or brighter. 6 to 10 is usual; noise_offset is the simpler cure for the same. 0: off.",
+        group="noise",
+        low=0,
+        high=32,
+        kohya="multires_noise_iterations",
+    )
+    multires_noise_discount: float = param(
+        0.3,
+        "How much each coarser layer of multires noise weighs against the one before. 0.1 to 0.3 for a LoRA; at 0.8 "
+        "and above the noise is mostly blots, which small sets learn as blotches.",
+        group="noise",
+        low=0.0,
+        high=1.0,
+        kohya="multires_noise_discount",
+    )
+    ip_noise_gamma: float = param(
+        0.0,
+        "Input perturbation (Ning et al. 2023): the UNet gets the picture with so much more noise than it is asked to "
+        "predict, so that it learns to bear its own errors when drawing. 0.05 to 0.15, 0.1 is the paper's; above, "
+        "pictures lose contrast and detail. 0: off.",
+        group="noise",
+        low=0.0,
+        high=1.0,
+        kohya="ip_noise_gamma",
+    )
+    ip_noise_gamma_random_strength: bool = param(
+        False,
+        "Draws the strength of the input perturbation anew for every sample, from 0 to ip_noise_gamma.",
+        group="noise",
+        kohya="ip_noise_gamma_random_strength",
+    )
+    min_timestep: int = param(
+        0,
+        "First timestep that is trained on; 0 is nearly noise-free. Low timesteps hold texture and detail, high ones "
+        "composition and colour; what lies outside the range is not learnt.",
+        group="noise",
+        low=0,
+        high=999,
+        kohya="min_timestep",
+    )
+    max_timestep: int = param(
+        1000,
+        "Timesteps below this are trained on; 1000 includes pure noise. Leave the whole range 0 to 1000 unless only "
+        "details (to about 500) or only composition (from about 500) is to be learnt.",
+        group="noise",
+        low=1,
+        high=1000,
+        kohya="max_timestep",
+    )
+    timestep_sampling: str = param(
+        "uniform",
+        "How often each timestep of the range is drawn. uniform: all alike, the standard of Stable Diffusion. sigmoid "
+        "(logit-normal): mostly the middle, where subjects take shape; the ends are learnt slowly.",
+        group="noise",
+        choices=TIMESTEP_SAMPLINGS,
+        kohya="timestep_sampling",
+    )
+    sigmoid_scale: float = param(
+        1.0,
+        "For timestep_sampling sigmoid: how wide the timesteps spread. 1 is usual; 0.5 keeps to the middle half, from "
+        "2 on the two ends are drawn most.",
+        group="noise",
+        low=0.1,
+        high=5.0,
+        kohya="sigmoid_scale",
+    )
+    sigmoid_mean: float = param(
+        0.0,
+        "For timestep_sampling sigmoid: where most timesteps lie: 0 the middle of the range, 1 to 73 % of it "
+        "(noisier: composition), -1 to 27 % (details). Beyond 2, one end is all that is learnt.",
+        group="noise",
+        low=-5.0,
+        high=5.0,
     )
 
     # --- network -------------------------------------------------------------------------------
@@ -480,6 +687,14 @@ def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, 
         concepts.append(Concept(**fields))
         problems += [Problem(p.level, f"concepts[{number}].{p.where}", p.message) for p in found]
     return TrainConfig(concepts=tuple(concepts), **parsed), tuple(problems)
+
+
+def steps_of(duration: float, total_steps: int) -> int:
+    """A duration in steps: below 1 it is a share of `total_steps`, from 1 on a number of steps; rounded down.
+
+    A share is rounded to a millionth of a step before: 0.29 × 100 is a little less than 29 in binary.
+    """
+    return int(round(duration * total_steps, 6)) if duration < 1 else int(duration)
 
 
 def config_values(config: TrainConfig, *, only_changed: bool = False) -> dict[str, Any]:

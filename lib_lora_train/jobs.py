@@ -54,6 +54,7 @@ from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import infotext, write_picture
 from lib_lora_train.train.lending import leased
 from lib_lora_train.train.loop import Training, start_training, train
+from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 from lib_lora_train.train.sample import draw_samples
 
@@ -110,6 +111,7 @@ def run_job(
     yield PhaseEnded("load", time.monotonic() - began)
     if model.note:
         yield Noted("hint", model.name, model.note)
+    loss_rule(config, model.schedule.prediction_type)  # refused now rather than after all pictures are encoded
     try:
         cache = folder.root.parent / "latents" if config.cache_to_disk else None
         encoding = in_turns(host, model, control, encode_dataset(model, plan, cache))

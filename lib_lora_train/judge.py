@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
+from lib_lora_train.judge_training import judge_training
 from lib_lora_train.optimizer_args import parse_optimizer_args
 
 _LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
 _UNET_STEP = 64  # px: the UNet of SD1 and SD2 halves the latent three times
 _HIGH_LEARNING_RATE = 5e-4  # where the guides see pictures burn, at alpha = rank and batches of a few pictures
-_HIGH_NOISE_OFFSET = 0.15
 _SMALL_SCALE = 1 / 64
 _MOST_NAME_BYTES = 200  # file systems allow 255; room for the epoch's number and an unfinished file's ending
 
@@ -277,15 +277,6 @@ def _steps(config: TrainConfig) -> Iterator[Problem]:
         yield _hint("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is written.")
 
 
-def _noise(config: TrainConfig) -> Iterator[Problem]:
-    if config.noise_offset > _HIGH_NOISE_OFFSET:
-        yield _warning(
-            "noise_offset", f"{config.noise_offset:g} is much: colours and brightness drift. 0.03 to 0.1 is usual."
-        )
-    if 0 < config.min_snr_gamma < 1:
-        yield _warning("min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual.")
-
-
 def _network(config: TrainConfig) -> Iterator[Problem]:
     scale = config.effective_alpha / config.rank
     if scale > 1:
@@ -377,7 +368,7 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     _parts,
     _optimizer,
     _steps,
-    _noise,
+    judge_training,
     _network,
     _output,
     _samples,

@@ -273,6 +273,12 @@ def test_a_warm_up_longer_than_the_run_is_named() -> None:
     assert "100 steps of warm-up are not over" in _findings(plan)
 
 
+def test_a_decay_longer_than_the_run_is_named() -> None:
+    config = CONFIG.replace(epochs=1, lr_schedule="warmup_stable_decay", warmup=2.0, lr_decay=100.0)
+    plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), config)
+    assert "100 steps of decay after 2 of warm-up are more than the run's" in _findings(plan)
+
+
 def test_an_incomplete_last_accumulation_is_named() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(gradient_accumulation=3))
     assert "1 of 3 forward passes" in _findings(plan)

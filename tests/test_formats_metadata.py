@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_lora_train.config import Concept, TrainConfig, read_config
+from lib_lora_train.config import LR_SCHEDULES, Concept, TrainConfig, read_config
 from lib_lora_train.data.buckets import Placement
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import BucketSummary, Plan
@@ -32,7 +32,9 @@ KOHYA_KEYS = re.findall(
     network_dim network_alpha network_dropout network_args scale_weight_norms v2 base_model_version sd_model_name
     sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash clip_skip max_token_length noise_offset
     multires_noise_iterations multires_noise_discount adaptive_noise_scale zero_terminal_snr ip_noise_gamma
-    min_snr_gamma debiased_estimation loss_type prior_loss_weight num_train_images num_reg_images
+    min_snr_gamma debiased_estimation scale_v_pred_loss_like_noise_pred v_pred_like_loss huber_schedule huber_c
+    noise_offset_random_strength ip_noise_gamma_random_strength loss_type
+    prior_loss_weight num_train_images num_reg_images
     caption_dropout_rate caption_tag_dropout_rate cache_latents batch_size_per_device total_batch_size resolution
     color_aug flip_aug random_crop shuffle_caption enable_bucket min_bucket_reso max_bucket_reso keep_tokens
     reg_dataset_dirs dataset_dirs tag_frequency bucket_info
@@ -159,6 +161,58 @@ def test_learning_rates_are_the_ones_used_and_none_for_what_is_not_trained() -> 
 def test_warmup_is_told_in_steps() -> None:
     assert metadata(TrainConfig(warmup=0.05))["ss_lr_warmup_steps"] == "6"
     assert metadata(TrainConfig(warmup=50))["ss_lr_warmup_steps"] == "50"
+
+
+def test_noise_and_loss_are_told_as_kohya_does() -> None:
+    config = TrainConfig(
+        noise_offset=0.05,
+        noise_offset_random_strength=True,
+        adaptive_noise_scale=0.01,
+        multires_noise_iterations=6,
+        multires_noise_discount=0.2,
+        ip_noise_gamma=0.1,
+        ip_noise_gamma_random_strength=True,
+        min_snr_gamma=5.0,
+        debiased_estimation=True,
+        v_pred_like_loss=0.5,
+        loss_type="huber",
+        huber_schedule="exponential",
+        huber_c=0.2,
+        min_timestep=100,
+    )
+    expected = {
+        "ss_noise_offset": "0.05",
+        "ss_noise_offset_random_strength": "True",
+        "ss_adaptive_noise_scale": "0.01",
+        "ss_multires_noise_iterations": "6",
+        "ss_multires_noise_discount": "0.2",
+        "ss_ip_noise_gamma": "0.1",
+        "ss_ip_noise_gamma_random_strength": "True",
+        "ss_min_snr_gamma": "5.0",
+        "ss_debiased_estimation": "True",
+        "ss_scale_v_pred_loss_like_noise_pred": "False",
+        "ss_v_pred_like_loss": "0.5",
+        "ss_loss_type": "huber",
+        "ss_huber_schedule": "exponential",
+        "ss_huber_c": "0.2",
+        "modelspec.timestep_range": "100,1000",
+    }
+    told = metadata(config)
+    assert {key: told.get(key) for key in expected} == expected
+
+
+def test_noise_and_loss_that_are_not_used_are_told_as_none() -> None:
+    noise = ("noise_offset", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount")
+    others = ("ip_noise_gamma", "v_pred_like_loss", "huber_schedule", "huber_c")
+    told = metadata()
+    assert {told[f"ss_{key}"] for key in (*noise, *others)} == {"None"}
+    assert told["ss_loss_type"] == "l2"
+    assert "modelspec.timestep_range" not in told
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_the_schedule_has_kohyas_name(schedule: str) -> None:
+    assert metadata(TrainConfig(lr_schedule=schedule))["ss_lr_scheduler"] == schedule
 
 
 def test_convolution_rank_is_told_where_convolutions_are_trained() -> None:

@@ -259,6 +259,15 @@ def test_settings_that_contradict_each_other_are_told_together(place: Place) -> 
     assert {"output_name", "train_unet", "min_bucket"} <= {problem.where for problem in told.value.problems}
 
 
+def test_a_loss_weight_for_another_kind_of_model_is_told_before_pictures_are_encoded(place: Place) -> None:
+    phases = []
+    config = place.config.replace(scale_v_pred_loss_like_noise_pred=True)
+    with pytest.raises(ConfigError, match="predict v"):
+        for event in jobs.run_job(config, place.host, folder=place.folder, control=Control()):
+            phases += [event.phase] if isinstance(event, PhaseStarted) else []
+    assert phases == ["scan", "load"]
+
+
 def test_a_missing_folder_is_told(place: Place, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         place.run(concepts=(Concept(folder=str(tmp_path / "nowhere")),))

@@ -76,6 +76,51 @@ def test_a_good_config_has_no_findings() -> None:
         ({"save_every_n_epochs": 20}, ("hint", "save_every_n_epochs")),
         ({"noise_offset": 0.5}, ("warning", "noise_offset")),
         ({"min_snr_gamma": 0.5}, ("warning", "min_snr_gamma")),
+        # learning-rate schedule
+        ({"lr_schedule": "constant", "warmup": 0.1}, ("hint", "warmup")),
+        ({"lr_schedule": "constant_with_warmup"}, ("hint", "lr_schedule")),
+        ({"lr_schedule": "cosine_with_restarts"}, ("hint", "lr_schedule")),
+        ({"lr_schedule": "inverse_sqrt"}, ("hint", "lr_timescale")),
+        ({"lr_schedule": "linear", "lr_decay": 0.2}, ("hint", "lr_decay")),
+        ({"lr_cycles": 3}, ("hint", "lr_cycles")),
+        ({"lr_power": 2.0}, ("hint", "lr_power")),
+        ({"lr_timescale": 100}, ("hint", "lr_timescale")),
+        ({"lr_min_ratio": 0.1}, ("hint", "lr_min_ratio")),
+        ({"lr_schedule": "cosine_with_min_lr"}, ("warning", "lr_min_ratio")),
+        ({"lr_schedule": "polynomial", "lr_min_ratio": 1.0}, ("warning", "lr_min_ratio")),
+        ({"lr_schedule": "warmup_stable_decay", "lr_decay": 0.0}, ("warning", "lr_decay")),
+        ({"lr_schedule": "warmup_stable_decay", "lr_decay": 0.6, "warmup": 0.5}, ("warning", "lr_decay")),
+        # noise and timesteps
+        ({"noise_offset_random_strength": True}, ("hint", "noise_offset_random_strength")),
+        ({"noise_offset": 0.4, "noise_offset_random_strength": True}, ("warning", "noise_offset")),
+        ({"adaptive_noise_scale": -0.1}, ("warning", "adaptive_noise_scale")),
+        ({"adaptive_noise_scale": 0.5}, ("warning", "adaptive_noise_scale")),
+        ({"multires_noise_discount": 0.1}, ("hint", "multires_noise_discount")),
+        ({"multires_noise_iterations": 6, "noise_offset": 0.05}, ("warning", "multires_noise_iterations")),
+        (
+            {"multires_noise_iterations": 6, "multires_noise_discount": 0.9},
+            ("warning", "multires_noise_discount"),
+        ),
+        ({"ip_noise_gamma_random_strength": True}, ("hint", "ip_noise_gamma_random_strength")),
+        ({"ip_noise_gamma": 0.5}, ("warning", "ip_noise_gamma")),
+        ({"min_timestep": 500, "max_timestep": 500}, ("error", "min_timestep")),
+        ({"min_timestep": 450, "max_timestep": 500}, ("warning", "min_timestep")),
+        ({"sigmoid_scale": 0.5}, ("hint", "sigmoid_scale")),
+        ({"sigmoid_mean": 0.5}, ("hint", "sigmoid_mean")),
+        # loss
+        ({"huber_c": 0.2}, ("hint", "huber_c")),
+        ({"loss_type": "l1", "huber_schedule": "constant"}, ("hint", "huber_schedule")),
+        ({"min_snr_gamma": 5.0, "debiased_estimation": True}, ("warning", "debiased_estimation")),
+        ({"scale_v_pred_loss_like_noise_pred": True, "v_pred_like_loss": 1.0}, ("error", "v_pred_like_loss")),
+        (
+            {"scale_v_pred_loss_like_noise_pred": True, "min_snr_gamma": 5.0},
+            ("warning", "scale_v_pred_loss_like_noise_pred"),
+        ),
+        (
+            {"scale_v_pred_loss_like_noise_pred": True, "debiased_estimation": True},
+            ("warning", "scale_v_pred_loss_like_noise_pred"),
+        ),
+        ({"v_pred_like_loss": 0.5, "min_snr_gamma": 5.0}, ("hint", "v_pred_like_loss")),
         ({"rank": 8, "alpha": 16.0}, ("warning", "alpha")),
         ({"rank": 128, "alpha": 1.0}, ("warning", "alpha")),
         # optimiser arguments
@@ -98,6 +143,32 @@ def test_a_good_config_has_no_findings() -> None:
 )
 def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[str, str]) -> None:
     assert finding in _found(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr_schedule": "constant_with_warmup", "warmup": 0.05},
+        {"lr_schedule": "linear"},
+        {"lr_schedule": "cosine_with_restarts", "lr_cycles": 3},
+        {"lr_schedule": "cosine_with_min_lr", "lr_min_ratio": 0.1},
+        {"lr_schedule": "polynomial", "lr_power": 2.0},
+        {"lr_schedule": "inverse_sqrt", "warmup": 50.0},
+        {"lr_schedule": "warmup_stable_decay", "warmup": 0.05, "lr_decay": 0.2},
+        {"noise_offset": 0.2, "noise_offset_random_strength": True},
+        {"noise_offset": 0.05, "adaptive_noise_scale": -0.01},
+        {"multires_noise_iterations": 8, "multires_noise_discount": 0.2},
+        {"ip_noise_gamma": 0.1, "ip_noise_gamma_random_strength": True},
+        {"min_timestep": 500},
+        {"timestep_sampling": "sigmoid", "sigmoid_scale": 0.8, "sigmoid_mean": 0.3},
+        {"loss_type": "huber", "huber_c": 0.2, "huber_schedule": "exponential", "min_snr_gamma": 5.0},
+        {"debiased_estimation": True},
+        {"scale_v_pred_loss_like_noise_pred": True},
+        {"v_pred_like_loss": 0.5},
+    ],
+)
+def test_usual_noise_loss_and_schedule_have_no_findings(values: dict[str, Any]) -> None:
+    assert judge(GOOD.replace(**values)) == ()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import LR_SCHEDULES, TrainConfig
 from lib_lora_train.data.plan import Plan, epoch_steps
 from lib_lora_train.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
@@ -19,6 +19,7 @@ from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import Training, train
+from lib_lora_train.train.schedule import LrSchedule, lr_factor
 from lib_lora_train.train.state import TrainState, load_state, write_state
 from train_parts import OneModelHost, losses, random_latents, run_to_end, small_config, small_plan, started
 from train_parts import shared_model as model
@@ -85,6 +86,41 @@ def test_learning_rates_follow_warmup_and_groups() -> None:
     rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
     assert [rate["unet"] for rate in rates] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
     assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("kind", LR_SCHEDULES)
+def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
+    values: dict[str, Any] = {"lr_decay": 2, "lr_cycles": 2, "lr_power": 2.0, "lr_timescale": 3, "lr_min_ratio": 0.1}
+    config = small_config(epochs=2, lr_schedule=kind, warmup=2.0, **values)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates["unet"] for event in events if isinstance(event, StepDone)]
+    schedule = LrSchedule(kind, 8, warmup=2, decay=2, cycles=2, power=2.0, timescale=3, min_ratio=0.1)
+    assert rates == pytest.approx([1e-3 * lr_factor(schedule, step) for step in range(8)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_type": "huber"},
+        {"loss_type": "smooth_l1", "huber_schedule": "constant", "huber_c": 0.5},
+        {"debiased_estimation": True},
+        {"v_pred_like_loss": 0.5},
+        {"multires_noise_iterations": 4},
+        {"ip_noise_gamma": 0.3},
+        {"min_timestep": 800},
+    ],
+)
+def test_noise_and_loss_settings_reach_the_training(values: dict[str, Any]) -> None:
+    plain, changed = (
+        losses(run_to_end(begun(config), model()))
+        for config in (small_config(max_steps=1), small_config(max_steps=1, **values))
+    )
+    assert plain[0] != pytest.approx(changed[0], rel=1e-4)
+
+
+def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match="predict v"):
+        begun(small_config(scale_v_pred_loss_like_noise_pred=True))
 
 
 # --- learning -----------------------------------------------------------------------------------
@@ -277,7 +313,16 @@ EVERYTHING: dict[str, Any] = {
     "shuffle_captions": True,
     "caption_dropout": 0.3,
     "noise_offset": 0.05,
+    "noise_offset_random_strength": True,
+    "adaptive_noise_scale": 0.05,
+    "multires_noise_iterations": 3,
+    "ip_noise_gamma": 0.1,
+    "ip_noise_gamma_random_strength": True,
+    "timestep_sampling": "sigmoid",
     "min_snr_gamma": 5.0,
+    "loss_type": "huber",
+    "lr_schedule": "cosine_with_restarts",
+    "lr_cycles": 2,
     "warmup": 2.0,
     "optimizer": "Prodigy",
     "optimizer_args": "weight_decay=0.01 safeguard_warmup=True d0=1e-5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,14 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import MicroBatch
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
 from lib_lora_train.models.text import encode_text, tokenize
 from lib_lora_train.train.conditions import Recent, TextConditions
 from lib_lora_train.train.loop import checkpointing
+from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.optim import clip_gradients
-from lib_lora_train.train.step import Batch, batch_loss, draw_batch, size_conditions
+from lib_lora_train.train.step import Batch, batch_loss, draw_batch, predict, size_conditions
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model
 
@@ -32,16 +36,25 @@ def drawn(config: TrainConfig, micro_batch: MicroBatch, family: Family = "sd1", 
 
 
 WHOLE = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
+EVERY_NOISE: dict[str, Any] = {
+    "noise_offset": 0.1,
+    "noise_offset_random_strength": True,
+    "adaptive_noise_scale": 0.05,
+    "multires_noise_iterations": 6,
+    "ip_noise_gamma": 0.1,
+    "ip_noise_gamma_random_strength": True,
+    "timestep_sampling": "sigmoid",
+}
 
 
 # --- drawing ------------------------------------------------------------------------------------
 
 
 def test_a_sample_is_the_same_in_every_batch() -> None:
-    config = small_config(shuffle_captions=True, caption_dropout=0.3, noise_offset=0.1)
+    config = small_config(shuffle_captions=True, caption_dropout=0.3, **EVERY_NOISE)
     whole = drawn(config, WHOLE)
     alone = drawn(config, MicroBatch(64, 64, (2,), (12,)))
-    for name in ("latents", "noise", "timesteps", "prior", "sizes"):
+    for name in ("latents", "noise", "input_noise", "timesteps", "prior", "sizes"):
         assert torch.equal(getattr(whole, name)[2:3], getattr(alone, name)), name
     assert whole.captions[2] == alone.captions[0]
 
@@ -51,6 +64,45 @@ def test_a_picture_shown_again_gets_new_randomness() -> None:
     twice = drawn(config, MicroBatch(64, 64, (1, 1), (5, 6)))
     for values in (twice.latents, twice.noise):
         assert not torch.equal(values[0], values[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "changed"),
+    [
+        ({"noise_offset": 0.1}, {"noise", "input_noise"}),
+        ({"noise_offset": 0.1, "noise_offset_random_strength": True}, {"noise", "input_noise"}),
+        ({"adaptive_noise_scale": 0.1}, {"noise", "input_noise"}),
+        ({"multires_noise_iterations": 4}, {"noise", "input_noise"}),
+        ({"multires_noise_iterations": 4, "multires_noise_discount": 0.8}, {"noise", "input_noise"}),
+        ({"ip_noise_gamma": 0.1}, {"input_noise"}),
+        ({"ip_noise_gamma": 0.1, "ip_noise_gamma_random_strength": True}, {"input_noise"}),
+        ({"min_timestep": 500}, {"timesteps"}),
+        ({"max_timestep": 500}, {"timesteps"}),
+        ({"timestep_sampling": "sigmoid"}, {"timesteps"}),
+        ({"timestep_sampling": "sigmoid", "sigmoid_scale": 0.2}, {"timesteps"}),
+        ({"timestep_sampling": "sigmoid", "sigmoid_mean": 2.0}, {"timesteps"}),
+    ],
+)
+def test_a_noise_setting_changes_its_own_draws_only(values: dict[str, Any], changed: set[str]) -> None:
+    """Against the same settings without the last one, so that no setting is without effect."""
+    *others, _ = values.items()
+    before, after = drawn(small_config(**dict(others)), WHOLE), drawn(small_config(**values), WHOLE)
+    names = ("latents", "noise", "input_noise", "timesteps", "prior", "sizes")
+    unlike = {name for name in names if not torch.equal(getattr(before, name), getattr(after, name))}
+    assert unlike == changed
+    assert before.captions == after.captions
+
+
+def test_timesteps_stay_in_the_range_that_is_set() -> None:
+    config = small_config(min_timestep=300, max_timestep=320)
+    many = drawn(config, MicroBatch(64, 64, (0,) * 64, tuple(range(64))))
+    assert int(many.timesteps.min()) >= 300 and int(many.timesteps.max()) < 320
+
+
+def test_without_perturbation_latents_are_mixed_with_the_noise_itself() -> None:
+    """One tensor on the device, not two."""
+    batch = drawn(small_config(), WHOLE)
+    assert batch.input_noise is batch.noise
 
 
 def test_pictures_that_could_not_be_encoded_are_left_out() -> None:
@@ -91,7 +143,7 @@ def gradients(
     for part in parts:
         batch = drawn(config, part, family, **plan)
         condition = conditions.of(model(family), batch.captions)
-        loss = batch_loss(model(family), batch, condition, min_snr_gamma=config.min_snr_gamma) / count
+        loss = batch_loss(model(family), batch, condition, loss_rule(config, "epsilon")) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     found = torch.cat([p.grad for (p,) in adapter.groups.values() if p.grad is not None])
@@ -118,6 +170,83 @@ def test_min_snr_and_prior_weight_change_the_loss() -> None:
     assert less_prior < plain
 
 
+def as_v(family: Family = "sd1", *, zero_terminal: bool = False) -> DiffusionModel:
+    """The tiny model, taken as one that predicts v."""
+    schedule = scaled_linear_schedule("v_prediction")
+    if zero_terminal:
+        schedule = replace(schedule, alphas_cumprod=rescale_zero_terminal_snr(schedule.alphas_cumprod))
+    return replace(model(family), schedule=schedule)
+
+
+def loss_of(rule: LossRule, lent: DiffusionModel, batch: Batch) -> float:
+    with torch.no_grad():
+        condition = TextConditions(trained=False, clip_skip=1).of(lent, batch.captions)
+        return float(batch_loss(lent, batch, condition, rule))
+
+
+def test_the_default_loss_is_what_it_always_was() -> None:
+    """Bit by bit: mean squared errors, summed with prior weights."""
+    batch = drawn(small_config(prior_loss_weight=0.5), WHOLE, regularisation=1)
+    with torch.no_grad():
+        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        noisy = add_noise(model().schedule, batch.latents, batch.noise, batch.timesteps)
+        answer = predict(model(), noisy, batch.timesteps, condition)
+        errors = (answer - batch.noise).square().flatten(1).mean(dim=1)
+        expected = float((errors * batch.prior.to(errors.dtype)).sum())
+    assert loss_of(LossRule(), model(), batch) == expected
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (LossRule(), LossRule("l1")),
+        (LossRule(), LossRule("huber")),
+        (LossRule("huber"), LossRule("smooth_l1")),
+        (LossRule("huber"), LossRule("huber", "exponential")),
+        (LossRule("huber"), LossRule("huber", "constant")),
+        (LossRule("huber"), LossRule("huber", "snr", 0.3)),
+        (LossRule(), LossRule(min_snr_gamma=5.0)),
+        (LossRule(), LossRule(is_debiased=True)),
+        (LossRule(), LossRule(scale_v_like_noise=True)),
+    ],
+)
+def test_every_loss_setting_changes_the_loss(before: LossRule, after: LossRule, zero_terminal: bool) -> None:
+    """Pure noise, timestep 999, is among the samples: the weights have to be finite there."""
+    lent = as_v(zero_terminal=zero_terminal)
+    batch = replace(drawn(small_config(), WHOLE), timesteps=torch.tensor([0, 300, 700, 999]))
+    losses = [loss_of(rule, lent, batch) for rule in (before, after)]
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_v_pred_like_loss_adds_its_share() -> None:
+    """One sample: the loss grows by λ (SNR + 1) / SNR."""
+    batch = drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
+    ratio = float(snr(model().schedule, batch.timesteps))
+    plain, more = (loss_of(rule, model(), batch) for rule in (LossRule(), LossRule(v_pred_like=0.5)))
+    assert more == pytest.approx(plain * (1 + 0.5 * (ratio + 1) / ratio), rel=1e-6)
+
+
+def test_weights_belong_to_the_rescaled_schedule() -> None:
+    """sd-scripts takes them from the schedule before the rescale."""
+    lent, batch = as_v(zero_terminal=True), drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
+    ratio = float(snr(lent.schedule, batch.timesteps))
+    assert ratio != pytest.approx(float(snr(as_v().schedule, batch.timesteps)), rel=0.01)
+    plain, debiased = (loss_of(rule, lent, batch) for rule in (LossRule(), LossRule(is_debiased=True)))
+    assert debiased == pytest.approx(plain * ratio**0.5 / (ratio + 1), rel=1e-6)
+
+
+def test_perturbed_input_leaves_the_target_alone() -> None:
+    batch = drawn(small_config(ip_noise_gamma=0.3), WHOLE)
+    with torch.no_grad():
+        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        noisy = add_noise(model().schedule, batch.latents, batch.input_noise, batch.timesteps)
+        answer = predict(model(), noisy, batch.timesteps, condition)
+        expected = float((answer - batch.noise).square().flatten(1).mean(dim=1).sum())
+    assert loss_of(LossRule(), model(), batch) == pytest.approx(expected, rel=1e-6)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     plain_loss, plain = gradients(small_config(), [WHOLE])
     with checkpointing(model().unet, True):
@@ -142,7 +271,7 @@ def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
         assert batch is not None
         scale = 4096.0 if precision == torch.float16 else 1.0
         condition = TextConditions(trained=False, clip_skip=1).of(half, batch.captions)
-        (batch_loss(half, batch, condition) * scale).backward()  # type: ignore[no-untyped-call]
+        (batch_loss(half, batch, condition, LossRule()) * scale).backward()  # type: ignore[no-untyped-call]
         norms.append(float(clip_gradients(adapter.groups["unet"], 0.0, scale=torch.tensor(scale))))
         adapter.remove()
     assert norms[1] == pytest.approx(norms[0], rel=0.02)  # bfloat16 has 8 bits

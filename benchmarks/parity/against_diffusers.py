@@ -26,6 +26,7 @@ from lib_lora_train.models.family import ModelSpec, PredictionType
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import TextCondition
+from lib_lora_train.train.loss import LossRule
 from lib_lora_train.train.optim import clip_gradients, make_stepper
 from lib_lora_train.train.step import Batch, batch_loss
 
@@ -110,12 +111,13 @@ def _our_loss(model: DiffusionModel, inputs: Inputs, part: slice) -> Tensor:
     batch = Batch(
         latents=inputs.latents[part],
         noise=inputs.noise[part],
+        input_noise=inputs.noise[part],
         timesteps=inputs.timesteps[part],
         prior=torch.ones(MICRO).double(),
         sizes=torch.zeros(MICRO, 6),
         captions=(),
     )
-    return batch_loss(model, batch, TextCondition(inputs.text[part], None), min_snr_gamma=GAMMA)
+    return batch_loss(model, batch, TextCondition(inputs.text[part], None), LossRule(min_snr_gamma=GAMMA))
 
 
 def _adapted(unet: nn.Module) -> dict[str, AdaptedLayer]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import TrainConfig, steps_of
 from lib_lora_train.errors import Level, Problem
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
     return (
         *_about_max_steps(plan, config),
         *_about_warmup(plan, config),
+        *_about_decay(plan, config),
         *_about_batches(plan),
         *_about_accumulation(plan),
         *_about_regularisation(plan),
@@ -46,6 +47,16 @@ def _about_warmup(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
             "learning rate is never reached. Give a share of all steps, such as 0.05."
         )
         yield Problem("warning", "warmup", text)
+
+
+def _about_decay(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
+    warmup, decay = (steps_of(duration, plan.total_steps) for duration in (config.warmup, config.lr_decay))
+    if config.lr_schedule == "warmup_stable_decay" and config.lr_decay >= 1 and warmup + decay > plan.total_steps:
+        text = (
+            f"{decay} steps of decay after {warmup} of warm-up are more than the run's {plan.total_steps}: the decay "
+            "is shortened and no step is at the full learning rate. Give a share of all steps, such as 0.1."
+        )
+        yield Problem("warning", "lr_decay", text)
 
 
 def _about_batches(plan: Plan) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.config import TrainConfig, config_values, steps_of
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
@@ -102,14 +102,13 @@ def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
 def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     unet_lr = config.learning_rate if config.unet_lr is None else config.unet_lr
     text_lr = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * plan.total_steps
     return {
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": unet_lr if config.train_unet else None,
         "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
         "ss_optimizer": f"{config.optimizer}({config.optimizer_args})" if config.optimizer_args else config.optimizer,
         "ss_lr_scheduler": config.lr_schedule,
-        "ss_lr_warmup_steps": round(warmup),
+        "ss_lr_warmup_steps": steps_of(config.warmup, plan.total_steps),
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_gradient_accumulation_steps": config.gradient_accumulation,
@@ -153,18 +152,23 @@ def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> di
 
 
 def _noise_keys(config: TrainConfig, model: DiffusionModel) -> dict[str, Any]:
+    has_bound = config.loss_type in ("huber", "smooth_l1")
     return {
         "ss_noise_offset": config.noise_offset or None,
-        "ss_multires_noise_iterations": None,
-        "ss_multires_noise_discount": None,
-        "ss_adaptive_noise_scale": None,
+        "ss_noise_offset_random_strength": config.noise_offset_random_strength,
+        "ss_multires_noise_iterations": config.multires_noise_iterations or None,
+        "ss_multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "ss_adaptive_noise_scale": config.adaptive_noise_scale or None,
         "ss_zero_terminal_snr": model.spec.zero_terminal_snr,
-        "ss_ip_noise_gamma": None,
+        "ss_ip_noise_gamma": config.ip_noise_gamma or None,
+        "ss_ip_noise_gamma_random_strength": config.ip_noise_gamma_random_strength,
         "ss_min_snr_gamma": config.min_snr_gamma or None,
-        "ss_debiased_estimation": False,
-        "ss_loss_type": "l2",
-        "ss_huber_schedule": None,
-        "ss_huber_c": None,
+        "ss_debiased_estimation": config.debiased_estimation,
+        "ss_scale_v_pred_loss_like_noise_pred": config.scale_v_pred_loss_like_noise_pred,
+        "ss_v_pred_like_loss": config.v_pred_like_loss or None,
+        "ss_loss_type": config.loss_type,
+        "ss_huber_schedule": config.huber_schedule if has_bound else None,
+        "ss_huber_c": config.huber_c if has_bound else None,
         "ss_prior_loss_weight": config.prior_loss_weight,
     }
 
@@ -247,8 +251,10 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
     }
     finished = datetime.datetime.fromtimestamp(run.finished, datetime.timezone.utc)
     triggers = [concept.trigger for concept in plan.dataset.concepts if concept.trigger]
+    is_whole = (config.min_timestep, config.max_timestep) == (0, 1000)
     optional = {
         "modelspec.description": config.comment,
+        "modelspec.timestep_range": "" if is_whole else f"{config.min_timestep},{config.max_timestep}",
         "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
     }
     return {

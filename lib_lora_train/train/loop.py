@@ -30,8 +30,9 @@ from lib_lora_train.optimizer_args import parse_optimizer_args
 from lib_lora_train.train.conditions import TextConditions
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import Lender, leased
+from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.optim import LossScale, Stepper, clip_gradients, group_rates, make_stepper
-from lib_lora_train.train.schedule import lr_factor, warmup_steps
+from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
 
@@ -48,6 +49,7 @@ class Training:
     plan: Plan
     latents: LatentStore
     config: TrainConfig
+    loss_rule: LossRule
     stepper: Stepper
     conditions: TextConditions
     scale: LossScale | None
@@ -89,7 +91,8 @@ def start_training(
 ) -> Training:
     """A run before its first step, or where `state` left it; the adapter is in place on the model.
 
-    ConfigError if the optimiser cannot be made of the settings, or the state belongs to another run.
+    ConfigError if the optimiser cannot be made of the settings, a loss weight is not for models of this kind, or
+    the state belongs to another run.
     """
     rates = group_rates(config, list(adapter.groups))
     arguments = parse_optimizer_args(config.optimizer_args)
@@ -102,6 +105,7 @@ def start_training(
         plan=plan,
         latents=latents,
         config=config,
+        loss_rule=loss_rule(config, model.schedule.prediction_type),
         stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
         conditions=TextConditions(
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups), clip_skip=config.clip_skip
@@ -228,7 +232,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     for batch in drawn:
         if batch is not None:
             condition = training.conditions.of(model, batch.captions)
-            loss = batch_loss(model, batch, condition, min_snr_gamma=config.min_snr_gamma) / usable
+            loss = batch_loss(model, batch, condition, training.loss_rule) / usable
             (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     epoch, factor = training.epoch, _factor(training)
@@ -244,9 +248,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
 
 
 def _factor(training: Training) -> float:
-    total = training.plan.total_steps
-    warmup = warmup_steps(training.config.warmup, total)
-    return lr_factor(training.config.lr_schedule, training.step, total_steps=total, warmup=warmup)
+    return lr_factor(lr_schedule(training.config, training.plan.total_steps), training.step)
 
 
 def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:

@@ -20,20 +20,29 @@ from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, snr, target
 from lib_lora_train.models.text import TextCondition, size_condition
 from lib_lora_train.randomness import random_for
-from lib_lora_train.train.loss import sample_weights, squared_error, weighted_sum
-from lib_lora_train.train.noise import draw_sample_noise
+from lib_lora_train.train.loss import LossRule, huber_bound, sample_errors, sample_weights, weighted_sum
+from lib_lora_train.train.noise import (
+    draw_input_noise,
+    draw_noise,
+    draw_posterior,
+    draw_timestep,
+    noise_rule,
+    timestep_rule,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One micro-batch, drawn: everything the forward pass needs but the text encoders' output.
 
-    `latents` and `noise` are (B, C, h, w) float32 on the model's device; `timesteps` (B,) int64 and `prior`
-    (B,) float64, the prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL.
+    `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which the latents
+    are mixed with: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior` (B,) float64, the
+    prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL.
     """
 
     latents: Tensor
     noise: Tensor
+    input_noise: Tensor
     timesteps: Tensor
     prior: Tensor
     sizes: Tensor
@@ -49,29 +58,39 @@ def draw_batch(
         return None
     samples = [_draw_sample(latents, item, draw, config=config, model=model) for item, draw in pairs]
     items = [item for item, _ in pairs]
+    noise = to_device(torch.stack([sample.noise for sample in samples]), model.device)
+    perturbed = torch.stack([sample.input_noise for sample in samples]) if config.ip_noise_gamma else None
     return Batch(
-        latents=to_device(torch.stack([latent for latent, _, _ in samples]), model.device),
-        noise=to_device(torch.stack([noise for _, noise, _ in samples]), model.device),
-        timesteps=torch.tensor([timestep for _, _, timestep in samples]),
+        latents=to_device(torch.stack([sample.latent for sample in samples]), model.device),
+        noise=noise,
+        input_noise=noise if perturbed is None else to_device(perturbed, model.device),
+        timesteps=torch.tensor([sample.timestep for sample in samples]),
         prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
         sizes=to_device(size_conditions(plan, items), model.device),
         captions=tuple(_caption(plan, item, draw, config) for item, draw in pairs),
     )
 
 
-def _draw_sample(
-    latents: LatentStore, item: int, draw: int, *, config: TrainConfig, model: DiffusionModel
-) -> tuple[Tensor, Tensor, int]:
-    """Latent and noise (C, h, w) and the timestep of one sample."""
-    posterior = latents[item]
-    drawn = draw_sample_noise(
-        config.seed,
-        draw,
-        shape=tuple(posterior.mean.shape),
-        timesteps=len(model.schedule),
-        noise_offset=config.noise_offset,
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """One sample's draws: `latent`, `noise` to be predicted and `input_noise`, (C, h, w) float32."""
+
+    latent: Tensor
+    noise: Tensor
+    input_noise: Tensor
+    timestep: int
+
+
+def _draw_sample(latents: LatentStore, item: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
+    posterior, seed, rule = latents[item], config.seed, noise_rule(config)
+    latent = posterior.draw(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
+    noise = draw_noise(seed, draw, latent, rule)
+    return _Sample(
+        latent=latent,
+        noise=noise,
+        input_noise=draw_input_noise(seed, draw, noise, rule),
+        timestep=draw_timestep(seed, draw, timestep_rule(config, len(model.schedule))),
     )
-    return posterior.draw(drawn.posterior, model.spec.scale_factor), drawn.noise, drawn.timestep
 
 
 def _caption(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
@@ -119,13 +138,13 @@ def predict(
     return answer
 
 
-def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, *, min_snr_gamma: float = 0.0) -> Tensor:
+def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, rule: LossRule) -> Tensor:
     """Sum of the samples' weighted losses, 0-d float32, with gradients."""
     schedule = model.schedule
-    noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
+    noisy = add_noise(schedule, batch.latents, batch.input_noise, batch.timesteps)
     wanted = target(schedule, batch.latents, batch.noise, batch.timesteps)
     answer = predict(model, noisy, batch.timesteps, condition, batch.sizes)
-    weights = sample_weights(
-        batch.prior, snr(schedule, batch.timesteps), gamma=min_snr_gamma, prediction_type=schedule.prediction_type
-    )
-    return weighted_sum(squared_error(answer, wanted), weights)
+    ratios = snr(schedule, batch.timesteps)
+    bound = huber_bound(rule, ratios, batch.timesteps.double() / len(schedule))
+    weights = sample_weights(batch.prior, ratios, rule, schedule.prediction_type)
+    return weighted_sum(sample_errors(answer, wanted, rule.loss_type, bound), weights)
