@@ -55,6 +55,7 @@ GROUND_MODULES = [
     "judge",
     "optimizer_args",
     "parameters",
+    "presets",
     "progress",
     "randomness",
     "run_folder",
