@@ -37,7 +37,7 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
     ignored: list[Ignored] = []
     concepts = [_concept(subset, ignored) for subset in subsets]
     settings = {key: value for subset in reversed(subsets) for key, value in subset.items() if key not in _CONCEPT}
-    for key in settings.keys() - DEFAULTS.keys() - set(FACTS):
+    for key in sorted(settings.keys() - DEFAULTS.keys() - set(FACTS)):
         ignored += _differing(key, settings[key], [subset.get(key) for subset in subsets])
     ignored += [Ignored(f"dataset: {key}", settings.pop(key), FACT) for key in FACTS if key in settings]
     rest = values.keys() - {"general", "datasets"}

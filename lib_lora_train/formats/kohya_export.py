@@ -23,12 +23,12 @@ _LORA_TYPES: Mapping[str, dict[str, Any]] = {
 }
 _MIXED_PRECISIONS = {"fp32": "no", "auto": "fp16"}
 _REASONS = {
-    "epochs": "the GUI takes steps or epochs, not both; the steps are written",
-    "seed": "0 is the GUI's way to draw one at random",
-    "precision": "the GUI has no auto; fp16 is written",
-    "trigger": "put the trigger into every caption, or into the folder's name",
-    "class_word": "put the word into the folder's name (10_cat)",
-    "repeats": "put the pictures into a sub-folder named N_words (10_cat)",
+    "epochs": "is not kept: the GUI takes steps or epochs, not both, and the steps are written",
+    "seed": "is the GUI's way to draw one at random",
+    "precision": "does not exist in the GUI; fp16 is written",
+    "trigger": "is not kept: put it into every caption, or into the folder's name",
+    "class_word": "is not kept: put it into the folder's name (10_cat)",
+    "repeats": "is not kept: put the pictures into a sub-folder named N_words (10_cat)",
 }
 
 
@@ -120,7 +120,9 @@ def _lost_of_folders(concepts: tuple[Concept, ...], read_back: tuple[Concept, ..
     for number, concept in enumerate(concepts, start=1):
         where = f"concepts[{number}]"
         if concept.folder not in kept:
-            lost.append(Ignored(f"{where}.folder", concept.folder, "the GUI takes one folder of each kind"))
+            lost.append(
+                Ignored(f"{where}.folder", concept.folder, "is left out: the GUI takes one folder of each kind")
+            )
             continue
         for parameter in parameters_of(Concept):
             value = getattr(concept, parameter.name)
