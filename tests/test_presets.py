@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,9 @@ def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
         find_preset("charakter")
     with pytest.raises(LoraTrainError, match="There are: Character, Style"):
         find_preset("xyz")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+def test_a_preset_is_documented(preset: Preset) -> None:
+    page = Path(__file__).parent.parent / "docs" / "from-kohya.md"
+    assert f"| {preset.name} | {preset.when} |" in page.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 from lib_lora_train.config import Concept
 from lib_lora_train.errors import ConfigError, Problem
-from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned
+from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, kohya_parameters
 from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS
 from lib_lora_train.parameters import parameters_of, parse_value
 
@@ -37,7 +37,8 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
     ignored: list[Ignored] = []
     concepts = [_concept(subset, ignored) for subset in subsets]
     settings = {key: value for subset in reversed(subsets) for key, value in subset.items() if key not in _CONCEPT}
-    for key in sorted(settings.keys() - DEFAULTS.keys() - set(FACTS)):
+    unsupported = DEFAULTS.keys() - kohya_parameters().keys()
+    for key in sorted(settings.keys() - unsupported - set(FACTS)):
         ignored += _differing(key, settings[key], [subset.get(key) for subset in subsets])
     ignored += [Ignored(f"dataset: {key}", settings.pop(key), FACT) for key in FACTS if key in settings]
     rest = values.keys() - {"general", "datasets"}

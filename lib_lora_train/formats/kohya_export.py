@@ -87,13 +87,19 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "lr_warmup_steps": 0 if is_share else config.warmup,
         "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
         "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
-        "noise_offset_type": "Original",
+        "noise_offset_type": _noise_kind(config),
         "network_alpha": config.effective_alpha,
         "conv_dim": config.rank,
         "conv_alpha": config.effective_alpha,
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),
         **_LORA_TYPES[config.targets],
     }
+
+
+def _noise_kind(config: TrainConfig) -> str:
+    """The GUI uses one kind of noise: the offset, or multires where that is a parameter and set."""
+    multires = kohya_parameters().get("multires_noise_iterations")
+    return "Multires" if multires is not None and getattr(config, multires.name) else "Original"
 
 
 def _folders(config: TrainConfig) -> dict[str, Any]:
