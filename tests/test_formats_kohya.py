@@ -90,11 +90,9 @@ def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
     told = {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
     assert told == {
         "additional_parameters",
-        "async_upload",
         "flip_aug",
         "ip_noise_gamma",
         "lr_scheduler_num_cycles",
-        "max_token_length",
         "optimizer_args: percentile_clipping",
         "sample_prompts: --ss",
         "some_future_option",
@@ -368,6 +366,23 @@ def test_a_dataset_named_in_the_settings_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('dataset_config = "d.toml"\nnetwork_dim = 8\n', encoding="utf-8")
     config = read_settings(tmp_path / "a.toml").config
     assert config.concepts == (Concept(str(tmp_path / "cats"), repeats=1),)
+
+
+def test_prompts_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# all\nfox --w 512\n\na tree\n", encoding="utf-8")
+    (tmp_path / "a.toml").write_text(
+        '[sample]\nsample_prompts = "p.txt"\nsample_sampler = "k_euler_a"\n', encoding="utf-8"
+    )
+    (tmp_path / "b.toml").write_text('sample_prompts = "gone.txt"\n', encoding="utf-8")
+    assert read_settings(tmp_path / "a.toml").config.sample_prompts == ("fox --w 512", "a tree")
+    gone = read_settings(tmp_path / "b.toml")
+    assert gone.config.sample_prompts == ()
+    assert "cannot be read" in reasons(gone)["sample_prompts"]
+
+
+def test_a_dataset_that_is_named_but_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('dataset_config = "gone.toml"\nnetwork_dim = 8\n', encoding="utf-8")
+    assert "cannot be read" in reasons(read_settings(tmp_path / "a.toml"))["dataset_config"]
 
 
 @pytest.mark.parametrize("text", ["datasets = 3", "[[datasets]]\nsubsets = 1", "datasets = [1]", "datasets = []"])

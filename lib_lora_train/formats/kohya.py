@@ -153,8 +153,11 @@ def _fill(intake: Intake, absent: Mapping[str, Any]) -> None:
 def _finished(intake: Intake, folders: Folders) -> Imported:
     concepts = folders.concepts or _data_folders(intake)
     for name in _FOLDER_KEYS:
-        if name in intake:
-            intake.ignore(name, intake.value(name), "gives way to the dataset file" if concepts else "is not read")
+        if name == "dataset_config" and folders.concepts:
+            intake.pop(name)
+        elif name in intake:
+            reason = "gives way to the dataset file" if folders.concepts else "cannot be read; name it beside this file"
+            intake.ignore(name, intake.value(name), reason)
     apply_rules(intake)
     declared = kohya_parameters()
     for name in intake.left:
@@ -247,8 +250,21 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
     folders = read_folders(_read_values(dataset)) if dataset else _NO_FOLDERS
-    read = from_gui if path.suffix.lower() == ".json" else from_script
-    return read(values, folders)
+    if path.suffix.lower() == ".json":
+        return from_gui(values, folders)
+    return from_script(_with_read_prompts(_flat(values), path.parent), folders)
+
+
+def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """sd-scripts' sample prompts stand in a text file; where it can be read, its lines take the place of its name."""
+    named = values.get("sample_prompts")
+    if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
+        return values
+    try:
+        text = (base / Path(named.strip()).expanduser()).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return values
+    return {**values, "sample_prompts": text}
 
 
 def _read_values(path: Path) -> Mapping[str, Any]:
