@@ -10,11 +10,9 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError
 from lib_lora_train.formats.kohya_intake import (
     NOT_NEEDED,
-    NOT_YET,
     Intake,
     choice_of,
     flag_of,
-    kohya_parameters,
     literal_of,
     number_of,
 )
@@ -113,21 +111,14 @@ def _argument(pair: tuple[str, Any]) -> str:
 
 def take_schedule(intake: Intake) -> None:
     parameter = _OURS["lr_schedule"]
-    given = str(intake.pop("lr_scheduler") or "")
+    given = str(intake.pop("lr_scheduler") or "").lower()
     warmup = _warmup(intake)
-    cycles = (
-        number_of(intake.pop("lr_scheduler_num_cycles"))
-        if "lr_scheduler_num_cycles" not in kohya_parameters()
-        else None
-    )
     chosen = choice_of(parameter, given) or ("constant" if given == "constant_with_warmup" else "")
     if given and not chosen:
-        chosen = "cosine" if given.lower() in _FALLING else "constant"
-        is_same = given == "cosine_with_restarts" and (cycles or 1) <= 1
-        if not is_same:
+        chosen = "cosine" if given in _FALLING else "constant"
+        has_one_cycle = (number_of(intake.value("lr_scheduler_num_cycles")) or 1) <= 1
+        if not (given == "cosine_with_restarts" and has_one_cycle):  # with one cycle it is the cosine
             intake.warn("lr_schedule", f"{given} is not here yet; {chosen} is the nearest.")
-    if cycles and cycles != 1:
-        intake.ignore("lr_scheduler_num_cycles", cycles, NOT_YET)
     if given == "constant" and warmup:
         intake.hint("warmup", "is 0: kohya's “constant” has no warm-up, that is “constant_with_warmup”.")
         warmup = 0.0

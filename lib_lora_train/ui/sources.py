@@ -11,6 +11,7 @@ from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported
 from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
 from lib_lora_train.presets import PRESETS, Preset
+from lib_lora_train.ui.form import number_text
 from lib_lora_train.ui.markup import count, place, problem_list, text
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
 
@@ -31,7 +32,7 @@ class Sources:
 def build_sources() -> Sources:
     """One row, and below it the account of what was filled in."""
     with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
-        preset = build_choice("Preset", "preset", _NAMES, info="The guides' advice for a purpose")
+        preset = build_choice("Preset", "preset", _NAMES, info="The guides' advice")
         apply = build_button("Apply", "apply_preset")
         file = build_input(
             "Import settings from",
@@ -77,4 +78,4 @@ def _folded(title: str, lines: tuple[str, ...], *, is_open: bool) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "empty" if value is None or value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    return "empty" if value is None or value == "" else number_text(value) if isinstance(value, float) else str(value)

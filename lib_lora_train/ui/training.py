@@ -50,7 +50,7 @@ def build_train_panel(form: Form) -> TrainPanel:
     fields: dict[str, Any] = {}
     with gr.Row(elem_classes=["lt-columns"]):
         with gr.Column(scale=3, min_width=300):
-            with gr.Column(elem_classes=["lt-card"]):
+            with gr.Column(elem_classes=["lt-card", "lt-first"]):
                 sources = build_sources()
             with gr.Column(elem_classes=["lt-card"]):
                 _add_tier(fields, form, "essential")
