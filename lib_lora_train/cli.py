@@ -1,4 +1,4 @@
-"""The command line: `app`, `demo` and `train`.
+"""The command line: `app`, `demo`, `train`, `import` and `export`.
 
 Every setting is a flag of `train`, made from its one declaration; flags win over the TOML file. Heavy rooms
 are imported inside the commands, so that help, typing errors and the plan come without waiting for PyTorch.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.parameters import Parameter, parameters_of
+from lib_lora_train.presets import PRESETS, find_preset
 
 if TYPE_CHECKING:
     from lib_lora_train.events import Event
@@ -85,8 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the demo makes")
 
     train = _command(commands, "train", run_train, "Train what the TOML file, the flags or both say.")
-    train.usage = "lora-train train [CONFIG.toml] [--out DIR] [--dry-run] [--cpu] [--SETTING VALUE …]"
+    train.usage = "lora-train train [CONFIG.toml] [--preset NAME] [--out DIR] [--dry-run] [--cpu] [--SETTING VALUE …]"
     train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; flags win over them")
+    train.add_argument("--preset", action="append", default=[], metavar="NAME", help=_preset_help())
     train.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run's folder")
     train.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     groups = {key: train.add_argument_group(title) for key, title in GROUPS.items()}
@@ -95,7 +97,25 @@ def make_parser() -> argparse.ArgumentParser:
     concept = train.add_argument_group("one concept, without a [[concepts]] table")
     for parameter in parameters_of(Concept):
         _add_flag(concept, parameter, prefix="concept.")
+    _add_exchange(commands)
     return parser
+
+
+def _add_exchange(commands: Any) -> None:
+    """The commands for other programs' settings."""
+    take = _command(commands, "import", run_import, "Make a TOML file of kohya's settings or of a LoRA's metadata.")
+    take.add_argument("file", type=Path, metavar="FILE", help="a kohya_ss .json, an sd-scripts .toml or a .safetensors")
+    take.add_argument("--dataset", type=Path, metavar="DATASET.toml", help="sd-scripts' dataset file, if there is one")
+    take.add_argument("--out", type=Path, metavar="CONFIG.toml", help="where to write (default: FILE's name, here)")
+
+    give = _command(commands, "export", run_export, "Make a kohya_ss .json of a TOML file.")
+    give.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings")
+    give.add_argument("--out", type=Path, metavar="FILE.json", help="where to write (default: CONFIG's name, here)")
+
+
+def _preset_help() -> str:
+    told = " ".join(f"{preset.name.lower().replace(' ', '-')}: {preset.when}" for preset in PRESETS)
+    return f"advice for a purpose, over the file's settings; may be given several times. {told}".replace("%", "%%")
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -179,6 +199,55 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
+def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Write other people's settings as ours, and tell what was not taken over and why."""
+    _refuse(unknown)
+    from lib_lora_train.formats.kohya import read_settings
+    from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
+    from lib_lora_train.formats.toml import write_toml_config
+    from lib_lora_train.judge import judge
+
+    imported = read_settings(options.file, options.dataset)
+    place = options.out or _new_file(options.file, ".toml")
+    write_toml_config(place, imported.config)
+    print(f"{len(imported.taken)} settings of {options.file.name} are taken over. Written: {place}")
+    _print_list("Trained in another way here", [f"{p.level}: {p}" for p in imported.problems])
+    _print_list("Not taken over", lost_lines(imported.ignored))
+    _print_list("Without effect here", quiet_lines(imported.ignored))
+    _print_list("To mend before training", [str(p) for p in judge(imported.config) if p.level == "error"])
+    return 0
+
+
+def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Write our settings for the kohya_ss GUI, and tell what it cannot hold."""
+    _refuse(unknown)
+    from lib_lora_train.formats.kohya_account import lost_lines
+    from lib_lora_train.formats.kohya_export import write_gui_settings
+    from lib_lora_train.formats.toml import read_toml_config
+    from lib_lora_train.judge import require_usable
+
+    config, problems = read_config(read_toml_config(options.file))
+    require_usable(problems)
+    place = options.out or _new_file(options.file, ".json")
+    exported = write_gui_settings(place, config)
+    print(f"Written: {place}")
+    _print_list("The GUI cannot hold", lost_lines(exported.lost))
+    return 0
+
+
+def _new_file(file: Path, ending: str) -> Path:
+    """The file's name with another ending, in the folder one is in; what is there already is never overwritten."""
+    place = Path(file.stem).with_name(f"{file.stem}{ending}")
+    if place.exists():
+        raise LoraTrainError(f"{place} is there already. Choose another place with --out.")
+    return place
+
+
+def _print_list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines)]))
+
+
 def plan_text(config: TrainConfig) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
     from lib_lora_train.data.plan import describe_plan, make_plan
@@ -245,6 +314,8 @@ def config_of(options: argparse.Namespace, unknown: Sequence[str]) -> TrainConfi
     if not any(word.startswith("--") for word in unknown):
         _refuse(unknown)
     values = dict(read_toml_config(Path(options.config))) if options.config else {}
+    for name in options.preset:
+        values.update(find_preset(name).values)
     problems = override(values, vars(options), unknown)
     config, found = read_config(values)
     problems += found

@@ -48,6 +48,9 @@ _PROMPT_NUMBERS: dict[str, tuple[type, float, float]] = {
     "l": (float, 1, 100),
 }
 
+PROMPT_OPTIONS = (*_PROMPT_NUMBERS, "n")
+"""The options that may follow a sample prompt, without their hyphens."""
+
 
 def judge(config: TrainConfig) -> tuple[Problem, ...]:
     """Every finding about the config: errors first, then warnings, then hints."""

@@ -56,6 +56,7 @@ GROUND_MODULES = [
     "judge_training",
     "optimizer_args",
     "parameters",
+    "presets",
     "progress",
     "randomness",
     "run_folder",

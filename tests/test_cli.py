@@ -104,7 +104,7 @@ def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.Mon
 
 def test_no_flag_of_the_program_hides_a_parameter() -> None:
     names = {p.name for p in (*parameters_of(TrainConfig), *parameters_of(Concept))}
-    assert names & {"config", "out", "dry_run", "cpu", "debug", "run"} == set()
+    assert names & {"config", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
     assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
 
 

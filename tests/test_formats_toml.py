@@ -91,3 +91,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_toml_config(tmp_path / "none" / "run.toml", TrainConfig())
+
+
+def test_a_windows_path_stays_one_on_every_system(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(r"checkpoint = 'C:\models\a.safetensors'")
+    assert read_toml_config(tmp_path / "run.toml")["checkpoint"] == r"C:\models\a.safetensors"

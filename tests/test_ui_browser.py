@@ -110,6 +110,10 @@ def fill(page: Any, field: str, text: str) -> None:
     box.blur()
 
 
+def value(page: Any, field: str) -> str:
+    return str(page.locator(f"#lora_train_{field}").locator("input, textarea").first.input_value())
+
+
 def test_nothing_to_train_on_is_told_beside_the_button(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Train")
@@ -130,6 +134,23 @@ def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -
     page.click("#lora_train_start")
     page.wait_for_timeout(500)
     assert status(address)["run"] is None
+
+
+def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Train")
+    fill(page, "import_file", str(ROOT / "tests" / "kohya" / "gui.json"))
+    page.click("#lora_train_import")
+    page.locator("#lora_train_brought", has_text="some_future_option = 3 is not known here").wait_for()
+    assert value(page, "output_name") == "fox"
+    fill(page, "alpha", "3")
+    page.click("#lora_train_apply_preset")
+    page.locator("#lora_train_brought", has_text="Character is filled in").wait_for()
+    assert (value(page, "output_name"), value(page, "alpha")) == ("fox", "8")
+    open_tab(page, address)
+    show(page, "Train")
+    page.wait_for_timeout(500)  # the draft is filled in a moment after the page is there
+    assert value(page, "output_name") == "fox", "what was filled in is kept"
 
 
 def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import tomlkit
@@ -73,8 +73,8 @@ def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _absolute(value: Any, base: Path) -> Any:
-    if not isinstance(value, str) or not value.strip():
-        return value
+    if not isinstance(value, str) or not value.strip() or PureWindowsPath(value.strip()).is_absolute():
+        return value  # a Windows path stays one, wherever the file is read
     return os.path.normpath(base / Path(value.strip()).expanduser())
 
 

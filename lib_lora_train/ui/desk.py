@@ -5,6 +5,7 @@ One desk per process; every page that is opened or reloaded sees the same. No gr
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, scan_dataset
-from lib_lora_train.errors import LoraTrainError, Problem
+from lib_lora_train.errors import ConfigError, LoraTrainError, Problem
+from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.judge import require_usable
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
-from lib_lora_train.ui.form import Form, fill_form, load_draft, read_form, save_draft
+from lib_lora_train.ui.form import Form, fill_form, load_draft, read_form, save_draft, with_config
 
 if TYPE_CHECKING:
     from lib_lora_train.runner import JobRunner
@@ -73,6 +75,19 @@ class Desk:
     def demo_form(self) -> dict[str, Any]:
         """The form of the shipped demo."""
         return fill_form(self._demo())
+
+    def read_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
+        """The form with other people's settings, and the account of them; ConfigError for a file without any."""
+        name = file.strip().strip("\"'")
+        if not name:
+            raise ConfigError([Problem("error", "", "Name a file to import: a .json, .toml or .safetensors.")])
+        imported = read_settings(Path(name).expanduser())
+        own = sum(not concept.is_regularisation for concept in imported.config.concepts)
+        hidden = max(0, own - 1) + max(0, len(imported.config.concepts) - own - 1)
+        if hidden:
+            text = f"The form holds one folder of each kind; {hidden} more are left out. launch.py import keeps all."
+            imported = dataclasses.replace(imported, problems=(*imported.problems, Problem("warning", "", text)))
+        return with_config(form, imported.config), imported
 
     def keep(self, form: Form) -> None:
         """Remember the form for the next page load."""

@@ -65,6 +65,20 @@ def fill_form(config: TrainConfig) -> dict[str, Any]:
     return {field.key: _shown(field, getattr(owners[field.owner], field.parameter.name)) for field in form_fields()}
 
 
+def with_values(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The form with some of the run's parameters changed."""
+    changed = {f.key: _shown(f, values[f.key]) for f in form_fields() if f.owner == "run" and f.key in values}
+    return {**form, **changed}
+
+
+def with_config(form: Form, config: TrainConfig) -> dict[str, Any]:
+    """The form of another config; the folders stay where that config has none."""
+    filled = fill_form(config)
+    if config.concepts:
+        return filled
+    return {f.key: filled[f.key] if f.owner == "run" else form[f.key] for f in form_fields()}
+
+
 def _shown(field: Field, value: Any) -> Any:
     if isinstance(value, tuple):
         return "\n".join(value)

@@ -10,12 +10,14 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.errors import LoraTrainError, OutputError, Problem
+from lib_lora_train.presets import find_preset
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
 from lib_lora_train.ui.desk import Checked, Desk
-from lib_lora_train.ui.form import Form
+from lib_lora_train.ui.form import Form, with_values
 from lib_lora_train.ui.markup import problem_list
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
+from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked
 from lib_lora_train.ui.widgets import build_button, build_html, elem_id, on_click, on_load, on_select, unsaved
 
@@ -93,6 +95,10 @@ class _Wiring:
         on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
         on_click(keep, self.keep, inputs=inputs, outputs=shown)
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
+        sources = self.train.sources
+        told = [*inputs, *shown, sources.told]
+        on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=told)
+        on_click(sources.take, self.take_settings, inputs=[sources.file, *inputs], outputs=told)
         for button, command in self._commands():
             on_click(button, _reported(command), inputs=[], outputs=[self.strip.message])
 
@@ -113,6 +119,23 @@ class _Wiring:
     def fill_demo(self) -> list[Any]:
         form = self.desk.demo_form()
         return [*self._values(form), *self.look(*self._values(form))]
+
+    def apply_preset(self, name: str, *values: Any) -> list[Any]:
+        preset = find_preset(name)
+        return self._filled(with_values(self._form(values), preset.values), show_preset(preset))
+
+    def take_settings(self, file: str, *values: Any) -> list[Any]:
+        form = self._form(values)
+        try:
+            form, imported = self.desk.read_settings(form, file)
+        except LoraTrainError as error:
+            return self._filled(form, show_refusal(error))
+        return self._filled(form, show_imported(file.replace("\\", "/").rpartition("/")[2], imported))
+
+    def _filled(self, form: Form, told: str) -> list[Any]:
+        with contextlib.suppress(OutputError):
+            self.desk.keep(form)
+        return [*self._values(form), *self._shown(form), told]
 
     def look(self, *values: Any) -> list[str]:
         form = self._form(values)

@@ -14,6 +14,7 @@ from lib_lora_train.ui.dataset import plan_sentence
 from lib_lora_train.ui.desk import Checked
 from lib_lora_train.ui.form import Field, Form, form_fields
 from lib_lora_train.ui.markup import heading, problem_list, text
+from lib_lora_train.ui.sources import Sources, build_sources
 from lib_lora_train.ui.widgets import build_button, build_html, build_widget, elem_id, place_in_row
 
 _TITLES: Mapping[Group, str] = {
@@ -39,6 +40,7 @@ class TrainPanel:
     """The panel's components."""
 
     fields: Mapping[str, Any]
+    sources: Sources
     start: Any
     checked: Any
 
@@ -48,6 +50,8 @@ def build_train_panel(form: Form) -> TrainPanel:
     fields: dict[str, Any] = {}
     with gr.Row(elem_classes=["lt-columns"]):
         with gr.Column(scale=3, min_width=300):
+            with gr.Column(elem_classes=["lt-card", "lt-first"]):
+                sources = build_sources()
             with gr.Column(elem_classes=["lt-card"]):
                 _add_tier(fields, form, "essential")
             for tier in ("beginner", "advanced"):
@@ -57,7 +61,7 @@ def build_train_panel(form: Form) -> TrainPanel:
             checked = build_html("", "checked")
             start = build_button("Start training", "start", variant="primary")
     build_html(_helps(), "helps", classes=["lt-hidden"])
-    return TrainPanel(fields, start, checked)
+    return TrainPanel(fields, sources, start, checked)
 
 
 def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:

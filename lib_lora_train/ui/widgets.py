@@ -99,6 +99,36 @@ def build_button(label: str, name: str, *, variant: str = "secondary") -> Any:
     return unsaved(gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"]))
 
 
+def build_choice(label: str, name: str, choices: Sequence[str], *, info: str) -> Any:
+    """A dropdown that is no parameter; the first choice is shown."""
+    return unsaved(
+        gr.Dropdown(
+            choices=list(choices),
+            value=choices[0],
+            label=label,
+            info=info,
+            elem_id=elem_id(name),
+            elem_classes=["lt-input"],
+        )
+    )
+
+
+def build_input(label: str, name: str, *, info: str, placeholder: str) -> Any:
+    """A line of text that is no parameter."""
+    return unsaved(
+        gr.Textbox(
+            value="",
+            label=label,
+            info=info,
+            lines=1,
+            max_lines=1,
+            placeholder=placeholder,
+            elem_id=elem_id(name),
+            elem_classes=["lt-input"],
+        )
+    )
+
+
 def build_text(label: str, name: str) -> Any:
     """Some lines of text that callbacks fill."""
     return unsaved(gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name)))

@@ -1,0 +1,85 @@
+"""A dataset file of sd-scripts: `[general]`, `[[datasets]]` and `[[datasets.subsets]]`, as folders and run settings.
+
+A subset's value counts more than its dataset's, and that more than the general one. Here most settings hold for the
+whole run, so those that differ from folder to folder cannot all be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib_lora_train.config import Concept
+from lib_lora_train.errors import ConfigError, Problem
+from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, kohya_parameters
+from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS
+from lib_lora_train.parameters import parameters_of, parse_value
+
+_CONCEPT = {parameter.kohya: parameter for parameter in parameters_of(Concept) if parameter.kohya}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What a dataset file says: folders to train on, settings under sd-scripts' names, and what differs too much."""
+
+    concepts: tuple[Concept, ...]
+    settings: Mapping[str, Any]
+    ignored: tuple[Ignored, ...]
+
+
+def read_folders(values: Mapping[str, Any]) -> Folders:
+    """The folders and settings of a dataset file's values; ConfigError when they have another form."""
+    subsets = [
+        {ALIASES.get(key, key): value for key, value in subset.items() if cleaned(value) is not None}
+        for subset in _subsets(values)
+    ]
+    ignored: list[Ignored] = []
+    concepts = [_concept(subset, ignored) for subset in subsets]
+    settings = {key: value for subset in reversed(subsets) for key, value in subset.items() if key not in _CONCEPT}
+    unsupported = DEFAULTS.keys() - kohya_parameters().keys()
+    for key in sorted(settings.keys() - unsupported - set(FACTS)):
+        ignored += _differing(key, settings[key], [subset.get(key) for subset in subsets])
+    ignored += [Ignored(f"dataset: {key}", settings.pop(key), FACT) for key in FACTS if key in settings]
+    rest = values.keys() - {"general", "datasets"}
+    ignored += [Ignored(f"dataset: {key}", values[key], "has no place in a dataset file") for key in sorted(rest)]
+    return Folders(tuple(concepts), settings, tuple(ignored))
+
+
+def _differing(key: str, first: Any, given: Sequence[Any]) -> Iterator[Ignored]:
+    for value in [value for value in given if value != first][:1]:
+        how = "is given for some folders only" if value is None else "differs between the folders"
+        yield Ignored(f"dataset: {key}", value, f"{how}; here one value holds for all, {first!r}")
+
+
+def _subsets(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every subset with what it inherits."""
+    general = _table(values.get("general", {}), "general")
+    for number, dataset in enumerate(_tables(values.get("datasets"), "datasets"), start=1):
+        shared = {key: value for key, value in dataset.items() if key != "subsets"}
+        for subset in _tables(dataset.get("subsets"), f"datasets[{number}].subsets"):
+            yield {**general, **shared, **subset}
+
+
+def _tables(value: Any, where: str) -> list[Mapping[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ConfigError([Problem("error", where, "is not a list of tables; a dataset file of sd-scripts has one.")])
+    return [_table(table, where) for table in value]
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError([Problem("error", where, "is not a table; in a dataset file of sd-scripts it is one.")])
+    return value
+
+
+def _concept(subset: Mapping[str, Any], ignored: list[Ignored]) -> Concept:
+    """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says."""
+    values: dict[str, Any] = {"repeats": 1}
+    for key, parameter in _CONCEPT.items():
+        if key in subset:
+            try:
+                values[parameter.name] = parse_value(parameter, subset[key])
+            except ValueError as reason:
+                ignored.append(Ignored(f"dataset: {key}", subset[key], f"cannot be used: {str(reason).rstrip('.')}"))
+    return Concept(**values)

@@ -1,0 +1,318 @@
+"""What is known of the settings of kohya's tools beyond the names that our parameters declare.
+
+Names and defaults are facts of sd-scripts and of the kohya_ss GUI. A key that one of our parameters declares as its
+`kohya=` name is taken over whatever stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ALIASES: Mapping[str, str] = {
+    "max_resolution": "resolution",
+    "optimizer": "optimizer_type",
+    "batch_size": "train_batch_size",
+    "caption_extention": "caption_extension",
+    "alpha": "network_alpha",
+    "dim": "network_dim",
+    "lora_network_weights": "network_weights",
+}
+"""Other names for an argument of sd-scripts: the GUI's, those of dataset files, and old spellings."""
+
+METADATA_NAMES: Mapping[str, str] = {
+    "optimizer": "optimizer_type",
+    "batch_size_per_device": "train_batch_size",
+    "num_epochs": "max_train_epochs",
+    "debiased_estimation": "debiased_estimation_loss",
+}
+"""`ss_` keys of a LoRA file, without the prefix, that are not called like the argument."""
+
+GUI_ABSENT: Mapping[str, Any] = {"network_dim": 8, "network_alpha": 1, "train_batch_size": 1, "keep_tokens": 0}
+DATASET_ABSENT: Mapping[str, Any] = {"train_batch_size": 1, "keep_tokens": 0, "enable_bucket": False}
+SCRIPT_ABSENT: Mapping[str, Any] = {
+    **DATASET_ABSENT,
+    "caption_extension": ".caption",
+    "network_dim": 4,
+    "network_alpha": 1,
+    "learning_rate": 2e-6,
+    "lr_scheduler": "constant",
+}
+"""What kohya's tools do where a file says nothing, as far as it changes the result and differs from ours."""
+
+SCRIPT_STEPS = 1600  # max_train_steps of sd-scripts where neither steps nor epochs are given
+
+DEFAULTS: Mapping[str, Any] = {
+    # pictures and captions
+    "color_aug": False,
+    "flip_aug": False,
+    "random_crop": False,
+    "face_crop_aug_range": "",
+    "alpha_mask": False,
+    "masked_loss": False,
+    "conditioning_data_dir": "",
+    "in_json": "",
+    "metadata_file": "",
+    "resize_interpolation": "",
+    "caption_prefix": "",
+    "caption_suffix": "",
+    "caption_separator": ",",
+    "keep_tokens_separator": "",
+    "secondary_separator": "",
+    "enable_wildcard": False,
+    "weighted_captions": False,
+    "caption_dropout_every_n_epochs": 0,
+    "caption_tag_dropout_rate": 0,
+    "token_warmup_min": 1,
+    "token_warmup_step": 0,
+    "validation_split": 0,
+    "validation_seed": "",
+    "validate_every_n_steps": "",
+    "validate_every_n_epochs": "",
+    "max_validation_steps": "",
+    # training
+    "lr_scheduler_num_cycles": 1,
+    "lr_scheduler_power": 1,
+    "lr_scheduler_args": "",
+    "lr_scheduler_type": "",
+    "lr_decay_steps": 0,
+    "stop_text_encoder_training": 0,
+    "fp8_base": False,
+    "fp8_base_unet": False,
+    "full_fp16": False,
+    "full_bf16": False,
+    "fused_backward_pass": False,
+    "resume": "",
+    "save_state": False,
+    "save_state_on_train_end": False,
+    "initial_epoch": "",
+    "initial_step": "",
+    "skip_until_initial_step": False,
+    "additional_parameters": "",
+    # noise and loss
+    "loss_type": "l2",
+    "huber_schedule": "snr",
+    "huber_c": 0.1,
+    "huber_scale": 1,
+    "noise_offset_random_strength": False,
+    "adaptive_noise_scale": 0,
+    "multires_noise_iterations": 0,
+    "multires_noise_discount": 0.3,
+    "ip_noise_gamma": 0,
+    "ip_noise_gamma_random_strength": False,
+    "zero_terminal_snr": False,
+    "scale_v_pred_loss_like_noise_pred": False,
+    "v_pred_like_loss": 0,
+    "debiased_estimation_loss": False,
+    "min_timestep": 0,
+    "max_timestep": 1000,
+    # network
+    "network_weights": "",
+    "base_weights": "",
+    "base_weights_multiplier": "",
+    "dim_from_weights": False,
+    "network_multiplier": 1,
+    "network_dropout": 0,
+    "rank_dropout": 0,
+    "module_dropout": 0,
+    "scale_weight_norms": 0,
+    "loraplus_lr_ratio": 0,
+    "loraplus_text_encoder_lr_ratio": 0,
+    "loraplus_unet_lr_ratio": 0,
+    "block_lr": "",
+    "block_lr_zero_threshold": "",
+    "down_lr_weight": "",
+    "mid_lr_weight": "",
+    "up_lr_weight": "",
+    "block_dims": "",
+    "block_alphas": "",
+    "conv_block_dims": "",
+    "conv_block_alphas": "",
+    # output and samples
+    "save_every_n_steps": 0,
+    "save_last_n_epochs": 0,
+    "save_last_n_epochs_state": 0,
+    "save_last_n_steps": 0,
+    "save_last_n_steps_state": 0,
+    "save_n_epoch_ratio": 0,
+    "save_as_bool": False,
+    "sample_every_n_steps": 0,
+    "sample_at_first": False,
+}
+"""What has no place here yet, with the value at which kohya's tools do nothing special either."""
+
+OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
+    "conv_dim": 1,
+    "conv_alpha": 1,
+    "LyCORIS_preset": "full",
+    "preset": "full",
+    "factor": -1,
+    "unit": 1,
+    "train_on_input": False,
+    "constrain": 0,
+    "bypass_mode": False,
+    "dora_wd": False,
+    "use_cp": False,
+    "use_tucker": False,
+    "use_scalar": False,
+    "rank_dropout_scale": False,
+    "rescaled": False,
+    "train_norm": False,
+    "decompose_both": False,
+}
+"""What belongs to LoCon and the LyCORIS families; the GUI writes it for every LoRA."""
+
+_ONE_PROCESS = "one process trains, without accelerate"
+_SHOWN_HERE = "the page, the terminal and events.jsonl show the run"
+_SAVES_MEMORY = "attention saves memory by itself"
+_OTHER_MODELS = "it belongs to models other than SD1, SD2 and SDXL"
+_ENCODED_ONCE = "pictures and captions are always encoded ahead and kept"
+_BY_ITSELF = "the checkpoint itself tells what it is"
+
+NOT_NEEDED: Mapping[str, str] = {
+    **dict.fromkeys(("v2", "v_parameterization", "sdxl", "model_list"), _BY_ITSELF),
+    **dict.fromkeys(
+        (
+            "cache_latents",
+            "cache_info",
+            "vae_batch_size",
+            "sdxl_cache_text_encoder_outputs",
+            "cache_text_encoder_outputs",
+            "cache_text_encoder_outputs_to_disk",
+            "skip_cache_check",
+        ),
+        _ENCODED_ONCE,
+    ),
+    **dict.fromkeys(("sdxl_no_half_vae", "no_half_vae"), "the VAE's number format is chosen by itself"),
+    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn"), _SAVES_MEMORY),
+    **dict.fromkeys(
+        ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram"),
+        "nothing is loaded while training",
+    ),
+    **dict.fromkeys(
+        (
+            "logging_dir",
+            "log_with",
+            "log_prefix",
+            "log_tracker_name",
+            "log_tracker_config",
+            "log_config",
+            "use_wandb",
+            "wandb_api_key",
+            "wandb_run_name",
+            "console_log_level",
+            "console_log_file",
+            "console_log_simple",
+        ),
+        _SHOWN_HERE,
+    ),
+    **dict.fromkeys(
+        (
+            "num_processes",
+            "num_machines",
+            "num_cpu_threads_per_process",
+            "multi_gpu",
+            "gpu_ids",
+            "main_process_port",
+            "extra_accelerate_launch_args",
+            "ddp_timeout",
+            "ddp_gradient_as_bucket_view",
+            "ddp_static_graph",
+            "deepspeed",
+        ),
+        _ONE_PROCESS,
+    ),
+    **dict.fromkeys(
+        ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"), "it belongs to kohya's full fine-tuning"
+    ),
+    **dict.fromkeys(
+        (
+            "ae",
+            "apply_t5_attn_mask",
+            "blocks_to_swap",
+            "clip_g",
+            "clip_l",
+            "discrete_flow_shift",
+            "double_blocks_to_swap",
+            "enable_all_linear",
+            "guidance_scale",
+            "img_attn_dim",
+            "img_mlp_dim",
+            "img_mod_dim",
+            "in_dims",
+            "logit_mean",
+            "logit_std",
+            "mode_scale",
+            "model_prediction_type",
+            "single_blocks_to_swap",
+            "single_dim",
+            "single_mod_dim",
+            "split_mode",
+            "split_qkv",
+            "t5xxl",
+            "t5xxl_lr",
+            "t5xxl_max_token_length",
+            "timestep_sampling",
+            "train_blocks",
+            "train_double_block_indices",
+            "train_single_block_indices",
+            "txt_attn_dim",
+            "txt_mlp_dim",
+            "txt_mod_dim",
+            "weighting_scheme",
+            "cpu_offload_checkpointing",
+        ),
+        _OTHER_MODELS,
+    ),
+    **dict.fromkeys(("async_upload", "resume_from_huggingface", "save_state_to_huggingface"), "nothing is uploaded"),
+    **dict.fromkeys(("mem_eff_save", "disable_mmap_load_safetensors"), "files are read and written sparingly"),
+    "max_token_length": "captions of any length are read in the webui's chunks of 75",
+    "save_model_as": "LoRA files are always .safetensors",
+    "output_config": "it steers the other program only",
+    "config_file": "it steers the other program only",
+    "tokenizer_cache_dir": "the tokenizers are part of the program",
+    "no_metadata": "settings are always stored in the LoRA file, without folders",
+}
+"""Why a key changes nothing here."""
+
+NOT_NEEDED_PREFIXES: Mapping[str, str] = {
+    "dynamo_": _ONE_PROCESS,
+    "flux1_": _OTHER_MODELS,
+    "flux_": _OTHER_MODELS,
+    "huggingface_": "nothing is uploaded",
+    "lumina_": _OTHER_MODELS,
+    "metadata_": "title and trigger are written by themselves",
+    "sd3_": _OTHER_MODELS,
+}
+
+FACTS = (
+    "session_id",
+    "training_started_at",
+    "training_finished_at",
+    "steps",
+    "epoch",
+    "num_batches_per_epoch",
+    "num_train_images",
+    "num_reg_images",
+    "num_validation_images",
+    "total_batch_size",
+    "tag_frequency",
+    "bucket_info",
+    "reg_dataset_dirs",
+    "base_model_version",
+    "sd_model_hash",
+    "new_sd_model_hash",
+    "vae_hash",
+    "new_vae_hash",
+    "sd_scripts_commit_hash",
+    "lowram",
+    "is_dreambooth",
+    "img_count",
+)
+"""What a LoRA file tells of its run, without `ss_`, that is no setting."""
+
+LYCORIS_TARGETS: Mapping[str, str] = {"full": "all", "attn-mlp": "standard", "attn-only": "attention"}
+"""The LyCORIS presets that choose the layers as one of our `targets` does."""
+
+SAMPLERS: Mapping[str, str] = {"k_euler": "Euler", "k_euler_a": "Euler a"}
+PRECISIONS: Mapping[str, str] = {"no": "fp32", "float": "fp32"}

@@ -1,0 +1,81 @@
+"""Where settings can come from instead of being typed: the guides' presets, and other people's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lib_lora_train.errors import LoraTrainError, Problem
+from lib_lora_train.formats.kohya import Imported
+from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
+from lib_lora_train.presets import PRESETS, Preset
+from lib_lora_train.ui.form import number_text
+from lib_lora_train.ui.markup import count, place, problem_list, text
+from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
+
+_NAMES = [preset.name for preset in PRESETS]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The components: a preset to apply, a file to import, and what came of it."""
+
+    preset: Any
+    apply: Any
+    file: Any
+    take: Any
+    told: Any
+
+
+def build_sources() -> Sources:
+    """One row, and below it the account of what was filled in."""
+    with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
+        preset = build_choice("Preset", "preset", _NAMES, info="The guides' advice")
+        apply = build_button("Apply", "apply_preset")
+        file = build_input(
+            "Import settings from",
+            "import_file",
+            info="kohya's .json or .toml, or any LoRA",
+            placeholder="/path/to/settings.json",
+        )
+        take = build_button("Import", "import")
+    told = build_html("", "brought")
+    return Sources(preset, apply, file, take, told)
+
+
+def show_preset(preset: Preset) -> str:
+    """When to use it, and what it has changed."""
+    changed = ", ".join(f"{place(name)} {_value(value)}" for name, value in preset.values.items())
+    verdict = f"<p class='lt-verdict lt-good'>{text(preset.name)} is filled in.</p>"
+    return f"{verdict}<p class='lt-faint'>{text(preset.when)} Changed: {text(changed)}.</p>"
+
+
+def show_imported(name: str, imported: Imported) -> str:
+    """What was filled in, what is trained in another way, and every key that has no part in it."""
+    taken = count(len(imported.taken), "setting")
+    verdict = f"<p class='lt-verdict lt-good'>{text(taken)} of {text(name)} filled in.</p>"
+    lost, quiet = lost_lines(imported.ignored), quiet_lines(imported.ignored)
+    problems = problem_list(imported.problems)
+    left_out = _folded(f"{count(len(lost), 'key')} not taken over", lost, is_open=True)
+    return f"{verdict}{problems}{left_out}{_folded('Keys without effect here', quiet, is_open=False)}"
+
+
+def show_refusal(error: LoraTrainError) -> str:
+    """Why nothing was filled in."""
+    return problem_list([Problem("error", "", str(error))])
+
+
+def _folded(title: str, lines: tuple[str, ...], *, is_open: bool) -> str:
+    if not lines:
+        return ""
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    attribute = " open" if is_open else ""
+    return f"<details class='lt-skipped'{attribute}><summary>{text(title)}</summary><ul>{items}</ul></details>"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "empty" if value is None or value == "" else number_text(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,71 @@
+"""Presets: the guides' advice is valid, says when to use it, and changes nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from lib_lora_train.config import OPTIMIZERS, Concept, TrainConfig, config_values, read_config
+from lib_lora_train.errors import LoraTrainError
+from lib_lora_train.judge import judge
+from lib_lora_train.presets import PRESETS, Preset, find_preset, likeness
+
+BASE = TrainConfig(concepts=(Concept("cats", trigger="zkw"),), sample_prompts=("zkw on a hill",))
+NAMES = [preset.name for preset in PRESETS]
+PURPOSES = ["Character", "Style", "Concept", "Likeness"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+def test_a_preset_is_valid_and_nothing_speaks_against_it(preset: Preset) -> None:
+    config, problems = read_config({**config_values(BASE), **preset.values})
+    assert problems == ()
+    assert config == BASE.replace(**preset.values), "values are of the declared types"
+    assert [problem for problem in judge(config) if problem.level != "hint"] == []
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+def test_a_preset_says_in_one_sentence_when_to_use_it(preset: Preset) -> None:
+    assert re.fullmatch(r"For [^.!?]+\.", preset.when)
+
+
+@pytest.mark.parametrize(("purpose", "machine"), itertools.product(PURPOSES, ["SDXL", "Low VRAM"]))
+def test_a_purpose_and_a_machine_go_together(purpose: str, machine: str) -> None:
+    for names in ((purpose, machine), (purpose, "Prodigy", machine)):
+        values = {name: value for chosen in names for name, value in find_preset(chosen).values.items()}
+        assert [problem for problem in judge(BASE.replace(**values)) if problem.level != "hint"] == []
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_purpose_takes_prodigys_arguments_back(purpose: str) -> None:
+    values = {**find_preset("Prodigy").values, **find_preset(purpose).values}
+    assert (values["optimizer_args"], values["learning_rate"]) == ("", 1e-4)
+
+
+def test_a_likeness_is_trained_with_adafactor_only_where_there_is_one() -> None:
+    with_it = likeness(("AdamW", "Adafactor"))
+    without = likeness(("AdamW",))
+    assert (with_it.values["optimizer"], without.values["optimizer"]) == ("Adafactor", "AdamW")
+    assert "AdamW is the nearest here" in without.when
+    assert (without.values["rank"], without.values["alpha"]) == (96, 72.0)
+    assert find_preset("likeness") == likeness(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", ["Low VRAM", "low-vram", "low_vram", "LOWVRAM"])
+def test_a_preset_is_found_in_every_spelling(name: str) -> None:
+    assert find_preset(name).name == "Low VRAM"
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+    with pytest.raises(LoraTrainError, match="Did you mean 'Character'"):
+        find_preset("charakter")
+    with pytest.raises(LoraTrainError, match="There are: Character, Style"):
+        find_preset("xyz")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+def test_a_preset_is_documented(preset: Preset) -> None:
+    page = Path(__file__).parent.parent / "docs" / "from-kohya.md"
+    assert f"| {preset.name} | {preset.when} |" in page.read_text(encoding="utf-8")

@@ -1,0 +1,100 @@
+"""The row above the form: presets and other people's files fill it in, and say what they did."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.errors import ConfigError, LoraTrainError
+from lib_lora_train.formats.kohya import read_settings
+from lib_lora_train.presets import PRESETS, Preset
+from lib_lora_train.ui import tab
+from lib_lora_train.ui.form import fill_form, form_fields, read_form, with_values
+from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
+from ui_stand_ins import open_small_desk
+
+FILES = Path(__file__).parent / "kohya"
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_changes_its_parameters_in_the_form_and_no_others(preset: Preset, tmp_path: Path) -> None:
+    form = open_small_desk(tmp_path)[0].demo_form()
+    before, after = read_form(form)[0], read_form(with_values(form, preset.values))[0]
+    assert after == before.replace(**preset.values)
+    assert text_of(show_preset(preset)).startswith(f"{preset.name} is filled in. {preset.when} Changed: ")
+
+
+def text_of(markup: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", markup).split())
+
+
+def test_a_file_fills_the_form_and_says_what_is_not_taken_over(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    form, imported = desk.read_settings(desk.demo_form(), f'"{FILES / "gui.json"}"')
+    assert read_form(form)[0] == read_settings(FILES / "gui.json").config
+    shown = show_imported("gui.json", imported)
+    assert "settings of gui.json filled in." in shown
+    assert "<li>some_future_option = 3 is not known here.</li>" in shown
+    assert "AdamW8bit is not here yet" in shown
+
+
+def test_a_file_without_folders_leaves_those_of_the_form(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    (tmp_path / "a.json").write_text('{"network_dim": 8, "epoch": 3}', encoding="utf-8")
+    before = desk.demo_form()
+    form, _ = desk.read_settings(before, str(tmp_path / "a.json"))
+    assert (form["rank"], form["epochs"]) == (8, 3)
+    assert form["concept_folder"] == before["concept_folder"] != ""
+
+
+def test_folders_that_the_form_cannot_show_are_told(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    _, imported = desk.read_settings(desk.demo_form(), str(FILES / "dataset.toml"))
+    assert "1 more are left out" in imported.problems[-1].message
+
+
+@pytest.mark.parametrize("file", ["", "  ", "nowhere.json", "a.txt"])
+def test_a_file_that_cannot_be_read_changes_nothing(file: str, tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        desk.read_settings(desk.demo_form(), file)
+    assert "lt-error" in show_refusal(refusal.value)
+
+
+def test_texts_from_a_file_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"network_dim": 8, "<b>": "<script>"}', encoding="utf-8")
+    shown = show_imported("<i>.json", read_settings(tmp_path / "a.json"))
+    assert "<b>" not in shown
+    assert "<script>" not in shown
+    assert "<i>." not in shown
+
+
+def test_the_buttons_fill_every_field_and_keep_the_form(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    wiring = wiring_of(desk)
+    values = [fill_form(TrainConfig())[key] for key in wiring.fields]
+    answers = wiring.apply_preset("Style", *values), wiring.take_settings(str(FILES / "gui.json"), *values)
+    assert {len(answer) for answer in answers} == {len(form_fields()) + 3}
+    assert desk.draft()["output_name"] == "fox"
+    refused = wiring.take_settings("nowhere.json", *values)
+    assert refused[: len(values)] == values
+    assert "cannot be read" in refused[-1]
+
+
+def wiring_of(desk: Any) -> Any:
+    import gradio as gr
+
+    from lib_lora_train.ui.dataset import build_dataset_panel
+    from lib_lora_train.ui.training import build_train_panel
+
+    with gr.Blocks():
+        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft())
+    return tab._Wiring(desk, None, dataset, train)  # type: ignore[arg-type]
+
+
+def test_a_refusal_is_one_sentence() -> None:
+    assert "Name a file" in show_refusal(LoraTrainError("Name a file."))
