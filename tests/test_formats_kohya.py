@@ -345,7 +345,7 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
         Concept(str(FILES / "img" / "30_night"), repeats=1),
         Concept(str(FILES / "reg"), repeats=1, is_regularisation=True),
     )
-    assert (config.optimizer, config.lr_schedule, config.warmup) == ("Prodigy", "constant", 0.1)
+    assert (config.optimizer, config.lr_schedule, config.warmup) == ("Prodigy", "constant_with_warmup", 0.1)
     assert (config.batch_size, config.resolution, config.keep_tokens, config.shuffle_captions) == (4, 512, 2, True)
     assert (config.precision, config.save_precision, config.seed) == ("fp32", "fp32", 0)
     assert (config.rank, config.alpha, config.text_encoder_lr) == (32, None, 0.5)
@@ -522,7 +522,7 @@ _FULL = TrainConfig(
     learning_rate=3e-4,
     text_encoder_lr=5e-5,
     optimizer_args="weight_decay=0.1 betas=0.9,0.99",
-    lr_schedule="constant",
+    lr_schedule="constant_with_warmup",
     warmup=0.07,
     precision="bf16",
     min_snr_gamma=5.0,
@@ -575,7 +575,7 @@ _DRAWN = st.fixed_dictionaries(
         "keep_tokens": st.integers(0, 9),
         "shuffle_captions": st.booleans(),
         "train_text_encoder": st.booleans(),
-        "lr_schedule": st.sampled_from(["cosine", "constant"]),
+        "lr_schedule": st.sampled_from(["cosine", "constant_with_warmup", "linear", "polynomial"]),
         "targets": st.sampled_from(["attention", "standard", "all"]),
         "min_snr_gamma": st.floats(0, 20),
         "save_every_n_epochs": st.integers(1, 20),
