@@ -71,7 +71,8 @@ class Slot:
 
         The Parameter stays the same object unless device or dtype change: this happens in every turn.
         """
-        view = given if given.shape == self.shape else _view(alias(given), self.source, self.shape)
+        is_plain = given.shape == self.shape and not self.source.is_transposed and self.source.third is None
+        view = given if is_plain else _view(alias(given), self.source, self.shape)
         if view.dtype != self.dtype:
             view = view.to(self.dtype)
         parameter = self.owner._parameters[self.leaf]
