@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from lib_lora_train.train.prompt import sample_prompts
 _XYZ_SEEDS = 3
 
 
-def past_runs(home: Path) -> list[dict[str, Any]]:
-    """What became of the runs in `home`, the newest first: state, LoRA files and grid, as far as they are there."""
+def past_runs(home: Path) -> Iterator[dict[str, Any]]:
+    """What became of the runs in `home`, the newest first: state, LoRA files and grid, as far as they are there.
+
+    Each log is read when its run is asked for: whoever wants the newest one does not wait for all.
+    """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
-    return [_past_run(RunFolder(folder)) for folder in folders]
+    return (_past_run(RunFolder(folder)) for folder in folders)
 
 
 def _past_run(folder: RunFolder) -> dict[str, Any]:

@@ -13,8 +13,9 @@ if missing:
     print(f"[LoRA Train] {sentence}")
     script_callbacks.on_ui_tabs(lambda: [(build_refusal(sentence), "LoRA Train", "lora_train_tab")])
 else:
-    from lib_lora_train.ui.extension import add_options, add_routes, tabs
+    from lib_lora_train.hosts.page import add_settings
+    from lib_lora_train.ui.extension import add_routes, tabs
 
     script_callbacks.on_ui_tabs(tabs)
-    script_callbacks.on_ui_settings(add_options)
+    script_callbacks.on_ui_settings(add_settings)
     script_callbacks.on_app_started(add_routes)

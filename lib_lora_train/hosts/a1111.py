@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +13,28 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.page import noise_device, results_folder
+from lib_lora_train.hosts.relatives import Relative, lora_networks, positive, without_wrappers
 from lib_lora_train.hosts.webui import LoadedModel, ModelFacts
 from lib_lora_train.models.family import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, Hints
 
 _USED = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
-_WRAPPER = re.compile(r"\.wrapped(?=\.)")  # the webui's own layer around text encoders and token embeddings
 
 
-class A1111:
-    """See `hosts.webui.Webui`. The objects of `modules` are the webui's, found once, at the script's load."""
+class A1111(Relative):
+    """See `hosts.webui.Webui`."""
 
     name = "AUTOMATIC1111"
 
     def __init__(self) -> None:
-        from modules import call_queue, devices, sd_models, shared
+        super().__init__()
+        from modules import devices
 
-        self._shared, self._models, self._devices = shared, sd_models, devices
-        self._queue = call_queue
-
-    @property
-    def queue_lock(self) -> AbstractContextManager[Any]:
-        """A FIFO lock; the webui's jobs and the checkpoint switch take it, unload and reload do not."""
-        lock: AbstractContextManager[Any] = self._queue.queue_lock
-        return lock
+        self._devices = devices
 
     @property
     def device(self) -> torch.device:
         """The webui's choice."""
         return torch.device(self._devices.device)
-
-    @property
-    def noise_device(self) -> torch.device:
-        """Settings → random number generator source; "NV" is computed on the processor and not imitated here."""
-        return noise_device(self._shared, self.device)
-
-    @property
-    def lora_dir(self) -> Path:
-        """`--lora-dir`, and the sub-folder of the settings."""
-        return results_folder(self._shared)
 
     def load(self) -> None:
         """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
@@ -84,7 +64,7 @@ class A1111:
         """
         model = self._models.model_data.sd_model
         self._models.send_model_to_device(model)
-        networks: Any = sys.modules.get("networks")  # the webui's built-in extension for LoRAs
+        networks = lora_networks()
         patched = [module for module in model.modules() if getattr(module, "network_current_names", ())]
         if networks is None or not patched:
             return
@@ -92,12 +72,6 @@ class A1111:
             networks.load_networks([])
             for module in patched:
                 networks.network_apply_weights(module)
-
-    def show_loras(self) -> None:
-        """What the list's own refresh button does."""
-        networks: Any = sys.modules.get("networks")
-        if networks is not None:
-            networks.list_available_networks()
 
 
 def facts_of(model: Any) -> ModelFacts:
@@ -110,8 +84,8 @@ def facts_of(model: Any) -> ModelFacts:
             prediction_type="v_prediction" if model.parameterization == "v" else "epsilon",
             zero_terminal_snr=terminal,
             scale_factor=float(model.scale_factor),
-            unet_heads=_positive(model.model.diffusion_model, "num_heads"),
-            unet_head_dim=_positive(model.model.diffusion_model, "num_head_channels"),
+            unet_heads=positive(model.model.diffusion_model, "num_heads"),
+            unet_head_dim=positive(model.model.diffusion_model, "num_head_channels"),
             text_heads=tuple(_heads(encoder) for encoder in _text_encoders(model)),
         ),
         alphas_cumprod=None if terminal else getattr(model, "alphas_cumprod_original", None),
@@ -121,7 +95,7 @@ def facts_of(model: Any) -> ModelFacts:
 
 def tensors_of(model: Any) -> Mapping[str, Tensor]:
     """The model's parameters by ldm name; the modules around them are the webui's business."""
-    named = ((_WRAPPER.sub("", name), parameter) for name, parameter in model.named_parameters())
+    named = ((without_wrappers(name), parameter) for name, parameter in model.named_parameters())
     return {name: parameter for name, parameter in named if name.startswith(_USED)}
 
 
@@ -137,8 +111,3 @@ def _heads(encoder: Any) -> int:
     if hasattr(encoder, "model"):
         return int(encoder.model.transformer.resblocks[0].attn.num_heads)
     return int(encoder.transformer.config.num_attention_heads)
-
-
-def _positive(module: Any, name: str) -> int | None:
-    value = getattr(module, name, None)
-    return int(value) if isinstance(value, int) and value > 0 else None

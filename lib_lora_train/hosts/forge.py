@@ -6,10 +6,7 @@ parameters and stays there after a generation, and parameters are inference tens
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.page import noise_device, results_folder
+from lib_lora_train.hosts.relatives import Relative, positive, without_wrappers
 from lib_lora_train.hosts.webui import LoadedModel, ModelFacts
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
 
@@ -25,18 +22,15 @@ _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_predictio
 # Text encoders by the webui's name; a model with clip_g has two of them.
 _ALONE = {"clip_l": "cond_stage_model.", "clip_h": "cond_stage_model."}
 _OF_TWO = {"clip_l": "conditioner.embedders.0.", "clip_g": "conditioner.embedders.1."}
-_WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
 
-class Forge:
+class Forge(Relative):
     """See `hosts.webui.Webui`."""
 
     name = "Forge"
 
     def __init__(self) -> None:
-        from modules import call_queue, sd_models, shared
-
-        self._shared, self._models, self._queue = shared, sd_models, call_queue
+        super().__init__()
         self._memory = self._find_memory()
 
     def _find_memory(self) -> Any:
@@ -46,25 +40,9 @@ class Forge:
         return memory_management
 
     @property
-    def queue_lock(self) -> AbstractContextManager[Any]:
-        """A FIFO lock that the page's and the API's generations take."""
-        lock: AbstractContextManager[Any] = self._queue.queue_lock
-        return lock
-
-    @property
     def device(self) -> torch.device:
         """The webui's choice."""
         return torch.device(self._memory.get_torch_device())
-
-    @property
-    def noise_device(self) -> torch.device:
-        """Settings → random number generator source; "NV" is computed on the processor and not imitated here."""
-        return noise_device(self._shared, self.device)
-
-    @property
-    def lora_dir(self) -> Path:
-        """`--lora-dir`, and the sub-folder of the settings."""
-        return results_folder(self._shared)
 
     def load(self) -> None:
         """The webui itself loads nothing before the first generation."""
@@ -95,8 +73,8 @@ class Forge:
                 prediction_type=prediction,
                 zero_terminal_snr=terminal,
                 scale_factor=self._scale_factor(objects),
-                unet_heads=_positive(network.diffusion_model, "num_heads"),
-                unet_head_dim=_positive(network.diffusion_model, "num_head_channels"),
+                unet_heads=positive(network.diffusion_model, "num_heads"),
+                unet_head_dim=positive(network.diffusion_model, "num_head_channels"),
                 text_heads=tuple(self._heads(encoder) for encoder in _text_encoders(objects).values()),
             ),
             alphas_cumprod=None if terminal else self._alphas_cumprod(network),
@@ -111,12 +89,6 @@ class Forge:
         model.forge_objects = original.shallow_copy()
         model.forge_objects_after_applying_lora = original.shallow_copy()
         model.current_lora_hash = str([])
-
-    def show_loras(self) -> None:
-        """What the list's own refresh button does."""
-        networks: Any = sys.modules.get("networks")
-        if networks is not None:
-            networks.list_available_networks()
 
     # --- what the relatives have elsewhere -----------------------------------------------------
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
@@ -155,7 +127,7 @@ def tensors_of(objects: Any) -> Mapping[str, Tensor]:
     parts = {UNET_PREFIX: objects.unet.model.diffusion_model, VAE_PREFIX: objects.vae.first_stage_model}
     parts.update(_text_encoders(objects))
     return {
-        prefix + _WRAPPER.sub("", name): parameter
+        prefix + without_wrappers(name): parameter
         for prefix, module in parts.items()
         for name, parameter in module.named_parameters()
     }
@@ -169,11 +141,3 @@ def _text_encoders(objects: Any) -> dict[str, Any]:
     if not found:
         raise HostError("The loaded model has no CLIP text encoder. Load an SD1, SD2 or SDXL checkpoint.")
     return found
-
-
-def _positive(module: Any, name: str) -> int | None:
-    value = getattr(module, name, None)
-    if value is None:
-        config = getattr(module, "config", None)
-        value = config.get(name) if isinstance(config, Mapping) else None
-    return int(value) if isinstance(value, int) and value > 0 else None

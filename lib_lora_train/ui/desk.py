@@ -179,7 +179,7 @@ class Desk:
 
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, the newest first, with the files they wrote that are still there."""
-        return past_runs(self.home)
+        return list(past_runs(self.home))
 
     def xyz_text(self) -> str:
         """Infotext for the webui's X/Y/Z plot: the files of the newest run that has any, on its first prompt."""

@@ -8,7 +8,7 @@ from typing import Any
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import install_routes
 from lib_lora_train.hosts.detect import detect_host
-from lib_lora_train.hosts.page import add_settings, bind_paste_button, outputs_folder, webui_access
+from lib_lora_train.hosts.page import bind_paste_button, outputs_folder, webui_access
 from lib_lora_train.ui.app import open_desk
 from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.refusal import build_refusal
@@ -25,11 +25,6 @@ def tabs() -> list[tuple[Any, str, str]]:
         log.error("%s", reason)
         blocks = build_refusal(str(reason))
     return [(blocks, TITLE, "lora_train_tab")]
-
-
-def add_options() -> None:
-    """Our section in the webui's settings."""
-    add_settings()
 
 
 def add_routes(_blocks: Any, app: Any) -> None:
