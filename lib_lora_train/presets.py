@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib_lora_train.config import OPTIMIZERS
 from lib_lora_train.errors import LoraTrainError
+from lib_lora_train.settings.optimizer import OPTIMIZERS
 
 _ADAMW: Mapping[str, Any] = {
     "optimizer": "AdamW",

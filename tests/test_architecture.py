@@ -107,7 +107,7 @@ def room_of(file: str) -> str:
     if parts[0] != PACKAGE:
         return "root"
     if len(parts) > 2:
-        return parts[1]
+        return "ground" if parts[1] == "settings" else parts[1]
     return "ground" if parts[1] == "__init__" else ROOM_OF_MODULE.get(parts[1], UNPLACED)
 
 

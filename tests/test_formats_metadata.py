@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from lib_lora_train.config import LR_SCHEDULES, Concept, TrainConfig, read_config
+from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.data.buckets import Placement
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import BucketSummary, Plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.formats.metadata import CONFIG_KEY, RunFacts, run_metadata, shareable_config
 from lib_lora_train.parameters import parameters_of
+from lib_lora_train.settings.optimizer import LR_SCHEDULES
 
 RUN = RunFacts("my-lora-000003", epoch=3, step=30, started=1.5, finished=1_700_000_000.9, session_id="7")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lib_lora_train.config import OPTIMIZERS, Concept, TrainConfig, config_values, read_config
+from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
 from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.judge import judge
 from lib_lora_train.presets import PRESETS, Preset, find_preset, likeness
+from lib_lora_train.settings.optimizer import OPTIMIZERS
 
 BASE = TrainConfig(concepts=(Concept("cats", trigger="zkw"),), sample_prompts=("zkw on a hill",))
 NAMES = [preset.name for preset in PRESETS]

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_lora_train.config import LR_SCHEDULES, TrainConfig
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan, epoch_steps
 from lib_lora_train.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import Training, train
 from lib_lora_train.train.schedule import LrSchedule, lr_factor

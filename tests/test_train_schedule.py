@@ -11,7 +11,8 @@ import torch
 from diffusers import optimization as diffusers_schedules
 from transformers import optimization as transformers_schedules
 
-from lib_lora_train.config import LR_SCHEDULES, TrainConfig, steps_of
+from lib_lora_train.config import TrainConfig, steps_of
+from lib_lora_train.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.train.schedule import LrSchedule, lr_factor, lr_schedule
 
 TOTAL, RATE, LEAST = 40, 1e-3, 0.1

@@ -1,0 +1,83 @@
+"""How long, how much at once, with which numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lib_lora_train.parameters import param
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long, how much at once, with which numbers."""
+
+    epochs: int = param(
+        10,
+        "How often the whole set (pictures × repeats) is gone through. A LoRA file is written per epoch, so "
+        "too many do no harm: you choose the best one from the grid.",
+        group="training",
+        tier="essential",
+        low=1,
+        high=10_000,
+        kohya="max_train_epochs",
+    )
+    max_steps: int = param(
+        0,
+        "Stop after this many optimiser steps. 0: no limit but the epochs.",
+        group="training",
+        low=0,
+        high=10_000_000,
+        kohya="max_train_steps",
+    )
+    batch_size: int = param(
+        2,
+        "Pictures per forward pass. Larger is steadier and needs memory; with n times the batch the guides "
+        "raise the learning rate up to n-fold.",
+        group="training",
+        tier="essential",
+        low=1,
+        high=256,
+        kohya="train_batch_size",
+    )
+    gradient_accumulation: int = param(
+        1,
+        "Forward passes per optimiser step: the effect of a larger batch without its memory.",
+        group="training",
+        low=1,
+        high=256,
+        kohya="gradient_accumulation_steps",
+    )
+    prior_loss_weight: float = param(
+        1.0,
+        "Weight of the loss on regularisation pictures.",
+        group="training",
+        low=0.0,
+        high=10.0,
+        kohya="prior_loss_weight",
+    )
+    seed: int = param(
+        42,
+        "All randomness of the run follows from it: the same seed and settings give the same LoRA.",
+        group="training",
+        tier="beginner",
+        low=0,
+        high=2**53,
+        kohya="seed",
+    )
+    precision: str = param(
+        "auto",
+        "Number format of the frozen model while training. auto: the checkpoint's own on a graphics card, fp32 on a "
+        "processor. The LoRA itself is always trained in fp32.",
+        group="training",
+        choices=PRECISIONS,
+        kohya="mixed_precision",
+    )
+    gradient_checkpointing: bool = param(
+        False,
+        "Compute activations twice instead of keeping them: a third slower, far less memory.",
+        group="training",
+        tier="beginner",
+        kohya="gradient_checkpointing",
+    )
