@@ -251,10 +251,10 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
 def plan_text(config: TrainConfig) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
     from lib_lora_train.data.plan import describe_plan, make_plan
-    from lib_lora_train.data.scan import scan_dataset
+    from lib_lora_train.data.scan import read_dataset
     from lib_lora_train.judge import judge
 
-    plan = make_plan(scan_dataset(config.concepts, config.caption_extension), config)
+    plan = make_plan(read_dataset(config), config)
     noted = [f"{p.level}: {p}" for p in judge(config)]
     return "\n".join([describe_plan(plan), *noted])
 

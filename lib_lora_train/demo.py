@@ -23,7 +23,7 @@ from PIL import Image
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import Concept, TrainConfig, config_values
 from lib_lora_train.data.plan import make_plan
-from lib_lora_train.data.scan import scan_dataset
+from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import GateError
 from lib_lora_train.evaluate.concept import ColourSign, ConceptDetector
 from lib_lora_train.evaluate.probe import Probe, answers, drift, make_probe, probe_loss
@@ -164,7 +164,7 @@ class Examiner:
 
     def _make_probe(self, model: DiffusionModel, folder: Path) -> Probe:
         config = self.config.replace(concepts=(Concept(folder=str(folder)),))
-        plan = make_plan(scan_dataset(config.concepts, config.caption_extension), config)
+        plan = make_plan(read_dataset(config), config)
         return make_probe(model, plan, _last_value(encode_dataset(model, plan, None)), seed=config.seed)
 
     def _answers(self, model: DiffusionModel, name: str, *, captioned: bool = True) -> torch.Tensor:

@@ -22,7 +22,7 @@ from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan, make_plan
-from lib_lora_train.data.scan import scan_dataset
+from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import ModelAwayError, OutputError, Problem, TrainingError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
 from lib_lora_train.events import (
@@ -179,7 +179,7 @@ def _planned(config: TrainConfig) -> Generator[Event, None, Plan]:
     yield from _noted(problems)
     yield PhaseStarted("scan")
     began = time.monotonic()
-    dataset = scan_dataset(config.concepts, config.caption_extension)
+    dataset = read_dataset(config)
     plan = make_plan(dataset, config)
     yield from _noted((*dataset.skipped, *plan.warnings))
     yield PhaseEnded("scan", time.monotonic() - began)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
+from lib_lora_train.judge_captions import judge_captions
 from lib_lora_train.judge_training import judge_training
 from lib_lora_train.optimizer_args import parse_optimizer_args
 
@@ -155,30 +156,6 @@ def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
 def _near(value: int, step: int) -> str:
     below = value // step * step
     return f"Nearest: {below} or {below + step}." if below else f"Nearest: {step}."
-
-
-# --- captions -----------------------------------------------------------------------------------
-
-
-def _captions(config: TrainConfig) -> Iterator[Problem]:
-    extension = config.caption_extension
-    if not extension.strip(".") or re.search(r"[\\/*?\s]", extension):
-        yield _error("caption_extension", f"{extension!r} is not a file ending. Write one such as .txt.")
-    if config.keep_tokens > 1 and not config.shuffle_captions:
-        yield _hint("keep_tokens", "has no effect while shuffle_captions is off: tags stay where they are.")
-    has_trigger = any(concept.trigger for concept in config.concepts)
-    if config.shuffle_captions and not config.keep_tokens and not has_trigger:
-        text = "is 0 and there is no trigger: no tag keeps the first place. Keep 1 if the first one names the concept."
-        yield _hint("keep_tokens", text)
-    if config.caption_dropout == 1:
-        yield _warning("caption_dropout", "is 1: no caption is ever seen. 0.05 to 0.1 is usual.")
-    elif config.caption_dropout > 0.3:
-        yield _warning("caption_dropout", f"{config.caption_dropout:g} hides many captions. 0.05 to 0.1 is usual.")
-    triggers = [concept.trigger for concept in config.concepts if concept.trigger and not concept.is_regularisation]
-    if config.caption_dropout and triggers:
-        yield _hint(
-            "caption_dropout", "leaves the trigger: it stands for all that a dropped caption said, which can blur it."
-        )
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -367,7 +344,7 @@ def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     _concepts,
     _buckets,
-    _captions,
+    judge_captions,
     _parts,
     _optimizer,
     _steps,

@@ -53,6 +53,7 @@ GROUND_MODULES = [
     "errors",
     "events",
     "judge",
+    "judge_captions",
     "judge_training",
     "optimizer_args",
     "parameters",

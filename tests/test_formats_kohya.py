@@ -278,10 +278,10 @@ def test_numbers_and_flags_written_as_text_are_read() -> None:
 
 
 def test_a_key_at_its_default_is_quiet_and_another_value_is_not() -> None:
-    imported = gui(stop_text_encoder_training="0", weighted_captions=False, fused_backward_pass=True)
+    imported = gui(stop_text_encoder_training="0", token_warmup_step=0, fused_backward_pass=True)
     quiet = {ignored.key: ignored.is_quiet for ignored in imported.ignored}
     assert quiet["stop_text_encoder_training"]
-    assert quiet["weighted_captions"]
+    assert quiet["token_warmup_step"]
     assert not quiet["fused_backward_pass"]
 
 
@@ -609,3 +609,15 @@ def test_an_exported_file_is_read_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fox.json"]
     with pytest.raises(OutputError, match="cannot be written"):
         write_gui_settings(tmp_path / "none" / "fox.json", _FULL)
+
+
+def test_wildcards_of_sd_scripts_are_lines_too() -> None:
+    config = gui(enable_wildcard=True, weighted_captions=True, keep_tokens_separator="|||", caption_prefix="p,").config
+    assert (config.caption_wildcards, config.caption_lines) == (True, "random")
+    assert (config.weighted_captions, config.keep_tokens_separator, config.caption_prefix) == (True, "|||", "p,")
+    assert gui(enable_wildcard=False).config.caption_lines == "joined"
+
+
+def test_sd_scripts_cuts_captions_at_75_tokens_where_the_file_is_silent() -> None:
+    assert from_script({"output_name": "a"}).config.max_token_length == 75
+    assert from_script({"max_token_length": "150"}).config.max_token_length == 150

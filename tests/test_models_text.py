@@ -18,6 +18,7 @@ from lib_lora_train.models.text import (
     load_tokenizer,
     size_condition,
     split_chunks,
+    token_weights,
     tokenize,
 )
 from tiny_models import HEADS, tiny_model, tiny_tensors
@@ -81,6 +82,81 @@ def test_a_chunk_ends_at_a_comma_rather_than_within_a_tag() -> None:
     assert [len(chunk) for chunk in split_chunks(ids, 1, COMMA)] == [75]  # nothing more is lost than must be
     far = [1] * 40 + [COMMA] + [2] * 50
     assert [len(chunk) for chunk in split_chunks(far, 2, COMMA)] == [75, 16]
+
+
+def test_break_begins_a_new_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    assert chunks_needed(model, ["a BREAK cat"]) == 2
+    (whole,) = tokenize(model, ["a BREAK cat"], 2)
+    (alone,) = tokenize(model, ["a", "cat"])
+    assert torch.equal(whole.view(2, 77), alone)
+    assert chunks_needed(model, ["BREAK cat"]) == 2  # an empty chunk, as in the webuis
+    assert chunks_needed(model, ["cat BREAK "]) == 1
+    assert chunks_needed(model, ["a BREAK b BREAK c BREAK d"]) == 3
+    assert tokenize(model, ["a BREAK b"], 1)[0].shape == (1, 77)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_brackets_are_letters_or_weights(models: dict[Family, DiffusionModel], weighted: bool) -> None:
+    model = models["sd1"]
+    caption = r"(cat:1.5), saber \(fate\)"
+    read = "cat, saber (fate)" if weighted else "(cat:1.5), saber (fate)"
+    words = [token for word in (["cat", ", saber (fate)"] if weighted else [read]) for token in _ids_of(model, word)]
+    (ids,) = tokenize(model, [caption], weighted=weighted)
+    assert ids[0, 1 : 1 + len(words)].tolist() == words
+    assert ids[0, 1 + len(words)] == END
+
+
+def _ids_of(model: DiffusionModel, text: str) -> list[int]:
+    ids: list[int] = model.tokenizers[0](text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_weights_stand_at_their_tokens_in_every_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    caption = "a (cat:1.5) BREAK [dog]"
+    (ids,) = tokenize(model, [caption, ""], 2, weighted=True)
+    weights = token_weights(model, [caption, ""], 2)
+    assert weights.shape == ids.shape
+    expected = torch.ones(2, 154)
+    expected[0, 2], expected[0, 78] = 1.5, 1 / 1.1
+    torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_emphasis_is_the_weighted_state_with_its_mean_restored(
+    models: dict[Family, DiffusionModel], family: Family
+) -> None:
+    """Chunk by chunk and encoder by encoder, in float64: z·w, then times mean(z) / mean(z·w)."""
+    model, caption = models[family], "a (red cat:1.4), [sitting] BREAK (((night)))"
+    ids = tokenize(model, [caption], 2, weighted=True)
+    weights = token_weights(model, [caption], 2)
+    with torch.no_grad():
+        plain = encode_text(model, ids, 1)
+        ours = encode_text(model, ids, 1, weights)
+    widths = [encoder.config["hidden_size"] for encoder in model.spec.text_encoders]
+    parts = []
+    for states in torch.split(plain.hidden.double(), widths, dim=-1):
+        chunks = []
+        for number in range(2):
+            z = states[0, 77 * number : 77 * (number + 1)]
+            weighted = torch.stack([row * w for row, w in zip(z, weights[0, 77 * number :].double(), strict=False)])
+            chunks.append(weighted * (z.sum() / weighted.sum()))
+        parts.append(torch.cat(chunks))
+    expected = torch.cat(parts, dim=-1)
+    # float32 means over a chunk whose values nearly cancel
+    torch.testing.assert_close(ours.hidden[0].double(), expected, rtol=1e-3, atol=1e-4)
+    if ours.pooled is not None:
+        assert plain.pooled is not None and torch.equal(ours.pooled, plain.pooled)
+
+
+def test_weights_of_one_change_no_bit(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    ids = tokenize(model, [CAPTION, "a cat"])
+    with torch.no_grad():
+        plain = encode_text(model, ids, 2)
+        ours = encode_text(model, ids, 2, torch.ones(2, 77))
+    assert torch.equal(ours.hidden, plain.hidden)
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])

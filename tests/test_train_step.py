@@ -17,12 +17,12 @@ from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
-from lib_lora_train.models.text import encode_text, tokenize
-from lib_lora_train.train.conditions import Recent, TextConditions
+from lib_lora_train.models.text import encode_text, token_weights, tokenize
+from lib_lora_train.train.conditions import Recent, TextConditions, text_conditions
 from lib_lora_train.train.loop import checkpointing
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.optim import clip_gradients
-from lib_lora_train.train.step import Batch, batch_loss, draw_batch, predict, size_conditions
+from lib_lora_train.train.step import Batch, batch_loss, caption_of, draw_batch, predict, size_conditions
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model
 
@@ -318,6 +318,38 @@ def test_long_captions_lengthen_their_batch_only() -> None:
     assert both.hidden.shape[1] == 154
     assert torch.allclose(both.hidden, encoded([long, "a cat"], chunks=2), atol=1e-5)
     assert conditions.of(model(), ["a cat"]).hidden.shape[1] == 77
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
+    conditions = text_conditions(small_config(weighted_captions=True, clip_skip=1), trained=trained)
+    captions = ["a (cat:1.5)", "a (cat:1.2)", "a cat"]
+    found = conditions.of(model(), captions).hidden
+    with torch.no_grad():
+        ids = tokenize(model(), captions, weighted=True)
+        expected = encode_text(model(), ids, 1, token_weights(model(), captions)).hidden
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_captions_are_cut_at_the_longest_length_wanted() -> None:
+    long = ", ".join(["word"] * 60)
+    lengths = [
+        text_conditions(small_config(max_token_length=most), trained=False).of(model(), [long]).hidden.shape[1]
+        for most in (75, 150, 225)
+    ]
+    assert lengths == [77, 154, 154]
+
+
+def test_the_caption_of_a_draw_follows_from_its_number_alone() -> None:
+    config = small_config(shuffle_captions=True, tag_dropout=0.3, caption_dropout_every_n_epochs=2)
+    plan = small_plan(config)
+    per_epoch = plan.samples_per_epoch
+    assert [caption_of(plan, 0, draw, config) for draw in range(9)] == [
+        caption_of(plan, 0, draw, config) for draw in range(9)
+    ]
+    assert {caption_of(plan, 0, draw, config) for draw in range(per_epoch, 2 * per_epoch)} == {"zok"}
+    assert len({caption_of(plan, 0, draw, config) for draw in range(per_epoch)}) > 3
 
 
 def test_trained_text_encoders_get_gradients_frozen_ones_do_not() -> None:

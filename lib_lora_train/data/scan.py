@@ -8,8 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_lora_train.config import Concept
-from lib_lora_train.data.captions import by_ending, find_caption, has_word, read_caption_file, with_trigger
+from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.data.captions import (
+    CaptionText,
+    by_ending,
+    find_caption,
+    has_word,
+    read_caption_file,
+    with_trigger,
+)
 from lib_lora_train.data.images import IMAGE_ENDINGS, ImageFile, read_image_file
 from lib_lora_train.data.names import file_words, folder_words, kohya_name, listed, natural_order
 from lib_lora_train.errors import DataError, Problem
@@ -21,11 +28,15 @@ _ODD_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with its caption; `concept` is an index into `Dataset.concepts`."""
+    """A picture with its caption; `concept` is an index into `Dataset.concepts`.
+
+    `lines` are there where the caption file has several; each is a caption of its own, `caption` is all of them.
+    """
 
     image: ImageFile
     caption: str
     concept: int
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,19 +60,25 @@ class Dataset:
     skipped: tuple[Problem, ...]
 
 
-def scan_dataset(concepts: Sequence[Concept], caption_extension: str) -> Dataset:
+def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator: str = "|||") -> Dataset:
     """The pictures and captions in the concepts' folders, the same for the same files on every machine.
 
-    DataError, naming every such folder at once, when one is missing or holds no picture that can be read.
+    Before the first `separator` of a caption the trigger has its place. DataError, naming every such folder at once,
+    when one is missing or holds no picture that can be read.
     """
     if not concepts:
         raise DataError("No folder with pictures is given. Name one to train on.")
-    scan = _Scan(caption_extension)
+    scan = _Scan(caption_extension, separator)
     for concept in concepts:
         scan.add(concept)
     if scan.failures:
         raise DataError("\n".join(scan.failures))
     return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_repeated_pictures(scan)))
+
+
+def read_dataset(config: TrainConfig) -> Dataset:
+    """The data set of a run; see `scan_dataset`."""
+    return scan_dataset(config.concepts, config.caption_extension, config.keep_tokens_separator)
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,9 @@ class _Folder:
 class _Scan:
     """What is collected on the way through the folders."""
 
-    def __init__(self, caption_extension: str) -> None:
+    def __init__(self, caption_extension: str, separator: str) -> None:
         self.caption_extension = caption_extension
+        self.separator = separator
         self.items: list[Item] = []
         self.concepts: list[ScannedConcept] = []
         self.problems: list[Problem] = []
@@ -147,7 +165,9 @@ class _Scan:
             return
         captions = self._captions(folder, images, trigger)
         number = len(self.concepts)
-        self.items += [Item(image, caption, number) for image, caption in zip(images, captions, strict=True)]
+        self.items += [
+            Item(image, caption.joined, number, caption.lines) for image, caption in zip(images, captions, strict=True)
+        ]
         name = folder.path.name or str(folder.path)
         self.concepts.append(
             ScannedConcept(name, folder.path, folder.repeats, trigger, concept.is_regularisation, len(images))
@@ -168,29 +188,34 @@ class _Scan:
         if names:
             self._warn(folder, f"not read: {listed(names)}. Save them as PNG, JPEG or WebP.")
 
-    def _captions(self, folder: _Folder, images: Sequence[ImageFile], trigger: str) -> list[str]:
+    def _captions(self, folder: _Folder, images: Sequence[ImageFile], trigger: str) -> list[CaptionText]:
         beside = by_ending(_listing(folder.path))
-        captions: list[str] = []
+        captions: list[CaptionText] = []
         without: list[str] = []
         empty: list[str] = []
         for image in images:
             path = find_caption(image.path, self.caption_extension, beside)
-            caption = "" if path is None else self._caption(path)
-            if not caption:
+            caption = CaptionText("") if path is None else self._caption(path)
+            if not caption.joined:
                 (without if path is None else empty).append(image.path.name)
-                caption = _stand_in(image.path, folder, trigger)
-            captions.append(with_trigger(caption, trigger))
-        instead = dict(zip([image.path.name for image in images], captions, strict=True))
+                caption = CaptionText(_stand_in(image.path, folder, trigger))
+            captions.append(self._with_trigger(caption, trigger))
+        instead = {image.path.name: caption.joined for image, caption in zip(images, captions, strict=True)}
         self._report_stand_ins(folder.path, "no caption", without, instead)
         self._report_stand_ins(folder.path, "an empty caption file", empty, instead)
         return captions
 
-    def _caption(self, path: Path) -> str:
+    def _with_trigger(self, caption: CaptionText, trigger: str) -> CaptionText:
+        lines = caption.lines if len(caption.lines) > 1 else ()
+        joined, *separate = (with_trigger(text, trigger, self.separator) for text in (caption.joined, *lines))
+        return CaptionText(joined, tuple(separate))
+
+    def _caption(self, path: Path) -> CaptionText:
         try:
             caption, problem = read_caption_file(path)
         except DataError as error:
             self._warn(path, f"left out: {error}")
-            return ""
+            return CaptionText("")
         if problem:
             self.problems.append(problem)
         return caption

@@ -77,6 +77,15 @@ def _caption_extension(intake: Intake) -> None:
         intake.put(_OURS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")
 
 
+def _captions(intake: Intake) -> None:
+    """Where wildcards are on, sd-scripts also draws one of a caption file's lines."""
+    if "enable_wildcard" in intake:
+        is_on = intake.pop_flag("enable_wildcard")
+        intake.values["caption_wildcards"] = is_on
+        if is_on:
+            intake.values["caption_lines"] = "random"
+
+
 # --- how long ------------------------------------------------------------------------------------
 
 
@@ -215,6 +224,7 @@ _RULES: tuple[Callable[[Intake], None], ...] = (
     _model,
     _resolution,
     _caption_extension,
+    _captions,
     _duration,
     take_rates,
     take_optimizer,

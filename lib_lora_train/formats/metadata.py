@@ -146,7 +146,7 @@ def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> di
         "ss_vae_hash": run.vae_legacy_hash or None,
         "ss_new_vae_hash": run.vae_hash or None,
         "ss_clip_skip": config.clip_skip,
-        "ss_max_token_length": None,
+        "ss_max_token_length": config.max_token_length,
         "ss_mixed_precision": _PRECISIONS.get(str(model.dtype), "no"),
     }
 
@@ -184,7 +184,8 @@ def _data_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "ss_reg_dataset_dirs": _folders(regularisation),
         "ss_tag_frequency": _tag_frequency(plan),
         "ss_caption_dropout_rate": config.caption_dropout,
-        "ss_caption_tag_dropout_rate": 0.0,
+        "ss_caption_dropout_every_n_epochs": config.caption_dropout_every_n_epochs,
+        "ss_caption_tag_dropout_rate": config.tag_dropout,
         "ss_shuffle_caption": config.shuffle_captions,
         "ss_keep_tokens": config.keep_tokens,
         "ss_cache_latents": True,

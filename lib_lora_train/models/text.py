@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.data.emphasis import Piece, plain_pieces, weighted_pieces
 from lib_lora_train.errors import ModelError
 from lib_lora_train.models import compat
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from lib_lora_train.models.model import DiffusionModel
 
 CHUNK = 75
+Chunk = list[tuple[int, float]]
+"""Up to 75 token ids, each with its weight."""
+
 _COMMA_REACH = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
 
 
@@ -52,30 +56,60 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Reinstall it.") from reason
 
 
-def tokenize(model: DiffusionModel, captions: Sequence[str], chunks: int = 1) -> tuple[Tensor, ...]:
+def tokenize(
+    model: DiffusionModel, captions: Sequence[str], chunks: int = 1, *, weighted: bool = False
+) -> tuple[Tensor, ...]:
     """Token ids for each text encoder, (B, 77·chunks) int64 on the processor; what does not fit is cut off.
 
-    All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many.
+    All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many. `weighted`
+    reads brackets as the webuis do in prompts; their numbers are `token_weights`.
     """
-    per_caption = _webui_chunks(model, captions, chunks)
+    per_caption = _webui_chunks(model, captions, chunks, weighted)
     return tuple(
         torch.tensor([_ids(caption, chunks, encoder) for caption in per_caption])
         for encoder in model.spec.text_encoders
     )
 
 
-def chunks_needed(model: DiffusionModel, captions: Iterable[str], most: int = 3) -> int:
+def token_weights(model: DiffusionModel, captions: Sequence[str], chunks: int = 1) -> Tensor:
+    """What each token of `tokenize(…, weighted=True)` weighs, (B, 77·chunks) float32; ends and padding weigh 1."""
+    per_caption = _webui_chunks(model, captions, chunks, True)
+    return torch.tensor([_weights(caption, chunks) for caption in per_caption])
+
+
+def chunks_needed(model: DiffusionModel, captions: Iterable[str], most: int = 3, *, weighted: bool = False) -> int:
     """Chunks for the longest caption, at least 1 and at most `most`."""
-    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most)), default=1)
+    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most, weighted)), default=1)
     return max(1, longest)
 
 
-def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int) -> list[list[list[int]]]:
+def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int, weighted: bool) -> list[list[Chunk]]:
     """Per caption its chunks; both SDXL encoders have the same vocabulary, so the first tokenizer serves both."""
     tokenizer = model.tokenizers[0]
     (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
-    ids = compat.token_ids_without_ends(tokenizer, list(captions)) if captions else []
-    return [split_chunks(caption, most, comma) for caption in ids]
+    pieces = [weighted_pieces(caption) if weighted else plain_pieces(caption) for caption in captions]
+    texts = [piece.text for caption in pieces for piece in caption]
+    ids = iter(compat.token_ids_without_ends(tokenizer, texts) if texts else [])
+    return [_caption_chunks([(piece, next(ids)) for piece in caption], most, comma) for caption in pieces]
+
+
+def _caption_chunks(pieces: Sequence[tuple[Piece, list[int]]], most: int, comma: int) -> list[Chunk]:
+    """The chunks of one caption's pieces and their ids; BREAK ends one, which may be empty."""
+    parts: list[Chunk] = [[]]
+    for piece, ids in pieces:
+        if piece.is_break:
+            parts.append([])
+        else:
+            parts[-1] += [(token, piece.weight) for token in ids]
+    chunks: list[Chunk] = []
+    for number, part in enumerate(parts):
+        rest = part
+        for ids in split_chunks([token for token, _ in part], most - len(chunks), comma):
+            chunks.append(rest[: len(ids)])
+            rest = rest[len(ids) :]
+        if not part and number < len(parts) - 1:
+            chunks.append([])
+    return chunks[:most]
 
 
 def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
@@ -96,29 +130,55 @@ def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
     return chunks
 
 
-def _ids(caption: list[list[int]], chunks: int, encoder: TextEncoderSpec) -> list[int]:
+def _ids(caption: list[Chunk], chunks: int, encoder: TextEncoderSpec) -> list[int]:
     """77·chunks ids: begin, up to 75 tokens, end, then the encoder's padding; missing chunks are empty ones."""
     begin, end = encoder.config["bos_token_id"], encoder.config["eos_token_id"]
     ids: list[int] = []
     for number in range(chunks):
-        tokens = caption[number] if number < len(caption) else []
+        tokens = [token for token, _ in caption[number]] if number < len(caption) else []
         ids += [begin, *tokens, end, *[encoder.pad_token] * (CHUNK - len(tokens))]
     return ids
 
 
-def encode_text(model: DiffusionModel, token_ids: Sequence[Tensor], clip_skip: int) -> TextCondition:
+def _weights(caption: list[Chunk], chunks: int) -> list[float]:
+    """77·chunks weights in the places of `_ids`."""
+    weights: list[float] = []
+    for number in range(chunks):
+        own = [weight for _, weight in caption[number]] if number < len(caption) else []
+        weights += [1.0, *own, *[1.0] * (CHUNK + 1 - len(own))]
+    return weights
+
+
+def encode_text(
+    model: DiffusionModel, token_ids: Sequence[Tensor], clip_skip: int, weights: Tensor | None = None
+) -> TextCondition:
     """What the UNet reads, from `tokenize`'s ids; gradients flow to adapters on the text encoders.
 
     SD1 and SD2: the output of layer −`clip_skip` through the final layer norm. SDXL: the layer before the
     last of both encoders, no norm, `clip_skip` ignored as the webuis do; pooled from the second's first chunk.
+    `weights` are `token_weights`; they leave the pooled text alone, as in the webuis.
     """
     encoded = [_run(encoder, ids) for encoder, ids in zip(model.text_encoders, token_ids, strict=True)]
     count = token_ids[0].shape[0]
     if model.spec.family != "sdxl":
         core = compat.text_core(model.text_encoders[0])
-        return TextCondition(_joined(core.final_layer_norm(encoded[0][-clip_skip]), count), None)
-    hidden = torch.cat([_joined(states[-2], count) for states in encoded], dim=-1)
+        return TextCondition(_joined(emphasised(core.final_layer_norm(encoded[0][-clip_skip]), weights), count), None)
+    hidden = torch.cat([_joined(emphasised(states[-2], weights), count) for states in encoded], dim=-1)
     return TextCondition(hidden, _pooled(model, encoded[-1][-1], token_ids[-1]))
+
+
+def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
+    """Each token's state times its weight, then each chunk brought back to its mean, as the webuis do by default.
+
+    `states` (B·n, 77, D) as one encoder gives them, `weights` (B, 77·n). z·w·mean(z)/mean(z·w), the means over a whole
+    chunk of one caption: the webui's batch is one prompt, repeated. Where all weights are 1 no bit changes.
+    """
+    if weights is None:
+        return states
+    own = weights.to(states.device, states.dtype).reshape(-1, CHUNK + 2, 1)
+    weighted = states * own
+    means, weighted_means = (z.mean(dim=(1, 2), keepdim=True) for z in (states, weighted))
+    return weighted * (means / weighted_means)
 
 
 def _run(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:

@@ -34,6 +34,50 @@ class CaptionSettings:
         high=32,
         kohya="keep_tokens",
     )
+    keep_tokens_separator: str = param(
+        "|||",
+        "Where this mark stands in a caption, the tags before it are never shuffled or dropped; after a second one "
+        "neither. It counts instead of keep_tokens there, and is itself never seen.",
+        group="captions",
+        kohya="keep_tokens_separator",
+    )
+    caption_lines: str = param(
+        "joined",
+        "What the lines of a caption file are: joined into one caption, the first one only (as in sd-scripts), or "
+        "variants of which one is drawn at random each time.",
+        group="captions",
+        choices=("joined", "first", "random"),
+    )
+    caption_wildcards: bool = param(
+        False,
+        "Replace wildcards such as {a|b|c} in captions by one of their choices, drawn anew each time. {{ and }} are braces "
+        "that stay.",
+        group="captions",
+        kohya="enable_wildcard",
+    )
+    caption_prefix: str = param(
+        "",
+        "Put before every caption, the trigger too; never shuffled or dropped with single tags. End it with a comma "
+        "if it is a tag of its own.",
+        group="captions",
+        kohya="caption_prefix",
+    )
+    caption_suffix: str = param(
+        "",
+        "Put behind every caption; never shuffled or dropped with single tags. Begin it with a comma if it is a tag "
+        "of its own.",
+        group="captions",
+        kohya="caption_suffix",
+    )
+    tag_dropout: float = param(
+        0.0,
+        "Share of the tags left out each time, so that no tag is leant on. 0.05 to 0.2 is usual; more leaves captions "
+        "that do not tell what is seen. Kept tags and the trigger stay.",
+        group="captions",
+        low=0.0,
+        high=1.0,
+        kohya="caption_tag_dropout_rate",
+    )
     caption_dropout: float = param(
         0.0,
         "Share of pictures shown with an empty caption. 0.05 to 0.1 helps a style; a concept needs its trigger: 0.",
@@ -41,4 +85,36 @@ class CaptionSettings:
         low=0.0,
         high=1.0,
         kohya="caption_dropout_rate",
+    )
+    caption_dropout_every_n_epochs: int = param(
+        0,
+        "In every nth epoch all pictures are shown with an empty caption. 0: never. Below 5 too little of the captions "
+        "is left.",
+        group="captions",
+        low=0,
+        high=10_000,
+        kohya="caption_dropout_every_n_epochs",
+    )
+    drop_trigger: bool = param(
+        False,
+        "Let dropout take the trigger too. It makes the LoRA work a little without its word, as for a style; a concept "
+        "then leaks into pictures that did not ask for it.",
+        group="captions",
+    )
+    weighted_captions: bool = param(
+        False,
+        "Read (word:1.2), (word) and [word] in captions as weights, as the webui does in prompts. Off: brackets are "
+        "letters. Tags with brackets in their name then need a backslash: zorp \\(fox\\).",
+        group="captions",
+        kohya="weighted_captions",
+    )
+    max_token_length: int = param(
+        225,
+        "Longest caption in tokens: 75, 150 or 225. What is beyond is cut off. Captions are read in the webui's chunks "
+        "of 75, parted at commas and at BREAK; a batch is only as long as its longest caption.",
+        group="captions",
+        low=75,
+        high=225,
+        unit="tokens",
+        kohya="max_token_length",
     )

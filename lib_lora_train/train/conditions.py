@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.text import TextCondition, chunks_needed, encode_text, tokenize
+from lib_lora_train.models.text import CHUNK, TextCondition, chunks_needed, encode_text, token_weights, tokenize
 
 _Value = TypeVar("_Value")
 _CONDITION_BYTES = 256 << 20
@@ -49,49 +51,88 @@ class Recent(Generic[_Value]):
 class TextConditions:
     """The text conditions of a run's micro-batches.
 
-    `trained` says whether gradients have to reach a text encoder; `clip_skip` as for `encode_text`.
+    `trained` says whether gradients have to reach a text encoder; `clip_skip` as for `encode_text`; `weighted` whether
+    brackets weigh; `chunks` how many of 75 tokens a caption has at most.
     """
 
-    def __init__(self, *, trained: bool, clip_skip: int) -> None:
+    def __init__(self, *, trained: bool, clip_skip: int, weighted: bool = False, chunks: int = 3) -> None:
         self._trained = trained
         self._clip_skip = clip_skip
+        self._weighted = weighted
+        self._chunks = chunks
         self._lengths: Recent[int] = Recent(_TOKENISED_CAPTIONS)
-        self._ids: Recent[tuple[Tensor, ...]] = Recent(_TOKENISED_CAPTIONS)
+        self._ids: Recent[_Tokens] = Recent(_TOKENISED_CAPTIONS)
         self._kept: Recent[TextCondition] = Recent(_CONDITION_BYTES)
 
     def of(self, model: DiffusionModel, captions: Sequence[str]) -> TextCondition:
         """One condition per caption, on the UNet's device and in its dtype; all as long as the longest caption."""
         chunks = max(self._length(model, caption) for caption in captions)
         different = list(dict.fromkeys(captions))
-        ids = [self._token_ids(model, caption, chunks) for caption in different]
+        tokens = [self._tokens(model, caption, chunks) for caption in different]
         if self._trained:
-            joined = tuple(torch.cat(same_encoder) for same_encoder in zip(*ids, strict=True))
-            found = encode_text(model, joined, self._clip_skip).to(model.device, model.dtype)
+            found = self._encoded(model, _together(tokens))
         else:
-            found = _stacked([self._condition(model, one) for one in ids])
+            found = _stacked([self._condition(model, one) for one in tokens])
         if len(different) == len(captions):
             return found
         return _taken(found, [different.index(caption) for caption in captions])
 
     def _length(self, model: DiffusionModel, caption: str) -> int:
         known = self._lengths.get(caption)
-        return self._lengths.put(caption, chunks_needed(model, [caption])) if known is None else known
+        if known is not None:
+            return known
+        return self._lengths.put(caption, chunks_needed(model, [caption], self._chunks, weighted=self._weighted))
 
-    def _token_ids(self, model: DiffusionModel, caption: str, chunks: int) -> tuple[Tensor, ...]:
-        """(1, 77·chunks) per text encoder."""
+    def _tokens(self, model: DiffusionModel, caption: str, chunks: int) -> _Tokens:
         known = self._ids.get((caption, chunks))
-        return self._ids.put((caption, chunks), tokenize(model, [caption], chunks)) if known is None else known
+        if known is not None:
+            return known
+        ids = tokenize(model, [caption], chunks, weighted=self._weighted)
+        weights = token_weights(model, [caption], chunks) if self._weighted else None
+        return self._ids.put((caption, chunks), _Tokens(ids, weights))
 
-    def _condition(self, model: DiffusionModel, ids: tuple[Tensor, ...]) -> TextCondition:
+    def _encoded(self, model: DiffusionModel, tokens: _Tokens) -> TextCondition:
+        return encode_text(model, tokens.ids, self._clip_skip, tokens.weights).to(model.device, model.dtype)
+
+    def _condition(self, model: DiffusionModel, tokens: _Tokens) -> TextCondition:
         """The kept condition of one caption, encoded if it is new."""
-        key = tuple(bytes(one.numpy()) for one in ids)
-        known = self._kept.get(key)
+        known = self._kept.get(tokens.key)
         if known is not None:
             return known
         with torch.no_grad():
-            fresh = encode_text(model, ids, self._clip_skip).to(model.device, model.dtype)
+            fresh = self._encoded(model, tokens)
         pooled_bytes = 0 if fresh.pooled is None else fresh.pooled.nbytes
-        return self._kept.put(key, fresh, fresh.hidden.nbytes + pooled_bytes)
+        return self._kept.put(tokens.key, fresh, fresh.hidden.nbytes + pooled_bytes)
+
+
+def text_conditions(config: TrainConfig, *, trained: bool) -> TextConditions:
+    """The text conditions that the settings describe."""
+    return TextConditions(
+        trained=trained,
+        clip_skip=config.clip_skip,
+        weighted=config.weighted_captions,
+        chunks=config.max_token_length // CHUNK,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """`ids` (B, 77·n) for each text encoder, and `weights` (B, 77·n) where brackets weigh."""
+
+    ids: tuple[Tensor, ...]
+    weights: Tensor | None
+
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal for equal tokens."""
+        weights = () if self.weights is None else (self.weights,)
+        return tuple(bytes(tensor.numpy()) for tensor in (*self.ids, *weights))
+
+
+def _together(tokens: Sequence[_Tokens]) -> _Tokens:
+    weights = [one.weights for one in tokens if one.weights is not None]
+    ids = tuple(torch.cat(same_encoder) for same_encoder in zip(*(one.ids for one in tokens), strict=True))
+    return _Tokens(ids, torch.cat(weights) if weights else None)
 
 
 def _stacked(conditions: Sequence[TextCondition]) -> TextCondition:

@@ -27,7 +27,7 @@ from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, Step
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.optimizer_args import parse_optimizer_args
-from lib_lora_train.train.conditions import TextConditions
+from lib_lora_train.train.conditions import TextConditions, text_conditions
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
@@ -107,9 +107,7 @@ def start_training(
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
         stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
-        conditions=TextConditions(
-            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups), clip_skip=config.clip_skip
-        ),
+        conditions=text_conditions(config, trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups)),
         scale=LossScale(model.device) if model.dtype == torch.float16 else None,
     )
     if state:

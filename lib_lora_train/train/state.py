@@ -70,6 +70,7 @@ def plan_fingerprint(plan: Plan) -> str:
             item.caption,
             plan.is_regularisation(number),
             plan.dataset.concepts[item.concept].trigger,
+            *item.lines,
         ]
         for number, item in enumerate(plan.dataset.items)
     ]

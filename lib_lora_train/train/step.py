@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.captions import caption_rule, draw_caption
+from lib_lora_train.data.caption_rule import caption_rule, draw_caption
 from lib_lora_train.data.plan import MicroBatch, Plan
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
@@ -67,7 +67,7 @@ def draw_batch(
         timesteps=torch.tensor([sample.timestep for sample in samples]),
         prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
         sizes=to_device(size_conditions(plan, items), model.device),
-        captions=tuple(_caption(plan, item, draw, config) for item, draw in pairs),
+        captions=tuple(caption_of(plan, item, draw, config) for item, draw in pairs),
     )
 
 
@@ -93,10 +93,13 @@ def _draw_sample(latents: LatentStore, item: int, draw: int, *, config: TrainCon
     )
 
 
-def _caption(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+    """The caption that a sample is shown with."""
     found = plan.dataset.items[item]
     rule = caption_rule(config, plan.dataset.concepts[found.concept].trigger)
-    return draw_caption(found.caption, rule, random_for(config.seed, "caption", draw))
+    luck = random_for(config.seed, "caption", draw)
+    epoch = draw // plan.samples_per_epoch + 1
+    return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch)
 
 
 def size_conditions(plan: Plan, items: Sequence[int]) -> Tensor:

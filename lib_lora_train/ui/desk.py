@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
-from lib_lora_train.data.scan import Dataset, scan_dataset
+from lib_lora_train.data.scan import Dataset, read_dataset
 from lib_lora_train.errors import ConfigError, LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
@@ -107,7 +107,7 @@ class Desk:
     def look(self, form: Form) -> Checked:
         """Read the folders of the form; DataError when there is nothing to train on."""
         config, _ = read_form(form)
-        dataset = scan_dataset(config.concepts, config.caption_extension)
+        dataset = read_dataset(config)
         self.shelf.publish(item.image.path for item in dataset.items)
         with self._lock:
             number = self.looked.number + 1 if self.looked else 1
