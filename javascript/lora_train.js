@@ -1,5 +1,6 @@
 /* The LoRA Train tab: polls the run's state once a second and draws it. Display only; what changes
-   anything goes through the form's own buttons. The chart and the pictures are in the two files beside. */
+   anything goes through the form's own buttons, or through `lt.ask` with the key that stands in the page.
+   Charts, pictures, cards and the other panels are in the files beside. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -60,6 +61,38 @@
     const whole = (value) => value.toLocaleString("en-US");
 
     lt.url = (path) => new URL(`lora-train/v1/${path}`, window.location.href.split(/[?#]/)[0]).href;
+
+    /** The server's answer to one of the page's own buttons; throws with its sentence when it refuses. */
+    lt.ask = async (name, values = {}) => {
+        const door = page().querySelector("#lora_train_door [data-key]");
+        const response = await fetch(lt.url(`page/${name}`), {
+            method: "POST",
+            headers: { "Content-Type": "application/json", "X-LoRA-Train-Page": door ? door.dataset.key : "" },
+            body: JSON.stringify(values),
+        });
+        const answer = await response.json().catch(() => ({ detail: {} }));
+        if (!response.ok) throw new Error((answer.detail || {}).message || `The server answered ${response.status}.`);
+        return answer;
+    };
+
+    /** A button of gradio's by its name, whichever element carries the id. */
+    lt.press = (name) => {
+        const button = page().querySelector(`button#lora_train_${name}, #lora_train_${name} button`);
+        if (button) button.click();
+    };
+
+    /** A change of the form that the server has prepared: asked for, then taken with the form's values. */
+    lt.change = (name, values) => lt.ask(name, values).then(() => lt.press("take")).catch(lt.tell);
+
+    /** A sentence in the strip, for a moment. */
+    lt.tell = (problem) => {
+        const place = page().querySelector("#lora_train_state [data-lt='strip']");
+        if (!place) return;
+        place.querySelectorAll(".lt-told").forEach((old) => old.remove());
+        const told = lt.make("p", { className: "lt-told", role: "status" }, problem.message || String(problem));
+        place.append(told);
+        setTimeout(() => told.remove(), 8000);
+    };
 
     lt.copy = async (text, button) => {
         await navigator.clipboard.writeText(text).catch(() => copyByHand(text));
@@ -148,6 +181,7 @@
         grid: (place) => lt.drawGrid(place, run),
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
+        concepts: (place) => lt.drawConcepts(place),
         helps: addTooltips,
     };
 
@@ -344,16 +378,15 @@
         const isForm = event.target.closest && event.target.closest("#lora_train_root") && !event.target.dataset.ltOwn;
         if (!isForm) return;
         clearTimeout(keeping);
-        keeping = setTimeout(() => {
-            const button = page().querySelector("button#lora_train_keep, #lora_train_keep button");
-            if (button) button.click();
-        }, KEEP_FORM_MS);
+        keeping = setTimeout(() => lt.press("keep"), KEEP_FORM_MS);
     }
 
     function pressed(event) {
         if (!event.target.closest) return;
+        const fix = event.target.closest("#lora_train_root [data-lt-fix]");
         const item = event.target.closest("#lora_train_root .lt-problems [data-where]");
-        if (item) showField(item);
+        if (fix) lt.change("fix", { number: Number(fix.dataset.ltFix) });
+        else if (item) showField(item);
         if (event.target.closest("#lora_train_start, #lora_train_actions")) [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
     }
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lib_lora_train.config import config_values
-from lib_lora_train.hosts.api import COMMANDS, PREFIX, Access, install_routes, make_api
+from lib_lora_train.hosts.api import COMMANDS, PAGE_HEADER, PREFIX, Access, install_routes, make_api
 from lib_lora_train.hosts.page import webui_access
 from lib_lora_train.run_folder import new_run_folder
 from ui_stand_ins import ToldRunner, open_small_desk, small_config
@@ -145,3 +145,26 @@ def test_access_is_what_the_webui_gives_its_own_api(
     given = SimpleNamespace(**{"api": False, "nowebui": False, "api_auth": None, **options})
     install(monkeypatch, module_of("modules"), module_of("modules.shared", cmd_opts=given))
     assert webui_access() == expected
+
+
+def test_the_pages_own_buttons_need_the_key_that_stands_in_the_page(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    app = make_api()
+    install_routes(app, desk, Access(may_steer=False))
+    client = TestClient(app)
+    address, known = f"{PREFIX}/page/fix", {PAGE_HEADER: desk.page_key}
+    assert client.post(address, json={"number": 0}).status_code == 403
+    assert client.post(address, json={"number": 0}, headers={PAGE_HEADER: "guessed"}).status_code == 403
+    assert client.post(address, content="{}", headers={**known, "content-type": "text/plain"}).status_code == 415
+    assert client.post(f"{PREFIX}/page/nothing", json={}, headers=known).status_code == 404
+    refused = client.post(address, json={"number": 99}, headers=known)
+    assert (refused.status_code, "newer list" in refused.json()["detail"]["message"]) == (409, True)
+
+
+def test_a_login_guards_the_pages_buttons_too(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    app = make_api()
+    app.auth = {"ann": "pass"}  # type: ignore[attr-defined]
+    install_routes(app, desk)
+    answer = TestClient(app).post(f"{PREFIX}/page/fix", json={"number": 0}, headers={PAGE_HEADER: desk.page_key})
+    assert answer.status_code == 401

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from ui_stand_ins import write_pictures
+
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -134,6 +136,37 @@ def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -
     page.click("#lora_train_start")
     page.wait_for_timeout(500)
     assert status(address)["run"] is None
+
+
+def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
+    second = write_pictures(tmp_path / "second", 4)
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    page.get_by_role("button", name="+ Concept").click()
+    page.locator("#lora_train_concepts_3_folder input").fill(str(second))
+    page.locator("#lora_train_concepts_3_trigger input").fill("zkw")
+    page.click("#lora_train_look")
+    page.locator(".lt-concept", has_text="4 pictures").wait_for()
+    page.click("#lora_train_balance")
+    page.wait_for_function("document.querySelector('#lora_train_concepts_3_repeats input').value === '25'")
+    page.locator(".lt-concept").nth(2).get_by_role("button", name="Remove").click()
+    page.wait_for_timeout(2000)  # the form is kept
+    open_tab(page, address)
+    page.wait_for_selector("#lora_train_concepts_2_folder")
+    assert page.locator(".lt-concept").count() == 2
+    assert page.locator("#lora_train_concepts_2_is_regularisation input").is_checked()
+
+
+def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    show(page, "Train")
+    fill(page, "resolution", "100")
+    page.locator("[data-lt-fix]", has_text="Set resolution to").first.click()
+    page.wait_for_function("document.querySelector('#lora_train_resolution input').value === '64'")
+    page.locator("#lora_train_resolution[data-lt-problem]").wait_for(state="detached")
 
 
 def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:

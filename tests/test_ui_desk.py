@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lib_lora_train.errors import DataError
+from lib_lora_train.errors import DataError, HostError
 from lib_lora_train.ui.desk import PICTURES_PER_PAGE
-from lib_lora_train.ui.form import fill_form
-from ui_stand_ins import open_small_desk
+from lib_lora_train.ui.form import concept_tables, fill_form, read_form
+from ui_stand_ins import open_small_desk, write_pictures
 
 
 def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
@@ -30,13 +30,54 @@ def test_another_folder_is_another_data_set(tmp_path: Path) -> None:
     desk, _ = open_small_desk(tmp_path)
     form = desk.demo_form()
     desk.look(form)
-    assert desk.check({**form, "concept_trigger": "other"}).plan is None
+    second = write_pictures(tmp_path / "second", 2)
+    assert desk.check({**form, "concepts": json.dumps([{"folder": str(second)}])}).plan is None
+
+
+def test_other_repeats_and_words_of_the_same_folders_change_the_plan_at_once(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    form = desk.demo_form()
+    before = desk.look(form).plan
+    cards = json.dumps([{**concept_tables(form)[0], "repeats": 8, "trigger": "other"}])
+    after = desk.check({**form, "concepts": cards}).plan
+    assert before is not None and after is not None
+    assert after.samples_per_epoch == 8 * before.samples_per_epoch
+    assert after.dataset.concepts[0].trigger == "other"
+
+
+def test_a_fix_is_offered_staged_and_taken_once(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    form = {**desk.demo_form(), "optimizer": "Prodigy", "learning_rate": "1e-4"}
+    labels = [fix.label for fix in desk.check(form).fixes]
+    number = labels.index("Set learning rate to 1")
+    desk.ask("fix", {"number": number})
+    changed, told = desk.take_staged(form)
+    assert changed == {**form, "learning_rate": "1"}
+    assert "learning rate" in told.lower()
+    assert desk.take_staged(form) == (form, "")
+
+
+def test_a_fix_of_an_older_list_is_refused(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    desk.check(desk.demo_form())
+    with pytest.raises(HostError, match="newer list"):
+        desk.ask("fix", {"number": 99})
+
+
+def test_balanced_repeats_fill_the_cards_and_tell_the_rule(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path, pictures=40)
+    few = write_pictures(tmp_path / "few", 8)
+    cards = json.dumps([*concept_tables(desk.demo_form()), {"folder": str(few), "trigger": "zkv"}])
+    form, told = desk.balance({**desk.demo_form(), "concepts": cards})
+    concepts = read_form(form)[0].concepts
+    assert [(c.trigger, c.repeats) for c in concepts] == [("zkw", 3), ("zkv", 13)]
+    assert "equally often" in told
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     desk, _ = open_small_desk(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
-        desk.look({**desk.demo_form(), "concept_folder": str(tmp_path / "nowhere")})
+        desk.look({**desk.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "nowhere")}])})
 
 
 def test_nothing_starts_while_something_stands_against_it(tmp_path: Path) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.parameters import parameters_of
-from lib_lora_train.ui.form import fill_form, form_fields, load_draft, number_text, read_form, save_draft
+from lib_lora_train.ui.form import (
+    concept_fields,
+    fill_form,
+    form_fields,
+    load_draft,
+    number_text,
+    read_form,
+    save_draft,
+)
 
 
 def test_every_parameter_has_exactly_one_field() -> None:
     keys = [field.key for field in form_fields()]
-    names = {parameter.name for parameter in parameters_of(TrainConfig)}
-    concept = {f"concept_{parameter.name}" for parameter in parameters_of(Concept)} - {"concept_is_regularisation"}
-    assert len(keys) == len(set(keys))
-    assert set(keys) == names | concept | {"regularisation_folder", "regularisation_repeats"}
+    assert keys == [parameter.name for parameter in parameters_of(TrainConfig)]
+    assert [field.key for field in concept_fields()] == [parameter.name for parameter in parameters_of(Concept)]
+    assert set(fill_form(TrainConfig())) == {*keys, "concepts"}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +34,9 @@ def test_every_parameter_has_exactly_one_field() -> None:
         TrainConfig(
             concepts=(
                 Concept("/pictures", repeats=7, trigger="zkw", class_word="cat"),
+                Concept("/second", trigger="zkv"),
                 Concept("/others", repeats=2, is_regularisation=True),
+                Concept("/more others", is_regularisation=True),
             ),
             alpha=0.5,
             learning_rate=5e-5,
@@ -43,9 +53,10 @@ def test_a_config_goes_through_the_form_unchanged(config: TrainConfig) -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concept_repeats": "often"}
-    problems = read_form({**form, "concept_folder": "/pictures"})[1]
-    assert {"learning_rate", "rank", "concepts[1].repeats"} <= {p.where for p in problems if p.level == "error"}
+    cards = json.dumps([{"folder": "/pictures"}, {"folder": "/others", "repeats": "often"}])
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concepts": cards}
+    problems = read_form(form)[1]
+    assert {"learning_rate", "rank", "concepts[2].repeats"} <= {p.where for p in problems if p.level == "error"}
 
 
 def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
@@ -54,8 +65,19 @@ def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
     assert any(problem.level == "error" and problem.where.startswith("concepts") for problem in problems)
 
 
+def test_a_second_card_without_a_folder_is_an_error_at_that_card() -> None:
+    cards = json.dumps([{"folder": "/pictures"}, {"trigger": "zkw"}])
+    problems = read_form({**fill_form(TrainConfig()), "concepts": cards})[1]
+    assert [p.where for p in problems if p.level == "error"] == ["concepts[2].folder"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"a"', "null"])
+def test_a_text_that_holds_no_cards_is_a_form_without_folders(text: str) -> None:
+    assert read_form({**fill_form(TrainConfig()), "concepts": text})[0].concepts == ()
+
+
 def test_the_draft_survives_with_values_that_cannot_be_used(tmp_path: Path) -> None:
-    form = {**fill_form(TrainConfig()), "learning_rate": "much", "concept_trigger": "ż-кот"}
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "concepts": '[{"trigger": "ż-кот"}]'}
     save_draft(tmp_path / "home", form)
     assert load_draft(tmp_path / "home") == form
 

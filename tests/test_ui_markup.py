@@ -18,16 +18,24 @@ def test_texts_are_escaped() -> None:
     ("where", "key"),
     [
         ("rank", "rank"),
-        ("concepts", "concepts"),
-        ("concepts[1].repeats", "concept_repeats"),
-        ("concepts[2].folder", "regularisation_folder"),
-        ("concepts[1]", "concept_folder"),
+        ("concepts", "concepts_1_folder"),
+        ("concepts[1].repeats", "concepts_1_repeats"),
+        ("concepts[2].folder", "concepts_2_folder"),
+        ("concepts[1]", "concepts_1_folder"),
         ("/some/where/picture.png", ""),
         ("", ""),
     ],
 )
 def test_a_problem_leads_to_its_field(where: str, key: str) -> None:
     assert field_key(where) == key
+
+
+def test_a_fix_stands_beside_its_problem_only() -> None:
+    mended, other = Problem("warning", "warmup", "too long"), Problem("error", "rank", "too large")
+    shown = problem_list([mended, other], {mended: "Set <warmup> to 0"})
+    assert shown.count("data-lt-fix") == 1
+    assert "too long</p><button type='button' class='lt-small' data-lt-fix='0'" in shown
+    assert "Set &lt;warmup&gt; to 0" in shown
 
 
 def test_errors_stand_first() -> None:

@@ -48,13 +48,14 @@ def test_a_file_without_folders_leaves_those_of_the_form(tmp_path: Path) -> None
     before = desk.demo_form()
     form, _ = desk.read_settings(before, str(tmp_path / "a.json"))
     assert (form["rank"], form["epochs"]) == (8, 3)
-    assert form["concept_folder"] == before["concept_folder"] != ""
+    assert form["concepts"] == before["concepts"] != fill_form(TrainConfig())["concepts"]
 
 
-def test_folders_that_the_form_cannot_show_are_told(tmp_path: Path) -> None:
+def test_every_folder_of_a_file_gets_a_card(tmp_path: Path) -> None:
     desk, _ = open_small_desk(tmp_path)
-    _, imported = desk.read_settings(desk.demo_form(), str(FILES / "dataset.toml"))
-    assert "1 more are left out" in imported.problems[-1].message
+    form, imported = desk.read_settings(desk.demo_form(), str(FILES / "dataset.toml"))
+    assert len(imported.config.concepts) > 2
+    assert read_form(form)[0].concepts == imported.config.concepts
 
 
 @pytest.mark.parametrize("file", ["", "  ", "nowhere.json", "a.txt"])
@@ -78,7 +79,7 @@ def test_the_buttons_fill_every_field_and_keep_the_form(tmp_path: Path) -> None:
     wiring = wiring_of(desk)
     values = [fill_form(TrainConfig())[key] for key in wiring.fields]
     answers = wiring.apply_preset("Style", *values), wiring.take_settings(str(FILES / "gui.json"), *values)
-    assert {len(answer) for answer in answers} == {len(form_fields()) + 3}
+    assert {len(answer) for answer in answers} == {len(form_fields()) + 4}
     assert desk.draft()["output_name"] == "fox"
     refused = wiring.take_settings("nowhere.json", *values)
     assert refused[: len(values)] == values

@@ -6,6 +6,7 @@
     POST /lora-train/v1/plan       settings → what would be trained; nothing starts
     POST /lora-train/v1/start      settings → the id of the run that begins
     POST /lora-train/v1/pause · resume · stop · save · sample
+    POST /lora-train/v1/page/…     what the page's own buttons ask; only with the key that the page was given
 
 Settings are JSON with the names of `docs/parameters.md`, as in a config file. Who may call what follows the webui:
 see `Access`. FastAPI is imported nowhere else.
@@ -29,12 +30,18 @@ COMMANDS = ("pause", "resume", "stop", "save", "sample")
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 _GONE = "This picture is not shown any more. Look at the data set again, or reload the page."
 _ASK = {"WWW-Authenticate": "Basic"}
+PAGE_HEADER = "X-LoRA-Train-Page"
 
 
 class PageSource(Protocol):
     """What the routes ask; the page's desk is one."""
 
     shelf: PictureShelf
+    page_key: str
+    """Known to those only who may see the page: it stands in it."""
+
+    def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a button of the page asks for; KeyError for an unknown name, LoraTrainError when it cannot be."""
 
     def status(self, since: int, after: int) -> dict[str, Any]:
         """The run in numbers, its events from number `since` on, its curves after step `after`."""
@@ -75,7 +82,9 @@ def make_api() -> FastAPI:
 def install_routes(app: FastAPI, source: PageSource, access: Access | None = None) -> None:
     """Add the routes to the webui's application; they run in FastAPI's threads, not in its event loop."""
     access = access or Access()
-    _install_reading(app, source, [Depends(_reader(app, access))])
+    reader = Depends(_reader(app, access))
+    _install_reading(app, source, [reader])
+    _install_page(app, source, [reader, Depends(_page_only(source)), Depends(_require_json)])
     if access.may_steer:
         _install_steering(app, source, [Depends(_steersman(access)), Depends(_require_json)])
 
@@ -112,6 +121,18 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
     }
     for path, answer in routes.items():
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)
+
+
+def _install_page(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
+    """What the page's own buttons do: open to whoever can press them, with or without the webui's API."""
+
+    def page(name: str, values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        try:
+            return _answered(lambda: source.ask(name, values))
+        except KeyError:
+            raise HTTPException(404, {"message": "Reload the page: it is older than the server."}) from None
+
+    app.add_api_route(f"{PREFIX}/page/{{name}}", page, methods=["POST"], response_model=None, dependencies=guards)
 
 
 def _install_steering(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
@@ -171,6 +192,17 @@ def _steersman(access: Access) -> Callable[..., None]:
     def check(given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
         if access.credentials and not _is_known(given, access):
             raise HTTPException(401, "Incorrect username or password", _ASK)
+
+    return check
+
+
+def _page_only(source: PageSource) -> Callable[..., None]:
+    """Lets in who knows the page's key; other sites' pages cannot read it."""
+
+    def check(request: Request) -> None:
+        given = request.headers.get(PAGE_HEADER, "")
+        if not secrets.compare_digest(given.encode(), source.page_key.encode()):
+            raise HTTPException(403, {"message": "The server was restarted. Reload the page."})
 
     return check
 

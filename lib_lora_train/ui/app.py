@@ -24,7 +24,6 @@ from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.tab import build_tab
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("lora_train.js", "lora_train_chart.js", "lora_train_pictures.js")
 _PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would keep the strip from staying in view
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -53,7 +52,7 @@ def _theme() -> Any:
 
 def _scripts() -> str:
     """The page's JavaScript, inline, as the webuis load it by address."""
-    texts = [(PROJECT / "javascript" / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    texts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT / "javascript").glob("*.js"))]
     return "".join(f"<script>{text}</script>" for text in texts)
 
 

@@ -1,7 +1,8 @@
-"""The Dataset panel: which folders, what was found in them, and the plan that follows."""
+"""The Dataset panel: a card per concept, what was found in its folder, and the plan that follows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ import gradio as gr
 
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.data.scan import Dataset, ScannedConcept
+from lib_lora_train.errors import Problem
+from lib_lora_train.ui.balancing import RULE, found_in
 from lib_lora_train.ui.desk import Checked, Looked
-from lib_lora_train.ui.form import Form, form_fields
+from lib_lora_train.ui.form import CONCEPTS, Field, Form, concept_fields
 from lib_lora_train.ui.markup import count, empty_state, heading, problem_list, text, tiles
-from lib_lora_train.ui.widgets import build_button, build_html, build_widget
+from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 
 NOTHING_YET = empty_state(
     "No pictures yet",
@@ -28,35 +31,50 @@ class DatasetPanel:
 
     fields: Mapping[str, Any]
     look: Any
+    balance: Any
+    told: Any
     found: Any
 
 
 def build_dataset_panel(form: Form) -> DatasetPanel:
-    """Lay the panel out with the form's values."""
-    fields: dict[str, Any] = {}
+    """Lay the panel out with the form's values; the cards are drawn by the page into the text box behind them."""
     with gr.Row(elem_classes=["lt-columns"]):
-        with gr.Column(scale=2, min_width=300, elem_classes=["lt-card"]):
-            build_html(heading("Pictures"), "dataset_heading")
-            _add(fields, form, "concept")
-            with gr.Accordion("Regularisation (optional)", open=False, elem_id="lora_train_regularisation"):
-                _add(fields, form, "regularisation")
-            look = build_button("Look", "look", variant="primary")
+        with gr.Column(scale=2, min_width=300):
+            build_html(f"<div data-lt='concepts' data-fields='{text(_declarations())}'></div>", "cards")
+            concepts = build_hidden_text(CONCEPTS, form[CONCEPTS])
+            with gr.Row(elem_classes=["lt-buttons"]):
+                look = build_button("Look", "look", variant="primary", tooltip="Read the folders and make the plan.")
+                balance = build_button("Balance repeats", "balance", tooltip=RULE)
+            told = build_html("", "balanced")
         with gr.Column(scale=3, min_width=300):
             found = build_html(NOTHING_YET, "found")
     build_html("<div data-lt='pictures'></div>", "pictures")
-    return DatasetPanel(fields, look, found)
+    return DatasetPanel({CONCEPTS: concepts}, look, balance, told, found)
 
 
-def _add(fields: dict[str, Any], form: Form, owner: str) -> None:
-    with gr.Row(elem_classes=["lt-fields", "lt-compact"]):
-        for field in form_fields():
-            if field.owner == owner:
-                fields[field.key] = build_widget(field, form[field.key])
+def _declarations() -> str:
+    """What the page needs to know to draw a card: every parameter of a concept, as JSON."""
+    return json.dumps([_declaration(field) for field in concept_fields()], ensure_ascii=False)
+
+
+def _declaration(field: Field) -> dict[str, Any]:
+    parameter = field.parameter
+    kinds = {bool: "check", int: "text", float: "text"}
+    return {
+        "name": field.key,
+        "label": label_of(parameter),
+        "help": parameter.help,
+        "kind": "choice" if parameter.choices else kinds.get(parameter.kind, "text"),
+        "choices": parameter.choices,
+        "default": "" if field.is_text and parameter.default is None else parameter.default,
+        "isMore": parameter.tier == "advanced",
+        "placeholder": placeholder_of(field),
+    }
 
 
 def show_found(looked: Looked | None, checked: Checked) -> str:
     """What stands in the folders, what was skipped and why, and the plan."""
-    if looked is None or checked.config.concepts != looked.concepts:
+    if looked is None or not looked.is_of(checked.config):
         return NOTHING_YET
     dataset, plan = looked.dataset, checked.plan
     skipped = f"<details class='lt-skipped'><summary>{count(len(dataset.skipped), 'finding')} in the folders</summary>"
@@ -67,9 +85,25 @@ def show_found(looked: Looked | None, checked: Checked) -> str:
         _concept_table(dataset),
         f"{skipped}{problem_list(dataset.skipped)}</details>" if dataset.skipped else "",
         "</div>",
-        show_plan(plan) if plan else "",
+        show_plan(plan, {fix.problem: fix.label for fix in checked.fixes}) if plan else "",
     ]
-    return f"<div data-lt-looked='{looked.number}'>{''.join(parts)}</div>"
+    cards = text(json.dumps(_card_facts(looked)))
+    return f"<div data-lt-looked='{looked.number}' data-cards='{cards}'>{''.join(parts)}</div>"
+
+
+def _card_facts(looked: Looked) -> list[dict[str, Any]]:
+    """For every card: its pictures, how often one epoch shows them, and which share of the epoch that is."""
+    found = [found_in(concept, looked.dataset) for concept in looked.concepts]
+    shown = [sum(folder.image_count * folder.repeats for folder in folders) for folders in found]
+    whole = sum(n for n, concept in zip(shown, looked.concepts, strict=True) if not concept.is_regularisation)
+    return [
+        {
+            "pictures": sum(folder.image_count for folder in folders),
+            "shown": number,
+            "share": None if concept.is_regularisation else number / max(whole, 1),
+        }
+        for folders, number, concept in zip(found, shown, looked.concepts, strict=True)
+    ]
 
 
 def _found_tiles(dataset: Dataset) -> str:
@@ -109,7 +143,7 @@ def _bar(value: int, most: int) -> str:
     )
 
 
-def show_plan(plan: Plan) -> str:
+def show_plan(plan: Plan, fixes: Mapping[Problem, str]) -> str:
     """Steps, buckets and warnings, before anything heavy starts."""
     facts = [
         ("steps per epoch", f"{plan.steps_per_epoch:,}"),
@@ -123,7 +157,7 @@ def show_plan(plan: Plan) -> str:
             heading("Plan"),
             tiles(facts),
             _bucket_chart(plan),
-            problem_list(plan.warnings),
+            problem_list(plan.warnings, fixes),
             "</div>",
         ]
     )

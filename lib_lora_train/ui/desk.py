@@ -5,9 +5,12 @@ One desk per process; every page that is opened or reloaded sees the same. No gr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +19,26 @@ from typing import TYPE_CHECKING, Any
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import Dataset, read_dataset
-from lib_lora_train.errors import ConfigError, LoraTrainError, Problem
+from lib_lora_train.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
-from lib_lora_train.judge import require_usable
+from lib_lora_train.judge import judge, require_usable
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
-from lib_lora_train.ui.form import Form, fill_form, load_draft, read_form, save_draft, with_config
+from lib_lora_train.ui.balancing import RULE, balanced_concepts
+from lib_lora_train.ui.fixes import Fix, fixes_of
+from lib_lora_train.ui.form import (
+    CONCEPTS,
+    Form,
+    concepts_text,
+    fill_form,
+    load_draft,
+    read_form,
+    save_draft,
+    with_config,
+    with_values,
+)
+from lib_lora_train.ui.markup import place
 
 if TYPE_CHECKING:
     from lib_lora_train.runner import JobRunner
@@ -30,6 +46,10 @@ if TYPE_CHECKING:
 PICTURES_PER_PAGE = 48
 _CURVE_POINTS = 1000
 _ALL_POINTS = 2**31
+_QUICK_SECONDS = 2.0
+
+Change = Callable[[Form], tuple[dict[str, Any], str]]
+Ask = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,15 @@ class Looked:
     concepts: tuple[Concept, ...]
     caption_extension: str
     dataset: Dataset
+    seconds: float = 0.0
+
+    def is_of(self, config: TrainConfig) -> bool:
+        """Whether looking again would find the same."""
+        return (self.concepts, self.caption_extension) == (config.concepts, config.caption_extension)
+
+    def has_folders_of(self, config: TrainConfig) -> bool:
+        """Whether the same folders were looked at, with other repeats or words perhaps."""
+        return [c.folder for c in self.concepts] == [c.folder for c in config.concepts]
 
 
 @dataclass(frozen=True)
@@ -49,6 +78,7 @@ class Checked:
     config: TrainConfig
     problems: tuple[Problem, ...]
     plan: Plan | None
+    fixes: tuple[Fix, ...] = ()
 
     @property
     def is_usable(self) -> bool:
@@ -64,8 +94,35 @@ class Desk:
         self.home = home
         self.shelf = PictureShelf()
         self.looked: Looked | None = None
+        self.page_key = secrets.token_urlsafe(16)
         self._demo = demo
         self._lock = threading.Lock()
+        self._staged: Change | None = None
+        self._fixes: tuple[Fix, ...] = ()
+        self._asks: dict[str, Ask] = {"fix": self._stage_fix}
+
+    # --- what the page's own buttons ask -------------------------------------------------------
+    def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one of the page's own buttons; KeyError for a name that is not known."""
+        answer: dict[str, Any] = _json_ready(self._asks[name](values) or {})
+        return answer
+
+    def stage(self, change: Change) -> None:
+        """Keep a change of the form until the page comes for it with the form's values."""
+        self._staged = change
+
+    def take_staged(self, form: Form) -> tuple[dict[str, Any], str]:
+        """The form changed as staged, once, and what to tell about it."""
+        change, self._staged = self._staged, None
+        return change(form) if change else (dict(form), "")
+
+    def _stage_fix(self, values: Mapping[str, Any]) -> None:
+        number = int(values["number"])
+        if not 0 <= number < len(self._fixes):
+            raise HostError("The settings have changed since. Press the button of the newer list.")
+        fix = self._fixes[number]
+        told = f"{place(fix.name)} is changed: {fix.label[0].lower()}{fix.label[1:]}."
+        self.stage(lambda form: (with_values(form, {fix.name: fix.value}), told))
 
     # --- the form ------------------------------------------------------------------------------
     def draft(self) -> dict[str, Any]:
@@ -82,11 +139,6 @@ class Desk:
         if not name:
             raise ConfigError([Problem("error", "", "Name a file to import: a .json, .toml or .safetensors.")])
         imported = read_settings(Path(name).expanduser())
-        own = sum(not concept.is_regularisation for concept in imported.config.concepts)
-        hidden = max(0, own - 1) + max(0, len(imported.config.concepts) - own - 1)
-        if hidden:
-            text = f"The form holds one folder of each kind; {hidden} more are left out. launch.py import keeps all."
-            imported = dataclasses.replace(imported, problems=(*imported.problems, Problem("warning", "", text)))
         return with_config(form, imported.config), imported
 
     def keep(self, form: Form) -> None:
@@ -94,25 +146,58 @@ class Desk:
         save_draft(self.home, form)
 
     def check(self, form: Form) -> Checked:
-        """Every problem of the form, and the plan if its data set was looked at."""
+        """Every problem of the form with its fix, and the plan if its data set was looked at.
+
+        Folders that were quick to read are read again when only repeats or words have changed.
+        """
         config, problems = read_form(form)
         looked = self.looked
-        if looked is None or (looked.concepts, looked.caption_extension) != (config.concepts, config.caption_extension):
-            return Checked(config, problems, None)
+        if looked and not looked.is_of(config) and looked.has_folders_of(config) and looked.seconds < _QUICK_SECONDS:
+            with contextlib.suppress(LoraTrainError):
+                self._look(config)
+        plan, found = self._planned(config)
+        everything = (*problems, *found)
+        self._fixes = fixes_of(config, (*everything, *(plan.warnings if plan else ())), self._judged)
+        return Checked(config, everything, plan, self._fixes)
+
+    def _planned(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
+        """The plan if the data set was looked at, else None; and why there can be none."""
+        looked = self.looked
+        if looked is None or not looked.is_of(config):
+            return None, ()
         try:
-            return Checked(config, problems, make_plan(looked.dataset, config))
+            return make_plan(looked.dataset, config), ()
         except LoraTrainError as error:
-            return Checked(config, (*problems, Problem("error", "", str(error))), None)
+            return None, (Problem("error", "", str(error)),)
+
+    def _judged(self, config: TrainConfig) -> tuple[Problem, ...]:
+        """Everything there is to say about settings, those of the plan included."""
+        plan, found = self._planned(config)
+        return (*judge(config), *found, *(plan.warnings if plan else ()))
 
     def look(self, form: Form) -> Checked:
         """Read the folders of the form; DataError when there is nothing to train on."""
-        config, _ = read_form(form)
+        self._look(read_form(form)[0])
+        return self.check(form)
+
+    def _look(self, config: TrainConfig) -> None:
+        began = time.monotonic()
         dataset = read_dataset(config)
         self.shelf.publish(item.image.path for item in dataset.items)
         with self._lock:
             number = self.looked.number + 1 if self.looked else 1
-            self.looked = Looked(number, config.concepts, config.caption_extension, dataset)
-        return self.check(form)
+            seconds = time.monotonic() - began
+            self.looked = Looked(number, config.concepts, config.caption_extension, dataset, seconds)
+
+    def balance(self, form: Form) -> tuple[dict[str, Any], str]:
+        """The form with balanced repeats, and the rule; DataError when there is nothing to balance."""
+        config = read_form(form)[0]
+        if self.looked is None or not self.looked.is_of(config):
+            self._look(config)
+        assert self.looked is not None  # _look has set it
+        concepts = balanced_concepts(config.concepts, self.looked.dataset)
+        self._look(config.replace(concepts=concepts))
+        return {**form, CONCEPTS: concepts_text(concepts)}, RULE
 
     def start(self, form: Form) -> Checked:
         """Begin a run if nothing stands against it; the reasons otherwise are in the result."""
@@ -123,7 +208,8 @@ class Desk:
             self.keep(form)
             self.runner.start(checked.config)
         except LoraTrainError as error:
-            return Checked(checked.config, (*checked.problems, Problem("error", "", str(error))), checked.plan)
+            refusal = Problem("error", "", str(error))
+            return dataclasses.replace(checked, problems=(*checked.problems, refusal))
         return checked
 
     # --- the same without the form ---------------------------------------------------------------

@@ -1,39 +1,36 @@
 """The form as plain values: which fields it has, how a config fills them, and how they become one.
 
-No gradio here. A *form* is a mapping from field key to the value that its widget shows; keys are a
-parameter's name, with `concept_` or `regularisation_` before it for the two folders.
+No gradio here. A *form* is a mapping from field key to the value that its widget shows: a parameter's name, and
+`concepts` for the cards of the Dataset panel, as one JSON text (a list of tables with `Concept`'s names).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.errors import OutputError, Problem
 from lib_lora_train.judge import judge
 from lib_lora_train.parameters import Parameter, parameters_of
 
-Owner = Literal["run", "concept", "regularisation"]
 Form = Mapping[str, Any]
-
-_REGULARISATION_NAMES = ("folder", "repeats")
+CONCEPTS = "concepts"
 
 
 @dataclass(frozen=True)
 class Field:
-    """One widget of the form: a parameter, and whose it is."""
+    """One widget of the form: a parameter of the run, or of a concept's card."""
 
-    owner: Owner
     parameter: Parameter
 
     @property
     def key(self) -> str:
-        """The name in the form; unique."""
-        return self.parameter.name if self.owner == "run" else f"{self.owner}_{self.parameter.name}"
+        """The name in the form, or in a card's table; unique there."""
+        return self.parameter.name
 
     @property
     def is_text(self) -> bool:
@@ -45,38 +42,39 @@ class Field:
 
 
 def form_fields() -> tuple[Field, ...]:
-    """Every field, in order of declaration; the folders first."""
-    concept = parameters_of(Concept)
-    return (
-        *(Field("concept", p) for p in concept if p.name != "is_regularisation"),
-        *(Field("regularisation", p) for p in concept if p.name in _REGULARISATION_NAMES),
-        *(Field("run", p) for p in parameters_of(TrainConfig)),
-    )
+    """Every field of the run, in order of declaration."""
+    return tuple(map(Field, parameters_of(TrainConfig)))
+
+
+def concept_fields() -> tuple[Field, ...]:
+    """Every field of a concept's card, in order of declaration."""
+    return tuple(map(Field, parameters_of(Concept)))
 
 
 def fill_form(config: TrainConfig) -> dict[str, Any]:
-    """What the widgets show for `config`, for every field.
+    """What the widgets show for `config`, for every field, and the cards."""
+    values = {field.key: _shown(field, getattr(config, field.key)) for field in form_fields()}
+    return {CONCEPTS: concepts_text(config.concepts), **values}
 
-    The form has one place for a concept and one for regularisation; of several the first is shown.
-    """
-    own = next((c for c in config.concepts if not c.is_regularisation), Concept())
-    regularisation = next((c for c in config.concepts if c.is_regularisation), Concept())
-    owners = {"run": config, "concept": own, "regularisation": regularisation}
-    return {field.key: _shown(field, getattr(owners[field.owner], field.parameter.name)) for field in form_fields()}
+
+def concepts_text(concepts: Sequence[Concept]) -> str:
+    """The cards of these concepts; what stands at its default is left out. One empty card where there is none."""
+    tables = [
+        {f.key: _shown(f, getattr(c, f.key)) for f in concept_fields() if getattr(c, f.key) != f.parameter.default}
+        for c in concepts
+    ]
+    return json.dumps(tables or [{}], ensure_ascii=False)
 
 
 def with_values(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
     """The form with some of the run's parameters changed."""
-    changed = {f.key: _shown(f, values[f.key]) for f in form_fields() if f.owner == "run" and f.key in values}
-    return {**form, **changed}
+    return {**form, **{f.key: _shown(f, values[f.key]) for f in form_fields() if f.key in values}}
 
 
 def with_config(form: Form, config: TrainConfig) -> dict[str, Any]:
-    """The form of another config; the folders stay where that config has none."""
+    """The form of another config; the concepts stay where that config has none."""
     filled = fill_form(config)
-    if config.concepts:
-        return filled
-    return {f.key: filled[f.key] if f.owner == "run" else form[f.key] for f in form_fields()}
+    return filled if config.concepts else {**filled, CONCEPTS: form[CONCEPTS]}
 
 
 def _shown(field: Field, value: Any) -> Any:
@@ -107,18 +105,22 @@ def read_form(form: Form) -> tuple[TrainConfig, tuple[Problem, ...]]:
 
 def form_values(form: Form) -> dict[str, Any]:
     """The form's raw values with the names that `read_config` takes; nothing is checked."""
-    values: dict[str, Any] = {f.key: form[f.key] for f in form_fields() if f.owner == "run" and f.key in form}
-    tables = [_table(form, "concept")]
-    regularisation = _table(form, "regularisation")
-    if regularisation.get("folder"):
-        tables.append({**regularisation, "is_regularisation": True})
-    values["concepts"] = [table for table in tables if table.get("folder")]
-    return values
+    values: dict[str, Any] = {f.key: form[f.key] for f in form_fields() if f.key in form}
+    tables = [{name: value for name, value in table.items() if _is_given(value)} for table in concept_tables(form)]
+    return {**values, CONCEPTS: tables if any(table.get("folder") for table in tables) else []}
 
 
-def _table(form: Form, owner: Owner) -> dict[str, Any]:
-    fields = (field for field in form_fields() if field.owner == owner)
-    return {f.parameter.name: form[f.key] for f in fields if str(form.get(f.key) or "").strip()}
+def concept_tables(form: Form) -> list[dict[str, Any]]:
+    """The cards as tables; none where the text is not what the page writes."""
+    try:
+        tables = json.loads(form.get(CONCEPTS) or "[]")
+    except ValueError:
+        return []
+    return [table for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
+
+
+def _is_given(value: Any) -> bool:
+    return str("" if value is None else value).strip() != ""
 
 
 def load_draft(home: Path) -> dict[str, Any] | None:
@@ -129,7 +131,7 @@ def load_draft(home: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(draft, dict):
         return None
-    return {**fill_form(TrainConfig()), **{f.key: draft[f.key] for f in form_fields() if f.key in draft}}
+    return {key: draft.get(key, value) for key, value in fill_form(TrainConfig()).items()}
 
 
 def save_draft(home: Path, form: Form) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lib_lora_train.errors import Problem
 
@@ -42,37 +42,45 @@ def empty_state(title: str, explanation: str) -> str:
     return f"<div class='lt-empty'><b>{text(title)}</b><span>{text(explanation)}</span></div>"
 
 
-def problem_list(problems: Sequence[Problem]) -> str:
-    """All problems, errors first; each names its field (`data-where`), so that the page can mark it."""
+def problem_list(problems: Sequence[Problem], fixes: Mapping[Problem, str] | None = None) -> str:
+    """All problems, errors first; each names its field (`data-where`), so that the page can mark it.
+
+    `fixes` names what a click would change for some of them; the page asks the server for it by its number there.
+    """
     if not problems:
         return ""
     ordered = sorted(problems, key=lambda problem: _LEVEL_ORDER.index(problem.level))
-    return f"<ul class='lt-problems'>{''.join(map(_problem, ordered))}</ul>"
+    labels = fixes or {}
+    numbers = {problem: number for number, problem in enumerate(labels)}
+    lines = (_problem(p, _fix_button(numbers[p], labels[p]) if p in labels else "") for p in ordered)
+    return f"<ul class='lt-problems'>{''.join(lines)}</ul>"
 
 
-def _problem(problem: Problem) -> str:
+def _fix_button(number: int, label: str) -> str:
+    title = "Change the form so; nothing starts"
+    return f"<button type='button' class='lt-small' data-lt-fix='{number}' title='{title}'>{text(label)}</button>"
+
+
+def _problem(problem: Problem, button: str) -> str:
     where, shown = field_key(problem.where), f"<b>{text(place(problem.where))}</b> " if problem.where else ""
     target = f" data-where='{text(where)}' tabindex='0' role='button'" if where else ""
     level = f"<i>{_LEVEL_NAMES[problem.level]}</i>"
-    return f"<li class='lt-{problem.level}'{target}>{level}<p>{shown}{text(problem.message)}</p></li>"
+    return f"<li class='lt-{problem.level}'{target}>{level}<p>{shown}{text(problem.message)}</p>{button}</li>"
 
 
 def field_key(where: str) -> str:
     """The form field that a problem is about, "" where it is a file or folder."""
     concept = _CONCEPT.match(where)
     if concept:
-        return f"{_owner(concept)}_{concept[2] or 'folder'}"
+        return f"concepts_{concept[1]}_{concept[2] or 'folder'}"
+    if where == "concepts":
+        return "concepts_1_folder"
     return where if where.isidentifier() else ""
 
 
 def place(where: str) -> str:
-    """`concepts[1].folder` → `Pictures: folder`, `min_snr_gamma` → `Min snr gamma`; a path stays as it is."""
+    """`concepts[1].folder` → `Concept 1: folder`, `min_snr_gamma` → `Min snr gamma`; a path stays as it is."""
     concept = _CONCEPT.match(where)
     if concept:
-        part = f": {concept[2].replace('_', ' ')}" if concept[2] else ""
-        return ("Pictures" if _owner(concept) == "concept" else "Regularisation") + part
+        return f"Concept {concept[1]}" + (f": {concept[2].replace('_', ' ')}" if concept[2] else "")
     return where.replace("_", " ").capitalize() if where.isidentifier() else where
-
-
-def _owner(concept: re.Match[str]) -> str:
-    return "concept" if concept[1] == "1" else "regularisation"

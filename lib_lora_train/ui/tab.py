@@ -14,12 +14,21 @@ from lib_lora_train.presets import find_preset
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
 from lib_lora_train.ui.desk import Checked, Desk
 from lib_lora_train.ui.form import Form, with_values
-from lib_lora_train.ui.markup import problem_list
+from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
 from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
-from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked
-from lib_lora_train.ui.widgets import build_button, build_html, elem_id, on_click, on_load, on_select, unsaved
+from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
+from lib_lora_train.ui.widgets import (
+    build_button,
+    build_html,
+    elem_id,
+    on_click,
+    on_load,
+    on_select,
+    tooltips_of,
+    unsaved,
+)
 
 TITLE = "LoRA Train"
 _WELCOME = "<div data-lt='strip'></div>"
@@ -38,6 +47,14 @@ class _Strip:
     message: Any
 
 
+@dataclass(frozen=True)
+class _Hidden:
+    """Buttons that only the page's JavaScript presses."""
+
+    keep: Any
+    take: Any
+
+
 def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
     """The whole tab as gradio Blocks; `bind_paste(button, text)` connects a button with the webui's txt2img."""
     form = desk.draft()
@@ -52,11 +69,14 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
-        keep = build_button("Keep the form", "keep")  # pressed by the page's JavaScript a moment after a change
-        _Wiring(desk, strip, dataset, train).connect(blocks, panels, keep)
+        # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
+        hidden = _Hidden(build_button("Keep the form", "keep"), build_button("Take the change", "take"))
+        _Wiring(desk, strip, dataset, train).connect(blocks, panels, hidden)
         if plot is not None:
             on_select(results, desk.xyz_text, outputs=[plot.text])
             on_load(blocks, desk.xyz_text, outputs=[plot.text])
+        build_html(f"<div data-lt='door' data-key='{desk.page_key}'></div>", "door", classes=["lt-hidden"])
+        build_html(show_helps(tooltips_of(blocks)), "helps", classes=["lt-hidden"])
     return blocks
 
 
@@ -64,12 +84,19 @@ def _build_strip() -> _Strip:
     with gr.Row(elem_id=elem_id("strip")):
         build_html(_WELCOME, "state")
         with gr.Row(elem_id=elem_id("actions")):
-            demo = build_button("Fill in the demo", "demo")
-            save = build_button("Save now", "save")
-            sample = build_button("Sample now", "sample")
-            pause = build_button("Pause", "pause")
-            resume = build_button("Resume", "resume", variant="primary")
-            stop = build_button("Stop and keep", "stop", variant="stop")
+            demo = build_button("Fill in the demo", "demo", tooltip="The shipped data set and settings that suit it.")
+            save = build_button("Save now", "save", tooltip="Write a LoRA file of this very step.")
+            sample = build_button("Sample now", "sample", tooltip="Draw the sample prompts with what is learnt so far.")
+            pause = build_button(
+                "Pause", "pause", tooltip="Hold after the current step; the graphics card is free meanwhile."
+            )
+            resume = build_button("Resume", "resume", variant="primary", tooltip="Go on after a pause.")
+            stop = build_button(
+                "Stop and keep",
+                "stop",
+                tooltip="End after the current step and keep what was learnt as a file.",
+                variant="stop",
+            )
         message = build_html("", "message")
     return _Strip(demo, save, sample, pause, resume, stop, message)
 
@@ -87,13 +114,15 @@ class _Wiring:
     def fields(self) -> dict[str, Any]:
         return {**self.dataset.fields, **self.train.fields}
 
-    def connect(self, blocks: Any, panels: Any, keep: Any) -> None:
+    def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
         inputs = list(self.fields.values())
         shown = [self.dataset.found, self.train.checked]
         on_load(blocks, self.restore, outputs=[*inputs, *shown])
         on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
         on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
-        on_click(keep, self.keep, inputs=inputs, outputs=shown)
+        on_click(hidden.keep, self.keep, inputs=inputs, outputs=shown)
+        on_click(hidden.take, self.take, inputs=inputs, outputs=[*inputs, *shown, self.train.sources.told])
+        on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.told])
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
         sources = self.train.sources
         told = [*inputs, *shown, sources.told]
@@ -131,6 +160,18 @@ class _Wiring:
         except LoraTrainError as error:
             return self._filled(form, show_refusal(error))
         return self._filled(form, show_imported(file.replace("\\", "/").rpartition("/")[2], imported))
+
+    def take(self, *values: Any) -> list[Any]:
+        form, told = self.desk.take_staged(self._form(values))
+        return self._filled(form, f"<p class='lt-verdict lt-good'>{text(told)}</p>" if told else "")
+
+    def balance(self, *values: Any) -> list[Any]:
+        form = self._form(values)
+        try:
+            form, told = self.desk.balance(form)
+        except LoraTrainError as error:
+            return self._filled(form, show_refusal(error))
+        return self._filled(form, f"<p class='lt-faint'>{text(told)}</p>")
 
     def _filled(self, form: Form, told: str) -> list[Any]:
         with contextlib.suppress(OutputError):

@@ -60,13 +60,12 @@ def build_train_panel(form: Form) -> TrainPanel:
         with gr.Column(scale=2, min_width=280, elem_classes=["lt-card", "lt-aside"]):
             checked = build_html("", "checked")
             start = build_button("Start training", "start", variant="primary")
-    build_html(_helps(), "helps", classes=["lt-hidden"])
     return TrainPanel(fields, sources, start, checked)
 
 
 def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
     titles = _ESSENTIAL_TITLES if tier == "essential" else _TITLES
-    of_tier = [field for field in form_fields() if field.owner == "run" and field.parameter.tier == tier]
+    of_tier = [field for field in form_fields() if field.parameter.tier == tier]
     sections = {title: [f for f in of_tier if titles[f.parameter.group] == title] for title in titles.values()}
     for number, (title, members) in enumerate(sections.items()):
         if members:
@@ -76,9 +75,9 @@ def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
                     fields[field.key] = build_widget(field, form[field.key])
 
 
-def _helps() -> str:
-    """Every parameter's whole help text, for the page's tooltips."""
-    helps = {elem_id(field.key): _tooltip(field) for field in form_fields()}
+def show_helps(tooltips: Mapping[str, str]) -> str:
+    """Every parameter's whole help text, and the buttons', for the page's tooltips."""
+    helps = {**tooltips, **{elem_id(field.key): _tooltip(field) for field in form_fields()}}
     return f"<div data-lt='helps' data-helps='{text(json.dumps(helps, ensure_ascii=False))}'></div>"
 
 
@@ -101,4 +100,5 @@ def show_checked(checked: Checked, *, started: bool = False) -> str:
         verdict = f"<p class='lt-verdict lt-bad'>{stand} against starting.</p>"
     else:
         verdict = "<p class='lt-verdict lt-good'>Ready to start.</p>"
-    return f"{heading('Start')}{plan_sentence(checked.plan)}{verdict}{problem_list(problems)}"
+    fixes = {fix.problem: fix.label for fix in checked.fixes}
+    return f"{heading('Start')}{plan_sentence(checked.plan)}{verdict}{problem_list(problems, fixes)}"

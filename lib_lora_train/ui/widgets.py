@@ -19,12 +19,10 @@ PREFIX = "lora_train"
 _WORDS = {"Unet": "UNet", "unet": "UNet", "Vae": "VAE", "lr": "LR", "Lr": "LR", "snr": "SNR", "cfg": "CFG", "n": "N"}
 _SHORT_TEXTS = ("caption_extension",)
 _PLACEHOLDERS = {
-    "concept_folder": "/path/to/pictures",
-    "concept_repeats": "auto",
-    "concept_trigger": "a rare word, e.g. zkw",
-    "concept_class_word": "e.g. cat",
-    "regularisation_folder": "optional",
-    "regularisation_repeats": "auto",
+    "folder": "/path/to/pictures",
+    "repeats": "auto",
+    "trigger": "a rare word, e.g. zkw",
+    "class_word": "e.g. cat",
     "checkpoint": "empty: the loaded one",
     "alpha": "empty: same as rank",
     "unet_lr": "empty: learning rate",
@@ -62,6 +60,11 @@ def build_widget(field: Field, value: Any) -> Any:
     return unsaved(_component(field, shared))
 
 
+def placeholder_of(field: Field) -> str:
+    """An example, or what an empty box means."""
+    return _PLACEHOLDERS.get(field.key, "")
+
+
 def place_in_row(field: Field) -> int:
     """Small inputs come first, then checkboxes, then what takes a row of its own: no holes in the grid."""
     return 2 if _is_wide(field) else 1 if field.parameter.kind is bool else 0
@@ -74,8 +77,6 @@ def _classes(field: Field) -> list[str]:
 
 def _is_wide(field: Field) -> bool:
     parameter = field.parameter
-    if field.owner != "run":
-        return parameter.name == "folder"
     is_long = parameter.kind is tuple or (parameter.kind is str and not parameter.choices)
     return is_long and parameter.name not in _SHORT_TEXTS
 
@@ -89,14 +90,29 @@ def _component(field: Field, shared: dict[str, Any]) -> Any:
     if field.is_text:
         lines = 4 if parameter.kind is tuple else 1
         return gr.Textbox(
-            lines=lines, max_lines=lines if lines == 1 else 12, placeholder=_PLACEHOLDERS.get(field.key, ""), **shared
+            lines=lines, max_lines=lines if lines == 1 else 12, placeholder=placeholder_of(field), **shared
         )
     return gr.Number(**shared)
 
 
-def build_button(label: str, name: str, *, variant: str = "secondary") -> Any:
-    """A button; `variant` is primary, secondary or stop."""
-    return unsaved(gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"]))
+def build_button(label: str, name: str, *, variant: str = "secondary", tooltip: str = "") -> Any:
+    """A button; `variant` is primary, secondary or stop. Its tooltip is among `tooltips_of`."""
+    button = gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"])
+    button.lt_tooltip = tooltip
+    return unsaved(button)
+
+
+def tooltips_of(blocks: Any) -> dict[str, str]:
+    """Element id → tooltip of what is no parameter; gradio itself has no tooltips."""
+    built = ((block.elem_id, getattr(block, "lt_tooltip", "")) for block in blocks.blocks.values())
+    return {name: tooltip for name, tooltip in built if tooltip}
+
+
+def build_hidden_text(name: str, value: str) -> Any:
+    """A text box that only the page's JavaScript writes into; it must be in the page, so that gradio hears of it."""
+    return unsaved(
+        gr.Textbox(value=value, label=name, lines=1, max_lines=1, elem_id=elem_id(name), elem_classes=["lt-hidden"])
+    )
 
 
 def build_choice(label: str, name: str, choices: Sequence[str], *, info: str) -> Any:
