@@ -50,8 +50,8 @@ class CaptionSettings:
     )
     caption_wildcards: bool = param(
         False,
-        "Replace wildcards such as {a|b|c} in captions by one of their choices, drawn anew each time. {{ and }} are braces "
-        "that stay.",
+        "Replace wildcards such as {a|b|c} in captions by one of their choices, drawn anew each time. {{ and }} are "
+        "braces that stay.",
         group="captions",
         kohya="enable_wildcard",
     )
