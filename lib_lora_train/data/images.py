@@ -20,7 +20,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 _PAPER = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,8 +29,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise for damaged files; they have no common base class.
-_DECODING_ERRORS = (
+"""What brings a picture of an EXIF orientation upright; orientation 1 is not in it."""
+DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -42,6 +42,7 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""What Pillow's decoders raise for damaged files; they have no common base class."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def read_image_file(path: Path) -> ImageFile:
     The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
     both of which meet every byte but cost a fraction of a full decoding.
     """
-    content = _read_bytes(path)
+    content = read_bytes(path)
     try:
-        _check_complete(content)
+        check_complete(content)
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
-            if _orientation(picture, content) >= 5:  # 5 to 8 lie on their side
+            if orientation_of(picture, content) >= 5:  # 5 to 8 lie on their side
                 width, height = height, width
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest())
 
@@ -78,14 +79,14 @@ def read_pixels(image: ImageFile, placement: Placement) -> Image.Image:
     The resampling is Lanczos with its support widened to the scale, which averages over the area when shrinking.
     DataError when the file cannot be decoded or is no longer the one that was scanned.
     """
-    content = _read_bytes(image.path)
+    content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
         raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            upright = _UPRIGHT.get(_orientation(opened, content))
-            picture = _flatten(opened)
-    except _DECODING_ERRORS as error:
+            upright = UPRIGHT.get(orientation_of(opened, content))
+            picture = flatten(opened)
+    except DECODING_ERRORS as error:
         raise _unreadable(image.path, error) from error
     if upright is not None:
         picture = picture.transpose(upright)
@@ -96,7 +97,8 @@ def read_pixels(image: ImageFile, placement: Placement) -> Image.Image:
     return picture.crop((left, top, left + placement.width, top + placement.height))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The file's content; DataError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -119,8 +121,8 @@ class _Source(io.BytesIO):
         return found
 
 
-def _check_complete(content: bytes) -> None:
-    """Raises one of `_DECODING_ERRORS` unless the picture decodes to its last row."""
+def check_complete(content: bytes) -> None:
+    """Raises one of `DECODING_ERRORS` unless the picture decodes to its last row."""
     source = _Source(content)
     with Image.open(source) as picture:
         if picture.format == "PNG":
@@ -133,7 +135,7 @@ def _check_complete(content: bytes) -> None:
         raise OSError("image file is truncated")
 
 
-def _orientation(picture: Image.Image, content: bytes) -> int:
+def orientation_of(picture: Image.Image, content: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged.
 
     Pillow decodes a whole PNG in search of EXIF behind the pixels, so the bytes are looked at first.
@@ -142,14 +144,19 @@ def _orientation(picture: Image.Image, content: bytes) -> int:
         return 1
     try:
         found = picture.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODING_ERRORS:
+    except DECODING_ERRORS:
         return 1
-    return found if found in _UPRIGHT else 1
+    return found if found in UPRIGHT else 1
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
+def may_be_transparent(picture: Image.Image) -> bool:
+    """Whether the file has an alpha channel or a transparent colour, used or not."""
+    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+
+
+def flatten(picture: Image.Image) -> Image.Image:
     """RGB, 8 bit; transparent parts on white."""
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if may_be_transparent(picture):
         layers = picture.convert("RGBA")
         paper = Image.new("RGBA", layers.size, _PAPER)
         return Image.alpha_composite(paper, layers).convert("RGB")

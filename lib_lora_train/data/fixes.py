@@ -1,0 +1,223 @@
+"""The doctor's remedies, done on files. Nothing is destroyed: what is changed or put away is kept beside the folder.
+
+The originals of `cats` lie in `cats-originals`, in the same sub-folders, with a list from which `write_undo` restores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.data.captions import CAPTION_ENDINGS, decode_caption
+from lib_lora_train.data.doctor import Finding, Remedy
+from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, orientation_of, read_bytes
+from lib_lora_train.errors import DataError, LoraTrainError, OutputError
+
+SHRUNK_SIDE = 2048
+"""Longest side of a picture after it was shrunk, in px; more than any bucket of a resolution up to 1024 needs."""
+
+_ENCODING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "BMP": {}}
+_ORDER: tuple[Remedy, ...] = ("turn", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What was done: the paths that were treated, those that could not be with the reason, and the list for undoing."""
+
+    treated: tuple[Path, ...]
+    failed: tuple[tuple[Path, str], ...]
+    undo: Path | None
+
+    def __str__(self) -> str:
+        kept = f" The originals lie in {self.undo.parent}." if self.undo else ""
+        failed = f" {len(self.failed)} could not be: {self.failed[0][1]}" if self.failed else ""
+        return f"{len(self.treated)} files treated.{kept}{failed}"
+
+
+def originals_of(folder: Path) -> Path:
+    """Where the originals of a data folder are kept."""
+    return folder.with_name(f"{folder.name}-originals")
+
+
+def write_fixes(
+    folder: Path, findings: Iterable[Finding], *, words: str = "", tell: Callable[[int, int], None] | None = None
+) -> Fixed:
+    """Do what the findings' remedies say; `words` (trigger and class word) become the missing captions.
+
+    Files are treated one by one: what cannot be done is told with its reason and leaves that file as it was.
+    OutputError if the originals' folder cannot be written.
+    """
+    by_path: dict[Path, set[Remedy]] = {}
+    for finding in findings:
+        if finding.remedy and (finding.remedy != "write caption" or words.strip()):
+            by_path.setdefault(finding.path, set()).add(finding.remedy)
+    surgery = _Surgery(folder.absolute())
+    treated, failed = [], []
+    for number, (path, remedies) in enumerate(by_path.items(), start=1):
+        try:
+            surgery.treat(path.absolute(), remedies, words.strip())
+            treated.append(path)
+        except (LoraTrainError, OSError, *DECODING_ERRORS) as error:
+            failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
+        if tell:
+            tell(number, len(by_path))
+    return Fixed(tuple(treated), tuple(failed), surgery.write_list())
+
+
+def write_undo(undo: Path) -> int:
+    """Put the originals of a list back and remove what was written instead; how many files. The list is used up.
+
+    DataError, with nothing changed, if the list cannot be read or an original is gone.
+    """
+    try:
+        steps = [(Path(s["original"]), s["kept"] and Path(s["kept"]), s["written"]) for s in json.loads(_text(undo))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{undo} cannot be read; nothing is restored.") from error
+    gone = [kept for _, kept, _ in steps if kept and not kept.exists()]
+    if gone:
+        raise DataError(f"{gone[0]} is gone; nothing is restored.")
+    for original, kept, written in reversed(steps):
+        if written:
+            Path(written).unlink(missing_ok=True)
+        if kept:
+            shutil.move(kept, original)
+    undo.unlink()
+    with contextlib.suppress(OSError):
+        undo.parent.rmdir()  # only if it is empty now
+    return len(steps)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One file: where it was, where it is kept (None: there was none) and what was written (None: nothing)."""
+
+    original: Path
+    kept: Path | None
+    written: Path | None
+
+
+class _Surgery:
+    """The files treated so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._originals = originals_of(folder)
+        self._steps: list[_Step] = []
+
+    def treat(self, path: Path, remedies: set[Remedy], words: str) -> None:
+        """Do all remedies of one file."""
+        if "set aside" in remedies:
+            for file in (path, *_companions(path)):
+                self._steps.append(_Step(file, self._kept(file), None))
+            return
+        done = [remedy for remedy in _ORDER if remedy in remedies]
+        if done == ["write caption"]:
+            self._replace(_caption_file(path), f"{words}\n".encode())
+        elif done == ["to UTF-8"]:
+            self._replace(path, decode_caption(read_bytes(path))[0].encode())
+        else:
+            new_path, content = _treated_picture(path, done)
+            if new_path != path and new_path.exists():
+                raise DataError(f"{new_path.name} is there already; rename one of the two.")
+            self._replace(path, content, new_path)
+            if "write caption" in remedies:
+                self._replace(_caption_file(path), f"{words}\n".encode())
+
+    def write_list(self) -> Path | None:
+        """The list for undoing, None where nothing was done."""
+        if not self._steps:
+            return None
+        rows = [
+            {"original": str(s.original), "kept": s.kept and str(s.kept), "written": s.written and str(s.written)}
+            for s in self._steps
+        ]
+        path = self._originals / f"undo-{time.time_ns()}.json"
+        self._originals.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        return path
+
+    def _replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
+        """Keep the file and write the content in its place, or under another name."""
+        target = new_path or path
+        partial = target.with_name(f".{target.name}.part")
+        kept = self._kept(path) if path.exists() else None
+        try:
+            partial.write_bytes(content)
+            partial.replace(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if kept:
+                shutil.move(kept, path)
+            raise
+        self._steps.append(_Step(path, kept, target))
+
+    def _kept(self, path: Path) -> Path:
+        """Move a file to the originals; a file of that name that is kept already stays."""
+        place = self._originals / path.relative_to(self._folder)
+        number = 2
+        while place.exists():
+            place = place.with_name(f"{path.stem} ({number}){path.suffix}")
+            number += 1
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, place)
+        except OSError as error:
+            raise OutputError(f"{place} cannot be written: {error.strerror or error}. The file stays.") from error
+        return place
+
+
+def _companions(path: Path) -> list[Path]:
+    """The captions of a picture that no other picture of its name has."""
+    if path.suffix.lower() in CAPTION_ENDINGS:
+        return []
+    others = [file for file in path.parent.glob(f"{_escaped(path.stem)}.*") if file != path]
+    captions = [file for file in others if file.suffix.lower() in CAPTION_ENDINGS]
+    return captions if len(captions) == len(others) else []
+
+
+def _escaped(stem: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in stem)
+
+
+def _caption_file(picture: Path) -> Path:
+    """The empty caption file that is there, else the one to be made."""
+    present = [picture.with_suffix(ending) for ending in CAPTION_ENDINGS if picture.with_suffix(ending).exists()]
+    return present[0] if present else picture.with_suffix(".txt")
+
+
+def _treated_picture(path: Path, remedies: Sequence[Remedy]) -> tuple[Path, bytes]:
+    """(path, content) of the picture after the remedies, in its own format where that can be, else as PNG."""
+    content = read_bytes(path)
+    with Image.open(io.BytesIO(content)) as opened:
+        kind = opened.format or ""
+        orientation = orientation_of(opened, content)
+        opened.seek(0)
+        picture = flatten(opened) if "flatten" in remedies or opened.mode not in _PLAIN_MODES else opened.copy()
+    if orientation in UPRIGHT:  # the note is lost in writing, so that it must be obeyed
+        picture = picture.transpose(UPRIGHT[orientation])
+    if "shrink" in remedies:
+        picture.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if "convert" in remedies or kind not in _ENCODING:
+        kind, path = "PNG", path.with_suffix(".png")
+    written = io.BytesIO()
+    picture.save(written, kind, **_ENCODING[kind])
+    return path, written.getvalue()
+
+
+_PLAIN_MODES = ("RGB", "RGBA", "L", "LA")

@@ -1,0 +1,159 @@
+"""Advice about tag captions, from the guides: what steals from the trigger, contradicts, repeats or is too much."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lib_lora_train.data.captions import has_word
+from lib_lora_train.data.tags import CaptionSet
+
+NEARLY_ALWAYS = 0.9
+FEWEST_TAGS, MOST_TAGS = 5, 20
+_FEW_CAPTIONS = 3
+
+# Of each group a picture can show one only.
+_EITHER_OR: tuple[tuple[str, ...], ...] = (
+    ("solo", "2girls", "3girls", "2boys", "multiple girls", "multiple boys", "couple", "group"),
+    ("1girl", "2girls", "3girls", "4girls", "multiple girls", "no humans"),
+    ("1boy", "2boys", "3boys", "multiple boys", "no humans"),
+    ("very short hair", "short hair", "medium hair", "long hair", "very long hair", "bald"),
+    ("open mouth", "closed mouth"),
+    ("indoors", "outdoors"),
+    ("day", "night"),
+    ("standing", "sitting", "lying", "kneeling"),
+    ("from above", "from below"),
+    ("from front", "from behind"),
+    ("looking at viewer", "looking away", "looking back"),
+    ("full body", "upper body", "portrait", "cowboy shot", "close-up"),
+    ("small breasts", "medium breasts", "large breasts", "flat chest"),
+    ("short sleeves", "long sleeves", "sleeveless"),
+)
+_COLOURS = re.findall(r"\w+", "black blonde blue brown green grey orange pink purple red silver white yellow aqua")
+_COLOURED = {
+    "hair": ("multicolored hair", "two-tone hair", "gradient hair", "streaked hair"),
+    "eyes": ("heterochromia",),
+}
+_IMPLIED = {
+    "cat ears": "animal ears",
+    "dog ears": "animal ears",
+    "fox ears": "animal ears",
+    "rabbit ears": "animal ears",
+    "very long hair": "long hair",
+    "very short hair": "short hair",
+    "twin braids": "braid",
+    "pleated skirt": "skirt",
+    "serafuku": "school uniform",
+    "katana": "sword",
+    "sword": "weapon",
+    "gun": "weapon",
+}
+
+
+@dataclass(frozen=True)
+class Thief:
+    """A tag that comes with the trigger nearly always: what it names is learnt under it instead of the trigger.
+
+    `share` of the captions with the trigger have it, `elsewhere` of those without.
+    """
+
+    tag: str
+    count: int
+    share: float
+    elsewhere: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tag!r} stands in {self.share:.0%} of the captions with the trigger. Take it out if it belongs to "
+            "the concept; keep it if prompts shall be able to change it."
+        )
+
+
+def tags_to_prune(captions: CaptionSet, trigger: str, nearly: float = NEARLY_ALWAYS) -> list[Thief]:
+    """The tags that stand in at least the share `nearly` of the captions with the trigger, most frequent first.
+
+    Without a trigger all captions count as having it. None for fewer than three captions, where all is frequent.
+    """
+    own: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    with_trigger = 0
+    for caption in captions.captions:
+        tags = {tag.lower() for tag in caption.tags}
+        is_own = not trigger or has_word(caption.text, trigger)
+        with_trigger += is_own
+        (own if is_own else others).update(tags)
+    if with_trigger < _FEW_CAPTIONS:
+        return []
+    rest = max(len(captions) - with_trigger, 1)
+    return [
+        Thief(tag, count, count / with_trigger, others[tag] / rest)
+        for tag, count in sorted(own.items(), key=lambda entry: (-entry[1], entry[0]))
+        if count >= nearly * with_trigger and not (trigger and has_word(tag, trigger))
+    ]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to look at in the caption of this number; `tags` are those it is about."""
+
+    number: int
+    tags: tuple[str, ...]
+    message: str
+
+
+def advise(captions: CaptionSet) -> list[Advice]:
+    """What stands out in single captions, in their order; sentences (no comma, many words) are left alone."""
+    found: list[Advice] = []
+    for number, caption in enumerate(captions.captions):
+        tags = [tag.lower().replace("_", " ") for tag in caption.tags]
+        if len(tags) > 1 or (tags and len(tags[0].split()) <= FEWEST_TAGS):
+            found += (Advice(number, about, message) for about, message in _of_tags(tags))
+    return found
+
+
+def _of_tags(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    yield from _length(tags)
+    yield from _contradictions(tags)
+    yield from _implications(tags)
+    repeated = tuple(tag for tag, count in Counter(tags).items() if count > 1)
+    if repeated:
+        yield repeated, f"{_listed(repeated)} stands there more than once."
+
+
+def _length(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if len(tags) < FEWEST_TAGS:
+        yield (
+            (),
+            f"{len(tags)} tags: what they leave out is learnt with the trigger. {FEWEST_TAGS} to {MOST_TAGS} is usual.",
+        )
+    elif len(tags) > MOST_TAGS:
+        yield (), f"{len(tags)} tags are many: each is learnt a little less. {FEWEST_TAGS} to {MOST_TAGS} is usual."
+
+
+def _contradictions(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    present = set(tags)
+    for group in _EITHER_OR:
+        both = tuple(tag for tag in group if tag in present)
+        if len(both) > 1:
+            yield both, f"{_listed(both)} contradict each other. Keep the one that is seen."
+    for part, exceptions in _COLOURED.items():
+        both = tuple(f"{colour} {part}" for colour in _COLOURS if f"{colour} {part}" in present)
+        if len(both) > 1 and present.isdisjoint(exceptions):
+            yield both, f"{_listed(both)} contradict each other, unless {exceptions[0]} is meant."
+
+
+def _implications(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """A tag that ends with another one, or is known to be a kind of it, says the other one too."""
+    present = set(tags)
+    for tag in dict.fromkeys(tags):
+        general = _IMPLIED.get(tag)
+        endings = (" ".join(tag.split()[start:]) for start in range(1, len(tag.split())))
+        for other in (*([general] if general else []), *endings):
+            if other in present and other != tag and not re.fullmatch(r"\d*(girls?|boys?)", other):
+                yield (tag, other), f"{tag!r} says {other!r} already."
+
+
+def _listed(tags: Sequence[str]) -> str:
+    return " and ".join(map(repr, tags))

@@ -1,0 +1,233 @@
+"""The doctor finds what is wrong in a folder, and its remedies keep every original."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageEnhance
+
+from lib_lora_train.config import Concept
+from lib_lora_train.data.doctor import Examination, examine
+from lib_lora_train.data.fixes import SHRUNK_SIDE, originals_of, write_fixes, write_undo
+from lib_lora_train.data.likeness import MOST_DIFFERENT_BITS, Fingerprint, alike_groups, fingerprint, is_alike
+from lib_lora_train.data.scan import scan_dataset
+from lib_lora_train.errors import DataError
+
+
+def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
+    """Soft blots, as different from seed to seed as photos are."""
+    rng = random.Random(seed)
+    small = Image.frombytes("RGB", (6, 6), rng.randbytes(108))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures = tmp_path / "cats"
+    pictures.mkdir()
+    return pictures
+
+
+def put(folder: Path, name: str, picture: Image.Image, caption: str | None = "a, b", **options: Any) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path, **options)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def found(examination: Examination) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for finding in examination.findings:
+        kinds.setdefault(finding.kind, []).append(finding.path.name)
+    return kinds
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ailing(folder: Path) -> None:
+    """One of everything."""
+    put(folder, "fine.png", scene(1))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbut no more")
+    put(folder, "tiny.png", scene(2, (200, 300)))
+    put(folder, "huge.jpg", scene(3, (3200, 1600)))
+    holes = scene(4).convert("RGBA")
+    holes.paste((0, 0, 0, 0), (0, 0, 100, 100))
+    put(folder, "holes.png", holes)
+    put(folder, "solid.png", scene(5).convert("RGBA"))
+    put(folder, "moving.webp", scene(6), save_all=True, append_images=[scene(7)], duration=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put(folder, "turned.jpg", scene(8, (768, 512)), exif=exif)
+    put(folder, "twin.png", scene(9))
+    put(folder, "twin copy.png", scene(9))
+    put(folder, "twin smaller.jpg", scene(9, (480, 480)), quality=60)
+    put(folder, "uncaptioned.png", scene(10), None)
+    put(folder, "empty.png", scene(11), " \n")
+    put(folder, "latin.png", scene(12), None).with_suffix(".txt").write_bytes("schön".encode("latin-1"))
+    (folder / "nobody.txt").write_text("whose caption?")
+    scene(13).save(folder / "old.gif")
+    put(folder, "fine-mask.png", Image.new("L", (512, 512)), None)
+
+
+def test_everything_is_found_and_nothing_else(folder: Path) -> None:
+    ailing(folder)
+    told: list[tuple[int, int]] = []
+    examination = examine(folder, tell=lambda done, total: told.append((done, total)))
+    assert found(examination) == {
+        "broken": ["broken.png"],
+        "no caption": ["broken.png", "uncaptioned.png"],
+        "tiny": ["tiny.png"],
+        "huge": ["huge.jpg"],
+        "transparent": ["holes.png"],
+        "animated": ["moving.webp"],
+        "rotated": ["turned.jpg"],
+        "duplicate": ["twin.png"],
+        "near-duplicate": ["twin smaller.jpg"],
+        "empty caption": ["empty.png"],
+        "caption encoding": ["latin.txt"],
+        "orphan caption": ["nobody.txt"],
+        "unread format": ["old.gif"],
+    }
+    assert told[-1] == (14, 14) and len(examination.pictures) == 13
+    assert examination.of_kind("duplicate")[0].like == folder / "twin copy.png"
+    assert next(p for p in examination.pictures if p.path.name == "turned.jpg").height == 768
+
+
+def test_sub_folders_of_kohya_are_examined_too(folder: Path) -> None:
+    put(folder, "10_cat/a.png", scene(1), None)
+    put(folder, "other/b.png", scene(2), None)
+    assert found(examine(folder)) == {"no caption": ["a.png"]}
+
+
+def test_how_small_is_tiny_follows_the_resolution(folder: Path) -> None:
+    put(folder, "a.png", scene(1, (600, 600)))
+    assert found(examine(folder)) == {}
+    assert found(examine(folder, resolution=1024)) == {"tiny": ["a.png"]}
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        examine(tmp_path / "none")
+
+
+# --- likeness -----------------------------------------------------------------------------------
+
+
+def test_copies_look_alike_and_others_do_not() -> None:
+    original = scene(1)
+    looks = fingerprint(original)
+    buffer = io.BytesIO()
+    original.resize((300, 300)).save(buffer, "JPEG", quality=40)
+    with Image.open(buffer) as copy:
+        assert is_alike(looks, fingerprint(copy.convert("RGB")))
+    assert is_alike(looks, fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
+    others = [fingerprint(scene(seed)) for seed in range(2, 200)]
+    assert not any(is_alike(looks, other) for other in others)
+    flat = [fingerprint(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue", "white")]
+    assert not is_alike(flat[0], flat[1]) and not is_alike(flat[1], flat[2])
+
+
+def test_groups_are_those_of_comparing_every_pair() -> None:
+    """Random fingerprints, some a few bits away from others; found through bands, checked pair by pair."""
+    rng = random.Random(0)
+    bits = [rng.getrandbits(128) for _ in range(60)]
+    for _ in range(60):
+        flipped = rng.choice(bits)
+        for place in rng.sample(range(128), rng.randrange(MOST_DIFFERENT_BITS + 4)):
+            flipped ^= 1 << place
+        bits.append(flipped)
+    looks = [Fingerprint(one, bytes(48)) for one in bits]
+    near = {n: {m for m in range(len(bits)) if is_alike(looks[n], looks[m])} for n in range(len(bits))}
+    expected: list[set[int]] = []
+    for number in range(len(bits)):
+        reached, edge = {number}, {number}
+        while edge:
+            edge = set().union(*(near[n] for n in edge)) - reached
+            reached |= edge
+        if len(reached) > 1 and reached not in expected:
+            expected.append(reached)
+    assert [set(group) for group in alike_groups(looks)] == expected
+    assert len(expected) > 10
+
+
+def test_five_thousand_fingerprints_are_compared_quickly() -> None:
+    """Measured 0.6 s; comparing every pair takes 4 s and more."""
+    rng = random.Random(1)
+    looks = [Fingerprint(rng.getrandbits(128), rng.randbytes(48)) for _ in range(5000)]
+    began = time.process_time()
+    assert alike_groups([*looks, looks[7]]) == [[7, 5000]]
+    assert time.process_time() - began < 3
+
+
+# --- remedies -----------------------------------------------------------------------------------
+
+
+def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byte(folder: Path) -> None:
+    ailing(folder)
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).findings, words="zorp cat")
+    assert fixed.failed == ()
+    left = found(examine(folder))
+    assert left == {"no caption": ["old.png"]}  # the converted one has none yet
+    assert (folder / "uncaptioned.txt").read_text() == (folder / "empty.txt").read_text() == "zorp cat\n"
+    assert (folder / "latin.txt").read_text(encoding="utf-8") == "schön"
+    assert fixed.undo is not None and fixed.undo.parent == originals_of(folder)
+    put_away = ["broken.png", "tiny.png", "tiny.txt", "twin.png", "twin.txt", "twin smaller.jpg", "twin smaller.txt"]
+    changed = ["huge.jpg", "holes.png", "moving.webp", "turned.jpg", "latin.txt", "empty.txt", "old.gif"]
+    assert write_undo(fixed.undo) == len([*put_away, "nobody.txt", *changed, "uncaptioned.txt"])
+    assert snapshot(folder) == before
+    assert not originals_of(folder).exists()
+
+
+def test_remedies_do_what_they_are_called(folder: Path) -> None:
+    ailing(folder)
+    write_fixes(folder, examine(folder).findings)
+    with Image.open(folder / "huge.jpg") as picture:
+        assert picture.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
+    with Image.open(folder / "holes.png") as picture:
+        assert picture.mode == "RGB" and picture.getpixel((5, 5)) == (255, 255, 255)
+    with Image.open(folder / "turned.jpg") as picture:
+        assert picture.size == (512, 768) and 0x0112 not in picture.getexif()
+    with Image.open(folder / "moving.webp") as picture:
+        assert not getattr(picture, "is_animated", False)
+    assert not (folder / "uncaptioned.txt").exists()  # without words there is nothing to write
+
+
+def test_a_converted_picture_does_not_overwrite_another(folder: Path) -> None:
+    scene(1).save(folder / "a.gif")
+    put(folder, "a.png", scene(2))
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).of_kind("unread format"))
+    assert fixed.treated == () and "a.png is there already" in fixed.failed[0][1]
+    assert snapshot(folder) == before and fixed.undo is None
+
+
+def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
+    for seed in (1, 2):
+        put(folder, "a.png", scene(seed, (100, 100)))
+        write_fixes(folder, examine(folder).findings)
+    kept = sorted(path.name for path in originals_of(folder).glob("*.png"))
+    assert kept == ["a (2).png", "a.png"]
+
+
+def test_a_shared_caption_stays_with_the_picture_that_is_left(folder: Path) -> None:
+    put(folder, "a.png", scene(1, (100, 100)))
+    put(folder, "a.jpg", scene(2))
+    write_fixes(folder, examine(folder).of_kind("tiny"))
+    assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
+
+
+def test_the_treated_folder_can_be_trained_on(folder: Path) -> None:
+    ailing(folder)
+    write_fixes(folder, examine(folder).findings, words="zorp cat")
+    dataset = scan_dataset([Concept(str(folder), trigger="zorp")], ".txt")
+    assert [problem for problem in dataset.skipped if problem.level == "warning"] == []
