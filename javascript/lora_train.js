@@ -182,6 +182,8 @@
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
+        search: (place) => lt.drawSearch(place),
+        changed: (place) => lt.markChanged(place),
         helps: addTooltips,
     };
 
@@ -345,7 +347,8 @@
     // --- the form ---------------------------------------------------------------------------------
     function addTooltips(place) {
         if (!place.helps) place.helps = JSON.parse(place.dataset.helps);
-        for (const [id, help] of Object.entries(place.helps)) {
+        const texts = Object.entries(place.helps.parameters).map(([id, known]) => [id, known.help]);
+        for (const [id, help] of [...texts, ...Object.entries(place.helps.tooltips)]) {
             const field = page().querySelector(`#${id}`);
             if (field && field.title !== help) field.title = help;
         }
@@ -364,12 +367,24 @@
         }
     }
 
-    function showField(item) {
-        const field = page().querySelector(`#lora_train_${item.dataset.where}`);
-        if (!field || field.offsetParent === null) return;
+    /** Brings a field into view by its id, unfolding its tier first; some gradio versions build it only then. */
+    lt.showField = (id, tries = 10) => {
+        const field = page().querySelector(`#${id}`);
+        if (!field || field.offsetParent === null) {
+            unfold(id);
+            if (tries) setTimeout(() => lt.showField(id, tries - 1), 100);
+            return;
+        }
         field.scrollIntoView({ behavior: "smooth", block: "center" });
-        const input = field.querySelector("input, textarea");
+        const input = field.querySelector("input, textarea, select");
         if (input) input.focus({ preventScroll: true });
+    };
+
+    function unfold(id) {
+        const helps = page().querySelector("[data-lt='helps']");
+        const known = helps && helps.helps && helps.helps.parameters[id];
+        const label = known && page().querySelector(`#lora_train_${known.tier} .label-wrap`);
+        if (label && !label.classList.contains("open")) label.click();
     }
 
     /** A moment after the last change the form is kept on the server, and judged. */
@@ -386,7 +401,7 @@
         const fix = event.target.closest("#lora_train_root [data-lt-fix]");
         const item = event.target.closest("#lora_train_root .lt-problems [data-where]");
         if (fix) lt.change("fix", { number: Number(fix.dataset.ltFix) });
-        else if (item) showField(item);
+        else if (item) lt.showField(`lora_train_${item.dataset.where}`);
         if (event.target.closest("#lora_train_start, #lora_train_actions")) [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
     }
 

@@ -169,6 +169,22 @@ def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
     page.locator("#lora_train_resolution[data-lt-problem]").wait_for(state="detached")
 
 
+def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_preset(page: Any, address: str) -> None:
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    show(page, "Train")
+    fill(page, "preset_name", "of the test")
+    page.click("#lora_train_save_preset")
+    page.locator("#lora_train_brought", has_text="of the test is saved").first.wait_for()
+    page.fill("#lora_train_search_input", "lr_warmup_steps")  # kohya's name, of a folded tier
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.closest('#lora_train_warmup') !== null")
+    fill(page, "warmup", "0.07")
+    page.wait_for_selector("#lora_train_warmup[data-lt-changed]")
+    page.locator(".lt-search button", has_text="1 changed from of the test").wait_for()
+
+
 def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Train")

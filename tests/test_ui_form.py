@@ -78,19 +78,19 @@ def test_a_text_that_holds_no_cards_is_a_form_without_folders(text: str) -> None
 
 def test_the_draft_survives_with_values_that_cannot_be_used(tmp_path: Path) -> None:
     form = {**fill_form(TrainConfig()), "learning_rate": "much", "concepts": '[{"trigger": "ż-кот"}]'}
-    save_draft(tmp_path / "home", form)
-    assert load_draft(tmp_path / "home") == form
+    save_draft(tmp_path / "home", form, ("Style", "SDXL"))
+    assert load_draft(tmp_path / "home") == (form, ("Style", "SDXL"))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
 def test_a_damaged_draft_is_no_draft(tmp_path: Path, content: str) -> None:
     (tmp_path / "draft.json").write_text(content, encoding="utf-8")
-    assert load_draft(tmp_path) is None
+    assert load_draft(tmp_path) == (None, ())
 
 
 def test_an_old_draft_gets_the_defaults_of_new_parameters(tmp_path: Path) -> None:
     (tmp_path / "draft.json").write_text('{"rank": 8, "gone": 1}', encoding="utf-8")
-    assert load_draft(tmp_path) == {**fill_form(TrainConfig()), "rank": 8}
+    assert load_draft(tmp_path) == ({**fill_form(TrainConfig()), "rank": 8}, ())
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def wiring_of(desk: Any) -> Any:
     from lib_lora_train.ui.training import build_train_panel
 
     with gr.Blocks():
-        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft())
+        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft(), desk.presets.names())
     return tab._Wiring(desk, None, dataset, train)  # type: ignore[arg-type]
 
 

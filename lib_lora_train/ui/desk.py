@@ -25,6 +25,7 @@ from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.judge import judge, require_usable
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
+from lib_lora_train.presets import Preset
 from lib_lora_train.ui.balancing import RULE, balanced_concepts
 from lib_lora_train.ui.fixes import Fix, fixes_of
 from lib_lora_train.ui.form import (
@@ -39,6 +40,7 @@ from lib_lora_train.ui.form import (
     with_values,
 )
 from lib_lora_train.ui.markup import place
+from lib_lora_train.ui.own_presets import PresetShelf, applied_after
 
 if TYPE_CHECKING:
     from lib_lora_train.runner import JobRunner
@@ -72,6 +74,14 @@ class Looked:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """The presets that were applied one after the other, and the parameters that differ from them by now."""
+
+    applied: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Checked:
     """What is known of the form as it stands: `plan` is None until its data set was looked at."""
 
@@ -79,6 +89,7 @@ class Checked:
     problems: tuple[Problem, ...]
     plan: Plan | None
     fixes: tuple[Fix, ...] = ()
+    changed: Changed = Changed()
 
     @property
     def is_usable(self) -> bool:
@@ -97,6 +108,8 @@ class Desk:
         self.page_key = secrets.token_urlsafe(16)
         self._demo = demo
         self._lock = threading.Lock()
+        self.presets = PresetShelf(home / "presets")
+        self._applied: tuple[str, ...] = ()
         self._staged: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
         self._asks: dict[str, Ask] = {"fix": self._stage_fix}
@@ -127,7 +140,8 @@ class Desk:
     # --- the form ------------------------------------------------------------------------------
     def draft(self) -> dict[str, Any]:
         """The form as it was left; at first the defaults."""
-        return load_draft(self.home) or fill_form(TrainConfig())
+        draft, self._applied = load_draft(self.home)
+        return draft or fill_form(TrainConfig())
 
     def demo_form(self) -> dict[str, Any]:
         """The form of the shipped demo."""
@@ -143,7 +157,30 @@ class Desk:
 
     def keep(self, form: Form) -> None:
         """Remember the form for the next page load."""
-        save_draft(self.home, form)
+        save_draft(self.home, form, self._applied)
+
+    def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
+        """The form with a preset's values; LoraTrainError when there is none of that name."""
+        preset = self.presets.find(name)
+        self._applied = applied_after(self._applied, preset)
+        return with_values(form, preset.values), preset
+
+    def save_preset(self, form: Form, name: str) -> None:
+        """Keep the form's settings as the user's preset; LoraTrainError for a name or settings that cannot be."""
+        self.presets.save(name, form)
+        self._applied = (name.strip(),)
+
+    def delete_preset(self, name: str) -> None:
+        """Remove one of the user's presets."""
+        self.presets.delete(name)
+        self._applied = tuple(other for other in self._applied if other != name)
+
+    def changed(self, form: Form) -> Changed:
+        """Which settings differ from the applied presets, or from the defaults where none was."""
+        try:
+            return Changed(self._applied, self.presets.changed(form, self._applied))
+        except LoraTrainError:  # a preset that was deleted by hand is no reason for the page to fail
+            return Changed((), self.presets.changed(form, ()))
 
     def check(self, form: Form) -> Checked:
         """Every problem of the form with its fix, and the plan if its data set was looked at.
@@ -158,7 +195,7 @@ class Desk:
         plan, found = self._planned(config)
         everything = (*problems, *found)
         self._fixes = fixes_of(config, (*everything, *(plan.warnings if plan else ())), self._judged)
-        return Checked(config, everything, plan, self._fixes)
+        return Checked(config, everything, plan, self._fixes, self.changed(form))
 
     def _planned(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
         """The plan if the data set was looked at, else None; and why there can be none."""

@@ -19,6 +19,7 @@ from lib_lora_train.parameters import Parameter, parameters_of
 
 Form = Mapping[str, Any]
 CONCEPTS = "concepts"
+_APPLIED = "applied presets"
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,27 @@ def _is_given(value: Any) -> bool:
     return str("" if value is None else value).strip() != ""
 
 
-def load_draft(home: Path) -> dict[str, Any] | None:
-    """The form as it was last saved, None when there is none that can be read."""
+def load_draft(home: Path) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The form as it was last saved, None when there is none that can be read; and the presets applied to it."""
     try:
         draft = json.loads((home / "draft.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return None, ()
     if not isinstance(draft, dict):
-        return None
-    return {key: draft.get(key, value) for key, value in fill_form(TrainConfig()).items()}
+        return None, ()
+    applied = draft.get(_APPLIED)
+    presets = tuple(map(str, applied)) if isinstance(applied, list) else ()
+    return {key: draft.get(key, value) for key, value in fill_form(TrainConfig()).items()}, presets
 
 
-def save_draft(home: Path, form: Form) -> None:
+def save_draft(home: Path, form: Form, applied: Sequence[str] = ()) -> None:
     """Keep the form for the next page load; OutputError when the folder cannot be written."""
     file = home / "draft.json"
     unfinished = file.with_suffix(".part")
     try:
         home.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(dict(form), ensure_ascii=False, indent=1), encoding="utf-8")
+        draft = {**form, _APPLIED: list(applied)}
+        unfinished.write_text(json.dumps(draft, ensure_ascii=False, indent=1), encoding="utf-8")
         unfinished.replace(file)
     except OSError as error:
         raise OutputError(f"The form cannot be kept in {file}: {error.strerror}. Free some space there.") from error

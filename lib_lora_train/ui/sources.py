@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,52 +11,62 @@ import gradio as gr
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported
 from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
-from lib_lora_train.presets import PRESETS, Preset
+from lib_lora_train.presets import Preset
 from lib_lora_train.ui.form import number_text
 from lib_lora_train.ui.markup import count, place, problem_list, text
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
 
-_NAMES = [preset.name for preset in PRESETS]
-
 
 @dataclass(frozen=True)
 class Sources:
-    """The components: a preset to apply, a file to import, and what came of it."""
+    """The components: presets to apply, save and delete, a file to import, and what came of it."""
 
     preset: Any
     apply: Any
+    name: Any
+    save: Any
+    delete: Any
     file: Any
     take: Any
     told: Any
 
 
-def build_sources() -> Sources:
-    """One row, and below it the account of what was filled in."""
+def build_sources(presets: Sequence[str]) -> Sources:
+    """Two rows, and below them the account of what was filled in."""
     with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
-        preset = build_choice("Preset", "preset", _NAMES, info="The guides' advice")
-        apply = build_button("Apply", "apply_preset")
+        preset = build_choice("Preset", "preset", presets, info="The guides' advice, and your own")
+        apply = build_button("Apply", "apply_preset", tooltip="Change the settings that the preset names, no others.")
+        name = build_input("Save as", "preset_name", info="All settings but the file's name", placeholder="my preset")
+        with gr.Row(elem_classes=["lt-pair"]):
+            save = build_button("Save", "save_preset", tooltip="Keep these settings as a preset of your own.")
+            delete = build_button("Delete", "delete_preset", tooltip="Delete the preset chosen on the left.")
         file = build_input(
             "Import settings from",
             "import_file",
             info="kohya's .json or .toml, or any LoRA",
             placeholder="/path/to/settings.json",
         )
-        take = build_button("Import", "import")
+        take = build_button("Import", "import", tooltip="Fill the form in from a file; every key is accounted for.")
     told = build_html("", "brought")
-    return Sources(preset, apply, file, take, told)
+    return Sources(preset, apply, name, save, delete, file, take, told)
 
 
 def show_preset(preset: Preset) -> str:
     """When to use it, and what it has changed."""
     changed = ", ".join(f"{place(name)} {_value(value)}" for name, value in preset.values.items())
-    verdict = f"<p class='lt-verdict lt-good'>{text(preset.name)} is filled in.</p>"
+    verdict = show_good(f"{preset.name} is filled in.")
     return f"{verdict}<p class='lt-faint'>{text(preset.when)} Changed: {text(changed)}.</p>"
+
+
+def show_good(sentence: str) -> str:
+    """That something went well."""
+    return f"<p class='lt-verdict lt-good'>{text(sentence)}</p>"
 
 
 def show_imported(name: str, imported: Imported) -> str:
     """What was filled in, what is trained in another way, and every key that has no part in it."""
     taken = count(len(imported.taken), "setting")
-    verdict = f"<p class='lt-verdict lt-good'>{text(taken)} of {text(name)} filled in.</p>"
+    verdict = show_good(f"{taken} of {name} filled in.")
     lost, quiet = lost_lines(imported.ignored), quiet_lines(imported.ignored)
     problems = problem_list(imported.problems)
     left_out = _folded(f"{count(len(lost), 'key')} not taken over", lost, is_open=True)

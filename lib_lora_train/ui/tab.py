@@ -10,14 +10,13 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.errors import LoraTrainError, OutputError, Problem
-from lib_lora_train.presets import find_preset
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
 from lib_lora_train.ui.desk import Checked, Desk
-from lib_lora_train.ui.form import Form, with_values
+from lib_lora_train.ui.form import Form
 from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
-from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
+from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
 from lib_lora_train.ui.widgets import (
     build_button,
@@ -64,7 +63,7 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
             with gr.Tab("Dataset", id="dataset", elem_id=elem_id("dataset_panel")):
                 dataset = build_dataset_panel(form)
             with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
-                train = build_train_panel(form)
+                train = build_train_panel(form, desk.presets.names())
             with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
@@ -127,6 +126,8 @@ class _Wiring:
         sources = self.train.sources
         told = [*inputs, *shown, sources.told]
         on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=told)
+        on_click(sources.save, self.save_preset, inputs=[sources.name, *inputs], outputs=[*told, sources.preset])
+        on_click(sources.delete, self.delete_preset, inputs=[sources.preset, *inputs], outputs=[*told, sources.preset])
         on_click(sources.take, self.take_settings, inputs=[sources.file, *inputs], outputs=told)
         for button, command in self._commands():
             on_click(button, _reported(command), inputs=[], outputs=[self.strip.message])
@@ -150,8 +151,32 @@ class _Wiring:
         return [*self._values(form), *self.look(*self._values(form))]
 
     def apply_preset(self, name: str, *values: Any) -> list[Any]:
-        preset = find_preset(name)
-        return self._filled(with_values(self._form(values), preset.values), show_preset(preset))
+        form = self._form(values)
+        try:
+            form, preset = self.desk.apply_preset(form, name)
+        except LoraTrainError as error:
+            return self._filled(form, show_refusal(error))
+        return self._filled(form, show_preset(preset))
+
+    def save_preset(self, name: str, *values: Any) -> list[Any]:
+        form = self._form(values)
+        try:
+            self.desk.save_preset(form, name)
+        except LoraTrainError as error:
+            return [*self._filled(form, show_refusal(error)), gr.update()]
+        return [*self._filled(form, show_good(f"{name.strip()} is saved.")), self._choice(name.strip())]
+
+    def delete_preset(self, name: str, *values: Any) -> list[Any]:
+        form = self._form(values)
+        try:
+            self.desk.delete_preset(name)
+        except LoraTrainError as error:
+            return [*self._filled(form, show_refusal(error)), gr.update()]
+        return [*self._filled(form, show_good(f"{name} is deleted.")), self._choice("")]
+
+    def _choice(self, chosen: str) -> Any:
+        names = list(self.desk.presets.names())
+        return gr.update(choices=names, value=chosen or names[0])
 
     def take_settings(self, file: str, *values: Any) -> list[Any]:
         form = self._form(values)
@@ -163,7 +188,7 @@ class _Wiring:
 
     def take(self, *values: Any) -> list[Any]:
         form, told = self.desk.take_staged(self._form(values))
-        return self._filled(form, f"<p class='lt-verdict lt-good'>{text(told)}</p>" if told else "")
+        return self._filled(form, show_good(told) if told else "")
 
     def balance(self, *values: Any) -> list[Any]:
         form = self._form(values)

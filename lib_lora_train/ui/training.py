@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import gradio as gr
 
 from lib_lora_train.parameters import Group, Tier
 from lib_lora_train.ui.dataset import plan_sentence
-from lib_lora_train.ui.desk import Checked
+from lib_lora_train.ui.desk import Changed, Checked
 from lib_lora_train.ui.form import Field, Form, form_fields
 from lib_lora_train.ui.markup import heading, problem_list, text
 from lib_lora_train.ui.sources import Sources, build_sources
-from lib_lora_train.ui.widgets import build_button, build_html, build_widget, elem_id, place_in_row
+from lib_lora_train.ui.widgets import build_button, build_html, build_widget, elem_id, label_of, place_in_row
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",
@@ -45,13 +45,14 @@ class TrainPanel:
     checked: Any
 
 
-def build_train_panel(form: Form) -> TrainPanel:
+def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
     """Lay the panel out with the form's values: essential parameters open, the others folded."""
     fields: dict[str, Any] = {}
     with gr.Row(elem_classes=["lt-columns"]):
         with gr.Column(scale=3, min_width=300):
             with gr.Column(elem_classes=["lt-card", "lt-first"]):
-                sources = build_sources()
+                sources = build_sources(presets)
+            build_html("<div data-lt='search'></div>", "search")
             with gr.Column(elem_classes=["lt-card"]):
                 _add_tier(fields, form, "essential")
             for tier in ("beginner", "advanced"):
@@ -76,9 +77,20 @@ def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
 
 
 def show_helps(tooltips: Mapping[str, str]) -> str:
-    """Every parameter's whole help text, and the buttons', for the page's tooltips."""
-    helps = {**tooltips, **{elem_id(field.key): _tooltip(field) for field in form_fields()}}
-    return f"<div data-lt='helps' data-helps='{text(json.dumps(helps, ensure_ascii=False))}'></div>"
+    """What the page's tooltips and its search know: every parameter, and the texts of the buttons."""
+    parameters = {elem_id(field.key): _described(field) for field in form_fields()}
+    known = json.dumps({"tooltips": tooltips, "parameters": parameters}, ensure_ascii=False)
+    return f"<div data-lt='helps' data-helps='{text(known)}'></div>"
+
+
+def _described(field: Field) -> dict[str, str]:
+    parameter = field.parameter
+    return {
+        "label": label_of(parameter),
+        "tier": parameter.tier,
+        "kohya": parameter.kohya,
+        "help": _tooltip(field),
+    }
 
 
 def _tooltip(field: Field) -> str:
@@ -101,4 +113,12 @@ def show_checked(checked: Checked, *, started: bool = False) -> str:
     else:
         verdict = "<p class='lt-verdict lt-good'>Ready to start.</p>"
     fixes = {fix.problem: fix.label for fix in checked.fixes}
-    return f"{heading('Start')}{plan_sentence(checked.plan)}{verdict}{problem_list(problems, fixes)}"
+    parts = (heading("Start"), plan_sentence(checked.plan), verdict, problem_list(problems, fixes))
+    return _changed_mark(checked.changed) + "".join(parts)
+
+
+def _changed_mark(changed: Changed) -> str:
+    """What the page marks at the fields: which differ, and from what."""
+    base = " + ".join(changed.applied) or "the defaults"
+    names = json.dumps([elem_id(name) for name in changed.names])
+    return f"<div data-lt='changed' class='lt-hidden' data-names='{text(names)}' data-base='{text(base)}'></div>"
