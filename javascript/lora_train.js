@@ -182,6 +182,7 @@
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
+        captions: (place) => lt.drawCaptions(place),
         search: (place) => lt.drawSearch(place),
         changed: (place) => lt.markChanged(place),
         helps: addTooltips,
@@ -402,6 +403,7 @@
         const item = event.target.closest("#lora_train_root .lt-problems [data-where]");
         if (fix) lt.change("fix", { number: Number(fix.dataset.ltFix) });
         else if (item) lt.showField(`lora_train_${item.dataset.where}`);
+        if (event.target.closest("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) setTimeout(drawSoon, 60);
         if (event.target.closest("#lora_train_start, #lora_train_actions")) [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
     }
 

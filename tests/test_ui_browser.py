@@ -185,6 +185,35 @@ def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_pr
     page.locator(".lt-search button", has_text="1 changed from of the test").wait_for()
 
 
+def test_captions_are_filtered_edited_together_and_undone(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 60)
+    open_tab(page, address)
+    page.wait_for_selector("#lora_train_concepts_1_folder")
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="60 of 60").wait_for(timeout=_RUN_MS)
+    page.fill(".lt-c-filter-text", "picture 1")
+    page.locator(".lt-c-count", has_text="11 of 60").wait_for()
+    page.select_option(".lt-c-edit", "add")
+    page.select_option(".lt-c-scope", "filtered")
+    page.fill(".lt-c-texts input", "forest")
+    page.locator(".lt-c-preview", has_text="11 of 11 captions would change").wait_for()
+    page.click(".lt-c-apply")
+    page.locator(".lt-c-told", has_text="11 of 11 captions were changed").wait_for()
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17, forest\n"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="11 captions are as they were").wait_for()
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17"
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.keyboard.press("End")
+    page.keyboard.type(", zkw mo")
+    page.keyboard.press("Alt+ArrowRight")  # saved, and the next one is in the editor
+    page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
+    assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, picture 1, zkw mo\n"
+    page.locator(".lt-c-editor", has_text="010.png").wait_for()
+
+
 def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Train")
@@ -268,7 +297,7 @@ def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str)
 def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
     page.set_viewport_size({"width": 480, "height": 900})
     open_tab(page, f"{address}?__theme={theme}")
-    for panel in ("Dataset", "Train", "Monitor", "Results"):
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results"):
         show(page, panel)
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth") <= 480

@@ -27,6 +27,7 @@ from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
 from lib_lora_train.presets import Preset
 from lib_lora_train.ui.balancing import RULE, balanced_concepts
+from lib_lora_train.ui.caption_desk import CaptionDesk
 from lib_lora_train.ui.fixes import Fix, fixes_of
 from lib_lora_train.ui.form import (
     CONCEPTS,
@@ -41,6 +42,7 @@ from lib_lora_train.ui.form import (
 )
 from lib_lora_train.ui.markup import place
 from lib_lora_train.ui.own_presets import PresetShelf, applied_after
+from lib_lora_train.ui.words import Words
 
 if TYPE_CHECKING:
     from lib_lora_train.runner import JobRunner
@@ -112,7 +114,8 @@ class Desk:
         self._applied: tuple[str, ...] = ()
         self._staged: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
-        self._asks: dict[str, Ask] = {"fix": self._stage_fix}
+        self.captions = CaptionDesk(self.shelf, Words(self._tokenizer), self._kept_config)
+        self._asks: dict[str, Ask] = {"fix": self._stage_fix, **self.captions.asks()}
 
     # --- what the page's own buttons ask -------------------------------------------------------
     def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +161,18 @@ class Desk:
     def keep(self, form: Form) -> None:
         """Remember the form for the next page load."""
         save_draft(self.home, form, self._applied)
+
+    def _kept_config(self) -> TrainConfig:
+        """The settings of the form as it was last kept."""
+        form, _ = load_draft(self.home)
+        return read_form(form)[0] if form else TrainConfig()
+
+    def _tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint to be trained; it needs PyTorch, so it is loaded when it is asked for."""
+        from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
+
+        checkpoint = self._kept_config().checkpoint
+        return tokenizer_of(Path(checkpoint).expanduser() if checkpoint else EMBEDDED_CHECKPOINT)
 
     def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
         """The form with a preset's values; LoraTrainError when there is none of that name."""

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.errors import LoraTrainError, OutputError, Problem
+from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
 from lib_lora_train.ui.desk import Checked, Desk
 from lib_lora_train.ui.form import Form
@@ -62,6 +63,8 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
         with unsaved(gr.Tabs(elem_id=elem_id("panels"))) as panels:
             with gr.Tab("Dataset", id="dataset", elem_id=elem_id("dataset_panel")):
                 dataset = build_dataset_panel(form)
+            with gr.Tab("Captions", id="captions", elem_id=elem_id("captions_panel")):
+                build_captions_panel()
             with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
                 train = build_train_panel(form, desk.presets.names())
             with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):

@@ -1,0 +1,18 @@
+"""The Captions panel: a place for the page's JavaScript, which asks `caption_desk` for everything it shows."""
+
+from __future__ import annotations
+
+import json
+
+from lib_lora_train.ui.caption_edits import BULK_EDITS
+from lib_lora_train.ui.markup import text
+from lib_lora_train.ui.widgets import build_html
+
+
+def build_captions_panel() -> None:
+    """Lay the panel out; one place, as there is no component per picture or tag: 5,000 pictures stay quick."""
+    edits = [
+        {"name": name, "label": edit.label, "help": edit.help, "asks": edit.asks} for name, edit in BULK_EDITS.items()
+    ]
+    place = f"<div data-lt='captions' data-edits='{text(json.dumps(edits))}'></div>"
+    build_html(place, "captions")
