@@ -30,6 +30,7 @@ commands
   (nothing)            open the app in the browser
   demo [--out DIR]     train a new concept on the embedded tiny model and draw the grid: a few minutes
   train CONFIG.toml    train what the file says [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
+  resume RUN           go on with an interrupted run, or make a finished one longer [--more-epochs N]
   import FILE          make a CONFIG.toml of kohya's .json or .toml or of a LoRA [--dataset FILE] [--out FILE]
   export CONFIG.toml   make a kohya_ss .json of it [--out FILE]
   test [pytest args]   linters, types and all tests; with arguments: pytest alone, with them
@@ -45,7 +46,7 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", "demo", "train", "import", "export", "test", "setup")
+COMMANDS = ("app", "demo", "train", "resume", "import", "export", "test", "setup")
 TORCH = "2.13.0"
 OLDEST_TORCH = (2, 6)  # what the pinned diffusers and transformers accept
 TORCH_INDEX = "https://download.pytorch.org/whl"

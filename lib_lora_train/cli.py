@@ -1,4 +1,4 @@
-"""The command line: `app`, `demo`, `train`, `import` and `export`.
+"""The command line: `app`, `demo`, `train`, `resume`, `import` and `export`.
 
 Every setting is a flag of `train`, made from its one declaration; flags win over the TOML file. Heavy rooms
 are imported inside the commands, so that help, typing errors and the plan come without waiting for PyTorch.
@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.cli_settings import config_of, refuse
 from lib_lora_train.config import Concept, TrainConfig, read_config
-from lib_lora_train.errors import LoraTrainError, Problem
+from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.parameters import Parameter, parameters_of
-from lib_lora_train.presets import PRESETS, find_preset
+from lib_lora_train.presets import PRESETS
 
 if TYPE_CHECKING:
     from lib_lora_train.events import Event
+    from lib_lora_train.run_folder import RunFolder
     from lib_lora_train.train.control import Control
 
 EXIT_USER_ERROR = 2
@@ -41,7 +41,6 @@ GROUPS = {
     "output": "output",
     "samples": "samples",
 }
-_PATHS = ("checkpoint", "vae", "output_dir")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a console that lacks × or – must not end a run
     words = [_hyphenated(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options, unknown = make_parser().parse_known_args(words)
-    if getattr(options, "config", None) and words[words.index(options.config) - 1] in unknown:
-        options.config = None  # the value of an unknown flag was taken for the file
+    if getattr(options, "configs", None):  # the value of an unknown flag may have been taken for a file
+        options.configs = [file for file in options.configs if words[words.index(file) - 1] not in unknown]
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when torch is imported
     try:
@@ -86,8 +85,13 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the demo makes")
 
     train = _command(commands, "train", run_train, "Train what the TOML file, the flags or both say.")
-    train.usage = "lora-train train [CONFIG.toml] [--preset NAME] [--out DIR] [--dry-run] [--cpu] [--SETTING VALUE …]"
-    train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; flags win over them")
+    train.usage = (
+        "lora-train train [CONFIG.toml …] [--preset NAME] [--out DIR] [--resume RUN] [--dry-run] [--cpu] "
+        "[--SETTING VALUE …]"
+    )
+    files = "settings; flags win over them. Several files are trained one after the other"
+    train.add_argument("configs", nargs="*", metavar="CONFIG.toml", help=files)
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     train.add_argument("--preset", action="append", default=[], metavar="NAME", help=_preset_help())
     train.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run's folder")
     train.add_argument("--dry-run", action="store_true", help="show the plan and stop")
@@ -97,6 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
     concept = train.add_argument_group("one concept, without a [[concepts]] table")
     for parameter in parameters_of(Concept):
         _add_flag(concept, parameter, prefix="concept.")
+    resume = _command(commands, "resume", run_resume, "Go on with an interrupted run, or make a finished one longer.")
+    resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder: outputs/DATE-NAME")
+    resume.add_argument("--more-epochs", type=int, default=0, metavar="N", help="go on beyond the planned end")
+    resume.add_argument("--from-step", type=int, metavar="N", help="from an earlier state, if several are kept")
     _add_exchange(commands)
     return parser
 
@@ -160,7 +168,7 @@ def default_text(parameter: Parameter) -> str:
 
 def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Serve the app until it is stopped."""
-    _refuse(unknown)
+    refuse(unknown)
     from lib_lora_train.ui.app import serve
 
     serve(host=options.host, port=options.port)
@@ -169,7 +177,7 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Train, measure and show the demo; LoraTrainError when it has not learnt what it must."""
-    _refuse(unknown)
+    refuse(unknown)
     from lib_lora_train import demo
     from lib_lora_train.train.control import Control
 
@@ -179,29 +187,78 @@ def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Judge the settings, then plan (`--dry-run`) or train."""
-    config = config_of(options, unknown)
+    """Judge the settings, then plan (`--dry-run`) or train; several files one after the other."""
+    if options.resume and len(options.configs) > 1:
+        raise LoraTrainError("--resume goes on with one run; give one settings file, or none to use the run's own.")
+    if options.resume and not options.configs:
+        options.configs = [str(options.resume / "config.toml")]
+    configs = [config_of(options, unknown, file) for file in options.configs or [""]]
     if options.dry_run:
-        print(plan_text(config))
-        return 0
+        print("\n\n".join(plan_text(config) for config in configs))
+    elif options.resume:
+        from lib_lora_train.past_runs import continuation
+        from lib_lora_train.run_folder import RunFolder
+
+        way = continuation(RunFolder(options.resume.absolute()), config=configs[0])
+        _train(options, way.config, folder=way.folder, state=way.state)
+    elif len(configs) == 1:
+        _train(options, configs[0])
+    else:
+        return _train_all(options, configs)
+    return 0
+
+
+def _train_all(options: argparse.Namespace, configs: Sequence[TrainConfig]) -> int:
+    """Each in its turn; one that fails is told and does not stop the next, Ctrl-C ends all."""
+    failed = []
+    for number, config in enumerate(configs, start=1):
+        print(f"Run {number} of {len(configs)}: {config.output_name}")
+        try:
+            if not _train(options, config):
+                return EXIT_INTERRUPTED
+        except LoraTrainError as error:
+            failed.append(config.output_name)
+            print(f"Error: {error}", file=sys.stderr)
+    if failed:
+        raise LoraTrainError(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}.")
+    return 0
+
+
+def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Go on with the run in a folder, in the same series of files."""
+    refuse(unknown)
+    from lib_lora_train.past_runs import continuation
+    from lib_lora_train.run_folder import RunFolder
+
+    folder = RunFolder(options.folder.absolute())
+    way = continuation(folder, more_epochs=options.more_epochs, step=options.from_step)
+    _train(options, way.config, folder=folder, state=way.state)
+    return 0
+
+
+def _train(
+    options: argparse.Namespace, config: TrainConfig, *, folder: RunFolder | None = None, state: Path | None = None
+) -> bool:
+    """One run, a new one or, in its `folder` from its `state`, one that goes on; False if it was stopped."""
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.jobs import run_job
     from lib_lora_train.run_folder import new_run_folder
     from lib_lora_train.train.control import Control
 
-    place = (options.out or HOME).absolute()
+    place = (getattr(options, "out", None) or HOME).absolute()
     host = StandaloneHost(
         _path(config.checkpoint), _path(config.vae), place / "models" / "Lora", "cpu" if options.cpu else None
     )
-    folder = new_run_folder(place / "outputs", config.output_name)
+    folder = folder or new_run_folder(place / "outputs", config.output_name)
     control = Control()
-    show_run(recorded(run_job(config, host, folder=folder, control=control), folder.log), control)
-    return 0
+    events = run_job(config, host, folder=folder, control=control, state=state)
+    show_run(recorded(events, folder.log), control)
+    return not control.stopped
 
 
 def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write other people's settings as ours, and tell what was not taken over and why."""
-    _refuse(unknown)
+    refuse(unknown)
     from lib_lora_train.formats.kohya import read_settings
     from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
     from lib_lora_train.formats.toml import write_toml_config
@@ -220,7 +277,7 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write our settings for the kohya_ss GUI, and tell what it cannot hold."""
-    _refuse(unknown)
+    refuse(unknown)
     from lib_lora_train.formats.kohya_account import lost_lines
     from lib_lora_train.formats.kohya_export import write_gui_settings
     from lib_lora_train.formats.toml import read_toml_config
@@ -250,13 +307,12 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
 
 def plan_text(config: TrainConfig) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
-    from lib_lora_train.data.plan import describe_plan, make_plan
-    from lib_lora_train.data.scan import read_dataset
+    from lib_lora_train.data.plan import describe_plan
     from lib_lora_train.judge import judge
+    from lib_lora_train.planning import plan_job
 
-    plan = make_plan(read_dataset(config), config)
     noted = [f"{p.level}: {p}" for p in judge(config)]
-    return "\n".join([describe_plan(plan), *noted])
+    return "\n".join([describe_plan(plan_job(config).plan), *noted])
 
 
 def show_run(events: Iterable[Event], control: Control) -> None:
@@ -273,14 +329,23 @@ def show_run(events: Iterable[Event], control: Control) -> None:
 
 
 def recorded(events: Iterable[Event], log: Path) -> Iterator[Event]:
-    """The same events, each also written to `log` as a line of JSON with its time."""
-    from lib_lora_train.events import to_record
+    """The same events, each also written to `log` as a line of JSON with its time; a failure's reason last."""
+    from lib_lora_train.events import StateChanged
+    from lib_lora_train.run_log import log_line, log_record
 
     with log.open("a", encoding="utf-8") as lines:
-        for event in events:
-            lines.write(json.dumps({**to_record(event), "time": time.time()}, ensure_ascii=False) + "\n")
+
+        def write(event: Event) -> None:
+            lines.write(log_line(log_record(event)))
             lines.flush()
-            yield event
+
+        try:
+            for event in events:
+                write(event)
+                yield event
+        except LoraTrainError as error:
+            write(StateChanged("failed", str(error)))
+            raise
 
 
 @contextlib.contextmanager
@@ -301,60 +366,6 @@ def stopping_on_interrupt(control: Control, tell: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-# --- settings --------------------------------------------------------------------------------------
-
-
-def config_of(options: argparse.Namespace, unknown: Sequence[str]) -> TrainConfig:
-    """The config from file and flags; ConfigError with everything that is wrong in either."""
-    from lib_lora_train.formats.toml import read_toml_config
-    from lib_lora_train.judge import judge, require_usable
-
-    if not any(word.startswith("--") for word in unknown):
-        _refuse(unknown)
-    values = dict(read_toml_config(Path(options.config))) if options.config else {}
-    for name in options.preset:
-        values.update(find_preset(name).values)
-    problems = override(values, vars(options), unknown)
-    config, found = read_config(values)
-    problems += found
-    told = {problem.where for problem in problems}  # a value that could not be read stands at its default
-    require_usable([*problems, *(p for p in judge(config) if p.where not in told)])
-    return config
-
-
-def override(values: dict[str, Any], flags: dict[str, Any], unknown: Sequence[str]) -> list[Problem]:
-    """Write the flags over the file's values, unknown ones too, so that all are judged at once."""
-    known = {parameter.name for parameter in parameters_of(TrainConfig)}
-    given = {name: value for name, value in flags.items() if name in known}
-    concept = {name.removeprefix("concept."): v for name, v in flags.items() if name.startswith("concept.")}
-    values.update({name: _from_here(text) if name in _PATHS else text for name, text in given.items()})
-    values.update(dict.fromkeys(unknown_names(unknown), ""))
-    if not concept:
-        return []
-    tables = values.setdefault("concepts", [{}])
-    if not isinstance(tables, list) or len(tables) != 1 or not isinstance(tables[0], dict):
-        reason = "flags can only change a single concept. Give several in the TOML file, as [[concepts]]."
-        return [Problem("error", ", ".join(concept), reason)]
-    tables[0].update({name: _from_here(text) if name == "folder" else text for name, text in concept.items()})
-    return []
-
-
-def _from_here(text: str) -> str:
-    """A path on the command line is meant from the folder one is in, one in a TOML file from the file's."""
-    return os.path.normpath(Path.cwd() / Path(text.strip()).expanduser()) if text.strip() else text
-
-
-def unknown_names(words: Sequence[str]) -> list[str]:
-    """The parameter names that unknown flags stand for: `--network-dim 8` → `network_dim`."""
-    return [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-
-
-def _refuse(unknown: Sequence[str]) -> None:
-    """LoraTrainError for words that no command knows."""
-    if unknown:
-        raise LoraTrainError(f"{unknown[0]} is not known here. --help lists what is.")
 
 
 def _path(text: str) -> Path | None:

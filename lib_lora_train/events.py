@@ -85,6 +85,28 @@ class LoraWritten:
 
 
 @dataclass(frozen=True)
+class LoraRemoved:
+    """A LoRA file of this run was deleted, since only the last ones are kept."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class StateSaved:
+    """From `path` the run can go on after `step`, exactly as if it had never been interrupted."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on after `step`; what was told of later steps before is void."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class SampleDrawn:
     """A sample picture stands at `path`; `epoch` 0 means without LoRA."""
 
@@ -134,6 +156,9 @@ Event = (
     | StepDone
     | EpochDone
     | LoraWritten
+    | LoraRemoved
+    | StateSaved
+    | Resumed
     | SampleDrawn
     | GridDrawn
     | Measured
@@ -151,6 +176,9 @@ _KINDS: dict[str, type[Event]] = {
         StepDone,
         EpochDone,
         LoraWritten,
+        LoraRemoved,
+        StateSaved,
+        Resumed,
         SampleDrawn,
         GridDrawn,
         Measured,

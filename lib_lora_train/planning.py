@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import read_dataset
+from lib_lora_train.errors import Problem
 from lib_lora_train.judge import judge, require_usable
 
 
-def plan_job(config: TrainConfig) -> Plan:
-    """What would be trained, before anything heavy starts; ConfigError or DataError when it cannot be."""
-    require_usable(judge(config))
-    return make_plan(read_dataset(config), config)
+@dataclass(frozen=True)
+class JobPlan:
+    """A config that can be trained, its plan, and all that should be known of both; no problem is an error."""
+
+    config: TrainConfig
+    plan: Plan
+    problems: tuple[Problem, ...]
+
+
+def plan_job(config: TrainConfig) -> JobPlan:
+    """What would be trained; ConfigError or DataError when it cannot be.
+
+    `problems` begins with the settings', then come the pictures' and the plan's.
+    """
+    judged = judge(config)
+    require_usable(judged)
+    dataset = read_dataset(config)
+    plan = make_plan(dataset, config)
+    return JobPlan(config, plan, (*judged, *dataset.skipped, *plan.warnings))

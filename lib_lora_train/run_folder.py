@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from lib_lora_train.errors import OutputError
+from lib_lora_train.errors import OutputError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,16 @@ class RunFolder:
     def config(self) -> Path:
         """The settings, ready to be trained again."""
         return self.root / "config.toml"
+
+    @property
+    def identity(self) -> Path:
+        """Under which name the run writes its files, and since when; see `Identity`."""
+        return self.root / "run.json"
+
+    @property
+    def states(self) -> Path:
+        """`step-00000120.pt`: all that is needed to go on after 120 steps."""
+        return self.root / "states"
 
     @property
     def samples(self) -> Path:
@@ -44,6 +57,53 @@ class RunFolder:
     def crash_report(self) -> Path:
         """The traceback, if the run died of a fault of ours."""
         return self.root / "crash.txt"
+
+    def state_after(self, step: int) -> Path:
+        """The state after so many steps."""
+        return self.states / f"step-{step:08}.pt"
+
+    def state_steps(self) -> list[int]:
+        """After how many steps a state stands here, the newest last."""
+        names = (path.stem.removeprefix("step-") for path in self.states.glob("step-*.pt"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def sample(self, epoch: int, number: int) -> Path:
+        """The picture of an epoch's prompt, counted from 1."""
+        return self.samples / f"epoch-{epoch:06}-{number:02}.png"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stays the same when a run is interrupted: the name of its files, where they go, its session, its start."""
+
+    name: str
+    lora_dir: str
+    session: str
+    started: float
+
+
+def write_identity(folder: RunFolder, identity: Identity) -> None:
+    """Write it whole or not at all; OutputError when it cannot be written."""
+    write_json(folder.identity, asdict(identity))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the values in one moment; OutputError when that fails."""
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}. Free space there.") from error
+
+
+def read_identity(folder: RunFolder) -> Identity:
+    """The identity of a run that began; TrainingError if the folder holds none."""
+    try:
+        return Identity(**json.loads(folder.identity.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        text = f"{folder.root} is no folder of a run that can go on. Choose another run, or start a new one."
+        raise TrainingError(text) from None
 
 
 def new_run_folder(home: Path, name: str) -> RunFolder:

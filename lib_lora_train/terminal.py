@@ -18,6 +18,7 @@ from lib_lora_train.events import (
     EpochDone,
     Event,
     GridDrawn,
+    LoraRemoved,
     LoraWritten,
     Measured,
     Noted,
@@ -26,6 +27,7 @@ from lib_lora_train.events import (
     PhaseStarted,
     Planned,
     Progress,
+    Resumed,
     StateChanged,
     StepDone,
 )
@@ -143,6 +145,10 @@ def describe(event: Event) -> str:
         return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
     if isinstance(event, LoraWritten):
         return f"Written: {event.path}"
+    if isinstance(event, LoraRemoved):
+        return f"Deleted, as only the last ones are kept: {event.path}"
+    if isinstance(event, Resumed):
+        return f"Going on after step {event.step}"
     if isinstance(event, GridDrawn):
         return f"Grid: {event.path}"
     if isinstance(event, Noted):

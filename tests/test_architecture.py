@@ -61,15 +61,22 @@ GROUND_MODULES = [
     "progress",
     "randomness",
     "run_folder",
+    "run_log",
+    "history",
+    "run_queue",
 ]
 ROOM_OF_MODULE = {
     **dict.fromkeys(GROUND_MODULES, "ground"),
     "jobs": "jobs",
+    "job_files": "jobs",
+    "job_pictures": "jobs",
+    "job_run": "jobs",
     "runner": "jobs",
     "planning": "jobs",
     "past_runs": "jobs",
     "demo": "demo",
     "cli": "cli",
+    "cli_settings": "cli",
     "terminal": "cli",
     "__main__": "cli",
 }

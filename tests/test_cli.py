@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_lora_train import cli
+from lib_lora_train import cli, cli_settings
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.errors import ConfigError, LoraTrainError
 from lib_lora_train.events import (
@@ -65,7 +65,7 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 def parsed(*words: str) -> TrainConfig:
     """The config that `train` makes of these words."""
     options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli.config_of(options, unknown)
+    return cli_settings.config_of(options, unknown)
 
 
 # --- flags -----------------------------------------------------------------------------------------
@@ -92,11 +92,11 @@ def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.Mon
     words = [flag if value else f"--no-{flag[2:]}"] if parameter.kind is bool else [flag, str(value)]
     flags = vars(cli.make_parser().parse_args(["train", *words]))
     values: dict[str, Any] = {}
-    assert cli.override(values, flags, ()) == []
+    assert cli_settings.override(values, flags, ()) == []
     config, problems = read_config(values)
     assert problems == ()
     expected = (value,) if parameter.kind is tuple else value
-    if parameter.name in cli._PATHS:
+    if parameter.name in cli_settings.PATHS:
         expected = str(Path.cwd() / value)
     assert getattr(config, parameter.name) == expected
     assert config == TrainConfig().replace(**{parameter.name: expected}), "and nothing else changed"
@@ -104,7 +104,7 @@ def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.Mon
 
 def test_no_flag_of_the_program_hides_a_parameter() -> None:
     names = {p.name for p in (*parameters_of(TrainConfig), *parameters_of(Concept))}
-    assert names & {"config", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
+    assert names & {"configs", "resume", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
     assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
 
 
@@ -227,7 +227,7 @@ def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
 
 
 def test_a_surplus_word_is_refused(tmp_path: Path) -> None:
-    assert "surplus" in _refusal(run("train", "c.toml", "surplus", folder=tmp_path))
+    assert "surplus" in _refusal(run("export", "c.toml", "surplus", folder=tmp_path))
 
 
 def test_the_demo_refuses_settings() -> None:

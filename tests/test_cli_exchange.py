@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_lora_train import cli
+from lib_lora_train import cli, cli_settings
 from lib_lora_train.config import TrainConfig, read_config
 from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.formats.kohya import read_settings
@@ -91,7 +91,7 @@ def test_export_says_what_the_gui_cannot_hold(capsys: pytest.CaptureFixture[str]
 
 def config_of(*words: str) -> TrainConfig:
     options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli.config_of(options, unknown)
+    return cli_settings.config_of(options, unknown)
 
 
 def test_a_preset_wins_over_the_file_and_flags_over_both(folder: Path) -> None:

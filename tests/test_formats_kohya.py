@@ -593,6 +593,15 @@ def test_any_settings_that_the_gui_knows_come_back_equal(values: dict[str, Any])
     assert from_gui(to_gui(config).values).config == config
 
 
+def test_the_last_steps_to_keep_become_a_number_of_files() -> None:
+    config = gui(save_every_n_steps=100, save_last_n_steps=250, save_last_n_epochs=3).config
+    assert (config.save_every_n_steps, config.keep_last_step_files, config.keep_last_epochs) == (100, 3, 3)
+
+
+def test_a_file_without_states_does_not_switch_ours_off() -> None:
+    assert gui(save_state=False).config.save_state
+
+
 def test_what_the_gui_cannot_hold_is_named() -> None:
     concepts = (Concept("/fox", repeats=4, trigger="zfox"), Concept("/more"))
     config = _FULL.replace(concepts=concepts, make_grid=False, precision="auto", seed=0, max_steps=9)

@@ -8,12 +8,13 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from job_parts import Place, ending, only, small_place
 from lib_lora_train import jobs
 from lib_lora_train.adapters.file import read_adapter
 from lib_lora_train.adapters.inject import Adapter
@@ -34,21 +35,9 @@ from lib_lora_train.events import (
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.run_folder import RunFolder, new_run_folder
+from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.runner import JobRunner, downsample
 from lib_lora_train.train.control import Control
-
-
-class Place(NamedTuple):
-    """Where one test's run happens."""
-
-    config: TrainConfig
-    host: StandaloneHost
-    folder: RunFolder
-
-    def run(self, control: Control | None = None, **values: Any) -> list[Event]:
-        config = self.config.replace(**values)
-        return list(jobs.run_job(config, self.host, folder=self.folder, control=control or Control()))
 
 
 @pytest.fixture(scope="module")
@@ -59,34 +48,8 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 @pytest.fixture
 def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
-    """Three pictures, two epochs of three steps, one quick prompt."""
-    source = next((demo_dir / "train").iterdir())
-    data = tmp_path / "data"
-    data.mkdir()
-    for path in sorted(source.iterdir())[:6]:
-        shutil.copy(path, data)
-    shared_host.lora_dir = tmp_path / "Lora"
-    config = TrainConfig(
-        concepts=(Concept(folder=str(data), trigger="zorp"),),
-        output_name="test",
-        resolution=128,
-        min_bucket=64,
-        epochs=2,
-        batch_size=1,
-        rank=2,
-        sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
-    )
-    return Place(config, shared_host, new_run_folder(tmp_path / "outputs", "test"))
-
-
-def only(events: list[Event], kind: type[Any]) -> list[Any]:
-    return [event for event in events if isinstance(event, kind)]
-
-
-def ending(events: list[Event]) -> str:
-    """The state the run ended in."""
-    assert isinstance(events[-1], StateChanged)
-    return events[-1].state
+    """See `small_place`."""
+    return small_place(shared_host, demo_dir, tmp_path)
 
 
 def weights_of(model: DiffusionModel) -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from lib_lora_train.ui.desk import Desk
 class ToldRunner:
     """Answers like `JobRunner`, with events and curves that a test sets."""
 
+    live = ""
+
     def __init__(self) -> None:
         self.started: list[TrainConfig] = []
         self.commands: list[str] = []
@@ -22,7 +24,7 @@ class ToldRunner:
         self.losses: list[tuple[int, float]] = []
         self.is_busy = False
 
-    def start(self, config: TrainConfig) -> str:
+    def start(self, config: TrainConfig, job: Any = None) -> str:
         if self.is_busy:
             raise HostError("A training is already running.")
         self.started.append(config)

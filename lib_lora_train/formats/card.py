@@ -25,17 +25,19 @@ def card_values(*, family: str, triggers: Sequence[str], description: str, notes
     }
 
 
-def write_card(lora: Path, values: Mapping[str, Any]) -> None:
-    """Write the .json beside a LoRA file; one that is there already is somebody's work and stays."""
+def write_card(lora: Path, values: Mapping[str, Any]) -> Path | None:
+    """Write the .json beside a LoRA file; one that is there already is somebody's work and stays: None then."""
     text = json.dumps(values, indent=4, ensure_ascii=False)
-    _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    return _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_preview(lora: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write the .png beside a LoRA file, unless there is one."""
-    _write_new(lora.with_suffix(".png"), save)
+def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
+    """Let `save` write the .png beside a LoRA file, unless there is one: None then."""
+    return _write_new(lora.with_suffix(".png"), save)
 
 
-def _write_new(path: Path, save: Callable[[Path], object]) -> None:
-    if not path.exists():
-        save(path)
+def _write_new(path: Path, save: Callable[[Path], object]) -> Path | None:
+    if path.exists():
+        return None
+    save(path)
+    return path

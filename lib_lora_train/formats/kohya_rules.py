@@ -135,6 +135,12 @@ def _saving(intake: Intake) -> None:
         intake.values["save_every_n_epochs"] = intake.values.get("epochs", _OURS["epochs"].default)
     elif every is not None:
         intake.put(_OURS["save_every_n_epochs"], "save_every_n_epochs", every)
+    last, steps = intake.pop_number("save_last_n_steps"), number_of(intake.value("save_every_n_steps"))
+    if last and steps:  # kohya counts steps there: the files of the last so many steps stay
+        intake.put(_OURS["keep_last_step_files"], "save_last_n_steps", int(last // steps) + 1)
+    state = intake.pop("save_state")
+    if state is not None:
+        intake.ignore("save_state", state, f"{NOT_NEEDED}: a run's newest state is kept here anyway, see save_state")
 
 
 # --- noise, seed, precision ----------------------------------------------------------------------

@@ -7,6 +7,10 @@
     POST /lora-train/v1/start      settings → the id of the run that begins
     POST /lora-train/v1/pause · resume · stop · save · sample
     POST /lora-train/v1/page/…     what the page's own buttons ask; only with the key that the page was given
+    POST /lora-train/v1/go-on      {"run": id, "more_epochs": 0}: resume an interrupted run, or extend a finished one
+    GET  /lora-train/v1/queue      the runs that wait, the next one first
+    POST /lora-train/v1/queue/add  settings, or what go-on takes → the entry's id
+    POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
 
 Settings are JSON with the names of `docs/parameters.md`, as in a config file. Who may call what follows the webui:
 see `Access`. FastAPI is imported nowhere else.
@@ -58,6 +62,27 @@ class PageSource(Protocol):
     def start_values(self, values: Mapping[str, Any]) -> str:
         """Begin a run with these settings and return its id; LoraTrainError when it cannot."""
 
+    def go_on(self, run: str, more_epochs: int) -> str:
+        """Resume or extend a run and return its id; LoraTrainError when it cannot."""
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The runs that wait, the next one first."""
+
+    def enqueue_values(self, values: Mapping[str, Any]) -> str:
+        """Let a run with these settings wait and return the entry's id; LoraTrainError when it cannot."""
+
+    def enqueue_going_on(self, run: str, more_epochs: int) -> str:
+        """Let a run wait for its turn to go on and return the entry's id; LoraTrainError when it cannot."""
+
+    def move_waiting(self, entry: str, place: int) -> None:
+        """Put a waiting run at a place, from 0; HostError if it does not wait."""
+
+    def remove_waiting(self, entry: str) -> None:
+        """Let a run not wait any more; HostError if it does not wait."""
+
+    def start_queue(self) -> str:
+        """Begin the first waiting run and return its id; HostError if none waits."""
+
     def command(self, name: str) -> None:
         """Do one of `COMMANDS`; HostError when no run is there to obey."""
 
@@ -99,6 +124,9 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
     def results() -> list[dict[str, Any]]:
         return source.results()
 
+    def queue() -> list[dict[str, Any]]:
+        return source.waiting()
+
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.shelf.load_thumbnail(token), media_type="image/jpeg", headers=_KEPT)
@@ -116,6 +144,7 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
         "status": status,
         "pictures": pictures,
         "results": results,
+        "queue": queue,
         "thumbnail/{token}": thumbnail,
         "picture/{token}": picture,
     }
@@ -143,15 +172,45 @@ def _install_steering(app: FastAPI, source: PageSource, guards: list[Any]) -> No
         return _answered(lambda: {"run": source.start_values(values)})
 
     def obey(name: str) -> Callable[[], dict[str, Any]]:
-        def command() -> dict[str, Any]:
-            source.command(name)
-            return {}
+        return lambda: _obeyed(lambda: source.command(name))
 
-        return lambda: _answered(command)
-
-    routes = {"plan": plan, "start": start, **{name: obey(name) for name in COMMANDS}}
+    routes = {"plan": plan, "start": start, **{name: obey(name) for name in COMMANDS}, **_queue_routes(source)}
     for path, answer in routes.items():
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
+
+
+def _queue_routes(source: PageSource) -> dict[str, Callable[..., Any]]:
+    """Going on with a run, and the order of those that wait."""
+
+    def go_on(run: str = Body(...), more_epochs: int = Body(0)) -> dict[str, Any]:
+        return _answered(lambda: {"run": source.go_on(run, more_epochs)})
+
+    def add(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        if "run" in values:
+            run, more = str(values["run"]), values.get("more_epochs", 0)
+            return _answered(lambda: {"id": source.enqueue_going_on(run, more if isinstance(more, int) else 0)})
+        return _answered(lambda: {"id": source.enqueue_values(values)})
+
+    def move(id: str = Body(...), place: int = Body(...)) -> dict[str, Any]:
+        return _obeyed(lambda: source.move_waiting(id, place))
+
+    def remove(id: str = Body(..., embed=True)) -> dict[str, Any]:
+        return _obeyed(lambda: source.remove_waiting(id))
+
+    def start() -> dict[str, Any]:
+        return _answered(lambda: {"run": source.start_queue()})
+
+    return {"go-on": go_on, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
+
+
+def _obeyed(work: Callable[[], None]) -> dict[str, Any]:
+    """As `_answered`, where there is nothing to tell."""
+
+    def obey() -> dict[str, Any]:
+        work()
+        return {}
+
+    return _answered(obey)
 
 
 def _answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

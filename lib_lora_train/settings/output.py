@@ -35,6 +35,62 @@ class OutputSettings:
         high=10_000,
         kohya="save_every_n_epochs",
     )
+    save_from_epoch: int = param(
+        1,
+        "The first epoch that is written as a file; earlier ones are passed over. Useful where many short epochs come "
+        "first; a late start hides the epoch at which the LoRA was best.",
+        group="output",
+        low=1,
+        high=10_000,
+    )
+    save_every_n_steps: int = param(
+        0,
+        "Also write a LoRA file after every so many steps: NAME-step00000100.safetensors. 0: never. For long epochs; "
+        "with few steps in between the folder fills up.",
+        group="output",
+        low=0,
+        high=10_000_000,
+        kohya="save_every_n_steps",
+    )
+    keep_last_epochs: int = param(
+        0,
+        "Keep the files of the last so many epochs and delete this run's older ones. 0: keep all. The guides keep all, "
+        "since the best epoch is often not among the last.",
+        group="output",
+        low=0,
+        high=10_000,
+        kohya="save_last_n_epochs",
+    )
+    keep_last_step_files: int = param(
+        0,
+        "Of the files written every n steps, keep the last so many and delete this run's older ones. 0: keep all.",
+        group="output",
+        low=0,
+        high=10_000,
+    )
+    save_state: bool = param(
+        True,
+        "Keep the training state in the run's folder after each epoch, in a pause and at a stop, so that the run can "
+        "be resumed exactly where it was, after a crash too. It takes six to ten times the size of an fp16 LoRA file.",
+        group="output",
+        tier="beginner",
+    )
+    save_state_every_n_steps: int = param(
+        0,
+        "Also keep the state after every so many steps: how much a crash can cost. 0: after each epoch only. Below 50 "
+        "the writing slows the training down.",
+        group="output",
+        low=0,
+        high=10_000_000,
+    )
+    keep_last_states: int = param(
+        1,
+        "How many training states are kept; older ones are deleted. More than 1 lets a run go on from an earlier step, "
+        "and takes as much room again.",
+        group="output",
+        low=1,
+        high=1000,
+    )
     save_precision: str = param(
         "fp16",
         "Number format of the LoRA file. fp16 is what everybody shares; bf16 is less precise; fp32 doubles the size.",

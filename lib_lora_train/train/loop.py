@@ -56,6 +56,8 @@ class Training:
     step: int = 0
     epoch_loss: float = 0.0
     epoch_count: int = 0
+    is_exact: bool = True
+    """Whether `state` is the one after `step`; not after a NaN, which only the weights were saved from."""
 
     @property
     def epoch(self) -> int:
@@ -150,8 +152,15 @@ def train(training: Training, *, host: Lender, control: Control) -> Iterator[Eve
             if failure:
                 raise TrainingError(failure)
             yield Progress("train", training.step, plan.total_steps)
-        yield EpochDone(epoch, training.step, training.epoch_loss / max(1, training.epoch_count))
-        training.epoch_loss, training.epoch_count = 0.0, 0
+        mean = training.epoch_loss / max(1, training.epoch_count)
+        training.epoch_loss, training.epoch_count = 0.0, 0  # before it is told: a state kept now begins the next epoch
+        yield EpochDone(epoch, training.step, mean)
+
+
+def is_due(config: TrainConfig, step: int) -> bool:
+    """Whether something has to be written after this very step, so that the turn ends with it."""
+    every = (config.save_every_n_steps, config.save_state_every_n_steps)
+    return any(number and step % number == 0 for number in every)
 
 
 def _hold(control: Control) -> Iterator[Event]:
@@ -201,7 +210,8 @@ def _take_turn(
     try:
         for step in steps:
             taken += _take_step(training, model, step)
-            if host.is_wanted() or control.needs_attention or time.perf_counter() - began > _TURN_SECONDS:
+            late = time.perf_counter() - began > _TURN_SECONDS
+            if late or host.is_wanted() or control.needs_attention or is_due(training.config, training.step):
                 break
     except torch.cuda.OutOfMemoryError:
         for parameter in training.parameters:
@@ -260,7 +270,7 @@ def _is_sound(loss: float, norm: float, scale: float) -> bool:
 
 
 def _restore(training: Training, good: list[Tensor], step: int) -> None:
-    training.step = step
+    training.step, training.is_exact = step, False
     with torch.no_grad():
         for parameter, before in zip(training.parameters, good, strict=True):
             parameter.copy_(before)

@@ -21,15 +21,17 @@ from torch import Tensor
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import ConfigError, OutputError, Problem, TrainingError
+from lib_lora_train.parameters import parameters_of
 
 _FORMAT = "lora-train-state-1"
-# What may differ when a run goes on: names, output and samples, how memory is used, and the length, so that a
-# finished run can be extended. Data folders may move: the fingerprint judges their contents.
+# What may differ when a run goes on: output and samples, how memory is used, and the length, so that a finished run
+# can be extended. Data folders may move: the fingerprint judges their contents.
+_FREE_GROUPS = ("output", "samples")
 _FREE = frozenset(
     (
         *("concepts", "checkpoint", "vae", "cache_to_disk", "caption_extension", "gradient_checkpointing"),
-        *("epochs", "max_steps", "output_name", "output_dir", "save_every_n_epochs", "save_precision", "comment"),
-        *("sample_prompts", "sample_every_n_epochs", "sample_sampler", "sample_steps", "sample_cfg", "make_grid"),
+        *("epochs", "max_steps"),
+        *(parameter.name for parameter in parameters_of(TrainConfig) if parameter.group in _FREE_GROUPS),
     )
 )
 

@@ -267,20 +267,49 @@ class Desk:
     # --- the same without the form ---------------------------------------------------------------
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What these settings would train; ConfigError or DataError when they cannot."""
-        plan = plan_job(_config_of(values))
+        job = plan_job(_config_of(values))
+        plan = job.plan
         return {
             "images": len(plan.dataset.items),
             "steps_per_epoch": plan.steps_per_epoch,
             "epochs": plan.epochs,
             "total_steps": plan.total_steps,
-            "warnings": [str(problem) for problem in (*plan.dataset.skipped, *plan.warnings)],
+            "warnings": [str(problem) for problem in job.problems],
         }
 
     def start_values(self, values: Mapping[str, Any]) -> str:
         """Begin a run and return its id; ConfigError, DataError, HostError when it cannot."""
-        config = _config_of(values)
-        plan_job(config)
-        return self.runner.start(config)
+        job = plan_job(_config_of(values))
+        return self.runner.start(job.config, job)
+
+    def go_on(self, run: str, more_epochs: int) -> str:
+        """Resume an interrupted run, or extend a finished one, and return its id; LoraTrainError when it cannot."""
+        return self.runner.go_on(run, more_epochs=more_epochs)
+
+    # --- the queue -------------------------------------------------------------------------------
+    def waiting(self) -> list[dict[str, Any]]:
+        """The runs that wait, the next one first."""
+        return self.runner.waiting()
+
+    def enqueue_values(self, values: Mapping[str, Any]) -> str:
+        """Let a run with these settings wait, and return the entry's id; ConfigError or DataError when it cannot."""
+        return self.runner.enqueue(plan_job(_config_of(values)).config)
+
+    def enqueue_going_on(self, run: str, more_epochs: int) -> str:
+        """Let an interrupted or finished run wait for its turn to go on; LoraTrainError when it cannot."""
+        return self.runner.enqueue_going_on(run, more_epochs=more_epochs)
+
+    def move_waiting(self, entry: str, place: int) -> None:
+        """Put a waiting run at a place, from 0; HostError if it does not wait any more."""
+        self.runner.queue.move(entry, place)
+
+    def remove_waiting(self, entry: str) -> None:
+        """Let a run not wait any more; HostError if it does not wait."""
+        self.runner.queue.remove(entry)
+
+    def start_queue(self) -> str:
+        """Begin the first waiting run and return its id; HostError if none waits or one is at work."""
+        return self.runner.start_queue()
 
     def command(self, name: str) -> None:
         """Pause, resume, stop, save or sample; HostError when nothing runs."""
@@ -317,7 +346,7 @@ class Desk:
 
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, the newest first, with the files they wrote that are still there."""
-        return list(past_runs(self.home))
+        return list(past_runs(self.home, self.runner.live))
 
     def xyz_text(self) -> str:
         """Infotext for the webui's X/Y/Z plot: the files of the newest run that has any, on its first prompt."""

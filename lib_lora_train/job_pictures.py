@@ -1,0 +1,102 @@
+"""The pictures of a run: samples as it goes on, and the grid at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.adapters.file import read_adapter
+from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
+from lib_lora_train.events import Event, GridDrawn, Progress, SampleDrawn
+from lib_lora_train.formats.card import write_preview
+from lib_lora_train.job_files import carded
+from lib_lora_train.job_run import JobRun, timed
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.train.infotext import infotext, write_picture
+from lib_lora_train.train.lending import leased
+from lib_lora_train.train.prompt import SamplePrompt
+from lib_lora_train.train.sample import draw_samples
+
+_PICTURES_PER_TURN = 4  # so that a user's own generation never waits for a whole row of samples
+
+
+def load_rows(run: JobRun) -> None:
+    """Take the pictures that a resumed run drew before, if its prompts are still the same ones."""
+    prompts = run.state.config.get("sample_prompts") if run.state else None
+    if not run.prompts or list(run.config.sample_prompts) != prompts:
+        return
+    for epoch in (0, *run.history.losses):
+        row = [run.folder.sample(epoch, number) for number in range(1, len(run.prompts) + 1)]
+        if all(path.is_file() for path in row):
+            run.pictures[epoch] = [_loaded(path) for path in row]
+
+
+def _loaded(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def draw_row(run: JobRun, epoch: int) -> Iterator[Event]:
+    """The sample prompts with the adapter as it stands; epoch 0 without it."""
+    if not run.prompts:
+        return
+    yield from timed("samples", len(run.prompts), _draw_row(run, epoch))
+    path = run.history.epoch_files().get(epoch)
+    if path:
+        yield from carded(run, path, partial(write_preview, path, run.pictures[epoch][0].save))
+
+
+def _draw_row(run: JobRun, epoch: int) -> Generator[Event, None, None]:
+    row: list[Image.Image] = []
+    lora = f"{run.name}-{epoch:06}" if epoch else ""
+    for start in range(0, len(run.prompts), _PICTURES_PER_TURN):
+        prompts = run.prompts[start : start + _PICTURES_PER_TURN]
+        drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
+        for prompt, picture in zip(prompts, drawn, strict=True):
+            row.append(picture)
+            path = run.folder.sample(epoch, len(row))
+            text = infotext(
+                prompt,
+                sampler=run.config.sample_sampler,
+                clip_skip=run.config.clip_skip,
+                model=run.model.name,
+                lora=lora,
+            )
+            write_picture(path, picture, text)
+            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed)
+        yield Progress("samples", len(row), len(run.prompts))
+    run.pictures[epoch] = row
+
+
+def _draw(run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
+    with run.adapter.enabled(epoch > 0):
+        return draw_samples(
+            model,
+            prompts,
+            sampler=run.config.sample_sampler,
+            clip_skip=run.config.clip_skip,
+            noise_device=run.host.noise_device,
+        )
+
+
+def draw_grid(run: JobRun) -> Iterator[Event]:
+    """The grid from the rows drawn while training; rows nobody asked for earlier are drawn from the files."""
+    if not (run.config.make_grid and run.prompts):
+        return
+    if not run.config.sample_every_n_epochs:
+        yield from draw_row(run, 0)
+        for epoch, path in run.history.epoch_files().items():
+            run.adapter.load_state(read_adapter(path).state)
+            yield from draw_row(run, epoch)
+    yield from timed("grid", 0, _compose(run))
+
+
+def _compose(run: JobRun) -> Generator[Event, None, None]:
+    columns = [prompt.prompt for prompt in run.prompts]
+    losses = {epoch: run.history.loss_text(epoch) for epoch in run.history.losses}
+    rows = epoch_rows(dict(sorted(run.pictures.items())), losses)
+    write_picture(run.folder.grid, compose_grid(columns, rows, title=f"{run.name} on {run.model.name}"))
+    yield GridDrawn(str(run.folder.grid))

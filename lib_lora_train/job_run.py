@@ -1,0 +1,185 @@
+"""What the arrows of one run share: its value, and how it is made ready."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from lib_lora_train.adapters.inject import Adapter, inject
+from lib_lora_train.adapters.registry import spec_from_config
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.errors import OutputError
+from lib_lora_train.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
+from lib_lora_train.history import History, read_history
+from lib_lora_train.hosts.base import Host
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.run_folder import Identity, RunFolder, read_identity, write_identity
+from lib_lora_train.train.control import Control
+from lib_lora_train.train.lending import leased
+from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
+from lib_lora_train.train.state import TrainState
+
+_T = TypeVar("_T")
+_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+_STATE_BYTES = 20  # per number: fp32 weights and what the hungriest optimiser, Prodigy, remembers
+
+Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
+"""Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
+
+
+@dataclass
+class JobRun:
+    """One run. `state` is where it goes on from, None for one that begins; `history` what it has done so far."""
+
+    config: TrainConfig
+    host: Host
+    folder: RunFolder
+    control: Control
+    plan: Plan
+    prompts: tuple[SamplePrompt, ...]
+    identity: Identity
+    model: DiffusionModel
+    adapter: Adapter
+    state: TrainState | None
+    history: History
+    pictures: dict[int, list[Image.Image]] = field(default_factory=dict)
+    cards: dict[Path, int] = field(default_factory=dict)
+    """Cards that were written, with the time of that."""
+    written_step: int = 0
+    kept_step: int = 0
+    """The step of the newest state file; the one before the first step needs none."""
+
+    @property
+    def name(self) -> str:
+        """What all files of the run are called, before the epoch's number."""
+        return self.identity.name
+
+    @property
+    def lora_dir(self) -> Path:
+        """Where the LoRA files go."""
+        return Path(self.identity.lora_dir)
+
+    def is_due(self, epoch: int, every: int) -> bool:
+        """Whether something done every so many epochs is done after this one; the last one always counts."""
+        return every > 0 and (epoch % every == 0 or epoch == self.plan.epochs)
+
+
+def prepared(
+    config: TrainConfig,
+    host: Host,
+    *,
+    folder: RunFolder,
+    control: Control,
+    plan: Plan,
+    model: DiffusionModel,
+    state: TrainState | None,
+) -> Generator[Event, None, JobRun]:
+    """Prompts parsed, the place for the files made, the adapter put onto the model."""
+    prompts = sample_prompts(config)
+    identity = read_identity(folder) if state else _new_identity(config, host)
+    _make_folder(Path(identity.lora_dir))
+    spec = spec_from_config(config)
+    adapter = yield from leased(host, model, control, lambda lent: inject(lent, spec, seed=config.seed))
+    try:
+        _require_room(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
+        write_identity(folder, identity)
+    except OutputError:
+        adapter.remove()
+        raise
+    history = read_history(folder, state.step) if state else History()
+    step = state.step if state else 0
+    return JobRun(
+        config=config,
+        host=host,
+        folder=folder,
+        control=control,
+        plan=plan,
+        prompts=prompts,
+        identity=identity,
+        model=model,
+        adapter=adapter,
+        state=state,
+        history=history,
+        written_step=step if any(file.step == step for file in history.files.values()) else 0,
+        kept_step=step,
+    )
+
+
+def _new_identity(config: TrainConfig, host: Host) -> Identity:
+    lora_dir = Path(config.output_dir).expanduser() if config.output_dir else host.lora_dir
+    name = free_name(lora_dir, config.output_name)
+    return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder {folder}: {error.strerror}. Choose another output_dir.") from error
+
+
+def _require_room(lora_dir: Path, folder: RunFolder, *, adapter: Adapter, config: TrainConfig, plan: Plan) -> None:
+    """OutputError now rather than after hours of training, if LoRA files or states will not fit on the disk."""
+    numbers = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
+    files = _count_files(config, plan)
+    size = numbers * _BYTES[config.save_precision]
+    advice = "Make room, lower the rank, or raise save_every_n_epochs."
+    _require_free(lora_dir, files * size, what=f"{files} LoRA files of this run need", advice=advice)
+    if config.save_state:
+        advice = "Make room, lower the rank, or switch save_state off."
+        size = numbers * _STATE_BYTES * (config.keep_last_states + 1)  # the new one stands before the old one goes
+        _require_free(folder.root, size, what="the training states need", advice=advice)
+
+
+def _count_files(config: TrainConfig, plan: Plan) -> int:
+    """How many LoRA files of the run can stand at a time, the one of a stop among them."""
+    epochs = -(-plan.epochs // config.save_every_n_epochs)
+    steps = plan.total_steps // config.save_every_n_steps if config.save_every_n_steps else 0
+    epochs = min(epochs, config.keep_last_epochs + 1) if config.keep_last_epochs else epochs
+    steps = min(steps, config.keep_last_step_files + 1) if config.keep_last_step_files else steps
+    return epochs + steps + 1
+
+
+def _require_free(folder: Path, wanted: int, *, what: str, advice: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        text = f"{folder} has {free / 2**20:.0f} MiB free, and {what} {wanted / 2**20:.0f}."
+        raise OutputError(f"{text} {advice}")
+
+
+def free_name(folder: Path, name: str) -> str:
+    """`name`, or `name-2`, `name-3`…: the first under which `folder` holds no LoRA file yet."""
+    taken = {path.stem for path in folder.glob("*.safetensors")}
+
+    def is_taken(candidate: str) -> bool:
+        return any(stem == candidate or stem.startswith((f"{candidate}-0", f"{candidate}-step")) for stem in taken)
+
+    return next(c for c in (name, *(f"{name}-{n}" for n in range(2, 100_000))) if not is_taken(c))
+
+
+def noted_names(run: JobRun) -> Iterator[Event]:
+    """What the user must know before the first step: another file name, layers that get no LoRA."""
+    asked = run.config.output_name
+    if run.name != asked and not run.state:
+        message = f"LoRA files called {asked} are there already and stay; this run is written as {run.name}."
+        yield Noted("hint", "output_name", message)
+    if run.adapter.skipped:
+        message = f"{len(run.adapter.skipped)} layers cannot carry this kind of LoRA and stay as they are."
+        yield Noted("warning", "targets", message)
+
+
+def timed(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
+    """The same events between the phase's start and its end."""
+    yield PhaseStarted(phase, total)
+    began = time.monotonic()
+    value = yield from events
+    yield PhaseEnded(phase, time.monotonic() - began)
+    return value
