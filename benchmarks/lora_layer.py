@@ -23,11 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from peft import LoraConfig, inject_adapter_in_model
 
+from lib_lora_train.adapters.family import Options
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
+from lib_lora_train.adapters.lora import delta
 from lib_lora_train.adapters.registry import FAMILIES
 
 RANK = 16
+OPTIONS = Options(rank=RANK, alpha=RANK / 2)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "to_q 320, 4096 tokens": (lambda: nn.Linear(320, 320, bias=False), (1, 4096, 320)),
@@ -38,10 +41,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def fused(base: nn.Module) -> nn.Module:
     """Ours."""
-    weights = FAMILIES["lora"].init_weights(base, RANK, torch.Generator().manual_seed(0))
+    weights = FAMILIES["lora"].init_weights(base, OPTIONS, torch.Generator().manual_seed(0))
     buffer = FlatBuffer(list(weights.values()), torch.device("cpu"))
     slices = Slices(buffer, {name: n for n, name in enumerate(weights)})
-    return AdaptedLayer(base, FAMILIES["lora"], slices, alpha=RANK / 2, rank=RANK, switch=Switch())
+    return AdaptedLayer(base, FAMILIES["lora"], slices, options=OPTIONS, switch=Switch())
 
 
 def peft_layer(base: nn.Module) -> nn.Module:
@@ -57,14 +60,14 @@ class Plain(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        weights = FAMILIES["lora"].init_weights(base, RANK, torch.Generator().manual_seed(0))
+        weights = FAMILIES["lora"].init_weights(base, OPTIONS, torch.Generator().manual_seed(0))
         self.weights = nn.ParameterDict(weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Base output plus delta."""
         weights = {name: weight.to(x.dtype) for name, weight in self.weights.items()}
         output: Tensor = self.base(x)
-        return output + FAMILIES["lora"].forward_delta(self.base, x, weights, 0.5)
+        return output + delta(self.base, x, weights, 0.5)
 
 
 def seconds_of(layer: nn.Module, x: Tensor, pull: Tensor) -> float:

@@ -52,6 +52,13 @@ class TrainConfig(
         """`alpha`, or the rank where none was given."""
         return float(self.rank) if self.alpha is None else self.alpha
 
+    @property
+    def effective_conv_alpha(self) -> float | None:
+        """`conv_alpha`, or the conv rank where only that was given; None where convolutions are as all layers."""
+        if self.conv_alpha is None and self.conv_rank is not None:
+            return float(self.conv_rank)
+        return self.conv_alpha
+
     def replace(self, **values: Any) -> TrainConfig:
         """A copy with some values changed."""
         return dataclasses.replace(self, **values)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
 from lib_lora_train.judge_captions import judge_captions
+from lib_lora_train.judge_network import judge_network, needs_its_own_rate
 from lib_lora_train.judge_training import judge_training
 from lib_lora_train.optimizer_args import parse_optimizer_args
 
 _LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
 _UNET_STEP = 64  # px: the UNet of SD1 and SD2 halves the latent three times
 _HIGH_LEARNING_RATE = 5e-4  # where the guides see pictures burn, at alpha = rank and batches of a few pictures
-_SMALL_SCALE = 1 / 64
 _MOST_NAME_BYTES = 200  # file systems allow 255; room for the epoch's number and an unfinished file's ending
 
 OPTIMIZER_ARGUMENTS = {
@@ -237,7 +237,7 @@ def _prodigy(config: TrainConfig, has_safeguard: bool) -> Iterator[Problem]:
 def _adamw(config: TrainConfig) -> Iterator[Problem]:
     scale = min(1.0, config.effective_alpha / config.rank)
     for name, rate in _learning_rates(config).items():
-        if rate * scale > _HIGH_LEARNING_RATE:
+        if rate * scale > _HIGH_LEARNING_RATE and not needs_its_own_rate(config):
             text = (
                 f"{rate:g} is high for AdamW: above {_HIGH_LEARNING_RATE:g} pictures burn. 1e-4 is the guides' start."
             )
@@ -255,20 +255,6 @@ def _steps(config: TrainConfig) -> Iterator[Problem]:
         )
     if config.save_every_n_epochs > config.epochs:
         yield _hint("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is written.")
-
-
-def _network(config: TrainConfig) -> Iterator[Problem]:
-    scale = config.effective_alpha / config.rank
-    if scale > 1:
-        text = (
-            f"{config.effective_alpha:g} is more than the rank {config.rank}: every update is multiplied by {scale:g}, "
-            "as if the learning rate were higher. Half the rank to the rank is usual."
-        )
-        yield _warning("alpha", text)
-    if scale < _SMALL_SCALE:
-        text = f"{config.effective_alpha:g} with rank {config.rank} scales every update by {scale:g}: little is learnt"
-        lost = ", and weights this small lose digits in fp16" if config.save_precision == "fp16" else ""
-        yield _warning("alpha", f"{text}{lost}. Half the rank to the rank is usual.")
 
 
 # --- output and samples -------------------------------------------------------------------------
@@ -349,7 +335,7 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     _optimizer,
     _steps,
     judge_training,
-    _network,
+    judge_network,
     _output,
     _samples,
 )

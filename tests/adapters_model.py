@@ -72,6 +72,16 @@ def trained(model: TinyModel, spec: AdapterSpec = SPEC, *, seed: int = 1) -> Any
 
 def use_plain_formula(layer: Any, weights: dict[str, Tensor]) -> None:
     """Let `layer` compute with `weights` as ordinary autograd leaves."""
-    layer.forward = lambda x: (
-        layer.base_layer(x) + layer.family.forward_delta(layer.base_layer, x, weights, layer.scale)
-    )
+    base = layer.base_layer
+
+    def forward(x: Tensor) -> Tensor:
+        diff = layer.family.diff_weight(weights, layer.options, base.weight)
+        change: Tensor
+        if isinstance(base, nn.Conv2d):
+            change = nn.functional.conv2d(x, diff, None, base.stride, base.padding, base.dilation)
+        else:
+            change = nn.functional.linear(x, diff)
+        output: Tensor = base(x) + change
+        return output
+
+    layer.forward = forward

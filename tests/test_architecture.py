@@ -54,6 +54,7 @@ GROUND_MODULES = [
     "events",
     "judge",
     "judge_captions",
+    "judge_network",
     "judge_training",
     "optimizer_args",
     "parameters",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
@@ -18,6 +18,7 @@ from lib_lora_train.formats.header import Header
 from lib_lora_train.formats.kohya import Imported, from_gui, from_metadata, from_script, read_settings
 from lib_lora_train.formats.kohya_export import to_gui, write_gui_settings
 from lib_lora_train.formats.kohya_intake import kohya_parameters
+from lib_lora_train.formats.kohya_network import metadata_network
 from lib_lora_train.formats.metadata import CONFIG_KEY, shareable_config
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.judge import judge
@@ -258,11 +259,76 @@ def test_the_kind_of_network_says_which_layers(values: dict[str, Any], targets: 
     ) or values.get("LoRA_type") == "Standard"
 
 
-def test_a_network_that_is_not_here_yet_is_replaced_and_told() -> None:
-    imported = gui(LoRA_type="LyCORIS/LoKr", factor=4)
-    assert imported.config.targets == "all"
-    assert "lokr" in imported.problems[0].message
-    assert {"LoRA_type", "factor"} <= {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"LoRA_type": "LyCORIS/LoHa", "conv_dim": 4, "conv_alpha": 2}, {"family": "loha", "conv_rank": 4}),
+        ({"LoRA_type": "LyCORIS/LoKr", "factor": 4, "decompose_both": True}, {"family": "lokr", "lokr_factor": 4}),
+        ({"LoRA_type": "LyCORIS/LoKr", "use_cp": True}, {"family": "lokr", "tucker": True}),
+        ({"LoRA_type": "LyCORIS/DyLoRA", "unit": 4}, {"family": "dylora", "dylora_unit": 4}),
+        ({"LoRA_type": "Kohya DyLoRA", "unit": 2}, {"family": "dylora", "dylora_unit": 2, "targets": "all"}),
+        ({"LoRA_type": "LyCORIS/GLoRA"}, {"family": "glora", "targets": "full"}),
+        ({"LoRA_type": "LyCORIS/iA3", "LyCORIS_preset": "attn-mlp"}, {"family": "ia3", "targets": "standard"}),
+        ({"LoRA_type": "LyCORIS/Diag-OFT", "constrain": 0.01, "rescaled": True}, {"family": "oft", "rescaled": True}),
+        ({"LoRA_type": "LyCORIS/BOFT", "constrain": 0.01}, {"family": "boft", "constraint": 0.01}),
+        ({"LoRA_type": "LyCORIS/Native Fine-Tuning", "train_norm": True}, {"family": "full", "train_norm": True}),
+        ({"LoRA_type": "LyCORIS/LoCon", "dora_wd": True, "LyCORIS_preset": "unet-only"}, {"dora": True}),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "factor=8", "preset=attn-mlp"]},
+            {"family": "lokr", "lokr_factor": 8, "targets": "standard"},
+        ),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=diag-oft", "constraint=0.1"]},
+            {"family": "oft", "constraint": 0.1},
+        ),
+        (
+            {"network_module": "networks.dylora", "network_args": ["unit=4"]},
+            {"family": "dylora", "targets": "standard"},
+        ),
+    ],
+)
+def test_every_family_of_kohyas_tools_is_taken_over(values: dict[str, Any], expected: dict[str, Any]) -> None:
+    imported = gui(**values)
+    assert {name: getattr(imported.config, name) for name in expected} == expected
+    assert [ignored for ignored in imported.ignored if not ignored.is_quiet] == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"targets": "all", "conv_rank": 4, "conv_alpha": 1.0},
+        {"targets": "full", "dora": True, "tucker": True, "rank_stabilized": True},
+        {"targets": "attention", "family": "loha"},
+        {"targets": "full", "family": "lokr", "lokr_factor": 8, "full_matrix": True},
+        {"family": "dylora", "dylora_unit": 4},
+        {"targets": "standard", "family": "ia3"},
+        {"targets": "standard", "family": "boft", "constraint": 0.001, "rescaled": True, "train_norm": True},
+        {"targets": "full", "family": "full"},
+    ],
+)
+def test_network_in_a_files_metadata_is_read_back(values: dict[str, Any]) -> None:
+    config = TrainConfig(**values)
+    module, arguments = metadata_network(config)
+    told = {"ss_network_module": module, "ss_network_args": json.dumps(arguments), "ss_network_dim": "16"}
+    again = from_metadata(Header({**told, "ss_network_alpha": "16.0"}, ())).config
+    assert {name: getattr(again, name) for name in values} == values
+
+
+def test_a_preset_without_text_encoder_switches_it_off() -> None:
+    assert gui(LoRA_type="LyCORIS/LoCon", LyCORIS_preset="unet-only").config.train_text_encoder is False
+
+
+def test_settings_of_another_network_are_set_aside() -> None:
+    imported = gui(LoRA_type="Standard", dora_wd=True, factor=8, rescaled=True)
+    assert (imported.config.dora, imported.config.lokr_factor, imported.config.rescaled) == (False, -1, False)
+    assert {"dora_wd", "factor", "rescaled"} <= set(reasons(imported))
+
+
+def test_a_network_that_is_not_here_is_replaced_and_told() -> None:
+    imported = gui(LoRA_type="LyCORIS/Full-TLora", factor=4)
+    assert (imported.config.family, imported.config.targets) == ("lora", "all")
+    assert "full-tlora is not here" in imported.problems[0].message
+    assert "LoRA_type" in {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
 
 
 def test_a_model_of_the_hub_is_no_file() -> None:
@@ -352,7 +418,8 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     assert config.checkpoint == str(FILES / "models" / "base.safetensors")
     told = reasons(imported)
     assert "differs between the folders" in told["dataset: resolution"]
-    assert {"network_module", "network_args: dora_wd"} <= set(told)
+    assert (config.family, config.dora) == ("loha", True)
+    assert not [key for key in told if key.startswith("network_")]
 
 
 def test_a_dataset_file_alone_gives_the_folders() -> None:
@@ -552,6 +619,16 @@ _FULL = TrainConfig(
         {"targets": "standard", "alpha": None},
         {"targets": "attention", "precision": "fp32"},
         {"sample_sampler": "Euler a", "max_grad_norm": 0.0, "seed": 5},
+        {"conv_rank": 8, "conv_alpha": 4.0},
+        {"targets": "full", "dora": True, "tucker": True},
+        {"targets": "attention", "family": "loha", "dora": True},
+        {"targets": "full", "family": "lokr", "lokr_factor": 8, "decompose_both": True, "train_norm": True},
+        {"family": "dylora", "dylora_unit": 4, "conv_rank": 8},
+        {"targets": "standard", "family": "glora"},
+        {"targets": "standard", "family": "ia3"},
+        {"targets": "full", "family": "oft", "constraint": 0.01, "rescaled": True},
+        {"targets": "full", "family": "boft", "constraint": 0.001},
+        {"targets": "full", "family": "full", "train_norm": True},
     ],
 )
 def test_exported_settings_come_back_equal(values: dict[str, Any]) -> None:
@@ -584,6 +661,7 @@ _DRAWN = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(_DRAWN)
 def test_any_settings_that_the_gui_knows_come_back_equal(values: dict[str, Any]) -> None:
     if values["alpha"] == values["rank"]:

@@ -32,6 +32,8 @@ _DTYPE_NAMES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }
+# They multiply W itself: rounded to fp16 they would change it by 0.05 %, which is as much as many a LoRA does.
+_FACTORS = (".dora_scale", ".rescale")
 _LEGACY_START, _LEGACY_END = 0x100000, 0x110000
 
 
@@ -63,11 +65,12 @@ def write_adapter(
 ) -> SavedAdapter:
     """Write `state` as `precision` (fp16, bf16, fp32), with kohya's hashes added to the metadata.
 
-    Numbers without dimension (alpha) stay as exact as they are. An older file of this name is replaced in one moment.
+    Numbers without dimension (alpha) and factors of the weights (DoRA's, OFT's) stay as exact as they are. An older
+    file of this name is replaced in one moment.
     OutputError, leaving no partial file behind, if the file cannot be written.
     """
     path = Path(path)
-    tensors = _in_file_order({key: _as_stored(tensor, PRECISIONS[precision]) for key, tensor in state.items()})
+    tensors = _in_file_order({key: _as_stored(key, tensor, PRECISIONS[precision]) for key, tensor in state.items()})
     vanished, overflowed = _rounding_losses(state, tensors)
     header = _header(tensors, {**metadata, **_hashes(tensors, metadata)})
     size = _write_atomically(path, header, tensors)
@@ -92,10 +95,10 @@ def read_adapter(path: Path | str) -> AdapterFile:
     return AdapterFile(path=path, state=state, metadata=metadata)
 
 
-def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """CPU, contiguous; matrices in `dtype`, scalars and whole numbers as they are."""
+def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """CPU, contiguous; matrices in `dtype`, scalars, whole numbers and factors of W as they are."""
     stored = tensor.detach().to("cpu")
-    if stored.dim() > 0 and stored.is_floating_point():
+    if stored.dim() > 0 and stored.is_floating_point() and not key.endswith(_FACTORS):
         stored = stored.to(dtype)
     return stored.contiguous()
 

@@ -100,6 +100,10 @@ class Slices:
         """The leaf that must be an input of every Function which adds into `gradient`."""
         return self.buffer.parameter
 
+    def value(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor in `dtype`, outside of autograd."""
+        return self.buffer.value(self.positions[name], dtype)
+
     def values(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The tensors in `dtype`, outside of autograd."""
         return tuple(self.buffer.value(position, dtype) for position in self.positions.values())

@@ -12,11 +12,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lib_lora_train.adapters.chance import Chance, ChanceRule
+from lib_lora_train.adapters.family import Family, Options, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
+from lib_lora_train.adapters.ia3 import is_target as is_ia3_target
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
-from lib_lora_train.adapters.lora import base_weight
-from lib_lora_train.adapters.names import is_text_target, is_unet_target, text_encoder_groups, text_key, unet_keys
-from lib_lora_train.adapters.registry import AdapterSpec, Family, family_of
+from lib_lora_train.adapters.names import (
+    is_norm_target,
+    is_text_target,
+    is_unet_target,
+    text_encoder_groups,
+    text_key,
+    unet_keys,
+)
+from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.errors import AdapterError
 from lib_lora_train.randomness import seed_for
 
@@ -39,11 +48,13 @@ class ModelParts(Protocol):
 
 @dataclass(frozen=True)
 class _Target:
-    """One layer to adapt: its module name inside `root`, and its name in the file."""
+    """One layer to adapt: its module name inside `root`, its name in the file, and how."""
 
     root: nn.Module
     name: str
     key: str
+    family: Family
+    options: Options
 
     @property
     def layer(self) -> nn.Module:
@@ -87,6 +98,15 @@ class Adapter:
             self._switch.strength = before
 
     @contextmanager
+    def training(self, rule: ChanceRule, seed: int, *counters: int) -> Iterator[None]:
+        """Inside, forward and backward passes drop what `rule` says; `counters` name the micro-batch."""
+        self._switch.chance = Chance(rule, seed, counters)
+        try:
+            yield
+        finally:
+            self._switch.chance = None
+
+    @contextmanager
     def enabled(self, on: bool) -> Iterator[None]:
         """Inside, the adapter has its effect or none."""
         with self.strength(1.0 if on else 0.0):
@@ -127,16 +147,17 @@ class Adapter:
         self._hooks.clear()
         self._targets.clear()
 
-    def _add_group(self, name: str, root: nn.Module, targets: list[_Target], *, family: Family, seed: int) -> None:
+    def _add_group(self, name: str, root: nn.Module, targets: list[_Target], *, seed: int) -> None:
         """Adapt `targets` of `root` with numbers in one new buffer."""
-        fresh = {target.key: _fresh(target, family, self.spec, seed) for target in targets}
-        tensors = [weights[short] for weights in fresh.values() for short in family.STATE_KEYS]
-        buffer = FlatBuffer(tensors, _device_of(root))
-        for number, target in enumerate(targets):
-            first = number * len(family.STATE_KEYS)
-            slices = Slices(buffer, {short: first + n for n, short in enumerate(family.STATE_KEYS)})
+        fresh = {target.key: _fresh(target, seed) for target in targets}
+        tensors = [tensor for weights in fresh.values() for tensor in weights.values()]
+        buffer, position = FlatBuffer(tensors, _device_of(root)), 0
+        for target in targets:
+            shorts = list(fresh[target.key])
+            slices = Slices(buffer, {short: position + n for n, short in enumerate(shorts)})
+            position += len(shorts)
             layer = AdaptedLayer(
-                target.layer, family, slices, alpha=self.spec.alpha, rank=self.spec.rank, switch=self._switch
+                target.layer, target.family, slices, options=target.options, switch=self._switch, key=target.key
             )
             target.put(layer)
             self.layers[target.key] = layer
@@ -152,21 +173,21 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     Freezes every parameter of the UNet and the text encoders. Each layer's numbers depend on the seed and the layer's
     name only. AdapterError if nothing would be trained or an adapter is in place already; the model is untouched then.
     """
-    family = family_of(spec)
+    family_of(spec)  # refused before anything is touched
     roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
     for root in roots.values():
         _refuse_adapted(root)
     adapter = Adapter(spec)
     found = _find_targets(model, spec)
-    usable = {name: [t for t in targets if family.fits(t.layer)] for name, (_, targets) in found.items()}
+    usable = {name: [t for t in targets if t.family.fits(t.layer)] for name, (_, targets) in found.items()}
     if not any(usable.values()):
         raise AdapterError("No layer would be trained. Switch on the UNet, the text encoder or both.")
-    adapter.skipped = tuple(t.name for _, targets in found.values() for t in targets if not family.fits(t.layer))
+    adapter.skipped = tuple(t.name for _, targets in found.values() for t in targets if not t.family.fits(t.layer))
     for root in roots.values():
         root.requires_grad_(False)
     for name, targets in usable.items():
         if targets:
-            adapter._add_group(name, found[name][0], targets, family=family, seed=seed)
+            adapter._add_group(name, found[name][0], targets, seed=seed)
     return adapter
 
 
@@ -175,15 +196,41 @@ def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Mo
     found: dict[str, tuple[nn.Module, list[_Target]]] = {}
     model_family: str = model.spec.family
     if spec.unet:
-        keys = unet_keys(_layer_names(model.unet, lambda name: is_unet_target(name, "all")), family=model_family)
-        wanted = {name: key for name, key in keys.items() if is_unet_target(name, spec.targets)}
-        found["unet"] = (model.unet, [_Target(model.unet, name, key) for name, key in wanted.items()])
+        found["unet"] = (model.unet, list(_unet_targets(model.unet, spec, model_family)))
     if spec.text_encoder:
         groups = text_encoder_groups(len(model.text_encoders))
         for (group, prefix), encoder in zip(groups, model.text_encoders, strict=True):
             names = _layer_names(encoder, lambda name: is_text_target(name, spec.targets, family=model_family))
-            found[group] = (encoder, [_Target(encoder, name, text_key(name, prefix)) for name in names])
+            is_packed = model_family == "sd2" or prefix == "lora_te2"
+            wanted = [name for name in names if _is_wanted(spec, name, is_packed=is_packed)]
+            found[group] = (encoder, [_target(encoder, name, text_key(name, prefix), spec) for name in wanted])
     return found
+
+
+def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iterator[_Target]:
+    """The UNet's target layers, and its norms if they are trained too."""
+    layers = _layer_names(unet, lambda name: is_unet_target(name, "full"))
+    norms = _norm_names(unet) if spec.train_norm else []
+    for name, key in unet_keys([*layers, *norms], family=model_family).items():
+        if isinstance(unet.get_submodule(name), (nn.GroupNorm, nn.LayerNorm)):
+            if is_norm_target(name, spec.targets):
+                yield _Target(unet, name, key, NORM, Options())
+        elif is_unet_target(name, spec.targets) and _is_wanted(spec, name):
+            yield _target(unet, name, key, spec)
+
+
+def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool:
+    """(IA)³ has targets of its own within every preset.
+
+    A1111 keeps OpenCLIP's attention packed and applies a file only if q, k, v and out are all in it, silently else.
+    """
+    return spec.family != "ia3" or is_ia3_target(name) or (is_packed and ".self_attn." in name)
+
+
+def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec) -> _Target:
+    layer, family = root.get_submodule(name), family_of(spec)
+    options = spec.options_for(layer, name)
+    return _Target(root, name, key, family, family.settled(layer, options) if family.fits(layer) else options)
 
 
 def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
@@ -191,15 +238,20 @@ def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
     return [n for n, module in root.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)) and wanted(n)]
 
 
+def _norm_names(root: nn.Module) -> list[str]:
+    return [n for n, module in root.named_modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))]
+
+
 def _refuse_adapted(root: nn.Module) -> None:
     if any(isinstance(module, BaseTunerLayer) for module in root.modules()):
         raise AdapterError("The model carries an adapter already. Remove it before a new one is put in.")
 
 
-def _fresh(target: _Target, family: Family, spec: AdapterSpec, seed: int) -> dict[str, Tensor]:
-    """Initial tensors that depend on nothing but the seed and the layer's name in the file."""
-    generator = torch.Generator().manual_seed(seed_for(seed, f"{spec.family}/{target.key}"))
-    return family.init_weights(target.layer, spec.rank, generator)
+def _fresh(target: _Target, seed: int) -> dict[str, Tensor]:
+    """Initial tensors that depend on nothing but the seed and the layer's name in the file, in the slices' order."""
+    generator = torch.Generator().manual_seed(seed_for(seed, f"{target.family.NAME}/{target.key}"))
+    weights = target.family.init_weights(target.layer, target.options, generator)
+    return {short: weights[short] for short in target.family.STATE_KEYS if short in weights}
 
 
 def _device_of(root: nn.Module) -> torch.device:
@@ -217,7 +269,8 @@ def _cast_during_forward(root: nn.Module, buffer: FlatBuffer, layer: nn.Module) 
 def _require_fit(expected: Mapping[str, Mapping[str, torch.Size]], state: Mapping[str, Tensor]) -> None:
     """AdapterError that names the first keys which are missing, unknown or of another shape."""
     shapes = {f"{key}.{ending}": shape for key, endings in expected.items() for ending, shape in endings.items()}
-    missing = [key for key in shapes if key not in state and not key.endswith(".alpha")]
+    optional = (".alpha", ".on_input")
+    missing = [key for key in shapes if key not in state and not key.endswith(optional)]
     unknown = [key for key in state if key not in shapes]
     other = [
         f"{key} {tuple(state[key].shape)}, not {tuple(shape)}"

@@ -9,15 +9,20 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lib_lora_train.adapters.chance import Chance
+from lib_lora_train.adapters.family import Family, Options, base_weight
 from lib_lora_train.adapters.flat import Slices
-from lib_lora_train.adapters.registry import Family
 
 
 @dataclass
 class Switch:
-    """The strength that all layers of one adapter share: 0 without effect, 1 as trained."""
+    """What all layers of one adapter share.
+
+    `strength`: 0 without effect, 1 as trained. `chance`: what is random in a training step; None outside of one.
+    """
 
     strength: float = 1.0
+    chance: Chance | None = None
 
 
 class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -30,59 +35,69 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         base_layer: the module whose place this one takes
         family: the mathematics
         slices: where this layer's numbers lie
-        alpha: strength numerator; the scale is alpha / rank
-        rank: rank of the update
+        options: rank, alpha and what else the family reads
         switch: shared by the whole adapter
+        key: the layer's name in the file
     """
 
     def __init__(
-        self, base_layer: nn.Module, family: Family, slices: Slices, *, alpha: float, rank: int, switch: Switch
+        self, base_layer: nn.Module, family: Family, slices: Slices, *, options: Options, switch: Switch, key: str = ""
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.family = family
         self.slices = slices
-        self.alpha = alpha
-        self.rank = rank
+        self.options = options
         self.switch = switch
+        self.key = key
 
     @property
     def scale(self) -> float:
-        """Factor of the update at strength 1."""
-        return self.alpha / self.rank
+        """Factor of the update at strength 1, where the family has one."""
+        return self.options.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """The base layer's output plus, unless switched off, the update's."""
-        strength = self.switch.strength
-        if strength == 0 or self.disable_adapters:
+        """The base layer's output with, unless switched off, the update."""
+        strength, chance = self.switch.strength, self.switch.chance
+        if strength == 0 or self.disable_adapters or (chance is not None and chance.skips(self.key)):
             output: Tensor = self.base_layer(x)
             return output
-        return self.family.forward(self.base_layer, x, self.slices, self.scale * strength)
+        draw = None if chance is None else chance.draw(self.key)
+        return self.family.forward(self.base_layer, x, self.slices, self.options, strength=strength, draw=draw)
 
     def diff_weight(self) -> Tensor:
         """ΔW at strength 1, fp32, shaped like the base weight."""
-        return self.family.diff_weight(self.slices.named(), self.scale)
+        return self.family.diff_weight(self.slices.named(), self.options, base_weight(self.base_layer).detach())
+
+    def diff_bias(self) -> Tensor | None:
+        """What is added to the bias at strength 1, fp32."""
+        return self.family.diff_bias(self.slices.named())
 
     def diff_norm(self) -> Tensor:
         """‖ΔW‖ at strength 1, 0-d."""
-        return self.family.diff_norm(self.slices.named(), self.scale)
+        return self.family.diff_norm(self.slices.named(), self.options, base_weight(self.base_layer).detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Key ending → fp32 copy on the CPU, `alpha` among them."""
-        named = self.slices.named()
-        state = {ending: named[name].to("cpu", copy=True) for name, ending in self.family.STATE_KEYS.items()}
-        return {**state, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
+        """Key ending → fp32 copy on the CPU, with what the file says beside the numbers (`alpha` …)."""
+        endings = self.family.STATE_KEYS
+        state = {endings[name]: value.to("cpu", copy=True) for name, value in self.slices.named().items()}
+        return {**state, **self.family.fixed_state(self.options)}
 
     def state_shapes(self) -> dict[str, torch.Size]:
         """Key ending → shape, for what `state` returns."""
-        named = self.slices.named()
-        shapes = {ending: named[name].shape for name, ending in self.family.STATE_KEYS.items()}
-        return {**shapes, "alpha": torch.Size()}
+        return {ending: tensor.shape for ending, tensor in self.state_views().items()}
+
+    def state_views(self) -> dict[str, Tensor]:
+        """As `state`, without copying."""
+        endings = self.family.STATE_KEYS
+        views = {endings[name]: value for name, value in self.slices.named().items()}
+        return {**views, **self.family.fixed_state(self.options)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over the numbers of `state`, whose endings and shapes are those of `state_shapes`."""
-        named = self.slices.named()
+        endings = self.family.STATE_KEYS
         with torch.no_grad():
-            for name, ending in self.family.STATE_KEYS.items():
-                named[name].copy_(state[ending])
-        self.alpha = float(state["alpha"]) if "alpha" in state else float(self.rank)
+            for name, value in self.slices.named().items():
+                value.copy_(state[endings[name]])
+        fixed = {ending: state[ending] for ending in self.family.fixed_state(self.options) if ending in state}
+        self.options = self.family.with_fixed(self.options, fixed)

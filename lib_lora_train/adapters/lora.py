@@ -4,6 +4,8 @@
     up    (out, r) or (out, r, 1, 1)
     scale = alpha / r
 
+With Tucker's form a k×k kernel is three (Kim et al. 2016): down (r, in, 1, 1), mid (r, r, k, k), up (out, r, 1, 1).
+
 Notation: N rows (batch × tokens), i in-features, o out-features, r rank.
 
 The forward pass is one autograd Function around base layer and LoRA together, in the base layer's own dtype. Against
@@ -14,8 +16,6 @@ and the rank-size product.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,63 +24,92 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import grad as conv_grad
 
+from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight, convolved, is_wide_conv, kaiming
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.rebuilt import leaf
 
 _conv: Any = conv_grad  # torch leaves these functions untyped
 
-NAME = "lora"
-STATE_KEYS: Mapping[str, str] = {"down": "lora_down.weight", "up": "lora_up.weight"}
+
+class Lora(Family):
+    """LoRA, and LoCon where the targets include convolutions."""
+
+    NAME = "lora"
+    STATE_KEYS = {"down": "lora_down.weight", "mid": "lora_mid.weight", "up": "lora_up.weight"}
+    SHRINK = {"down": 0.5, "up": 0.5}
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh matrices as kohya draws them: down (and mid) kaiming-uniform, up zero. fp32 on the CPU."""
+        weight, rank = base_weight(layer), options.rank
+        up = torch.zeros(weight.shape[0], rank, *(1,) * (weight.dim() - 2))
+        if options.use_tucker and is_wide_conv(layer):
+            down = kaiming((rank, weight.shape[1], 1, 1), generator)
+            return {"down": down, "mid": kaiming((rank, rank, *weight.shape[2:]), generator), "up": up}
+        return {"down": kaiming((rank, *weight.shape[1:]), generator), "up": up}
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW (out, in[, k, k]) in the dtype of `weights`."""
+        down, up = weights["down"], weights["up"]
+        if "mid" in weights:
+            kernel = torch.einsum("orhw,ri->oihw", weights["mid"], down.flatten(1))  # (r, in, k, k)
+            return torch.einsum("or,rihw->oihw", up.flatten(1), kernel) * options.scale
+        product = up.flatten(1) @ down.flatten(1)
+        return (product * options.scale).view(base.shape)
+
+    def diff_norm(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """‖ΔW‖ (Frobenius), 0-d float64, from two rank × rank products: tr((upᵀ up)(down downᵀ))."""
+        if "mid" in weights:
+            return super().diff_norm(weights, options, base)
+        down, up = weights["down"].flatten(1).double(), weights["up"].flatten(1).double()
+        square = ((up.t() @ up) * (down @ down.t())).sum()
+        return abs(options.scale) * square.clamp_min(0).sqrt()
+
+    def forward(
+        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+    ) -> Tensor:
+        """The layer's output with ΔW; by the fused Function wherever nothing stands between down and up."""
+        scale = options.scale * strength
+        if "mid" in slices.positions or (draw is not None and draw.drops):
+            output: Tensor = layer(x)
+            return output + self._stepwise(layer, x, slices, scale, draw)
+        down, up = slices.values(base_weight(layer).dtype)
+        if isinstance(layer, nn.Conv2d):
+            return conv_lora(x, down, up, layer, scale=scale, slices=slices)
+        return linear_lora(x, down, up, layer, scale=scale, slices=slices)
+
+    def _stepwise(self, layer: nn.Module, x: Tensor, slices: Slices, scale: float, draw: Draw | None) -> Tensor:
+        """What ΔW adds to the output, with what is dropped at rank size."""
+        dtype = base_weight(layer).dtype
+        tensors = {name: leaf(slices, name, dtype) for name in slices.positions}
+        return delta(layer, x, tensors, scale, draw)
 
 
-def fits(layer: nn.Module) -> bool:
-    """Linear and ungrouped, zero-padded 2-D convolution."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
+def delta(layer: nn.Module, x: Tensor, tensors: Weights, scale: float, draw: Draw | None = None) -> Tensor:
+    """`scale` · up(mid(down(x))) by ordinary autograd."""
+    down, up = tensors["down"], tensors["up"]
+    if not isinstance(layer, nn.Conv2d):
+        return F.linear(dropped(F.linear(x, down), draw, -1) * scale, up)
+    hidden = convolved(layer, F.conv2d(x, down), tensors["mid"]) if "mid" in tensors else convolved(layer, x, down)
+    return F.conv2d(dropped(hidden, draw, 1) * scale, up)
 
 
-def init_weights(layer: nn.Module, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Fresh matrices as kohya draws them: down kaiming-uniform with a = √5, up zero. fp32 on the CPU.
+def dropped(hidden: Tensor, draw: Draw | None, rank_axis: int) -> Tensor:
+    """Rank-size activations (B, …) with single numbers and whole ranks (per sample) set to 0, the rest made larger.
 
-    With that `a` the bound is 1 / √fan_in.
+    As kohya does it; the mask is a function of the draw's seed alone, so recomputing gives the same one.
     """
-    weight = base_weight(layer)
-    out_features, in_shape = weight.shape[0], weight.shape[1:]
-    bound = 1 / math.sqrt(in_shape.numel())
-    down = torch.empty(rank, *in_shape).uniform_(-bound, bound, generator=generator)
-    return {"down": down, "up": torch.zeros(out_features, rank, *(1,) * (weight.dim() - 2))}
-
-
-def diff_weight(weights: Mapping[str, Tensor], scale: float) -> Tensor:
-    """ΔW (out, in[, k, k]) in the dtype of `weights`."""
-    down, up = weights["down"], weights["up"]
-    product = up.flatten(1) @ down.flatten(1)
-    return (product * scale).view(up.shape[0], *down.shape[1:])
-
-
-def diff_norm(weights: Mapping[str, Tensor], scale: float) -> Tensor:
-    """‖ΔW‖ (Frobenius), 0-d float64, from two rank × rank products: tr((upᵀ up)(down downᵀ))."""
-    down, up = weights["down"].flatten(1).double(), weights["up"].flatten(1).double()
-    square = ((up.t() @ up) * (down @ down.t())).sum()
-    return abs(scale) * square.clamp_min(0).sqrt()
-
-
-def forward_delta(layer: nn.Module, x: Tensor, weights: Mapping[str, Tensor], scale: float) -> Tensor:
-    """What ΔW adds to the layer's output, by the plain formula and ordinary autograd."""
-    down, up = weights["down"], weights["up"]
-    if isinstance(layer, nn.Conv2d):
-        hidden = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-        return F.conv2d(hidden * scale, up)
-    return F.linear(F.linear(x, down) * scale, up)
-
-
-def forward(layer: nn.Module, x: Tensor, slices: Slices, scale: float) -> Tensor:
-    """The layer's output with ΔW. Gradients of the matrices go into the slices' flat gradient."""
-    weight = base_weight(layer)
-    down, up = slices.values(weight.dtype)
-    if isinstance(layer, nn.Conv2d):
-        return conv_lora(x, down, up, layer, scale=scale, slices=slices)
-    return linear_lora(x, down, up, layer, scale=scale, slices=slices)
+    if draw is None or not draw.drops:
+        return hidden
+    generator = torch.Generator(hidden.device).manual_seed(draw.seed)
+    if draw.dropout:
+        kept = torch.rand(hidden.shape, generator=generator, device=hidden.device) >= draw.dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.dropout)
+    if draw.rank_dropout:
+        shape = [1] * hidden.dim()
+        shape[0], shape[rank_axis] = hidden.shape[0], hidden.shape[rank_axis]
+        kept = torch.rand(shape, generator=generator, device=hidden.device) >= draw.rank_dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.rank_dropout)
+    return hidden
 
 
 def linear_lora(
@@ -99,13 +128,6 @@ def conv_lora(
     anchor = slices.anchor if slices else None
     output: Tensor = _ConvLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
     return output
-
-
-def base_weight(layer: nn.Module) -> Tensor:
-    """The frozen weight of a Linear or Conv2d."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _keep(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None:

@@ -16,6 +16,8 @@ _RESIDUAL = re.compile(r"(^|\.)(resnets|downsamplers|upsamplers)\.\d+\.")
 _TEXT_ATTENTION = re.compile(r"(^|\.)layers\.(\d+)\.self_attn\.(q|k|v|out)_proj$")
 _TEXT_MLP = re.compile(r"(^|\.)layers\.(\d+)\.mlp\.fc[12]$")
 
+_OUTER = re.compile(r"^(conv_in|conv_out|conv_norm_out|time_embedding\.linear_[12]|add_embedding\.linear_[12])$")
+
 SD2_TEXT_LAYERS = 23
 """SD2 was trained on the last but one layer of OpenCLIP-H; the 24th never reaches the UNet."""
 
@@ -44,8 +46,16 @@ def is_unet_target(name: str, targets: str) -> bool:
     """Whether the preset `targets` includes the UNet layer called `name` (diffusers' module name)."""
     if targets == "attention":
         return bool(_ATTENTION.search(name))
-    inside = bool(_TRANSFORMER.search(name))
-    return inside or (targets == "all" and bool(_RESIDUAL.search(name)))
+    if _TRANSFORMER.search(name):
+        return True
+    if _RESIDUAL.search(name):
+        return targets in ("all", "full")
+    return targets == "full" and bool(_OUTER.match(name))
+
+
+def is_norm_target(name: str, targets: str) -> bool:
+    """Whether the preset includes the blocks that the UNet's norm layer called `name` belongs to."""
+    return targets != "attention" and is_unet_target(name, targets)
 
 
 def is_text_target(name: str, targets: str, *, family: str) -> bool:

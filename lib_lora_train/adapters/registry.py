@@ -1,60 +1,41 @@
-"""The adapter families by name, and what a run asks of one.
-
-A family is one file. It offers the names of `Family`; everything else (which layers, what they are called in the file,
-where the numbers lie, on and off) is the same for all and stands in `layers`, `flat`, `names` and `inject`.
-"""
+"""The adapter families by name, and what a run asks of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lib_lora_train.adapters import lora
-from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters import ia3
+from lib_lora_train.adapters.boft import Boft
+from lib_lora_train.adapters.dora import Decomposed
+from lib_lora_train.adapters.dylora import Dylora
+from lib_lora_train.adapters.family import PLAIN, Family, Options, is_wide_conv
+from lib_lora_train.adapters.full import Full
+from lib_lora_train.adapters.glora import Glora
+from lib_lora_train.adapters.loha import Loha
+from lib_lora_train.adapters.lokr import Lokr
+from lib_lora_train.adapters.lora import Lora
+from lib_lora_train.adapters.norm import Norm
+from lib_lora_train.adapters.oft import Oft
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
-
-class Family(Protocol):
-    """What a family file offers. `weights` maps the family's own short names to tensors."""
-
-    @property
-    def NAME(self) -> str:
-        """How settings call the family."""
-
-    @property
-    def STATE_KEYS(self) -> Mapping[str, str]:
-        """Short name of a tensor → the ending of its key in a file. The order is the order of the slices."""
-
-    def fits(self, layer: nn.Module) -> bool:
-        """Whether the family can adapt this layer."""
-
-    def init_weights(self, layer: nn.Module, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Fresh fp32 tensors on the CPU whose ΔW is exactly zero."""
-
-    def diff_weight(self, weights: Mapping[str, Tensor], scale: float) -> Tensor:
-        """ΔW as a pure function, shaped like the base weight."""
-
-    def diff_norm(self, weights: Mapping[str, Tensor], scale: float) -> Tensor:
-        """‖ΔW‖ (Frobenius) as a 0-d tensor."""
-
-    def forward_delta(self, layer: nn.Module, x: Tensor, weights: Mapping[str, Tensor], scale: float) -> Tensor:
-        """What ΔW adds to the layer's output, by the plain formula."""
-
-    def forward(self, layer: nn.Module, x: Tensor, slices: Slices, scale: float) -> Tensor:
-        """The layer's whole output in training."""
-
-
-FAMILIES: Mapping[str, Family] = {lora.NAME: lora}
+FAMILIES: Mapping[str, Family] = {
+    family.NAME: family for family in (Lora(), Loha(), Lokr(), Dylora(), Glora(), ia3.Ia3(), Oft(), Boft(), Full())
+}
+NORM = Norm()
+DECOMPOSABLE = ("lora", "loha", "lokr")
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Which adapter on which layers. `targets` is one of config.TARGETS."""
+    """Which adapter on which layers.
+
+    `targets` is one of config.TARGETS; `conv_rank` and `conv_alpha` are for convolutions that see more than one
+    position, None: as the others. `options` holds the family's other settings; its rank and alpha are not used.
+    """
 
     family: str = "lora"
     rank: int = 16
@@ -62,21 +43,57 @@ class AdapterSpec:
     targets: str = "standard"
     unet: bool = True
     text_encoder: bool = True
+    conv_rank: int | None = None
+    conv_alpha: float | None = None
+    is_dora: bool = False
+    rank_stabilized: bool = False
+    train_norm: bool = False
+    options: Options = PLAIN
+
+    def options_for(self, layer: nn.Module, name: str) -> Options:
+        """The options of the layer with this module name."""
+        is_wide = is_wide_conv(layer)
+        rank = self.conv_rank if is_wide and self.conv_rank is not None else self.rank
+        alpha = self.conv_alpha if is_wide and self.conv_alpha is not None else self.alpha
+        if self.rank_stabilized:
+            alpha *= rank**0.5  # hosts divide by the rank; Kalajdzievski 2023 by its root
+        return replace(self.options, rank=rank, alpha=alpha, on_input=ia3.is_on_input(name))
 
 
 def spec_from_config(config: TrainConfig) -> AdapterSpec:
     """The adapter that the settings describe."""
     return AdapterSpec(
+        family=config.family,
         rank=config.rank,
         alpha=config.effective_alpha,
         targets=config.targets,
         unet=config.train_unet,
         text_encoder=config.train_text_encoder,
+        conv_rank=config.conv_rank,
+        conv_alpha=config.effective_conv_alpha,
+        is_dora=config.dora,
+        rank_stabilized=config.rank_stabilized,
+        train_norm=config.train_norm,
+        options=Options(
+            use_tucker=config.tucker,
+            factor=config.lokr_factor,
+            decompose_both=config.decompose_both,
+            full_matrix=config.full_matrix,
+            constraint=config.constraint,
+            rescaled=config.rescaled,
+            unit=config.dylora_unit,
+        ),
     )
 
 
 def family_of(spec: AdapterSpec) -> Family:
-    """The family file of `spec`; AdapterError for an unknown name."""
+    """The family of `spec`, with DoRA around it if asked for; AdapterError for what does not exist."""
     if spec.family not in FAMILIES:
         raise AdapterError(f"There is no adapter family {spec.family!r}. Known: {', '.join(FAMILIES)}.")
-    return FAMILIES[spec.family]
+    if not spec.is_dora:
+        return FAMILIES[spec.family]
+    if spec.family not in DECOMPOSABLE:
+        raise AdapterError(
+            f"DoRA does not go with {spec.family}, only with {', '.join(DECOMPOSABLE)}. Switch dora off."
+        )
+    return Decomposed(FAMILIES[spec.family])

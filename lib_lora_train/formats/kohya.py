@@ -32,6 +32,7 @@ from lib_lora_train.formats.kohya_intake import (
     kohya_parameters,
     literal_of,
 )
+from lib_lora_train.formats.kohya_network import conv_alpha_of
 from lib_lora_train.formats.kohya_rules import apply_rules
 from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.toml import read_toml_config
@@ -181,8 +182,15 @@ def _data_folders(intake: Intake) -> tuple[Concept, ...]:
 
 
 def with_repetitions_empty(config: TrainConfig) -> TrainConfig:
-    """The same settings with what only repeats another one left empty: alpha as large as the rank, equal rates."""
+    """The same settings with what only repeats another one left empty: alpha as large as the rank, equal rates,
+    convolutions as the other layers.
+    """
     general = config.learning_rate
+    conv = (config.rank if config.conv_rank is None else config.conv_rank, conv_alpha_of(config))
+    if conv == (config.rank, config.effective_alpha) or config.targets not in ("all", "full"):
+        config = config.replace(conv_rank=None, conv_alpha=None)
+    elif conv[0] == conv[1]:
+        config = config.replace(conv_rank=conv[0], conv_alpha=None)
     return config.replace(
         alpha=None if config.alpha == config.rank else config.alpha,
         unet_lr=None if config.unet_lr == general else config.unet_lr,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,10 @@ from lib_lora_train.errors import OutputError
 from lib_lora_train.formats import kohya_keys
 from lib_lora_train.formats.kohya import from_gui, with_repetitions_empty
 from lib_lora_train.formats.kohya_intake import Ignored, kohya_parameters
+from lib_lora_train.formats.kohya_network import gui_network
 from lib_lora_train.parameters import parameters_of
 
-_GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer"}
-_LORA_TYPES: Mapping[str, dict[str, Any]] = {
-    "standard": {"LoRA_type": "Standard", "LyCORIS_preset": "full"},
-    "all": {"LoRA_type": "Kohya LoCon", "LyCORIS_preset": "full"},
-    "attention": {"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "attn-only"},
-}
+_GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer", "constraint": "constrain"}
 _MIXED_PRECISIONS = {"fp32": "no", "auto": "fp16"}
 _REASONS = {
     "epochs": "is not kept: the GUI takes steps or epochs, not both, and the steps are written",
@@ -88,11 +83,8 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
         "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
         "noise_offset_type": _noise_kind(config),
-        "network_alpha": config.effective_alpha,
-        "conv_dim": config.rank,
-        "conv_alpha": config.effective_alpha,
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),
-        **_LORA_TYPES[config.targets],
+        **gui_network(config),
     }
 
 

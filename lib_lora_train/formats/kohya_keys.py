@@ -17,6 +17,7 @@ ALIASES: Mapping[str, str] = {
     "alpha": "network_alpha",
     "dim": "network_dim",
     "lora_network_weights": "network_weights",
+    "constrain": "constraint",
 }
 """Other names for an argument of sd-scripts: the GUI's, those of dataset files, and old spellings."""
 
@@ -143,11 +144,13 @@ OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
     "factor": -1,
     "unit": 1,
     "train_on_input": False,
-    "constrain": 0,
+    "constraint": 0,
     "bypass_mode": False,
     "dora_wd": False,
     "use_cp": False,
     "use_tucker": False,
+    "rs_lora": False,
+    "full_matrix": False,
     "use_scalar": False,
     "rank_dropout_scale": False,
     "rescaled": False,
@@ -304,8 +307,15 @@ FACTS = (
 )
 """What a LoRA file tells of its run, without `ss_`, that is no setting."""
 
-LYCORIS_TARGETS: Mapping[str, str] = {"full": "all", "attn-mlp": "standard", "attn-only": "attention"}
-"""The LyCORIS presets that choose the layers as one of our `targets` does."""
+LYCORIS_PRESETS: Mapping[str, tuple[str, bool]] = {
+    "full": ("full", True),
+    "full-lin": ("standard", True),
+    "attn-mlp": ("standard", True),
+    "attn-only": ("attention", True),
+    "unet-only": ("full", False),
+    "unet-transformer-only": ("standard", False),
+}
+"""The LyCORIS presets that choose the layers as one of our `targets` does; whether they include the text encoder."""
 
 SAMPLERS: Mapping[str, str] = {"k_euler": "Euler", "k_euler_a": "Euler a"}
 PRECISIONS: Mapping[str, str] = {"no": "fp32", "float": "fp32"}

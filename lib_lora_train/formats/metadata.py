@@ -16,6 +16,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import TrainConfig, config_values, steps_of
+from lib_lora_train.formats.kohya_network import metadata_network
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
@@ -119,11 +120,9 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _network_keys(config: TrainConfig) -> dict[str, Any]:
-    arguments: dict[str, str] = {}
-    if config.targets == "all":
-        arguments = {"conv_dim": str(config.rank), "conv_alpha": str(config.effective_alpha)}
+    module, arguments = metadata_network(config)
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": module,
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.effective_alpha,
         "ss_network_dropout": None,

@@ -6,17 +6,29 @@ from dataclasses import dataclass
 
 from lib_lora_train.parameters import param
 
-TARGETS = ("attention", "standard", "all")
+FAMILIES = ("lora", "loha", "lokr", "dylora", "glora", "ia3", "oft", "boft", "full")
+TARGETS = ("attention", "standard", "all", "full")
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
     """What the LoRA is and where it sits."""
 
+    family: str = param(
+        "lora",
+        "Mathematics of the update. lora: small, robust, read by every webui; with targets all it is LoCon. loha, "
+        "lokr: more from few numbers. dylora: every smaller rank comes with it. glora: a LoRA that also reuses the "
+        "model's weights. ia3: a few kilobytes, learning rate near 0.005. oft, boft: rotations. full: native "
+        "fine-tuning, as large as the model. Forge ignores ia3, oft and boft.",
+        group="network",
+        tier="beginner",
+        choices=FAMILIES,
+    )
     rank: int = param(
         16,
         "Rank of the low-rank update (network dim): how much the LoRA can hold; the file grows with it. 8 to 32 for a "
-        "character or concept, up to 128 for a style.",
+        "character or concept, up to 128 for a style; at most 64 with convolutions, 32 for loha. oft and boft: the "
+        "largest block.",
         group="network",
         tier="essential",
         low=1,
@@ -36,7 +48,8 @@ class NetworkSettings:
     targets: str = param(
         "standard",
         "Which layers get a LoRA. attention: attention projections only. standard: attention and feed-forward blocks, "
-        "what kohya calls LoRA. all: convolutions too (LoCon), for styles.",
+        "what kohya calls LoRA. all: convolutions too (LoCon), for styles. full: also the first and last convolution "
+        "and the time embedding.",
         group="network",
         tier="beginner",
         choices=TARGETS,
@@ -48,4 +61,95 @@ class NetworkSettings:
         "sooner.",
         group="network",
         tier="beginner",
+    )
+    conv_rank: int | None = param(
+        None,
+        "Rank of 3×3 convolutions, with targets all. Empty: as rank. Half the rank or less is usual, and at most 64: "
+        "above it files grow and pictures turn rigid.",
+        group="network",
+        tier="beginner",
+        low=1,
+        high=1024,
+        kohya="conv_dim",
+    )
+    conv_alpha: float | None = param(
+        None,
+        "Alpha of 3×3 convolutions. Empty: as alpha, or as large as conv_rank where that is given.",
+        group="network",
+        low=0.001,
+        high=1024.0,
+        kohya="conv_alpha",
+    )
+    dora: bool = param(
+        False,
+        "DoRA for lora, loha and lokr: direction and length of the weights are learnt apart, closer to full "
+        "fine-tuning at a small rank. Half as slow again; a lower learning rate suits it.",
+        group="network",
+        kohya="dora_wd",
+    )
+    rank_stabilized: bool = param(
+        False,
+        "Scale by alpha / √rank in place of alpha / rank, so that large ranks learn as fast as small ones. Above rank "
+        "32; lower alpha with it.",
+        group="network",
+        kohya="rs_lora",
+    )
+    tucker: bool = param(
+        False,
+        "Tucker form of 3×3 convolutions in lora, loha and lokr: much smaller files, slightly less exact. Forge cannot "
+        "read a lokr of this kind.",
+        group="network",
+        kohya="use_tucker",
+    )
+    lokr_factor: int = param(
+        -1,
+        "LoKr: size of the small matrix. 4 to 16; the smaller, the more it holds and the larger the file. -1: as "
+        "square as possible, the smallest file.",
+        group="network",
+        low=-1,
+        high=128,
+        kohya="factor",
+    )
+    decompose_both: bool = param(
+        False,
+        "LoKr: the small matrix is split by the rank too, for the smallest files.",
+        group="network",
+        kohya="decompose_both",
+    )
+    full_matrix: bool = param(
+        False,
+        "LoKr: nothing is split by the rank. Rank and alpha then have no effect; choose a factor of 8 or more.",
+        group="network",
+        kohya="full_matrix",
+    )
+    dylora_unit: int = param(
+        1,
+        "DyLoRA: how many ranks are trained at a time. It should divide the rank; 4 is usual. The file can be cut at "
+        "every multiple of it.",
+        group="network",
+        low=1,
+        high=1024,
+        kohya="unit",
+    )
+    constraint: float = param(
+        0.0,
+        "OFT and BOFT: bounds how far weights are turned, per output channel. 0: no bound. 1e-5 to 1e-3 keeps the "
+        "model's knowledge longer; too small learns nothing.",
+        group="network",
+        low=0.0,
+        high=10.0,
+        kohya="constraint",
+    )
+    rescaled: bool = param(
+        False,
+        "OFT and BOFT: a factor for each output channel is trained along, since rotations cannot change lengths.",
+        group="network",
+        kohya="rescaled",
+    )
+    train_norm: bool = param(
+        False,
+        "The UNet's norm layers within the targets are trained too: a few kilobytes that shift contrast and colour, "
+        "good for styles.",
+        group="network",
+        kohya="train_norm",
     )

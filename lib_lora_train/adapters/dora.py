@@ -1,0 +1,72 @@
+"""DoRA (Liu et al. 2024) around another family: direction from that family, length learnt on its own.
+
+    W' = (W + ΔW) · g / ‖W + ΔW‖      g and the norms for each input channel: (1, in[, 1, 1])
+
+The axis matters. Per output channel, as PEFT and LyCORIS have it by default, a file means something else in A1111
+(relative error 0.4 to 0.7) and in Forge (3 to 18); per input channel all agree. The gradient goes through the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.family import Family, Options, Weights, base_weight
+
+MAGNITUDE = "magnitude"
+
+
+@dataclass(frozen=True)
+class Decomposed(Family):
+    """`inner` with a magnitude for each input channel."""
+
+    inner: Family
+
+    @property
+    def NAME(self) -> str:  # type: ignore[override]
+        """The inner family's: settings switch the decomposition on beside it."""
+        return self.inner.NAME
+
+    @property
+    def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The inner family's, and the magnitude."""
+        return {**self.inner.STATE_KEYS, MAGNITUDE: "dora_scale"}
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Whatever the inner family can adapt."""
+        return self.inner.fits(layer)
+
+    def settled(self, layer: nn.Module, options: Options) -> Options:
+        """As the inner family."""
+        return self.inner.settled(layer, options)
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """The inner family's, and g = ‖W‖, computed where W lies: elsewhere its last digits would differ."""
+        base = base_weight(layer).detach()
+        inner = self.inner.init_weights(layer, options, generator)
+        return {**inner, MAGNITUDE: column_norms(base.float()).cpu()}
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """(W + ΔW) · g / ‖W + ΔW‖ − W."""
+        magnitude = weights[MAGNITUDE]
+        exact = base.to(magnitude.dtype)
+        turned = exact + self.inner.diff_weight(weights, options, base)
+        return turned * (magnitude / column_norms(turned)) - exact
+
+    def fixed_state(self, options: Options) -> dict[str, Tensor]:
+        """As the inner family."""
+        return self.inner.fixed_state(options)
+
+    def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
+        """As the inner family."""
+        return self.inner.with_fixed(options, fixed)
+
+
+def column_norms(weight: Tensor) -> Tensor:
+    """‖·‖ over outputs and kernel for each input channel, (1, in[, 1, 1])."""
+    axes = [axis for axis in range(weight.dim()) if axis != 1]
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    return norms

@@ -1,0 +1,53 @@
+"""GLoRA (Chavan et al. 2023): ΔW = b2 @ b1 + (W @ a2) @ a1, a low-rank update plus one that depends on W.
+
+    a1  (r, in)    a2  (in, r)    b1  (r, in)    b2  (out, r)
+
+The layout is the older one, the only one that A1111 and Forge read alike. A1111 asks for an alpha and ignores its
+value, so it is always the rank (s = 1). Linear layers only: A1111 multiplies W as a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.family import Family, Options, Weights, base_weight, is_linear, kaiming
+
+
+class Glora(Family):
+    """Generalised LoRA."""
+
+    NAME = "glora"
+    STATE_KEYS = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
+    SHRINK = {"a2": 1.0, "b2": 1.0}
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Linear layers."""
+        return is_linear(layer)
+
+    def settled(self, _layer: nn.Module, options: Options) -> Options:
+        """alpha = rank, since it counts for nothing in A1111."""
+        return replace(options, alpha=float(options.rank))
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """a1 and b1 kaiming-uniform, a2 and b2 zero."""
+        out_features, in_features = base_weight(layer).shape
+        rank = options.rank
+        return {
+            "a1": kaiming((rank, in_features), generator),
+            "a2": torch.zeros(in_features, rank),
+            "b1": kaiming((rank, in_features), generator),
+            "b2": torch.zeros(out_features, rank),
+        }
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW, (out, in)."""
+        a1, a2 = weights["a1"], weights["a2"]
+        return weights["b2"] @ weights["b1"] + (base.to(a1.dtype) @ a2) @ a1
+
+    def with_fixed(self, options: Options, _fixed: Mapping[str, Tensor]) -> Options:
+        """Whatever alpha a file has counts for nothing."""
+        return replace(options, alpha=float(options.rank))
