@@ -53,7 +53,7 @@ from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import infotext, write_picture
 from lib_lora_train.train.lending import leased
-from lib_lora_train.train.loop import Training, start_training, train
+from lib_lora_train.train.loop import Training, encode_captions, start_training, train
 from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 from lib_lora_train.train.sample import draw_samples
@@ -131,7 +131,13 @@ def _run_through(run: _Run, latents: LatentStore, measure: Measure | None) -> It
         if run.config.sample_every_n_epochs:
             yield from _drawn(run, 0)
         yield from _measured(run, measure, 0)
-        training = start_training(run.model, run.adapter, plan=run.plan, latents=latents, config=run.config)
+        cache = run.folder.root.parent / "text" if run.config.cache_to_disk else None
+        training = start_training(
+            run.model, run.adapter, plan=run.plan, latents=latents, config=run.config, text_cache=cache
+        )
+        if not training.conditions.trained:
+            encoding = in_turns(run.host, run.model, run.control, encode_captions(training))
+            yield from _timed("text", 0, encoding)
         yield from _timed("train", run.plan.total_steps, _trained(run, training, measure))
         yield from _gridded(run)
     finally:
