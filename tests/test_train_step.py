@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import MicroBatch
+from lib_lora_train.data.showing import caption_of
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
@@ -22,7 +23,7 @@ from lib_lora_train.train.conditions import Recent, TextConditions, text_conditi
 from lib_lora_train.train.loop import checkpointing
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.optim import clip_gradients
-from lib_lora_train.train.step import Batch, batch_loss, caption_of, draw_batch, predict, size_conditions
+from lib_lora_train.train.step import Batch, batch_loss, draw_batch, predict, size_conditions
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model
 

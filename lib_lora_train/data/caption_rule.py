@@ -74,15 +74,22 @@ def caption_rule(config: TrainConfig, trigger: str) -> CaptionRule:
 
 
 def draw_caption(
-    caption: str, rule: CaptionRule, generator: random.Random, *, lines: Sequence[str] = (), epoch: int = 1
+    caption: str,
+    rule: CaptionRule,
+    generator: random.Random,
+    *,
+    lines: Sequence[str] = (),
+    epoch: int = 1,
+    variant: random.Random | None = None,
 ) -> str:
     """The caption as one showing of its picture sees it: dropped, or else varied behind the kept tags.
 
-    `lines` are the file's, where it has several. Dropout leaves the trigger alone unless the rule says otherwise.
-    The same numbers are drawn whatever the settings, so that one setting does not change the luck of another.
+    `lines` are the file's, where it has several; `variant` has all luck but that of dropout. Dropout leaves the trigger
+    alone unless the rule says otherwise. The same numbers are drawn whatever the settings, so that one setting does not
+    change the luck of another.
     """
     is_dropped = generator.random() < rule.dropout
-    order, line, wildcard, tags = (random.Random(generator.getrandbits(63)) for _ in range(4))
+    order, line, wildcard, tags = (random.Random((variant or generator).getrandbits(63)) for _ in range(4))
     if is_dropped or (rule.dropout_epochs and epoch % rule.dropout_epochs == 0):
         return "" if rule.drops_trigger else rule.trigger
     text = caption

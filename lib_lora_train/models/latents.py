@@ -10,7 +10,7 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,11 +227,17 @@ def _first_of_each(keys: Sequence[str]) -> list[int]:
 
 def vae_hash(model: DiffusionModel) -> str:
     """sha256 (hex) over the VAE's weights: the same VAE from another file or host finds the same cache."""
+    return weights_hash([model.vae])
+
+
+def weights_hash(modules: Iterable[Any]) -> str:
+    """sha256 (hex) over the names, shapes and values of all weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.vae.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(flat.numpy()))
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(flat.numpy()))
     return digest.hexdigest()
 
 

@@ -25,6 +25,15 @@ class CaptionSettings:
         tier="beginner",
         kohya="shuffle_caption",
     )
+    caption_variants: int = param(
+        0,
+        "How many forms of each caption there are when tags are shuffled or dropped or wildcards drawn. 0: a new one "
+        "each time. With a few, such as 8, a frozen text encoder encodes them once before the run, which saves time "
+        "with SDXL.",
+        group="captions",
+        low=0,
+        high=1000,
+    )
     keep_tokens: int = param(
         1,
         "How many tags at the front are never shuffled or dropped; the trigger word stands there.",

@@ -11,9 +11,10 @@ Losses stay on the device during a turn and are read once at its end.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
+from lib_lora_train.data.showing import captions_ahead
 from lib_lora_train.errors import ModelAwayError, TrainingError
 from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
 from lib_lora_train.models.latents import LatentStore
@@ -90,8 +92,11 @@ def start_training(
     latents: LatentStore,
     config: TrainConfig,
     state: TrainState | None = None,
+    text_cache: Path | None = None,
 ) -> Training:
     """A run before its first step, or where `state` left it; the adapter is in place on the model.
+
+    Encoded captions are kept in `text_cache`, if that is given and no adapter changes what the text encoders say.
 
     ConfigError if the optimiser cannot be made of the settings, a loss weight is not for models of this kind, or
     the state belongs to another run.
@@ -109,7 +114,11 @@ def start_training(
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
         stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
-        conditions=text_conditions(config, trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups)),
+        conditions=text_conditions(
+            config,
+            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
+            folder=text_cache if list(adapter.groups) == ["unet"] else None,
+        ),
         scale=LossScale(model.device) if model.dtype == torch.float16 else None,
     )
     if state:
@@ -119,6 +128,13 @@ def start_training(
         if training.scale and state.loss_scale:
             training.scale.load_state(state.loss_scale)
     return training
+
+
+def encode_captions(training: Training) -> Generator[Event, None, None]:
+    """Encodes what can be before the run, and yields the progress; nothing while a text encoder learns."""
+    if not training.conditions.trained:
+        captions = captions_ahead(training.plan, training.config)
+        yield from training.conditions.encode_ahead(training.model, captions)
 
 
 def _put(adapter: Adapter, state: TrainState) -> None:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.caption_rule import caption_rule, draw_caption
 from lib_lora_train.data.plan import MicroBatch, Plan
+from lib_lora_train.data.showing import caption_of
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, snr, target
 from lib_lora_train.models.text import TextCondition, size_condition
-from lib_lora_train.randomness import random_for
 from lib_lora_train.train.loss import LossRule, huber_bound, sample_errors, sample_weights, weighted_sum
 from lib_lora_train.train.noise import (
     draw_input_noise,
@@ -91,15 +90,6 @@ def _draw_sample(latents: LatentStore, item: int, draw: int, *, config: TrainCon
         input_noise=draw_input_noise(seed, draw, noise, rule),
         timestep=draw_timestep(seed, draw, timestep_rule(config, len(model.schedule))),
     )
-
-
-def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
-    """The caption that a sample is shown with."""
-    found = plan.dataset.items[item]
-    rule = caption_rule(config, plan.dataset.concepts[found.concept].trigger)
-    luck = random_for(config.seed, "caption", draw)
-    epoch = draw // plan.samples_per_epoch + 1
-    return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch)
 
 
 def size_conditions(plan: Plan, items: Sequence[int]) -> Tensor:

@@ -1,0 +1,89 @@
+"""Which caption each showing of a picture has, and which of them are worth encoding before the run.
+
+Every draw follows from the seed and the showing's number, so all captions of a run are known beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.caption_rule import CaptionRule, caption_rule, draw_caption
+from lib_lora_train.data.plan import Plan, epoch_steps
+from lib_lora_train.data.scan import Item
+from lib_lora_train.randomness import random_for
+
+_MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
+
+
+def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+    """The caption that a sample is shown with."""
+    found = plan.dataset.items[item]
+    rule = _rule(plan, item, config)
+    luck = random_for(config.seed, "caption", draw)
+    variant = None
+    if config.caption_variants:
+        number = random_for(config.seed, "caption variant", draw).randrange(config.caption_variants)
+        variant = _variant(config, item, number)
+    epoch = draw // plan.samples_per_epoch + 1
+    return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch, variant=variant)
+
+
+def captions_ahead(plan: Plan, config: TrainConfig) -> list[str]:
+    """The captions worth encoding before the run: all that it may show, if they come twice or more on average.
+
+    Where shuffles or dropouts make nearly every showing another caption, keeping them saves nothing: the list is
+    empty, and each is encoded when its turn comes.
+    """
+    shown = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
+    rule = caption_rule(config, "")
+    if config.caption_variants or not (rule.shuffle or rule.tag_dropout or rule.has_wildcards):
+        captions = dict.fromkeys(_possible(plan, config))
+    elif shown > _MOST_DRAWN_AHEAD:
+        return []
+    else:
+        captions = dict.fromkeys(_drawn(plan, config))
+    return list(captions) if 2 * len(captions) <= shown or rule.is_fixed else []
+
+
+def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """The captions of all showings, in order."""
+    for epoch in range(1, plan.epochs + 1):
+        for batch in (batch for step in epoch_steps(plan, config.seed, epoch) for batch in step):
+            for item, draw in zip(batch.items, batch.draws, strict=True):
+                yield caption_of(plan, item, draw, config)
+
+
+def _possible(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """Every caption that can be drawn, some of them several times."""
+    for number, item in enumerate(plan.dataset.items):
+        rule = _rule(plan, number, config)
+        if rule.dropout or rule.dropout_epochs:
+            yield "" if rule.drops_trigger else rule.trigger
+        if rule.dropout < 1:
+            yield from _forms(item, number, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config)
+
+
+def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> Iterator[str]:
+    """What an item's caption can be where it is not dropped."""
+    if config.caption_variants and not rule.is_fixed:
+        for variant in range(config.caption_variants):
+            luck = _variant(config, number, variant)
+            yield draw_caption(item.caption, rule, random.Random(0), lines=item.lines, variant=luck)
+        return
+    plain = dataclasses.replace(rule, lines="joined")
+    texts = [item.caption]
+    if item.lines and rule.lines != "joined":
+        texts = list(item.lines if rule.lines == "random" else item.lines[:1])
+    for text in texts:
+        yield draw_caption(text, plain, random.Random(0))
+
+
+def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
+    return caption_rule(config, plan.dataset.concepts[plan.dataset.items[item].concept].trigger)
+
+
+def _variant(config: TrainConfig, item: int, number: int) -> random.Random:
+    return random_for(config.seed, "caption variants", item, number)
