@@ -137,6 +137,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
         training = start_training(
             run.model, run.adapter, plan=run.plan, latents=latents, config=run.config, state=run.state
         )
+        run.training = training
         yield from timed("train", run.plan.total_steps, _trained(run, training, measure))
         yield from draw_grid(run)
     finally:
@@ -261,7 +262,7 @@ def _measured(run: JobRun, measure: Measure | None, epoch: int) -> Iterator[Even
     began = time.monotonic()
 
     def values_of(model: DiffusionModel) -> Mapping[str, float]:
-        with run.adapter.enabled(epoch > 0):
+        with run.adapter.enabled(epoch > 0), run.for_use():
             return measure(model, run.adapter)
 
     values = yield from leased(run.host, run.model, run.control, values_of)

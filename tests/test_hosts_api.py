@@ -84,8 +84,15 @@ def test_results_list_what_is_still_there(tmp_path: Path) -> None:
     folder.log.write_text("\n".join(map(json.dumps, records)) + '\n{"kind": "StateChanged", "sta', encoding="utf-8")
     assert client.get(f"{PREFIX}/results").json() == [
         {
-            "run": folder.root.name, "state": "finished", "loras": [str(kept)], "grid": "",
-            "step": 0, "total_steps": 0, "epochs": 0, "can_resume": False, "can_extend": False,
+            "run": folder.root.name,
+            "state": "finished",
+            "loras": [str(kept)],
+            "grid": "",
+            "step": 0,
+            "total_steps": 0,
+            "epochs": 0,
+            "can_resume": False,
+            "can_extend": False,
         }
     ]
 
