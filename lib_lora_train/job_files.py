@@ -58,7 +58,8 @@ def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:
         checkpoint_legacy_hash=legacy_hash(run.model.path) if run.model.path else "",
     )
     metadata = run_metadata(run.config, run.plan, run.model, facts)
-    saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
+    with run.for_use():
+        saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
     run.written_step = file.step
     run.history.take(file)
     yield from carded(run, path, partial(_write_card, run, path, epoch, file.step))

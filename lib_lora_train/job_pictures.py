@@ -72,7 +72,7 @@ def _draw_row(run: JobRun, epoch: int) -> Generator[Event, None, None]:
 
 
 def _draw(run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
-    with run.adapter.enabled(epoch > 0):
+    with run.adapter.enabled(epoch > 0), run.for_use():
         return draw_samples(
             model,
             prompts,
@@ -88,6 +88,7 @@ def draw_grid(run: JobRun) -> Iterator[Event]:
         return
     if not run.config.sample_every_n_epochs:
         yield from draw_row(run, 0)
+        run.training = None  # from here on the adapter holds what the files hold
         for epoch, path in run.history.epoch_files().items():
             run.adapter.load_state(read_adapter(path).state)
             yield from draw_row(run, epoch)

@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.run_folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import leased
+from lib_lora_train.train.loop import Training
 from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 from lib_lora_train.train.state import TrainState
 
@@ -53,6 +55,8 @@ class JobRun:
     pictures: dict[int, list[Image.Image]] = field(default_factory=dict)
     cards: dict[Path, int] = field(default_factory=dict)
     """Cards that were written, with the time of that."""
+    training: Training | None = None
+    """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
     written_step: int = 0
     kept_step: int = 0
     """The step of the newest state file; the one before the first step needs none."""
@@ -66,6 +70,10 @@ class JobRun:
     def lora_dir(self) -> Path:
         """Where the LoRA files go."""
         return Path(self.identity.lora_dir)
+
+    def for_use(self) -> AbstractContextManager[None]:
+        """Inside, the adapter holds the weights to be saved, drawn with and measured."""
+        return self.training.for_use() if self.training else nullcontext()
 
     def is_due(self, epoch: int, every: int) -> bool:
         """Whether something done every so many epochs is done after this one; the last one always counts."""

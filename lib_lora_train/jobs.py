@@ -143,6 +143,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
             state=run.state,
             text_cache=run.folder.root.parent / "text" if run.config.cache_to_disk else None,
         )
+        run.training = training
         if not training.conditions.trained:
             encoding = in_turns(run.host, run.model, run.control, encode_captions(training))
             yield from timed("text", 0, encoding)
@@ -270,7 +271,7 @@ def _measured(run: JobRun, measure: Measure | None, epoch: int) -> Iterator[Even
     began = time.monotonic()
 
     def values_of(model: DiffusionModel) -> Mapping[str, float]:
-        with run.adapter.enabled(epoch > 0):
+        with run.adapter.enabled(epoch > 0), run.for_use():
             return measure(model, run.adapter)
 
     values = yield from leased(run.host, run.model, run.control, values_of)

@@ -5,39 +5,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
 from lib_lora_train.judge_captions import judge_captions
-from lib_lora_train.judge_network import judge_network, needs_its_own_rate
+from lib_lora_train.judge_network import judge_network
+from lib_lora_train.judge_optimizer import judge_optimizer
 from lib_lora_train.judge_training import judge_training
-from lib_lora_train.optimizer_args import parse_optimizer_args
 
 _LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
 _UNET_STEP = 64  # px: the UNet of SD1 and SD2 halves the latent three times
-_HIGH_LEARNING_RATE = 5e-4  # where the guides see pictures burn, at alpha = rank and batches of a few pictures
 _MOST_NAME_BYTES = 200  # file systems allow 255; room for the epoch's number and an unfinished file's ending
-
-OPTIMIZER_ARGUMENTS = {
-    "AdamW": ("betas", "eps", "weight_decay", "amsgrad"),
-    "Prodigy": (
-        "betas",
-        "beta3",
-        "eps",
-        "weight_decay",
-        "decouple",
-        "use_bias_correction",
-        "safeguard_warmup",
-        "d0",
-        "d_coef",
-        "growth_rate",
-        "slice_p",
-    ),
-}
-"""The arguments that `optimizer_args` may hold, by optimiser."""
 
 _FORBIDDEN_IN_NAMES = '<>:"|?*'
 _RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
@@ -161,93 +141,6 @@ def _near(value: int, step: int) -> str:
 # --- training -----------------------------------------------------------------------------------
 
 
-def _parts(config: TrainConfig) -> Iterator[Problem]:
-    if not config.train_unet and not config.train_text_encoder:
-        yield _error("train_unet", "is off and train_text_encoder too: there is nothing to train. Switch one on.")
-    rates = {name: rate for name, rate in _learning_rates(config).items() if rate == 0}
-    if rates and len(rates) == len(_learning_rates(config)):
-        yield _error(next(iter(rates)), "is 0: nothing is learnt.")
-    elif rates:
-        name = next(iter(rates))
-        switch = "train_unet" if name == "unet_lr" else "train_text_encoder"
-        yield _warning(name, f"is 0: that part stays as it is and still costs time. Switch {switch} off instead.")
-    if config.unet_lr is not None and not config.train_unet:
-        yield _hint("unet_lr", "has no effect while train_unet is off.")
-    if config.text_encoder_lr is not None and not config.train_text_encoder:
-        yield _hint("text_encoder_lr", "has no effect while train_text_encoder is off.")
-
-
-def _learning_rates(config: TrainConfig) -> dict[str, float]:
-    """The learning rates in use, by the parameter that sets each; the UNet's first."""
-    rates: dict[str, float] = {}
-    for is_trained, name in ((config.train_unet, "unet_lr"), (config.train_text_encoder, "text_encoder_lr")):
-        own = getattr(config, name)
-        if is_trained:
-            rates["learning_rate" if own is None else name] = config.learning_rate if own is None else own
-    return rates
-
-
-def _optimizer(config: TrainConfig) -> Iterator[Problem]:
-    try:
-        arguments = parse_optimizer_args(config.optimizer_args)
-    except ConfigError as error:
-        yield from error.problems
-        arguments = {}
-    known = OPTIMIZER_ARGUMENTS[config.optimizer]
-    for name, value in arguments.items():
-        yield from _argument(name, value, known, config.optimizer)
-    if config.optimizer == "Prodigy":
-        yield from _prodigy(config, bool(arguments.get("safeguard_warmup")))
-    else:
-        yield from _adamw(config)
-
-
-def _argument(name: str, value: object, known: tuple[str, ...], optimizer: str) -> Iterator[Problem]:
-    if name == "lr":
-        yield _error("optimizer_args", "lr is set by learning_rate, unet_lr and text_encoder_lr.")
-    elif name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(known)}."
-        yield _error("optimizer_args", f"{optimizer} has no argument {name}. {hint}")
-    elif name == "betas":
-        pair = value if isinstance(value, tuple) else ()
-        if len(pair) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in pair):
-            yield _error("optimizer_args", "betas takes two numbers from 0 to below 1, such as betas=0.9,0.99.")
-    elif isinstance(value, tuple):
-        yield _error("optimizer_args", f"{name} takes one value, not {len(value)}.")
-
-
-def _prodigy(config: TrainConfig, has_safeguard: bool) -> Iterator[Problem]:
-    rates = _learning_rates(config)
-    for name, rate in rates.items():
-        if rate not in (0, 1):
-            text = f"{rate:g} with Prodigy: it finds the rate itself and multiplies it by this. Set it to 1."
-            yield _warning(name, text)
-    if len({rate for rate in rates.values() if rate}) > 1:
-        text = "differs from the UNet's: Prodigy estimates one rate for all, and multiplies it by this for its group."
-        yield Problem("hint", "text_encoder_lr", text)
-    if config.warmup and not has_safeguard:
-        text = (
-            "with Prodigy without safeguard_warmup: the small rates of the warm-up spoil its estimate. Add "
-            "safeguard_warmup=True to optimizer_args, or set warmup to 0."
-        )
-        yield _warning("warmup", text)
-
-
-def _adamw(config: TrainConfig) -> Iterator[Problem]:
-    scale = min(1.0, config.effective_alpha / config.rank)
-    for name, rate in _learning_rates(config).items():
-        if rate * scale > _HIGH_LEARNING_RATE and not needs_its_own_rate(config):
-            text = (
-                f"{rate:g} is high for AdamW: above {_HIGH_LEARNING_RATE:g} pictures burn. 1e-4 is the guides' start."
-            )
-            yield _warning(name, text + (" 1 is for Prodigy." if rate == 1 else ""))
-    unet, text_encoder = (config.learning_rate if r is None else r for r in (config.unet_lr, config.text_encoder_lr))
-    if config.train_unet and config.train_text_encoder and 0 < unet < text_encoder:
-        text = f"{text_encoder:g} is more than the UNet's {unet:g}: the text encoder overtrains first."
-        yield _warning("text_encoder_lr", f"{text} Half to a tenth is usual.")
-
-
 def _steps(config: TrainConfig) -> Iterator[Problem]:
     if config.max_steps and config.warmup >= max(1, config.max_steps):
         yield _warning(
@@ -331,8 +224,7 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     _concepts,
     _buckets,
     judge_captions,
-    _parts,
-    _optimizer,
+    judge_optimizer,
     _steps,
     judge_training,
     judge_network,

@@ -288,7 +288,8 @@ def test_events_are_kept_up_to_the_failure(tmp_path: Path) -> None:
 
     with pytest.raises(LoraTrainError):
         list(cli.recorded(failing(), tmp_path / "events.jsonl"))
-    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1
+    first, last = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (first["state"], last["state"], last["message"]) == ("running", "failed", "The disk is full.")
 
 
 # --- the terminal ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config import TrainConfig
@@ -64,7 +64,6 @@ def _plans(draw: st.DrawFn) -> Plan:
 # --- counts -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_the_run_has_the_predicted_steps_and_samples(plan: Plan) -> None:
     epochs = [epoch_steps(plan, 7, epoch) for epoch in range(1, plan.epochs + 1)]
@@ -77,7 +76,6 @@ def test_the_run_has_the_predicted_steps_and_samples(plan: Plan) -> None:
         assert samples == {(b.width, b.height): b.sample_count for b in plan.buckets if b.sample_count}
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_micro_batches_never_mix_buckets_nor_exceed_their_size(plan: Plan) -> None:
     for step in epoch_steps(plan, 3, 1):
@@ -88,7 +86,6 @@ def test_micro_batches_never_mix_buckets_nor_exceed_their_size(plan: Plan) -> No
             assert sizes == {(batch.width, batch.height)}
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_draws_are_unique_over_the_run(plan: Plan) -> None:
     draws = [d for epoch in range(1, plan.epochs + 1) for batch in _batches(plan, epoch) for d in batch.draws]
@@ -96,7 +93,6 @@ def test_draws_are_unique_over_the_run(plan: Plan) -> None:
     assert all(len(batch.draws) == len(batch.items) for batch in _batches(plan, 1))
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_every_picture_is_shown_as_often_as_its_repeats_say(plan: Plan) -> None:
     if plan.total_steps < plan.steps_per_epoch:
@@ -174,7 +170,6 @@ def test_epochs_are_counted_from_one() -> None:
 # --- regularisation -----------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_regularisation_has_as_many_samples_as_there_are_to_be_learnt(plan: Plan) -> None:
     if plan.total_steps < plan.steps_per_epoch or not any(map(plan.is_regularisation, range(len(plan.repeats)))):

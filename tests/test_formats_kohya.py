@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
@@ -204,9 +204,13 @@ def test_a_resolution_that_is_no_square_keeps_its_area() -> None:
         ("AdamW", "AdamW", False),
         ("adamw", "AdamW", False),
         ("PRODIGY", "Prodigy", False),
-        ("AdamW8bit", "AdamW", True),
-        ("PagedAdamW8bit", "AdamW", True),
-        ("DAdaptAdam", "Prodigy", True),
+        ("AdamW8bit", "AdamW8bit", False),
+        ("PagedAdamW8bit", "AdamW8bit", True),
+        ("Lion8bit", "Lion", True),
+        ("DAdaptation", "DAdaptAdam", False),
+        ("DAdaptAdanIP", "DAdaptAdam", True),
+        ("AdaFactor", "Adafactor", False),
+        ("AdEMAMix8bit", "AdamW", True),
         ("torch.optim.adamw.AdamW", "AdamW", False),
         ("prodigyopt.prodigy.Prodigy(decouple=True,betas=(0.9, 0.99))", "Prodigy", False),
     ],
@@ -341,6 +345,32 @@ def test_numbers_and_flags_written_as_text_are_read() -> None:
     config = gui(shuffle_caption="True", clip_skip="2", gradient_checkpointing=1, enable_bucket="false").config
     assert (config.shuffle_captions, config.clip_skip, config.gradient_checkpointing) == (True, 2, True)
     assert config.enable_buckets is False
+
+
+def test_a_class_of_another_package_is_kept_as_it_is() -> None:
+    config = gui(optimizer="pytorch_optimizer.AdEMAMix", optimizer_args="weight_decay=0.1 alpha=5.0").config
+    assert (config.optimizer, config.custom_optimizer) == ("Custom", "pytorch_optimizer.AdEMAMix")
+    assert config.optimizer_args == "weight_decay=0.1 alpha=5.0"
+    again = from_gui(to_gui(config).values).config
+    assert (again.optimizer, again.custom_optimizer) == ("Custom", "pytorch_optimizer.AdEMAMix")
+
+
+def test_adafactor_without_arguments_chooses_its_own_steps_as_in_sd_scripts() -> None:
+    assert gui(optimizer="AdaFactor", lr_scheduler="cosine").config.lr_schedule == "adafactor"
+    given = gui(optimizer="AdaFactor", lr_scheduler="constant", optimizer_args="relative_step=False").config
+    assert (given.lr_schedule, given.optimizer_args) == ("constant", "relative_step=False")
+    written = to_gui(TrainConfig(optimizer="Adafactor", lr_schedule="constant")).values["optimizer_args"]
+    assert written == "scale_parameter=False relative_step=False"
+
+
+def test_a_rate_per_text_encoder_is_kept() -> None:
+    config = gui(unet_lr=1e-4, text_encoder_lr=[5e-5, 1e-5]).config
+    assert (config.text_encoder_lr, config.text_encoder_2_lr) == (5e-5, 1e-5)
+
+
+def test_percent_of_the_run_after_which_the_text_encoder_stops() -> None:
+    assert gui(stop_text_encoder_training=30).config.stop_text_encoder == pytest.approx(0.3)
+    assert gui(stop_text_encoder_training=0).config.stop_text_encoder == 0
 
 
 def test_a_key_at_its_default_is_quiet_and_another_value_is_not() -> None:
@@ -661,7 +691,6 @@ _DRAWN = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(_DRAWN)
 def test_any_settings_that_the_gui_knows_come_back_equal(values: dict[str, Any]) -> None:
     if values["alpha"] == values["rank"]:

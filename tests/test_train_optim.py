@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError
-from lib_lora_train.train.optim import LossScale, clip_gradients, group_rates, make_stepper
+from lib_lora_train.train.gradients import LossScale, clip_gradients
+from lib_lora_train.train.optim import group_rates, make_stepper
 
 TARGETS = (torch.linspace(-1, 1, 12), torch.linspace(2, 0.5, 5))
 
@@ -29,12 +30,18 @@ def quadratic(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(terms).sum()
 
 
+def chosen(kind: str, **arguments: object) -> TrainConfig:
+    """Settings with an optimiser and its arguments."""
+    written = (f"{n}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for n, v in arguments.items())
+    return TrainConfig(optimizer=kind, optimizer_args=" ".join(written))
+
+
 def descend(
     values: Sequence[nn.Parameter], kind: str, rates: dict[str, float], steps: int, **arguments: object
 ) -> list[dict[str, float]]:
     """Effective learning rates of `steps` steps on the quadratic."""
     groups = {"unet": [values[0]], "text_encoder": [values[1]]}
-    stepper = make_stepper(groups, rates, kind=kind, arguments=arguments)
+    stepper = make_stepper(groups, rates, config=chosen(kind, **arguments))
     seen = []
     for step in range(steps):
         quadratic(values).backward()  # type: ignore[no-untyped-call]
@@ -102,7 +109,7 @@ def test_a_group_of_rate_zero_is_frozen(kind: str) -> None:
     values = parameters()
     before = values[1].detach().clone()
     groups = {"unet": [values[0]], "text_encoder": [values[1]]}
-    stepper = make_stepper(groups, {"unet": 1.0, "text_encoder": 0.0}, kind=kind, arguments={})
+    stepper = make_stepper(groups, {"unet": 1.0, "text_encoder": 0.0}, config=chosen(kind))
     assert [values[0].requires_grad, values[1].requires_grad] == [True, False]
     quadratic(values).backward()  # type: ignore[no-untyped-call]
     stepper.step(1.0)
@@ -120,17 +127,17 @@ def test_rates_fall_back_to_the_general_one() -> None:
 def test_unusable_settings_get_a_sentence() -> None:
     groups = {"unet": [parameters()[0]]}
     with pytest.raises(ConfigError, match=r"AdamW has no argument d_coef\. It knows betas"):
-        make_stepper(groups, {"unet": 1.0}, kind="AdamW", arguments={"d_coef": 1})
+        make_stepper(groups, {"unet": 1.0}, config=chosen("AdamW", d_coef=1))
     with pytest.raises(ConfigError, match="refuses them: Invalid beta"):
-        make_stepper(groups, {"unet": 1.0}, kind="AdamW", arguments={"betas": (2.0, 0.9)})
+        make_stepper(groups, {"unet": 1.0}, config=chosen("AdamW", betas=(2.0, 0.9)))
     with pytest.raises(ConfigError, match="is 0 for everything"):
-        make_stepper(groups, {"unet": 0.0}, kind="AdamW", arguments={})
+        make_stepper(groups, {"unet": 0.0}, config=chosen("AdamW"))
 
 
 def test_missing_prodigy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(ConfigError, match="pip install prodigyopt"):
-        make_stepper({"unet": [parameters()[0]]}, {"unet": 1.0}, kind="Prodigy", arguments={})
+        make_stepper({"unet": [parameters()[0]]}, {"unet": 1.0}, config=chosen("Prodigy"))
 
 
 # --- gradients ----------------------------------------------------------------------------------

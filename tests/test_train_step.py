@@ -20,9 +20,9 @@ from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
 from lib_lora_train.models.text import encode_text, token_weights, tokenize
 from lib_lora_train.train.conditions import Recent, TextConditions, text_conditions
-from lib_lora_train.train.loop import checkpointing
+from lib_lora_train.train.gradients import clip_gradients
 from lib_lora_train.train.loss import LossRule, loss_rule
-from lib_lora_train.train.optim import clip_gradients
+from lib_lora_train.train.memory import checkpointing
 from lib_lora_train.train.step import Batch, batch_loss, draw_batch, predict, size_conditions
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.layers import AdaptedLayer
 from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.models.family import ModelSpec, PredictionType
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import TextCondition
+from lib_lora_train.train.gradients import clip_gradients
 from lib_lora_train.train.loss import LossRule
-from lib_lora_train.train.optim import clip_gradients, make_stepper
+from lib_lora_train.train.optim import make_stepper
 from lib_lora_train.train.step import Batch, batch_loss
 
 RANK, ALPHA, RATE, GAMMA, CLIP, DECAY = 4, 2.0, 1e-3, 5.0, 1.0, 0.01
@@ -93,7 +95,7 @@ def small_model(prediction_type: PredictionType) -> DiffusionModel:
 
 def train_ours(model: DiffusionModel, adapter: Adapter, steps: list[Inputs]) -> Outcome:
     """By the product's own step: micro-batches, fused LoRA, flat parameters."""
-    stepper = make_stepper(adapter.groups, {"unet": RATE}, kind="AdamW", arguments={"weight_decay": DECAY})
+    stepper = make_stepper(adapter.groups, {"unet": RATE}, config=TrainConfig(optimizer_args=f"weight_decay={DECAY}"))
     losses = []
     for inputs in steps:
         total = 0.0

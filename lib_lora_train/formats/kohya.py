@@ -195,6 +195,7 @@ def with_repetitions_empty(config: TrainConfig) -> TrainConfig:
         alpha=None if config.alpha == config.rank else config.alpha,
         unet_lr=None if config.unet_lr == general else config.unet_lr,
         text_encoder_lr=None if config.text_encoder_lr == general else config.text_encoder_lr,
+        text_encoder_2_lr=None if config.text_encoder_2_lr == config.text_encoder_lr else config.text_encoder_2_lr,
     )
 
 

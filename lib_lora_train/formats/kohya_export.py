@@ -21,6 +21,7 @@ _REASONS = {
     "epochs": "is not kept: the GUI takes steps or epochs, not both, and the steps are written",
     "seed": "is the GUI's way to draw one at random",
     "precision": "does not exist in the GUI; fp16 is written",
+    "optimizer_args": "is written out in full",
     "trigger": "is not kept: put it into every caption, or into the folder's name",
     "class_word": "is not kept: put it into the folder's name (10_cat)",
     "repeats": "is not kept: put the pictures into a sub-folder named N_words (10_cat)",
@@ -77,6 +78,9 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "max_train_epochs": 0,
         "unet_lr": unet if config.train_unet else 0,
         "text_encoder_lr": text if config.train_text_encoder else 0,
+        "stop_text_encoder_training": round(config.stop_text_encoder * 100, 10) if config.stop_text_encoder < 1 else 0,
+        "optimizer": config.custom_optimizer or config.optimizer,
+        "optimizer_args": _optimizer_args(config),
         "lr_scheduler": "constant_with_warmup" if has_constant_warmup else config.lr_schedule,
         "lr_warmup": round(config.warmup * 100, 10) if is_share else 0,
         "lr_warmup_steps": 0 if is_share else config.warmup,
@@ -86,6 +90,15 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),
         **gui_network(config),
     }
+
+
+def _optimizer_args(config: TrainConfig) -> str:
+    """Adafactor's with what is the default here and not there."""
+    args = config.optimizer_args
+    if config.optimizer == "Adafactor" and config.lr_schedule != "adafactor":
+        missing = [name for name in ("scale_parameter", "relative_step") if name not in args]
+        args = " ".join([*args.split(), *(f"{name}=False" for name in missing)])
+    return args
 
 
 def _noise_kind(config: TrainConfig) -> str:

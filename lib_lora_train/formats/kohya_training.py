@@ -16,8 +16,8 @@ from lib_lora_train.formats.kohya_intake import (
     literal_of,
     number_of,
 )
-from lib_lora_train.judge import OPTIMIZER_ARGUMENTS
 from lib_lora_train.optimizer_args import parse_optimizer_args
+from lib_lora_train.optimizer_kinds import CUSTOM, KINDS
 from lib_lora_train.parameters import parameters_of
 
 _OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
@@ -44,14 +44,14 @@ def take_rates(intake: Intake) -> None:
 
 
 def _rate(intake: Intake, name: str) -> float | None:
-    """A number; of several, one for each text encoder, the first."""
+    """A number; of several, one for each text encoder, the first, and the second is kept as such."""
     raw = literal_of(intake.pop(name))
     if isinstance(raw, str) and len(raw.split()) > 1:
         raw = raw.split()
     if isinstance(raw, (list, tuple)):
         rates = [rate for rate in map(number_of, raw) if rate is not None]
-        if len(set(rates)) > 1:
-            intake.warn(name, f"the file gives {', '.join(f'{r:g}' for r in rates)}; one rate is used, {rates[0]:g}.")
+        if len(set(rates)) > 1 and name == "text_encoder_lr":
+            intake.values["text_encoder_2_lr"] = rates[1]
         raw = rates[0] if rates else None
     rate = number_of(raw)
     if raw is not None and rate is None:
@@ -66,11 +66,13 @@ def take_optimizer(intake: Intake) -> None:
     written, _, inside = raw.partition("(")  # in metadata: torch.optim.adamw.AdamW(weight_decay=0.1,eps=1e-08)
     given = written.rpartition(".")[2].strip()
     if given:
-        intake.values["optimizer"] = chosen = _optimizer_here(given)
-        if choice_of(_OURS["optimizer"], given) != chosen:
+        intake.values["optimizer"] = chosen = _optimizer_here(written.strip(), given)
+        if chosen == CUSTOM:
+            intake.values["custom_optimizer"] = written.strip()
+        elif choice_of(_OURS["optimizer"], given) != chosen and given != "DAdaptation":
             is_same = _plain_optimizer(given) == chosen.lower()
-            like = "the same, with full-precision states." if is_same else "the nearest. Learning rates may differ."
-            intake.warn("optimizer", f"{given} is not here yet; {chosen} is {like}")
+            like = "the same, with its states in another place or precision." if is_same else "the nearest."
+            intake.warn("optimizer", f"{given} is not here; {chosen} is {like} Learning rates may differ.")
     _optimizer_args(intake, intake.pop("optimizer_args") or inside.removesuffix(")"))
 
 
@@ -78,12 +80,18 @@ def _plain_optimizer(name: str) -> str:
     return re.sub(r"^paged|_?(8|32)bit$", "", name.lower())
 
 
-def _optimizer_here(name: str) -> str:
-    """The optimiser of that name, or the nearest that there is."""
+def _optimizer_here(written: str, name: str) -> str:
+    """The optimiser of that name, or the nearest that there is; a class of another package as it is."""
     parameter = _OURS["optimizer"]
-    finds_rate = name.lower().startswith(("dadapt", "prodigy"))
-    fallback = "Prodigy" if finds_rate else str(parameter.default)
-    return choice_of(parameter, name) or choice_of(parameter, _plain_optimizer(name)) or fallback
+    for candidate in (name, name.lower().removeprefix("paged"), _plain_optimizer(name)):
+        known = choice_of(parameter, candidate)
+        if known:
+            return known
+    if name.lower().startswith("dadapt"):
+        return "DAdaptAdam"
+    if name.lower().startswith("prodigy"):
+        return "Prodigy"
+    return CUSTOM if "." in written else str(parameter.default)
 
 
 def _optimizer_args(intake: Intake, raw: Any) -> None:
@@ -96,10 +104,14 @@ def _optimizer_args(intake: Intake, raw: Any) -> None:
         intake.ignore("optimizer_args", text, "; ".join(p.message.rstrip(".") for p in error.problems))
         return
     optimizer = intake.values.get("optimizer", _OURS["optimizer"].default)
-    known = OPTIMIZER_ARGUMENTS[optimizer]
+    known = KINDS[optimizer].arguments or tuple(arguments)
     for name in arguments.keys() - set(known):
         intake.ignore_part("optimizer_args", name, arguments[name], f"is no argument of {optimizer}")
     kept = {name: value for name, value in arguments.items() if name in known}
+    if optimizer == "Adafactor" and kept.get("relative_step", True):  # sd-scripts' own default; it sets the schedule
+        kept.pop("relative_step", None)
+        intake.pop("lr_scheduler")
+        intake.fill("lr_scheduler", "adafactor")
     if kept:
         intake.values["optimizer_args"] = text if kept == arguments else " ".join(map(_argument, kept.items()))
 
@@ -119,12 +131,25 @@ def take_schedule(intake: Intake) -> None:
         has_one_cycle = (number_of(intake.value("lr_scheduler_num_cycles")) or 1) <= 1
         if not (given == "cosine_with_restarts" and has_one_cycle):  # with one cycle it is the cosine
             intake.warn("lr_schedule", f"{given} is not here yet; {chosen} is the nearest.")
+    if chosen == "adafactor" and intake.values.get("optimizer") != "Adafactor":
+        intake.warn("lr_schedule", "adafactor goes with the optimiser of that name only; constant is used.")
+        chosen = "constant"
     if given == "constant" and warmup:
         intake.hint("warmup", "is 0: kohya's “constant” has no warm-up, that is “constant_with_warmup”.")
         warmup = 0.0
     intake.values.update({"lr_schedule": chosen} if chosen else {})
     if warmup is not None:
         intake.values["warmup"] = warmup
+    _stop_of_text_encoder(intake)
+
+
+def _stop_of_text_encoder(intake: Intake) -> None:
+    """The GUI counts percent, the script steps; what is not above 0 means never."""
+    raw = number_of(intake.value("stop_text_encoder_training"))
+    if raw and raw > 0:
+        intake.pop("stop_text_encoder_training")
+        share = raw / 100 if intake.source == "gui" else raw
+        intake.put(_OURS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
 
 
 def _warmup(intake: Intake) -> float | None:

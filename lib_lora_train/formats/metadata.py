@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import TrainConfig, config_values, steps_of
 from lib_lora_train.formats.kohya_network import metadata_network
+from lib_lora_train.optimizer_kinds import CUSTOM
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
@@ -103,11 +104,12 @@ def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
 def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     unet_lr = config.learning_rate if config.unet_lr is None else config.unet_lr
     text_lr = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    optimizer = config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer
     return {
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": unet_lr if config.train_unet else None,
         "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
-        "ss_optimizer": f"{config.optimizer}({config.optimizer_args})" if config.optimizer_args else config.optimizer,
+        "ss_optimizer": f"{optimizer}({config.optimizer_args})" if config.optimizer_args else optimizer,
         "ss_lr_scheduler": config.lr_schedule,
         "ss_lr_warmup_steps": steps_of(config.warmup, plan.total_steps),
         "ss_max_grad_norm": config.max_grad_norm,
@@ -121,6 +123,11 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 def _network_keys(config: TrainConfig) -> dict[str, Any]:
     module, arguments = metadata_network(config)
+    ratios = {
+        "loraplus_unet_lr_ratio": config.loraplus_unet_ratio,
+        "loraplus_text_encoder_lr_ratio": config.loraplus_text_encoder_ratio,
+    }
+    arguments = {**arguments, **{name: str(ratio) for name, ratio in ratios.items() if ratio}}
     return {
         "ss_network_module": module,
         "ss_network_dim": config.rank,

@@ -80,3 +80,12 @@ def token_ids_without_ends(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, not cut, without begin and end tokens."""
     ids: list[list[int]] = tokenizer(texts, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def __getattr__(name: str) -> Any:
+    """`Adafactor`: transformers' optimiser, read when it is asked for, since most runs do not need it."""
+    if name == "Adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor
+    raise AttributeError(name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib_lora_train.optimizer_kinds import KINDS
 from lib_lora_train.parameters import param
 
-OPTIMIZERS = ("AdamW", "Prodigy")
+OPTIMIZERS = tuple(KINDS)
 LR_SCHEDULES = (
     "cosine",
     "constant",
@@ -17,6 +18,7 @@ LR_SCHEDULES = (
     "polynomial",
     "inverse_sqrt",
     "warmup_stable_decay",
+    "adafactor",
 )
 
 
@@ -26,8 +28,8 @@ class OptimizerSettings:
 
     learning_rate: float = param(
         1e-4,
-        "Step width of the optimiser. AdamW: 1e-4 is the guides' start, above 5e-4 pictures burn. Prodigy finds "
-        "its own: leave it at 1.",
+        "Step width of the optimiser. AdamW: 1e-4 is the guides' start, above 5e-4 pictures burn. Lion: a third to a "
+        "tenth of that. Prodigy and D-Adaptation find their own: leave it at 1.",
         group="training",
         tier="essential",
         low=0.0,
@@ -53,13 +55,55 @@ class OptimizerSettings:
         high=10.0,
         kohya="text_encoder_lr",
     )
+    text_encoder_2_lr: float | None = param(
+        None,
+        "Learning rate of SDXL's second, larger text encoder. Empty: that of the first. 0: it stays as it is. Much "
+        "more than the first one's makes the two disagree on what a word means.",
+        group="training",
+        low=0.0,
+        high=10.0,
+    )
+    loraplus_unet_ratio: float = param(
+        0.0,
+        "LoRA+: the up matrices of the UNet learn so many times faster than the down ones. 0 or 1: off. The paper "
+        "takes 16 with a smaller learning rate; 4 is careful, above 32 pictures burn.",
+        group="training",
+        low=0.0,
+        high=256.0,
+        kohya="loraplus_unet_lr_ratio",
+    )
+    loraplus_text_encoder_ratio: float = param(
+        0.0,
+        "LoRA+ for the text encoders. 0 or 1: off. 4 is careful; text encoders overtrain sooner than the UNet.",
+        group="training",
+        low=0.0,
+        high=256.0,
+        kohya="loraplus_text_encoder_lr_ratio",
+    )
+    stop_text_encoder: float = param(
+        0.0,
+        "When the text encoders stop learning and stay as they are: below 1 a share of all steps (0.5 = after half of "
+        "them), from 1 on a number of steps. 0: never. A third to a half keeps other words unspoilt; earlier, a new "
+        "trigger word may not be learnt.",
+        group="training",
+        low=0.0,
+        high=10_000_000.0,
+    )
     optimizer: str = param(
         "AdamW",
-        "AdamW is the reliable standard. Prodigy finds the learning rate itself (set it to 1); it needs more memory.",
+        "AdamW is the reliable standard; AdamW8bit the same with a quarter of its memory. Lion needs half of it and a "
+        "smaller rate. Adafactor and CAME need almost none. Prodigy and DAdapt… find the learning rate themselves (set "
+        "it to 1) and need more memory. AdamWScheduleFree needs no schedule. Custom: any class, see custom_optimizer.",
         group="training",
         tier="essential",
         choices=OPTIMIZERS,
         kohya="optimizer_type",
+    )
+    custom_optimizer: str = param(
+        "",
+        "For optimizer Custom: the class as `package.Class`, for example `torch.optim.RAdam`. Its package must be "
+        "installed; only classes of PyTorch's optimisers are taken.",
+        group="training",
     )
     optimizer_args: str = param(
         "",
@@ -73,7 +117,8 @@ class OptimizerSettings:
         "How the learning rate goes on after the warm-up. cosine, linear and polynomial (see lr_power) fall to 0. "
         "constant stays, as constant_with_warmup does. cosine_with_restarts jumps back to the full rate (lr_cycles). "
         "cosine_with_min_lr falls to lr_min_ratio. inverse_sqrt falls slowly (lr_timescale). warmup_stable_decay stays "
-        "and falls at the end (lr_decay). The guides take cosine; constant where the length is not known yet.",
+        "and falls at the end (lr_decay). adafactor is Adafactor's own, whatever the "
+        "learning rate. The guides take cosine; constant where the length is not known yet.",
         group="training",
         tier="beginner",
         choices=LR_SCHEDULES,

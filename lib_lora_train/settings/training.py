@@ -81,3 +81,12 @@ class TrainingSettings:
         tier="beginner",
         kohya="gradient_checkpointing",
     )
+    ema_decay: float = param(
+        0.0,
+        "Save and draw with a running mean of the LoRA instead of its last step: after each step this share of the "
+        "mean stays. 0: off. 0.99 evens out the last hundred steps, 0.999 the last thousand; in a shorter run the mean "
+        "stays behind.",
+        group="training",
+        low=0.0,
+        high=0.99999,
+    )

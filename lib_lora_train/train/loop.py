@@ -12,28 +12,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
-from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.config import TrainConfig, config_values, steps_of
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.data.showing import captions_ahead
 from lib_lora_train.errors import ModelAwayError, TrainingError
-from lib_lora_train.events import EpochDone, Event, Progress, StateChanged, StepDone
+from lib_lora_train.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.optimizer_args import parse_optimizer_args
+from lib_lora_train.optimizer_kinds import KINDS
+from lib_lora_train.train.average import Average, weights_for_use
 from lib_lora_train.train.conditions import TextConditions, text_conditions
 from lib_lora_train.train.control import Control
+from lib_lora_train.train.gradients import LossScale, clip_gradients
 from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
-from lib_lora_train.train.optim import LossScale, Stepper, clip_gradients, group_rates, make_stepper
+from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
+from lib_lora_train.train.optim import Stepper, group_rates, make_stepper
+from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
@@ -55,6 +58,8 @@ class Training:
     stepper: Stepper
     conditions: TextConditions
     scale: LossScale | None
+    average: Average | None
+    relief: Relief = field(default_factory=Relief)
     step: int = 0
     epoch_loss: float = 0.0
     epoch_count: int = 0
@@ -67,9 +72,21 @@ class Training:
         return self.step // self.plan.steps_per_epoch + 1
 
     @property
+    def text_is_over(self) -> bool:
+        """Whether the text encoders have stopped learning."""
+        stop = self.config.stop_text_encoder
+        return bool(stop) and self.step >= steps_of(stop, self.plan.total_steps)
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's parameters of all groups."""
         return [parameter for group in self.adapter.groups.values() for parameter in group]
+
+    def for_use(self) -> AbstractContextManager[None]:
+        """Inside, the adapter holds the weights to be saved, drawn with and measured; see `weights_for_use`."""
+        if not self.average and not KINDS[self.config.optimizer].has_own_weights:
+            return nullcontext()
+        return weights_for_use(self.adapter.groups, self.stepper, self.average)
 
     def state(self) -> TrainState:
         """Where the run stands; exact whenever the loop has yielded."""
@@ -81,6 +98,7 @@ class Training:
             epoch_losses=(self.epoch_loss, self.epoch_count),
             config=config_values(self.config),
             fingerprint=plan_fingerprint(self.plan),
+            average=copied(self.average.means) if self.average else [],
         )
 
 
@@ -102,7 +120,6 @@ def start_training(
     the state belongs to another run.
     """
     rates = group_rates(config, list(adapter.groups))
-    arguments = parse_optimizer_args(config.optimizer_args)
     if state:
         require_same_run(state, config, plan)
         _put(adapter, state)
@@ -113,20 +130,27 @@ def start_training(
         latents=latents,
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
-        stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
+        stepper=_stepper(adapter, rates, config),
         conditions=text_conditions(
             config,
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
             folder=text_cache if list(adapter.groups) == ["unet"] else None,
         ),
         scale=LossScale(model.device) if model.dtype == torch.float16 else None,
+        average=None,
     )
+    if config.ema_decay:
+        training.average = Average(training.parameters, config.ema_decay)
     if state:
         training.step = state.step
         training.epoch_loss, training.epoch_count = state.epoch_losses
         training.stepper.load_state(state.optimizer)
         if training.scale and state.loss_scale:
             training.scale.load_state(state.loss_scale)
+        if training.average:
+            training.average.load_state(state.average)
+    if training.text_is_over:
+        _stop_text_encoders(training)
     return training
 
 
@@ -135,6 +159,33 @@ def encode_captions(training: Training) -> Generator[Event, None, None]:
     if not training.conditions.trained:
         captions = captions_ahead(training.plan, training.config)
         yield from training.conditions.encode_ahead(training.model, captions)
+
+
+def _stepper(adapter: Adapter, rates: dict[str, float], config: TrainConfig) -> Stepper:
+    """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
+    ratios = {
+        name: config.loraplus_unet_ratio if name == "unet" else config.loraplus_text_encoder_ratio
+        for name in adapter.groups
+    }
+    if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
+        return make_stepper(adapter.groups, rates, config=config)
+    pieces = pieces_of(adapter)
+    groups, own_rates = split_up(pieces, rates, ratios)
+    stepper = make_stepper(groups, own_rates, config=config)
+    for name, group in adapter.groups.items():
+        for parameter in group:
+            parameter.requires_grad_(rates[name] > 0)
+    return OnPieces(stepper, [piece for name in pieces if rates[name] > 0 for piece in pieces[name]])
+
+
+def _stop_text_encoders(training: Training) -> None:
+    """From here on they stay as they are; what they say of a caption is then encoded once and kept."""
+    for name, group in training.adapter.groups.items():
+        if name != "unet":
+            for parameter in group:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+    training.conditions = text_conditions(training.config, trained=False)
 
 
 def _put(adapter: Adapter, state: TrainState) -> None:
@@ -147,8 +198,9 @@ def _put(adapter: Adapter, state: TrainState) -> None:
 def train(training: Training, *, host: Lender, control: Control) -> Iterator[Event]:
     """Take the run's remaining steps, and tell of each; ends early, after a whole step, when `control` is stopped.
 
-    Raises TrainingError, with the adapter as it was at the last good step, when the loss is no number any more or
-    memory runs out.
+    When memory runs out, the step is taken again in a way that needs less (see `Relief`), and that is told. Raises
+    TrainingError, with the adapter as it was at the last good step, when nothing helps, or when the loss is no number
+    any more.
     """
     plan = training.plan
     while training.step < plan.total_steps:
@@ -161,12 +213,12 @@ def train(training: Training, *, host: Lender, control: Control) -> Iterator[Eve
                 return
             turn = _Turn(training, steps[training.step - first :], host, control)
             try:
-                taken, failure = yield from leased(host, training.model, control, turn.take)
+                news = yield from leased(host, training.model, control, turn.take)
             except ModelAwayError:  # stopped while the model was away
                 continue
-            yield from taken
-            if failure:
-                raise TrainingError(failure)
+            yield from news.told
+            if news.failure:
+                raise TrainingError(news.failure)
             yield Progress("train", training.step, plan.total_steps)
         mean = training.epoch_loss / max(1, training.epoch_count)
         training.epoch_loss, training.epoch_count = 0.0, 0  # before it is told: a state kept now begins the next epoch
@@ -211,18 +263,33 @@ class _Turn:
     host: Lender
     control: Control
 
-    def take(self, model: DiffusionModel) -> tuple[list[StepDone], str]:
+    def take(self, model: DiffusionModel) -> _News:
         """See `_take_turn`."""
-        with checkpointing(model.unet, self.training.config.gradient_checkpointing):
+        on = self.training.config.gradient_checkpointing or self.training.relief.checkpointing
+        with checkpointing(model.unet, on):
             return _take_turn(self.training, model, steps=self.steps, host=self.host, control=self.control)
+
+
+@dataclass(frozen=True)
+class _News:
+    """What a turn did, as events, and why the run cannot go on ("" if it can)."""
+
+    told: Sequence[Event]
+    failure: str = ""
+
+
+class _TornStepError(Exception):
+    """Memory ran out within the optimiser's own step, of which nobody knows how far it came."""
 
 
 def _take_turn(
     training: Training, model: DiffusionModel, *, steps: Sequence[Step], host: Lender, control: Control
-) -> tuple[list[StepDone], str]:
-    """Take one step, and more while nobody waits; returns what was done, and why it cannot go on ("" if it can)."""
+) -> _News:
+    """Take one step, and more while nobody waits."""
     began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
     taken: list[_Taken] = []
+    relieved: list[Event] = []
+    failure = ""
     try:
         for step in steps:
             taken += _take_step(training, model, step)
@@ -230,12 +297,12 @@ def _take_turn(
             if late or host.is_wanted() or control.needs_attention or is_due(training.config, training.step):
                 break
     except torch.cuda.OutOfMemoryError:
-        for parameter in training.parameters:
-            parameter.grad = None
-        return [], _out_of_memory(training)
+        relieved, failure = _relieve(training)
+    except _TornStepError:
+        _restore(training, good, first)
+        return _News([], out_of_memory(first + 1, training.config))
     numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
     bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row)), None)
-    failure = ""
     if bad is not None:
         failure = _not_a_number(taken[bad].step, numbers[bad][0])
         taken, numbers = taken[:bad], numbers[:bad]
@@ -243,13 +310,31 @@ def _take_turn(
     seconds = (time.perf_counter() - began) / max(1, len(taken))
     training.epoch_loss += sum(row[0] for row in numbers)
     training.epoch_count += len(numbers)
-    return [_told(one, row, seconds) for one, row in zip(taken, numbers, strict=True)], failure
+    told = [_told(one, row, seconds) for one, row in zip(taken, numbers, strict=True)]
+    return _News([*told, *relieved], failure)
+
+
+def _relieve(training: Training) -> tuple[list[Event], str]:
+    """Forget the step that did not fit and choose what saves memory; the reason if nothing is left to choose."""
+    for parameter in training.parameters:
+        parameter.grad = None
+    relief = more_relief(training.relief, training.config)
+    if relief is None:
+        return [], out_of_memory(training.step + 1, training.config)
+    training.relief = relief
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the pieces of the failed step lie scattered; the next one needs them whole
+    text = f"Step {training.step + 1} did not fit into the graphics card's memory: "
+    return [Noted("warning", "batch_size", f"{text}{describe_relief(relief, training.config)}.")], ""
 
 
 def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_Taken]:
     """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
     config, plan = training.config, training.plan
-    drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in step)
+    if training.text_is_over and not training.conditions.are_kept:
+        _stop_text_encoders(training)
+    parts = parted(step, training.relief.split)
+    drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in parts)
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
     total = torch.zeros((), device=model.device)
     scale = training.scale.value if training.scale else None
@@ -264,11 +349,23 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     if not usable:
         return []
     norm = clip_gradients(training.parameters, config.max_grad_norm, scale=scale)
-    training.stepper.step(factor)
+    try:
+        training.stepper.step(factor)
+    except torch.cuda.OutOfMemoryError as reason:
+        raise _TornStepError from reason
     numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
     if training.scale:
         training.scale.update(norm)
-    return [_Taken(training.step, epoch, training.stepper.effective_rates(), numbers)]
+    if training.average:
+        training.average.update(training.step)
+    return [_Taken(training.step, epoch, _rates(training), numbers)]
+
+
+def _rates(training: Training) -> dict[str, float]:
+    """The step's learning rates; 0 for text encoders that learn no more."""
+    over = training.text_is_over and training.conditions.are_kept
+    rates = training.stepper.effective_rates()
+    return {name: 0.0 if over and not name.startswith("unet") else rate for name, rate in rates.items()}
 
 
 def _factor(training: Training) -> float:
@@ -298,33 +395,3 @@ def _not_a_number(step: int, loss: float) -> str:
         f"Step {step}: {what} is not a number any more (NaN or infinity). Lower the learning rate, or choose "
         "precision bf16 or fp32 if the model is in fp16. The weights from just before were kept."
     )
-
-
-def _out_of_memory(training: Training) -> str:
-    config = training.config
-    advice = [] if config.gradient_checkpointing else ["switch on gradient_checkpointing"]
-    if config.batch_size > 1:
-        advice.append("halve batch_size and double gradient_accumulation, which has the same effect")
-    advice.append("lower the resolution")
-    return f"Step {training.step + 1}: the graphics card's memory is full. Try this, in turn: {'; '.join(advice)}."
-
-
-# --- memory -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def checkpointing(unet: Any, on: bool) -> Iterator[None]:
-    """Inside, the UNet keeps block inputs only and computes the rest again in the backward pass (non-reentrant).
-
-    Some diffusers versions do that in training mode only; Stable Diffusion's UNet has no layer that minds.
-    """
-    if not on:
-        yield
-        return
-    unet.train()
-    unet.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        unet.disable_gradient_checkpointing()
-        unet.eval()

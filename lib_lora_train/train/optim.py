@@ -1,24 +1,32 @@
 """Optimisers over the adapter's groups: one interface for those with and without a learning rate of their own.
 
-Every group (`unet`, `text_encoder`…) has its own learning rate. AdamW takes them as they are. Prodigy estimates
-one distance d from all gradients and refuses unlike learning rates; see `SharedDistance` for what is done instead.
+Every group (`unet`, `text_encoder`…) has its own learning rate. AdamW and its like take them as they are. Prodigy and
+D-Adaptation estimate one distance d from all gradients and refuse unlike learning rates; see `SharedDistance` for what
+is done instead.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Problem
+from lib_lora_train.optimizer_args import parse_optimizer_args
+from lib_lora_train.optimizer_kinds import CUSTOM, KINDS, OptimizerKind, takes_own_schedule
 
 Groups = Mapping[str, Sequence[nn.Parameter]]
-_CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
-_AMP_START, _AMP_MOST, _AMP_PATIENCE = 2.0**12, 2.0**16, 1000
+Maker = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Makes an optimiser of parameter groups with their learning rates."""
+
+_RELATIVE_MOST, _RELATIVE_WARMUP = 1e-2, 1e-6  # Shazeer & Stern 2018, section 8: the step sizes ρ_t
+_CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class Stepper(Protocol):
@@ -30,6 +38,9 @@ class Stepper(Protocol):
     def effective_rates(self) -> dict[str, float]:
         """By group, the learning rate of the last step: d·lr for an adaptive optimiser."""
 
+    def set_train(self, on: bool) -> None:
+        """Bring the weights for training, or those for use, into the parameters; most optimisers have one kind only."""
+
     def state(self) -> dict[str, Any]:
         """All it has to remember; tensors are not copied."""
 
@@ -38,13 +49,18 @@ class Stepper(Protocol):
 
 
 def group_rates(config: TrainConfig, names: Sequence[str]) -> dict[str, float]:
-    """Learning rate by group: `unet_lr`, `text_encoder_lr`, or the general one where they are not set."""
-    own = {name: config.unet_lr if name == "unet" else config.text_encoder_lr for name in names}
+    """Learning rate by group: its own one, or the general one where it is not set.
+
+    The second text encoder's is the first one's where it is not set.
+    """
+    text = config.text_encoder_lr
+    second = text if config.text_encoder_2_lr is None else config.text_encoder_2_lr
+    own = {name: {"unet": config.unet_lr, "text_encoder_2": second}.get(name, text) for name in names}
     return {name: config.learning_rate if rate is None else rate for name, rate in own.items()}
 
 
-def make_stepper(groups: Groups, rates: Mapping[str, float], *, kind: str, arguments: Mapping[str, Any]) -> Stepper:
-    """The optimiser `kind` with the guides' `arguments`; a group of learning rate 0 is frozen.
+def make_stepper(groups: Groups, rates: Mapping[str, float], *, config: TrainConfig) -> Stepper:
+    """The optimiser that the settings name; a group of learning rate 0 is frozen.
 
     ConfigError if no group is left, an argument is not the optimiser's, or its package is missing.
     """
@@ -54,20 +70,41 @@ def make_stepper(groups: Groups, rates: Mapping[str, float], *, kind: str, argum
     live = {name: list(parameters) for name, parameters in groups.items() if rates[name] > 0}
     if not live:
         raise _refusal("learning_rate", "is 0 for everything that would be trained. Give at least one part a rate.")
-    if kind == "Prodigy":
-        return SharedDistance(live, rates, arguments)
-    return OwnRates(live, rates, arguments)
+    kind = KINDS[config.optimizer]
+    arguments = _arguments(config, live)
+
+    def make(params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if takes_own_schedule(config.optimizer, config.lr_schedule):
+            params = [{**group, "lr": None} for group in params]
+        return _built(_class_of(config, kind), params, arguments)
+
+    if kind.finds_rate:
+        return SharedDistance(live, rates, make)
+    if takes_own_schedule(config.optimizer, config.lr_schedule):
+        return OwnSteps(live, make)
+    return OwnRates(live, rates, make)
+
+
+def _arguments(config: TrainConfig, groups: Groups) -> dict[str, Any]:
+    """The optimiser's arguments: those given, over what its name says and the training needs."""
+    given = parse_optimizer_args(config.optimizer_args)
+    own_steps = takes_own_schedule(config.optimizer, config.lr_schedule)
+    on_cuda = all(p.is_cuda for parameters in groups.values() for p in parameters)
+    defaults: dict[str, dict[str, Any]] = {
+        "AdamW": {"fused": True} if on_cuda else {},
+        "SGDNesterov": {"momentum": 0.9, "nesterov": True},
+        "Adafactor": {"relative_step": own_steps, "scale_parameter": own_steps},
+    }
+    return {**defaults.get(config.optimizer, {}), **given}
 
 
 class OwnRates:
-    """AdamW (Loshchilov & Hutter 2019), every group at its own learning rate."""
+    """Every group at its own learning rate."""
 
-    def __init__(self, groups: Groups, rates: Mapping[str, float], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, groups: Groups, rates: Mapping[str, float], make: Maker) -> None:
         self._rates = {name: rates[name] for name in groups}
-        on_cuda = all(p.is_cuda for parameters in groups.values() for p in parameters)
-        given = {"fused": True, **arguments} if on_cuda else arguments
-        params = [{"params": list(parameters), "lr": rates[name]} for name, parameters in groups.items()]
-        self._optimizer = _built(torch.optim.AdamW, params, given)
+        self._optimizer = make([{"params": list(group), "lr": rates[name]} for name, group in groups.items()])
+        _set_train(self._optimizer, True)
 
     def step(self, factor: float) -> None:
         """See `Stepper`."""
@@ -77,8 +114,13 @@ class OwnRates:
         self._optimizer.zero_grad(set_to_none=True)
 
     def effective_rates(self) -> dict[str, float]:
+        """See `Stepper`; schedule-free optimisers have a warm-up of their own, which they tell as `scheduled_lr`."""
+        groups = zip(self._rates, self._optimizer.param_groups, strict=True)
+        return {name: float(group.get("scheduled_lr", group["lr"])) for name, group in groups}
+
+    def set_train(self, on: bool) -> None:
         """See `Stepper`."""
-        return {name: float(g["lr"]) for name, g in zip(self._rates, self._optimizer.param_groups, strict=True)}
+        _set_train(self._optimizer, on)
 
     def state(self) -> dict[str, Any]:
         """See `Stepper`."""
@@ -89,21 +131,43 @@ class OwnRates:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-class SharedDistance:
-    """Prodigy (Mishchenko & Defazio 2023) with one distance d for all groups, and learning rates in any ratio.
+class OwnSteps(OwnRates):
+    """Adafactor with relative steps (Shazeer & Stern 2018, section 8): no learning rate is given at all."""
 
-    Prodigy's d is the distance to the solution in *one* space, so all groups must move by the same rule.
+    def __init__(self, groups: Groups, make: Maker) -> None:
+        super().__init__(groups, dict.fromkeys(groups, 0.0), make)
+
+    def step(self, factor: float) -> None:  # noqa: ARG002  its schedule is its own
+        """See `Stepper`."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def effective_rates(self) -> dict[str, float]:
+        """The relative step size ρ_t; with `scale_parameter` each matrix multiplies it by its own size."""
+        rates = {}
+        for name, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            step = self._optimizer.state.get(group["params"][0], {}).get("step", 1)
+            most = _RELATIVE_WARMUP * step if group["warmup_init"] else _RELATIVE_MOST
+            rates[name] = float(min(most, step**-0.5))
+        return rates
+
+
+class SharedDistance:
+    """Prodigy (Mishchenko & Defazio 2023) or D-Adaptation (Defazio & Mishchenko 2023): one distance d for all groups,
+    and learning rates in any ratio.
+
+    d is the distance to the solution in *one* space, so all groups must move by the same rule.
     A group whose rate is r times the highest is therefore optimised in coordinates φ = θ / r: its gradient
-    is r ∂L/∂θ, and a step of φ by d·lr is a step of θ by r·d·lr. The estimate of d stays Prodigy's own,
-    and with equal rates (r = 1) this is plain Prodigy on one group.
+    is r ∂L/∂θ, and a step of φ by d·lr is a step of θ by r·d·lr. The estimate of d stays the
+    optimiser's own, and with equal rates (r = 1) this is the plain optimiser on one group.
     """
 
-    def __init__(self, groups: Groups, rates: Mapping[str, float], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, groups: Groups, rates: Mapping[str, float], make: Maker) -> None:
         self._rate = max(rates[name] for name in groups)
         self._ratios = {name: rates[name] / self._rate for name in groups}
         self._pairs = [(p, _scaled(p, self._ratios[name]), self._ratios[name]) for name in groups for p in groups[name]]
         params = [{"params": [scaled for _, scaled, _ in self._pairs], "lr": self._rate}]
-        self._optimizer = _built(_prodigy_class(), params, arguments)
+        self._optimizer = make(params)
 
     def step(self, factor: float) -> None:
         """See `Stepper`."""
@@ -123,6 +187,10 @@ class SharedDistance:
         group = self._optimizer.param_groups[0]
         return {name: float(group["d"]) * float(group["lr"]) * ratio for name, ratio in self._ratios.items()}
 
+    def set_train(self, on: bool) -> None:
+        """See `Stepper`."""
+        _set_train(self._optimizer, on)
+
     def state(self) -> dict[str, Any]:
         """See `Stepper`."""
         return {"optimizer": self._optimizer.state_dict(), "scaled": [scaled.detach() for _, scaled, _ in self._pairs]}
@@ -139,77 +207,58 @@ def _scaled(parameter: nn.Parameter, ratio: float) -> nn.Parameter:
     return parameter if ratio == 1 else nn.Parameter(parameter.detach() / ratio)
 
 
-def _prodigy_class() -> Any:
+def _set_train(optimizer: torch.optim.Optimizer, on: bool) -> None:
+    """Switch a schedule-free optimiser, known by its two methods; others have nothing to switch."""
+    switch = getattr(optimizer, "train" if on else "eval", None)
+    if callable(switch):
+        switch()
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+
+def _class_of(config: TrainConfig, kind: OptimizerKind) -> Any:
+    """The optimiser's class; ConfigError that says what to install, or why it cannot be used."""
+    if config.optimizer == CUSTOM:
+        return _custom_class(config.custom_optimizer)
+    module, _, name = kind.origin.partition(":")
     try:
-        from prodigyopt import Prodigy
-    except ImportError:
-        problem = "Prodigy needs the package prodigyopt. Install it (pip install prodigyopt), or choose AdamW."
-        raise _refusal("optimizer", problem) from None
-    return Prodigy
+        return getattr(importlib.import_module(module), name)
+    except ImportError as reason:
+        package = kind.package or module
+        text = f"{config.optimizer} needs the package {package} ({reason}). Install it: pip install {package}"
+        raise _refusal("optimizer", f"{text}, or choose AdamW.") from None
+
+
+def _custom_class(name: str) -> Any:
+    """The class that `package.Class` names; nothing but an optimiser is ever made from it."""
+    if not _CLASS_NAME.fullmatch(name):
+        raise _refusal("custom_optimizer", f"{name!r} is not of the form package.Class.")
+    module, _, last = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), last)
+    except (ImportError, AttributeError) as reason:
+        text = f"{name} cannot be found ({reason}). Install its package with pip, or correct the name."
+        raise _refusal("custom_optimizer", text) from None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise _refusal("custom_optimizer", f"{name} is no optimiser of PyTorch (torch.optim.Optimizer).")
+    return found
 
 
 def _built(kind: Any, params: list[dict[str, Any]], arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
-    known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr")]
-    unknown = [name for name in arguments if name not in known]
+    signature = inspect.signature(kind).parameters
+    known = [name for name in signature if name not in ("params", "lr")]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
+    unknown = [] if takes_any else [name for name in arguments if name not in known]
     if unknown:
         message = f"{kind.__name__} has no argument {', '.join(unknown)}. It knows {', '.join(known)}."
         raise _refusal("optimizer_args", message)
     try:
-        optimizer: torch.optim.Optimizer = kind(params, **arguments)
-    except (TypeError, ValueError, RuntimeError) as reason:
+        optimizer: torch.optim.Optimizer = kind(params, lr=params[0]["lr"], **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as reason:
         raise _refusal("optimizer_args", f"{kind.__name__} refuses them: {reason}") from reason
     return optimizer
 
 
 def _refusal(where: str, message: str) -> ConfigError:
     return ConfigError([Problem("error", where, message)])
-
-
-# --- gradients ----------------------------------------------------------------------------------
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, *, scale: Tensor | None = None) -> Tensor:
-    """The norm of all gradients together, 0-d on their device, after dividing them by `scale`.
-
-    Longer ones are shortened to `max_norm` (0: never). If anything in them is not finite, all become 0: the
-    optimiser stays sound until the norm is read, which is late, because reading waits for the device.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
-    factor = torch.ones_like(norm) if scale is None else scale.reciprocal()
-    norm = norm * factor
-    if max_norm:
-        factor = factor * (max_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
-    factor = torch.where(norm.isfinite(), factor, torch.full_like(factor, torch.nan))
-    for gradient in gradients:
-        gradient.mul_(factor).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    return norm
-
-
-class LossScale:
-    """Keeps float16 gradients out of underflow (Micikevicius et al. 2018); decides on the device, without waiting.
-
-    The loss is multiplied by `value` (0-d float32) before the backward pass and the gradients divided by it after.
-    It is halved when gradients overflow, and doubled after 1000 steps without that.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.value = torch.full((), _AMP_START, device=device)
-        self._calm = torch.zeros((), device=device)
-
-    def update(self, norm: Tensor) -> None:
-        """Learn from the gradients' norm after a step."""
-        finite = norm.isfinite()
-        self._calm = torch.where(finite, self._calm + 1, torch.zeros_like(self._calm))
-        grown = torch.where(self._calm >= _AMP_PATIENCE, self.value * 2, self.value)
-        self.value = torch.where(finite, grown, self.value / 2).clamp(1.0, _AMP_MOST)
-        self._calm = torch.where(self._calm >= _AMP_PATIENCE, torch.zeros_like(self._calm), self._calm)
-
-    def state(self) -> dict[str, Tensor]:
-        """All it has to remember."""
-        return {"value": self.value, "calm": self._calm}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        self.value = state["value"].to(self.value)
-        self._calm = state["calm"].to(self._calm)

@@ -138,4 +138,5 @@ _CURVES: dict[str, Callable[[LrSchedule, int], float]] = {
     "polynomial": _polynomial,
     "inverse_sqrt": _inverse_sqrt,
     "warmup_stable_decay": _warmup_stable_decay,
+    "adafactor": _constant,  # the optimiser chooses its steps itself
 }

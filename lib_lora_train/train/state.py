@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class TrainState:
     """A run after `step` optimiser steps; tensors are copies on the processor.
 
     `parameters`: group → its flat fp32 tensors; `optimizer`: what the optimiser remembers; `loss_scale`: float16's;
-    `epoch_losses`: (sum, count) over the steps of the epoch under way.
+    `epoch_losses`: (sum, count) over the steps of the epoch under way; `average`: the running mean of the parameters,
+    in the order of `parameters`, empty where none is kept.
     """
 
     step: int
@@ -51,6 +52,7 @@ class TrainState:
     epoch_losses: tuple[float, int]
     config: Mapping[str, Any]
     fingerprint: str
+    average: list[Tensor] = field(default_factory=list)
 
 
 def copied(tree: Any) -> Any:

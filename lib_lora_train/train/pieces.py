@@ -1,0 +1,105 @@
+"""The adapter's flat parameters as the matrices they are made of, for what treats matrices one by one.
+
+Factored optimisers (Adafactor, CAME) keep moments by row and column and clip by a matrix's size; LoRA+ gives one matrix
+of each pair a rate of its own. Each piece is a parameter on the flat one's own storage: nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.train.optim import Stepper
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One matrix: `ending` is its name in the file (`lora_up.weight`), `start` its place in the flat parameter."""
+
+    flat: nn.Parameter
+    ending: str
+    start: int
+    parameter: nn.Parameter
+
+    def share_gradient(self) -> None:
+        """Let the piece's gradient be the flat one's part."""
+        grad = self.flat.grad
+        size = self.parameter.numel()
+        self.parameter.grad = None if grad is None else grad[self.start : self.start + size].view_as(self.parameter)
+
+
+def pieces_of(adapter: Adapter) -> dict[str, list[Piece]]:
+    """Group → its matrices in model order; a parameter that no layer knows parts of is one piece."""
+    homes = {parameter.data_ptr(): name for name, group in adapter.groups.items() for parameter in group}
+    flats = {parameter.data_ptr(): parameter for group in adapter.groups.values() for parameter in group}
+    found: dict[str, list[Piece]] = {name: [] for name in adapter.groups}
+    for layer in adapter.layers.values():
+        for short, view in layer.slices.named().items():
+            home = view.data_ptr() - int(view.storage_offset()) * view.element_size()
+            if home in homes:
+                found[homes[home]].append(_piece(flats[home], layer.family.STATE_KEYS[short], view))
+    for name, group in adapter.groups.items():
+        known = {id(piece.flat) for piece in found[name]}
+        found[name] += [Piece(whole, "", 0, whole) for whole in group if id(whole) not in known]
+    return found
+
+
+def _piece(flat: nn.Parameter, ending: str, view: Tensor) -> Piece:
+    return Piece(
+        flat, ending, int(view.storage_offset()), nn.Parameter(view.detach(), requires_grad=flat.requires_grad)
+    )
+
+
+def split_up(
+    pieces: Mapping[str, Sequence[Piece]], rates: Mapping[str, float], ratios: Mapping[str, float]
+) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
+    """LoRA+ (Hayou et al. 2024): the up matrices of a group as one of their own, `unet_up`, at `ratio` times the rate.
+
+    `ratios` by group; a ratio of 0 or 1 leaves the group whole. Returns groups and rates.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    own: dict[str, float] = {}
+    for name, members in pieces.items():
+        ratio = ratios.get(name, 0.0) or 1.0
+        up = [piece.parameter for piece in members if ratio != 1 and piece.ending.startswith("lora_up")]
+        groups[name] = [piece.parameter for piece in members if not any(piece.parameter is one for one in up)]
+        own[name] = rates[name]
+        if up:
+            groups[f"{name}_up"], own[f"{name}_up"] = up, rates[name] * ratio
+    return groups, own
+
+
+class OnPieces:
+    """A stepper over pieces: before each step they get their parts of the flat gradients, which are forgotten after."""
+
+    def __init__(self, stepper: Stepper, pieces: Sequence[Piece]) -> None:
+        self._stepper = stepper
+        self._pieces = pieces
+
+    def step(self, factor: float) -> None:
+        """See `Stepper`."""
+        for piece in self._pieces:
+            if piece.parameter is not piece.flat:
+                piece.share_gradient()
+        self._stepper.step(factor)
+        for piece in self._pieces:
+            piece.parameter.grad = piece.flat.grad = None
+
+    def effective_rates(self) -> dict[str, float]:
+        """See `Stepper`."""
+        return self._stepper.effective_rates()
+
+    def set_train(self, on: bool) -> None:
+        """See `Stepper`."""
+        self._stepper.set_train(on)
+
+    def state(self) -> dict[str, object]:
+        """See `Stepper`."""
+        return self._stepper.state()
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """See `Stepper`."""
+        self._stepper.load_state(state)
