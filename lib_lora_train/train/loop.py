@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.adapters.limits import NormLimit
+from lib_lora_train.adapters.registry import chance_from_config
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.data.showing import captions_ahead
@@ -55,6 +57,7 @@ class Training:
     stepper: Stepper
     conditions: TextConditions
     scale: LossScale | None
+    norm_limit: NormLimit | None = None
     step: int = 0
     epoch_loss: float = 0.0
     epoch_count: int = 0
@@ -113,13 +116,14 @@ def start_training(
         latents=latents,
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
-        stepper=make_stepper(adapter.groups, rates, kind=config.optimizer, arguments=arguments),
+        stepper=make_stepper(*adapter.weighted(rates), kind=config.optimizer, arguments=arguments),
         conditions=text_conditions(
             config,
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
             folder=text_cache if list(adapter.groups) == ["unet"] else None,
         ),
         scale=LossScale(model.device) if model.dtype == torch.float16 else None,
+        norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
     )
     if state:
         training.step = state.step
@@ -194,7 +198,7 @@ def _hold(control: Control) -> Iterator[Event]:
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """A step whose numbers are still on the device: `numbers` (3,) are loss, gradient norm, loss scale."""
+    """A step whose numbers are still on the device: loss, gradient norm, loss scale, and the limited norms' three."""
 
     step: int
     epoch: int
@@ -234,7 +238,7 @@ def _take_turn(
             parameter.grad = None
         return [], _out_of_memory(training)
     numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
-    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row)), None)
+    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row[:3])), None)
     failure = ""
     if bad is not None:
         failure = _not_a_number(taken[bad].step, numbers[bad][0])
@@ -253,12 +257,14 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
     total = torch.zeros((), device=model.device)
     scale = training.scale.value if training.scale else None
-    for batch in drawn:
-        if batch is not None:
+    for number, batch in enumerate(drawn):
+        if batch is None:
+            continue
+        with training.adapter.training(chance_from_config(config), config.seed, training.step, number):
             condition = training.conditions.of(model, batch.captions)
             loss = batch_loss(model, batch, condition, training.loss_rule) / usable
             (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        total += loss.detach()
     epoch, factor = training.epoch, _factor(training)
     training.step += 1
     if not usable:
@@ -266,6 +272,9 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     norm = clip_gradients(training.parameters, config.max_grad_norm, scale=scale)
     training.stepper.step(factor)
     numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
+    if training.norm_limit:
+        numbers = torch.cat([numbers, training.norm_limit.apply()])
+        training.stepper.take_over()
     if training.scale:
         training.scale.update(norm)
     return [_Taken(training.step, epoch, training.stepper.effective_rates(), numbers)]
@@ -276,7 +285,8 @@ def _factor(training: Training) -> float:
 
 
 def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:
-    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds)
+    norms = (row[3], row[4], row[5]) if len(row) > 3 else None
+    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds, norms)
 
 
 def _is_sound(loss: float, norm: float, scale: float) -> bool:
