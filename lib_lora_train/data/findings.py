@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lib_lora_train.config import TrainConfig, steps_of
+from lib_lora_train.data.views import asymmetric_word
 from lib_lora_train.errors import Level, Problem
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
         *_about_regularisation(plan),
         *_about_enlarged(plan),
         *_about_cut(plan),
+        *_about_mirroring(plan),
+        *_about_views(plan),
     )
 
 
@@ -145,3 +148,30 @@ def _about_cut(plan: Plan) -> Iterator[Problem]:
             "shape (enable_buckets, min_bucket, max_bucket)."
         )
         yield Problem("warning", "max_bucket", text)
+
+
+def _about_mirroring(plan: Plan) -> Iterator[Problem]:
+    """Captions that name what has a left and a right."""
+    items = [item for item in plan.dataset.items if plan.dataset.concepts[item.concept].settings.flip]
+    named = [(item, asymmetric_word(item.caption)) for item in items]
+    named = [(item, word) for item, word in named if word]
+    if named:
+        item, word = named[0]
+        text = (
+            f"mirrors pictures whose captions name something with a left and a right: {len(named)} of {len(items)}, "
+            f"{item.image.path.name} ({word!r}) first. They are learnt both ways. Switch flip off for them."
+        )
+        yield Problem("hint", "flip", text)
+
+
+def _about_views(plan: Plan) -> Iterator[Problem]:
+    """Pictures whose crops have no room, so that random_crop does nothing for them."""
+    crops = [
+        place
+        for item, place in zip(plan.dataset.items, plan.placements, strict=True)
+        if plan.dataset.concepts[item.concept].settings.random_crop
+    ]
+    fixed = sum((p.resize_width, p.resize_height) == (p.width, p.height) for p in crops)
+    if crops and fixed * 2 >= len(crops):
+        text = f"has no effect on {fixed} of {len(crops)} pictures: their bucket has their own shape."
+        yield Problem("hint", "random_crop", text)

@@ -12,8 +12,8 @@ from typing import Any
 
 from lib_lora_train.config import Concept
 from lib_lora_train.errors import ConfigError, Problem
-from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, kohya_parameters
-from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS
+from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, flag_of, kohya_parameters
+from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS, FOLDER_SWITCHES
 from lib_lora_train.parameters import parameters_of, parse_value
 
 _CONCEPT = {parameter.kohya: parameter for parameter in parameters_of(Concept) if parameter.kohya}
@@ -36,7 +36,12 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
     ]
     ignored: list[Ignored] = []
     concepts = [_concept(subset, ignored) for subset in subsets]
-    settings = {key: value for subset in reversed(subsets) for key, value in subset.items() if key not in _CONCEPT}
+    settings = {
+        key: value
+        for subset in reversed(subsets)
+        for key, value in subset.items()
+        if key not in {*_CONCEPT, *FOLDER_SWITCHES}
+    }
     unsupported = DEFAULTS.keys() - kohya_parameters().keys()
     for key in sorted(settings.keys() - unsupported - set(FACTS)):
         ignored += _differing(key, settings[key], [subset.get(key) for subset in subsets])
@@ -76,8 +81,11 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 def _concept(subset: Mapping[str, Any], ignored: list[Ignored]) -> Concept:
     """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says."""
     values: dict[str, Any] = {"repeats": 1}
+    for key, meant in FOLDER_SWITCHES.items():
+        if flag_of(subset.get(key)):
+            values.update(meant)
     for key, parameter in _CONCEPT.items():
-        if key in subset:
+        if key in subset and key not in FOLDER_SWITCHES:
             try:
                 values[parameter.name] = parse_value(parameter, subset[key])
             except ValueError as reason:
