@@ -21,6 +21,7 @@ def judge_concepts(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("error", "concepts", text)
     for number, concept in enumerate(config.concepts, start=1):
         yield from _concept(concept, f"concepts[{number}]")
+        yield from _class_word(concept, f"concepts[{number}]")
         yield from _augmentation(concept, f"concepts[{number}]")
         yield from _sides(concept, config, f"concepts[{number}].resolutions")
     seen: dict[str, int] = {}
@@ -37,6 +38,12 @@ def _concept(concept: Concept, where: str) -> Iterator[Problem]:
     if concept.is_regularisation and concept.trigger:
         text = "is not used: regularisation pictures never get the trigger."
         yield Problem("hint", f"{where}.trigger", text)
+
+
+def _class_word(concept: Concept, where: str) -> Iterator[Problem]:
+    if concept.only_class_word and not (concept.class_word or concept.trigger):
+        text = "needs a class_word or trigger; without, the folder's name is the caption of all its pictures."
+        yield Problem("warning", f"{where}.only_class_word", text)
 
 
 def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:

@@ -443,7 +443,7 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     assert config.concepts == (
         Concept(str(FILES / "img" / "tram"), repeats=10, class_word="zram tram"),
         Concept(str(FILES / "img" / "30_night"), repeats=1, flip=True),
-        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True),
+        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True, resolutions="768"),
     )
     assert (config.optimizer, config.lr_schedule, config.warmup) == ("Prodigy", "constant_with_warmup", 0.1)
     assert (config.batch_size, config.resolution, config.keep_tokens, config.shuffle_captions) == (4, 512, 2, True)
@@ -451,7 +451,7 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     assert (config.rank, config.alpha, config.text_encoder_lr) == (32, None, 0.5)
     assert config.checkpoint == str(FILES / "models" / "base.safetensors")
     told = reasons(imported)
-    assert "differs between the folders" in told["dataset: resolution"]
+    assert "differs between the folders" in told["dataset: keep_tokens"]
     assert (config.family, config.dora) == ("loha", True)
     assert not [key for key in told if key.startswith("network_")]
 

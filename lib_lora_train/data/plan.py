@@ -7,15 +7,16 @@ A sample is one showing of a picture. A micro-batch holds samples of one bucket 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.data.balance import draw_evenly, share_out
+from lib_lora_train.data.balance import balanced_repeats, draw_evenly, share_out
 from lib_lora_train.data.buckets import Placement, bucket_rule, place
-from lib_lora_train.data.findings import plan_findings
+from lib_lora_train.data.findings import balance_findings, plan_findings
 from lib_lora_train.data.scan import Dataset
 from lib_lora_train.data.views import View, views_of
 from lib_lora_train.errors import DataError, Problem
@@ -120,6 +121,9 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
         raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
     dataset = at_resolutions(dataset)
+    before = dataset
+    if config.balance_repeats:
+        dataset = balanced(dataset)
     placements = tuple(
         place(item.image.width, item.image.height, bucket_rule(config, item.resolution)) for item in dataset.items
     )
@@ -146,7 +150,19 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
         warnings=(),
         views=_views(dataset, placements),
     )
-    return dataclasses.replace(plan, warnings=plan_findings(plan, config))
+    return dataclasses.replace(plan, warnings=(*balance_findings(before, dataset), *plan_findings(plan, config)))
+
+
+def balanced(dataset: Dataset) -> Dataset:
+    """The data set with repeats that show every concept but regularisation about equally often."""
+    counts = Counter(item.concept for item in dataset.items)
+    own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
+    repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
+    concepts = (
+        dataclasses.replace(concept, repeats=repeats.get(number, concept.repeats))
+        for number, concept in enumerate(dataset.concepts)
+    )
+    return dataclasses.replace(dataset, concepts=tuple(concepts))
 
 
 def at_resolutions(dataset: Dataset) -> Dataset:

@@ -174,7 +174,7 @@ class _Scan:
         if not images:
             self._warn(folder.path, "none of its pictures can be read; the folder is left out.")
             return
-        captions = self._captions(folder, images, trigger)
+        captions = self._captions(folder, images, trigger, use_files=not concept.only_class_word)
         number = len(self.concepts)
         masks = self._masks(folder, images, concept)
         self.items += [
@@ -219,7 +219,12 @@ class _Scan:
         if names:
             self._warn(folder, f"not read: {listed(names)}. Save them as PNG, JPEG or WebP.")
 
-    def _captions(self, folder: _Folder, images: Sequence[ImageFile], trigger: str) -> list[CaptionText]:
+    def _captions(
+        self, folder: _Folder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
+    ) -> list[CaptionText]:
+        if not use_files:
+            stand_ins = (CaptionText(_stand_in(image.path, folder, trigger)) for image in images)
+            return [self._with_trigger(caption, trigger) for caption in stand_ins]
         beside = by_ending(_listing(folder.path))
         captions: list[CaptionText] = []
         without: list[str] = []

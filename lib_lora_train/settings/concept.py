@@ -43,6 +43,12 @@ class Concept:
         tier="beginner",
         kohya="class_tokens",
     )
+    only_class_word: bool = param(
+        False,
+        "Caption every picture with trigger and class word alone, whatever its caption file says. Usual for "
+        "regularisation pictures, which then stand for the bare class.",
+        group="data",
+    )
     is_regularisation: bool = param(
         False,
         "Regularisation pictures show what the model must not forget: the class without the concept. They are "
