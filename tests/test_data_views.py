@@ -323,3 +323,18 @@ def test_a_plan_without_views_has_the_plain_ones() -> None:
     plan = dataclasses.replace(plan_of((64, 64), (64, 64)), views=())
     assert plan.all_views == (View(0, plan.placements[0]), View(1, plan.placements[1]))
     assert torch.equal(size_conditions(plan, [1]), size_conditions(plan_of((64, 64), (64, 64)), [1]))
+
+
+def test_transparency_is_looked_for_only_where_it_matters(tmp_path: Path) -> None:
+    picture = noise().convert("RGBA")
+    picture.putalpha(half_white())
+    put(tmp_path, "a.png", picture)
+    for values, seen in (
+        ({}, False),
+        ({"use_masks": True}, True),
+        ({"tag_background": True}, True),
+        ({"alpha_background": "white, black"}, True),
+    ):
+        concept = dataclasses.replace(Concept(str(tmp_path)), **values)
+        (item,) = scan_dataset([concept], ".txt").items
+        assert item.image.has_alpha is seen

@@ -76,11 +76,12 @@ class Look:
 PLAIN = Look()
 
 
-def read_image_file(path: Path) -> ImageFile:
+def read_image_file(path: Path, *, seek_alpha: bool = True) -> ImageFile:
     """The picture's size and hash, after checking that it decodes to its end; DataError when it does not.
 
     The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
-    both of which meet every byte but cost a fraction of a full decoding; pictures with an alpha channel are decoded.
+    both of which meet every byte but cost a fraction of a full decoding. Pictures with an alpha channel are decoded
+    wholly to see whether it is used; without `seek_alpha` it is taken as unused.
     """
     content = read_bytes(path)
     try:
@@ -89,7 +90,7 @@ def read_image_file(path: Path) -> ImageFile:
             width, height = picture.size
             if orientation_of(picture, content) >= 5:  # 5 to 8 lie on their side
                 width, height = height, width
-            has_alpha = is_transparent(picture)
+            has_alpha = seek_alpha and is_transparent(picture)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)

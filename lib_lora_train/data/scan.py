@@ -169,7 +169,7 @@ class _Scan:
     # --- what is in them ------------------------------------------------------------------------
     def _read(self, folder: _Folder, concept: Concept) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
-        images = self._readable(folder.files)
+        images = self._readable(folder.files, seek_alpha=_needs_alpha(concept))
         self._report_unread(folder.path)
         if not images:
             self._warn(folder.path, "none of its pictures can be read; the folder is left out.")
@@ -204,10 +204,10 @@ class _Scan:
             self._hint(folder.path, f"{len(without)} pictures have no mask ({listed(without)}); they count wholly.")
         return {path: mask for path, mask in masks.items() if mask is not None}
 
-    def _readable(self, files: Sequence[Path]) -> list[ImageFile]:
+    def _readable(self, files: Sequence[Path], *, seek_alpha: bool = False) -> list[ImageFile]:
         """The pictures that decode, in the order of `files`; the others are reported."""
         images = []
-        for path, found in zip(files, _read_all(files), strict=True):
+        for path, found in zip(files, _read_all(files, seek_alpha), strict=True):
             if isinstance(found, ImageFile):
                 images.append(found)
             else:
@@ -310,12 +310,17 @@ def _images(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in files if path not in masks)
 
 
-def _read_all(files: Iterable[Path]) -> Iterator[ImageFile | DataError]:
+def _needs_alpha(concept: Concept) -> bool:
+    """Whether it matters which pictures are transparent; by default they simply lie on white."""
+    return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
+
+
+def _read_all(files: Iterable[Path], seek_alpha: bool) -> Iterator[ImageFile | DataError]:
     """Each file as a picture, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
 
     def read(path: Path) -> ImageFile | DataError:
         try:
-            return read_image_file(path)
+            return read_image_file(path, seek_alpha=seek_alpha)
         except DataError as error:
             return error
 
