@@ -318,7 +318,6 @@ def test_balancing_is_told_with_the_shares_before_and_after() -> None:
     assert make_plan(dataset, CONFIG).dataset == dataset
 
 
-@settings(deadline=None)
 @given(_plans())
 def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) -> None:
     advice = fitting_batch(plan)

@@ -409,7 +409,6 @@ _VALUES = (
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_KEYS, _VALUES, max_size=12), st.sampled_from(["gui", "script"]))
 def test_any_values_give_a_valid_config_and_an_account_of_every_key(values: dict[str, Any], source: str) -> None:
     tables = {key for key, value in values.items() if isinstance(value, dict)} if source == "script" else set()
@@ -420,14 +419,12 @@ def test_any_values_give_a_valid_config_and_an_account_of_every_key(values: dict
     assert {key for key in values if key not in tables} <= accounted | heads
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=8).map("ss_".__add__), st.text(max_size=12), max_size=6))
 def test_any_metadata_is_read(metadata: dict[str, str]) -> None:
     imported = from_metadata(Header(metadata, ("lora_unet_a.alpha",)))
     assert imported.config.train_text_encoder is False
 
 
-@settings(deadline=None)
 @given(st.text(max_size=20) | st.integers() | st.floats(), st.integers() | st.floats(allow_nan=False))
 def test_a_number_means_the_same_as_its_text(resolution: Any, rank: float) -> None:
     assert gui(network_dim=rank).config == gui(network_dim=str(rank)).config
