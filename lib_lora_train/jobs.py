@@ -38,7 +38,7 @@ from lib_lora_train.planning import JobPlan, plan_job
 from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import leased
-from lib_lora_train.train.loop import Training, encode_captions, start_training, train
+from lib_lora_train.train.loop import Training, start_training, train
 from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, load_state, require_same_run
@@ -144,9 +144,10 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
             text_cache=run.folder.root.parent / "text" if run.config.cache_to_disk else None,
         )
         run.training = training
-        if not training.conditions.trained:
-            encoding = in_turns(run.host, run.model, run.control, encode_captions(training))
-            yield from timed("text", 0, encoding)
+        captions = training.captions_ahead()
+        if captions:
+            encoding = training.conditions.encode_ahead(run.model, captions)
+            yield from timed("text", len(captions), in_turns(run.host, run.model, run.control, encoding))
         yield from timed("train", run.plan.total_steps, _trained(run, training, measure))
         yield from draw_grid(run)
     finally:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
 from lib_lora_train.judge_captions import judge_captions
+from lib_lora_train.judge_concepts import judge_concepts
 from lib_lora_train.judge_network import judge_network
 from lib_lora_train.judge_optimizer import judge_optimizer
 from lib_lora_train.judge_training import judge_training
@@ -60,27 +61,6 @@ def _hint(where: str, message: str) -> Problem:
 
 
 # --- data ---------------------------------------------------------------------------------------
-
-
-def _concepts(config: TrainConfig) -> Iterator[Problem]:
-    if not config.concepts:
-        yield _error("concepts", "no folder with pictures is given. Name one to train on.")
-    elif all(concept.is_regularisation for concept in config.concepts):
-        yield _error("concepts", "all folders hold regularisation pictures; there is nothing to learn. Add a folder.")
-    for number, concept in enumerate(config.concepts, start=1):
-        yield from _concept(concept, f"concepts[{number}]")
-    seen: dict[str, int] = {}
-    for number, concept in enumerate(config.concepts, start=1):
-        folder = concept.folder.rstrip("/\\")
-        if folder and seen.setdefault(folder, number) != number:
-            yield _warning(f"concepts[{number}].folder", f"is also the folder of concepts[{seen[folder]}].")
-
-
-def _concept(concept: Concept, where: str) -> Iterator[Problem]:
-    if not concept.folder:
-        yield _error(f"{where}.folder", "is empty. Name the folder with the pictures.")
-    if concept.is_regularisation and concept.trigger:
-        yield _hint(f"{where}.trigger", "is not used: regularisation pictures never get the trigger.")
 
 
 def _buckets(config: TrainConfig) -> Iterator[Problem]:
@@ -221,7 +201,7 @@ def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
 
 
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
-    _concepts,
+    judge_concepts,
     _buckets,
     judge_captions,
     judge_optimizer,

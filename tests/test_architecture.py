@@ -55,6 +55,7 @@ GROUND_MODULES = [
     "events",
     "judge",
     "judge_captions",
+    "judge_concepts",
     "judge_network",
     "judge_training",
     "judge_optimizer",

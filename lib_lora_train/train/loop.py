@@ -11,7 +11,7 @@ Losses stay on the device during a turn and are read once at its end.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +91,10 @@ class Training:
             return nullcontext()
         return weights_for_use(self.adapter.groups, self.stepper, self.average)
 
+    def captions_ahead(self) -> list[str]:
+        """The captions to encode before the run; none while a text encoder learns."""
+        return [] if self.conditions.trained else captions_ahead(self.plan, self.config)
+
     def state(self) -> TrainState:
         """Where the run stands; exact whenever the loop has yielded."""
         return TrainState(
@@ -156,13 +160,6 @@ def start_training(
     if training.text_is_over:
         _stop_text_encoders(training)
     return training
-
-
-def encode_captions(training: Training) -> Generator[Event, None, None]:
-    """Encodes what can be before the run, and yields the progress; nothing while a text encoder learns."""
-    if not training.conditions.trained:
-        captions = captions_ahead(training.plan, training.config)
-        yield from training.conditions.encode_ahead(training.model, captions)
 
 
 def _stepper(adapter: Adapter, rates: dict[str, float], config: TrainConfig) -> Stepper:
