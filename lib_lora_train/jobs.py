@@ -147,6 +147,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
         if not training.conditions.trained:
             encoding = in_turns(run.host, run.model, run.control, encode_captions(training))
             yield from timed("text", 0, encoding)
+        run.training = training
         yield from timed("train", run.plan.total_steps, _trained(run, training, measure))
         yield from draw_grid(run)
     finally:
