@@ -141,6 +141,22 @@ def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(
     assert ending(rest) == "finished"
 
 
+def test_a_running_mean_is_saved_and_survives_an_interruption(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_step_a_turn(monkeypatch)
+    config = place.config.replace(ema_decay=0.5, epochs=1)
+    plain = run_logged(
+        place, place.config.replace(epochs=1, output_dir=str(tmp_path / "p")), folder=new_run_folder(tmp_path, "p")
+    )
+    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "w")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(place, config, stop_after=2)
+    rest = gone_on(place)
+    paths = [Path(only(events, LoraWritten)[-1].path) for events in (plain, whole, rest)]
+    without, expected, ours = (tensors_and_metadata(path)[0] for path in paths)
+    assert ours == expected != without
+
+
 _CHILD = """
 import sys
 from pathlib import Path
