@@ -218,6 +218,8 @@ def _averages(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if kind.schedule_free and config.ema_decay:
         text = f"with {config.optimizer}: it keeps a mean of its own, which is what is saved. Set it to 0."
         yield _warning("ema_decay", text)
-    if config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
+    if config.ema_decay == 1:
+        yield _error("ema_decay", "is 1: the mean would stay at the untrained beginning for ever. 0.99 is usual.")
+    elif config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
         text = f"{config.ema_decay:g} looks back over {1 / (1 - config.ema_decay):.0f} steps, and the run has"
         yield _warning("ema_decay", f"{text} {config.max_steps}: the mean stays behind. 0.99 suits short runs.")

@@ -35,6 +35,7 @@ from lib_lora_train.jobs import run_job
 from lib_lora_train.past_runs import continuation, past_runs
 from lib_lora_train.run_folder import RunFolder, new_run_folder
 from lib_lora_train.run_log import log_line, log_record, read_log
+from lib_lora_train.runner import JobRunner
 from lib_lora_train.train.control import Control
 
 ROOT = Path(__file__).parent.parent
@@ -314,6 +315,23 @@ def test_settings_of_another_run_are_refused_and_the_runs_own_stay(place: Place)
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no folder of a run"):
         continuation(RunFolder(tmp_path))
+
+
+def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place) -> None:
+    run_logged(place, place.config.replace(lr_schedule="constant"), stop_after=3)
+    runner = JobRunner(place.host, place.folder.root.parent)
+    run = place.folder.root.name
+    assert runner.go_on(run) == run
+    runner.wait(120)
+    assert runner.status()["state"] == "finished"
+    assert [step for step, _ in runner.loss_curve()] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(TrainingError, match="all 6 steps are taken"):
+        runner.go_on(run)
+    runner.enqueue_going_on(run, more_epochs=1)
+    assert runner.start_queue() == run
+    runner.wait(120)
+    assert [step for step, _ in runner.loss_curve()] == list(range(1, 10))
+    assert names(place) == ["test-000001", "test-000002", "test-000003"]
 
 
 # --- which files are kept ---------------------------------------------------------------------------

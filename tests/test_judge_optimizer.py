@@ -44,6 +44,7 @@ def test_usual_settings_have_no_finding() -> None:
         ({**FREE, "lr_schedule": "cosine"}, "lr_schedule", "warning"),
         ({**FREE, "ema_decay": 0.99}, "ema_decay", "warning"),
         ({"ema_decay": 0.999, "max_steps": 200}, "ema_decay", "warning"),
+        ({"ema_decay": 1.0}, "ema_decay", "error"),
         ({"lr_schedule": "adafactor"}, "lr_schedule", "error"),
         ({"optimizer": "Adafactor", "optimizer_args": "relative_step=True"}, "optimizer_args", "error"),
         ({**ADAFACTOR, "optimizer_args": "relative_step=False"}, "optimizer_args", "error"),
