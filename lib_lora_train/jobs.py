@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from lib_lora_train.board import boarded
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ModelAwayError, Problem, TrainingError
 from lib_lora_train.events import (
@@ -64,6 +65,21 @@ def run_job(
     the run ends. `job` is the config's plan where it was made already. With `state`, a file of the run in `folder`,
     that run goes on, in the same series of files. Raises LoraTrainError for what a user can mend.
     """
+    events = _run_of(config, host, folder=folder, control=control, measure=measure, job=job, state=state)
+    yield from boarded(events, folder, config.optimizer) if config.tensorboard else events
+
+
+def _run_of(
+    config: TrainConfig,
+    host: Host,
+    *,
+    folder: RunFolder,
+    control: Control,
+    measure: Measure | None,
+    job: JobPlan | None,
+    state: Path | None,
+) -> Iterator[Event]:
+    """See `run_job`."""
     yield StateChanged("running")
     if state is None:
         write_toml_config(folder.config, config)

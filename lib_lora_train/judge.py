@@ -137,6 +137,22 @@ def _output(config: TrainConfig) -> Iterator[Problem]:
     reason = _unusable_name(config.output_name)
     if reason:
         yield _error("output_name", reason)
+    yield from _kept_files(config)
+
+
+def _kept_files(config: TrainConfig) -> Iterator[Problem]:
+    if config.save_from_epoch > config.epochs:
+        yield _hint("save_from_epoch", f"is beyond the {config.epochs} epochs: only the last one is written.")
+    if config.keep_last_step_files and not config.save_every_n_steps:
+        yield _hint("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
+    if config.keep_last_epochs:
+        text = f"deletes all but the last {config.keep_last_epochs} of this run; the best one is often earlier."
+        yield _hint("keep_last_epochs", text)
+    if not config.save_state:
+        text = "is off: if the run is stopped or the machine fails, it cannot be resumed or made longer."
+        yield _hint("save_state", text)
+        if config.save_state_every_n_steps:
+            yield _hint("save_state_every_n_steps", "has no effect while save_state is off.")
 
 
 def _unusable_name(name: str) -> str:

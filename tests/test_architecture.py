@@ -73,6 +73,7 @@ GROUND_MODULES = [
 ROOM_OF_MODULE = {
     **dict.fromkeys(GROUND_MODULES, "ground"),
     "jobs": "jobs",
+    "board": "jobs",
     "job_files": "jobs",
     "job_pictures": "jobs",
     "job_run": "jobs",

@@ -127,7 +127,7 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
         "loraplus_unet_lr_ratio": config.loraplus_unet_ratio,
         "loraplus_text_encoder_lr_ratio": config.loraplus_text_encoder_ratio,
     }
-    arguments = {**arguments, **{name: str(ratio) for name, ratio in ratios.items() if ratio}}
+    arguments.update({name: str(ratio) for name, ratio in ratios.items() if ratio})
     return {
         "ss_network_module": module,
         "ss_network_dim": config.rank,

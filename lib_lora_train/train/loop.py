@@ -332,7 +332,7 @@ def _relieve(training: Training) -> tuple[list[Event], str]:
 def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_Taken]:
     """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
     config, plan = training.config, training.plan
-    if training.text_is_over and not training.conditions.are_kept:
+    if training.text_is_over and training.conditions.trained:
         _stop_text_encoders(training)
     parts = parted(step, training.relief.split)
     drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in parts)
@@ -369,7 +369,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
 
 def _rates(training: Training) -> dict[str, float]:
     """The step's learning rates; 0 for text encoders that learn no more."""
-    over = training.text_is_over and training.conditions.are_kept
+    over = training.text_is_over and not training.conditions.trained
     rates = training.stepper.effective_rates()
     return {name: 0.0 if over and not name.startswith("unet") else rate for name, rate in rates.items()}
 
