@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scripts": {*UI, "scripts"},
 }
 GROUND_MODULES = [
+    "block_lists",
     "config",
     "errors",
     "events",

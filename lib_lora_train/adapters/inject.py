@@ -12,11 +12,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.family import Family, Options, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.ia3 import is_target as is_ia3_target
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
+from lib_lora_train.adapters.limits import NormLimit, all_norms
 from lib_lora_train.adapters.names import (
     is_norm_target,
     is_text_target,
@@ -55,6 +57,7 @@ class _Target:
     key: str
     family: Family
     options: Options
+    rate_weight: float = 1.0
 
     @property
     def layer(self) -> nn.Module:
@@ -71,20 +74,22 @@ class Adapter:
 
     Attributes:
         spec: what was asked for
-        groups: group name → its parameters, each one flat fp32 tensor, ready for an optimiser.
+        groups: group name → its parameters, flat fp32 tensors (one for each learning-rate weight), for an optimiser.
             Names: `unet`, `text_encoder` (with two encoders `text_encoder_1`, `text_encoder_2`).
         layers: the file's module name (`lora_unet_…`) → the layer, in model order
+        rate_weights: group name → the learning-rate weight of each of its parameters: blocks may learn slower or faster
         skipped: module names that the targets include but the family cannot adapt
     """
 
     def __init__(self, spec: AdapterSpec) -> None:
         self.spec = spec
         self.groups: dict[str, list[nn.Parameter]] = {}
+        self.rate_weights: dict[str, list[float]] = {}
         self.layers: dict[str, AdaptedLayer] = {}
         self.skipped: tuple[str, ...] = ()
         self._switch = Switch()
         self._targets: dict[str, _Target] = {}
-        self._buffers: dict[str, FlatBuffer] = {}
+        self._buffers: list[FlatBuffer] = []
         self._hooks: list[RemovableHandle] = []
 
     @contextmanager
@@ -100,7 +105,8 @@ class Adapter:
     @contextmanager
     def training(self, rule: ChanceRule, seed: int, *counters: int) -> Iterator[None]:
         """Inside, forward and backward passes drop what `rule` says; `counters` name the micro-batch."""
-        self._switch.chance = Chance(rule, seed, counters)
+        is_random = rule.drops or self.spec.family == "dylora"
+        self._switch.chance = Chance(rule, seed, counters) if is_random else None
         try:
             yield
         finally:
@@ -130,12 +136,27 @@ class Adapter:
 
     def norms(self) -> dict[str, float]:
         """‖ΔW‖ (Frobenius) by module name, at strength 1."""
-        norms = torch.stack([layer.diff_norm().float() for layer in self.layers.values()])
+        norms = all_norms(list(self.layers.values()))
         return dict(zip(self.layers, norms.tolist(), strict=True))
+
+    def norm_limit(self, most: float) -> NormLimit:
+        """What scales every ‖ΔW‖ above `most` down to it; made once, applied after each step."""
+        return NormLimit(list(self.layers.values()), most)
+
+    def weighted(self, rates: Mapping[str, float]) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
+        """Groups and learning rates with one group for each weight: `unet`, `unet x0.5` …, as optimisers want them."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        weighted: dict[str, float] = {}
+        for name, parameters in self.groups.items():
+            for parameter, weight in zip(parameters, self.rate_weights[name], strict=True):
+                own = name if weight == 1 else f"{name} x{weight:g}"
+                groups.setdefault(own, []).append(parameter)
+                weighted[own] = rates[name] * weight
+        return groups, weighted
 
     def to(self, device: torch.device) -> None:
         """Move the adapter's numbers (not the model's); parameters stay the same objects."""
-        for buffer in self._buffers.values():
+        for buffer in self._buffers:
             buffer.to(device)
 
     def remove(self) -> None:
@@ -162,8 +183,9 @@ class Adapter:
             target.put(layer)
             self.layers[target.key] = layer
             self._targets[target.key] = target
-        self.groups[name] = [buffer.parameter]
-        self._buffers[name] = buffer
+        self.groups.setdefault(name, []).append(buffer.parameter)
+        self.rate_weights.setdefault(name, []).append(targets[0].rate_weight)
+        self._buffers.append(buffer)
         self._hooks += _cast_during_forward(root, buffer, self.layers[targets[0].key].base_layer)
 
 
@@ -186,8 +208,9 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     for root in roots.values():
         root.requires_grad_(False)
     for name, targets in usable.items():
-        if targets:
-            adapter._add_group(name, found[name][0], targets, seed=seed)
+        for weight in dict.fromkeys(target.rate_weight for target in targets):
+            same = [target for target in targets if target.rate_weight == weight]
+            adapter._add_group(name, found[name][0], same, seed=seed)
     return adapter
 
 
@@ -211,12 +234,16 @@ def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iter
     """The UNet's target layers, and its norms if they are trained too."""
     layers = _layer_names(unet, lambda name: is_unet_target(name, "full"))
     norms = _norm_names(unet) if spec.train_norm else []
+    blocks = blocks_of([*layers, *norms], spec.blocks, family=model_family)
     for name, key in unet_keys([*layers, *norms], family=model_family).items():
+        block = blocks[name]
+        if block.is_left_out:
+            continue
         if isinstance(unet.get_submodule(name), (nn.GroupNorm, nn.LayerNorm)):
             if is_norm_target(name, spec.targets):
-                yield _Target(unet, name, key, NORM, Options())
+                yield _Target(unet, name, key, NORM, Options(), block.rate_weight)
         elif is_unet_target(name, spec.targets) and _is_wanted(spec, name):
-            yield _target(unet, name, key, spec)
+            yield _target(unet, name, key, spec, block=block)
 
 
 def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool:
@@ -227,10 +254,11 @@ def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool
     return spec.family != "ia3" or is_ia3_target(name) or (is_packed and ".self_attn." in name)
 
 
-def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec) -> _Target:
+def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec, *, block: Block = EVERYWHERE) -> _Target:
     layer, family = root.get_submodule(name), family_of(spec)
-    options = spec.options_for(layer, name)
-    return _Target(root, name, key, family, family.settled(layer, options) if family.fits(layer) else options)
+    options = spec.options_for(layer, name, block)
+    settled = family.settled(layer, options) if family.fits(layer) else options
+    return _Target(root, name, key, family, settled, block.rate_weight)
 
 
 def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:

@@ -132,9 +132,9 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
         "ss_network_module": module,
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.effective_alpha,
-        "ss_network_dropout": None,
+        "ss_network_dropout": config.network_dropout or None,
         "ss_network_args": arguments,
-        "ss_scale_weight_norms": None,
+        "ss_scale_weight_norms": config.scale_weight_norms or None,
     }
 
 
