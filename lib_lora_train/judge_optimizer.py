@@ -218,9 +218,6 @@ def _averages(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if kind.schedule_free and config.ema_decay:
         text = f"with {config.optimizer}: it keeps a mean of its own, which is what is saved. Set it to 0."
         yield _warning("ema_decay", text)
-    if kind.schedule_free and config.scale_weight_norms:
-        text = f"with {config.optimizer}: only one of the two sets of weights it keeps is shortened. Set it to 0."
-        yield _warning("scale_weight_norms", text)
     if config.ema_decay == 1:
         yield _error("ema_decay", "is 1: the mean would stay at the untrained beginning for ever. 0.99 is usual.")
     elif config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:

@@ -83,6 +83,7 @@ ROOM_OF_MODULE = {
     "demo": "demo",
     "cli": "cli",
     "cli_settings": "cli",
+    "cli_tools": "cli",
     "terminal": "cli",
     "__main__": "cli",
 }

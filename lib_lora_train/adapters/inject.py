@@ -27,6 +27,7 @@ from lib_lora_train.adapters.names import (
     text_key,
     unet_keys,
 )
+from lib_lora_train.adapters.opened import Opened, OpenedLayer, aliases, fitted, has_other_axis
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.errors import AdapterError
 from lib_lora_train.randomness import seed_for
@@ -50,7 +51,7 @@ class ModelParts(Protocol):
 
 @dataclass(frozen=True)
 class _Target:
-    """One layer to adapt: its module name inside `root`, its name in the file, and how."""
+    """One layer to adapt: its module name inside `root`, its name in the file, and how; `given`: with these numbers."""
 
     root: nn.Module
     name: str
@@ -58,6 +59,7 @@ class _Target:
     family: Family
     options: Options
     rate_weight: float = 1.0
+    given: Mapping[str, Tensor] | None = None
 
     @property
     def layer(self) -> nn.Module:
@@ -79,6 +81,7 @@ class Adapter:
         layers: the file's module name (`lora_unet_…`) → the layer, in model order
         rate_weights: group name → the learning-rate weight of each of its parameters: blocks may learn slower or faster
         skipped: module names that the targets include but the family cannot adapt
+        left_out: keys and layers of the file it began with that have no place in this model
     """
 
     def __init__(self, spec: AdapterSpec) -> None:
@@ -87,6 +90,7 @@ class Adapter:
         self.rate_weights: dict[str, list[float]] = {}
         self.layers: dict[str, AdaptedLayer] = {}
         self.skipped: tuple[str, ...] = ()
+        self.left_out: tuple[str, ...] = ()
         self._switch = Switch()
         self._targets: dict[str, _Target] = {}
         self._buffers: list[FlatBuffer] = []
@@ -214,6 +218,70 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     return adapter
 
 
+def inject_opened(model: ModelParts, opened: Opened) -> tuple[Adapter, tuple[str, ...]]:
+    """An adapter with the layers, families, ranks and numbers of a file, and the file's layers that have no place here.
+
+    AdapterError if none has, or an adapter is in place already; the model is untouched then.
+    """
+    roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
+    for root in roots.values():
+        _refuse_adapted(root)
+    found, left = _opened_targets(model, opened)
+    if not found:
+        raise AdapterError("No layer of this file fits the model. Choose the checkpoint kind it was trained on.")
+    for root in roots.values():
+        root.requires_grad_(False)
+    first = next(iter(found.values()))[1][0]
+    name = "lora" if first.family is NORM else first.family.NAME
+    adapter = Adapter(AdapterSpec(family=name, rank=first.options.rank, alpha=first.options.alpha))
+    for group, (root, targets) in found.items():
+        adapter._add_group(group, root, targets, seed=0)
+    return adapter, left
+
+
+def _opened_targets(
+    model: ModelParts, opened: Opened
+) -> tuple[dict[str, tuple[nn.Module, list[_Target]]], tuple[str, ...]]:
+    """Group name → (root, targets with their numbers), and the file's names that fit nowhere."""
+    family: str = model.spec.family
+    layers = [*_layer_names(model.unet, lambda name: is_unet_target(name, "full")), *_norm_names(model.unet)]
+    texts = [_layer_names(root, lambda name: is_text_target(name, "full", family="")) for root in model.text_encoders]
+    alias = aliases(layers, texts, family=family)
+    wanted = {alias[name]: layer for name, layer in opened.layers.items() if name in alias}
+    left = [name for name in opened.layers if name not in alias]
+    groups = text_encoder_groups(len(model.text_encoders))
+    places = [("unet", model.unet, unet_keys(layers, family=family))]
+    for (group, prefix), encoder, names in zip(groups, model.text_encoders, texts, strict=True):
+        places.append((group, encoder, {name: text_key(name, prefix) for name in names}))
+    found: dict[str, tuple[nn.Module, list[_Target]]] = {}
+    for group, root, keys in places:
+        targets = []
+        for name, key in keys.items():
+            if key in wanted:
+                target = _given_target(root, name, key, wanted[key])
+                targets += [target] if target else []
+                left += [] if target else [key]
+        if targets:
+            found[group] = (root, targets)
+    return found, tuple(left)
+
+
+def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> _Target | None:
+    """The layer with the file's numbers; None if they are for a layer of another kind or size."""
+    module = root.get_submodule(name)
+    base = base_weight(module).detach()
+    given = fitted(layer.weights, base)
+    if given is None or not layer.family.fits(module) or has_other_axis(layer):
+        return None
+    try:
+        diff = layer.family.diff_weight(given, layer.options, base.float().cpu())
+    except (RuntimeError, ValueError):  # torch's word for shapes that do not go together
+        return None
+    if diff.shape != base.shape:
+        return None
+    return _Target(root, name, key, layer.family, layer.options, given=given)
+
+
 def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[_Target]]]:
     """Group name → (root module, its target layers in model order)."""
     found: dict[str, tuple[nn.Module, list[_Target]]] = {}
@@ -277,6 +345,8 @@ def _refuse_adapted(root: nn.Module) -> None:
 
 def _fresh(target: _Target, seed: int) -> dict[str, Tensor]:
     """Initial tensors that depend on nothing but the seed and the layer's name in the file, in the slices' order."""
+    if target.given is not None:
+        return dict(target.given)
     generator = torch.Generator().manual_seed(seed_for(seed, f"{target.family.NAME}/{target.key}"))
     weights = target.family.init_weights(target.layer, target.options, generator)
     return {short: weights[short] for short in target.family.STATE_KEYS if short in weights}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "lora_train_config"
 
-_PATHS = ("checkpoint", "vae", "output_dir", "folder")
+_PATHS = ("checkpoint", "vae", "output_dir", "continue_from", "folder")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 

@@ -62,6 +62,13 @@ class NetworkSettings:
         group="network",
         tier="beginner",
     )
+    continue_from: str = param(
+        "",
+        "A LoRA file to go on with, of any origin. Family, ranks, alphas and layers are then the file's, and the "
+        "settings for them have no effect. Empty: a fresh one.",
+        group="network",
+        kohya="network_weights",
+    )
     conv_rank: int | None = param(
         None,
         "Rank of 3×3 convolutions, with targets all. Empty: as rank. Half the rank or less is usual, and at most 64: "
