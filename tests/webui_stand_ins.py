@@ -8,6 +8,7 @@ Memory that the webui gives up is filled with NaN, so whoever still computes wit
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX
@@ -43,6 +45,10 @@ class QueueLock:
             self._pending_threads.append(called)
         called.wait()
         self._free.acquire()
+
+    @property
+    def is_held(self) -> bool:
+        return self._free.locked()
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
@@ -101,6 +107,68 @@ def module_of(name: str, **values: Any) -> ModuleType:
     return module
 
 
+class State(SimpleNamespace):
+    """`shared.state`: what is drawn, and what the user pressed meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False)
+
+    def begin(self, job: str) -> None:
+        self.job, self.interrupted, self.stopping_generation, self.skipped = job, False, False, False
+
+    def end(self) -> None:
+        self.job = ""
+
+
+class Processing(SimpleNamespace):
+    """`StableDiffusionProcessingTxt2Img`."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Drawing:
+    """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
+    default one, draws without a LoRA that it does not find, and gives back a half-done picture when interrupted.
+
+    `at_picture` is called in the midst of each picture.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.asked: list[Processing] = []
+        self.at_picture: Any = lambda: None
+        self.state = State()
+        self.available: dict[str, object] = {}
+
+    def modules(self) -> list[ModuleType]:
+        names = ("DPM++ 2M", "Euler", "Euler a")
+        schedules = [("Automatic", "automatic", None), ("Karras", "karras", None), ("SGM Uniform", "sgm", ["SGM"])]
+        schedulers = [SimpleNamespace(label=label, name=name, aliases=also) for label, name, also in schedules]
+        return [
+            module_of("modules.processing", StableDiffusionProcessingTxt2Img=Processing, process_images=self.process),
+            module_of(
+                "modules.sd_samplers",
+                all_samplers_map=dict.fromkeys(names),
+                visible_sampler_names=lambda: list(names),
+            ),
+            module_of("modules.sd_schedulers", schedulers=schedulers),
+        ]
+
+    def process(self, asked: Processing) -> Any:
+        assert self.world.queue_lock.is_held, "the webui draws under its lock"
+        assert self.state.job and not asked.is_closed
+        self.asked.append(asked)
+        loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
+        print_of = self.world.drawn(loras[0] if loras else "")
+        self.at_picture()
+        colour = tuple(bytes.fromhex(print_of[:6]))
+        picture = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
+        return SimpleNamespace(images=[picture], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
+
+
 class Options(SimpleNamespace):
     """The webui's settings: an option has its default until it is set."""
 
@@ -115,6 +183,7 @@ def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
         return SimpleNamespace(default=default, label=label, section=section)
 
     options = SimpleNamespace(lora_dir=str(lora_dir))
+    values.setdefault("total_tqdm", SimpleNamespace(clear=lambda: None))
     return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
 
 
@@ -138,22 +207,32 @@ class A1111World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         self.queue_lock = QueueLock()
+        self.lora_dir = lora_dir
         self.loaded: list[str] = []
         self.listed = 0
         self.model_data = SimpleNamespace(sd_model=None)
+        self.drawing = Drawing(self)
+        self.chosen = 0
         self.switch_to(0)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             module_of("modules.devices", device=torch.device("cpu")),
-            module_of("modules.sd_models", model_data=self.model_data, send_model_to_device=self._send_to_device),
-            shared_module(lora_dir, sd_model=self.model),
+            module_of(
+                "modules.sd_models",
+                model_data=self.model_data,
+                send_model_to_device=self._send_to_device,
+                select_checkpoint=lambda: checkpoint(self.chosen),
+            ),
+            *self.drawing.modules(),
+            shared_module(lora_dir, sd_model=self.model, state=self.drawing.state),
             module_of(
                 "networks",
                 load_networks=self._load_networks,
                 network_apply_weights=self._apply_weights,
                 list_available_networks=self._list,
+                available_networks=self.drawing.available,
             ),
         )
 
@@ -161,8 +240,13 @@ class A1111World:
     def model(self) -> Any:
         return self.model_data.sd_model
 
+    def choose(self, seed: int) -> None:
+        """The drop-down shows it; it is loaded as soon as the lock is free, by whoever comes first."""
+        self.chosen = seed
+
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
         """Load another checkpoint: into new objects, the old ones going to meta, or into the very same storage."""
+        self.chosen = seed
         tensors = tiny_tensors("sd1", seed=seed)
         if in_place:
             with torch.no_grad():
@@ -201,11 +285,16 @@ class A1111World:
     def generate(self, lora: str = "") -> str:
         """LoRAs are written into the layers when these are called, and stay there afterwards."""
         with self.queue_lock:
-            self._load_networks([lora] if lora else [])
-            for module in self.model.modules():
-                if hasattr(module, "network_layer_name"):
-                    self._apply_weights(module)
-            return self.weights()
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        if Path(self.model.sd_checkpoint_info.filename) != Path(checkpoint(self.chosen).filename):
+            self.switch_to(self.chosen)
+        self._load_networks([lora] if lora else [])
+        for module in self.model.modules():
+            if hasattr(module, "network_layer_name"):
+                self._apply_weights(module)
+        return self.weights()
 
     def unload(self) -> None:
         """Not under the lock: everything moves, while somebody may be in the middle of a step."""
@@ -233,6 +322,7 @@ class A1111World:
 
     def _list(self) -> None:
         self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
 
 
 # --- Forge ---------------------------------------------------------------------------------------
@@ -251,16 +341,20 @@ class ForgeWorld:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         self.queue_lock = QueueLock()
         self.listed = 0
-        self.chosen = 0
+        self.lora_dir = lora_dir
+        self.drawing = Drawing(self)
         self.backups: dict[tuple[nn.Module, str], Tensor] = {}
-        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_loading_parameters={})
+        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
+        self.choose(0)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload),
-            shared_module(lora_dir),
-            module_of("networks", list_available_networks=self._list),
+            module_of("modules.devices"),
+            *self.drawing.modules(),
+            shared_module(lora_dir, sd_model=None, state=self.drawing.state),
+            module_of("networks", list_available_networks=self._list, available_networks=self.drawing.available),
             module_of("backend"),
             module_of(
                 "backend.memory_management",
@@ -278,16 +372,24 @@ class ForgeWorld:
         objects = self.model.forge_objects_original
         return [objects.unet.model.diffusion_model, objects.clip.cond_stage_model.clip_l, objects.vae.first_stage_model]
 
+    def choose(self, seed: int, *, vae: str = "") -> None:
+        """The drop-downs show it; the next generation loads it."""
+        self.chosen = seed
+        modules = [vae] if vae else []
+        chosen = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
+        self.model_data.forge_loading_parameters = chosen
+
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
         """Only noted; the model is made anew by the next generation. Forge never writes over the old one."""
         assert not in_place
-        self.chosen = seed
+        self.choose(seed)
         if hasattr(self.model, "forge_objects_original"):
             self.generate()
 
     def _reload(self) -> None:
-        if getattr(self.model, "seed", None) == self.chosen:
+        if self.model_data.forge_hash == str(self.model_data.forge_loading_parameters):
             return
+        self.model_data.forge_hash = str(self.model_data.forge_loading_parameters)
         tensors = tiny_tensors("sd1", seed=self.chosen)
         with torch.inference_mode():
             unet: Any = Node(under(tensors, UNET_PREFIX))
@@ -318,7 +420,11 @@ class ForgeWorld:
 
     def generate(self, lora: str = "") -> str:
         """LoRAs are baked in as new parameters, under inference mode; they stay until others are asked for."""
-        with self.queue_lock, torch.inference_mode():
+        with self.queue_lock:
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        with torch.inference_mode():
             self._reload()
             wanted = str([lora]) if lora else str([])
             if self.model.current_lora_hash != wanted:
@@ -353,3 +459,4 @@ class ForgeWorld:
 
     def _list(self) -> None:
         self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))

@@ -25,6 +25,11 @@ class LdmPatched(Forge):
         """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
         _ = self._shared.sd_model
 
+    def is_chosen(self) -> bool:
+        """A generation first loads the checkpoint that the settings name."""
+        loaded = self._models.model_data.sd_model.sd_checkpoint_info
+        return bool(self._models.select_checkpoint().filename == loaded.filename)
+
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
         kind = str(getattr(network.model_type, "name", network.model_type))
         predictions: dict[str, PredictionType] = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
