@@ -212,6 +212,7 @@
     function headline(status) {
         if (!status || status.state === "idle") return "Choose pictures, look at the plan, start.";
         if (!LIVE.includes(status.state)) return status.message;
+        if (status.state === "stopping") return "Stops as soon as this step is done; a picture the webui is drawing is finished first.";
         const phase = PHASES[status.phase] || "Preparing";
         const facts = [phase];
         if (status.total) facts.push(`${whole(status.done)} of ${whole(status.total)}`);
@@ -317,7 +318,7 @@
 
     // --- the webui's own grid ---------------------------------------------------------------------
     function drawGridStatus(place) {
-        const grid = (run.status && run.status.grid) || { state: "idle" };
+        const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
         const told = {
             idle: "",
             drawing: `The webui draws picture ${whole(grid.done + 1)} of ${whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,

@@ -11,31 +11,29 @@ from PIL import Image
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import HostError, InterruptedDrawing, ModelAwayError
-from lib_lora_train.hosts.a1111 import A1111
 from lib_lora_train.hosts.base import PictureOrder
-from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui import WebuiHost
 from tiny_models import write_tiny_checkpoint
-from webui_stand_ins import A1111World, ForgeWorld
+from webui_stand_ins import A1111World, ForgeWorld, ReforgeWorld, host_in
 
 World = A1111World | ForgeWorld
 ORDER = PictureOrder("a fox", "blurry", 64, 128, seed=3, steps=4, cfg=5.0, clip_skip=2)
 
 
-@pytest.fixture(params=["a1111", "forge"])
+@pytest.fixture(params=["a1111", "forge", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     (tmp_path / "Lora").mkdir()
     (tmp_path / "Lora" / "zok-000001.safetensors").touch()
     if request.param == "a1111":
         return A1111World(monkeypatch, tmp_path / "Lora")
-    return ForgeWorld(monkeypatch, tmp_path / "Lora")
+    return (ForgeWorld if request.param == "forge" else ReforgeWorld)(monkeypatch, tmp_path / "Lora")
 
 
 @pytest.fixture
 def host(world: World) -> WebuiHost:
-    return WebuiHost(A1111() if isinstance(world, A1111World) else Forge())
+    return host_in(world)
 
 
 def colour(picture: Image.Image) -> str:

@@ -16,14 +16,12 @@ from lib_lora_train import jobs
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import HostError
 from lib_lora_train.events import Event, GridDrawn, LoraWritten, Noted, SampleDrawn, StateChanged
-from lib_lora_train.hosts.a1111 import A1111
-from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.painted import GridDesk, grid_task
 from lib_lora_train.run_folder import RunFolder, new_run_folder
 from lib_lora_train.runner import JobRunner
 from lib_lora_train.train.control import Control
-from webui_stand_ins import A1111World, ForgeWorld
+from webui_stand_ins import A1111World, ForgeWorld, ReforgeWorld, host_in
 
 World = A1111World | ForgeWorld
 
@@ -48,14 +46,14 @@ class Place(NamedTuple):
         return events, folder
 
 
-@pytest.fixture(params=["a1111", "forge"])
+@pytest.fixture(params=["a1111", "forge", "reforge"])
 def place(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_dir: Path
 ) -> Iterator[Place]:
     monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(jobs, "legacy_hash", lambda path: "")  # the stand-ins' checkpoint has no file
     monkeypatch.setattr("lib_lora_train.hosts.webui.file_hash", lambda path: "")
-    world = A1111World if request.param == "a1111" else ForgeWorld
+    worlds: dict[str, type[World]] = {"a1111": A1111World, "forge": ForgeWorld, "reforge": ReforgeWorld}
     data = tmp_path / "data"
     data.mkdir()
     for path in sorted(next((demo_dir / "train").iterdir()).iterdir())[:4]:
@@ -71,8 +69,8 @@ def place(
         sample_prompts=("zok --s 2", "a fox --s 2"),
         webui_sampler="DPM++ 2M Karras",
     )
-    found = world(monkeypatch, tmp_path / "Lora")
-    yield Place(found, WebuiHost(A1111() if isinstance(found, A1111World) else Forge()), config, tmp_path / "home")
+    found = worlds[request.param](monkeypatch, tmp_path / "Lora")
+    yield Place(found, host_in(found), config, tmp_path / "home")
 
 
 def of(events: list[Event], kind: type[Any]) -> list[Any]:

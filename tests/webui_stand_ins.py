@@ -22,6 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lib_lora_train.hosts.a1111 import A1111
+from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.hosts.ldm_patched import LdmPatched
+from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX
 from tiny_models import tiny_tensors
 
@@ -346,26 +350,29 @@ class ForgeWorld:
         self.backups: dict[tuple[nn.Module, str], Tensor] = {}
         self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
         self.choose(0)
+        self.shared: Any = shared_module(lora_dir, sd_model=None, state=self.drawing.state)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
-            module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload),
+            self._sd_models(),
             module_of("modules.devices"),
             *self.drawing.modules(),
-            shared_module(lora_dir, sd_model=None, state=self.drawing.state),
+            self.shared,
             module_of("networks", list_available_networks=self._list, available_networks=self.drawing.available),
-            module_of("backend"),
-            module_of(
-                "backend.memory_management",
-                get_torch_device=lambda: torch.device("cpu"),
-                load_models_gpu=self._load_models,
-            ),
+            *self._memory(),
         )
 
     @property
     def model(self) -> Any:
         return self.model_data.sd_model
+
+    def _sd_models(self) -> ModuleType:
+        return module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        return [module_of("backend"), module_of("backend.memory_management", **memory)]
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -395,12 +402,14 @@ class ForgeWorld:
             unet: Any = Node(under(tensors, UNET_PREFIX))
             clip: Any = Node(under(tensors, TEXT_PREFIX))
             vae: Any = Node(under(tensors, VAE_PREFIX))
+        self._set_up(tensors, unet, clip, vae)
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
         unet.config = {"num_heads": 8, "num_head_channels": -1}
         text_heads(clip)
         vae.config = SimpleNamespace(scaling_factor=0.18215)
-        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
         objects = ForgeObjects(
-            unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=unet, predictor=predictor)),
+            unet=SimpleNamespace(model=self._network(unet)),
             clip=SimpleNamespace(cond_stage_model=SimpleNamespace(clip_l=clip), patcher=object()),
             vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
         )
@@ -414,6 +423,10 @@ class ForgeWorld:
             forge_objects_after_applying_lora=objects.shallow_copy(),
             current_lora_hash=str([]),
         )
+
+    def _network(self, unet: Any) -> Any:
+        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
+        return SimpleNamespace(diffusion_model=unet, predictor=predictor)
 
     def weights(self) -> str:
         return fingerprint(self.parts)
@@ -460,3 +473,72 @@ class ForgeWorld:
     def _list(self) -> None:
         self.listed += 1
         self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+
+
+# --- reForge -------------------------------------------------------------------------------------
+
+
+class EPS:
+    """`ldm_patched.modules.model_sampling.EPS`."""
+
+
+class V_PREDICTION(EPS):
+    """Derived from EPS, there too."""
+
+
+class EDM(V_PREDICTION):
+    """And this one from both."""
+
+
+class LoadingShared(ModuleType):
+    """`modules.shared`, where reading an attribute loads the checkpoint."""
+
+    load: Any
+
+    @property
+    def sd_model(self) -> None:
+        self.load()
+
+
+class ReforgeWorld(ForgeWorld):
+    """`modules` and `ldm_patched` of reForge: Forge's patchers, loaded without inference mode, σ instead of ᾱ.
+
+    `prediction` is the schedule's class; `model_type` stays what the file looked like.
+    """
+
+    prediction: type = EPS
+
+    def _sd_models(self) -> ModuleType:
+        chosen = lambda: checkpoint(self.chosen)  # noqa: E731
+        return module_of("modules.sd_models", model_data=self.model_data, select_checkpoint=chosen)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        names = ("ldm_patched", "ldm_patched.modules")
+        self.shared.load = self._reload
+        del self.shared.sd_model
+        self.shared.__class__ = LoadingShared
+        return [*map(module_of, names), module_of("ldm_patched.modules.model_management", **memory)]
+
+    def _network(self, unet: Any) -> Any:
+        unet.num_heads, unet.num_head_channels = 8, -1
+        sampling = type("ModelSampling", (self.prediction,), {})()
+        sampling.sigmas = (1 / alphas() - 1) ** 0.5
+        return SimpleNamespace(
+            diffusion_model=unet,
+            model_sampling=sampling,
+            model_type=SimpleNamespace(name="EPS"),
+            latent_format=SimpleNamespace(scale_factor=0.18215),
+        )
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
+        plain = {name.replace("embedding.weight", "embedding.wrapped.weight") if "token" in name else name: tensor
+                 for name, tensor in under(tensors, TEXT_PREFIX).items()}  # fmt: skip
+        super()._set_up(tensors, Node(under(tensors, UNET_PREFIX)), Node(plain), Node(under(tensors, VAE_PREFIX)))
+        self.model.loaded_vae_file = None
+
+
+def host_in(world: A1111World | ForgeWorld) -> WebuiHost:
+    """Our host for this world."""
+    kinds: dict[type, type] = {A1111World: A1111, ForgeWorld: Forge, ReforgeWorld: LdmPatched}
+    return WebuiHost(kinds[type(world)]())
