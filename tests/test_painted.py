@@ -51,7 +51,7 @@ def place(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_dir: Path
 ) -> Iterator[Place]:
     monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(jobs, "legacy_hash", lambda path: "")  # the stand-ins' checkpoint has no file
+    monkeypatch.setattr("lib_lora_train.job_files.legacy_hash", lambda path: "")  # the stand-ins' checkpoint has no file
     monkeypatch.setattr("lib_lora_train.hosts.webui.file_hash", lambda path: "")
     worlds: dict[str, type[World]] = {"a1111": A1111World, "forge": ForgeWorld, "reforge": ReforgeWorld}
     data = tmp_path / "data"
