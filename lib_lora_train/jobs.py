@@ -32,7 +32,7 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.job_files import keep_state, write_due_step, write_epoch, write_step
 from lib_lora_train.job_pictures import draw_grid, draw_row, load_rows
-from lib_lora_train.job_run import JobRun, Measure, noted_names, prepared, timed
+from lib_lora_train.job_run import JobRun, Measure, noted_names, prepared, timed, with_painter
 from lib_lora_train.models.latents import LatentStore, encode_dataset
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.planning import JobPlan, plan_job
@@ -143,6 +143,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
     """Samples without LoRA, the training with all that comes between, the grid; the adapter leaves the model."""
     try:
         yield from noted_names(run)
+        yield from with_painter(run)
         load_rows(run)
         if run.state:
             yield from _resumed(run, run.state)
@@ -258,7 +259,8 @@ def _epoch_file(run: JobRun, epoch: int, step: int) -> Iterator[Event]:
 
 
 def _epoch_samples(run: JobRun, epoch: int) -> Iterator[Event]:
-    if run.is_due(epoch, run.config.sample_every_n_epochs):
+    has_what_is_drawn_from = not run.painter or epoch in run.history.epoch_files()
+    if has_what_is_drawn_from and run.is_due(epoch, run.config.sample_every_n_epochs):
         yield from draw_row(run, epoch)
 
 
@@ -278,6 +280,8 @@ def _asked_for(run: JobRun, training: Training) -> Iterator[Event]:
     if run.control.take_save():
         yield from write_step(run, training)
     if run.control.take_sample():
+        if run.painter:  # the webui draws from files only
+            yield from write_step(run, training)
         yield from draw_row(run, training.epoch)
 
 

@@ -184,6 +184,10 @@ def _samples(config: TrainConfig) -> Iterator[Problem]:
     for number, line in enumerate(config.sample_prompts, start=1):
         yield from _prompt_line(line, f"sample_prompts[{number}]")
     triggers = [concept.trigger for concept in config.concepts if concept.trigger and not concept.is_regularisation]
+    if config.webui_sampler and config.sample_every_n_epochs % config.save_every_n_epochs:
+        yield _hint(
+            "webui_sampler", "the webui draws from files: epochs without one (save_every_n_epochs) get no samples."
+        )
     prompts = "\n".join(config.sample_prompts).lower()
     if triggers and not any(trigger.lower() in prompts for trigger in triggers):
         yield _hint("sample_prompts", f"none holds the trigger {triggers[0]!r}: the concept may not be seen.")

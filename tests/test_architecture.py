@@ -79,6 +79,7 @@ ROOM_OF_MODULE = {
     "job_run": "jobs",
     "runner": "jobs",
     "planning": "jobs",
+    "painted": "jobs",
     "past_runs": "jobs",
     "demo": "demo",
     "cli": "cli",

@@ -38,7 +38,7 @@ from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
 from lib_lora_train.train.optim import Stepper, group_rates, make_stepper
-from lib_lora_train.train.pieces import OnPieces, Piece, pieces_of, split_up
+from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
