@@ -110,7 +110,7 @@
     }
 
     // --- the run, as far as this page knows it ----------------------------------------------------
-    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], rates: {}, rendered: {} });
+    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], norm: [], rates: {} });
     let run = nothing();
 
     const lastStep = (points) => (points.length ? points[points.length - 1][0] : 0);
@@ -126,9 +126,11 @@
         run.events.push(...answer.events);
         run.next = answer.next;
         run.loss = fromStart ? answer.loss : run.loss.concat(answer.loss);
+        run.norm = fromStart ? answer.norm : run.norm.concat(answer.norm);
         for (const [group, points] of Object.entries(answer.learning_rates)) {
             run.rates[group] = fromStart ? points : (run.rates[group] || []).concat(points);
         }
+        lt.noticed(answer);
         return true;
     }
 
@@ -176,6 +178,10 @@
         strip: drawStrip,
         figures: drawFigures,
         log: drawLog,
+        curves: (place) => lt.drawCurves(place, run),
+        "sample-tools": (place) => lt.drawSampleTools(place, run),
+        queue: (place) => lt.drawQueue(place, run.status),
+        runs: (place) => lt.drawRuns(place, run),
         chart: (place) => lt.drawChart(place, run),
         samples: (place) => lt.drawSamples(place, run),
         grid: (place) => lt.drawGrid(place, run),
@@ -255,6 +261,7 @@
             ["Loss", smooth.length ? smooth[smooth.length - 1].toFixed(4) : "–"],
             speed(status.step_seconds),
             ["Time left", LIVE.includes(status.state) ? lt.clock(status.eta_seconds) : "–"],
+            ...(status.memory ? [["GPU memory (GiB)", `${status.memory.used_gib.toFixed(1)} / ${status.memory.total_gib.toFixed(0)}`]] : []),
             ...rates.map(([group, points]) => [`LR ${group}`, lt.rate(points[points.length - 1][1]), points]),
         ];
         place.replaceChildren(make("div", { className: "lt-tiles" }, ...figures.map(([name, value, points]) =>
@@ -331,7 +338,7 @@
             number(ended[file.epoch]),
             ...names.map((name) => number((measured[file.epoch] || {})[name])),
             make("td", { className: "lt-actions" },
-                copyButton("Copy prompt", `<lora:${fileName(file.path).replace(/\.safetensors$/, "")}:1>`),
+                lt.useButton(fileName(file.path), lt.triggersOf(run.status)),
                 copyButton("Copy path", file.path))));
         place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
@@ -339,6 +346,9 @@
             make("tbody", {}, ...rows))));
     }
 
+    lt.copyButton = copyButton;
+    lt.fileName = fileName;
+    lt.poll = () => pollSoon();
     function copyButton(label, text) {
         const button = make("button", { className: "lt-small", type: "button", title: text }, label);
         button.onclick = () => lt.copy(text, button);

@@ -263,6 +263,14 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
     page.click("#lora_train_resume")
     pill(page, "Running")
+    page.click(".lt-use-now")
+    page.locator(".lt-use-now", has_text="Copied").wait_for(timeout=_RUN_MS)  # no txt2img here: the prompt is copied
+    show(page, "Train")
+    page.click("#lora_train_enqueue")
+    page.locator(".lt-queue", has_text="from-the-tab").wait_for()
+    page.locator(".lt-queue").get_by_role("button", name="×").click()
+    page.locator(".lt-queue").wait_for(state="detached")
+    show(page, "Monitor")
     end = time.monotonic() + 30
     while status(address)["step"] <= step and time.monotonic() < end:
         time.sleep(0.2)
@@ -291,6 +299,29 @@ def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str)
     assert large.get_attribute("src") != first
     page.keyboard.press("ArrowLeft")
     assert large.get_attribute("src") == first
+
+
+def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Results")
+    run = page.locator(".lt-run", has_text="from-the-tab").first
+    run.locator("summary").first.click()
+    run.get_by_role("button", name="Rename…").first.click()
+    run.get_by_role("textbox", name="New name").fill("my own name")
+    page.keyboard.press("Enter")
+    page.locator(".lt-run td.lt-file", has_text="my own name.safetensors").wait_for()
+    run.get_by_role("button", name="Train again with these settings").click()
+    show(page, "Train")
+    page.locator("#lora_train_brought", has_text="are filled in").first.wait_for()
+    assert value(page, "output_name") == "from-the-tab"
+    show(page, "Results")
+    run.get_by_role("button", name="Delete…").click()
+    run.locator(".lt-confirm", has_text="LoRA files with their cards").wait_for()
+    run.get_by_role("button", name="Keep all").click()
+    assert page.locator(".lt-run", has_text="from-the-tab").count() == 1
+    run.get_by_role("button", name="Delete…").click()
+    run.get_by_role("button", name="Delete everything of this run").click()
+    page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

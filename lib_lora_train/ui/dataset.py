@@ -13,7 +13,7 @@ from lib_lora_train.data.plan import Plan
 from lib_lora_train.data.scan import Dataset, ScannedConcept
 from lib_lora_train.errors import Problem
 from lib_lora_train.ui.balancing import RULE, found_in
-from lib_lora_train.ui.desk import Checked, Looked
+from lib_lora_train.ui.checked import Checked, Looked
 from lib_lora_train.ui.form import CONCEPTS, Field, Form, concept_fields
 from lib_lora_train.ui.markup import count, empty_state, heading, problem_list, text, tiles
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of

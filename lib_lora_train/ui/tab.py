@@ -11,8 +11,9 @@ import gradio as gr
 
 from lib_lora_train.errors import LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
+from lib_lora_train.ui.checked import Checked
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
-from lib_lora_train.ui.desk import Checked, Desk
+from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.form import Form
 from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
@@ -126,6 +127,7 @@ class _Wiring:
         on_click(hidden.take, self.take, inputs=inputs, outputs=[*inputs, *shown, self.train.sources.told])
         on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.told])
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
+        on_click(self.train.enqueue, self.enqueue, inputs=inputs, outputs=[self.train.checked])
         sources = self.train.sources
         told = [*inputs, *shown, sources.told]
         on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=told)
@@ -225,9 +227,16 @@ class _Wiring:
     def start(self, *values: Any) -> list[Any]:
         checked = self.desk.start(self._form(values))
         return [
-            show_checked(checked, started=checked.is_usable),
+            show_checked(checked, done="Started. The Monitor shows how it goes." if checked.is_usable else ""),
             _selected("monitor" if checked.is_usable else "train"),
         ]
+
+    def enqueue(self, *values: Any) -> str:
+        try:
+            checked = self.desk.enqueue(self._form(values))
+        except LoraTrainError as error:
+            return problem_list([Problem("error", "", str(error))])
+        return show_checked(checked, done="It waits in the queue." if checked.is_usable else "")
 
     def _shown(self, form: Form) -> list[str]:
         checked: Checked = self.desk.check(form)
