@@ -188,6 +188,7 @@
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
+        doctor: (place) => lt.drawDoctor(place),
         captions: (place) => lt.drawCaptions(place),
         search: (place) => lt.drawSearch(place),
         changed: (place) => lt.markChanged(place),

@@ -48,6 +48,7 @@ def build_dataset_panel(form: Form) -> DatasetPanel:
             told = build_html("", "balanced")
         with gr.Column(scale=3, min_width=300):
             found = build_html(NOTHING_YET, "found")
+            build_html("<div data-lt='doctor'></div>", "doctor")
     build_html("<div data-lt='pictures'></div>", "pictures")
     return DatasetPanel({CONCEPTS: concepts}, look, balance, told, found)
 
