@@ -9,6 +9,8 @@
     const BUSY_MS = 1000;
     const IDLE_MS = 4000;
     const KEEP_FORM_MS = 1200;
+    const FILL_MS = 8000; // a form that is still not filled in then is given free all the same
+    const opened = Date.now();
     const PHASES = {
         load: "Loading the model",
         scan: "Reading the folders",
@@ -201,6 +203,8 @@
         const state = run.status ? run.status.state : "idle";
         const has = (kind) => run.events.some((event) => event.kind === kind);
         root.dataset.ltState = state;
+        const isFilled = root.querySelector("[data-lt='restored']") !== null || Date.now() - opened > FILL_MS;
+        root.dataset.ltFilling = isFilled ? "" : "yes";
         root.dataset.ltLive = LIVE.includes(state) ? "yes" : "";
         root.dataset.ltRun = run.id ? "yes" : "";
         root.dataset.ltGrid = has("GridDrawn") ? "yes" : "";

@@ -89,6 +89,7 @@ def page() -> Iterator[Any]:
 def open_tab(page: Any, address: str) -> None:
     page.goto(address)
     page.wait_for_selector("#lora_train_root .lt-pill")
+    page.wait_for_selector("[data-lt='restored']", state="attached")  # the form is filled in
 
 
 def show(page: Any, panel: str) -> None:
@@ -136,6 +137,14 @@ def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -
     page.click("#lora_train_start")
     page.wait_for_timeout(500)
     assert status(address)["run"] is None
+
+
+def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address: str) -> None:
+    page.goto(address)
+    page.locator("#lora_train_concepts_1_trigger input").click()  # waits until the form can be clicked on
+    page.keyboard.type("typed at once")
+    page.wait_for_timeout(2000)
+    assert page.locator("#lora_train_concepts_1_trigger input").input_value().endswith("typed at once")
 
 
 def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
@@ -227,7 +236,6 @@ def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: st
     assert (value(page, "output_name"), value(page, "alpha")) == ("fox", "8")
     open_tab(page, address)
     show(page, "Train")
-    page.wait_for_timeout(500)  # the draft is filled in a moment after the page is there
     assert value(page, "output_name") == "fox", "what was filled in is kept"
 
 

@@ -50,10 +50,12 @@ class _Strip:
 
 @dataclass(frozen=True)
 class _Hidden:
-    """Buttons that only the page's JavaScript presses."""
+    """What only the page's JavaScript presses or looks at."""
 
     keep: Any
     take: Any
+    restored: Any
+    """Says that the form is filled in: until then what is typed would be overwritten."""
 
 
 def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
@@ -73,7 +75,9 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
         # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
-        hidden = _Hidden(build_button("Keep the form", "keep"), build_button("Take the change", "take"))
+        hidden = _Hidden(
+            build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
+        )
         _Wiring(desk, strip, dataset, train).connect(blocks, panels, hidden)
         if plot is not None:
             on_select(results, desk.xyz_text, outputs=[plot.text])
@@ -120,7 +124,7 @@ class _Wiring:
     def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
         inputs = list(self.fields.values())
         shown = [self.dataset.found, self.train.checked]
-        on_load(blocks, self.restore, outputs=[*inputs, *shown])
+        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored])
         on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
         on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
         on_click(hidden.keep, self.keep, inputs=inputs, outputs=shown)
@@ -149,7 +153,7 @@ class _Wiring:
 
     def restore(self) -> list[Any]:
         form = self.desk.draft()
-        return [*self._values(form), *self._shown(form)]
+        return [*self._values(form), *self._shown(form), "<i data-lt='restored'></i>"]
 
     def fill_demo(self) -> list[Any]:
         form = self.desk.demo_form()
