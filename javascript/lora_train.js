@@ -190,6 +190,7 @@
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
+        tools: (place) => lt.drawTools(place),
         doctor: (place) => lt.drawDoctor(place),
         captions: (place) => lt.drawCaptions(place),
         search: (place) => lt.drawSearch(place),

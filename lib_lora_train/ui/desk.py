@@ -45,6 +45,7 @@ from lib_lora_train.ui.gallery import picture_page
 from lib_lora_train.ui.markup import place
 from lib_lora_train.ui.own_presets import PresetShelf, applied_after
 from lib_lora_train.ui.run_desk import RunDesk
+from lib_lora_train.ui.tools_desk import ToolsDesk
 from lib_lora_train.ui.words import Words
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Desk:
             **self.captions.asks(),
             **DoctorDesk(self.shelf, self._kept_config).asks(),
             **self.runs.asks(),
+            **ToolsDesk().asks(),
         }
 
     # --- what the page's own buttons ask -------------------------------------------------------

@@ -19,6 +19,7 @@ from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
 from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
+from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
 from lib_lora_train.ui.widgets import (
     build_button,
@@ -74,6 +75,8 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
+            with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
+                build_tools_panel()
         # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
         hidden = _Hidden(
             build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
