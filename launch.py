@@ -46,7 +46,7 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", "demo", "train", "resume", "import", "export", "test", "setup")
+COMMANDS = ("app", "demo", "train", "resume", "import", "export", "check", "convert", "test", "setup")
 TORCH = "2.13.0"
 OLDEST_TORCH = (2, 6)  # what the pinned diffusers and transformers accept
 TORCH_INDEX = "https://download.pytorch.org/whl"

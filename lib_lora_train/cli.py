@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli_settings import config_of, refuse
+from lib_lora_train.cli_tools import add_tools
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.parameters import Parameter, parameters_of
@@ -106,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("--more-epochs", type=int, default=0, metavar="N", help="go on beyond the planned end")
     resume.add_argument("--from-step", type=int, metavar="N", help="from an earlier state, if several are kept")
     _add_exchange(commands)
+    add_tools(commands, _command)
     return parser
 
 

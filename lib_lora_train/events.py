@@ -55,7 +55,8 @@ class Planned:
 class StepDone:
     """One optimiser step: `loss` is the mean over its micro-batches, `learning_rates` by group name.
 
-    `learning_rates` are the effective ones: d·lr for the adaptive optimisers.
+    `learning_rates` are the effective ones: d·lr for the adaptive optimisers. `norms`, where they are limited: how many
+    layers were scaled down, and the average and largest norm after that.
     """
 
     step: int
@@ -64,6 +65,7 @@ class StepDone:
     learning_rates: Mapping[str, float]
     grad_norm: float
     seconds: float
+    norms: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lib_lora_train.adapters.inject import Adapter, inject
-from lib_lora_train.adapters.registry import spec_from_config
+from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.adapters.start import start_adapter
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import OutputError
@@ -94,8 +94,7 @@ def prepared(
     prompts = sample_prompts(config)
     identity = read_identity(folder) if state else _new_identity(config, host)
     _make_folder(Path(identity.lora_dir))
-    spec = spec_from_config(config)
-    adapter = yield from leased(host, model, control, lambda lent: inject(lent, spec, seed=config.seed))
+    adapter = yield from leased(host, model, control, lambda lent: start_adapter(lent, config))
     try:
         _require_room(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
         write_identity(folder, identity)
@@ -179,6 +178,10 @@ def noted_names(run: JobRun) -> Iterator[Event]:
     if run.name != asked and not run.state:
         message = f"LoRA files called {asked} are there already and stay; this run is written as {run.name}."
         yield Noted("hint", "output_name", message)
+    left = run.adapter.left_out
+    if left:
+        shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        yield Noted("warning", "continue_from", f"{len(left)} keys or layers of the file have no place here: {shown}.")
     if run.adapter.skipped:
         message = f"{len(run.adapter.skipped)} layers cannot carry this kind of LoRA and stay as they are."
         yield Noted("warning", "targets", message)

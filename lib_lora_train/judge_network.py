@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from lib_lora_train.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import Problem
 
 _SMALL_SCALE = 1 / 64
 _MOST_RANK = {"loha": 32, "glora": 64}
 _MOST_CONV_RANK = 64
+_MUCH_DROPOUT = 0.5
 _LEAST_IA3_RATE = 1e-3
 _MOST_FULL_RATE = 5e-5
 _DECOMPOSABLE = ("lora", "loha", "lokr")
@@ -35,6 +37,8 @@ def judge_network(config: TrainConfig) -> Iterator[Problem]:
     yield from _limits(config)
     yield from _scale(config)
     yield from _rates(config)
+    yield from _blocks(config)
+    yield from _dropouts(config)
     yield from _without_effect(config)
 
 
@@ -140,6 +144,39 @@ def _rates(config: TrainConfig) -> Iterator[Problem]:
         yield _warning(where, f"{rate:g} is low for ia3: its few factors need 5e-3 to 1e-2.")
     if config.family == "full" and config.train_unet and rate > _MOST_FULL_RATE:
         yield _warning(where, f"{rate:g} is high for full: the whole layers move. 1e-6 to 1e-5 is usual.")
+
+
+def _blocks(config: TrainConfig) -> Iterator[Problem]:
+    """Lists that cannot be read; whether they are as long as the model has blocks is seen when it is known."""
+    readers: dict[str, Callable[[str], object]] = {
+        "block_ranks": parse_ranks,
+        "block_alphas": parse_alphas,
+        "down_lr_weight": lambda text: parse_weights(text, WEIGHT_COUNTS[0], WEIGHT_COUNTS),
+        "mid_lr_weight": lambda text: parse_weights(text, MIDDLE_COUNTS[0], MIDDLE_COUNTS),
+        "up_lr_weight": lambda text: parse_weights(text, WEIGHT_COUNTS[0], WEIGHT_COUNTS),
+    }
+    for name, read in readers.items():
+        try:
+            read(getattr(config, name))
+        except ValueError as reason:
+            yield _error(name, f"{reason}.")
+    if not config.train_unet:
+        yield from _unused(config, readers, "while train_unet is off: blocks are the UNet's")
+    if config.family not in (*_CONVOLUTIONAL, "glora"):
+        yield from _unused(config, ["block_ranks", "block_alphas"], f"with {config.family}: its rank is another")
+
+
+def _dropouts(config: TrainConfig) -> Iterator[Problem]:
+    what = "dora" if config.dora else config.family
+    if what not in ("lora", "dylora"):
+        why = f"with {what}: module_dropout is for every family"
+        yield from _unused(config, ["network_dropout", "rank_dropout"], why)
+    for name in ("network_dropout", "rank_dropout", "module_dropout"):
+        rate = getattr(config, name)
+        if rate > _MUCH_DROPOUT:
+            yield _warning(name, f"{rate:g} leaves out most of what should learn. 0.1 to 0.3 is usual.")
+    if what in ("dora", *_ROTATIONS):
+        yield from _unused(config, ["scale_weight_norms"], f"with {what}, whose length is not one of its own")
 
 
 def _without_effect(config: TrainConfig) -> Iterator[Problem]:

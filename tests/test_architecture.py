@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scripts": {*UI, "scripts"},
 }
 GROUND_MODULES = [
+    "block_lists",
     "config",
     "errors",
     "events",
@@ -80,6 +81,7 @@ ROOM_OF_MODULE = {
     "demo": "demo",
     "cli": "cli",
     "cli_settings": "cli",
+    "cli_tools": "cli",
     "terminal": "cli",
     "__main__": "cli",
 }

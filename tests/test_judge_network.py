@@ -49,6 +49,13 @@ def test_defaults_of_the_plain_families_have_no_findings() -> None:
         ({"tucker": True}, ("hint", "tucker")),
         ({"constraint": 0.1}, ("hint", "constraint")),
         ({"train_norm": True, "targets": "attention"}, ("hint", "train_norm")),
+        ({"block_ranks": "4,4"}, ("error", "block_ranks")),
+        ({"up_lr_weight": "a"}, ("error", "up_lr_weight")),
+        ({"up_lr_weight": "sine", "train_unet": False}, ("hint", "up_lr_weight")),
+        ({"family": "oft", "block_ranks": ",".join("4" * 25)}, ("hint", "block_ranks")),
+        ({"rank_dropout": 0.6}, ("warning", "rank_dropout")),
+        ({"network_dropout": 0.1, "dora": True}, ("hint", "network_dropout")),
+        ({"scale_weight_norms": 1.0, "family": "boft"}, ("hint", "scale_weight_norms")),
     ],
 )
 def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) -> None:
@@ -67,6 +74,8 @@ def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) 
         ({"family": "ia3", "optimizer": "Prodigy", "learning_rate": 1.0}, "learning_rate"),
         ({"conv_rank": 8, "targets": "all"}, "conv_rank"),
         ({"family": "oft", "constraint": 0.1, "rescaled": True}, "constraint"),
+        ({"up_lr_weight": "sine+.5", "mid_lr_weight": "0.5"}, "up_lr_weight"),
+        ({"family": "lokr", "module_dropout": 0.1}, "module_dropout"),
     ],
 )
 def test_sound_combination_is_left_alone(values: dict[str, Any], place: str) -> None:

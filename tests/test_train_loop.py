@@ -91,6 +91,25 @@ def test_learning_rates_follow_warmup_and_groups() -> None:
     assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
 
 
+@pytest.mark.parametrize("values", [{"optimizer": "AdamW"}, {"optimizer": "Prodigy", "text_encoder_lr": 0.5}])
+def test_norms_are_limited_after_each_step_and_told(values: dict[str, Any]) -> None:
+    """Also where the optimiser keeps weights of its own, as Prodigy does for groups at unlike rates."""
+    rate, arguments = (1.0, "d0=0.05") if values["optimizer"] == "Prodigy" else (1e-2, "")
+    config = small_config(epochs=2, scale_weight_norms=0.05, optimizer_args=arguments, learning_rate=rate, **values)
+    run = begun(config)
+    told = [event.norms for event in run_to_end(run, model()) if isinstance(event, StepDone)]
+    assert all(norms is not None and norms[2] <= 0.05 * 1.0001 for norms in told)
+    assert max(norms[0] for norms in told if norms) > 0
+    assert told[-1] and told[-1][2] == pytest.approx(max(run.adapter.norms().values()), rel=1e-4)
+
+
+def test_blocks_learn_at_their_own_rates() -> None:
+    config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5")
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
+    assert rates[-1]["unet x0.5"] == pytest.approx(rates[-1]["unet"] / 2)
+
+
 @pytest.mark.parametrize("kind", LR_SCHEDULES)
 def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
     values: dict[str, Any] = {"lr_decay": 2, "lr_cycles": 2, "lr_power": 2.0, "lr_timescale": 3, "lr_min_ratio": 0.1}
@@ -401,6 +420,9 @@ def interrupted_and_resumed(config: TrainConfig, after: int, path: Path, **parts
     return second, losses(events)
 
 
+_LIMITED = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, "scale_weight_norms": 1e-3}
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -415,6 +437,8 @@ def interrupted_and_resumed(config: TrainConfig, after: int, path: Path, **parts
         {**PLAIN, "optimizer": "CAME"},
         {**PLAIN, "optimizer": "AdamWScheduleFree"},
         {"optimizer": "DAdaptAdam", "optimizer_args": "", "epochs": 1},
+        {**_LIMITED, "text_encoder_lr": 0.5, "epochs": 1},
+        {"family": "dylora", "dylora_unit": 1, "down_lr_weight": "linear+0.5", "epochs": 1},
     ],
     ids=lambda changed: "-".join(map(str, changed.values())) or "prodigy",
 )

@@ -20,6 +20,11 @@ class ChanceRule:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped."""
+        return max(self.dropout, self.rank_dropout, self.module_dropout) > 0
+
 
 @dataclass(frozen=True)
 class Chance:

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 class FlatBuffer:
     """One fp32 parameter of n numbers that is the concatenation of many tensors.
 
-    `parameter` is the leaf for the optimiser. A tensor is addressed by its position in `tensors`.
+    `parameter` is the leaf for the optimiser. A tensor is addressed by its position in `tensors`; `sizes` holds how
+    many numbers each has.
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self._shapes = [tensor.shape for tensor in tensors]
-        self._sizes = [tensor.numel() for tensor in tensors]
+        self.sizes = [tensor.numel() for tensor in tensors]
         flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
         self.parameter = nn.Parameter(flat.to(device))
         self._masters = self._cut(self.parameter.detach())
@@ -84,7 +85,7 @@ class FlatBuffer:
         return zero
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
-        pieces = torch.split(flat, self._sizes)
+        pieces = torch.split(flat, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
 

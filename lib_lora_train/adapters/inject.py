@@ -12,11 +12,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.family import Family, Options, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.ia3 import is_target as is_ia3_target
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
+from lib_lora_train.adapters.limits import NormLimit, all_norms
 from lib_lora_train.adapters.names import (
     is_norm_target,
     is_text_target,
@@ -25,6 +27,7 @@ from lib_lora_train.adapters.names import (
     text_key,
     unet_keys,
 )
+from lib_lora_train.adapters.opened import Opened, OpenedLayer, aliases, fitted, has_other_axis
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.errors import AdapterError
 from lib_lora_train.randomness import seed_for
@@ -48,13 +51,15 @@ class ModelParts(Protocol):
 
 @dataclass(frozen=True)
 class _Target:
-    """One layer to adapt: its module name inside `root`, its name in the file, and how."""
+    """One layer to adapt: its module name inside `root`, its name in the file, and how; `given`: with these numbers."""
 
     root: nn.Module
     name: str
     key: str
     family: Family
     options: Options
+    rate_weight: float = 1.0
+    given: Mapping[str, Tensor] | None = None
 
     @property
     def layer(self) -> nn.Module:
@@ -71,20 +76,24 @@ class Adapter:
 
     Attributes:
         spec: what was asked for
-        groups: group name → its parameters, each one flat fp32 tensor, ready for an optimiser.
+        groups: group name → its parameters, flat fp32 tensors (one for each learning-rate weight), for an optimiser.
             Names: `unet`, `text_encoder` (with two encoders `text_encoder_1`, `text_encoder_2`).
         layers: the file's module name (`lora_unet_…`) → the layer, in model order
+        rate_weights: group name → the learning-rate weight of each of its parameters: blocks may learn slower or faster
         skipped: module names that the targets include but the family cannot adapt
+        left_out: keys and layers of the file it began with that have no place in this model
     """
 
     def __init__(self, spec: AdapterSpec) -> None:
         self.spec = spec
         self.groups: dict[str, list[nn.Parameter]] = {}
+        self.rate_weights: dict[str, list[float]] = {}
         self.layers: dict[str, AdaptedLayer] = {}
         self.skipped: tuple[str, ...] = ()
+        self.left_out: tuple[str, ...] = ()
         self._switch = Switch()
         self._targets: dict[str, _Target] = {}
-        self._buffers: dict[str, FlatBuffer] = {}
+        self._buffers: list[FlatBuffer] = []
         self._hooks: list[RemovableHandle] = []
 
     @contextmanager
@@ -100,7 +109,8 @@ class Adapter:
     @contextmanager
     def training(self, rule: ChanceRule, seed: int, *counters: int) -> Iterator[None]:
         """Inside, forward and backward passes drop what `rule` says; `counters` name the micro-batch."""
-        self._switch.chance = Chance(rule, seed, counters)
+        is_random = rule.drops or self.spec.family == "dylora"
+        self._switch.chance = Chance(rule, seed, counters) if is_random else None
         try:
             yield
         finally:
@@ -130,12 +140,27 @@ class Adapter:
 
     def norms(self) -> dict[str, float]:
         """‖ΔW‖ (Frobenius) by module name, at strength 1."""
-        norms = torch.stack([layer.diff_norm().float() for layer in self.layers.values()])
+        norms = all_norms(list(self.layers.values()))
         return dict(zip(self.layers, norms.tolist(), strict=True))
+
+    def norm_limit(self, most: float) -> NormLimit:
+        """What scales every ‖ΔW‖ above `most` down to it; made once, applied after each step."""
+        return NormLimit(list(self.layers.values()), most)
+
+    def weighted(self, rates: Mapping[str, float]) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
+        """Groups and learning rates with one group for each weight: `unet`, `unet x0.5` …, as optimisers want them."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        weighted: dict[str, float] = {}
+        for name, parameters in self.groups.items():
+            for parameter, weight in zip(parameters, self.rate_weights[name], strict=True):
+                own = name if weight == 1 else f"{name} x{weight:g}"
+                groups.setdefault(own, []).append(parameter)
+                weighted[own] = rates[name] * weight
+        return groups, weighted
 
     def to(self, device: torch.device) -> None:
         """Move the adapter's numbers (not the model's); parameters stay the same objects."""
-        for buffer in self._buffers.values():
+        for buffer in self._buffers:
             buffer.to(device)
 
     def remove(self) -> None:
@@ -162,8 +187,9 @@ class Adapter:
             target.put(layer)
             self.layers[target.key] = layer
             self._targets[target.key] = target
-        self.groups[name] = [buffer.parameter]
-        self._buffers[name] = buffer
+        self.groups.setdefault(name, []).append(buffer.parameter)
+        self.rate_weights.setdefault(name, []).append(targets[0].rate_weight)
+        self._buffers.append(buffer)
         self._hooks += _cast_during_forward(root, buffer, self.layers[targets[0].key].base_layer)
 
 
@@ -186,9 +212,74 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     for root in roots.values():
         root.requires_grad_(False)
     for name, targets in usable.items():
-        if targets:
-            adapter._add_group(name, found[name][0], targets, seed=seed)
+        for weight in dict.fromkeys(target.rate_weight for target in targets):
+            same = [target for target in targets if target.rate_weight == weight]
+            adapter._add_group(name, found[name][0], same, seed=seed)
     return adapter
+
+
+def inject_opened(model: ModelParts, opened: Opened) -> tuple[Adapter, tuple[str, ...]]:
+    """An adapter with the layers, families, ranks and numbers of a file, and the file's layers that have no place here.
+
+    AdapterError if none has, or an adapter is in place already; the model is untouched then.
+    """
+    roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
+    for root in roots.values():
+        _refuse_adapted(root)
+    found, left = _opened_targets(model, opened)
+    if not found:
+        raise AdapterError("No layer of this file fits the model. Choose the checkpoint kind it was trained on.")
+    for root in roots.values():
+        root.requires_grad_(False)
+    first = next(iter(found.values()))[1][0]
+    name = "lora" if first.family is NORM else first.family.NAME
+    adapter = Adapter(AdapterSpec(family=name, rank=first.options.rank, alpha=first.options.alpha))
+    for group, (root, targets) in found.items():
+        adapter._add_group(group, root, targets, seed=0)
+    return adapter, left
+
+
+def _opened_targets(
+    model: ModelParts, opened: Opened
+) -> tuple[dict[str, tuple[nn.Module, list[_Target]]], tuple[str, ...]]:
+    """Group name → (root, targets with their numbers), and the file's names that fit nowhere."""
+    family: str = model.spec.family
+    layers = [*_layer_names(model.unet, lambda name: is_unet_target(name, "full")), *_norm_names(model.unet)]
+    texts = [_layer_names(root, lambda name: is_text_target(name, "full", family="")) for root in model.text_encoders]
+    alias = aliases(layers, texts, family=family)
+    wanted = {alias[name]: layer for name, layer in opened.layers.items() if name in alias}
+    left = [name for name in opened.layers if name not in alias]
+    groups = text_encoder_groups(len(model.text_encoders))
+    places = [("unet", model.unet, unet_keys(layers, family=family))]
+    for (group, prefix), encoder, names in zip(groups, model.text_encoders, texts, strict=True):
+        places.append((group, encoder, {name: text_key(name, prefix) for name in names}))
+    found: dict[str, tuple[nn.Module, list[_Target]]] = {}
+    for group, root, keys in places:
+        targets = []
+        for name, key in keys.items():
+            if key in wanted:
+                target = _given_target(root, name, key, wanted[key])
+                targets += [target] if target else []
+                left += [] if target else [key]
+        if targets:
+            found[group] = (root, targets)
+    return found, tuple(left)
+
+
+def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> _Target | None:
+    """The layer with the file's numbers; None if they are for a layer of another kind or size."""
+    module = root.get_submodule(name)
+    base = base_weight(module).detach()
+    given = fitted(layer.weights, base)
+    if given is None or not layer.family.fits(module) or has_other_axis(layer):
+        return None
+    try:
+        diff = layer.family.diff_weight(given, layer.options, base.float().cpu())
+    except (RuntimeError, ValueError):  # torch's word for shapes that do not go together
+        return None
+    if diff.shape != base.shape:
+        return None
+    return _Target(root, name, key, layer.family, layer.options, given=given)
 
 
 def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[_Target]]]:
@@ -211,12 +302,16 @@ def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iter
     """The UNet's target layers, and its norms if they are trained too."""
     layers = _layer_names(unet, lambda name: is_unet_target(name, "full"))
     norms = _norm_names(unet) if spec.train_norm else []
+    blocks = blocks_of([*layers, *norms], spec.blocks, family=model_family)
     for name, key in unet_keys([*layers, *norms], family=model_family).items():
+        block = blocks[name]
+        if block.is_left_out:
+            continue
         if isinstance(unet.get_submodule(name), (nn.GroupNorm, nn.LayerNorm)):
             if is_norm_target(name, spec.targets):
-                yield _Target(unet, name, key, NORM, Options())
+                yield _Target(unet, name, key, NORM, Options(), block.rate_weight)
         elif is_unet_target(name, spec.targets) and _is_wanted(spec, name):
-            yield _target(unet, name, key, spec)
+            yield _target(unet, name, key, spec, block=block)
 
 
 def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool:
@@ -227,10 +322,11 @@ def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool
     return spec.family != "ia3" or is_ia3_target(name) or (is_packed and ".self_attn." in name)
 
 
-def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec) -> _Target:
+def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec, *, block: Block = EVERYWHERE) -> _Target:
     layer, family = root.get_submodule(name), family_of(spec)
-    options = spec.options_for(layer, name)
-    return _Target(root, name, key, family, family.settled(layer, options) if family.fits(layer) else options)
+    options = spec.options_for(layer, name, block)
+    settled = family.settled(layer, options) if family.fits(layer) else options
+    return _Target(root, name, key, family, settled, block.rate_weight)
 
 
 def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
@@ -249,6 +345,8 @@ def _refuse_adapted(root: nn.Module) -> None:
 
 def _fresh(target: _Target, seed: int) -> dict[str, Tensor]:
     """Initial tensors that depend on nothing but the seed and the layer's name in the file, in the slices' order."""
+    if target.given is not None:
+        return dict(target.given)
     generator = torch.Generator().manual_seed(seed_for(seed, f"{target.family.NAME}/{target.key}"))
     weights = target.family.init_weights(target.layer, target.options, generator)
     return {short: weights[short] for short in target.family.STATE_KEYS if short in weights}

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from lib_lora_train.adapters import ia3
+from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule
 from lib_lora_train.adapters.boft import Boft
+from lib_lora_train.adapters.chance import ChanceRule
 from lib_lora_train.adapters.dora import Decomposed
 from lib_lora_train.adapters.dylora import Dylora
 from lib_lora_train.adapters.family import PLAIN, Family, Options, is_wide_conv
@@ -26,6 +28,7 @@ FAMILIES: Mapping[str, Family] = {
     family.NAME: family for family in (Lora(), Loha(), Lokr(), Dylora(), Glora(), ia3.Ia3(), Oft(), Boft(), Full())
 }
 NORM = Norm()
+SAME_EVERYWHERE = BlockRule()
 DECOMPOSABLE = ("lora", "loha", "lokr")
 
 
@@ -49,12 +52,19 @@ class AdapterSpec:
     rank_stabilized: bool = False
     train_norm: bool = False
     options: Options = PLAIN
+    blocks: BlockRule = SAME_EVERYWHERE
 
-    def options_for(self, layer: nn.Module, name: str) -> Options:
-        """The options of the layer with this module name."""
+    def options_for(self, layer: nn.Module, name: str, block: Block = EVERYWHERE) -> Options:
+        """The options of the layer with this module name; a block's rank is not for convolutions with one of their own.
+
+        A block with a rank and no alpha keeps the scale.
+        """
         is_wide = is_wide_conv(layer)
         rank = self.conv_rank if is_wide and self.conv_rank is not None else self.rank
         alpha = self.conv_alpha if is_wide and self.conv_alpha is not None else self.alpha
+        if not is_wide or self.conv_rank is None:
+            alpha = alpha * (block.rank / rank if block.rank else 1.0) if block.alpha is None else block.alpha
+            rank = block.rank or rank
         if self.rank_stabilized:
             alpha *= rank**0.5  # hosts divide by the rank; Kalajdzievski 2023 by its root
         return replace(self.options, rank=rank, alpha=alpha, on_input=ia3.is_on_input(name))
@@ -83,7 +93,19 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
             rescaled=config.rescaled,
             unit=config.dylora_unit,
         ),
+        blocks=BlockRule(
+            ranks=config.block_ranks,
+            alphas=config.block_alphas,
+            down_weights=config.down_lr_weight,
+            mid_weights=config.mid_lr_weight,
+            up_weights=config.up_lr_weight,
+        ),
     )
+
+
+def chance_from_config(config: TrainConfig) -> ChanceRule:
+    """The dropouts that the settings describe."""
+    return ChanceRule(config.network_dropout, config.rank_dropout, config.module_dropout)
 
 
 def family_of(spec: AdapterSpec) -> Family:

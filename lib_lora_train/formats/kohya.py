@@ -39,7 +39,7 @@ from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.parameters import parameters_of
 
 _NO_FOLDERS = Folders((), {}, ())
-_PATHS = ("checkpoint", "vae", "output_dir")
+_PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 _FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
 
 

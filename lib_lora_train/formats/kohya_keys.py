@@ -102,10 +102,8 @@ DEFAULTS: Mapping[str, Any] = {
     "min_timestep": 0,
     "max_timestep": 1000,
     # network
-    "network_weights": "",
     "base_weights": "",
     "base_weights_multiplier": "",
-    "dim_from_weights": False,
     "network_multiplier": 1,
     "network_dropout": 0,
     "rank_dropout": 0,
@@ -263,6 +261,7 @@ NOT_NEEDED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("async_upload", "resume_from_huggingface", "save_state_to_huggingface"), "nothing is uploaded"),
     **dict.fromkeys(("mem_eff_save", "disable_mmap_load_safetensors"), "files are read and written sparingly"),
+    "dim_from_weights": "the rank always comes from the file",
     "save_model_as": "LoRA files are always .safetensors",
     "output_config": "it steers the other program only",
     "config_file": "it steers the other program only",

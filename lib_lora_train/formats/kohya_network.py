@@ -74,6 +74,10 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "train_norm": tuple(_GUI_NAMES),
 }
 """Our parameters' kohya names → the families in which LyCORIS reads them."""
+_IN_ARGUMENTS = (
+    *("rank_dropout", "module_dropout", "block_dims", "block_alphas"),
+    *("down_lr_weight", "mid_lr_weight", "up_lr_weight"),
+)
 _KOHYAS_OWN = ("conv_dim", "conv_alpha", "unit")  # what networks.lora and networks.dylora read
 
 
@@ -224,6 +228,7 @@ def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
     """(ss_network_module, ss_network_args) as kohya's tools write them for this network: all values are text."""
     conv = {"conv_dim": config.conv_rank or config.rank, "conv_alpha": conv_alpha_of(config)}
     arguments: dict[str, Any] = dict(conv) if config.targets in ("all", "full") else {}
+    arguments |= {name: value for name in _IN_ARGUMENTS if (value := getattr(config, kohya_parameters()[name].name))}
     if _is_plain(config) and config.targets in ("standard", "all"):
         if config.family == "dylora":
             return "networks.dylora", _texts({**arguments, "unit": config.dylora_unit})

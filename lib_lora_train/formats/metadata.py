@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "lora_train_config"
 
-_PATHS = ("checkpoint", "vae", "output_dir", "folder")
+_PATHS = ("checkpoint", "vae", "output_dir", "continue_from", "folder")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
@@ -132,9 +132,9 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
         "ss_network_module": module,
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.effective_alpha,
-        "ss_network_dropout": None,
+        "ss_network_dropout": config.network_dropout or None,
         "ss_network_args": arguments,
-        "ss_scale_weight_norms": None,
+        "ss_scale_weight_norms": config.scale_weight_norms or None,
     }
 
 

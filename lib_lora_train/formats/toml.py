@@ -17,7 +17,7 @@ from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.errors import ConfigError, OutputError, Problem
 from lib_lora_train.parameters import parameters_of
 
-_PATHS = ("checkpoint", "vae", "output_dir")
+_PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 
 
 def read_toml_config(path: Path) -> Mapping[str, Any]:

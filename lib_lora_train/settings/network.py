@@ -62,6 +62,13 @@ class NetworkSettings:
         group="network",
         tier="beginner",
     )
+    continue_from: str = param(
+        "",
+        "A LoRA file to go on with, of any origin. Family, ranks, alphas and layers are then the file's, and the "
+        "settings for them have no effect. Empty: a fresh one.",
+        group="network",
+        kohya="network_weights",
+    )
     conv_rank: int | None = param(
         None,
         "Rank of 3×3 convolutions, with targets all. Empty: as rank. Half the rank or less is usual, and at most 64: "
@@ -145,6 +152,75 @@ class NetworkSettings:
         "OFT and BOFT: a factor for each output channel is trained along, since rotations cannot change lengths.",
         group="network",
         kohya="rescaled",
+    )
+    network_dropout: float = param(
+        0.0,
+        "Share of the LoRA's inner numbers that are left out at random in each step, against overfitting: 0.1 to 0.3, "
+        "with more steps. For lora and dylora, without dora.",
+        group="network",
+        low=0.0,
+        high=0.95,
+        kohya="network_dropout",
+    )
+    rank_dropout: float = param(
+        0.0,
+        "Share of the ranks that are left out at random for each picture: 0.1 to 0.3. For lora and dylora, without "
+        "dora.",
+        group="network",
+        low=0.0,
+        high=0.95,
+        kohya="rank_dropout",
+    )
+    module_dropout: float = param(
+        0.0,
+        "Share of the layers whose update is left out at random in each micro-batch: 0.1 to 0.2; above 0.5 little is "
+        "learnt. For every family.",
+        group="network",
+        low=0.0,
+        high=0.95,
+        kohya="module_dropout",
+    )
+    scale_weight_norms: float = param(
+        0.0,
+        "Longest update a layer may have; longer ones are scaled down after each step, so that no layer burns and the "
+        "LoRA mixes well with others. 0: no limit. 1 is usual; below 0.5 the concept fades.",
+        group="network",
+        low=0.0,
+        high=1000.0,
+        kohya="scale_weight_norms",
+    )
+    block_ranks: str = param(
+        "",
+        "A rank for each UNet block, separated by commas: 25 numbers for SD1 and SD2, 23 for SDXL, from the first to "
+        "the last; 0 leaves a block out. Empty: rank everywhere.",
+        group="network",
+        kohya="block_dims",
+    )
+    block_alphas: str = param(
+        "",
+        "An alpha for each UNet block, as many numbers as block_ranks. Empty: each block has the scale of the others.",
+        group="network",
+        kohya="block_alphas",
+    )
+    down_lr_weight: str = param(
+        "",
+        "Learning-rate weights of the blocks on the way down: 12 numbers for SD1 and SD2, 9 for SDXL, or a curve: "
+        "sine, cosine, linear, reverse_linear, zeros, with +0.25 to raise it. 0 leaves a block out. They carry layout.",
+        group="network",
+        kohya="down_lr_weight",
+    )
+    mid_lr_weight: str = param(
+        "",
+        "Learning-rate weight of the middle block: 1 number, 3 for SDXL. 0 leaves it out. Empty: 1.",
+        group="network",
+        kohya="mid_lr_weight",
+    )
+    up_lr_weight: str = param(
+        "",
+        "Learning-rate weights of the blocks on the way up, as down_lr_weight. They carry style and detail: for a "
+        "style alone, weaken the others.",
+        group="network",
+        kohya="up_lr_weight",
     )
     train_norm: bool = param(
         False,

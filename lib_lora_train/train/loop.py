@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.adapters.limits import NormLimit
+from lib_lora_train.adapters.registry import chance_from_config
 from lib_lora_train.config import TrainConfig, config_values, steps_of
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.data.showing import captions_ahead
@@ -59,6 +61,7 @@ class Training:
     conditions: TextConditions
     scale: LossScale | None
     average: Average | None
+    norm_limit: NormLimit | None = None
     relief: Relief = field(default_factory=Relief)
     step: int = 0
     epoch_loss: float = 0.0
@@ -138,6 +141,7 @@ def start_training(
         ),
         scale=LossScale(model.device) if model.dtype == torch.float16 else None,
         average=None,
+        norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
     )
     if config.ema_decay:
         training.average = Average(training.parameters, config.ema_decay)
@@ -246,7 +250,7 @@ def _hold(control: Control) -> Iterator[Event]:
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """A step whose numbers are still on the device: `numbers` (3,) are loss, gradient norm, loss scale."""
+    """A step whose numbers are still on the device: loss, gradient norm, loss scale, and the limited norms' three."""
 
     step: int
     epoch: int
@@ -302,7 +306,7 @@ def _take_turn(
         _restore(training, good, first)
         return _News([], out_of_memory(first + 1, training.config))
     numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
-    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row)), None)
+    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row[:3])), None)
     if bad is not None:
         failure = _not_a_number(taken[bad].step, numbers[bad][0])
         taken, numbers = taken[:bad], numbers[:bad]
@@ -338,12 +342,14 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
     total = torch.zeros((), device=model.device)
     scale = training.scale.value if training.scale else None
-    for batch in drawn:
-        if batch is not None:
+    for number, batch in enumerate(drawn):
+        if batch is None:
+            continue
+        with training.adapter.training(chance_from_config(config), config.seed, training.step, number):
             condition = training.conditions.of(model, batch.captions)
             loss = batch_loss(model, batch, condition, training.loss_rule) / usable
             (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        total += loss.detach()
     epoch, factor = training.epoch, _factor(training)
     training.step += 1
     if not usable:
@@ -354,6 +360,9 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     except torch.cuda.OutOfMemoryError as reason:
         raise _TornStepError from reason
     numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
+    if training.norm_limit:
+        numbers = torch.cat([numbers, training.norm_limit.apply()])
+        training.stepper.take_over()
     if training.scale:
         training.scale.update(norm)
     if training.average:
@@ -373,7 +382,8 @@ def _factor(training: Training) -> float:
 
 
 def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:
-    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds)
+    norms = (row[3], row[4], row[5]) if len(row) > 3 else None
+    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds, norms)
 
 
 def _is_sound(loss: float, norm: float, scale: float) -> bool:

@@ -35,6 +35,9 @@ class Stepper(Protocol):
     def step(self, factor: float) -> None:
         """Take one step with every learning rate times `factor`, from the gradients as they are, and forget these."""
 
+    def take_over(self) -> None:
+        """Go on from the parameters as they are now, after others have changed them between two steps."""
+
     def effective_rates(self) -> dict[str, float]:
         """By group, the learning rate of the last step: d·lr for an adaptive optimiser."""
 
@@ -113,6 +116,9 @@ class OwnRates:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def take_over(self) -> None:
+        """See `Stepper`; nothing is kept of them here."""
+
     def effective_rates(self) -> dict[str, float]:
         """See `Stepper`; schedule-free optimisers have a warm-up of their own, which they tell as `scheduled_lr`."""
         groups = zip(self._rates, self._optimizer.param_groups, strict=True)
@@ -181,6 +187,13 @@ class SharedDistance:
                 with torch.no_grad():
                     torch.mul(scaled, ratio, out=parameter)
             parameter.grad = scaled.grad = None
+
+    def take_over(self) -> None:
+        """See `Stepper`."""
+        with torch.no_grad():
+            for parameter, scaled, ratio in self._pairs:
+                if scaled is not parameter:
+                    torch.div(parameter, ratio, out=scaled)
 
     def effective_rates(self) -> dict[str, float]:
         """See `Stepper`."""

@@ -1,0 +1,153 @@
+"""What is in an adapter file: family, ranks, alphas, norms, faults, and which models it is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.dora import MAGNITUDE
+from lib_lora_train.adapters.file import AdapterFile, read_adapter
+from lib_lora_train.adapters.opened import Opened, OpenedLayer, has_other_axis, open_state
+
+_CROSS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
+_NOT_IN_FORGE = ("ia3", "oft", "boft")
+_NEEDS_MODEL = ("glora", "ia3", "oft", "boft")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The findings.
+
+    `norms`: layer → ‖ΔW‖, where it does not depend on the model; `broken`: keys with NaN or infinity; `turned`: layers
+    whose DoRA is for output channels.
+    """
+
+    path: Path
+    families: Mapping[str, int]
+    parts: Mapping[str, int]
+    ranks: Mapping[int, int]
+    alphas: Mapping[float, int]
+    norms: Mapping[str, float]
+    zero: tuple[str, ...]
+    broken: tuple[str, ...]
+    unknown: tuple[str, ...]
+    turned: tuple[str, ...]
+    base_model: str
+    metadata: Mapping[str, str]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for everything that a user should know before using the file."""
+        found = []
+        if self.broken:
+            found.append(f"{len(self.broken)} tensors hold NaN or infinity ({_some(self.broken)}): unusable.")
+        if self.turned:
+            found.append("Its DoRA is for output channels, which A1111 and Forge read as something else, silently.")
+        if self.unknown:
+            found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
+        if self.zero and len(self.zero) == sum(self.parts.values()):
+            found.append("Every layer is zero: the file has no effect.")
+        ignored = [name for name in self.families if name.startswith(_NOT_IN_FORGE)]
+        if ignored:
+            found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which it reads.")
+        return tuple(found)
+
+
+def check_file(path: Path) -> Checked:
+    """The findings on a file; AdapterError if it cannot be read."""
+    return check(read_adapter(path))
+
+
+def check(file: AdapterFile) -> Checked:
+    """The findings on a file that was read."""
+    opened = open_state(file.state)
+    layers = opened.layers
+    return Checked(
+        path=file.path,
+        families=Counter(layer.kind for layer in layers.values()),
+        parts=Counter(_part(name) for name in layers),
+        ranks=Counter(layer.options.rank for layer in layers.values()),
+        alphas=Counter(round(layer.options.alpha, 6) for layer in layers.values()),
+        norms={name: norm for name, layer in layers.items() if (norm := _norm(layer)) is not None},
+        zero=tuple(name for name, layer in layers.items() if _norm(layer) == 0),
+        broken=tuple(key for key, tensor in file.state.items() if not bool(torch.isfinite(tensor.float()).all())),
+        unknown=opened.unknown,
+        turned=tuple(name for name, layer in layers.items() if has_other_axis(layer)),
+        base_model=_base_model(opened, file.metadata),
+        metadata=file.metadata,
+    )
+
+
+def report(checked: Checked) -> str:
+    """The findings as lines of text."""
+    norms = list(checked.norms.values())
+    lines = [
+        f"{checked.path.name}: {_told(checked.families)}",
+        f"  for {checked.base_model}; layers: {_told(checked.parts)}",
+        f"  rank: {_told(checked.ranks)}; alpha: {_told(checked.alphas)}",
+    ]
+    if norms:
+        lines.append(f"  ‖ΔW‖: {min(norms):.4g} to {max(norms):.4g}, {sum(norms) / len(norms):.4g} on average")
+    if checked.zero:
+        lines.append(f"  without effect: {len(checked.zero)} layers ({_some(checked.zero)})")
+    for key in ("ss_output_name", "ss_network_module", "ss_sd_model_name", "ss_steps", "modelspec.trigger_phrase"):
+        if checked.metadata.get(key) not in (None, "", "None"):
+            lines.append(f"  {key}: {checked.metadata[key]}")
+    return "\n".join([*lines, *(f"  ! {problem}" for problem in checked.problems)])
+
+
+def _part(name: str) -> str:
+    for prefix, part in (("lora_unet", "UNet"), ("lora_te2", "text encoder 2"), ("lora_te1", "text encoder 1")):
+        if name.startswith(prefix):
+            return part
+    return "text encoder" if name.startswith("lora_te") else "other"
+
+
+def _norm(layer: OpenedLayer) -> float | None:
+    """‖ΔW‖, None where it depends on the model's weights."""
+    if MAGNITUDE in layer.weights or layer.family.NAME in _NEEDS_MODEL:
+        return None
+    weights = {name: tensor.float() for name, tensor in layer.weights.items()}
+    if layer.family.NAME == "loha" and "t1" not in weights:
+        rows, columns = weights["w1_a"].shape[0], weights["w1_b"].shape[1]
+        return float(layer.family.diff_norm(weights, layer.options, torch.empty(rows, columns, device="meta")))
+    return float(layer.family.diff_norm(weights, layer.options, torch.empty(0)))
+
+
+def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
+    """Which models the file is for: by the width of the prompt that cross-attention reads, else by what it says."""
+    for name, layer in opened.layers.items():
+        if name.endswith(("attn2_to_k", "attn2_to_v")):
+            width = _inputs(layer.weights)
+            if width in _CROSS:
+                return _CROSS[width]
+    told = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
+    if "xl" in told:
+        return "SDXL (as it says)"
+    if told:
+        return "SD2 (as it says)" if "v2" in told else "SD1 (as it says)"
+    return "SDXL" if any(name.startswith("lora_te2") for name in opened.layers) else "an unknown model"
+
+
+def _inputs(weights: Mapping[str, Tensor]) -> int | None:
+    """In-features of a linear layer, as far as its tensors tell."""
+    for short in ("down", "a1", "w1_b", "diff", MAGNITUDE):
+        if short in weights and not {"w1_a", "w2"} <= weights.keys():
+            return weights[short].shape[1]
+    if "w1" in weights and ("w2" in weights or "w2_b" in weights):
+        return weights["w1"].shape[1] * weights["w2" if "w2" in weights else "w2_b"].shape[1]
+    return None
+
+
+def _told(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:
+    return ", ".join(f"{value} × {count}" for value, count in counts.items()) or "none"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -1,0 +1,115 @@
+"""Any adapter as one that every webui reads: an exact difference, or a LoRA of a chosen rank with its measured error.
+
+ΔW is computed on the model the file is for, since DoRA, GLoRA, (IA)³, OFT and BOFT depend on its weights. The best LoRA
+of rank r is the truncated singular value decomposition (Eckart & Young 1936).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.file import AdapterFile, SavedAdapter, write_adapter
+from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_opened
+from lib_lora_train.adapters.opened import open_state
+from lib_lora_train.adapters.registry import NORM
+from lib_lora_train.errors import AdapterError
+
+KINDS = ("lora", "diff")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """`state`: kohya keys → tensors; `error`: ‖ΔW' − ΔW‖ / ‖ΔW‖ over all layers; `worst`: the layer with most of it.
+
+    `left_out`: what the new kind cannot hold or no layer fits; it is told, not lost silently.
+    """
+
+    state: Mapping[str, Tensor]
+    error: float
+    worst: str
+    left_out: tuple[str, ...]
+
+
+def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16) -> Converted:
+    """The file's ΔW on this model as `diff` or as a LoRA of `rank`; the model is as before afterwards.
+
+    AdapterError for an unknown kind, or a file of which no layer fits the model.
+    """
+    if to not in KINDS:
+        raise AdapterError(f"A file can be converted to {' or '.join(KINDS)}, not to {to!r}.")
+    if rank < 1:
+        raise AdapterError(f"Rank {rank} is no rank. Give 1 or more; 16 to 64 is usual.")
+    opened = open_state(file.state)
+    adapter, left = inject_opened(model, opened)
+    try:
+        return _converted(adapter, to, rank, (*opened.unknown, *left))
+    finally:
+        adapter.remove()
+
+
+@torch.no_grad()
+def _converted(adapter: Adapter, to: str, rank: int, left: tuple[str, ...]) -> Converted:
+    state: dict[str, Tensor] = {}
+    missed: dict[str, float] = {}
+    whole = 0.0
+    left_out = list(left)
+    for key, layer in adapter.layers.items():
+        if layer.family is NORM:
+            state |= {f"{key}.{ending}": tensor for ending, tensor in layer.state().items()}
+            continue
+        diff = layer.diff_weight().cpu()
+        tensors = {"diff": diff} if to == "diff" else truncated(diff, rank)
+        bias = layer.diff_bias()
+        if bias is not None:
+            if to == "diff":
+                tensors["diff_b"] = bias.cpu()
+            elif float(bias.abs().max()) > 0:
+                left_out.append(f"{key}.diff_b")
+        state |= {f"{key}.{ending}": tensor for ending, tensor in tensors.items()}
+        whole += float(diff.double().square().sum())
+        missed[key] = 0.0 if to == "diff" else _missed(diff, tensors)
+    worst = max(missed, key=lambda key: missed[key], default="")
+    error = (sum(missed.values()) / whole) ** 0.5 if whole else 0.0
+    return Converted(state, error, worst, tuple(left_out))
+
+
+def truncated(diff: Tensor, rank: int) -> dict[str, Tensor]:
+    """The nearest LoRA of at most `rank`: kohya ending → tensor; the singular values are shared by both matrices."""
+    flat = diff.flatten(1)
+    left, values, right = torch.linalg.svd(flat, full_matrices=False)
+    rank = min(rank, len(values))
+    roots = values[:rank].sqrt()
+    up, down = left[:, :rank] * roots, right[:rank] * roots[:, None]
+    ones = (1,) * (diff.dim() - 2)
+    return {
+        "lora_down.weight": down.reshape(rank, *diff.shape[1:]).contiguous(),
+        "lora_up.weight": up.reshape(-1, rank, *ones).contiguous(),
+        "alpha": torch.tensor(float(rank)),
+    }
+
+
+def _missed(diff: Tensor, tensors: Mapping[str, Tensor]) -> float:
+    """‖ΔW − up @ down‖², measured on the tensors themselves."""
+    product = tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)
+    return float((diff.flatten(1) - product).double().square().sum())
+
+
+def write_converted(
+    path: Path, converted: Converted, *, to: str, rank: int, metadata: Mapping[str, str], precision: str = "fp16"
+) -> SavedAdapter:
+    """Write the new file with the old one's metadata, its network keys made true; OutputError if that fails."""
+    module, arguments = ("networks.lora", {}) if to == "lora" else ("lycoris.kohya", {"algo": "full"})
+    told = {
+        "ss_network_module": module,
+        "ss_network_args": json.dumps(arguments),
+        "ss_network_dim": str(rank) if to == "lora" else "None",
+        "ss_network_alpha": str(float(rank)) if to == "lora" else "None",
+    }
+    kept = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
+    return write_adapter(path, converted.state, metadata={**kept, **told}, precision=precision)
