@@ -336,7 +336,7 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
 def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
     page.set_viewport_size({"width": 480, "height": 900})
     open_tab(page, f"{address}?__theme={theme}")
-    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results"):
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
         show(page, panel)
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth") <= 480

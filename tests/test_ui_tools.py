@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lib_lora_train.adapters.file import read_adapter, write_adapter
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError, LoraTrainError
+from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.ui.tools_desk import ToolsDesk
 
 _LAYER = "lora_unet_mid_block_attentions_0_proj_in"
@@ -56,8 +58,19 @@ def test_a_wrong_rank_and_a_taken_name_are_told_before_anything_is_loaded(tmp_pa
     assert taken.read_bytes() == before
 
 
-def test_a_lora_on_the_embedded_model_is_written_as_its_exact_difference(tmp_path: Path) -> None:
-    from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT
-    from lib_lora_train.models.load import read_checkpoint
-
-    del EMBEDDED_CHECKPOINT, read_checkpoint
+def test_a_lora_is_written_as_its_exact_difference(tmp_path: Path) -> None:
+    """On the embedded model: up @ down, as alpha equals the rank; fp16 keeps 11 bits, 2⁻¹¹ relative."""
+    unet = StandaloneHost(None, None, tmp_path).load_model(TrainConfig(precision="fp32")).unet
+    name, layer = next((n, m) for n, m in unet.named_modules() if n.endswith("attn1.to_q"))
+    key = "lora_unet_" + name.replace(".", "_")
+    generator = torch.Generator().manual_seed(1)
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, layer.in_features), (layer.out_features, 4)))
+    state = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(4.0)}
+    file = tmp_path / "a.safetensors"
+    write_adapter(file, state, metadata={}, precision="fp32")
+    answer = ToolsDesk().convert({"file": str(file), "to": "diff"})
+    assert (Path(answer["path"]).name, answer["left_out"]) == ("a-diff.safetensors", [])
+    assert answer["error"] < 1e-6
+    torch.testing.assert_close(
+        read_adapter(Path(answer["path"])).state[f"{key}.diff"].float(), up @ down, rtol=2**-10, atol=1e-4
+    )
