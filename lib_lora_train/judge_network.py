@@ -175,6 +175,9 @@ def _dropouts(config: TrainConfig) -> Iterator[Problem]:
         rate = getattr(config, name)
         if rate > _MUCH_DROPOUT:
             yield _warning(name, f"{rate:g} leaves out most of what should learn. 0.1 to 0.3 is usual.")
+    if config.scale_weight_norms and "ScheduleFree" in config.optimizer:
+        text = f"has little hold with {config.optimizer}, which keeps weights of its own. Choose AdamW or Prodigy."
+        yield _warning("scale_weight_norms", text)
     if what in ("dora", *_ROTATIONS):
         yield from _unused(config, ["scale_weight_norms"], f"with {what}, whose length is not one of its own")
 

@@ -56,6 +56,7 @@ def test_defaults_of_the_plain_families_have_no_findings() -> None:
         ({"rank_dropout": 0.6}, ("warning", "rank_dropout")),
         ({"network_dropout": 0.1, "dora": True}, ("hint", "network_dropout")),
         ({"scale_weight_norms": 1.0, "family": "boft"}, ("hint", "scale_weight_norms")),
+        ({"scale_weight_norms": 1.0, "optimizer": "AdamWScheduleFree"}, ("warning", "scale_weight_norms")),
     ],
 )
 def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) -> None:

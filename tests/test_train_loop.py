@@ -103,11 +103,14 @@ def test_norms_are_limited_after_each_step_and_told(values: dict[str, Any]) -> N
     assert told[-1] and told[-1][2] == pytest.approx(max(run.adapter.norms().values()), rel=1e-4)
 
 
-def test_blocks_learn_at_their_own_rates() -> None:
-    config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5")
+@pytest.mark.parametrize("values", [{}, {"optimizer": "Adafactor"}, {"loraplus_unet_ratio": 4.0}])
+def test_blocks_learn_at_their_own_rates(values: dict[str, Any]) -> None:
+    config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5", **values)
     events = run_to_end(begun(config), model())
     rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
     assert rates[-1]["unet x0.5"] == pytest.approx(rates[-1]["unet"] / 2)
+    if "loraplus_unet_ratio" in values:
+        assert rates[-1]["unet x0.5_up"] == pytest.approx(rates[-1]["unet"] * 2)
 
 
 @pytest.mark.parametrize("kind", LR_SCHEDULES)

@@ -38,7 +38,7 @@ from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
 from lib_lora_train.train.optim import Stepper, group_rates, make_stepper
-from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
+from lib_lora_train.train.pieces import OnPieces, Piece, pieces_of, split_up
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
@@ -167,19 +167,23 @@ def encode_captions(training: Training) -> Generator[Event, None, None]:
 
 def _stepper(adapter: Adapter, rates: dict[str, float], config: TrainConfig) -> Stepper:
     """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
+    weighted, own_rates = adapter.weighted(rates)
     ratios = {
-        name: config.loraplus_unet_ratio if name == "unet" else config.loraplus_text_encoder_ratio
-        for name in adapter.groups
+        name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio
+        for name in weighted
     }
     if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
-        return make_stepper(adapter.groups, rates, config=config)
-    pieces = pieces_of(adapter)
-    groups, own_rates = split_up(pieces, rates, ratios)
-    stepper = make_stepper(groups, own_rates, config=config)
+        return make_stepper(weighted, own_rates, config=config)
+    home = {id(parameter): name for name, group in weighted.items() for parameter in group}
+    pieces: dict[str, list[Piece]] = {name: [] for name in weighted}
+    for piece in (piece for members in pieces_of(adapter).values() for piece in members):
+        pieces[home[id(piece.flat)]].append(piece)
+    groups, split_rates = split_up(pieces, own_rates, ratios)
+    stepper = make_stepper(groups, split_rates, config=config)
     for name, group in adapter.groups.items():
         for parameter in group:
             parameter.requires_grad_(rates[name] > 0)
-    return OnPieces(stepper, [piece for name in pieces if rates[name] > 0 for piece in pieces[name]])
+    return OnPieces(stepper, [piece for name in pieces if own_rates[name] > 0 for piece in pieces[name]])
 
 
 def _stop_text_encoders(training: Training) -> None:

@@ -88,6 +88,10 @@ class OnPieces:
         for piece in self._pieces:
             piece.parameter.grad = piece.flat.grad = None
 
+    def take_over(self) -> None:
+        """See `Stepper`; pieces lie on the flat parameters' own storage."""
+        self._stepper.take_over()
+
     def effective_rates(self) -> dict[str, float]:
         """See `Stepper`."""
         return self._stepper.effective_rates()
