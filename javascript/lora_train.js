@@ -9,6 +9,8 @@
     const BUSY_MS = 1000;
     const IDLE_MS = 4000;
     const KEEP_FORM_MS = 1200;
+    const FILL_MS = 8000; // a form that is still not filled in then is given free all the same
+    const opened = Date.now();
     const PHASES = {
         load: "Loading the model",
         scan: "Reading the folders",
@@ -110,7 +112,7 @@
     }
 
     // --- the run, as far as this page knows it ----------------------------------------------------
-    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], rates: {}, rendered: {} });
+    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], norm: [], rates: {} });
     let run = nothing();
 
     const lastStep = (points) => (points.length ? points[points.length - 1][0] : 0);
@@ -126,9 +128,11 @@
         run.events.push(...answer.events);
         run.next = answer.next;
         run.loss = fromStart ? answer.loss : run.loss.concat(answer.loss);
+        run.norm = fromStart ? answer.norm : run.norm.concat(answer.norm);
         for (const [group, points] of Object.entries(answer.learning_rates)) {
             run.rates[group] = fromStart ? points : (run.rates[group] || []).concat(points);
         }
+        lt.noticed(answer);
         return true;
     }
 
@@ -177,6 +181,10 @@
         strip: drawStrip,
         figures: drawFigures,
         log: drawLog,
+        curves: (place) => lt.drawCurves(place, run),
+        "sample-tools": (place) => lt.drawSampleTools(place, run),
+        queue: (place) => lt.drawQueue(place, run.status),
+        runs: (place) => lt.drawRuns(place, run),
         chart: (place) => lt.drawChart(place, run),
         samples: (place) => lt.drawSamples(place, run),
         grid: (place) => lt.drawGrid(place, run),
@@ -184,6 +192,8 @@
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
+        tools: (place) => lt.drawTools(place),
+        doctor: (place) => lt.drawDoctor(place),
         captions: (place) => lt.drawCaptions(place),
         search: (place) => lt.drawSearch(place),
         changed: (place) => lt.markChanged(place),
@@ -196,6 +206,8 @@
         const state = run.status ? run.status.state : "idle";
         const has = (kind) => run.events.some((event) => event.kind === kind);
         root.dataset.ltState = state;
+        const isFilled = root.querySelector("[data-lt='restored']") !== null || Date.now() - opened > FILL_MS;
+        root.dataset.ltFilling = isFilled ? "" : "yes";
         root.dataset.ltLive = LIVE.includes(state) ? "yes" : "";
         root.dataset.ltRun = run.id ? "yes" : "";
         root.dataset.ltGrid = has("GridDrawn") || (run.status && run.status.grid && run.status.grid.token) ? "yes" : "";
@@ -258,6 +270,7 @@
             ["Loss", smooth.length ? smooth[smooth.length - 1].toFixed(4) : "–"],
             speed(status.step_seconds),
             ["Time left", LIVE.includes(status.state) ? lt.clock(status.eta_seconds) : "–"],
+            ...(status.memory ? [["GPU memory (GiB)", `${status.memory.used_gib.toFixed(1)} / ${status.memory.total_gib.toFixed(0)}`]] : []),
             ...rates.map(([group, points]) => [`LR ${group}`, lt.rate(points[points.length - 1][1]), points]),
         ];
         place.replaceChildren(make("div", { className: "lt-tiles" }, ...figures.map(([name, value, points]) =>
@@ -346,7 +359,7 @@
             number(ended[file.epoch]),
             ...names.map((name) => number((measured[file.epoch] || {})[name])),
             make("td", { className: "lt-actions" },
-                copyButton("Copy prompt", `<lora:${fileName(file.path).replace(/\.safetensors$/, "")}:1>`),
+                lt.useButton(fileName(file.path), lt.triggersOf(run.status)),
                 copyButton("Copy path", file.path))));
         place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
@@ -354,6 +367,9 @@
             make("tbody", {}, ...rows))));
     }
 
+    lt.copyButton = copyButton;
+    lt.fileName = fileName;
+    lt.poll = () => pollSoon();
     function copyButton(label, text) {
         const button = make("button", { className: "lt-small", type: "button", title: text }, label);
         button.onclick = () => lt.copy(text, button);

@@ -63,7 +63,7 @@
     // --- the picture ------------------------------------------------------------------------------
     /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
     function scalesOf(run, width) {
-        const [lowest, highest] = rangeOf(run.loss.map(([, loss]) => loss));
+        const [lowest, highest] = rangeOf([...run.loss, ...validation(run)].map(([, loss]) => loss));
         const isLog = settings.isLog && lowest > 0;
         const pad = (highest - lowest) * 0.08;
         const low = isLog ? lowest / 1.1 : Math.max(0, lowest - pad);
@@ -109,6 +109,14 @@
         return draw("g", { class: "lt-epochs" }, ...marks);
     }
 
+    /** [step, value] of every measured validation loss; the epoch's last step is where it stands. */
+    function validation(run) {
+        const ends = Object.fromEntries(run.events.filter((event) => event.kind === "EpochDone").map((event) => [event.epoch, event.step]));
+        return run.events.filter((event) => event.kind === "Measured" && ends[event.epoch])
+            .map((event) => [ends[event.epoch], Object.entries(event.values).find(([name]) => name.includes("validation"))])
+            .filter(([, found]) => found && found[1] !== null).map(([step, [, value]]) => [step, value]);
+    }
+
     function chartOf(run, width) {
         const scales = scalesOf(run, width);
         const smooth = lt.smoothed(run.loss, settings.smoothing);
@@ -122,6 +130,9 @@
             draw("g", { "clip-path": "url(#lora_train_clip)" },
                 draw("path", { class: "lt-raw", d: path(run.loss, scales) }),
                 draw("path", { class: "lt-smooth", d: path(strong, scales) }),
+                draw("path", { class: "lt-validation", d: path(validation(run), scales) }),
+                ...validation(run).map(([step, value]) => draw("circle", { class: "lt-validated", cx: scales.x(step), cy: scales.y(value), r: 3.5 },
+                    draw("title", {}, `validation ${value.toFixed(4)} after step ${step}`))),
                 draw("circle", { class: "lt-now", cx: scales.x(last[0]), cy: scales.y(last[1]), r: 3.5 })),
         );
         return { svg, scales, smooth };
@@ -192,7 +203,7 @@
         for (const input of [log, smoothing]) input.dataset.ltOwn = "yes";
         place.replaceChildren(
             lt.make("div", { className: "lt-toolbar" },
-                lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw"),
+                lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw", lt.make("i", { className: "lt-key-validation" }), "validation"),
                 lt.make("label", {}, "Smoothing", smoothing),
                 lt.make("label", {}, log, "Log axis")),
             lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-picture" }), lt.make("div", { className: "lt-reading" })));
@@ -218,6 +229,20 @@
         const chart = chartOf(run, width);
         picture.replaceChildren(chart.svg);
         addReading(place, run, chart);
+    };
+
+    /** Learning rates and gradient norms, small, each with its last value; thinned by the server like the loss. */
+    lt.drawCurves = (place, run) => {
+        const curves = [...Object.entries(run.rates).map(([group, points]) => [`learning rate, ${group.replace(/_/g, " ")}`, points]), ["gradient norm", run.norm]]
+            .filter(([, points]) => points.some(([, value]) => value !== null));
+        const last = run.loss.length ? run.loss[run.loss.length - 1][0] : 0;
+        const mark = [run.id, last, place.clientWidth].join("/");
+        if (place.dataset.mark === mark) return;
+        place.dataset.mark = mark;
+        place.replaceChildren(lt.make("div", { className: "lt-curves" }, ...curves.map(([name, points]) => {
+            const known = points.filter(([, value]) => value !== null);
+            return lt.make("figure", { className: "lt-card" }, lt.make("figcaption", {}, name, lt.make("b", {}, lt.rate(known[known.length - 1][1]))), lt.sparkline(known));
+        })));
     };
 
     /** A small curve without axes, for a figure's tile. */

@@ -89,11 +89,11 @@
 
     lt.drawSamples = (place, run) => {
         const drawn = run.events.filter((event) => event.kind === "SampleDrawn").length;
-        const mark = `${run.id}/${drawn}`;
+        const wants = Boolean(run.status && run.status.config && (run.status.config.sample_prompts || []).length);
+        const mark = `${run.id}/${drawn}/${wants}`;
         if (place.dataset.mark === mark) return;
         place.dataset.mark = mark;
         if (!drawn) {
-            const wants = run.status && run.status.config && (run.status.config.sample_prompts || []).length;
             const reason = wants ? "The first samples are drawn without the LoRA, before training begins." : "This run has no sample prompts.";
             place.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
             return;

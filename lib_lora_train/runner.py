@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.errors import HostError, LoraTrainError
 from lib_lora_train.events import (
@@ -53,6 +55,7 @@ class _Run:
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     rates: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     step_seconds: float = 0.0
     files: list[Path] = dataclasses.field(default_factory=list)
     state: str = "running"
@@ -66,6 +69,7 @@ class _Run:
         self.events.append(record)
         if isinstance(event, StepDone):
             self.losses.append((event.step, event.loss))
+            self.norms.append((event.step, event.grad_norm))
             self.step_seconds = event.seconds
             for group, rate in event.learning_rates.items():
                 self.rates.setdefault(group, []).append((event.step, rate))
@@ -80,6 +84,7 @@ class _Run:
     def _forget_after(self, step: int) -> None:
         """These steps are taken again."""
         self.losses = [point for point in self.losses if point[0] <= step]
+        self.norms = [point for point in self.norms if point[0] <= step]
         self.rates = {name: [p for p in points if p[0] <= step] for name, points in self.rates.items()}
 
     def recall(self) -> None:
@@ -227,6 +232,19 @@ class JobRunner:
         with self._lock:
             rates = {group: list(points) for group, points in self._run.rates.items()} if self._run else {}
         return {group: downsample(points, max_points) for group, points in rates.items()}
+
+    def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        """(step, gradient norm before clipping) pairs, thinned like the loss curve."""
+        with self._lock:
+            norms = list(self._run.norms) if self._run else []
+        return downsample(norms, max_points)
+
+    def memory(self) -> dict[str, float] | None:
+        """GiB of the graphics card in use by everybody, and in all; None where there is no such card in use."""
+        if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return None
+        free, total = torch.cuda.mem_get_info()
+        return {"used_gib": (total - free) / 2**30, "total_gib": total / 2**30}
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -89,6 +89,7 @@ def page() -> Iterator[Any]:
 def open_tab(page: Any, address: str) -> None:
     page.goto(address)
     page.wait_for_selector("#lora_train_root .lt-pill")
+    page.wait_for_selector("[data-lt='restored']", state="attached")  # the form is filled in
 
 
 def show(page: Any, panel: str) -> None:
@@ -136,6 +137,14 @@ def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -
     page.click("#lora_train_start")
     page.wait_for_timeout(500)
     assert status(address)["run"] is None
+
+
+def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address: str) -> None:
+    page.goto(address)
+    page.locator("#lora_train_concepts_1_trigger input").click()  # waits until the form can be clicked on
+    page.keyboard.type("typed at once")
+    page.wait_for_timeout(2000)
+    assert page.locator("#lora_train_concepts_1_trigger input").input_value().endswith("typed at once")
 
 
 def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
@@ -227,7 +236,6 @@ def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: st
     assert (value(page, "output_name"), value(page, "alpha")) == ("fox", "8")
     open_tab(page, address)
     show(page, "Train")
-    page.wait_for_timeout(500)  # the draft is filled in a moment after the page is there
     assert value(page, "output_name") == "fox", "what was filled in is kept"
 
 
@@ -263,6 +271,14 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
     page.click("#lora_train_resume")
     pill(page, "Running")
+    page.click(".lt-use-now")
+    page.locator(".lt-use-now", has_text="Copied").wait_for(timeout=_RUN_MS)  # no txt2img here: the prompt is copied
+    show(page, "Train")
+    page.click("#lora_train_enqueue")
+    page.locator(".lt-queue", has_text="from-the-tab").wait_for()
+    page.locator(".lt-queue").get_by_role("button", name="×").click()
+    page.locator(".lt-queue").wait_for(state="detached")
+    show(page, "Monitor")
     end = time.monotonic() + 30
     while status(address)["step"] <= step and time.monotonic() < end:
         time.sleep(0.2)
@@ -293,11 +309,34 @@ def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str)
     assert large.get_attribute("src") == first
 
 
+def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Results")
+    run = page.locator(".lt-run", has_text="from-the-tab").first
+    run.locator("summary").first.click()
+    run.get_by_role("button", name="Rename…").first.click()
+    run.get_by_role("textbox", name="New name").fill("my own name")
+    page.keyboard.press("Enter")
+    page.locator(".lt-run td.lt-file", has_text="my own name.safetensors").wait_for()
+    run.get_by_role("button", name="Train again with these settings").click()
+    show(page, "Train")
+    page.locator("#lora_train_brought", has_text="are filled in").first.wait_for()
+    assert value(page, "output_name") == "from-the-tab"
+    show(page, "Results")
+    run.get_by_role("button", name="Delete…").click()
+    run.locator(".lt-confirm", has_text="LoRA files with their cards").wait_for()
+    run.get_by_role("button", name="Keep all").click()
+    assert page.locator(".lt-run", has_text="from-the-tab").count() == 1
+    run.get_by_role("button", name="Delete…").click()
+    run.get_by_role("button", name="Delete everything of this run").click()
+    page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
     page.set_viewport_size({"width": 480, "height": 900})
     open_tab(page, f"{address}?__theme={theme}")
-    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results"):
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
         show(page, panel)
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth") <= 480

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.errors import DataError, HostError
-from lib_lora_train.ui.desk import PICTURES_PER_PAGE
 from lib_lora_train.ui.form import concept_tables, fill_form, read_form
+from lib_lora_train.ui.gallery import PICTURES_PER_PAGE
 from ui_stand_ins import open_small_desk, write_pictures
 
 

@@ -59,6 +59,12 @@ class ToldRunner:
     def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         return self.losses[:: max(1, len(self.losses) // max_points)]
 
+    def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        return [(step, 0.5) for step, _ in self.loss_curve(max_points)]
+
+    def memory(self) -> dict[str, float] | None:
+        return None
+
     def rate_curves(self, max_points: int = 1000) -> dict[str, list[tuple[int, float]]]:
         return {"unet": [(step, 1e-4) for step, _ in self.loss_curve(max_points)]}
 

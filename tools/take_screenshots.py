@@ -23,7 +23,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-PANELS = ("Dataset", "Captions", "Train", "Monitor", "Results")
+PANELS = ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools")
 SIZES = {"": (1400, 1000), "-narrow": (480, 900)}
 _SERVE = (
     "import sys; from pathlib import Path; from lib_lora_train.ui.app import serve;"

@@ -13,15 +13,27 @@ from lib_lora_train.data.plan import Plan
 from lib_lora_train.data.scan import Dataset, ScannedConcept
 from lib_lora_train.errors import Problem
 from lib_lora_train.ui.balancing import RULE, found_in
-from lib_lora_train.ui.desk import Checked, Looked
+from lib_lora_train.ui.checked import Checked, Looked
 from lib_lora_train.ui.form import CONCEPTS, Field, Form, concept_fields
-from lib_lora_train.ui.markup import count, empty_state, heading, problem_list, text, tiles
+from lib_lora_train.ui.markup import count, heading, problem_list, text, tiles
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 
-NOTHING_YET = empty_state(
-    "No pictures yet",
-    "Give a folder and press Look. Ten to thirty good pictures are enough; the folder may hold captions as .txt "
-    "files, or sub-folders named like 10_cat.",
+_STEPS = (
+    ("Give a folder", "in a card on the left, with a trigger word. Or press Fill in the demo, to see how it goes."),
+    ("Press Look", "and read the plan: how many steps, which sizes, what to mend. Ten to thirty pictures are enough."),
+    ("Start training", "in the Train panel. A preset fits most cases; nothing else has to be changed."),
+    (
+        "Watch the Monitor",
+        "and see the samples change with each epoch. Use now puts the present step into your prompt.",
+    ),
+    ("Choose an epoch", "in Results: the first whose row shows the concept and leaves the other prompts as they were."),
+)
+"""The first run, for whoever has never trained; it stands where the plan will be."""
+
+NOTHING_YET = (
+    "<div class='lt-empty'><b>Five steps to a LoRA</b><ol class='lt-guide'>"
+    + "".join(f"<li><p><b>{title}</b> {what}</p></li>" for title, what in _STEPS)
+    + "</ol></div>"
 )
 
 
@@ -48,6 +60,7 @@ def build_dataset_panel(form: Form) -> DatasetPanel:
             told = build_html("", "balanced")
         with gr.Column(scale=3, min_width=300):
             found = build_html(NOTHING_YET, "found")
+            build_html("<div data-lt='doctor'></div>", "doctor")
     build_html("<div data-lt='pictures'></div>", "pictures")
     return DatasetPanel({CONCEPTS: concepts}, look, balance, told, found)
 

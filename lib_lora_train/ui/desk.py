@@ -12,13 +12,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config import Concept, TrainConfig, read_config
+from lib_lora_train.config import TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
-from lib_lora_train.data.scan import Dataset, read_dataset
+from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
@@ -29,6 +28,8 @@ from lib_lora_train.planning import plan_job
 from lib_lora_train.presets import Preset
 from lib_lora_train.ui.balancing import RULE, balanced_concepts
 from lib_lora_train.ui.caption_desk import CaptionDesk
+from lib_lora_train.ui.checked import Changed, Checked, Looked
+from lib_lora_train.ui.doctor_desk import DoctorDesk
 from lib_lora_train.ui.fixes import Fix, fixes_of
 from lib_lora_train.ui.form import (
     CONCEPTS,
@@ -41,63 +42,22 @@ from lib_lora_train.ui.form import (
     with_config,
     with_values,
 )
+from lib_lora_train.ui.gallery import picture_page
 from lib_lora_train.ui.markup import place
 from lib_lora_train.ui.own_presets import PresetShelf, applied_after
+from lib_lora_train.ui.run_desk import RunDesk
+from lib_lora_train.ui.tools_desk import ToolsDesk
 from lib_lora_train.ui.words import Words
 
 if TYPE_CHECKING:
     from lib_lora_train.runner import JobRunner
 
-PICTURES_PER_PAGE = 48
 _CURVE_POINTS = 1000
 _ALL_POINTS = 2**31
 _QUICK_SECONDS = 2.0
 
 Change = Callable[[Form], tuple[dict[str, Any], str]]
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A data set that was looked at; `number` counts the looks, so that the page knows a new one."""
-
-    number: int
-    concepts: tuple[Concept, ...]
-    caption_extension: str
-    dataset: Dataset
-    seconds: float = 0.0
-
-    def is_of(self, config: TrainConfig) -> bool:
-        """Whether looking again would find the same."""
-        return (self.concepts, self.caption_extension) == (config.concepts, config.caption_extension)
-
-    def has_folders_of(self, config: TrainConfig) -> bool:
-        """Whether the same folders were looked at, with other repeats or words perhaps."""
-        return [c.folder for c in self.concepts] == [c.folder for c in config.concepts]
-
-
-@dataclass(frozen=True)
-class Changed:
-    """The presets that were applied one after the other, and the parameters that differ from them by now."""
-
-    applied: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What is known of the form as it stands: `plan` is None until its data set was looked at."""
-
-    config: TrainConfig
-    problems: tuple[Problem, ...]
-    plan: Plan | None
-    fixes: tuple[Fix, ...] = ()
-    changed: Changed = Changed()
-
-    @property
-    def is_usable(self) -> bool:
-        """True when nothing stands against starting."""
-        return not any(problem.level == "error" for problem in self.problems)
 
 
 class Desk:
@@ -117,7 +77,15 @@ class Desk:
         self._staged: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
         self.captions = CaptionDesk(self.shelf, Words(self._tokenizer), self._kept_config)
-        self._asks: dict[str, Ask] = {"fix": self._stage_fix, **self.captions.asks()}
+        self.runs = RunDesk(runner, home, self.shelf, self._stage_settings)
+        self._asks: dict[str, Ask] = {
+            "fix": self._stage_fix,
+            "command": lambda values: self.command(str(values["name"])),
+            **self.captions.asks(),
+            **DoctorDesk(self.shelf, self._kept_config).asks(),
+            **self.runs.asks(),
+            **ToolsDesk().asks(),
+        }
 
     # --- what the page's own buttons ask -------------------------------------------------------
     def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +109,13 @@ class Desk:
         fix = self._fixes[number]
         told = f"{place(fix.name)} is changed: {fix.label[0].lower()}{fix.label[1:]}."
         self.stage(lambda form: (with_values(form, {fix.name: fix.value}), told))
+
+    def _stage_settings(self, config: TrainConfig, run: str) -> None:
+        def change(form: Form) -> tuple[dict[str, Any], str]:
+            self._applied = ()
+            return with_config(form, config), f"The settings of {run} are filled in."
+
+        self.stage(change)
 
     # --- the form ------------------------------------------------------------------------------
     def draft(self) -> dict[str, Any]:
@@ -266,6 +241,14 @@ class Desk:
             return dataclasses.replace(checked, problems=(*checked.problems, refusal))
         return checked
 
+    def enqueue(self, form: Form) -> Checked:
+        """Let a run with these settings wait if nothing stands against it; the reasons otherwise are in the result."""
+        checked = self.check(form)
+        if checked.is_usable:
+            self.keep(form)
+            self.runner.enqueue(checked.config)
+        return checked
+
     # --- the same without the form ---------------------------------------------------------------
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What these settings would train; ConfigError or DataError when they cannot."""
@@ -333,11 +316,23 @@ class Desk:
         """
         answer = self.runner.status(since)
         points = _CURVE_POINTS if after <= 0 else _ALL_POINTS
-        curves = {"loss": self.runner.loss_curve(points), **self.runner.rate_curves(points)}
+        curves = {
+            "loss": self.runner.loss_curve(points),
+            "norm": self.runner.norm_curve(points),
+            **self.runner.rate_curves(points),
+        }
         fresh = {name: [p for p in curve if p[0] > after][-_CURVE_POINTS:] for name, curve in curves.items()}
         events = [self._with_address(event) for event in answer["events"]]
         whole: dict[str, Any] = _json_ready(
-            {**answer, "events": events, "loss": fresh.pop("loss"), "learning_rates": fresh, "grid": self._grid()}
+            {
+                **answer,
+                "events": events,
+                "loss": fresh.pop("loss"),
+                "norm": fresh.pop("norm"),
+                "learning_rates": fresh,
+                "memory": self.runner.memory(),
+                "grid": self._grid(),
+            }
         )
         return whole
 
@@ -370,32 +365,7 @@ class Desk:
 
     def pictures(self, page: int) -> dict[str, Any]:
         """One page of the data set last looked at: a token, caption and facts per picture."""
-        looked = self.looked
-        if looked is None:
-            return {"number": 0, "page": 0, "pages": 0, "total": 0, "pictures": []}
-        items = looked.dataset.items
-        pages = max(1, math.ceil(len(items) / PICTURES_PER_PAGE))
-        page = min(max(0, page), pages - 1)
-        shown = items[page * PICTURES_PER_PAGE : (page + 1) * PICTURES_PER_PAGE]
-        tokens = self.shelf.publish(item.image.path for item in shown)
-        return {
-            "number": looked.number,
-            "page": page,
-            "pages": pages,
-            "total": len(items),
-            "pictures": [
-                {
-                    "token": token,
-                    "name": item.image.path.name,
-                    "caption": item.caption,
-                    "width": item.image.width,
-                    "height": item.image.height,
-                    "repeats": looked.dataset.concepts[item.concept].repeats,
-                    "is_regularisation": looked.dataset.concepts[item.concept].is_regularisation,
-                }
-                for token, item in zip(tokens, shown, strict=True)
-            ],
-        }
+        return picture_page(self.looked, self.shelf, page)
 
 
 def _config_of(values: Mapping[str, Any]) -> TrainConfig:

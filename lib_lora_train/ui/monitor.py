@@ -17,9 +17,10 @@ def build_monitor_panel() -> None:
     build_html(
         f"<div class='lt-card'>{heading('Loss')}<div data-lt='chart'></div></div>", "loss", classes=["lt-run-only"]
     )
+    build_html("<div data-lt='curves'></div>", "curves", classes=["lt-run-only"])
     build_html(
         f"<div class='lt-card'>{heading('Samples', 'a row per epoch, a column per prompt')}"
-        "<div data-lt='samples'></div></div>",
+        "<div data-lt='sample-tools'></div><div data-lt='samples'></div></div>",
         "samples",
         classes=["lt-run-only"],
     )

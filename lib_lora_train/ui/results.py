@@ -57,6 +57,7 @@ def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlo
     build_html(
         f"<div class='lt-card'>{heading('Files')}<div data-lt='files'></div></div>", "files", classes=["lt-files-only"]
     )
+    build_html("<div data-lt='runs'></div>", "runs")
     return None if bind_paste is None else _build_xyz_plot(bind_paste)
 
 

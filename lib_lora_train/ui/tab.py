@@ -12,13 +12,15 @@ import gradio as gr
 
 from lib_lora_train.errors import LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
+from lib_lora_train.ui.checked import Checked
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
-from lib_lora_train.ui.desk import Checked, Desk
+from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.form import Form
 from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_epoch_grid, build_results_panel
 from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
+from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
 from lib_lora_train.ui.widgets import (
     build_button,
@@ -50,10 +52,12 @@ class _Strip:
 
 @dataclass(frozen=True)
 class _Hidden:
-    """Buttons that only the page's JavaScript presses."""
+    """What only the page's JavaScript presses or looks at."""
 
     keep: Any
     take: Any
+    restored: Any
+    """Says that the form is filled in: until then what is typed would be overwritten."""
 
 
 def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
@@ -73,8 +77,12 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
                 grid = build_epoch_grid(desk.sampler_names())
+            with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
+                build_tools_panel()
         # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
-        hidden = _Hidden(build_button("Keep the form", "keep"), build_button("Take the change", "take"))
+        hidden = _Hidden(
+            build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
+        )
         _Wiring(desk, strip, dataset, train).connect(blocks, panels, hidden)
         if grid is not None:
             on_click(grid.draw, partial(_drawn, desk), inputs=[grid.sampler], outputs=[grid.told])
@@ -123,13 +131,14 @@ class _Wiring:
     def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
         inputs = list(self.fields.values())
         shown = [self.dataset.found, self.train.checked]
-        on_load(blocks, self.restore, outputs=[*inputs, *shown])
+        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored])
         on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
         on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
         on_click(hidden.keep, self.keep, inputs=inputs, outputs=shown)
         on_click(hidden.take, self.take, inputs=inputs, outputs=[*inputs, *shown, self.train.sources.told])
         on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.told])
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
+        on_click(self.train.enqueue, self.enqueue, inputs=inputs, outputs=[self.train.checked])
         sources = self.train.sources
         told = [*inputs, *shown, sources.told]
         on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=told)
@@ -151,7 +160,7 @@ class _Wiring:
 
     def restore(self) -> list[Any]:
         form = self.desk.draft()
-        return [*self._values(form), *self._shown(form)]
+        return [*self._values(form), *self._shown(form), "<i data-lt='restored'></i>"]
 
     def fill_demo(self) -> list[Any]:
         form = self.desk.demo_form()
@@ -229,9 +238,16 @@ class _Wiring:
     def start(self, *values: Any) -> list[Any]:
         checked = self.desk.start(self._form(values))
         return [
-            show_checked(checked, started=checked.is_usable),
+            show_checked(checked, done="Started. The Monitor shows how it goes." if checked.is_usable else ""),
             _selected("monitor" if checked.is_usable else "train"),
         ]
+
+    def enqueue(self, *values: Any) -> str:
+        try:
+            checked = self.desk.enqueue(self._form(values))
+        except LoraTrainError as error:
+            return problem_list([Problem("error", "", str(error))])
+        return show_checked(checked, done="It waits in the queue." if checked.is_usable else "")
 
     def _shown(self, form: Form) -> list[str]:
         checked: Checked = self.desk.check(form)

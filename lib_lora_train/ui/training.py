@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.parameters import Group, Tier
+from lib_lora_train.ui.checked import Changed, Checked
 from lib_lora_train.ui.dataset import plan_sentence
-from lib_lora_train.ui.desk import Changed, Checked
 from lib_lora_train.ui.form import Field, Form, form_fields
 from lib_lora_train.ui.markup import heading, problem_list, text
 from lib_lora_train.ui.sources import Sources, build_sources
@@ -42,6 +42,7 @@ class TrainPanel:
     fields: Mapping[str, Any]
     sources: Sources
     start: Any
+    enqueue: Any
     checked: Any
 
 
@@ -60,8 +61,10 @@ def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
                     _add_tier(fields, form, tier)
         with gr.Column(scale=2, min_width=280, elem_classes=["lt-card", "lt-aside"]):
             checked = build_html("", "checked")
-            start = build_button("Start training", "start", variant="primary")
-    return TrainPanel(fields, sources, start, checked)
+            start = build_button("Start training", "start", variant="primary", tooltip="Begin with these settings.")
+            enqueue = build_button("Add to the queue", "enqueue", tooltip="Train this when those before it have ended.")
+            build_html("<div data-lt='queue'></div>", "queue")
+    return TrainPanel(fields, sources, start, enqueue, checked)
 
 
 def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
@@ -100,13 +103,13 @@ def _tooltip(field: Field) -> str:
     return f"{parameter.help}{limits}{kohya}"
 
 
-def show_checked(checked: Checked, *, started: bool = False) -> str:
-    """The plan in a line, and everything that stands against or speaks about these settings."""
+def show_checked(checked: Checked, *, done: str = "") -> str:
+    """The plan in a line, and everything there is to say about these settings; or what was `done` with them."""
     warnings = checked.plan.warnings if checked.plan else ()
     problems = (*checked.problems, *warnings)
     errors = sum(problem.level == "error" for problem in problems)
-    if started:
-        verdict = "<p class='lt-verdict lt-good'>Started. The Monitor shows how it goes.</p>"
+    if done:
+        verdict = f"<p class='lt-verdict lt-good'>{text(done)}</p>"
     elif errors:
         stand = "1 thing stands" if errors == 1 else f"{errors} things stand"
         verdict = f"<p class='lt-verdict lt-bad'>{stand} against starting.</p>"

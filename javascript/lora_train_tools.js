@@ -1,0 +1,65 @@
+/* The Tools panel: what is in a LoRA file, and the same file in another kind. */
+(() => {
+    "use strict";
+    const lt = (window.loraTrain = window.loraTrain || {});
+    const make = (...all) => lt.make(...all);
+
+    const field = (label, input, title) => {
+        input.title = title;
+        return make("label", { className: "lt-line lt-field", title }, make("span", {}, label), input);
+    };
+    const box = (value, placeholder) => make("input", { type: "text", value, placeholder, spellcheck: false });
+
+    /** A button that says that it works, and puts what came of it into `told`. */
+    function action(label, title, told, work) {
+        const button = make("button", { type: "button", className: "lt-small", title }, label);
+        button.onclick = async () => {
+            button.disabled = true;
+            button.textContent = "Working…";
+            const parts = await work().catch((problem) => [line("error", "Error", problem.message)]);
+            told.replaceChildren(...parts);
+            button.disabled = false;
+            button.textContent = label;
+        };
+        return button;
+    }
+    const line = (level, name, text) => make("ul", { className: "lt-problems" },
+        make("li", { className: `lt-${level}` }, make("i", {}, name), make("p", {}, text)));
+    const good = (text) => make("p", { className: "lt-verdict lt-good" }, text);
+
+    function build(place) {
+        const file = box("", "/path/to/lora.safetensors");
+        const checkpoint = box("", "empty: the tiny model");
+        const rank = box("16", "16");
+        const kind = make("select", {}, make("option", { value: "lora" }, "a LoRA of this rank"), make("option", { value: "diff" }, "the exact difference (large)"));
+        const [found, written] = [make("div", { className: "lt-t-told" }), make("div", { className: "lt-t-told" })];
+
+        const check = action("Check", "Families, ranks, norms, faults, and which models it is for", found, async () => {
+            const answer = await lt.ask("tools-check", { file: file.value });
+            const verdict = answer.problems.length ? [] : [good("Nothing stands against using it.")];
+            return [make("pre", { className: "lt-t-facts" }, answer.facts.join("\n")), ...verdict,
+                ...answer.problems.map((text) => line(answer.broken ? "error" : "warning", answer.broken ? "Error" : "Warning", text))];
+        });
+        const convert = action("Convert", "Writes a new file beside this one; how much was lost is measured", written, async () => {
+            const answer = await lt.ask("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value });
+            const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost${answer.error ? `, most in ${answer.worst}` : ""}.`;
+            return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}`),
+                ...answer.left_out.map((name) => line("warning", "Left out", name))];
+        });
+        const body = make("div", { className: "lt-tools" },
+            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Check a LoRA", make("span", {}, "of any family, from any trainer")),
+                field("File", file, "A .safetensors file; nothing is changed"), make("div", { className: "lt-adders" }, check), found),
+            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Convert it", make("span", {}, "to what every webui reads")),
+                make("div", { className: "lt-card-fields" },
+                    field("Checkpoint", checkpoint, "The model it is for: what some families do depends on its weights"),
+                    field("Write", kind, "A LoRA is small and loses a little; the difference is exact and large"),
+                    field("Rank", rank, "A higher rank loses less")),
+                make("div", { className: "lt-adders" }, convert), written));
+        body.addEventListener("input", (event) => event.stopPropagation()); // nothing here belongs to the form
+        place.replaceChildren(body);
+    }
+
+    lt.drawTools = (place) => {
+        if (!place.firstChild) build(place);
+    };
+})();
