@@ -189,6 +189,14 @@ def test_seed_prompt_negative_and_clip_skip_matter() -> None:
     assert skipped != pixels([PROMPT])[0]
 
 
+def test_brackets_weigh_as_in_the_webuis_prompts() -> None:
+    """(x) is 1.1, brackets themselves are no words, and a weight of 1 is the plain prompt to the bit."""
+    plain = replace(PROMPT, prompt="a red dog")
+    assert pixels([replace(plain, prompt="a (red:1.0) dog")]) == pixels([plain])
+    assert pixels([replace(plain, prompt="a (red) dog")]) == pixels([replace(plain, prompt="a (red:1.1) dog")])
+    assert pixels([replace(plain, prompt="a (red:1.8) dog")]) != pixels([plain])
+
+
 def test_sampling_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib_lora_train.models.latents import decode_latents
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.text import TextCondition, chunks_needed, encode_text, size_condition, tokenize
+from lib_lora_train.models.text import TextCondition, chunks_needed, encode_text, size_condition, token_weights, tokenize
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.samplers import (
     Levels,
@@ -70,13 +70,17 @@ def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[lis
     """Indices of the prompts that are drawn together."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        key = (prompt.width, prompt.height, prompt.steps, chunks_needed(model, [prompt.prompt, prompt.negative]))
+        key = (prompt.width, prompt.height, prompt.steps, _chunks(model, prompt))
         alike.setdefault(key, []).append(index)
     batches = []
     for (width, height, *_), indices in alike.items():
         most = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
         batches += [indices[start : start + most] for start in range(0, len(indices), most)]
     return batches
+
+
+def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
+    return chunks_needed(model, [prompt.prompt, prompt.negative], weighted=True)
 
 
 class _Drawing:
@@ -141,5 +145,7 @@ class _Drawing:
 
 
 def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
-    ids = tokenize(model, texts, chunks_needed(model, texts))
-    return encode_text(model, ids, clip_skip).to(model.device, model.dtype)
+    """The prompts with brackets read as weights, as the webuis read every prompt."""
+    chunks = chunks_needed(model, texts, weighted=True)
+    ids, weights = tokenize(model, texts, chunks, weighted=True), token_weights(model, texts, chunks)
+    return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)
