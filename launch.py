@@ -33,6 +33,8 @@ commands
   resume RUN           go on with an interrupted run, or make a finished one longer [--more-epochs N]
   import FILE          make a CONFIG.toml of kohya's .json or .toml or of a LoRA [--dataset FILE] [--out FILE]
   export CONFIG.toml   make a kohya_ss .json of it [--out FILE]
+  check FILE           what is in a LoRA file of any family, and what is wrong with it
+  convert FILE         write it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
   test [pytest args]   linters, types and all tests; with arguments: pytest alone, with them
   setup                only install
 

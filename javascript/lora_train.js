@@ -165,7 +165,8 @@
             render();
         }
         asking = false;
-        const isLive = run.status && LIVE.includes(run.status.state);
+        const isDrawing = run.status && run.status.grid && run.status.grid.state === "drawing";
+        const isLive = isDrawing || (run.status && LIVE.includes(run.status.state));
         const pause = !isKnown ? 0 : isLive || !isVisible() ? BUSY_MS : IDLE_MS;
         timer = setTimeout(poll, pause);
     }
@@ -187,6 +188,7 @@
         chart: (place) => lt.drawChart(place, run),
         samples: (place) => lt.drawSamples(place, run),
         grid: (place) => lt.drawGrid(place, run),
+        "grid-status": drawGridStatus,
         files: drawFiles,
         pictures: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
@@ -208,7 +210,7 @@
         root.dataset.ltFilling = isFilled ? "" : "yes";
         root.dataset.ltLive = LIVE.includes(state) ? "yes" : "";
         root.dataset.ltRun = run.id ? "yes" : "";
-        root.dataset.ltGrid = has("GridDrawn") ? "yes" : "";
+        root.dataset.ltGrid = has("GridDrawn") || (run.status && run.status.grid && run.status.grid.token) ? "yes" : "";
         root.dataset.ltFiles = has("LoraWritten") ? "yes" : "";
         for (const [name, draw] of Object.entries(places)) {
             const place = root.querySelector(`[data-lt="${name}"]`);
@@ -222,6 +224,7 @@
     function headline(status) {
         if (!status || status.state === "idle") return "Choose pictures, look at the plan, start.";
         if (!LIVE.includes(status.state)) return status.message;
+        if (status.state === "stopping") return "Stops as soon as this step is done; a picture the webui is drawing is finished first.";
         const phase = PHASES[status.phase] || "Preparing";
         const facts = [phase];
         if (status.total) facts.push(`${whole(status.done)} of ${whole(status.total)}`);
@@ -326,6 +329,18 @@
     const logText = () => run.events.filter((event) => SENTENCES[event.kind])
         .map((event) => `${timeOfDay(event)} ${SENTENCES[event.kind](event)}`).join("\n");
 
+    // --- the webui's own grid ---------------------------------------------------------------------
+    function drawGridStatus(place) {
+        const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
+        const told = {
+            idle: "",
+            drawing: `The webui draws picture ${whole(grid.done + 1)} of ${whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,
+            done: `Drawn: ${grid.path}`,
+            failed: grid.message,
+        }[grid.state];
+        if (place.textContent !== told) place.textContent = told;
+    }
+
     // --- the files --------------------------------------------------------------------------------
     function drawFiles(place) {
         const files = run.events.filter((event) => event.kind === "LoraWritten");
@@ -420,7 +435,7 @@
         if (fix) lt.change("fix", { number: Number(fix.dataset.ltFix) });
         else if (item) lt.showField(`lora_train_${item.dataset.where}`);
         if (event.target.closest("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) setTimeout(drawSoon, 60);
-        if (event.target.closest("#lora_train_start, #lora_train_actions")) [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
+        if (event.target.closest("#lora_train_start, #lora_train_actions, #lora_train_grid_draw")) [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
     }
 
     // --- start ------------------------------------------------------------------------------------

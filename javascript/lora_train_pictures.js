@@ -114,9 +114,10 @@
 
     lt.drawGrid = (place, run) => {
         const grids = run.events.filter((event) => event.kind === "GridDrawn");
-        const grid = grids[grids.length - 1];
-        if (!grid || place.dataset.mark === `${run.id}/${grid.token}`) return;
-        place.dataset.mark = `${run.id}/${grid.token}`;
+        const painted = run.status && run.status.grid && run.status.grid.token ? [run.status.grid] : [];
+        const grid = [...grids.slice(-1), ...painted].sort((a, b) => b.time - a.time)[0];
+        if (!grid || place.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;
+        place.dataset.mark = `${run.id}/${grid.token}/${grid.time}`;
         const button = make("button", { type: "button", className: "lt-grid", title: "Enlarge" },
             make("img", { src: `${picture(grid.token)}?${grid.time}`, alt: "Grid of epochs and prompts" }));
         button.onclick = () => lt.enlarge([[{ token: grid.token, title: "Grid", text: grid.path }]], 0, 0);

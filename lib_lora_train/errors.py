@@ -6,7 +6,8 @@ LoraTrainError
 ├── ModelError       a checkpoint, VAE or tokenizer that cannot be used
 ├── AdapterError     a LoRA file or a layer that cannot be adapted
 ├── HostError        the webui around us is in a state that does not allow the request
-│   └── ModelAwayError   the model of a run is not loaded at the moment; the run waits for it
+│   ├── ModelAwayError   the model of a run is not loaded at the moment; the run waits for it
+│   └── InterruptedDrawing   the user pressed the webui's Interrupt or Skip while it drew for us
 ├── OutputError      a file that cannot be written: disk full, folder missing, bad name
 └── TrainingError    training itself went wrong: NaN, out of memory
     └── GateError    the demo ended but did not learn what it must
@@ -71,6 +72,10 @@ class HostError(LoraTrainError):
 
 class ModelAwayError(HostError):
     """Another model is loaded than the one asked for, or none; it may come back."""
+
+
+class InterruptedDrawing(HostError):
+    """The user interrupted what the webui drew for us."""
 
 
 class OutputError(LoraTrainError):

@@ -9,12 +9,14 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.adapters.file import read_adapter
+from lib_lora_train.errors import HostError, ModelAwayError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
-from lib_lora_train.events import Event, GridDrawn, Progress, SampleDrawn
+from lib_lora_train.events import Event, GridDrawn, Noted, Progress, SampleDrawn
 from lib_lora_train.formats.card import write_preview
 from lib_lora_train.job_files import carded
 from lib_lora_train.job_run import JobRun, timed
 from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.painted import paint_samples
 from lib_lora_train.train.infotext import infotext, write_picture
 from lib_lora_train.train.lending import leased
 from lib_lora_train.train.prompt import SamplePrompt
@@ -40,10 +42,19 @@ def _loaded(path: Path) -> Image.Image:
 
 
 def draw_row(run: JobRun, epoch: int) -> Iterator[Event]:
-    """The sample prompts with the adapter as it stands; epoch 0 without it."""
+    """The sample prompts with the adapter as it stands; epoch 0 without it.
+
+    What the webui was to draw and could not is told, and harms nothing.
+    """
     if not run.prompts:
         return
-    yield from timed("samples", len(run.prompts), _draw_row(run, epoch))
+    try:
+        yield from timed("samples", len(run.prompts), _draw_row(run, epoch))
+    except ModelAwayError:
+        raise
+    except HostError as reason:
+        yield Noted("warning", "webui_sampler", f"{reason} The samples of epoch {epoch} are left out.")
+        return
     path = run.history.epoch_files().get(epoch)
     if path:
         yield from carded(run, path, partial(write_preview, path, run.pictures[epoch][0].save))
@@ -51,24 +62,45 @@ def draw_row(run: JobRun, epoch: int) -> Iterator[Event]:
 
 def _draw_row(run: JobRun, epoch: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
-    lora = f"{run.name}-{epoch:06}" if epoch else ""
-    for start in range(0, len(run.prompts), _PICTURES_PER_TURN):
-        prompts = run.prompts[start : start + _PICTURES_PER_TURN]
-        drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
-        for prompt, picture in zip(prompts, drawn, strict=True):
+    at_once = 1 if run.painter else _PICTURES_PER_TURN
+    for start in range(0, len(run.prompts), at_once):
+        prompts = run.prompts[start : start + at_once]
+        for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch)), strict=True):
             row.append(picture)
             path = run.folder.sample(epoch, len(row))
-            text = infotext(
-                prompt,
-                sampler=run.config.sample_sampler,
-                clip_skip=run.config.clip_skip,
-                model=run.model.name,
-                lora=lora,
-            )
             write_picture(path, picture, text)
             yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed)
         yield Progress("samples", len(row), len(run.prompts))
     run.pictures[epoch] = row
+
+
+def _pictures(
+    run: JobRun, prompts: Sequence[SamplePrompt], epoch: int
+) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
+    """Each prompt's picture and infotext: by the webui from a file, or by us with the adapter in place."""
+    config = run.config
+    if run.painter:
+        painting = paint_samples(
+            run.painter, prompts, lora=_file_to_draw(run, epoch), clip_skip=config.clip_skip, control=run.control
+        )
+        return [(painted.picture, painted.infotext) for painted in (yield from painting)]
+    drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
+    shared = {"sampler": config.sample_sampler, "model": run.model.name}
+    lora = f"{run.name}-{epoch:06}" if epoch else ""
+    texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
+    return list(zip(drawn, texts, strict=True))
+
+
+def _file_to_draw(run: JobRun, epoch: int) -> str:
+    """The name of the LoRA file that holds the adapter as it stands; "" without."""
+    if not epoch:
+        return ""
+    of_epoch = run.history.epoch_files().get(epoch)
+    newest = next(reversed(run.history.files.values()), None)
+    file = of_epoch or (newest.path if newest else None)
+    if file is None:
+        raise HostError("The webui draws from LoRA files, and the run has written none yet.")
+    return file.stem
 
 
 def _draw(run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
@@ -92,7 +124,8 @@ def draw_grid(run: JobRun) -> Iterator[Event]:
         for epoch, path in run.history.epoch_files().items():
             run.adapter.load_state(read_adapter(path).state)
             yield from draw_row(run, epoch)
-    yield from timed("grid", 0, _compose(run))
+    if run.pictures:
+        yield from timed("grid", 0, _compose(run))
 
 
 def _compose(run: JobRun) -> Generator[Event, None, None]:

@@ -17,10 +17,10 @@ from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.start import start_adapter
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan
-from lib_lora_train.errors import OutputError
+from lib_lora_train.errors import HostError, OutputError
 from lib_lora_train.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.history import History, read_history
-from lib_lora_train.hosts.base import Host
+from lib_lora_train.hosts.base import Host, Painter
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.run_folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.train.control import Control
@@ -57,6 +57,8 @@ class JobRun:
     """Cards that were written, with the time of that."""
     training: Training | None = None
     """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
+    painter: Painter | None = None
+    """The webui's own sampler, if it draws the pictures; from files then."""
     written_step: int = 0
     kept_step: int = 0
     """The step of the newest state file; the one before the first step needs none."""
@@ -185,6 +187,15 @@ def noted_names(run: JobRun) -> Iterator[Event]:
     if run.adapter.skipped:
         message = f"{len(run.adapter.skipped)} layers cannot carry this kind of LoRA and stay as they are."
         yield Noted("warning", "targets", message)
+
+
+def with_painter(run: JobRun) -> Iterator[Event]:
+    """The webui draws the run's pictures if the settings say so and it can; else why not."""
+    if run.config.webui_sampler and run.prompts:
+        try:
+            run.painter = run.host.painter(run.config.webui_sampler, run.model)
+        except HostError as reason:
+            yield Noted("warning", "webui_sampler", f"{reason} Samples are drawn with {run.config.sample_sampler}.")
 
 
 def timed(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:

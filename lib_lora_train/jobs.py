@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from lib_lora_train.board import boarded
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ModelAwayError, Problem, TrainingError
 from lib_lora_train.events import (
@@ -31,14 +32,14 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.job_files import keep_state, write_due_step, write_epoch, write_step
 from lib_lora_train.job_pictures import draw_grid, draw_row, load_rows
-from lib_lora_train.job_run import JobRun, Measure, noted_names, prepared, timed
+from lib_lora_train.job_run import JobRun, Measure, noted_names, prepared, timed, with_painter
 from lib_lora_train.models.latents import LatentStore, encode_dataset
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.planning import JobPlan, plan_job
 from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import leased
-from lib_lora_train.train.loop import Training, encode_captions, start_training, train
+from lib_lora_train.train.loop import Training, start_training, train
 from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, load_state, require_same_run
@@ -64,6 +65,21 @@ def run_job(
     the run ends. `job` is the config's plan where it was made already. With `state`, a file of the run in `folder`,
     that run goes on, in the same series of files. Raises LoraTrainError for what a user can mend.
     """
+    events = _run_of(config, host, folder=folder, control=control, measure=measure, job=job, state=state)
+    yield from boarded(events, folder, config.optimizer) if config.tensorboard else events
+
+
+def _run_of(
+    config: TrainConfig,
+    host: Host,
+    *,
+    folder: RunFolder,
+    control: Control,
+    measure: Measure | None,
+    job: JobPlan | None,
+    state: Path | None,
+) -> Iterator[Event]:
+    """See `run_job`."""
     yield StateChanged("running")
     if state is None:
         write_toml_config(folder.config, config)
@@ -127,6 +143,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
     """Samples without LoRA, the training with all that comes between, the grid; the adapter leaves the model."""
     try:
         yield from noted_names(run)
+        yield from with_painter(run)
         load_rows(run)
         if run.state:
             yield from _resumed(run, run.state)
@@ -144,9 +161,10 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
             text_cache=run.folder.root.parent / "text" if run.config.cache_to_disk else None,
         )
         run.training = training
-        if not training.conditions.trained:
-            encoding = in_turns(run.host, run.model, run.control, encode_captions(training))
-            yield from timed("text", 0, encoding)
+        captions = training.captions_ahead()
+        if captions:
+            encoding = training.conditions.encode_ahead(run.model, captions)
+            yield from timed("text", len(captions), in_turns(run.host, run.model, run.control, encoding))
         yield from timed("train", run.plan.total_steps, _trained(run, training, measure))
         yield from draw_grid(run)
     finally:
@@ -241,7 +259,8 @@ def _epoch_file(run: JobRun, epoch: int, step: int) -> Iterator[Event]:
 
 
 def _epoch_samples(run: JobRun, epoch: int) -> Iterator[Event]:
-    if run.is_due(epoch, run.config.sample_every_n_epochs):
+    has_what_is_drawn_from = not run.painter or epoch in run.history.epoch_files()
+    if has_what_is_drawn_from and run.is_due(epoch, run.config.sample_every_n_epochs):
         yield from draw_row(run, epoch)
 
 
@@ -261,6 +280,8 @@ def _asked_for(run: JobRun, training: Training) -> Iterator[Event]:
     if run.control.take_save():
         yield from write_step(run, training)
     if run.control.take_sample():
+        if run.painter:  # the webui draws from files only
+            yield from write_step(run, training)
         yield from draw_row(run, training.epoch)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Level, Problem
 from lib_lora_train.judge_captions import judge_captions
+from lib_lora_train.judge_concepts import judge_concepts
 from lib_lora_train.judge_network import judge_network
 from lib_lora_train.judge_optimizer import judge_optimizer
 from lib_lora_train.judge_training import judge_training
@@ -60,27 +61,6 @@ def _hint(where: str, message: str) -> Problem:
 
 
 # --- data ---------------------------------------------------------------------------------------
-
-
-def _concepts(config: TrainConfig) -> Iterator[Problem]:
-    if not config.concepts:
-        yield _error("concepts", "no folder with pictures is given. Name one to train on.")
-    elif all(concept.is_regularisation for concept in config.concepts):
-        yield _error("concepts", "all folders hold regularisation pictures; there is nothing to learn. Add a folder.")
-    for number, concept in enumerate(config.concepts, start=1):
-        yield from _concept(concept, f"concepts[{number}]")
-    seen: dict[str, int] = {}
-    for number, concept in enumerate(config.concepts, start=1):
-        folder = concept.folder.rstrip("/\\")
-        if folder and seen.setdefault(folder, number) != number:
-            yield _warning(f"concepts[{number}].folder", f"is also the folder of concepts[{seen[folder]}].")
-
-
-def _concept(concept: Concept, where: str) -> Iterator[Problem]:
-    if not concept.folder:
-        yield _error(f"{where}.folder", "is empty. Name the folder with the pictures.")
-    if concept.is_regularisation and concept.trigger:
-        yield _hint(f"{where}.trigger", "is not used: regularisation pictures never get the trigger.")
 
 
 def _buckets(config: TrainConfig) -> Iterator[Problem]:
@@ -157,6 +137,22 @@ def _output(config: TrainConfig) -> Iterator[Problem]:
     reason = _unusable_name(config.output_name)
     if reason:
         yield _error("output_name", reason)
+    yield from _kept_files(config)
+
+
+def _kept_files(config: TrainConfig) -> Iterator[Problem]:
+    if config.save_from_epoch > config.epochs:
+        yield _hint("save_from_epoch", f"is beyond the {config.epochs} epochs: only the last one is written.")
+    if config.keep_last_step_files and not config.save_every_n_steps:
+        yield _hint("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
+    if config.keep_last_epochs:
+        text = f"deletes all but the last {config.keep_last_epochs} of this run; the best one is often earlier."
+        yield _hint("keep_last_epochs", text)
+    if not config.save_state:
+        text = "is off: if the run is stopped or the machine fails, it cannot be resumed or made longer."
+        yield _hint("save_state", text)
+        if config.save_state_every_n_steps:
+            yield _hint("save_state_every_n_steps", "has no effect while save_state is off.")
 
 
 def _unusable_name(name: str) -> str:
@@ -188,6 +184,10 @@ def _samples(config: TrainConfig) -> Iterator[Problem]:
     for number, line in enumerate(config.sample_prompts, start=1):
         yield from _prompt_line(line, f"sample_prompts[{number}]")
     triggers = [concept.trigger for concept in config.concepts if concept.trigger and not concept.is_regularisation]
+    if config.webui_sampler and config.sample_every_n_epochs % config.save_every_n_epochs:
+        yield _hint(
+            "webui_sampler", "the webui draws from files: epochs without one (save_every_n_epochs) get no samples."
+        )
     prompts = "\n".join(config.sample_prompts).lower()
     if triggers and not any(trigger.lower() in prompts for trigger in triggers):
         yield _hint("sample_prompts", f"none holds the trigger {triggers[0]!r}: the concept may not be seen.")
@@ -221,7 +221,7 @@ def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
 
 
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
-    _concepts,
+    judge_concepts,
     _buckets,
     judge_captions,
     judge_optimizer,

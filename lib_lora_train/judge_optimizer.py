@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Problem
@@ -156,11 +158,11 @@ def _finds_rate(config: TrainConfig, arguments: Mapping[str, object]) -> Iterato
 def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if takes_own_schedule(config.optimizer, config.lr_schedule) or config.optimizer == CUSTOM:
         return
+    if needs_its_own_rate(config):
+        kind = replace(kind, high_rate=math.inf)
     scale = min(1.0, config.effective_alpha / config.rank)
     ratio = max(1.0, config.loraplus_unet_ratio)
     for name, rate in learning_rates(config).items():
-        if needs_its_own_rate(config):
-            continue
         if rate * scale > kind.high_rate:
             text = f"{rate:g} is high for {config.optimizer}: above {kind.high_rate:g} pictures burn. "
             start = f"{kind.usual_rate:g} is the guides' start."
@@ -216,6 +218,8 @@ def _averages(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if kind.schedule_free and config.ema_decay:
         text = f"with {config.optimizer}: it keeps a mean of its own, which is what is saved. Set it to 0."
         yield _warning("ema_decay", text)
-    if config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
+    if config.ema_decay == 1:
+        yield _error("ema_decay", "is 1: the mean would stay at the untrained beginning for ever. 0.99 is usual.")
+    elif config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
         text = f"{config.ema_decay:g} looks back over {1 / (1 - config.ema_decay):.0f} steps, and the run has"
         yield _warning("ema_decay", f"{text} {config.max_steps}: the mean stays behind. 0.99 suits short runs.")

@@ -92,6 +92,22 @@ PRESETS: tuple[Preset, ...] = (
     ),
     likeness(OPTIMIZERS),
     Preset(
+        "Multi-concept",
+        "For several characters or outfits in one file: each shown equally often, with its own trigger, and a rank "
+        "that holds them all.",
+        {
+            **_ADAMW,
+            "rank": 32,
+            "alpha": 16.0,
+            "targets": "standard",
+            "balance_repeats": True,
+            "shuffle_captions": True,
+            "keep_tokens": 1,
+            "caption_dropout": 0.0,
+            "min_snr_gamma": 5.0,
+        },
+    ),
+    Preset(
         "SDXL",
         "For an SDXL checkpoint: its resolution, the UNet alone, and memory for a card of 12 GiB.",
         {

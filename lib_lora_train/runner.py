@@ -194,7 +194,7 @@ class JobRunner:
             return {
                 "run": run.folder.root.name,
                 "folder": str(run.folder.root),
-                "state": run.state,
+                "state": "stopping" if run.control.stopped and run.state in _LIVE else run.state,
                 "message": run.message,
                 "phase": run.eta.phase,
                 "done": run.eta.done,

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.balance import draw_evenly, share_out
+from lib_lora_train.data.balance import LEAST_SHOWN, balanced_repeats, draw_evenly, share_out, shares
+from lib_lora_train.data.findings import fitting_batch
 from lib_lora_train.data.images import ImageFile
 from lib_lora_train.data.plan import MicroBatch, Plan, describe_plan, epoch_steps, make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
@@ -291,3 +292,50 @@ def test_the_description_holds_all_counts_in_aligned_columns() -> None:
     assert len(table) == 4
     assert len({line.index("×") for line in table}) == 1
     assert len({len(line) for line in table}) == 1
+
+
+# --- balance and advice --------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
+def test_balanced_concepts_are_shown_about_equally_often(counts: list[int]) -> None:
+    """Each is off the wanted number by at most half of its pictures, or shown once."""
+    wanted = max(LEAST_SHOWN, *counts)
+    for count, repeats in zip(counts, balanced_repeats(counts), strict=True):
+        assert repeats >= 1
+        assert 2 * abs(count * repeats - wanted) <= count or repeats == 1
+
+
+def test_balancing_is_told_with_the_shares_before_and_after() -> None:
+    dataset = _dataset(([(512, 512)] * 40, 2, False), ([(512, 512)] * 10, 1, False), ([(512, 512)] * 5, 3, True))
+    plan = make_plan(dataset, CONFIG.replace(balance_repeats=True))
+    assert [concept.repeats for concept in plan.dataset.concepts] == [3, 10, 3]  # regularisation is left alone
+    told = next(problem.message for problem in plan.warnings if problem.where == "balance_repeats")
+    assert "folder0 × 2 → × 3 (89% → 55%), folder1 × 1 → × 10 (11% → 45%)" in told
+    assert shares([2, 6]) == [0.25, 0.75]
+    again = make_plan(plan.dataset, CONFIG.replace(balance_repeats=True))
+    assert again.dataset == plan.dataset and "balance_repeats" not in {p.where for p in again.warnings}
+    assert make_plan(dataset, CONFIG).dataset == dataset
+
+
+@given(_plans())
+def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) -> None:
+    advice = fitting_batch(plan)
+    if advice is None:
+        common = math.gcd(*(bucket.sample_count for bucket in plan.buckets))
+        assert all(common % size for size in range(2, plan.batch_size + 1))
+        return
+    size, accumulation = advice
+    config = CONFIG.replace(batch_size=size, gradient_accumulation=accumulation)
+    better = make_plan(plan.dataset, config)
+    assert all(b.last_batch_fill in (0, size) for b in better.buckets)
+    assert better.micro_batches_per_epoch % accumulation == 0
+
+
+def test_the_advice_keeps_the_pictures_per_step() -> None:
+    plan = make_plan(
+        _dataset(([(512, 512)] * 12, 1, False), ([(768, 512)] * 20, 1, False)), CONFIG.replace(batch_size=8)
+    )
+    assert fitting_batch(plan) == (4, 2)
+    told = next(problem.message for problem in plan.warnings if problem.where == "batch_size")
+    assert "A batch size of 4 fills all; with gradient_accumulation 2 a step then has 8 pictures." in told

@@ -272,3 +272,21 @@ def test_file_names_are_captions_only_if_written_as_such(stem: str, words: str) 
 def test_natural_order_tells_all_names_apart() -> None:
     assert natural_order("a01") != natural_order("a1")
     assert natural_order("A") != natural_order("a")
+
+
+def test_the_class_word_can_stand_for_all_captions(tmp_path: Path) -> None:
+    _picture(tmp_path / "cats" / "1.png", "a long caption")
+    _picture(tmp_path / "cats" / "2.png")
+    folder = str(tmp_path / "cats")
+    assert _captions(_scan(Concept(folder, class_word="cat", only_class_word=True))) == ["cat", "cat"]
+    assert _captions(_scan(Concept(folder, class_word="cat", trigger="zorp", only_class_word=True))) == ["zorp cat"] * 2
+    assert _captions(_scan(Concept(folder, class_word="cat"))) == ["a long caption", "cat"]
+
+
+def test_every_line_of_a_caption_gets_the_trigger(tmp_path: Path) -> None:
+    _picture(tmp_path / "cats" / "1.png", "red, hat\n\nblue, zorp")
+    (item,) = _scan(Concept(str(tmp_path / "cats"), trigger="zorp")).items
+    assert item.caption == "zorp, red, hat, blue"
+    assert item.lines == ("zorp, red, hat", "zorp, blue")
+    (plain,) = _scan(Concept(str(tmp_path / "cats"))).items
+    assert plain.lines == ("red, hat", "blue, zorp")

@@ -16,6 +16,7 @@ from lib_lora_train.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.formats import kohya_keys
 from lib_lora_train.formats.header import Header
 from lib_lora_train.formats.kohya import Imported, from_gui, from_metadata, from_script, read_settings
+from lib_lora_train.formats.kohya_dataset import read_folders
 from lib_lora_train.formats.kohya_export import to_gui, write_gui_settings
 from lib_lora_train.formats.kohya_intake import kohya_parameters
 from lib_lora_train.formats.kohya_network import metadata_network
@@ -78,8 +79,8 @@ def test_a_gui_file_is_taken_over_by_meaning() -> None:
         "sample_prompts": ["fox on a hill --w 512 --h 768 --l 7 --d 1", "a forest --n fox"],
         "sample_every_n_epochs": 2,
         "concepts": [
-            {"folder": "/home/mia/fox/img"},
-            {"folder": "/home/mia/fox/reg", "is_regularisation": True},
+            {"folder": "/home/mia/fox/img", "flip": True},
+            {"folder": "/home/mia/fox/reg", "flip": True, "is_regularisation": True},
         ],
     }
     assert {name: value for name, value in changed(imported).items() if name in expected} == expected
@@ -97,7 +98,7 @@ def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
         "optimizer_args: percentile_clipping",
         "sample_prompts: --ss",
         "some_future_option",
-    } - set(kohya_parameters())
+    } - {*kohya_parameters(), *kohya_keys.FOLDER_SWITCHES}
     assert {problem.where for problem in imported.problems} <= {"optimizer", "lr_schedule"}
 
 
@@ -439,8 +440,8 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     config = imported.config
     assert config.concepts == (
         Concept(str(FILES / "img" / "tram"), repeats=10, class_word="zram tram"),
-        Concept(str(FILES / "img" / "30_night"), repeats=1),
-        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True),
+        Concept(str(FILES / "img" / "30_night"), repeats=1, flip=True),
+        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True, resolutions="768"),
     )
     assert (config.optimizer, config.lr_schedule, config.warmup) == ("Prodigy", "constant_with_warmup", 0.1)
     assert (config.batch_size, config.resolution, config.keep_tokens, config.shuffle_captions) == (4, 512, 2, True)
@@ -448,7 +449,7 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     assert (config.rank, config.alpha, config.text_encoder_lr) == (32, None, 0.5)
     assert config.checkpoint == str(FILES / "models" / "base.safetensors")
     told = reasons(imported)
-    assert "differs between the folders" in told["dataset: resolution"]
+    assert "differs between the folders" in told["dataset: keep_tokens"]
     assert (config.family, config.dora) == ("loha", True)
     assert not [key for key in told if key.startswith("network_")]
 
@@ -738,3 +739,52 @@ def test_wildcards_of_sd_scripts_are_lines_too() -> None:
 def test_sd_scripts_cuts_captions_at_75_tokens_where_the_file_is_silent() -> None:
     assert from_script({"output_name": "a"}).config.max_token_length == 75
     assert from_script({"max_token_length": "150"}).config.max_token_length == 150
+
+
+def test_switches_for_all_pictures_go_to_every_folder() -> None:
+    switches = {"flip_aug": True, "color_aug": "true", "random_crop": 1, "masked_loss": True}
+    imported = gui(train_data_dir="img", reg_data_dir="reg", **switches)
+    assert {(c.flip, c.colour_jitter, c.random_crop, c.use_masks) for c in imported.config.concepts} == {
+        (True, 0.1, True, True)
+    }
+    assert set(switches) <= set(imported.taken)
+    homeless = gui(**switches)
+    assert all("belongs to a folder" in reasons(homeless)[name] for name in switches)
+    off = gui(train_data_dir="img", **dict.fromkeys(switches, False))
+    assert off.config.concepts == (Concept("img"),)
+    assert all(ignored.is_quiet for ignored in off.ignored if ignored.key in switches)
+
+
+def test_switches_go_to_the_gui_and_come_back() -> None:
+    concept = Concept("img", flip=True, colour_jitter=0.1, use_masks=True)
+    config = TrainConfig(concepts=(concept,))
+    exported = to_gui(config)
+    assert {name: exported.values[name] for name in kohya_keys.FOLDER_SWITCHES} == {
+        "flip_aug": True,
+        "random_crop": False,
+        "color_aug": True,
+        "alpha_mask": True,
+        "masked_loss": True,
+    }
+    assert from_gui(exported.values).config.concepts == (concept,)
+
+
+def test_a_dataset_file_switches_folder_by_folder() -> None:
+    folders = read_folders(
+        {
+            "general": {"color_aug": True, "shuffle_caption": True},
+            "datasets": [
+                {
+                    "subsets": [
+                        {"image_dir": "a", "flip_aug": True, "alpha_mask": True},
+                        {"image_dir": "b", "color_aug": False, "random_crop": True},
+                    ]
+                }
+            ],
+        }
+    )
+    assert folders.concepts == (
+        Concept("a", repeats=1, flip=True, use_masks=True, colour_jitter=0.1),
+        Concept("b", repeats=1, random_crop=True),
+    )
+    assert folders.ignored == ()

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.errors import HostError, ModelAwayError
+from lib_lora_train.errors import HostError, ModelAwayError, ModelError
 from lib_lora_train.events import Event, StateChanged, StepDone
-from lib_lora_train.hosts.a1111 import A1111
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
@@ -27,22 +26,22 @@ from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import train
 from tiny_models import tiny_tensors, write_tiny_checkpoint
 from train_parts import small_config, started
-from webui_stand_ins import A1111World, ForgeWorld
+from webui_stand_ins import EDM, EPS, V_PREDICTION, A1111World, ForgeWorld, ReforgeWorld, host_in
 
 World = A1111World | ForgeWorld
 
 
-@pytest.fixture(params=["a1111", "forge"])
+@pytest.fixture(params=["a1111", "forge", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
     if request.param == "a1111":
         return A1111World(monkeypatch, tmp_path / "Lora")
-    return ForgeWorld(monkeypatch, tmp_path / "Lora")
+    return (ForgeWorld if request.param == "forge" else ReforgeWorld)(monkeypatch, tmp_path / "Lora")
 
 
 @pytest.fixture
 def host(world: World) -> WebuiHost:
-    return WebuiHost(A1111() if isinstance(world, A1111World) else Forge())
+    return host_in(world)
 
 
 def trained(host: Any, *, during: Any = lambda event: None, control: Control | None = None) -> tuple[Any, list[Event]]:
@@ -273,9 +272,14 @@ def test_new_files_are_shown_by_the_webui(world: World, host: WebuiHost) -> None
 
 
 def test_the_webui_is_known_by_what_it_can_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"backend.diffusion_engine.base"} if isinstance(world, ForgeWorld) else set()
-    monkeypatch.setattr("lib_lora_train.hosts.detect._has", known.__contains__)
-    assert detect_host().name == ("Forge" if known else "AUTOMATIC1111")
+    found = {
+        A1111World: ("AUTOMATIC1111", "modules"),
+        ForgeWorld: ("Forge", "backend.diffusion_engine.base"),
+        ReforgeWorld: ("reForge", "ldm_patched.modules.model_management"),
+    }
+    name, module = found[type(world)]
+    monkeypatch.setattr("lib_lora_train.hosts.detect._has", {module}.__contains__)
+    assert detect_host().name == name
 
 
 def test_forge_neo_is_refused_with_a_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,3 +303,48 @@ def test_an_adapter_stays_on_the_model_while_its_weights_move(world: World, host
             assert lent is model and weight.untyped_storage().data_ptr() in theirs
     finally:
         adapter.remove()
+
+
+# --- what single webuis do ------------------------------------------------------------------------
+
+
+def test_on_forge_a_vae_that_is_only_chosen_does_not_stop_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The drop-down changes what the next generation loads, not what is loaded."""
+    world = ForgeWorld(monkeypatch, tmp_path / "Lora")
+    host = host_in(world)
+    model = host.load_model(TrainConfig())
+    world.choose(0, vae="/models/VAE/other.safetensors")
+    with host.lease(model) as lent:
+        assert lent is model
+    world.generate()
+    with pytest.raises(ModelAwayError, match="with its VAE"), host.lease(model):
+        pass
+    world.choose(0)
+    world.generate()
+    with host.lease(model) as lent:
+        assert lent is model
+
+
+def test_on_forge_a_loaded_vae_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world = ForgeWorld(monkeypatch, tmp_path / "Lora")
+    world.choose(0, vae="/models/VAE/it's [new].safetensors")
+    world.generate()
+    present = Forge().present()
+    assert present is not None and present.vae == Path("/models/VAE/it's [new].safetensors")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(EPS, "epsilon"), (V_PREDICTION, "v_prediction")])
+def test_on_reforge_the_schedules_class_tells_what_is_predicted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type, expected: str
+) -> None:
+    monkeypatch.setattr(ReforgeWorld, "prediction", kind)
+    model = host_in(ReforgeWorld(monkeypatch, tmp_path / "Lora")).load_model(TrainConfig())
+    assert (model.spec.prediction_type, model.schedule.prediction_type) == (expected, expected)
+
+
+def test_on_reforge_other_predictions_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ReforgeWorld, "prediction", EDM)
+    with pytest.raises(ModelError, match="predicts EDM"):
+        host_in(ReforgeWorld(monkeypatch, tmp_path / "Lora")).load_model(TrainConfig())

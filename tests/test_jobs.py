@@ -281,6 +281,18 @@ def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path)
     assert [json.loads(line)["kind"] for line in lines] == ["StateChanged", *["StepDone"] * 3, "StateChanged"]
 
 
+def test_a_run_that_was_told_to_stop_says_so_until_it_has(tmp_path: Path) -> None:
+    """A step, or a picture of the webui's, may take a while to end."""
+    gate = threading.Event()
+    runner = JobRunner(None, tmp_path, make_events=_made([StateChanged("running")], gate))
+    runner.start(TrainConfig())
+    runner.stop()
+    assert runner.status()["state"] == "stopping"
+    gate.set()
+    runner.wait(10)
+    assert runner.status()["state"] == "finished"
+
+
 def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) -> None:
     def broken(*_: object, **__: object) -> Iterator[Event]:
         yield StateChanged("running")

@@ -35,6 +35,7 @@ from lib_lora_train.jobs import run_job
 from lib_lora_train.past_runs import continuation, past_runs
 from lib_lora_train.run_folder import RunFolder, new_run_folder
 from lib_lora_train.run_log import log_line, log_record, read_log
+from lib_lora_train.runner import JobRunner
 from lib_lora_train.train.control import Control
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +140,22 @@ def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(
     assert tensors == expected_tensors
     assert {**told, "lora_train_config": ""} == {**expected_told, "lora_train_config": ""}  # output_dir differs
     assert ending(rest) == "finished"
+
+
+def test_a_running_mean_is_saved_and_survives_an_interruption(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_step_a_turn(monkeypatch)
+    config = place.config.replace(ema_decay=0.5, epochs=1)
+    plain = run_logged(
+        place, place.config.replace(epochs=1, output_dir=str(tmp_path / "p")), folder=new_run_folder(tmp_path, "p")
+    )
+    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "w")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(place, config, stop_after=2)
+    rest = gone_on(place)
+    paths = [Path(only(events, LoraWritten)[-1].path) for events in (plain, whole, rest)]
+    without, expected, ours = (tensors_and_metadata(path)[0] for path in paths)
+    assert ours == expected != without
 
 
 _CHILD = """
@@ -298,6 +315,23 @@ def test_settings_of_another_run_are_refused_and_the_runs_own_stay(place: Place)
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no folder of a run"):
         continuation(RunFolder(tmp_path))
+
+
+def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place) -> None:
+    run_logged(place, place.config.replace(lr_schedule="constant"), stop_after=3)
+    runner = JobRunner(place.host, place.folder.root.parent)
+    run = place.folder.root.name
+    assert runner.go_on(run) == run
+    runner.wait(120)
+    assert runner.status()["state"] == "finished"
+    assert [step for step, _ in runner.loss_curve()] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(TrainingError, match="all 6 steps are taken"):
+        runner.go_on(run)
+    runner.enqueue_going_on(run, more_epochs=1)
+    assert runner.start_queue() == run
+    runner.wait(120)
+    assert [step for step, _ in runner.loss_curve()] == list(range(1, 10))
+    assert names(place) == ["test-000001", "test-000002", "test-000003"]
 
 
 # --- which files are kept ---------------------------------------------------------------------------

@@ -41,6 +41,37 @@ def test_a_good_config_has_no_findings() -> None:
         ({"concepts": (CATS, Concept(""))}, ("error", "concepts[2].folder")),
         ({"concepts": (CATS, Concept("cats/"))}, ("warning", "concepts[2].folder")),
         ({"concepts": (CATS, Concept("r", trigger="x", is_regularisation=True))}, ("hint", "concepts[2].trigger")),
+        ({"concepts": (Concept("a", only_class_word=True),)}, ("warning", "concepts[1].only_class_word")),
+        ({"concepts": (Concept("a", augment_variants=3),)}, ("hint", "concepts[1].augment_variants")),
+        ({"concepts": (Concept("a", colour_jitter=0.4),)}, ("warning", "concepts[1].colour_jitter")),
+        ({"concepts": (Concept("a", alpha_background="#12"),)}, ("error", "concepts[1].alpha_background")),
+        (
+            {"concepts": (Concept("a", alpha_background="white, #123456", tag_background=True),)},
+            ("hint", "concepts[1].tag_background"),
+        ),
+        (
+            {"concepts": (CATS, Concept("r", is_regularisation=True, use_masks=True))},
+            ("warning", "concepts[2].use_masks"),
+        ),
+        ({"concepts": (Concept("a", resolutions="512 big"),)}, ("error", "concepts[1].resolutions")),
+        ({"concepts": (Concept("a", resolutions="500"),)}, ("warning", "concepts[1].resolutions")),
+        (
+            {"concepts": (Concept("a", resolutions="500"),), "enable_buckets": False},
+            ("error", "concepts[1].resolutions"),
+        ),
+        # captions
+        ({"max_token_length": 100}, ("error", "max_token_length")),
+        ({"keep_tokens_separator": ","}, ("warning", "keep_tokens_separator")),
+        ({"caption_prefix": "zorp", "concepts": (Concept("a", trigger="zorp"),)}, ("warning", "caption_prefix")),
+        ({"tag_dropout": 0.5}, ("warning", "tag_dropout")),
+        ({"caption_dropout_every_n_epochs": 1}, ("warning", "caption_dropout_every_n_epochs")),
+        ({"caption_dropout_every_n_epochs": 2}, ("warning", "caption_dropout_every_n_epochs")),
+        ({"caption_dropout_every_n_epochs": 50}, ("hint", "caption_dropout_every_n_epochs")),
+        ({"drop_trigger": True}, ("hint", "drop_trigger")),
+        (
+            {"drop_trigger": True, "tag_dropout": 0.1, "concepts": (Concept("a", trigger="zorp"),)},
+            ("warning", "drop_trigger"),
+        ),
         # buckets
         ({"min_bucket": 1088, "max_bucket": 1024, "resolution": 2048}, ("error", "min_bucket")),
         ({"resolution": 128}, ("error", "min_bucket")),

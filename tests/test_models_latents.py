@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.data.images import read_pixels
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import scan_dataset
 from lib_lora_train.errors import DataError, OutputError, TrainingError
@@ -246,3 +248,66 @@ def test_pixels_survive_the_round_trip() -> None:
 def test_vae_hash_is_of_the_weights(model: DiffusionModel) -> None:
     assert vae_hash(model) == vae_hash(tiny_model("sd1"))
     assert vae_hash(model) != vae_hash(tiny_model("sd1", seed=1))
+
+
+# --- views and masks ------------------------------------------------------------------------------
+
+
+def _concept_plan(folder: Path, **values: Any) -> Plan:
+    concept = dataclasses.replace(Concept(folder=str(folder)), **values)
+    return make_plan(scan_dataset([concept], ".txt"), CONFIG)
+
+
+def test_each_view_is_encoded_as_it_is_seen(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+    plan = _concept_plan(folder, flip=True, colour_jitter=0.1, random_crop=True, augment_variants=2)
+    store, _ = _run(encode_dataset(model, plan, tmp_path / "cache"))
+    assert len(plan.all_views) == 5 * 4 and len(store) == 5 * 4
+    for number in (0, 7, 19):
+        view = plan.all_views[number]
+        picture = read_pixels(plan.dataset.items[view.item].image, view.placement, view.look)
+        with torch.no_grad():
+            expected = model.vae.encode(pixels_to_tensor(picture)[None]).latent_dist.mean[0]
+        # batched and single convolutions add in another order
+        torch.testing.assert_close(store[number].mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_views_of_the_last_run_are_found_again_and_only_new_ones_encoded(
+    model: DiffusionModel, folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    _run(encode_dataset(model, _concept_plan(folder), cache))
+    assert _encoded(_run(encode_dataset(model, _concept_plan(folder, flip=True), cache))[1]) == 4
+    assert _encoded(_run(encode_dataset(model, _concept_plan(folder, flip=True), cache))[1]) == 0
+    jitter = _concept_plan(folder, colour_jitter=0.1, augment_variants=3)
+    assert _encoded(_run(encode_dataset(model, jitter, cache))[1]) == 2 * 4
+
+
+def _with_mask(folder: Path, name: str = "a") -> None:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 20, 64))
+    mask.save(folder / f"{name}-mask.png")
+
+
+def test_a_mask_is_the_mean_of_each_latent_cell_and_survives_the_cache(
+    model: DiffusionModel, folder: Path, tmp_path: Path
+) -> None:
+    _with_mask(folder)
+    plan = _concept_plan(folder, use_masks=True, flip=True)
+    for _ in range(2):  # encoded, then from the cache
+        store, _events = _run(encode_dataset(model, plan, tmp_path / "cache"))
+        plain, flipped = (store[number].mask for number in plan.view_numbers[0])
+        assert plain is not None and flipped is not None
+        # 20 of 64 px: two whole cells and half of the third
+        assert torch.equal(plain, torch.tensor([[1, 1, 0.5, 0, 0, 0, 0, 0]]).expand(8, 8))
+        assert torch.equal(flipped, plain.flip(1))
+        assert store[1].mask is None
+
+
+def test_a_changed_mask_is_not_confused_with_the_old_one(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+    _with_mask(folder)
+    _run(encode_dataset(model, _concept_plan(folder, use_masks=True), tmp_path / "cache"))
+    Image.new("L", (64, 64), 255).save(folder / "a-mask.png")
+    store, events = _run(encode_dataset(model, _concept_plan(folder, use_masks=True), tmp_path / "cache"))
+    assert _encoded(events) == 1
+    mask = store[0].mask
+    assert mask is not None and torch.equal(mask, torch.ones(8, 8))

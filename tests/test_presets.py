@@ -16,7 +16,7 @@ from lib_lora_train.settings.optimizer import OPTIMIZERS
 
 BASE = TrainConfig(concepts=(Concept("cats", trigger="zkw"),), sample_prompts=("zkw on a hill",))
 NAMES = [preset.name for preset in PRESETS]
-PURPOSES = ["Character", "Style", "Concept", "Likeness"]
+PURPOSES = ["Character", "Style", "Concept", "Likeness", "Multi-concept"]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=NAMES)

@@ -14,14 +14,14 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import epoch_steps
 from lib_lora_train.data.showing import caption_of, captions_ahead
 from lib_lora_train.errors import OutputError
-from lib_lora_train.events import Event, Progress
+from lib_lora_train.events import Progress
 from lib_lora_train.models import text_store
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.text import TextCondition, encode_text, token_weights, tokenize
 from lib_lora_train.models.text_store import TextStore, load_condition
 from lib_lora_train.train import conditions as conditions_module
 from lib_lora_train.train.conditions import text_conditions
-from lib_lora_train.train.loop import encode_captions, start_training
+from lib_lora_train.train.loop import start_training
 from tiny_models import tiny_model
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model
@@ -173,18 +173,22 @@ def test_variants_are_as_many_as_asked_for_and_equally_frequent() -> None:
     assert len(captions_ahead(small_plan(config, sizes=[(64, 64)], captions=[many]), config)) == 4
 
 
-def encoded_ahead(**values: Any) -> list[Event]:
+def captions_of_a_run(**values: Any) -> list[str]:
     config = small_config(**values)
     plan = small_plan(config)
     adapter = adapted(model(), config)
     try:
         training = start_training(model(), adapter, plan=plan, latents=random_latents(plan), config=config)
-        return list(encode_captions(training))
+        return training.captions_ahead()
     finally:
         adapter.remove()
 
 
 def test_a_run_encodes_ahead_unless_its_text_encoder_learns() -> None:
-    events = encoded_ahead(train_text_encoder=False)
-    assert events[-1] == Progress("text", 4, 4)
-    assert encoded_ahead(train_text_encoder=True) == []
+    assert len(captions_of_a_run(train_text_encoder=False)) == 4
+    assert captions_of_a_run(train_text_encoder=True) == []
+
+
+def test_encoding_ahead_tells_how_far_it_is() -> None:
+    events = list(text_conditions(small_config(), trained=False).encode_ahead(model(), ["a", "b", "c"]))
+    assert events == [Progress("text", 0, 3), Progress("text", 3, 3)]

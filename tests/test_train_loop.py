@@ -442,6 +442,7 @@ _LIMITED = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, 
         {"optimizer": "DAdaptAdam", "optimizer_args": "", "epochs": 1},
         {**_LIMITED, "text_encoder_lr": 0.5, "epochs": 1},
         {"family": "dylora", "dylora_unit": 1, "down_lr_weight": "linear+0.5", "epochs": 1},
+        {**PLAIN, **_LIMITED, "down_lr_weight": "linear+0.5", "loraplus_unet_ratio": 4.0},
     ],
     ids=lambda changed: "-".join(map(str, changed.values())) or "prodigy",
 )

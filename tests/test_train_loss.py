@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -77,6 +78,42 @@ def test_bounded_errors_are_the_definition_with_each_samples_own_bound(loss_type
         expected = 2 * (c if loss_type == "huber" else 1.0) * roots.mean()
         # the definition takes a difference of nearly equal numbers: a few digits of float64's sixteen are lost
         assert float(found[sample]) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1", "huber", "smooth_l1"])
+def test_masked_errors_are_the_mean_over_the_masks_area(loss_type: str) -> None:
+    """Closed form: Σ m·e / (C·Σ m), e the error of each cell without a mask."""
+    prediction, wanted = pairs()
+    bound = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    masks = torch.rand(3, 1, 5, 6, generator=torch.Generator().manual_seed(1))
+    masks[1] = 1.0
+    found = sample_errors(prediction, wanted, loss_type, bound, masks=masks)
+    for number in range(3):
+        weighted, area = 0.0, 0.0
+        for y, x in itertools.product(range(5), range(6)):
+            cell = [part[number, :, y, x].view(1, 4, 1, 1) for part in (prediction, wanted)]
+            weight = float(masks[number, 0, y, x])
+            weighted += weight * float(sample_errors(cell[0], cell[1], loss_type, bound[number : number + 1]))
+            area += weight
+        assert float(found[number]) == pytest.approx(weighted / area, rel=1e-12)
+    plain = sample_errors(prediction, wanted, loss_type, bound)
+    assert float(found[1]) == pytest.approx(float(plain[1]), rel=1e-12)
+
+
+def test_a_small_mask_counts_as_much_as_a_large_one() -> None:
+    """The same error everywhere gives the same loss under every mask; sd-scripts' plain mean shrinks with the area."""
+    prediction, wanted = torch.full((2, 4, 8, 8), 3.0), torch.zeros(2, 4, 8, 8)
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, :, :1, :1], masks[1, :, :, :7] = 1.0, 1.0
+    assert sample_errors(prediction, wanted, masks=masks).tolist() == [9.0, 9.0]
+
+
+def test_an_empty_mask_gives_no_loss_and_no_nan() -> None:
+    prediction = torch.ones(1, 4, 2, 2, requires_grad=True)
+    loss = sample_errors(prediction, torch.zeros(1, 4, 2, 2), masks=torch.zeros(1, 1, 2, 2)).sum()
+    torch.autograd.backward(loss)
+    assert float(loss.detach()) == 0.0
+    assert prediction.grad is not None and torch.equal(prediction.grad, torch.zeros_like(prediction))
 
 
 def test_bounded_errors_are_square_for_small_and_straight_for_large_differences() -> None:

@@ -64,7 +64,7 @@ def give_gradients(adapter: Adapter, step: int) -> None:
 
 def ours(adapter: Adapter, config: TrainConfig, rates: dict[str, float]) -> list[Tensor]:
     """All matrices after STEPS steps of the optimiser that the settings name, on matrices of its own."""
-    pieces = pieces_of(adapter)
+    pieces = pieces_of(adapter, adapter.groups)
     ratios = {"unet": config.loraplus_unet_ratio, "text_encoder": config.loraplus_text_encoder_ratio}
     groups, own = split_up(pieces, rates, ratios)
     stepper = OnPieces(make_stepper(groups, own, config=config), [piece for name in pieces for piece in pieces[name]])
@@ -233,7 +233,7 @@ def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None
 
 
 def test_pieces_cover_every_number_once(adapter: Adapter) -> None:
-    for name, pieces in pieces_of(adapter).items():
+    for name, pieces in pieces_of(adapter, adapter.groups).items():
         (flat,) = adapter.groups[name]
         covered = sorted((piece.start, piece.parameter.numel()) for piece in pieces)
         ends = [0, *(start + size for start, size in covered)]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.plan import MicroBatch
+from lib_lora_train.data.plan import MicroBatch, Plan, make_plan
 from lib_lora_train.data.showing import caption_of
 from lib_lora_train.models.family import Family
-from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
 from lib_lora_train.models.text import encode_text, token_weights, tokenize
@@ -276,6 +276,69 @@ def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
         norms.append(float(clip_gradients(adapter.groups["unet"], 0.0, scale=torch.tensor(scale))))
         adapter.remove()
     assert norms[1] == pytest.approx(norms[0], rel=0.02)  # bfloat16 has 8 bits
+
+
+# --- views and masks ------------------------------------------------------------------------------
+
+
+def flipping_plan(config: TrainConfig) -> Plan:
+    """The small plan with mirrored views."""
+    plan = small_plan(config)
+    concepts = tuple(replace(c, settings=replace(c.settings, flip=True)) for c in plan.dataset.concepts)
+    return make_plan(replace(plan.dataset, concepts=concepts), config)
+
+
+def store_of(plan: Plan, masks: dict[int, Tensor] | None = None, missing: tuple[int, ...] = ()) -> LatentStore:
+    """A posterior without spread per view, of the view's number."""
+    entries = {
+        number: Posterior(torch.full((4, 8, 8), float(number)), torch.zeros(4, 8, 8), (masks or {}).get(number))
+        for number in range(len(plan.all_views))
+        if number not in missing
+    }
+    return LatentStore(entries, frozenset(missing))
+
+
+def test_a_sample_shows_the_view_that_its_number_draws() -> None:
+    config = small_config()
+    plan = flipping_plan(config)
+    part = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
+    batch = draw_batch(part, plan, store_of(plan), config=config, model=model())
+    assert batch is not None
+    wanted = [plan.drawn_view(config.seed, item, draw) for item, draw in zip(part.items, part.draws, strict=True)]
+    assert (batch.latents[:, 0, 0, 0] / model().spec.scale_factor).round().tolist() == wanted
+    assert set(wanted) & {4, 5, 6, 7}  # a mirrored one among them
+
+
+def test_a_view_that_could_not_be_encoded_gives_way_to_the_first() -> None:
+    config = small_config()
+    plan = flipping_plan(config)
+    part = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
+    batch = draw_batch(part, plan, store_of(plan, missing=(4, 5, 6, 7)), config=config, model=model())
+    assert batch is not None
+    assert (batch.latents[:, 0, 0, 0] / model().spec.scale_factor).round().tolist() == [0, 1, 2, 3]
+
+
+def test_only_what_is_under_the_mask_is_learnt() -> None:
+    """Beside a sample without a mask; what lies outside changes neither loss nor gradient."""
+    config = small_config()
+    plan = small_plan(config)
+    mask = torch.zeros(8, 8)
+    mask[:, :3] = 1.0
+    part = MicroBatch(64, 64, (0, 1), (3, 4))
+    batch = draw_batch(part, plan, store_of(plan, {1: mask}), config=config, model=model())
+    assert batch is not None and batch.masks is not None
+    assert torch.equal(batch.masks, torch.stack([torch.ones(1, 8, 8), mask[None]]))
+    with torch.no_grad():
+        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        noisy = add_noise(model().schedule, batch.latents, batch.noise, batch.timesteps)
+        answer = predict(model(), noisy, batch.timesteps, condition)
+        errors = (answer - batch.noise).square()
+        expected = float(errors[0].mean() + errors[1, :, :, :3].mean())
+        assert loss_of(LossRule(), model(), batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_masks_a_batch_has_none() -> None:
+    assert drawn(small_config(), WHOLE).masks is None
 
 
 # --- text conditions ----------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.config import Concept
+from lib_lora_train.data.balance import LEAST_SHOWN, balanced_repeats
 from lib_lora_train.data.scan import scan_dataset
-from lib_lora_train.ui.balancing import LEAST_SHOWN, balanced_concepts, balanced_repeats
+from lib_lora_train.ui.balancing import balanced_concepts
 from ui_stand_ins import write_pictures
 
 

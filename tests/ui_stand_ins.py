@@ -9,6 +9,7 @@ from PIL import Image
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import HostError
+from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.ui.desk import Desk
 
 
@@ -18,6 +19,7 @@ class ToldRunner:
     live = ""
 
     def __init__(self) -> None:
+        self.host: Any = StandaloneHost(None, None, Path("Lora"), "cpu")
         self.started: list[TrainConfig] = []
         self.commands: list[str] = []
         self.events: list[dict[str, Any]] = []

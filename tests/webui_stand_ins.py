@@ -8,6 +8,7 @@ Memory that the webui gives up is filled with NaN, so whoever still computes wit
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import threading
 from collections import deque
@@ -18,8 +19,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from lib_lora_train.hosts.a1111 import A1111
+from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.hosts.ldm_patched import LdmPatched
+from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX
 from tiny_models import tiny_tensors
 
@@ -43,6 +49,10 @@ class QueueLock:
             self._pending_threads.append(called)
         called.wait()
         self._free.acquire()
+
+    @property
+    def is_held(self) -> bool:
+        return self._free.locked()
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
@@ -101,6 +111,68 @@ def module_of(name: str, **values: Any) -> ModuleType:
     return module
 
 
+class State(SimpleNamespace):
+    """`shared.state`: what is drawn, and what the user pressed meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False)
+
+    def begin(self, job: str) -> None:
+        self.job, self.interrupted, self.stopping_generation, self.skipped = job, False, False, False
+
+    def end(self) -> None:
+        self.job = ""
+
+
+class Processing(SimpleNamespace):
+    """`StableDiffusionProcessingTxt2Img`."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Drawing:
+    """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
+    default one, draws without a LoRA that it does not find, and gives back a half-done picture when interrupted.
+
+    `at_picture` is called in the midst of each picture.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.asked: list[Processing] = []
+        self.at_picture: Any = lambda: None
+        self.state = State()
+        self.available: dict[str, object] = {}
+
+    def modules(self) -> list[ModuleType]:
+        names = ("DPM++ 2M", "Euler", "Euler a")
+        schedules = [("Automatic", "automatic", None), ("Karras", "karras", None), ("SGM Uniform", "sgm", ["SGM"])]
+        schedulers = [SimpleNamespace(label=label, name=name, aliases=also) for label, name, also in schedules]
+        return [
+            module_of("modules.processing", StableDiffusionProcessingTxt2Img=Processing, process_images=self.process),
+            module_of(
+                "modules.sd_samplers",
+                all_samplers_map=dict.fromkeys(names),
+                visible_sampler_names=lambda: list(names),
+            ),
+            module_of("modules.sd_schedulers", schedulers=schedulers),
+        ]
+
+    def process(self, asked: Processing) -> Any:
+        assert self.world.queue_lock.is_held, "the webui draws under its lock"
+        assert self.state.job and not asked.is_closed
+        self.asked.append(asked)
+        loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
+        print_of = self.world.drawn(loras[0] if loras else "")
+        self.at_picture()
+        colour = tuple(bytes.fromhex(print_of[:6]))
+        picture = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
+        return SimpleNamespace(images=[picture], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
+
+
 class Options(SimpleNamespace):
     """The webui's settings: an option has its default until it is set."""
 
@@ -115,6 +187,7 @@ def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
         return SimpleNamespace(default=default, label=label, section=section)
 
     options = SimpleNamespace(lora_dir=str(lora_dir))
+    values.setdefault("total_tqdm", SimpleNamespace(clear=lambda: None))
     return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
 
 
@@ -138,22 +211,32 @@ class A1111World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         self.queue_lock = QueueLock()
+        self.lora_dir = lora_dir
         self.loaded: list[str] = []
         self.listed = 0
         self.model_data = SimpleNamespace(sd_model=None)
+        self.drawing = Drawing(self)
+        self.chosen = 0
         self.switch_to(0)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             module_of("modules.devices", device=torch.device("cpu")),
-            module_of("modules.sd_models", model_data=self.model_data, send_model_to_device=self._send_to_device),
-            shared_module(lora_dir, sd_model=self.model),
+            module_of(
+                "modules.sd_models",
+                model_data=self.model_data,
+                send_model_to_device=self._send_to_device,
+                select_checkpoint=lambda: checkpoint(self.chosen),
+            ),
+            *self.drawing.modules(),
+            shared_module(lora_dir, sd_model=self.model, state=self.drawing.state),
             module_of(
                 "networks",
                 load_networks=self._load_networks,
                 network_apply_weights=self._apply_weights,
                 list_available_networks=self._list,
+                available_networks=self.drawing.available,
             ),
         )
 
@@ -161,8 +244,13 @@ class A1111World:
     def model(self) -> Any:
         return self.model_data.sd_model
 
+    def choose(self, seed: int) -> None:
+        """The drop-down shows it; it is loaded as soon as the lock is free, by whoever comes first."""
+        self.chosen = seed
+
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
         """Load another checkpoint: into new objects, the old ones going to meta, or into the very same storage."""
+        self.chosen = seed
         tensors = tiny_tensors("sd1", seed=seed)
         if in_place:
             with torch.no_grad():
@@ -201,11 +289,16 @@ class A1111World:
     def generate(self, lora: str = "") -> str:
         """LoRAs are written into the layers when these are called, and stay there afterwards."""
         with self.queue_lock:
-            self._load_networks([lora] if lora else [])
-            for module in self.model.modules():
-                if hasattr(module, "network_layer_name"):
-                    self._apply_weights(module)
-            return self.weights()
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        if Path(self.model.sd_checkpoint_info.filename) != Path(checkpoint(self.chosen).filename):
+            self.switch_to(self.chosen)
+        self._load_networks([lora] if lora else [])
+        for module in self.model.modules():
+            if hasattr(module, "network_layer_name"):
+                self._apply_weights(module)
+        return self.weights()
 
     def unload(self) -> None:
         """Not under the lock: everything moves, while somebody may be in the middle of a step."""
@@ -233,6 +326,7 @@ class A1111World:
 
     def _list(self) -> None:
         self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
 
 
 # --- Forge ---------------------------------------------------------------------------------------
@@ -251,54 +345,71 @@ class ForgeWorld:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         self.queue_lock = QueueLock()
         self.listed = 0
-        self.chosen = 0
+        self.lora_dir = lora_dir
+        self.drawing = Drawing(self)
         self.backups: dict[tuple[nn.Module, str], Tensor] = {}
-        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_loading_parameters={})
+        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
+        self.choose(0)
+        self.shared: Any = shared_module(lora_dir, sd_model=None, state=self.drawing.state)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
-            module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload),
-            shared_module(lora_dir),
-            module_of("networks", list_available_networks=self._list),
-            module_of("backend"),
-            module_of(
-                "backend.memory_management",
-                get_torch_device=lambda: torch.device("cpu"),
-                load_models_gpu=self._load_models,
-            ),
+            self._sd_models(),
+            module_of("modules.devices"),
+            *self.drawing.modules(),
+            self.shared,
+            module_of("networks", list_available_networks=self._list, available_networks=self.drawing.available),
+            *self._memory(),
         )
 
     @property
     def model(self) -> Any:
         return self.model_data.sd_model
 
+    def _sd_models(self) -> ModuleType:
+        return module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        return [module_of("backend"), module_of("backend.memory_management", **memory)]
+
     @property
     def parts(self) -> list[nn.Module]:
         objects = self.model.forge_objects_original
         return [objects.unet.model.diffusion_model, objects.clip.cond_stage_model.clip_l, objects.vae.first_stage_model]
 
+    def choose(self, seed: int, *, vae: str = "") -> None:
+        """The drop-downs show it; the next generation loads it."""
+        self.chosen = seed
+        modules = [vae] if vae else []
+        chosen = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
+        self.model_data.forge_loading_parameters = chosen
+
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
         """Only noted; the model is made anew by the next generation. Forge never writes over the old one."""
         assert not in_place
-        self.chosen = seed
+        self.choose(seed)
         if hasattr(self.model, "forge_objects_original"):
             self.generate()
 
     def _reload(self) -> None:
-        if getattr(self.model, "seed", None) == self.chosen:
+        if self.model_data.forge_hash == str(self.model_data.forge_loading_parameters):
             return
+        self.model_data.forge_hash = str(self.model_data.forge_loading_parameters)
         tensors = tiny_tensors("sd1", seed=self.chosen)
         with torch.inference_mode():
             unet: Any = Node(under(tensors, UNET_PREFIX))
             clip: Any = Node(under(tensors, TEXT_PREFIX))
             vae: Any = Node(under(tensors, VAE_PREFIX))
+        self._set_up(tensors, unet, clip, vae)
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
         unet.config = {"num_heads": 8, "num_head_channels": -1}
         text_heads(clip)
         vae.config = SimpleNamespace(scaling_factor=0.18215)
-        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
         objects = ForgeObjects(
-            unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=unet, predictor=predictor)),
+            unet=SimpleNamespace(model=self._network(unet)),
             clip=SimpleNamespace(cond_stage_model=SimpleNamespace(clip_l=clip), patcher=object()),
             vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
         )
@@ -313,12 +424,20 @@ class ForgeWorld:
             current_lora_hash=str([]),
         )
 
+    def _network(self, unet: Any) -> Any:
+        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
+        return SimpleNamespace(diffusion_model=unet, predictor=predictor)
+
     def weights(self) -> str:
         return fingerprint(self.parts)
 
     def generate(self, lora: str = "") -> str:
         """LoRAs are baked in as new parameters, under inference mode; they stay until others are asked for."""
-        with self.queue_lock, torch.inference_mode():
+        with self.queue_lock:
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        with torch.inference_mode():
             self._reload()
             wanted = str([lora]) if lora else str([])
             if self.model.current_lora_hash != wanted:
@@ -353,3 +472,73 @@ class ForgeWorld:
 
     def _list(self) -> None:
         self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+
+
+# --- reForge -------------------------------------------------------------------------------------
+
+
+class EPS:
+    """`ldm_patched.modules.model_sampling.EPS`."""
+
+
+class V_PREDICTION(EPS):
+    """Derived from EPS, there too."""
+
+
+class EDM(V_PREDICTION):
+    """And this one from both."""
+
+
+class LoadingShared(ModuleType):
+    """`modules.shared`, where reading an attribute loads the checkpoint."""
+
+    load: Any
+
+    @property
+    def sd_model(self) -> None:
+        self.load()
+
+
+class ReforgeWorld(ForgeWorld):
+    """`modules` and `ldm_patched` of reForge: Forge's patchers, loaded without inference mode, σ instead of ᾱ.
+
+    `prediction` is the schedule's class; `model_type` stays what the file looked like.
+    """
+
+    prediction: type = EPS
+
+    def _sd_models(self) -> ModuleType:
+        chosen = lambda: checkpoint(self.chosen)  # noqa: E731
+        return module_of("modules.sd_models", model_data=self.model_data, select_checkpoint=chosen)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        names = ("ldm_patched", "ldm_patched.modules")
+        self.shared.load = self._reload
+        del self.shared.sd_model
+        self.shared.__class__ = LoadingShared
+        return [*map(module_of, names), module_of("ldm_patched.modules.model_management", **memory)]
+
+    def _network(self, unet: Any) -> Any:
+        unet.num_heads, unet.num_head_channels = 8, -1
+        sampling = type("ModelSampling", (self.prediction,), {})()
+        sampling.sigmas = (1 / alphas() - 1) ** 0.5
+        return SimpleNamespace(
+            diffusion_model=unet,
+            model_sampling=sampling,
+            model_type=SimpleNamespace(name="EPS"),
+            latent_format=SimpleNamespace(scale_factor=0.18215),
+        )
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
+        plain = {name.replace("embedding.weight", "embedding.wrapped.weight") if "token" in name else name: tensor
+                 for name, tensor in under(tensors, TEXT_PREFIX).items()}  # fmt: skip
+        super()._set_up(tensors, Node(under(tensors, UNET_PREFIX)), Node(plain), Node(under(tensors, VAE_PREFIX)))
+        self.model.loaded_vae_file = None
+
+
+def host_in(world: A1111World | ForgeWorld) -> WebuiHost:
+    """Our host for this world."""
+    kinds: dict[type, type] = {A1111World: A1111, ForgeWorld: Forge, ReforgeWorld: LdmPatched}
+    return WebuiHost(kinds[type(world)]())

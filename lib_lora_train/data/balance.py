@@ -1,4 +1,4 @@
-"""Fair shares in whole numbers: of samples to buckets, and of showings to regularisation pictures."""
+"""Fair shares in whole numbers: of showings to concepts and regularisation pictures, and of samples to buckets."""
 
 from __future__ import annotations
 
@@ -45,3 +45,22 @@ def draw_evenly(weights: Sequence[int], total: int, generator: random.Random) ->
         reached = max(0, -((start - end) // whole))
         counts[number], before = reached - before, reached
     return counts
+
+
+LEAST_SHOWN = 100
+"""Showings per epoch and concept where the guides' range of 100 to 400 begins."""
+
+
+def balanced_repeats(image_counts: Sequence[int]) -> list[int]:
+    """A number of repeats, 1 or more, for concepts with so many pictures each.
+
+    Each concept's showings, pictures × repeats, come as near as whole repeats can to the same number: that of the
+    pictures of the largest concept, and at least `LEAST_SHOWN`.
+    """
+    wanted = max(LEAST_SHOWN, *image_counts)
+    return [max(1, (2 * wanted + count) // (2 * count)) for count in image_counts]
+
+
+def shares(showings: Sequence[int]) -> list[float]:
+    """Each concept's part of all showings, 0 to 1."""
+    return [shown / sum(showings) for shown in showings]

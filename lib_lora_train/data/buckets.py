@@ -36,12 +36,20 @@ class Placement:
     height: int
 
 
-def bucket_rule(config: TrainConfig) -> BucketRule:
-    """The rule that a config describes."""
+def bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
+    """The rule that a config describes, at another resolution if one is given; the limits grow along with it."""
+    resolution = resolution or config.resolution
+    step = config.bucket_step
+
+    def grown(side: int) -> int:
+        return (
+            side if resolution == config.resolution else max(side * resolution // config.resolution // step, 1) * step
+        )
+
     return BucketRule(
-        resolution=config.resolution,
-        min_side=config.min_bucket,
-        max_side=config.max_bucket,
+        resolution=resolution,
+        min_side=grown(config.min_bucket),
+        max_side=grown(config.max_bucket),
         step=config.bucket_step,
         no_upscale=config.bucket_no_upscale,
         enabled=config.enable_buckets,

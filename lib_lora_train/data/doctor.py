@@ -23,7 +23,7 @@ from lib_lora_train.data.images import (
     UPRIGHT,
     check_complete,
     flatten,
-    may_be_transparent,
+    is_transparent,
     orientation_of,
     read_bytes,
 )
@@ -161,7 +161,7 @@ def _patient(path: Path, content: bytes, picture: Image.Image) -> Patient:
     orientation = orientation_of(picture, content)
     is_animated = bool(getattr(picture, "is_animated", False))
     picture.draft("RGB", _SMALL)  # JPEG: decoded at a fraction of its size
-    is_transparent = _has_holes(picture)
+    has_alpha = is_transparent(picture)
     small = flatten(picture)
     if orientation in UPRIGHT:
         small = small.transpose(UPRIGHT[orientation])
@@ -171,17 +171,10 @@ def _patient(path: Path, content: bytes, picture: Image.Image) -> Patient:
         *size,
         content_hash=hashlib.sha256(content).hexdigest(),
         look=fingerprint(small),
-        is_transparent=is_transparent,
+        is_transparent=has_alpha,
         is_animated=is_animated,
         orientation=orientation,
     )
-
-
-def _has_holes(picture: Image.Image) -> bool:
-    if not may_be_transparent(picture):
-        return False
-    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
-    return isinstance(low, (int, float)) and low < 255
 
 
 def _unread(path: Path) -> Finding:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lib_lora_train.config import TrainConfig, steps_of
+from lib_lora_train.data.balance import shares
+from lib_lora_train.data.views import asymmetric_word
 from lib_lora_train.errors import Level, Problem
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import BucketSummary, Plan
+    from lib_lora_train.data.scan import Dataset
 
 _MUCH_ENLARGED = 1.25
 _MUCH_CUT = 0.2
@@ -28,7 +32,24 @@ def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
         *_about_regularisation(plan),
         *_about_enlarged(plan),
         *_about_cut(plan),
+        *_about_mirroring(plan),
+        *_about_views(plan),
     )
+
+
+def balance_findings(before: Dataset, after: Dataset) -> tuple[Problem, ...]:
+    """What balancing changed: each concept's repeats and share, before and after; nothing where it changed nothing."""
+    if before.concepts == after.concepts:
+        return ()
+    counts = Counter(item.concept for item in before.items)
+    own = [number for number, concept in enumerate(before.concepts) if not concept.is_regularisation]
+    old, new = (shares([counts[n] * dataset.concepts[n].repeats for n in own]) for dataset in (before, after))
+    parts = [
+        f"{after.concepts[n].name} × {before.concepts[n].repeats} → × {after.concepts[n].repeats} ({a:.0%} → {b:.0%})"
+        for n, a, b in zip(own, old, new, strict=True)
+    ]
+    text = f"shows every concept about equally often: {', '.join(parts)}."
+    return (Problem("hint", "balance_repeats", text),)
 
 
 def _about_max_steps(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
@@ -78,11 +99,33 @@ def _level_by_share(part: int, whole: int) -> Level:
     return "warning" if part * 10 >= whole else "hint"
 
 
+def fitting_batch(plan: Plan) -> tuple[int, int] | None:
+    """(batch size, accumulation) with full batches only, as near as can be to the pictures per step there are now.
+
+    The batch size divides every bucket's samples and is at least 2 and at most the present one; the accumulation
+    divides the micro-batches that an epoch then has, so that its last step is whole too. None where none does.
+    """
+    wanted = plan.batch_size * plan.accumulation
+    counts = [bucket.sample_count for bucket in plan.buckets if bucket.sample_count]
+    common = math.gcd(*counts)
+    pairs = [
+        (size, accumulation)
+        for size in range(2, plan.batch_size + 1)
+        if common % size == 0
+        for accumulation in range(1, 2 * wanted // size + 1)
+        if sum(counts) // size % accumulation == 0
+    ]
+    return min(pairs, key=lambda pair: (abs(math.log(pair[0] * pair[1] / wanted)), -pair[0]), default=None)
+
+
 def _batch_advice(plan: Plan, open_ones: list[BucketSummary]) -> str:
-    common = math.gcd(*(bucket.sample_count for bucket in plan.buckets))
-    fitting = max((size for size in range(2, plan.batch_size) if common % size == 0), default=0)
+    fitting = fitting_batch(plan)
     if fitting:
-        return f"A batch size of {fitting} fills all; gradient_accumulation makes up for a smaller one."
+        size, accumulation = fitting
+        fills = f"A batch size of {size} fills all"
+        if accumulation == 1:
+            return f"{fills}."
+        return f"{fills}; with gradient_accumulation {accumulation} a step then has {size * accumulation} pictures."
     if len(plan.buckets) == 1:
         missing = plan.batch_size - open_ones[0].last_batch_fill
         return f"{missing} more samples per epoch, or another number of repeats, would fill it."
@@ -145,3 +188,30 @@ def _about_cut(plan: Plan) -> Iterator[Problem]:
             "shape (enable_buckets, min_bucket, max_bucket)."
         )
         yield Problem("warning", "max_bucket", text)
+
+
+def _about_mirroring(plan: Plan) -> Iterator[Problem]:
+    """Captions that name what has a left and a right."""
+    items = [item for item in plan.dataset.items if plan.dataset.concepts[item.concept].settings.flip]
+    named = [(item, asymmetric_word(item.caption)) for item in items]
+    named = [(item, word) for item, word in named if word]
+    if named:
+        item, word = named[0]
+        text = (
+            f"mirrors pictures whose captions name something with a left and a right: {len(named)} of {len(items)}, "
+            f"{item.image.path.name} ({word!r}) first. They are learnt both ways. Switch flip off for them."
+        )
+        yield Problem("hint", "flip", text)
+
+
+def _about_views(plan: Plan) -> Iterator[Problem]:
+    """Pictures whose crops have no room, so that random_crop does nothing for them."""
+    crops = [
+        place
+        for item, place in zip(plan.dataset.items, plan.placements, strict=True)
+        if plan.dataset.concepts[item.concept].settings.random_crop
+    ]
+    fixed = sum((p.resize_width, p.resize_height) == (p.width, p.height) for p in crops)
+    if crops and fixed * 2 >= len(crops):
+        text = f"has no effect on {fixed} of {len(crops)} pictures: their bucket has their own shape."
+        yield Problem("hint", "random_crop", text)

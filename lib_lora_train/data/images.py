@@ -6,10 +6,11 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from lib_lora_train.data.buckets import Placement
 from lib_lora_train.errors import DataError
@@ -17,7 +18,7 @@ from lib_lora_train.errors import DataError
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 """Endings of the files that are read, in lower case."""
 
-_PAPER = (255, 255, 255)
+WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 UPRIGHT = {
@@ -47,19 +48,40 @@ DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture that decodes. Its size is the upright one (EXIF applied); the hash is the sha256 (hex) of its bytes."""
+    """A picture that decodes. Its size is the upright one (EXIF applied); the hash is the sha256 (hex) of its bytes.
+
+    `has_alpha` says that parts of it are transparent.
+    """
 
     path: Path
     width: int
     height: int
     content_hash: str
+    has_alpha: bool = False
 
 
-def read_image_file(path: Path) -> ImageFile:
+@dataclass(frozen=True)
+class Look:
+    """What happens to a picture's pixels but for size and crop.
+
+    `background` is put behind transparent parts. `jitter`: factors of brightness, contrast and saturation, and the
+    share of the colour circle by which hues are turned.
+    """
+
+    is_mirrored: bool = False
+    background: tuple[int, int, int] = WHITE
+    jitter: tuple[float, float, float, float] | None = None
+
+
+PLAIN = Look()
+
+
+def read_image_file(path: Path, *, seek_alpha: bool = True) -> ImageFile:
     """The picture's size and hash, after checking that it decodes to its end; DataError when it does not.
 
     The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
-    both of which meet every byte but cost a fraction of a full decoding.
+    both of which meet every byte but cost a fraction of a full decoding. Pictures with an alpha channel are decoded
+    wholly to see whether it is used; without `seek_alpha` it is taken as unused.
     """
     content = read_bytes(path)
     try:
@@ -68,33 +90,73 @@ def read_image_file(path: Path) -> ImageFile:
             width, height = picture.size
             if orientation_of(picture, content) >= 5:  # 5 to 8 lie on their side
                 width, height = height, width
+            has_alpha = seek_alpha and is_transparent(picture)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
-    return ImageFile(path, width, height, hashlib.sha256(content).hexdigest())
+    return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)
 
 
-def read_pixels(image: ImageFile, placement: Placement) -> Image.Image:
-    """The picture as training sees it: RGB, upright, transparency on white, resized, cut to the bucket.
+def read_pixels(image: ImageFile, placement: Placement, look: Look = PLAIN) -> Image.Image:
+    """The picture as training sees it: RGB, upright, transparency on a colour, resized, mirrored, cut, coloured.
 
     The resampling is Lanczos with its support widened to the scale, which averages over the area when shrinking.
     DataError when the file cannot be decoded or is no longer the one that was scanned.
     """
+    picture = _upright(image, lambda opened: flatten(opened, look.background))
+    picture = _placed(picture, placement, look.is_mirrored)
+    return picture if look.jitter is None else jittered(picture, look.jitter)
+
+
+def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha: bool) -> Image.Image:
+    """What of a placed picture counts, as grey: a mask file's brightness, or a picture's own alpha channel.
+
+    A file of another size than its picture is laid over it as a whole. DataError as for `read_pixels`.
+    """
+    grey = _upright(
+        mask, lambda opened: opened.convert("RGBA").getchannel("A") if alpha else flatten(opened).convert("L")
+    )
+    return _placed(grey, placement, is_mirrored)
+
+
+def _upright(image: ImageFile, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `take` makes of the opened picture, turned as its EXIF says."""
     content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
         raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
     try:
         with Image.open(io.BytesIO(content)) as opened:
             upright = UPRIGHT.get(orientation_of(opened, content))
-            picture = flatten(opened)
+            picture = take(opened)
     except DECODING_ERRORS as error:
         raise _unreadable(image.path, error) from error
-    if upright is not None:
-        picture = picture.transpose(upright)
+    return picture if upright is None else picture.transpose(upright)
+
+
+def _placed(picture: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
     size = (placement.resize_width, placement.resize_height)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if is_mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top = placement.left, placement.top
     return picture.crop((left, top, left + placement.width, top + placement.height))
+
+
+def jittered(picture: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
+    """The RGB picture with brightness, contrast, saturation and hue changed, in this order."""
+    brightness, contrast, saturation, hue = jitter
+    for enhance, factor in (
+        (ImageEnhance.Brightness, brightness),
+        (ImageEnhance.Contrast, contrast),
+        (ImageEnhance.Color, saturation),
+    ):
+        picture = enhance(picture).enhance(factor)
+    shift = round(hue * 256)
+    if not shift:
+        return picture
+    hues, *others = picture.convert("HSV").split()
+    turned = hues.point([(value + shift) % 256 for value in range(256)])
+    return Image.merge("HSV", (turned, *others)).convert("RGB")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -154,11 +216,19 @@ def may_be_transparent(picture: Image.Image) -> bool:
     return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
 
 
-def flatten(picture: Image.Image) -> Image.Image:
-    """RGB, 8 bit; transparent parts on white."""
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel lets the background through; decodes pictures that have an alpha channel."""
+    if not may_be_transparent(picture):
+        return False
+    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    return isinstance(low, (int, float)) and low < 255
+
+
+def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """RGB, 8 bit; transparent parts on the background's colour."""
     if may_be_transparent(picture):
         layers = picture.convert("RGBA")
-        paper = Image.new("RGBA", layers.size, _PAPER)
+        paper = Image.new("RGBA", layers.size, (*background, 255))
         return Image.alpha_composite(paper, layers).convert("RGB")
     if picture.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scaling
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")

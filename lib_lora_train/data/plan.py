@@ -7,19 +7,23 @@ A sample is one showing of a picture. A micro-batch holds samples of one bucket 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.balance import draw_evenly, share_out
+from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.data.balance import balanced_repeats, draw_evenly, share_out
 from lib_lora_train.data.buckets import Placement, bucket_rule, place
-from lib_lora_train.data.findings import plan_findings
+from lib_lora_train.data.findings import balance_findings, plan_findings
 from lib_lora_train.data.scan import Dataset
+from lib_lora_train.data.views import View, views_of
 from lib_lora_train.errors import DataError, Problem
 from lib_lora_train.randomness import random_for
 
 Size = tuple[int, int]
+LEAST_RESOLUTION = 64
 _T = TypeVar("_T")
 
 
@@ -58,6 +62,8 @@ class Plan:
 
     `placements` and `repeats` are per item; a regularisation picture's repeats are the most it can get in one epoch,
     as its showings are drawn anew for each. `epochs` counts the last one even where `total_steps` ends within it.
+    `views` are all views of all items: the first ones in the order of the items, then the others. Without any, each
+    item has its plain one.
     """
 
     dataset: Dataset
@@ -70,6 +76,25 @@ class Plan:
     epochs: int
     total_steps: int
     warnings: tuple[Problem, ...]
+    views: tuple[View, ...] = ()
+
+    @cached_property
+    def all_views(self) -> tuple[View, ...]:
+        """`views`, or the plain ones."""
+        return self.views or tuple(View(item, place) for item, place in enumerate(self.placements))
+
+    @cached_property
+    def view_numbers(self) -> tuple[tuple[int, ...], ...]:
+        """Per item, the numbers of its views in `all_views`; the first is the item's own number."""
+        numbers: list[list[int]] = [[] for _ in self.placements]
+        for number, view in enumerate(self.all_views):
+            numbers[view.item].append(number)
+        return tuple(map(tuple, numbers))
+
+    def drawn_view(self, seed: int, item: int, draw: int) -> int:
+        """The number of the view in which a sample shows its item, each as likely."""
+        numbers = self.view_numbers[item]
+        return numbers[0] if len(numbers) == 1 else random_for(seed, "view", draw).choice(numbers)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -95,8 +120,13 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
     """The plan for a data set; DataError when all of its pictures are regularisation."""
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
         raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
-    rule = bucket_rule(config)
-    placements = tuple(place(item.image.width, item.image.height, rule) for item in dataset.items)
+    dataset = at_resolutions(dataset)
+    before = dataset
+    if config.balance_repeats:
+        dataset = balanced(dataset)
+    placements = tuple(
+        place(item.image.width, item.image.height, bucket_rule(config, item.resolution)) for item in dataset.items
+    )
     members = _members(placements)
     quotas = _regularisation_quotas(dataset, members)
     buckets = tuple(
@@ -118,8 +148,54 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
         epochs=ceil_div(total_steps, steps_per_epoch),
         total_steps=total_steps,
         warnings=(),
+        views=_views(dataset, placements),
     )
-    return dataclasses.replace(plan, warnings=plan_findings(plan, config))
+    return dataclasses.replace(plan, warnings=(*balance_findings(before, dataset), *plan_findings(plan, config)))
+
+
+def balanced(dataset: Dataset) -> Dataset:
+    """The data set with repeats that show every concept but regularisation about equally often."""
+    counts = Counter(item.concept for item in dataset.items)
+    own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
+    repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
+    concepts = (
+        dataclasses.replace(concept, repeats=repeats.get(number, concept.repeats))
+        for number, concept in enumerate(dataset.concepts)
+    )
+    return dataclasses.replace(dataset, concepts=tuple(concepts))
+
+
+def at_resolutions(dataset: Dataset) -> Dataset:
+    """The data set with each item once for every resolution of its concept; one that is there already stays."""
+    items = []
+    for item in dataset.items:
+        sides = resolutions_of(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
+        items += [dataclasses.replace(item, resolution=side) for side in sides or (0,)]
+    return dataclasses.replace(dataset, items=tuple(items))
+
+
+def resolutions_of(concept: Concept) -> tuple[int, ...]:
+    """The sides in px that a concept asks for, none for the run's; DataError for what is no number."""
+    texts = concept.resolutions.replace(",", " ").split()
+    if not all(text.isdigit() and int(text) >= LEAST_RESOLUTION for text in texts):
+        raise DataError(
+            f"{concept.folder}: resolutions {concept.resolutions!r} are no sides in px. Write 512 or 512 768."
+        )
+    return tuple(dict.fromkeys(map(int, texts)))
+
+
+def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
+    own = [
+        views_of(
+            number,
+            placement,
+            dataset.concepts[item.concept].settings,
+            content=item.image.content_hash,
+            has_alpha=item.image.has_alpha,
+        )
+        for number, (item, placement) in enumerate(zip(dataset.items, placements, strict=True))
+    ]
+    return (*(views[0] for views in own), *(view for views in own for view in views[1:]))
 
 
 def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
@@ -252,12 +328,14 @@ def describe_plan(plan: Plan) -> str:
 def _concept_lines(plan: Plan) -> list[str]:
     rows = []
     quota = sum(bucket.regularisation_count for bucket in plan.buckets)
-    for concept in plan.dataset.concepts:
-        shown = f"× {concept.repeats:,} = {concept.image_count * concept.repeats:,} samples per epoch"
+    for number, concept in enumerate(plan.dataset.concepts):
+        count = sum(item.concept == number for item in plan.dataset.items)
+        shown = f"× {concept.repeats:,} = {count * concept.repeats:,} samples per epoch"
         if concept.is_regularisation:
             shown = f"regularisation, balanced to {quota:,} samples per epoch in all"
         trigger = f"trigger: {concept.trigger}" if concept.trigger else ""
-        rows.append((concept.name, f"{concept.image_count:,}", shown, trigger))
+        sides = f" at {count // concept.image_count} resolutions" if count > concept.image_count else ""
+        rows.append((concept.name, f"{concept.image_count:,}{sides}", shown, trigger))
     return _aligned(rows, "<><<")
 
 

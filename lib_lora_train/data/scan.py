@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib_lora_train.config import Concept, TrainConfig
@@ -18,6 +18,7 @@ from lib_lora_train.data.captions import (
     with_trigger,
 )
 from lib_lora_train.data.images import IMAGE_ENDINGS, ImageFile, read_image_file
+from lib_lora_train.data.masks import masks_of
 from lib_lora_train.data.names import file_words, folder_words, kohya_name, listed, natural_order
 from lib_lora_train.errors import DataError, Problem
 
@@ -31,17 +32,23 @@ class Item:
     """A picture with its caption; `concept` is an index into `Dataset.concepts`.
 
     `lines` are there where the caption file has several; each is a caption of its own, `caption` is all of them.
+    `mask` is the picture itself where its alpha channel is the mask; `resolution` is 0 where it is the run's.
     """
 
     image: ImageFile
     caption: str
     concept: int
     lines: tuple[str, ...] = ()
+    mask: ImageFile | None = None
+    resolution: int = 0
 
 
 @dataclass(frozen=True)
 class ScannedConcept:
-    """One folder that holds pictures. Names need not be unique: two parents may both have a `10_cat`."""
+    """One folder that holds pictures. Names need not be unique: two parents may both have a `10_cat`.
+
+    `settings` are those of the concept that the folder was found by.
+    """
 
     name: str
     folder: Path
@@ -49,6 +56,7 @@ class ScannedConcept:
     trigger: str
     is_regularisation: bool
     image_count: int
+    settings: Concept = field(default_factory=Concept)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,9 @@ class _Scan:
     def _warn(self, where: Path, message: str) -> None:
         self.problems.append(Problem("warning", str(where), message))
 
+    def _hint(self, where: Path, message: str) -> None:
+        self.problems.append(Problem("hint", str(where), message))
+
     # --- which folders --------------------------------------------------------------------------
     def _folders(self, root: Path, concept: Concept) -> list[_Folder]:
         """The kohya sub-folders if there are any, else the folder itself; what is passed over is reported."""
@@ -158,25 +169,45 @@ class _Scan:
     # --- what is in them ------------------------------------------------------------------------
     def _read(self, folder: _Folder, concept: Concept) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
-        images = self._readable(folder.files)
+        images = self._readable(folder.files, seek_alpha=_needs_alpha(concept))
         self._report_unread(folder.path)
         if not images:
             self._warn(folder.path, "none of its pictures can be read; the folder is left out.")
             return
-        captions = self._captions(folder, images, trigger)
+        captions = self._captions(folder, images, trigger, use_files=not concept.only_class_word)
         number = len(self.concepts)
+        masks = self._masks(folder, images, concept)
         self.items += [
-            Item(image, caption.joined, number, caption.lines) for image, caption in zip(images, captions, strict=True)
+            Item(image, caption.joined, number, caption.lines, masks.get(image.path))
+            for image, caption in zip(images, captions, strict=True)
         ]
         name = folder.path.name or str(folder.path)
         self.concepts.append(
-            ScannedConcept(name, folder.path, folder.repeats, trigger, concept.is_regularisation, len(images))
+            ScannedConcept(name, folder.path, folder.repeats, trigger, concept.is_regularisation, len(images), concept)
         )
 
-    def _readable(self, files: Sequence[Path]) -> list[ImageFile]:
+    def _masks(self, folder: _Folder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
+        """Picture's path → its mask, for the pictures that have one and a concept that wants them."""
+        files = masks_of(_listing(folder.path))
+        if not concept.use_masks:
+            if files:
+                names = listed([path.name for path in files.values()])
+                self._hint(
+                    folder.path, f"{len(files)} masks are not used ({names}). Switch on use_masks if they count."
+                )
+            return {}
+        readable = {mask.path: mask for mask in self._readable(list(files.values()))}
+        found = {stem: readable[path] for stem, path in files.items() if path in readable}
+        masks = {image.path: found.get(image.path.stem, image if image.has_alpha else None) for image in images}
+        without = [path.name for path, mask in masks.items() if mask is None]
+        if without:
+            self._hint(folder.path, f"{len(without)} pictures have no mask ({listed(without)}); they count wholly.")
+        return {path: mask for path, mask in masks.items() if mask is not None}
+
+    def _readable(self, files: Sequence[Path], *, seek_alpha: bool = False) -> list[ImageFile]:
         """The pictures that decode, in the order of `files`; the others are reported."""
         images = []
-        for path, found in zip(files, _read_all(files), strict=True):
+        for path, found in zip(files, _read_all(files, seek_alpha), strict=True):
             if isinstance(found, ImageFile):
                 images.append(found)
             else:
@@ -188,7 +219,12 @@ class _Scan:
         if names:
             self._warn(folder, f"not read: {listed(names)}. Save them as PNG, JPEG or WebP.")
 
-    def _captions(self, folder: _Folder, images: Sequence[ImageFile], trigger: str) -> list[CaptionText]:
+    def _captions(
+        self, folder: _Folder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
+    ) -> list[CaptionText]:
+        if not use_files:
+            stand_ins = (CaptionText(_stand_in(image.path, folder, trigger)) for image in images)
+            return [self._with_trigger(caption, trigger) for caption in stand_ins]
         beside = by_ending(_listing(folder.path))
         captions: list[CaptionText] = []
         without: list[str] = []
@@ -268,15 +304,23 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    return tuple(path for path in _listing(folder) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+    """The pictures in a folder, without those that are masks of others."""
+    files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    masks = set(masks_of(files).values())
+    return tuple(path for path in files if path not in masks)
 
 
-def _read_all(files: Iterable[Path]) -> Iterator[ImageFile | DataError]:
+def _needs_alpha(concept: Concept) -> bool:
+    """Whether it matters which pictures are transparent; by default they simply lie on white."""
+    return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
+
+
+def _read_all(files: Iterable[Path], seek_alpha: bool) -> Iterator[ImageFile | DataError]:
     """Each file as a picture, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
 
     def read(path: Path) -> ImageFile | DataError:
         try:
-            return read_image_file(path)
+            return read_image_file(path, seek_alpha=seek_alpha)
         except DataError as error:
             return error
 

@@ -13,6 +13,7 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.caption_rule import CaptionRule, caption_rule, draw_caption
 from lib_lora_train.data.plan import Plan, epoch_steps
 from lib_lora_train.data.scan import Item
+from lib_lora_train.data.views import tagged
 from lib_lora_train.randomness import random_for
 
 _MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
@@ -20,7 +21,7 @@ _MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
 
 def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
     """The caption that a sample is shown with."""
-    found = plan.dataset.items[item]
+    found = _with_background(plan, plan.drawn_view(config.seed, item, draw))
     rule = _rule(plan, item, config)
     luck = random_for(config.seed, "caption", draw)
     variant = None
@@ -58,12 +59,13 @@ def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
 
 def _possible(plan: Plan, config: TrainConfig) -> Iterator[str]:
     """Every caption that can be drawn, some of them several times."""
-    for number, item in enumerate(plan.dataset.items):
-        rule = _rule(plan, number, config)
+    for number, view in enumerate(plan.all_views):
+        item = _with_background(plan, number)
+        rule = _rule(plan, view.item, config)
         if rule.dropout or rule.dropout_epochs:
             yield "" if rule.drops_trigger else rule.trigger
         if rule.dropout < 1:
-            yield from _forms(item, number, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config)
+            yield from _forms(item, view.item, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config)
 
 
 def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> Iterator[str]:
@@ -79,6 +81,17 @@ def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> I
         texts = list(item.lines if rule.lines == "random" else item.lines[:1])
     for text in texts:
         yield draw_caption(text, plain, random.Random(0))
+
+
+def _with_background(plan: Plan, number: int) -> Item:
+    """The item of a view, its caption with the tag of the view's background."""
+    view = plan.all_views[number]
+    item = plan.dataset.items[view.item]
+    settings = plan.dataset.concepts[item.concept].settings
+    if not (settings.tag_background and view.background):
+        return item
+    lines = tuple(tagged(line, view, settings) for line in item.lines)
+    return dataclasses.replace(item, caption=tagged(item.caption, view, settings), lines=lines)
 
 
 def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:

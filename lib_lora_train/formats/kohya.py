@@ -152,7 +152,7 @@ def _fill(intake: Intake, absent: Mapping[str, Any]) -> None:
 
 
 def _finished(intake: Intake, folders: Folders) -> Imported:
-    concepts = folders.concepts or _data_folders(intake)
+    concepts = _with_switches(intake, folders.concepts or _data_folders(intake))
     for name in _FOLDER_KEYS:
         if name == "dataset_config" and folders.concepts:
             intake.pop(name)
@@ -179,6 +179,21 @@ def _data_folders(intake: Intake) -> tuple[Concept, ...]:
         if folder is not None:
             found.append(Concept(str(folder), is_regularisation=is_regularisation))
     return tuple(found)
+
+
+def _with_switches(intake: Intake, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+    """The folders with what kohya's tools switch on for all pictures."""
+    for name, values in kohya_keys.FOLDER_SWITCHES.items():
+        raw = intake.value(name)
+        if raw is None:
+            continue
+        if not intake.pop_flag(name):
+            intake.ignore(name, raw, AT_DEFAULT)
+        elif not concepts:
+            intake.ignore(name, raw, f"belongs to a folder: set {', '.join(values)} where you name your pictures")
+        else:
+            concepts = tuple(dataclasses.replace(concept, **values) for concept in concepts)
+    return concepts
 
 
 def with_repetitions_empty(config: TrainConfig) -> TrainConfig:

@@ -7,13 +7,13 @@ whole run, so those that differ from folder to folder cannot all be kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib_lora_train.config import Concept
 from lib_lora_train.errors import ConfigError, Problem
-from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, kohya_parameters
-from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS
+from lib_lora_train.formats.kohya_intake import FACT, Ignored, cleaned, flag_of, kohya_parameters, sides_of, square_side
+from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS, FOLDER_SWITCHES
 from lib_lora_train.parameters import parameters_of, parse_value
 
 _CONCEPT = {parameter.kohya: parameter for parameter in parameters_of(Concept) if parameter.kohya}
@@ -35,15 +35,30 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
         for subset in _subsets(values)
     ]
     ignored: list[Ignored] = []
-    concepts = [_concept(subset, ignored) for subset in subsets]
-    settings = {key: value for subset in reversed(subsets) for key, value in subset.items() if key not in _CONCEPT}
+    concepts = _with_own_sides([_concept(subset, ignored) for subset in subsets], subsets)
+    settings = {
+        key: value
+        for subset in reversed(subsets)
+        for key, value in subset.items()
+        if key not in {*_CONCEPT, *FOLDER_SWITCHES}
+    }
     unsupported = DEFAULTS.keys() - kohya_parameters().keys()
-    for key in sorted(settings.keys() - unsupported - set(FACTS)):
+    for key in sorted(settings.keys() - unsupported - set(FACTS) - {"resolution"}):
         ignored += _differing(key, settings[key], [subset.get(key) for subset in subsets])
     ignored += [Ignored(f"dataset: {key}", settings.pop(key), FACT) for key in FACTS if key in settings]
     rest = values.keys() - {"general", "datasets"}
     ignored += [Ignored(f"dataset: {key}", values[key], "has no place in a dataset file") for key in sorted(rest)]
     return Folders(tuple(concepts), settings, tuple(ignored))
+
+
+def _with_own_sides(concepts: Sequence[Concept], subsets: Sequence[Mapping[str, Any]]) -> list[Concept]:
+    """The folders, with the resolution of those that have another one than the first."""
+    found = [sides_of(subset.get("resolution")) for subset in subsets]
+    sides = [square_side(one) if one else None for one in found]
+    return [
+        concept if side in (None, sides[0]) else replace(concept, resolutions=str(side))
+        for concept, side in zip(concepts, sides, strict=True)
+    ]
 
 
 def _differing(key: str, first: Any, given: Sequence[Any]) -> Iterator[Ignored]:
@@ -76,8 +91,11 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 def _concept(subset: Mapping[str, Any], ignored: list[Ignored]) -> Concept:
     """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says."""
     values: dict[str, Any] = {"repeats": 1}
+    for key, meant in FOLDER_SWITCHES.items():
+        if flag_of(subset.get(key)):
+            values.update(meant)
     for key, parameter in _CONCEPT.items():
-        if key in subset:
+        if key in subset and key not in FOLDER_SWITCHES:
             try:
                 values[parameter.name] = parse_value(parameter, subset[key])
             except ValueError as reason:

@@ -111,7 +111,10 @@ def _folders(config: TrainConfig) -> dict[str, Any]:
     """The GUI has one folder of each kind."""
     own = next((concept for concept in config.concepts if not concept.is_regularisation), Concept())
     regularisation = next((concept for concept in config.concepts if concept.is_regularisation), Concept())
-    return {"train_data_dir": own.folder, "reg_data_dir": regularisation.folder}
+    switches = {
+        name: all(getattr(own, field) for field in values) for name, values in kohya_keys.FOLDER_SWITCHES.items()
+    }
+    return {"train_data_dir": own.folder, "reg_data_dir": regularisation.folder, **switches}
 
 
 def _lost(config: TrainConfig, read_back: TrainConfig) -> tuple[Ignored, ...]:

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +65,22 @@ def number_of(raw: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def sides_of(raw: Any) -> list[float]:
+    """The one or two sides of 512, "512,512", [512, 512], "(512, 512)" and "512x512"; none for anything else."""
+    texts = [raw]
+    if isinstance(raw, (list, tuple)):
+        texts = list(raw)
+    elif isinstance(raw, str):
+        texts = re.split(r"[,x×\s]+", raw.strip("()[] "))
+    sides = [side for side in map(number_of, texts) if side]
+    return sides if 1 <= len(sides) <= 2 and min(sides) >= 1 else []
+
+
+def square_side(sides: Sequence[float]) -> int:
+    """The side of the square with the area of one or two sides."""
+    return round(math.sqrt(sides[0]) * math.sqrt(sides[-1]))
 
 
 def flag_of(raw: Any) -> bool:

@@ -46,12 +46,7 @@ SCRIPT_STEPS = 1600  # max_train_steps of sd-scripts where neither steps nor epo
 
 DEFAULTS: Mapping[str, Any] = {
     # pictures and captions
-    "color_aug": False,
-    "flip_aug": False,
-    "random_crop": False,
     "face_crop_aug_range": "",
-    "alpha_mask": False,
-    "masked_loss": False,
     "conditioning_data_dir": "",
     "in_json": "",
     "metadata_file": "",
@@ -133,6 +128,15 @@ DEFAULTS: Mapping[str, Any] = {
     "sample_at_first": False,
 }
 """What has no place here yet, with the value at which kohya's tools do nothing special either."""
+
+FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "flip_aug": {"flip": True},
+    "random_crop": {"random_crop": True},
+    "color_aug": {"colour_jitter": 0.1},
+    "alpha_mask": {"use_masks": True},
+    "masked_loss": {"use_masks": True},
+}
+"""Switches for all pictures there that belong to a folder here, with what they stand for."""
 
 OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
     "conv_dim": 1,

@@ -6,15 +6,21 @@ parameters' declarations.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import PurePath, PureWindowsPath
-from typing import Any
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.formats import kohya_keys
-from lib_lora_train.formats.kohya_intake import NOT_NEEDED, ZERO, Intake, kohya_parameters, number_of
+from lib_lora_train.formats.kohya_intake import (
+    NOT_NEEDED,
+    ZERO,
+    Intake,
+    kohya_parameters,
+    number_of,
+    sides_of,
+    square_side,
+)
 from lib_lora_train.formats.kohya_network import take_network
 from lib_lora_train.formats.kohya_training import take_optimizer, take_rates, take_schedule
 from lib_lora_train.judge import PROMPT_OPTIONS
@@ -54,21 +60,14 @@ def _resolution(intake: Intake) -> None:
     raw = intake.pop("resolution")
     if raw is None:
         return
-    sides = [side for side in map(number_of, _sides(raw)) if side]
-    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+    sides = sides_of(raw)
+    if not sides:
         intake.ignore("resolution", raw, "cannot be used: write one number or two, such as 512,512")
         return
-    side = round(math.sqrt(sides[0]) * math.sqrt(sides[-1]))
+    side = square_side(sides)
     if sides[0] != sides[-1]:
         intake.hint("resolution", f"{sides[0]:g}×{sides[-1]:g} is brought to the square of the same area, {side} px.")
     intake.put(_OURS["resolution"], "resolution", side)
-
-
-def _sides(raw: Any) -> list[Any]:
-    """The numbers of 512, "512,512", [512, 512], "(512, 512)" and "512x512"."""
-    if isinstance(raw, (list, tuple)):
-        return list(raw)
-    return re.split(r"[,x×\s]+", str(raw).strip("()[] ")) if isinstance(raw, str) else [raw]
 
 
 def _caption_extension(intake: Intake) -> None:

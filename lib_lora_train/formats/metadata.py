@@ -127,7 +127,7 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
         "loraplus_unet_lr_ratio": config.loraplus_unet_ratio,
         "loraplus_text_encoder_lr_ratio": config.loraplus_text_encoder_ratio,
     }
-    arguments = {**arguments, **{name: str(ratio) for name, ratio in ratios.items() if ratio}}
+    arguments.update({name: str(ratio) for name, ratio in ratios.items() if ratio})
     return {
         "ss_network_module": module,
         "ss_network_dim": config.rank,
@@ -195,9 +195,10 @@ def _data_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "ss_shuffle_caption": config.shuffle_captions,
         "ss_keep_tokens": config.keep_tokens,
         "ss_cache_latents": True,
-        "ss_color_aug": False,
-        "ss_flip_aug": False,
-        "ss_random_crop": False,
+        "ss_color_aug": any(concept.settings.colour_jitter for concept in train),
+        "ss_flip_aug": any(concept.settings.flip for concept in train),
+        "ss_random_crop": any(concept.settings.random_crop for concept in train),
+        "ss_masked_loss": any(concept.settings.use_masks for concept in train),
         "ss_batch_size_per_device": config.batch_size,
         "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
     }

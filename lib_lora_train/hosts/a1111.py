@@ -57,6 +57,11 @@ class A1111(Relative):
             tensors=lambda: tensors_of(model),
         )
 
+    def is_chosen(self) -> bool:
+        """A generation first loads the checkpoint that the settings name."""
+        loaded = self._models.model_data.sd_model.sd_checkpoint_info
+        return bool(self._models.select_checkpoint().filename == loaded.filename)
+
     def restore(self) -> None:
         """On the device, and every LoRA taken out of the layers it was written into.
 

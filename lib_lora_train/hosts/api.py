@@ -11,6 +11,7 @@
     GET  /lora-train/v1/queue      the runs that wait, the next one first
     POST /lora-train/v1/queue/add  settings, or what go-on takes → the entry's id
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
+    POST /lora-train/v1/grid       {"sampler": "Euler"} → the id of the run whose epochs the webui draws
 
 Settings are JSON with the names of `docs/parameters.md`, as in a config file. Who may call what follows the webui:
 see `Access`. FastAPI is imported nowhere else.
@@ -82,6 +83,9 @@ class PageSource(Protocol):
 
     def start_queue(self) -> str:
         """Begin the first waiting run and return its id; HostError if none waits."""
+
+    def draw_grid(self, sampler: str) -> str:
+        """Let the webui draw the newest run's epochs, and return its id; HostError when it cannot."""
 
     def command(self, name: str) -> None:
         """Do one of `COMMANDS`; HostError when no run is there to obey."""
@@ -171,10 +175,19 @@ def _install_steering(app: FastAPI, source: PageSource, guards: list[Any]) -> No
     def start(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         return _answered(lambda: {"run": source.start_values(values)})
 
+    def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _answered(lambda: {"run": source.draw_grid(str(values.get("sampler", "")))})
+
     def obey(name: str) -> Callable[[], dict[str, Any]]:
         return lambda: _obeyed(lambda: source.command(name))
 
-    routes = {"plan": plan, "start": start, **{name: obey(name) for name in COMMANDS}, **_queue_routes(source)}
+    routes = {
+        "plan": plan,
+        "start": start,
+        "grid": grid,
+        **{name: obey(name) for name in COMMANDS},
+        **_queue_routes(source),
+    }
     for path, answer in routes.items():
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
 

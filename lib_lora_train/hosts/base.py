@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.models.model import DiffusionModel
+
+
+@dataclass(frozen=True)
+class PictureOrder:
+    """One picture that the host shall draw by itself; sizes in px. `lora`: a file's name without ending, or ""."""
+
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    seed: int
+    steps: int
+    cfg: float
+    clip_skip: int = 1
+    lora: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """What came of an order: the RGB picture, and the host's own text about it."""
+
+    picture: Image.Image
+    infotext: str
+
+
+class Painter(Protocol):
+    """The host's own sampler, on one checkpoint."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def sampler(self) -> str: ...
+
+    def draw(self, order: PictureOrder) -> Painting:
+        """The picture, as a generation of the host's own, under its queue lock and not inside a lease.
+
+        Raises ModelAwayError when another checkpoint is loaded or chosen by now, InterruptedDrawing when the user
+        interrupts it, HostError when the host fails.
+        """
+        ...
 
 
 class Host(Protocol):
@@ -50,4 +93,15 @@ class Host(Protocol):
 
     def show_loras(self) -> None:
         """Let the host's list of LoRAs show files that were written since."""
+        ...
+
+    def sampler_names(self) -> tuple[str, ...]:
+        """The host's own samplers, in its order; () where it has none."""
+        ...
+
+    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Painter:
+        """The host's own sampler on the checkpoint of `model`, or on the one that is loaded.
+
+        HostError where there is none of this name, or where the host has another checkpoint loaded.
+        """
         ...

@@ -6,6 +6,8 @@ parameters and stays there after a generation, and parameters are inference tens
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_predictio
 # Text encoders by the webui's name; a model with clip_g has two of them.
 _ALONE = {"clip_l": "cond_stage_model.", "clip_h": "cond_stage_model."}
 _OF_TWO = {"clip_l": "conditioner.embedders.0.", "clip_g": "conditioner.embedders.1."}
+_ADDITIONAL = re.compile(r"'additional_modules': (\[.*?\]|\(.*?\)|None), 'unet_storage_dtype'")
 
 
 class Forge(Relative):
@@ -65,6 +68,11 @@ class Forge(Relative):
             tensors=lambda: tensors_of(objects),
         )
 
+    def is_chosen(self) -> bool:
+        """A generation first loads what the drop-downs name, if that is not what was loaded last."""
+        data = self._models.model_data
+        return bool(str(data.forge_loading_parameters) == data.forge_hash)
+
     def _facts(self, model: Any, objects: Any) -> ModelFacts:
         network = objects.unet.model
         prediction, terminal = self._prediction(model, network)
@@ -102,9 +110,16 @@ class Forge(Relative):
         return float(objects.vae.first_stage_model.config.scaling_factor)
 
     def _more_files(self) -> tuple[str, ...]:
-        """VAE and text encoders chosen beside the checkpoint."""
-        chosen = self._models.model_data.forge_loading_parameters.get("additional_modules") or ()
-        return tuple(str(name) for name in chosen)
+        """VAE and text encoders loaded beside the checkpoint; what the drop-downs name may not be loaded yet.
+
+        What was loaded is kept as the text of the parameters it was loaded with, and nowhere else.
+        """
+        loaded = _ADDITIONAL.search(self._models.model_data.forge_hash)
+        try:
+            names = ast.literal_eval(loaded[1]) if loaded else ()
+        except (SyntaxError, ValueError):
+            names = ()
+        return tuple(str(name) for name in names or ())
 
     def _heads(self, encoder: Any) -> int:
         return int(encoder.transformer.config.num_attention_heads)

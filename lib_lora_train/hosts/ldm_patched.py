@@ -10,6 +10,9 @@ from lib_lora_train.errors import ModelError
 from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.models.family import PredictionType
 
+_OTHERS = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteEDM", "StableCascadeSampling"}
+"""Classes of ldm_patched.modules.model_sampling that are not trained here, some of them derived from EPS."""
+
 
 class LdmPatched(Forge):
     """See `hosts.webui.Webui`."""
@@ -25,12 +28,19 @@ class LdmPatched(Forge):
         """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
         _ = self._shared.sd_model
 
+    def is_chosen(self) -> bool:
+        """A generation first loads the checkpoint that the settings name."""
+        loaded = self._models.model_data.sd_model.sd_checkpoint_info
+        return bool(self._models.select_checkpoint().filename == loaded.filename)
+
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
-        kind = str(getattr(network.model_type, "name", network.model_type))
-        predictions: dict[str, PredictionType] = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
-        if kind not in predictions:
+        """What the schedule's own class says: it is changed for a .yaml beside the file, and `model_type` is not."""
+        names = {kind.__name__ for kind in type(network.model_sampling).__mro__}
+        if "EPS" not in names or names & _OTHERS:
+            kind = next(iter(sorted(names & _OTHERS)), type(network.model_sampling).__name__)
             raise ModelError(f"The loaded model predicts {kind}, which is not trained here. Load an SD or SDXL model.")
-        return predictions[kind], bool(getattr(network.model_sampling, "zsnr", False) or getattr(model, "ztsnr", False))
+        terminal = getattr(network.model_sampling, "zsnr", False) or getattr(model, "ztsnr", False)
+        return ("v_prediction" if "V_PREDICTION" in names else "epsilon"), bool(terminal)
 
     def _alphas_cumprod(self, network: Any) -> Tensor | None:
         """ᾱ = 1 / (σ² + 1); only σ is kept."""
@@ -45,5 +55,8 @@ class LdmPatched(Forge):
         return (str(file),) if file else ()
 
     def _heads(self, encoder: Any) -> int:
-        """The text model keeps no configuration; its attention layers know."""
+        """reForge has transformers' text model; Classic's keeps no configuration, but its attention layers know."""
+        config = getattr(encoder.transformer, "config", None)
+        if config is not None:
+            return int(config.num_attention_heads)
         return int(next(module.heads for module in encoder.modules() if hasattr(module, "heads")))

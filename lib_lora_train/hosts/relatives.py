@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lib_lora_train.hosts import painting
+from lib_lora_train.hosts.base import Painting, PictureOrder
 from lib_lora_train.hosts.page import noise_device, results_folder
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
@@ -51,6 +53,16 @@ class Relative(ABC):
         networks = lora_networks()
         if networks is not None:
             networks.list_available_networks()
+
+    def sampler_names(self) -> tuple[str, ...]:
+        """The samplers of the webui's drop-down."""
+        return painting.sampler_names()
+
+    def paint(self, order: PictureOrder, sampler: str) -> Painting:
+        """One generation, as if a user had pressed *Generate*."""
+        if order.lora:
+            painting.require_lora(lora_networks(), order.lora)
+        return painting.paint(order, sampler)
 
 
 def lora_networks() -> Any:

@@ -22,6 +22,7 @@ from lib_lora_train.models.text import load_tokenizer
 
 if TYPE_CHECKING:
     from lib_lora_train.config import TrainConfig
+    from lib_lora_train.hosts.base import Painter
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -191,6 +192,15 @@ class StandaloneHost:
 
     def show_loras(self) -> None:
         """Nothing to do: no list of LoRAs is kept here."""
+
+    def sampler_names(self) -> tuple[str, ...]:
+        """None: everything is drawn by the trainer here."""
+        return ()
+
+    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Painter:
+        """HostError: there is no webui to draw for `model`."""
+        name = model.name if model else "the model"
+        raise HostError(f"{sampler} is a sampler of a webui, and there is none here to draw with {name}.")
 
     def _chosen(self, config: TrainConfig) -> ModelChoice:
         own = self._default

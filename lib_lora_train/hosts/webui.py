@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelAwayError, ModelError
+from lib_lora_train.hosts.base import Painting, PictureOrder
+from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
 from lib_lora_train.models.family import Hints, infer_spec
 from lib_lora_train.models.graft import can_be_trained_on
@@ -96,6 +98,15 @@ class Webui(Protocol):
     def show_loras(self) -> None:
         """Read the LoRA folder anew."""
 
+    def is_chosen(self) -> bool:
+        """Whether the next generation uses what is in memory, and does not load something else first."""
+
+    def sampler_names(self) -> tuple[str, ...]:
+        """The webui's samplers."""
+
+    def paint(self, order: PictureOrder, sampler: str) -> Painting:
+        """One generation of the webui's own; HostError for a sampler or a LoRA file it does not have."""
+
 
 class WebuiHost:
     """Lends the webui's model, see `hosts.base.Host`.
@@ -161,6 +172,34 @@ class WebuiHost:
         """Let new files appear in the webui's list; a webui that cannot is no reason to fail."""
         self._webui.show_loras()
 
+    def sampler_names(self) -> tuple[str, ...]:
+        """The webui's own samplers."""
+        return self._webui.sampler_names()
+
+    def painter(self, sampler: str, model: DiffusionModel | None = None) -> WebuiPainter:
+        """The webui's own sampler on the model's checkpoint; errors as `hosts.base.Host.painter`."""
+        sampler_and_scheduler(sampler)
+        with self._turn():
+            present = self._loaded()
+        if model is not None and (model.path is None or model.path.resolve() != present.path.resolve()):
+            raise HostError(
+                f"The webui has {present.path.stem} loaded and would draw with it, not with {model.name}. "
+                "Load that checkpoint at the top of the page to let the webui draw."
+            )
+        identity = present.identity if model is None else self._grafted_on.get(model, present.identity)
+        return WebuiPainter(self, sampler, present.path.stem, identity)
+
+    def paint(self, order: PictureOrder, sampler: str, *, identity: tuple[object, ...], name: str) -> Painting:
+        """One picture by the webui itself, if its next generation uses the checkpoint of this identity."""
+        with self._turn():
+            self._required(identity, name)
+            if not self._webui.is_chosen():
+                raise ModelAwayError(
+                    f"Another checkpoint or VAE is chosen in the webui, and pictures are to be drawn with {name}. "
+                    f"It goes on when {name} is chosen again."
+                )
+            return self._webui.paint(order, sampler)
+
     # --- turns ---------------------------------------------------------------------------------
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -184,18 +223,23 @@ class WebuiHost:
     @contextmanager
     def _weights_of(self, model: DiffusionModel) -> Iterator[None]:
         """The model's parameters on the webui's tensors, as long as these are still the same checkpoint's."""
-        present = self._webui.present()
-        if present is None or present.identity != self._grafted_on[model]:
-            now = f"{present.path.stem} is loaded now" if present else "No model is loaded now"
-            raise ModelAwayError(
-                f"{now}, and the run trains {model.name}. It goes on when {model.name} is loaded again, with its VAE."
-            )
+        present = self._required(self._grafted_on[model], model.name)
         self._webui.restore()
         try:
             model.follow(present.tensors())
             yield
         finally:
             model.let_go()
+
+    def _required(self, identity: tuple[object, ...], name: str) -> LoadedModel:
+        """The model in memory, if it is the one of this identity; else ModelAwayError."""
+        present = self._webui.present()
+        if present is None or present.identity != identity:
+            now = f"{present.path.stem} is loaded now" if present else "No model is loaded now"
+            raise ModelAwayError(
+                f"{now}, and the run trains {name}. It goes on when {name} is loaded again, with its VAE."
+            )
+        return present
 
     # --- models --------------------------------------------------------------------------------
     def _loaded(self) -> LoadedModel:
@@ -260,6 +304,20 @@ class WebuiHost:
         model = _with_schedule(model, facts.alphas_cumprod)
         self._grafted_on[model] = loaded.identity
         return model
+
+
+@dataclass(frozen=True, eq=False)
+class WebuiPainter:
+    """See `hosts.base.Painter`."""
+
+    host: WebuiHost
+    sampler: str
+    model_name: str
+    identity: tuple[object, ...]
+
+    def draw(self, order: PictureOrder) -> Painting:
+        """One picture; errors as `hosts.base.Painter.draw`."""
+        return self.host.paint(order, self.sampler, identity=self.identity, name=self.model_name)
 
 
 def _with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:

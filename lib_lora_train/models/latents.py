@@ -11,7 +11,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +21,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_lora_train.data.images import read_pixels
+from lib_lora_train.data.images import PLAIN, read_mask, read_pixels
 from lib_lora_train.errors import DataError, OutputError, TrainingError
 from lib_lora_train.events import Event, Noted, Progress
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
+    from lib_lora_train.data.scan import Item
+    from lib_lora_train.data.views import View
     from lib_lora_train.models.model import DiffusionModel
 
 _FORMAT = "posterior-1"  # part of every key: a change of what is stored makes old files unfindable, not wrong
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 8
+_CELL = 8  # px per latent cell
 _MEMORY_LIMIT = 2 << 30  # bytes of posteriors kept in memory when they are on disk too
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """A picture's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled."""
+    """A picture's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled.
+
+    `mask` (h, w) float32 in [0, 1] says where the loss counts, None for everywhere.
+    """
 
     mean: Tensor
     std: Tensor
+    mask: Tensor | None = None
 
     def draw(self, noise: Tensor, scale_factor: float) -> Tensor:
         """The latent (C, h, w) that the UNet works on, for standard normal `noise`."""
@@ -49,21 +56,22 @@ class Posterior:
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
-        return self.mean.nbytes + self.std.nbytes
+        return self.mean.nbytes + self.std.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
 class LatentStore:
-    """The posterior of every item of a data set, by index; read back from disk where memory was full.
+    """The posterior of every view of a data set, by number; read back from disk where memory was full.
 
-    `missing` holds the items whose picture could not be encoded; asking for one raises KeyError.
+    An item's first view has the item's number. `missing` holds the views that could not be encoded; asking for one
+    raises KeyError.
     """
 
     def __init__(self, entries: Mapping[int, Posterior | Path], missing: frozenset[int]) -> None:
         self._entries = dict(entries)
         self.missing = missing
 
-    def __getitem__(self, item_index: int) -> Posterior:
-        entry = self._entries[item_index]
+    def __getitem__(self, view: int) -> Posterior:
+        entry = self._entries[view]
         if isinstance(entry, Posterior):
             return entry
         stored = load_posterior(entry)
@@ -71,8 +79,8 @@ class LatentStore:
             raise TrainingError(f"{entry}: the cached latent is gone or damaged. Start again: it will be made anew.")
         return stored
 
-    def __contains__(self, item_index: int) -> bool:
-        return item_index in self._entries
+    def __contains__(self, view: int) -> bool:
+        return view in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -82,13 +90,13 @@ class LatentStore:
 
 
 def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) -> Generator[Event, None, LatentStore]:
-    """Yields the progress of encoding every item of the plan and returns, as the generator's value, the store.
+    """Yields the progress of encoding every view of the plan and returns, as the generator's value, the store.
 
-    Pictures of one size are encoded together. What was encoded before, by content of picture and VAE and by
-    placement, is taken from `cache_dir`; None keeps all in memory. A picture that cannot be read or encoded
+    Views of one size are encoded together. What was encoded before, by content of picture, mask and VAE, placement
+    and look, is taken from `cache_dir`; None keeps all in memory. A picture that cannot be read or encoded
     is left out with a `Noted`. OutputError if the cache cannot be written; DataError if no picture is left.
     """
-    items = plan.dataset.items
+    views, items = plan.all_views, plan.dataset.items
     keys = _keys(vae_hash(model), plan)
     collected = _Collected(cache_dir)
     todo = [index for index in _first_of_each(keys) if not collected.load(keys[index])]
@@ -98,19 +106,33 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
     done = 0
     for batch in _batches(todo, plan):
         pictures: dict[int, Image.Image] = {}
+        masks: dict[int, Tensor | None] = {}
         for index in batch:
             try:
-                pictures[index] = read_pixels(items[index].image, plan.placements[index])
+                view = views[index]
+                masks[index] = _mask(items[view.item], view)
+                pictures[index] = read_pixels(items[view.item].image, view.placement, view.look)
             except DataError as reason:
-                yield Noted("warning", str(items[index].image.path), f"left out: {reason}")
+                yield Noted("warning", str(items[views[index].item].image.path), f"left out: {reason}")
         for index, posterior in zip(pictures, encoder.encode(list(pictures.values())), strict=True):
             if posterior is None:
-                yield Noted("warning", str(items[index].image.path), "left out: the VAE gives NaN for it, in fp32 too.")
+                where = str(items[views[index].item].image.path)
+                yield Noted("warning", where, "left out: the VAE gives NaN for it, in fp32 too.")
             else:
-                collected.add(keys[index], posterior)
+                collected.add(keys[index], replace(posterior, mask=masks[index]))
         done += len(batch)
         yield Progress("latents", done, total)
     return _store(keys, collected)
+
+
+def _mask(item: Item, view: View) -> Tensor | None:
+    """Where a view's loss counts, (h, w) float32 in [0, 1]: each latent cell has the mean of its 8 × 8 px."""
+    if item.mask is None:
+        return None
+    is_alpha = item.mask.path == item.image.path
+    grey = read_mask(item.mask, view.placement, is_mirrored=view.look.is_mirrored, alpha=is_alpha)
+    raw = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 1, grey.height, grey.width)
+    return torch.nn.functional.avg_pool2d(raw.float() / 255.0, _CELL)[0, 0]
 
 
 def _store(keys: Sequence[str], collected: _Collected) -> LatentStore:
@@ -151,7 +173,7 @@ def _batches(indices: Sequence[int], plan: Plan) -> Iterator[list[int]]:
     """The items in groups of one size, as many as fit into the pixels of four 512 px pictures."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index in indices:
-        placement = plan.placements[index]
+        placement = plan.all_views[index].placement
         by_size.setdefault((placement.width, placement.height), []).append(index)
     for (width, height), same in sorted(by_size.items()):
         count = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
@@ -208,9 +230,17 @@ def pixels_to_tensor(picture: Image.Image) -> Tensor:
 
 
 def _keys(vae: str, plan: Plan) -> list[str]:
-    """Per item a name that changes with the picture's bytes, the VAE, the size and the crop."""
-    parts = zip(plan.dataset.items, plan.placements, strict=True)
-    return [_key(_FORMAT, vae, item.image.content_hash, *astuple(placement)) for item, placement in parts]
+    """Per view a name that changes with the picture's bytes, the VAE, the size, the crop, the look and the mask."""
+    keys = []
+    for view in plan.all_views:
+        item = plan.dataset.items[view.item]
+        parts: list[object] = [_FORMAT, vae, item.image.content_hash, *astuple(view.placement)]
+        if view.look != PLAIN:
+            parts += ["look", *astuple(view.look)]
+        if item.mask is not None:
+            parts += ["mask", item.mask.content_hash]
+        keys.append(_key(*parts))
+    return keys
 
 
 def _key(*parts: object) -> str:
@@ -251,7 +281,7 @@ def load_posterior(path: Path) -> Posterior | None:
         return None
     try:
         tensors = load_file(path)
-        posterior = Posterior(tensors["mean"], tensors["std"])
+        posterior = Posterior(tensors["mean"], tensors["std"], tensors.get("mask"))
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
     return posterior if _finite(posterior.mean, posterior.std) else None
@@ -262,7 +292,8 @@ def write_posterior(path: Path, posterior: Posterior) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"mean": posterior.mean, "std": posterior.std}, partial)
+        mask = {} if posterior.mask is None else {"mask": posterior.mask}
+        save_file({"mean": posterior.mean, "std": posterior.std, **mask}, partial)
         partial.replace(path)
     except (OSError, SafetensorError) as reason:
         with contextlib.suppress(OSError):

@@ -43,6 +43,12 @@ class Concept:
         tier="beginner",
         kohya="class_tokens",
     )
+    only_class_word: bool = param(
+        False,
+        "Caption every picture with trigger and class word alone, whatever its caption file says. Usual for "
+        "regularisation pictures, which then stand for the bare class.",
+        group="data",
+    )
     is_regularisation: bool = param(
         False,
         "Regularisation pictures show what the model must not forget: the class without the concept. They are "
@@ -50,4 +56,60 @@ class Concept:
         group="data",
         tier="beginner",
         kohya="is_reg",
+    )
+    resolutions: str = param(
+        "",
+        "Empty: the run's resolution. One or several sides in px, such as 512 768: every picture is shown at each of "
+        "them, so that the LoRA works at all; an epoch grows by as much. The limits of buckets grow along.",
+        group="data",
+    )
+    flip: bool = param(
+        False,
+        "Show every picture mirrored half of the time, as if there were twice as many. Not for what has a left and a "
+        "right: faces with a parting or scar, text, logos.",
+        group="data",
+        tier="beginner",
+        kohya="flip_aug",
+    )
+    random_crop: bool = param(
+        False,
+        "Cut each picture's bucket out of it at changing places instead of the middle. It matters for pictures whose "
+        "shape is far from their bucket's.",
+        group="data",
+        kohya="random_crop",
+    )
+    colour_jitter: float = param(
+        0.0,
+        "Change brightness, contrast, saturation and hue by up to this share, so that colours are not learnt. 0.1 is "
+        "usual for shapes and poses; 0 for characters and styles, whose colours belong to them.",
+        group="data",
+        low=0.0,
+        high=0.5,
+    )
+    augment_variants: int = param(
+        8,
+        "How many crops and colourings of each picture there are. All are encoded before the run and kept, so more "
+        "only take longer to encode, and more space.",
+        group="data",
+        low=2,
+        high=64,
+    )
+    alpha_background: str = param(
+        "white",
+        "Colour behind transparent parts, as a name or #808080. Several, such as white, black, grey, take turns, so "
+        "that none is learnt.",
+        group="data",
+    )
+    tag_background: bool = param(
+        False,
+        "Add the colour behind transparent parts to the caption (white background), so that it can be asked for or "
+        "not.",
+        group="data",
+    )
+    use_masks: bool = param(
+        False,
+        "Learn only what is under the mask: a file NAME-mask.png or NAME_mask.png beside the picture, white where it "
+        "counts, else the picture's own transparency. Small masks count as much as large ones.",
+        group="data",
+        kohya="alpha_mask",
     )

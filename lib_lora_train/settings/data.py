@@ -22,6 +22,14 @@ class DataSettings:
         unit="px",
         kohya="resolution",
     )
+    balance_repeats: bool = param(
+        False,
+        "Choose the repeats so that every concept is shown about equally often: as often as the largest one has "
+        "pictures, and at least 100 times per epoch. The plan shows the shares before and after. Regularisation is "
+        "left alone.",
+        group="data",
+        tier="beginner",
+    )
     enable_buckets: bool = param(
         True,
         "Keep the pictures' aspect ratios: each goes to the bucket with the nearest one. Off: a square is cut "

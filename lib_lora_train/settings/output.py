@@ -91,6 +91,12 @@ class OutputSettings:
         low=1,
         high=1000,
     )
+    tensorboard: bool = param(
+        False,
+        "Write logs for TensorBoard, with kohya's names, into the folder tensorboard beside the runs. It needs the "
+        "package tensorboard (pip install tensorboard).",
+        group="output",
+    )
     save_precision: str = param(
         "fp16",
         "Number format of the LoRA file. fp16 is what everybody shares; bf16 is less precise; fp32 doubles the size.",

@@ -37,6 +37,13 @@ class SampleSettings:
         choices=SAMPLERS,
         kohya="sample_sampler",
     )
+    webui_sampler: str = param(
+        "",
+        "Name of a sampler of the webui, e.g. DPM++ 2M Karras: the webui then draws samples and grid, in its queue and "
+        "from the LoRA files. Empty: the trainer draws them, several at a time, with sample_sampler. Inside a webui "
+        "only. It takes longer, and epochs without a file get no samples.",
+        group="samples",
+    )
     sample_steps: int = param(20, "Sampling steps where a prompt gives none.", group="samples", low=1, high=150)
     sample_cfg: float = param(
         7.0, "Guidance (cfg) scale where a prompt gives none.", group="samples", low=1.0, high=30.0

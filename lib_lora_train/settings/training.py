@@ -88,5 +88,5 @@ class TrainingSettings:
         "stays behind.",
         group="training",
         low=0.0,
-        high=0.99999,
+        high=1.0,
     )

@@ -79,11 +79,6 @@ class TextConditions:
         self._store = store or TextStore()
         self._encoders: str | None = None
 
-    @property
-    def are_kept(self) -> bool:
-        """Whether each caption is encoded once; never while a text encoder learns."""
-        return not self.trained
-
     def of(self, model: DiffusionModel, captions: Sequence[str]) -> TextCondition:
         """One condition per caption, on the UNet's device and in its dtype; all as long as the longest caption."""
         chunks = max(self._length(model, caption) for caption in captions)

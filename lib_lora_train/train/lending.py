@@ -26,15 +26,24 @@ class Lender(Protocol):
 def leased(
     host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
 ) -> Generator[Event, None, _T]:
-    """`work(model)` done under a lease. While the host has another model loaded: wait, hold nothing, and say so.
+    """`work(model)` done under a lease; waits as `patiently` does."""
+
+    def turn() -> _T:
+        with host.lease(model) as lent:
+            return work(lent)
+
+    return (yield from patiently(control, turn))
+
+
+def patiently(control: Control, work: Callable[[], _T]) -> Generator[Event, None, _T]:
+    """`work()`. While the host has another model loaded (ModelAwayError): wait, hold nothing, say so, try again.
 
     Raises ModelAwayError when the run is stopped during such a wait.
     """
     waited = False
     while True:
         try:
-            with host.lease(model) as lent:
-                result = work(lent)
+            result = work()
             break
         except ModelAwayError as reason:
             if control.stopped:

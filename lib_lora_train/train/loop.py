@@ -11,7 +11,7 @@ Losses stay on the device during a turn and are read once at its end.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
 from lib_lora_train.train.optim import Stepper, group_rates, make_stepper
-from lib_lora_train.train.pieces import OnPieces, Piece, pieces_of, split_up
+from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
@@ -90,6 +90,10 @@ class Training:
         if not self.average and not KINDS[self.config.optimizer].has_own_weights:
             return nullcontext()
         return weights_for_use(self.adapter.groups, self.stepper, self.average)
+
+    def captions_ahead(self) -> list[str]:
+        """The captions to encode before the run; none while a text encoder learns."""
+        return [] if self.conditions.trained else captions_ahead(self.plan, self.config)
 
     def state(self) -> TrainState:
         """Where the run stands; exact whenever the loop has yielded."""
@@ -158,31 +162,20 @@ def start_training(
     return training
 
 
-def encode_captions(training: Training) -> Generator[Event, None, None]:
-    """Encodes what can be before the run, and yields the progress; nothing while a text encoder learns."""
-    if not training.conditions.trained:
-        captions = captions_ahead(training.plan, training.config)
-        yield from training.conditions.encode_ahead(training.model, captions)
-
-
 def _stepper(adapter: Adapter, rates: dict[str, float], config: TrainConfig) -> Stepper:
     """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
-    weighted, own_rates = adapter.weighted(rates)
+    groups, own_rates = adapter.weighted(rates)
     ratios = {
         name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio
-        for name in weighted
+        for name in groups
     }
     if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
-        return make_stepper(weighted, own_rates, config=config)
-    home = {id(parameter): name for name, group in weighted.items() for parameter in group}
-    pieces: dict[str, list[Piece]] = {name: [] for name in weighted}
-    for piece in (piece for members in pieces_of(adapter).values() for piece in members):
-        pieces[home[id(piece.flat)]].append(piece)
-    groups, split_rates = split_up(pieces, own_rates, ratios)
-    stepper = make_stepper(groups, split_rates, config=config)
-    for name, group in adapter.groups.items():
+        return make_stepper(groups, own_rates, config=config)
+    pieces = pieces_of(adapter, groups)
+    stepper = make_stepper(*split_up(pieces, own_rates, ratios), config=config)
+    for name, group in groups.items():
         for parameter in group:
-            parameter.requires_grad_(rates[name] > 0)
+            parameter.requires_grad_(own_rates[name] > 0)
     return OnPieces(stepper, [piece for name in pieces if own_rates[name] > 0 for piece in pieces[name]])
 
 
@@ -339,7 +332,7 @@ def _relieve(training: Training) -> tuple[list[Event], str]:
 def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_Taken]:
     """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
     config, plan = training.config, training.plan
-    if training.text_is_over and not training.conditions.are_kept:
+    if training.text_is_over and training.conditions.trained:
         _stop_text_encoders(training)
     parts = parted(step, training.relief.split)
     drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in parts)
@@ -376,7 +369,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
 
 def _rates(training: Training) -> dict[str, float]:
     """The step's learning rates; 0 for text encoders that learn no more."""
-    over = training.text_is_over and training.conditions.are_kept
+    over = training.text_is_over and not training.conditions.trained
     rates = training.stepper.effective_rates()
     return {name: 0.0 if over and not name.startswith("unet") else rate for name, rate in rates.items()}
 

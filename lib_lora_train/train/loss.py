@@ -60,19 +60,36 @@ def loss_rule(config: TrainConfig, prediction_type: PredictionType) -> LossRule:
 # --- the error of a sample ----------------------------------------------------------------------
 
 
-def sample_errors(prediction: Tensor, target: Tensor, loss_type: str = "l2", c: Tensor | None = None) -> Tensor:
+def sample_errors(
+    prediction: Tensor,
+    target: Tensor,
+    loss_type: str = "l2",
+    c: Tensor | None = None,
+    *,
+    masks: Tensor | None = None,
+) -> Tensor:
     """Mean error of each sample, (B,) float32 at least; the difference is taken in that precision.
 
     `prediction` and `target` are (B, C, h, w): the noise (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022);
-    `c` (B,) is needed by huber and smooth_l1, see `huber_bound`.
+    `c` (B,) is needed by huber and smooth_l1, see `huber_bound`. With `masks` (B, 1, h, w) the mean is weighted by
+    them: Σ m·error / (C·Σ m), so that a small mask counts as much as a large one; 0 for a mask without any area.
     """
     precise = torch.promote_types(prediction.dtype, torch.float32)
     difference = prediction.to(precise) - target.to(precise)
     if loss_type in _BOUNDED:
         assert c is not None, loss_type
         bound = c.to(precise).to(difference.device, non_blocking=True).view(-1, 1, 1, 1)
-        return _BOUNDED[loss_type](difference, bound).flatten(1).mean(dim=1)
-    return (difference.abs() if loss_type == "l1" else difference.square()).flatten(1).mean(dim=1)
+        return _mean(_BOUNDED[loss_type](difference, bound), masks)
+    return _mean(difference.abs() if loss_type == "l1" else difference.square(), masks)
+
+
+def _mean(errors: Tensor, masks: Tensor | None) -> Tensor:
+    """The mean of each sample, (B,), weighted by its mask where there are masks."""
+    if masks is None:
+        return errors.flatten(1).mean(dim=1)
+    weights = masks.to(errors.device, errors.dtype).expand_as(errors)
+    area = weights.flatten(1).sum(dim=1)
+    return (errors * weights).flatten(1).sum(dim=1) / area.clamp(min=torch.finfo(errors.dtype).tiny)
 
 
 def huber(difference: Tensor, c: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
-from lib_lora_train.train.optim import Stepper
+from lib_lora_train.train.optim import Groups, Stepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +31,20 @@ class Piece:
         self.parameter.grad = None if grad is None else grad[self.start : self.start + size].view_as(self.parameter)
 
 
-def pieces_of(adapter: Adapter) -> dict[str, list[Piece]]:
-    """Group → its matrices in model order; a parameter that no layer knows parts of is one piece."""
-    homes = {parameter.data_ptr(): name for name, group in adapter.groups.items() for parameter in group}
-    flats = {parameter.data_ptr(): parameter for group in adapter.groups.values() for parameter in group}
-    found: dict[str, list[Piece]] = {name: [] for name in adapter.groups}
+def pieces_of(adapter: Adapter, groups: Groups) -> dict[str, list[Piece]]:
+    """Group → its matrices in model order; a parameter that no layer knows parts of is one piece.
+
+    `groups` holds the adapter's flat parameters, in groups of any kind.
+    """
+    homes = {parameter.data_ptr(): name for name, group in groups.items() for parameter in group}
+    flats = {parameter.data_ptr(): parameter for group in groups.values() for parameter in group}
+    found: dict[str, list[Piece]] = {name: [] for name in groups}
     for layer in adapter.layers.values():
         for short, view in layer.slices.named().items():
             home = view.data_ptr() - int(view.storage_offset()) * view.element_size()
             if home in homes:
                 found[homes[home]].append(_piece(flats[home], layer.family.STATE_KEYS[short], view))
-    for name, group in adapter.groups.items():
+    for name, group in groups.items():
         known = {id(piece.flat) for piece in found[name]}
         found[name] += [Piece(whole, "", 0, whole) for whole in group if id(whole) not in known]
     return found
@@ -89,7 +92,7 @@ class OnPieces:
             piece.parameter.grad = piece.flat.grad = None
 
     def take_over(self) -> None:
-        """See `Stepper`; pieces lie on the flat parameters' own storage."""
+        """See `Stepper`; pieces share the flat parameters' storage."""
         self._stepper.take_over()
 
     def effective_rates(self) -> dict[str, float]:

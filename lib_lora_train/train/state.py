@@ -75,10 +75,12 @@ def plan_fingerprint(plan: Plan) -> str:
             plan.is_regularisation(number),
             plan.dataset.concepts[item.concept].trigger,
             *item.lines,
+            item.mask.content_hash if item.mask else "",
+            plan.dataset.concepts[item.concept].settings.tag_background,
         ]
         for number, item in enumerate(plan.dataset.items)
     ]
-    places = [asdict(placement) for placement in plan.placements]
+    places = [asdict(view) for view in plan.all_views]
     parts = [items, places, list(plan.repeats), plan.batch_size, plan.accumulation]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

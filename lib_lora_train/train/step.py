@@ -36,7 +36,8 @@ class Batch:
 
     `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which the latents
     are mixed with: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior` (B,) float64, the
-    prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL.
+    prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32 where any sample
+    has one.
     """
 
     latents: Tensor
@@ -46,6 +47,7 @@ class Batch:
     prior: Tensor
     sizes: Tensor
     captions: tuple[str, ...]
+    masks: Tensor | None = None
 
 
 def draw_batch(
@@ -55,7 +57,11 @@ def draw_batch(
     pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
     if not pairs:
         return None
-    samples = [_draw_sample(latents, item, draw, config=config, model=model) for item, draw in pairs]
+    views = [drawn_view(plan, latents, item, draw, config.seed) for item, draw in pairs]
+    samples = [
+        _draw_sample(latents, view, draw, config=config, model=model)
+        for view, (_, draw) in zip(views, pairs, strict=True)
+    ]
     items = [item for item, _ in pairs]
     noise = to_device(torch.stack([sample.noise for sample in samples]), model.device)
     perturbed = torch.stack([sample.input_noise for sample in samples]) if config.ip_noise_gamma else None
@@ -65,23 +71,39 @@ def draw_batch(
         input_noise=noise if perturbed is None else to_device(perturbed, model.device),
         timesteps=torch.tensor([sample.timestep for sample in samples]),
         prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
-        sizes=to_device(size_conditions(plan, items), model.device),
+        sizes=to_device(size_conditions(plan, views), model.device),
         captions=tuple(caption_of(plan, item, draw, config) for item, draw in pairs),
+        masks=_masks(samples, model),
     )
+
+
+def drawn_view(plan: Plan, latents: LatentStore, item: int, draw: int, seed: int) -> int:
+    """The number of the view that a sample shows; the item's first where the drawn one could not be encoded."""
+    view = plan.drawn_view(seed, item, draw)
+    return view if view in latents else item
+
+
+def _masks(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor | None:
+    """(B, 1, h, w), ones for samples without a mask; None where no sample has one."""
+    if all(sample.mask is None for sample in samples):
+        return None
+    masks = [torch.ones(sample.latent.shape[1:]) if sample.mask is None else sample.mask for sample in samples]
+    return to_device(torch.stack(masks)[:, None], model.device)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """One sample's draws: `latent`, `noise` to be predicted and `input_noise`, (C, h, w) float32."""
+    """One sample's draws: `latent`, `noise` to be predicted and `input_noise`, (C, h, w) float32; `mask` (h, w)."""
 
     latent: Tensor
     noise: Tensor
     input_noise: Tensor
     timestep: int
+    mask: Tensor | None
 
 
-def _draw_sample(latents: LatentStore, item: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
-    posterior, seed, rule = latents[item], config.seed, noise_rule(config)
+def _draw_sample(latents: LatentStore, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
+    posterior, seed, rule = latents[view], config.seed, noise_rule(config)
     latent = posterior.draw(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
     noise = draw_noise(seed, draw, latent, rule)
     return _Sample(
@@ -89,17 +111,19 @@ def _draw_sample(latents: LatentStore, item: int, draw: int, *, config: TrainCon
         noise=noise,
         input_noise=draw_input_noise(seed, draw, noise, rule),
         timestep=draw_timestep(seed, draw, timestep_rule(config, len(model.schedule))),
+        mask=posterior.mask,
     )
 
 
-def size_conditions(plan: Plan, items: Sequence[int]) -> Tensor:
-    """SDXL's size conditioning (B, 6) from the crop actually made.
+def size_conditions(plan: Plan, views: Sequence[int]) -> Tensor:
+    """SDXL's size conditioning (B, 6) from the crop actually made, for views of the plan by their numbers.
 
-    The picture's own size, the crop's top left corner in the resized picture, and the bucket, each height
-    (or top) first (Podell et al. 2023, section 2.2).
+    The picture's own size, the crop's top left corner in the resized (and mirrored, where it is) picture, and the
+    bucket, each height (or top) first (Podell et al. 2023, section 2.2).
     """
-    images = [plan.dataset.items[item].image for item in items]
-    places = [plan.placements[item] for item in items]
+    shown = [plan.all_views[view] for view in views]
+    images = [plan.dataset.items[view.item].image for view in shown]
+    places = [view.placement for view in shown]
     return size_condition(
         [(image.height, image.width) for image in images],
         [(place.top, place.left) for place in places],
@@ -140,4 +164,4 @@ def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, ru
     ratios = snr(schedule, batch.timesteps)
     bound = huber_bound(rule, ratios, batch.timesteps.double() / len(schedule))
     weights = sample_weights(batch.prior, ratios, rule, schedule.prediction_type)
-    return weighted_sum(sample_errors(answer, wanted, rule.loss_type, bound), weights)
+    return weighted_sum(sample_errors(answer, wanted, rule.loss_type, bound, masks=batch.masks), weights)

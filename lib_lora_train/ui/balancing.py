@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib_lora_train.config import Concept
+from lib_lora_train.data.balance import LEAST_SHOWN, balanced_repeats
 from lib_lora_train.data.scan import Dataset, ScannedConcept
 
-LEAST_SHOWN = 100
 RULE = (
     "Repeats so that every concept is shown about equally often per epoch: as often as the largest one has pictures, "
     f"and at least {LEAST_SHOWN} times, where the guides' range of 100 to 400 begins. Regularisation is left alone."
 )
-
-
-def balanced_repeats(image_counts: Sequence[int]) -> list[int]:
-    """A number of repeats, 1 or more, for concepts with so many pictures each.
-
-    Each concept's showings, pictures × repeats, come as near as whole repeats can to the same number.
-    """
-    wanted = max(LEAST_SHOWN, *image_counts)
-    return [max(1, (2 * wanted + count) // (2 * count)) for count in image_counts]
 
 
 def balanced_concepts(concepts: Sequence[Concept], dataset: Dataset) -> tuple[Concept, ...]:

@@ -22,6 +22,7 @@ from lib_lora_train.errors import ConfigError, HostError, LoraTrainError, Proble
 from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.judge import judge, require_usable
+from lib_lora_train.painted import GridDesk
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
 from lib_lora_train.presets import Preset
@@ -64,6 +65,7 @@ class Desk:
 
     def __init__(self, runner: JobRunner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
         self.runner = runner
+        self._grids = GridDesk(runner.host, home)
         self.home = home
         self.shelf = PictureShelf()
         self.looked: Looked | None = None
@@ -329,6 +331,7 @@ class Desk:
                 "norm": fresh.pop("norm"),
                 "learning_rates": fresh,
                 "memory": self.runner.memory(),
+                "grid": self._grid(),
             }
         )
         return whole
@@ -337,6 +340,20 @@ class Desk:
         if event["kind"] not in ("SampleDrawn", "GridDrawn"):
             return dict(event)
         return {**event, "token": self.shelf.publish([Path(event["path"])])[0]}
+
+    def _grid(self) -> dict[str, Any]:
+        """How far the webui's own grid is, with a token for it once it is drawn."""
+        status = self._grids.status()
+        token = self.shelf.publish([Path(status["path"])])[0] if status["path"] else ""
+        return {**status, "token": token}
+
+    def sampler_names(self) -> tuple[str, ...]:
+        """The samplers of the webui; () without one."""
+        return self._grids.sampler_names()
+
+    def draw_grid(self, sampler: str) -> str:
+        """Let the webui draw the newest run's epochs and return the run's id; HostError when it cannot."""
+        return self._grids.start(sampler)
 
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, the newest first, with the files they wrote that are still there."""

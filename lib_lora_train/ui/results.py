@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gradio as gr
+
 from lib_lora_train.ui.markup import empty_state, heading
-from lib_lora_train.ui.widgets import build_button, build_html, build_text
+from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_text
 
 _NO_FILES = empty_state(
     "No files yet", "A LoRA file is written after each epoch; the grid at the end shows which is best."
@@ -20,6 +22,27 @@ class XyzPlot:
 
     text: Any
     send: Any
+
+
+@dataclass(frozen=True)
+class EpochGrid:
+    """The grid that the webui draws itself: a sampler to choose, the button, and what is said about it."""
+
+    sampler: Any
+    draw: Any
+    told: Any
+
+
+def build_epoch_grid(samplers: Sequence[str]) -> EpochGrid | None:
+    """A row for the webui's own grid; None outside a webui."""
+    if not samplers:
+        return None
+    with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
+        sampler = build_choice("Sampler", "grid_sampler", samplers, info="The webui draws the last run's epochs")
+        draw = build_button("Draw epoch grid", "grid_draw")
+    told = build_html("", "grid_told")
+    build_html("<div data-lt='grid-status'></div>", "grid_status")
+    return EpochGrid(sampler, draw, told)
 
 
 def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -17,7 +18,7 @@ from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.form import Form
 from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
-from lib_lora_train.ui.results import build_results_panel
+from lib_lora_train.ui.results import build_epoch_grid, build_results_panel
 from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
 from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
@@ -75,6 +76,7 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
+                grid = build_epoch_grid(desk.sampler_names())
             with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
                 build_tools_panel()
         # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
@@ -82,6 +84,8 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
             build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
         )
         _Wiring(desk, strip, dataset, train).connect(blocks, panels, hidden)
+        if grid is not None:
+            on_click(grid.draw, partial(_drawn, desk), inputs=[grid.sampler], outputs=[grid.told])
         if plot is not None:
             on_select(results, desk.xyz_text, outputs=[plot.text])
             on_load(blocks, desk.xyz_text, outputs=[plot.text])
@@ -256,11 +260,15 @@ class _Wiring:
         return [form[key] for key in self.fields]
 
 
+def _drawn(desk: Desk, sampler: str) -> str:
+    return _reported(lambda: desk.draw_grid(sampler))()
+
+
 def _selected(panel: str) -> Any:
     return gr.update(selected=panel)
 
 
-def _reported(command: Callable[[], None]) -> Callable[[], str]:
+def _reported(command: Callable[[], object]) -> Callable[[], str]:
     """`command` with its refusal, if any, as a line for the page."""
 
     def run() -> str:

@@ -1,0 +1,119 @@
+"""TensorBoard logs of a run, under kohya's names, written from its events; and the program that shows them.
+
+The package tensorboard is an extra: it is imported only when `tensorboard` is on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.errors import HostError
+from lib_lora_train.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
+from lib_lora_train.optimizer_kinds import KINDS
+from lib_lora_train.run_folder import RunFolder
+
+PORT = 6006
+_MISSING = "needs the package tensorboard. Install it: pip install tensorboard"
+_PARTS = {
+    "text_encoder": "textencoder",
+    "text_encoder_1": "textencoder 1",
+    "text_encoder_2": "textencoder 2",
+}
+
+
+def board_folder(home: Path) -> Path:
+    """Where the logs of all runs of an outputs folder lie, one folder each."""
+    return home / "tensorboard"
+
+
+def start_board(home: Path, port: int = PORT) -> subprocess.Popen[bytes]:
+    """TensorBoard for all runs in `home`, on this machine only; HostError if it is not installed.
+
+    Whoever starts it ends it, with `terminate`.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise HostError(f"TensorBoard {_MISSING}.")
+    logs = board_folder(home)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
+    return subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def boarded(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:
+    """The same events, each also logged; without the package a warning comes first and nothing is logged."""
+    open_writer = _summary_writer()
+    if open_writer is None:
+        yield Noted("warning", "tensorboard", f"{_MISSING}, or switch it off. The run goes on without it.")
+        yield from events
+        return
+    board = Board(open_writer, board_folder(folder.root.parent) / folder.root.name, KINDS[optimizer].finds_rate)
+    try:
+        for event in events:
+            board.take(event)
+            yield event
+    finally:
+        board.close()
+
+
+def _summary_writer() -> Callable[..., Any] | None:
+    """torch's writer; None if tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter
+
+
+class Board:
+    """Writes events as scalars. Nothing is written before the first number.
+
+    `open_writer` is torch's SummaryWriter; `finds_rate` says that rates are d·lr.
+    """
+
+    def __init__(self, open_writer: Callable[..., Any], folder: Path, finds_rate: bool) -> None:
+        self._open_writer = open_writer
+        self._folder = folder
+        self._rates = "lr/d*lr" if finds_rate else "lr"
+        self._losses: deque[float] = deque(maxlen=1)
+        self._purge: int | None = None
+        self._writer: Any = None
+
+    def take(self, event: Event) -> None:
+        """Log what the event tells; most tell no numbers."""
+        if isinstance(event, Planned):
+            self._losses = deque(maxlen=max(1, event.steps_per_epoch))  # the mean over an epoch's length, as kohya's
+        elif isinstance(event, Resumed):
+            self._purge = event.step + 1  # what was logged of later steps is void
+        elif isinstance(event, StepDone):
+            self._losses.append(event.loss)
+            rates = {f"{self._rates}/{_part(name)}": rate for name, rate in event.learning_rates.items()}
+            mean = sum(self._losses) / len(self._losses)
+            self._write({"loss/current": event.loss, "loss/average": mean, **rates}, event.step)
+        elif isinstance(event, EpochDone):
+            self._write({"loss/epoch_average": event.mean_loss}, event.epoch)
+        elif isinstance(event, Measured):
+            self._write({f"measured/{name}": value for name, value in event.values.items()}, event.epoch)
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, values: Mapping[str, float], step: int) -> None:
+        with contextlib.suppress(OSError):  # a full disk ends the logs, not the run
+            if self._writer is None:
+                self._writer = self._open_writer(str(self._folder), purge_step=self._purge)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def _part(name: str) -> str:
+    """A group's name there: `unet_up`, LoRA+'s faster matrices, are `unet plus`."""
+    plain = name.removesuffix("_up")
+    return _PARTS.get(plain, plain) + (" plus" if plain != name else "")

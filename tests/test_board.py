@@ -1,0 +1,91 @@
+"""TensorBoard logs: kohya's names, written from the run's events."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.board import board_folder, boarded, start_board
+from lib_lora_train.errors import HostError
+from lib_lora_train.events import EpochDone, Event, Noted, Planned, Resumed, StateChanged, StepDone
+from lib_lora_train.run_folder import new_run_folder
+
+RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
+
+
+def told(*losses: float, first: int = 1, rates: dict[str, float] = RATES) -> Iterator[Event]:
+    """A run of two steps per epoch."""
+    yield Planned(4, 0, 2, 2, 4)
+    if first > 1:
+        yield Resumed(first - 1)
+    for step, loss in enumerate(losses, start=first):
+        yield StepDone(step, (step + 1) // 2, loss, rates, 1.0, 0.1)
+        if step % 2 == 0:
+            yield EpochDone(step // 2, step, loss)
+    yield StateChanged("finished")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard itself reads from the logs."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(folder))
+    reader.Reload()
+    return {tag: [(scalar.step, scalar.value) for scalar in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    events = list(told(1.0, 0.5, 0.25, 0.125))
+    assert list(boarded(iter(events), folder, "AdamW")) == events
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
+    assert found["loss/average"] == [(1, 1.0), (2, 0.75), (3, 0.375), (4, 0.1875)]
+    assert found["loss/epoch_average"] == [(1, 0.5), (2, 0.125)]
+    assert {tag for tag in found if tag.startswith("lr/")} == {"lr/unet", "lr/unet plus", "lr/textencoder"}
+    assert found["lr/unet plus"][0][1] == pytest.approx(4e-4)
+
+
+def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(boarded(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
+
+
+def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(boarded(told(1.0, 0.5, 9.0), folder, "AdamW"))
+    list(boarded(told(0.25, 0.125, first=3), folder, "AdamW"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
+
+
+def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.board._summary_writer", lambda: None)
+    folder = new_run_folder(tmp_path, "zok")
+    first, *rest = boarded(told(1.0), folder, "AdamW")
+    assert isinstance(first, Noted) and "pip install tensorboard" in first.message
+    assert rest == list(told(1.0))
+    assert not board_folder(tmp_path).exists()
+
+
+def test_the_board_is_started_for_all_runs_or_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    start_board(tmp_path, 6007)
+    assert started[0][:3] == [sys.executable, "-m", "tensorboard.main"]
+    assert started[0][3:5] == ["--logdir", str(tmp_path / "tensorboard")] and started[0][-1] == "6007"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(HostError, match="pip install tensorboard"):
+        start_board(tmp_path)
