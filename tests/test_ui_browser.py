@@ -93,7 +93,13 @@ def open_tab(page: Any, address: str) -> None:
 
 
 def show(page: Any, panel: str) -> None:
-    page.get_by_role("tab", name=panel, exact=True).click()
+    """Open a panel; on a narrow screen gradio keeps the last tabs in a menu."""
+    tab = page.get_by_role("tab", name=panel, exact=True)
+    if tab.count() and tab.first.is_visible():
+        tab.first.click()
+    else:
+        page.locator("#lora_train_panels .overflow-menu > button").click()
+        page.locator("#lora_train_panels .overflow-dropdown button", has_text=panel).click()
 
 
 def pill(page: Any, text: str, *, timeout_ms: int = _SHOW_MS) -> None:

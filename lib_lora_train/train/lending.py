@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lib_lora_train.errors import ModelAwayError
 from lib_lora_train.events import Event, StateChanged
-from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.train.control import Control
+
+if TYPE_CHECKING:
+    from lib_lora_train.models.model import DiffusionModel
 
 _T = TypeVar("_T")
 _LOOK_AGAIN_SECONDS = 1.0
