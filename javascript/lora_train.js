@@ -300,6 +300,9 @@
         EpochDone: (e) => `Epoch ${e.epoch} ended at step ${whole(e.step)}` +
             (e.mean_loss === null ? "" : `, mean loss ${e.mean_loss.toFixed(4)}`),
         LoraWritten: (e) => `Written: ${fileName(e.path)}`,
+        LoraRemoved: (e) => `Removed, as only the last files are kept: ${fileName(e.path)}`,
+        StateSaved: (e) => `Kept: the run can go on from step ${whole(e.step)}`,
+        Resumed: (e) => `Goes on after step ${whole(e.step)}`,
         GridDrawn: () => "The grid is drawn",
         Measured: (e) => `${e.epoch ? `Epoch ${e.epoch}` : "Without LoRA"}: ${numbers(e.values)}`,
         Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train import events
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.parameters import parameters_of
 from lib_lora_train.run_folder import new_run_folder
@@ -73,3 +76,12 @@ def test_a_webuis_tab_sends_the_last_run_to_its_plot(tmp_path: Path) -> None:
         "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42, Size: 64x64, Script: X/Y/Z plot, X Type: Prompt S/R, "
         'X Values: "zok-000001,zok-000002", Y Type: Seed, Y Values: "42,43,44"'
     )
+
+
+def test_the_log_has_a_sentence_for_every_event_that_is_told_once() -> None:
+    """What comes with every step or picture is drawn elsewhere in the Monitor."""
+    drawn = {"StepDone", "Progress", "SampleDrawn"}
+    kinds = {name for name, kind in vars(events).items() if dataclasses.is_dataclass(kind)} - drawn
+    page = (Path(__file__).parent.parent / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    sentences = page.partition("const SENTENCES = {")[2].partition("    };")[0]
+    assert kinds == set(re.findall(r"^ {8}(\w+): ", sentences, re.MULTILINE))

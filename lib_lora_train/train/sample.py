@@ -14,7 +14,14 @@ from torch import Tensor
 
 from lib_lora_train.models.latents import decode_latents
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.text import TextCondition, chunks_needed, encode_text, size_condition, token_weights, tokenize
+from lib_lora_train.models.text import (
+    TextCondition,
+    chunks_needed,
+    encode_text,
+    size_condition,
+    token_weights,
+    tokenize,
+)
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.samplers import (
     Levels,
