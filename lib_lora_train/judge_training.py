@@ -29,6 +29,11 @@ def judge_training(config: TrainConfig) -> Iterator[Problem]:
     yield from _timesteps(config)
     yield from _loss(config)
     yield from _weights(config)
+    if config.fp8_base and not config.gradient_checkpointing:
+        text = (
+            "without gradient_checkpointing: all layers keep a larger copy until the backward pass. Switch that on too."
+        )
+        yield _hint("fp8_base", text)
 
 
 def _error(where: str, message: str) -> Problem:

@@ -22,6 +22,7 @@ from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.hosts.page import noise_device
 from lib_lora_train.hosts.webui import WebuiHost
+from lib_lora_train.models.eight_bit import is_eight_bit
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.loop import train
 from tiny_models import tiny_tensors, write_tiny_checkpoint
@@ -246,6 +247,15 @@ def test_precision_of_ones_own_is_a_copy(world: World, host: WebuiHost, tmp_path
     world.model.sd_checkpoint_info.filename = str(path)
     model = host.load_model(TrainConfig(precision="bf16"))
     assert "precision of their own" in model.note and model.dtype == torch.bfloat16
+    model = host.load_model(TrainConfig(precision="bf16", fp8_base=True))
+    assert "precision of their own" in model.note and "stored in 8 bit" in model.note
+
+
+def test_the_webuis_own_weights_are_never_stored_anew(world: World, host: WebuiHost) -> None:
+    world.generate()
+    model = host.load_model(TrainConfig(fp8_base=True))
+    assert "fp8_base has no effect" in model.note
+    assert not any(is_eight_bit(layer) for layer in model.unet.modules())
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from torch.nn import grad as conv_grad
 from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight, convolved, is_wide_conv, kaiming
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.rebuilt import leaf
+from lib_lora_train.models.eight_bit import is_eight_bit
 
 _conv: Any = conv_grad  # torch leaves these functions untyped
 
@@ -136,8 +137,17 @@ def _keep(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None
     `needs_input_grad`: [x, down, up, anchor]. The anchor stands for down and up when they are slices.
     """
     ctx.trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    weight = base_weight(ctx.layer) if ctx.needs_input_grad[0] else None
+    keeps = ctx.needs_input_grad[0] and not is_eight_bit(ctx.layer)
+    weight = base_weight(ctx.layer) if keeps else None
     ctx.save_for_backward(x if ctx.trains else None, hidden if ctx.trains else None, down, up, weight)
+
+
+def _kept(ctx: Any) -> tuple[Any, ...]:
+    """What `_keep` saved; the weight of an 8-bit layer is made once more."""
+    *saved, weight = ctx.saved_tensors
+    if weight is None and ctx.needs_input_grad[0]:
+        weight = base_weight(ctx.layer)
+    return *saved, weight
 
 
 class _LinearLora(torch.autograd.Function):
@@ -166,7 +176,7 @@ class _LinearLora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, down, up, weight = ctx.saved_tensors
+        x, hidden, down, up, weight = _kept(ctx)
         grad_rows = grad.reshape(-1, grad.shape[-1])  # (N, o)
         grad_hidden = grad_rows @ up  # (N, r)
         if ctx.scale != 1:
@@ -211,7 +221,7 @@ class _ConvLora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, down, up, weight = ctx.saved_tensors
+        x, hidden, down, up, weight = _kept(ctx)
         geometry = (ctx.layer.stride, ctx.layer.padding, ctx.layer.dilation)
         grad_hidden = F.conv2d(grad, up.transpose(0, 1))  # (B, r, h, w)
         if ctx.scale != 1:

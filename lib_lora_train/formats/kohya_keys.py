@@ -67,7 +67,6 @@ DEFAULTS: Mapping[str, Any] = {
     "lr_scheduler_type": "",
     "lr_decay_steps": 0,
     "stop_text_encoder_training": 0,
-    "fp8_base": False,
     "fp8_base_unet": False,
     "full_fp16": False,
     "full_bf16": False,

@@ -114,6 +114,7 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "ss_lr_warmup_steps": steps_of(config.warmup, plan.total_steps),
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_fp8_base": config.fp8_base,
         "ss_gradient_accumulation_steps": config.gradient_accumulation,
         "ss_max_train_steps": plan.total_steps,
         "ss_num_epochs": plan.epochs,

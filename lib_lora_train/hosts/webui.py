@@ -31,6 +31,7 @@ from lib_lora_train.models.model import DiffusionModel, assemble
 if TYPE_CHECKING:
     from lib_lora_train.config import TrainConfig
 
+_LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, which need no second copy."
 _GIVE_WAY_SECONDS = 0.02
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
@@ -159,12 +160,13 @@ class WebuiHost:
                 loaded = self._loaded()
                 checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
         if loaded is None or why:
-            return self._read(checkpoint, vae or (loaded.vae if loaded else None), config.precision, why)
+            vae = vae or (loaded.vae if loaded else None)
+            return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base), why)
         sha256 = loaded.sha256 or file_hash(loaded.path)
         with self._turn():
             if self._loaded().identity != loaded.identity:
                 raise HostError("Another checkpoint was loaded while the run began. Start it again.")
-            model = self._graft(self._loaded(), sha256)
+            model = self._graft(self._loaded(), sha256, note=_LIVE_WEIGHTS if config.fp8_base else "")
             model.let_go()
             return model
 
@@ -274,14 +276,15 @@ class WebuiHost:
         unusable = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if not can_be_trained_on(t))
         return f"the webui keeps the weights as {unusable.most_common(1)[0][0]}" if unusable else ""
 
-    def _read(self, checkpoint: Path, vae: Path | None, precision: str, why: str) -> DiffusionModel:
+    def _read(self, choice: ModelChoice, why: str) -> DiffusionModel:
         """The copy path: the same modules, on tensors read from the file."""
-        model = load_model(ModelChoice(checkpoint, vae, precision), self._webui.device)
+        assert choice.checkpoint is not None
+        model = load_model(choice, self._webui.device)
         size = sum(row.bytes for row in model.report if row.status != "unused") / 2**20
-        note = f"{checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
-        return replace(model, note=note)
+        note = f"{choice.checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
+        return replace(model, note=f"{note} {model.note}".strip())
 
-    def _graft(self, loaded: LoadedModel, sha256: str) -> DiffusionModel:
+    def _graft(self, loaded: LoadedModel, sha256: str, *, note: str = "") -> DiffusionModel:
         """Our modules on the webui's tensors."""
         facts = loaded.facts()
         self._webui.restore()
@@ -301,7 +304,7 @@ class WebuiHost:
             )
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
-        model = _with_schedule(model, facts.alphas_cumprod)
+        model = replace(_with_schedule(model, facts.alphas_cumprod), note=note)
         self._grafted_on[model] = loaded.identity
         return model
 
