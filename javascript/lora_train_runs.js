@@ -157,7 +157,25 @@
             details.open = open === one.run;
             return details;
         });
-        return place.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "the newest first")), ...cards));
+        return place.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "the newest first"),
+            small("TensorBoard", "The curves of all runs that logged them, in a page of its own", (button) => did(openBoard(button)))), ...cards));
+    }
+
+    /** Opened at once, as browsers let only a click open a page; it goes to the board when that answers. */
+    async function openBoard(button) {
+        const page = window.open("", "_blank");
+        const label = button.textContent;
+        Object.assign(button, { disabled: true, textContent: "Starting…" });
+        try {
+            const { address } = await lt.ask("runs-board");
+            if (page) page.location = address;
+            else lt.tell(`TensorBoard answers at ${address}`);
+        } catch (problem) {
+            if (page) page.close();
+            throw problem;
+        } finally {
+            Object.assign(button, { disabled: false, textContent: label });
+        }
     }
 
     const again = (place) => listRuns(place);

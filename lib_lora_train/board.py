@@ -5,10 +5,14 @@ The package tensorboard is an extra: it is imported only when `tensorboard` is o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +24,7 @@ from lib_lora_train.optimizer_kinds import KINDS
 from lib_lora_train.run_folder import RunFolder
 
 PORT = 6006
+_START_SECONDS = 60.0
 _MISSING = "needs the package tensorboard. Install it: pip install tensorboard"
 _PARTS = {
     "text_encoder": "textencoder",
@@ -43,6 +48,46 @@ def start_board(home: Path, port: int = PORT) -> subprocess.Popen[bytes]:
     logs = board_folder(home)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
     return subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class BoardServer:
+    """At most one TensorBoard over the runs in `home`; it ends with this process."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._guard = threading.Lock()
+
+    def address(self) -> str:
+        """Where it answers, started first if it does not run; HostError if there is nothing to show, or it fails."""
+        if not any(board_folder(self._home).glob("*/events.out.*")):
+            raise HostError("No run has written TensorBoard logs yet. Switch tensorboard on for the next run.")
+        with self._guard:
+            if self._process is None or self._process.poll() is not None:
+                self._port = _free_port()
+                self._process = start_board(self._home, self._port)
+                atexit.register(self._process.terminate)
+            self._await(self._process)
+        return f"http://127.0.0.1:{self._port}/"
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until it listens."""
+        end = time.monotonic() + _START_SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+                return
+            time.sleep(0.2)
+        raise HostError("TensorBoard does not start. Run `python -m tensorboard.main` in a terminal to see why.")
+
+
+def _free_port() -> int:
+    """TensorBoard's usual port, or any other one if that is taken."""
+    for port in (PORT, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise HostError("There is no free port for TensorBoard. Close some programs.")
 
 
 def boarded(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lib_lora_train.board import board_folder, boarded, start_board
+from lib_lora_train.board import BoardServer, board_folder, boarded, start_board
 from lib_lora_train.errors import HostError
 from lib_lora_train.events import EpochDone, Event, Noted, Planned, Resumed, StateChanged, StepDone
 from lib_lora_train.run_folder import new_run_folder
@@ -89,3 +90,48 @@ def test_the_board_is_started_for_all_runs_or_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(HostError, match="pip install tensorboard"):
         start_board(tmp_path)
+
+
+def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small web server in TensorBoard's place: it answers at the address, and is started once."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_home: Path, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    monkeypatch.setattr("lib_lora_train.board.start_board", start)
+    server = BoardServer(tmp_path)
+    with pytest.raises(HostError, match="No run has written TensorBoard logs yet"):
+        server.address()
+    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    try:
+        address = server.address()
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+        assert server.address() == address and len(started) == 1
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    started.clear()
+    try:
+        server.address()
+        assert len(started) == 1, "one that ended is started again"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_a_board_that_ends_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr("lib_lora_train.board.start_board", lambda *_: subprocess.Popen(command))
+    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    with pytest.raises(HostError, match="does not start"):
+        BoardServer(tmp_path).address()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.board import BoardServer
 from lib_lora_train.config import TrainConfig, config_values, read_config
 from lib_lora_train.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.events import LoraRemoved, LoraWritten
@@ -37,6 +38,7 @@ class RunDesk:
         self._home = home
         self._shelf = shelf
         self._stage = stage
+        self._board = BoardServer(home)
 
     def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]]:
         """What the page's buttons ask, by name."""
@@ -49,6 +51,7 @@ class RunDesk:
             "runs-rename": self.rename,
             "runs-to-delete": self.to_delete,
             "runs-delete": self.delete,
+            "runs-board": lambda _: {"address": self._board.address()},
             "queue-add-run": self.enqueue,
             "queue-move": self.move,
             "queue-remove": self.remove,
