@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from half_precision import FP16
 from lib_lora_train.adapters.family import PLAIN, Family, Options
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
@@ -80,7 +81,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "group_norm": (lambda: nn.GroupNorm(4, 24), (2, 24, 6, 5)),
     "layer_norm": (lambda: nn.LayerNorm(24), (2, 7, 24)),
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16"), FP16]
 # Machine epsilons of the formats times a few roundings of sums of about 200 terms.
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -88,7 +89,7 @@ PAIRS = [(case, kind) for case in CASES for kind, (build, _) in LAYERS.items() i
 
 every_pair = pytest.mark.parametrize(("case", "kind"), PAIRS, ids=[f"{case}-{kind}" for case, kind in PAIRS])
 every_layer = pytest.mark.parametrize("kind", [kind for kind in LAYERS if "norm" not in kind])
-every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def make(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from half_precision import needs_fp16
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.images import read_pixels
 from lib_lora_train.data.plan import Plan, make_plan
@@ -158,6 +159,7 @@ def test_no_picture_at_all_is_an_error(model: DiffusionModel, folder: Path) -> N
         _run(encode_dataset(model, plan, None))
 
 
+@needs_fp16
 def test_nan_in_half_precision_is_retried_in_float32(model: DiffusionModel, folder: Path) -> None:
     """Weights scaled so that fp16 overflows: what SDXL's own VAE does."""
     half = _overflowing(model, torch.float16)
@@ -167,6 +169,7 @@ def test_nan_in_half_precision_is_retried_in_float32(model: DiffusionModel, fold
     assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}  # the given one is untouched
 
 
+@needs_fp16
 def test_decoding_retries_nan_in_float32_too(model: DiffusionModel) -> None:
     half = _overflowing(model, torch.float16)
     latents = torch.ones(1, 4, 8, 8) * 9

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from half_precision import FP16
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import MicroBatch, Plan, make_plan
 from lib_lora_train.data.showing import caption_of
@@ -258,7 +259,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     assert float((found - plain).norm() / plain.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [FP16, torch.bfloat16])
 def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
     """At 128 px: at 64 px the tiny model's middle is one pixel, whose group norm over two values cancels in 16 bit."""
     config = small_config(resolution=128, train_text_encoder=False)
