@@ -13,7 +13,8 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_lora_train.adapters.inject import Adapter, inject
-from lib_lora_train.adapters.names import ldm_layer_names, text_key
+from lib_lora_train.adapters.names import ldm_layer_names, text_key, unet_keys
+from lib_lora_train.adapters.opened import aliases
 from lib_lora_train.adapters.registry import AdapterSpec
 
 _FOUR_LEVELS: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280)}
@@ -43,6 +44,12 @@ TEXT_LAYERS = {"sd1": (12,), "sd2": (24,), "sdxl": (12, 32)}
 # kohya's own counts: LoRA (standard) and LoCon (all) on the UNet, then one per text encoder.
 UNET_COUNTS = {"sd1": (192, 278), "sd2": (192, 278), "sdxl": (722, 788)}
 TEXT_COUNTS = {"sd1": (72,), "sd2": (138,), "sdxl": (72, 192)}
+# The diffusers' names of UNet layers that A1111 1.10.1 places; besides, it and Forge take every original (ldm) name.
+A1111_PLACES = re.compile(
+    r"lora_unet_(conv_in|conv_out|time_embedding_linear_[12]"
+    r"|(down_blocks_\d+|mid_block|up_blocks_\d+)_(attentions|resnets)_\d+_.+"
+    r"|down_blocks_\d+_downsamplers_0_conv|up_blocks_\d+_upsamplers_0_conv)$"
+)
 
 families = pytest.mark.parametrize("family", UNETS)
 
@@ -141,6 +148,22 @@ def test_attention_targets_are_the_eight_projections_of_each_block(models: dict[
 def test_known_names_are_written(models: dict[str, Any], family: str, names: list[str]) -> None:
     adapter, _ = adapted(models[family], "all")
     assert [name for name in names if name not in adapter.layers] == []
+
+
+@families
+def test_webuis_know_every_name_of_a_native_fine_tuning(models: dict[str, Any], family: str) -> None:
+    """A1111 drops silently what it cannot place, as it does with `conv_norm_out`, of which it knows only `out.0`."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
+    names = [name for name, module in models[family].unet.named_modules() if isinstance(module, kinds)]
+    original = {name: f"lora_unet_{ldm}".replace(".", "_") for name, ldm in ldm_layer_names(names).items()}
+    keys = unet_keys(names, family=family)
+    assert "conv_norm_out" in keys
+    assert [key for name, key in keys.items() if key != original[name] and not A1111_PLACES.match(key)] == []
+
+
+def test_files_with_the_former_name_of_the_last_norm_are_opened() -> None:
+    known = aliases(["conv_norm_out", "conv_out"], [[]], family="sd1")
+    assert known["lora_unet_conv_norm_out"] == known["lora_unet_out_0"] == "lora_unet_out_0"
 
 
 @pytest.mark.parametrize("targets", ["attention", "standard", "all"])

@@ -2,7 +2,8 @@
 
 Everything here works on module names as strings, so that no class name of a library version matters.
 Files are written with diffusers' block names for SD1 and SD2 and with the original ldm block names for
-SDXL: the two spellings that every webui resolves without a remainder.
+SDXL: the two spellings that every webui resolves. The one name of the first that A1111 leaves out, the last norm's,
+is written as ldm's.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _LDM_OUTER = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_LAST_NORM = "conv_norm_out"
 _BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)$")
 _MIDDLE = re.compile(r"^mid_block\.(resnets|attentions)\.(\d+)\.(.+)$")
 
@@ -84,8 +86,8 @@ def text_key(name: str, prefix: str) -> str:
 def unet_keys(names: Iterable[str], *, family: str) -> dict[str, str]:
     """The file's names of UNet layers: diffusers' module name → `lora_unet_…`."""
     names = tuple(names)
-    spelled: Mapping[str, str] = ldm_layer_names(names) if family == "sdxl" else {name: name for name in names}
-    return {name: f"lora_unet_{spelled[name]}".replace(".", "_") for name in names}
+    spelled: Mapping[str, str] = ldm_layer_names(names) if family == "sdxl" else {_LAST_NORM: _LDM_OUTER[_LAST_NORM]}
+    return {name: f"lora_unet_{spelled.get(name, name)}".replace(".", "_") for name in names}
 
 
 def ldm_layer_names(names: Iterable[str]) -> dict[str, str]:
