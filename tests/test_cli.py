@@ -81,7 +81,9 @@ def _other_value(parameter: Parameter) -> Any:
         return not parameter.default
     if parameter.kind in (int, float):
         low = parameter.kind(parameter.low or 0)
-        return next(value for value in (low, low + 1, low + 2) if value not in (parameter.default, 0))
+        tried = [low, low + 1, low + 2, *([parameter.high] if parameter.high else [])]
+        most = float("inf") if parameter.high is None else parameter.high
+        return next(value for value in tried if value not in (parameter.default, 0) and value <= most)
     return _OTHER_TEXT.get(parameter.name, "other")
 
 

@@ -35,7 +35,7 @@ def test_import_writes_the_settings_and_tells_what_is_lost(capsys: pytest.Captur
     assert written(folder / "gui.toml") == read_settings(FILES / "gui.json").config
     shown = capsys.readouterr().out
     assert "settings of gui.json are taken over. Written: gui.toml" in shown
-    assert "warning: optimizer: AdamW8bit is not here yet" in shown
+    assert "  - optimizer_args: percentile_clipping = 95 is no argument of AdamW8bit." in shown
     assert "  - some_future_option = 3 is not known here." in shown
     assert "At kohya's default: " in shown
     assert "To mend" not in shown

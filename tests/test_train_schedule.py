@@ -73,7 +73,7 @@ def test_factors_equal_the_other_librarys(name: str, warmup: int) -> None:
 
 def test_every_schedule_is_compared() -> None:
     compared = {name.partition(",")[0] for name in (*DIFFUSERS, *TRANSFORMERS)}
-    assert compared == set(LR_SCHEDULES)
+    assert compared == set(LR_SCHEDULES) - {"adafactor"}  # the optimiser's own steps, compared with its tests
 
 
 @pytest.mark.parametrize("kind", LR_SCHEDULES)
