@@ -23,7 +23,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 _START_SECONDS = 90  # PyTorch and gradio are imported on a busy machine with two cores
-_SHOW_MS = 15_000  # one poll of the page is a second; the rest is for the same machine
+_SHOW_MS = 45_000  # one poll of the page is a second; the rest is for the same machine
 _RUN_MS = 120_000  # model loaded, pictures encoded, first samples drawn
 
 pytestmark = [
@@ -189,6 +189,9 @@ def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_pr
     page.click("#lora_train_demo")
     page.wait_for_selector(".lt-gallery img")
     show(page, "Train")
+    page.wait_for_function(
+        "document.querySelector('#lora_train_output_name input, #lora_train_output_name textarea').value === 'zorp'"
+    )
     fill(page, "preset_name", "of the test")
     page.click("#lora_train_save_preset")
     page.locator("#lora_train_brought", has_text="of the test is saved").first.wait_for()
