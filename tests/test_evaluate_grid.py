@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from lib_lora_train.evaluate.grid import GridRow, compose_grid, epoch_rows
 
@@ -46,3 +46,12 @@ def test_pictures_of_unlike_sizes_do_not_overlap() -> None:
     grid = compose_grid(["a", "b"], [GridRow("epoch 1", "", [wide, tall])])
     assert _boxes(grid, (200, 0, 0)) and _boxes(grid, (0, 200, 0))
     assert grid.height >= 160
+
+
+def test_pillows_old_font_draws_any_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow 9.5, which A1111 and Forge pin, has a bitmap font of Latin-1 only."""
+    old = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)
+    monkeypatch.setattr("lib_lora_train.evaluate.grid._font", lambda _: old())
+    rows = [GridRow("epoch 1", "Verlust 0,1 …", [_flat((200, 0, 0))])]
+    grid = compose_grid(["白い背景の狐, a very long prompt that must be cut somewhere"], rows, title="狐 on tiny")
+    assert _boxes(grid, (200, 0, 0))

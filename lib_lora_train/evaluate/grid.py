@@ -40,6 +40,7 @@ def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str 
     heights = [max(picture.height for picture in row.pictures) for row in rows]
     size = max(11, min(28, min(widths) // 10))
     font = _font(size)
+    rows = [GridRow(_letters(font, row.label), _letters(font, row.note), row.pictures) for row in rows]
     heads = [_wrap(font, text, width) for text, width in zip(columns, widths, strict=True)]
     left = _label_width(font, rows) + 2 * _GAP
     title_height = int(size * 2) if title else _GAP
@@ -49,7 +50,7 @@ def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str 
     )
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((_GAP, _GAP // 2), title, fill=_INK, font=_font(int(size * 1.2)))
+        draw.text((_GAP, _GAP // 2), _letters(font, title), fill=_INK, font=_font(int(size * 1.2)))
     _draw_heads(draw, font, heads, lefts=_starts(left, widths), top=title_height)
     for row, y, height in zip(rows, _starts(top, heights), heights, strict=True):
         _draw_label(draw, font, row, y + height // 2)
@@ -81,7 +82,15 @@ def _label_width(font: Any, rows: Sequence[GridRow]) -> int:
 def _wrap(font: Any, text: str, width: int) -> str:
     """`text` broken into at most three lines that fit `width` pixels, the rest cut with an ellipsis."""
     letters = max(4, int(width / max(1.0, font.getlength("n"))))
-    return "\n".join(textwrap.wrap(text, letters, max_lines=3, placeholder=" …")) or " "
+    lines = textwrap.wrap(text, letters, max_lines=3, placeholder=" …")
+    return _letters(font, "\n".join(lines) or " ")
+
+
+def _letters(font: Any, text: str) -> str:
+    """The text in letters that the font has: Pillow's old bitmap font knows Latin-1 only and fails at others."""
+    if not isinstance(font, ImageFont.ImageFont):
+        return text
+    return text.replace("…", "...").encode("latin-1", "replace").decode("latin-1")
 
 
 def _font(size: int) -> Any:
