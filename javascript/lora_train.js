@@ -184,7 +184,7 @@
         curves: (place) => lt.drawCurves(place, run),
         "sample-tools": (place) => lt.drawSampleTools(place, run),
         queue: (place) => lt.drawQueue(place, run.status),
-        runs: (place) => lt.drawRuns(place, run),
+        runs: (place) => lt.drawRuns(place),
         chart: (place) => lt.drawChart(place, run),
         samples: (place) => lt.drawSamples(place, run),
         grid: (place) => lt.drawGrid(place, run),

@@ -128,19 +128,23 @@
     // --- runs of the past -------------------------------------------------------------------------
     const WORDS = { finished: "finished", stopped: "stopped", failed: "failed", running: "cut short", paused: "cut short", stopping: "cut short", waiting: "cut short" };
 
-    lt.drawRuns = (place, run) => {
+    lt.drawRuns = (place) => {
         if (place.offsetParent === null) {
             place.dataset.stale = "yes"; // asked for anew when the panel is opened
             return;
         }
         if (place.dataset.stale === "" && place.firstChild) return;
         place.dataset.stale = "";
-        listRuns(place, run);
+        listRuns(place, false);
     };
 
-    async function listRuns(place) {
+    /** The cards drawn anew; unless `forced` only if they changed, so that nothing moves under a hand that is busy there. */
+    async function listRuns(place, forced) {
         const answer = await lt.ask("runs-list").catch(lt.tell);
         if (!answer) return;
+        const now = JSON.stringify(answer.runs);
+        if (!forced && place.dataset.shown === now) return;
+        place.dataset.shown = now;
         if (!answer.runs.length) return place.replaceChildren();
         const open = place.open;
         const cards = answer.runs.map((one) => {
@@ -178,7 +182,7 @@
         }
     }
 
-    const again = (place) => listRuns(place);
+    const again = (place) => listRuns(place, true);
 
     async function showRun(place, body, one) {
         const shown = await lt.ask("runs-show", { run: one.run }).catch(lt.tell);
