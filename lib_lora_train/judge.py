@@ -14,6 +14,7 @@ from lib_lora_train.judge_captions import judge_captions
 from lib_lora_train.judge_concepts import judge_concepts
 from lib_lora_train.judge_network import judge_network
 from lib_lora_train.judge_optimizer import judge_optimizer
+from lib_lora_train.judge_problems import error_at, hint_at, warning_at
 from lib_lora_train.judge_training import judge_training
 
 _LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
@@ -48,29 +49,17 @@ def require_usable(problems: Iterable[Problem]) -> None:
         raise ConfigError(errors)
 
 
-def _error(where: str, message: str) -> Problem:
-    return Problem("error", where, message)
-
-
-def _warning(where: str, message: str) -> Problem:
-    return Problem("warning", where, message)
-
-
-def _hint(where: str, message: str) -> Problem:
-    return Problem("hint", where, message)
-
-
 # --- data ---------------------------------------------------------------------------------------
 
 
 def _buckets(config: TrainConfig) -> Iterator[Problem]:
     step = config.bucket_step
     if step % _LATENT_STEP:
-        yield _error(
+        yield error_at(
             "bucket_step", f"{step} is not a multiple of {_LATENT_STEP}, the size of a latent cell. {_near(step, 8)}"
         )
     elif step % _UNET_STEP:
-        yield _warning(
+        yield warning_at(
             "bucket_step",
             f"{step} is not a multiple of {_UNET_STEP}: SD1 and SD2 halve the latent three times and round odd sides "
             "on the way. 64 suits all models, 32 SDXL.",
@@ -79,36 +68,36 @@ def _buckets(config: TrainConfig) -> Iterator[Problem]:
         yield from _bucket_limits(config)
         return
     if config.resolution % step:
-        yield _error(
+        yield error_at(
             "resolution",
             f"{config.resolution} is not a multiple of bucket_step {step}. {_near(config.resolution, step)}",
         )
     if config.bucket_no_upscale:
-        yield _hint("bucket_no_upscale", "has no effect while enable_buckets is off.")
+        yield hint_at("bucket_no_upscale", "has no effect while enable_buckets is off.")
 
 
 def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
     step, resolution = config.bucket_step, config.resolution
     if resolution < step:
-        yield _error("resolution", f"{resolution} is smaller than one bucket_step, {step}.")
+        yield error_at("resolution", f"{resolution} is smaller than one bucket_step, {step}.")
     elif resolution % step:
         side = resolution // step * step
         text = f"{resolution} is not a multiple of bucket_step {step}; the square bucket has {side} px."
-        yield _warning("resolution", f"{text} {_near(resolution, step)}")
+        yield warning_at("resolution", f"{text} {_near(resolution, step)}")
     if config.bucket_no_upscale:
         return  # kohya's rule: buckets then follow the pictures, not the limits
     for name in ("min_bucket", "max_bucket"):
         side = getattr(config, name)
         if side % step:
-            yield _error(name, f"{side} is not a multiple of bucket_step {step}. {_near(side, step)}")
+            yield error_at(name, f"{side} is not a multiple of bucket_step {step}. {_near(side, step)}")
     if config.min_bucket > config.max_bucket:
-        yield _error("min_bucket", f"{config.min_bucket} is larger than max_bucket {config.max_bucket}.")
+        yield error_at("min_bucket", f"{config.min_bucket} is larger than max_bucket {config.max_bucket}.")
     elif config.min_bucket > resolution:
-        yield _error(
+        yield error_at(
             "min_bucket", f"{config.min_bucket} is larger than the resolution {resolution}; {resolution // 2} is usual."
         )
     elif config.max_bucket < resolution:
-        yield _error(
+        yield error_at(
             "max_bucket", f"{config.max_bucket} is smaller than the resolution {resolution}; {resolution * 2} is usual."
         )
 
@@ -123,11 +112,11 @@ def _near(value: int, step: int) -> str:
 
 def _steps(config: TrainConfig) -> Iterator[Problem]:
     if config.max_steps and config.warmup >= max(1, config.max_steps):
-        yield _warning(
+        yield warning_at(
             "warmup", f"{config.warmup:g} steps are not over when max_steps {config.max_steps} ends the run."
         )
     if config.save_every_n_epochs > config.epochs:
-        yield _hint("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is written.")
+        yield hint_at("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is written.")
 
 
 # --- output and samples -------------------------------------------------------------------------
@@ -136,23 +125,23 @@ def _steps(config: TrainConfig) -> Iterator[Problem]:
 def _output(config: TrainConfig) -> Iterator[Problem]:
     reason = _unusable_name(config.output_name)
     if reason:
-        yield _error("output_name", reason)
+        yield error_at("output_name", reason)
     yield from _kept_files(config)
 
 
 def _kept_files(config: TrainConfig) -> Iterator[Problem]:
     if config.save_from_epoch > config.epochs:
-        yield _hint("save_from_epoch", f"is beyond the {config.epochs} epochs: only the last one is written.")
+        yield hint_at("save_from_epoch", f"is beyond the {config.epochs} epochs: only the last one is written.")
     if config.keep_last_step_files and not config.save_every_n_steps:
-        yield _hint("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
+        yield hint_at("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
     if config.keep_last_epochs:
         text = f"deletes all but the last {config.keep_last_epochs} of this run; the best one is often earlier."
-        yield _hint("keep_last_epochs", text)
+        yield hint_at("keep_last_epochs", text)
     if not config.save_state:
         text = "is off: if the run is stopped or the machine fails, it cannot be resumed or made longer."
-        yield _hint("save_state", text)
+        yield hint_at("save_state", text)
         if config.save_state_every_n_steps:
-            yield _hint("save_state_every_n_steps", "has no effect while save_state is off.")
+            yield hint_at("save_state_every_n_steps", "has no effect while save_state is off.")
 
 
 def _unusable_name(name: str) -> str:
@@ -179,18 +168,18 @@ def _unusable_name(name: str) -> str:
 def _samples(config: TrainConfig) -> Iterator[Problem]:
     if not config.sample_prompts:
         if config.make_grid:
-            yield _hint("sample_prompts", "is empty: there will be no samples and no grid to choose an epoch from.")
+            yield hint_at("sample_prompts", "is empty: there will be no samples and no grid to choose an epoch from.")
         return
     for number, line in enumerate(config.sample_prompts, start=1):
         yield from _prompt_line(line, f"sample_prompts[{number}]")
     triggers = [concept.trigger for concept in config.concepts if concept.trigger and not concept.is_regularisation]
     if config.webui_sampler and config.sample_every_n_epochs % config.save_every_n_epochs:
-        yield _hint(
+        yield hint_at(
             "webui_sampler", "the webui draws from files: epochs without one (save_every_n_epochs) get no samples."
         )
     prompts = "\n".join(config.sample_prompts).lower()
     if triggers and not any(trigger.lower() in prompts for trigger in triggers):
-        yield _hint("sample_prompts", f"none holds the trigger {triggers[0]!r}: the concept may not be seen.")
+        yield hint_at("sample_prompts", f"none holds the trigger {triggers[0]!r}: the concept may not be seen.")
 
 
 def _prompt_line(line: str, where: str) -> Iterator[Problem]:
@@ -201,7 +190,7 @@ def _prompt_line(line: str, where: str) -> Iterator[Problem]:
         if name == "n":
             continue
         if name not in _PROMPT_NUMBERS:
-            yield _error(where, f"--{name} is not an option. There are --w --h --d --s --l --n.")
+            yield error_at(where, f"--{name} is not an option. There are --w --h --d --s --l --n.")
             continue
         yield from _prompt_number(name, value.strip(), where)
 
@@ -212,12 +201,12 @@ def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
         number = kind(value)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        yield _error(where, f"--{name} needs {what}, not {value!r}.")
+        yield error_at(where, f"--{name} needs {what}, not {value!r}.")
         return
     if not low <= number <= high:
-        yield _error(where, f"--{name} {value} is outside {low:g}…{high:g}.")
+        yield error_at(where, f"--{name} {value} is outside {low:g}…{high:g}.")
     elif name in "wh" and number % _LATENT_STEP:
-        yield _error(where, f"--{name} {value} is not a multiple of {_LATENT_STEP}. {_near(number, _LATENT_STEP)}")
+        yield error_at(where, f"--{name} {value} is not a multiple of {_LATENT_STEP}. {_near(number, _LATENT_STEP)}")
 
 
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from lib_lora_train.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import Problem
+from lib_lora_train.judge_problems import error_at, hint_at, unused, warning_at
 
 _SMALL_SCALE = 1 / 64
 _MOST_RANK = {"loha": 32, "glora": 64}
@@ -47,18 +48,6 @@ def needs_its_own_rate(config: TrainConfig) -> bool:
     return config.family == "ia3"
 
 
-def _error(where: str, message: str) -> Problem:
-    return Problem("error", where, message)
-
-
-def _warning(where: str, message: str) -> Problem:
-    return Problem("warning", where, message)
-
-
-def _hint(where: str, message: str) -> Problem:
-    return Problem("hint", where, message)
-
-
 def _has_convolutions(config: TrainConfig) -> bool:
     return config.targets in ("all", "full")
 
@@ -67,30 +56,30 @@ def _host(config: TrainConfig) -> Iterator[Problem]:
     """What a webui would leave out without a word."""
     way_out = "Afterwards `convert` writes the file as a LoRA of a chosen rank or as an exact diff, which all read."
     if config.family in ("ia3", *_ROTATIONS):
-        yield _warning("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
+        yield warning_at("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
     if config.family == "lokr" and config.tucker and _has_convolutions(config):
-        yield _warning("tucker", f"makes a LoKr that Forge refuses to load; A1111 reads it. {way_out}")
+        yield warning_at("tucker", f"makes a LoKr that Forge refuses to load; A1111 reads it. {way_out}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
     family, rank = config.family, config.rank
     if config.dora and family not in _DECOMPOSABLE:
-        yield _error("dora", f"does not go with {family}, only with {', '.join(_DECOMPOSABLE)}. Switch it off.")
+        yield error_at("dora", f"does not go with {family}, only with {', '.join(_DECOMPOSABLE)}. Switch it off.")
     if rank > _MOST_RANK.get(family, rank):
         text = f"{rank} is much for {family}, whose update is of a higher rank than this. At most {_MOST_RANK[family]}."
-        yield _warning("rank", text)
+        yield warning_at("rank", text)
     conv_rank = rank if config.conv_rank is None else config.conv_rank
     if _has_convolutions(config) and family in ("lora", "dylora") and conv_rank > _MOST_CONV_RANK:
         where = "rank" if config.conv_rank is None else "conv_rank"
         text = f"{conv_rank} is much for convolutions: files grow and pictures turn rigid. At most {_MOST_CONV_RANK}"
-        yield _warning(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
+        yield warning_at(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
     if family == "dylora":
         yield from _dylora(config)
     if family == "glora" and _has_convolutions(config):
-        yield _warning("targets", "has convolutions, which glora cannot adapt: webuis read it on linear layers only.")
+        yield warning_at("targets", "has convolutions, which glora cannot adapt: webuis read it on linear layers only.")
     if family == "full":
         text = "full trains and saves every number of these layers: gigabytes on a real model, four times in memory."
-        yield _warning("family", f"{text} A LoRA, or lokr with full_matrix, is nearly as good for most purposes.")
+        yield warning_at("family", f"{text} A LoRA, or lokr with full_matrix, is nearly as good for most purposes.")
 
 
 def _dylora(config: TrainConfig) -> Iterator[Problem]:
@@ -99,17 +88,17 @@ def _dylora(config: TrainConfig) -> Iterator[Problem]:
             f"{config.batch_size} with dylora: each micro-batch trains one slice of ranks, and a large batch few. "
             f"Set it to 1 and gradient_accumulation to {config.batch_size * config.gradient_accumulation}."
         )
-        yield _warning("batch_size", text)
+        yield warning_at("batch_size", text)
     if config.rank % config.dylora_unit:
         text = f"{config.dylora_unit} does not divide the rank {config.rank}: the last slice is smaller."
-        yield _warning("dylora_unit", text)
+        yield warning_at("dylora_unit", text)
 
 
 def _scale(config: TrainConfig) -> Iterator[Problem]:
     """alpha / rank, where there is one."""
     if config.family in ("glora", "full", "ia3", *_ROTATIONS) or (config.family == "lokr" and config.full_matrix):
         if config.alpha is not None:
-            yield _hint("alpha", f"has no effect with {_named(config)}: the file format has no scale there.")
+            yield hint_at("alpha", f"has no effect with {_named(config)}: the file format has no scale there.")
         return
     root = config.rank**0.5 if config.rank_stabilized else 1.0
     scale = config.effective_alpha / config.rank * root
@@ -123,11 +112,11 @@ def _scale(config: TrainConfig) -> Iterator[Problem]:
                 f"{config.effective_alpha:g} with rank {config.rank} and rank_stabilized multiplies every update by "
                 f"{scale:g}. {config.rank**0.5:.2g} gives 1."
             )
-        yield _warning("alpha", text)
+        yield warning_at("alpha", text)
     if scale < _SMALL_SCALE:
         text = f"{config.effective_alpha:g} with rank {config.rank} scales every update by {scale:g}: little is learnt"
         lost = ", and weights this small lose digits in fp16" if config.save_precision == "fp16" else ""
-        yield _warning("alpha", f"{text}{lost}. Half the rank to the rank is usual.")
+        yield warning_at("alpha", f"{text}{lost}. Half the rank to the rank is usual.")
 
 
 def _named(config: TrainConfig) -> str:
@@ -141,9 +130,9 @@ def _rates(config: TrainConfig) -> Iterator[Problem]:
     rate = config.learning_rate if config.unet_lr is None else config.unet_lr
     where = "learning_rate" if config.unet_lr is None else "unet_lr"
     if config.family == "ia3" and config.train_unet and 0 < rate < _LEAST_IA3_RATE:
-        yield _warning(where, f"{rate:g} is low for ia3: its few factors need 5e-3 to 1e-2.")
+        yield warning_at(where, f"{rate:g} is low for ia3: its few factors need 5e-3 to 1e-2.")
     if config.family == "full" and config.train_unet and rate > _MOST_FULL_RATE:
-        yield _warning(where, f"{rate:g} is high for full: the whole layers move. 1e-6 to 1e-5 is usual.")
+        yield warning_at(where, f"{rate:g} is high for full: the whole layers move. 1e-6 to 1e-5 is usual.")
 
 
 def _blocks(config: TrainConfig) -> Iterator[Problem]:
@@ -159,44 +148,36 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
         try:
             read(getattr(config, name))
         except ValueError as reason:
-            yield _error(name, f"{reason}.")
+            yield error_at(name, f"{reason}.")
     if not config.train_unet:
-        yield from _unused(config, readers, "while train_unet is off: blocks are the UNet's")
+        yield from unused(config, readers, "while train_unet is off: blocks are the UNet's")
     if config.family not in (*_CONVOLUTIONAL, "glora"):
-        yield from _unused(config, ["block_ranks", "block_alphas"], f"with {config.family}: its rank is another")
+        yield from unused(config, ["block_ranks", "block_alphas"], f"with {config.family}: its rank is another")
 
 
 def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     what = "dora" if config.dora else config.family
     if what not in ("lora", "dylora"):
         why = f"with {what}: module_dropout is for every family"
-        yield from _unused(config, ["network_dropout", "rank_dropout"], why)
+        yield from unused(config, ["network_dropout", "rank_dropout"], why)
     for name in ("network_dropout", "rank_dropout", "module_dropout"):
         rate = getattr(config, name)
         if rate > _MUCH_DROPOUT:
-            yield _warning(name, f"{rate:g} leaves out most of what should learn. 0.1 to 0.3 is usual.")
+            yield warning_at(name, f"{rate:g} leaves out most of what should learn. 0.1 to 0.3 is usual.")
     if config.scale_weight_norms and "ScheduleFree" in config.optimizer:
         text = f"has little hold with {config.optimizer}, which keeps weights of its own. Choose AdamW or Prodigy."
-        yield _warning("scale_weight_norms", text)
+        yield warning_at("scale_weight_norms", text)
     if what in ("dora", *_ROTATIONS):
-        yield from _unused(config, ["scale_weight_norms"], f"with {what}, whose length is not one of its own")
+        yield from unused(config, ["scale_weight_norms"], f"with {what}, whose length is not one of its own")
 
 
 def _without_effect(config: TrainConfig) -> Iterator[Problem]:
     for name, families in _USED_BY.items():
         if config.family not in families:
-            yield from _unused(config, [name], f"with {config.family}: it is for {', '.join(families)}")
+            yield from unused(config, [name], f"with {config.family}: it is for {', '.join(families)}")
     if not _has_convolutions(config) and config.family in _CONVOLUTIONAL:
         why = f"with targets {config.targets}: there are no 3×3 convolutions"
         names = ["conv_rank", "conv_alpha", *(["tucker"] if config.family in _DECOMPOSABLE else [])]
-        yield from _unused(config, names, why)
+        yield from unused(config, names, why)
     if config.targets == "attention":
-        yield from _unused(config, ["train_norm"], "with targets attention: norms belong to whole blocks")
-
-
-def _unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Problem]:
-    """A hint for each of these parameters that was given a value of its own."""
-    default = TrainConfig()
-    for name in names:
-        if getattr(config, name) != getattr(default, name):
-            yield _hint(name, f"has no effect {why}.")
+        yield from unused(config, ["train_norm"], "with targets attention: norms belong to whole blocks")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, Problem
 from lib_lora_train.judge_network import needs_its_own_rate
+from lib_lora_train.judge_problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.optimizer_args import parse_optimizer_args
 from lib_lora_train.optimizer_kinds import CUSTOM, KINDS, LENGTHS, OptimizerKind, takes_own_schedule
 
@@ -38,18 +39,6 @@ def judge_optimizer(config: TrainConfig) -> Iterator[Problem]:
     yield from _averages(config, kind)
 
 
-def _error(where: str, message: str) -> Problem:
-    return Problem("error", where, message)
-
-
-def _warning(where: str, message: str) -> Problem:
-    return Problem("warning", where, message)
-
-
-def _hint(where: str, message: str) -> Problem:
-    return Problem("hint", where, message)
-
-
 # --- parts and rates ------------------------------------------------------------------------------
 
 
@@ -67,29 +56,27 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
 
 def _parts(config: TrainConfig) -> Iterator[Problem]:
     if not config.train_unet and not config.train_text_encoder:
-        yield _error("train_unet", "is off and train_text_encoder too: there is nothing to train. Switch one on.")
+        yield error_at("train_unet", "is off and train_text_encoder too: there is nothing to train. Switch one on.")
     rates = {name: rate for name, rate in learning_rates(config).items() if rate == 0}
     if rates and len(rates) == len(learning_rates(config)):
-        yield _error(next(iter(rates)), "is 0: nothing is learnt.")
+        yield error_at(next(iter(rates)), "is 0: nothing is learnt.")
     elif rates and "text_encoder_2_lr" not in rates:
         name = next(iter(rates))
         switch = "train_unet" if name == "unet_lr" else "train_text_encoder"
-        yield _warning(name, f"is 0: that part stays as it is and still costs time. Switch {switch} off instead.")
+        yield warning_at(name, f"is 0: that part stays as it is and still costs time. Switch {switch} off instead.")
     if config.unet_lr is not None and not config.train_unet:
-        yield _hint("unet_lr", "has no effect while train_unet is off.")
+        yield hint_at("unet_lr", "has no effect while train_unet is off.")
 
 
 def _text_encoders(config: TrainConfig) -> Iterator[Problem]:
-    default = TrainConfig()
     if not config.train_text_encoder:
-        for name in ("text_encoder_lr", "text_encoder_2_lr", "loraplus_text_encoder_ratio", "stop_text_encoder"):
-            if getattr(config, name) != getattr(default, name):
-                yield _hint(name, "has no effect while train_text_encoder is off.")
+        names = ("text_encoder_lr", "text_encoder_2_lr", "loraplus_text_encoder_ratio", "stop_text_encoder")
+        yield from unused(config, names, "while train_text_encoder is off")
     elif config.stop_text_encoder and not config.train_unet:
-        yield _warning("stop_text_encoder", "ends all learning, since train_unet is off. Set it to 0.")
+        yield warning_at("stop_text_encoder", "ends all learning, since train_unet is off. Set it to 0.")
     elif config.max_steps and config.stop_text_encoder >= max(1, config.max_steps):
         text = f"{config.stop_text_encoder:g} steps come after max_steps {config.max_steps}: they never stop."
-        yield _hint("stop_text_encoder", text)
+        yield hint_at("stop_text_encoder", text)
 
 
 # --- the optimiser and its arguments --------------------------------------------------------------
@@ -98,22 +85,22 @@ def _text_encoders(config: TrainConfig) -> Iterator[Problem]:
 def _custom(config: TrainConfig) -> Iterator[Problem]:
     if config.optimizer == CUSTOM and not config.custom_optimizer:
         text = "is empty. Name the class as package.Class, for example torch.optim.RAdam, or choose another optimizer."
-        yield _error("custom_optimizer", text)
+        yield error_at("custom_optimizer", text)
     elif config.optimizer != CUSTOM and config.custom_optimizer:
-        yield _hint("custom_optimizer", f"has no effect while optimizer is {config.optimizer}. Choose {CUSTOM}.")
+        yield hint_at("custom_optimizer", f"has no effect while optimizer is {config.optimizer}. Choose {CUSTOM}.")
 
 
 def _argument(name: str, value: object, kind: OptimizerKind, optimizer: str) -> Iterator[Problem]:
     """Whether the optimiser takes such an argument; of a custom one only its class knows."""
     if name == "lr":
-        yield _error("optimizer_args", "lr is set by learning_rate, unet_lr and text_encoder_lr.")
+        yield error_at("optimizer_args", "lr is set by learning_rate, unet_lr and text_encoder_lr.")
         return
     if not kind.arguments:
         return
     if name not in kind.arguments:
         near = difflib.get_close_matches(name, kind.arguments, 1)
         hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(kind.arguments)}."
-        yield _error("optimizer_args", f"{optimizer} has no argument {name}. {hint}")
+        yield error_at("optimizer_args", f"{optimizer} has no argument {name}. {hint}")
         return
     wanted = LENGTHS.get(optimizer, {}).get(name, 2 if name == "betas" else 1)
     given = value if isinstance(value, tuple) else (value,)
@@ -121,10 +108,10 @@ def _argument(name: str, value: object, kind: OptimizerKind, optimizer: str) -> 
         is_good = len(given) == wanted and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in given)
         if not is_good:
             count, example = {2: ("two", "0.9,0.99"), 3: ("three", "0.9,0.999,0.9999")}[wanted]
-            yield _error("optimizer_args", f"betas takes {count} numbers from 0 to below 1, such as betas={example}.")
+            yield error_at("optimizer_args", f"betas takes {count} numbers from 0 to below 1, such as betas={example}.")
     elif len(given) != wanted:
         values = "one value" if wanted == 1 else f"{wanted} values"
-        yield _error("optimizer_args", f"{name} takes {values}, not {len(given)}.")
+        yield error_at("optimizer_args", f"{name} takes {values}, not {len(given)}.")
 
 
 def _finds_rate(config: TrainConfig, arguments: Mapping[str, object]) -> Iterator[Problem]:
@@ -133,26 +120,26 @@ def _finds_rate(config: TrainConfig, arguments: Mapping[str, object]) -> Iterato
     for where, rate in rates.items():
         if rate not in (0, 1):
             text = f"{rate:g} with {name}: it finds the rate itself and multiplies it by this. Set it to 1."
-            yield _warning(where, text)
+            yield warning_at(where, text)
     if len({rate for rate in rates.values() if rate}) > 1:
         text = f"differs from the UNet's: {name} estimates one rate for all, and multiplies it by this for its group."
-        yield _hint("text_encoder_lr", text)
+        yield hint_at("text_encoder_lr", text)
     if config.warmup and name == "Prodigy" and not arguments.get("safeguard_warmup"):
         text = (
             "with Prodigy without safeguard_warmup: the small rates of the warm-up spoil its estimate. Add "
             "safeguard_warmup=True to optimizer_args, or set warmup to 0."
         )
-        yield _warning("warmup", text)
+        yield warning_at("warmup", text)
     elif config.warmup and name != "Prodigy":
         text = f"with {name}: its estimate begins tiny and grows by itself, which is a warm-up already. 0 is usual."
-        yield _hint("warmup", text)
+        yield hint_at("warmup", text)
     if config.lr_schedule == "cosine_with_restarts":
         text = f"cosine_with_restarts with {name}: its estimate never falls, so each restart is at the largest steps."
-        yield _warning("lr_schedule", f"{text} cosine or constant are usual.")
+        yield warning_at("lr_schedule", f"{text} cosine or constant are usual.")
     for where in ("loraplus_unet_ratio", "loraplus_text_encoder_ratio"):
         if getattr(config, where) not in (0, 1):
             text = f"with {name}: its estimate is for all matrices alike, and LoRA+ pulls them apart. Set it to 0."
-            yield _warning(where, text)
+            yield warning_at(where, text)
 
 
 def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
@@ -166,14 +153,14 @@ def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
         if rate * scale > kind.high_rate:
             text = f"{rate:g} is high for {config.optimizer}: above {kind.high_rate:g} pictures burn. "
             start = f"{kind.usual_rate:g} is the guides' start."
-            yield _warning(name, text + start + (" 1 is for Prodigy." if rate == 1 else ""))
+            yield warning_at(name, text + start + (" 1 is for Prodigy." if rate == 1 else ""))
         elif rate * scale * ratio > 4 * kind.high_rate and name != "text_encoder_lr":
             text = f"{ratio:g} times {rate:g} is high for the up matrices. Lower the learning rate or the ratio."
-            yield _warning("loraplus_unet_ratio", text)
+            yield warning_at("loraplus_unet_ratio", text)
     unet, text_encoder = (config.learning_rate if r is None else r for r in (config.unet_lr, config.text_encoder_lr))
     if config.train_unet and config.train_text_encoder and 0 < unet < text_encoder:
         text = f"{text_encoder:g} is more than the UNet's {unet:g}: the text encoder overtrains first."
-        yield _warning("text_encoder_lr", f"{text} Half to a tenth is usual.")
+        yield warning_at("text_encoder_lr", f"{text} Half to a tenth is usual.")
     yield from _linear_rule(config, kind)
 
 
@@ -185,41 +172,41 @@ def _linear_rule(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
         text = (
             f"{rate:g} suits small batches; with {pictures} pictures per step the guides go up to {rate * pictures:g}"
         )
-        yield _hint("learning_rate", f"{text} (in proportion). Nothing is changed by itself.")
+        yield hint_at("learning_rate", f"{text} (in proportion). Nothing is changed by itself.")
 
 
 def _adafactor(config: TrainConfig, arguments: Mapping[str, object]) -> Iterator[Problem]:
     """Its own steps are a schedule here, so that one place says who chooses the rate."""
     if config.lr_schedule == "adafactor" and config.optimizer != "Adafactor":
-        yield _error("lr_schedule", f"adafactor is Adafactor's own, and the optimizer is {config.optimizer}.")
+        yield error_at("lr_schedule", f"adafactor is Adafactor's own, and the optimizer is {config.optimizer}.")
     if config.optimizer != "Adafactor":
         return
     own = config.lr_schedule == "adafactor"
     if arguments.get("relative_step", own) != own:
         text = "relative_step=True means lr_schedule adafactor, and False any other one. Make the two agree."
-        yield _error("optimizer_args", text)
+        yield error_at("optimizer_args", text)
     if arguments.get("warmup_init") and not own:
-        yield _error("optimizer_args", "warmup_init=True is for lr_schedule adafactor. Use warmup instead.")
+        yield error_at("optimizer_args", "warmup_init=True is for lr_schedule adafactor. Use warmup instead.")
     if own:
-        yield _hint("learning_rate", "has no effect: with lr_schedule adafactor Adafactor chooses its own steps.")
+        yield hint_at("learning_rate", "has no effect: with lr_schedule adafactor Adafactor chooses its own steps.")
         if config.warmup:
-            yield _hint("warmup", "has no effect with lr_schedule adafactor; warmup_init=True in optimizer_args has.")
+            yield hint_at("warmup", "has no effect with lr_schedule adafactor; warmup_init=True in optimizer_args has.")
     elif arguments.get("scale_parameter"):
         text = (
             "scale_parameter=True multiplies the learning rate by each matrix's size, which is 0 at first for half of "
         )
-        yield _warning("optimizer_args", f"{text}a LoRA. scale_parameter=False is usual with a rate of one's own.")
+        yield warning_at("optimizer_args", f"{text}a LoRA. scale_parameter=False is usual with a rate of one's own.")
 
 
 def _averages(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if kind.schedule_free and config.lr_schedule not in _LEVEL:
         text = f"{config.lr_schedule} with {config.optimizer}: it averages instead of a falling rate; both together end"
-        yield _warning("lr_schedule", f"{text} learning too soon. Choose constant.")
+        yield warning_at("lr_schedule", f"{text} learning too soon. Choose constant.")
     if kind.schedule_free and config.ema_decay:
         text = f"with {config.optimizer}: it keeps a mean of its own, which is what is saved. Set it to 0."
-        yield _warning("ema_decay", text)
+        yield warning_at("ema_decay", text)
     if config.ema_decay == 1:
-        yield _error("ema_decay", "is 1: the mean would stay at the untrained beginning for ever. 0.99 is usual.")
+        yield error_at("ema_decay", "is 1: the mean would stay at the untrained beginning for ever. 0.99 is usual.")
     elif config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
         text = f"{config.ema_decay:g} looks back over {1 / (1 - config.ema_decay):.0f} steps, and the run has"
-        yield _warning("ema_decay", f"{text} {config.max_steps}: the mean stays behind. 0.99 suits short runs.")
+        yield warning_at("ema_decay", f"{text} {config.max_steps}: the mean stays behind. 0.99 suits short runs.")

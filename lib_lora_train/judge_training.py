@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import Problem
+from lib_lora_train.judge_problems import error_at, hint_at, unused, warning_at
 
 _HIGH_NOISE_OFFSET = 0.15
 _HIGH_INPUT_PERTURBATION = 0.2
@@ -21,7 +22,7 @@ _USED_BY = {
 
 
 def judge_training(config: TrainConfig) -> Iterator[Problem]:
-    """Every finding about schedule, noise, timesteps and loss."""
+    """Every finding about schedule, noise, timesteps, loss and memory."""
     yield from _schedule(config)
     yield from _schedule_values(config)
     yield from _offset(config)
@@ -29,31 +30,7 @@ def judge_training(config: TrainConfig) -> Iterator[Problem]:
     yield from _timesteps(config)
     yield from _loss(config)
     yield from _weights(config)
-    if config.fp8_base and not config.gradient_checkpointing:
-        text = (
-            "without gradient_checkpointing: all layers keep a larger copy until the backward pass. Switch that on too."
-        )
-        yield _hint("fp8_base", text)
-
-
-def _error(where: str, message: str) -> Problem:
-    return Problem("error", where, message)
-
-
-def _warning(where: str, message: str) -> Problem:
-    return Problem("warning", where, message)
-
-
-def _hint(where: str, message: str) -> Problem:
-    return Problem("hint", where, message)
-
-
-def _unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Problem]:
-    """A hint for each of these parameters that was given a value of its own."""
-    default = TrainConfig()
-    for name in names:
-        if getattr(config, name) != getattr(default, name):
-            yield _hint(name, f"has no effect {why}.")
+    yield from _memory(config)
 
 
 # --- learning-rate schedule ---------------------------------------------------------------------
@@ -64,36 +41,36 @@ def _schedule(config: TrainConfig) -> Iterator[Problem]:
     kind = config.lr_schedule
     if kind == "constant" and config.warmup:
         text = "is taken with constant too; sd-scripts leaves it out there. Set it to 0 if you want that."
-        yield _hint("warmup", text)
+        yield hint_at("warmup", text)
     if kind == "constant_with_warmup" and not config.warmup:
-        yield _hint("lr_schedule", "constant_with_warmup without a warmup is constant. 0.05 is usual.")
+        yield hint_at("lr_schedule", "constant_with_warmup without a warmup is constant. 0.05 is usual.")
     if kind == "cosine_with_restarts" and config.lr_cycles == 1:
-        yield _hint("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is cosine.")
+        yield hint_at("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is cosine.")
     if kind == "inverse_sqrt" and not config.warmup and config.lr_timescale is None:
         text = "is empty and there is no warm-up: it is 10,000 then, and shorter runs have a nearly constant rate."
-        yield _hint("lr_timescale", text)
+        yield hint_at("lr_timescale", text)
     for name, kinds in _USED_BY.items():
         if kind not in kinds:
-            yield from _unused(config, [name], f"with lr_schedule {kind}: it is for {' and '.join(kinds)}")
+            yield from unused(config, [name], f"with lr_schedule {kind}: it is for {' and '.join(kinds)}")
 
 
 def _schedule_values(config: TrainConfig) -> Iterator[Problem]:
     kind = config.lr_schedule
     if kind == "cosine_with_min_lr" and not config.lr_min_ratio:
-        yield _warning("lr_min_ratio", "is 0: the learning rate falls to 0 as with cosine. 0.1 is usual.")
+        yield warning_at("lr_min_ratio", "is 0: the learning rate falls to 0 as with cosine. 0.1 is usual.")
     if kind in _USED_BY["lr_min_ratio"] and config.lr_min_ratio == 1:
-        yield _warning("lr_min_ratio", "is 1: the learning rate never falls. 0.1 is usual.")
+        yield warning_at("lr_min_ratio", "is 1: the learning rate never falls. 0.1 is usual.")
     if kind != "warmup_stable_decay":
         return
     if not config.lr_decay:
         text = "is 0: the learning rate never falls, and the last steps leave the LoRA rough. 0.1 to 0.2 is usual."
-        yield _warning("lr_decay", text)
+        yield warning_at("lr_decay", text)
     if config.warmup < 1 and config.lr_decay < 1 and config.warmup + config.lr_decay > 1:
         text = (
             f"{config.lr_decay:g} and warmup {config.warmup:g} are more than the whole run: the decay is shortened, "
             "and no step is at the full learning rate. 0.1 to 0.2 is usual."
         )
-        yield _warning("lr_decay", text)
+        yield warning_at("lr_decay", text)
 
 
 # --- noise and timesteps ------------------------------------------------------------------------
@@ -103,44 +80,44 @@ def _offset(config: TrainConfig) -> Iterator[Problem]:
     offset = config.noise_offset
     strength = offset / 2 if config.noise_offset_random_strength else offset  # on average
     if strength > _HIGH_NOISE_OFFSET:
-        yield _warning("noise_offset", f"{offset:g} is much: colours and brightness drift. 0.03 to 0.1 is usual.")
+        yield warning_at("noise_offset", f"{offset:g} is much: colours and brightness drift. 0.03 to 0.1 is usual.")
     if not offset:
-        yield from _unused(config, ["noise_offset_random_strength"], "while noise_offset is 0")
+        yield from unused(config, ["noise_offset_random_strength"], "while noise_offset is 0")
     if config.adaptive_noise_scale < 0 and not offset:
         text = "is negative and noise_offset is 0: there is nothing to take away from, so it has no effect."
-        yield _warning("adaptive_noise_scale", text)
+        yield warning_at("adaptive_noise_scale", text)
     elif config.adaptive_noise_scale > _HIGH_NOISE_OFFSET:
         text = "is much: latents have means up to 1, and colours drift. Up to 0.1 is usual."
-        yield _warning("adaptive_noise_scale", f"{config.adaptive_noise_scale:g} {text}")
+        yield warning_at("adaptive_noise_scale", f"{config.adaptive_noise_scale:g} {text}")
 
 
 def _other_noise(config: TrainConfig) -> Iterator[Problem]:
     if not config.multires_noise_iterations:
-        yield from _unused(config, ["multires_noise_discount"], "while multires_noise_iterations is 0")
+        yield from unused(config, ["multires_noise_discount"], "while multires_noise_iterations is 0")
     else:
         if config.noise_offset or config.adaptive_noise_scale:
             text = "and a noise offset both shift whole areas' brightness, and together drift. Choose one of the two."
-            yield _warning("multires_noise_iterations", text)
+            yield warning_at("multires_noise_iterations", text)
         if config.multires_noise_discount > _HIGH_MULTIRES_DISCOUNT:
             text = f"{config.multires_noise_discount:g} makes noise mostly of blots. 0.1 to 0.3 is usual for a LoRA."
-            yield _warning("multires_noise_discount", text)
+            yield warning_at("multires_noise_discount", text)
     if not config.ip_noise_gamma:
-        yield from _unused(config, ["ip_noise_gamma_random_strength"], "while ip_noise_gamma is 0")
+        yield from unused(config, ["ip_noise_gamma_random_strength"], "while ip_noise_gamma is 0")
     elif config.ip_noise_gamma > _HIGH_INPUT_PERTURBATION:
         text = f"{config.ip_noise_gamma:g} is much: pictures lose contrast and detail. 0.05 to 0.15 is usual."
-        yield _warning("ip_noise_gamma", text)
+        yield warning_at("ip_noise_gamma", text)
 
 
 def _timesteps(config: TrainConfig) -> Iterator[Problem]:
     first, end = config.min_timestep, config.max_timestep
     if first >= end:
-        yield _error("min_timestep", f"{first} is not below max_timestep {end}: there is no timestep to train on.")
+        yield error_at("min_timestep", f"{first} is not below max_timestep {end}: there is no timestep to train on.")
     elif end - first < _FEW_TIMESTEPS:
         text = f"{first} to {end} are few timesteps: pictures pass through all 1000. Widen the range."
-        yield _warning("min_timestep", text)
+        yield warning_at("min_timestep", text)
     if config.timestep_sampling != "sigmoid":
         why = f"while timestep_sampling is {config.timestep_sampling}"
-        yield from _unused(config, ("sigmoid_scale", "sigmoid_mean"), why)
+        yield from unused(config, ("sigmoid_scale", "sigmoid_mean"), why)
 
 
 # --- loss ---------------------------------------------------------------------------------------
@@ -148,9 +125,11 @@ def _timesteps(config: TrainConfig) -> Iterator[Problem]:
 
 def _loss(config: TrainConfig) -> Iterator[Problem]:
     if config.loss_type in ("l2", "l1"):
-        yield from _unused(config, ("huber_schedule", "huber_c"), f"while loss_type is {config.loss_type}")
+        yield from unused(config, ("huber_schedule", "huber_c"), f"while loss_type is {config.loss_type}")
     if 0 < config.min_snr_gamma < 1:
-        yield _warning("min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual.")
+        yield warning_at(
+            "min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual."
+        )
 
 
 def _weights(config: TrainConfig) -> Iterator[Problem]:
@@ -161,14 +140,25 @@ def _weights(config: TrainConfig) -> Iterator[Problem]:
             "and min_snr_gamma each lower the weight of clean timesteps; their product leaves almost nothing of the "
             "details. Choose one of the two."
         )
-        yield _warning("debiased_estimation", text)
+        yield warning_at("debiased_estimation", text)
     if v_to_noise and config.v_pred_like_loss:
         text = "is for checkpoints that predict noise, scale_v_pred_loss_like_noise_pred for those that predict v."
-        yield _error("v_pred_like_loss", f"{text} Use the one that fits your checkpoint.")
+        yield error_at("v_pred_like_loss", f"{text} Use the one that fits your checkpoint.")
     if v_to_noise and (config.min_snr_gamma or config.debiased_estimation):
         other = "min_snr_gamma" if config.min_snr_gamma else "debiased_estimation"
         text = f"is part of {other} for v already; together, the noisiest timesteps are all but ignored. Choose one."
-        yield _warning("scale_v_pred_loss_like_noise_pred", text)
+        yield warning_at("scale_v_pred_loss_like_noise_pred", text)
     if config.v_pred_like_loss and config.min_snr_gamma:
         text = "raises the weight of noisy timesteps and min_snr_gamma lowers that of clean ones: both do the same. "
-        yield _hint("v_pred_like_loss", f"{text}One of the two is usual.")
+        yield hint_at("v_pred_like_loss", f"{text}One of the two is usual.")
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _memory(config: TrainConfig) -> Iterator[Problem]:
+    if config.fp8_base and not config.gradient_checkpointing:
+        text = (
+            "without gradient_checkpointing: all layers keep a larger copy until the backward pass. Switch that on too."
+        )
+        yield hint_at("fp8_base", text)

@@ -59,6 +59,7 @@ GROUND_MODULES = [
     "judge_network",
     "judge_training",
     "judge_optimizer",
+    "judge_problems",
     "optimizer_args",
     "optimizer_kinds",
     "parameters",
