@@ -37,8 +37,8 @@ from lib_lora_train.train.gradients import LossScale, clip_gradients
 from lib_lora_train.train.lending import Lender, leased
 from lib_lora_train.train.loss import LossRule, loss_rule
 from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
-from lib_lora_train.train.optim import Stepper, group_rates, make_stepper
-from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
+from lib_lora_train.train.optim import Stepper, group_rates
+from lib_lora_train.train.pieces import stepper_for
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
@@ -137,7 +137,7 @@ def start_training(
         latents=latents,
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
-        stepper=_stepper(adapter, rates, config),
+        stepper=stepper_for(adapter, rates, config),
         conditions=text_conditions(
             config,
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
@@ -160,23 +160,6 @@ def start_training(
     if training.text_is_over:
         _stop_text_encoders(training)
     return training
-
-
-def _stepper(adapter: Adapter, rates: dict[str, float], config: TrainConfig) -> Stepper:
-    """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
-    groups, own_rates = adapter.weighted(rates)
-    ratios = {
-        name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio
-        for name in groups
-    }
-    if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
-        return make_stepper(groups, own_rates, config=config)
-    pieces = pieces_of(adapter, groups)
-    stepper = make_stepper(*split_up(pieces, own_rates, ratios), config=config)
-    for name, group in groups.items():
-        for parameter in group:
-            parameter.requires_grad_(own_rates[name] > 0)
-    return OnPieces(stepper, [piece for name in pieces if own_rates[name] > 0 for piece in pieces[name]])
 
 
 def _stop_text_encoders(training: Training) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
-from lib_lora_train.train.optim import Groups, Stepper
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.optimizer_kinds import KINDS
+from lib_lora_train.train.optim import Groups, Stepper, make_stepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,3 +112,20 @@ class OnPieces:
     def load_state(self, state: Mapping[str, object]) -> None:
         """See `Stepper`."""
         self._stepper.load_state(state)
+
+
+def stepper_for(adapter: Adapter, rates: Mapping[str, float], config: TrainConfig) -> Stepper:
+    """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
+    groups, own_rates = adapter.weighted(rates)
+    ratios = {
+        name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio
+        for name in groups
+    }
+    if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
+        return make_stepper(groups, own_rates, config=config)
+    pieces = pieces_of(adapter, groups)
+    stepper = make_stepper(*split_up(pieces, own_rates, ratios), config=config)
+    for name, group in groups.items():
+        for parameter in group:
+            parameter.requires_grad_(own_rates[name] > 0)
+    return OnPieces(stepper, [piece for name in pieces if own_rates[name] > 0 for piece in pieces[name]])
