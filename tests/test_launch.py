@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +171,9 @@ def test_the_next_source_is_tried_when_one_fails(monkeypatch: pytest.MonkeyPatch
     assert tried == list(launch.torch_sources(machine))
 
 
-def test_an_address_that_does_not_answer_costs_little_time() -> None:
-    began = time.monotonic()
-    assert not launch.answers("http://127.0.0.1:9/", seconds=0.5)
-    assert time.monotonic() - began < 2.0, "0.5 s and what a busy machine adds"
+def test_an_address_that_does_not_answer_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
+        assert not launch.answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.2)
 
 
 # --- the environment -------------------------------------------------------------------------------
@@ -298,9 +297,7 @@ def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_install_does_nothing_when_nothing_is_missing(webui: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     webui.update(diffusers="0.35.2", peft="0.13.2", prodigyopt="1.1.2", tomlkit="0.12.0")
     monkeypatch.setattr(install, "install", lambda requirements: pytest.fail("nothing is missing"))
-    began = time.monotonic()
     install.main()
-    assert time.monotonic() - began < 1.0
 
 
 def test_install_asks_only_for_what_is_missing_and_pins_the_webui(

@@ -19,6 +19,7 @@ from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import scan_dataset
 from lib_lora_train.errors import DataError, OutputError, TrainingError
 from lib_lora_train.events import Event, Noted, Progress
+from lib_lora_train.models import cache_file
 from lib_lora_train.models import latents as latents_module
 from lib_lora_train.models.latents import (
     LatentStore,
@@ -201,7 +202,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(latents_module, "save_file", full)
+    monkeypatch.setattr(cache_file, "save_file", full)
     with pytest.raises(OutputError, match=r"No space left.*cache_to_disk"):
         write_posterior(tmp_path / "cache" / "ab" / "abc.safetensors", Posterior(torch.zeros(1), torch.zeros(1)))
 

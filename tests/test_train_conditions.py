@@ -15,7 +15,7 @@ from lib_lora_train.data.plan import epoch_steps
 from lib_lora_train.data.showing import caption_of, captions_ahead
 from lib_lora_train.errors import OutputError
 from lib_lora_train.events import Progress
-from lib_lora_train.models import text_store
+from lib_lora_train.models import cache_file, text_store
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.text import TextCondition, encode_text, token_weights, tokenize
 from lib_lora_train.models.text_store import TextStore, load_condition
@@ -117,7 +117,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text_store, "save_file", full)
+    monkeypatch.setattr(cache_file, "save_file", full)
     with pytest.raises(OutputError, match=r"No space left.*cache_to_disk"):
         TextStore(tmp_path).put("abc", TextCondition(torch.rand(1, 77, 4), None))
 

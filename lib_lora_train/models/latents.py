@@ -6,10 +6,8 @@ A posterior is kept instead of one sample of it, so that every epoch draws its o
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -17,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_lora_train.data.images import PLAIN, read_mask, read_pixels
-from lib_lora_train.errors import DataError, OutputError, TrainingError
+from lib_lora_train.errors import DataError, TrainingError
 from lib_lora_train.events import Event, Noted, Progress
+from lib_lora_train.models.cache_file import load_tensors, write_tensors
 
 if TYPE_CHECKING:
     from lib_lora_train.data.plan import Plan
@@ -277,31 +274,17 @@ def _file(folder: Path, key: str) -> Path:
 
 def load_posterior(path: Path) -> Posterior | None:
     """The posterior in a cache file; None if there is none or the file is damaged."""
-    if not path.is_file():
+    tensors = load_tensors(path)
+    if tensors is None or not {"mean", "std"} <= tensors.keys():
         return None
-    try:
-        tensors = load_file(path)
-        posterior = Posterior(tensors["mean"], tensors["std"], tensors.get("mask"))
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None
+    posterior = Posterior(tensors["mean"], tensors["std"], tensors.get("mask"))
     return posterior if _finite(posterior.mean, posterior.std) else None
 
 
 def write_posterior(path: Path, posterior: Posterior) -> None:
     """Writes a cache file that is either complete or not there; OutputError if that fails."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mask = {} if posterior.mask is None else {"mask": posterior.mask}
-        save_file({"mean": posterior.mean, "std": posterior.std, **mask}, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as reason:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path.parent.parent}: the latent cache cannot be written ({reason}). "
-            "Free some space there, or switch off `cache_to_disk`."
-        ) from reason
+    mask = {} if posterior.mask is None else {"mask": posterior.mask}
+    write_tensors(path, {"mean": posterior.mean, "std": posterior.std, **mask}, "the latent cache")
 
 
 # --- decoding -----------------------------------------------------------------------------------

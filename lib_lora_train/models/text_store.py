@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_lora_train.errors import OutputError
+from lib_lora_train.models.cache_file import load_tensors, write_tensors
 from lib_lora_train.models.latents import weights_hash
 from lib_lora_train.models.text import TextCondition
 
@@ -81,30 +77,14 @@ def text_key(model: DiffusionModel, encoders: str, clip_skip: int, tensors: Sequ
 
 def load_condition(path: Path) -> TextCondition | None:
     """The condition in a cache file; None if there is none or the file is damaged."""
-    if not path.is_file():
+    tensors = load_tensors(path)
+    if tensors is None or "hidden" not in tensors:
         return None
-    try:
-        tensors = load_file(path)
-        condition = TextCondition(tensors["hidden"], tensors.get("pooled"))
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None
+    condition = TextCondition(tensors["hidden"], tensors.get("pooled"))
     return condition if bool(torch.isfinite(condition.hidden).all()) else None
 
 
 def write_condition(path: Path, condition: TextCondition) -> None:
     """Writes a cache file that is either complete or not there; OutputError if that fails."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tensors = {"hidden": condition.hidden.contiguous()}
-    if condition.pooled is not None:
-        tensors["pooled"] = condition.pooled.contiguous()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as reason:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path.parent.parent}: encoded captions cannot be written ({reason}). "
-            "Free some space there, or switch off `cache_to_disk`."
-        ) from reason
+    pooled = {} if condition.pooled is None else {"pooled": condition.pooled.contiguous()}
+    write_tensors(path, {"hidden": condition.hidden.contiguous(), **pooled}, "encoded captions")
