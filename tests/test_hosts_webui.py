@@ -20,7 +20,7 @@ from lib_lora_train.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
-from lib_lora_train.hosts.page import noise_device
+from lib_lora_train.hosts.page import noise_source
 from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.models.eight_bit import is_eight_bit
 from lib_lora_train.train.control import Control
@@ -263,14 +263,20 @@ def test_the_webuis_own_weights_are_never_stored_anew(world: World, host: WebuiH
     [
         ("GPU", "cuda", "cuda"),
         ("CPU", "cuda", "cpu"),
-        ("NV", "cuda", "cpu"),
+        ("NV", "cuda", "philox"),
+        ("NV", "mps", "philox"),
         ("GPU", "mps", "cpu"),
         (None, "cuda", "cuda"),
     ],
 )
 def test_noise_is_drawn_where_the_webui_draws_it(source: str | None, device: str, expected: str) -> None:
     options = SimpleNamespace() if source is None else SimpleNamespace(randn_source=source)
-    assert noise_device(SimpleNamespace(opts=options), torch.device(device)).type == expected
+    assert str(noise_source(SimpleNamespace(opts=options), torch.device(device))) == expected
+
+
+def test_forge_draws_noise_on_the_processor_to_reproduce_others() -> None:
+    options = SimpleNamespace(randn_source="NV", forge_try_reproduce="ComfyUI")
+    assert noise_source(SimpleNamespace(opts=options), torch.device("cuda")) == torch.device("cpu")
 
 
 # --- results and detection ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelAwayError, ModelError
-from lib_lora_train.hosts.base import Painting, PictureOrder
+from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
 from lib_lora_train.models.family import Hints, infer_spec
@@ -81,8 +81,8 @@ class Webui(Protocol):
         """Where the webui computes."""
 
     @property
-    def noise_device(self) -> torch.device:
-        """Where the webui draws its noise."""
+    def noise_source(self) -> NoiseSource:
+        """Where the webui's noise comes from."""
 
     @property
     def lora_dir(self) -> Path: ...
@@ -129,9 +129,9 @@ class WebuiHost:
         return self._webui.lora_dir
 
     @property
-    def noise_device(self) -> torch.device:
-        """Where the webui draws its noise: a sample then equals its picture."""
-        return self._webui.noise_device
+    def noise_source(self) -> NoiseSource:
+        """Where the webui's noise comes from: a sample then equals its picture."""
+        return self._webui.noise_source
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
