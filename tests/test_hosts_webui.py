@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +90,35 @@ def test_between_turns_nothing_of_the_webuis_memory_is_held(world: World, host: 
     modules = (model.unet, model.vae, *model.text_encoders)
     parameters = [parameter for module in modules for parameter in module.parameters()]
     assert all(parameter.untyped_storage().nbytes() == 0 for parameter in parameters)
+
+
+def test_16_bit_text_encoders_are_converted_once_for_all_turns(world: World, host: WebuiHost) -> None:
+    """As Forge has them on the processor; a generation with a LoRA renews or changes them between the turns."""
+    world.generate()
+    for parameter in text_parameters(world):
+        parameter.data = parameter.data.half()
+    model = host.load_model(TrainConfig())
+    (encoder,) = model.text_encoders
+    expected = [parameter.clone() for parameter in encoder.parameters()]
+    places = [parameter.data_ptr() for parameter in encoder.parameters()]
+    theirs = {parameter.data_ptr() for parameter in text_parameters(world)}
+    assert theirs.isdisjoint(places) and not any(p.numel() for p in (*model.unet.parameters(), *model.vae.parameters()))
+    world.generate("style")
+    with host.lease(model):
+        assert [parameter.data_ptr() for parameter in encoder.parameters()] == places
+        assert all(torch.equal(p, kept) for p, kept in zip(encoder.parameters(), expected, strict=True))
+        assert digest(encoder.parameters()) == digest(parameter.float() for parameter in text_parameters(world))
+
+
+def digest(parameters: Iterable[Tensor]) -> list[float]:
+    """Every parameter's sum of squares, in order of size: the webuis keep them in another order than we do."""
+    return sorted(float((parameter.detach().double() ** 2).sum()) for parameter in parameters)
+
+
+def text_parameters(world: World) -> Iterator[Tensor]:
+    text = world.model.cond_stage_model if isinstance(world, A1111World) else world.parts[1]
+    parameters: Iterator[Tensor] = text.parameters()
+    return parameters
 
 
 def test_a_training_leaves_every_byte_of_the_webui_as_it_was(world: World, host: WebuiHost) -> None:
