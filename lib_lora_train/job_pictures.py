@@ -110,7 +110,7 @@ def _draw(run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: Diffu
             prompts,
             sampler=run.config.sample_sampler,
             clip_skip=run.config.clip_skip,
-            noise_device=run.host.noise_device,
+            noise_source=run.host.noise_source,
         )
 
 

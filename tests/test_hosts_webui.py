@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from lib_lora_train.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.base import Host
 from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
-from lib_lora_train.hosts.page import noise_device
+from lib_lora_train.hosts.page import noise_source
 from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.models.eight_bit import is_eight_bit
 from lib_lora_train.train.control import Control
@@ -90,6 +90,35 @@ def test_between_turns_nothing_of_the_webuis_memory_is_held(world: World, host: 
     modules = (model.unet, model.vae, *model.text_encoders)
     parameters = [parameter for module in modules for parameter in module.parameters()]
     assert all(parameter.untyped_storage().nbytes() == 0 for parameter in parameters)
+
+
+def test_16_bit_text_encoders_are_converted_once_for_all_turns(world: World, host: WebuiHost) -> None:
+    """As Forge has them on the processor; a generation with a LoRA renews or changes them between the turns."""
+    world.generate()
+    for parameter in text_parameters(world):
+        parameter.data = parameter.data.half()
+    model = host.load_model(TrainConfig())
+    (encoder,) = model.text_encoders
+    expected = [parameter.clone() for parameter in encoder.parameters()]
+    places = [parameter.data_ptr() for parameter in encoder.parameters()]
+    theirs = {parameter.data_ptr() for parameter in text_parameters(world)}
+    assert theirs.isdisjoint(places) and not any(p.numel() for p in (*model.unet.parameters(), *model.vae.parameters()))
+    world.generate("style")
+    with host.lease(model):
+        assert [parameter.data_ptr() for parameter in encoder.parameters()] == places
+        assert all(torch.equal(p, kept) for p, kept in zip(encoder.parameters(), expected, strict=True))
+        assert digest(encoder.parameters()) == digest(parameter.float() for parameter in text_parameters(world))
+
+
+def digest(parameters: Iterable[Tensor]) -> list[float]:
+    """Every parameter's sum of squares, in order of size: the webuis keep them in another order than we do."""
+    return sorted(float((parameter.detach().double() ** 2).sum()) for parameter in parameters)
+
+
+def text_parameters(world: World) -> Iterator[Tensor]:
+    text = world.model.cond_stage_model if isinstance(world, A1111World) else world.parts[1]
+    parameters: Iterator[Tensor] = text.parameters()
+    return parameters
 
 
 def test_a_training_leaves_every_byte_of_the_webui_as_it_was(world: World, host: WebuiHost) -> None:
@@ -263,14 +292,20 @@ def test_the_webuis_own_weights_are_never_stored_anew(world: World, host: WebuiH
     [
         ("GPU", "cuda", "cuda"),
         ("CPU", "cuda", "cpu"),
-        ("NV", "cuda", "cpu"),
+        ("NV", "cuda", "philox"),
+        ("NV", "mps", "philox"),
         ("GPU", "mps", "cpu"),
         (None, "cuda", "cuda"),
     ],
 )
 def test_noise_is_drawn_where_the_webui_draws_it(source: str | None, device: str, expected: str) -> None:
     options = SimpleNamespace() if source is None else SimpleNamespace(randn_source=source)
-    assert noise_device(SimpleNamespace(opts=options), torch.device(device)).type == expected
+    assert str(noise_source(SimpleNamespace(opts=options), torch.device(device))) == expected
+
+
+def test_forge_draws_noise_on_the_processor_to_reproduce_others() -> None:
+    options = SimpleNamespace(randn_source="NV", forge_try_reproduce="ComfyUI")
+    assert noise_source(SimpleNamespace(opts=options), torch.device("cuda")) == torch.device("cpu")
 
 
 # --- results and detection ------------------------------------------------------------------------

@@ -320,6 +320,38 @@ def test_let_go_frees_the_owners_storage_and_follow_brings_it_back(tensors: dict
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(grafted).items())
 
 
+def half_text(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as Forge has them on the processor: text encoders in 16 bit."""
+    prefixes = ("cond_stage_model.", "conditioner.")
+    return {name: tensor.half() if name.startswith(prefixes) else tensor for name, tensor in tensors.items()}
+
+
+def test_a_dtype_of_ones_own_copies_only_what_has_another(tensors: dict[str, Tensor]) -> None:
+    given = half_text(tensors)
+    report = graft(given, tiny_spec(tensors), torch.float32).report
+    for row in report:
+        if row.status in ("shared", "copied"):
+            half = given[row.source].dtype == torch.float16
+            assert (row.status, row.reason) == (
+                ("copied", "torch.float16, computed in torch.float32") if half else ("shared", "")
+            )
+
+
+def test_a_converted_copy_is_made_once_and_holds_nothing_of_the_owners(tensors: dict[str, Tensor]) -> None:
+    given = half_text(tensors)
+    grafted = graft(given, tiny_spec(tensors), torch.float32)
+    places, kept = places_of(grafted), sum(slot.is_own for slot in grafted.slots)
+    assert 0 < kept < len(grafted.slots)
+    let_go(grafted.slots)
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+    left = {p.untyped_storage().data_ptr() for p in parameters_of(grafted).values() if p.numel()}
+    assert len(left) == kept and not left & theirs
+    renewed = {name: tensor.clone() for name, tensor in given.items()}
+    assert follow(grafted.slots, renewed) == len(grafted.slots) - kept
+    for name, p in parameters_of(grafted).items():
+        assert (p.untyped_storage().data_ptr() == places[name]) == name.startswith("t")
+
+
 def test_tensors_that_cannot_be_followed_change_nothing(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
     before = places_of(grafted)

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from lib_lora_train.models.family import Family, PredictionType
 from lib_lora_train.models.schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
+from lib_lora_train.train import sample
+from lib_lora_train.train.philox import PhiloxNoise
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.sample import draw_samples
 from lib_lora_train.train.samplers import (
+    Levels,
     ancestral_split,
     ddim_timesteps,
     expected_image,
@@ -203,6 +206,23 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     pixels([PROMPT])
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor]) -> Tensor:
+        seen.extend((x / levels.sigmas[0], noise()))
+        return x
+
+    monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
+    prompts = [replace(PROMPT, seed=seed) for seed in (3, 4)]
+    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, noise_source="philox")
+    noises = [PhiloxNoise(3), PhiloxNoise(4)]
+    shape = (4, PROMPT.height // 8, PROMPT.width // 8)
+    for drawn in seen:
+        # σ is multiplied and divided away again: one rounding each
+        torch.testing.assert_close(drawn, torch.stack([noise.draw(shape) for noise in noises]), rtol=2**-22, atol=0)
 
 
 def test_progress_counts_every_step_once() -> None:

@@ -135,7 +135,8 @@ class Processing(SimpleNamespace):
 
 class Drawing:
     """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
-    default one, draws without a LoRA that it does not find, and gives back a half-done picture when interrupted.
+    default one, draws without a LoRA that it does not find, gives back a half-done picture when interrupted, and fails
+    without a runner of scripts, which may be empty.
 
     `at_picture` is called in the midst of each picture.
     """
@@ -153,6 +154,7 @@ class Drawing:
         schedulers = [SimpleNamespace(label=label, name=name, aliases=also) for label, name, also in schedules]
         return [
             module_of("modules.processing", StableDiffusionProcessingTxt2Img=Processing, process_images=self.process),
+            module_of("modules.scripts", ScriptRunner=lambda: SimpleNamespace(alwayson_scripts=[])),
             module_of(
                 "modules.sd_samplers",
                 all_samplers_map=dict.fromkeys(names),
@@ -164,6 +166,7 @@ class Drawing:
     def process(self, asked: Processing) -> Any:
         assert self.world.queue_lock.is_held, "the webui draws under its lock"
         assert self.state.job and not asked.is_closed
+        assert not list(asked.scripts.alwayson_scripts), "scripts are the user's, for the user's own pictures"
         self.asked.append(asked)
         loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
         print_of = self.world.drawn(loras[0] if loras else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.models.model import DiffusionModel
+
+NoiseSource: TypeAlias = "torch.device | Literal['philox']"
+"""Where normal noise comes from: PyTorch's generator on this device, or `train.philox`."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Host(Protocol):
         ...
 
     @property
-    def noise_device(self) -> torch.device:
-        """Where the noise of samples is drawn, so that a sample is the picture this host would draw."""
+    def noise_source(self) -> NoiseSource:
+        """Where the noise of samples comes from, so that a sample is the picture this host would draw."""
         ...
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:

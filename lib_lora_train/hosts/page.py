@@ -9,8 +9,10 @@ import torch
 
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import Access
+from lib_lora_train.hosts.base import NoiseSource
 
 _SUBFOLDER = "lora_train_subfolder"
+_DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
 
 
 def outputs_folder() -> Path:
@@ -38,10 +40,17 @@ def results_folder(shared: Any) -> Path:
     return folder / inner
 
 
-def noise_device(shared: Any, device: torch.device) -> torch.device:
-    """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's."""
-    on_device = getattr(shared.opts, "randn_source", "GPU") == "GPU" and device.type != "mps"
-    return device if on_device else torch.device("cpu")
+def noise_source(shared: Any, device: torch.device) -> NoiseSource:
+    """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's.
+
+    Forge draws on the processor when it is to reproduce programs that do, whatever else is set.
+    """
+    if getattr(shared.opts, "forge_try_reproduce", "None") in _DRAWN_ON_PROCESSOR:
+        return torch.device("cpu")
+    source = getattr(shared.opts, "randn_source", "GPU")
+    if source == "NV":
+        return "philox"
+    return device if source == "GPU" and device.type != "mps" else torch.device("cpu")
 
 
 def webui_access() -> Access:

@@ -47,7 +47,7 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
 
     Raises InterruptedDrawing, and HostError with the webui's reason when it fails.
     """
-    from modules import processing, shared
+    from modules import processing, scripts, shared
 
     name, scheduler = sampler_and_scheduler(sampler)
     values = {
@@ -65,6 +65,7 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
         "override_settings": {"CLIP_stop_at_last_layers": order.clip_skip},
     }
     asked = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values)
+    asked.scripts = scripts.ScriptRunner()  # one without scripts: reForge fails where there is none
     with closing(asked), _as_a_job(shared):
         done = _processed(asked)
         if shared.state.interrupted or shared.state.stopping_generation or shared.state.skipped:

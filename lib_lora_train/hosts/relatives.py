@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lib_lora_train.hosts import painting
-from lib_lora_train.hosts.base import Painting, PictureOrder
-from lib_lora_train.hosts.page import noise_device, results_folder
+from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
+from lib_lora_train.hosts.page import noise_source, results_folder
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
@@ -39,9 +39,9 @@ class Relative(ABC):
         return lock
 
     @property
-    def noise_device(self) -> torch.device:
-        """Settings → random number generator source; "NV" is computed on the processor and not imitated here."""
-        return noise_device(self._shared, self.device)
+    def noise_source(self) -> NoiseSource:
+        """Settings → random number generator source."""
+        return noise_source(self._shared, self.device)
 
     @property
     def lora_dir(self) -> Path:

@@ -170,7 +170,7 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
-    def noise_device(self) -> torch.device:
+    def noise_source(self) -> torch.device:
         """The processor: the same pictures on every machine."""
         return torch.device("cpu")
 

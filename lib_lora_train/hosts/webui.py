@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelAwayError, ModelError
-from lib_lora_train.hosts.base import Painting, PictureOrder
+from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
 from lib_lora_train.models.family import Hints, infer_spec
-from lib_lora_train.models.graft import can_be_trained_on
+from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.load import file_hash, shapes_of
-from lib_lora_train.models.model import DiffusionModel, assemble
+from lib_lora_train.models.model import DiffusionModel, model_on
 
 if TYPE_CHECKING:
     from lib_lora_train.config import TrainConfig
@@ -81,8 +81,8 @@ class Webui(Protocol):
         """Where the webui computes."""
 
     @property
-    def noise_device(self) -> torch.device:
-        """Where the webui draws its noise."""
+    def noise_source(self) -> NoiseSource:
+        """Where the webui's noise comes from."""
 
     @property
     def lora_dir(self) -> Path: ...
@@ -129,9 +129,9 @@ class WebuiHost:
         return self._webui.lora_dir
 
     @property
-    def noise_device(self) -> torch.device:
-        """Where the webui draws its noise: a sample then equals its picture."""
-        return self._webui.noise_device
+    def noise_source(self) -> NoiseSource:
+        """Where the webui's noise comes from: a sample then equals its picture."""
+        return self._webui.noise_source
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
@@ -289,17 +289,16 @@ class WebuiHost:
         facts = loaded.facts()
         self._webui.restore()
         tensors = loaded.tensors()
-        # Processors compute 16 bit slowly or not at all: there the webui's 16-bit parts are converted in every turn.
+        # Processors compute 16 bit slowly or not at all: there the webui's 16-bit parts are converted, once.
         dtype = torch.float32 if self._webui.device.type == "cpu" else None
         try:
             spec = infer_spec(shapes_of(tensors), hints=facts.hints)
-            model = assemble(
-                tensors,
+            model = model_on(
+                graft(tensors, spec, dtype),
                 spec=spec,
                 tokenizers=[tokenizer_of(loaded.path)] * len(spec.text_encoders),
                 name=loaded.path.stem,
                 file_hash=sha256,
-                dtype=dtype,
                 path=loaded.path,
             )
         except ModelError as reason:

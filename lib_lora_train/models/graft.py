@@ -33,6 +33,7 @@ from lib_lora_train.models.family import (
 from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
 
 _TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DEVICE = 2  # in what `_place` gives
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Slot:
     """One parameter's place in our modules: leaf `leaf` of `owner`, made of the checkpoint's tensor `key`.
 
     `origin` says where that tensor lay when the parameter was made of it, None while the slot is empty. The
-    place stays the same however adapters are put around `owner`.
+    place stays the same however adapters are put around `owner`. `is_own` says that the parameter is a converted
+    copy of the tensor: it holds nothing of its owner's, so it is made once and kept.
     """
 
     owner: nn.Module
@@ -65,6 +67,7 @@ class Slot:
     shape: torch.Size
     dtype: torch.dtype
     origin: tuple[object, ...] | None = None
+    is_own: bool = False
 
     def fill(self, given: Tensor) -> bool:
         """Lay the parameter on `given`, or on a converted copy of it; whether it shares the storage.
@@ -81,10 +84,19 @@ class Slot:
             self.owner._parameters[self.leaf] = parameter
         parameter.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
         self.origin = _place(given)
-        return _shares_storage(parameter, given)
+        self.is_own = not _shares_storage(parameter, given)
+        return not self.is_own
+
+    def holds(self, given: Tensor) -> bool:
+        """Whether the parameter has the tensor's numbers where the tensor lies now."""
+        if self.is_own:
+            return self.origin is not None and self.origin[_DEVICE] == given.device
+        return self.origin == _place(given)
 
     def empty(self) -> None:
-        """Let go of the storage; the parameter has no numbers then."""
+        """Let go of the owner's storage; the parameter has no numbers then, if it is not a copy."""
+        if self.is_own:
+            return
         parameter = self.owner._parameters[self.leaf]
         assert parameter is not None
         parameter.set_()  # type: ignore[call-overload]  # without a source: nothing at all
@@ -112,9 +124,10 @@ class _Part:
     source: Callable[[str], Source]
 
 
-def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
+def graft(tensors: Mapping[str, Tensor], spec: ModelSpec, dtype: torch.dtype | None = None) -> Graft:
     """Modules on the tensors' own storage; see `Graft`.
 
+    A network computes in `dtype`, or in the dtype that most of its numbers have; tensors of other dtypes are copied.
     Raises ModelError, naming them, for tensors that are missing, left over or of another shape, that
     lie on the meta device or are stored in a format that cannot be computed with (fp8, packed 4 bit).
     """
@@ -123,7 +136,7 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
     parts = tuple(_parts(spec))
     unused = _check(parts, shapes)
     slots: list[Slot] = []
-    rows = [row for part in parts for row in _graft_part(part, tensors, slots)]
+    rows = [row for part in parts for row in _graft_part(part, tensors, slots, dtype)]
     rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
     modules = [part.module for part in parts]
     return Graft(
@@ -134,15 +147,15 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec) -> Graft:
 def follow(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> int:
     """Let the parameters follow tensors that were moved, renewed or let go; how many had to.
 
-    The tensors must be the same checkpoint's, with the same numbers. ModelError, changing nothing, if one is
-    missing, of another shape or dtype, or not in memory.
+    The tensors must be the same checkpoint's, with the same numbers: copies are not made anew unless the tensor lies
+    on another device. ModelError, changing nothing, if one is missing, of another shape or dtype, or not in memory.
     """
     if any(slot.key not in tensors for slot in slots):
         tensors = with_text_model_level(tensors)
     wrong = next((slot for slot in slots if not _is_usable(tensors.get(slot.key), slot)), None)
     if wrong is not None:
         raise ModelError(f"{wrong.key} is missing, not in memory or of another kind than when the run began.")
-    moved = [slot for slot in slots if slot.origin is None or slot.origin != _place(tensors[slot.key])]
+    moved = [slot for slot in slots if not slot.holds(tensors[slot.key])]
     with torch.inference_mode(False), torch.no_grad():
         for slot in moved:
             slot.fill(tensors[slot.key])
@@ -150,7 +163,7 @@ def follow(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> int:
 
 
 def let_go(slots: Iterable[Slot]) -> None:
-    """Keep none of the storage alive, so that its owner can free or move it; `follow` brings it back."""
+    """Keep none of the owner's storage alive, so that it can be freed or moved; `follow` brings it back."""
     with torch.inference_mode(False), torch.no_grad():
         for slot in slots:
             slot.empty()
@@ -272,9 +285,12 @@ def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> boo
 # --- sharing storage ----------------------------------------------------------------------------
 
 
-def _graft_part(part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot]) -> Iterator[GraftRow]:
+def _graft_part(
+    part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot], wanted: torch.dtype | None
+) -> Iterator[GraftRow]:
     """Fill the part's parameters, adding a slot for each, and tell a row for each."""
-    dtype = _main_dtype(part, tensors)
+    main = _main_dtype(part, tensors)
+    dtype = wanted or main
     device = torch.device("cpu")
     for name, parameter in list(part.module.named_parameters()):
         source = part.source(name)
@@ -287,12 +303,18 @@ def _graft_part(part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot]) -
         slots.append(slot)
         laid = place.get_parameter(leaf)
         device = laid.device
-        reason = "" if shared else f"{given.dtype} among {dtype}" if given.dtype != dtype else "not contiguous"
+        reason = "" if shared else _why_copied(given.dtype, dtype, main)
         label = f"{part.label}.{name}"
         yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", laid.nbytes, reason)
     if part.label.startswith("text_encoder"):
         size = compat.renew_position_ids(part.module, device)
         yield GraftRow(f"{part.label}.position_ids", "", "made", size, "numbers 0…76, not weights")
+
+
+def _why_copied(given: torch.dtype, dtype: torch.dtype, main: torch.dtype) -> str:
+    if given == dtype:
+        return "not contiguous"
+    return f"{given} among {dtype}" if main == dtype else f"{given}, computed in {dtype}"
 
 
 def alias(tensor: Tensor) -> Tensor:

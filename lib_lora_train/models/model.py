@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.models import compat
 from lib_lora_train.models.family import FAMILY_NAMES, VAE_PREFIX, ModelSpec
-from lib_lora_train.models.graft import GraftRow, Slot, follow, graft, let_go
+from lib_lora_train.models.graft import Graft, GraftRow, Slot, follow, graft, let_go
 from lib_lora_train.models.schedule import NoiseSchedule, schedule_for
 
 
@@ -57,7 +57,7 @@ class DiffusionModel:
         return moved
 
     def let_go(self) -> None:
-        """Keep nothing of the given tensors alive until the next `follow`."""
+        """Keep nothing of the given tensors alive until the next `follow`; converted copies stay."""
         let_go(self.slots)
 
 
@@ -79,6 +79,19 @@ def assemble(
     """
     converted = {key: _converted(key, tensor, dtype, device) for key, tensor in tensors.items()}
     grafted = graft(converted, spec)
+    return model_on(grafted, spec=spec, tokenizers=tokenizers, name=name, file_hash=file_hash, path=path)
+
+
+def model_on(
+    grafted: Graft,
+    *,
+    spec: ModelSpec,
+    tokenizers: Sequence[Any],
+    name: str,
+    file_hash: str,
+    path: Path | None = None,
+) -> DiffusionModel:
+    """The model of these grafted modules, with its family's noise schedule."""
     return DiffusionModel(
         spec=spec,
         unet=grafted.unet,

@@ -1,7 +1,7 @@
 """Prompts to pictures with the model as it stands, the adapter in place or not.
 
 All noise comes from private generators, one per prompt, seeded with the prompt's seed: a picture does not depend on
-training, or on which prompts are drawn with it; drawn on the processor, not on the device either.
+training, or on which prompts are drawn with it; drawn on the processor or by Philox, not on the device either.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lib_lora_train.models.text import (
     token_weights,
     tokenize,
 )
+from lib_lora_train.train.philox import PhiloxNoise
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.samplers import (
     Levels,
@@ -35,6 +36,9 @@ from lib_lora_train.train.samplers import (
 from lib_lora_train.train.step import predict
 
 OnProgress = Callable[[int, int], None]
+NoiseSource = torch.device | str
+"""A device, whose generator of PyTorch's draws the noise, or "philox"."""
+
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
 _LATENT_SCALE = 8
@@ -46,12 +50,12 @@ def draw_samples(
     *,
     sampler: str,
     clip_skip: int,
-    noise_device: torch.device | str = "cpu",
+    noise_source: NoiseSource = "cpu",
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
     """One RGB picture per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
 
-    The noise is drawn on `noise_device`. Prompts of equal size, steps and length share a batch.
+    Prompts of equal size, steps and length share a batch.
     `on_progress(done, total)` counts sampling steps.
     """
     batches = _batches(model, prompts)
@@ -68,7 +72,7 @@ def draw_samples(
     with torch.no_grad():
         for batch in batches:
             wanted = [prompts[i] for i in batch]
-            drawing = _Drawing(model, wanted, clip_skip=clip_skip, noise_device=noise_device, count=count)
+            drawing = _Drawing(model, wanted, clip_skip=clip_skip, noise_source=noise_source, count=count)
             pictures.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
     return [pictures[index] for index in range(len(prompts))]
 
@@ -99,7 +103,7 @@ class _Drawing:
         prompts: Sequence[SamplePrompt],
         *,
         clip_skip: int,
-        noise_device: torch.device | str,
+        noise_source: NoiseSource,
         count: Callable[[], None],
     ) -> None:
         self._model = model
@@ -111,7 +115,7 @@ class _Drawing:
         self._condition = _encoded(model, texts, clip_skip)
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
-        self._generators = [torch.Generator(noise_device).manual_seed(prompt.seed) for prompt in prompts]
+        self._noises = [_noise_of(prompt.seed, noise_source) for prompt in prompts]
         self._shape = (4, size[0] // _LATENT_SCALE, size[1] // _LATENT_SCALE)
 
     def latents(self, sampler: str) -> Tensor:
@@ -130,8 +134,7 @@ class _Drawing:
 
     def _noise(self) -> Tensor:
         """The next standard normal numbers of every prompt's generator."""
-        noise = [torch.randn(self._shape, generator=g, device=g.device) for g in self._generators]
-        return torch.stack(noise).to(self._model.device)
+        return torch.stack([draw(self._shape) for draw in self._noises]).to(self._model.device)
 
     def _image(self, x: Tensor, levels: Levels, index: int) -> Tensor:
         """The expected x₀ in σ notation; guidance is linear, so it may be applied to the answer."""
@@ -149,6 +152,14 @@ class _Drawing:
             return answer
         wanted, unwanted = answer.chunk(2)
         return unwanted + self._cfg * (wanted - unwanted)
+
+
+def _noise_of(seed: int, source: NoiseSource) -> Callable[[tuple[int, ...]], Tensor]:
+    """What draws a seed's standard normal numbers, one tensor of a given shape after another."""
+    if source == "philox":
+        return PhiloxNoise(seed).draw
+    generator = torch.Generator(source).manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
