@@ -65,6 +65,22 @@ class Decomposed(Family):
         return self.inner.with_fixed(options, fixed)
 
 
+@dataclass(frozen=True)
+class DecomposedRows(Decomposed):
+    """`inner` with a magnitude for each output channel, (out, 1[, 1, 1]): only to read files of other trainers.
+
+    ‖·‖ is over inputs and kernel, as PEFT and LyCORIS train it.
+    """
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """(W + ΔW) · g / ‖W + ΔW‖ − W."""
+        magnitude = weights[MAGNITUDE]
+        exact = base.to(magnitude.dtype)
+        turned = exact + self.inner.diff_weight(weights, options, base)
+        norms = torch.linalg.vector_norm(turned.flatten(1), dim=1).reshape(magnitude.shape)
+        return turned * (magnitude / norms) - exact
+
+
 def column_norms(weight: Tensor) -> Tensor:
     """‖·‖ over outputs and kernel for each input channel, (1, in[, 1, 1])."""
     axes = [axis for axis in range(weight.dim()) if axis != 1]

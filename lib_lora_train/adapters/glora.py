@@ -4,6 +4,9 @@
 
 The layout is the older one, the only one that A1111 and Forge read alike. A1111 asks for an alpha and ignores its
 value, so it is always the rank (s = 1). Linear layers only: A1111 multiplies W as a matrix.
+
+LyCORIS' newer layout, ΔW = s · (b1 @ b2 + W @ a1 @ a2), has 1 and 2 exchanged. A1111 cannot read it; files of it can be
+opened here.
 """
 
 from __future__ import annotations
@@ -51,3 +54,20 @@ class Glora(Family):
     def with_fixed(self, options: Options, _fixed: Mapping[str, Tensor]) -> Options:
         """Whatever alpha a file has counts for nothing."""
         return replace(options, alpha=float(options.rank))
+
+
+def is_newer(weights: Weights) -> bool:
+    """Whether the tensors are in the newer layout; the older one where the shapes fit both, as Forge decides it."""
+    a1, a2, b1, b2 = (weights[name].shape for name in ("a1", "a2", "b1", "b2"))
+    if a1[0] == a2[1] == b1[0] == b2[1]:
+        return False
+    return bool(a1[1] == a2[0] == b1[1] == b2[0])
+
+
+def as_older(weights: Weights, scale: float) -> dict[str, Tensor]:
+    """The newer layout's tensors in the older one, with the newer one's scale multiplied in; 1×1 kernels are left out.
+
+    What has larger kernels keeps them, and fits no linear layer.
+    """
+    flat = {name: t.flatten(1) if t.shape[2:].numel() == 1 else t for name, t in weights.items()}
+    return {"a1": flat["a2"], "a2": flat["a1"] * scale, "b1": flat["b2"], "b2": flat["b1"] * scale}

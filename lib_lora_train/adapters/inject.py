@@ -218,15 +218,16 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     return adapter
 
 
-def inject_opened(model: ModelParts, opened: Opened) -> tuple[Adapter, tuple[str, ...]]:
+def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False) -> tuple[Adapter, tuple[str, ...]]:
     """An adapter with the layers, families, ranks and numbers of a file, and the file's layers that have no place here.
 
+    `takes_rows`: with DoRA for output channels too, which webuis would read as something else once it is saved again.
     AdapterError if none has, or an adapter is in place already; the model is untouched then.
     """
     roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
     for root in roots.values():
         _refuse_adapted(root)
-    found, left = _opened_targets(model, opened)
+    found, left = _opened_targets(model, opened, takes_rows)
     if not found:
         raise AdapterError("No layer of this file fits the model. Choose the checkpoint kind it was trained on.")
     for root in roots.values():
@@ -240,7 +241,7 @@ def inject_opened(model: ModelParts, opened: Opened) -> tuple[Adapter, tuple[str
 
 
 def _opened_targets(
-    model: ModelParts, opened: Opened
+    model: ModelParts, opened: Opened, takes_rows: bool
 ) -> tuple[dict[str, tuple[nn.Module, list[_Target]]], tuple[str, ...]]:
     """Group name → (root, targets with their numbers), and the file's names that fit nowhere."""
     family: str = model.spec.family
@@ -258,7 +259,8 @@ def _opened_targets(
         targets = []
         for name, key in keys.items():
             if key in wanted:
-                target = _given_target(root, name, key, wanted[key])
+                is_usable = takes_rows or not has_other_axis(wanted[key])
+                target = _given_target(root, name, key, wanted[key]) if is_usable else None
                 targets += [target] if target else []
                 left += [] if target else [key]
         if targets:
@@ -271,7 +273,7 @@ def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> _
     module = root.get_submodule(name)
     base = base_weight(module).detach()
     given = fitted(layer.weights, base)
-    if given is None or not layer.family.fits(module) or has_other_axis(layer):
+    if given is None or not layer.family.fits(module):
         return None
     try:
         diff = layer.family.diff_weight(given, layer.options, base.float().cpu())

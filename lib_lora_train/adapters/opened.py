@@ -1,35 +1,25 @@
 """Adapter files of any origin, taken apart: which family each layer has, its numbers, its rank and alpha.
 
-Four ways of naming a layer are understood: kohya's (`lora_unet_down_blocks_…`, `lora_te1_…`), the original UNet's
-(`lora_unet_input_blocks_…`, `diffusion_model.input_blocks.…`), diffusers' (`unet.down_blocks.….lora.down.weight`) and
-PEFT's (`base_model.model.….lora_A.weight`). What is not understood is listed, never dropped silently.
+Which names are understood stands in `spellings`. What is not understood is listed, never dropped silently.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lib_lora_train.adapters.dora import MAGNITUDE, Decomposed
+from lib_lora_train.adapters.dora import MAGNITUDE, Decomposed, DecomposedRows
 from lib_lora_train.adapters.family import Family, Options
+from lib_lora_train.adapters.file import AdapterFile
+from lib_lora_train.adapters.glora import as_older, is_newer
 from lib_lora_train.adapters.names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
 from lib_lora_train.adapters.registry import FAMILIES, NORM
+from lib_lora_train.adapters.spellings import FIXED, split_key
+from lib_lora_train.adapters.told_alphas import with_told_alphas
 
-_OTHER_ENDINGS = {
-    "lora_A.weight": "lora_down.weight",
-    "lora_B.weight": "lora_up.weight",
-    "lora_A.default.weight": "lora_down.weight",
-    "lora_B.default.weight": "lora_up.weight",
-    "lora.down.weight": "lora_down.weight",
-    "lora.up.weight": "lora_up.weight",
-    "_lora.down.weight": "lora_down.weight",
-    "_lora.up.weight": "lora_up.weight",
-}
-_FIXED = ("alpha", "on_input")
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lora", ("down", "up")),
     ("loha", ("w1_a", "w1_b", "w2_a", "w2_b")),
@@ -38,21 +28,21 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("full", ("diff",)),
     ("ia3", ("weight",)),
 )
-_PREFIXES = (
-    ("unet.", "lora_unet_"),
-    ("diffusion_model.", "lora_unet_"),
-    ("text_encoder_2.", "lora_te2_"),
-    ("text_encoder.", "lora_te_"),
-)
+NEWER_GLORA = "newer layout"
+OTHER_ALPHA = "alpha that is no rank"
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedLayer:
-    """One layer of a file. `weights`: the family's short names → tensors as in the file."""
+    """One layer of a file. `weights`: the family's short names → tensors as in the file.
+
+    `remark`: what hosts disagree on, NEWER_GLORA or OTHER_ALPHA; such a newer GLoRA is here in the older layout.
+    """
 
     family: Family
     weights: Mapping[str, Tensor]
     options: Options
+    remark: str = ""
 
     @property
     def kind(self) -> str:
@@ -69,13 +59,19 @@ class Opened:
     unknown: tuple[str, ...]
 
 
+def open_file(file: AdapterFile) -> Opened:
+    """As `open_state`, with the alphas that stand in the file's metadata or beside it."""
+    return open_state(with_told_alphas(file))
+
+
 def open_state(state: Mapping[str, Tensor]) -> Opened:
     """The file's tensors by layer. Keys of layers whose family is not known, and single odd keys, are `unknown`."""
     found: dict[str, dict[str, Tensor]] = {}
     origin: dict[str, list[str]] = {}
     unknown = []
+    endings = _own_endings()
     for key, tensor in state.items():
-        module, ending = _split(key)
+        module, ending = split_key(key, endings)
         if not ending:
             unknown.append(key)
             continue
@@ -93,33 +89,14 @@ def open_state(state: Mapping[str, Tensor]) -> Opened:
     return Opened(layers, tuple(unknown))
 
 
-def _split(key: str) -> tuple[str, str]:
-    """(kohya's layer name, kohya's ending); the ending is "" where the key is not understood."""
-    for ending in sorted((*_OTHER_ENDINGS, *_own_endings(), *_FIXED), key=len, reverse=True):
-        if key.endswith(ending) and len(key) > len(ending):
-            module = key[: -len(ending)]
-            if not module.endswith(".") and not ending.startswith("_"):
-                continue
-            return _kohya_name(module.rstrip(".")), _OTHER_ENDINGS.get(ending, ending)
-    return key, ""
-
-
-def _own_endings() -> Iterable[str]:
+def _own_endings() -> set[str]:
     families = (*FAMILIES.values(), NORM, Decomposed(FAMILIES["lora"]))
     return {ending for family in families for ending in family.STATE_KEYS.values()}
 
 
-def _kohya_name(module: str) -> str:
-    name = module.removeprefix("base_model.model.")
-    for prefix, kohya in _PREFIXES:
-        if name.startswith(prefix):
-            return kohya + re.sub(r"\.processor\b", "", name[len(prefix) :]).replace(".", "_")
-    return name.replace(".", "_")
-
-
 def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
     """The family that these endings make, None where they make none or something is left over."""
-    fixed = {ending: tensors[ending] for ending in _FIXED if ending in tensors}
+    fixed = {ending: tensors[ending] for ending in FIXED if ending in tensors}
     rest = {ending: tensor for ending, tensor in tensors.items() if ending not in fixed}
     family = _family(set(rest))
     if family is None:
@@ -132,7 +109,18 @@ def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
     rank = _rank(ordered)
     plain = Options(rank=rank, alpha=float(rank))
     layer = OpenedLayer(family, ordered, family.with_fixed(plain, fixed))
-    return with_butterflies(layer)
+    if family.NAME == "glora":
+        return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
+    return with_rows(with_butterflies(layer))
+
+
+def _glora(layer: OpenedLayer, alpha: float) -> OpenedLayer:
+    """The layer in the older layout, an alpha of the newer one (LyCORIS applies it) multiplied in; 0: there is none."""
+    if not is_newer(layer.weights):
+        return replace(layer, remark=OTHER_ALPHA if alpha not in (0.0, layer.options.rank) else "")
+    rank = layer.weights["a2"].shape[0]
+    older = as_older(layer.weights, alpha / rank if alpha else 1.0)
+    return OpenedLayer(layer.family, older, Options(rank=rank, alpha=float(rank)), NEWER_GLORA)
 
 
 def _family(endings: set[str]) -> Family | None:
@@ -165,6 +153,13 @@ def has_other_axis(layer: OpenedLayer) -> bool:
     return MAGNITUDE in layer.weights and layer.weights[MAGNITUDE].shape[0] != 1
 
 
+def with_rows(layer: OpenedLayer) -> OpenedLayer:
+    """The layer with DoRA as its trainer meant it where its lengths are for output channels."""
+    if not has_other_axis(layer) or not isinstance(layer.family, Decomposed):
+        return layer
+    return replace(layer, family=DecomposedRows(layer.family.inner))
+
+
 def with_butterflies(layer: OpenedLayer) -> OpenedLayer:
     """The layer with BOFT where OFT's blocks have four dimensions: both share one key."""
     if "blocks" in layer.weights and layer.weights["blocks"].dim() == 4:
@@ -185,7 +180,8 @@ def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, f
         for (_, prefix), group in zip(groups, texts, strict=True)
         for name in group
     }
-    return {**spelled, **original, **text}
+    first = {key.replace("lora_te1_", "lora_te_", 1): key for key in text if key.startswith("lora_te1_")}
+    return {**spelled, **original, **text, **first}
 
 
 def fitted(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | None:
@@ -197,7 +193,9 @@ def fitted(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | N
     shaped = {}
     for short, tensor in weights.items():
         value = tensor.detach().to("cpu", torch.float32)
-        if short in ("down", "up", "diff") and is_conv != (value.dim() == 4):
+        if short == MAGNITUDE and value.dim() == 1:
+            value = value[:, None]
+        if short in ("down", "up", "diff", "w2", MAGNITUDE) and is_conv != (value.dim() == 4):
             kernel = value.shape[2:].numel() if value.dim() == 4 else 1
             if kernel != 1:
                 return None

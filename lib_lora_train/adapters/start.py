@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib_lora_train.adapters.file import read_adapter
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject, inject_opened
-from lib_lora_train.adapters.opened import open_state
+from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
@@ -20,7 +20,7 @@ def start_adapter(model: ModelParts, config: TrainConfig) -> Adapter:
     """
     if not config.continue_from:
         return inject(model, spec_from_config(config), seed=config.seed)
-    opened = open_state(read_adapter(Path(config.continue_from).expanduser()).state)
+    opened = open_file(read_adapter(Path(config.continue_from).expanduser()))
     adapter, left = inject_opened(model, opened)
     adapter.left_out = (*opened.unknown, *left)
     for name in list(adapter.groups):

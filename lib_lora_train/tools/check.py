@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,20 @@ from torch import Tensor
 
 from lib_lora_train.adapters.dora import MAGNITUDE
 from lib_lora_train.adapters.file import AdapterFile, read_adapter
-from lib_lora_train.adapters.opened import Opened, OpenedLayer, has_other_axis, open_state
+from lib_lora_train.adapters.opened import NEWER_GLORA, OTHER_ALPHA, Opened, OpenedLayer, has_other_axis, open_file
 
 _CROSS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _NOT_IN_FORGE = ("ia3", "oft", "boft")
 _NEEDS_MODEL = ("glora", "ia3", "oft", "boft")
 _SHOWN = 5
+_OF_SD = re.compile(
+    r"lora_(te[12]?_text_|unet_(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_\d|unet_mid_block_"
+    r"|unet_(conv_|time_embed|add_embedding|label_emb|out_))"
+)
+_REMARKS = {
+    NEWER_GLORA: "GLoRA in LyCORIS' newer layout, which A1111 cannot read. `convert` writes what every webui reads.",
+    OTHER_ALPHA: "GLoRA with an alpha that is not its rank: Forge scales by it, A1111 and this tool do not.",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Checked:
     """The findings.
 
     `norms`: layer → ‖ΔW‖, where it does not depend on the model; `broken`: keys with NaN or infinity; `turned`: layers
-    whose DoRA is for output channels.
+    whose DoRA is for output channels; `foreign`: layers that no Stable Diffusion has; `remarks`: what hosts disagree on
+    → in how many layers.
     """
 
     path: Path
@@ -38,6 +48,8 @@ class Checked:
     broken: tuple[str, ...]
     unknown: tuple[str, ...]
     turned: tuple[str, ...]
+    foreign: tuple[str, ...]
+    remarks: Mapping[str, int]
     base_model: str
     metadata: Mapping[str, str]
 
@@ -48,7 +60,13 @@ class Checked:
         if self.broken:
             found.append(f"{len(self.broken)} tensors hold NaN or infinity ({_some(self.broken)}): unusable.")
         if self.turned:
-            found.append("Its DoRA is for output channels, which A1111 and Forge read as something else, silently.")
+            found.append(
+                "Its DoRA is for output channels, which A1111 and Forge read as something else, silently. "
+                "`convert` writes what it meant in training."
+            )
+        found += [f"{count} layers: {_REMARKS[remark]}" for remark, count in self.remarks.items()]
+        if self.foreign:
+            found.append(f"{len(self.foreign)} layers are of no Stable Diffusion ({_some(self.foreign)}).")
         if self.unknown:
             found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
@@ -66,7 +84,7 @@ def check_file(path: Path) -> Checked:
 
 def check(file: AdapterFile) -> Checked:
     """The findings on a file that was read."""
-    opened = open_state(file.state)
+    opened = open_file(file)
     layers = opened.layers
     return Checked(
         path=file.path,
@@ -78,6 +96,8 @@ def check(file: AdapterFile) -> Checked:
         zero=tuple(name for name, layer in layers.items() if _norm(layer) == 0),
         broken=tuple(key for key, tensor in file.state.items() if not bool(torch.isfinite(tensor.float()).all())),
         unknown=opened.unknown,
+        foreign=tuple(name for name in layers if not _OF_SD.match(name)),
+        remarks=Counter(layer.remark for layer in layers.values() if layer.remark),
         turned=tuple(name for name, layer in layers.items() if has_other_axis(layer)),
         base_model=_base_model(opened, file.metadata),
         metadata=file.metadata,
@@ -103,7 +123,7 @@ def report(checked: Checked) -> str:
 
 
 def _part(name: str) -> str:
-    for prefix, part in (("lora_unet", "UNet"), ("lora_te2", "text encoder 2"), ("lora_te1", "text encoder 1")):
+    for prefix, part in (("lora_unet_", "UNet"), ("lora_te2", "text encoder 2"), ("lora_te1", "text encoder 1")):
         if name.startswith(prefix):
             return part
     return "text encoder" if name.startswith("lora_te") else "other"
@@ -131,7 +151,8 @@ def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
     if "xl" in told:
         return "SDXL (as it says)"
     if told:
-        return "SD2 (as it says)" if "v2" in told else "SD1 (as it says)"
+        kind = next((kind for mark, kind in (("v2", "SD2"), ("v1", "SD1")) if mark in told), told)
+        return f"{kind} (as it says)"
     return "SDXL" if any(name.startswith("lora_te2") for name in opened.layers) else "an unknown model"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_lora_train.adapters.file import AdapterFile, SavedAdapter, write_adapter
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_opened
-from lib_lora_train.adapters.opened import open_state
+from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.errors import AdapterError
 
@@ -45,8 +45,8 @@ def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16) ->
         raise AdapterError(f"A file can be converted to {' or '.join(KINDS)}, not to {to!r}.")
     if rank < 1:
         raise AdapterError(f"Rank {rank} is no rank. Give 1 or more; 16 to 64 is usual.")
-    opened = open_state(file.state)
-    adapter, left = inject_opened(model, opened)
+    opened = open_file(file)
+    adapter, left = inject_opened(model, opened, takes_rows=True)
     try:
         return _converted(adapter, to, rank, (*opened.unknown, *left))
     finally:

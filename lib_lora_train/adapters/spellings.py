@@ -1,0 +1,69 @@
+"""How the tensors of a LoRA file are called by different programs, brought to kohya's names.
+
+| who | example |
+| --- | --- |
+| kohya, LyCORIS | `lora_unet_down_blocks_…_to_q.lora_down.weight`, `lora_te1_…`; its first OFT `oft_unet_…` |
+| diffusers | `unet.….to_q.lora_A.weight`, older `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight` |
+| PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
+| ComfyUI, ldm | `diffusion_model.input_blocks.….to_q.…`, `text_encoders.clip_l.transformer.…` |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+FIXED = ("alpha", "on_input")
+
+_RENAMED = (
+    (re.compile(r"(?P<module>.+)[._]lora\.(?P<which>down|up)\.weight"), "lora_{}.weight"),
+    (re.compile(r"(?P<module>.+)\.lora_linear_layer\.(?P<which>down|up)\.weight"), "lora_{}.weight"),
+    (re.compile(r"(?P<module>.+)\.lora_(?P<which>A|B)(\.[^.]+)?\.weight"), "lora_{}.weight"),
+    (re.compile(r"(?P<module>.+)\.(?P<which>lora_magnitude_vector)(\.[^.]+){0,2}"), "dora_scale"),
+)
+_SIDES = {"A": "down", "B": "up"}
+
+_PARTS = (
+    (r"(model\.)?diffusion_model\.|unet\.|oft_unet_", "lora_unet_"),
+    (r"text_encoder_2\.|(text_encoders\.)?clip_g\.transformer\.", "lora_te2_"),
+    (r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.transformer\.", "lora_te_"),
+    (r"cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.", "lora_te_"),
+    (r"(?=(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)\.)", "lora_unet_"),
+    (r"(?=(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb)\b)", "lora_unet_"),
+    (r"(?=(text_model|encoder\.layers)\.)", "lora_te_"),
+)
+_PREFIXES = tuple((re.compile(pattern), kohya) for pattern, kohya in _PARTS)
+_OLD_TEXT = re.compile(r"(self_attn)_to_(q|k|v|out)$")
+_OLD_OUT = re.compile(r"(attn[12]_to_out)$")
+
+
+def split_key(key: str, endings: Iterable[str]) -> tuple[str, str]:
+    """(kohya's layer name, kohya's ending), the ending one of `endings` and `FIXED`; "" where it is not understood."""
+    for pattern, ending in _RENAMED:
+        match = pattern.fullmatch(key)
+        if match:
+            which = match["which"]
+            return kohya_name(match["module"]), ending.format(_SIDES.get(which, which))
+    for ending in sorted((*endings, *FIXED), key=len, reverse=True):
+        module = key[: -len(ending)]
+        if key.endswith(ending) and module.endswith(".") and len(module) > 1:
+            return kohya_name(module.rstrip(".")), ending
+    return key, ""
+
+
+def kohya_name(module: str) -> str:
+    """kohya's name of a layer; `lora_te_` is the only text encoder or the first of two."""
+    name = re.sub(r"\.processor\b", "", module.removeprefix("base_model.model."))
+    for pattern, kohya in _PREFIXES:
+        match = pattern.match(name)
+        if match:
+            return _settled(kohya, name[match.end() :].replace(".", "_"))
+    return name.replace(".", "_")
+
+
+def _settled(part: str, rest: str) -> str:
+    """Older and newer names of the same layer: diffusers' first attention processors, transformers without a head."""
+    if part == "lora_unet_":
+        return part + _OLD_OUT.sub(r"\1_0", rest)
+    plain = _OLD_TEXT.sub(r"\1_\2_proj", rest)
+    return part + (f"text_model_{plain}" if plain.startswith("encoder_layers_") else plain)

@@ -1,0 +1,80 @@
+"""Alphas that PEFT and diffusers keep apart from the tensors.
+
+PEFT has them in an `adapter_config.json` beside its `adapter_model.safetensors`, diffusers (from 0.34 on) in the file's
+metadata, as JSON under `lora_adapter_metadata`. Without them alpha would be taken for the rank, as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.file import AdapterFile
+
+_IN_METADATA = "lora_adapter_metadata"
+_BESIDE = ("adapter_model.safetensors", "adapter_config.json")
+_PEFT = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)?\.weight")
+
+
+def with_told_alphas(file: AdapterFile) -> dict[str, Tensor]:
+    """The file's tensors, and `….alpha` for each layer whose alpha stands elsewhere."""
+    state = dict(file.state)
+    told = _from_metadata(file) or _from_neighbour(file)
+    if not told:
+        return state
+    for key, tensor in file.state.items():
+        match = _PEFT.fullmatch(key)
+        if match and f"{match['module']}.alpha" not in state:
+            alpha = _alpha(told, match["module"], tensor.shape[0])
+            if alpha is not None:
+                state[f"{match['module']}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+def _from_metadata(file: AdapterFile) -> dict[str, Any]:
+    """diffusers' JSON: `unet.lora_alpha`, `text_encoder.alpha_pattern` …; empty where there is none."""
+    return _object(file.metadata.get(_IN_METADATA, ""))
+
+
+def _from_neighbour(file: AdapterFile) -> dict[str, Any]:
+    """PEFT's configuration of the only model in the file."""
+    name, beside = _BESIDE
+    place = file.path.with_name(beside)
+    if file.path.name != name or not place.is_file():
+        return {}
+    try:
+        return _object(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _alpha(told: Mapping[str, Any], module: str, rank: int) -> float | None:
+    """The alpha of a layer at this rank, as hosts divide it; None where nothing is told of its model."""
+    part, _, rest = module.partition(".")
+    prefix, name = (f"{part}.", rest) if f"{part}.lora_alpha" in told else ("", module)
+    alpha = _number(told.get(f"{prefix}lora_alpha"))
+    patterns = told.get(f"{prefix}alpha_pattern") or {}
+    for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):  # PEFT's rule: the first pattern that ends the name
+            alpha = _number(own)
+            break
+    if alpha is None:
+        return None
+    return alpha * rank**0.5 if told.get(f"{prefix}use_rslora") else alpha
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
