@@ -59,6 +59,7 @@
         part("undo").disabled = !answer.undo;
         part("undo").textContent = answer.undo ? `Undo (${answer.undo})` : "Undo";
         previewSoon();
+        place.dispatchEvent(new CustomEvent("lt-shown"));
         if (answer.pictures.some((one) => one.tokens === null)) setTimeout(() => shown === answer && show(), COUNTING_MS);
     }
 
@@ -67,6 +68,7 @@
         const chosen = (place.folders || []).find((one) => one.folder === part("folder").value);
         place.words = chosen || { trigger: "", class_word: "" };
         askTexts();
+        place.dispatchEvent(new CustomEvent("lt-words"));
     }
 
     async function offerFolders() {
@@ -218,7 +220,9 @@
     // --- many captions ----------------------------------------------------------------------------
     const kind = () => place.edits.find((one) => one.name === part("edit").value);
     const texts = () => [...part("texts").querySelectorAll("input")].map((input) => input.value);
-    const order = () => ({ edit: kind().name, texts: texts(), scope: part("scope").value, selected: [...selected], filter, page: shown ? shown.page : 0 });
+    /** Which captions are meant, for the server. */
+    const scoped = (scope) => ({ scope, selected: [...selected], filter, page: shown ? shown.page : 0 });
+    const order = () => ({ edit: kind().name, texts: texts(), ...scoped(part("scope").value) });
 
     function askTexts() {
         const words = place.words || {};
@@ -341,12 +345,15 @@
             make("div", { className: "lt-c-tags" }));
     }
 
+    const scopes = (className, title, what) => make("select", { className, title, "aria-label": title },
+        ...[["all", `all ${what}`], ["filtered", "the filtered"], ["selected", "the selected"]].map(([value, label]) => make("option", { value }, label)));
+    lt.captionScopes = scopes;
+
     function bulk() {
         const edit_ = make("select", { className: "lt-c-edit", title: "What to do", "aria-label": "Edit" },
             ...place.edits.map((one) => make("option", { value: one.name, title: one.help }, one.label)));
         edit_.onchange = askTexts;
-        const scope = make("select", { className: "lt-c-scope", title: "Which captions the edit is for", "aria-label": "Apply to" },
-            ...[["all", "all captions"], ["filtered", "the filtered"], ["selected", "the selected"]].map(([value, label]) => make("option", { value }, label)));
+        const scope = scopes("lt-c-scope", "Which captions the edit is for", "captions");
         scope.onchange = previewSoon;
         return make("div", { className: "lt-card" },
             make("h3", { className: "lt-heading" }, "Edit many", make("span", { className: "lt-c-help" })),
@@ -375,7 +382,7 @@
                     button("Open", "open", "Read the captions of this folder and its N_words sub-folders.", open)),
                 make("p", { className: "lt-c-told lt-faint", role: "status" }, "The folders of the Dataset panel are offered here.")),
             make("div", { className: "lt-c-columns" }, filters(),
-                make("div", {}, bulk(),
+                make("div", {}, bulk(), lt.taggingCard({ place, shown: () => shown, order: scoped, refresh: () => show() }),
                     make("div", { className: "lt-card lt-c-editor-card" }, make("div", { className: "lt-c-editor" }, make("p", { className: "lt-faint" }, "Click a picture to edit its caption."))),
                     make("div", { className: "lt-card" },
                         make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Pictures", make("span", { className: "lt-c-count" })),

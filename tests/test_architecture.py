@@ -81,6 +81,7 @@ ROOM_OF_MODULE = {
     "runner": "jobs",
     "planning": "jobs",
     "painted": "jobs",
+    "auto_tag": "jobs",
     "past_runs": "jobs",
     "demo": "demo",
     "cli": "cli",
@@ -99,6 +100,7 @@ ONLY_IN: dict[str, set[str]] = {
     "peft": {"models", "adapters"},
     "transformers": {"models"},
     "diffusers": {"models", "train"},
+    "onnxruntime": {"data"},
     "torch": set(MAY_IMPORT) - {"ground", "data", "ui", "cli", "scripts"},
     "safetensors": set(MAY_IMPORT) - {"ground", "data", "ui", "cli", "scripts"},
 }

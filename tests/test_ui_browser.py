@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tiny_onnx import write_wd14
 from ui_stand_ins import write_pictures
 
 ROOT = Path(__file__).parent.parent
@@ -230,6 +231,40 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
     assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, picture 1, zkw mo\n"
     page.locator(".lt-c-editor", has_text="010.png").wait_for()
+
+
+def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = write_pictures(tmp_path / "set", 6)
+    (folder / "002.txt").unlink()
+    (folder / "004.txt").unlink()
+    (folder / "004.png").write_bytes(b"no picture")
+    write_wd14(tmp_path / "tagger", [("long_hair", 0), ("saber_(fate)", 4), ("safe", 9)])
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="6 of 6").wait_for(timeout=_RUN_MS)
+    page.locator(".lt-auto summary").click()
+    page.locator(".lt-a-note", has_text="DeepBooru and BLIP belong to webuis").wait_for()
+    page.locator(".lt-a-told", has_text="2 of 6 pictures would be tagged; 4 have captions and stay.").wait_for()
+    page.click(".lt-a-start")
+    page.locator(".lt-a-state", has_text="Name the folder of the WD14 tagger").wait_for()
+    page.fill(".lt-a-model input", str(tmp_path / "tagger"))
+    page.fill(".lt-a-general input", "0")
+    page.fill(".lt-a-character input", "0")
+    page.fill(".lt-a-trigger input", "zkw")
+    page.fill(".lt-a-exclude input", "saber*")
+    page.click(".lt-a-start")
+    page.locator(".lt-a-state", has_text="Done. 1 caption was written.").wait_for()
+    page.locator(".lt-a-skipped", has_text="004.png is skipped").wait_for()
+    page.locator(".lt-c-gallery figcaption", has_text="zkw, long hair").wait_for()
+    assert (folder / "002.txt").read_text(encoding="utf-8") == "zkw, long hair\n"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="1 captions are as they were").wait_for()
+    assert not (folder / "002.txt").exists()
 
 
 def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:

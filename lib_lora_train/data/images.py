@@ -118,17 +118,31 @@ def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha
     return _placed(grey, placement, is_mirrored)
 
 
+def read_upright(path: Path) -> Image.Image:
+    """A whole picture: RGB, upright, transparency on white; DataError when it does not decode to its end."""
+    content = read_bytes(path)
+    try:
+        check_complete(content)
+    except DECODING_ERRORS as error:
+        raise _unreadable(path, error) from error
+    return _decoded(path, content, flatten)
+
+
 def _upright(image: ImageFile, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """What `take` makes of the opened picture, turned as its EXIF says."""
     content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
         raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
+    return _decoded(image.path, content, take)
+
+
+def _decoded(path: Path, content: bytes, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             upright = UPRIGHT.get(orientation_of(opened, content))
             picture = take(opened)
     except DECODING_ERRORS as error:
-        raise _unreadable(image.path, error) from error
+        raise _unreadable(path, error) from error
     return picture if upright is None else picture.transpose(upright)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from lib_lora_train.config import TrainConfig
+    from lib_lora_train.data.tagging import Tagger
     from lib_lora_train.models.model import DiffusionModel
 
 NoiseSource: TypeAlias = "torch.device | Literal['philox']"
@@ -106,5 +107,16 @@ class Host(Protocol):
         """The host's own sampler on the checkpoint of `model`, or on the one that is loaded.
 
         HostError where there is none of this name, or where the host has another checkpoint loaded.
+        """
+        ...
+
+    def tagger_names(self) -> tuple[str, ...]:
+        """The host's own describers of pictures; () where it has none."""
+        ...
+
+    def tagger(self, name: str) -> AbstractContextManager[Tagger]:
+        """A turn with one of them, for this thread alone, as the host's own use of it; not inside a lease.
+
+        To be left after a picture when `is_wanted`. HostError where there is none of this name or where it fails.
         """
         ...

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lib_lora_train.hosts import painting
+from lib_lora_train.hosts import interrogators, painting
 from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
 from lib_lora_train.hosts.page import noise_source, results_folder
 
@@ -63,6 +63,10 @@ class Relative(ABC):
         if order.lora:
             painting.require_lora(lora_networks(), order.lora)
         return painting.paint(order, sampler)
+
+    def taggers(self) -> Mapping[str, interrogators.Turn]:
+        """DeepBooru and BLIP, where the webui has them."""
+        return interrogators.turns()
 
 
 def lora_networks() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from lib_lora_train.models.text import load_tokenizer
 
 if TYPE_CHECKING:
     from lib_lora_train.config import TrainConfig
+    from lib_lora_train.data.tagging import Tagger
     from lib_lora_train.hosts.base import Painter
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
@@ -209,6 +210,14 @@ class StandaloneHost:
         """HostError: there is no webui to draw for `model`."""
         name = model.name if model else "the model"
         raise HostError(f"{sampler} is a sampler of a webui, and there is none here to draw with {name}.")
+
+    def tagger_names(self) -> tuple[str, ...]:
+        """None: DeepBooru and BLIP belong to webuis."""
+        return ()
+
+    def tagger(self, name: str) -> AbstractContextManager[Tagger]:
+        """HostError: there is no webui to ask."""
+        raise HostError(f"{name} belongs to a webui, and there is none here. Use a WD14 model instead.")
 
     def _chosen(self, config: TrainConfig) -> ModelChoice:
         own = self._default

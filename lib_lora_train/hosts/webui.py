@@ -30,6 +30,7 @@ from lib_lora_train.models.model import DiffusionModel, model_on
 
 if TYPE_CHECKING:
     from lib_lora_train.config import TrainConfig
+    from lib_lora_train.data.tagging import Tagger
 
 _LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, which need no second copy."
 _GIVE_WAY_SECONDS = 0.02
@@ -107,6 +108,9 @@ class Webui(Protocol):
 
     def paint(self, order: PictureOrder, sampler: str) -> Painting:
         """One generation of the webui's own; HostError for a sampler or a LoRA file it does not have."""
+
+    def taggers(self) -> Mapping[str, Callable[[], AbstractContextManager[Tagger]]]:
+        """Turns with the webui's own describers of pictures, by name."""
 
 
 class WebuiHost:
@@ -201,6 +205,19 @@ class WebuiHost:
                     f"It goes on when {name} is chosen again."
                 )
             return self._webui.paint(order, sampler)
+
+    def tagger_names(self) -> tuple[str, ...]:
+        """The webui's own describers of pictures."""
+        return tuple(self._webui.taggers())
+
+    @contextmanager
+    def tagger(self, name: str) -> Iterator[Tagger]:
+        """A turn with one of them under the webui's queue lock; errors as `hosts.base.Host.tagger`."""
+        turn = self._webui.taggers().get(name)
+        if turn is None:
+            raise HostError(f"This webui has no {name}. Choose another tagger.")
+        with self._turn(), turn() as tagger:
+            yield tagger
 
     # --- turns ---------------------------------------------------------------------------------
     @contextmanager

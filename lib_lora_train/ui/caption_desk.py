@@ -173,6 +173,21 @@ class CaptionDesk:
             return sorted({int(n) for n in values.get("selected", ()) if 0 <= int(n) < len(captions)})
         return range(len(captions))
 
+    # --- for the taggers -----------------------------------------------------------------------
+    def chosen(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
+        """The opened captions, and the numbers of those that `scope` means, as for an edit."""
+        captions = self._opened()
+        return captions, list(self._among(captions, values))
+
+    def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet], EditPlan]) -> EditPlan:
+        """Write what `make_plan` makes of the folder's captions as they are on the disk now; the plan that was done."""
+        with self._lock:
+            plan = make_plan(load_captions(folder, self._config().caption_extension))
+            written, _ = write_plan(plan)
+            if self._captions is not None and self._captions.folder == folder:
+                self._captions = written
+        return plan
+
     # --- advice --------------------------------------------------------------------------------
     def advice(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Tags that steal from the trigger, and what stands out in single captions."""

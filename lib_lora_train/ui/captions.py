@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from lib_lora_train.ui.caption_edits import BULK_EDITS
 from lib_lora_train.ui.markup import text
+from lib_lora_train.ui.tag_desk import FIELDS
 from lib_lora_train.ui.widgets import build_html
 
 
@@ -14,5 +16,7 @@ def build_captions_panel() -> None:
     edits = [
         {"name": name, "label": edit.label, "help": edit.help, "asks": edit.asks} for name, edit in BULK_EDITS.items()
     ]
-    place = f"<div data-lt='captions' data-edits='{text(json.dumps(edits))}'></div>"
+    fields = [{"name": name, **dataclasses.asdict(field)} for name, field in FIELDS.items()]
+    given = f"data-edits='{text(json.dumps(edits))}' data-tagging='{text(json.dumps(fields))}'"
+    place = f"<div data-lt='captions' {given}></div>"
     build_html(place, "captions")

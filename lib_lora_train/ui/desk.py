@@ -46,6 +46,7 @@ from lib_lora_train.ui.gallery import picture_page
 from lib_lora_train.ui.markup import place
 from lib_lora_train.ui.own_presets import PresetShelf, applied_after
 from lib_lora_train.ui.run_desk import RunDesk
+from lib_lora_train.ui.tag_desk import TagDesk
 from lib_lora_train.ui.tools_desk import ToolsDesk
 from lib_lora_train.ui.words import Words
 
@@ -85,6 +86,7 @@ class Desk:
             **DoctorDesk(self.shelf, self._kept_config).asks(),
             **self.runs.asks(),
             **ToolsDesk().asks(),
+            **TagDesk(runner.host, self.captions).asks(),
         }
 
     # --- what the page's own buttons ask -------------------------------------------------------
