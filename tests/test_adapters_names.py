@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.names import ldm_layer_names, text_key, unet_keys
 from lib_lora_train.adapters.opened import aliases
-from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec
 
 _FOUR_LEVELS: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280)}
 UNETS: dict[str, dict[str, Any]] = {
@@ -206,3 +206,13 @@ def test_text_names_are_the_same_for_old_and_new_transformers() -> None:
     old = text_key("text_model.encoder.layers.3.mlp.fc1", "lora_te")
     new = text_key("encoder.layers.3.mlp.fc1", "lora_te")
     assert old == new == "lora_te_text_model_encoder_layers_3_mlp_fc1"
+
+
+@families
+def test_no_stable_diffusion_has_a_layer_that_must_be_declined(models: dict[str, Any], family: str) -> None:
+    """Grouped convolutions, which no webui's formula covers, do not occur; packed heads are plain layers to us."""
+    unet = models[family].unet
+    layers = [layer for layer in unet.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+    assert len(layers) > 250
+    assert all(FAMILIES[name].fits(layer) for name in ("lora", "loha", "lokr", "oft") for layer in layers)
+    assert all(layer.groups == 1 for layer in layers if isinstance(layer, torch.nn.Conv2d))

@@ -77,7 +77,7 @@ class DecomposedRows(Decomposed):
         magnitude = weights[MAGNITUDE]
         exact = base.to(magnitude.dtype)
         turned = exact + self.inner.diff_weight(weights, options, base)
-        norms = torch.linalg.vector_norm(turned.flatten(1), dim=1).reshape(magnitude.shape)
+        norms: Tensor = torch.linalg.vector_norm(turned.flatten(1), dim=1).reshape(magnitude.shape)
         return turned * (magnitude / norms) - exact
 
 
