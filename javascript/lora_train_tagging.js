@@ -144,14 +144,14 @@
         tagger.onchange = changed;
         const scope = lt.captionScopes("lt-a-scope", "Which pictures are tagged", "pictures");
         scope.onchange = previewSoon;
-        card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", {}, "Auto-tag: let a tagger write captions"),
+        card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", {}, "Auto-tag", make("span", {}, "let a tagger write captions")), make("div", { className: "lt-a-body" },
             make("div", { className: "lt-tool lt-c-order" }, tagger, scope,
                 button("Tag", "start", "Look at the pictures one after the other and write their captions at the end; Undo takes all of them back.", begin),
                 button("Stop", "stop", "End after the present picture; what is tagged by then is written.", stop)),
             make("div", { className: "lt-a-fields" }, ...fields.map(box)),
             make("p", { className: "lt-a-note lt-faint" }), make("p", { className: "lt-a-told", role: "status" }),
             make("div", { className: "lt-a-bar lt-progress" }, make("span")), make("p", { className: "lt-a-state lt-faint", role: "status" }),
-            make("ul", { className: "lt-a-skipped lt-c-lines" }));
+            make("ul", { className: "lt-a-skipped lt-c-lines" })));
         card.ontoggle = () => card.open && offer();
         panel.place.addEventListener("lt-shown", previewSoon);
         panel.place.addEventListener("lt-words", () => {
