@@ -196,7 +196,8 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         options.configs = [str(options.resume / "config.toml")]
     configs = [config_of(options, unknown, file) for file in options.configs or [""]]
     if options.dry_run:
-        print("\n\n".join(plan_text(config) for config in configs))
+        outputs = (options.out or HOME).absolute() / "outputs"
+        print("\n\n".join(plan_text(config, outputs) for config in configs))
     elif options.resume:
         from lib_lora_train.past_runs import continuation
         from lib_lora_train.run_folder import RunFolder
@@ -307,14 +308,18 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines)]))
 
 
-def plan_text(config: TrainConfig) -> str:
+def plan_text(config: TrainConfig, home: Path) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
     from lib_lora_train.data.plan import describe_plan
+    from lib_lora_train.forecast import forecast, forecast_lines
+    from lib_lora_train.hosts.base import file_footing
     from lib_lora_train.judge import judge
     from lib_lora_train.planning import plan_job
 
+    plan = plan_job(config).plan
+    needs = forecast(config, plan, file_footing(config), home)
     noted = [f"{p.level}: {p}" for p in judge(config)]
-    return "\n".join([describe_plan(plan_job(config).plan), *noted])
+    return "\n".join([describe_plan(plan), *forecast_lines(needs), *noted])
 
 
 def show_run(events: Iterable[Event], control: Control) -> None:

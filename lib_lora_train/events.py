@@ -52,6 +52,22 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What the run's steps work on: with their seconds, it tells how long later runs will take.
+
+    `family` is the model's (sd1 …), `device` the card's name, `pixels_per_step` those of all pictures of a step on
+    average, `adapter` its mathematics and targets.
+    """
+
+    family: str
+    device: str
+    pixels_per_step: float
+    adapter: str
+    checkpointing: bool
+    text_encoder: bool
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One optimiser step: `loss` is the mean over its micro-batches, `learning_rates` by group name.
 
@@ -155,6 +171,7 @@ Event = (
     | Progress
     | PhaseEnded
     | Planned
+    | Workload
     | StepDone
     | EpochDone
     | LoraWritten
@@ -175,6 +192,7 @@ _KINDS: dict[str, type[Event]] = {
         Progress,
         PhaseEnded,
         Planned,
+        Workload,
         StepDone,
         EpochDone,
         LoraWritten,

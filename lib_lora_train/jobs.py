@@ -37,6 +37,7 @@ from lib_lora_train.models.latents import LatentStore, encode_dataset
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.planning import JobPlan, plan_job
 from lib_lora_train.run_folder import RunFolder
+from lib_lora_train.time_estimate import workload_of
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import leased
 from lib_lora_train.train.loop import Training, start_training, train
@@ -161,6 +162,8 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
             text_cache=run.folder.root.parent / "text" if run.config.cache_to_disk else None,
         )
         run.training = training
+        device = run.host.footing(run.config).device
+        yield workload_of(run.config, run.plan, family=run.model.spec.family, device=device)
         captions = training.captions_ahead()
         if captions:
             encoding = training.conditions.encode_ahead(run.model, captions)

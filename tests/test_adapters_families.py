@@ -11,12 +11,11 @@ from torch import nn
 
 from adapter_cases import ALPHA, CASES, RANK, make, relative
 from adapters_model import TinyModel, tiny_model
-from lib_lora_train.adapters.boft import butterfly
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.dylora import trained_rows
+from lib_lora_train.adapters.factors import butterfly, factorisation
 from lib_lora_train.adapters.family import Options
 from lib_lora_train.adapters.inject import inject
-from lib_lora_train.adapters.lokr import factorisation
 from lib_lora_train.adapters.oft import minus_identity
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec, family_of, spec_from_config
 from lib_lora_train.config import TrainConfig

@@ -252,6 +252,8 @@ print(sorted({{"torch", "diffusers", "gradio"}} & set(sys.modules)))
     plan, _, loaded = answer.stdout.strip().rpartition("\n")
     assert loaded == "[]"
     assert "18" in plan, "3 pictures × 4 repeats × 3 epochs / batch 2"
+    assert "time not known yet" in plan or "time about" in plan
+    assert "memory about" in plan and "an estimate" in plan
 
 
 class FakeControl:

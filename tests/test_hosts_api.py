@@ -37,6 +37,8 @@ def test_a_plan_tells_and_starts_nothing(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     plan = client.post(f"{PREFIX}/plan", json=settings(tmp_path)).json()
     assert plan["images"] == 3 and plan["total_steps"] == plan["steps_per_epoch"] * plan["epochs"] > 0
+    assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["base"] > 0
+    assert (plan["seconds"], plan["seconds_from"]) == (None, "")
     assert runner.started == []
 
 

@@ -32,6 +32,7 @@ from lib_lora_train.events import (
     SampleDrawn,
     StateChanged,
     StepDone,
+    Workload,
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.model import DiffusionModel
@@ -70,6 +71,12 @@ def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
     with Image.open(only(events, GridDrawn)[0].path) as grid:
         assert grid.width > 2 * 128 and grid.height > 3 * 128
     assert events[0] == StateChanged("running") and ending(events) == "finished"
+
+
+def test_a_run_tells_what_its_steps_work_on(place: Place) -> None:
+    (work,) = only(place.run(epochs=1), Workload)
+    assert (work.family, work.device, work.adapter) == ("sd1", "cpu", "lora standard")
+    assert work.pixels_per_step == 128 * 128
 
 
 def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.errors import DataError, HostError
+from lib_lora_train.hosts.base import Card
+from lib_lora_train.ui.dataset import show_found
 from lib_lora_train.ui.form import concept_tables, fill_form, read_form
 from lib_lora_train.ui.gallery import PICTURES_PER_PAGE
+from lib_lora_train.ui.training import show_checked
 from ui_stand_ins import open_small_desk, write_pictures
 
 
@@ -24,6 +28,30 @@ def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
     more = desk.check({**form, "epochs": 20}).plan
     assert more is not None
     assert more.total_steps == 2 * first.total_steps
+
+
+def test_the_plan_says_what_it_needs_in_both_panels(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    checked = desk.look(desk.demo_form())
+    found, beside = show_found(desk.looked, checked), show_checked(checked)
+    assert checked.needs is not None and checked.needs.memory is not None
+    for shown in (found, beside):
+        assert f"{checked.needs.memory_words}" in shown and "not known yet" in shown
+    assert "an estimate" in found
+
+
+def test_a_card_that_is_too_small_is_told_with_a_fix(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    form = desk.demo_form()
+    needs = desk.look(form).needs
+    frugal = desk.check({**form, "gradient_checkpointing": True}).needs
+    assert needs and needs.memory and frugal and frugal.memory
+    card = Card("RTX", needs.memory.total - 1, needs.memory.total)
+    plain = runner.host.footing
+    runner.host.footing = lambda config: dataclasses.replace(plain(config), card=card)
+    checked = desk.check(form)
+    assert "RTX has" in checked.findings[-1].message
+    assert "Set gradient checkpointing to on" in [fix.label for fix in checked.fixes]
 
 
 def test_another_folder_is_another_data_set(tmp_path: Path) -> None:

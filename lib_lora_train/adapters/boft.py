@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.adapters.factors import butterfly
 from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.oft import Oft, minus_identity, rescaled, with_rescale
@@ -48,18 +49,6 @@ class Boft(Oft):
     ) -> Tensor:
         """By ΔW: the stages' activations would take more memory than all weights."""
         return Family.forward(self, layer, x, slices, options, strength=strength, draw=draw)
-
-
-def butterfly(size: int, most: int) -> tuple[int, int]:
-    """(stages, block width): the widest even block of at most `most` that divides `size`, then all stages that fit.
-
-    2 is the least width, and `size` must be even. Stage i needs blocks of twice the width of stage i − 1.
-    """
-    width = max((b for b in range(2, max(most, 2) + 1, 2) if size % b == 0), default=2)
-    stages = 1
-    while size % (width << stages) == 0:
-        stages += 1
-    return stages, width
 
 
 def _swapped(rows: Tensor, first: int, second: int) -> Tensor:

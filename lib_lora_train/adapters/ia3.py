@@ -8,7 +8,6 @@ wrongly on their output side.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,9 +18,6 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_bias, base_weight, is_linear
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.rebuilt import leaf
-
-_TARGETS = re.compile(r"(to_k|to_v|ff\.net\.2|[kv]_proj|mlp\.fc2)$")
-_ON_INPUT = re.compile(r"(ff\.net\.2|mlp\.fc2)$")
 
 
 class Ia3(Family):
@@ -63,13 +59,3 @@ class Ia3(Family):
     def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
         """The side as the file says."""
         return replace(options, on_input=bool(fixed["on_input"])) if "on_input" in fixed else options
-
-
-def is_target(name: str) -> bool:
-    """Whether (IA)³ is meant for the layer of this module name: keys, values, and the end of feed-forward blocks."""
-    return bool(_TARGETS.search(name))
-
-
-def is_on_input(name: str) -> bool:
-    """Whether the layer's input is multiplied: where it is the inner activation of a feed-forward block."""
-    return bool(_ON_INPUT.search(name))

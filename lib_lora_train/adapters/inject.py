@@ -16,10 +16,10 @@ from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.family import Family, Options, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
-from lib_lora_train.adapters.ia3 import is_target as is_ia3_target
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
 from lib_lora_train.adapters.limits import NormLimit, all_norms
 from lib_lora_train.adapters.names import (
+    is_ia3_target,
     is_norm_target,
     is_text_target,
     is_unet_target,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib_lora_train.adapters.factors import lokr_shapes
 from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight, convolved, kaiming
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.loha import tucker
@@ -41,12 +42,12 @@ class Lokr(Family):
 
     def settled(self, layer: nn.Module, options: Options) -> Options:
         """alpha = rank where both matrices are whole."""
-        shapes = _shapes(base_weight(layer).shape, options)
+        shapes = lokr_shapes(base_weight(layer).shape, options)
         return replace(options, alpha=float(options.rank)) if {"w1", "w2"} <= shapes.keys() else options
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """Kaiming-uniform, but the last factor of w2, which is zero."""
-        shapes = _shapes(base_weight(layer).shape, options)
+        shapes = lokr_shapes(base_weight(layer).shape, options)
         zero = "w2" if "w2" in shapes else "w2_b"
         return {
             name: torch.zeros(shape) if name == zero else kaiming(shape, generator) for name, shape in shapes.items()
@@ -123,33 +124,3 @@ def big_matrix(weights: Weights) -> Tensor:
     if "t2" in weights:
         return tucker(weights["t2"], weights["w2_a"], weights["w2_b"])
     return weights["w2_a"] @ weights["w2_b"]
-
-
-def factorisation(size: int, factor: int) -> tuple[int, int]:
-    """`size` as (small, big): `factor` if it divides, else the most balanced pair with a small side ≤ `factor`.
-
-    -1 is no bound. LyCORIS' rule, so that files of one setting have the same shapes.
-    """
-    if factor > 0 and size % factor == 0:
-        return min(factor, size // factor), max(factor, size // factor)
-    bound = size if factor <= 0 else factor
-    small = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0 and n <= bound)
-    return small, size // small
-
-
-def _shapes(shape: torch.Size, options: Options) -> dict[str, tuple[int, ...]]:
-    """Short name → shape, in the order of `Lokr.STATE_KEYS`."""
-    (o1, o2), (i1, i2) = factorisation(shape[0], options.factor), factorisation(shape[1], options.factor)
-    rank, kernel = options.rank, tuple(shape[2:])
-    shapes: dict[str, tuple[int, ...]] = {}
-    if options.decompose_both and not options.full_matrix and rank < max(o1, i1) / 2:
-        shapes |= {"w1_a": (o1, rank), "w1_b": (rank, i1)}
-    else:
-        shapes["w1"] = (o1, i1)
-    if options.full_matrix or rank >= max(o2, i2) / 2:
-        shapes["w2"] = (o2, i2, *kernel)
-    elif options.use_tucker and kernel not in ((), (1, 1)):
-        shapes |= {"w2_a": (rank, o2), "w2_b": (rank, i2), "t2": (rank, rank, *kernel)}
-    else:
-        shapes |= {"w2_a": (o2, rank), "w2_b": (rank, i2 * torch.Size(kernel).numel())}
-    return shapes

@@ -17,6 +17,9 @@ _RESIDUAL = re.compile(r"(^|\.)(resnets|downsamplers|upsamplers)\.\d+\.")
 _TEXT_ATTENTION = re.compile(r"(^|\.)layers\.(\d+)\.self_attn\.(q|k|v|out)_proj$")
 _TEXT_MLP = re.compile(r"(^|\.)layers\.(\d+)\.mlp\.fc[12]$")
 
+_IA3 = re.compile(r"(to_k|to_v|ff\.net\.2|[kv]_proj|mlp\.fc2)$")
+_IA3_INPUT = re.compile(r"(ff\.net\.2|mlp\.fc2)$")
+
 _OUTER = re.compile(r"^(conv_in|conv_out|conv_norm_out|time_embedding\.linear_[12]|add_embedding\.linear_[12])$")
 
 SD2_TEXT_LAYERS = 23
@@ -66,6 +69,16 @@ def is_text_target(name: str, targets: str, *, family: str) -> bool:
     if not found:
         return False
     return family != "sd2" or int(found.group(2)) < SD2_TEXT_LAYERS
+
+
+def is_ia3_target(name: str) -> bool:
+    """Whether (IA)³ is meant for the layer of this module name: keys, values, and the end of feed-forward blocks."""
+    return bool(_IA3.search(name))
+
+
+def is_on_ia3_input(name: str) -> bool:
+    """Whether (IA)³ multiplies the layer's input: where it is the inner activation of a feed-forward block."""
+    return bool(_IA3_INPUT.search(name))
 
 
 def text_encoder_groups(count: int) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from lib_lora_train.adapters import ia3
 from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule
 from lib_lora_train.adapters.boft import Boft
 from lib_lora_train.adapters.chance import ChanceRule
@@ -16,16 +15,18 @@ from lib_lora_train.adapters.dylora import Dylora
 from lib_lora_train.adapters.family import PLAIN, Family, Options, is_wide_conv
 from lib_lora_train.adapters.full import Full
 from lib_lora_train.adapters.glora import Glora
+from lib_lora_train.adapters.ia3 import Ia3
 from lib_lora_train.adapters.loha import Loha
 from lib_lora_train.adapters.lokr import Lokr
 from lib_lora_train.adapters.lora import Lora
+from lib_lora_train.adapters.names import is_on_ia3_input
 from lib_lora_train.adapters.norm import Norm
 from lib_lora_train.adapters.oft import Oft
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
 FAMILIES: Mapping[str, Family] = {
-    family.NAME: family for family in (Lora(), Loha(), Lokr(), Dylora(), Glora(), ia3.Ia3(), Oft(), Boft(), Full())
+    family.NAME: family for family in (Lora(), Loha(), Lokr(), Dylora(), Glora(), Ia3(), Oft(), Boft(), Full())
 }
 NORM = Norm()
 SAME_EVERYWHERE = BlockRule()
@@ -67,7 +68,7 @@ class AdapterSpec:
             rank = block.rank or rank
         if self.rank_stabilized:
             alpha *= rank**0.5  # hosts divide by the rank; Kalajdzievski 2023 by its root
-        return replace(self.options, rank=rank, alpha=alpha, on_input=ia3.is_on_input(name))
+        return replace(self.options, rank=rank, alpha=alpha, on_input=is_on_ia3_input(name))
 
 
 def spec_from_config(config: TrainConfig) -> AdapterSpec:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lib_lora_train.errors import AdapterError
 
@@ -14,11 +16,25 @@ _MOST_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True)
+class TensorEntry:
+    """A tensor's shape, and the bytes it takes in the file."""
+
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Header:
-    """Metadata as text, and every tensor's name."""
+    """Metadata as text, every tensor's name, and its entry by that name."""
 
     metadata: Mapping[str, str]
     tensors: tuple[str, ...]
+    entries: Mapping[str, TensorEntry] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:
@@ -36,4 +52,12 @@ def read_header(path: Path) -> Header:
     if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__", {}), dict):
         raise AdapterError(f"{path.name} is damaged or no safetensors file. Download or train it again.")
     metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
-    return Header(metadata, tuple(entries))
+    try:
+        return Header(metadata, tuple(entries), {str(name): _entry(value) for name, value in entries.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"{path.name} is damaged or no safetensors file. Download or train it again.") from error
+
+
+def _entry(value: Mapping[str, Any]) -> TensorEntry:
+    start, end = value["data_offsets"]
+    return TensorEntry(tuple(int(size) for size in value["shape"]), int(end) - int(start))

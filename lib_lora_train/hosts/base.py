@@ -19,6 +19,40 @@ NoiseSource: TypeAlias = "torch.device | Literal['philox']"
 """Where normal noise comes from: PyTorch's generator on this device, or `train.philox`."""
 
 
+EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card's memory in bytes; `free` counts what this process holds without using it."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Footing:
+    """What a run would stand on, as far as it can be told without loading anything.
+
+    `checkpoint` is the file whose weights would be trained on, None where nobody knows; `is_loaded`: they are in memory
+    already and would be used there. `number_bytes` of the format they compute in, 0: as the file has them. `device` is
+    the card's name or "cpu"; `card` None where there is none.
+    """
+
+    checkpoint: Path | None
+    is_loaded: bool
+    number_bytes: int
+    device: str
+    card: Card | None
+
+
+def file_footing(config: TrainConfig) -> Footing:
+    """That of the stand-alone host before PyTorch is loaded: whether there is a card is not known."""
+    checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else EMBEDDED_CHECKPOINT
+    return Footing(checkpoint, is_loaded=False, number_bytes=0, device="", card=None)
+
+
 @dataclass(frozen=True)
 class PictureOrder:
     """One picture that the host shall draw by itself; sizes in px. `lora`: a file's name without ending, or ""."""
@@ -89,6 +123,10 @@ class Host(Protocol):
 
     def is_wanted(self) -> bool:
         """Whether somebody waits for the lease; it does not say who."""
+        ...
+
+    def footing(self, config: TrainConfig) -> Footing:
+        """What a run with these settings would stand on; cheap, takes no lock, loads nothing."""
         ...
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lib_lora_train.errors import HostError, ModelError
+from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
+from lib_lora_train.hosts.base import Footing
+from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.models.eight_bit import store_in_eight_bit
 from lib_lora_train.models.family import infer_spec
 from lib_lora_train.models.hints import read_hints, tokenizer_folder
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from lib_lora_train.data.tagging import Tagger
     from lib_lora_train.hosts.base import Painter
 
-EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -187,6 +189,19 @@ class StandaloneHost:
     def is_wanted(self) -> bool:
         """Whether another thread waits for the lease."""
         return self._lock.is_wanted()
+
+    def footing(self, config: TrainConfig) -> Footing:
+        """The file that would be read, and whether it was read before."""
+        choice = self._chosen(config)
+        return Footing(
+            checkpoint=choice.checkpoint or EMBEDDED_CHECKPOINT,
+            is_loaded=self._model is not None and choice == self._choice,
+            number_bytes=4
+            if choice.precision == "fp32" or (choice.precision, self.device.type) == ("auto", "cpu")
+            else 0,
+            device=device_name(self.device),
+            card=card_of(self.device),
+        )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The config's model; where the config names none, the one this host was started with.

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelAwayError, ModelError
-from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
+from lib_lora_train.hosts.base import Footing, NoiseSource, Painting, PictureOrder
+from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
 from lib_lora_train.models.family import Hints, infer_spec
@@ -149,6 +150,27 @@ class WebuiHost:
         """Whether a generation waits; True where the lock does not tell, so that every turn is a short one."""
         waiting = getattr(self._webui.queue_lock, "_pending_threads", None)
         return waiting is None or bool(waiting)
+
+    def footing(self, config: TrainConfig) -> Footing:
+        """What is in memory, or the file that the settings name.
+
+        Nothing is asked that could move weights, so weights that turn out to be unusable count as usable here. Webuis
+        compute in 16 bit on a card, unless they are told otherwise.
+        """
+        device, present = self._webui.device, self._webui.present()
+        named = Path(config.checkpoint).expanduser() if config.checkpoint else None
+        vae = Path(config.vae).expanduser() if config.vae else None
+        is_present = present is not None and (named is None or named.resolve() == present.path.resolve())
+        has_vae = vae is None or (
+            present is not None and present.vae is not None and vae.resolve() == present.vae.resolve()
+        )
+        return Footing(
+            checkpoint=named or (present.path if present else None),
+            is_loaded=is_present and has_vae and config.precision == "auto",
+            number_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
+            device=device_name(device),
+            card=card_of(device),
+        )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The model in memory, shared if that can be; read from its file where the config asks for something else.

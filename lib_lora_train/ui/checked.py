@@ -8,6 +8,7 @@ from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.data.scan import Dataset
 from lib_lora_train.errors import Problem
+from lib_lora_train.forecast import Forecast
 from lib_lora_train.ui.fixes import Fix
 
 
@@ -40,13 +41,19 @@ class Changed:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of the form as it stands: `plan` is None until its data set was looked at."""
+    """What is known of the form as it stands: `plan` and `needs` are None until its data set was looked at."""
 
     config: TrainConfig
     problems: tuple[Problem, ...]
     plan: Plan | None
+    needs: Forecast | None = None
     fixes: tuple[Fix, ...] = ()
     changed: Changed = Changed()
+
+    @property
+    def findings(self) -> tuple[Problem, ...]:
+        """The plan's, and those of what it needs."""
+        return (*(self.plan.warnings if self.plan else ()), *(self.needs.problems if self.needs else ()))
 
     @property
     def is_usable(self) -> bool:

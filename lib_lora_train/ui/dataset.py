@@ -11,7 +11,7 @@ import gradio as gr
 
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.data.scan import Dataset, ScannedConcept
-from lib_lora_train.errors import Problem
+from lib_lora_train.forecast import Forecast
 from lib_lora_train.ui.balancing import RULE, found_in
 from lib_lora_train.ui.checked import Checked, Looked
 from lib_lora_train.ui.form import CONCEPTS, Field, Form, concept_fields
@@ -98,7 +98,7 @@ def show_found(looked: Looked | None, checked: Checked) -> str:
         _concept_table(dataset),
         f"{skipped}{problem_list(dataset.skipped)}</details>" if dataset.skipped else "",
         "</div>",
-        show_plan(plan, {fix.problem: fix.label for fix in checked.fixes}) if plan else "",
+        show_plan(plan, checked) if plan else "",
     ]
     cards = text(json.dumps(_card_facts(looked)))
     return f"<div data-lt-looked='{looked.number}' data-cards='{cards}'>{''.join(parts)}</div>"
@@ -156,23 +156,35 @@ def _bar(value: int, most: int) -> str:
     )
 
 
-def show_plan(plan: Plan, fixes: Mapping[Problem, str]) -> str:
-    """Steps, buckets and warnings, before anything heavy starts."""
+def show_plan(plan: Plan, checked: Checked) -> str:
+    """Steps, time and memory, buckets and warnings, before anything heavy starts."""
+    needs = checked.needs
+    fixes = {fix.problem: fix.label for fix in checked.fixes}
     facts = [
         ("steps per epoch", f"{plan.steps_per_epoch:,}"),
         ("epochs", f"{plan.epochs:,}"),
         ("steps in all", f"{plan.total_steps:,}"),
         ("pictures per step", f"{plan.batch_size * plan.accumulation:,}"),
+        *([("time", needs.time_words), ("memory", needs.memory_words)] if needs else []),
     ]
     return "".join(
         [
             "<div class='lt-card'>",
             heading("Plan"),
             tiles(facts),
+            _needs_note(needs) if needs else "",
             _bucket_chart(plan),
-            problem_list(plan.warnings, fixes),
+            problem_list(checked.findings, fixes),
             "</div>",
         ]
+    )
+
+
+def _needs_note(needs: Forecast) -> str:
+    return (
+        "<div class='lt-needs'>"
+        + "".join(f"<p class='lt-faint'>{text(line)}</p>" for line in needs.sentences)
+        + "</div>"
     )
 
 
@@ -196,13 +208,15 @@ def _shape(width: int, height: int) -> str:
     return f"<i class='lt-shape'><i style='width:{width * unit:.0f}px;height:{height * unit:.0f}px'></i></i>"
 
 
-def plan_sentence(plan: Plan | None) -> str:
-    """The plan in one line, for beside the Start button."""
+def plan_sentence(plan: Plan | None, needs: Forecast | None = None) -> str:
+    """The plan in one line, for beside the Start button: steps, pictures, time, memory."""
     if plan is None:
         return "<p class='lt-faint'>Press Look in the Dataset panel to see the plan before you start.</p>"
     pictures = count(len(plan.dataset.items), "picture")
     total = count(plan.total_steps, "step")
+    more = f" · time {needs.time_words} · memory {needs.memory_words}" if needs else ""
+    why = " ".join(needs.sentences) if needs else ""
     return (
-        f"<p class='lt-plan'><b>{text(total)}</b><span>{text(pictures)} · {count(plan.epochs, 'epoch')} of "
-        f"{count(plan.steps_per_epoch, 'step')}</span></p>"
+        f"<p class='lt-plan' title='{text(why)}'><b>{text(total)}</b><span>{text(pictures)} · "
+        f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}{text(more)}</span></p>"
     )

@@ -19,6 +19,7 @@ from lib_lora_train.config import TrainConfig, read_config
 from lib_lora_train.data.plan import Plan, make_plan
 from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import ConfigError, HostError, LoraTrainError, Problem
+from lib_lora_train.forecast import Forecast, forecast
 from lib_lora_train.formats.kohya import Imported, read_settings
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.judge import judge, require_usable
@@ -188,8 +189,13 @@ class Desk:
                 self._look(config)
         plan, found = self._planned(config)
         everything = (*problems, *found)
-        self._fixes = fixes_of(config, (*everything, *(plan.warnings if plan else ())), self._judged)
-        return Checked(config, everything, plan, self._fixes, self.changed(form))
+        needs = self._needs(config, plan) if plan else None
+        checked = Checked(config, everything, plan, needs, changed=self.changed(form))
+        self._fixes = fixes_of(config, (*everything, *checked.findings), self._judged)
+        return dataclasses.replace(checked, fixes=self._fixes)
+
+    def _needs(self, config: TrainConfig, plan: Plan) -> Forecast:
+        return forecast(config, plan, self.runner.host.footing(config), self.home)
 
     def _planned(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
         """The plan if the data set was looked at, else None; and why there can be none."""
@@ -204,7 +210,8 @@ class Desk:
     def _judged(self, config: TrainConfig) -> tuple[Problem, ...]:
         """Everything there is to say about settings, those of the plan included."""
         plan, found = self._planned(config)
-        return (*judge(config), *found, *(plan.warnings if plan else ()))
+        room = self._needs(config, plan).problems if plan else ()
+        return (*judge(config), *found, *(plan.warnings if plan else ()), *room)
 
     def look(self, form: Form) -> Checked:
         """Read the folders of the form; DataError when there is nothing to train on."""
@@ -256,12 +263,14 @@ class Desk:
         """What these settings would train; ConfigError or DataError when they cannot."""
         job = plan_job(_config_of(values))
         plan = job.plan
+        needs = self._needs(job.config, plan)
         return {
             "images": len(plan.dataset.items),
             "steps_per_epoch": plan.steps_per_epoch,
             "epochs": plan.epochs,
             "total_steps": plan.total_steps,
-            "warnings": [str(problem) for problem in job.problems],
+            **needs.values,
+            "warnings": [str(problem) for problem in (*job.problems, *needs.problems)],
         }
 
     def start_values(self, values: Mapping[str, Any]) -> str:

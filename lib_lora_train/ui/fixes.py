@@ -23,6 +23,9 @@ _GOOD: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (1.0, 1e-4),
     "max_steps": (0,),
     "bucket_step": (64, 32),
+    "gradient_checkpointing": (True,),
+    "fp8_base": (True,),
+    "train_text_encoder": (False,),
 }
 _SIZES = ("resolution", "min_bucket", "max_bucket")
 

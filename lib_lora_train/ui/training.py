@@ -105,8 +105,7 @@ def _tooltip(field: Field) -> str:
 
 def show_checked(checked: Checked, *, done: str = "") -> str:
     """The plan in a line, and everything there is to say about these settings; or what was `done` with them."""
-    warnings = checked.plan.warnings if checked.plan else ()
-    problems = (*checked.problems, *warnings)
+    problems = (*checked.problems, *checked.findings)
     errors = sum(problem.level == "error" for problem in problems)
     if done:
         verdict = f"<p class='lt-verdict lt-good'>{text(done)}</p>"
@@ -116,7 +115,7 @@ def show_checked(checked: Checked, *, done: str = "") -> str:
     else:
         verdict = "<p class='lt-verdict lt-good'>Ready to start.</p>"
     fixes = {fix.problem: fix.label for fix in checked.fixes}
-    parts = (heading("Start"), plan_sentence(checked.plan), verdict, problem_list(problems, fixes))
+    parts = (heading("Start"), plan_sentence(checked.plan, checked.needs), verdict, problem_list(problems, fixes))
     return _changed_mark(checked.changed) + "".join(parts)
 
 

@@ -1,0 +1,168 @@
+"""Memory of one training step, counted on the meta device: no graphics card and no memory are needed for that.
+
+    python benchmarks/memory.py [--families sd1,sdxl]
+
+Real diffusers modules of the published sizes run forward and backward with our adapters on tensors without contents;
+every tensor's bytes are counted while it lives. Beside them stands what `memory_estimate` says. The constants of
+`memory_estimate` (the backward pass's working memory, the VAE's) are the largest ratios printed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all storages made inside of it that are still alive (`now`), and the most at any time (`peak`)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it made."""
+        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in before:
+                self._take(leaf.untyped_storage())
+        return out
+
+    def _take(self, storage: Any) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+@contextmanager
+def flash_on_meta() -> Iterator[None]:
+    """Attention as a graphics card computes it; on the meta device PyTorch would choose the plain formula."""
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+        answer: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        return answer
+
+    with mock.patch.object(F, "scaled_dot_product_attention", flash):
+        yield
+
+
+def meta_unet(spec: Any, dtype: torch.dtype) -> Any:
+    """The diffusers UNet without contents, frozen."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**spec.unet).to(dtype)
+    return unet.requires_grad_(False).eval()
+
+
+def count_step(unet: Any, spec: Any, adapter: Any, *, side: int, batch: int = 1, checkpointing: bool = False) -> Any:
+    """(bytes kept after the forward pass, bytes at the peak of the backward pass) of one step at `side` latents.
+
+    The adapter's own numbers, gradients and cast are not in it.
+    """
+    weight = unet.conv_in.weight
+    width, pooled = spec.unet["cross_attention_dim"], spec.text_encoders[-1].config["projection_dim"]
+    with torch.device(weight.device):
+        noisy = torch.zeros(batch, 4, side, side, dtype=weight.dtype)
+        text = torch.zeros(batch, 77, width, dtype=weight.dtype)
+        added = {"text_embeds": torch.zeros(batch, pooled or 1), "time_ids": torch.zeros(batch, 6)}
+    parameters = [parameter for group in adapter.groups.values() for parameter in group]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    cast = sum(p.numel() for p in parameters) * weight.element_size() * (weight.dtype != torch.float32)
+    if checkpointing:
+        unet.train()
+        unet.enable_gradient_checkpointing()
+    with LiveBytes() as live:
+        times = torch.zeros(batch, device=weight.device)
+        answer = unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        kept = live.now - cast
+        answer.float().pow(2).mean().backward()
+    return kept, live.peak - cast
+
+
+def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
+    """Bytes at the peak of encoding one picture of `side` px."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae: Any = AutoencoderKL(**spec.vae).to(dtype)
+    with torch.no_grad(), torch.device("meta"), LiveBytes() as live:
+        vae.encode(torch.zeros(1, 3, side, side, dtype=dtype))
+    return int(live.peak)
+
+
+def estimated(spec: Any, config: Any, places: int) -> tuple[int, int]:
+    """(numbers kept, numbers of the largest piece computed again) per picture, by the estimate's own model."""
+    from lib_lora_train.memory_estimate import unet_pass
+
+    tape, _ = unet_pass(spec, config, places=places, tokens=77)
+    return tape.kept, tape.largest_again
+
+
+def print_steps(family: str, spec: Any, side: int) -> None:
+    """A line for each choice of targets, with and without checkpointing."""
+    from types import SimpleNamespace
+
+    from lib_lora_train.adapters.inject import inject
+    from lib_lora_train.adapters.registry import spec_from_config
+    from lib_lora_train.config import TrainConfig
+
+    for targets, checkpointing in itertools.product(("attention", "standard", "all"), (False, True)):
+        config = TrainConfig(targets=targets, train_text_encoder=False, gradient_checkpointing=checkpointing)
+        unet = meta_unet(spec, torch.bfloat16)
+        model = SimpleNamespace(unet=unet, text_encoders=(), spec=spec)
+        adapter = inject(model, spec_from_config(config), seed=0)
+        kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
+        own, again = (2 * number for number in estimated(spec, config, side * side))
+        working = (peak - own - again) / (2 * spec.unet["block_out_channels"][0] * side * side)
+        name = f"{family} {8 * side} px, {targets}{', checkpointing' if checkpointing else ''}"
+        sizes = "".join(f"{number / 2**20:10.1f}" for number in (kept, own, peak))
+        print(f"{name:42}{sizes}{working:9.2f}", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    from lib_lora_train.models.family import infer_spec
+    from tiny_models import full_shapes
+
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--families", default="sd1,sd2,sdxl")
+    print(f"{'':42}{'kept MiB':>10}{'estimate':>10}{'peak':>10}{'working':>9}")
+    for family in parser.parse_args().families.split(","):
+        spec = infer_spec(full_shapes(family))
+        side = {"sd1": 64, "sd2": 96, "sdxl": 128}[family]
+        with flash_on_meta():
+            print_steps(family, spec, side)
+            most = count_encoding(spec, torch.float16, 8 * side)
+        print(f"{family} VAE: {most / (2 * spec.vae['block_out_channels'][0] * (8 * side) ** 2):.2f} widths per pixel")
+
+
+if __name__ == "__main__":
+    main()

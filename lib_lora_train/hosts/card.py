@@ -1,0 +1,23 @@
+"""The graphics card that a host computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from lib_lora_train.hosts.base import Card
+
+
+def card_of(device: torch.device) -> Card | None:
+    """The card's memory now; None for what is no CUDA device. Asking is the first use of a card that was not used."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return Card(torch.cuda.get_device_name(device), total, free + held)
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or the kind of device: what speeds of past runs are comparable by."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return device.type
