@@ -393,6 +393,7 @@ _KEYS = st.sampled_from(
             *kohya_keys.DEFAULTS,
             *kohya_keys.NOT_NEEDED,
             *kohya_keys.OTHER_NETWORK_DEFAULTS,
+            *kohya_keys.FULL_PRECISIONS,
             *("epoch", "lr_warmup", "LoRA_type", "network_module", "network_args", "noise_offset_type"),
             *("train_data_dir", "reg_data_dir", "dataset_config", "use_8bit_adam", "network_train_unet_only"),
         }
@@ -661,6 +662,8 @@ _FULL = TrainConfig(
         {"targets": "full", "family": "oft", "constraint": 0.01, "rescaled": True},
         {"targets": "full", "family": "boft", "constraint": 0.001},
         {"targets": "full", "family": "full", "train_norm": True},
+        {"lora_precision": "bf16"},
+        {"lora_precision": "fp16", "precision": "fp16"},
     ],
 )
 def test_exported_settings_come_back_equal(values: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ KOHYA_KEYS = re.findall(
     prior_loss_weight num_train_images num_reg_images
     caption_dropout_rate caption_tag_dropout_rate cache_latents batch_size_per_device total_batch_size resolution
     color_aug flip_aug random_crop shuffle_caption enable_bucket min_bucket_reso max_bucket_reso keep_tokens
-    reg_dataset_dirs dataset_dirs tag_frequency bucket_info
+    reg_dataset_dirs dataset_dirs tag_frequency bucket_info full_fp16 full_bf16
 """,
 )
 

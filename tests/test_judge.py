@@ -35,6 +35,7 @@ def test_a_good_config_has_no_findings() -> None:
 @pytest.mark.parametrize(
     ("values", "finding"),
     [
+        ({"lora_precision": "bf16", "rank": 16}, ("hint", "lora_precision")),
         # data
         ({"concepts": ()}, ("error", "concepts")),
         ({"concepts": (Concept("reg", is_regularisation=True),)}, ("error", "concepts")),

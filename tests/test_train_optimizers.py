@@ -22,6 +22,7 @@ from lib_lora_train.train.lion import Lion
 from lib_lora_train.train.loop import Training
 from lib_lora_train.train.optim import make_stepper
 from lib_lora_train.train.pieces import OnPieces, pieces_of, split_up
+from lib_lora_train.train.working import Working
 from train_parts import adapted, run_to_end, small_config, started
 from train_parts import shared_model as model
 
@@ -64,7 +65,7 @@ def give_gradients(adapter: Adapter, step: int) -> None:
 
 def ours(adapter: Adapter, config: TrainConfig, rates: dict[str, float]) -> list[Tensor]:
     """All matrices after STEPS steps of the optimiser that the settings name, on matrices of its own."""
-    pieces = pieces_of(adapter, adapter.groups)
+    pieces = pieces_of(adapter, adapter.groups, Working(adapter.groups))
     ratios = {"unet": config.loraplus_unet_ratio, "text_encoder": config.loraplus_text_encoder_ratio}
     groups, own = split_up(pieces, rates, ratios)
     stepper = OnPieces(make_stepper(groups, own, config=config), [piece for name in pieces for piece in pieces[name]])
@@ -233,7 +234,7 @@ def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None
 
 
 def test_pieces_cover_every_number_once(adapter: Adapter) -> None:
-    for name, pieces in pieces_of(adapter, adapter.groups).items():
+    for name, pieces in pieces_of(adapter, adapter.groups, Working(adapter.groups)).items():
         (flat,) = adapter.groups[name]
         covered = sorted((piece.start, piece.parameter.numel()) for piece in pieces)
         ends = [0, *(start + size for start, size in covered)]
@@ -321,7 +322,7 @@ def test_the_trained_weights_come_back_to_the_last_bit() -> None:
     with torch.no_grad():
         parameter.mul_(1.1)
     before = parameter.detach().clone()
-    with weights_for_use({"unet": [parameter]}, stepper, average):
+    with weights_for_use(Working({"unet": [parameter]}), stepper, average):
         assert torch.equal(parameter, average.means[0]) and not torch.equal(parameter, before)
     assert torch.equal(parameter, before)
 
@@ -337,13 +338,13 @@ def test_schedule_free_weights_for_use_are_its_mean() -> None:
         for one in (parameter, other):
             one.grad = None
             one.square().sum().backward()  # type: ignore[no-untyped-call]
-        with weights_for_use({"unet": [parameter]}, stepper, None):  # must not change what comes after
+        with weights_for_use(Working({"unet": [parameter]}), stepper, None):  # must not change what comes after
             pass
         stepper.step(1.0)
         optimizer.step()
     assert torch.equal(parameter, other)
     optimizer.eval()
-    with weights_for_use({"unet": [parameter]}, stepper, None):
+    with weights_for_use(Working({"unet": [parameter]}), stepper, None):
         assert torch.equal(parameter, other)
 
 

@@ -1,4 +1,4 @@
-"""All trainable numbers of one group in a single fp32 parameter, and the slices that layers use.
+"""All trainable numbers of one group in a single parameter, and the slices that layers use.
 
 A UNet has hundreds of LoRA matrices. Optimisers, clipping and zeroing cost a kernel launch (or several) per tensor,
 so one long tensor is many times cheaper than 1,444 short ones. The usual ways to get there are wrong or slow:
@@ -8,13 +8,14 @@ so one long tensor is many times cheaper than 1,444 short ones. The usual ways t
 
 Here the flat parameter itself is what autograd sees: each layer's Function takes it as an input, so that its output
 requires a gradient, and adds the gradient of its slice straight into the same slice of `parameter.grad`.
-That is what autograd does for a leaf, without temporary copies: it accumulates over micro-batches, in fp32 whatever
-the model computes in, and `optimizer.zero_grad()` may set the gradient to None or to zero.
+That is what autograd does for a leaf, without temporary copies: it accumulates over micro-batches, in the buffer's
+number format whatever the model computes in, and `optimizer.zero_grad()` may set the gradient to None or to zero.
 The price: `torch.autograd.grad(loss, parameter)` finds nothing; use `loss.backward()`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,25 +24,26 @@ from torch import Tensor, nn
 
 
 class FlatBuffer:
-    """One fp32 parameter of n numbers that is the concatenation of many tensors.
+    """One parameter of n numbers that is the concatenation of many tensors, fp32 unless `dtype` says otherwise.
 
-    `parameter` is the leaf for the optimiser. A tensor is addressed by its position in `tensors`; `sizes` holds how
-    many numbers each has.
+    `parameter` is the leaf. A tensor is addressed by its position in `tensors`; `shapes`, `sizes` (how many numbers)
+    and `starts` (place of the first one) tell where it lies.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        self._shapes = [tensor.shape for tensor in tensors]
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+        self.shapes = [tensor.shape for tensor in tensors]
         self.sizes = [tensor.numel() for tensor in tensors]
+        self.starts = [0, *itertools.accumulate(self.sizes)][:-1]
         flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
-        self.parameter = nn.Parameter(flat.to(device))
+        self.parameter = nn.Parameter(flat.to(device, dtype))
         self._masters = self._cut(self.parameter.detach())
         self._casts: dict[torch.dtype, list[Tensor]] = {}
         self._gradient: Tensor | None = None
         self._gradient_slices: list[Tensor] = []
 
     def value(self, position: int, dtype: torch.dtype) -> Tensor:
-        """Tensor number `position` in `dtype`: a view of the parameter if it is fp32, else a copy."""
-        if dtype == torch.float32:
+        """Tensor number `position` in `dtype`: a view of the parameter if that is its own, else a copy."""
+        if dtype == self.parameter.dtype:
             return self._masters[position]
         if dtype in self._casts:
             return self._casts[dtype][position]
@@ -61,7 +63,7 @@ class FlatBuffer:
 
         The copy must not outlive one forward pass: optimisers change only the parameter.
         """
-        if dtype != torch.float32:
+        if dtype != self.parameter.dtype:
             self._casts[dtype] = self._cut(self.parameter.detach().to(dtype))
 
     def end_cast(self) -> None:
@@ -86,7 +88,7 @@ class FlatBuffer:
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
         pieces = torch.split(flat, self.sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,19 @@ class Slices:
         return tuple(self.buffer.value(position, dtype) for position in self.positions.values())
 
     def named(self) -> dict[str, Tensor]:
-        """Views of the fp32 numbers; writing to them under `no_grad` changes the layer."""
+        """The numbers in fp32, outside of autograd; not for writing."""
         return dict(zip(self.positions, self.values(torch.float32), strict=True))
+
+    def stored(self) -> dict[str, Tensor]:
+        """Views of the numbers in their own format; writing to them under `no_grad` changes the layer."""
+        return dict(zip(self.positions, self.values(self.anchor.dtype), strict=True))
 
     def add_gradient(self, name: str, gradient: Tensor) -> None:
         """Add a gradient of any dtype to what stands in `parameter.grad`."""
         self.buffer.gradient(self.positions[name]).add_(gradient)
 
     def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add the matrix product `left` @ `right` to the gradient; one kernel if it is fp32."""
+        """Add the matrix product `left` @ `right` to the gradient; one kernel if they are of its format."""
         target = self.buffer.gradient(self.positions[name])
         if left.dtype == target.dtype:
             target.addmm_(left, right)

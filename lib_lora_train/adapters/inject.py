@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,7 +76,7 @@ class Adapter:
 
     Attributes:
         spec: what was asked for
-        groups: group name → its parameters, flat fp32 tensors (one for each learning-rate weight), for an optimiser.
+        groups: group name → its parameters, flat tensors (one for each learning-rate weight) in the spec's dtype.
             Names: `unet`, `text_encoder` (with two encoders `text_encoder_1`, `text_encoder_2`).
         layers: the file's module name (`lora_unet_…`) → the layer, in model order
         rate_weights: group name → the learning-rate weight of each of its parameters: blocks may learn slower or faster
@@ -147,11 +147,16 @@ class Adapter:
         """What scales every ‖ΔW‖ above `most` down to it; made once, applied after each step."""
         return NormLimit(list(self.layers.values()), most)
 
-    def weighted(self, rates: Mapping[str, float]) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
-        """Groups and learning rates with one group for each weight: `unet`, `unet x0.5` …, as optimisers want them."""
+    def weighted(
+        self, rates: Mapping[str, float], stand_ins: Mapping[str, Sequence[nn.Parameter]] | None = None
+    ) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
+        """Groups and learning rates with one group for each weight: `unet`, `unet x0.5` …, as optimisers want them.
+
+        Of `stand_ins`, laid out like `groups`, where they are given.
+        """
         groups: dict[str, list[nn.Parameter]] = {}
         weighted: dict[str, float] = {}
-        for name, parameters in self.groups.items():
+        for name, parameters in (self.groups if stand_ins is None else stand_ins).items():
             for parameter, weight in zip(parameters, self.rate_weights[name], strict=True):
                 own = name if weight == 1 else f"{name} x{weight:g}"
                 groups.setdefault(own, []).append(parameter)
@@ -176,7 +181,7 @@ class Adapter:
         """Adapt `targets` of `root` with numbers in one new buffer."""
         fresh = {target.key: _fresh(target, seed) for target in targets}
         tensors = [tensor for weights in fresh.values() for tensor in weights.values()]
-        buffer, position = FlatBuffer(tensors, _device_of(root)), 0
+        buffer, position = FlatBuffer(tensors, _device_of(root), dtype=self.spec.dtype), 0
         for target in targets:
             shorts = list(fresh[target.key])
             slices = Slices(buffer, {short: position + n for n, short in enumerate(shorts)})

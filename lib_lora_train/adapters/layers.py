@@ -79,25 +79,23 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def state(self) -> dict[str, Tensor]:
         """Key ending → fp32 copy on the CPU, with what the file says beside the numbers (`alpha` …)."""
-        endings = self.family.STATE_KEYS
-        state = {endings[name]: value.to("cpu", copy=True) for name, value in self.slices.named().items()}
-        return {**state, **self.family.fixed_state(self.options)}
+        return {ending: value.to("cpu", torch.float32, copy=True) for ending, value in self.state_views().items()}
 
     def state_shapes(self) -> dict[str, torch.Size]:
         """Key ending → shape, for what `state` returns."""
         return {ending: tensor.shape for ending, tensor in self.state_views().items()}
 
     def state_views(self) -> dict[str, Tensor]:
-        """As `state`, without copying."""
+        """As `state`, without copying, on its device and in its number format."""
         endings = self.family.STATE_KEYS
-        views = {endings[name]: value for name, value in self.slices.named().items()}
+        views = {endings[name]: value for name, value in self.slices.stored().items()}
         return {**views, **self.family.fixed_state(self.options)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over the numbers of `state`, whose endings and shapes are those of `state_shapes`."""
         endings = self.family.STATE_KEYS
         with torch.no_grad():
-            for name, value in self.slices.named().items():
+            for name, value in self.slices.stored().items():
                 value.copy_(state[endings[name]])
         fixed = {ending: state[ending] for ending in self.family.fixed_state(self.options) if ending in state}
         self.options = self.family.with_fixed(self.options, fixed)

@@ -81,7 +81,7 @@ def all_norms(layers: Sequence[AdaptedLayer]) -> Tensor:
     groups: dict[tuple[torch.Size, torch.Size, float], list[int]] = {}
     norms: dict[int, Tensor] = {}
     for number, layer in enumerate(layers):
-        named = layer.slices.named()
+        named = layer.slices.stored()
         if set(named) == {"down", "up"}:
             groups.setdefault((named["down"].shape, named["up"].shape, abs(layer.scale)), []).append(number)
         else:
@@ -94,7 +94,7 @@ def all_norms(layers: Sequence[AdaptedLayer]) -> Tensor:
 
 def _lora_norms(layers: Sequence[AdaptedLayer]) -> Tensor:
     """‖up @ down‖ of n layers of one shape from rank × rank products: tr((upᵀ up)(down downᵀ))."""
-    down = torch.stack([layer.slices.named()["down"].flatten(1) for layer in layers])  # (n, r, i)
-    up = torch.stack([layer.slices.named()["up"].flatten(1) for layer in layers])  # (n, o, r)
+    down = torch.stack([layer.slices.stored()["down"].flatten(1) for layer in layers]).float()  # (n, r, i)
+    up = torch.stack([layer.slices.stored()["up"].flatten(1) for layer in layers]).float()  # (n, o, r)
     square = ((up.transpose(1, 2) @ up) * (down @ down.transpose(1, 2))).sum((1, 2))
     return square.clamp_min(0).sqrt()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule
@@ -13,6 +14,7 @@ from lib_lora_train.adapters.chance import ChanceRule
 from lib_lora_train.adapters.dora import Decomposed
 from lib_lora_train.adapters.dylora import Dylora
 from lib_lora_train.adapters.family import PLAIN, Family, Options, is_wide_conv
+from lib_lora_train.adapters.file import PRECISIONS
 from lib_lora_train.adapters.full import Full
 from lib_lora_train.adapters.glora import Glora
 from lib_lora_train.adapters.ia3 import Ia3
@@ -39,6 +41,7 @@ class AdapterSpec:
 
     `targets` is one of config.TARGETS; `conv_rank` and `conv_alpha` are for convolutions that see more than one
     position, None: as the others. `options` holds the family's other settings; its rank and alpha are not used.
+    `dtype` is the number format that the adapter's numbers and their gradients are kept in.
     """
 
     family: str = "lora"
@@ -54,6 +57,7 @@ class AdapterSpec:
     train_norm: bool = False
     options: Options = PLAIN
     blocks: BlockRule = SAME_EVERYWHERE
+    dtype: torch.dtype = torch.float32
 
     def options_for(self, layer: nn.Module, name: str, block: Block = EVERYWHERE) -> Options:
         """The options of the layer with this module name; a block's rank is not for convolutions with one of their own.
@@ -101,6 +105,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
             mid_weights=config.mid_lr_weight,
             up_weights=config.up_lr_weight,
         ),
+        dtype=PRECISIONS[config.lora_precision],
     )
 
 

@@ -86,6 +86,7 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "lr_warmup_steps": 0 if is_share else config.warmup,
         "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
         "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
+        **{name: config.lora_precision == kind for name, kind in kohya_keys.FULL_PRECISIONS.items()},
         "noise_offset_type": _noise_kind(config),
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),
         **gui_network(config),

@@ -68,8 +68,6 @@ DEFAULTS: Mapping[str, Any] = {
     "lr_decay_steps": 0,
     "stop_text_encoder_training": 0,
     "fp8_base_unet": False,
-    "full_fp16": False,
-    "full_bf16": False,
     "fused_backward_pass": False,
     "resume": "",
     "save_state": False,
@@ -127,6 +125,9 @@ DEFAULTS: Mapping[str, Any] = {
     "sample_at_first": False,
 }
 """What has no place here yet, with the value at which kohya's tools do nothing special either."""
+
+FULL_PRECISIONS: Mapping[str, str] = {"full_fp16": "fp16", "full_bf16": "bf16"}
+"""Switches that store the LoRA's own numbers in 16 bits, as `lora_precision` has them."""
 
 FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "flip_aug": {"flip": True},

@@ -174,6 +174,9 @@ def _precision(intake: Intake) -> None:
         raw = intake.pop(name)
         if raw is not None:
             intake.put(kohya_parameters()[name], name, kohya_keys.PRECISIONS.get(str(raw).lower(), raw))
+    for name, kind in kohya_keys.FULL_PRECISIONS.items():
+        if intake.pop_flag(name):
+            intake.values["lora_precision"] = kind
 
 
 def _gradient_norm(intake: Intake) -> None:

@@ -16,6 +16,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import TrainConfig, config_values, steps_of
+from lib_lora_train.formats.kohya_keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya_network import metadata_network
 from lib_lora_train.optimizer_kinds import CUSTOM
 
@@ -115,6 +116,7 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_fp8_base": config.fp8_base,
+        **{f"ss_{name}": config.lora_precision == kind for name, kind in FULL_PRECISIONS.items()},
         "ss_gradient_accumulation_steps": config.gradient_accumulation,
         "ss_max_train_steps": plan.total_steps,
         "ss_num_epochs": plan.epochs,

@@ -42,6 +42,7 @@ from lib_lora_train.train.pieces import stepper_for
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
 from lib_lora_train.train.step import batch_loss, draw_batch
+from lib_lora_train.train.working import Working
 
 _TURN_SECONDS = 1.0  # the longest time without news for the page; who waits elsewhere is looked at after each step
 Step = Sequence[MicroBatch]
@@ -57,6 +58,7 @@ class Training:
     latents: LatentStore
     config: TrainConfig
     loss_rule: LossRule
+    working: Working
     stepper: Stepper
     conditions: TextConditions
     scale: LossScale | None
@@ -89,7 +91,7 @@ class Training:
         """Inside, the adapter holds the weights to be saved, drawn with and measured; see `weights_for_use`."""
         if not self.average and not KINDS[self.config.optimizer].has_own_weights:
             return nullcontext()
-        return weights_for_use(self.adapter.groups, self.stepper, self.average)
+        return weights_for_use(self.working, self.stepper, self.average)
 
     def captions_ahead(self) -> list[str]:
         """The captions to encode before the run; none while a text encoder learns."""
@@ -130,6 +132,8 @@ def start_training(
     if state:
         require_same_run(state, config, plan)
         _put(adapter, state)
+    working = Working(adapter.groups)
+    in_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
     training = Training(
         model=model,
         adapter=adapter,
@@ -137,13 +141,14 @@ def start_training(
         latents=latents,
         config=config,
         loss_rule=loss_rule(config, model.schedule.prediction_type),
-        stepper=stepper_for(adapter, rates, config),
+        working=working,
+        stepper=stepper_for(adapter, working, rates, config=config),
         conditions=text_conditions(
             config,
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
             folder=text_cache if list(adapter.groups) == ["unet"] else None,
         ),
-        scale=LossScale(model.device) if model.dtype == torch.float16 else None,
+        scale=LossScale(model.device) if in_fp16 else None,
         average=None,
         norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
     )
@@ -334,15 +339,17 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     training.step += 1
     if not usable:
         return []
-    norm = clip_gradients(training.parameters, config.max_grad_norm, scale=scale)
     try:
-        training.stepper.step(factor)
+        with training.working.step(config.seed, training.step):
+            if training.norm_limit or training.working.is_rounded:
+                training.stepper.take_over()
+            norm = clip_gradients(training.working.parameters, config.max_grad_norm, scale=scale)
+            training.stepper.step(factor)
     except torch.cuda.OutOfMemoryError as reason:
         raise _TornStepError from reason
     numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
     if training.norm_limit:
         numbers = torch.cat([numbers, training.norm_limit.apply()])
-        training.stepper.take_over()
     if training.scale:
         training.scale.update(norm)
     if training.average:

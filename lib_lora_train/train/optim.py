@@ -206,13 +206,15 @@ class SharedDistance:
 
     def state(self) -> dict[str, Any]:
         """See `Stepper`."""
-        return {"optimizer": self._optimizer.state_dict(), "scaled": [scaled.detach() for _, scaled, _ in self._pairs]}
+        own = [scaled.detach() for parameter, scaled, _ in self._pairs if scaled is not parameter]
+        return {"optimizer": self._optimizer.state_dict(), "scaled": own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Stepper`."""
         self._optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            for (_, scaled, _), saved in zip(self._pairs, state["scaled"], strict=True):
+            own = [scaled for parameter, scaled, _ in self._pairs if scaled is not parameter]
+            for scaled, saved in zip(own, state["scaled"], strict=True):
                 scaled.copy_(saved)
 
 

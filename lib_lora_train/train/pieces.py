@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.optimizer_kinds import KINDS
 from lib_lora_train.train.optim import Groups, Stepper, make_stepper
+from lib_lora_train.train.working import Working
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +34,26 @@ class Piece:
         self.parameter.grad = None if grad is None else grad[self.start : self.start + size].view_as(self.parameter)
 
 
-def pieces_of(adapter: Adapter, groups: Groups) -> dict[str, list[Piece]]:
+def pieces_of(adapter: Adapter, groups: Groups, working: Working) -> dict[str, list[Piece]]:
     """Group → its matrices in model order; a parameter that no layer knows parts of is one piece.
 
-    `groups` holds the adapter's flat parameters, in groups of any kind.
+    `groups` holds what stands in for the adapter's flat parameters, in groups of any kind.
     """
-    homes = {parameter.data_ptr(): name for name, group in groups.items() for parameter in group}
-    flats = {parameter.data_ptr(): parameter for group in groups.values() for parameter in group}
+    homes = {id(parameter): name for name, group in groups.items() for parameter in group}
     found: dict[str, list[Piece]] = {name: [] for name in groups}
     for layer in adapter.layers.values():
-        for short, view in layer.slices.named().items():
-            home = view.data_ptr() - int(view.storage_offset()) * view.element_size()
-            if home in homes:
-                found[homes[home]].append(_piece(flats[home], layer.family.STATE_KEYS[short], view))
+        buffer = layer.slices.buffer
+        flat = working.of(buffer.parameter)
+        if id(flat) in homes:
+            for short, position in layer.slices.positions.items():
+                place = slice(buffer.starts[position], buffer.starts[position] + buffer.sizes[position])
+                view = flat.detach()[place].view(buffer.shapes[position])
+                piece = nn.Parameter(view, requires_grad=flat.requires_grad)
+                found[homes[id(flat)]].append(Piece(flat, layer.family.STATE_KEYS[short], place.start, piece))
     for name, group in groups.items():
         known = {id(piece.flat) for piece in found[name]}
         found[name] += [Piece(whole, "", 0, whole) for whole in group if id(whole) not in known]
     return found
-
-
-def _piece(flat: nn.Parameter, ending: str, view: Tensor) -> Piece:
-    return Piece(
-        flat, ending, int(view.storage_offset()), nn.Parameter(view.detach(), requires_grad=flat.requires_grad)
-    )
 
 
 def split_up(
@@ -114,18 +112,27 @@ class OnPieces:
         self._stepper.load_state(state)
 
 
-def stepper_for(adapter: Adapter, rates: Mapping[str, float], config: TrainConfig) -> Stepper:
-    """The optimiser over the flat parameters, or over their matrices where these are treated one by one."""
+def stepper_for(adapter: Adapter, working: Working, rates: Mapping[str, float], *, config: TrainConfig) -> Stepper:
+    """The optimiser over the flat parameters, or over their matrices where these are treated one by one.
+
+    What has the learning rate 0 is frozen.
+    """
     groups, own_rates = adapter.weighted(rates)
+    for name, group in groups.items():
+        for parameter in group:
+            parameter.requires_grad_(own_rates[name] > 0)
+    with working.opened():
+        return _stepper(adapter, working, rates, config)
+
+
+def _stepper(adapter: Adapter, working: Working, rates: Mapping[str, float], config: TrainConfig) -> Stepper:
+    groups, own_rates = adapter.weighted(rates, working.groups)
     ratios = {
         name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio
         for name in groups
     }
     if not KINDS[config.optimizer].per_matrix and not any(ratio not in (0, 1) for ratio in ratios.values()):
         return make_stepper(groups, own_rates, config=config)
-    pieces = pieces_of(adapter, groups)
+    pieces = pieces_of(adapter, groups, working)
     stepper = make_stepper(*split_up(pieces, own_rates, ratios), config=config)
-    for name, group in groups.items():
-        for parameter in group:
-            parameter.requires_grad_(own_rates[name] > 0)
     return OnPieces(stepper, [piece for name in pieces if own_rates[name] > 0 for piece in pieces[name]])

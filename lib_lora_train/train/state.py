@@ -40,7 +40,7 @@ _FREE = frozenset(
 class TrainState:
     """A run after `step` optimiser steps; tensors are copies on the processor.
 
-    `parameters`: group → its flat fp32 tensors; `optimizer`: what the optimiser remembers; `loss_scale`: float16's;
+    `parameters`: group → its flat tensors; `optimizer`: what the optimiser remembers; `loss_scale`: float16's;
     `epoch_losses`: (sum, count) over the steps of the epoch under way; `average`: the running mean of the parameters,
     in the order of `parameters`, empty where none is kept.
     """
