@@ -127,7 +127,6 @@ KINDS: tuple[Preset, ...] = (
         "IA3",
         "For a style the model nearly knows, in a few kilobytes that A1111 reads and Forge does not.",
         family="ia3",
-        train_norm=True,
         learning_rate=5e-3,
         text_encoder_lr=2e-3,
     ),
