@@ -27,6 +27,26 @@ _PRODIGY_ARGS = (
     "decouple=True weight_decay=0.01 d_coef=0.8 use_bias_correction=True safeguard_warmup=True betas=0.9,0.99"
 )
 _ADAFACTOR_ARGS = "scale_parameter=False relative_step=False warmup_init=False"
+# What the kinds of LoRA differ in; each kind's preset sets all of it, so that it takes another kind's back.
+_NETWORK: Mapping[str, Any] = {
+    **_ADAMW,
+    "family": "lora",
+    "rank": 16,
+    "alpha": None,
+    "targets": "standard",
+    "conv_rank": None,
+    "conv_alpha": None,
+    "dora": False,
+    "tucker": False,
+    "rank_stabilized": False,
+    "lokr_factor": -1,
+    "decompose_both": False,
+    "full_matrix": False,
+    "constraint": 0.0,
+    "rescaled": False,
+    "dylora_unit": 1,
+    "train_norm": False,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,89 @@ def likeness(optimizers: Sequence[str]) -> Preset:
     adafactor = {"optimizer": "Adafactor", "optimizer_args": _ADAFACTOR_ARGS, "lr_schedule": "constant"}
     return Preset("Likeness", f"{when}, trained with Adafactor.", {**values, **adafactor})
 
+
+def kind(name: str, when: str, **values: Any) -> Preset:
+    """The guides' settings of a kind of LoRA: family, layers, sizes and rates."""
+    return Preset(name, when, {**_NETWORK, **values})
+
+
+KINDS: tuple[Preset, ...] = (
+    kind(
+        "LoCon",
+        "For styles and textures: a LoRA on the convolutions too, which every webui reads.",
+        targets="all",
+        alpha=8.0,
+        conv_rank=8,
+        conv_alpha=4.0,
+    ),
+    kind(
+        "DoRA",
+        "For a small rank that should act like a larger one; half as slow again.",
+        dora=True,
+        rank=8,
+        alpha=4.0,
+        learning_rate=5e-5,
+        text_encoder_lr=2.5e-5,
+    ),
+    kind(
+        "LoHa",
+        "For several concepts or much detail in a small file.",
+        family="loha",
+        rank=8,
+        alpha=4.0,
+    ),
+    kind(
+        "LoKr",
+        "For nearly full fine-tuning in a file of LoRA's size or less.",
+        family="lokr",
+        lokr_factor=8,
+        full_matrix=True,
+    ),
+    kind(
+        "DyLoRA",
+        "For finding out which rank is enough: the file may be cut at every fourth rank.",
+        family="dylora",
+        rank=32,
+        alpha=16.0,
+        dylora_unit=4,
+        batch_size=1,
+        gradient_accumulation=4,
+    ),
+    kind(
+        "GLoRA",
+        "For styles that lie near what the model knows, since its own weights are used again.",
+        family="glora",
+        rank=8,
+        learning_rate=5e-5,
+        text_encoder_lr=2.5e-5,
+    ),
+    kind(
+        "IA3",
+        "For a style the model nearly knows, in a few kilobytes that A1111 reads and Forge does not.",
+        family="ia3",
+        learning_rate=5e-3,
+        text_encoder_lr=2e-3,
+    ),
+    kind(
+        "Diag-OFT",
+        "For a new look that keeps what the model knows, in a file that A1111 reads and Forge does not.",
+        family="oft",
+        rank=8,
+    ),
+    kind(
+        "BOFT",
+        "For rotations that mix all channels, finer than Diag-OFT, in a file that A1111 reads and Forge does not.",
+        family="boft",
+        rank=4,
+    ),
+    kind(
+        "Native",
+        "For when nothing else is enough: every number of the layers is trained, and the file has gigabytes.",
+        family="full",
+        learning_rate=5e-6,
+        text_encoder_lr=1e-6,
+    ),
+)
 
 PRESETS: tuple[Preset, ...] = (
     Preset(
@@ -146,6 +249,7 @@ PRESETS: tuple[Preset, ...] = (
             "warmup": 0.0,
         },
     ),
+    *KINDS,
 )
 
 
