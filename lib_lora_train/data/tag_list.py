@@ -59,7 +59,7 @@ class TagList:
         return len(self._keys) - len(self._tags)
 
     def beginning_with(self, typed: str, limit: int) -> list[Completion]:
-        """The most frequent tags whose name or alias begins so, each once; letter case and underscores count nothing."""
+        """The most frequent tags whose name or alias begins so, each once; letter case and underscores are alike."""
         start = plain_tag(typed)
         if not start:
             return []
