@@ -136,7 +136,6 @@
         edited = one.number;
         const editor = part("editor");
         const area = make("textarea", { value: one.text, rows: 5, title: "Saved when you leave it. Alt with an arrow key: the next picture.", "aria-label": "Caption", spellcheck: false });
-        area.setAttribute("list", "lora_train_tags");
         area.onblur = () => save(one, area.value);
         area.onkeydown = (event) => {
             const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -144,15 +143,13 @@
                 event.preventDefault();
                 area.blur();
                 walk(step);
-            } else if (event.key === "Tab" && complete(area)) {
-                event.preventDefault();
             }
         };
-        area.oninput = () => suggest(area);
         const large = make("button", { type: "button", className: "lt-thumb", title: "Enlarge" }, make("img", { src: lt.url(`thumbnail/${one.token}`), alt: one.name }));
         large.onclick = () => lt.enlarge([[{ token: one.token, title: one.name, text: one.text }]], 0, 0);
         editor.replaceChildren(large, make("div", { className: "lt-line" },
-            make("div", { className: "lt-bar-row" }, make("b", {}, one.name), make("span", { className: "lt-faint lt-c-suggestion" }, "")), area));
+            make("div", { className: "lt-bar-row" }, make("b", {}, one.name), make("span", { className: "lt-faint" }, "Tab completes a tag")), area));
+        lt.completes(area, place);
         area.focus({ preventScroll: true });
         place.querySelectorAll(".lt-c-gallery figure").forEach((made, n) => made.classList.toggle("lt-chosen", n === position));
     }
@@ -177,26 +174,6 @@
         const figures = place.querySelectorAll(".lt-c-gallery figure");
         const position = shown.pictures.indexOf(one);
         if (figures[position]) figures[position].replaceWith(figure(one, position));
-    }
-
-    /** The most frequent tag of the set that begins like the word under the cursor. */
-    function candidate(area) {
-        const begun = area.value.slice(0, area.selectionStart).split(",").pop().trimStart();
-        if (begun.length < 2) return null;
-        const hit = shown.tags.find(([tag]) => tag.toLowerCase().startsWith(begun.toLowerCase()) && tag.length > begun.length);
-        return hit ? [begun, hit[0]] : null;
-    }
-    function suggest(area) {
-        const found = candidate(area);
-        part("suggestion").textContent = found ? `Tab: ${found[1]}` : "";
-    }
-    function complete(area) {
-        const found = candidate(area);
-        if (!found) return false;
-        const cursor = area.selectionStart;
-        area.setRangeText(found[1], cursor - found[0].length, cursor, "end");
-        suggest(area);
-        return true;
     }
 
     // --- tags -------------------------------------------------------------------------------------
@@ -229,7 +206,8 @@
         const start = kind().name === "trigger first" ? [words.trigger || "", words.class_word || ""] : [];
         part("texts").replaceChildren(...kind().asks.map((label, n) => {
             const input = make("input", { type: "text", placeholder: label, title: kind().help, value: start[n] || "", "aria-label": label, spellcheck: false });
-            input.oninput = previewSoon;
+            input.addEventListener("input", previewSoon);
+            if (kind().name !== "pattern" && kind().name !== "sort") lt.completes(input, place);
             return input;
         }));
         part("help").textContent = kind().help;
@@ -317,10 +295,11 @@
 
     function filterBox(name, label, title, placeholder) {
         const input = box(`filter-${name}`, placeholder);
-        input.oninput = () => {
+        input.addEventListener("input", () => {
             filter[name] = input.value;
             showSoon();
-        };
+        });
+        if (name.endsWith("_of")) lt.completes(input, place);
         return line(label, input, title);
     }
 
@@ -342,7 +321,7 @@
                 filterBox("most", "to", "75, 150 and 225 are one, two and three chunks.", "75")),
             make("label", { className: "lt-field lt-tick", title: "Only pictures without a caption" }, untagged, make("span", {}, "Untagged only")),
             make("h3", { className: "lt-heading" }, "Tags", make("span", {}, "in what is shown")),
-            make("div", { className: "lt-c-tags" }));
+            make("div", { className: "lt-c-tags" }), lt.tagListBox(place));
     }
 
     const scopes = (className, title, what) => make("select", { className, title, "aria-label": title },

@@ -56,6 +56,7 @@
             inputs[field.name] = input;
             input.title = field.help;
             input.addEventListener(field.kind === "tick" || field.kind === "choice" ? "change" : "input", changed);
+            if (field.name === "exclude") lt.completes(input, panel.place);
             const label = make("span", {}, field.label);
             const isTick = field.kind === "tick";
             const made = make("label", { className: `lt-field ${isTick ? "lt-tick" : "lt-line"} lt-a-${field.name}`, title: field.help }, ...(isTick ? [input, label] : [label, input]));

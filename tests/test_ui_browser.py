@@ -233,6 +233,41 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     page.locator(".lt-c-editor", has_text="010.png").wait_for()
 
 
+def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "set", 3)
+    lines = 'pictorial_(book),0,90000,"picbook"\nlong_hair,0,4000000,\n'
+    (tmp_path / "tags.csv").write_text(lines, encoding="utf-8")
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="3 of 3").wait_for(timeout=_RUN_MS)
+    page.fill(".lt-c-list input", str(tmp_path / "tags.csv"))
+    page.keyboard.press("Enter")
+    page.locator(".lt-c-list-told", has_text="2 tags, 1 alias").wait_for()
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.keyboard.press("End")
+    page.keyboard.type(", picb")
+    page.locator(".lt-complete button", has_text="pictorial (book)").wait_for()
+    page.keyboard.press("Tab")
+    area = page.locator(".lt-c-editor textarea")
+    assert area.input_value() == "zkw, picture 0, pictorial (book)"
+    page.keyboard.type(", pict")
+    page.locator(".lt-complete button").nth(2).wait_for()  # the folder's three stand before the list's one
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert area.input_value() == "zkw, picture 0, pictorial (book), picture 1"
+    page.keyboard.type(", lo")
+    page.locator(".lt-complete").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator(".lt-complete").count() == 0
+    page.fill(".lt-c-filter-all_of", "")
+    page.locator(".lt-c-filter-all_of").press_sequentially("picture 2")
+    page.locator(".lt-c-count", has_text="1 of 3").wait_for()
+
+
 def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page: Any, address: str, tmp_path: Path
 ) -> None:

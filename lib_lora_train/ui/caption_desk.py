@@ -113,6 +113,10 @@ class CaptionDesk:
             for number, token, caption, count in zip(numbers, tokens, shown, counts or [None] * len(shown), strict=True)
         ]
 
+    def opened(self) -> CaptionSet | None:
+        """The captions that are open, None before any are."""
+        return self._captions
+
     def _opened(self) -> CaptionSet:
         if self._captions is None:
             raise DataError("Open a folder first.")
