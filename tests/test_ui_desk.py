@@ -85,6 +85,21 @@ def test_a_fix_is_offered_staged_and_taken_once(tmp_path: Path) -> None:
     assert desk.take_staged(form) == (form, "")
 
 
+def test_concepts_shown_unequally_are_told_and_balanced_by_a_fix(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path, pictures=20)
+    few = write_pictures(tmp_path / "few", 4)
+    cards = json.dumps([*concept_tables(desk.demo_form()), {"folder": str(few), "trigger": "zkv"}])
+    form = {**desk.demo_form(), "concepts": cards}
+    checked = desk.look(form)
+    (problem,) = [p for p in checked.findings if p.where == "balance_repeats"]
+    assert "20 times" in problem.message and " 4" in problem.message
+    number = [fix.label for fix in checked.fixes].index("Set balance repeats to on")
+    desk.ask("fix", {"number": number})
+    changed, _ = desk.take_staged(form)
+    after = desk.check(changed)
+    assert problem not in after.findings and "equally often" in str(after.findings)
+
+
 def test_a_fix_of_an_older_list_is_refused(tmp_path: Path) -> None:
     desk, _ = open_small_desk(tmp_path)
     desk.check(desk.demo_form())

@@ -11,6 +11,7 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import Problem
 from lib_lora_train.judge import judge
 from lib_lora_train.ui.fixes import fixes_of
+from train_parts import small_plan
 from ui_stand_ins import small_config
 
 
@@ -27,7 +28,7 @@ def test_a_fix_mends_its_problem_and_makes_no_other(values: dict[str, Any], labe
     config = small_config(Path("/set")).replace(**values)
     before = judge(config)
     (fix,) = [fix for fix in fixes_of(config, before, judge) if fix.label == label]
-    after = judge(config.replace(**{fix.name: fix.value}))
+    after = judge(config.replace(**fix.values))
     assert fix.problem not in after
     assert {p for p in after if p.level == "error"} <= set(before)
 
@@ -48,4 +49,29 @@ def test_a_batch_size_that_fills_all_batches_is_found() -> None:
 
     config = TrainConfig(batch_size=8)
     (fix,) = fixes_of(config, fitting(config), fitting)
-    assert fix.value == 6
+    assert fix.values == {"batch_size": 6}
+
+
+def test_batch_size_and_accumulation_are_found_together() -> None:
+    """12 samples: batches of 5 leave two over. 3 × 2 is nearest to 5 pictures per step among those that divide."""
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=5)
+
+    def judged(changed: TrainConfig) -> tuple[Problem, ...]:
+        return small_plan(changed, sizes=((64, 64),) * 6).warnings
+
+    plan = small_plan(config, sizes=((64, 64),) * 6)
+    (fix,) = [fix for fix in fixes_of(config, plan.warnings, judged, plan) if fix.problem.where == "batch_size"]
+    assert fix.values == {"batch_size": 3, "gradient_accumulation": 2}
+    assert fix.label == "Set batch size to 3 and gradient accumulation to 2"
+    assert not [p for p in judged(config.replace(**fix.values)) if p.where in fix.values]
+
+
+def test_an_accumulation_that_divides_the_epoch_is_found() -> None:
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=4)
+
+    def judged(changed: TrainConfig) -> tuple[Problem, ...]:
+        return small_plan(changed, sizes=((64, 64),) * 6).warnings
+
+    plan = small_plan(config, sizes=((64, 64),) * 6)
+    fixes = {fix.problem.where: fix.values for fix in fixes_of(config, plan.warnings, judged, plan)}
+    assert fixes["gradient_accumulation"] == {"gradient_accumulation": 3}, "an epoch has 6 forward passes"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MUCH_ENLARGED = 1.25
 _MUCH_CUT = 0.2
+_UNBALANCED = 2  # times as often as another concept
 _SHOWN = 4
 
 
@@ -27,6 +28,7 @@ def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
         *_about_max_steps(plan, config),
         *_about_warmup(plan, config),
         *_about_decay(plan, config),
+        *_about_shares(plan, config),
         *_about_batches(plan),
         *_about_accumulation(plan),
         *_about_regularisation(plan),
@@ -78,6 +80,22 @@ def _about_decay(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
             "is shortened and no step is at the full learning rate. Give a share of all steps, such as 0.1."
         )
         yield Problem("warning", "lr_decay", text)
+
+
+def _about_shares(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
+    """Concepts of which one is shown far more often than another."""
+    concepts = plan.dataset.concepts
+    counts = Counter(item.concept for item in plan.dataset.items)
+    shown = {n: counts[n] * c.repeats for n, c in enumerate(concepts) if not c.is_regularisation and counts[n]}
+    if config.balance_repeats or len(shown) < 2:
+        return
+    most, least = max(shown, key=lambda n: shown[n]), min(shown, key=lambda n: shown[n])
+    if shown[most] > _UNBALANCED * shown[least]:
+        text = (
+            f"{concepts[most].name} is shown {shown[most]} times per epoch, {concepts[least].name} {shown[least]}: it "
+            "is learnt long before the other. Balanced repeats show both about equally often."
+        )
+        yield Problem("hint", "balance_repeats", text)
 
 
 def _about_batches(plan: Plan) -> Iterator[Problem]:

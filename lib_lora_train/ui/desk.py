@@ -45,7 +45,6 @@ from lib_lora_train.ui.form import (
     with_values,
 )
 from lib_lora_train.ui.gallery import picture_page
-from lib_lora_train.ui.markup import place
 from lib_lora_train.ui.own_presets import PresetShelf, applied_after
 from lib_lora_train.ui.run_desk import RunDesk
 from lib_lora_train.ui.tag_desk import TagDesk
@@ -112,8 +111,8 @@ class Desk:
         if not 0 <= number < len(self._fixes):
             raise HostError("The settings have changed since. Press the button of the newer list.")
         fix = self._fixes[number]
-        told = f"{place(fix.name)} is changed: {fix.label[0].lower()}{fix.label[1:]}."
-        self.stage(lambda form: (with_values(form, {fix.name: fix.value}), told))
+        told = f"{fix.places} changed: {fix.label[0].lower()}{fix.label[1:]}."
+        self.stage(lambda form: (with_values(form, fix.values), told))
 
     def _stage_settings(self, config: TrainConfig, run: str) -> None:
         def change(form: Form) -> tuple[dict[str, Any], str]:
@@ -193,7 +192,7 @@ class Desk:
         everything = (*problems, *found)
         needs = self._needs(config, plan) if plan else None
         checked = Checked(config, everything, plan, needs, changed=self.changed(form))
-        self._fixes = fixes_of(config, (*everything, *checked.findings), self._judged)
+        self._fixes = fixes_of(config, (*everything, *checked.findings), self._judged, plan)
         return dataclasses.replace(checked, fixes=self._fixes)
 
     def _needs(self, config: TrainConfig, plan: Plan) -> Forecast:

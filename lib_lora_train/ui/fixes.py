@@ -1,4 +1,4 @@
-"""Mechanical fixes: values of one parameter that make its problem vanish and bring no other.
+"""Mechanical fixes: values of a parameter, or of two that go together, that make a problem vanish and bring no other.
 
 A fix is never taken from a table alone: the settings are judged again with it before it is offered.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.findings import fitting_batch
+from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import Problem
 from lib_lora_train.parameters import Parameter, parameters_of
 from lib_lora_train.ui.form import number_text
@@ -23,6 +25,7 @@ _GOOD: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (1.0, 1e-4),
     "max_steps": (0,),
     "bucket_step": (64, 32),
+    "balance_repeats": (True,),
     "gradient_checkpointing": (True,),
     "fp8_base": (True,),
     "train_text_encoder": (False,),
@@ -32,37 +35,64 @@ _SIZES = ("resolution", "min_bucket", "max_bucket")
 
 @dataclass(frozen=True)
 class Fix:
-    """One parameter's value, and the problem that it mends."""
+    """Values by parameter, and the problem that they mend together."""
 
     problem: Problem
-    name: str
-    value: Any
+    values: Mapping[str, Any]
 
     @property
     def label(self) -> str:
         """What a click changes: `Set warmup to 0.05`."""
-        shown = "empty" if self.value in (None, "") else "off" if self.value is False else _number(self.value)
-        return f"Set {place(self.name).lower()} to {shown}"
+        return "Set " + " and ".join(f"{place(name).lower()} to {_shown(value)}" for name, value in self.values.items())
+
+    @property
+    def places(self) -> str:
+        """The parameters, for a sentence about them."""
+        return " and ".join(place(name) for name in self.values)
 
 
-def fixes_of(config: TrainConfig, problems: Sequence[Problem], judge: Judge) -> tuple[Fix, ...]:
-    """A fix for every problem that has one; `judge` gives the problems of changed settings."""
+def fixes_of(
+    config: TrainConfig, problems: Sequence[Problem], judge: Judge, plan: Plan | None = None
+) -> tuple[Fix, ...]:
+    """A fix for every problem that has one; `judge` gives the problems of changed settings.
+
+    With the `plan`, batch size and accumulation are looked for together.
+    """
     known = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
     wrong = [problem for problem in problems if problem.where in known]
     found = []
     for problem in wrong:
         parameter = known[problem.where]
-        for value in _candidates(parameter, config):
-            after = judge(dataclasses.replace(config, **{parameter.name: value}))
-            if problem not in after and not any(_is_new(other, parameter.name, problems) for other in after):
-                found.append(Fix(problem, parameter.name, value))
+        for values in (*_from_plan(problem, plan), *({parameter.name: v} for v in _candidates(parameter, config))):
+            after = judge(dataclasses.replace(config, **values))
+            if problem not in after and not any(_is_new(other, problem.where, problems) for other in after):
+                found.append(Fix(problem, values))
                 break
     return tuple(found)
 
 
 def _is_new(problem: Problem, name: str, before: Sequence[Problem]) -> bool:
-    """Whether a change of `name` made this one, and it matters: at the parameter itself anything does."""
-    return problem not in before and (problem.where == name or problem.level == "error")
+    """Whether a change of `name` made this one, and it matters: at the parameter itself anything does.
+
+    What balancing says of itself is no problem.
+    """
+    is_report = problem.level == "hint" and problem.where == "balance_repeats"
+    return problem not in before and not is_report and (problem.where == name or problem.level == "error")
+
+
+def _from_plan(problem: Problem, plan: Plan | None) -> Iterator[dict[str, Any]]:
+    """What only the plan's own counts tell: batches and steps that are all whole, else single pictures."""
+    if plan is None or problem.where not in ("batch_size", "gradient_accumulation"):
+        return
+    fitting = fitting_batch(plan)
+    if problem.where == "batch_size" and fitting:
+        yield {"batch_size": fitting[0], "gradient_accumulation": fitting[1]}
+    if problem.where == "batch_size" and plan.batch_size > 1:
+        yield {"batch_size": 1, "gradient_accumulation": min(256, plan.batch_size * plan.accumulation)}
+    if problem.where == "gradient_accumulation":
+        count, now = plan.micro_batches_per_epoch, plan.accumulation
+        whole = [number for number in range(1, 2 * now) if count % number == 0 and number <= 256]
+        yield from ({"gradient_accumulation": number} for number in sorted(whole, key=lambda n: (abs(n - now), n)))
 
 
 def _candidates(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
@@ -86,6 +116,12 @@ def _is_usable(parameter: Parameter, value: Any) -> bool:
     if isinstance(value, (int, float)) and parameter.low is not None and value < parameter.low:
         return False
     return not (isinstance(value, (int, float)) and parameter.high is not None and value > parameter.high)
+
+
+def _shown(value: Any) -> str:
+    if value in (None, ""):
+        return "empty"
+    return "off" if value is False else _number(value)
 
 
 def _number(value: Any) -> str:
