@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train import whole_file
 from lib_lora_train.errors import OutputError, TrainingError
 
 
@@ -89,12 +90,7 @@ def write_identity(folder: RunFolder, identity: Identity) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write the values in one moment; OutputError when that fails."""
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}. Free space there.") from error
+    whole_file.write_text(path, json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def read_identity(folder: RunFolder) -> Identity:

@@ -70,6 +70,7 @@ GROUND_MODULES = [
     "run_log",
     "history",
     "run_queue",
+    "whole_file",
 ]
 ROOM_OF_MODULE = {
     **dict.fromkeys(GROUND_MODULES, "ground"),

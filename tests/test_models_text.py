@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import ldm_reference
 from lib_lora_train.errors import ModelError
+from lib_lora_train.models import compat
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.text import (
@@ -18,8 +19,8 @@ from lib_lora_train.models.text import (
     load_tokenizer,
     size_condition,
     split_chunks,
-    token_weights,
     tokenize,
+    weighted_tokens,
 )
 from tiny_models import HEADS, tiny_model, tiny_tensors
 
@@ -115,12 +116,33 @@ def _ids_of(model: DiffusionModel, text: str) -> list[int]:
 def test_weights_stand_at_their_tokens_in_every_chunk(models: dict[Family, DiffusionModel]) -> None:
     model = models["sd1"]
     caption = "a (cat:1.5) BREAK [dog]"
-    (ids,) = tokenize(model, [caption, ""], 2, weighted=True)
-    weights = token_weights(model, [caption, ""], 2)
+    (ids,), weights = weighted_tokens(model, [caption, ""], 2)
     assert weights.shape == ids.shape
     expected = torch.ones(2, 154)
     expected[0, 2], expected[0, 78] = 1.5, 1 / 1.1
     torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("prompts", [["a (cat:1.5)"], ["cat " * 80, ""], ["a BREAK b", "dog, " * 200], [""]])
+def test_prompts_are_read_once_for_chunks_ids_and_weights(
+    models: dict[Family, DiffusionModel], prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ids as with the chunks counted first, and as many asked of the tokenizer as there are prompts."""
+    model = models["sdxl"]
+    chunks = chunks_needed(model, prompts, weighted=True)
+    expected = tokenize(model, prompts, chunks, weighted=True)
+    asked: list[str] = []
+    read = compat.token_ids_without_ends
+
+    def counted(tokenizer: Any, texts: list[str]) -> Any:
+        asked.extend(text for text in texts if text != ",")
+        return read(tokenizer, texts)
+
+    monkeypatch.setattr("lib_lora_train.models.compat.token_ids_without_ends", counted)
+    ids, weights = weighted_tokens(model, prompts)
+    assert all(torch.equal(one, other) for one, other in zip(ids, expected, strict=True))
+    assert weights.shape == ids[0].shape == (len(prompts), 77 * chunks)
+    assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize("family", get_args(Family))
@@ -129,8 +151,7 @@ def test_emphasis_is_the_weighted_state_with_its_mean_restored(
 ) -> None:
     """Chunk by chunk and encoder by encoder, in float64: z·w, then times mean(z) / mean(z·w)."""
     model, caption = models[family], "a (red cat:1.4), [sitting] BREAK (((night)))"
-    ids = tokenize(model, [caption], 2, weighted=True)
-    weights = token_weights(model, [caption], 2)
+    ids, weights = weighted_tokens(model, [caption], 2)
     with torch.no_grad():
         plain = encode_text(model, ids, 1)
         ours = encode_text(model, ids, 1, weights)

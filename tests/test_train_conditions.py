@@ -17,7 +17,7 @@ from lib_lora_train.errors import OutputError
 from lib_lora_train.events import Progress
 from lib_lora_train.models import cache_file, text_store
 from lib_lora_train.models.family import Family
-from lib_lora_train.models.text import TextCondition, encode_text, token_weights, tokenize
+from lib_lora_train.models.text import TextCondition, encode_text, tokenize, weighted_tokens
 from lib_lora_train.models.text_store import TextStore, load_condition
 from lib_lora_train.train import conditions as conditions_module
 from lib_lora_train.train.conditions import text_conditions
@@ -34,7 +34,7 @@ def anew(caption: str, config: TrainConfig, family: Family = "sd1") -> TextCondi
     """One caption, chunk by chunk, without anything kept."""
     weighted = config.weighted_captions
     ids = tokenize(model(family), [caption], 2, weighted=weighted)
-    weights = token_weights(model(family), [caption], 2)
+    _, weights = weighted_tokens(model(family), [caption], 2)
     found = []
     with torch.no_grad():
         for start in (0, 77):

@@ -19,7 +19,7 @@ from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
-from lib_lora_train.models.text import encode_text, token_weights, tokenize
+from lib_lora_train.models.text import encode_text, tokenize, weighted_tokens
 from lib_lora_train.train.conditions import Recent, TextConditions, text_conditions
 from lib_lora_train.train.gradients import clip_gradients
 from lib_lora_train.train.loss import LossRule, loss_rule
@@ -391,8 +391,8 @@ def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
     captions = ["a (cat:1.5)", "a (cat:1.2)", "a cat"]
     found = conditions.of(model(), captions).hidden
     with torch.no_grad():
-        ids = tokenize(model(), captions, weighted=True)
-        expected = encode_text(model(), ids, 1, token_weights(model(), captions)).hidden
+        ids, weights = weighted_tokens(model(), captions, 1)
+        expected = encode_text(model(), ids, 1, weights).hidden
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=1e-4)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lib_lora_train import whole_file
 from lib_lora_train.data.captions import CAPTION_ENDINGS, decode_caption
 from lib_lora_train.data.doctor import Finding, Remedy
 from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, orientation_of, read_bytes
@@ -154,14 +155,10 @@ class _Surgery:
     def _replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
         """Keep the file and write the content in its place, or under another name."""
         target = new_path or path
-        partial = target.with_name(f".{target.name}.part")
         kept = self._kept(path) if path.exists() else None
         try:
-            partial.write_bytes(content)
-            partial.replace(target)
+            whole_file.write_bytes(target, content)
         except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             if kept:
                 shutil.move(kept, path)
             raise

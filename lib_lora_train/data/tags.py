@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train import whole_file
 from lib_lora_train.data.captions import by_ending, caption_endings, decode_caption, find_caption, split_tags
 from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.data.masks import is_mask
@@ -332,6 +333,4 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_bytes(content)
-    partial.replace(file)
+    whole_file.write_bytes(file, content)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.errors import OutputError
 from lib_lora_train.formats import kohya_keys
 from lib_lora_train.formats.kohya import from_gui, with_repetitions_empty
 from lib_lora_train.formats.kohya_intake import Ignored, kohya_parameters
@@ -49,14 +49,7 @@ def to_gui(config: TrainConfig) -> Exported:
 def write_gui_settings(path: Path, config: TrainConfig) -> Exported:
     """Write the GUI's .json; the file appears whole or not at all. OutputError when it cannot be written."""
     exported = to_gui(config)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_text(json.dumps(exported.values, indent=2, ensure_ascii=False), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Free space or choose another place."
-        ) from error
+    whole_file.write_text(path, json.dumps(exported.values, indent=2, ensure_ascii=False))
     return exported
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import TrainConfig, config_values
-from lib_lora_train.errors import ConfigError, OutputError, Problem
+from lib_lora_train.errors import ConfigError, Problem
 from lib_lora_train.parameters import parameters_of
 
 _PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
@@ -44,14 +45,7 @@ def write_toml_config(path: Path, config: TrainConfig) -> None:
     Paths are written absolute; what is not set is left out. The file appears whole or not at all; OutputError
     when it cannot be written.
     """
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_text(_toml_text(config), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Free space or choose another place."
-        ) from error
+    whole_file.write_text(path, _toml_text(config))
 
 
 def _unusable(path: Path, message: str) -> ConfigError:

@@ -29,6 +29,7 @@ CHUNK = 75
 Chunk = list[tuple[int, float]]
 """Up to 75 token ids, each with its weight."""
 
+_MOST_CHUNKS = 3  # 225 tokens, as in kohya's tools
 _COMMA_REACH = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
 
 
@@ -62,22 +63,26 @@ def tokenize(
     """Token ids for each text encoder, (B, 77·chunks) int64 on the processor; what does not fit is cut off.
 
     All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many. `weighted`
-    reads brackets as the webuis do in prompts; their numbers are `token_weights`.
+    reads brackets as the webuis do in prompts; their numbers are in `weighted_tokens`.
     """
-    per_caption = _webui_chunks(model, captions, chunks, weighted)
-    return tuple(
-        torch.tensor([_ids(caption, chunks, encoder) for caption in per_caption])
-        for encoder in model.spec.text_encoders
-    )
+    return _all_ids(model, _webui_chunks(model, captions, chunks, weighted), chunks)
 
 
-def token_weights(model: DiffusionModel, captions: Sequence[str], chunks: int = 1) -> Tensor:
-    """What each token of `tokenize(…, weighted=True)` weighs, (B, 77·chunks) float32; ends and padding weigh 1."""
-    per_caption = _webui_chunks(model, captions, chunks, True)
-    return torch.tensor([_weights(caption, chunks) for caption in per_caption])
+def weighted_tokens(
+    model: DiffusionModel, prompts: Sequence[str], chunks: int | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What `tokenize` gives with brackets read, and what each token weighs: (B, 77·chunks) float32.
+
+    Without `chunks` as many as the longest prompt needs, at most 3. Ends and padding weigh 1.
+    """
+    per_prompt = _webui_chunks(model, prompts, _MOST_CHUNKS if chunks is None else chunks, True)
+    count = max(1, *map(len, per_prompt)) if chunks is None else chunks
+    return _all_ids(model, per_prompt, count), torch.tensor([_weights(prompt, count) for prompt in per_prompt])
 
 
-def chunks_needed(model: DiffusionModel, captions: Iterable[str], most: int = 3, *, weighted: bool = False) -> int:
+def chunks_needed(
+    model: DiffusionModel, captions: Iterable[str], most: int = _MOST_CHUNKS, *, weighted: bool = False
+) -> int:
     """Chunks for the longest caption, at least 1 and at most `most`."""
     longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most, weighted)), default=1)
     return max(1, longest)
@@ -128,6 +133,13 @@ def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
         chunks.append(rest[:end])
         rest = rest[end:]
     return chunks
+
+
+def _all_ids(model: DiffusionModel, captions: Sequence[list[Chunk]], chunks: int) -> tuple[Tensor, ...]:
+    """The captions' ids for each text encoder."""
+    return tuple(
+        torch.tensor([_ids(caption, chunks, encoder) for caption in captions]) for encoder in model.spec.text_encoders
+    )
 
 
 def _ids(caption: list[Chunk], chunks: int, encoder: TextEncoderSpec) -> list[int]:

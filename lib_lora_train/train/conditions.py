@@ -19,7 +19,7 @@ from torch import Tensor
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.events import Event, Progress
 from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.text import CHUNK, TextCondition, chunks_needed, encode_text, token_weights, tokenize
+from lib_lora_train.models.text import CHUNK, TextCondition, chunks_needed, encode_text, tokenize, weighted_tokens
 from lib_lora_train.models.text_store import TextStore, encoders_hash, text_key
 
 _Value = TypeVar("_Value")
@@ -111,9 +111,11 @@ class TextConditions:
         known = self._ids.get((caption, chunks))
         if known is not None:
             return known
-        ids = tokenize(model, [caption], chunks, weighted=self._weighted)
-        weights = token_weights(model, [caption], chunks) if self._weighted else None
-        return self._ids.put((caption, chunks), _Tokens(ids, weights))
+        if self._weighted:
+            tokens = _Tokens(*weighted_tokens(model, [caption], chunks))
+        else:
+            tokens = _Tokens(tokenize(model, [caption], chunks), None)
+        return self._ids.put((caption, chunks), tokens)
 
     def _encoded(self, model: DiffusionModel, tokens: _Tokens) -> TextCondition:
         return encode_text(model, tokens.ids, self._clip_skip, tokens.weights).to(model.device, model.dtype)

@@ -19,8 +19,7 @@ from lib_lora_train.models.text import (
     chunks_needed,
     encode_text,
     size_condition,
-    token_weights,
-    tokenize,
+    weighted_tokens,
 )
 from lib_lora_train.train.philox import PhiloxNoise
 from lib_lora_train.train.prompt import SamplePrompt
@@ -164,6 +163,5 @@ def _noise_of(seed: int, source: NoiseSource) -> Callable[[tuple[int, ...]], Ten
 
 def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
     """The prompts with brackets read as weights, as the webuis read every prompt."""
-    chunks = chunks_needed(model, texts, weighted=True)
-    ids, weights = tokenize(model, texts, chunks, weighted=True), token_weights(model, texts, chunks)
+    ids, weights = weighted_tokens(model, texts)
     return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import Concept, TrainConfig, read_config
-from lib_lora_train.errors import OutputError, Problem
+from lib_lora_train.errors import Problem
 from lib_lora_train.judge import judge
 from lib_lora_train.parameters import Parameter, parameters_of
 
@@ -139,12 +140,5 @@ def load_draft(home: Path) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
 
 def save_draft(home: Path, form: Form, applied: Sequence[str] = ()) -> None:
     """Keep the form for the next page load; OutputError when the folder cannot be written."""
-    file = home / "draft.json"
-    unfinished = file.with_suffix(".part")
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        draft = {**form, _APPLIED: list(applied)}
-        unfinished.write_text(json.dumps(draft, ensure_ascii=False, indent=1), encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
-        raise OutputError(f"The form cannot be kept in {file}: {error.strerror}. Free some space there.") from error
+    draft = {**form, _APPLIED: list(applied)}
+    whole_file.write_text(home / "draft.json", json.dumps(draft, ensure_ascii=False, indent=1), makes_folder=True)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.errors import LoraTrainError, OutputError
+from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.parameters import parameters_of, parse_value, read_values
 from lib_lora_train.presets import PRESETS, Preset, find_preset
 from lib_lora_train.ui.form import Field, Form, fill_form, form_fields, form_values, with_values
@@ -53,14 +54,7 @@ class PresetShelf:
         values, problems = read_values(TrainConfig, raw)
         if problems:
             raise LoraTrainError(f"Not saved, as a setting cannot be used: {problems[0]}")
-        file = self._file(name)
-        unfinished = file.with_suffix(".part")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
-            unfinished.replace(file)
-        except OSError as error:
-            raise OutputError(f"{file} cannot be written: {error.strerror}. Free some space there.") from error
+        whole_file.write_text(self._file(name), json.dumps(values, ensure_ascii=False, indent=1), makes_folder=True)
 
     def delete(self, name: str) -> None:
         """Remove one of the user's presets; LoraTrainError for one of the guides' or an unknown one."""

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all: a reader, or a machine that loses power, finds the old content or the new."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from lib_lora_train.errors import OutputError
+
+
+def write_text(path: Path, text: str, *, makes_folder: bool = False) -> None:
+    """Write a UTF-8 file; OutputError, leaving what was there, if that fails.
+
+    A missing folder is made only if asked for: in a place that a person typed it is a slip.
+    """
+    try:
+        if makes_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, text.encode("utf-8"))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, but OSError is left to the caller, who knows what was being done."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
