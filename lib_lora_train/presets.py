@@ -100,7 +100,7 @@ KINDS: tuple[Preset, ...] = (
     ),
     kind(
         "LoKr",
-        "For nearly full fine-tuning in a file of LoRA's size or less.",
+        "For nearly full fine-tuning in a file no larger than that of a LoRA.",
         family="lokr",
         lokr_factor=8,
         full_matrix=True,

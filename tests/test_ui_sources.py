@@ -11,7 +11,7 @@ import pytest
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, LoraTrainError
 from lib_lora_train.formats.kohya import read_settings
-from lib_lora_train.presets import PRESETS, Preset
+from lib_lora_train.presets import PRESETS, Preset, find_preset
 from lib_lora_train.ui import tab
 from lib_lora_train.ui.form import fill_form, form_fields, read_form, with_values
 from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
@@ -26,6 +26,12 @@ def test_a_preset_changes_its_parameters_in_the_form_and_no_others(preset: Prese
     before, after = read_form(form)[0], read_form(with_values(form, preset.values))[0]
     assert after == before.replace(**preset.values)
     assert text_of(show_preset(preset)).startswith(f"{preset.name} is filled in. {preset.when} Changed: ")
+
+
+def test_what_a_preset_puts_back_is_told_apart_from_what_it_changes() -> None:
+    changed, back = text_of(show_preset(find_preset("LoHa"))).split("As by default: ")
+    assert "Family loha" in changed and "Rank 8" in changed
+    assert "Lokr factor" in back and "Lokr factor" not in changed
 
 
 def text_of(markup: str) -> str:

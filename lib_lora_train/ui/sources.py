@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.formats.kohya import Imported
 from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
@@ -52,10 +53,13 @@ def build_sources(presets: Sequence[str]) -> Sources:
 
 
 def show_preset(preset: Preset) -> str:
-    """When to use it, and what it has changed."""
-    changed = ", ".join(f"{place(name)} {_value(value)}" for name, value in preset.values.items())
-    verdict = show_good(f"{preset.name} is filled in.")
-    return f"{verdict}<p class='lt-faint'>{text(preset.when)} Changed: {text(changed)}.</p>"
+    """When to use it, what it has changed, and what it leaves or puts back at the defaults."""
+    plain = TrainConfig()
+    own = {name: value for name, value in preset.values.items() if value != getattr(plain, name)}
+    changed = ", ".join(f"{place(name)} {_value(value)}" for name, value in own.items())
+    rest = ", ".join(place(name) for name in preset.values if name not in own)
+    told = f"{preset.when} Changed: {changed}." + (f" As by default: {rest}." if rest else "")
+    return f"{show_good(f'{preset.name} is filled in.')}<p class='lt-faint'>{text(told)}</p>"
 
 
 def show_good(sentence: str) -> str:
