@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.data import rude_words
+from lib_lora_train.data.rude_words import is_rude
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
 from lib_lora_train.ui.caption_desk import PER_PAGE
@@ -181,6 +184,22 @@ def test_rare_words_are_single_tokens_that_the_set_does_not_use(words: Words) ->
     assert all(words.count([word]) == [1] and 3 <= len(word) <= 4 for word in rare)
     assert not {"cat", "girl", "red", "blue"} & set(rare)
     assert rare[0] not in words.rare({rare[0]})
+
+
+def test_rude_words_are_not_offered(words: Words) -> None:
+    assert all(is_rude(word) for word in ("fart", "Farts", "poop", "crap"))
+    assert not any(is_rude(word) for word in ("cat", "zkw", "ohwx", "sks", "girl", "glas", "", "s"))
+    all_of_them = words.rare((), 10**6)
+    assert "ohwx" in all_of_them and not any(map(is_rude, all_of_them))
+    known = {token.removesuffix("</w>") for token in words.tokenizer.get_vocab()}
+    assert {"fart", "crap"} <= known, "they are tokens, and would be offered"
+
+
+def test_the_list_of_rude_words_holds_none_that_can_be_read() -> None:
+    source = Path(rude_words.__file__).read_text(encoding="utf-8")
+    codes = source.partition("_TEXT = ")[2].split('"""')[1].split()
+    assert len(codes) == len(set(codes)) > 100
+    assert all(re.fullmatch(r"[0-9a-f]{8}", code) for code in codes)
 
 
 def test_a_page_does_not_wait_for_the_tokenizer() -> None:
