@@ -157,8 +157,17 @@ def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_p
     desk = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
     answer = desk.ask("captions-advice", {"trigger": "zkw"})
     assert [one["tag"] for one in answer["prune"]] == ["green scarf"]
-    assert [one["name"] for one in answer["advice"]] == ["9.png"]
-    assert "contradict" in answer["advice"][0]["told"]
+    (group,) = answer["advice"]
+    assert group["told"] == "1 caption: 'day' and 'night' contradict each other"
+    assert (group["captions"], group["numbers"]) == ([{"name": "9.png", "detail": ""}], [4])
+
+
+def test_equal_advice_is_told_once_for_all_its_captions(tmp_path: Path) -> None:
+    many = ", ".join(f"tag {n}" for n in range(30))
+    desk = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
+    (group,) = desk.ask("captions-advice", {"trigger": "zkw"})["advice"]
+    assert group["told"] == "70 captions: more than 20 tags" and group["numbers"] == list(range(70))
+    assert group["captions"][0] == {"name": "000.png", "detail": "31 tags"} and len(group["captions"]) == 60
 
 
 @pytest.fixture(scope="module")
