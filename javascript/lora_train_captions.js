@@ -258,7 +258,7 @@
                 askTexts();
                 putIntoEdit(one.tag);
             };
-            return make("li", {}, make("p", {}, one.told), button);
+            return make("li", {}, make("p", {}, make("b", {}, one.tag), ` stands in ${Math.round(100 * one.share)} % of the captions with the trigger`), button);
         });
         const topics = answer.advice.map((one) => {
             const pick = make("button", { type: "button", className: "lt-small", title: "Select these captions, for an edit of the selected" }, "Select");
@@ -276,7 +276,8 @@
                 make("ul", { className: "lt-c-lines" }, ...lines), more > 0 ? make("p", { className: "lt-faint" }, `and ${whole(more)} more`) : null);
         });
         part("advice").replaceChildren(
-            make("h4", {}, `Tags that steal from the trigger: ${answer.prune.length}`), make("ul", { className: "lt-c-lines" }, ...prune),
+            make("h4", {}, `Tags that steal from the trigger: ${answer.prune.length}`),
+            make("p", { className: "lt-faint" }, "They are learnt instead of it. Take out what belongs to the concept; keep what prompts shall be able to change."), make("ul", { className: "lt-c-lines" }, ...prune),
             make("h4", {}, `What stands out in captions: ${answer.advice.length + answer.more}`), ...topics,
             answer.more ? make("p", { className: "lt-faint" }, `and ${whole(answer.more)} more`) : "");
     }

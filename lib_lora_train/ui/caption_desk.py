@@ -201,7 +201,7 @@ class CaptionDesk:
         trigger = str(values.get("trigger", ""))
         groups = grouped(advise(captions))
         return {
-            "prune": [{"tag": thief.tag, "told": str(thief)} for thief in tags_to_prune(captions, trigger)],
+            "prune": [{"tag": thief.tag, "share": thief.share} for thief in tags_to_prune(captions, trigger)],
             "advice": [_told_together(captions, group) for group in groups[:_TOPICS_SHOWN]],
             "more": max(0, len(groups) - _TOPICS_SHOWN),
         }
