@@ -258,12 +258,27 @@
                 askTexts();
                 putIntoEdit(one.tag);
             };
-            return make("li", {}, make("p", {}, one.told), button);
+            return make("li", {}, make("p", {}, make("b", {}, one.tag), ` stands in ${Math.round(100 * one.share)} % of the captions with the trigger`), button);
         });
-        const rest = answer.advice.map((one) => make("li", {}, make("p", {}, make("b", {}, one.name), ` ${one.told}`)));
+        const topics = answer.advice.map((one) => {
+            const pick = make("button", { type: "button", className: "lt-small", title: "Select these captions, for an edit of the selected" }, "Select");
+            pick.onclick = () => {
+                selected.clear();
+                one.numbers.forEach((number) => selected.add(number));
+                part("scope").value = "selected";
+                drawGallery();
+                previewSoon();
+            };
+            const more = one.numbers.length - one.captions.length;
+            const lines = one.captions.map((caption) => make("li", {}, make("p", {}, make("b", {}, caption.name), caption.detail ? ` ${caption.detail}` : "")));
+            return make("details", { className: "lt-c-topic" },
+                make("summary", {}, make("span", {}, make("b", {}, one.told), make("i", { className: "lt-faint" }, one.why)), pick),
+                make("ul", { className: "lt-c-lines" }, ...lines), more > 0 ? make("p", { className: "lt-faint" }, `and ${whole(more)} more`) : null);
+        });
         part("advice").replaceChildren(
-            make("h4", {}, `Tags that steal from the trigger: ${answer.prune.length}`), make("ul", { className: "lt-c-lines" }, ...prune),
-            make("h4", {}, `Single captions: ${answer.advice.length + answer.more}`), make("ul", { className: "lt-c-lines" }, ...rest),
+            make("h4", {}, `Tags that steal from the trigger: ${answer.prune.length}`),
+            make("p", { className: "lt-faint" }, "They are learnt instead of it. Take out what belongs to the concept; keep what prompts shall be able to change."), make("ul", { className: "lt-c-lines" }, ...prune),
+            make("h4", {}, `What stands out in captions: ${answer.advice.length + answer.more}`), ...topics,
             answer.more ? make("p", { className: "lt-faint" }, `and ${whole(answer.more)} more`) : "");
     }
 

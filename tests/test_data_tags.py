@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib_lora_train.data import tags as tags_module
 from lib_lora_train.data.captions import split_tags
-from lib_lora_train.data.tag_advice import Advice, advise, tags_to_prune
+from lib_lora_train.data.tag_advice import Advice, advise, grouped, tags_to_prune
 from lib_lora_train.data.tag_edits import (
     add_tags,
     drop_repeats,
@@ -292,7 +292,18 @@ def test_contradictions_implications_and_repeats_are_named() -> None:
 def test_five_to_twenty_tags_are_advised_but_not_for_sentences() -> None:
     few, many = "a, b", ", ".join(f"tag{n}" for n in range(21))
     found = advise(set_of(few, many, "a woman in a red coat walks through the rain at night", ""))
-    assert [(one.number, one.message[:7]) for one in found] == [(0, "2 tags:"), (1, "21 tags")]
+    assert [(one.number, str(one)[:8]) for one in found] == [(0, "2 tags: "), (1, "21 tags:")]
+
+
+def test_equal_advice_stands_together_the_most_frequent_first() -> None:
+    many = [", ".join(f"tag{n}" for n in range(number)) for number in (21, 25)]
+    groups = grouped(advise(set_of("1girl, hat, smile, day, night", *many, "1girl, hat, hat, tree, day, night")))
+    assert [(group[0].topic.title, [one.number for one in group]) for group in groups] == [
+        ("'day' and 'night' contradict each other", [0, 3]),
+        ("more than 20 tags", [1, 2]),
+        ("tags that stand there more than once", [3]),
+    ]
+    assert [one.detail for one in groups[1]] == ["21 tags", "25 tags"]
 
 
 # --- many captions ------------------------------------------------------------------------------

@@ -231,6 +231,11 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
     assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, picture 1, zkw mo\n"
     page.locator(".lt-c-editor", has_text="010.png").wait_for()
+    page.get_by_text("Advice: tags that steal").click()
+    topic = page.locator(".lt-c-topic", has_text="60 captions: fewer than 5 tags")
+    topic.get_by_role("button", name="Select").click()  # also those that the filter hides
+    page.locator(".lt-c-count", has_text="60 selected").wait_for()
+    assert topic.get_attribute("open") is None and not topic.locator("li").first.is_visible()
 
 
 def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(

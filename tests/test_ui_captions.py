@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.data import rude_words
+from lib_lora_train.data.rude_words import is_rude
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
 from lib_lora_train.ui.caption_desk import PER_PAGE
@@ -154,8 +157,17 @@ def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_p
     desk = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
     answer = desk.ask("captions-advice", {"trigger": "zkw"})
     assert [one["tag"] for one in answer["prune"]] == ["green scarf"]
-    assert [one["name"] for one in answer["advice"]] == ["9.png"]
-    assert "contradict" in answer["advice"][0]["told"]
+    (group,) = answer["advice"]
+    assert group["told"] == "1 caption: 'day' and 'night' contradict each other"
+    assert (group["captions"], group["numbers"]) == ([{"name": "9.png", "detail": ""}], [4])
+
+
+def test_equal_advice_is_told_once_for_all_its_captions(tmp_path: Path) -> None:
+    many = ", ".join(f"tag {n}" for n in range(30))
+    desk = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
+    (group,) = desk.ask("captions-advice", {"trigger": "zkw"})["advice"]
+    assert group["told"] == "70 captions: more than 20 tags" and group["numbers"] == list(range(70))
+    assert group["captions"][0] == {"name": "000.png", "detail": "31 tags"} and len(group["captions"]) == 60
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +193,22 @@ def test_rare_words_are_single_tokens_that_the_set_does_not_use(words: Words) ->
     assert all(words.count([word]) == [1] and 3 <= len(word) <= 4 for word in rare)
     assert not {"cat", "girl", "red", "blue"} & set(rare)
     assert rare[0] not in words.rare({rare[0]})
+
+
+def test_rude_words_are_not_offered(words: Words) -> None:
+    assert all(is_rude(word) for word in ("fart", "Farts", "poop", "crap"))
+    assert not any(is_rude(word) for word in ("cat", "zkw", "ohwx", "sks", "girl", "glas", "", "s"))
+    all_of_them = words.rare((), 10**6)
+    assert "ohwx" in all_of_them and not any(map(is_rude, all_of_them))
+    known = {token.removesuffix("</w>") for token in words.tokenizer.get_vocab()}
+    assert {"fart", "crap"} <= known, "they are tokens, and would be offered"
+
+
+def test_the_list_of_rude_words_holds_none_that_can_be_read() -> None:
+    source = Path(rude_words.__file__).read_text(encoding="utf-8")
+    codes = source.partition("_TEXT = ")[2].split('"""')[1].split()
+    assert len(codes) == len(set(codes)) > 100
+    assert all(re.fullmatch(r"[0-9a-f]{8}", code) for code in codes)
 
 
 def test_a_page_does_not_wait_for_the_tokenizer() -> None:

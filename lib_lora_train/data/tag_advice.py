@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lib_lora_train.data.captions import has_word
@@ -95,12 +95,24 @@ def tags_to_prune(captions: CaptionSet, trigger: str, nearly: float = NEARLY_ALW
 
 
 @dataclass(frozen=True)
+class Topic:
+    """What is to be looked at, and what to do about it: equal in all captions that it is true of."""
+
+    title: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Advice:
-    """One thing to look at in the caption of this number; `tags` are those it is about."""
+    """One thing to look at in the caption of this number; `tags` are those it is about, `detail` how it is there."""
 
     number: int
     tags: tuple[str, ...]
-    message: str
+    topic: Topic
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.detail or self.topic.title}: {self.topic.why}"
 
 
 def advise(captions: CaptionSet) -> list[Advice]:
@@ -109,42 +121,56 @@ def advise(captions: CaptionSet) -> list[Advice]:
     for number, caption in enumerate(captions.captions):
         tags = [tag.lower().replace("_", " ") for tag in caption.tags]
         if len(tags) > 1 or (tags and len(tags[0].split()) <= FEWEST_TAGS):
-            found += (Advice(number, about, message) for about, message in _of_tags(tags))
+            found += (Advice(number, *finding) for finding in _of_tags(tags))
     return found
 
 
-def _of_tags(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+def grouped(advice: Iterable[Advice]) -> list[list[Advice]]:
+    """Advice of one topic together, the topic of most captions first."""
+    groups: dict[Topic, list[Advice]] = {}
+    for one in advice:
+        groups.setdefault(one.topic, []).append(one)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+_Finding = tuple[tuple[str, ...], Topic, str]
+_USUAL = f"{FEWEST_TAGS} to {MOST_TAGS} is usual."
+_FEW = Topic(f"fewer than {FEWEST_TAGS} tags", f"what they leave out is learnt with the trigger. {_USUAL}")
+_MANY = Topic(f"more than {MOST_TAGS} tags", f"each is learnt a little less. {_USUAL}")
+_REPEATED = Topic("tags that stand there more than once", "it changes nothing but the length. Drop repeated tags.")
+
+
+def _of_tags(tags: Sequence[str]) -> Iterator[_Finding]:
     yield from _length(tags)
     yield from _contradictions(tags)
     yield from _implications(tags)
     repeated = tuple(tag for tag, count in Counter(tags).items() if count > 1)
     if repeated:
-        yield repeated, f"{_listed(repeated)} stands there more than once."
+        yield repeated, _REPEATED, _listed(repeated)
 
 
-def _length(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _length(tags: Sequence[str]) -> Iterator[_Finding]:
+    detail = f"{len(tags)} {'tag' if len(tags) == 1 else 'tags'}"
     if len(tags) < FEWEST_TAGS:
-        yield (
-            (),
-            f"{len(tags)} tags: what they leave out is learnt with the trigger. {FEWEST_TAGS} to {MOST_TAGS} is usual.",
-        )
+        yield (), _FEW, detail
     elif len(tags) > MOST_TAGS:
-        yield (), f"{len(tags)} tags are many: each is learnt a little less. {FEWEST_TAGS} to {MOST_TAGS} is usual."
+        yield (), _MANY, detail
 
 
-def _contradictions(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _contradictions(tags: Sequence[str]) -> Iterator[_Finding]:
     present = set(tags)
     for group in _EITHER_OR:
         both = tuple(tag for tag in group if tag in present)
         if len(both) > 1:
-            yield both, f"{_listed(both)} contradict each other. Keep the one that is seen."
+            yield both, Topic(f"{_listed(both)} contradict each other", "keep the one that is seen."), ""
     for part, exceptions in _COLOURED.items():
         both = tuple(f"{colour} {part}" for colour in _COLOURS if f"{colour} {part}" in present)
         if len(both) > 1 and present.isdisjoint(exceptions):
-            yield both, f"{_listed(both)} contradict each other, unless {exceptions[0]} is meant."
+            why = f"keep the one that is seen, unless {exceptions[0]} is meant."
+            yield both, Topic(f"{_listed(both)} contradict each other", why), ""
 
 
-def _implications(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _implications(tags: Sequence[str]) -> Iterator[_Finding]:
     """A tag that ends with another one, or is known to be a kind of it, says the other one too."""
     present = set(tags)
     for tag in dict.fromkeys(tags):
@@ -152,7 +178,7 @@ def _implications(tags: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
         endings = (" ".join(tag.split()[start:]) for start in range(1, len(tag.split())))
         for other in (*([general] if general else []), *endings):
             if other in present and other != tag and not re.fullmatch(r"\d*(girls?|boys?)", other):
-                yield (tag, other), f"{tag!r} says {other!r} already."
+                yield (tag, other), Topic(f"{tag!r} says {other!r} already", "one of them will do."), ""
 
 
 def _listed(tags: Sequence[str]) -> str:

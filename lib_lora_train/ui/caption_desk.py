@@ -13,7 +13,7 @@ from typing import Any
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.captions import split_tags
-from lib_lora_train.data.tag_advice import advise, tags_to_prune
+from lib_lora_train.data.tag_advice import Advice, advise, grouped, tags_to_prune
 from lib_lora_train.data.tags import (
     CaptionFilter,
     CaptionSet,
@@ -30,11 +30,13 @@ from lib_lora_train.data.tags import (
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.ui.caption_edits import make_edit
+from lib_lora_train.ui.markup import count
 from lib_lora_train.ui.words import Words
 
 PER_PAGE = 48
 _TAGS_SHOWN = 200
-_ADVICE_SHOWN = 60
+_TOPICS_SHOWN = 40
+_CAPTIONS_SHOWN = 60
 _EXAMPLES = 3
 
 
@@ -194,15 +196,14 @@ class CaptionDesk:
 
     # --- advice --------------------------------------------------------------------------------
     def advice(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tags that steal from the trigger, and what stands out in single captions."""
+        """Tags that steal from the trigger, and what stands out in captions, by topic."""
         captions = self._opened()
         trigger = str(values.get("trigger", ""))
-        found = advise(captions)
-        names = captions.captions
+        groups = grouped(advise(captions))
         return {
-            "prune": [{"tag": thief.tag, "told": str(thief)} for thief in tags_to_prune(captions, trigger)],
-            "advice": [{"name": names[a.number].picture.name, "told": a.message} for a in found[:_ADVICE_SHOWN]],
-            "more": max(0, len(found) - _ADVICE_SHOWN),
+            "prune": [{"tag": thief.tag, "share": thief.share} for thief in tags_to_prune(captions, trigger)],
+            "advice": [_told_together(captions, group) for group in groups[:_TOPICS_SHOWN]],
+            "more": max(0, len(groups) - _TOPICS_SHOWN),
         }
 
     def words(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,6 +219,17 @@ class CaptionDesk:
             "shared": self._words.shared((*triggers, *extra)),
             "rare": self._words.rare(used),
         }
+
+
+def _told_together(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, Any]:
+    """A topic, the numbers of all captions that it is about, and the first of these by name."""
+    numbers = list(dict.fromkeys(one.number for one in group))
+    topic = group[0].topic
+    shown = [
+        {"name": captions.captions[one.number].picture.name, "detail": one.detail} for one in group[:_CAPTIONS_SHOWN]
+    ]
+    told = f"{count(len(numbers), 'caption')}: {topic.title}"
+    return {"told": told, "why": topic.why, "numbers": numbers, "captions": shown}
 
 
 def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from lib_lora_train.data.rude_words import is_rude
 from lib_lora_train.errors import LoraTrainError
 
 _WORD_END = "</w>"  # CLIP's mark of a token that ends a word
@@ -72,7 +73,7 @@ class Words:
         return list(_bleeding(known))
 
     def rare(self, used: Collection[str], number: int = 60) -> list[str]:
-        """Words of at most four letters that are one token, the rarest first, without those in `used`.
+        """Words of at most four letters that are one token, the rarest first, without rude ones and those in `used`.
 
         CLIP's tokens are numbered in the order in which byte-pair encoding made them, which is by frequency: a high
         number is a rare word.
@@ -83,7 +84,8 @@ class Words:
             if token.endswith(_WORD_END)
         }
         short = [word for word in words if 3 <= len(word) <= _MOST_LETTERS and word.isascii() and word.isalpha()]
-        return sorted((word for word in short if word not in used), key=lambda word: -words[word])[:number]
+        ordered = sorted(short, key=lambda word: -words[word])
+        return list(itertools.islice((word for word in ordered if word not in used and not is_rude(word)), number))
 
 
 def _bleeding(known: Mapping[str, Sequence[str]]) -> Iterator[str]:
