@@ -3,6 +3,7 @@
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
+    const BLURRED = 1.25; // as the plan's warning
     const percent = (share) => `${(100 * share).toFixed(0)} %`;
     const shape = ([width, height]) => `${width} × ${height}`;
 
@@ -37,9 +38,10 @@
             const place = { left: x / picture.width, top: y / picture.height, width: w / picture.width, height: h / picture.height };
             for (const [side, share] of Object.entries(place)) frame.style[side] = `${100 * share}%`;
             const scale = Math.max(bucket()[0] / w, bucket()[1] / h);
-            const resized = scale > 1.005 ? `enlarged ${scale.toFixed(2)} times: its blur is learnt` : `shrunk to ${percent(scale)}`;
+            const blurred = scale > BLURRED ? ": its blur is learnt" : "";
+            const resized = scale > 1.005 ? `enlarged ${scale.toFixed(2)} times${blurred}` : `shrunk to ${percent(scale)}`;
             told.textContent = `Frame ${w} × ${h} px of ${picture.width} × ${picture.height}, ${percent(1 - (w * h) / (picture.width * picture.height))} is left out; ${resized}.`;
-            told.classList.toggle("lt-k-blurred", scale > 1.25);
+            told.classList.toggle("lt-k-blurred", scale > BLURRED);
         }
 
         function drag(event) {
@@ -56,7 +58,7 @@
         for (const control of [across, down, zoom, buckets]) control.oninput = draw;
         draw();
         const button = (label, name, title, onclick) => make("button", { type: "button", className: `lt-small lt-k-${name}`, title, onclick }, label);
-        const field = (name, control) => make("label", { className: "lt-field" }, make("span", {}, name), control);
+        const field = (name, control) => make("label", { className: "lt-field lt-tool" }, make("span", {}, name), control);
         return make("div", { className: "lt-card lt-crop" },
             make("div", { className: "lt-bar-row" },
                 make("h3", { className: "lt-heading" }, "Crop", make("span", {}, `${picture.name}: training leaves ${percent(picture.lost)} of it out`)),

@@ -86,7 +86,7 @@ class Desk:
             "command": lambda values: self.command(str(values["name"])),
             **self.captions.asks(),
             **Completer(self.captions.opened).asks(),
-            **DoctorDesk(self.shelf, self._kept_config).asks(),
+            **DoctorDesk(self.shelf, self._kept_config, runner.host).asks(),
             **CropDesk(self.shelf, lambda: self.looked, self._kept_config).asks(),
             **self.runs.asks(),
             **ToolsDesk().asks(),
