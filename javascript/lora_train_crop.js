@@ -23,8 +23,9 @@
         const spare = (whole, part, start) => (whole > part ? start / (whole - part) : 0.5);
         const across = slider("across", "Left – right", { low: 0, high: 1, value: spare(picture.width, width, left) });
         const down = slider("down", "Up – down", { low: 0, high: 1, value: spare(picture.height, height, top) });
-        const most = Math.max(1, Math.min(picture.width, picture.height) / picture.least / 2);
-        const zoom = slider("zoom", "Zoom: 1 is the largest frame", { low: 1, high: Math.min(4, most), value: 1 });
+        const [, , widest, highest] = frameOf(picture, picture.buckets[0], 1, 0, 0);
+        const most = Math.max(1, Math.min(widest, highest) / picture.least);
+        const zoom = slider("zoom", "Zoom: 1 is the largest frame", { low: 1, high: Math.min(8, most), value: 1 });
         const buckets = make("select", { title: "The shape of the frame: the picture's own bucket first", "aria-label": "Bucket" },
             ...picture.buckets.map((size, n) => make("option", { value: n }, n ? shape(size) : `${shape(size)} (its bucket)`)));
         const frame = make("i", { className: "lt-k-frame" });

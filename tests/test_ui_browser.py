@@ -215,9 +215,10 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
     box.fill(str(folder))
     box.blur()
     page.click("#lora_train_look")
-    page.locator(".lt-needs", has_text="an estimate").wait_for()
-    page.locator(".lt-gallery figure").first.hover()
-    page.locator(".lt-k-open").first.click()
+    wide = page.locator(".lt-gallery figure", has_text="zkw, picture 0").first
+    wide.hover()
+    wide.locator(".lt-k-open").click()
+    assert "an estimate" in page.locator(".lt-needs").inner_text()
     page.locator(".lt-k-told", has_text="300 × 100").wait_for()
     page.locator(".lt-k-zoom").press("ArrowRight")
     stage = page.locator(".lt-k-stage")
@@ -236,8 +237,8 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
         assert larger.width > 300
     page.get_by_role("button", name="Undo", exact=True).click()
     page.locator(".lt-d-body .lt-verdict", has_text="as they were").wait_for()
-    page.locator(".lt-gallery figure").first.hover()
-    page.locator(".lt-k-open").first.click()
+    wide.hover()
+    wide.locator(".lt-k-open").click()
     page.click(".lt-k-undo")
     page.locator(".lt-told", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
