@@ -27,13 +27,22 @@
     function kindOf(place, one) {
         const act = make("button", { type: "button", className: "lt-small", title: one.remedy.split(" or ").map((name) => HELP[name] || name).join(" ") }, one.remedy ? `${one.remedy[0].toUpperCase()}${one.remedy.slice(1)} (${one.count})` : "");
         act.onclick = () => ask(place, "treat", { kind: one.kind });
+        const name = make("select", { title: "The webui's own upscalers whose models are there; Lanczos adds no detail", "aria-label": "Upscaler" },
+            ...(one.upscalers || []).map((each) => make("option", {}, each)));
+        const enlarge = make("button", { type: "button", className: "lt-small lt-d-upscale", title: "Enlarges them to the training resolution; the originals are kept, captions and masks stay. An upscaler invents detail: look at the results." }, `Upscale (${one.count})`);
+        enlarge.onclick = () => {
+            enlarge.disabled = true;
+            enlarge.textContent = "Upscaling…";
+            ask(place, "upscale", { upscaler: name.value });
+        };
+        const upscale = one.upscalers && one.upscalers.length ? make("div", { className: "lt-tool lt-d-tools" }, name, enlarge) : null;
         const lines = one.findings.map((found) => make("li", {},
             ...found.tokens.map((token) => make("img", { className: "lt-d-thumb", src: lt.url(`thumbnail/${token}`), alt: found.name, loading: "lazy" })),
             make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         return make("details", { className: `lt-d-kind lt-${one.level}` },
             make("summary", {}, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
-            make("ul", { className: "lt-c-lines" }, ...lines), more);
+            upscale, make("ul", { className: "lt-c-lines" }, ...lines), more);
     }
 
     function draw(place, answer) {

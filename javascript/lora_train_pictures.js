@@ -148,7 +148,9 @@
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },
                 make("img", { src: thumbnail(one.token), alt: one.caption, loading: "lazy" }));
             button.onclick = () => lt.enlarge(table, 0, column);
-            return make("figure", {}, button,
+            const crop = make("button", { type: "button", className: "lt-small lt-k-open", title: `Crop ${one.name}: see what training cuts off, and choose the part yourself` }, "Crop");
+            crop.onclick = () => lt.crop(place, one.token);
+            return make("figure", {}, button, crop,
                 one.is_regularisation ? make("i", { className: "lt-tag" }, "regularisation") : null,
                 make("figcaption", { title: one.caption },
                     one.caption || make("i", { className: "lt-faint" }, "no caption")));

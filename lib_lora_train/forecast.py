@@ -43,6 +43,13 @@ class Forecast:
         return f"about {time_text(self.time.seconds)}" if self.time else "not known yet"
 
     @property
+    def tiles(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(name, figure) of time and memory, for where there is little room."""
+        time = ("time, about", time_text(self.time.seconds)) if self.time else ("time, not known yet", "–")
+        memory = ("memory, about", size_text(self.memory.total)) if self.memory else ("memory, not known", "–")
+        return time, memory
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """What stands behind the two figures, one sentence each."""
         return (_about_memory(self.memory, self.card, self.device), _about_time(self.time))

@@ -74,3 +74,30 @@ def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
     desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
     answer = desk.ask("doctor-examine", {})
     assert (answer["pictures"], answer["kinds"]) == (1, [])
+
+
+def test_tiny_pictures_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) -> None:
+    desk, _ = open_small_desk(tmp_path)
+    picture = tmp_path / "set" / "000.png"
+    desk.keep({**desk.demo_form(), "resolution": 256})
+    before = picture.read_bytes()
+    tiny = next(one for one in desk.ask("doctor-examine", {})["kinds"] if one["kind"] == "tiny")
+    assert tiny["upscalers"] == ["Lanczos"], "stand-alone there is nothing else"
+    answer = desk.ask("doctor-upscale", {"upscaler": "Lanczos"})
+    with Image.open(picture) as larger:
+        assert larger.width * larger.height >= 256**2
+    assert "tiny" not in kinds(answer) and answer["undo"] == 1
+    desk.ask("doctor-undo", {})
+    assert picture.read_bytes() == before
+
+
+def test_the_webuis_upscalers_are_offered_and_a_failing_one_changes_nothing(tmp_path: Path) -> None:
+    desk, runner = open_small_desk(tmp_path)
+    runner.host.upscaler_names = lambda: ("4x", "Lanczos")
+    desk.keep({**desk.demo_form(), "resolution": 256})
+    before = (tmp_path / "set" / "000.png").read_bytes()
+    tiny = next(one for one in desk.ask("doctor-examine", {})["kinds"] if one["kind"] == "tiny")
+    assert tiny["upscalers"] == ["4x", "Lanczos"]
+    answer = desk.ask("doctor-upscale", {"upscaler": "4x"})  # the stand-alone host refuses it
+    assert "could not be" in answer["told"] and answer["undo"] == 0
+    assert (tmp_path / "set" / "000.png").read_bytes() == before

@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,44 @@ def write_fixes(
     return Fixed(tuple(treated), tuple(failed), surgery.write_list())
 
 
+def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> Fixed:
+    """Write other contents in the place of files, each as (path, bytes); the originals are kept as in `write_fixes`."""
+    surgery = _Surgery(folder.absolute())
+    treated, failed = [], []
+    for path, (new_path, content) in contents.items():
+        try:
+            surgery.replace(path.absolute(), content, new_path.absolute())
+            treated.append(path)
+        except (LoraTrainError, OSError) as error:
+            failed.append((path, f"{path.name}: {error}"))
+    return Fixed(tuple(treated), tuple(failed), surgery.write_list())
+
+
+def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[Path, bytes]:
+    """(path, content) of what `edit` makes of the upright picture, in its own format where that can be, else as PNG.
+
+    Transparency stays. DataError if the file does not decode.
+    """
+    content = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            kind = opened.format or ""
+            orientation = orientation_of(opened, content)
+            opened.seek(0)
+            has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
+            wanted = "RGBA" if has_alpha else "L" if opened.mode in ("L", "1") else "RGB"
+            picture = opened.convert(wanted)
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path} cannot be decoded: {str(error) or repr(error)}. Replace or remove it.") from error
+    if orientation in UPRIGHT:
+        picture = picture.transpose(UPRIGHT[orientation])
+    if kind not in _ENCODING or (has_alpha and kind in ("JPEG", "BMP")):
+        kind, path = "PNG", path.with_suffix(".png")
+    written = io.BytesIO()
+    edit(picture).save(written, kind, **_ENCODING[kind])
+    return path, written.getvalue()
+
+
 def write_undo(undo: Path) -> int:
     """Put the originals of a list back and remove what was written instead; how many files. The list is used up.
 
@@ -128,16 +166,14 @@ class _Surgery:
             return
         done = [remedy for remedy in _ORDER if remedy in remedies]
         if done == ["write caption"]:
-            self._replace(_caption_file(path), f"{words}\n".encode())
+            self.replace(_caption_file(path), f"{words}\n".encode())
         elif done == ["to UTF-8"]:
-            self._replace(path, decode_caption(read_bytes(path))[0].encode())
+            self.replace(path, decode_caption(read_bytes(path))[0].encode())
         else:
             new_path, content = _treated_picture(path, done)
-            if new_path != path and new_path.exists():
-                raise DataError(f"{new_path.name} is there already; rename one of the two.")
-            self._replace(path, content, new_path)
+            self.replace(path, content, new_path)
             if "write caption" in remedies:
-                self._replace(_caption_file(path), f"{words}\n".encode())
+                self.replace(_caption_file(path), f"{words}\n".encode())
 
     def write_list(self) -> Path | None:
         """The list for undoing, None where nothing was done."""
@@ -152,9 +188,11 @@ class _Surgery:
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         return path
 
-    def _replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
-        """Keep the file and write the content in its place, or under another name."""
+    def replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
+        """Keep the file and write the content in its place, or under another name, which must be free."""
         target = new_path or path
+        if target != path and target.exists():
+            raise DataError(f"{target.name} is there already; rename one of the two.")
         kept = self._kept(path) if path.exists() else None
         try:
             whole_file.write_bytes(target, content)

@@ -148,6 +148,17 @@ class Host(Protocol):
         """
         ...
 
+    def upscaler_names(self) -> tuple[str, ...]:
+        """The host's own upscalers that can be used at once; () where it has none."""
+        ...
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The RGB picture enlarged to `size` by one of them, in a turn of its own; not inside a lease.
+
+        HostError where there is none of this name or where it fails, InterruptedDrawing at the host's Interrupt.
+        """
+        ...
+
     def tagger_names(self) -> tuple[str, ...]:
         """The host's own describers of pictures; () where it has none."""
         ...

@@ -66,7 +66,7 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
     }
     asked = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values)
     asked.scripts = scripts.ScriptRunner()  # one without scripts: reForge fails where there is none
-    with closing(asked), _as_a_job(shared):
+    with closing(asked), as_a_job(shared):
         done = _processed(asked)
         if shared.state.interrupted or shared.state.stopping_generation or shared.state.skipped:
             raise InterruptedDrawing("The webui's Interrupt was pressed while it drew pictures for this run.")
@@ -75,7 +75,7 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
 
 
 @contextmanager
-def _as_a_job(shared: Any) -> Iterator[None]:
+def as_a_job(shared: Any) -> Iterator[None]:
     """What the webui does around each of its generations; beginning one forgets earlier interruptions."""
     shared.state.begin(job="LoRA Train")
     try:

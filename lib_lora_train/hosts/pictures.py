@@ -50,6 +50,10 @@ class PictureShelf:
             tokens.append(token)
         return tuple(tokens)
 
+    def path_of(self, token: str) -> Path | None:
+        """The picture of a token that was given out, None for any other."""
+        return self._paths.get(token)
+
     def load_picture(self, token: str) -> tuple[bytes, str]:
         """The file's bytes and media type; KeyError for an unknown token, OSError when the file is gone."""
         path = self._paths[token]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from lib_lora_train.hosts import interrogators, painting
+from lib_lora_train.hosts import interrogators, painting, upscaling
 from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
 from lib_lora_train.hosts.page import noise_source, results_folder
 
@@ -63,6 +64,14 @@ class Relative(ABC):
         if order.lora:
             painting.require_lora(lora_networks(), order.lora)
         return painting.paint(order, sampler)
+
+    def upscaler_names(self) -> tuple[str, ...]:
+        """Those of the Extras tab that need no download."""
+        return upscaling.upscaler_names()
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """As the Extras tab does it."""
+        return upscaling.upscale(picture, size, upscaler)
 
     def taggers(self) -> Mapping[str, interrogators.Turn]:
         """DeepBooru and BLIP, where the webui has them."""

@@ -25,6 +25,8 @@ from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import load_tokenizer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.data.tagging import Tagger
     from lib_lora_train.hosts.base import Painter
@@ -220,6 +222,17 @@ class StandaloneHost:
     def sampler_names(self) -> tuple[str, ...]:
         """None: everything is drawn by the trainer here."""
         return ()
+
+    def upscaler_names(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """HostError."""
+        wanted = f"{picture.width}×{picture.height} px to {size[0]}×{size[1]}"
+        raise HostError(
+            f"{upscaler} is an upscaler of a webui, and there is none here to bring {wanted}. Take Lanczos."
+        )
 
     def painter(self, sampler: str, model: DiffusionModel | None = None) -> Painter:
         """HostError: there is no webui to draw for `model`."""

@@ -30,6 +30,8 @@ from lib_lora_train.models.load import file_hash, shapes_of
 from lib_lora_train.models.model import DiffusionModel, model_on
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.data.tagging import Tagger
 
@@ -106,6 +108,12 @@ class Webui(Protocol):
 
     def sampler_names(self) -> tuple[str, ...]:
         """The webui's samplers."""
+
+    def upscaler_names(self) -> tuple[str, ...]:
+        """The webui's upscalers whose models are there."""
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The RGB picture enlarged by one of them; errors as `hosts.base.Host.upscale`."""
 
     def paint(self, order: PictureOrder, sampler: str) -> Painting:
         """One generation of the webui's own; HostError for a sampler or a LoRA file it does not have."""
@@ -227,6 +235,15 @@ class WebuiHost:
                     f"It goes on when {name} is chosen again."
                 )
             return self._webui.paint(order, sampler)
+
+    def upscaler_names(self) -> tuple[str, ...]:
+        """The webui's own upscalers."""
+        return self._webui.upscaler_names()
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The picture enlarged under the webui's queue lock; errors as `hosts.base.Host.upscale`."""
+        with self._turn():
+            return self._webui.upscale(picture, size, upscaler)
 
     def tagger_names(self) -> tuple[str, ...]:
         """The webui's own describers of pictures."""

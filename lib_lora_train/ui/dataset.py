@@ -165,7 +165,7 @@ def show_plan(plan: Plan, checked: Checked) -> str:
         ("epochs", f"{plan.epochs:,}"),
         ("steps in all", f"{plan.total_steps:,}"),
         ("pictures per step", f"{plan.batch_size * plan.accumulation:,}"),
-        *([("time", needs.time_words), ("memory", needs.memory_words)] if needs else []),
+        *(needs.tiles if needs else ()),
     ]
     return "".join(
         [

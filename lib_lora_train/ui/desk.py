@@ -31,6 +31,7 @@ from lib_lora_train.ui.balancing import RULE, balanced_concepts
 from lib_lora_train.ui.caption_desk import CaptionDesk
 from lib_lora_train.ui.checked import Changed, Checked, Looked
 from lib_lora_train.ui.completing import Completer
+from lib_lora_train.ui.crop_desk import CropDesk
 from lib_lora_train.ui.doctor_desk import DoctorDesk
 from lib_lora_train.ui.fixes import Fix, fixes_of
 from lib_lora_train.ui.form import (
@@ -85,7 +86,8 @@ class Desk:
             "command": lambda values: self.command(str(values["name"])),
             **self.captions.asks(),
             **Completer(self.captions.opened).asks(),
-            **DoctorDesk(self.shelf, self._kept_config).asks(),
+            **DoctorDesk(self.shelf, self._kept_config, runner.host).asks(),
+            **CropDesk(self.shelf, lambda: self.looked, self._kept_config).asks(),
             **self.runs.asks(),
             **ToolsDesk().asks(),
             **TagDesk(runner.host, self.captions).asks(),

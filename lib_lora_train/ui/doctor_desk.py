@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from PIL import Image
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.doctor import Examination, Finding, examine
+from lib_lora_train.data.enlarging import LANCZOS, Enlarge, by_lanczos, write_enlarged
 from lib_lora_train.data.fixes import write_fixes, write_undo
 from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.errors import DataError
@@ -18,11 +21,20 @@ _SHOWN = 40
 _LEVELS = ("error", "warning", "hint")
 
 
+class Upscaling(Protocol):
+    """The part of a host that enlarges pictures."""
+
+    def upscaler_names(self) -> tuple[str, ...]: ...
+
+    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image: ...
+
+
 class DoctorDesk:
     """Examines the folders of the form as it was last kept; what was done last can be undone."""
 
-    def __init__(self, shelf: PictureShelf, config: Callable[[], TrainConfig]) -> None:
+    def __init__(self, shelf: PictureShelf, config: Callable[[], TrainConfig], host: Upscaling) -> None:
         self._shelf = shelf
+        self._host = host
         self._config = config
         self._found: list[tuple[Concept, Examination]] = []
         self._undo: list[Path] = []
@@ -30,7 +42,12 @@ class DoctorDesk:
 
     def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """What the page's buttons ask, by name."""
-        return {"doctor-examine": self.examine, "doctor-treat": self.treat, "doctor-undo": self.undo}
+        return {
+            "doctor-examine": self.examine,
+            "doctor-treat": self.treat,
+            "doctor-upscale": self.upscale,
+            "doctor-undo": self.undo,
+        }
 
     def examine(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """Look at every picture and caption of every concept; the findings by kind, the gravest first."""
@@ -68,6 +85,26 @@ class DoctorDesk:
             raise DataError("There is nothing to do about these. Examine the folders again.")
         return {**self.examine({}), "told": " ".join(told)}
 
+    def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Enlarge every tiny picture to the training resolution by the named upscaler; the originals are kept."""
+        name = str(values.get("upscaler", ""))
+        resolution, told = self._config().resolution, []
+        with self._lock:
+            for _, found in self._found:
+                tiny = [finding.path for finding in found.findings if finding.kind == "tiny"]
+                if tiny:
+                    fixed = write_enlarged(found.folder, tiny, resolution, self._enlarge(name))
+                    told.append(str(fixed))
+                    self._undo += [fixed.undo] if fixed.undo else []
+        if not told:
+            raise DataError("No picture is too small any more. Examine the folders again.")
+        return {**self.examine({}), "told": " ".join(told)}
+
+    def _enlarge(self, name: str) -> Enlarge:
+        if name == LANCZOS and name not in self._host.upscaler_names():
+            return by_lanczos
+        return lambda picture, size: self._host.upscale(picture, size, name)
+
     def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """Put back what the last remedy changed."""
         with self._lock:
@@ -96,6 +133,7 @@ class DoctorDesk:
             "level": findings[0].level,
             "count": len(findings),
             "remedy": " or ".join(remedies),
+            "upscalers": list(self._host.upscaler_names() or (LANCZOS,)) if kind == "tiny" else [],
             "findings": [
                 {"name": f.path.name, "message": f.message, "tokens": self._pictures(f)} for f in findings[:_SHOWN]
             ],

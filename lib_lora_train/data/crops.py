@@ -1,0 +1,90 @@
+"""Crops that a person chooses: what training would cut off a picture, and a frame of its bucket's shape instead.
+
+All frames are in pixels of the upright picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.data.buckets import BucketRule, Placement, bucket_sizes
+from lib_lora_train.data.fixes import Fixed, edited_picture, write_replacements
+from lib_lora_train.data.masks import masks_of
+from lib_lora_train.errors import DataError
+
+LEAST_FRAME = 64
+"""The shortest side of a frame in px: less holds nothing to learn."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A rectangle of a picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def trained_frame(placement: Placement, width: int, height: int) -> Frame:
+    """What training sees of a picture of this size."""
+    across, down = width / placement.resize_width, height / placement.resize_height
+    return Frame(
+        round(placement.left * across),
+        round(placement.top * down),
+        min(width, round(placement.width * across)),
+        min(height, round(placement.height * down)),
+    )
+
+
+def near_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
+    """The buckets whose shapes are nearest to a picture's, the nearest first."""
+    ratio = math.log(width / height)
+    return sorted(bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
+
+
+def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
+    """Cut the picture, and its mask if it has one, to the frame; the originals are kept beside the data folder.
+
+    DataError for a frame that does not lie in the picture, or is less than `LEAST_FRAME` px wide or high.
+    """
+    mask = masks_of(picture.parent.iterdir()).get(picture.stem)
+    size = _size(picture)
+    _require_inside(frame, size, picture.name)
+    contents = {picture: edited_picture(picture, lambda whole: _cut(whole, frame, size))}
+    if mask:
+        contents[mask] = edited_picture(mask, lambda whole: _cut(whole, frame, size))
+    return write_replacements(folder, contents)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    sizes: list[tuple[int, int]] = []
+
+    def see(picture: Image.Image) -> Image.Image:
+        sizes.append(picture.size)
+        return picture
+
+    edited_picture(path, see)
+    return sizes[0]
+
+
+def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:
+    if min(frame.width, frame.height) < LEAST_FRAME:
+        raise DataError(f"{name}: the frame is {frame.width}×{frame.height} px. Make it at least {LEAST_FRAME} px.")
+    is_inside = frame.left >= 0 and frame.top >= 0
+    if not is_inside or frame.left + frame.width > size[0] or frame.top + frame.height > size[1]:
+        raise DataError(f"{name} has changed since it was shown. Look at the folder again.")
+
+
+def _cut(picture: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
+    """The frame of a picture, or of a mask that lies over a picture of `size` as a whole."""
+    across, down = picture.width / size[0], picture.height / size[1]
+    left, top = round(frame.left * across), round(frame.top * down)
+    right = max(left + 1, round((frame.left + frame.width) * across))
+    bottom = max(top + 1, round((frame.top + frame.height) * down))
+    return picture.crop((left, top, right, bottom))

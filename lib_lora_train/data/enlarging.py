@@ -1,0 +1,58 @@
+"""Tiny pictures made as large as training needs them, by whatever enlarges best; the originals are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.data.fixes import Fixed, edited_picture, write_replacements
+from lib_lora_train.errors import InterruptedDrawing, LoraTrainError
+
+LANCZOS = "Lanczos"
+"""What there is everywhere: it adds no detail, as training itself would enlarge."""
+
+Enlarge = Callable[[Image.Image, tuple[int, int]], Image.Image]
+"""An RGB picture and the size in px → the picture of that size."""
+
+
+def by_lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture resampled by Lanczos' filter."""
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """The size of the same shape whose area is that of `resolution`'s square, or a little more; never a smaller one."""
+    scale = max(1.0, resolution / math.sqrt(size[0] * size[1]))
+    return math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
+
+
+def write_enlarged(folder: Path, pictures: Iterable[Path], resolution: int, enlarge: Enlarge) -> Fixed:
+    """Enlarge the pictures in place to what a resolution needs; captions stay, a mask lies over its picture anyway.
+
+    One that cannot be is told with its reason and stays; after an interruption the others stay too.
+    """
+    contents: dict[Path, tuple[Path, bytes]] = {}
+    failed: list[tuple[Path, str]] = []
+    for path in pictures:
+        try:
+            contents[path] = edited_picture(path, lambda whole: _larger(whole, resolution, enlarge))
+        except InterruptedDrawing as error:
+            failed.append((path, str(error)))
+            break
+        except LoraTrainError as error:
+            failed.append((path, f"{path.name}: {error}"))
+    fixed = write_replacements(folder, contents)
+    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed))
+
+
+def _larger(picture: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:
+    """The picture at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
+    size = enlarged_size(picture.size, resolution)
+    larger = enlarge(picture.convert("RGB"), size)
+    if picture.mode == "RGBA":
+        larger.putalpha(by_lanczos(picture.getchannel("A"), size))
+    return larger.convert(picture.mode)

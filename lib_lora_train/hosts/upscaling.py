@@ -1,0 +1,51 @@
+"""The webui's own upscalers, for pictures that are too small to train on. To be called under the queue lock.
+
+`shared.sd_upscalers` and `images.resize_image` are the same in A1111 1.10 and all that descend from it. Two traps: an
+unknown name is silently replaced by the first upscaler, and one whose model is missing downloads it while everybody
+waits; so only those that are there are offered.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from PIL import Image
+
+from lib_lora_train.errors import HostError, InterruptedDrawing
+from lib_lora_train.hosts.painting import as_a_job
+
+_JUST_RESIZE = 0
+_FAILURES = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+"""What the webui raises where a model file is damaged or of another kind, or the memory is full."""
+
+
+def upscaler_names() -> tuple[str, ...]:
+    """The upscalers that can be used at once, in the webui's order."""
+    from modules import shared
+
+    return tuple(one.name for one in shared.sd_upscalers if one.name != "None" and not _is_missing(one))
+
+
+def _is_missing(upscaler: Any) -> bool:
+    """Whether its model is an address still."""
+    place = getattr(upscaler, "local_data_path", None) or getattr(upscaler, "data_path", None)
+    return str(place).startswith(("http://", "https://"))
+
+
+def upscale(picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+    """The RGB picture at `size`; HostError where the webui fails, InterruptedDrawing at its Interrupt."""
+    from modules import images, shared
+
+    if upscaler not in upscaler_names():
+        raise HostError(f"The webui has no upscaler {upscaler}, or its model is not downloaded. Choose another one.")
+    with as_a_job(shared):
+        try:
+            larger = images.resize_image(_JUST_RESIZE, picture, *size, upscaler_name=upscaler)
+        except _FAILURES as error:
+            raise HostError(f"{upscaler} failed ({error}). The webui's console says more.") from error
+        if shared.state.interrupted:
+            raise InterruptedDrawing("The webui's Interrupt was pressed while it enlarged pictures.")
+    if not isinstance(larger, Image.Image) or larger.size != size:
+        raise HostError(f"{upscaler} gave back no picture of {size[0]}×{size[1]} px. Choose another one.")
+    return larger.convert("RGB")

@@ -1,0 +1,96 @@
+"""Cropping by hand, the server's side: what training cuts off a picture, and the crop that is written. No gradio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.data.buckets import bucket_rule, place
+from lib_lora_train.data.crops import LEAST_FRAME, Frame, near_buckets, trained_frame, write_crop
+from lib_lora_train.data.fixes import write_undo
+from lib_lora_train.data.scan import Item
+from lib_lora_train.errors import DataError
+from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.ui.checked import Looked
+
+
+class CropDesk:
+    """Shows and writes crops of the data set that was looked at; the last ones can be undone."""
+
+    def __init__(
+        self, shelf: PictureShelf, looked: Callable[[], Looked | None], config: Callable[[], TrainConfig]
+    ) -> None:
+        self._shelf = shelf
+        self._looked = looked
+        self._config = config
+        self._undo: list[Path] = []
+        self._lock = threading.Lock()
+
+    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """What the page's buttons ask, by name."""
+        return {"crop-look": self.look, "crop-write": self.write, "crop-undo": self.undo}
+
+    def look(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A picture's size, its bucket, what training would see of it, and the buckets of nearly its shape."""
+        item = self._item(values)
+        image = item.image
+        rule = bucket_rule(self._config(), item.resolution)
+        placement = place(image.width, image.height, rule)
+        frame = trained_frame(placement, image.width, image.height)
+        own = (placement.width, placement.height)
+        others = [size for size in near_buckets(image.width, image.height, rule) if size != own]
+        return {
+            "token": str(values["token"]),
+            "name": image.path.name,
+            "width": image.width,
+            "height": image.height,
+            "frame": [frame.left, frame.top, frame.width, frame.height],
+            "lost": 1 - frame.width * frame.height / (image.width * image.height),
+            "least": LEAST_FRAME,
+            "buckets": [list(size) for size in (own, *others)],
+            "undo": len(self._undo),
+        }
+
+    def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the crop of a frame in the picture's place; the original is kept beside the folder."""
+        item = self._item(values)
+        try:
+            frame = Frame(*(round(float(number)) for number in values["frame"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError("The crop's frame is missing. Reload the page.") from error
+        with self._lock:
+            picture = item.image.path.parent.resolve() / item.image.path.name
+            fixed = write_crop(self._folder_of(picture), picture, frame)
+            self._undo += [fixed.undo] if fixed.undo else []
+        if fixed.failed:
+            raise DataError(fixed.failed[0][1])
+        kept = f" The original lies in {fixed.undo.parent}." if fixed.undo else ""
+        return {"told": f"{item.image.path.name} is cropped to {frame.width} × {frame.height} px.{kept}"}
+
+    def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put back what was there before the last crop."""
+        with self._lock:
+            if not self._undo:
+                raise DataError("There is no crop to undo.")
+            write_undo(self._undo.pop())
+        return {"told": "The last crop is undone.", "undo": len(self._undo)}
+
+    def _item(self, values: Mapping[str, Any]) -> Item:
+        looked = self._looked()
+        path = self._shelf.path_of(str(values.get("token", "")))
+        found = next((one for one in looked.dataset.items if one.image.path == path), None) if looked and path else None
+        if found is None:
+            raise DataError("This picture is not in the data set any more. Press Look.")
+        return found
+
+    def _folder_of(self, picture: Path) -> Path:
+        """The card's folder that the picture belongs to; originals lie beside it, where training does not look."""
+        folders = [_root(concept) for concept in self._config().concepts if concept.folder]
+        return next((folder for folder in folders if folder in picture.parents), picture.parent)
+
+
+def _root(concept: Concept) -> Path:
+    return Path(concept.folder).expanduser().resolve()
