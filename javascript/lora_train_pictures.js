@@ -72,17 +72,19 @@
             if (event.kind !== "SampleDrawn") continue;
             const key = `${event.prompt}\n${event.seed}`;
             if (!columns.includes(key)) columns.push(key);
-            if (!rows.has(event.epoch)) rows.set(event.epoch, new Map());
-            rows.get(event.epoch).set(key, event);
+            const moment = `${event.epoch}/${event.step || 0}`;
+            if (!rows.has(moment)) rows.set(moment, { epoch: event.epoch, step: event.step || 0, drawn: new Map() });
+            rows.get(moment).drawn.set(key, event);
         }
-        const epochs = [...rows.keys()].sort((a, b) => a - b);
-        const epochName = (epoch) => (epoch ? `Epoch ${epoch}` : "No LoRA");
+        // Within an epoch its steps come first, then its end.
+        const order = [...rows.values()].sort((a, b) => a.epoch - b.epoch || (a.step || Infinity) - (b.step || Infinity));
+        const nameOf = (row) => (row.step ? `Step ${row.step}` : row.epoch ? `Epoch ${row.epoch}` : "No LoRA");
         return {
             prompts: columns.map((key) => key.split("\n")[0]),
-            epochs: epochs.map(epochName),
-            table: epochs.map((epoch) => columns.map((key) => {
-                const event = rows.get(epoch).get(key);
-                return event ? { token: event.token, title: epochName(epoch), text: `${event.prompt} · seed ${event.seed}` } : null;
+            epochs: order.map(nameOf),
+            table: order.map((row) => columns.map((key) => {
+                const event = row.drawn.get(key);
+                return event ? { token: event.token, title: nameOf(row), text: `${event.prompt} · seed ${event.seed}` } : null;
             })),
         };
     }

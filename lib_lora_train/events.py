@@ -126,12 +126,13 @@ class Resumed:
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """A sample picture stands at `path`; `epoch` 0 means without LoRA."""
+    """A sample picture stands at `path`; `epoch` 0 means without LoRA, `step` 0 the end of the epoch."""
 
     path: str
     epoch: int
     prompt: str
     seed: int
+    step: int = 0
 
 
 @dataclass(frozen=True)

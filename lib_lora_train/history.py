@@ -69,7 +69,7 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> History:
         if record["kind"] == "EpochDone":
             history.losses[record["epoch"]] = record["mean_loss"]
             history.samples[record["epoch"]] = 0
-        elif record["kind"] == "SampleDrawn" and record["epoch"] in history.samples:
+        elif record["kind"] == "SampleDrawn" and not record.get("step") and record["epoch"] in history.samples:
             history.samples[record["epoch"]] += 1
         elif record["kind"] == "LoraWritten":
             path = Path(record["path"])

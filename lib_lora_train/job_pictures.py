@@ -41,37 +41,39 @@ def _loaded(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def draw_row(run: JobRun, epoch: int) -> Iterator[Event]:
-    """The sample prompts with the adapter as it stands; epoch 0 without it.
+def draw_row(run: JobRun, epoch: int, step: int = 0) -> Iterator[Event]:
+    """The sample prompts with the adapter as it stands; epoch 0 without it. `step`: within the epoch, as its own row.
 
     What the webui was to draw and could not is told, and harms nothing.
     """
     if not run.prompts:
         return
     try:
-        yield from timed("samples", len(run.prompts), _draw_row(run, epoch))
+        yield from timed("samples", len(run.prompts), _draw_row(run, epoch, step))
     except ModelAwayError:
         raise
     except HostError as reason:
-        yield Noted("warning", "webui_sampler", f"{reason} The samples of epoch {epoch} are left out.")
+        moment = f"step {step}" if step else f"epoch {epoch}"
+        yield Noted("warning", "webui_sampler", f"{reason} The samples of {moment} are left out.")
         return
     path = run.history.epoch_files().get(epoch)
-    if path:
+    if path and not step:
         yield from carded(run, path, partial(write_preview, path, run.pictures[epoch][0].save))
 
 
-def _draw_row(run: JobRun, epoch: int) -> Generator[Event, None, None]:
+def _draw_row(run: JobRun, epoch: int, step: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
     at_once = 1 if run.painter else _PICTURES_PER_TURN
     for start in range(0, len(run.prompts), at_once):
         prompts = run.prompts[start : start + at_once]
         for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch)), strict=True):
             row.append(picture)
-            path = run.folder.sample(epoch, len(row))
+            path = run.folder.sample(epoch, len(row), step)
             write_picture(path, picture, text)
-            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed)
+            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed, step)
         yield Progress("samples", len(row), len(run.prompts))
-    run.pictures[epoch] = row
+    if not step:
+        run.pictures[epoch] = row
 
 
 def _pictures(

@@ -226,6 +226,8 @@ def _trained(run: JobRun, training: Training, measure: Measure | None) -> Genera
                 yield from keep_state(run, training)
                 yield from _epoch_file(run, event.epoch, event.step)
                 yield from _epoch_samples(run, event.epoch)
+                if not run.is_due(event.epoch, run.config.sample_every_n_epochs):
+                    yield from _step_samples(run, training)
                 yield from _measured(run, measure, event.epoch)
             elif isinstance(event, Progress):
                 yield from _after_turn(run, training)
@@ -276,6 +278,18 @@ def _after_turn(run: JobRun, training: Training) -> Iterator[Event]:
         yield from write_due_step(run, training)
     if config.save_state_every_n_steps and step % config.save_state_every_n_steps == 0:
         yield from keep_state(run, training)
+    yield from _step_samples(run, training)
+
+
+def _step_samples(run: JobRun, training: Training) -> Iterator[Event]:
+    """The samples of a step that is due."""
+    every = run.config.sample_every_n_steps
+    if not every or training.step % every or not run.prompts:
+        return
+    if run.painter:  # the webui draws from files only
+        yield from write_step(run, training)
+    epoch = -(-training.step // run.plan.steps_per_epoch)
+    yield from draw_row(run, epoch, training.step)
 
 
 def _asked_for(run: JobRun, training: Training) -> Iterator[Event]:

@@ -41,7 +41,7 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """`epoch-000003-02.png`: third epoch, second prompt, counted from 1; epoch 0 is without LoRA."""
+        """`epoch-000003-02.png`: third epoch, second prompt, counted from 1; 0 is without LoRA; `step-…` is within an epoch."""
         return self.root / "samples"
 
     @property
@@ -68,9 +68,10 @@ class RunFolder:
         names = (path.stem.removeprefix("step-") for path in self.states.glob("step-*.pt"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def sample(self, epoch: int, number: int) -> Path:
-        """The picture of an epoch's prompt, counted from 1."""
-        return self.samples / f"epoch-{epoch:06}-{number:02}.png"
+    def sample(self, epoch: int, number: int, step: int = 0) -> Path:
+        """The picture of a prompt, counted from 1, after an epoch or, within one, after a step."""
+        moment = f"step-{step:08}" if step else f"epoch-{epoch:06}"
+        return self.samples / f"{moment}-{number:02}.png"
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,23 @@ def test_without_samples_on_the_way_the_grid_is_drawn_from_the_files(place: Plac
     assert len(only(events, GridDrawn)) == 1
 
 
+def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:
+    """Six steps in two epochs: after step 2 and 4; step 6 ends an epoch, whose samples are its own."""
+    events = place.run(sample_every_n_steps=2)
+    drawn = only(events, SampleDrawn)
+    of_steps = [(event.step, event.epoch, Path(event.path).name) for event in drawn if event.step]
+    assert sorted({(step, epoch) for step, epoch, _ in of_steps}) == [(2, 1), (4, 2)]
+    assert all(name.startswith(f"step-{step:08}-") for step, _, name in of_steps)
+    assert {event.epoch for event in drawn if not event.step} == {0, 1, 2}
+    assert all(Path(event.path).is_file() for event in drawn)
+    for event in drawn:
+        if event.step:
+            position = events.index(event)
+            assert max(e.step for e in events[:position] if isinstance(e, StepDone)) == event.step
+    again = place.run(sample_every_n_steps=3, sample_every_n_epochs=0, make_grid=False)
+    assert {event.step for event in only(again, SampleDrawn)} == {3, 6}  # no samples of epochs: their ends count too
+
+
 def test_the_measure_sees_the_model_without_lora_first(place: Place) -> None:
     seen: list[bool] = []
 

@@ -121,7 +121,6 @@ DEFAULTS: Mapping[str, Any] = {
     "save_last_n_steps_state": 0,
     "save_n_epoch_ratio": 0,
     "save_as_bool": False,
-    "sample_every_n_steps": 0,
     "sample_at_first": False,
 }
 """What has no place here yet, with the value at which kohya's tools do nothing special either."""

@@ -30,6 +30,15 @@ class SampleSettings:
         high=10_000,
         kohya="sample_every_n_epochs",
     )
+    sample_every_n_steps: int = param(
+        0,
+        "Draw samples after every so many steps too, in rows of their own; the grid holds epochs only. 0: no. For long "
+        "epochs; below 50 the drawing takes longer than the training. Where the webui draws, each writes a file.",
+        group="samples",
+        low=0,
+        high=10_000_000,
+        kohya="sample_every_n_steps",
+    )
     sample_sampler: str = param(
         "Euler a",
         "Sampler of the samples and the grid.",

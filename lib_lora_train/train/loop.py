@@ -216,7 +216,7 @@ def train(training: Training, *, host: Lender, control: Control) -> Iterator[Eve
 
 def is_due(config: TrainConfig, step: int) -> bool:
     """Whether something has to be written after this very step, so that the turn ends with it."""
-    every = (config.save_every_n_steps, config.save_state_every_n_steps)
+    every = (config.save_every_n_steps, config.save_state_every_n_steps, config.sample_every_n_steps)
     return any(number and step % number == 0 for number in every)
 
 

@@ -1,0 +1,196 @@
+"""What options at the end of a step cost: limited norms, a running mean, 16-bit LoRA numbers.
+
+    python benchmarks/step_end.py [--rank 32] [--repeats 5] [--pixels 256]   SD1.5's UNet on the processor: seconds
+    python benchmarks/step_end.py --count [--rank 32]                        SD1.5 and SDXL on meta tensors: operations
+
+Seconds: random weights of the published sizes, kohya's standard layers, AdamW, batch 1; all variants interleaved in one
+process, medians. Operations: what is dispatched to the device, one kernel or a few each, which is what small work costs
+on a graphics card. `per layer` limits norms as other trainers do: ΔW of each layer in full, and its norm read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from lib_lora_train.adapters.inject import Adapter, inject
+from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.models.family import ModelSpec
+from lib_lora_train.models.model import DiffusionModel
+from lib_lora_train.models.schedule import schedule_for
+from lib_lora_train.train.average import Average
+from lib_lora_train.train.gradients import clip_gradients
+from lib_lora_train.train.working import Working
+
+LIMIT = 1.0
+SD1: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
+SDXL: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+class Counted(TorchDispatchMode):
+    """Counts what is dispatched; views and allocations launch nothing and do not count."""
+
+    FREE = ("view", "as_strided", "detach", "empty", "expand", "permute", "transpose", "aten.t.", "split", "unbind")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.operations += not any(free in name for free in self.FREE)
+        return func(*args, **(kwargs or {}))
+
+
+class Bench:
+    """One UNet with a LoRA on it, and everything that a step may do."""
+
+    def __init__(self, config: dict[str, Any], *, rank: int, pixels: int, device: str) -> None:
+        with torch.device(device):
+            unet = UNet2DConditionModel(**config).requires_grad_(False).eval()
+        family = "sdxl" if "addition_embed_type" in config else "sd1"
+        spec = ModelSpec(family, "epsilon", False, 0.18215, config, {}, ())
+        self.model = DiffusionModel(spec, unet, None, (), (), schedule_for(spec), family, "")
+        self.adapter = self._adapter(rank, torch.float32)
+        (self.parameter,) = self.adapter.groups["unet"]
+        self.limit = self.adapter.norm_limit(LIMIT)
+        self.average = Average([self.parameter], 0.99)
+        self.optimizer = torch.optim.AdamW([self.parameter], lr=1e-4)
+        self.x = torch.randn(1, 4, pixels // 8, pixels // 8, device=device)
+        self.text = torch.randn(1, 77, config["cross_attention_dim"], device=device)
+        sizes = {"text_embeds": torch.randn(1, 1280, device=device), "time_ids": torch.ones(1, 6, device=device)}
+        self.added = sizes if family == "sdxl" else None
+        self.stored = torch.nn.Parameter(self.parameter.detach().to(torch.bfloat16))
+        self.working = Working({"unet": [self.stored]})
+        if device != "meta":
+            with torch.no_grad():
+                self.parameter.add_(torch.randn_like(self.parameter) / 50)  # as after training: some layers too long
+
+    def _adapter(self, rank: int, dtype: torch.dtype) -> Adapter:
+        return inject(self.model, AdapterSpec(rank=rank, alpha=rank / 2, text_encoder=False, dtype=dtype), seed=1)
+
+    def passes(self) -> None:
+        """Forward and backward."""
+        answer = self.model.unet(
+            self.x, torch.ones(1, device=self.x.device), encoder_hidden_states=self.text, added_cond_kwargs=self.added
+        ).sample
+        answer.square().mean().backward()
+
+    def optimise(self) -> None:
+        """Clip and AdamW; the gradient stays for the next measurement."""
+        clip_gradients([self.parameter], 1.0)
+        self.optimizer.step()
+
+    def limit_norms(self) -> None:
+        """Ours, with its numbers read back as the loop reads them: once, with the loss."""
+        self.limit.apply()
+
+    def limit_per_layer(self) -> None:
+        """Each layer's ΔW in full, its norm read back, its factors scaled."""
+        is_real = self.parameter.device.type != "meta"
+        with torch.no_grad():
+            for layer in self.adapter.layers.values():
+                down, up = (tensor.flatten(1) for tensor in layer.slices.stored().values())
+                norm = ((up @ down) * layer.scale).norm().clamp(min=LIMIT / 2)
+                factor = (norm.clamp(max=LIMIT) / norm).sqrt()
+                if not is_real or float(factor) != 1:
+                    up.mul_(factor)
+                    down.mul_(factor)
+
+    def average_weights(self) -> None:
+        """`ema_decay`."""
+        self.average.update(10)
+
+    def round_numbers(self) -> None:
+        """`lora_precision` bf16: the gradient and the numbers to fp32 and, rounded at random, back."""
+        self.stored.grad = torch.zeros_like(self.stored)
+        with self.working.step(1, 1):
+            pass
+
+
+def parts(bench: Bench) -> dict[str, Callable[[], None]]:
+    """What is measured, by name."""
+    return {
+        "forward and backward": bench.passes,
+        "clip and AdamW": bench.optimise,
+        "scale_weight_norms": bench.limit_norms,
+        "the same per layer": bench.limit_per_layer,
+        "ema_decay": bench.average_weights,
+        "lora_precision bf16": bench.round_numbers,
+    }
+
+
+def measure(rank: int, pixels: int, repeats: int) -> None:
+    """The table of seconds."""
+    bench = Bench(SD1, rank=rank, pixels=pixels, device="cpu")
+    works = parts(bench)
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(repeats + 1):
+        for name in list(works)[:: 1 if number % 2 else -1] if number else works:
+            began = time.perf_counter()
+            works[name]()
+            if number:  # the first round warms up
+                found[name].append(time.perf_counter() - began)
+    step = sum(statistics.median(found[name]) for name in list(works)[:2])
+    print(f"SD1.5 UNet, {pixels} px, rank {rank}, {len(bench.adapter.layers)} layers, {torch.get_num_threads()} thread")
+    for name, seconds in found.items():
+        median = statistics.median(seconds)
+        print(
+            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step"
+            f"  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+        )
+
+
+def count(rank: int) -> None:
+    """The tables of operations."""
+    for name, config in (("SD1.5", SD1), ("SDXL", SDXL)):
+        bench = Bench(config, rank=rank, pixels=512 if name == "SD1.5" else 1024, device="meta")
+        bench.passes()
+        found = {}
+        for part, work in list(parts(bench).items())[:4]:
+            if part == "clip and AdamW":
+                continue  # one fused kernel on a graphics card
+            with Counted() as counted:
+                work()
+            found[part] = counted.operations
+        whole = found["forward and backward"]
+        print(f"{name} UNet, rank {rank}, {len(bench.adapter.layers)} layers")
+        for part, operations in found.items():
+            print(f"{part:22} {operations:6} operations  {100 * operations / whole:6.1f} %")
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--count", action="store_true")
+    chosen = parser.parse_args()
+    count(chosen.rank) if chosen.count else measure(chosen.rank, chosen.pixels, chosen.repeats)
+
+
+if __name__ == "__main__":
+    main()
