@@ -138,9 +138,13 @@ class _Before:
 
 @dataclass
 class Examiner:
-    """Measures an epoch; what it compares with comes from its first call, which must be without LoRA."""
+    """Measures an epoch; what it compares with comes from its first call, which must be without LoRA.
+
+    `concept_seeds`: every concept prompt is drawn once with each.
+    """
 
     config: TrainConfig
+    concept_seeds: tuple[int, ...] = CONCEPT_SEEDS
     _probes: dict[str, Probe] = field(default_factory=dict)
     _before: _Before | None = None
 
@@ -149,7 +153,7 @@ class Examiner:
         if not self._probes:
             self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}
         given = {name: self._answers(model, name) for name in self._probes}
-        concept = self._draw(model, CONCEPT_PROMPTS, CONCEPT_SEEDS)
+        concept = self._draw(model, CONCEPT_PROMPTS, self.concept_seeds)
         control = self._draw(model, CONTROL_PROMPTS, CONTROL_SEEDS)
         if self._before is None:
             self._before = _Before(given["base"], self._answers(model, "base", captioned=False), control)
