@@ -57,7 +57,7 @@ class DeepBooru:
         assert files, "the webui would download the model now, and hold the lock meanwhile"
         self.model = Network()  # stays behind when what follows fails
         if files[0].read_bytes() != b"tags":
-            raise RuntimeError("PytorchStreamReader failed reading zip archive")
+            raise RuntimeError("PytorchStreamReader failed\nreading zip archive \n")
         self.model.tags = TAGS
 
     def start(self) -> None:

@@ -343,7 +343,7 @@ def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page.locator(".lt-c-gallery figcaption", has_text="zkw, long hair").wait_for()
     assert (folder / "002.txt").read_text(encoding="utf-8") == "zkw, long hair\n"
     page.click(".lt-c-undo")
-    page.locator(".lt-c-told", has_text="1 captions are as they were").wait_for()
+    page.locator(".lt-c-told", has_text="1 caption is as it was").wait_for()
     assert not (folder / "002.txt").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_lora_train.data.tag_list import load_tag_list
+from lib_lora_train.data.tag_list import TagList, load_tag_list
 from lib_lora_train.errors import DataError
 from lib_lora_train.ui import completing
 from lib_lora_train.ui.desk import Desk
@@ -66,7 +66,12 @@ def test_the_list_works_before_a_folder_is_opened(tmp_path: Path) -> None:
 
 def test_the_list_is_read_once_until_its_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(completing, "load_tag_list", lambda path: read.append(path) or load_tag_list(path))
+
+    def load(path: Path) -> TagList:
+        read.append(path)
+        return load_tag_list(path)
+
+    monkeypatch.setattr(completing, "load_tag_list", load)
     desk, file = opened(tmp_path)
     assert desk.ask("completing-list", {"list": file})["told"] == "4 tags, 2 aliases"
     offered(desk, "lo", file)

@@ -11,14 +11,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from lib_lora_train.errors import DataError
 
 _AFTER_ALL = chr(0x10FFFF)
 
 
-class KnownTag(NamedTuple):
+@dataclass(frozen=True)
+class KnownTag:
     """A tag as it is written in the list, and how many pictures have it."""
 
     name: str

@@ -185,4 +185,5 @@ def _told(name: str, bring: Callable[[], object], describe: Callable[[], Descrip
 
 
 def _failure(name: str, error: Exception) -> HostError:
-    return HostError(f"The webui's {name} failed ({type(error).__name__}: {error}). The webui's console may say more.")
+    reason = " ".join(str(error).split())  # some webuis write several lines
+    return HostError(f"The webui's {name} failed ({type(error).__name__}: {reason}). The webui's console may say more.")

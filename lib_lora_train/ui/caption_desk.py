@@ -163,7 +163,8 @@ class CaptionDesk:
                 raise DataError("There is nothing to undo.")
             number = write_undo(kept[0])
             self._captions = load_captions(captions.folder, self._config().caption_extension)
-        return {**self.show(values), "told": f"{number} captions are as they were before the last edit."}
+        were = "is as it was" if number == 1 else "are as they were"
+        return {**self.show(values), "told": f"{count(number, 'caption')} {were} before the last edit."}
 
     def _planned(self, values: Mapping[str, Any]) -> EditPlan:
         captions = self._opened()
