@@ -119,11 +119,11 @@ def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
 
 
 def estimated(spec: Any, config: Any, places: int) -> tuple[int, int]:
-    """(numbers kept, numbers of the largest piece computed again) per picture, by the estimate's own model."""
+    """(numbers kept, numbers there at the worst moment) per picture, by the estimate's own model."""
     from lib_lora_train.memory_estimate import unet_pass
 
     tape, _ = unet_pass(spec, config, places=places, tokens=77)
-    return tape.kept, tape.largest_again
+    return tape.kept, tape.most
 
 
 def print_steps(family: str, spec: Any, side: int) -> None:
@@ -140,8 +140,8 @@ def print_steps(family: str, spec: Any, side: int) -> None:
         model = SimpleNamespace(unet=unet, text_encoders=(), spec=spec)
         adapter = inject(model, spec_from_config(config), seed=0)
         kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
-        own, again = (2 * number for number in estimated(spec, config, side * side))
-        working = (peak - own - again) / (2 * spec.unet["block_out_channels"][0] * side * side)
+        own, most = (2 * number for number in estimated(spec, config, side * side))
+        working = (peak - most) / (2 * spec.unet["block_out_channels"][0] * side * side)
         name = f"{family} {8 * side} px, {targets}{', checkpointing' if checkpointing else ''}"
         sizes = "".join(f"{number / 2**20:10.1f}" for number in (kept, own, peak))
         print(f"{name:42}{sizes}{working:9.2f}", flush=True)

@@ -197,7 +197,7 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     configs = [config_of(options, unknown, file) for file in options.configs or [""]]
     if options.dry_run:
         outputs = (options.out or HOME).absolute() / "outputs"
-        print("\n\n".join(plan_text(config, outputs) for config in configs))
+        print("\n\n".join(plan_text(config, outputs, on_processor=options.cpu) for config in configs))
     elif options.resume:
         from lib_lora_train.past_runs import continuation
         from lib_lora_train.run_folder import RunFolder
@@ -308,7 +308,7 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines)]))
 
 
-def plan_text(config: TrainConfig, home: Path) -> str:
+def plan_text(config: TrainConfig, home: Path, *, on_processor: bool) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
     from lib_lora_train.data.plan import describe_plan
     from lib_lora_train.forecast import forecast, forecast_lines
@@ -317,7 +317,7 @@ def plan_text(config: TrainConfig, home: Path) -> str:
     from lib_lora_train.planning import plan_job
 
     plan = plan_job(config).plan
-    needs = forecast(config, plan, file_footing(config), home)
+    needs = forecast(config, plan, file_footing(config, on_processor=on_processor), home)
     noted = [f"{p.level}: {p}" for p in judge(config)]
     return "\n".join([describe_plan(plan), *forecast_lines(needs), *noted])
 

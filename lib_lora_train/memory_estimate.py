@@ -41,7 +41,7 @@ _CHUNK = 75  # tokens of a caption in one run of the text encoder, which adds 2
 ENCODED_PX, ENCODED_PICTURES = 4 * 512 * 512, 8
 """The most that is encoded together, but for a single picture that has more; as `models.latents` does it."""
 
-WORKING = 7.0
+WORKING = 10.5
 """The backward pass's own tensors: the most that `benchmarks/memory.py` finds, in UNet widths per latent position."""
 ENCODING = 5.1
 """The VAE encoder's most, in its first level's widths per pixel, from the same place."""
@@ -114,7 +114,7 @@ def estimate_memory(
     unet, texts, count = _passes(model.spec, config, places)
     trained = _numbers_in(config.continue_from) or count
     working = WORKING * model.spec.unet["block_out_channels"][0] * places
-    kept = batch * (unet.kept + unet.largest_again + working + sum(tape.kept for tape in texts))
+    kept = batch * (unet.most + working + sum(tape.kept for tape in texts))
     vae_bytes = 4 if size == 4 or config.precision == "bf16" else 2
     return MemoryEstimate(
         base=_base(model, size, vae_bytes, is_eight_bit=config.fp8_base and not is_loaded),

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.base import Host
+from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT, Host
 from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
 from lib_lora_train.models.model import describe_model
 from tiny_models import tiny_tensors, write_tiny_checkpoint
@@ -210,3 +210,13 @@ def _wait_until(condition: object) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_the_footing_names_the_file_and_whether_it_was_read(tmp_path: Path) -> None:
+    host = StandaloneHost(None, None, tmp_path, "cpu")
+    footing = host.footing(TrainConfig())
+    assert (footing.checkpoint, footing.is_loaded, footing.number_bytes) == (EMBEDDED_CHECKPOINT, False, 4)
+    host.load_model(TrainConfig())
+    assert host.footing(TrainConfig()).is_loaded
+    assert not host.footing(TrainConfig(precision="bf16")).is_loaded
+    assert host.footing(TrainConfig(checkpoint="~/x.safetensors")).checkpoint == Path.home() / "x.safetensors"

@@ -80,6 +80,22 @@ def test_the_webuis_weights_are_shared_not_copied(world: World, host: WebuiHost)
     assert (model.name, model.device.type, model.spec.scale_factor) == ("checkpoint-0", "cpu", 0.18215)
 
 
+def test_the_footing_is_told_without_lock_or_loading(world: World, host: WebuiHost, tmp_path: Path) -> None:
+    empty = host.footing(TrainConfig())
+    if isinstance(world, A1111World):
+        assert empty.is_loaded
+    else:
+        assert (empty.checkpoint, empty.is_loaded) == (None, False), "Forge loads nothing before the first use"
+    with host.lease() as model:  # the lock is taken: asking must not wait for it
+        footing = host.footing(TrainConfig())
+    assert (footing.checkpoint, footing.is_loaded) == (model.path, True)
+    assert (footing.number_bytes, footing.device, footing.card) == (4, "cpu", None)
+    other = host.footing(TrainConfig(checkpoint=str(tmp_path / "other.safetensors")))
+    assert (other.checkpoint, other.is_loaded) == (tmp_path / "other.safetensors", False)
+    assert not host.footing(TrainConfig(precision="fp16")).is_loaded, "a precision of one's own is a copy"
+    assert not host.footing(TrainConfig(vae=str(tmp_path / "other-vae.safetensors"))).is_loaded
+
+
 def parameters_of(world: World) -> Iterator[Tensor]:
     modules = [world.model] if isinstance(world, A1111World) else world.parts
     return (parameter for module in modules for parameter in module.parameters())

@@ -158,8 +158,9 @@ def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> N
 def test_memory_of_a_full_size_step_is_predicted(family: Family, checkpointing: bool) -> None:
     """Every tensor of a step of the published size, counted on the meta device while it lives, batch 1, bf16.
 
-    Kept after the forward pass: 2 %. The peak: never more than predicted, and at least 85 % of it, since the working
-    memory is the most that any family needs.
+    Kept after the forward pass: 2 %, with checkpointing, where it is a tenth of that, 3 %: statistics of norms
+    and other small tensors are left out. The peak: never more than predicted, and at least 85 % of it, since the
+    working memory is the most that any family needs.
     """
     spec, side = infer_spec(full_shapes(family)), SIDE[family]
     config = TrainConfig(train_text_encoder=False, gradient_checkpointing=checkpointing)
@@ -168,8 +169,8 @@ def test_memory_of_a_full_size_step_is_predicted(family: Family, checkpointing: 
     with flash_on_meta():
         kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
     tape, _ = unet_pass(spec, config, places=side * side, tokens=77)
-    assert 2 * tape.kept == pytest.approx(kept, rel=0.02)
-    predicted = 2 * (tape.kept + tape.largest_again + WORKING * 320 * side * side)
+    assert 2 * tape.kept == pytest.approx(kept, rel=0.03 if checkpointing else 0.02)
+    predicted = 2 * (tape.most + WORKING * 320 * side * side)
     assert 0.85 * predicted <= peak <= predicted
 
 

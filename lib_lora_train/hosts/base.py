@@ -47,10 +47,14 @@ class Footing:
     card: Card | None
 
 
-def file_footing(config: TrainConfig) -> Footing:
-    """That of the stand-alone host before PyTorch is loaded: whether there is a card is not known."""
+def file_footing(config: TrainConfig, *, on_processor: bool = False) -> Footing:
+    """That of the stand-alone host before PyTorch is loaded: whether there is a card is known only where none is used.
+
+    A processor computes in fp32 unless it is told otherwise.
+    """
     checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else EMBEDDED_CHECKPOINT
-    return Footing(checkpoint, is_loaded=False, number_bytes=0, device="", card=None)
+    number_bytes = 4 if on_processor and config.precision == "auto" else 0
+    return Footing(checkpoint, False, number_bytes, device="cpu" if on_processor else "", card=None)
 
 
 @dataclass(frozen=True)

@@ -62,18 +62,26 @@ class Layer:
 
 @dataclass
 class Tape:
-    """The pass so far: its layers, what is kept of it, and the most that checkpointing computes again at a time."""
+    """The pass so far: its layers, and what is kept of it."""
 
     adapted: Adapted
     checkpointing: bool = False
     layers: list[Layer] = field(default_factory=list)
-    largest_again: int = 0
+    _most_again: int = 0
     _kept: dict[int, Value] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
         """Numbers kept for the backward pass, per sample."""
         return sum(value.size for value in self._kept.values())
+
+    @property
+    def most(self) -> int:
+        """Numbers there at the worst moment of the backward pass, per sample, without its own temporary ones.
+
+        When a checkpoint is computed again, what was kept after it is gone already.
+        """
+        return max(self.kept, self._most_again)
 
     def keep(self, *values: Value) -> None:
         """Note that the backward pass will ask for these; what shares memory counts once."""
@@ -92,7 +100,8 @@ class Tape:
         inner, self._kept = self._kept, outer
         if inner:
             self.keep(*inputs)
-            self.largest_again = max(self.largest_again, sum(value.size for value in inner.values()))
+            fresh = sum(value.size for key, value in inner.items() if key not in self._kept)
+            self._most_again = max(self._most_again, self.kept + fresh)
 
     # --- operations ----------------------------------------------------------------------------
     def norm(self, name: str, x: Value) -> Value:

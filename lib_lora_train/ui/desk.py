@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +195,8 @@ class Desk:
         everything = (*problems, *found)
         needs = self._needs(config, plan) if plan else None
         checked = Checked(config, everything, plan, needs, changed=self.changed(form))
-        self._fixes = fixes_of(config, (*everything, *checked.findings), self._judged, plan)
+        room = bool(needs and needs.problems)
+        self._fixes = fixes_of(config, (*everything, *checked.findings), partial(self._judged, room=room), plan)
         return dataclasses.replace(checked, fixes=self._fixes)
 
     def _needs(self, config: TrainConfig, plan: Plan) -> Forecast:
@@ -210,11 +212,11 @@ class Desk:
         except LoraTrainError as error:
             return None, (Problem("error", "", str(error)),)
 
-    def _judged(self, config: TrainConfig) -> tuple[Problem, ...]:
-        """Everything there is to say about settings, those of the plan included."""
+    def _judged(self, config: TrainConfig, *, room: bool) -> tuple[Problem, ...]:
+        """Everything there is to say about settings, those of the plan included; of the card's `room` if asked."""
         plan, found = self._planned(config)
-        room = self._needs(config, plan).problems if plan else ()
-        return (*judge(config), *found, *(plan.warnings if plan else ()), *room)
+        full = self._needs(config, plan).problems if plan and room else ()
+        return (*judge(config), *found, *(plan.warnings if plan else ()), *full)
 
     def look(self, form: Form) -> Checked:
         """Read the folders of the form; DataError when there is nothing to train on."""
