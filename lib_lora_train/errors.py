@@ -10,6 +10,7 @@ LoraTrainError
 │   └── InterruptedDrawing   the user pressed the webui's Interrupt or Skip while it drew for us
 ├── OutputError      a file that cannot be written: disk full, folder missing, bad name
 └── TrainingError    training itself went wrong: NaN, out of memory
+    ├── MemoryFullError  the graphics card's memory is full outside of a step, which has its own remedies
     └── GateError    the demo ended but did not learn what it must
 
 Every message says what is wrong, where, and what to do, in one or two sentences: it is shown
@@ -84,6 +85,10 @@ class OutputError(LoraTrainError):
 
 class TrainingError(LoraTrainError):
     """Training cannot go on; the last good state was kept."""
+
+
+class MemoryFullError(TrainingError):
+    """The graphics card's memory is full outside of a training step."""
 
 
 class GateError(TrainingError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.adapters.file import read_adapter
-from lib_lora_train.errors import HostError, ModelAwayError
+from lib_lora_train.errors import HostError, MemoryFullError, ModelAwayError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
 from lib_lora_train.events import Event, GridDrawn, Noted, Progress, SampleDrawn
 from lib_lora_train.formats.card import write_preview
@@ -48,12 +48,18 @@ def draw_row(run: JobRun, epoch: int, step: int = 0) -> Iterator[Event]:
     """
     if not run.prompts:
         return
+    moment = f"step {step}" if step else f"epoch {epoch}"
     try:
         yield from timed("samples", len(run.prompts), _draw_row(run, epoch, step))
     except ModelAwayError:
         raise
+    except MemoryFullError:
+        text = (
+            f"The samples of {moment} did not fit into the graphics card's memory and are left out. Draw smaller ones"
+        )
+        yield Noted("warning", "sample_prompts", f"{text}: --w 512 --h 512 behind the prompt.")
+        return
     except HostError as reason:
-        moment = f"step {step}" if step else f"epoch {epoch}"
         yield Noted("warning", "webui_sampler", f"{reason} The samples of {moment} are left out.")
         return
     path = run.history.epoch_files().get(epoch)

@@ -43,7 +43,8 @@ def _files(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _order(config: TrainConfig) -> Iterator[Problem]:
-    if config.keep_tokens > 1 and not config.shuffle_captions and not config.tag_dropout:
+    varies = any(c.own_shuffle == "on" or c.own_tag_dropout for c in config.concepts)
+    if config.keep_tokens > 1 and not config.shuffle_captions and not config.tag_dropout and not varies:
         text = "has no effect while shuffle_captions and tag_dropout are off: tags stay where they are."
         yield Problem("hint", "keep_tokens", text)
     if config.shuffle_captions and not config.keep_tokens and not any(c.trigger for c in config.concepts):

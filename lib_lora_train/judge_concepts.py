@@ -10,6 +10,7 @@ from lib_lora_train.errors import Problem
 
 _LEAST_RESOLUTION, _MOST_RESOLUTION = 64, 2048
 _STRONG_JITTER = 0.2
+_HIGH_DROPOUT = 0.3
 
 
 def judge_concepts(config: TrainConfig) -> Iterator[Problem]:
@@ -22,6 +23,7 @@ def judge_concepts(config: TrainConfig) -> Iterator[Problem]:
     for number, concept in enumerate(config.concepts, start=1):
         yield from _concept(concept, f"concepts[{number}]")
         yield from _class_word(concept, f"concepts[{number}]")
+        yield from _captions(concept, f"concepts[{number}]")
         yield from _augmentation(concept, f"concepts[{number}]")
         yield from _sides(concept, config, f"concepts[{number}].resolutions")
     seen: dict[str, int] = {}
@@ -44,6 +46,17 @@ def _class_word(concept: Concept, where: str) -> Iterator[Problem]:
     if concept.only_class_word and not (concept.class_word or concept.trigger):
         text = "needs a class_word or trigger; without, the folder's name is the caption of all its pictures."
         yield Problem("warning", f"{where}.only_class_word", text)
+
+
+def _captions(concept: Concept, where: str) -> Iterator[Problem]:
+    for name in ("own_caption_dropout", "own_tag_dropout"):
+        share = getattr(concept, name)
+        if share is not None and share > _HIGH_DROPOUT:
+            text = f"{share:g} hides much of what is seen in this folder's pictures. 0.05 to 0.2 is usual."
+            yield Problem("warning", f"{where}.{name}", text)
+    if concept.own_prefix and concept.own_prefix.strip(" ,") == concept.trigger:
+        text = "is the trigger, which is put first anyway: it would stand there twice. Leave one of them out."
+        yield Problem("warning", f"{where}.own_prefix", text)
 
 
 def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:

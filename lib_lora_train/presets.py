@@ -26,6 +26,18 @@ _ADAMW: Mapping[str, Any] = {
 _PRODIGY_ARGS = (
     "decouple=True weight_decay=0.01 d_coef=0.8 use_bias_correction=True safeguard_warmup=True betas=0.9,0.99"
 )
+_FAST_PRODIGY_ARGS = (
+    "decouple=True weight_decay=0.01 d_coef=2 use_bias_correction=True safeguard_warmup=True betas=0.9,0.999"
+)
+_PRODIGY: Mapping[str, Any] = {
+    "optimizer": "Prodigy",
+    "optimizer_args": _PRODIGY_ARGS,
+    "learning_rate": 1.0,
+    "unet_lr": None,
+    "text_encoder_lr": None,
+    "lr_schedule": "cosine",
+    "warmup": 0.0,
+}
 _ADAFACTOR_ARGS = "scale_parameter=False relative_step=False warmup_init=False"
 # What the kinds of LoRA differ in; each kind's preset sets all of it, so that it takes another kind's back.
 _NETWORK: Mapping[str, Any] = {
@@ -239,15 +251,13 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         "Prodigy",
         "For no guessing of learning rates: Prodigy finds them itself and needs more memory for that.",
-        {
-            "optimizer": "Prodigy",
-            "optimizer_args": _PRODIGY_ARGS,
-            "learning_rate": 1.0,
-            "unet_lr": None,
-            "text_encoder_lr": None,
-            "lr_schedule": "cosine",
-            "warmup": 0.0,
-        },
+        _PRODIGY,
+    ),
+    Preset(
+        "Prodigy fast",
+        "For a short run with Prodigy: steps two and a half times as large (d_coef=2), which learn in fewer epochs and "
+        "overtrain sooner.",
+        {**_PRODIGY, "optimizer_args": _FAST_PRODIGY_ARGS},
     ),
     *KINDS,
 )

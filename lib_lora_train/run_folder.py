@@ -41,7 +41,10 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """`epoch-000003-02.png`: third epoch, second prompt, counted from 1; 0 is without LoRA; `step-…` is within an epoch."""
+        """`epoch-000003-02.png`: third epoch, second prompt, counted from 1; epoch 0 is without LoRA.
+
+        `step-00000120-02.png` is within an epoch.
+        """
         return self.root / "samples"
 
     @property

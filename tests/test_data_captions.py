@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.caption_rule import CaptionRule, caption_rule, draw_caption, resolve_wildcards
 from lib_lora_train.data.captions import CaptionText, read_caption, read_caption_file, split_tags, with_trigger
 
@@ -312,6 +312,23 @@ def test_prefix_and_suffix_stand_still() -> None:
     assert drawn("zorp, a, b", rule) == "a photo of zorp, best quality"
     assert drawn("zorp", CaptionRule(prefix="x,", suffix="by night")) == "x, zorp by night"
     assert drawn("zorp", CaptionRule(dropout=1.0, prefix="x,", trigger="zorp")) == "zorp"
+
+
+def test_a_concepts_own_settings_count_more_than_the_runs() -> None:
+    config = TrainConfig(
+        shuffle_captions=True, keep_tokens=3, caption_dropout=0.1, tag_dropout=0.2, caption_prefix="p,"
+    )
+    assert caption_rule(config, "zorp", Concept()) == caption_rule(config, "zorp")
+    own = Concept(
+        own_shuffle="off",
+        own_keep_tokens=0,
+        own_caption_dropout=0.0,
+        own_tag_dropout=0.0,
+        own_suffix=", s",
+        own_prefix="q,",
+    )
+    assert caption_rule(config, "zorp", own) == CaptionRule(trigger="zorp", prefix="q,", suffix=", s")
+    assert caption_rule(TrainConfig(), "", Concept(own_shuffle="on")).shuffle
 
 
 def test_a_weighted_group_is_one_tag() -> None:

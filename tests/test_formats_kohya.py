@@ -440,19 +440,35 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     imported = read_settings(FILES / "args.toml", FILES / "dataset.toml")
     config = imported.config
     assert config.concepts == (
-        Concept(str(FILES / "img" / "tram"), repeats=10, class_word="zram tram"),
-        Concept(str(FILES / "img" / "30_night"), repeats=1, flip=True),
-        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True, resolutions="768"),
+        Concept(str(FILES / "img" / "tram"), repeats=10, class_word="zram tram", own_keep_tokens=2),
+        Concept(str(FILES / "img" / "30_night"), repeats=1, flip=True, own_keep_tokens=1),
+        Concept(str(FILES / "reg"), repeats=1, is_regularisation=True, resolutions="768", own_keep_tokens=2),
     )
     assert (config.optimizer, config.lr_schedule, config.warmup) == ("Prodigy", "constant_with_warmup", 0.1)
-    assert (config.batch_size, config.resolution, config.keep_tokens, config.shuffle_captions) == (4, 512, 2, True)
+    assert (config.batch_size, config.resolution, config.keep_tokens, config.shuffle_captions) == (4, 512, 0, True)
     assert (config.precision, config.save_precision, config.seed) == ("fp32", "fp32", 0)
     assert (config.rank, config.alpha, config.text_encoder_lr) == (32, None, 0.5)
     assert config.checkpoint == str(FILES / "models" / "base.safetensors")
     told = reasons(imported)
-    assert "differs between the folders" in told["dataset: keep_tokens"]
+    assert "dataset: keep_tokens" not in told
     assert (config.family, config.dora) == ("loha", True)
     assert not [key for key in told if key.startswith("network_")]
+
+
+def test_caption_settings_that_differ_belong_to_their_folders() -> None:
+    """What a folder leaves out is the general or the command line's; what all have alike is the run's."""
+    subsets = [
+        {"image_dir": "a", "shuffle_caption": True, "caption_prefix": "x,", "caption_dropout_rate": 0.1},
+        {"image_dir": "b", "shuffle_caption": False, "caption_suffix": ", y", "caption_tag_dropout_rate": 0.2},
+    ]
+    folders = read_folders({"general": {"keep_tokens": 3}, "datasets": [{"subsets": subsets}]})
+    assert folders.concepts == (
+        Concept("a", repeats=1, own_shuffle="on", own_prefix="x,", own_caption_dropout=0.1),
+        Concept("b", repeats=1, own_shuffle="off", own_suffix=", y", own_tag_dropout=0.2),
+    )
+    assert folders.ignored == ()
+    config = from_script({"caption_dropout_rate": 0.05, "shuffle_caption": True}, folders).config
+    assert (config.keep_tokens, config.caption_dropout, config.shuffle_captions) == (3, 0.05, True)
 
 
 def test_a_dataset_file_alone_gives_the_folders() -> None:

@@ -18,8 +18,9 @@ from job_parts import Place, ending, only, small_place
 from lib_lora_train import jobs
 from lib_lora_train.adapters.file import read_adapter
 from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.adapters.layers import AdaptedLayer
 from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.errors import ConfigError, DataError, HostError, OutputError
+from lib_lora_train.errors import ConfigError, DataError, HostError, MemoryFullError, OutputError
 from lib_lora_train.events import (
     EpochDone,
     Event,
@@ -200,6 +201,40 @@ def test_without_samples_on_the_way_the_grid_is_drawn_from_the_files(place: Plac
     drawn = [i for i, e in enumerate(events) if isinstance(e, SampleDrawn)]
     assert len(drawn) == 6 and min(drawn) > trained
     assert len(only(events, GridDrawn)) == 1
+
+
+def test_samples_that_do_not_fit_are_left_out_and_the_run_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr("lib_lora_train.job_pictures.draw_samples", full)
+    events = place.run()
+    notes = [event for event in only(events, Noted) if event.where == "sample_prompts"]
+    assert [note.level for note in notes] == ["warning"] * 3 and "did not fit" in notes[0].message
+    assert ending(events) == "finished" and len(only(events, LoraWritten)) == 2
+
+
+def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While measuring, say: the page is told what to do, what was learnt is kept, and others may use the model."""
+
+    def full(_model: DiffusionModel, _adapter: Adapter) -> Mapping[str, float]:
+        if only(told, StepDone):
+            raise torch.cuda.OutOfMemoryError
+        return {}
+
+    told: list[Event] = []
+    run = jobs.run_job(place.config, place.host, folder=place.folder, control=Control(), measure=full)
+    with pytest.raises(MemoryFullError, match=r"memory is full\. Close other programs .* resume the run"):
+        for event in run:
+            told.append(event)
+    assert place.folder.state_steps() == [3]
+    assert {Path(event.path).name for event in only(told, LoraWritten)} == {"test-000001.safetensors"}
+    with place.host.lease() as model:
+        assert not any(isinstance(module, AdaptedLayer) for module in model.unet.modules())
 
 
 def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:

@@ -44,6 +44,8 @@ def test_a_good_config_has_no_findings() -> None:
         ({"concepts": (CATS, Concept("r", trigger="x", is_regularisation=True))}, ("hint", "concepts[2].trigger")),
         ({"concepts": (Concept("a", only_class_word=True),)}, ("warning", "concepts[1].only_class_word")),
         ({"concepts": (Concept("a", augment_variants=3),)}, ("hint", "concepts[1].augment_variants")),
+        ({"concepts": (Concept("a", own_tag_dropout=0.6),)}, ("warning", "concepts[1].own_tag_dropout")),
+        ({"concepts": (Concept("a", own_prefix="x, ", trigger="x"),)}, ("warning", "concepts[1].own_prefix")),
         ({"concepts": (Concept("a", colour_jitter=0.4),)}, ("warning", "concepts[1].colour_jitter")),
         ({"concepts": (Concept("a", alpha_background="#12"),)}, ("error", "concepts[1].alpha_background")),
         (

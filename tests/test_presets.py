@@ -11,6 +11,7 @@ import pytest
 from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
 from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.judge import judge
+from lib_lora_train.optimizer_args import parse_optimizer_args
 from lib_lora_train.presets import KINDS, PRESETS, Preset, find_preset, likeness
 from lib_lora_train.settings.network import FAMILIES
 from lib_lora_train.settings.optimizer import OPTIMIZERS
@@ -40,7 +41,7 @@ def test_a_preset_says_in_one_sentence_when_to_use_it(preset: Preset) -> None:
 
 @pytest.mark.parametrize(("purpose", "machine"), itertools.product(PURPOSES, ["SDXL", "Low VRAM"]))
 def test_a_purpose_and_a_machine_go_together(purpose: str, machine: str) -> None:
-    for names in ((purpose, machine), (purpose, "Prodigy", machine)):
+    for names in ((purpose, machine), (purpose, "Prodigy", machine), (purpose, "Prodigy fast", machine)):
         values = {name: value for chosen in names for name, value in find_preset(chosen).values.items()}
         assert [problem for problem in judge(BASE.replace(**values)) if problem.level != "hint"] == []
 
@@ -58,6 +59,16 @@ def test_a_kind_and_a_machine_go_together(preset: Preset, machine: str) -> None:
     config = BASE.replace(**{**preset.values, **find_preset(machine).values})
     found = [problem for problem in judge(config) if problem.level != "hint"]
     assert [problem.where for problem in found] == (["family"] if preset.name in DOUBTED else [])
+
+
+def test_both_sets_of_prodigys_arguments_are_there() -> None:
+    """The two that guides and colabs pass on: careful (0.8, 0.99) and fast (2, 0.999); all else is the same."""
+    careful, fast = (
+        parse_optimizer_args(find_preset(name).values["optimizer_args"]) for name in ("prodigy", "prodigyfast")
+    )
+    common = {"decouple": True, "weight_decay": 0.01, "use_bias_correction": True, "safeguard_warmup": True}
+    assert careful == {**common, "d_coef": 0.8, "betas": (0.9, 0.99)}
+    assert fast == {**common, "d_coef": 2, "betas": (0.9, 0.999)}
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)

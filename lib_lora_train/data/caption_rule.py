@@ -11,9 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.captions import split_tags, trigger_tags
+from lib_lora_train.settings.concept import OWN_SHUFFLES
 
+AS_THE_RUN = OWN_SHUFFLES[0]
+_NOTHING_OWN = Concept()
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
 _DOUBLED = {"{{": "\ue000", "}}": "\ue001"}  # private-use letters stand in for literal braces meanwhile
 _NO_BLANK_BEFORE = (",", ".", ";", ":", "!", "?")
@@ -54,19 +57,19 @@ class CaptionRule:
         )
 
 
-def caption_rule(config: TrainConfig, trigger: str) -> CaptionRule:
-    """The rule that a config describes for the captions of a concept."""
+def caption_rule(config: TrainConfig, trigger: str, own: Concept = _NOTHING_OWN) -> CaptionRule:
+    """The rule that a config describes for the captions of a concept, whose own settings count more."""
     return CaptionRule(
-        shuffle=config.shuffle_captions,
-        keep_tokens=config.keep_tokens,
-        dropout=config.caption_dropout,
+        shuffle=config.shuffle_captions if own.own_shuffle == AS_THE_RUN else own.own_shuffle == "on",
+        keep_tokens=config.keep_tokens if own.own_keep_tokens is None else own.own_keep_tokens,
+        dropout=config.caption_dropout if own.own_caption_dropout is None else own.own_caption_dropout,
         trigger=trigger,
         separator=config.keep_tokens_separator,
-        tag_dropout=config.tag_dropout,
+        tag_dropout=config.tag_dropout if own.own_tag_dropout is None else own.own_tag_dropout,
         dropout_epochs=config.caption_dropout_every_n_epochs,
         drops_trigger=config.drop_trigger,
-        prefix=config.caption_prefix,
-        suffix=config.caption_suffix,
+        prefix=own.own_prefix or config.caption_prefix,
+        suffix=own.own_suffix or config.caption_suffix,
         has_wildcards=config.caption_wildcards,
         lines=config.caption_lines,
         is_weighted=config.weighted_captions,

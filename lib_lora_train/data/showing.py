@@ -39,14 +39,15 @@ def captions_ahead(plan: Plan, config: TrainConfig) -> list[str]:
     empty, and each is encoded when its turn comes.
     """
     shown = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
-    rule = caption_rule(config, "")
-    if config.caption_variants or not (rule.shuffle or rule.tag_dropout or rule.has_wildcards):
+    rules = [caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
+    are_many = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
+    if config.caption_variants or not are_many:
         captions = dict.fromkeys(_possible(plan, config))
     elif shown > _MOST_DRAWN_AHEAD:
         return []
     else:
         captions = dict.fromkeys(_drawn(plan, config))
-    return list(captions) if 2 * len(captions) <= shown or rule.is_fixed else []
+    return list(captions) if 2 * len(captions) <= shown or all(rule.is_fixed for rule in rules) else []
 
 
 def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
@@ -95,7 +96,8 @@ def _with_background(plan: Plan, number: int) -> Item:
 
 
 def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
-    return caption_rule(config, plan.dataset.concepts[plan.dataset.items[item].concept].trigger)
+    concept = plan.dataset.concepts[plan.dataset.items[item].concept]
+    return caption_rule(config, concept.trigger, concept.settings)
 
 
 def _variant(config: TrainConfig, item: int, number: int) -> random.Random:

@@ -6,7 +6,7 @@ whole run, so those that differ from folder to folder cannot all be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,16 @@ from lib_lora_train.formats.kohya_keys import ALIASES, DEFAULTS, FACTS, FOLDER_S
 from lib_lora_train.parameters import parameters_of, parse_value
 
 _CONCEPT = {parameter.kohya: parameter for parameter in parameters_of(Concept) if parameter.kohya}
+_OF_CONCEPT = {parameter.name: parameter for parameter in parameters_of(Concept)}
+_OWN_CAPTIONS = {
+    "shuffle_caption": _OF_CONCEPT["own_shuffle"],
+    "keep_tokens": _OF_CONCEPT["own_keep_tokens"],
+    "caption_prefix": _OF_CONCEPT["own_prefix"],
+    "caption_suffix": _OF_CONCEPT["own_suffix"],
+    "caption_dropout_rate": _OF_CONCEPT["own_caption_dropout"],
+    "caption_tag_dropout_rate": _OF_CONCEPT["own_tag_dropout"],
+}
+"""sd-scripts' name → what a folder can have of its own; where all folders have the same, it is the run's."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,13 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
         for subset in _subsets(values)
     ]
     ignored: list[Ignored] = []
-    concepts = _with_own_sides([_concept(subset, ignored) for subset in subsets], subsets)
+    own = {key for key in _OWN_CAPTIONS if len({str(subset.get(key)) for subset in subsets}) > 1}
+    concepts = _with_own_sides([_concept(subset, own, ignored) for subset in subsets], subsets)
     settings = {
         key: value
         for subset in reversed(subsets)
         for key, value in subset.items()
-        if key not in {*_CONCEPT, *FOLDER_SWITCHES}
+        if key not in {*_CONCEPT, *FOLDER_SWITCHES, *own}
     }
     unsupported = DEFAULTS.keys() - kohya_parameters().keys()
     for key in sorted(settings.keys() - unsupported - set(FACTS) - {"resolution"}):
@@ -59,6 +70,10 @@ def _with_own_sides(concepts: Sequence[Concept], subsets: Sequence[Mapping[str, 
         concept if side in (None, sides[0]) else replace(concept, resolutions=str(side))
         for concept, side in zip(concepts, sides, strict=True)
     ]
+
+
+def _switched(raw: Any) -> str:
+    return "on" if flag_of(raw) else "off"
 
 
 def _differing(key: str, first: Any, given: Sequence[Any]) -> Iterator[Ignored]:
@@ -88,16 +103,20 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _concept(subset: Mapping[str, Any], ignored: list[Ignored]) -> Concept:
-    """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says."""
+def _concept(subset: Mapping[str, Any], own: Collection[str], ignored: list[Ignored]) -> Concept:
+    """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says.
+
+    `own` are the caption settings that are not the same for all folders.
+    """
     values: dict[str, Any] = {"repeats": 1}
     for key, meant in FOLDER_SWITCHES.items():
         if flag_of(subset.get(key)):
             values.update(meant)
-    for key, parameter in _CONCEPT.items():
+    for key, parameter in {**_CONCEPT, **{key: _OWN_CAPTIONS[key] for key in own}}.items():
         if key in subset and key not in FOLDER_SWITCHES:
+            raw = subset[key]
             try:
-                values[parameter.name] = parse_value(parameter, subset[key])
+                values[parameter.name] = parse_value(parameter, _switched(raw) if parameter.choices else raw)
             except ValueError as reason:
                 ignored.append(Ignored(f"dataset: {key}", subset[key], f"cannot be used: {str(reason).rstrip('.')}"))
     return Concept(**values)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lib_lora_train.parameters import param
 
+OWN_SHUFFLES = ("as the run", "on", "off")
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -112,4 +114,45 @@ class Concept:
         "counts, else the picture's own transparency. Small masks count as much as large ones.",
         group="data",
         kohya="alpha_mask",
+    )
+    own_shuffle: str = param(
+        "as the run",
+        "Shuffle this folder's tags, whatever the run does: on for tag captions, off for sentences.",
+        group="data",
+        choices=OWN_SHUFFLES,
+    )
+    own_keep_tokens: int | None = param(
+        None,
+        "How many tags at the front of this folder's captions are never shuffled or dropped. Empty: as the run.",
+        group="data",
+        low=0,
+        high=32,
+    )
+    own_prefix: str = param(
+        "",
+        "Put before every caption of this folder instead of the run's prefix. Empty: the run's. End it with a comma if "
+        "it is a tag of its own.",
+        group="data",
+    )
+    own_suffix: str = param(
+        "",
+        "Put behind every caption of this folder instead of the run's suffix. Empty: the run's. Begin it with a comma "
+        "if it is a tag of its own.",
+        group="data",
+    )
+    own_caption_dropout: float | None = param(
+        None,
+        "Share of this folder's pictures shown with an empty caption. Empty: as the run. 0.05 to 0.1 helps a style "
+        "beside concepts, which need their triggers: 0.",
+        group="data",
+        low=0.0,
+        high=1.0,
+    )
+    own_tag_dropout: float | None = param(
+        None,
+        "Share of the tags left out each time in this folder. Empty: as the run. 0.05 to 0.2 is usual; more leaves "
+        "captions that do not tell what is seen.",
+        group="data",
+        low=0.0,
+        high=1.0,
     )

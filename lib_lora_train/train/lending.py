@@ -6,7 +6,9 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from lib_lora_train.errors import ModelAwayError
+import torch
+
+from lib_lora_train.errors import MemoryFullError, ModelAwayError
 from lib_lora_train.events import Event, StateChanged
 from lib_lora_train.train.control import Control
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LOOK_AGAIN_SECONDS = 1.0
+_MEMORY_IS_FULL = (
+    "The graphics card's memory is full. Close other programs that use the card, or lower the resolution, and start or "
+    "resume the run."
+)
 
 
 class Lender(Protocol):
@@ -28,11 +34,17 @@ class Lender(Protocol):
 def leased(
     host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
 ) -> Generator[Event, None, _T]:
-    """`work(model)` done under a lease; waits as `patiently` does."""
+    """`work(model)` done under a lease; waits as `patiently` does.
+
+    MemoryFullError, the lease given back, when the graphics card's memory runs out.
+    """
 
     def turn() -> _T:
-        with host.lease(model) as lent:
-            return work(lent)
+        try:
+            with host.lease(model) as lent:
+                return work(lent)
+        except torch.cuda.OutOfMemoryError as reason:
+            raise MemoryFullError(_MEMORY_IS_FULL) from reason
 
     return (yield from patiently(control, turn))
 

@@ -53,7 +53,10 @@ def parted(step: Sequence[MicroBatch], split: int) -> list[MicroBatch]:
 
 def out_of_memory(step: int, config: TrainConfig) -> str:
     """The reason and the advice when nothing helped."""
-    advice = "lower the resolution, train fewer parts (train_text_encoder off), or close other programs on the card"
+    advice = (
+        "lower the resolution, train fewer parts (train_text_encoder off), take an optimizer with small states "
+        "(Adafactor, AdamW8bit), or close other programs on the card"
+    )
     tried = "checkpointing and single pictures" if config.batch_size > 1 else "checkpointing"
     return f"Step {step}: the graphics card's memory is full, with {tried} too. Try this: {advice}."
 

@@ -34,6 +34,14 @@ _FREE = frozenset(
         *(parameter.name for parameter in parameters_of(TrainConfig) if parameter.group in _FREE_GROUPS),
     )
 )
+_OWN_CAPTIONS = (
+    "own_shuffle",
+    "own_keep_tokens",
+    "own_prefix",
+    "own_suffix",
+    "own_caption_dropout",
+    "own_tag_dropout",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ def plan_fingerprint(plan: Plan) -> str:
             *item.lines,
             item.mask.content_hash if item.mask else "",
             plan.dataset.concepts[item.concept].settings.tag_background,
+            *(getattr(plan.dataset.concepts[item.concept].settings, name) for name in _OWN_CAPTIONS),
         ]
         for number, item in enumerate(plan.dataset.items)
     ]
