@@ -2,7 +2,7 @@
 
     python tools/take_screenshots.py [--out docs/images] [--epochs 6]
 
-Needs playwright and a Chromium on the PATH.
+Needs playwright, Pillow and a Chromium on the PATH. Pictures show the folders' names: take them in a neutral one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,18 +31,20 @@ _SERVE = (
     "serve(port=int(sys.argv[1]), home=Path(sys.argv[2]), open_browser=False)"
 )
 _MINUTE_MS = 60_000
+_TALLEST_PX = 1700  # long panels are cut off below, which a page of documentation does not need
+_COLOURS = 192
 
 
 @contextlib.contextmanager
-def served() -> Iterator[str]:
-    """The app's address; it runs in a process of its own with an empty home."""
+def served() -> Iterator[tuple[str, Path]]:
+    """The app's address and its home, which is empty; it runs in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as home:
         server = subprocess.Popen([sys.executable, "-c", _SERVE, str(port), home], cwd=ROOT)
         try:
-            yield wait_for(f"http://127.0.0.1:{port}/", server)
+            yield wait_for(f"http://127.0.0.1:{port}/", server), Path(home)
         finally:
             server.terminate()
             server.wait(20)
@@ -71,8 +74,8 @@ def start_demo(page: Any, epochs: int) -> None:
     page.locator(".lt-pill", has_text="Running").wait_for()
 
 
-def take(page: Any, panel: str, file: Path) -> None:
-    """One panel as a picture."""
+def take(page: Any, panel: str, file: Path, *, home: Path) -> None:
+    """One panel as a picture; `home` is the app's folder."""
     tab = page.get_by_role("tab", name=panel, exact=True)
     if tab.count() and tab.first.is_visible():
         tab.first.click()
@@ -80,8 +83,34 @@ def take(page: Any, panel: str, file: Path) -> None:
         page.locator("#lora_train_panels .overflow-menu > button").click()
         page.locator("#lora_train_panels .overflow-dropdown button", has_text=panel).click()
     page.wait_for_timeout(1500)
+    fill_in(page, panel, home)
     page.screenshot(path=file, full_page=True)
+    make_small(file)
     print(file)
+
+
+def fill_in(page: Any, panel: str, home: Path) -> None:
+    """Give a panel that waits for a folder or a file those of the demo that ran in `home`."""
+    if panel == "Captions" and not page.locator(".lt-c-gallery img").count():
+        folder = page.locator("input.lt-c-folder")
+        if not folder.input_value():
+            folder.fill(str(ROOT / "assets" / "demo" / "train"))
+        page.click("button.lt-c-open")
+        page.locator(".lt-c-gallery img").first.wait_for(timeout=_MINUTE_MS)
+        page.locator(".lt-c-gallery img").first.click()
+        page.wait_for_timeout(1500)
+    if panel == "Tools":
+        written = max((home / "models" / "Lora").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        page.locator(".lt-tools input").first.fill(str(written))
+        page.locator(".lt-tools button").first.click()
+        page.wait_for_timeout(3000)
+
+
+def make_small(file: Path) -> None:
+    """A fifth of the bytes: fewer colours, and not endlessly tall."""
+    with Image.open(file) as picture:
+        cut = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, _TALLEST_PX)))
+    cut.quantize(_COLOURS).save(file, optimize=True)
 
 
 def main() -> None:
@@ -92,13 +121,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with served() as address, sync_playwright() as playwright:
+    with served() as (address, home), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(address)
         start_demo(page, options.epochs)
         page.locator("tbody th", has_text="Epoch 3").wait_for(timeout=20 * _MINUTE_MS)
-        take(page, "Monitor", options.out / "monitor-training-light.png")
+        take(page, "Monitor", options.out / "monitor-training-light.png", home=home)
         page.locator(".lt-pill", has_text="Finished").wait_for(timeout=30 * _MINUTE_MS)
         for theme in ("light", "dark"):
             for suffix, (width, height) in SIZES.items():
@@ -106,7 +135,7 @@ def main() -> None:
                 page.goto(f"{address}?__theme={theme}")
                 page.wait_for_selector("#lora_train_root .lt-pill")
                 for panel in PANELS:
-                    take(page, panel, options.out / f"{panel.lower()}{suffix}-{theme}.png")
+                    take(page, panel, options.out / f"{panel.lower()}{suffix}-{theme}.png", home=home)
         browser.close()
 
 
