@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import secrets
 import threading
 import time
@@ -28,6 +27,7 @@ from lib_lora_train.painted import GridDesk
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
 from lib_lora_train.presets import Preset
+from lib_lora_train.ui.answers import json_ready
 from lib_lora_train.ui.balancing import RULE, balanced_concepts
 from lib_lora_train.ui.caption_desk import CaptionDesk
 from lib_lora_train.ui.checked import Changed, Checked, Looked
@@ -97,7 +97,7 @@ class Desk:
     # --- what the page's own buttons ask -------------------------------------------------------
     def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one of the page's own buttons; KeyError for a name that is not known."""
-        answer: dict[str, Any] = _json_ready(self._asks[name](values) or {})
+        answer: dict[str, Any] = json_ready(self._asks[name](values) or {})
         return answer
 
     def stage(self, change: Change) -> None:
@@ -339,7 +339,7 @@ class Desk:
         }
         fresh = {name: [p for p in curve if p[0] > after][-_CURVE_POINTS:] for name, curve in curves.items()}
         events = [self._with_address(event) for event in answer["events"]]
-        whole: dict[str, Any] = _json_ready(
+        whole: dict[str, Any] = json_ready(
             {
                 **answer,
                 "events": events,
@@ -388,14 +388,3 @@ def _config_of(values: Mapping[str, Any]) -> TrainConfig:
     config, problems = read_config(values)
     require_usable(problems)
     return config
-
-
-def _json_ready(value: Any) -> Any:
-    """`value` with None for NaN and infinity, which JSON does not know."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _json_ready(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(inner) for inner in value]
-    return value
