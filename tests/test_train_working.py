@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,11 @@ def test_the_adapter_is_as_before_when_a_step_fails() -> None:
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-WAYS: list[dict[str, Any]] = [
+WAYS: list[Any] = [
+    pytest.param(
+        {"optimizer": "AdamW8bit"},
+        marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra"),
+    ),
     {},
     {"optimizer": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.5, "scale_weight_norms": 0.05},
     {"optimizer": "Adafactor", "gradient_accumulation": 2},
