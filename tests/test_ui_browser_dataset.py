@@ -1,0 +1,52 @@
+"""The Dataset panel in a real browser, on a server of its own: pictures are changed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from test_ui_browser import address, open_tab, page, pytestmark
+from ui_stand_ins import write_pictures
+
+__all__ = ["address", "page", "pytestmark"]
+
+
+def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "set", 2, size=(300, 100))
+    before = (folder / "000.png").read_bytes()
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(folder))
+    box.blur()
+    page.click("#lora_train_look")
+    wide = page.locator(".lt-gallery figure", has_text="zkw, picture 0").first
+    wide.hover()
+    wide.locator(".lt-k-open").click()
+    assert "an estimate" in page.locator(".lt-needs").inner_text()
+    page.locator(".lt-k-told", has_text="300 × 100").wait_for()
+    page.locator(".lt-k-zoom").press("ArrowRight")
+    stage = page.locator(".lt-k-stage")
+    bounds = stage.bounding_box()
+    page.mouse.click(bounds["x"] + 2, bounds["y"] + 2)
+    assert page.locator(".lt-k-frame").evaluate("frame => [frame.style.left, frame.style.top]") == ["0%", "0%"]
+    page.click(".lt-k-write")
+    page.locator(".lt-told", has_text="is cropped").wait_for()
+    with Image.open(folder / "000.png") as cut:
+        assert cut.width < 300
+    page.click(".lt-d-examine")
+    page.locator(".lt-d-kind summary", has_text="tiny").click()
+    page.click(".lt-d-upscale")
+    page.locator(".lt-d-body .lt-verdict", has_text="2 files treated").wait_for()
+    with Image.open(folder / "001.png") as larger:
+        assert larger.width > 300
+    page.get_by_role("button", name="Undo", exact=True).click()
+    page.locator(".lt-d-body .lt-verdict", has_text="as they were").wait_for()
+    wide.hover()
+    wide.locator(".lt-k-open").click()
+    page.click(".lt-k-undo")
+    page.locator(".lt-told", has_text="undone").wait_for()
+    assert (folder / "000.png").read_bytes() == before
