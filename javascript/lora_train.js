@@ -297,6 +297,7 @@
         Planned: (e) => `${whole(e.images)} pictures` +
             (e.regularisation_images ? ` and ${whole(e.regularisation_images)} for regularisation` : "") +
             `: ${whole(e.epochs)} epochs of ${whole(e.steps_per_epoch)} steps, ${whole(e.total_steps)} in all`,
+        Workload: (e) => `${(e.pixels_per_step / 1e6).toFixed(2)} megapixels a step on ${e.device === "cpu" ? "the processor" : e.device}`,
         EpochDone: (e) => `Epoch ${e.epoch} ended at step ${whole(e.step)}` +
             (e.mean_loss === null ? "" : `, mean loss ${e.mean_loss.toFixed(4)}`),
         LoraWritten: (e) => `Written: ${fileName(e.path)}`,

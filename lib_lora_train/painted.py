@@ -26,7 +26,7 @@ from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.run_log import read_log
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.infotext import write_picture
-from lib_lora_train.train.lending import patiently
+from lib_lora_train.train.patience import patiently
 from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 
 

@@ -34,7 +34,7 @@ World = A1111World | ForgeWorld
 
 @pytest.fixture(params=["a1111", "forge", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("lib_lora_train.train.patience._LOOK_AGAIN_SECONDS", 0.01)
     if request.param == "a1111":
         return A1111World(monkeypatch, tmp_path / "Lora")
     return (ForgeWorld if request.param == "forge" else ReforgeWorld)(monkeypatch, tmp_path / "Lora")

@@ -50,7 +50,7 @@ class Place(NamedTuple):
 def place(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_dir: Path
 ) -> Iterator[Place]:
-    monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("lib_lora_train.train.patience._LOOK_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(
         "lib_lora_train.job_files.legacy_hash", lambda path: ""
     )  # the stand-ins' checkpoint has no file

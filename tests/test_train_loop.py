@@ -257,7 +257,7 @@ def test_saving_can_be_asked_for_in_a_pause() -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.train.lending._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("lib_lora_train.train.patience._LOOK_AGAIN_SECONDS", 0.001)
 
 
 @pytest.mark.usefixtures("_impatient")
