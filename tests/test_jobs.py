@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,7 +308,8 @@ def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lib_lora_train.adapters.file.os.fsync", full)
+    # That module's own `os` only: the run's other files are written before.
+    monkeypatch.setattr("lib_lora_train.adapters.file.os", SimpleNamespace(**{**vars(os), "fsync": full}))
     with pytest.raises(OutputError, match=r"full|space"):
         place.run(sample_prompts=())
     assert list(place.host.lora_dir.iterdir()) == []
