@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import TrainConfig
@@ -172,35 +174,40 @@ def test_a_lora_that_was_left_in_the_weights_is_taken_out_first(world: World, ho
     assert same(again, alone)
 
 
-def test_generations_go_first_while_training_runs(world: World, host: WebuiHost) -> None:
-    """Another thread generates all the time: each picture is right, and waits for a few steps at most."""
-    world.queue_lock.__enter__()
-    world.queue_lock.__exit__()
-    expected = world.generate("style") if host.load_model(TrainConfig()) else ""
-    done = threading.Event()
+def test_generations_go_first_while_training_runs(
+    world: World, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of each step a generation waits: the turn ends with that step, and every picture is right."""
+    expected = world.generate("style")
+    lock, lease = world.queue_lock, host.lease
     pictures: list[str] = []
-    steps_at: list[int] = []
-    steps = 0
+    askers: list[threading.Thread] = []
+    leases = 0
 
-    def keep_generating() -> None:
-        while not done.is_set():
-            pictures.append(world.generate("style"))
-            steps_at.append(steps)
-            time.sleep(0.01)
+    def counted(*arguments: Any) -> Any:
+        nonlocal leases
+        leases += 1
+        return lease(*arguments)
 
-    def count(event: Event) -> None:
-        nonlocal steps
-        steps += isinstance(event, StepDone)
+    def ask(module: nn.Module, _arguments: object) -> None:
+        if not isinstance(module, UNet2DConditionModel) or lock._pending_threads:
+            return
+        askers.append(threading.Thread(target=lambda: pictures.append(world.generate("style"))))
+        askers[-1].start()
+        while not lock._pending_threads:
+            time.sleep(0.001)
 
-    thread = threading.Thread(target=keep_generating)
-    thread.start()
+    monkeypatch.setattr(host, "lease", counted)
+    hook = register_module_forward_pre_hook(ask)
     try:
-        trained(host, during=count)
+        _, events = trained(host)
     finally:
-        done.set()
-        thread.join()
-    assert set(pictures) == {expected}
-    assert len([at for at in steps_at if 0 < at < 8]) >= 3, steps_at
+        hook.remove()
+        for thread in askers:
+            thread.join()
+    steps = sum(isinstance(event, StepDone) for event in events)
+    assert pictures == [expected] * len(askers) and pictures
+    assert leases >= steps, "one turn for each step"
 
 
 # --- models that come and go ----------------------------------------------------------------------
