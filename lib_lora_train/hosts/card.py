@@ -11,7 +11,8 @@ def card_of(device: torch.device) -> Card | None:
     """The card's memory now; None for what is no CUDA device. Asking is the first use of a card that was not used."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    free, total = torch.cuda.mem_get_info(device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # PyTorch before 2.4 asks for one
+    free, total = torch.cuda.mem_get_info(index)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return Card(torch.cuda.get_device_name(device), total, free + held)
 
