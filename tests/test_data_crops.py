@@ -103,6 +103,16 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
     assert read_image_file(folder / "clear.png").has_alpha
 
 
+def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:
+    """Pillow's own conversion clips at 255 of 65535, which makes such pictures white."""
+    grey = tmp_path / "set" / "grey.png"
+    grey.parent.mkdir()
+    Image.new("I;16", (100, 100), 128 * 257).save(grey)
+    write_crop(grey.parent, grey, Frame(0, 0, 80, 80))
+    with Image.open(grey) as cut:
+        assert (cut.mode, cut.size, cut.getextrema()) == ("L", (80, 80), (128, 128))
+
+
 @pytest.mark.parametrize("frame", [Frame(0, 0, 20, 100), Frame(500, 0, 200, 100), Frame(-1, 0, 100, 100)])
 def test_an_impossible_frame_is_refused_and_nothing_is_changed(folder: Path, frame: Frame) -> None:
     before = contents(folder)

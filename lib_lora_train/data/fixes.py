@@ -19,7 +19,7 @@ from PIL import Image
 from lib_lora_train import whole_file
 from lib_lora_train.data.captions import CAPTION_ENDINGS, decode_caption
 from lib_lora_train.data.doctor import Finding, Remedy
-from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, orientation_of, read_bytes
+from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, in_eight_bits, orientation_of, read_bytes
 from lib_lora_train.errors import DataError, LoraTrainError, OutputError
 
 SHRUNK_SIDE = 2048
@@ -98,8 +98,8 @@ def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tu
             orientation = orientation_of(opened, content)
             opened.seek(0)
             has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            wanted = "RGBA" if has_alpha else "L" if opened.mode in ("L", "1") else "RGB"
-            picture = opened.convert(wanted)
+            plain = in_eight_bits(opened)
+            picture = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be decoded: {str(error) or repr(error)}. Replace or remove it.") from error
     if orientation in UPRIGHT:
