@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.buckets import bucket_rule, place
 from lib_lora_train.data.crops import Frame, near_buckets, trained_frame, write_crop
@@ -101,6 +102,20 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
     write_crop(folder, folder / "clear.png", Frame(0, 0, 100, 100))
     assert read_image_file(folder / "turned.jpg").height == 100
     assert read_image_file(folder / "clear.png").has_alpha
+
+
+def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = contents(folder), whole_file.write_bytes
+
+    def write_all_but_masks(path: Path, content: bytes) -> None:
+        if "mask" in path.name:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(whole_file, "write_bytes", write_all_but_masks)
+    with pytest.raises(DataError, match="No space left"):
+        write_crop(folder, folder / "wide.png", Frame(100, 0, 200, 200))
+    assert contents(folder) == before
 
 
 def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:

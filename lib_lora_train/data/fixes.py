@@ -184,8 +184,7 @@ class _Surgery:
             for s in self._steps
         ]
         path = self._originals / f"undo-{time.time_ns()}.json"
-        self._originals.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        whole_file.write_text(path, json.dumps(rows, indent=1), makes_folder=True)
         return path
 
     def replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:

