@@ -104,6 +104,23 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
     assert read_image_file(folder / "clear.png").has_alpha
 
 
+def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
+    """Crops and the doctor's remedies have undo lists of their own."""
+    picture = folder / "wide.png"
+    whole = picture.read_bytes()
+    first = write_crop(folder, picture, Frame(0, 0, 300, 200))
+    half = picture.read_bytes()
+    second = write_crop(folder, picture, Frame(0, 0, 100, 100))
+    quarter = picture.read_bytes()
+    assert first.undo and second.undo
+    write_undo(first.undo)
+    assert picture.read_bytes() == whole
+    write_undo(second.undo)
+    assert picture.read_bytes() == half
+    kept = {path.read_bytes() for path in (folder.parent / "set-originals").glob("wide*.png")}
+    assert {whole, quarter} <= kept
+
+
 def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, write = contents(folder), whole_file.write_bytes
 
