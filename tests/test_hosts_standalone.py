@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT, Card, Host
-from lib_lora_train.hosts.card import card_of
+from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
 from lib_lora_train.models.model import describe_model
 from tiny_models import tiny_tensors, write_tiny_checkpoint
@@ -243,3 +243,15 @@ def test_the_cards_memory_is_asked_of_a_card_with_a_number(monkeypatch: pytest.M
         monkeypatch.setattr(torch.cuda, name, stand_in)
     assert card_of(torch.device("cuda")) == card_of(torch.device("cuda", 0)) == Card("Card", total=24, free=9)
     assert card_of(CPU) is None
+
+
+def test_a_card_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other programs fill the card, its first use fails; the plan is shown without its memory then."""
+
+    def full() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", full)
+    assert card_of(torch.device("cuda")) is None
+    assert device_name(torch.device("cuda")) == "cuda"
