@@ -72,7 +72,7 @@ def _draw_row(run: JobRun, epoch: int, step: int) -> Generator[Event, None, None
     at_once = 1 if run.painter else _PICTURES_PER_TURN
     for start in range(0, len(run.prompts), at_once):
         prompts = run.prompts[start : start + at_once]
-        for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch)), strict=True):
+        for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch, step)), strict=True):
             row.append(picture)
             path = run.folder.sample(epoch, len(row), step)
             write_picture(path, picture, text)
@@ -83,7 +83,7 @@ def _draw_row(run: JobRun, epoch: int, step: int) -> Generator[Event, None, None
 
 
 def _pictures(
-    run: JobRun, prompts: Sequence[SamplePrompt], epoch: int
+    run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, step: int
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
     """Each prompt's picture and infotext: by the webui from a file, or by us with the adapter in place."""
     config = run.config
@@ -94,7 +94,7 @@ def _pictures(
         return [(painted.picture, painted.infotext) for painted in (yield from painting)]
     drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
     shared = {"sampler": config.sample_sampler, "model": run.model.name}
-    lora = f"{run.name}-{epoch:06}" if epoch else ""
+    lora = f"{run.name}-step{step:08}" if step else f"{run.name}-{epoch:06}" if epoch else ""
     texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
     return list(zip(drawn, texts, strict=True))
 

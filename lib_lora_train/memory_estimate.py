@@ -2,9 +2,11 @@
 
     base         the weights of UNet, text encoders and VAE, as the run computes with them; 0 bytes more where the
                  webui has them in memory already
-    adapter      trained numbers × (weight + gradient + copy for the way back + what the optimiser remembers), fp32
+    adapter      trained numbers × (weight + gradient + copy for the way back, in `lora_precision`, + what the
+                 optimiser remembers)
     activations  batch × what autograd keeps of the UNet and of trained text encoders (`models.anatomy`), and what the
-                 backward pass works with on top
+                 backward pass works with on top; or the fp32 weights and gradients of the optimiser's step, when these
+                 activations are gone, if a 16-bit `lora_precision` makes more of them
     encoding     the VAE's largest moment; it is over before training starts
 
 The most is base + max(adapter + activations, encoding). It counts tensors only: PyTorch and the driver take some
@@ -119,7 +121,7 @@ def estimate_memory(
     return MemoryEstimate(
         base=_base(model, size, vae_bytes, is_eight_bit=config.fp8_base and not is_loaded),
         adapter=round(trained * _adapter_bytes(config, size)),
-        activations=round(kept * size),
+        activations=round(max(kept * size, trained * _step_bytes(config))),
         encoding=round(ENCODING * model.spec.vae["block_out_channels"][0] * _encoded_px(plan) * vae_bytes),
         is_loaded=is_loaded,
     )
@@ -132,10 +134,16 @@ def _base(model: ModelFile, size: int, vae_bytes: int, *, is_eight_bit: bool) ->
 
 def _adapter_bytes(config: TrainConfig, size: int) -> float:
     """Per trained number."""
-    weight, gradient, way_back = 4, 4, 4  # the way back is a copy for when the loss is no number any more
-    cast = size if size < 4 else 0
+    own = _NUMBER_BYTES[config.lora_precision]
+    weight, gradient, way_back = own, own, own  # the way back is a copy for when the loss is no number any more
+    cast = 0 if size == own else size
     mean = 4 if config.ema_decay else 0
     return weight + gradient + way_back + cast + mean + _STATE_BYTES[config.optimizer]
+
+
+def _step_bytes(config: TrainConfig) -> int:
+    """Per trained number, for the moment of the optimiser's step: fp32 weight and gradient where they are not so."""
+    return 0 if config.lora_precision == "fp32" else 4 + 4
 
 
 def _largest_batch(plan: Plan) -> tuple[int, int]:

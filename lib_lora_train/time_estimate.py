@@ -85,27 +85,28 @@ def past_speeds(home: Path) -> Iterator[Speed]:
 
 
 def _speed(log: Path) -> Speed | None:
-    """The speed of the log's first steps; no more of it is read."""
-    workload, seconds = None, list[float]()
-    for record in read_log(log):
-        if record["kind"] == "Workload":
-            workload = _workload(record)
-        elif record["kind"] == "StepDone":
-            seconds.append(float(record["seconds"]))
-            if len(seconds) == _STEPS_READ:
-                break
+    """The speed of the log's first steps, None where it tells none; no more of it is read."""
+    try:
+        workload, seconds = _first_steps(log)
+    except (OSError, KeyError, TypeError, ValueError):  # removed meanwhile, or of another version
+        return None
     warm = seconds[_COLD_STEPS:]
     if workload is None or workload.pixels_per_step <= 0 or not warm:
         return None
     return Speed(log.parent.name, workload, statistics.median(warm))
 
 
-def _workload(record: dict[str, object]) -> Workload | None:
-    values = {name: value for name, value in record.items() if name not in ("kind", "time")}
-    try:
-        return Workload(**values)  # type: ignore[arg-type]
-    except TypeError:  # of another version
-        return None
+def _first_steps(log: Path) -> tuple[Workload | None, list[float]]:
+    """What the run worked on, and its first steps' seconds."""
+    workload, seconds = None, list[float]()
+    for record in read_log(log):
+        if record["kind"] == "Workload":
+            workload = Workload(**{name: value for name, value in record.items() if name not in ("kind", "time")})
+        elif record["kind"] == "StepDone":
+            seconds.append(float(record["seconds"]))
+            if len(seconds) == _STEPS_READ:
+                break
+    return workload, seconds
 
 
 def _is_comparable(known: Workload, wanted: Workload) -> bool:

@@ -27,7 +27,8 @@ def write_text(path: Path, text: str, *, makes_folder: bool = False) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`, but OSError is left to the caller, who knows what was being done."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    # Not named after the file, whose name may be as long as names can be; a thread writes one file at a time.
+    unfinished = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
     try:
         with unfinished.open("wb") as file:
             file.write(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from adapters_model import tiny_model
-from lib_lora_train.adapters.file import read_adapter
+from lib_lora_train.adapters.file import AdapterFile, read_adapter
 from lib_lora_train.adapters.inject import inject_opened
 from lib_lora_train.adapters.opened import open_file
+from lib_lora_train.adapters.told_alphas import with_told_alphas
 from lib_lora_train.tools.convert import convert
 
 TARGETS = ["to_q", "to_k", "ff.net.2"]
@@ -71,3 +73,10 @@ def test_a_dora_saved_by_peft_is_converted_to_what_peft_merges(tmp_path: Path) -
         key = f"lora_unet_{name.removesuffix('.weight')}".replace(".", "_")
         diff = weight - model.unet.get_parameter(name)
         torch.testing.assert_close(converted.state[f"{key}.diff"], diff, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_passed_over() -> None:
+    told = json.dumps({"lora_alpha": 4, "alpha_pattern": {"to_q(": 9, "to_q": 6}})
+    state = {"x.to_q.lora_A.weight": torch.zeros(2, 3), "x.to_k.lora_A.weight": torch.zeros(())}
+    file = AdapterFile(Path("a.safetensors"), state, {"lora_adapter_metadata": told})
+    assert {key: float(t) for key, t in with_told_alphas(file).items() if key.endswith("alpha")} == {"x.to_q.alpha": 6}

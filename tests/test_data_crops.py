@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.buckets import bucket_rule, place
 from lib_lora_train.data.crops import Frame, near_buckets, trained_frame, write_crop
@@ -101,6 +102,47 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
     write_crop(folder, folder / "clear.png", Frame(0, 0, 100, 100))
     assert read_image_file(folder / "turned.jpg").height == 100
     assert read_image_file(folder / "clear.png").has_alpha
+
+
+def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
+    """Crops and the doctor's remedies have undo lists of their own."""
+    picture = folder / "wide.png"
+    whole = picture.read_bytes()
+    first = write_crop(folder, picture, Frame(0, 0, 300, 200))
+    half = picture.read_bytes()
+    second = write_crop(folder, picture, Frame(0, 0, 100, 100))
+    quarter = picture.read_bytes()
+    assert first.undo and second.undo
+    write_undo(first.undo)
+    assert picture.read_bytes() == whole
+    write_undo(second.undo)
+    assert picture.read_bytes() == half
+    kept = {path.read_bytes() for path in (folder.parent / "set-originals").glob("wide*.png")}
+    assert {whole, quarter} <= kept
+
+
+def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = contents(folder), whole_file.write_bytes
+
+    def write_all_but_masks(path: Path, content: bytes) -> None:
+        if "mask" in path.name:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(whole_file, "write_bytes", write_all_but_masks)
+    with pytest.raises(DataError, match="No space left"):
+        write_crop(folder, folder / "wide.png", Frame(100, 0, 200, 200))
+    assert contents(folder) == before
+
+
+def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:
+    """Pillow's own conversion clips at 255 of 65535, which makes such pictures white."""
+    grey = tmp_path / "set" / "grey.png"
+    grey.parent.mkdir()
+    Image.new("I;16", (100, 100), 128 * 257).save(grey)
+    write_crop(grey.parent, grey, Frame(0, 0, 80, 80))
+    with Image.open(grey) as cut:
+        assert (cut.mode, cut.size, cut.getextrema()) == ("L", (80, 80), (128, 128))
 
 
 @pytest.mark.parametrize("frame", [Frame(0, 0, 20, 100), Frame(500, 0, 200, 100), Frame(-1, 0, 100, 100)])

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT, Host
+from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT, Card, Host
+from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
 from lib_lora_train.models.model import describe_model
 from tiny_models import tiny_tensors, write_tiny_checkpoint
@@ -220,3 +221,37 @@ def test_the_footing_names_the_file_and_whether_it_was_read(tmp_path: Path) -> N
     assert host.footing(TrainConfig()).is_loaded
     assert not host.footing(TrainConfig(precision="bf16")).is_loaded
     assert host.footing(TrainConfig(checkpoint="~/x.safetensors")).checkpoint == Path.home() / "x.safetensors"
+
+
+def test_the_cards_memory_is_asked_of_a_card_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.1 refuses `cuda` alone, which is what A1111 and the stand-alone app compute on."""
+
+    def free_and_total(device: torch.device | int) -> tuple[int, int]:
+        if isinstance(device, torch.device) and device.index is None:
+            raise ValueError("Expected a torch.device with a specified index")
+        return 6, 24
+
+    stand_ins = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "mem_get_info": free_and_total,
+        "memory_reserved": lambda _device: 5,
+        "memory_allocated": lambda _device: 2,
+        "get_device_name": lambda _device: "Card",
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    assert card_of(torch.device("cuda")) == card_of(torch.device("cuda", 0)) == Card("Card", total=24, free=9)
+    assert card_of(CPU) is None
+
+
+def test_a_card_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other programs fill the card, its first use fails; the plan is shown without its memory then."""
+
+    def full() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", full)
+    assert card_of(torch.device("cuda")) is None
+    assert device_name(torch.device("cuda")) == "cuda"

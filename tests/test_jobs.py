@@ -252,6 +252,9 @@ def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:
         if event.step:
             position = events.index(event)
             assert max(e.step for e in events[:position] if isinstance(e, StepDone)) == event.step
+            with Image.open(event.path) as picture:
+                told = picture.text["parameters"]  # type: ignore[attr-defined]
+            assert f"<lora:test-step{event.step:08}:1>" in told, "the epoch's file will hold other numbers"
     again = place.run(sample_every_n_steps=3, sample_every_n_epochs=0, make_grid=False)
     assert {event.step for event in only(again, SampleDrawn)} == {3, 6}  # no samples of epochs: their ends count too
 

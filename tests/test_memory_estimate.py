@@ -240,6 +240,19 @@ def estimated(spec: ModelSpec, config: TrainConfig, plan: Plan | None = None, **
     return estimate_memory(model_file(spec), config, plan or small_plan(config), **values)
 
 
+def test_numbers_of_16_bits_take_less_until_the_optimisers_step_needs_them_in_fp32() -> None:
+    spec = tiny_model("sd1").spec
+    exact = TrainConfig(resolution=64, min_bucket=64, rank=4)
+    half = exact.replace(lora_precision="bf16")
+    numbers = estimated(spec, exact, number_bytes=2).adapter // 22  # 3 × 4, a 16-bit copy to compute with, 8 of AdamW
+    assert estimated(spec, half, number_bytes=2).adapter == numbers * (3 * 2 + 8)
+    assert estimated(spec, half, number_bytes=4).adapter == numbers * (3 * 2 + 4 + 8), "cast for a model in fp32"
+    assert estimated(spec, half).activations == estimated(spec, exact).activations
+    large = half.replace(family="full", batch_size=1)
+    numbers = estimated(spec, large, number_bytes=2).adapter // 14
+    assert estimated(spec, large, number_bytes=2).activations == numbers * 8
+
+
 def test_the_base_counts_only_where_it_is_not_loaded() -> None:
     spec = tiny_model("sd1").spec
     config = TrainConfig(resolution=64, min_bucket=64)

@@ -64,6 +64,8 @@ def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
     write_run(tmp_path, "1-run", [1.0] * 9)
     (tmp_path / "2-broken").mkdir()
     (tmp_path / "2-broken" / "events.jsonl").write_text('{"kind": "Workload", "older": 1}\n{', encoding="utf-8")
+    (tmp_path / "3-other").mkdir()
+    (tmp_path / "3-other" / "events.jsonl").write_text('{"kind": "StepDone", "step": 1}\n', encoding="utf-8")
     assert [speed.run for speed in past_speeds(tmp_path)] == ["1-run"]
 
 

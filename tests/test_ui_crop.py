@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_lora_train.config import Concept
 from lib_lora_train.errors import DataError
 from lib_lora_train.ui.desk import Desk
+from lib_lora_train.ui.form import CONCEPTS, concepts_text
 from ui_stand_ins import open_small_desk
 
 
@@ -59,6 +61,22 @@ def test_pictures_of_another_data_set_are_refused(tmp_path: Path) -> None:
 
 def test_a_frame_that_is_none_is_refused(tmp_path: Path) -> None:
     desk, token = looked_desk(tmp_path)
-    for frame in (None, [1, 2], ["a", 0, 64, 64], [0, 0, 900, 900]):
+    for frame in (None, [1, 2], ["a", 0, 64, 64], [0, 0, 900, 900], [0, 0, float("inf"), 64]):
         with pytest.raises(DataError):
             desk.ask("crop-write", {"token": token, "frame": frame})
+
+
+def test_originals_lie_beside_the_folder_that_was_looked_at_whatever_the_form_says_by_now(tmp_path: Path) -> None:
+    """Beside a `2_zok` they would lie inside the data set, and be trained on as another kohya folder."""
+    desk, _ = open_small_desk(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "set").rename(tmp_path / "data" / "2_zok")
+    form = {**desk.demo_form(), CONCEPTS: concepts_text([Concept(str(tmp_path / "data"))])}
+    desk.keep(form)
+    desk.look(form)
+    desk.keep({**form, CONCEPTS: concepts_text([])})
+    token = desk.pictures(0)["pictures"][0]["token"]
+    left, top, width, height = desk.ask("crop-look", {"token": token})["frame"]
+    desk.ask("crop-write", {"token": token, "frame": [left, top, width, height]})
+    assert (tmp_path / "data-originals" / "2_zok").is_dir()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["2_zok"]

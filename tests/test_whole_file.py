@@ -18,6 +18,12 @@ def test_a_text_is_written_as_utf8_and_nothing_else_stays(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_name_may_be_as_long_as_file_systems_allow(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 251}.txt"
+    write_text(path, "caption")
+    assert path.read_text(encoding="utf-8") == "caption"
+
+
 def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a.json", "old")
 

@@ -29,7 +29,7 @@ def with_told_alphas(file: AdapterFile) -> dict[str, Tensor]:
         return state
     for key, tensor in file.state.items():
         match = _PEFT.fullmatch(key)
-        if match and f"{match['module']}.alpha" not in state:
+        if match and tensor.dim() and f"{match['module']}.alpha" not in state:
             alpha = _alpha(told, match["module"], tensor.shape[0])
             if alpha is not None:
                 state[f"{match['module']}.alpha"] = torch.tensor(alpha)
@@ -68,12 +68,20 @@ def _alpha(told: Mapping[str, Any], module: str, rank: int) -> float | None:
     alpha = _number(told.get(f"{prefix}lora_alpha"))
     patterns = told.get(f"{prefix}alpha_pattern") or {}
     for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):  # PEFT's rule: the first pattern that ends the name
+        if _ends(name, pattern):
             alpha = _number(own)
             break
     if alpha is None:
         return None
     return alpha * rank**0.5 if told.get(f"{prefix}use_rslora") else alpha
+
+
+def _ends(name: str, pattern: str) -> bool:
+    """PEFT's rule: the first pattern that ends the name counts. One that is no regular expression fits nothing."""
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+    except re.error:
+        return False
 
 
 def _number(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.data.buckets import BucketRule, Placement, bucket_sizes
-from lib_lora_train.data.fixes import Fixed, edited_picture, write_replacements
+from lib_lora_train.data.fixes import Fixed, edited_picture, write_replacements, write_undo
 from lib_lora_train.data.masks import masks_of
 from lib_lora_train.errors import DataError
 
@@ -51,7 +51,8 @@ def near_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> 
 def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
     """Cut the picture, and its mask if it has one, to the frame; the originals are kept beside the data folder.
 
-    DataError for a frame that does not lie in the picture, or is less than `LEAST_FRAME` px wide or high.
+    DataError, with nothing changed, for a frame that does not lie in the picture or is less than `LEAST_FRAME` px wide
+    or high, and where one of the two cannot be written.
     """
     mask = masks_of(picture.parent.iterdir()).get(picture.stem)
     size = _size(picture)
@@ -59,7 +60,12 @@ def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
     contents = {picture: edited_picture(picture, lambda whole: _cut(whole, frame, size))}
     if mask:
         contents[mask] = edited_picture(mask, lambda whole: _cut(whole, frame, size))
-    return write_replacements(folder, contents)
+    fixed = write_replacements(folder, contents)
+    if fixed.failed:
+        if fixed.undo:
+            write_undo(fixed.undo)
+        raise DataError(fixed.failed[0][1])
+    return fixed
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ The originals of `cats` lie in `cats-originals`, in the same sub-folders, with a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -13,13 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from lib_lora_train import whole_file
 from lib_lora_train.data.captions import CAPTION_ENDINGS, decode_caption
 from lib_lora_train.data.doctor import Finding, Remedy
-from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, orientation_of, read_bytes
+from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, in_eight_bits, orientation_of, read_bytes
 from lib_lora_train.errors import DataError, LoraTrainError, OutputError
 
 SHRUNK_SIDE = 2048
@@ -98,8 +100,8 @@ def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tu
             orientation = orientation_of(opened, content)
             opened.seek(0)
             has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            wanted = "RGBA" if has_alpha else "L" if opened.mode in ("L", "1") else "RGB"
-            picture = opened.convert(wanted)
+            plain = in_eight_bits(opened)
+            picture = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be decoded: {str(error) or repr(error)}. Replace or remove it.") from error
     if orientation in UPRIGHT:
@@ -114,20 +116,24 @@ def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tu
 def write_undo(undo: Path) -> int:
     """Put the originals of a list back and remove what was written instead; how many files. The list is used up.
 
+    What was written and is another file by now (edited, cropped since) is kept among the originals instead of removed.
     DataError, with nothing changed, if the list cannot be read or an original is gone.
     """
     try:
-        steps = [(Path(s["original"]), s["kept"] and Path(s["kept"]), s["written"]) for s in json.loads(_text(undo))]
+        steps = [_step_of(row) for row in json.loads(_text(undo))]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{undo} cannot be read; nothing is restored.") from error
-    gone = [kept for _, kept, _ in steps if kept and not kept.exists()]
+    gone = [step.kept for step in steps if step.kept and not step.kept.exists()]
     if gone:
         raise DataError(f"{gone[0]} is gone; nothing is restored.")
-    for original, kept, written in reversed(steps):
-        if written:
-            Path(written).unlink(missing_ok=True)
-        if kept:
-            shutil.move(kept, original)
+    for step in reversed(steps):
+        if step.written and step.written.exists():
+            if step.content_hash in ("", _hash(step.written.read_bytes())):
+                step.written.unlink()
+            else:
+                shutil.move(step.written, _free(undo.parent / step.written.name))
+        if step.kept:
+            shutil.move(step.kept, step.original)
     undo.unlink()
     with contextlib.suppress(OSError):
         undo.parent.rmdir()  # only if it is empty now
@@ -143,11 +149,34 @@ def _text(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Step:
-    """One file: where it was, where it is kept (None: there was none) and what was written (None: nothing)."""
+    """One file: where it was, where it is kept (None: there was none) and what was written (None: nothing).
+
+    `content_hash` is the sha256 (hex) of what was written, "" in older lists.
+    """
 
     original: Path
     kept: Path | None
     written: Path | None
+    content_hash: str = ""
+
+
+def _step_of(row: Mapping[str, Any]) -> _Step:
+    """A row of an undo list; KeyError, TypeError if it is none."""
+    kept, written = (Path(row[name]) if row[name] else None for name in ("kept", "written"))
+    return _Step(Path(row["original"]), kept, written, row.get("content_hash", ""))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _free(place: Path) -> Path:
+    """The place, or one with a number behind its name, where no file is yet."""
+    free, number = place, 2
+    while free.exists():
+        free = place.with_name(f"{place.stem} ({number}){place.suffix}")
+        number += 1
+    return free
 
 
 class _Surgery:
@@ -180,12 +209,16 @@ class _Surgery:
         if not self._steps:
             return None
         rows = [
-            {"original": str(s.original), "kept": s.kept and str(s.kept), "written": s.written and str(s.written)}
-            for s in self._steps
+            {
+                "original": str(step.original),
+                "kept": step.kept and str(step.kept),
+                "written": step.written and str(step.written),
+                "content_hash": step.content_hash,
+            }
+            for step in self._steps
         ]
         path = self._originals / f"undo-{time.time_ns()}.json"
-        self._originals.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        whole_file.write_text(path, json.dumps(rows, indent=1), makes_folder=True)
         return path
 
     def replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
@@ -200,15 +233,11 @@ class _Surgery:
             if kept:
                 shutil.move(kept, path)
             raise
-        self._steps.append(_Step(path, kept, target))
+        self._steps.append(_Step(path, kept, target, _hash(content)))
 
     def _kept(self, path: Path) -> Path:
         """Move a file to the originals; a file of that name that is kept already stays."""
-        place = self._originals / path.relative_to(self._folder)
-        number = 2
-        while place.exists():
-            place = place.with_name(f"{path.stem} ({number}){path.suffix}")
-            number += 1
+        place = _free(self._originals / path.relative_to(self._folder))
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, place)

@@ -244,6 +244,11 @@ def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> I
         layers = picture.convert("RGBA")
         paper = Image.new("RGBA", layers.size, (*background, 255))
         return Image.alpha_composite(paper, layers).convert("RGB")
-    if picture.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scaling
-        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return picture.convert("RGB")
+    return in_eight_bits(picture).convert("RGB")
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, which `convert` would clip instead of scaling; other pictures as they are."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")

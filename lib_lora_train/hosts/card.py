@@ -8,16 +8,22 @@ from lib_lora_train.hosts.base import Card
 
 
 def card_of(device: torch.device) -> Card | None:
-    """The card's memory now; None for what is no CUDA device. Asking is the first use of a card that was not used."""
+    """The card's memory now; None for what is no CUDA device, or a card that does not answer (full, or in trouble).
+
+    Asking is the first use of a card that was not used.
+    """
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return Card(torch.cuda.get_device_name(device), total, free + held)
+    try:
+        index = torch.cuda.current_device() if device.index is None else device.index  # PyTorch before 2.4 asks for one
+        free, total = torch.cuda.mem_get_info(index)
+        held = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+        return Card(torch.cuda.get_device_name(index), total, free + held)
+    except RuntimeError:
+        return None
 
 
 def device_name(device: torch.device) -> str:
     """The card's name, or the kind of device: what speeds of past runs are comparable by."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_name(device)
-    return device.type
+    card = card_of(device)
+    return card.name if card else device.type

@@ -206,16 +206,22 @@ class SharedDistance:
 
     def state(self) -> dict[str, Any]:
         """See `Stepper`."""
-        own = [scaled.detach() for parameter, scaled, _ in self._pairs if scaled is not parameter]
-        return {"optimizer": self._optimizer.state_dict(), "scaled": own}
+        return {"optimizer": self._optimizer.state_dict(), "scaled": [scaled.detach() for scaled in self._own()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Stepper`."""
         self._optimizer.load_state_dict(state["optimizer"])
+        own = self._own()
+        given = state["scaled"]
+        if len(given) != len(own):  # older states hold all groups' numbers
+            given = [saved for saved, (p, scaled, _) in zip(given, self._pairs, strict=True) if scaled is not p]
         with torch.no_grad():
-            own = [scaled for parameter, scaled, _ in self._pairs if scaled is not parameter]
-            for scaled, saved in zip(own, state["scaled"], strict=True):
+            for scaled, saved in zip(own, given, strict=True):
                 scaled.copy_(saved)
+
+    def _own(self) -> list[nn.Parameter]:
+        """The numbers that are not the parameters themselves."""
+        return [scaled for parameter, scaled, _ in self._pairs if scaled is not parameter]
 
 
 def _scaled(parameter: nn.Parameter, ratio: float) -> nn.Parameter:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.config import TrainConfig, config_values
+from lib_lora_train.config import Concept, TrainConfig, config_values
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import ConfigError, OutputError, Problem, TrainingError
 from lib_lora_train.parameters import parameters_of
@@ -34,6 +34,7 @@ _FREE = frozenset(
         *(parameter.name for parameter in parameters_of(TrainConfig) if parameter.group in _FREE_GROUPS),
     )
 )
+_PLAIN = Concept()
 _OWN_CAPTIONS = (
     "own_shuffle",
     "own_keep_tokens",
@@ -85,7 +86,7 @@ def plan_fingerprint(plan: Plan) -> str:
             *item.lines,
             item.mask.content_hash if item.mask else "",
             plan.dataset.concepts[item.concept].settings.tag_background,
-            *(getattr(plan.dataset.concepts[item.concept].settings, name) for name in _OWN_CAPTIONS),
+            *_own_captions(plan.dataset.concepts[item.concept].settings),
         ]
         for number, item in enumerate(plan.dataset.items)
     ]
@@ -94,14 +95,20 @@ def plan_fingerprint(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _own_captions(concept: Concept) -> list[tuple[str, Any]]:
+    """The caption settings that the folder has of its own; none, so that states from before there were any still go."""
+    return [(name, getattr(concept, name)) for name in _OWN_CAPTIONS if getattr(concept, name) != getattr(_PLAIN, name)]
+
+
 def require_same_run(state: TrainState, config: TrainConfig, plan: Plan) -> None:
     """ConfigError, naming every difference, if going on from `state` would not be the same run."""
     now = config_values(config)
+    was = config_values(TrainConfig()) | dict(state.config)  # a setting that the state does not know was its default
     message = "was {} when this run was interrupted and is {} now. Set it back, or start a new run."
     problems = [
-        Problem("error", name, message.format(state.config[name], now[name]))
+        Problem("error", name, message.format(was[name], now[name]))
         for name in now
-        if name not in _FREE and name in state.config and state.config[name] != now[name]
+        if name not in _FREE and was[name] != now[name]
     ]
     if state.fingerprint != plan_fingerprint(plan):
         text = "pictures, captions, repeats or batches are not those of the interrupted run. Start a new run."

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.config import Concept, TrainConfig
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.buckets import bucket_rule, place
 from lib_lora_train.data.crops import LEAST_FRAME, Frame, near_buckets, trained_frame, write_crop
 from lib_lora_train.data.fixes import write_undo
-from lib_lora_train.data.scan import Item
+from lib_lora_train.data.scan import Item, ScannedConcept
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.ui.checked import Looked
@@ -35,7 +35,7 @@ class CropDesk:
 
     def look(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A picture's size, its bucket, what training would see of it, and the buckets of nearly its shape."""
-        item = self._item(values)
+        item, _ = self._found(values)
         image = item.image
         rule = bucket_rule(self._config(), item.resolution)
         placement = place(image.width, image.height, rule)
@@ -56,17 +56,15 @@ class CropDesk:
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the crop of a frame in the picture's place; the original is kept beside the folder."""
-        item = self._item(values)
+        item, concept = self._found(values)
         try:
             frame = Frame(*(round(float(number)) for number in values["frame"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError("The crop's frame is missing. Reload the page.") from error
         with self._lock:
             picture = item.image.path.parent.resolve() / item.image.path.name
-            fixed = write_crop(self._folder_of(picture), picture, frame)
+            fixed = write_crop(_folder_of(picture, concept), picture, frame)
             self._undo += [fixed.undo] if fixed.undo else []
-        if fixed.failed:
-            raise DataError(fixed.failed[0][1])
         kept = f" The original lies in {fixed.undo.parent}." if fixed.undo else ""
         return {"told": f"{item.image.path.name} is cropped to {frame.width} × {frame.height} px.{kept}"}
 
@@ -78,19 +76,18 @@ class CropDesk:
             write_undo(self._undo.pop())
         return {"told": "The last crop is undone.", "undo": len(self._undo)}
 
-    def _item(self, values: Mapping[str, Any]) -> Item:
+    def _found(self, values: Mapping[str, Any]) -> tuple[Item, ScannedConcept]:
+        """The picture that the page means, and the folder it is in."""
         looked = self._looked()
         path = self._shelf.path_of(str(values.get("token", "")))
-        found = next((one for one in looked.dataset.items if one.image.path == path), None) if looked and path else None
-        if found is None:
+        items = looked.dataset.items if looked and path else ()
+        item = next((one for one in items if one.image.path == path), None)
+        if looked is None or item is None:
             raise DataError("This picture is not in the data set any more. Press Look.")
-        return found
-
-    def _folder_of(self, picture: Path) -> Path:
-        """The card's folder that the picture belongs to; originals lie beside it, where training does not look."""
-        folders = [_root(concept) for concept in self._config().concepts if concept.folder]
-        return next((folder for folder in folders if folder in picture.parents), picture.parent)
+        return item, looked.dataset.concepts[item.concept]
 
 
-def _root(concept: Concept) -> Path:
-    return Path(concept.folder).expanduser().resolve()
+def _folder_of(picture: Path, concept: ScannedConcept) -> Path:
+    """The card's folder that the picture was found by; originals lie beside it, where training does not look."""
+    folder = Path(concept.settings.folder).expanduser().resolve()
+    return folder if folder in picture.parents else picture.parent
