@@ -25,15 +25,19 @@ def write_text(path: Path, text: str, *, makes_folder: bool = False) -> None:
         ) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_text`, but OSError is left to the caller, who knows what was being done."""
+def write_bytes(path: Path, content: bytes, *, waits: bool = True) -> None:
+    """As `write_text`, but OSError is left to the caller, who knows what was being done.
+
+    `waits` for the disk, which a loss of power asks for; thousands of files with a backup are written without.
+    """
     # Not named after the file, whose name may be as long as names can be; a thread writes one file at a time.
     unfinished = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if waits:
+                os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -333,4 +333,4 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    whole_file.write_bytes(file, content)
+    whole_file.write_bytes(file, content, waits=False)  # the backup is there
