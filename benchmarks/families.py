@@ -46,9 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "LoHa": {"family": "loha", "rank": 4, "learning_rate": 4e-3},
     "LoKr": {
         "family": "lokr",
-        "lokr_factor": 4,
+        "lokr_factor": 2,
         "full_matrix": True,
-        "learning_rate": 2.5e-3,
+        "learning_rate": 3e-3,
         "text_encoder_lr": 1e-3,
     },
     "DyLoRA": {"family": "dylora", "dylora_unit": 4, "batch_size": 1, "gradient_accumulation": 8},
