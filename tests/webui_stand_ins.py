@@ -37,28 +37,28 @@ class QueueLock:
     """First come, first served; but whoever asks right after a release may take it before the first one wakes up."""
 
     def __init__(self) -> None:
-        self._free = threading.Lock()
+        self._lock = threading.Lock()
         self._guard = threading.Lock()
         self._pending_threads: deque[threading.Event] = deque()
 
     def __enter__(self) -> None:
         with self._guard:
-            if self._free.acquire(blocking=False):
+            if self._lock.acquire(blocking=False):
                 return
             called = threading.Event()
             self._pending_threads.append(called)
         called.wait()
-        self._free.acquire()
+        self._lock.acquire()
 
     @property
     def is_held(self) -> bool:
-        return self._free.locked()
+        return self._lock.locked()
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
             if self._pending_threads:
                 self._pending_threads.popleft().set()
-            self._free.release()
+            self._lock.release()
 
 
 class Node(nn.Module):

@@ -7,7 +7,6 @@ been left in, is behind the small protocol `Webui`, one file per kind.
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +23,7 @@ from lib_lora_train.hosts.base import Footing, NoiseSource, Painting, PictureOrd
 from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
+from lib_lora_train.hosts.turns import give_way, is_waited_for
 from lib_lora_train.models.family import Hints, infer_spec
 from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.load import file_hash, shapes_of
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lib_lora_train.data.tagging import Tagger
 
 _LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, which need no second copy."
-_GIVE_WAY_SECONDS = 0.02
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
 
@@ -156,8 +155,7 @@ class WebuiHost:
 
     def is_wanted(self) -> bool:
         """Whether a generation waits; True where the lock does not tell, so that every turn is a short one."""
-        waiting = getattr(self._webui.queue_lock, "_pending_threads", None)
-        return waiting is None or bool(waiting)
+        return is_waited_for(self._webui.queue_lock)
 
     def footing(self, config: TrainConfig) -> Footing:
         """What is in memory, or the file that the settings name.
@@ -275,8 +273,8 @@ class WebuiHost:
                     self._owner = None
                     waited_for = self.is_wanted()
         finally:
-            if waited_for:  # the webui's lock wakes the next one up, but lets a quick thread take it first
-                time.sleep(_GIVE_WAY_SECONDS)
+            if waited_for:
+                give_way(self._webui.queue_lock)
 
     @contextmanager
     def _weights_of(self, model: DiffusionModel) -> Iterator[None]:
