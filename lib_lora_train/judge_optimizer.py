@@ -15,6 +15,7 @@ from lib_lora_train.optimizer_args import parse_optimizer_args
 from lib_lora_train.optimizer_kinds import CUSTOM, KINDS, LENGTHS, OptimizerKind, takes_own_schedule
 
 _LARGE_BATCH = 4  # pictures per step, from which the guides raise the learning rate
+_LEAST_SD_PX = 256  # below it only models much smaller than Stable Diffusion are trained, at higher rates
 _LEVEL = ("constant", "constant_with_warmup")
 
 
@@ -145,7 +146,7 @@ def _finds_rate(config: TrainConfig, arguments: Mapping[str, object]) -> Iterato
 def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     if takes_own_schedule(config.optimizer, config.lr_schedule) or config.optimizer == CUSTOM:
         return
-    if needs_its_own_rate(config):
+    if needs_its_own_rate(config) or config.resolution < _LEAST_SD_PX:
         kind = replace(kind, high_rate=math.inf)
     scale = min(1.0, config.effective_alpha / config.rank)
     ratio = max(1.0, config.loraplus_unet_ratio)

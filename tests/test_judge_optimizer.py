@@ -74,6 +74,11 @@ def test_combinations_are_judged(values: dict[str, Any], where: str, level: str)
     assert found(**values).get(where) == level
 
 
+def test_rates_of_models_much_smaller_than_stable_diffusion_are_not_judged() -> None:
+    assert found(learning_rate=5e-3)["learning_rate"] == "warning"
+    assert "learning_rate" not in found(learning_rate=5e-3, resolution=128, min_bucket=64)
+
+
 def test_the_linear_rule_is_offered_with_its_number() -> None:
     (hint,) = (problem for problem in judge(BASE.replace(batch_size=8)) if problem.where == "learning_rate")
     assert "8 pictures per step the guides go up to 0.0008" in hint.message
