@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from lib_lora_train.errors import OutputError
@@ -26,20 +27,26 @@ def write_text(path: Path, text: str, *, makes_folder: bool = False) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, waits: bool = True) -> None:
-    """As `write_text`, but OSError is left to the caller, who knows what was being done.
+    """As `write_text`, but OSError is left to the caller, who knows what was being done."""
+    with unfinished(path, waits=waits) as place:
+        place.write_bytes(content)
 
-    `waits` for the disk, which a loss of power asks for; thousands of files with a backup are written without.
+
+@contextlib.contextmanager
+def unfinished(path: Path, *, waits: bool = True) -> Iterator[Path]:
+    """A place beside `path` to write to: at the end it takes the place of `path`, after an exception it is gone.
+
+    `waits` for the disk, which a loss of power asks for; thousands of files that can be had again are written without.
     """
     # Not named after the file, whose name may be as long as names can be; a thread writes one file at a time.
-    unfinished = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
+    place = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if waits:
+        yield place
+        if waits:
+            with place.open("rb+") as file:
                 os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError:
+        place.replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
         raise

@@ -6,20 +6,19 @@ the same LoRA with the same metadata must give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lib_lora_train import whole_file
 from lib_lora_train.errors import AdapterError, OutputError
 
 PRECISIONS: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -166,33 +165,14 @@ def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[
 def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> int:
     """Write beside the target, force it to the disk, then rename; returns the size."""
     try:
-        with _temporary_beside(path) as (temporary, file):
-            file.write(header)
-            for block in _blocks(tensors):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            size = temporary.stat().st_size
-            os.replace(temporary, path)  # noqa: PTH105 -- the promise is os.replace's
+        with whole_file.unfinished(path) as place:
+            with place.open("wb") as file:
+                file.write(header)
+                file.writelines(_blocks(tensors))
+            size = place.stat().st_size
         return size
     except OSError as error:
         raise OutputError(_why_not_written(path, error)) from error
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file in the target's folder, which is gone afterwards unless it was renamed.
-
-    In the same folder because a rename is only atomic within one file system.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        try:
-            yield temporary, file
-        finally:
-            file.close()  # Windows removes and renames closed files only
-            temporary.unlink(missing_ok=True)
 
 
 def _why_not_written(path: Path, error: OSError) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lib_lora_train import whole_file
 from lib_lora_train.errors import OutputError
 
 
@@ -27,14 +26,11 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
     """Writes a file that is either complete or not there; OutputError, naming `what`, if that fails."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), partial)
-        partial.replace(path)
+        with whole_file.unfinished(path, waits=False) as place:
+            save_file(dict(tensors), place)
     except (OSError, SafetensorError) as reason:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise OutputError(
             f"{path.parent.parent}: {what} cannot be written ({reason}). "
             "Free some space there, or switch off `cache_to_disk`."

@@ -5,10 +5,8 @@ Randomness needs no place here: every draw is a function of the seed and of coun
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib_lora_train import whole_file
 from lib_lora_train.config import Concept, TrainConfig, config_values
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import ConfigError, OutputError, Problem, TrainingError
@@ -119,17 +118,11 @@ def require_same_run(state: TrainState, config: TrainConfig, plan: Plan) -> None
 
 def write_state(path: Path, state: TrainState) -> None:
     """Write a file that is either complete or the previous one; OutputError if that fails."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with whole_file.unfinished(path) as place, place.open("wb") as file:
             torch.save({"format": _FORMAT, **_fields(state)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise OutputError(
             f"{path}: the training state cannot be written ({reason}). Free some space there."
         ) from reason
