@@ -254,4 +254,4 @@ def test_a_card_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", full)
     assert card_of(torch.device("cuda")) is None
-    assert device_name(torch.device("cuda")) == "cuda"
+    assert device_name(torch.device("cuda"), card_of(torch.device("cuda"))) == "cuda"

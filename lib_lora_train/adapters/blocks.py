@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lib_lora_train.adapters.names import ldm_layer_names
 from lib_lora_train.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
+from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
 _PLACE = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)")
@@ -27,6 +28,17 @@ class BlockRule:
     def is_used(self) -> bool:
         """Whether any block differs."""
         return any((self.ranks, self.alphas, self.down_weights, self.mid_weights, self.up_weights))
+
+
+def block_rule(config: TrainConfig) -> BlockRule:
+    """The blocks' settings of a run."""
+    return BlockRule(
+        ranks=config.block_ranks,
+        alphas=config.block_alphas,
+        down_weights=config.down_lr_weight,
+        mid_weights=config.mid_lr_weight,
+        up_weights=config.up_lr_weight,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lib_lora_train.adapters.blocks import Block, BlockRule, blocks_of
+from lib_lora_train.adapters.blocks import Block, block_rule, blocks_of
 from lib_lora_train.adapters.factors import butterfly, factorisation, lokr_shapes
 from lib_lora_train.adapters.names import (
     is_ia3_target,
@@ -38,14 +38,7 @@ def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, family: str) -> 
     known = {layer.name: layer for layer in layers}
     wanted = [name for name, layer in known.items() if layer.inputs and is_unet_target(name, "full")]
     norms = [name for name, layer in known.items() if not layer.inputs] if config.train_norm else []
-    rule = BlockRule(
-        ranks=config.block_ranks,
-        alphas=config.block_alphas,
-        down_weights=config.down_lr_weight,
-        mid_weights=config.mid_lr_weight,
-        up_weights=config.up_lr_weight,
-    )
-    blocks = blocks_of([*wanted, *norms], rule, family=family)
+    blocks = blocks_of([*wanted, *norms], block_rule(config), family=family)
     ranks = {
         name: _rank(known[name], config, blocks[name])
         for name in wanted

@@ -169,8 +169,7 @@ def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) 
             with place.open("wb") as file:
                 file.write(header)
                 file.writelines(_blocks(tensors))
-            size = place.stat().st_size
-        return size
+            return place.stat().st_size
     except OSError as error:
         raise OutputError(_why_not_written(path, error)) from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule
+from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule, block_rule
 from lib_lora_train.adapters.boft import Boft
 from lib_lora_train.adapters.chance import ChanceRule
 from lib_lora_train.adapters.dora import Decomposed
@@ -98,13 +98,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
             rescaled=config.rescaled,
             unit=config.dylora_unit,
         ),
-        blocks=BlockRule(
-            ranks=config.block_ranks,
-            alphas=config.block_alphas,
-            down_weights=config.down_lr_weight,
-            mid_weights=config.mid_lr_weight,
-            up_weights=config.up_lr_weight,
-        ),
+        blocks=block_rule(config),
         dtype=PRECISIONS[config.lora_precision],
     )
 

@@ -55,28 +55,20 @@ def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
     or high, and where one of the two cannot be written.
     """
     mask = masks_of(picture.parent.iterdir()).get(picture.stem)
-    size = _size(picture)
-    _require_inside(frame, size, picture.name)
-    contents = {picture: edited_picture(picture, lambda whole: _cut(whole, frame, size))}
-    if mask:
-        contents[mask] = edited_picture(mask, lambda whole: _cut(whole, frame, size))
+    sizes: list[tuple[int, int]] = []
+
+    def cut(whole: Image.Image) -> Image.Image:
+        sizes.append(whole.size)  # the picture's comes first; its mask lies over it as a whole
+        _require_inside(frame, sizes[0], picture.name)
+        return _cut(whole, frame, sizes[0])
+
+    contents = {path: edited_picture(path, cut) for path in (picture, mask) if path}
     fixed = write_replacements(folder, contents)
     if fixed.failed:
         if fixed.undo:
             write_undo(fixed.undo)
         raise DataError(fixed.failed[0][1])
     return fixed
-
-
-def _size(path: Path) -> tuple[int, int]:
-    sizes: list[tuple[int, int]] = []
-
-    def see(picture: Image.Image) -> Image.Image:
-        sizes.append(picture.size)
-        return picture
-
-    edited_picture(path, see)
-    return sizes[0]
 
 
 def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:

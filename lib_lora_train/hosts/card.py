@@ -23,7 +23,6 @@ def card_of(device: torch.device) -> Card | None:
         return None
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, card: Card | None) -> str:
     """The card's name, or the kind of device: what speeds of past runs are comparable by."""
-    card = card_of(device)
     return card.name if card else device.type

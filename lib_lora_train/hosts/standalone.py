@@ -194,15 +194,15 @@ class StandaloneHost:
 
     def footing(self, config: TrainConfig) -> Footing:
         """The file that would be read, and whether it was read before."""
-        choice = self._chosen(config)
+        choice, card = self._chosen(config), card_of(self.device)
         return Footing(
             checkpoint=choice.checkpoint or EMBEDDED_CHECKPOINT,
             is_loaded=self._model is not None and choice == self._choice,
             number_bytes=4
             if choice.precision == "fp32" or (choice.precision, self.device.type) == ("auto", "cpu")
             else 0,
-            device=device_name(self.device),
-            card=card_of(self.device),
+            device=device_name(self.device, card),
+            card=card,
         )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:

@@ -170,12 +170,13 @@ class WebuiHost:
         has_vae = vae is None or (
             present is not None and present.vae is not None and vae.resolve() == present.vae.resolve()
         )
+        card = card_of(device)
         return Footing(
             checkpoint=named or (present.path if present else None),
             is_loaded=is_present and has_vae and config.precision == "auto",
             number_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
-            device=device_name(device),
-            card=card_of(device),
+            device=device_name(device, card),
+            card=card,
         )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
