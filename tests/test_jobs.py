@@ -9,7 +9,6 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -308,14 +307,20 @@ def test_a_full_disk_is_told_before_training(place: Place, monkeypatch: pytest.M
 
 
 def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    lora_dir = place.host.lora_dir
+    lora_dir.mkdir()
+    sync = os.fsync
 
-    # That module's own `os` only: the run's other files are written before.
-    monkeypatch.setattr("lib_lora_train.adapters.file.os", SimpleNamespace(**{**vars(os), "fsync": full}))
-    with pytest.raises(OutputError, match=r"full|space"):
+    def full(descriptor: int) -> None:
+        written = os.fstat(descriptor)
+        if any(os.path.samestat(written, file.stat()) for file in lora_dir.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)  # The run's other files lie elsewhere and are written before.
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match=r"test-000001\.safetensors .* has no space left"):
         place.run(sample_prompts=())
-    assert list(place.host.lora_dir.iterdir()) == []
+    assert list(lora_dir.iterdir()) == []
 
 
 # --- the runner ------------------------------------------------------------------------------------
