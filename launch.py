@@ -387,8 +387,13 @@ def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "--durations=10", "--cov", "--cov-report=term"]),
+        ("pytest", ["pytest", *side_by_side(), "--durations=10", "--cov", "--cov-report=term"]),
     ]
+
+
+def side_by_side() -> list[str]:
+    """pytest's arguments to run test files in several processes, as many as cores; each takes up to 3 GB."""
+    return ["--numprocesses", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
 
 
 def passes(python: Path, name: str, command: Sequence[str], environment: Mapping[str, str]) -> bool:
