@@ -16,6 +16,7 @@ from lib_lora_train.data.fixes import write_fixes, write_undo
 from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.typed_paths import typed_path
 
 _SHOWN = 40
 _LEVELS = ("error", "warning", "hint")
@@ -60,7 +61,7 @@ class DoctorDesk:
                 (
                     concept,
                     examine(
-                        Path(concept.folder).expanduser(),
+                        typed_path(concept.folder),
                         resolution=config.resolution,
                         caption_extension=config.caption_extension,
                     ),
