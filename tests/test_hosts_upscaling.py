@@ -26,6 +26,7 @@ class Upscaler:
         self.asked: list[float] = []
         self.failure: Exception | None = None
         self.interrupts = False
+        self.is_damaged = False
 
     def upscale(self, picture: Image.Image, scale: float, path: str) -> Image.Image:
         assert self.world.queue_lock.is_held, "the webui computes under its lock"
@@ -37,7 +38,13 @@ class Upscaler:
         if self.world.drawing.state.interrupted:
             return picture
         size = (int(picture.width * scale) // 8 * 8, int(picture.height * scale) // 8 * 8)
-        return Image.new("RGB", size, (200, 90, 9))
+        return self.do_upscale(picture, path).resize(size)
+
+    def do_upscale(self, picture: Image.Image, path: str) -> Image.Image:
+        """Four times the size; one that cannot read its file reports that and gives the picture back."""
+        if self.is_damaged:
+            return picture
+        return Image.new("RGB", (4 * picture.width, 4 * picture.height), (200, 90, 9))
 
 
 @pytest.fixture(params=[A1111World, ForgeWorld], ids=["a1111", "forge"])
@@ -114,3 +121,14 @@ def test_without_a_webui_there_are_none(tmp_path: Path) -> None:
     assert host.upscaler_names() == ()
     with pytest.raises(HostError, match="Lanczos"):
         host.upscale(PICTURE, (80, 60), "4x-there")
+
+
+def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
+    world: World, host: WebuiHost, upscaler: Upscaler
+) -> None:
+    upscaler.is_damaged = True
+    with pytest.raises(HostError, match="could not use 4x-there"):
+        host.upscale(PICTURE, (101, 76), "4x-there")
+    assert "do_upscale" not in vars(upscaler), "the webui's own upscaler is as it was"
+    upscaler.is_damaged = False
+    assert host.upscale(PICTURE, (101, 76), "4x-there").size == (101, 76)
