@@ -43,7 +43,8 @@ class Fixed:
     def __str__(self) -> str:
         kept = f" The originals lie in {self.undo.parent}." if self.undo else ""
         failed = f" {len(self.failed)} could not be: {self.failed[0][1]}" if self.failed else ""
-        return f"{len(self.treated)} files treated.{kept}{failed}"
+        treated = f"{len(self.treated)} {'file' if len(self.treated) == 1 else 'files'} treated."
+        return f"{treated}{kept}{failed}"
 
 
 def originals_of(folder: Path) -> Path:
