@@ -87,6 +87,19 @@ def test_only_upscalers_that_need_no_download_are_offered(host: WebuiHost, upsca
     assert host.upscaler_names() == ("Lanczos", "4x-there")
 
 
+def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
+    host: WebuiHost, upscaler: Upscaler, tmp_path: Path
+) -> None:
+    from modules import shared  # the stand-in
+
+    ldsr = SimpleNamespace(model_url="https://nowhere/model.ckpt", model_path=str(tmp_path / "LDSR"), user_path=None)
+    shared.sd_upscalers.append(SimpleNamespace(name="LDSR", data_path=None, local_data_path=None, scaler=ldsr))
+    assert "LDSR" not in host.upscaler_names()
+    (tmp_path / "LDSR").mkdir()
+    (tmp_path / "LDSR" / "model.ckpt").write_bytes(b"weights")
+    assert "LDSR" in host.upscaler_names()
+
+
 def test_a_picture_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
     larger = host.upscale(PICTURE, (101, 76), "4x-there")
     assert (larger.size, larger.mode, larger.getpixel((50, 40))) == ((101, 76), "RGB", (200, 90, 9))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,6 +20,7 @@ from lib_lora_train.errors import HostError, InterruptedDrawing
 from lib_lora_train.hosts.painting import as_a_job
 
 _JUST_RESIZE = 0
+_MODEL_ENDINGS = (".ckpt", ".safetensors", ".pt", ".pth")
 _FAILURES = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
 """What the webui raises where a model file is damaged or of another kind, or the memory is full."""
 
@@ -31,9 +33,16 @@ def upscaler_names() -> tuple[str, ...]:
 
 
 def _is_missing(upscaler: Any) -> bool:
-    """Whether its model is an address still."""
+    """Whether its model is an address still, or, where no file is named (LDSR), none lies in its folder."""
     place = getattr(upscaler, "local_data_path", None) or getattr(upscaler, "data_path", None)
+    if place is None and getattr(upscaler.scaler, "model_url", None):
+        return not _has_model(upscaler.scaler)
     return str(place).startswith(("http://", "https://"))
+
+
+def _has_model(scaler: Any) -> bool:
+    folders = [Path(folder) for name in ("model_path", "user_path") if (folder := getattr(scaler, name, None))]
+    return any(file.suffix in _MODEL_ENDINGS for folder in folders for file in folder.rglob("*"))
 
 
 def upscale(picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
