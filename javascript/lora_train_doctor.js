@@ -14,14 +14,20 @@
         "to UTF-8": "Saves the captions as UTF-8; the originals are kept.",
     };
 
+    const open = new Set(); // the kinds that are unfolded, which stay so when the list is drawn anew
+
     async function ask(place, name, values = {}) {
         const button = place.querySelector(".lt-d-examine");
         button.disabled = true;
-        button.textContent = "Looking…";
+        button.textContent = name === "examine" ? "Looking…" : "Working…";
+        place.querySelectorAll(".lt-d-kind button").forEach((one) => (one.disabled = true));
         const answer = await lt.ask(`doctor-${name}`, values).catch(lt.tell);
         button.disabled = false;
         button.textContent = "Examine the pictures";
-        if (answer) draw(place, answer);
+        if (!answer) return place.querySelectorAll(".lt-d-kind button").forEach((one) => (one.disabled = false));
+        draw(place, answer);
+        if (name !== "examine" && document.querySelector("[data-lt-looked]")) lt.press("look"); // other files, another plan
+        return undefined;
     }
 
     function kindOf(place, one) {
@@ -30,19 +36,17 @@
         const name = make("select", { title: "The webui's own upscalers whose models are there; Lanczos adds no detail", "aria-label": "Upscaler" },
             ...(one.upscalers || []).map((each) => make("option", {}, each)));
         const enlarge = make("button", { type: "button", className: "lt-small lt-d-upscale", title: "Enlarges them to the training resolution; the originals are kept, captions and masks stay. An upscaler invents detail: look at the results." }, `Upscale (${one.count})`);
-        enlarge.onclick = () => {
-            enlarge.disabled = true;
-            enlarge.textContent = "Upscaling…";
-            ask(place, "upscale", { upscaler: name.value });
-        };
+        enlarge.onclick = () => ask(place, "upscale", { upscaler: name.value });
         const upscale = one.upscalers && one.upscalers.length ? make("div", { className: "lt-tool lt-d-tools" }, name, enlarge) : null;
         const lines = one.findings.map((found) => make("li", {},
             ...found.tokens.map((token) => make("img", { className: "lt-d-thumb", src: lt.url(`thumbnail/${token}`), alt: found.name, loading: "lazy" })),
             make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
-        return make("details", { className: `lt-d-kind lt-${one.level}` },
+        const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },
             make("summary", {}, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
             upscale, make("ul", { className: "lt-c-lines" }, ...lines), more);
+        box.ontoggle = () => (box.open ? open.add(one.kind) : open.delete(one.kind));
+        return box;
     }
 
     function draw(place, answer) {
@@ -50,7 +54,8 @@
         const verdict = answer.kinds.length ? "" : `All ${answer.pictures.toLocaleString("en-US")} pictures and their captions are well.`;
         const undo = make("button", { type: "button", className: "lt-small", title: "Put back what the last remedy changed" }, "Undo");
         undo.onclick = () => ask(place, "undo");
-        body.replaceChildren(...[answer.told, verdict].filter(Boolean).map((text) => make("p", { className: "lt-verdict lt-good" }, text)),
+        const told = answer.told ? make("p", { className: `lt-verdict ${answer.failed ? "lt-bad" : "lt-good"}`, role: "status" }, answer.told) : null;
+        body.replaceChildren(...[told, verdict ? make("p", { className: "lt-verdict lt-good" }, verdict) : null].filter(Boolean),
             ...answer.kinds.map((one) => kindOf(place, one)), ...(answer.undo ? [undo] : []));
     }
 

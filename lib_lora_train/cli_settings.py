@@ -12,6 +12,7 @@ from lib_lora_train.config import TrainConfig, read_config
 from lib_lora_train.errors import LoraTrainError, Problem
 from lib_lora_train.parameters import parameters_of
 from lib_lora_train.presets import find_preset
+from lib_lora_train.typed_paths import typed_path
 
 PATHS = ("checkpoint", "vae", "output_dir")
 
@@ -57,7 +58,7 @@ def override(values: dict[str, Any], flags: dict[str, Any], unknown: Sequence[st
 
 def _from_here(text: str) -> str:
     """A path on the command line is meant from the folder one is in, one in a TOML file from the file's."""
-    return os.path.normpath(Path.cwd() / Path(text.strip()).expanduser()) if text.strip() else text
+    return os.path.normpath(Path.cwd() / typed_path(text)) if text.strip() else text
 
 
 def unknown_names(words: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ from lib_lora_train.train.lending import leased
 from lib_lora_train.train.loop import Training
 from lib_lora_train.train.prompt import SamplePrompt, sample_prompts
 from lib_lora_train.train.state import TrainState
+from lib_lora_train.typed_paths import typed_path
 
 _T = TypeVar("_T")
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -123,7 +124,7 @@ def prepared(
 
 
 def _new_identity(config: TrainConfig, host: Host) -> Identity:
-    lora_dir = Path(config.output_dir).expanduser() if config.output_dir else host.lora_dir
+    lora_dir = typed_path(config.output_dir) if config.output_dir else host.lora_dir
     name = free_name(lora_dir, config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 

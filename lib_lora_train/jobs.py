@@ -40,9 +40,10 @@ from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.time_estimate import workload_of
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.lending import leased
-from lib_lora_train.train.loop import Training, start_training, train
+from lib_lora_train.train.loop import Training, train
 from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
+from lib_lora_train.train.start import start_training
 from lib_lora_train.train.state import TrainState, load_state, require_same_run
 
 _T = TypeVar("_T")

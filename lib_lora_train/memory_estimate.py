@@ -37,6 +37,7 @@ from lib_lora_train.models.family import (
 )
 from lib_lora_train.models.hints import read_hints
 from lib_lora_train.models.tape import Tape, Value
+from lib_lora_train.typed_paths import typed_path
 
 _CELL = 8  # px of a side that are one latent position
 _CHUNK = 75  # tokens of a caption in one run of the text encoder, which adds 2
@@ -244,6 +245,6 @@ def _numbers_in(continue_from: str) -> int:
     if not continue_from:
         return 0
     try:
-        return sum(entry.numbers for entry in read_header(Path(continue_from).expanduser()).entries.values())
+        return sum(entry.numbers for entry in read_header(typed_path(continue_from)).entries.values())
     except LoraTrainError:
         return 0

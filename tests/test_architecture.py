@@ -70,6 +70,7 @@ GROUND_MODULES = [
     "run_log",
     "history",
     "run_queue",
+    "typed_paths",
     "whole_file",
 ]
 ROOM_OF_MODULE = {

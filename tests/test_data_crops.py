@@ -151,3 +151,19 @@ def test_an_impossible_frame_is_refused_and_nothing_is_changed(folder: Path, fra
     with pytest.raises(DataError, match=r"wide\.png"):
         write_crop(folder, folder / "wide.png", frame)
     assert contents(folder) == before
+
+
+def test_a_mask_of_two_pictures_is_cut_for_neither(folder: Path) -> None:
+    gradient(600, 200).save(folder / "wide.jpg")
+    before = contents(folder)
+    with pytest.raises(DataError, match=r"wide-mask.png is the mask of wide.png and of wide.jpg"):
+        write_crop(folder, folder / "wide.png", Frame(0, 0, 200, 100))
+    assert contents(folder) == before
+
+
+def test_two_pictures_of_one_name_without_a_mask_are_cut_each_for_itself(folder: Path) -> None:
+    (folder / "wide-mask.png").unlink()
+    gradient(600, 200).save(folder / "wide.jpg")
+    before = contents(folder)
+    write_crop(folder, folder / "wide.png", Frame(0, 0, 200, 100))
+    assert [name for name, content in contents(folder).items() if content != before[name]] == ["wide.png"]

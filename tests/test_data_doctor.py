@@ -233,6 +233,17 @@ def test_a_shared_caption_stays_with_the_picture_that_is_left(folder: Path) -> N
     assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
 
 
+def test_a_mask_goes_aside_with_its_picture_and_both_come_back(folder: Path) -> None:
+    put(folder, "small.png", scene(1, (40, 40)))
+    put(folder, "small-mask.png", scene(2, (40, 40)).convert("L"), caption=None)
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).of_kind("tiny"))
+    assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as a picture"
+    assert fixed.undo is not None
+    write_undo(fixed.undo)
+    assert snapshot(folder) == before
+
+
 def test_the_treated_folder_can_be_trained_on(folder: Path) -> None:
     ailing(folder)
     write_fixes(folder, examine(folder).findings, words="zorp cat")

@@ -26,6 +26,7 @@ class Upscaler:
         self.asked: list[float] = []
         self.failure: Exception | None = None
         self.interrupts = False
+        self.is_damaged = False
 
     def upscale(self, picture: Image.Image, scale: float, path: str) -> Image.Image:
         assert self.world.queue_lock.is_held, "the webui computes under its lock"
@@ -37,7 +38,13 @@ class Upscaler:
         if self.world.drawing.state.interrupted:
             return picture
         size = (int(picture.width * scale) // 8 * 8, int(picture.height * scale) // 8 * 8)
-        return Image.new("RGB", size, (200, 90, 9))
+        return self.do_upscale(picture, path).resize(size)
+
+    def do_upscale(self, picture: Image.Image, path: str) -> Image.Image:
+        """Four times the size; one that cannot read its file reports that and gives the picture back."""
+        if self.is_damaged:
+            return picture
+        return Image.new("RGB", (4 * picture.width, 4 * picture.height), (200, 90, 9))
 
 
 @pytest.fixture(params=[A1111World, ForgeWorld], ids=["a1111", "forge"])
@@ -80,6 +87,19 @@ def test_only_upscalers_that_need_no_download_are_offered(host: WebuiHost, upsca
     assert host.upscaler_names() == ("Lanczos", "4x-there")
 
 
+def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
+    host: WebuiHost, upscaler: Upscaler, tmp_path: Path
+) -> None:
+    from modules import shared  # the stand-in
+
+    ldsr = SimpleNamespace(model_url="https://nowhere/model.ckpt", model_path=str(tmp_path / "LDSR"), user_path=None)
+    shared.sd_upscalers.append(SimpleNamespace(name="LDSR", data_path=None, local_data_path=None, scaler=ldsr))
+    assert "LDSR" not in host.upscaler_names()
+    (tmp_path / "LDSR").mkdir()
+    (tmp_path / "LDSR" / "model.ckpt").write_bytes(b"weights")
+    assert "LDSR" in host.upscaler_names()
+
+
 def test_a_picture_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
     larger = host.upscale(PICTURE, (101, 76), "4x-there")
     assert (larger.size, larger.mode, larger.getpixel((50, 40))) == ((101, 76), "RGB", (200, 90, 9))
@@ -114,3 +134,14 @@ def test_without_a_webui_there_are_none(tmp_path: Path) -> None:
     assert host.upscaler_names() == ()
     with pytest.raises(HostError, match="Lanczos"):
         host.upscale(PICTURE, (80, 60), "4x-there")
+
+
+def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
+    world: World, host: WebuiHost, upscaler: Upscaler
+) -> None:
+    upscaler.is_damaged = True
+    with pytest.raises(HostError, match="could not use 4x-there"):
+        host.upscale(PICTURE, (101, 76), "4x-there")
+    assert "do_upscale" not in vars(upscaler), "the webui's own upscaler is as it was"
+    upscaler.is_damaged = False
+    assert host.upscale(PICTURE, (101, 76), "4x-there").size == (101, 76)

@@ -21,7 +21,7 @@ from lib_lora_train.models.text import TextCondition, encode_text, tokenize, wei
 from lib_lora_train.models.text_store import TextStore, load_condition
 from lib_lora_train.train import conditions as conditions_module
 from lib_lora_train.train.conditions import text_conditions
-from lib_lora_train.train.loop import start_training
+from lib_lora_train.train.start import start_training
 from tiny_models import tiny_model
 from train_parts import adapted, random_latents, small_config, small_plan
 from train_parts import shared_model as model

@@ -27,9 +27,9 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 SERVING_PYTHON = os.environ.get("LORA_TRAIN_BROWSER_PYTHON", sys.executable)
-_START_SECONDS = 90  # PyTorch and gradio are imported on a busy machine with two cores
-_SHOW_MS = 45_000  # one poll of the page is a second; the rest is for the same machine
-_RUN_MS = 120_000  # model loaded, pictures encoded, first samples drawn
+_START_SECONDS = 300  # PyTorch and gradio are imported on a busy machine with two cores
+_SHOW_MS = 90_000  # one poll of the page is a second; the rest is for the same machine
+_RUN_MS = 300_000  # model loaded, pictures encoded, first samples drawn
 
 pytestmark = [
     pytest.mark.browser,

@@ -22,7 +22,8 @@ from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.train.control import Control
-from lib_lora_train.train.loop import Training, start_training, train
+from lib_lora_train.train.loop import Training, train
+from lib_lora_train.train.start import start_training
 from lib_lora_train.train.state import TrainState
 from tiny_models import tiny_model
 

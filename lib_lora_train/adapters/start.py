@@ -10,6 +10,7 @@ from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
+from lib_lora_train.typed_paths import typed_path
 
 
 def start_adapter(model: ModelParts, config: TrainConfig) -> Adapter:
@@ -20,7 +21,7 @@ def start_adapter(model: ModelParts, config: TrainConfig) -> Adapter:
     """
     if not config.continue_from:
         return inject(model, spec_from_config(config), seed=config.seed)
-    opened = open_file(read_adapter(Path(config.continue_from).expanduser()))
+    opened = open_file(read_adapter(typed_path(config.continue_from)))
     adapter, left = inject_opened(model, opened)
     adapter.left_out = (*opened.unknown, *left)
     for name in list(adapter.groups):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lib_lora_train.data.buckets import BucketRule, Placement, bucket_sizes
 from lib_lora_train.data.fixes import Fixed, edited_picture, write_replacements, write_undo
+from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.data.masks import masks_of
 from lib_lora_train.errors import DataError
 
@@ -52,9 +53,9 @@ def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
     """Cut the picture, and its mask if it has one, to the frame; the originals are kept beside the data folder.
 
     DataError, with nothing changed, for a frame that does not lie in the picture or is less than `LEAST_FRAME` px wide
-    or high, and where one of the two cannot be written.
+    or high, where another picture has the same mask, and where one of the two cannot be written.
     """
-    mask = masks_of(picture.parent.iterdir()).get(picture.stem)
+    mask = _own_mask(picture)
     sizes: list[tuple[int, int]] = []
 
     def cut(whole: Image.Image) -> Image.Image:
@@ -69,6 +70,19 @@ def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
             write_undo(fixed.undo)
         raise DataError(fixed.failed[0][1])
     return fixed
+
+
+def _own_mask(picture: Path) -> Path | None:
+    """The picture's mask file, None without one; DataError for one that belongs to several pictures."""
+    files = [path for path in picture.parent.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
+    mask = masks_of(files).get(picture.stem)
+    others = sorted(path.name for path in files if path.stem == picture.stem and path.name != picture.name)
+    if mask and others:
+        raise DataError(
+            f"{mask.name} is the mask of {picture.name} and of {others[0]}: a crop of one would shift it on the other. "
+            "Rename one of the two pictures, with a copy of the mask."
+        )
+    return mask
 
 
 def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:

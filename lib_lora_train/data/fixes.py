@@ -22,6 +22,7 @@ from lib_lora_train import whole_file
 from lib_lora_train.data.captions import CAPTION_ENDINGS, decode_caption
 from lib_lora_train.data.doctor import Finding, Remedy
 from lib_lora_train.data.images import DECODING_ERRORS, UPRIGHT, flatten, in_eight_bits, orientation_of, read_bytes
+from lib_lora_train.data.masks import masks_of
 from lib_lora_train.errors import DataError, LoraTrainError, OutputError
 
 SHRUNK_SIDE = 2048
@@ -42,7 +43,8 @@ class Fixed:
     def __str__(self) -> str:
         kept = f" The originals lie in {self.undo.parent}." if self.undo else ""
         failed = f" {len(self.failed)} could not be: {self.failed[0][1]}" if self.failed else ""
-        return f"{len(self.treated)} files treated.{kept}{failed}"
+        treated = f"{len(self.treated)} {'file' if len(self.treated) == 1 else 'files'} treated."
+        return f"{treated}{kept}{failed}"
 
 
 def originals_of(folder: Path) -> Path:
@@ -247,12 +249,18 @@ class _Surgery:
 
 
 def _companions(path: Path) -> list[Path]:
-    """The captions of a picture that no other picture of its name has."""
+    """The captions and the mask of a picture that no other picture of its name has.
+
+    A mask that stayed behind alone would be taken for a picture.
+    """
     if path.suffix.lower() in CAPTION_ENDINGS:
         return []
     others = [file for file in path.parent.glob(f"{_escaped(path.stem)}.*") if file != path]
     captions = [file for file in others if file.suffix.lower() in CAPTION_ENDINGS]
-    return captions if len(captions) == len(others) else []
+    if len(captions) != len(others):
+        return []
+    mask = masks_of(path.parent.iterdir()).get(path.stem)
+    return [*captions, *([mask] if mask else [])]
 
 
 def _escaped(stem: str) -> str:

@@ -21,6 +21,7 @@ from lib_lora_train.data.images import IMAGE_ENDINGS, ImageFile, read_image_file
 from lib_lora_train.data.masks import masks_of
 from lib_lora_train.data.names import file_words, folder_words, kohya_name, listed, natural_order
 from lib_lora_train.errors import DataError, Problem
+from lib_lora_train.typed_paths import typed_path
 
 _UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".psd", ".jfif", ".tga")
 _MOST_READERS = 8
@@ -113,7 +114,7 @@ class _Scan:
 
     def add(self, concept: Concept) -> None:
         """Read one concept's folder and the sub-folders that belong to it."""
-        root = Path(concept.folder).expanduser()
+        root = typed_path(concept.folder)
         reason = _unusable(concept.folder, root)
         if reason:
             self.failures.append(reason)

@@ -37,6 +37,7 @@ from lib_lora_train.formats.kohya_rules import apply_rules
 from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.parameters import parameters_of
+from lib_lora_train.typed_paths import typed_path
 
 _NO_FOLDERS = Folders((), {}, ())
 _PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
@@ -285,7 +286,7 @@ def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
     if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
         return values
     try:
-        text = (base / Path(named.strip()).expanduser()).read_text(encoding="utf-8-sig")
+        text = (base / typed_path(named)).read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         return values
     return {**values, "sample_prompts": text}
@@ -336,7 +337,7 @@ def _placed(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
     moved: list[str] = []
 
     def place(path: str) -> str:
-        expanded = Path(path).expanduser()
+        expanded = typed_path(path)
         if not path or expanded.is_absolute() or PureWindowsPath(path).is_absolute():
             return str(expanded) if path else path
         moved.append(path)

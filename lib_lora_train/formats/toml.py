@@ -17,6 +17,7 @@ from lib_lora_train import whole_file
 from lib_lora_train.config import TrainConfig, config_values
 from lib_lora_train.errors import ConfigError, Problem
 from lib_lora_train.parameters import parameters_of
+from lib_lora_train.typed_paths import typed_path
 
 _PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 
@@ -69,7 +70,7 @@ def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value.strip() or PureWindowsPath(value.strip()).is_absolute():
         return value  # a Windows path stays one, wherever the file is read
-    return os.path.normpath(base / Path(value.strip()).expanduser())
+    return os.path.normpath(base / typed_path(value))
 
 
 def _toml_text(config: TrainConfig) -> str:

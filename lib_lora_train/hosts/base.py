@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from lib_lora_train.typed_paths import typed_path
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -52,7 +54,7 @@ def file_footing(config: TrainConfig, *, on_processor: bool = False) -> Footing:
 
     A processor computes in fp32 unless it is told otherwise.
     """
-    checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else EMBEDDED_CHECKPOINT
+    checkpoint = typed_path(config.checkpoint) if config.checkpoint else EMBEDDED_CHECKPOINT
     number_bytes = 4 if on_processor and config.precision == "auto" else 0
     return Footing(checkpoint, False, number_bytes, device="cpu" if on_processor else "", card=None)
 

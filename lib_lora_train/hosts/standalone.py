@@ -23,6 +23,7 @@ from lib_lora_train.models.load import load_checkpoint, load_vae, replace_vae, s
 from lib_lora_train.models.model import DiffusionModel, assemble, looks_like_v_prediction
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import load_tokenizer
+from lib_lora_train.typed_paths import typed_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -249,8 +250,8 @@ class StandaloneHost:
 
     def _chosen(self, config: TrainConfig) -> ModelChoice:
         own = self._default
-        checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else own.checkpoint
-        vae = Path(config.vae).expanduser() if config.vae else None
+        checkpoint = typed_path(config.checkpoint) if config.checkpoint else own.checkpoint
+        vae = typed_path(config.vae) if config.vae else None
         if vae is None and checkpoint == own.checkpoint:
             vae = own.vae
         return ModelChoice(

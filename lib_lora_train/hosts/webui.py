@@ -28,6 +28,7 @@ from lib_lora_train.models.family import Hints, infer_spec
 from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.load import file_hash, shapes_of
 from lib_lora_train.models.model import DiffusionModel, model_on
+from lib_lora_train.typed_paths import typed_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -164,8 +165,8 @@ class WebuiHost:
         compute in 16 bit on a card, unless they are told otherwise.
         """
         device, present = self._webui.device, self._webui.present()
-        named = Path(config.checkpoint).expanduser() if config.checkpoint else None
-        vae = Path(config.vae).expanduser() if config.vae else None
+        named = typed_path(config.checkpoint) if config.checkpoint else None
+        vae = typed_path(config.vae) if config.vae else None
         is_present = present is not None and (named is None or named.resolve() == present.path.resolve())
         has_vae = vae is None or (
             present is not None and present.vae is not None and vae.resolve() == present.vae.resolve()
@@ -184,8 +185,8 @@ class WebuiHost:
 
         Files are read without the lock: the webui goes on generating meanwhile.
         """
-        checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else None
-        vae = Path(config.vae).expanduser() if config.vae else None
+        checkpoint = typed_path(config.checkpoint) if config.checkpoint else None
+        vae = typed_path(config.vae) if config.vae else None
         with self._turn():
             if checkpoint and not self._is_present(checkpoint):
                 loaded, why = None, "it is not the one the webui has loaded"

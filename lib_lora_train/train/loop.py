@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +34,11 @@ from lib_lora_train.train.conditions import TextConditions, text_conditions
 from lib_lora_train.train.control import Control
 from lib_lora_train.train.gradients import LossScale, clip_gradients
 from lib_lora_train.train.lending import Lender, leased
-from lib_lora_train.train.loss import LossRule, loss_rule
+from lib_lora_train.train.loss import LossRule
 from lib_lora_train.train.memory import Relief, checkpointing, describe_relief, more_relief, out_of_memory, parted
-from lib_lora_train.train.optim import Stepper, group_rates
-from lib_lora_train.train.pieces import stepper_for
+from lib_lora_train.train.optim import Stepper
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
-from lib_lora_train.train.state import TrainState, copied, plan_fingerprint, require_same_run
+from lib_lora_train.train.state import TrainState, copied, plan_fingerprint
 from lib_lora_train.train.step import batch_loss, draw_batch
 from lib_lora_train.train.working import Working
 
@@ -111,63 +109,7 @@ class Training:
         )
 
 
-def start_training(
-    model: DiffusionModel,
-    adapter: Adapter,
-    *,
-    plan: Plan,
-    latents: LatentStore,
-    config: TrainConfig,
-    state: TrainState | None = None,
-    text_cache: Path | None = None,
-) -> Training:
-    """A run before its first step, or where `state` left it; the adapter is in place on the model.
-
-    Encoded captions are kept in `text_cache`, if that is given and no adapter changes what the text encoders say.
-
-    ConfigError if the optimiser cannot be made of the settings, a loss weight is not for models of this kind, or
-    the state belongs to another run.
-    """
-    rates = group_rates(config, list(adapter.groups))
-    if state:
-        require_same_run(state, config, plan)
-        _put(adapter, state)
-    working = Working(adapter.groups)
-    in_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
-    training = Training(
-        model=model,
-        adapter=adapter,
-        plan=plan,
-        latents=latents,
-        config=config,
-        loss_rule=loss_rule(config, model.schedule.prediction_type),
-        working=working,
-        stepper=stepper_for(adapter, working, rates, config=config),
-        conditions=text_conditions(
-            config,
-            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
-            folder=text_cache if list(adapter.groups) == ["unet"] else None,
-        ),
-        scale=LossScale(model.device) if in_fp16 else None,
-        average=None,
-        norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
-    )
-    if config.ema_decay:
-        training.average = Average(training.parameters, config.ema_decay)
-    if state:
-        training.step = state.step
-        training.epoch_loss, training.epoch_count = state.epoch_losses
-        training.stepper.load_state(state.optimizer)
-        if training.scale and state.loss_scale:
-            training.scale.load_state(state.loss_scale)
-        if training.average:
-            training.average.load_state(state.average)
-    if training.text_is_over:
-        _stop_text_encoders(training)
-    return training
-
-
-def _stop_text_encoders(training: Training) -> None:
+def stop_text_encoders(training: Training) -> None:
     """From here on they stay as they are; what they say of a caption is then encoded once and kept."""
     for name, group in training.adapter.groups.items():
         if name != "unet":
@@ -175,13 +117,6 @@ def _stop_text_encoders(training: Training) -> None:
                 parameter.requires_grad_(False)
                 parameter.grad = None
     training.conditions = text_conditions(training.config, trained=False)
-
-
-def _put(adapter: Adapter, state: TrainState) -> None:
-    with torch.no_grad():
-        for name, group in adapter.groups.items():
-            for parameter, saved in zip(group, state.parameters[name], strict=True):
-                parameter.copy_(saved)
 
 
 def train(training: Training, *, host: Lender, control: Control) -> Iterator[Event]:
@@ -321,7 +256,7 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
     """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
     config, plan = training.config, training.plan
     if training.text_is_over and training.conditions.trained:
-        _stop_text_encoders(training)
+        stop_text_encoders(training)
     parts = parted(step, training.relief.split)
     drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in parts)
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)

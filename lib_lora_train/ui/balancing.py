@@ -8,6 +8,7 @@ from pathlib import Path
 from lib_lora_train.config import Concept
 from lib_lora_train.data.balance import LEAST_SHOWN, balanced_repeats
 from lib_lora_train.data.scan import Dataset, ScannedConcept
+from lib_lora_train.typed_paths import typed_path
 
 RULE = (
     "Repeats so that every concept is shown about equally often per epoch: as often as the largest one has pictures, "
@@ -31,11 +32,11 @@ def balanced_concepts(concepts: Sequence[Concept], dataset: Dataset) -> tuple[Co
 
 def found_in(concept: Concept, dataset: Dataset) -> tuple[ScannedConcept, ...]:
     """The folders with pictures that belong to a concept: its own, or the sub-folders that are read for it."""
-    root = Path(concept.folder).expanduser().resolve()
+    root = typed_path(concept.folder).resolve()
     return tuple(f for f in dataset.concepts if root in (f.folder.resolve(), f.folder.resolve().parent))
 
 
 def _with(concept: Concept, folder: Path, repeats: int) -> Concept:
-    is_root = Path(concept.folder).expanduser().resolve() == folder.resolve()
+    is_root = typed_path(concept.folder).resolve() == folder.resolve()
     values = {"repeats": repeats} if is_root else {"repeats": repeats, "folder": str(folder)}
     return Concept(**{**vars(concept), **values})

@@ -29,6 +29,7 @@ from lib_lora_train.data.tags import (
 )
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.typed_paths import typed_path
 from lib_lora_train.ui.caption_edits import make_edit
 from lib_lora_train.ui.markup import count
 from lib_lora_train.ui.words import Words
@@ -80,7 +81,7 @@ class CaptionDesk:
         folder = str(values.get("folder", "")).strip()
         if not folder:
             raise DataError("No folder is given. Name one in the Dataset panel.")
-        loaded = load_captions(Path(folder).expanduser(), self._config().caption_extension)
+        loaded = load_captions(typed_path(folder), self._config().caption_extension)
         if not loaded.captions:
             raise DataError(f"{folder} holds no pictures. Choose another folder.")
         self._captions = loaded

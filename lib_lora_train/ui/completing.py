@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lib_lora_train.data.tag_edits import underscores_to_blanks
 from lib_lora_train.data.tag_list import Completion, KnownTag, TagList, load_tag_list, plain_tag
 from lib_lora_train.data.tags import CaptionSet, tag_frequency
 from lib_lora_train.errors import DataError
+from lib_lora_train.typed_paths import typed_path
 from lib_lora_train.ui.markup import count
 
 _SHOWN = 8
@@ -66,7 +66,7 @@ class Completer:
         text = str(values.get("list") or "").strip().strip("\"'")
         if not text:
             return None
-        file = Path(text).expanduser()
+        file = typed_path(text)
         with self._lock:
             state = (text, file.stat().st_mtime_ns if file.is_file() else 0)
             if self._list is None or self._list[0] != state:

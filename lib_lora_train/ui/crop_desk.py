@@ -14,6 +14,7 @@ from lib_lora_train.data.fixes import write_undo
 from lib_lora_train.data.scan import Item, ScannedConcept
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.typed_paths import typed_path
 from lib_lora_train.ui.checked import Looked
 
 
@@ -89,5 +90,5 @@ class CropDesk:
 
 def _folder_of(picture: Path, concept: ScannedConcept) -> Path:
     """The card's folder that the picture was found by; originals lie beside it, where training does not look."""
-    folder = Path(concept.settings.folder).expanduser().resolve()
+    folder = typed_path(concept.settings.folder).resolve()
     return folder if folder in picture.parents else picture.parent

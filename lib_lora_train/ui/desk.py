@@ -27,6 +27,7 @@ from lib_lora_train.painted import GridDesk
 from lib_lora_train.past_runs import past_runs, xyz_text
 from lib_lora_train.planning import plan_job
 from lib_lora_train.presets import Preset
+from lib_lora_train.typed_paths import typed_path
 from lib_lora_train.ui.answers import json_ready
 from lib_lora_train.ui.balancing import RULE, balanced_concepts
 from lib_lora_train.ui.caption_desk import CaptionDesk
@@ -139,7 +140,7 @@ class Desk:
         name = file.strip().strip("\"'")
         if not name:
             raise ConfigError([Problem("error", "", "Name a file to import: a .json, .toml or .safetensors.")])
-        imported = read_settings(Path(name).expanduser())
+        imported = read_settings(typed_path(name))
         return with_config(form, imported.config), imported
 
     def keep(self, form: Form) -> None:
@@ -156,7 +157,7 @@ class Desk:
         from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
 
         checkpoint = self._kept_config().checkpoint
-        return tokenizer_of(Path(checkpoint).expanduser() if checkpoint else EMBEDDED_CHECKPOINT)
+        return tokenizer_of(typed_path(checkpoint) if checkpoint else EMBEDDED_CHECKPOINT)
 
     def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
         """The form with a preset's values; LoraTrainError when there is none of that name."""

@@ -12,10 +12,12 @@ from PIL import Image
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.doctor import Examination, Finding, examine
 from lib_lora_train.data.enlarging import LANCZOS, Enlarge, by_lanczos, write_enlarged
-from lib_lora_train.data.fixes import write_fixes, write_undo
+from lib_lora_train.data.fixes import Fixed, write_fixes, write_undo
 from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.typed_paths import typed_path
+from lib_lora_train.ui.markup import count
 
 _SHOWN = 40
 _LEVELS = ("error", "warning", "hint")
@@ -60,7 +62,7 @@ class DoctorDesk:
                 (
                     concept,
                     examine(
-                        Path(concept.folder).expanduser(),
+                        typed_path(concept.folder),
                         resolution=config.resolution,
                         caption_extension=config.caption_extension,
                     ),
@@ -72,33 +74,36 @@ class DoctorDesk:
     def treat(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Do the remedy of every finding of one kind; the originals are kept beside the folders."""
         kind = str(values.get("kind", ""))
-        told = []
+        done = []
         with self._lock:
             for concept, found in self._found:
                 findings = [finding for finding in found.findings if finding.kind == kind and finding.remedy]
                 if not findings:
                     continue
-                fixed = write_fixes(found.folder, findings, words=_words(concept))
-                told.append(str(fixed))
-                self._undo += [fixed.undo] if fixed.undo else []
-        if not told:
+                done.append(write_fixes(found.folder, findings, words=_words(concept)))
+        if not done:
             raise DataError("There is nothing to do about these. Examine the folders again.")
-        return {**self.examine({}), "told": " ".join(told)}
+        return self._done(done)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Enlarge every tiny picture to the training resolution by the named upscaler; the originals are kept."""
         name = str(values.get("upscaler", ""))
-        resolution, told = self._config().resolution, []
+        resolution, done = self._config().resolution, []
         with self._lock:
             for _, found in self._found:
                 tiny = [finding.path for finding in found.findings if finding.kind == "tiny"]
                 if tiny:
-                    fixed = write_enlarged(found.folder, tiny, resolution, self._enlarge(name))
-                    told.append(str(fixed))
-                    self._undo += [fixed.undo] if fixed.undo else []
-        if not told:
+                    done.append(write_enlarged(found.folder, tiny, resolution, self._enlarge(name)))
+        if not done:
             raise DataError("No picture is too small any more. Examine the folders again.")
-        return {**self.examine({}), "told": " ".join(told)}
+        return self._done(done)
+
+    def _done(self, done: Sequence[Fixed]) -> dict[str, Any]:
+        """What was done, which can be undone, and what the folders hold now."""
+        with self._lock:
+            self._undo += [fixed.undo for fixed in done if fixed.undo]
+        failed = any(fixed.failed for fixed in done)
+        return {**self.examine({}), "told": " ".join(str(fixed) for fixed in done), "failed": failed}
 
     def _enlarge(self, name: str) -> Enlarge:
         if name == LANCZOS and name not in self._host.upscaler_names():
@@ -111,7 +116,10 @@ class DoctorDesk:
             if not self._undo:
                 raise DataError("There is nothing to undo.")
             number = write_undo(self._undo.pop())
-        return {**self.examine({}), "told": f"{number} files are as they were."}
+        return {
+            **self.examine({}),
+            "told": f"{count(number, 'file')} {'is as it was' if number == 1 else 'are as they were'}.",
+        }
 
     def _told(self, told: str) -> dict[str, Any]:
         kinds: dict[str, list[Finding]] = {}

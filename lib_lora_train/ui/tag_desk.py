@@ -11,6 +11,7 @@ from lib_lora_train.auto_tag import WD14, AutoTagger, TaggerHost, TagOrder
 from lib_lora_train.data.captions import split_tags
 from lib_lora_train.data.tagging import EXISTING, Description, TagRule, plan_tags, to_be_tagged
 from lib_lora_train.errors import DataError
+from lib_lora_train.typed_paths import typed_path
 from lib_lora_train.ui.caption_desk import CaptionDesk
 from lib_lora_train.ui.markup import count
 
@@ -142,7 +143,7 @@ class TagDesk:
             folder=captions.folder,
             pictures=tuple(captions.captions[number].picture for number in wanted),
             tagger=str(values["tagger"]),
-            model=Path(model).expanduser() if model else None,
+            model=typed_path(model) if model else None,
             rule=read_rule(values),
             existing=existing,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError, LoraTrainError
+from lib_lora_train.typed_paths import typed_path
 
 
 class ToolsDesk:
@@ -56,7 +57,7 @@ def _given(values: Mapping[str, Any]) -> Path:
     text = str(values.get("file", "")).strip().strip("\"'")
     if not text:
         raise AdapterError("Name a LoRA file: a .safetensors.")
-    path = Path(text).expanduser()
+    path = typed_path(text)
     if not path.is_file() or path.suffix.lower() != ".safetensors":
         raise AdapterError(f"{path} is no .safetensors file. Check its spelling.")
     return path

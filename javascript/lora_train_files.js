@@ -1,0 +1,51 @@
+/* The Results panel's table of files, and how far the webui's own grid is. */
+(() => {
+    "use strict";
+    const lt = (window.loraTrain = window.loraTrain || {});
+    const make = (...all) => lt.make(...all);
+
+    // --- the webui's own grid ---------------------------------------------------------------------
+    lt.drawGridStatus = (place, run) => {
+        const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
+        const told = {
+            idle: "",
+            drawing: `The webui draws picture ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,
+            done: `Drawn: ${grid.path}`,
+            failed: grid.message,
+        }[grid.state];
+        if (place.textContent !== told) place.textContent = told;
+    };
+
+    // --- the files --------------------------------------------------------------------------------
+    lt.drawFiles = (place, run) => {
+        const files = run.events.filter((event) => event.kind === "LoraWritten");
+        const mark = `${run.id}/${run.events.length}`;
+        if (!files.length || place.dataset.mark === mark) return;
+        place.dataset.mark = mark;
+        const measured = Object.fromEntries(run.events.filter((e) => e.kind === "Measured").map((e) => [e.epoch, e.values]));
+        const ended = Object.fromEntries(run.events.filter((e) => e.kind === "EpochDone").map((e) => [e.epoch, e.mean_loss]));
+        const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
+        const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
+        const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
+        const rows = files.map((file) => make("tr", {},
+            make("td", { className: "lt-number" }, String(file.epoch)),
+            make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
+            make("td", { className: "lt-number" }, lt.whole(file.step)),
+            number(ended[file.epoch]),
+            ...names.map((name) => number((measured[file.epoch] || {})[name])),
+            make("td", { className: "lt-actions" },
+                lt.useButton(lt.fileName(file.path), lt.triggersOf(run.status)),
+                lt.copyButton("Copy path", file.path))));
+        place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
+            make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
+                make("th", { className: column === 1 || !head ? "" : "lt-number" }, head)))),
+            make("tbody", {}, ...rows))));
+    };
+
+    lt.fileName = (path) => path.split(/[\\/]/).pop();
+    lt.copyButton = (label, text) => {
+        const button = make("button", { className: "lt-small", type: "button", title: text }, label);
+        button.onclick = () => lt.copy(text, button);
+        return button;
+    };
+})();

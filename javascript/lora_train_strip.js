@@ -1,0 +1,72 @@
+/* The strip above all panels and the tiles of the Monitor: what runs, how far it is, how fast. */
+(() => {
+    "use strict";
+    const lt = (window.loraTrain = window.loraTrain || {});
+    const make = (...all) => lt.make(...all);
+
+    const progressShare = (status) => (status.total ? Math.min(1, status.done / status.total) : 0);
+
+    function headline(status) {
+        if (!status || status.state === "idle") return "Choose pictures, look at the plan, start.";
+        if (!lt.LIVE.includes(status.state)) return status.message;
+        if (status.state === "stopping") return "Stops as soon as this step is done; a picture the webui is drawing is finished first.";
+        const phase = lt.PHASES[status.phase] || "Preparing";
+        const facts = [phase];
+        if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);
+        if (status.phase !== "train" && status.epoch) facts.push(`after epoch ${status.epoch}`);
+        if (status.phase === "train" && status.epochs) facts.push(`epoch ${Math.max(1, status.epoch)} of ${status.epochs}`);
+        return facts.join(" · ");
+    }
+
+    lt.drawStrip = (place, run, root) => {
+        const status = run.status || { state: "idle" };
+        if (!place.firstChild) {
+            place.append(
+                make("div", { className: "lt-strip" },
+                    make("span", { className: "lt-pill" }),
+                    make("span", { className: "lt-headline" }),
+                    make("span", { className: "lt-eta" })),
+                make("div", { className: "lt-progress", role: "progressbar" }, make("span")),
+            );
+        }
+        const isLive = lt.LIVE.includes(status.state);
+        const share = status.state === "finished" ? 1 : isLive ? progressShare(status) : 0;
+        const offline = root.dataset.ltOffline === "yes";
+        place.querySelector(".lt-pill").textContent = offline ? "No connection" : lt.STATES[status.state];
+        place.querySelector(".lt-headline").textContent = offline
+            ? "The server does not answer; a running training goes on there."
+            : headline(status);
+        const remaining = isLive && status.state === "running" ? status.eta_seconds : null;
+        place.querySelector(".lt-eta").textContent = remaining === null || remaining === undefined ? "" : `${lt.clock(remaining)} left`;
+        const bar = place.querySelector(".lt-progress");
+        bar.firstChild.style.width = `${(100 * share).toFixed(2)}%`;
+        bar.classList.toggle("lt-unknown", isLive && !status.total && status.state === "running");
+        bar.setAttribute("aria-valuenow", Math.round(100 * share));
+    };
+
+    lt.drawFigures = (place, run) => {
+        const status = run.status;
+        if (!status || !run.id) return;
+        const smooth = lt.smoothed(run.loss, lt.smoothing());
+        const rates = Object.entries(run.rates).map(([group, points]) => [group.replace(/_/g, " ").replace("unet", "UNet"), points]);
+        const figures = [
+            ["Epoch", status.epochs ? `${lt.whole(status.epoch)} / ${lt.whole(status.epochs)}` : "–"],
+            ["Step", status.total_steps ? `${lt.whole(status.step)} / ${lt.whole(status.total_steps)}` : "–"],
+            ["Loss", smooth.length ? smooth[smooth.length - 1].toFixed(4) : "–"],
+            speed(status.step_seconds),
+            ["Time left", lt.LIVE.includes(status.state) ? lt.clock(status.eta_seconds) : "–"],
+            ...(status.memory ? [["GPU memory (GiB)", `${status.memory.used_gib.toFixed(1)} / ${status.memory.total_gib.toFixed(0)}`]] : []),
+            ...rates.map(([group, points]) => [`LR ${group}`, lt.rate(points[points.length - 1][1]), points]),
+        ];
+        place.replaceChildren(make("div", { className: "lt-tiles" }, ...figures.map(([name, value, points]) =>
+            make("div", { className: "lt-tile" }, make("b", {}, value), make("span", {}, name),
+                points ? lt.sparkline(points) : null))));
+    };
+
+    const speed = (seconds) => {
+        if (!seconds) return ["Steps / second", "–"];
+        const perSecond = 1 / seconds;
+        if (perSecond < 1) return ["Seconds / step", seconds.toFixed(1)];
+        return ["Steps / second", perSecond.toFixed(perSecond < 10 ? 1 : 0)];
+    };
+})();
