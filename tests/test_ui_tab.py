@@ -82,6 +82,6 @@ def test_the_log_has_a_sentence_for_every_event_that_is_told_once() -> None:
     """What comes with every step or picture is drawn elsewhere in the Monitor."""
     drawn = {"StepDone", "Progress", "SampleDrawn"}
     kinds = {name for name, kind in vars(events).items() if dataclasses.is_dataclass(kind)} - drawn
-    page = (Path(__file__).parent.parent / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "javascript" / "lora_train_log.js").read_text(encoding="utf-8")
     sentences = page.partition("const SENTENCES = {")[2].partition("    };")[0]
     assert kinds == set(re.findall(r"^ {8}(\w+): ", sentences, re.MULTILINE))
