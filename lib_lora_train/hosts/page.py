@@ -9,7 +9,7 @@ import torch
 
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import Access
-from lib_lora_train.hosts.base import NoiseSource
+from lib_lora_train.models.drawing import NoiseSource, SamplerHabits
 
 _SUBFOLDER = "lora_train_subfolder"
 _DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
@@ -38,6 +38,20 @@ def results_folder(shared: Any) -> Path:
             f"Settings, LoRA Train: {inner} does not lie inside the webui's LoRA folder. Give a plain name."
         )
     return folder / inner
+
+
+def sampler_habits(shared: Any, device: torch.device) -> SamplerHabits:
+    """How the webui draws, from the settings in its `modules.shared`; what is not there has its usual value."""
+    usual, opts = SamplerHabits(), shared.opts
+    early = float(getattr(opts, "skip_early_cond", 0.0))
+    return SamplerHabits(
+        noise_source=noise_source(shared, device),
+        later_seed=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
+        eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),
+        eta_ddim=float(getattr(opts, "eta_ddim", usual.eta_ddim)),
+        has_whole_timesteps=bool(getattr(opts, "enable_quantization", False)),
+        unguided_share=early if early > 0 else None,
+    )
 
 
 def noise_source(shared: Any, device: torch.device) -> NoiseSource:
