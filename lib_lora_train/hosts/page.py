@@ -68,12 +68,15 @@ def noise_source(shared: Any, device: torch.device) -> NoiseSource:
 
 
 def webui_access() -> Access:
-    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given."""
+    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given.
+
+    With `--nowebui` there is the API alone, and no page.
+    """
     from modules import shared
 
     options = shared.cmd_opts
     pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
-    return Access(may_steer=bool(options.api or options.nowebui), credentials=dict(pairs))
+    return Access(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
 
 
 def bind_paste_button(button: Any, source: Any) -> None:
