@@ -18,11 +18,11 @@ from lib_lora_train.job_run import JobRun, timed
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.painted import paint_samples
 from lib_lora_train.train.infotext import infotext, write_picture
-from lib_lora_train.train.lending import leased
+from lib_lora_train.train.lending import Breathe, leased_in_breaths
 from lib_lora_train.train.prompt import SamplePrompt
 from lib_lora_train.train.sample import draw_samples
 
-_PICTURES_PER_TURN = 4  # so that a user's own generation never waits for a whole row of samples
+_PICTURES_AT_ONCE = 4  # so that the first ones are soon to be seen
 
 
 def load_rows(run: JobRun) -> None:
@@ -69,7 +69,7 @@ def draw_row(run: JobRun, epoch: int, step: int = 0) -> Iterator[Event]:
 
 def _draw_row(run: JobRun, epoch: int, step: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
-    at_once = 1 if run.painter else _PICTURES_PER_TURN
+    at_once = 1 if run.painter else _PICTURES_AT_ONCE
     for start in range(0, len(run.prompts), at_once):
         prompts = run.prompts[start : start + at_once]
         for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch, step)), strict=True):
@@ -92,7 +92,7 @@ def _pictures(
             run.painter, prompts, lora=_file_to_draw(run, epoch), clip_skip=config.clip_skip, control=run.control
         )
         return [(painted.picture, painted.infotext) for painted in (yield from painting)]
-    drawn = yield from leased(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
+    drawn = yield from leased_in_breaths(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
     shared = {"sampler": config.sample_sampler, "model": run.model.name}
     lora = f"{run.name}-step{step:08}" if step else f"{run.name}-{epoch:06}" if epoch else ""
     texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
@@ -111,14 +111,17 @@ def _file_to_draw(run: JobRun, epoch: int) -> str:
     return file.stem
 
 
-def _draw(run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel) -> list[Image.Image]:
+def _draw(
+    run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel, breathe: Breathe
+) -> list[Image.Image]:
     with run.adapter.enabled(epoch > 0), run.for_use():
         return draw_samples(
             model,
             prompts,
             sampler=run.config.sample_sampler,
             clip_skip=run.config.clip_skip,
-            noise_source=run.host.noise_source,
+            habits=run.host.sampler_habits,
+            on_progress=lambda _done, _total: breathe(),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,15 @@ def test_a_page_behind_a_login_keeps_its_pictures_behind_it(tmp_path: Path) -> N
     assert client.get(url, auth=("ann", "pass")).status_code == 200
 
 
+def test_without_a_page_reading_asks_for_the_apis_password_too(tmp_path: Path) -> None:
+    """The webui's `--nowebui`: the API alone, all of it behind `--api-auth`; the page's own buttons are not there."""
+    client, _ = opened(tmp_path, replace(SECRET, has_page=False))
+    for name in ("status", "results", "pictures", "thumbnail/x"):
+        assert client.get(f"{PREFIX}/{name}").status_code == 401
+        assert client.get(f"{PREFIX}/{name}", auth=("ann", "pass")).status_code in (200, 404)
+    assert client.post(f"{PREFIX}/page/fix", json={}, auth=("ann", "pass")).status_code == 404
+
+
 def test_forms_of_other_pages_are_refused(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     runner.is_busy = True
@@ -148,7 +158,8 @@ def test_forms_of_other_pages_are_refused(tmp_path: Path) -> None:
     [
         ({}, Access(may_steer=False)),
         ({"api": True}, Access()),
-        ({"nowebui": True, "api_auth": "ann:pa:ss,bob:b"}, Access(credentials={"ann": "pa:ss", "bob": "b"})),
+        ({"api": True, "api_auth": "ann:pa:ss,bob:b"}, Access(credentials={"ann": "pa:ss", "bob": "b"})),
+        ({"nowebui": True, "api_auth": "ann:b"}, Access(has_page=False, credentials={"ann": "b"})),
     ],
 )
 def test_access_is_what_the_webui_gives_its_own_api(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -24,22 +26,36 @@ from lib_lora_train.hosts.detect import detect_host
 from lib_lora_train.hosts.forge import Forge
 from lib_lora_train.hosts.page import noise_source
 from lib_lora_train.hosts.webui import WebuiHost
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.eight_bit import is_eight_bit
+from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.train.control import Control
+from lib_lora_train.train.lending import Breathe, leased_in_breaths
 from lib_lora_train.train.loop import train
+from lib_lora_train.train.prompt import SamplePrompt
+from lib_lora_train.train.sample import draw_samples
 from tiny_models import tiny_tensors, write_tiny_checkpoint
 from train_parts import small_config, started
-from webui_stand_ins import EDM, EPS, V_PREDICTION, A1111World, ForgeWorld, ReforgeWorld, host_in
+from webui_stand_ins import (
+    EDM,
+    EPS,
+    V_PREDICTION,
+    WORLDS,
+    A1111World,
+    ClassicWorld,
+    ForgeWorld,
+    ReforgeWorld,
+    World,
+    host_in,
+)
 
-World = A1111World | ForgeWorld
+T = TypeVar("T")
 
 
-@pytest.fixture(params=["a1111", "forge", "reforge"])
+@pytest.fixture(params=WORLDS)
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("lib_lora_train.train.patience._LOOK_AGAIN_SECONDS", 0.01)
-    if request.param == "a1111":
-        return A1111World(monkeypatch, tmp_path / "Lora")
-    return (ForgeWorld if request.param == "forge" else ReforgeWorld)(monkeypatch, tmp_path / "Lora")
+    return WORLDS[request.param](monkeypatch, tmp_path / "Lora")
 
 
 @pytest.fixture
@@ -174,40 +190,83 @@ def test_a_lora_that_was_left_in_the_weights_is_taken_out_first(world: World, ho
     assert same(again, alone)
 
 
+class Passers:
+    """Inside, somebody waits to generate in the midst of each of the UNet's answers."""
+
+    def __init__(self, world: World) -> None:
+        self.pictures: list[str] = []
+        self._world, self._threads = world, list[threading.Thread]()
+
+    def __enter__(self) -> Passers:
+        self._hook = register_module_forward_pre_hook(self._come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+        for thread in self._threads:
+            thread.join()
+
+    def _come(self, module: nn.Module, _arguments: object) -> None:
+        lock = self._world.queue_lock
+        if not isinstance(module, UNet2DConditionModel) or lock._pending_threads:
+            return
+        self._threads.append(threading.Thread(target=lambda: self.pictures.append(self._world.generate("style"))))
+        self._threads[-1].start()
+        while not lock._pending_threads:
+            time.sleep(0.001)
+
+
 def test_generations_go_first_while_training_runs(
     world: World, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the midst of each step a generation waits: the turn ends with that step, and every picture is right."""
     expected = world.generate("style")
-    lock, lease = world.queue_lock, host.lease
-    pictures: list[str] = []
-    askers: list[threading.Thread] = []
-    leases = 0
+    leases = leases_of(host, monkeypatch)
+    with Passers(world) as passers:
+        _, events = trained(host)
+    steps = sum(isinstance(event, StepDone) for event in events)
+    assert passers.pictures == [expected] * steps
+    assert len(leases) >= steps, "one turn for each step"
+
+
+def test_generations_go_first_while_samples_are_drawn(
+    world: World, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of each of the UNet's answers one waits: it goes before the next answer, and harms no sample."""
+    model, control = host.load_model(TrainConfig()), Control()
+    prompts = [SamplePrompt("a fox", "", 64, 64, seed=3, steps=3, cfg=3.0)]
+
+    def draw(lent: DiffusionModel, breathe: Breathe) -> bytes:
+        count = lambda _done, _total: breathe()  # noqa: E731
+        return draw_samples(lent, prompts, sampler="Euler", clip_skip=1, on_progress=count)[0].tobytes()
+
+    alone = ended(leased_in_breaths(host, model, control, draw))
+    expected = world.generate("style")
+    leases = leases_of(host, monkeypatch)
+    with Passers(world) as passers:
+        among = ended(leased_in_breaths(host, model, control, draw))
+    assert among == alone
+    assert passers.pictures == [expected] * 3 and len(leases) == 1 + 3
+
+
+def leases_of(host: WebuiHost, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with each lease from now on."""
+    lease, taken = host.lease, list[Any]()
 
     def counted(*arguments: Any) -> Any:
-        nonlocal leases
-        leases += 1
+        taken.append(arguments)
         return lease(*arguments)
 
-    def ask(module: nn.Module, _arguments: object) -> None:
-        if not isinstance(module, UNet2DConditionModel) or lock._pending_threads:
-            return
-        askers.append(threading.Thread(target=lambda: pictures.append(world.generate("style"))))
-        askers[-1].start()
-        while not lock._pending_threads:
-            time.sleep(0.001)
-
     monkeypatch.setattr(host, "lease", counted)
-    hook = register_module_forward_pre_hook(ask)
-    try:
-        _, events = trained(host)
-    finally:
-        hook.remove()
-        for thread in askers:
-            thread.join()
-    steps = sum(isinstance(event, StepDone) for event in events)
-    assert pictures == [expected] * len(askers) and pictures
-    assert leases >= steps, "one turn for each step"
+    return taken
+
+
+def ended(events: Generator[Event, None, T]) -> T:
+    """What comes of a piece of work that tells nothing."""
+    with pytest.raises(StopIteration) as end:
+        next(events)
+    result: T = end.value.value
+    return result
 
 
 # --- models that come and go ----------------------------------------------------------------------
@@ -331,6 +390,22 @@ def test_forge_draws_noise_on_the_processor_to_reproduce_others() -> None:
     assert noise_source(SimpleNamespace(opts=options), torch.device("cuda")) == torch.device("cpu")
 
 
+def test_samples_are_drawn_as_the_webuis_settings_and_ways_have_it(world: World, host: WebuiHost) -> None:
+    """Forge and its relatives ask the UNet at whole timesteps; Classic leaves the guidance out of the first step."""
+    usual = SamplerHabits(torch.device("cpu"), has_whole_timesteps=not isinstance(world, A1111World))
+    if isinstance(world, ClassicWorld):
+        usual = replace(usual, unguided_share=0.0)
+    assert host.sampler_habits == usual
+    set_in(sys.modules["modules.shared"], eta_noise_seed_delta=31337, eta_ancestral=0.5, eta_ddim=0.2)
+    set_in(sys.modules["modules.shared"], skip_early_cond=0.25, enable_quantization=True)
+    assert host.sampler_habits == SamplerHabits(torch.device("cpu"), 31337, 0.5, 0.2, True, 0.25)
+
+
+def set_in(shared: Any, **options: Any) -> None:
+    for name, value in options.items():
+        setattr(shared.opts, name, value)
+
+
 # --- results and detection ------------------------------------------------------------------------
 
 
@@ -344,9 +419,12 @@ def test_the_webui_is_known_by_what_it_can_do(world: World, monkeypatch: pytest.
         A1111World: ("AUTOMATIC1111", "modules"),
         ForgeWorld: ("Forge", "backend.diffusion_engine.base"),
         ReforgeWorld: ("reForge", "ldm_patched.modules.model_management"),
+        ClassicWorld: ("Forge Classic", "ldm_patched.modules.model_management"),
     }
     name, module = found[type(world)]
     monkeypatch.setattr("lib_lora_train.hosts.detect._has", {module}.__contains__)
+    if name == "Forge Classic":
+        monkeypatch.setattr("lib_lora_train.hosts.detect._forge_version", lambda: "classic")
     assert detect_host().name == name
 
 

@@ -37,6 +37,7 @@ from lib_lora_train.events import (
     Workload,
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.runner import JobRunner, downsample
@@ -236,6 +237,31 @@ def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
     assert {Path(event.path).name for event in only(told, LoraWritten)} == {"test-000001.safetensors"}
     with place.host.lease() as model:
         assert not any(isinstance(module, AdaptedLayer) for module in model.unet.modules())
+
+
+def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, habits = place.host, SamplerHabits(later_seed=7)
+    lease, leases, in_breaths = host.lease, list[Any](), set[int]()
+
+    def counted(*arguments: Any) -> Any:
+        leases.append(arguments)
+        return lease(*arguments)
+
+    def drawn(_model: Any, prompts: Any, *, on_progress: Any, **others: Any) -> list[Image.Image]:
+        assert others["habits"] == habits
+        before = len(leases)
+        on_progress(1, 2)
+        in_breaths.add(len(leases) - before)
+        return [Image.new("RGB", (64, 64))] * len(prompts)
+
+    monkeypatch.setattr(host, "lease", counted)
+    monkeypatch.setattr(host, "is_wanted", lambda: True)
+    monkeypatch.setattr(type(host), "sampler_habits", habits)
+    monkeypatch.setattr("lib_lora_train.job_pictures.draw_samples", drawn)
+    place.run(epochs=1)
+    assert in_breaths == {1}
 
 
 def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:

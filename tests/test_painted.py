@@ -21,9 +21,7 @@ from lib_lora_train.painted import GridDesk, grid_task
 from lib_lora_train.run_folder import RunFolder, new_run_folder
 from lib_lora_train.runner import JobRunner
 from lib_lora_train.train.control import Control
-from webui_stand_ins import A1111World, ForgeWorld, ReforgeWorld, host_in
-
-World = A1111World | ForgeWorld
+from webui_stand_ins import WORLDS, World, host_in
 
 
 class Place(NamedTuple):
@@ -55,7 +53,6 @@ def place(
         "lib_lora_train.job_files.legacy_hash", lambda path: ""
     )  # the stand-ins' checkpoint has no file
     monkeypatch.setattr("lib_lora_train.hosts.webui.file_hash", lambda path: "")
-    worlds: dict[str, type[World]] = {"a1111": A1111World, "forge": ForgeWorld, "reforge": ReforgeWorld}
     data = tmp_path / "data"
     data.mkdir()
     for path in sorted(next((demo_dir / "train").iterdir()).iterdir())[:4]:
@@ -71,7 +68,7 @@ def place(
         sample_prompts=("zok --s 2", "a fox --s 2"),
         webui_sampler="DPM++ 2M Karras",
     )
-    found = worlds[request.param](monkeypatch, tmp_path / "Lora")
+    found = WORLDS[request.param](monkeypatch, tmp_path / "Lora")
     yield Place(found, host_in(found), config, tmp_path / "home")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.family import Family, PredictionType
 from lib_lora_train.models.schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from lib_lora_train.train import sample
@@ -27,6 +30,7 @@ from lib_lora_train.train.samplers import (
     sample_euler_ancestral,
     sigma_levels,
 )
+from lib_lora_train.train.step import predict
 from train_parts import shared_model as model
 
 KINDS: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
@@ -211,18 +215,112 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
 def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor]) -> Tensor:
+    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
         seen.extend((x / levels.sigmas[0], noise()))
         return x
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
     prompts = [replace(PROMPT, seed=seed) for seed in (3, 4)]
-    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, noise_source="philox")
+    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, habits=SamplerHabits("philox"))
     noises = [PhiloxNoise(3), PhiloxNoise(4)]
     shape = (4, PROMPT.height // 8, PROMPT.width // 8)
     for drawn in seen:
         # σ is multiplied and divided away again: one rounding each
         torch.testing.assert_close(drawn, torch.stack([noise.draw(shape) for noise in noises]), rtol=2**-22, atol=0)
+
+
+@pytest.mark.parametrize("source", ["cpu", "philox"])
+def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The webuis' ENSD: after the first noise their generators begin anew at seed + delta."""
+    drawn: list[Tensor] = []
+
+    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
+        drawn.extend((x / levels.sigmas[0], noise(), noise()))
+        return x
+
+    def noises(seed: int) -> list[Tensor]:
+        shape = (4, PROMPT.height // 8, PROMPT.width // 8)
+        if source == "philox":
+            philox = PhiloxNoise(seed)
+            return [philox.draw(shape) for _ in range(2)]
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(shape, generator=generator) for _ in range(2)]
+
+    monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
+    habits = SamplerHabits(source, later_seed=31337)
+    draw_samples(model(), [replace(PROMPT, seed=3)], sampler="Euler a", clip_skip=1, habits=habits)
+    for ours, theirs in zip(drawn, [noises(3)[0], *noises(3 + 31337)], strict=True):
+        # σ is multiplied and divided away again: one rounding each
+        torch.testing.assert_close(ours[0], theirs, rtol=2**-22, atol=0)
+
+
+def test_whole_timesteps_are_the_nearest_of_the_schedules_sigmas() -> None:
+    """What the Forge family does: argmin |log σ − log σₜ| over all timesteps t."""
+    schedule = scaled_linear_schedule("epsilon")
+    levels = sigma_levels(schedule, 8)
+    table = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
+    nearest = [float((table - math.log(sigma)).abs().argmin()) for sigma in levels.sigmas]
+    assert list(levels.on_whole_timesteps.timesteps) == nearest
+    assert levels.on_whole_timesteps.sigmas == levels.sigmas and list(levels.timesteps) != nearest
+
+
+def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def noted(on: Any, x: Tensor, timesteps: Tensor, *others: Any) -> Tensor:
+        asked.append(float(timesteps[0]))
+        return predict(on, x, timesteps, *others)
+
+    monkeypatch.setattr(sample, "predict", noted)
+    prompts = [replace(PROMPT, steps=3)]
+    for whole in (False, True):
+        draw_samples(model(), prompts, sampler="Euler", clip_skip=1, habits=SamplerHabits(has_whole_timesteps=whole))
+    assert asked == [999.0, 499.5, 0.0, 999.0, 499.0, 0.0]
+
+
+def test_the_first_steps_can_be_drawn_without_guidance() -> None:
+    """With a share of 0 it is the first step alone, as in Forge Classic; a share of 1 is a CFG scale of 1."""
+    prompt = replace(PROMPT, negative="blurry", steps=3)
+
+    def drawn(cfg: float = 3.0, share: float | None = None) -> bytes:
+        habits = SamplerHabits(unguided_share=share)
+        (picture,) = draw_samples(model(), [replace(prompt, cfg=cfg)], sampler="Euler", clip_skip=1, habits=habits)
+        return picture.tobytes()
+
+    assert len({drawn(), drawn(share=0.0), drawn(share=0.5)}) == 3
+    assert drawn(cfg=2.999, share=1.0) == drawn(cfg=7.0, share=1.0)
+    assert [SamplerHabits(unguided_share=0.25).is_guided(step, 8) for step in range(4)] == [False] * 3 + [True]
+    assert SamplerHabits().is_guided(0, 8)
+
+
+def test_ancestral_noise_is_scaled_by_eta() -> None:
+    """k-diffusion's definition, σ_up = η·√(σ₂²(σ₁² − σ₂²)/σ₁²); without noise it is Euler's sampler."""
+    for start, end, eta in ((14.6, 8.3, 0.5), (1.0, 0.5, 0.25)):
+        down, up = ancestral_split(start, end, eta)
+        assert up == pytest.approx(eta * end * math.sqrt(1 - (end / start) ** 2))
+        assert down**2 + up**2 == pytest.approx(end**2)
+    schedule = scaled_linear_schedule("epsilon")
+    none = run_euler(schedule, 5, partial(sample_euler_ancestral, noise=lambda: START, eta=0.0))
+    assert torch.allclose(none, run_euler(schedule, 5, sample_euler), rtol=0, atol=1e-12)  # float64
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+def test_ddim_with_fresh_noise_equals_diffusers(steps: int) -> None:
+    scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(5)
+    noises = [torch.randn(START.shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+    x = START
+    for timestep, noise in zip(scheduler.timesteps, noises, strict=True):
+        x = scheduler.step(answer(x, float(timestep)), int(timestep), x, eta=0.7, variance_noise=noise).prev_sample
+    schedule = scaled_linear_schedule("epsilon")
+    timesteps = ddim_timesteps(schedule, steps)
+    later = iter(noises)
+    ours = sample_ddim(
+        lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps, eta=0.7, noise=lambda: next(later)
+    )
+    # their ᾱ, as above
+    assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
 
 
 def test_progress_counts_every_step_once() -> None:

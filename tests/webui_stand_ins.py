@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.hosts.a1111 import A1111
 from lib_lora_train.hosts.forge import Forge
-from lib_lora_train.hosts.ldm_patched import LdmPatched
+from lib_lora_train.hosts.ldm_patched import ForgeClassic, LdmPatched
 from lib_lora_train.hosts.webui import WebuiHost
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX
 from tiny_models import tiny_tensors
@@ -141,6 +141,8 @@ class Drawing:
     `at_picture` is called in the midst of each picture.
     """
 
+    names: tuple[str, ...] = ("DPM++ 2M", "Euler", "Euler a")
+
     def __init__(self, world: Any) -> None:
         self.world = world
         self.asked: list[Processing] = []
@@ -149,7 +151,7 @@ class Drawing:
         self.available: dict[str, object] = {}
 
     def modules(self) -> list[ModuleType]:
-        names = ("DPM++ 2M", "Euler", "Euler a")
+        names = self.names
         schedules = [("Automatic", "automatic", None), ("Karras", "karras", None), ("SGM Uniform", "sgm", ["SGM"])]
         schedulers = [SimpleNamespace(label=label, name=name, aliases=also) for label, name, also in schedules]
         return [
@@ -349,7 +351,7 @@ class ForgeWorld:
         self.queue_lock = QueueLock()
         self.listed = 0
         self.lora_dir = lora_dir
-        self.drawing = Drawing(self)
+        self.drawing = self._drawing()
         self.backups: dict[tuple[nn.Module, str], Tensor] = {}
         self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
         self.choose(0)
@@ -369,6 +371,9 @@ class ForgeWorld:
     @property
     def model(self) -> Any:
         return self.model_data.sd_model
+
+    def _drawing(self) -> Drawing:
+        return Drawing(self)
 
     def _sd_models(self) -> ModuleType:
         return module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload)
@@ -541,7 +546,54 @@ class ReforgeWorld(ForgeWorld):
         self.model.loaded_vae_file = None
 
 
-def host_in(world: A1111World | ForgeWorld) -> WebuiHost:
+class OldProcessing(Processing):
+    """It knows no scheduler."""
+
+    def __init__(self, **values: Any) -> None:
+        if "scheduler" in values:
+            raise TypeError("unexpected keyword argument 'scheduler'")
+        super().__init__(**values)
+
+
+class ClassicDrawing(Drawing):
+    """Forge Classic's: no `modules.sd_schedulers`, every pair of sampler and schedule is a sampler of its own."""
+
+    names = ("DPM++ 2M Karras", "Euler a", "Euler")
+
+    def modules(self) -> list[ModuleType]:
+        names = self.names
+        kept = [module for module in super().modules() if module.__name__ == "modules.scripts"]
+        samplers = {"all_samplers_map": dict.fromkeys(names), "visible_sampler_names": lambda: list(names)}
+        processing = {"StableDiffusionProcessingTxt2Img": OldProcessing, "process_images": self.process}
+        return [
+            *kept,
+            module_of("modules.processing", **processing),
+            module_of("modules.sd_samplers", **samplers),
+        ]
+
+
+class ClassicWorld(ReforgeWorld):
+    """reForge's relative."""
+
+    def _drawing(self) -> Drawing:
+        return ClassicDrawing(self)
+
+
+World: TypeAlias = "A1111World | ForgeWorld"
+WORLDS: dict[str, type[World]] = {
+    "a1111": A1111World,
+    "forge": ForgeWorld,
+    "reforge": ReforgeWorld,
+    "classic": ClassicWorld,
+}
+
+
+def host_in(world: World) -> WebuiHost:
     """Our host for this world."""
-    kinds: dict[type, type] = {A1111World: A1111, ForgeWorld: Forge, ReforgeWorld: LdmPatched}
+    kinds: dict[type, type] = {
+        A1111World: A1111,
+        ForgeWorld: Forge,
+        ReforgeWorld: LdmPatched,
+        ClassicWorld: ForgeClassic,
+    }
     return WebuiHost(kinds[type(world)]())

@@ -95,11 +95,13 @@ class PageSource(Protocol):
 class Access:
     """Who may call the routes, as the webui decides it for its own.
 
-    Reading is as open as the page: to everybody, or to those logged in on it. Steering routes are there only where
-    the webui's API is (`may_steer`), and ask for the API's `credentials` (user → password) if there are any.
+    Reading is as open as the page: to everybody, or to those logged in on it; where there is no page (`has_page`), as
+    open as the API. Steering routes are there only where the webui's API is (`may_steer`), and ask for the API's
+    `credentials` (user → password) if there are any.
     """
 
     may_steer: bool = True
+    has_page: bool = True
     credentials: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,9 +113,10 @@ def make_api() -> FastAPI:
 def install_routes(app: FastAPI, source: PageSource, access: Access | None = None) -> None:
     """Add the routes to the webui's application; they run in FastAPI's threads, not in its event loop."""
     access = access or Access()
-    reader = Depends(_reader(app, access))
+    reader = Depends(_reader(app, access) if access.has_page else _steersman(access))
     _install_reading(app, source, [reader])
-    _install_page(app, source, [reader, Depends(_page_only(source)), Depends(_require_json)])
+    if access.has_page:
+        _install_page(app, source, [reader, Depends(_page_only(source)), Depends(_require_json)])
     if access.may_steer:
         _install_steering(app, source, [Depends(_steersman(access)), Depends(_require_json)])
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from lib_lora_train.typed_paths import typed_path
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from lib_lora_train.config import TrainConfig
     from lib_lora_train.data.tagging import Tagger
+    from lib_lora_train.models.drawing import SamplerHabits
     from lib_lora_train.models.model import DiffusionModel
-
-NoiseSource: TypeAlias = "torch.device | Literal['philox']"
-"""Where normal noise comes from: PyTorch's generator on this device, or `train.philox`."""
-
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "tiny-sd.safetensors"
 
@@ -116,8 +112,8 @@ class Host(Protocol):
         ...
 
     @property
-    def noise_source(self) -> NoiseSource:
-        """Where the noise of samples comes from, so that a sample is the picture this host would draw."""
+    def sampler_habits(self) -> SamplerHabits:
+        """How this host draws, so that a sample is the picture it would draw; as its settings are now."""
         ...
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:

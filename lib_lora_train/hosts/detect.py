@@ -8,7 +8,7 @@ import importlib.util
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.a1111 import A1111
 from lib_lora_train.hosts.forge import Forge
-from lib_lora_train.hosts.ldm_patched import LdmPatched
+from lib_lora_train.hosts.ldm_patched import ForgeClassic, LdmPatched
 from lib_lora_train.hosts.webui import WebuiHost
 
 
@@ -22,7 +22,7 @@ def detect_host() -> WebuiHost:
             )
         return WebuiHost(Forge())
     if _has("ldm_patched.modules.model_management"):
-        return WebuiHost(LdmPatched())
+        return WebuiHost(ForgeClassic() if _forge_version() == "classic" else LdmPatched())
     return WebuiHost(A1111())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.relatives import Relative, positive, without_wrappers
 from lib_lora_train.hosts.webui import LoadedModel, ModelFacts
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.family import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
 
 _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
@@ -46,6 +48,11 @@ class Forge(Relative):
     def device(self) -> torch.device:
         """The webui's choice."""
         return torch.device(self._memory.get_torch_device())
+
+    @property
+    def sampler_habits(self) -> SamplerHabits:
+        """As the settings say, but the UNet gets whole timesteps in every case."""
+        return replace(super().sampler_habits, has_whole_timesteps=True)
 
     def load(self) -> None:
         """The webui itself loads nothing before the first generation."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lib_lora_train.errors import ModelError
 from lib_lora_train.hosts.forge import Forge
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.family import PredictionType
 
 _OTHERS = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteEDM", "StableCascadeSampling"}
@@ -55,8 +57,20 @@ class LdmPatched(Forge):
         return (str(file),) if file else ()
 
     def _heads(self, encoder: Any) -> int:
-        """reForge has transformers' text model; Classic's keeps no configuration, but its attention layers know."""
+        """Some have transformers' text model; another's keeps no configuration, but its attention layers know."""
         config = getattr(encoder.transformer, "config", None)
         if config is not None:
             return int(config.num_attention_heads)
         return int(next(module.heads for module in encoder.modules() if hasattr(module, "heads")))
+
+
+class ForgeClassic(LdmPatched):
+    """See `hosts.webui.Webui`."""
+
+    name = "Forge Classic"
+
+    @property
+    def sampler_habits(self) -> SamplerHabits:
+        """As reForge's, but the first step is drawn without guidance even where the setting for that is 0."""
+        habits = super().sampler_habits
+        return replace(habits, unguided_share=habits.unguided_share or 0.0)

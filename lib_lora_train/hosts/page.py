@@ -9,7 +9,7 @@ import torch
 
 from lib_lora_train.errors import HostError
 from lib_lora_train.hosts.api import Access
-from lib_lora_train.hosts.base import NoiseSource
+from lib_lora_train.models.drawing import NoiseSource, SamplerHabits
 
 _SUBFOLDER = "lora_train_subfolder"
 _DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
@@ -40,6 +40,20 @@ def results_folder(shared: Any) -> Path:
     return folder / inner
 
 
+def sampler_habits(shared: Any, device: torch.device) -> SamplerHabits:
+    """How the webui draws, from the settings in its `modules.shared`; what is not there has its usual value."""
+    usual, opts = SamplerHabits(), shared.opts
+    early = float(getattr(opts, "skip_early_cond", 0.0))
+    return SamplerHabits(
+        noise_source=noise_source(shared, device),
+        later_seed=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
+        eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),
+        eta_ddim=float(getattr(opts, "eta_ddim", usual.eta_ddim)),
+        has_whole_timesteps=bool(getattr(opts, "enable_quantization", False)),
+        unguided_share=early if early > 0 else None,
+    )
+
+
 def noise_source(shared: Any, device: torch.device) -> NoiseSource:
     """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's.
 
@@ -54,12 +68,15 @@ def noise_source(shared: Any, device: torch.device) -> NoiseSource:
 
 
 def webui_access() -> Access:
-    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given."""
+    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given.
+
+    With `--nowebui` there is the API alone, and no page.
+    """
     from modules import shared
 
     options = shared.cmd_opts
     pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
-    return Access(may_steer=bool(options.api or options.nowebui), credentials=dict(pairs))
+    return Access(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
 
 
 def bind_paste_button(button: Any, source: Any) -> None:

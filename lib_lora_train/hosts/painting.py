@@ -26,20 +26,29 @@ def sampler_names() -> tuple[str, ...]:
 def sampler_and_scheduler(name: str) -> tuple[str, str]:
     """`DPM++ 2M Karras` → ("DPM++ 2M", "Karras"), `Euler` → ("Euler", "Automatic").
 
+    Forge Classic has no schedulers of their own: there each name is a sampler's, and the scheduler "".
     HostError for a name that the webui would silently take for its first sampler.
     """
-    from modules import sd_samplers, sd_schedulers
+    from modules import sd_samplers
 
-    known = sd_samplers.all_samplers_map
+    known, schedulers = sd_samplers.all_samplers_map, _schedulers()
     if name in known:
-        return name, "Automatic"
-    for scheduler in sd_schedulers.schedulers:
+        return name, "Automatic" if schedulers else ""
+    for scheduler in schedulers:
         for ending in (scheduler.label, scheduler.name, *(scheduler.aliases or ())):
             sampler = name.removesuffix(f" {ending}")
             if sampler != name and sampler in known:
                 return sampler, str(scheduler.label)
     shown = ", ".join(sampler_names()[:_SHOWN_NAMES])
     raise HostError(f"The webui has no sampler called {name}. It has {shown} and others; choose one of them.")
+
+
+def _schedulers() -> tuple[Any, ...]:
+    try:
+        from modules import sd_schedulers
+    except ImportError:
+        return ()
+    return tuple(sd_schedulers.schedulers)
 
 
 def paint(order: PictureOrder, sampler: str) -> Painting:
@@ -50,7 +59,7 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
     from modules import processing, scripts, shared
 
     name, scheduler = sampler_and_scheduler(sampler)
-    values = {
+    values: dict[str, Any] = {
         "prompt": f"{order.prompt} <lora:{order.lora}:1>" if order.lora else order.prompt,
         "negative_prompt": order.negative,
         "seed": order.seed,
@@ -59,11 +68,12 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
         "width": order.width,
         "height": order.height,
         "sampler_name": name,
-        "scheduler": scheduler,
         "do_not_save_samples": True,
         "do_not_save_grid": True,
         "override_settings": {"CLIP_stop_at_last_layers": order.clip_skip},
     }
+    if scheduler:
+        values["scheduler"] = scheduler
     asked = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values)
     asked.scripts = scripts.ScriptRunner()  # one without scripts: reForge fails where there is none
     with closing(asked), as_a_job(shared):

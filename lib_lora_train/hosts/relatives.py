@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from lib_lora_train.hosts import interrogators, painting, upscaling
-from lib_lora_train.hosts.base import NoiseSource, Painting, PictureOrder
-from lib_lora_train.hosts.page import noise_source, results_folder
+from lib_lora_train.hosts.base import Painting, PictureOrder
+from lib_lora_train.hosts.page import results_folder, sampler_habits
+from lib_lora_train.models.drawing import SamplerHabits
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
@@ -40,9 +41,9 @@ class Relative(ABC):
         return lock
 
     @property
-    def noise_source(self) -> NoiseSource:
-        """Settings → random number generator source."""
-        return noise_source(self._shared, self.device)
+    def sampler_habits(self) -> SamplerHabits:
+        """As the settings say."""
+        return sampler_habits(self._shared, self.device)
 
     @property
     def lora_dir(self) -> Path:

@@ -16,6 +16,7 @@ from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from lib_lora_train.hosts.base import Footing
 from lib_lora_train.hosts.card import card_of, device_name
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.eight_bit import store_in_eight_bit
 from lib_lora_train.models.family import infer_spec
 from lib_lora_train.models.hints import read_hints, tokenizer_folder
@@ -176,9 +177,9 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
-    def noise_source(self) -> torch.device:
-        """The processor: the same pictures on every machine."""
-        return torch.device("cpu")
+    def sampler_habits(self) -> SamplerHabits:
+        """The usual ones, with noise from the processor: the same pictures on every machine."""
+        return SamplerHabits()
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:

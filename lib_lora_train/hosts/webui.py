@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.errors import HostError, ModelAwayError, ModelError
-from lib_lora_train.hosts.base import Footing, NoiseSource, Painting, PictureOrder
+from lib_lora_train.hosts.base import Footing, Painting, PictureOrder
 from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.painting import sampler_and_scheduler
 from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
 from lib_lora_train.hosts.turns import give_way, is_waited_for
+from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.family import Hints, infer_spec
 from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.load import file_hash, shapes_of
@@ -85,8 +86,8 @@ class Webui(Protocol):
         """Where the webui computes."""
 
     @property
-    def noise_source(self) -> NoiseSource:
-        """Where the webui's noise comes from."""
+    def sampler_habits(self) -> SamplerHabits:
+        """How the webui draws."""
 
     @property
     def lora_dir(self) -> Path: ...
@@ -142,9 +143,9 @@ class WebuiHost:
         return self._webui.lora_dir
 
     @property
-    def noise_source(self) -> NoiseSource:
-        """Where the webui's noise comes from: a sample then equals its picture."""
-        return self._webui.noise_source
+    def sampler_habits(self) -> SamplerHabits:
+        """How the webui draws: a sample then equals its picture."""
+        return self._webui.sampler_habits
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:

@@ -7,11 +7,13 @@ training, or on which prompts are drawn with it; drawn on the processor or by Ph
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lib_lora_train.models.drawing import NoiseSource, SamplerHabits
 from lib_lora_train.models.latents import decode_latents
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.text import (
@@ -35,9 +37,10 @@ from lib_lora_train.train.samplers import (
 from lib_lora_train.train.step import predict
 
 OnProgress = Callable[[int, int], None]
-NoiseSource = torch.device | str
-"""A device, whose generator of PyTorch's draws the noise, or "philox"."""
+Normal = Callable[[tuple[int, ...]], Tensor]
+"""Draws a seed's next standard normal numbers, a tensor of the given shape."""
 
+_USUAL = SamplerHabits()
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
 _LATENT_SCALE = 8
@@ -49,13 +52,13 @@ def draw_samples(
     *,
     sampler: str,
     clip_skip: int,
-    noise_source: NoiseSource = "cpu",
+    habits: SamplerHabits = _USUAL,
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
     """One RGB picture per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
 
     Prompts of equal size, steps and length share a batch.
-    `on_progress(done, total)` counts sampling steps.
+    `on_progress(done, total)` counts sampling steps; the model is not in use while it is called.
     """
     batches = _batches(model, prompts)
     total = sum(prompts[batch[0]].steps for batch in batches)
@@ -71,7 +74,7 @@ def draw_samples(
     with torch.no_grad():
         for batch in batches:
             wanted = [prompts[i] for i in batch]
-            drawing = _Drawing(model, wanted, clip_skip=clip_skip, noise_source=noise_source, count=count)
+            drawing = _Drawing(model, wanted, clip_skip=clip_skip, habits=habits, count=count)
             pictures.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
     return [pictures[index] for index in range(len(prompts))]
 
@@ -102,11 +105,12 @@ class _Drawing:
         prompts: Sequence[SamplePrompt],
         *,
         clip_skip: int,
-        noise_source: NoiseSource,
+        habits: SamplerHabits,
         count: Callable[[], None],
     ) -> None:
         self._model = model
         self._count = count
+        self._habits = habits
         self._steps = prompts[0].steps
         self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
         self._guided = any(prompt.cfg != 1 for prompt in prompts)
@@ -114,22 +118,35 @@ class _Drawing:
         self._condition = _encoded(model, texts, clip_skip)
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
-        self._noises = [_noise_of(prompt.seed, noise_source) for prompt in prompts]
+        self._noises = [_noise_of(prompt.seed, habits) for prompt in prompts]
         self._shape = (4, size[0] // _LATENT_SCALE, size[1] // _LATENT_SCALE)
 
     def latents(self, sampler: str) -> Tensor:
         """(B, 4, h, w) float32, scaled as the UNet has them."""
-        schedule = self._model.schedule
+        schedule, habits = self._model.schedule, self._habits
         start = self._noise()
         if sampler == "DDIM":
             timesteps = ddim_timesteps(schedule, self._steps)
-            return sample_ddim(lambda x, index: self._answer(x, timesteps[index]), start, schedule, timesteps)
+            return sample_ddim(
+                lambda x, index: self._answer(x, timesteps[index], index),
+                start,
+                schedule,
+                timesteps,
+                eta=habits.eta_ddim,
+                noise=self._noise,
+            )
         levels = sigma_levels(schedule, self._steps)
+        if habits.has_whole_timesteps:
+            levels = levels.on_whole_timesteps
         start = start * levels.sigmas[0]
+
+        def denoise(x: Tensor, index: int) -> Tensor:
+            return self._image(x, levels, index)
+
         if sampler == "Euler":
-            return sample_euler(lambda x, index: self._image(x, levels, index), start, levels)
+            return sample_euler(denoise, start, levels)
         assert sampler == "Euler a", sampler
-        return sample_euler_ancestral(lambda x, index: self._image(x, levels, index), start, levels, self._noise)
+        return sample_euler_ancestral(denoise, start, levels, self._noise, eta=habits.eta_ancestral)
 
     def _noise(self) -> Tensor:
         """The next standard normal numbers of every prompt's generator."""
@@ -138,10 +155,10 @@ class _Drawing:
     def _image(self, x: Tensor, levels: Levels, index: int) -> Tensor:
         """The expected x₀ in σ notation; guidance is linear, so it may be applied to the answer."""
         sigma = levels.sigmas[index]
-        answer = self._answer(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index])
+        answer = self._answer(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index], index)
         return expected_image(x, answer, sigma, self._model.schedule.prediction_type)
 
-    def _answer(self, x: Tensor, timestep: float) -> Tensor:
+    def _answer(self, x: Tensor, timestep: float, index: int) -> Tensor:
         """The UNet's answer under classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""
         both = torch.cat([x, x]) if self._guided else x
         timesteps = torch.full((len(both),), float(timestep))
@@ -150,11 +167,19 @@ class _Drawing:
         if not self._guided:
             return answer
         wanted, unwanted = answer.chunk(2)
-        return unwanted + self._cfg * (wanted - unwanted)
+        return unwanted + self._cfg * (wanted - unwanted) if self._habits.is_guided(index, self._steps) else wanted
 
 
-def _noise_of(seed: int, source: NoiseSource) -> Callable[[tuple[int, ...]], Tensor]:
-    """What draws a seed's standard normal numbers, one tensor of a given shape after another."""
+def _noise_of(seed: int, habits: SamplerHabits) -> Normal:
+    """A prompt's noise: the start's, then the steps'."""
+    start = _normal(seed, habits.noise_source)
+    if not habits.later_seed:
+        return start
+    draws = chain([start], repeat(_normal(seed + habits.later_seed, habits.noise_source)))
+    return lambda shape: next(draws)(shape)
+
+
+def _normal(seed: int, source: NoiseSource) -> Normal:
     if source == "philox":
         return PhiloxNoise(seed).draw
     generator = torch.Generator(source).manual_seed(seed)

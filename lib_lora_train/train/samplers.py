@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Levels:
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
+
+    @property
+    def on_whole_timesteps(self) -> Levels:
+        """The same σ, each with the schedule's nearest timestep; of two equally near ones the lower."""
+        return replace(self, timesteps=tuple(float(math.ceil(timestep - 0.5)) for timestep in self.timesteps))
 
     def after(self, index: int) -> float:
         """The σ that step `index` leads to."""
@@ -66,10 +71,10 @@ def sample_euler(denoise: Denoise, x: Tensor, levels: Levels) -> Tensor:
     return x
 
 
-def sample_euler_ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> Tensor:
-    """x₀ by Euler steps that go further down and add fresh noise back (k-diffusion's ancestral sampling, η = 1)."""
+def sample_euler_ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise, *, eta: float = 1.0) -> Tensor:
+    """x₀ by Euler steps that go further down and add fresh noise back (k-diffusion's ancestral sampling)."""
     for index, sigma in enumerate(levels.sigmas):
-        down, up = ancestral_split(sigma, levels.after(index))
+        down, up = ancestral_split(sigma, levels.after(index), eta)
         slope = (x - denoise(x, index)) / sigma
         x = x + slope * (down - sigma)
         if up:
@@ -77,9 +82,12 @@ def sample_euler_ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: N
     return x
 
 
-def ancestral_split(start: float, end: float) -> tuple[float, float]:
-    """(σ to step down to, σ of the noise to add) so that together they are at `end`: down² + up² = end²."""
-    up = min(end, (end**2 * (start**2 - end**2) / start**2) ** 0.5)
+def ancestral_split(start: float, end: float, eta: float = 1.0) -> tuple[float, float]:
+    """(σ to step down to, σ of the noise to add) so that together they are at `end`: down² + up² = end².
+
+    η scales the noise: 1 is what a step of the diffusion itself would add, 0 none.
+    """
+    up = min(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
     return (end**2 - up**2) ** 0.5, up
 
 
@@ -103,17 +111,28 @@ def is_zero_terminal(schedule: NoiseSchedule) -> bool:
     return float(schedule.alphas_cumprod[-1]) == 0.0
 
 
-def sample_ddim(answer: Denoise, x: Tensor, schedule: NoiseSchedule, timesteps: tuple[int, ...]) -> Tensor:
-    """x₀ by deterministic DDIM (Song et al. 2021, eq. 12 with η = 0); `answer(x, i)` is the model's, for timesteps[i].
+def sample_ddim(
+    answer: Denoise,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: tuple[int, ...],
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+) -> Tensor:
+    """x₀ by DDIM (Song et al. 2021, eq. 12 and 16); `answer(x, i)` is the model's, for timesteps[i].
 
-    The last step ends at ᾱ of timestep 0, as in ldm.
+    The last step ends at ᾱ of timestep 0, as in ldm. With η above 0, `noise` is asked for after every step.
     """
     for index, timestep in enumerate(timesteps):
         alpha = float(schedule.alphas_cumprod[timestep])
         after = timesteps[index + 1] if index + 1 < len(timesteps) else 0
-        image, noise = split_prediction(x, answer(x, index), alpha, schedule.prediction_type)
+        image, predicted = split_prediction(x, answer(x, index), alpha, schedule.prediction_type)
         alpha_after = float(schedule.alphas_cumprod[after])
-        x = alpha_after**0.5 * image + (1 - alpha_after) ** 0.5 * noise
+        fresh = eta * math.sqrt((1 - alpha_after) / (1 - alpha) * (1 - alpha / alpha_after))
+        x = alpha_after**0.5 * image + (1 - alpha_after - fresh**2) ** 0.5 * predicted
+        if fresh and noise:
+            x = x + fresh * noise()
     return x
 
 
