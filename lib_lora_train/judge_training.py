@@ -126,7 +126,10 @@ def _timesteps(config: TrainConfig) -> Iterator[Problem]:
 
 def _loss(config: TrainConfig) -> Iterator[Problem]:
     if config.loss_type in ("l2", "l1"):
-        yield from unused(config, ("huber_schedule", "huber_c"), f"while loss_type is {config.loss_type}")
+        names = ("huber_schedule", "huber_c", "huber_scale")
+        yield from unused(config, names, f"while loss_type is {config.loss_type}")
+    elif config.huber_schedule == "snr":
+        yield from unused(config, ["huber_scale"], "with huber_schedule snr: it is for exponential and constant")
     if 0 < config.min_snr_gamma < 1:
         yield warning_at(
             "min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual."

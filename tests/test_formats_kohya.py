@@ -174,6 +174,48 @@ def test_warmup_is_percent_steps_or_a_share(values: dict[str, Any], warmup: floa
 
 
 @pytest.mark.parametrize(
+    ("given", "decay"), [("10%", 0.1), (0.2, 0.2), ("0.2", 0.2), (200, 200.0), (0, 0.0), (None, 0.0)]
+)
+def test_decay_is_percent_steps_or_a_share_and_none_where_the_file_is_silent(given: Any, decay: float) -> None:
+    config = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": given}).config
+    assert (config.lr_schedule, config.lr_decay) == ("warmup_stable_decay", decay)
+    assert to_gui(config).values["lr_decay_steps"] == decay
+
+
+def test_a_decay_as_long_as_the_run_is_refused_by_name() -> None:
+    imported = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": "100%"})
+    assert "below 100%" in reasons(imported)["lr_decay_steps"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ratios"),
+    [
+        ({"loraplus_lr_ratio": 16}, (16.0, 16.0)),
+        ({"loraplus_lr_ratio": 16, "loraplus_text_encoder_lr_ratio": 4}, (16.0, 4.0)),
+        ({"loraplus_lr_ratio": 16, "loraplus_unet_lr_ratio": 0}, (16.0, 16.0)),
+        ({"loraplus_lr_ratio": 0, "loraplus_unet_lr_ratio": 8}, (8.0, 0.0)),
+        ({"network_module": "networks.lora", "network_args": ["loraplus_lr_ratio=2"]}, (2.0, 2.0)),
+        ({"loraplus_lr_ratio": 0}, (0.0, 0.0)),
+    ],
+)
+def test_one_loraplus_ratio_is_for_the_parts_without_their_own(
+    values: dict[str, Any], ratios: tuple[float, float]
+) -> None:
+    imported = from_script(values)
+    config = imported.config
+    assert (config.loraplus_unet_ratio, config.loraplus_text_encoder_ratio) == ratios
+    assert [ignored.key for ignored in imported.ignored if not ignored.is_quiet] == []
+
+
+@pytest.mark.parametrize("kind", ["sigma", "sigmoid", "flux_shift"])
+def test_timestep_sampling_of_flux_is_not_ours(kind: str) -> None:
+    """The GUI writes it for every model; kohya's tools read it for Flux and its like only."""
+    imported = gui(timestep_sampling=kind, sigmoid_scale=2.0)
+    assert imported.config.timestep_sampling == "uniform"
+    assert all(ignored.is_quiet for ignored in imported.ignored)
+
+
+@pytest.mark.parametrize(
     ("values", "alpha"),
     [
         ({"network_dim": 32, "network_alpha": 16}, 16.0),
@@ -209,9 +251,11 @@ def test_a_resolution_that_is_no_square_keeps_its_area() -> None:
         ("PagedAdamW8bit", "AdamW8bit", True),
         ("Lion8bit", "Lion", True),
         ("DAdaptation", "DAdaptAdam", False),
-        ("DAdaptAdanIP", "DAdaptAdam", True),
+        ("DAdaptAdanIP", "Custom", False),
+        ("DAdaptSomething", "DAdaptAdam", True),
         ("AdaFactor", "Adafactor", False),
-        ("AdEMAMix8bit", "AdamW", True),
+        ("AdEMAMix8bit", "Custom", False),
+        ("Unheard", "AdamW", True),
         ("torch.optim.adamw.AdamW", "AdamW", False),
         ("prodigyopt.prodigy.Prodigy(decouple=True,betas=(0.9, 0.99))", "Prodigy", False),
     ],
@@ -355,6 +399,27 @@ def test_a_class_of_another_package_is_kept_as_it_is() -> None:
     assert config.optimizer_args == "weight_decay=0.1 alpha=5.0"
     again = from_gui(to_gui(config).values).config
     assert (again.optimizer, again.custom_optimizer) == ("Custom", "pytorch_optimizer.AdEMAMix")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RAdamScheduleFree", "schedulefree.RAdamScheduleFree"),
+        ("SGDScheduleFree", "schedulefree.SGDScheduleFree"),
+        ("DAdaptAdaGrad", "dadaptation.DAdaptAdaGrad"),
+        ("DAdaptAdanIP", "dadaptation.experimental.DAdaptAdanIP"),
+        ("ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"),
+        ("prodigyplus.ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"),
+        ("torch.optim.RAdam", "torch.optim.RAdam"),
+    ],
+)
+def test_optimisers_beyond_the_list_are_taken_by_their_class(name: str, meant: str) -> None:
+    config = gui(optimizer=name).config
+    assert (config.optimizer, config.custom_optimizer) == ("Custom", meant)
+
+
+def test_a_class_that_is_not_chosen_is_not_exported() -> None:
+    assert to_gui(TrainConfig(custom_optimizer="torch.optim.RAdam")).values["optimizer"] == "AdamW"
 
 
 def test_adafactor_without_arguments_chooses_its_own_steps_as_in_sd_scripts() -> None:
