@@ -387,6 +387,16 @@ def test_a_model_of_the_hub_is_no_file() -> None:
     assert "choose the file" in reasons(imported)["pretrained_model_name_or_path"]
 
 
+def test_what_is_said_of_the_model_is_kept_and_silence_leaves_it_to_the_checkpoint() -> None:
+    told = gui(v_parameterization="True", zero_terminal_snr=True)
+    assert (told.config.prediction_type, told.config.zero_terminal_snr) == ("v_prediction", "on")
+    silent = gui(v_parameterization=False, zero_terminal_snr="False")
+    assert (silent.config.prediction_type, silent.config.zero_terminal_snr) == ("auto", "auto")
+    assert all(ignored.is_quiet for ignored in silent.ignored)
+    lost = {ignored.key for ignored in to_gui(TrainConfig(zero_terminal_snr="off")).lost}
+    assert "zero_terminal_snr" in lost
+
+
 def test_numbers_and_flags_written_as_text_are_read() -> None:
     config = gui(shuffle_caption="True", clip_skip="2", gradient_checkpointing=1, enable_bucket="false").config
     assert (config.shuffle_captions, config.clip_skip, config.gradient_checkpointing) == (True, 2, True)
@@ -744,6 +754,7 @@ _FULL = TrainConfig(
         {"targets": "full", "family": "boft", "constraint": 0.001},
         {"targets": "full", "family": "full", "train_norm": True},
         {"lora_precision": "bf16"},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": "on"},
         {"lora_precision": "fp16", "precision": "fp16"},
     ],
 )

@@ -80,6 +80,7 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "lr_warmup_steps": 0 if is_share else config.warmup,
         "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
         "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
+        **{name: getattr(config, ours) == value for name, (ours, value) in kohya_keys.MODEL_SWITCHES.items()},
         **{name: config.lora_precision == kind for name, kind in kohya_keys.FULL_PRECISIONS.items()},
         "noise_offset_type": _noise_kind(config),
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),

@@ -83,8 +83,8 @@ class OptimizerSettings:
     stop_text_encoder: float = param(
         0.0,
         "When the text encoders stop learning and stay as they are: below 1 a share of all steps (0.5 or 50%: after "
-        "half of them), from 1 on a number of steps. 0: never. A third to a half keeps other words unspoilt; earlier, a "
-        "new trigger word may not be learnt.",
+        "half of them), from 1 on a number of steps. 0: never. A third to a half keeps other words unspoilt; earlier, "
+        "a new trigger word may not be learnt.",
         group="training",
         low=0.0,
         high=10_000_000.0,
