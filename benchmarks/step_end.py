@@ -154,12 +154,13 @@ def measure(rank: int, pixels: int, repeats: int) -> None:
             if number:  # the first round warms up
                 found[name].append(time.perf_counter() - began)
     step = sum(statistics.median(found[name]) for name in list(works)[:2])
+    optimiser = statistics.median(found["clip and AdamW"])
     print(f"SD1.5 UNet, {pixels} px, rank {rank}, {len(bench.adapter.layers)} layers, {torch.get_num_threads()} thread")
     for name, seconds in found.items():
         median = statistics.median(seconds)
         print(
-            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step"
-            f"  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step  {median / optimiser:6.2f} ×"
+            f" the optimiser  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
         )
 
 
