@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
 from lib_lora_train.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.formats import kohya_keys
-from lib_lora_train.formats.header import Header
 from lib_lora_train.formats.kohya import Imported, from_gui, from_metadata, from_script, read_settings
 from lib_lora_train.formats.kohya_dataset import read_folders
 from lib_lora_train.formats.kohya_export import to_gui, write_gui_settings
@@ -23,6 +22,7 @@ from lib_lora_train.formats.kohya_network import metadata_network
 from lib_lora_train.formats.metadata import CONFIG_KEY, shareable_config
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.judge import judge
+from lib_lora_train.tensor_header import Header
 
 FILES = Path(__file__).parent / "kohya"
 
