@@ -4,8 +4,9 @@
     python benchmarks/step_end.py --count [--rank 32]                        SD1.5 and SDXL on meta tensors: operations
 
 Seconds: random weights of the published sizes, kohya's standard layers, AdamW, batch 1; all variants interleaved in one
-process, medians. Operations: what is dispatched to the device, one kernel or a few each, which is what small work costs
-on a graphics card. `per layer` limits norms as other trainers do: ΔW of each layer in full, and its norm read back.
+process, medians of processor seconds. Operations: what is dispatched to the device, one kernel or a few each, which is
+what small work costs on a graphics card. `per layer` limits norms as other trainers do: ΔW of each layer in full, and
+its norm read back.
 """
 
 from __future__ import annotations
@@ -22,31 +23,20 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.models.family import ModelSpec
+from lib_lora_train.models.family import Family, infer_spec
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.train.average import Average
 from lib_lora_train.train.gradients import clip_gradients
 from lib_lora_train.train.working import Working
+from tiny_models import full_shapes
 
 LIMIT = 1.0
-SD1: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 
 
 class Counted(TorchDispatchMode):
@@ -67,11 +57,10 @@ class Counted(TorchDispatchMode):
 class Bench:
     """One UNet with a LoRA on it, and everything that a step may do."""
 
-    def __init__(self, config: dict[str, Any], *, rank: int, pixels: int, device: str) -> None:
+    def __init__(self, family: Family, *, rank: int, pixels: int, device: str) -> None:
+        spec = infer_spec(full_shapes(family))
         with torch.device(device):
-            unet = UNet2DConditionModel(**config).requires_grad_(False).eval()
-        family = "sdxl" if "addition_embed_type" in config else "sd1"
-        spec = ModelSpec(family, "epsilon", False, 0.18215, config, {}, ())
+            unet = UNet2DConditionModel(**spec.unet).requires_grad_(False).eval()
         self.model = DiffusionModel(spec, unet, None, (), (), schedule_for(spec), family, "")
         self.adapter = self._adapter(rank, torch.float32)
         (self.parameter,) = self.adapter.groups["unet"]
@@ -79,7 +68,7 @@ class Bench:
         self.average = Average([self.parameter], 0.99)
         self.optimizer = torch.optim.AdamW([self.parameter], lr=1e-4)
         self.x = torch.randn(1, 4, pixels // 8, pixels // 8, device=device)
-        self.text = torch.randn(1, 77, config["cross_attention_dim"], device=device)
+        self.text = torch.randn(1, 77, spec.unet["cross_attention_dim"], device=device)
         sizes = {"text_embeds": torch.randn(1, 1280, device=device), "time_ids": torch.ones(1, 6, device=device)}
         self.added = sizes if family == "sdxl" else None
         self.stored = torch.nn.Parameter(self.parameter.detach().to(torch.bfloat16))
@@ -144,29 +133,31 @@ def parts(bench: Bench) -> dict[str, Callable[[], None]]:
 
 def measure(rank: int, pixels: int, repeats: int) -> None:
     """The table of seconds."""
-    bench = Bench(SD1, rank=rank, pixels=pixels, device="cpu")
+    bench = Bench("sd1", rank=rank, pixels=pixels, device="cpu")
     works = parts(bench)
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats + 1):
         for name in list(works)[:: 1 if number % 2 else -1] if number else works:
-            began = time.perf_counter()
+            began = time.process_time()  # other programs on the machine do not count
             works[name]()
             if number:  # the first round warms up
-                found[name].append(time.perf_counter() - began)
+                found[name].append(time.process_time() - began)
     step = sum(statistics.median(found[name]) for name in list(works)[:2])
+    optimiser = statistics.median(found["clip and AdamW"])
     print(f"SD1.5 UNet, {pixels} px, rank {rank}, {len(bench.adapter.layers)} layers, {torch.get_num_threads()} thread")
     for name, seconds in found.items():
         median = statistics.median(seconds)
         print(
-            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step"
-            f"  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step  {median / optimiser:6.2f} ×"
+            f" the optimiser  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
         )
 
 
 def count(rank: int) -> None:
     """The tables of operations."""
-    for name, config in (("SD1.5", SD1), ("SDXL", SDXL)):
-        bench = Bench(config, rank=rank, pixels=512 if name == "SD1.5" else 1024, device="meta")
+    families: list[tuple[str, Family, int]] = [("SD1.5", "sd1", 512), ("SDXL", "sdxl", 1024)]
+    for name, family, pixels in families:
+        bench = Bench(family, rank=rank, pixels=pixels, device="meta")
         bench.passes()
         found = {}
         for part, work in list(parts(bench).items())[:4]:

@@ -139,7 +139,7 @@ class Board:
             self._losses.append(event.loss)
             rates = {f"{self._rates}/{_part(name)}": rate for name, rate in event.learning_rates.items()}
             mean = sum(self._losses) / len(self._losses)
-            self._write({"loss/current": event.loss, "loss/average": mean, **rates}, event.step)
+            self._write({"loss/current": event.loss, "loss/average": mean, **rates, **_norms(event)}, event.step)
         elif isinstance(event, EpochDone):
             self._write({"loss/epoch_average": event.mean_loss}, event.epoch)
         elif isinstance(event, Measured):
@@ -156,6 +156,14 @@ class Board:
                 self._writer = self._open_writer(str(self._folder), purge_step=self._purge)
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+
+
+def _norms(event: StepDone) -> dict[str, float]:
+    """What `scale_weight_norms` tells of the step; nothing where it is off."""
+    if event.norms is None:
+        return {}
+    scaled, average, largest = event.norms
+    return {"max_norm/keys_scaled": scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": average}
 
 
 def _part(name: str) -> str:

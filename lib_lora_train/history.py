@@ -20,6 +20,16 @@ class Written:
     step: int
 
 
+def epoch_name(run: str, epoch: int) -> str:
+    """A LoRA file's name, without ending, after an epoch: as kohya's tools write it, so that files sort."""
+    return f"{run}-{epoch:06}"
+
+
+def step_name(run: str, step: int) -> str:
+    """A LoRA file's name, without ending, after a step."""
+    return f"{run}-step{step:08}"
+
+
 @dataclass
 class History:
     """What a run has done.
@@ -73,7 +83,7 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> History:
             history.samples[record["epoch"]] += 1
         elif record["kind"] == "LoraWritten":
             path = Path(record["path"])
-            is_step_file = "-step" in path.stem and path.stem.endswith(f"-step{record['step']:08}")
+            is_step_file = path.stem.endswith(step_name("", record["step"]))
             history.take(Written(path, 0 if is_step_file else record["epoch"], record["step"]))
         elif record["kind"] == "LoraRemoved":
             history.files.pop(Path(record["path"]), None)

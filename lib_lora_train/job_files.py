@@ -13,7 +13,7 @@ from lib_lora_train.errors import OutputError
 from lib_lora_train.events import Event, LoraRemoved, LoraWritten, Noted, StateSaved
 from lib_lora_train.formats.card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
-from lib_lora_train.history import Written
+from lib_lora_train.history import Written, epoch_name, step_name
 from lib_lora_train.job_run import JobRun
 from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.train.loop import Training
@@ -27,7 +27,7 @@ _MANY_VANISHED = 0.01  # share of numbers; below it, half precision loses nothin
 
 def write_epoch(run: JobRun, epoch: int, step: int) -> Iterator[Event]:
     """The epoch's LoRA file, then the removal of those that are not kept any more."""
-    yield from _written(run, Written(run.lora_dir / f"{run.name}-{epoch:06}.safetensors", epoch, step), epoch)
+    yield from _written(run, Written(_place(run, epoch_name(run.name, epoch)), epoch, step), epoch)
     yield from _thinned(run, run.history.epoch_files(), run.config.keep_last_epochs)
 
 
@@ -41,8 +41,12 @@ def write_step(run: JobRun, training: Training) -> Iterator[Event]:
     """What is learnt so far, as a file named after the step; nothing if it stands in a file already."""
     step = training.step
     if step > run.written_step:
-        path = run.lora_dir / f"{run.name}-step{step:08}.safetensors"
-        yield from _written(run, Written(path, 0, step), training.epoch)
+        file = Written(_place(run, step_name(run.name, step)), 0, step)
+        yield from _written(run, file, training.epoch)
+
+
+def _place(run: JobRun, name: str) -> Path:
+    return run.lora_dir / f"{name}.safetensors"
 
 
 def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:

@@ -13,6 +13,7 @@ from lib_lora_train.errors import HostError, MemoryFullError, ModelAwayError
 from lib_lora_train.evaluate.grid import compose_grid, epoch_rows
 from lib_lora_train.events import Event, GridDrawn, Noted, Progress, SampleDrawn
 from lib_lora_train.formats.card import write_preview
+from lib_lora_train.history import epoch_name, step_name
 from lib_lora_train.job_files import carded
 from lib_lora_train.job_run import JobRun, timed
 from lib_lora_train.models.model import DiffusionModel
@@ -94,7 +95,7 @@ def _pictures(
         return [(painted.picture, painted.infotext) for painted in (yield from painting)]
     drawn = yield from leased_in_breaths(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
     shared = {"sampler": config.sample_sampler, "model": run.model.name}
-    lora = f"{run.name}-step{step:08}" if step else f"{run.name}-{epoch:06}" if epoch else ""
+    lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
     texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
     return list(zip(drawn, texts, strict=True))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from lib_lora_train.board import boarded
-from lib_lora_train.config import TrainConfig
+from lib_lora_train.config import TrainConfig, steps_of
 from lib_lora_train.errors import ModelAwayError, Problem, TrainingError
 from lib_lora_train.events import (
     EpochDone,
@@ -176,10 +176,15 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
 
 
 def _resumed(run: JobRun, state: TrainState) -> Iterator[Event]:
-    """Where the run goes on, and what becomes of the learning rate if it is longer or shorter than it was."""
+    """Where the run goes on, and what becomes of all that is reckoned by its length if that is another one now."""
     yield Resumed(state.step)
-    is_as_long = all(state.config.get(name) == getattr(run.config, name) for name in ("epochs", "max_steps"))
-    if is_as_long or run.config.lr_schedule in _ENDLESS:
+    if all(state.config.get(name) == getattr(run.config, name) for name in ("epochs", "max_steps")):
+        return
+    end = steps_of(run.config.stop_text_encoder, run.plan.total_steps)
+    if run.config.train_text_encoder and 0 < run.config.stop_text_encoder < 1 and end > state.step:
+        text = f"{run.config.stop_text_encoder:g} is meant of the new length: the text encoders learn until step {end}"
+        yield Noted("hint", "stop_text_encoder", f"{text}. To leave them as they are, start a new run from the file.")
+    if run.config.lr_schedule in _ENDLESS:
         return
     factor = lr_factor(lr_schedule(run.config, run.plan.total_steps), state.step)
     text = (

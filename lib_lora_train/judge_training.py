@@ -30,6 +30,7 @@ def judge_training(config: TrainConfig) -> Iterator[Problem]:
     yield from _other_noise(config)
     yield from _timesteps(config)
     yield from _loss(config)
+    yield from _kind_of_model(config)
     yield from _weights(config)
     yield from _memory(config)
 
@@ -126,11 +127,22 @@ def _timesteps(config: TrainConfig) -> Iterator[Problem]:
 
 def _loss(config: TrainConfig) -> Iterator[Problem]:
     if config.loss_type in ("l2", "l1"):
-        yield from unused(config, ("huber_schedule", "huber_c"), f"while loss_type is {config.loss_type}")
+        names = ("huber_schedule", "huber_c", "huber_scale")
+        yield from unused(config, names, f"while loss_type is {config.loss_type}")
+    elif config.huber_schedule == "snr":
+        yield from unused(config, ["huber_scale"], "with huber_schedule snr: it is for exponential and constant")
     if 0 < config.min_snr_gamma < 1:
         yield warning_at(
             "min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual."
         )
+
+
+def _kind_of_model(config: TrainConfig) -> Iterator[Problem]:
+    if config.zero_terminal_snr == "on" and config.prediction_type == "epsilon":
+        text = (
+            "with prediction_type epsilon: at pure noise the answer is the input, and nothing is learnt. It is for v."
+        )
+        yield warning_at("zero_terminal_snr", text)
 
 
 def _weights(config: TrainConfig) -> Iterator[Problem]:

@@ -24,7 +24,6 @@ from lib_lora_train.adapters.counts import kept_of, text_ranks, trained_numbers,
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import LoraTrainError
-from lib_lora_train.formats.header import TensorEntry, read_header
 from lib_lora_train.models.anatomy import run_text_encoder, run_unet
 from lib_lora_train.models.family import (
     TEXT_PREFIXES,
@@ -37,6 +36,7 @@ from lib_lora_train.models.family import (
 )
 from lib_lora_train.models.hints import read_hints
 from lib_lora_train.models.tape import Tape, Value
+from lib_lora_train.tensor_header import TensorEntry, read_header
 from lib_lora_train.typed_paths import typed_path
 
 _CELL = 8  # px of a side that are one latent position

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from lib_lora_train.errors import Problem
 
 Tier = Literal["essential", "beginner", "advanced"]
+STEPS_OR_SHARE = "steps or share"
+"""The unit of durations that are steps from 1 on, and below 1 a share of the run, which may be written 10%."""
+
 Group = Literal["model", "data", "captions", "training", "network", "noise", "output", "samples"]
 
 
@@ -112,7 +115,7 @@ def parse_value(parameter: Parameter, raw: Any) -> Any:
             return ()
         raise ValueError(f"needs a value ({_describe(parameter)})")
     try:
-        value = _PARSERS[parameter.kind](raw)
+        value = _PARSERS[parameter.kind](_share(raw) if parameter.unit == STEPS_OR_SHARE else raw)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{raw!r} is not {_describe(parameter)}") from None
     _check_range(parameter, value)
@@ -137,6 +140,8 @@ def _range(parameter: Parameter) -> str:
 
 
 def _describe(parameter: Parameter) -> str:
+    if parameter.unit == STEPS_OR_SHARE:
+        return "a number of steps, or a share of the run such as 0.1 or 10%, below 100%"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
     return names[parameter.kind]
 
@@ -164,6 +169,16 @@ def _to_bool(raw: Any) -> bool:
     if text not in words:
         raise ValueError
     return words[text]
+
+
+def _share(raw: Any) -> Any:
+    """ "10%" as 0.1; the whole run and more is refused, since 1 would be read as one step."""
+    if not isinstance(raw, str) or not raw.strip().endswith("%"):
+        return raw
+    share = float(raw.strip()[:-1]) / 100
+    if not 0 <= share < 1:
+        raise ValueError
+    return share
 
 
 def _to_text(raw: Any) -> str:

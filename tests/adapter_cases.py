@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from half_precision import FP16
-from lib_lora_train.adapters.family import PLAIN, Family, Options
+from lib_lora_train.adapters.family import Family
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
+from lib_lora_train.adapters.options import PLAIN, Options
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 
 RANK, ALPHA = 4, 3.0

@@ -17,25 +17,16 @@ from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.block_lists import parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.errors import AdapterError
+from lib_lora_train.models.family import Family, infer_spec
+from tiny_models import full_shapes
 
 DROPS = ChanceRule(dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
 
 
-def full_size(family: str) -> list[str]:
+def full_size(family: Family) -> list[str]:
     """Layer names of the whole UNet, without its weights."""
-    sizes: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
-    if family == "sdxl":
-        sizes = {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-        }
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**sizes)
+        unet = UNet2DConditionModel(**infer_spec(full_shapes(family)).unet)
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return [name for name, module in unet.named_modules() if isinstance(module, kinds)]
 
@@ -67,7 +58,7 @@ def test_lists_that_cannot_be_meant_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "count"), [("sd1", 25), ("sdxl", 23)])
-def test_blocks_are_numbered_as_kohya_does(family: str, count: int) -> None:
+def test_blocks_are_numbered_as_kohya_does(family: Family, count: int) -> None:
     rule = BlockRule(ranks=",".join(str(number + 1) for number in range(count)))
     blocks = blocks_of(full_size(family), rule, family=family)
     number = {name: (block.rank or 0) - 1 for name, block in blocks.items()}

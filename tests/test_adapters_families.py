@@ -14,9 +14,9 @@ from adapters_model import TinyModel, tiny_model
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.dylora import trained_rows
 from lib_lora_train.adapters.factors import butterfly, factorisation
-from lib_lora_train.adapters.family import Options
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.oft import minus_identity
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec, family_of, spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError

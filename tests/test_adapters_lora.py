@@ -10,8 +10,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from adapter_cases import ALPHA, RANK, TOLERANCE, every_layer, make, relative
-from lib_lora_train.adapters.family import Options
 from lib_lora_train.adapters.lora import conv_lora, linear_lora
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import FAMILIES
 
 

@@ -16,30 +16,10 @@ from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.names import ldm_layer_names, text_key, unet_keys
 from lib_lora_train.adapters.opened import aliases
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec
+from lib_lora_train.models.family import Family, infer_spec
+from tiny_models import full_shapes
 
-_FOUR_LEVELS: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280)}
-UNETS: dict[str, dict[str, Any]] = {
-    "sd1": {**_FOUR_LEVELS, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd2": {
-        **_FOUR_LEVELS,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+SIZES: tuple[Family, ...] = ("sd1", "sd2", "sdxl")
 TEXT_LAYERS = {"sd1": (12,), "sd2": (24,), "sdxl": (12, 32)}
 # kohya's own counts: LoRA (standard) and LoCon (all) on the UNet, then one per text encoder.
 UNET_COUNTS = {"sd1": (192, 278), "sd2": (192, 278), "sdxl": (722, 788)}
@@ -51,7 +31,7 @@ A1111_PLACES = re.compile(
     r"|down_blocks_\d+_downsamplers_0_conv|up_blocks_\d+_upsamplers_0_conv)$"
 )
 
-families = pytest.mark.parametrize("family", UNETS)
+families = pytest.mark.parametrize("family", SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +40,11 @@ def models() -> dict[str, Any]:
     with torch.device("meta"):
         return {
             family: SimpleNamespace(
-                unet=UNet2DConditionModel(**config),
+                unet=UNet2DConditionModel(**infer_spec(full_shapes(family)).unet),
                 text_encoders=tuple(_text_encoder(count) for count in TEXT_LAYERS[family]),
                 spec=SimpleNamespace(family=family),
             )
-            for family, config in UNETS.items()
+            for family in SIZES
         }
 
 

@@ -70,6 +70,7 @@ GROUND_MODULES = [
     "run_log",
     "history",
     "run_queue",
+    "tensor_header",
     "typed_paths",
     "whole_file",
 ]

@@ -60,6 +60,16 @@ def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
 
 
+def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    step = StepDone(1, 1, 0.5, RATES, 1.0, 0.1, norms=(3.0, 0.25, 1.0))
+    list(boarded(iter([step]), folder, "AdamW"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    names = ("max_norm/keys_scaled", "norm/avg_key_norm", "max_norm/max_key_norm")
+    assert [found[name] for name in names] == [[(1, 3.0)], [(1, 0.25)], [(1, 1.0)]]
+
+
 def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")

@@ -114,6 +114,29 @@ def test_any_raw_value_is_parsed_or_refused_with_a_sentence(parameter: Parameter
     assert (value is None and parameter.optional) or isinstance(value, parameter.kind)
 
 
+@pytest.mark.parametrize("name", ["warmup", "lr_decay", "stop_text_encoder"])
+@pytest.mark.parametrize(
+    ("written", "value"), [("10%", 0.1), (" 7.5 % ", 0.075), ("0%", 0.0), ("0.1", 0.1), ("200", 200.0), (1, 1.0)]
+)
+def test_a_duration_is_steps_a_share_or_percent(name: str, written: Any, value: float) -> None:
+    config, problems = read_config({name: written})
+    assert problems == ()
+    assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize("written", ["100%", "150%", "-5%", "ten%", "%"])
+def test_percent_that_are_no_part_of_a_run_are_refused(written: str) -> None:
+    """100 % as 1 would be one step."""
+    _, problems = read_config({"warmup": written})
+    assert [problem.where for problem in problems] == ["warmup"]
+    assert "below 100%" in problems[0].message
+
+
+def test_percent_belong_to_durations_only() -> None:
+    _, problems = read_config({"tag_dropout": "10%"})
+    assert [problem.where for problem in problems] == ["tag_dropout"]
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 

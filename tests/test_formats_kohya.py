@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lib_lora_train.config import Concept, TrainConfig, config_values, read_config
 from lib_lora_train.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.formats import kohya_keys
-from lib_lora_train.formats.header import Header
 from lib_lora_train.formats.kohya import Imported, from_gui, from_metadata, from_script, read_settings
 from lib_lora_train.formats.kohya_dataset import read_folders
 from lib_lora_train.formats.kohya_export import to_gui, write_gui_settings
@@ -23,6 +22,7 @@ from lib_lora_train.formats.kohya_network import metadata_network
 from lib_lora_train.formats.metadata import CONFIG_KEY, shareable_config
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.judge import judge
+from lib_lora_train.tensor_header import Header
 
 FILES = Path(__file__).parent / "kohya"
 
@@ -174,6 +174,48 @@ def test_warmup_is_percent_steps_or_a_share(values: dict[str, Any], warmup: floa
 
 
 @pytest.mark.parametrize(
+    ("given", "decay"), [("10%", 0.1), (0.2, 0.2), ("0.2", 0.2), (200, 200.0), (0, 0.0), (None, 0.0)]
+)
+def test_decay_is_percent_steps_or_a_share_and_none_where_the_file_is_silent(given: Any, decay: float) -> None:
+    config = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": given}).config
+    assert (config.lr_schedule, config.lr_decay) == ("warmup_stable_decay", decay)
+    assert to_gui(config).values["lr_decay_steps"] == decay
+
+
+def test_a_decay_as_long_as_the_run_is_refused_by_name() -> None:
+    imported = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": "100%"})
+    assert "below 100%" in reasons(imported)["lr_decay_steps"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ratios"),
+    [
+        ({"loraplus_lr_ratio": 16}, (16.0, 16.0)),
+        ({"loraplus_lr_ratio": 16, "loraplus_text_encoder_lr_ratio": 4}, (16.0, 4.0)),
+        ({"loraplus_lr_ratio": 16, "loraplus_unet_lr_ratio": 0}, (16.0, 16.0)),
+        ({"loraplus_lr_ratio": 0, "loraplus_unet_lr_ratio": 8}, (8.0, 0.0)),
+        ({"network_module": "networks.lora", "network_args": ["loraplus_lr_ratio=2"]}, (2.0, 2.0)),
+        ({"loraplus_lr_ratio": 0}, (0.0, 0.0)),
+    ],
+)
+def test_one_loraplus_ratio_is_for_the_parts_without_their_own(
+    values: dict[str, Any], ratios: tuple[float, float]
+) -> None:
+    imported = from_script(values)
+    config = imported.config
+    assert (config.loraplus_unet_ratio, config.loraplus_text_encoder_ratio) == ratios
+    assert [ignored.key for ignored in imported.ignored if not ignored.is_quiet] == []
+
+
+@pytest.mark.parametrize("kind", ["sigma", "sigmoid", "flux_shift"])
+def test_timestep_sampling_of_flux_is_not_ours(kind: str) -> None:
+    """The GUI writes it for every model; kohya's tools read it for Flux and its like only."""
+    imported = gui(timestep_sampling=kind, sigmoid_scale=2.0)
+    assert imported.config.timestep_sampling == "uniform"
+    assert all(ignored.is_quiet for ignored in imported.ignored)
+
+
+@pytest.mark.parametrize(
     ("values", "alpha"),
     [
         ({"network_dim": 32, "network_alpha": 16}, 16.0),
@@ -209,9 +251,11 @@ def test_a_resolution_that_is_no_square_keeps_its_area() -> None:
         ("PagedAdamW8bit", "AdamW8bit", True),
         ("Lion8bit", "Lion", True),
         ("DAdaptation", "DAdaptAdam", False),
-        ("DAdaptAdanIP", "DAdaptAdam", True),
+        ("DAdaptAdanIP", "Custom", False),
+        ("DAdaptSomething", "DAdaptAdam", True),
         ("AdaFactor", "Adafactor", False),
-        ("AdEMAMix8bit", "AdamW", True),
+        ("AdEMAMix8bit", "Custom", False),
+        ("Unheard", "AdamW", True),
         ("torch.optim.adamw.AdamW", "AdamW", False),
         ("prodigyopt.prodigy.Prodigy(decouple=True,betas=(0.9, 0.99))", "Prodigy", False),
     ],
@@ -343,6 +387,16 @@ def test_a_model_of_the_hub_is_no_file() -> None:
     assert "choose the file" in reasons(imported)["pretrained_model_name_or_path"]
 
 
+def test_what_is_said_of_the_model_is_kept_and_silence_leaves_it_to_the_checkpoint() -> None:
+    told = gui(v_parameterization="True", zero_terminal_snr=True)
+    assert (told.config.prediction_type, told.config.zero_terminal_snr) == ("v_prediction", "on")
+    silent = gui(v_parameterization=False, zero_terminal_snr="False")
+    assert (silent.config.prediction_type, silent.config.zero_terminal_snr) == ("auto", "auto")
+    assert all(ignored.is_quiet for ignored in silent.ignored)
+    lost = {ignored.key for ignored in to_gui(TrainConfig(zero_terminal_snr="off")).lost}
+    assert "zero_terminal_snr" in lost
+
+
 def test_numbers_and_flags_written_as_text_are_read() -> None:
     config = gui(shuffle_caption="True", clip_skip="2", gradient_checkpointing=1, enable_bucket="false").config
     assert (config.shuffle_captions, config.clip_skip, config.gradient_checkpointing) == (True, 2, True)
@@ -355,6 +409,27 @@ def test_a_class_of_another_package_is_kept_as_it_is() -> None:
     assert config.optimizer_args == "weight_decay=0.1 alpha=5.0"
     again = from_gui(to_gui(config).values).config
     assert (again.optimizer, again.custom_optimizer) == ("Custom", "pytorch_optimizer.AdEMAMix")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RAdamScheduleFree", "schedulefree.RAdamScheduleFree"),
+        ("SGDScheduleFree", "schedulefree.SGDScheduleFree"),
+        ("DAdaptAdaGrad", "dadaptation.DAdaptAdaGrad"),
+        ("DAdaptAdanIP", "dadaptation.experimental.DAdaptAdanIP"),
+        ("ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"),
+        ("prodigyplus.ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"),
+        ("torch.optim.RAdam", "torch.optim.RAdam"),
+    ],
+)
+def test_optimisers_beyond_the_list_are_taken_by_their_class(name: str, meant: str) -> None:
+    config = gui(optimizer=name).config
+    assert (config.optimizer, config.custom_optimizer) == ("Custom", meant)
+
+
+def test_a_class_that_is_not_chosen_is_not_exported() -> None:
+    assert to_gui(TrainConfig(custom_optimizer="torch.optim.RAdam")).values["optimizer"] == "AdamW"
 
 
 def test_adafactor_without_arguments_chooses_its_own_steps_as_in_sd_scripts() -> None:
@@ -679,6 +754,7 @@ _FULL = TrainConfig(
         {"targets": "full", "family": "boft", "constraint": 0.001},
         {"targets": "full", "family": "full", "train_norm": True},
         {"lora_precision": "bf16"},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": "on"},
         {"lora_precision": "fp16", "precision": "fp16"},
     ],
 )

@@ -34,6 +34,7 @@ KOHYA_KEYS = re.findall(
     sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash clip_skip max_token_length noise_offset
     multires_noise_iterations multires_noise_discount adaptive_noise_scale zero_terminal_snr ip_noise_gamma
     min_snr_gamma debiased_estimation scale_v_pred_loss_like_noise_pred v_pred_like_loss huber_schedule huber_c
+    huber_scale
     noise_offset_random_strength ip_noise_gamma_random_strength loss_type
     prior_loss_weight num_train_images num_reg_images
     caption_dropout_rate caption_tag_dropout_rate cache_latents batch_size_per_device total_batch_size resolution
@@ -179,6 +180,7 @@ def test_noise_and_loss_are_told_as_kohya_does() -> None:
         loss_type="huber",
         huber_schedule="exponential",
         huber_c=0.2,
+        huber_scale=2.0,
         min_timestep=100,
     )
     expected = {
@@ -196,6 +198,7 @@ def test_noise_and_loss_are_told_as_kohya_does() -> None:
         "ss_loss_type": "huber",
         "ss_huber_schedule": "exponential",
         "ss_huber_c": "0.2",
+        "ss_huber_scale": "2.0",
         "modelspec.timestep_range": "100,1000",
     }
     told = metadata(config)
@@ -204,7 +207,7 @@ def test_noise_and_loss_are_told_as_kohya_does() -> None:
 
 def test_noise_and_loss_that_are_not_used_are_told_as_none() -> None:
     noise = ("noise_offset", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount")
-    others = ("ip_noise_gamma", "v_pred_like_loss", "huber_schedule", "huber_c")
+    others = ("ip_noise_gamma", "v_pred_like_loss", "huber_schedule", "huber_c", "huber_scale")
     told = metadata()
     assert {told[f"ss_{key}"] for key in (*noise, *others)} == {"None"}
     assert told["ss_loss_type"] == "l2"

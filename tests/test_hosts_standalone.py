@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from safetensors.torch import save_file
 
 from lib_lora_train.config import TrainConfig
@@ -15,8 +16,8 @@ from lib_lora_train.errors import HostError, ModelError
 from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT, Card, Host
 from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
-from lib_lora_train.models.model import describe_model
-from tiny_models import tiny_tensors, write_tiny_checkpoint
+from lib_lora_train.models.model import Told, as_told, describe_model
+from tiny_models import tiny_model, tiny_tensors, write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -77,6 +78,29 @@ def test_the_config_chooses_the_precision(files: Path) -> None:
     model = host_on(files).load_model(TrainConfig(precision="bf16"))
     assert model.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model.vae.parameters()} == {torch.float32}  # bf16 would show
+
+
+def test_what_the_user_says_of_the_model_counts(files: Path) -> None:
+    """The zero-terminal schedule against diffusers' own; float32 there."""
+    host = host_on(files)
+    told = host.load_model(TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on"))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
+    assert told.schedule.prediction_type == told.spec.prediction_type == "v_prediction"
+    assert told.spec.zero_terminal_snr
+    assert torch.allclose(told.schedule.alphas_cumprod, expected, rtol=0, atol=1e-12)
+    plain = host.load_model(TrainConfig())
+    assert (plain.spec.prediction_type, plain.spec.zero_terminal_snr) == ("epsilon", False)
+    assert float(plain.schedule.alphas_cumprod[-1]) > 0
+
+
+def test_saying_off_gives_a_rescaled_schedule_its_end_back() -> None:
+    model = tiny_model("sdxl")
+    assert as_told(model, Told()) is model
+    off = as_told(model, Told(zero_terminal_snr="off"))
+    assert (off.spec.zero_terminal_snr, off.spec.prediction_type) == (False, "v_prediction")
+    assert float(off.schedule.alphas_cumprod[-1]) == pytest.approx(0.0047, rel=0.01)  # Stable Diffusion's ᾱ at 999
+    assert off.unet is model.unet
 
 
 def test_a_vae_file_is_used(files: Path) -> None:

@@ -313,6 +313,16 @@ def test_the_same_model_value_is_lent_throughout(host: WebuiHost) -> None:
         assert fresh is not model and torch.isfinite(fresh.unet.conv_in.weight).all()
 
 
+def test_what_the_user_says_of_the_loaded_model_counts(host: WebuiHost) -> None:
+    """And the value is still the webui's model, lent in turns with its weights."""
+    told = host.load_model(TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on"))
+    assert (told.spec.prediction_type, told.spec.zero_terminal_snr) == ("v_prediction", True)
+    assert float(told.schedule.alphas_cumprod[-1]) == pytest.approx(0.0, abs=1e-12)
+    with host.lease(told) as lent:
+        assert lent is told
+        assert lent.unet.conv_in.weight.numel() > 0
+
+
 def test_a_lease_inside_a_lease_is_refused_instead_of_hanging(host: WebuiHost) -> None:
     with host.lease(), pytest.raises(HostError, match="already leased"), host.lease():
         pass

@@ -284,6 +284,16 @@ def test_a_longer_run_tells_what_becomes_of_its_learning_rate(place: Place) -> N
     assert [note.message for note in only(rest, Noted) if "50% of its full value" in note.message]
 
 
+def test_a_longer_run_tells_how_long_its_text_encoders_learn_now(place: Place) -> None:
+    config = place.config.replace(epochs=1, stop_text_encoder=0.5, lr_schedule="constant")
+    run_logged(place, config)
+    rest = gone_on(place, more_epochs=3)  # of 3 steps one was for them; of 12 they get 6, and 3 are taken
+    told = [note.message for note in only(rest, Noted) if note.where == "stop_text_encoder"]
+    assert ["until step 6" in text for text in told] == [True]
+    rates = {event.step: event.learning_rates["text_encoder"] for event in only(rest, StepDone)}
+    assert [rates[step] > 0 for step in (4, 6, 7)] == [True, True, False]
+
+
 def test_a_limit_of_steps_moves_along_when_a_run_is_extended(place: Place) -> None:
     run_logged(place, place.config.replace(epochs=9, max_steps=2))
     rest = gone_on(place, more_epochs=1)

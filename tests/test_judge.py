@@ -142,7 +142,9 @@ def test_a_good_config_has_no_findings() -> None:
         ({"sigmoid_scale": 0.5}, ("hint", "sigmoid_scale")),
         ({"sigmoid_mean": 0.5}, ("hint", "sigmoid_mean")),
         # loss
+        ({"zero_terminal_snr": "on", "prediction_type": "epsilon"}, ("warning", "zero_terminal_snr")),
         ({"huber_c": 0.2}, ("hint", "huber_c")),
+        ({"loss_type": "huber", "huber_scale": 2.0}, ("hint", "huber_scale")),
         ({"loss_type": "l1", "huber_schedule": "constant"}, ("hint", "huber_schedule")),
         ({"min_snr_gamma": 5.0, "debiased_estimation": True}, ("warning", "debiased_estimation")),
         ({"scale_v_pred_loss_like_noise_pred": True, "v_pred_like_loss": 1.0}, ("error", "v_pred_like_loss")),

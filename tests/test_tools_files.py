@@ -12,10 +12,10 @@ from torch import Tensor
 
 from adapters_model import TinyModel, tiny_model, trained
 from lib_lora_train import cli
-from lib_lora_train.adapters.family import Options
 from lib_lora_train.adapters.file import AdapterFile, read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject_opened
 from lib_lora_train.adapters.opened import open_state
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.errors import AdapterError
 from lib_lora_train.tools.check import check, report

@@ -180,6 +180,15 @@ def test_constant_bound_is_huber_c() -> None:
     assert bound("constant", scaled_linear_schedule("epsilon"), torch.tensor([0, 999])).tolist() == [0.1, 0.1]
 
 
+@pytest.mark.parametrize(("name", "expected"), [("constant", 0.3), ("exponential", 3.0 * 0.1**0.5), ("snr", None)])
+def test_the_scale_multiplies_all_bounds_but_that_by_snr(name: str, expected: float | None) -> None:
+    schedule, half = scaled_linear_schedule("epsilon"), torch.tensor([500])
+    rule = LossRule("huber", name, 0.1, huber_scale=3.0)
+    found = float(huber_bound(rule, snr(schedule, half), half.double() / len(schedule)))
+    plain = float(bound(name, schedule, half))
+    assert found == pytest.approx(plain if expected is None else expected, rel=1e-13)
+
+
 @pytest.mark.parametrize("name", ["snr", "exponential", "constant"])
 def test_bounds_are_usable_at_pure_noise(name: str) -> None:
     found = bound(name, zero_terminal(), torch.tensor([999]))
@@ -336,11 +345,12 @@ def test_settings_become_the_rule() -> None:
         loss_type="huber",
         huber_schedule="constant",
         huber_c=0.2,
+        huber_scale=2.0,
         min_snr_gamma=3.0,
         debiased_estimation=True,
         scale_v_pred_loss_like_noise_pred=True,
     )
-    assert loss_rule(config, "v_prediction") == LossRule("huber", "constant", 0.2, 3.0, True, True, 0.0)
+    assert loss_rule(config, "v_prediction") == LossRule("huber", "constant", 0.2, 2.0, 3.0, True, True, 0.0)
     assert loss_rule(TrainConfig(v_pred_like_loss=0.5), "epsilon").v_pred_like == 0.5
     assert loss_rule(TrainConfig(), "epsilon") == LossRule()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,15 @@ import torch
 from diffusers import optimization as diffusers_schedules
 from transformers import optimization as transformers_schedules
 
-from lib_lora_train.config import TrainConfig, steps_of
+from lib_lora_train import cli, cli_settings
+from lib_lora_train.config import TrainConfig, read_config, steps_of
+from lib_lora_train.events import StepDone
+from lib_lora_train.formats.kohya import read_settings
+from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.train.schedule import LrSchedule, lr_factor, lr_schedule
+from lib_lora_train.ui.form import fill_form, read_form
+from train_parts import run_to_end, shared_model, small_config, started
 
 TOTAL, RATE, LEAST = 40, 1e-3, 0.1
 ROUNDING = 1e-15  # float64; the same few operations in another order
@@ -164,3 +171,47 @@ def test_the_default_is_todays_cosine_to_the_last_bit() -> None:
     schedule = lr_schedule(TrainConfig(), TOTAL)
     expected = [0.5 * (1.0 + math.cos(math.pi * min(step / TOTAL, 1.0))) for step in range(TOTAL + 1)]
     assert [lr_factor(schedule, step) for step in range(TOTAL + 1)] == expected
+
+
+# --- from the settings to the steps -----------------------------------------------------------------
+
+
+def _from_toml(tmp_path: Path) -> TrainConfig:
+    file = tmp_path / "run.toml"
+    file.write_text('lr_schedule = "warmup_stable_decay"\nwarmup = "25%"\nlr_decay = "50%"\n', encoding="utf-8")
+    return read_config(read_toml_config(file))[0]
+
+
+def _from_page(tmp_path: Path) -> TrainConfig:
+    form = fill_form(TrainConfig()) | {"lr_schedule": "warmup_stable_decay", "warmup": "2", "lr_decay": "0.5"}
+    return read_form(form)[0]
+
+
+def _from_flags(tmp_path: Path) -> TrainConfig:
+    words = ["train", "--lr-schedule", "warmup_stable_decay", "--warmup", "25%", "--lr-decay=50%"]
+    options, unknown = cli.make_parser().parse_known_args([*words, "--folder", str(tmp_path)])
+    return cli_settings.config_of(options, unknown)
+
+
+def _from_kohya(tmp_path: Path) -> TrainConfig:
+    file = tmp_path / "kohya.toml"
+    lines = ('lr_scheduler = "warmup_stable_decay"', 'lr_warmup_steps = "25%"', "lr_decay_steps = 4")
+    file.write_text("\n".join((*lines, 'network_module = "networks.lora"')), encoding="utf-8")
+    return read_settings(file).config
+
+
+@pytest.mark.parametrize("origin", [_from_toml, _from_page, _from_flags, _from_kohya])
+def test_warmup_and_decay_reach_the_steps_from_wherever_they_are_set(
+    origin: Callable[[Path], TrainConfig], tmp_path: Path
+) -> None:
+    """Of 8 steps 2 rise, 2 are at the full rate, and 4 fall by half a cosine."""
+    told = origin(tmp_path)
+    config = small_config(epochs=2, lr_schedule=told.lr_schedule, warmup=told.warmup, lr_decay=told.lr_decay)
+    training = started(shared_model("sd1"), config)
+    try:
+        events = run_to_end(training, shared_model("sd1"))
+    finally:
+        training.adapter.remove()
+    rates = [event.learning_rates["unet"] for event in events if isinstance(event, StepDone)]
+    falling = [0.5 + 0.5 * math.cos(math.pi * part / 4) for part in range(4)]
+    assert rates == pytest.approx([1e-3 * factor for factor in [0.0, 0.5, 1.0, 1.0, *falling]], rel=1e-12)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.factors import butterfly
-from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.oft import Oft, minus_identity, rescaled, with_rescale
+from lib_lora_train.adapters.options import Options
 
 
 class Boft(Oft):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from lib_lora_train.adapters.blocks import Block, block_rule, blocks_of
 from lib_lora_train.adapters.factors import butterfly, factorisation, lokr_shapes
@@ -18,19 +18,9 @@ from lib_lora_train.adapters.names import (
     is_text_target,
     is_unet_target,
 )
+from lib_lora_train.adapters.options import Options, options_from_config, sizes_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.models.tape import Keeps, Layer
-
-
-@dataclass(frozen=True)
-class LokrSizes:
-    """The settings that LoKr's shapes depend on."""
-
-    rank: int
-    factor: int
-    use_tucker: bool
-    decompose_both: bool
-    full_matrix: bool
 
 
 def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, family: str) -> dict[str, int]:
@@ -67,8 +57,7 @@ def _fits(layer: Layer, config: TrainConfig, *, is_packed: bool = False) -> bool
 
 
 def _rank(layer: Layer, config: TrainConfig, block: Block) -> int:
-    is_own = layer.kernel > 1 and config.conv_rank is not None
-    return config.conv_rank if is_own and config.conv_rank else block.rank or config.rank
+    return sizes_from_config(config).on(block, is_wide=layer.kernel > 1)[0]
 
 
 # --- numbers to train ---------------------------------------------------------------------------
@@ -86,7 +75,7 @@ def trained_numbers(layer: Layer, config: TrainConfig, rank: int) -> int:
         "lora": _lora(shape, rank, is_tucker=is_tucker),
         "dylora": rank * (width + outputs),
         "loha": 2 * _lora(shape, rank, is_tucker=is_tucker),
-        "lokr": sum(math.prod(one) for one in lokr_shapes(shape, _lokr_sizes(config, rank)).values()),
+        "lokr": sum(math.prod(one) for one in lokr_shapes(shape, _options(config, rank)).values()),
         "glora": rank * (3 * inputs + outputs),
         "ia3": inputs if is_on_ia3_input(layer.name) else outputs,
         "oft": outputs * factorisation(outputs, rank)[0] + outputs * config.rescaled,
@@ -109,8 +98,8 @@ def _boft(outputs: int, rank: int) -> int:
     return stages * outputs * width
 
 
-def _lokr_sizes(config: TrainConfig, rank: int) -> LokrSizes:
-    return LokrSizes(rank, config.lokr_factor, config.tucker, config.decompose_both, config.full_matrix)
+def _options(config: TrainConfig, rank: int) -> Options:
+    return replace(options_from_config(config), rank=rank)
 
 
 # --- numbers kept -------------------------------------------------------------------------------
@@ -130,7 +119,7 @@ def kept_of(layer: Layer, config: TrainConfig, rank: int) -> Keeps:
     if config.family == "ia3":
         return Keeps() if is_on_ia3_input(layer.name) else Keeps(False, layer.outputs)
     if config.family == "lokr":
-        shapes = lokr_shapes(layer.shape, _lokr_sizes(config, rank))
+        shapes = lokr_shapes(layer.shape, _options(config, rank))
         inputs, outputs = factorisation(layer.inputs, config.lokr_factor)[0], _big_outputs(layer, config)
         return Keeps(True, inputs * outputs + (inputs * rank if "w2_b" in shapes else 0))
     drops = bool(config.network_dropout) + bool(config.rank_dropout)

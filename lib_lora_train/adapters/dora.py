@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Family, Options, Weights, base_weight
+from lib_lora_train.adapters.family import Family, Weights, base_weight
+from lib_lora_train.adapters.options import Options
 
 MAGNITUDE = "magnitude"
 

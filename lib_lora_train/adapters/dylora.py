@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Draw, Options, base_weight
+from lib_lora_train.adapters.family import Draw, base_weight
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.lora import Lora, delta
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
 
 

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
-
-class LokrOptions(Protocol):
-    """What LoKr's shapes depend on; `adapters.family.Options` is one."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def factor(self) -> int: ...
-    @property
-    def use_tucker(self) -> bool: ...
-    @property
-    def decompose_both(self) -> bool: ...
-    @property
-    def full_matrix(self) -> bool: ...
+from lib_lora_train.adapters.options import Options
 
 
 def factorisation(size: int, factor: int) -> tuple[int, int]:
@@ -46,7 +32,7 @@ def butterfly(size: int, most: int) -> tuple[int, int]:
     return stages, width
 
 
-def lokr_shapes(shape: Sequence[int], options: LokrOptions) -> dict[str, tuple[int, ...]]:
+def lokr_shapes(shape: Sequence[int], options: Options) -> dict[str, tuple[int, ...]]:
     """Short name → shape, in the order of `Lokr.STATE_KEYS`."""
     (o1, o2), (i1, i2) = factorisation(shape[0], options.factor), factorisation(shape[1], options.factor)
     rank, kernel = options.rank, tuple(shape[2:])

@@ -18,45 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import rebuilt
 
 Weights = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a family is asked for on one layer; each family reads the fields that concern it.
-
-    rank: size of the update; for OFT and BOFT the largest block
-    alpha: numerator of the scale
-    use_tucker: k×k convolutions as 1×1, k×k and 1×1
-    factor: LoKr's small side; -1 as square as possible
-    decompose_both: LoKr splits the small matrix too
-    full_matrix: LoKr splits nothing
-    constraint: largest ‖Q‖ of OFT and BOFT per output channel; 0 no limit
-    rescaled: OFT and BOFT also train a factor for each output channel
-    unit: how many rows DyLoRA trains at a time
-    on_input: iA3 scales the layer's input, not its output
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    use_tucker: bool = False
-    factor: int = -1
-    decompose_both: bool = False
-    full_matrix: bool = False
-    constraint: float = 0.0
-    rescaled: bool = False
-    unit: int = 1
-    on_input: bool = False
-
-    @property
-    def scale(self) -> float:
-        """s, the factor of the update at strength 1."""
-        return self.alpha / self.rank
-
-
-PLAIN = Options()
 
 
 @dataclass(frozen=True)

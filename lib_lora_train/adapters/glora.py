@@ -17,7 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Family, Options, Weights, base_weight, is_linear, kaiming
+from lib_lora_train.adapters.family import Family, Weights, base_weight, is_linear, kaiming
+from lib_lora_train.adapters.options import Options
 
 
 class Glora(Family):

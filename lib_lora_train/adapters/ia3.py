@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_bias, base_weight, is_linear
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_bias, base_weight, is_linear
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
 
 

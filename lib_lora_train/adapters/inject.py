@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
-from lib_lora_train.adapters.family import Family, Options, base_weight
+from lib_lora_train.adapters.family import Family, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
 from lib_lora_train.adapters.limits import NormLimit, all_norms
@@ -28,6 +28,7 @@ from lib_lora_train.adapters.names import (
     unet_keys,
 )
 from lib_lora_train.adapters.opened import Opened, OpenedLayer, aliases, fitted, has_other_axis
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.errors import AdapterError
 from lib_lora_train.randomness import seed_for

@@ -10,8 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.chance import Chance
-from lib_lora_train.adapters.family import Family, Options, base_weight
+from lib_lora_train.adapters.family import Family, base_weight
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.options import Options
 
 
 @dataclass

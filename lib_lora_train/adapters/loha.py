@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Family, Options, Weights, base_weight, is_wide_conv, normal
+from lib_lora_train.adapters.family import Family, Weights, base_weight, is_wide_conv, normal
+from lib_lora_train.adapters.options import Options
 
 _STD_FIRST = 0.1  # of w1_a and t; the second factor's w_b has 1, its w_a is 0: ΔW = 0 (LyCORIS' choice)
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.factors import lokr_shapes
-from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight, convolved, kaiming
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight, convolved, kaiming
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.loha import tucker
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
 
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import grad as conv_grad
 
-from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_weight, convolved, is_wide_conv, kaiming
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight, convolved, is_wide_conv, kaiming
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
 from lib_lora_train.models.eight_bit import is_eight_bit
 

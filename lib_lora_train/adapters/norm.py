@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Draw, Options, Weights, base_weight
+from lib_lora_train.adapters.family import Draw, Weights, base_weight
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.full import Full
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import is_exact, leaf
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.factors import factorisation
-from lib_lora_train.adapters.family import Draw, Family, Options, Weights, base_bias, base_weight
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_bias, base_weight
 from lib_lora_train.adapters.flat import Slices
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
 
 _TINY = 1e-8  # the hosts' guard against 0 / 0

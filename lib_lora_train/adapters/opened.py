@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.dora import MAGNITUDE, Decomposed, DecomposedRows
-from lib_lora_train.adapters.family import Family, Options
+from lib_lora_train.adapters.family import Family
 from lib_lora_train.adapters.file import AdapterFile
 from lib_lora_train.adapters.glora import as_older, is_newer
 from lib_lora_train.adapters.names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
+from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import FAMILIES, NORM
 from lib_lora_train.adapters.spellings import FIXED, split_key
 from lib_lora_train.adapters.told_alphas import with_told_alphas

@@ -13,7 +13,7 @@ from lib_lora_train.adapters.boft import Boft
 from lib_lora_train.adapters.chance import ChanceRule
 from lib_lora_train.adapters.dora import Decomposed
 from lib_lora_train.adapters.dylora import Dylora
-from lib_lora_train.adapters.family import PLAIN, Family, Options, is_wide_conv
+from lib_lora_train.adapters.family import Family, is_wide_conv
 from lib_lora_train.adapters.file import PRECISIONS
 from lib_lora_train.adapters.full import Full
 from lib_lora_train.adapters.glora import Glora
@@ -24,6 +24,7 @@ from lib_lora_train.adapters.lora import Lora
 from lib_lora_train.adapters.names import is_on_ia3_input
 from lib_lora_train.adapters.norm import Norm
 from lib_lora_train.adapters.oft import Oft
+from lib_lora_train.adapters.options import PLAIN, Options, Sizes, options_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
@@ -60,16 +61,9 @@ class AdapterSpec:
     dtype: torch.dtype = torch.float32
 
     def options_for(self, layer: nn.Module, name: str, block: Block = EVERYWHERE) -> Options:
-        """The options of the layer with this module name; a block's rank is not for convolutions with one of their own.
-
-        A block with a rank and no alpha keeps the scale.
-        """
-        is_wide = is_wide_conv(layer)
-        rank = self.conv_rank if is_wide and self.conv_rank is not None else self.rank
-        alpha = self.conv_alpha if is_wide and self.conv_alpha is not None else self.alpha
-        if not is_wide or self.conv_rank is None:
-            alpha = alpha * (block.rank / rank if block.rank else 1.0) if block.alpha is None else block.alpha
-            rank = block.rank or rank
+        """The options of the layer with this module name, in its block; see `Sizes.on`."""
+        sizes = Sizes(self.rank, self.alpha, self.conv_rank, self.conv_alpha)
+        rank, alpha = sizes.on(block, is_wide=is_wide_conv(layer))
         if self.rank_stabilized:
             alpha *= rank**0.5  # hosts divide by the rank; Kalajdzievski 2023 by its root
         return replace(self.options, rank=rank, alpha=alpha, on_input=is_on_ia3_input(name))
@@ -89,15 +83,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
         is_dora=config.dora,
         rank_stabilized=config.rank_stabilized,
         train_norm=config.train_norm,
-        options=Options(
-            use_tucker=config.tucker,
-            factor=config.lokr_factor,
-            decompose_both=config.decompose_both,
-            full_matrix=config.full_matrix,
-            constraint=config.constraint,
-            rescaled=config.rescaled,
-            unit=config.dylora_unit,
-        ),
+        options=options_from_config(config),
         blocks=block_rule(config),
         dtype=PRECISIONS[config.lora_precision],
     )

@@ -17,7 +17,6 @@ from typing import Any
 from lib_lora_train.config import Concept, TrainConfig, read_config
 from lib_lora_train.errors import AdapterError, ConfigError, Problem
 from lib_lora_train.formats import kohya_keys
-from lib_lora_train.formats.header import Header, read_header
 from lib_lora_train.formats.kohya_dataset import Folders, read_folders
 from lib_lora_train.formats.kohya_intake import (
     AT_DEFAULT,
@@ -37,6 +36,7 @@ from lib_lora_train.formats.kohya_rules import apply_rules
 from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.parameters import parameters_of
+from lib_lora_train.tensor_header import Header, read_header
 from lib_lora_train.typed_paths import typed_path
 
 _NO_FOLDERS = Folders((), {}, ())

@@ -13,6 +13,7 @@ from lib_lora_train.formats import kohya_keys
 from lib_lora_train.formats.kohya import from_gui, with_repetitions_empty
 from lib_lora_train.formats.kohya_intake import Ignored, kohya_parameters
 from lib_lora_train.formats.kohya_network import gui_network
+from lib_lora_train.optimizer_kinds import CUSTOM
 from lib_lora_train.parameters import parameters_of
 
 _GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer", "constraint": "constrain"}
@@ -72,13 +73,14 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "unet_lr": unet if config.train_unet else 0,
         "text_encoder_lr": text if config.train_text_encoder else 0,
         "stop_text_encoder_training": round(config.stop_text_encoder * 100, 10) if config.stop_text_encoder < 1 else 0,
-        "optimizer": config.custom_optimizer or config.optimizer,
+        "optimizer": config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer,
         "optimizer_args": _optimizer_args(config),
         "lr_scheduler": "constant_with_warmup" if has_constant_warmup else config.lr_schedule,
         "lr_warmup": round(config.warmup * 100, 10) if is_share else 0,
         "lr_warmup_steps": 0 if is_share else config.warmup,
         "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
         "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
+        **{name: getattr(config, ours) == value for name, (ours, value) in kohya_keys.MODEL_SWITCHES.items()},
         **{name: config.lora_precision == kind for name, kind in kohya_keys.FULL_PRECISIONS.items()},
         "noise_offset_type": _noise_kind(config),
         "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),

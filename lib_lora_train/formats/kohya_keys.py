@@ -80,14 +80,12 @@ DEFAULTS: Mapping[str, Any] = {
     "loss_type": "l2",
     "huber_schedule": "snr",
     "huber_c": 0.1,
-    "huber_scale": 1,
     "noise_offset_random_strength": False,
     "adaptive_noise_scale": 0,
     "multires_noise_iterations": 0,
     "multires_noise_discount": 0.3,
     "ip_noise_gamma": 0,
     "ip_noise_gamma_random_strength": False,
-    "zero_terminal_snr": False,
     "scale_v_pred_loss_like_noise_pred": False,
     "v_pred_like_loss": 0,
     "debiased_estimation_loss": False,
@@ -101,7 +99,6 @@ DEFAULTS: Mapping[str, Any] = {
     "rank_dropout": 0,
     "module_dropout": 0,
     "scale_weight_norms": 0,
-    "loraplus_lr_ratio": 0,
     "loraplus_text_encoder_lr_ratio": 0,
     "loraplus_unet_lr_ratio": 0,
     "block_lr": "",
@@ -127,6 +124,12 @@ DEFAULTS: Mapping[str, Any] = {
 
 FULL_PRECISIONS: Mapping[str, str] = {"full_fp16": "fp16", "full_bf16": "bf16"}
 """Switches that store the LoRA's own numbers in 16 bits, as `lora_precision` has them."""
+
+MODEL_SWITCHES: Mapping[str, tuple[str, str]] = {
+    "v_parameterization": ("prediction_type", "v_prediction"),
+    "zero_terminal_snr": ("zero_terminal_snr", "on"),
+}
+"""Switches that tell what the checkpoint is, with our parameter and its value; off leaves it to the checkpoint."""
 
 FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "flip_aug": {"flip": True},
@@ -168,7 +171,7 @@ _ENCODED_ONCE = "pictures and captions are always encoded ahead and kept"
 _BY_ITSELF = "the checkpoint itself tells what it is"
 
 NOT_NEEDED: Mapping[str, str] = {
-    **dict.fromkeys(("v2", "v_parameterization", "sdxl", "model_list"), _BY_ITSELF),
+    **dict.fromkeys(("v2", "sdxl", "model_list"), _BY_ITSELF),
     **dict.fromkeys(
         (
             "cache_latents",
@@ -250,6 +253,7 @@ NOT_NEEDED: Mapping[str, str] = {
             "t5xxl",
             "t5xxl_lr",
             "t5xxl_max_token_length",
+            "sigmoid_scale",
             "timestep_sampling",
             "train_blocks",
             "train_double_block_indices",

@@ -106,6 +106,7 @@ def take_network(intake: Intake) -> None:
     _take_sizes(intake, kind)
     _set_aside_other_networks(intake)
     _alpha(intake)
+    _general_loraplus(intake)
 
 
 def _network_args(intake: Intake) -> dict[str, Any]:
@@ -205,6 +206,19 @@ def _alpha(intake: Intake) -> None:
         intake.values["alpha"] = None
     elif alpha is not None:
         intake.put(_OURS["alpha"], "network_alpha", alpha)
+
+
+def _general_loraplus(intake: Intake) -> None:
+    """loraplus_lr_ratio is for the parts that have no ratio of their own; 0 there is none, as in kohya's tools."""
+    general = intake.pop_number("loraplus_lr_ratio")
+    if general == 0:
+        intake.ignore("loraplus_lr_ratio", general, AT_DEFAULT)
+    for name in ("loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
+        own = intake.pop(name)
+        if own is not None or general:
+            is_own = not general or number_of(own)
+            key, given = (name, own) if is_own else ("loraplus_lr_ratio", general)
+            intake.put(kohya_parameters()[name], key, given)
 
 
 # --- and back -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import PurePath, PureWindowsPath
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.formats import kohya_keys
 from lib_lora_train.formats.kohya_intake import (
+    AT_DEFAULT,
     NOT_NEEDED,
     ZERO,
     Intake,
@@ -54,6 +55,17 @@ def _model(intake: Intake) -> None:
             intake.put(kohya_parameters()[name], name, value)
         else:
             intake.ignore(name, value, "is no checkpoint file (.safetensors, .ckpt); choose the file yourself")
+
+
+def _kind_of_model(intake: Intake) -> None:
+    """Off is also what kohya's tools have where nobody thought of it: the checkpoint tells then."""
+    for name, (parameter, value) in kohya_keys.MODEL_SWITCHES.items():
+        if name in intake:
+            raw = intake.value(name)
+            if intake.pop_flag(name):
+                intake.values[parameter] = value
+            else:
+                intake.ignore(name, raw, AT_DEFAULT)
 
 
 def _resolution(intake: Intake) -> None:
@@ -230,6 +242,7 @@ def _names(intake: Intake) -> None:
 
 _RULES: tuple[Callable[[Intake], None], ...] = (
     _model,
+    _kind_of_model,
     _resolution,
     _caption_extension,
     _captions,

@@ -24,6 +24,19 @@ _OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 _FALLING = ("linear", "polynomial", "cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay")
 
 
+_CLASSES = {
+    "ademamix8bit": "bitsandbytes.optim.AdEMAMix8bit",
+    "pagedademamix8bit": "bitsandbytes.optim.PagedAdEMAMix8bit",
+    "dadaptadagrad": "dadaptation.DAdaptAdaGrad",
+    "dadaptadampreprint": "dadaptation.experimental.DAdaptAdamPreprint",
+    "dadaptadanip": "dadaptation.experimental.DAdaptAdanIP",
+    "prodigyplusschedulefree": "prodigyplus.ProdigyPlusScheduleFree",
+    "radamschedulefree": "schedulefree.RAdamScheduleFree",
+    "sgdschedulefree": "schedulefree.SGDScheduleFree",
+}
+"""Optimisers that sd-scripts knows by a short name and that are chosen by their class here."""
+
+
 def take_rates(intake: Intake) -> None:
     """In the GUI a rate of 0 or none switches that part off, unless both are so."""
     unet, text = _rate(intake, "unet_lr"), _rate(intake, "text_encoder_lr")
@@ -68,9 +81,9 @@ def take_optimizer(intake: Intake) -> None:
     if given:
         intake.values["optimizer"] = chosen = _optimizer_here(written.strip(), given)
         if chosen == CUSTOM:
-            intake.values["custom_optimizer"] = written.strip()
+            intake.values["custom_optimizer"] = _CLASSES.get(given.lower(), written.strip())
         elif choice_of(_OURS["optimizer"], given) != chosen and given != "DAdaptation":
-            is_same = _plain_optimizer(given) == chosen.lower()
+            is_same = chosen.lower() in (_plain_optimizer(given), given.lower().removeprefix("paged"))
             like = "the same, with its states in another place or precision." if is_same else "the nearest."
             intake.warn("optimizer", f"{given} is not here; {chosen} is {like} Learning rates may differ.")
     _optimizer_args(intake, intake.pop("optimizer_args") or inside.removesuffix(")"))
@@ -83,15 +96,17 @@ def _plain_optimizer(name: str) -> str:
 def _optimizer_here(written: str, name: str) -> str:
     """The optimiser of that name, or the nearest that there is; a class of another package as it is."""
     parameter = _OURS["optimizer"]
+    if name.lower() in _CLASSES:
+        return CUSTOM
     for candidate in (name, name.lower().removeprefix("paged"), _plain_optimizer(name)):
         known = choice_of(parameter, candidate)
         if known:
             return known
+    if "." in written:
+        return CUSTOM
     if name.lower().startswith("dadapt"):
         return "DAdaptAdam"
-    if name.lower().startswith("prodigy"):
-        return "Prodigy"
-    return CUSTOM if "." in written else str(parameter.default)
+    return "Prodigy" if name.lower().startswith("prodigy") else str(parameter.default)
 
 
 def _optimizer_args(intake: Intake, raw: Any) -> None:
@@ -140,6 +155,8 @@ def take_schedule(intake: Intake) -> None:
     intake.values.update({"lr_schedule": chosen} if chosen else {})
     if warmup is not None:
         intake.values["warmup"] = warmup
+    if chosen == "warmup_stable_decay":
+        intake.fill("lr_decay_steps", 0)  # what kohya's tools do where the file says nothing: it never falls
     _stop_of_text_encoder(intake)
 
 

@@ -178,6 +178,7 @@ def _noise_keys(config: TrainConfig, model: DiffusionModel) -> dict[str, Any]:
         "ss_loss_type": config.loss_type,
         "ss_huber_schedule": config.huber_schedule if has_bound else None,
         "ss_huber_c": config.huber_c if has_bound else None,
+        "ss_huber_scale": config.huber_scale if has_bound else None,
         "ss_prior_loss_weight": config.prior_loss_weight,
     }
 

@@ -21,7 +21,7 @@ from lib_lora_train.models.eight_bit import store_in_eight_bit
 from lib_lora_train.models.family import infer_spec
 from lib_lora_train.models.hints import read_hints, tokenizer_folder
 from lib_lora_train.models.load import load_checkpoint, load_vae, replace_vae, shapes_of
-from lib_lora_train.models.model import DiffusionModel, assemble, looks_like_v_prediction
+from lib_lora_train.models.model import NOTHING_TOLD, DiffusionModel, Told, as_told, assemble, looks_like_v_prediction
 from lib_lora_train.models.schedule import schedule_for
 from lib_lora_train.models.text import load_tokenizer
 from lib_lora_train.typed_paths import typed_path
@@ -44,6 +44,7 @@ class ModelChoice:
     vae: Path | None = None
     precision: str = "auto"
     eight_bit: bool = False
+    told: Told = NOTHING_TOLD
 
 
 def default_device() -> torch.device:
@@ -77,6 +78,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         raise ModelError(f"{path.name}: {reason}") from reason
     if spec.family == "sd2" and hints.prediction_type is None:
         model = _with_measured_prediction(model)
+    model = as_told(model, choice.told)
     return _in_eight_bit(model) if choice.eight_bit else model
 
 
@@ -104,6 +106,11 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in _DTYPES:
         raise ModelError(f"precision {precision!r} is not one of auto, {', '.join(_DTYPES)}.")
     return _DTYPES[precision]
+
+
+def told_by(config: TrainConfig) -> Told:
+    """What the settings say of the model."""
+    return Told(config.prediction_type, config.zero_terminal_snr)
 
 
 class FairLock:
@@ -255,9 +262,8 @@ class StandaloneHost:
         vae = typed_path(config.vae) if config.vae else None
         if vae is None and checkpoint == own.checkpoint:
             vae = own.vae
-        return ModelChoice(
-            checkpoint, vae, own.precision if config.precision == "auto" else config.precision, config.fp8_base
-        )
+        precision = own.precision if config.precision == "auto" else config.precision
+        return ModelChoice(checkpoint, vae, precision, config.fp8_base, told_by(config))
 
     def _loaded(self, choice: ModelChoice) -> DiffusionModel:
         if self._model is None or choice != self._choice:

@@ -22,13 +22,13 @@ from lib_lora_train.errors import HostError, ModelAwayError, ModelError
 from lib_lora_train.hosts.base import Footing, Painting, PictureOrder
 from lib_lora_train.hosts.card import card_of, device_name
 from lib_lora_train.hosts.painting import sampler_and_scheduler
-from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of
+from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of, told_by
 from lib_lora_train.hosts.turns import give_way, is_waited_for
 from lib_lora_train.models.drawing import SamplerHabits
 from lib_lora_train.models.family import Hints, infer_spec
 from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.load import file_hash, shapes_of
-from lib_lora_train.models.model import DiffusionModel, model_on
+from lib_lora_train.models.model import NOTHING_TOLD, DiffusionModel, Told, as_told, model_on
 from lib_lora_train.typed_paths import typed_path
 
 if TYPE_CHECKING:
@@ -196,12 +196,13 @@ class WebuiHost:
                 checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
         if loaded is None or why:
             vae = vae or (loaded.vae if loaded else None)
-            return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base), why)
+            return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base, told_by(config)), why)
         sha256 = loaded.sha256 or file_hash(loaded.path)
         with self._turn():
             if self._loaded().identity != loaded.identity:
                 raise HostError("Another checkpoint was loaded while the run began. Start it again.")
-            model = self._graft(self._loaded(), sha256, note=_LIVE_WEIGHTS if config.fp8_base else "")
+            note = _LIVE_WEIGHTS if config.fp8_base else ""
+            model = self._graft(self._loaded(), sha256, note=note, told=told_by(config))
             model.let_go()
             return model
 
@@ -341,7 +342,7 @@ class WebuiHost:
         note = f"{choice.checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
         return replace(model, note=f"{note} {model.note}".strip())
 
-    def _graft(self, loaded: LoadedModel, sha256: str, *, note: str = "") -> DiffusionModel:
+    def _graft(self, loaded: LoadedModel, sha256: str, *, note: str = "", told: Told = NOTHING_TOLD) -> DiffusionModel:
         """Our modules on the webui's tensors."""
         facts = loaded.facts()
         self._webui.restore()
@@ -360,7 +361,7 @@ class WebuiHost:
             )
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
-        model = replace(_with_schedule(model, facts.alphas_cumprod), note=note)
+        model = as_told(replace(_with_schedule(model, facts.alphas_cumprod), note=note), told)
         self._grafted_on[model] = loaded.identity
         return model
 

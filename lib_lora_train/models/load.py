@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from lib_lora_train.models.family import (
     refuse_other_kinds,
     with_text_model_level,
 )
+from lib_lora_train.tensor_header import parse_header
 
 _MARKERS = ("v_pred", "ztsnr")
 
@@ -136,9 +136,8 @@ def _what_is_wrong(path: Path) -> str:
 
 def _what_is_cut(header: bytes, present: int) -> str:
     try:
-        entries = json.loads(header)
-        needed = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        needed = parse_header(header).data_bytes
+    except ValueError:
         return "is not a safetensors file. Choose a .safetensors checkpoint."
     if present < needed:
         return f"is cut off: {present} of {needed} bytes of weights are there. Download it again."

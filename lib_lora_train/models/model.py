@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.models import compat
-from lib_lora_train.models.family import FAMILY_NAMES, VAE_PREFIX, ModelSpec
+from lib_lora_train.models.family import FAMILY_NAMES, VAE_PREFIX, ModelSpec, PredictionType
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, follow, graft, let_go
-from lib_lora_train.models.schedule import NoiseSchedule, schedule_for
+from lib_lora_train.models.schedule import NoiseSchedule, rescale_zero_terminal_snr, schedule_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,37 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None, device: torc
             dtype = torch.float32
         tensor = tensor.to(dtype)
     return tensor if device is None else tensor.to(device)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a model, where neither the file nor the webui does; "auto" leaves it to them."""
+
+    prediction_type: str = "auto"
+    zero_terminal_snr: str = "auto"
+
+
+NOTHING_TOLD = Told()
+
+
+def as_told(model: DiffusionModel, told: Told) -> DiffusionModel:
+    """The model with the user's word on what it predicts and how its noise schedule ends; itself where that is nothing.
+
+    The schedule keeps the owner's numbers and is rescaled; only a rescaled one becomes the family's own again.
+    """
+    spec, alphas = model.spec, model.schedule.alphas_cumprod
+    if told.prediction_type != "auto":
+        predicts: PredictionType = "v_prediction" if told.prediction_type == "v_prediction" else "epsilon"
+        spec = replace(spec, prediction_type=predicts)
+    if told.zero_terminal_snr != "auto":
+        spec = replace(spec, zero_terminal_snr=told.zero_terminal_snr == "on")
+    if spec == model.spec:
+        return model
+    if spec.zero_terminal_snr and not model.spec.zero_terminal_snr:
+        alphas = rescale_zero_terminal_snr(alphas)
+    elif model.spec.zero_terminal_snr and not spec.zero_terminal_snr:
+        alphas = schedule_for(spec).alphas_cumprod
+    return replace(model, spec=spec, schedule=NoiseSchedule(alphas, spec.prediction_type))
 
 
 def looks_like_v_prediction(unet: Any) -> bool:

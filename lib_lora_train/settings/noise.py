@@ -76,6 +76,15 @@ class NoiseSettings:
         high=1.0,
         kohya="huber_c",
     )
+    huber_scale: float = param(
+        1.0,
+        "For huber and smooth_l1 with huber_schedule exponential or constant: the bound times this. 1 is usual; above, "
+        "more differences count by their square, towards 0 all count straight.",
+        group="noise",
+        low=0.001,
+        high=100.0,
+        kohya="huber_scale",
+    )
     noise_offset: float = param(
         0.0,
         "Adds a shift of the whole picture's brightness to the noise, so that very dark and bright pictures can be "
@@ -160,7 +169,6 @@ class NoiseSettings:
         "(logit-normal): mostly the middle, where subjects take shape; the ends are learnt slowly.",
         group="noise",
         choices=TIMESTEP_SAMPLINGS,
-        kohya="timestep_sampling",
     )
     sigmoid_scale: float = param(
         1.0,
@@ -169,7 +177,6 @@ class NoiseSettings:
         group="noise",
         low=0.1,
         high=5.0,
-        kohya="sigmoid_scale",
     )
     sigmoid_mean: float = param(
         0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib_lora_train.optimizer_kinds import KINDS
-from lib_lora_train.parameters import param
+from lib_lora_train.parameters import STEPS_OR_SHARE, param
 
 OPTIMIZERS = tuple(KINDS)
 LR_SCHEDULES = (
@@ -82,12 +82,13 @@ class OptimizerSettings:
     )
     stop_text_encoder: float = param(
         0.0,
-        "When the text encoders stop learning and stay as they are: below 1 a share of all steps (0.5 = after half of "
-        "them), from 1 on a number of steps. 0: never. A third to a half keeps other words unspoilt; earlier, a new "
-        "trigger word may not be learnt.",
+        "When the text encoders stop learning and stay as they are: below 1 a share of all steps (0.5 or 50%: after "
+        "half of them), from 1 on a number of steps. 0: never. A third to a half keeps other words unspoilt; earlier, "
+        "a new trigger word may not be learnt.",
         group="training",
         low=0.0,
         high=10_000_000.0,
+        unit=STEPS_OR_SHARE,
     )
     optimizer: str = param(
         "AdamW",
@@ -126,21 +127,24 @@ class OptimizerSettings:
     )
     warmup: float = param(
         0.0,
-        "Over how many steps the learning rate rises from 0: below 1 a share of all steps (0.05 = 5 %), from 1 on "
-        "a number of steps.",
+        "Over how many steps the learning rate rises from 0: below 1 a share of all steps (0.05 or 5%), from 1 on a "
+        "number of steps. 0.05 to 0.1 is usual; much longer, and little is left to learn in. Prodigy and "
+        "D-Adaptation need none.",
         group="training",
         low=0.0,
         high=100_000.0,
+        unit=STEPS_OR_SHARE,
         kohya="lr_warmup_steps",
     )
     lr_decay: float = param(
         0.1,
         "For warmup_stable_decay: over how many steps at the end the learning rate falls: below 1 a share of all "
-        "steps, from 1 on a number of steps. 0.1 to 0.2 is usual (Hu et al. 2024); 0: it never falls, and the last "
-        "steps leave the LoRA rough.",
+        "steps (0.1 or 10%), from 1 on a number of steps. 0.1 to 0.2 is usual (Hu et al. 2024); 0: it never "
+        "falls, and the last steps leave the LoRA rough.",
         group="training",
         low=0.0,
         high=100_000.0,
+        unit=STEPS_OR_SHARE,
         kohya="lr_decay_steps",
     )
     lr_cycles: int = param(

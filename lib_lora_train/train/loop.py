@@ -25,7 +25,7 @@ from lib_lora_train.config import TrainConfig, config_values, steps_of
 from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.data.showing import captions_ahead
 from lib_lora_train.errors import ModelAwayError, TrainingError
-from lib_lora_train.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
+from lib_lora_train.events import EpochDone, Event, Noted, Progress, StateChanged
 from lib_lora_train.models.latents import LatentStore
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.optimizer_kinds import KINDS
@@ -40,6 +40,7 @@ from lib_lora_train.train.optim import Stepper
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
 from lib_lora_train.train.state import TrainState, copied, plan_fingerprint
 from lib_lora_train.train.step import batch_loss, draw_batch
+from lib_lora_train.train.taken import Taken, is_sound, not_a_number
 from lib_lora_train.train.working import Working
 
 _TURN_SECONDS = 1.0  # the longest time without news for the page; who waits elsewhere is looked at after each step
@@ -169,16 +170,6 @@ def _hold(control: Control) -> Iterator[Event]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Taken:
-    """A step whose numbers are still on the device: loss, gradient norm, loss scale, and the limited norms' three."""
-
-    step: int
-    epoch: int
-    rates: dict[str, float]
-    numbers: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class _Turn:
     """The steps that may be taken while the model is lent."""
 
@@ -211,7 +202,7 @@ def _take_turn(
 ) -> _News:
     """Take one step, and more while nobody waits."""
     began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
-    taken: list[_Taken] = []
+    taken: list[Taken] = []
     relieved: list[Event] = []
     failure = ""
     try:
@@ -226,15 +217,15 @@ def _take_turn(
         _restore(training, good, first)
         return _News([], out_of_memory(first + 1, training.config))
     numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
-    bad = next((i for i, row in enumerate(numbers) if not _is_sound(*row[:3])), None)
+    bad = next((i for i, row in enumerate(numbers) if not is_sound(*row[:3])), None)
     if bad is not None:
-        failure = _not_a_number(taken[bad].step, numbers[bad][0])
+        failure = not_a_number(taken[bad].step, numbers[bad][0])
         taken, numbers = taken[:bad], numbers[:bad]
         _restore(training, good, first)
     seconds = (time.perf_counter() - began) / max(1, len(taken))
     training.epoch_loss += sum(row[0] for row in numbers)
     training.epoch_count += len(numbers)
-    told = [_told(one, row, seconds) for one, row in zip(taken, numbers, strict=True)]
+    told = [one.told(row, seconds) for one, row in zip(taken, numbers, strict=True)]
     return _News([*told, *relieved], failure)
 
 
@@ -252,28 +243,43 @@ def _relieve(training: Training) -> tuple[list[Event], str]:
     return [Noted("warning", "batch_size", f"{text}{describe_relief(relief, training.config)}.")], ""
 
 
-def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_Taken]:
+def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[Taken]:
     """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
-    config, plan = training.config, training.plan
     if training.text_is_over and training.conditions.trained:
         stop_text_encoders(training)
-    parts = parted(step, training.relief.split)
-    drawn = (draw_batch(micro_batch, plan, training.latents, config=config, model=model) for micro_batch in parts)
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
+    loss = _add_gradients(training, model, step=step, usable=usable)
+    epoch, factor = training.epoch, _factor(training)
+    training.step += 1
+    if not usable:
+        return []
+    numbers = _optimise(training, loss, factor=factor)
+    return [Taken(training.step, epoch, _rates(training), numbers)]
+
+
+def _add_gradients(training: Training, model: DiffusionModel, *, step: Step, usable: int) -> Tensor:
+    """The step's loss, 0-d, a mean over its `usable` pictures; its gradients are added, times float16's loss scale."""
+    config = training.config
     total = torch.zeros((), device=model.device)
-    scale = training.scale.value if training.scale else None
-    for number, batch in enumerate(drawn):
+    for number, micro_batch in enumerate(parted(step, training.relief.split)):
+        batch = draw_batch(micro_batch, training.plan, training.latents, config=config, model=model)
         if batch is None:
             continue
         with training.adapter.training(chance_from_config(config), config.seed, training.step, number):
             condition = training.conditions.of(model, batch.captions)
             loss = batch_loss(model, batch, condition, training.loss_rule) / usable
-            (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+            scaled = loss * training.scale.value if training.scale else loss
+            scaled.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    epoch, factor = training.epoch, _factor(training)
-    training.step += 1
-    if not usable:
-        return []
+    return total
+
+
+def _optimise(training: Training, loss: Tensor, *, factor: float) -> Tensor:
+    """The parameters moved by their gradients; loss, gradient norm, loss scale and limited norms, on the device.
+
+    _TornStepError if memory runs out on the way.
+    """
+    config, scale = training.config, training.scale.value if training.scale else None
     try:
         with training.working.step(config.seed, training.step):
             if training.norm_limit or training.working.is_rounded:
@@ -282,14 +288,14 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[_T
             training.stepper.step(factor)
     except torch.cuda.OutOfMemoryError as reason:
         raise _TornStepError from reason
-    numbers = torch.stack([total, norm, torch.ones_like(norm) if scale is None else scale])
+    numbers = torch.stack([loss, norm, torch.ones_like(norm) if scale is None else scale])
     if training.norm_limit:
         numbers = torch.cat([numbers, training.norm_limit.apply()])
     if training.scale:
         training.scale.update(norm)
     if training.average:
         training.average.update(training.step)
-    return [_Taken(training.step, epoch, _rates(training), numbers)]
+    return numbers
 
 
 def _rates(training: Training) -> dict[str, float]:
@@ -303,27 +309,8 @@ def _factor(training: Training) -> float:
     return lr_factor(lr_schedule(training.config, training.plan.total_steps), training.step)
 
 
-def _told(one: _Taken, row: list[float], seconds: float) -> StepDone:
-    norms = (row[3], row[4], row[5]) if len(row) > 3 else None
-    return StepDone(one.step, one.epoch, row[0], one.rates, row[1], seconds, norms)
-
-
-def _is_sound(loss: float, norm: float, scale: float) -> bool:
-    """Finite; an overflow of the gradients alone is float16's everyday while the loss scale can still fall."""
-    finite = torch.isfinite(torch.tensor([loss, norm])).tolist()
-    return finite[0] and (finite[1] or scale > 1)
-
-
 def _restore(training: Training, good: list[Tensor], step: int) -> None:
     training.step, training.is_exact = step, False
     with torch.no_grad():
         for parameter, before in zip(training.parameters, good, strict=True):
             parameter.copy_(before)
-
-
-def _not_a_number(step: int, loss: float) -> str:
-    what = "the loss" if loss != loss or abs(loss) == float("inf") else "the gradient"
-    return (
-        f"Step {step}: {what} is not a number any more (NaN or infinity). Lower the learning rate, or choose "
-        "precision bf16 or fp32 if the model is in fp16. The weights from just before were kept."
-    )

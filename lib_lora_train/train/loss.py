@@ -29,6 +29,7 @@ class LossRule:
     loss_type: str = "l2"
     huber_schedule: str = "snr"
     huber_c: float = 0.1
+    huber_scale: float = 1.0
     min_snr_gamma: float = 0.0
     is_debiased: bool = False
     scale_v_like_noise: bool = False
@@ -50,6 +51,7 @@ def loss_rule(config: TrainConfig, prediction_type: PredictionType) -> LossRule:
         loss_type=config.loss_type,
         huber_schedule=config.huber_schedule,
         huber_c=config.huber_c,
+        huber_scale=config.huber_scale,
         min_snr_gamma=config.min_snr_gamma,
         is_debiased=config.debiased_estimation,
         scale_v_like_noise=config.scale_v_pred_loss_like_noise_pred,
@@ -112,16 +114,16 @@ _BOUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"huber": huber, "smoo
 
 
 def huber_bound(rule: LossRule, snr: Tensor, progress: Tensor) -> Tensor:
-    """c of each sample for huber and smooth_l1, (B,) float64 in [huber_c, 1]; `progress` is timestep / T.
+    """c of each sample for huber and smooth_l1, (B,) float64; `progress` is timestep / T.
 
-    constant: huber_c. exponential: huber_c^progress. snr: (1 − huber_c) / (1 + σ)² + huber_c with σ = 1/√SNR, written
-    so that SNR 0 gives huber_c. The schedules are sd-scripts' (Khrapov et al. 2024, "Improving Diffusion Models's
-    Data-Corruption Resistance using Scheduled Pseudo-Huber Loss").
+    constant: huber_c·scale. exponential: huber_c^progress·scale. snr: (1 − huber_c) / (1 + σ)² + huber_c with
+    σ = 1/√SNR, written so that SNR 0 gives huber_c; it has no scale. The schedules are sd-scripts' (Khrapov et al.
+    2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss").
     """
     if rule.huber_schedule == "constant":
-        return torch.full_like(snr, rule.huber_c, dtype=torch.float64)
+        return torch.full_like(snr, rule.huber_c * rule.huber_scale, dtype=torch.float64)
     if rule.huber_schedule == "exponential":
-        return torch.exp(progress.double() * torch.tensor(rule.huber_c, dtype=torch.float64).log())
+        return rule.huber_scale * torch.exp(progress.double() * torch.tensor(rule.huber_c, dtype=torch.float64).log())
     ratio = snr.double()
     return (1.0 - rule.huber_c) * ratio / (1.0 + ratio.sqrt()).square() + rule.huber_c
 

@@ -73,19 +73,27 @@ def make_stepper(groups: Groups, rates: Mapping[str, float], *, config: TrainCon
     live = {name: list(parameters) for name, parameters in groups.items() if rates[name] > 0}
     if not live:
         raise _refusal("learning_rate", "is 0 for everything that would be trained. Give at least one part a rate.")
-    kind = KINDS[config.optimizer]
+    built = _class_of(config, KINDS[config.optimizer])
     arguments = _arguments(config, live)
 
     def make(params: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if takes_own_schedule(config.optimizer, config.lr_schedule):
             params = [{**group, "lr": None} for group in params]
-        return _built(_class_of(config, kind), params, arguments)
+        return _built(built, params, arguments)
 
-    if kind.finds_rate:
+    if finds_rate(config.optimizer, built):
         return SharedDistance(live, rates, make)
     if takes_own_schedule(config.optimizer, config.lr_schedule):
         return OwnSteps(live, make)
     return OwnRates(live, rates, make)
+
+
+def finds_rate(optimizer: str, built: Any) -> bool:
+    """Whether it estimates the rate: told for those on the list, else by its argument d0, where the estimate begins.
+
+    So do all of the Prodigy and D-Adaptation families.
+    """
+    return KINDS[optimizer].finds_rate or "d0" in inspect.signature(built).parameters
 
 
 def _arguments(config: TrainConfig, groups: Groups) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class SharedDistance:
     def effective_rates(self) -> dict[str, float]:
         """See `Stepper`."""
         group = self._optimizer.param_groups[0]
-        return {name: float(group["d"]) * float(group["lr"]) * ratio for name, ratio in self._ratios.items()}
+        return {name: float(group.get("d", 1.0)) * float(group["lr"]) * ratio for name, ratio in self._ratios.items()}
 
     def set_train(self, on: bool) -> None:
         """See `Stepper`."""
