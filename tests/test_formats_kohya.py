@@ -91,7 +91,6 @@ def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
     imported = read_settings(FILES / "gui.json")
     told = {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
     assert told == {
-        "additional_parameters",
         "flip_aug",
         "ip_noise_gamma",
         "lr_scheduler_num_cycles",
@@ -171,6 +170,26 @@ def test_a_rate_of_0_switches_a_part_off_in_the_gui(values: dict[str, Any], expe
 )
 def test_warmup_is_percent_steps_or_a_share(values: dict[str, Any], warmup: float) -> None:
     assert gui(**values).config.warmup == warmup
+
+
+def test_additional_parameters_are_arguments_that_count_more() -> None:
+    text = (
+        '--zero_terminal_snr --v_parameterization --min_snr_gamma=3 --optimizer_args "weight_decay=0.1" betas=0.9,0.99'
+    )
+    imported = gui(additional_parameters=f"{text} --nowhere 5", min_snr_gamma=5, optimizer="AdamW", optimizer_args="")
+    config = imported.config
+    assert (config.prediction_type, config.zero_terminal_snr, config.min_snr_gamma) == ("v_prediction", "on", 3.0)
+    assert config.optimizer_args == "weight_decay=0.1 betas=0.9,0.99"
+    told = reasons(imported)
+    assert "is not known" in told["additional_parameters: nowhere"]
+    assert "counts more" in told["min_snr_gamma"]
+
+
+@pytest.mark.parametrize("text", ['--comment "open', "loose --flip_aug", "--", "---x=1 =", ""])
+def test_additional_parameters_that_cannot_be_read_are_told(text: str) -> None:
+    imported = gui(additional_parameters=text)
+    lost = [ignored for ignored in imported.ignored if ignored.key.startswith("additional_parameters")]
+    assert lost
 
 
 @pytest.mark.parametrize(

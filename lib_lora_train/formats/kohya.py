@@ -32,7 +32,7 @@ from lib_lora_train.formats.kohya_intake import (
     literal_of,
 )
 from lib_lora_train.formats.kohya_network import conv_alpha_of
-from lib_lora_train.formats.kohya_rules import apply_rules
+from lib_lora_train.formats.kohya_rules import apply_rules, take_additional
 from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.parameters import parameters_of
@@ -64,6 +64,7 @@ class Imported:
 def from_gui(values: Mapping[str, Any], folders: Folders = _NO_FOLDERS) -> Imported:
     """The settings of a kohya_ss GUI file."""
     intake = Intake(_with_folders(values, folders), "gui")
+    take_additional(intake)
     _fill(intake, kohya_keys.GUI_ABSENT)
     return _finished(intake, folders)
 

@@ -170,6 +170,12 @@ class Intake:
         if name not in self._left:
             self._left[name], self._given[name] = value, f"{key}: {name}"
 
+    def overrule(self, key: str, name: str, value: Any) -> None:
+        """Add a setting that stands inside the text of another key and counts more than the key of its own."""
+        if name in self._left:
+            self.ignore(name, self._left[name], f"{NOT_NEEDED}: {key} counts more, in kohya's tools too")
+        self.unfold(key, name, value)
+
     def pop(self, name: str) -> Any:
         """The value, None where there is none."""
         if name not in self._left:

@@ -75,7 +75,6 @@ DEFAULTS: Mapping[str, Any] = {
     "initial_epoch": "",
     "initial_step": "",
     "skip_until_initial_step": False,
-    "additional_parameters": "",
     # noise and loss
     "loss_type": "l2",
     "huber_schedule": "snr",

@@ -6,9 +6,12 @@ parameters' declarations.
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import PurePath, PureWindowsPath
+from typing import Any
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.formats import kohya_keys
@@ -36,6 +39,24 @@ def apply_rules(intake: Intake) -> None:
     """Take every key that needs more than its declaration."""
     for rule in _RULES:
         rule(intake)
+
+
+def take_additional(intake: Intake) -> None:
+    """The GUI's additional_parameters, arguments as on the command line, which count more than its other keys."""
+    raw = intake.pop("additional_parameters")
+    try:
+        words = shlex.split(str(raw or ""))
+    except ValueError as reason:
+        intake.ignore("additional_parameters", raw, f"cannot be used: {reason}")
+        return
+    starts = [place for place, word in enumerate(words) if word.startswith("--")]
+    for lost in words[: starts[0] if starts else len(words)]:
+        intake.ignore_part("additional_parameters", lost, "", "is no argument: those begin with --")
+    for start, end in itertools.pairwise([*starts, len(words)]):
+        name, sign, value = words[start][2:].partition("=")
+        values = [*([value] if sign else []), *words[start + 1 : end]]
+        given: Any = True if not values else values[0] if len(values) == 1 else values
+        intake.overrule("additional_parameters", kohya_keys.ALIASES.get(name, name), given)
 
 
 # --- model and pictures --------------------------------------------------------------------------
