@@ -29,7 +29,7 @@
                 const more = one.numbers.length - one.captions.length;
                 const lines = one.captions.map((caption) => make("li", {}, make("p", {}, make("b", {}, caption.name), caption.detail ? ` ${caption.detail}` : "")));
                 return make("details", { className: "lt-c-topic" },
-                    make("summary", {}, make("span", {}, make("b", {}, one.told), make("i", { className: "lt-faint" }, one.why)), pick),
+                    make("summary", { title: "Unfold the captions that this is about" }, make("span", {}, make("b", {}, one.told), make("i", { className: "lt-faint" }, one.why)), pick),
                     make("ul", { className: "lt-c-lines" }, ...lines), more > 0 ? make("p", { className: "lt-faint" }, `and ${lt.whole(more)} more`) : null);
             });
             panel.part("advice").replaceChildren(

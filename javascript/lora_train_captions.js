@@ -95,7 +95,7 @@
     };
 
     function folded(title, name, start, ...before) {
-        const made = make("details", { className: "lt-card lt-skipped" }, make("summary", {}, title), ...before, make("div", { className: `lt-c-${name}` }));
+        const made = make("details", { className: "lt-card lt-skipped", title: "Measured when it is unfolded" }, make("summary", {}, title), ...before, make("div", { className: `lt-c-${name}` }));
         made.ontoggle = () => made.open && panel.shown && start();
         return made;
     }
@@ -106,10 +106,11 @@
         panel.filters = lt.captionFilters(panel);
         panel.edits = lt.captionEdits(panel);
         const advice = lt.captionAdvice(panel);
-        const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/pictures" });
+        const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/pictures", title: "The folder whose captions are shown; those of the Dataset panel are offered", "aria-label": "Folder" });
         folder.setAttribute("list", "lora_train_caption_folders");
         folder.onkeydown = (event) => event.key === "Enter" && open();
         const tryBox = lt.captionBox("try", "words to try, separated by commas");
+        tryBox.title = "Words to try as triggers: how many tokens each is, and which tokens two of them share";
         tryBox.onchange = advice.measureWords;
         const body = make("div", { className: "lt-captions" },
             make("div", { className: "lt-card lt-c-top" },

@@ -189,8 +189,8 @@
 
     // --- the place --------------------------------------------------------------------------------
     function build(place, redraw) {
-        const log = lt.make("input", { type: "checkbox", checked: settings.isLog, id: "lora_train_chart_log" });
-        const smoothing = lt.make("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: String(settings.smoothing), id: "lora_train_chart_smoothing" });
+        const log = lt.make("input", { type: "checkbox", checked: settings.isLog, title: "A logarithmic axis shows small changes late in a run", id: "lora_train_chart_log" });
+        const smoothing = lt.make("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: String(settings.smoothing), title: "How much the strong line is smoothed; the faint one is every step", id: "lora_train_chart_smoothing" });
         log.onchange = () => {
             settings.isLog = log.checked;
             redraw();

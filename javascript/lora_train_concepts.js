@@ -73,7 +73,7 @@
                 make("h3", { className: "lt-heading" }, titleOf(tables[number], number), make("span", { className: "lt-card-facts" })),
                 remove),
             make("div", { className: "lt-fields lt-card-fields" }, ...fieldsOf(false)),
-            more.length ? make("details", { className: "lt-skipped", open: place.isOpen }, make("summary", {}, "More for this concept"),
+            more.length ? make("details", { className: "lt-skipped", open: place.isOpen }, make("summary", { title: "Settings that other concepts need not share" }, "More for this concept"),
                 make("div", { className: "lt-fields lt-card-fields" }, ...more)) : null);
     }
 

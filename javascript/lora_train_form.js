@@ -3,6 +3,14 @@
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const KEEP_FORM_MS = 1200;
+    const PANELS = {
+        Dataset: "Folders and concepts, the plan, what is wrong with the pictures",
+        Captions: "Look through, edit and write the captions",
+        Train: "Every setting, and the button that starts",
+        Monitor: "How the training goes: loss, samples, log",
+        Results: "The files and grids of this run and of all before",
+        Tools: "Check and convert LoRA files",
+    };
 
     lt.addTooltips = (place) => {
         if (!place.helps) place.helps = JSON.parse(place.dataset.helps);
@@ -10,6 +18,10 @@
         for (const [id, help] of [...texts, ...Object.entries(place.helps.tooltips)]) {
             const field = lt.page().querySelector(`#${id}`);
             if (field && field.title !== help) field.title = help;
+        }
+        for (const tab of lt.page().querySelectorAll("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) {
+            const help = PANELS[tab.textContent.trim()];
+            if (help && tab.title !== help) tab.title = help;
         }
     };
 

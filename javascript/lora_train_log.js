@@ -31,7 +31,7 @@
 
     lt.drawLog = (place, run) => {
         if (!place.firstChild || place.dataset.run !== String(run.id)) {
-            const copy = make("button", { className: "lt-small", type: "button" }, "Copy");
+            const copy = make("button", { className: "lt-small", type: "button", title: "The whole log as text, for a question in a forum" }, "Copy");
             copy.onclick = () => lt.copy(logText(run), copy);
             place.replaceChildren(make("ol", { className: "lt-log" }), copy);
             Object.assign(place.dataset, { run: String(run.id), told: "0" });

@@ -145,7 +145,7 @@
         tagger.onchange = changed;
         const scope = lt.captionScopes("lt-a-scope", "Which pictures are tagged", "pictures");
         scope.onchange = previewSoon;
-        card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", {}, "Auto-tag", make("span", {}, "let a tagger write captions")), make("div", { className: "lt-a-body" },
+        card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", { title: "DeepBooru, BLIP or a WD14 model of yours" }, "Auto-tag", make("span", {}, "let a tagger write captions")), make("div", { className: "lt-a-body" },
             make("div", { className: "lt-tool lt-c-order" }, tagger, scope,
                 button("Tag", "start", "Look at the pictures one after the other and write their captions at the end; Undo takes all of them back.", begin),
                 button("Stop", "stop", "End after the present picture; what is tagged by then is written.", stop)),

@@ -241,6 +241,24 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     assert topic.get_attribute("open") is None and not topic.locator("li").first.is_visible()
 
 
+def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 3)
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="3 of 3").wait_for(timeout=_RUN_MS)
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.select_option(".lt-c-edit", "add")
+    page.fill(".lt-c-texts input", "forest")
+    page.click(".lt-c-apply")
+    page.locator(".lt-c-told", has_text="3 of 3 captions were changed").wait_for()
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0, forest"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="are as they were").wait_for()
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0"
+
+
 def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     page: Any, address: str, tmp_path: Path
 ) -> None:
@@ -417,6 +435,27 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
     run.get_by_role("button", name="Delete…").click()
     run.get_by_role("button", name="Delete everything of this run").click()
     page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
+
+
+_WITHOUT_TOOLTIP = """() => {
+    const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
+    return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
+        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu') && !told(one))
+        .map((one) => one.outerHTML.slice(0, 200));
+}"""
+
+
+def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> None:
+    open_tab(page, address)
+    page.click("#lora_train_demo")
+    page.wait_for_selector(".lt-gallery img")
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
+        show(page, panel)
+        page.wait_for_timeout(1500)  # gradio builds a panel when it is opened, and the page then draws into it
+        if panel == "Captions":
+            page.click("button.lt-c-open")
+            page.locator(".lt-c-gallery img").first.wait_for()
+        assert page.evaluate(_WITHOUT_TOOLTIP) == [], panel
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

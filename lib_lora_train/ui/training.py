@@ -15,7 +15,15 @@ from lib_lora_train.ui.dataset import plan_sentence
 from lib_lora_train.ui.form import Field, Form, form_fields
 from lib_lora_train.ui.markup import heading, problem_list, text
 from lib_lora_train.ui.sources import Sources, build_sources
-from lib_lora_train.ui.widgets import build_button, build_html, build_widget, elem_id, label_of, place_in_row
+from lib_lora_train.ui.widgets import (
+    build_button,
+    build_html,
+    build_widget,
+    elem_id,
+    label_of,
+    place_in_row,
+    with_tooltip,
+)
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",
@@ -28,6 +36,10 @@ _TITLES: Mapping[Group, str] = {
     "samples": "Samples",
 }
 _ESSENTIAL_TITLES: Mapping[Group, str] = {**_TITLES, "data": "Training"}
+_TIER_HELPS: Mapping[Tier, str] = {
+    "beginner": "Settings that are worth knowing after the first LoRA; the defaults suit most sets.",
+    "advanced": "Everything else. The search above finds a setting and unfolds it.",
+}
 _TIERS: Mapping[Tier, str] = {
     "essential": "Essential",
     "beginner": "Beginner: worth knowing",
@@ -57,7 +69,8 @@ def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
             with gr.Column(elem_classes=["lt-card"]):
                 _add_tier(fields, form, "essential")
             for tier in ("beginner", "advanced"):
-                with gr.Accordion(_TIERS[tier], open=False, elem_id=elem_id(tier), elem_classes=["lt-tier"]):
+                with gr.Accordion(_TIERS[tier], open=False, elem_id=elem_id(tier), elem_classes=["lt-tier"]) as folded:
+                    with_tooltip(folded, _TIER_HELPS[tier])
                     _add_tier(fields, form, tier)
         with gr.Column(scale=2, min_width=280, elem_classes=["lt-card", "lt-aside"]):
             checked = build_html("", "checked")

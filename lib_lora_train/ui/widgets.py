@@ -98,8 +98,7 @@ def _component(field: Field, shared: dict[str, Any]) -> Any:
 def build_button(label: str, name: str, *, variant: str = "secondary", tooltip: str = "") -> Any:
     """A button; `variant` is primary, secondary or stop. Its tooltip is among `tooltips_of`."""
     button = gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"])
-    button.lt_tooltip = tooltip
-    return unsaved(button)
+    return unsaved(with_tooltip(button, tooltip))
 
 
 def tooltips_of(blocks: Any) -> dict[str, str]:
@@ -117,37 +116,41 @@ def build_hidden_text(name: str, value: str) -> Any:
 
 def build_choice(label: str, name: str, choices: Sequence[str], *, info: str) -> Any:
     """A dropdown that is no parameter; the first choice is shown."""
-    return unsaved(
-        gr.Dropdown(
-            choices=list(choices),
-            value=choices[0],
-            label=label,
-            info=info,
-            elem_id=elem_id(name),
-            elem_classes=["lt-input"],
-        )
+    dropdown = gr.Dropdown(
+        choices=list(choices),
+        value=choices[0],
+        label=label,
+        info=info,
+        elem_id=elem_id(name),
+        elem_classes=["lt-input"],
     )
+    return unsaved(with_tooltip(dropdown, info))
 
 
 def build_input(label: str, name: str, *, info: str, placeholder: str) -> Any:
     """A line of text that is no parameter."""
-    return unsaved(
-        gr.Textbox(
-            value="",
-            label=label,
-            info=info,
-            lines=1,
-            max_lines=1,
-            placeholder=placeholder,
-            elem_id=elem_id(name),
-            elem_classes=["lt-input"],
-        )
+    box = gr.Textbox(
+        value="",
+        label=label,
+        info=info,
+        lines=1,
+        max_lines=1,
+        placeholder=placeholder,
+        elem_id=elem_id(name),
+        elem_classes=["lt-input"],
     )
+    return unsaved(with_tooltip(box, info))
 
 
 def build_text(label: str, name: str) -> Any:
     """Some lines of text that callbacks fill."""
     return unsaved(gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name)))
+
+
+def with_tooltip(component: Any, tooltip: str) -> Any:
+    """The component, with a tooltip that is among `tooltips_of`: gradio itself has none."""
+    component.lt_tooltip = tooltip
+    return component
 
 
 def unsaved(component: Any) -> Any:
