@@ -52,7 +52,7 @@ from webui_stand_ins import (
 T = TypeVar("T")
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=["a1111", "forge", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("lib_lora_train.train.patience._LOOK_AGAIN_SECONDS", 0.01)
     return WORLDS[request.param](monkeypatch, tmp_path / "Lora")
@@ -400,6 +400,7 @@ def test_forge_draws_noise_on_the_processor_to_reproduce_others() -> None:
     assert noise_source(SimpleNamespace(opts=options), torch.device("cuda")) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("world", WORLDS, indirect=True)
 def test_samples_are_drawn_as_the_webuis_settings_and_ways_have_it(world: World, host: WebuiHost) -> None:
     """Forge and its relatives ask the UNet at whole timesteps; Classic leaves the guidance out of the first step."""
     usual = SamplerHabits(torch.device("cpu"), has_whole_timesteps=not isinstance(world, A1111World))
@@ -424,6 +425,7 @@ def test_new_files_are_shown_by_the_webui(world: World, host: WebuiHost) -> None
     assert world.listed == 1
 
 
+@pytest.mark.parametrize("world", WORLDS, indirect=True)
 def test_the_webui_is_known_by_what_it_can_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
         A1111World: ("AUTOMATIC1111", "modules"),
