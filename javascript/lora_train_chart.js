@@ -111,10 +111,11 @@
 
     /** [step, value] of every measured validation loss; the epoch's last step is where it stands. */
     function validation(run) {
-        const ends = Object.fromEntries(run.events.filter((event) => event.kind === "EpochDone").map((event) => [event.epoch, event.step]));
-        return run.events.filter((event) => event.kind === "Measured" && ends[event.epoch])
-            .map((event) => [ends[event.epoch], Object.entries(event.values).find(([name]) => name.includes("validation"))])
-            .filter(([, found]) => found && found[1] !== null).map(([step, [, value]]) => [step, value]);
+        const done = run.events.filter((event) => event.kind === "EpochDone").map((event) => [event.epoch, event.step]);
+        const ends = Object.fromEntries([[0, 1], ...done]);
+        return run.events.filter((event) => event.kind === "Measured" && event.epoch in ends)
+            .map((event) => [ends[event.epoch], event.values.validation_loss])
+            .filter(([, value]) => typeof value === "number");
     }
 
     function chartOf(run, width) {

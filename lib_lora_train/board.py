@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.errors import HostError
-from lib_lora_train.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
+from lib_lora_train.events import VALIDATION_LOSS, EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
 from lib_lora_train.optimizer_kinds import KINDS
 from lib_lora_train.run_folder import RunFolder
 
@@ -143,7 +143,7 @@ class Board:
         elif isinstance(event, EpochDone):
             self._write({"loss/epoch_average": event.mean_loss}, event.epoch)
         elif isinstance(event, Measured):
-            self._write({f"measured/{name}": value for name, value in event.values.items()}, event.epoch)
+            self._write({_measured(name): value for name, value in event.values.items()}, event.epoch)
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -156,6 +156,11 @@ class Board:
                 self._writer = self._open_writer(str(self._folder), purge_step=self._purge)
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+
+
+def _measured(name: str) -> str:
+    """A measured value's name there; kohya's where it has one."""
+    return "loss/validation/epoch_average" if name == VALIDATION_LOSS else f"measured/{name}"
 
 
 def _norms(event: StepDone) -> dict[str, float]:

@@ -142,6 +142,10 @@ class GridDrawn:
     path: str
 
 
+VALIDATION_LOSS = "validation_loss"
+"""The loss on pictures kept from training, among the numbers that are measured."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Numbers measured for one epoch (0: without LoRA), by name."""

@@ -18,6 +18,7 @@ from lib_lora_train.adapters.start import start_adapter
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.plan import Plan
 from lib_lora_train.errors import HostError, OutputError
+from lib_lora_train.evaluate.validation import Validation
 from lib_lora_train.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.history import History, read_history
 from lib_lora_train.hosts.base import Host, Painter
@@ -58,6 +59,8 @@ class JobRun:
     """Cards that were written, with the time of that."""
     training: Training | None = None
     """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
+    validation: Validation | None = None
+    """Measures the loss on the pictures kept from training, if there are any."""
     painter: Painter | None = None
     """The webui's own sampler, if it draws the pictures; from files then."""
     written_step: int = 0

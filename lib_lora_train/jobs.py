@@ -14,8 +14,11 @@ from typing import Generic, TypeVar
 
 from lib_lora_train.board import boarded
 from lib_lora_train.config import TrainConfig, steps_of
-from lib_lora_train.errors import ModelAwayError, Problem, TrainingError
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.errors import DataError, ModelAwayError, Problem, TrainingError
+from lib_lora_train.evaluate.validation import Validation
 from lib_lora_train.events import (
+    VALIDATION_LOSS,
     EpochDone,
     Event,
     Measured,
@@ -39,7 +42,7 @@ from lib_lora_train.planning import JobPlan, plan_job
 from lib_lora_train.run_folder import RunFolder
 from lib_lora_train.time_estimate import workload_of
 from lib_lora_train.train.control import Control
-from lib_lora_train.train.lending import leased
+from lib_lora_train.train.lending import Breathe, leased, leased_in_breaths
 from lib_lora_train.train.loop import Training, train
 from lib_lora_train.train.loss import loss_rule
 from lib_lora_train.train.schedule import lr_factor, lr_schedule
@@ -95,9 +98,7 @@ def _run_of(
         yield Noted("hint", model.name, model.note)
     loss_rule(config, model.schedule.prediction_type)  # refused now rather than after all pictures are encoded
     try:
-        cache = folder.root.parent / "latents" if config.cache_to_disk else None
-        encoding = in_turns(host, model, control, encode_dataset(model, plan.plan, cache))
-        latents = yield from timed("latents", len(plan.plan.dataset.items), encoding)
+        latents = yield from _encoded(model, plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepared(
             config, host, folder=folder, control=control, plan=plan.plan, model=model, state=before
         )
@@ -141,12 +142,37 @@ def _state_to_go_on_from(path: Path, config: TrainConfig, *, job: JobPlan, folde
     return state
 
 
+def _encoded(
+    model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
+) -> Generator[Event, None, LatentStore]:
+    """The latents of a plan's pictures, encoded in turns."""
+    cache = folder.root.parent / "latents" if config.cache_to_disk else None
+    encoding = in_turns(host, model, control, encode_dataset(model, plan, cache))
+    return (yield from timed("latents", len(plan.dataset.items), encoding))
+
+
+def _validation(run: JobRun) -> Generator[Event, None, Validation | None]:
+    """What measures the loss on the pictures kept from training; none if none are kept or can be encoded."""
+    plan = run.plan.validation
+    if plan is None:
+        return None
+    try:
+        latents = yield from _encoded(
+            run.model, plan, run.config, host=run.host, folder=run.folder, control=run.control
+        )
+    except DataError as reason:
+        yield Noted("warning", "validation_share", f"{reason} Nothing is measured.")
+        return None
+    return Validation(plan, latents, run.config)
+
+
 def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> Iterator[Event]:
     """Samples without LoRA, the training with all that comes between, the grid; the adapter leaves the model."""
     try:
         yield from noted_names(run)
         yield from with_painter(run)
         load_rows(run)
+        run.validation = yield from _validation(run)
         if run.state:
             yield from _resumed(run, run.state)
         if run.config.sample_every_n_epochs and 0 not in run.pictures:
@@ -309,15 +335,17 @@ def _asked_for(run: JobRun, training: Training) -> Iterator[Event]:
 
 
 def _measured(run: JobRun, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    if measure is None:
+    """What is to be known after an epoch: the loss on pictures kept from training, and what `measure` tells."""
+    if measure is None and run.validation is None:
         return
     yield PhaseStarted("evaluate")
     began = time.monotonic()
 
-    def values_of(model: DiffusionModel) -> Mapping[str, float]:
+    def values_of(model: DiffusionModel, breathe: Breathe) -> Mapping[str, float]:
         with run.adapter.enabled(epoch > 0), run.for_use():
-            return measure(model, run.adapter)
+            validated = {VALIDATION_LOSS: run.validation.measure(model, breathe)} if run.validation else {}
+            return {**validated, **(measure(model, run.adapter) if measure else {})}
 
-    values = yield from leased(run.host, run.model, run.control, values_of)
+    values = yield from leased_in_breaths(run.host, run.model, run.control, values_of)
     yield PhaseEnded("evaluate", time.monotonic() - began)
     yield Measured(epoch, values)

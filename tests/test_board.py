@@ -13,7 +13,7 @@ import pytest
 
 from lib_lora_train.board import BoardServer, board_folder, boarded, start_board
 from lib_lora_train.errors import HostError
-from lib_lora_train.events import EpochDone, Event, Noted, Planned, Resumed, StateChanged, StepDone
+from lib_lora_train.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StateChanged, StepDone
 from lib_lora_train.run_folder import new_run_folder
 
 RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
@@ -50,6 +50,20 @@ def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
     assert found["loss/epoch_average"] == [(1, 0.5), (2, 0.125)]
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/unet", "lr/unet plus", "lr/textencoder"}
     assert found["lr/unet plus"][0][1] == pytest.approx(4e-4)
+
+
+def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(
+        boarded(
+            iter([Measured(0, {"validation_loss": 0.5}), Measured(1, {"validation_loss": 0.25, "drift": 1.0})]),
+            folder,
+            "AdamW",
+        )
+    )
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found == {"loss/validation/epoch_average": [(0, 0.5), (1, 0.25)], "measured/drift": [(1, 1.0)]}
 
 
 def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:

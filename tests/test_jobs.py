@@ -23,6 +23,7 @@ from lib_lora_train.adapters.layers import AdaptedLayer
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.errors import ConfigError, DataError, HostError, MemoryFullError, OutputError
 from lib_lora_train.events import (
+    VALIDATION_LOSS,
     EpochDone,
     Event,
     GridDrawn,
@@ -347,6 +348,18 @@ def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pyt
     with pytest.raises(OutputError, match=r"test-000001\.safetensors .* has no space left"):
         place.run(sample_prompts=())
     assert list(lora_dir.iterdir()) == []
+
+
+def test_pictures_kept_from_training_are_measured_after_every_epoch(place: Place) -> None:
+    """The first number is the model's own; a run with the same settings gives the same numbers, bit by bit."""
+    values: dict[str, Any] = {"sample_prompts": (), "validation_share": 0.3}
+    events = place.run(**values)
+    assert only(events, Planned) == [Planned(2, 0, 2, 2, 4)]  # one of the three is kept
+    measured = {event.epoch: event.values[VALIDATION_LOSS] for event in only(events, Measured)}
+    assert sorted(measured) == [0, 1, 2]
+    assert len(set(measured.values())) == 3
+    again = place.run(output_name="again", **values)
+    assert {event.epoch: event.values[VALIDATION_LOSS] for event in only(again, Measured)} == measured
 
 
 # --- the runner ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.balance import balanced_repeats, draw_evenly, share_out
 from lib_lora_train.data.buckets import Placement, bucket_rule, place
 from lib_lora_train.data.findings import balance_findings, plan_findings
+from lib_lora_train.data.holdout import hold_out, holdout_findings
 from lib_lora_train.data.scan import Dataset
 from lib_lora_train.data.views import View, views_of
 from lib_lora_train.errors import DataError, Problem
@@ -63,7 +64,7 @@ class Plan:
     `placements` and `repeats` are per item; a regularisation picture's repeats are the most it can get in one epoch,
     as its showings are drawn anew for each. `epochs` counts the last one even where `total_steps` ends within it.
     `views` are all views of all items: the first ones in the order of the items, then the others. Without any, each
-    item has its plain one.
+    item has its plain one. `validation` plans the pictures that are kept from training, one view of each.
     """
 
     dataset: Dataset
@@ -77,6 +78,7 @@ class Plan:
     total_steps: int
     warnings: tuple[Problem, ...]
     views: tuple[View, ...] = ()
+    validation: Plan | None = None
 
     @cached_property
     def all_views(self) -> tuple[View, ...]:
@@ -120,6 +122,17 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
     """The plan for a data set; DataError when all of its pictures are regularisation."""
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
         raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
+    own, held = hold_out(dataset, config.validation_share, config.seed)
+    plan = _plan_of(own, config)
+    validation = _plan_of(held, config) if held.items else None
+    if validation:
+        first = validation.views[: len(validation.dataset.items)]
+        plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first, warnings=()))
+    findings = holdout_findings(held, config.validation_share)
+    return dataclasses.replace(plan, warnings=(*findings, *plan.warnings))
+
+
+def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
     dataset = at_resolutions(dataset)
     before = dataset
     if config.balance_repeats:
@@ -327,12 +340,14 @@ def describe_plan(plan: Plan) -> str:
 
 def _concept_lines(plan: Plan) -> list[str]:
     rows = []
+    kept = Counter(item.concept for item in plan.validation.dataset.items) if plan.validation else Counter()
     quota = sum(bucket.regularisation_count for bucket in plan.buckets)
     for number, concept in enumerate(plan.dataset.concepts):
         count = sum(item.concept == number for item in plan.dataset.items)
         shown = f"× {concept.repeats:,} = {count * concept.repeats:,} samples per epoch"
         if concept.is_regularisation:
             shown = f"regularisation, balanced to {quota:,} samples per epoch in all"
+        shown += f", {kept[number]:,} kept for validation" if kept[number] else ""
         trigger = f"trigger: {concept.trigger}" if concept.trigger else ""
         sides = f" at {count // concept.image_count} resolutions" if count > concept.image_count else ""
         rows.append((concept.name, f"{concept.image_count:,}{sides}", shown, trigger))

@@ -32,6 +32,18 @@ def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
     return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch, variant=variant)
 
 
+def steady_caption_of(plan: Plan, item: int, config: TrainConfig) -> str:
+    """The caption of an item's first view where it must be the same each time: nothing dropped, nothing shuffled.
+
+    Of several lines the first where one of them is drawn otherwise; wildcards have one choice for the whole run.
+    """
+    found = _with_background(plan, item)
+    rule = _rule(plan, item, config)
+    lines = "first" if rule.lines == "random" else rule.lines
+    steady = dataclasses.replace(rule, shuffle=False, dropout=0.0, tag_dropout=0.0, dropout_epochs=0, lines=lines)
+    return draw_caption(found.caption, steady, random_for(config.seed, "steady caption", item), lines=found.lines)
+
+
 def captions_ahead(plan: Plan, config: TrainConfig) -> list[str]:
     """The captions worth encoding before the run: all that it may show, if they come twice or more on average.
 

@@ -55,7 +55,6 @@ DEFAULTS: Mapping[str, Any] = {
     "secondary_separator": "",
     "token_warmup_min": 1,
     "token_warmup_step": 0,
-    "validation_split": 0,
     "validation_seed": "",
     "validate_every_n_steps": "",
     "validate_every_n_epochs": "",
