@@ -41,7 +41,7 @@ from .parallel import (
     run_in_processes,
     save_atomically,
 )
-from .scenes import Drawings, Scene, caption_scene, draw_training_scene, on_grid, render_scene
+from .scenes import Drawings, Scene, caption_scene, draw_training_scene, render_scene
 
 WORDINGS = 3
 EMA_DECAY = 0.98  # a short run: at 0.999 the average would lag far behind
@@ -95,7 +95,7 @@ class SceneSource:
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled latents (count, 4, 16, 16) and token ids (count, WORDINGS, 77)."""
-        scenes = [on_grid(draw_training_scene(self.rng)) for _ in range(count)]
+        scenes = [draw_training_scene(self.rng) for _ in range(count)]
         tokens = [
             tokenize(self.tokenizer, [caption_scene(scene, self.rng) for _ in range(WORDINGS)]) for scene in scenes
         ]
