@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing with its left and upper edge and its width, in pixels: whole latents, see :func:`_place`."""
+    """A thing with its left and upper edge and its width, in pixels: whole latents, see :func:`corner_near`."""
 
     thing: Thing
     left: int
@@ -119,15 +119,19 @@ def draw_held_out_scene(rng: random.Random, *, kind: str) -> Scene:
     return scene
 
 
-def _place(rng: random.Random, thing: Thing, centre: tuple[int, int], size_px: int, *, spread_px: float) -> Placed:
-    """The thing within ``spread_px`` of a centre, its edges on whole latents.
+def corner_near(centre: tuple[int, int], size_px: int, rng: random.Random, *, spread_px: float) -> tuple[int, int]:
+    """Left and upper edge, on whole latents, of something whose middle lies within about ``spread_px`` of ``centre``.
 
     The latents of a picture moved by 8 px are its latents moved by one, so a drawing has as many appearances
     to learn as it has sizes. At any place and size it had hundreds, and drawings stayed vague.
     """
     corners = ((place + rng.uniform(-spread_px, spread_px) - size_px / 2) / LATENT_PX for place in centre)
     left, top = (LATENT_PX * round(corner) for corner in corners)
-    return Placed(thing, left, top, size_px)
+    return left, top
+
+
+def _place(rng: random.Random, thing: Thing, centre: tuple[int, int], size_px: int, *, spread_px: float) -> Placed:
+    return Placed(thing, *corner_near(centre, size_px, rng, spread_px=spread_px), size_px)
 
 
 def _draw_background(rng: random.Random, things: tuple[Thing, ...]) -> str:
