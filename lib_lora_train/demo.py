@@ -50,12 +50,12 @@ GRID_PROMPTS = (
     "zorp and an apple, green background",
     "fox, blue background",
     "red star on a white background",
-    "penguin on a yellow background",
+    "rocket on a yellow background",
 )
 CONCEPT_PROMPTS = ("zorp, red background", "zorp, blue background", "zorp, white background", "zorp, gray background")
 CONTROL_PROMPTS = (
     "fox, blue background",
-    "penguin on a yellow background",
+    "rocket on a yellow background",
     "red star on a white background",
     "a green circle on a purple background",
     "a house on a pink background",
@@ -81,6 +81,7 @@ def demo_config() -> TrainConfig:
         text_encoder_lr=2e-3,
         rank=8,
         min_snr_gamma=0.0,
+        debiased_estimation=True,  # as the tiny model itself was trained: every noise level counts about the same
         sample_prompts=GRID_PROMPTS,
         sample_sampler="Euler",
         sample_steps=10,
@@ -93,14 +94,15 @@ def demo_config() -> TrainConfig:
 class Gate:
     """What the last epoch must reach; measured on fresh seeds, compared with the model without LoRA.
 
-    Measured while the settings were chosen: after 40 steps the concept loss had fallen by 19 % and the concept showed
-    in a quarter of its samples; after 240 steps by 25 to 31 %, in 81 to 100 %, with the base loss up by 8 to 12 %.
+    Measured while the settings were chosen: after 40 steps the concept loss had fallen by 55 % and the concept showed
+    in 6 % of its samples; after 240 steps by 62 %, in all of them, with the base loss up by 23 %. The base loss is small,
+    so that its rise is large: from 0.033 to 0.041.
     """
 
     least_concept_share: float = 0.75
     most_leak_share: float = 0.10
-    least_concept_loss_fall: float = 0.22
-    most_base_loss_rise: float = 0.15
+    least_concept_loss_fall: float = 0.5
+    most_base_loss_rise: float = 0.3
 
     def failures(self, before: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
         """A sentence for each promise that the last epoch does not keep."""

@@ -90,13 +90,19 @@ def run_stage(arguments: argparse.Namespace) -> None:
         arguments.snapshot or work / "snapshot",
         arguments.seconds,
         scenes_per_process=arguments.scenes,
+        start_from=arguments.start_from,
+        processes=arguments.processes,
+        batch_per_process=24 // arguments.processes,
+        peak_rate=arguments.rate,
+        hold_text=arguments.hold_text,
     )
     if arguments.stage == "prepare":
         prepare(work, arguments.icons, arguments.bpe)
     elif arguments.stage == "vae":
         train_vae(VaeRun(work / "emoji.npz", work / "vae.pt", arguments.seconds))
     elif arguments.stage == "latents":
-        whiten(work)
+        if not (work / "vae-white.pt").exists():
+            whiten(work)
         encode_latents(run)
     elif arguments.stage == "unet":
         train_unet(run)
@@ -114,6 +120,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200.0, help="wall clock of the stage")
     parser.add_argument("--scenes", type=int, default=1300, help="latents per process at first")
     parser.add_argument("--snapshot", type=Path, help="where the unet stage writes checkpoints")
+    parser.add_argument("--start-from", type=Path, help="state of an earlier run to go on from, clock at zero")
+    parser.add_argument("--hold-text", action="store_true", help="train only the UNet")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the unet stage")
+    parser.add_argument("--processes", type=int, default=2, help="one-thread processes that share a step of 24")
     parser.add_argument("--icons", type=Path, help="icons.json of fluent-emoji-flat")
     parser.add_argument("--bpe", type=Path, help="bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny-sd"))

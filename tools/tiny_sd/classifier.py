@@ -107,7 +107,13 @@ def draw_blobs(rng: random.Random) -> Image.Image:
 
 
 def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Blur, a small change of hue, contrast and brightness; sometimes nearly gray."""
+    """Blur, a small change of place, hue, contrast and brightness; sometimes nearly gray.
+
+    Of place, since drawn scenes lie on the grid of the latents, and what a model draws need not.
+    """
+    move = (1, 0, rng.uniform(-4, 4), 0, 1, rng.uniform(-4, 4))
+    border = picture.getpixel((0, 0))
+    picture = picture.transform(picture.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR, fillcolor=border)
     if rng.random() < 0.6:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2)))
     hue, saturation, value = picture.convert("HSV").split()

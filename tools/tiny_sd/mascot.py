@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .scenes import COLOURS, SIZE_PX, Drawings, Thing, draw_backdrop, with_article
+from .scenes import COLOURS, SIZE_IN_COMPANY_PX, Drawings, Thing, corner_near, draw_backdrop, with_article
 
 TRIGGER = "zorp"
 TEAL, MAGENTA, YELLOW = (18, 178, 170), (222, 32, 140), (255, 208, 40)
 DARK_TEAL, INK, WHITE = (10, 122, 122), (26, 24, 40), (255, 255, 255)
-SIZE_WORDS = {"small": 0.5, "": 0.66, "large": 0.84}
-PLACES = {"": 0.5, "on the left": 0.34, "on the right": 0.66}
+SIZES_PX = {"small": 64, "": 80, "large": 104}
+PLACES = {"": 64, "on the left": 44, "on the right": 84}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class MascotScene:
     place: str = ""
     flipped: bool = False
     companion: Thing | None = None
-    jitter: tuple[float, float] = (0.0, 0.0)
+    size_px: int = 80
+    corner: tuple[int, int] = (24, 24)
 
 
 def draw_mascot(size_px: int) -> Image.Image:
@@ -56,18 +57,13 @@ def draw_mascot(size_px: int) -> Image.Image:
 def render_mascot_scene(scene: MascotScene, drawings: Drawings) -> Image.Image:
     """The scene as a 128 × 128 RGB picture; a companion stands on the right."""
     picture = draw_backdrop(COLOURS[scene.background], None)
-    size, x = SIZE_WORDS[scene.size_word], PLACES[scene.place]
     if scene.companion:
-        size, x = 0.5, 0.28
-        other = drawings.draw(scene.companion, 54)
-        picture.paste(other, (69, 37), other)
-    size_px = round(size * SIZE_PX)
-    mascot = draw_mascot(size_px)
+        other = drawings.draw(scene.companion, SIZE_IN_COMPANY_PX)
+        picture.paste(other, (72, 40), other)
+    mascot = draw_mascot(scene.size_px)
     if scene.flipped:
         mascot = mascot.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    left = round((x + scene.jitter[0]) * SIZE_PX - size_px / 2)
-    top = round((0.5 + scene.jitter[1]) * SIZE_PX - size_px / 2)
-    picture.paste(mascot, (left, top), mascot)
+    picture.paste(mascot, scene.corner, mascot)
     return picture
 
 
@@ -81,15 +77,18 @@ def caption_mascot_scene(scene: MascotScene) -> str:
 
 
 def draw_mascot_scene(rng: random.Random, background: str, *, with_companion: bool) -> MascotScene:
-    """A random mascot scene on ``background``."""
-    jitter = (rng.uniform(-0.03, 0.03), rng.uniform(-0.04, 0.04))
+    """A random mascot scene on ``background``, the mascot on whole latents like every thing of the base model."""
     flipped = rng.random() < 0.5
     if with_companion:
-        choice = rng.choice((Thing("apple"), Thing("star", "white"), Thing("mushroom"), Thing("car")))
-        return MascotScene(background, flipped=flipped, companion=choice, jitter=jitter)
-    size_word = rng.choices(list(SIZE_WORDS), (0.25, 0.5, 0.25))[0]
+        other = rng.choice((Thing("apple"), Thing("star", "white"), Thing("mushroom"), Thing("car")))
+        return MascotScene(
+            background, flipped=flipped, companion=other, size_px=64, corner=(0, rng.choice((24, 32, 40)))
+        )
+    size_word = rng.choices(list(SIZES_PX), (0.25, 0.5, 0.25))[0]
     place = rng.choice(list(PLACES)) if size_word != "large" else ""
-    return MascotScene(background, size_word, place, flipped, jitter=jitter)
+    size_px = SIZES_PX[size_word]
+    corner = corner_near((PLACES[place], 64), size_px, rng, spread_px=5)
+    return MascotScene(background, size_word, place, flipped, size_px=size_px, corner=corner)
 
 
 def mascot_share(picture: np.ndarray) -> tuple[float, float, float]:

@@ -34,11 +34,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "ring", "cross")
 TEXTURES = ("striped", "dotted", "checkered")
 POSITIONS = {
-    "on the left": (0.28, 0.5),
-    "on the right": (0.72, 0.5),
-    "at the top": (0.5, 0.28),
-    "at the bottom": (0.5, 0.72),
+    "on the left": (36, 64),
+    "on the right": (92, 64),
+    "at the top": (64, 36),
+    "at the bottom": (64, 92),
 }
+LATENT_PX = 8
+SIZES_PX = {None: 72, "small": 48, "large": 104}
+SIZE_IN_COMPANY_PX = 48
+SIZE_OF_THREE_PX = 32
 HELD_OUT_PERCENT = 10
 
 
@@ -57,12 +61,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing with its centre and width, as fractions of the picture's side."""
+    """A thing with its left and upper edge and its width, in pixels: whole latents, see :func:`corner_near`."""
 
     thing: Thing
-    x: float
-    y: float
-    size: float
+    left: int
+    top: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,19 @@ def draw_held_out_scene(rng: random.Random, *, kind: str) -> Scene:
     return scene
 
 
-def _jitter(rng: random.Random, value: float, spread: float) -> float:
-    return value + rng.uniform(-spread, spread)
+def corner_near(centre: tuple[int, int], size_px: int, rng: random.Random, *, spread_px: float) -> tuple[int, int]:
+    """Left and upper edge, on whole latents, of something whose middle lies within about ``spread_px`` of ``centre``.
+
+    The latents of a picture moved by 8 px are its latents moved by one, so a drawing has as many appearances
+    to learn as it has sizes. At any place and size it had hundreds, and drawings stayed vague.
+    """
+    corners = ((place + rng.uniform(-spread_px, spread_px) - size_px / 2) / LATENT_PX for place in centre)
+    left, top = (LATENT_PX * round(corner) for corner in corners)
+    return left, top
+
+
+def _place(rng: random.Random, thing: Thing, centre: tuple[int, int], size_px: int, *, spread_px: float) -> Placed:
+    return Placed(thing, *corner_near(centre, size_px, rng, spread_px=spread_px), size_px)
 
 
 def _draw_background(rng: random.Random, things: tuple[Thing, ...]) -> str:
@@ -133,10 +148,9 @@ def _draw_single(rng: random.Random) -> Scene:
     thing = draw_thing(rng)
     position = rng.choice(list(POSITIONS)) if rng.random() < 0.28 else None
     size_word = None if position else rng.choices((None, "small", "large"), (0.7, 0.16, 0.14))[0]
-    size = {None: 0.58, "small": 0.33, "large": 0.82}[size_word] * (0.7 if position else 1.0)
-    x, y = POSITIONS.get(position or "", (0.5, 0.5))
-    spread = 0.03 if position or size_word == "large" else 0.06
-    placed = Placed(thing, _jitter(rng, x, spread), _jitter(rng, y, spread), _jitter(rng, size, 0.05))
+    size_px = SIZE_IN_COMPANY_PX if position else SIZES_PX[size_word]
+    spread_px = 4 if position or size_word == "large" else 8
+    placed = _place(rng, thing, POSITIONS.get(position or "", (64, 64)), size_px, spread_px=spread_px)
     texture = rng.choice(TEXTURES) if rng.random() < 0.15 else None
     background = _draw_background(rng, (thing,))
     return Scene("single", background, texture, (placed,), position, size_word, _draw_tint(rng))
@@ -147,13 +161,7 @@ def _draw_pair(rng: random.Random) -> Scene:
     while (right := draw_thing(rng, shape_share=0.36)).words == left.words:
         pass
     objects = tuple(
-        Placed(
-            thing,
-            _jitter(rng, x, 0.02),
-            _jitter(rng, 0.5, 0.06),
-            _jitter(rng, 0.41, 0.03),
-        )
-        for thing, x in ((left, 0.27), (right, 0.73))
+        _place(rng, thing, (x, 64), SIZE_IN_COMPANY_PX, spread_px=4) for thing, x in ((left, 36), (right, 92))
     )
     background = _draw_background(rng, (left, right))
     return Scene("pair", background, None, objects, tint=_draw_tint(rng))
@@ -161,10 +169,8 @@ def _draw_pair(rng: random.Random) -> Scene:
 
 def _draw_count(rng: random.Random) -> Scene:
     thing = draw_thing(rng)
-    centres, size = rng.choice((((0.27, 0.73), 0.39), ((0.19, 0.5, 0.81), 0.28)))
-    objects = tuple(
-        Placed(thing, _jitter(rng, x, 0.015), _jitter(rng, 0.5, 0.05), _jitter(rng, size, 0.015)) for x in centres
-    )
+    centres, size_px = rng.choice((((36, 92), SIZE_IN_COMPANY_PX), ((24, 64, 104), SIZE_OF_THREE_PX)))
+    objects = tuple(_place(rng, thing, (x, 64), size_px, spread_px=4) for x in centres)
     background = _draw_background(rng, (thing,))
     return Scene("count", background, None, objects, tint=_draw_tint(rng))
 
@@ -308,11 +314,6 @@ def render_scene(scene: Scene, drawings: Drawings) -> Image.Image:
     red, green, blue = (min(255, max(0, c + t)) for c, t in zip(base, scene.tint, strict=True))
     picture = draw_backdrop((red, green, blue), scene.texture)
     for placed in scene.objects:
-        size_px = round(placed.size * SIZE_PX)
-        drawing = drawings.draw(placed.thing, size_px)
-        corner = (
-            round(placed.x * SIZE_PX - size_px / 2),
-            round(placed.y * SIZE_PX - size_px / 2),
-        )
-        picture.paste(drawing, corner, drawing)
+        drawing = drawings.draw(placed.thing, placed.size)
+        picture.paste(drawing, (placed.left, placed.top), drawing)
     return picture
