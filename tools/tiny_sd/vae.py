@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from .parallel import (
     run_in_processes,
     save_atomically,
 )
-from .scenes import SIZE_PX, Drawings, Placed, Scene, Thing, draw_scene, render_scene
+from .scenes import SIZE_PX, Drawings, Scene, Thing, draw_scene, render_scene
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def draw_vae_scene(rng: random.Random, icons: list[str]) -> Scene:
     scene = draw_scene(rng)
     if rng.random() < 0.25:
         swap = Thing(rng.choice(icons))
-        objects = tuple(Placed(swap, p.x, p.y, p.size) for p in scene.objects)
+        objects = tuple(replace(placed, thing=swap) for placed in scene.objects)
         return Scene(scene.kind, scene.background, scene.texture, objects, tint=scene.tint)
     return scene
 
