@@ -440,7 +440,7 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
 _WITHOUT_TOOLTIP = """() => {
     const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
     return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
-        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu') && !told(one))
+        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !told(one))
         .map((one) => one.outerHTML.slice(0, 200));
 }"""
 

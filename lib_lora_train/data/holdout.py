@@ -17,6 +17,8 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Datase
     Which ones are kept depends on the seed and the pictures' contents, so equal pictures stay together, and moving the
     folder or adding pictures changes little. A folder with one picture, or copies of one, keeps none.
     """
+    if not share:
+        return dataset, dataclasses.replace(dataset, items=(), skipped=())
     kept = {item for number in range(len(dataset.concepts)) for item in _kept(dataset, number, share, seed)}
     parts = [number for number in range(len(dataset.items)) if number not in kept], sorted(kept)
     own, held = (_part(dataset, numbers) for numbers in parts)
@@ -37,7 +39,7 @@ def holdout_findings(held: Dataset, share: float) -> tuple[Problem, ...]:
 
 def _kept(dataset: Dataset, concept: int, share: float, seed: int) -> list[int]:
     """The items that a folder gives up."""
-    if not share or dataset.concepts[concept].is_regularisation:
+    if dataset.concepts[concept].is_regularisation:
         return []
     alike: dict[str, list[int]] = defaultdict(list)
     for number, item in enumerate(dataset.items):
@@ -50,7 +52,7 @@ def _kept(dataset: Dataset, concept: int, share: float, seed: int) -> list[int]:
 
 def _part(dataset: Dataset, numbers: list[int]) -> Dataset:
     items = tuple(dataset.items[number] for number in numbers)
-    counts = Counter(item.concept for item in items)
+    counts = Counter(concept for concept, _ in {(item.concept, item.image.path) for item in items})
     concepts = (
         dataclasses.replace(concept, image_count=counts[number]) for number, concept in enumerate(dataset.concepts)
     )
