@@ -130,10 +130,12 @@ def newer(rank: int, out: int, width: int, alpha: float) -> dict[str, Tensor]:
     return {**tensors, f"lora_unet_{Q}.alpha": torch.tensor(alpha)}
 
 
-def test_newer_glora_means_what_lycoris_trained() -> None:
+@pytest.mark.parametrize(("out", "width"), [(12, 10), (10, 12), (12, 12)])
+def test_newer_glora_means_what_lycoris_trained(out: int, width: int) -> None:
+    """Square layers are most of a model's attention."""
     torch.manual_seed(0)
-    state = newer(3, 12, 10, 1.5)
-    base = torch.randn(12, 10)
+    state = newer(3, out, width, 1.5)
+    base = torch.randn(out, width)
     a1, a2, b1, b2 = (state[f"lora_unet_{Q}.{name}.weight"].double() for name in ("a1", "a2", "b1", "b2"))
     expected = (b1 @ b2 + base.double() @ a1 @ a2) * 1.5 / 3
     layer = open_state(state).layers[f"lora_unet_{Q}"]
