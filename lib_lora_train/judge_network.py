@@ -22,6 +22,7 @@ _USED_BY = {
     "conv_rank": _CONVOLUTIONAL,
     "conv_alpha": _CONVOLUTIONAL,
     "rank_stabilized": ("lora", "loha", "lokr", "dylora"),
+    "scalar": (*_DECOMPOSABLE, "glora"),
     "tucker": _DECOMPOSABLE,
     "lokr_factor": ("lokr",),
     "decompose_both": ("lokr",),
@@ -158,8 +159,9 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
 def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     what = "dora" if config.dora else config.family
     if what not in ("lora", "dylora"):
-        why = f"with {what}: module_dropout is for every family"
-        yield from unused(config, ["network_dropout", "rank_dropout"], why)
+        yield from unused(config, ["network_dropout"], f"with {what}: rank_dropout is for every family but ia3")
+    if config.family == "ia3":
+        yield from unused(config, ["rank_dropout"], "with ia3: module_dropout is for every family")
     for name in ("network_dropout", "rank_dropout", "module_dropout"):
         rate = getattr(config, name)
         if rate > _MUCH_DROPOUT:

@@ -55,6 +55,7 @@ def test_defaults_of_the_plain_families_have_no_findings() -> None:
         ({"family": "oft", "block_ranks": ",".join("4" * 25)}, ("hint", "block_ranks")),
         ({"rank_dropout": 0.6}, ("warning", "rank_dropout")),
         ({"network_dropout": 0.1, "dora": True}, ("hint", "network_dropout")),
+        ({"rank_dropout": 0.1, "family": "ia3"}, ("hint", "rank_dropout")),
         ({"scale_weight_norms": 1.0, "family": "boft"}, ("hint", "scale_weight_norms")),
         ({"scale_weight_norms": 1.0, "optimizer": "AdamWScheduleFree"}, ("warning", "scale_weight_norms")),
     ],
@@ -77,6 +78,8 @@ def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) 
         ({"family": "oft", "constraint": 0.1, "rescaled": True}, "constraint"),
         ({"up_lr_weight": "sine+.5", "mid_lr_weight": "0.5"}, "up_lr_weight"),
         ({"family": "lokr", "module_dropout": 0.1}, "module_dropout"),
+        ({"family": "lokr", "rank_dropout": 0.1}, "rank_dropout"),
+        ({"dora": True, "rank_dropout": 0.1}, "rank_dropout"),
     ],
 )
 def test_sound_combination_is_left_alone(values: dict[str, Any], place: str) -> None:
