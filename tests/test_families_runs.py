@@ -19,6 +19,7 @@ from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.events import LoraWritten
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.judge import judge
+from lib_lora_train.models.family import Family
 from lib_lora_train.models.model import DiffusionModel
 from lib_lora_train.models.text import encode_text, tokenize
 from lib_lora_train.run_folder import new_run_folder
@@ -27,7 +28,7 @@ from lib_lora_train.train.step import predict
 from tiny_models import write_tiny_checkpoint
 from webui_formulas import a1111_delta
 
-KINDS = ("sd1", "sd2", "sdxl")
+KINDS: tuple[Family, ...] = ("sd1", "sd2", "sdxl")
 PARTS = {
     "sd1": ("lora_unet_down_blocks_", "lora_te_text_model_"),
     "sd2": ("lora_unet_down_blocks_", "lora_te_text_model_"),
@@ -68,8 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((64, 64), 80.0).convert("RGB").save(place / "data" / "a.png")
     (place / "data" / "a.txt").write_text("zorp on grass", encoding="utf-8")
     for kind in KINDS:
-        shallow = {"shallow": True} if kind == "sdxl" else {}
-        write_tiny_checkpoint(place / f"{kind}.safetensors", kind, **shallow)  # type: ignore[arg-type]
+        write_tiny_checkpoint(place / f"{kind}.safetensors", kind, shallow=True)
     return place
 
 
