@@ -5,7 +5,7 @@ Both need PyTorch, which is loaded when the first file is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
