@@ -16,6 +16,7 @@ from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.family import Family, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
+from lib_lora_train.adapters.foreign import refuse_other_models
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
 from lib_lora_train.adapters.limits import NormLimit, all_norms
 from lib_lora_train.adapters.names import (
@@ -249,7 +250,8 @@ def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False
 def opened_targets(
     model: ModelParts, opened: Opened, takes_rows: bool
 ) -> tuple[dict[str, tuple[nn.Module, list[Target]]], tuple[str, ...]]:
-    """Group name → (root, targets with their numbers), and the file's names that fit nowhere."""
+    """Group name → (root, targets with their numbers), and the file's names that fit nowhere; AdapterError for Flux."""
+    refuse_other_models(opened.layers)
     family: str = model.spec.family
     layers = [*_layer_names(model.unet, lambda name: is_unet_target(name, "full")), *_norm_names(model.unet)]
     texts = [_layer_names(root, lambda name: is_text_target(name, "full", family="")) for root in model.text_encoders]
