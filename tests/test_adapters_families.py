@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapters_model import TinyModel, tiny_model
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.dylora import trained_rows
 from lib_lora_train.adapters.factors import butterfly, factorisation
+from lib_lora_train.adapters.file import read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.oft import minus_identity
 from lib_lora_train.adapters.options import Options
@@ -282,6 +284,14 @@ def test_ia3_adapts_keys_values_and_the_end_of_feed_forward_blocks() -> None:
     assert endings == {"to_k", "to_v", "net_2", "k_proj", "v_proj", "mlp_fc2"}
     sides = {key: layer.options.on_input for key, layer in adapter.layers.items()}
     assert all(side == key.endswith(("net_2", "fc2")) for key, side in sides.items())
+
+
+def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) -> None:
+    for case, is_input in (("ia3", False), ("ia3_input", True)):
+        layer, _ = make(case, "linear")
+        write_adapter(tmp_path / "a.safetensors", layer.state(), metadata={}, precision="fp16")
+        written = read_adapter(tmp_path / "a.safetensors").state["on_input"]
+        assert written.dtype == torch.bool and bool(written) is is_input
 
 
 def test_conv_rank_is_for_convolutions_that_see_neighbours() -> None:

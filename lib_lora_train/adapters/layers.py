@@ -81,8 +81,12 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self.family.diff_norm(self.slices.named(), self.options, base_weight(self.base_layer).detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Key ending → fp32 copy on the CPU, with what the file says beside the numbers (`alpha` …)."""
-        return {ending: value.to("cpu", torch.float32, copy=True) for ending, value in self.state_views().items()}
+        """Key ending → fp32 copy on the CPU (switches as they are), with what the file says beside them (`alpha` …)."""
+        views = self.state_views()
+        return {
+            ending: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for ending, value in views.items()
+        }
 
     def state_shapes(self) -> dict[str, torch.Size]:
         """Key ending → shape, for what `state` returns."""
