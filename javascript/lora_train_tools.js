@@ -73,6 +73,17 @@
         place.replaceChildren(body);
     }
 
+    /** Writes a file of a run in a form that every webui reads, and tells the measured loss in `told`. */
+    lt.convertButtons = (path, told) => [
+        ["lora", "Write as LoRA", "A LoRA of rank 16 beside it, which every webui reads; what is lost is measured"],
+        ["diff", "Write as diff", "The exact difference beside it, which every webui reads: large"],
+    ].map(([to, label, title]) => action(label, title, told, async () => {
+        const answer = await lt.ask("tools-convert", { file: path, to, rank: "16" });
+        const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost`;
+        return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}.`),
+            ...answer.left_out.map((name) => line("warning", "Left out", name))];
+    }));
+
     lt.drawTools = (place) => {
         if (!place.firstChild) build(place);
     };

@@ -55,7 +55,10 @@ def _has_convolutions(config: TrainConfig) -> bool:
 
 def _host(config: TrainConfig) -> Iterator[Problem]:
     """What a webui would leave out without a word."""
-    way_out = "Afterwards `convert` writes the file as a LoRA of a chosen rank or as an exact diff, which all read."
+    way_out = (
+        "Afterwards one click beside the file in Results, or `convert`, writes it as a LoRA or as an exact diff, which "
+        "all read; what is lost is measured."
+    )
     if config.family in ("ia3", *_ROTATIONS):
         yield warning_at("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
     if config.family == "lokr" and config.tucker and _has_convolutions(config):

@@ -17,8 +17,8 @@ from lib_lora_train.typed_paths import typed_path
 class ToolsDesk:
     """Nothing is kept between two questions; no file that is there is ever written over.
 
-    `loaded` tells the checkpoint file that the host has loaded, None where it has none: the model that is meant where
-    nobody names another.
+    `loaded` tells the checkpoint file that the form means or the host has loaded, None where there is none: the model
+    that is meant where nobody names another.
     """
 
     def __init__(self, loaded: Callable[[], Path | None] = lambda: None) -> None:
