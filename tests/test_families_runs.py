@@ -28,6 +28,8 @@ from lib_lora_train.train.step import predict
 from tiny_models import write_tiny_checkpoint
 from webui_formulas import a1111_delta
 
+pytestmark = pytest.mark.slow
+
 KINDS: tuple[Family, ...] = ("sd1", "sd2", "sdxl")
 PARTS = {
     "sd1": ("lora_unet_down_blocks_", "lora_te_text_model_"),
