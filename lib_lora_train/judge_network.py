@@ -62,7 +62,7 @@ def _host(config: TrainConfig) -> Iterator[Problem]:
     if config.family in ("ia3", *_ROTATIONS):
         yield warning_at("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
     if config.family == "lokr" and config.tucker and _has_convolutions(config):
-        yield warning_at("tucker", f"makes a LoKr that Forge refuses to load; A1111 reads it. {way_out}")
+        yield warning_at("tucker", f"makes a LoKr that Forge fails to draw with; A1111 reads it. {way_out}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
