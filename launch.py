@@ -35,6 +35,8 @@ commands
   export CONFIG.toml   make a kohya_ss .json of it [--out FILE]
   check FILE           what is in a LoRA file of any family, and what is wrong with it
   convert FILE         write it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
+  merge FILE FILE ...  add LoRA files of any family up, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
+                       [--to lora|diff] [--ckpt FILE] [--out FILE]
   test [pytest args]   linters, types and all tests; with arguments: pytest alone, with them
   setup                only install
 
@@ -48,7 +50,7 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", "demo", "train", "resume", "import", "export", "check", "convert", "test", "setup")
+COMMANDS = ("app", "demo", "train", "resume", "import", "export", "check", "convert", "merge", "test", "setup")
 TORCH = "2.13.0"
 OLDEST_TORCH = (2, 6)  # what the pinned diffusers and transformers accept
 TORCH_INDEX = "https://download.pytorch.org/whl"

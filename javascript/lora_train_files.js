@@ -27,6 +27,10 @@
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
         const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
+        // Families that some webui leaves out: another form of the file is one click away.
+        const work = run.events.find((event) => event.kind === "Workload");
+        const isIgnored = Boolean(work && /^(ia3|oft|boft|lokr) /.test(work.adapter));
+        const told = make("div", { className: "lt-t-told" });
         const rows = files.map((file) => make("tr", {},
             make("td", { className: "lt-number" }, String(file.epoch)),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
@@ -35,11 +39,12 @@
             ...names.map((name) => number((measured[file.epoch] || {})[name])),
             make("td", { className: "lt-actions" },
                 lt.useButton(lt.fileName(file.path), lt.triggersOf(run.status)),
-                lt.copyButton("Copy path", file.path))));
+                lt.copyButton("Copy path", file.path),
+                ...(isIgnored ? lt.convertButtons(file.path, told) : []))));
         place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
                 make("th", { className: column === 1 || !head ? "" : "lt-number" }, head)))),
-            make("tbody", {}, ...rows))));
+            make("tbody", {}, ...rows))), told);
     };
 
     lt.fileName = (path) => path.split(/[\\/]/).pop();

@@ -1,4 +1,4 @@
-"""The commands for finished LoRA files: `check` and `convert`."""
+"""The commands for finished LoRA files: `check`, `convert` and `merge`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from lib_lora_train.cli_settings import refuse
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import LoraTrainError
+from lib_lora_train.typed_paths import typed_path
 
 BROKEN = 2
 
@@ -26,6 +27,19 @@ def add_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
     turn.add_argument("--ckpt", default="", metavar="FILE", help="the checkpoint it is for (default: the tiny model)")
     turn.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: FILE-rank16 and so on, here)")
 
+    both = command(commands, "merge", run_merge, "Add LoRA files of any family up: as one file, or into a checkpoint.")
+    both.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
+    both.add_argument(
+        "--weights", type=float, nargs="+", default=[], metavar="W", help="one for each file (default: 1)"
+    )
+    both.add_argument("--to", choices=("lora", "diff"), default="lora", help="a LoRA, or the exact difference (large)")
+    both.add_argument("--rank", type=int, default=0, help="cut to this rank (default: 0, all ranks together, exact)")
+    both.add_argument(
+        "--ckpt", default="", metavar="FILE", help="the checkpoint they are for (default: the tiny model)"
+    )
+    both.add_argument("--into", action="store_true", help="write a new checkpoint with them in its weights")
+    both.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: A+B or CKPT+A+B, here)")
+
 
 def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print what is in the file; 2 where it cannot be used as it is."""
@@ -41,16 +55,12 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the converted file and print how much was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.file import read_adapter
-    from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.tools.convert import convert, write_converted
 
     file = read_adapter(options.file)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
     place = options.out or _new_file(f"{options.file.stem}-{ending}.safetensors")
-    config = TrainConfig(checkpoint=options.ckpt, precision="fp32")
-    host = StandaloneHost(None, None, place.parent)
-    model = host.load_model(config)
-    converted = convert(file, model, to=options.to, rank=options.rank)
+    converted = convert(file, _model(options.ckpt, place.parent), to=options.to, rank=options.rank)
     saved = write_converted(place, converted, to=options.to, rank=options.rank, metadata=file.metadata)
     print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {converted.error:.2%} of the update.")
     if converted.error:
@@ -58,6 +68,40 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if converted.left_out:
         print("Left out:", *converted.left_out, sep="\n  - ")
     return 0
+
+
+def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Write the sum of the files, or the checkpoint with it, and print what was lost."""
+    refuse(unknown)
+    from lib_lora_train.adapters.file import read_adapter
+    from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
+    from lib_lora_train.tools.baked import weighted, write_baked
+    from lib_lora_train.tools.merge import merge_into_file
+
+    files = weighted([read_adapter(path) for path in options.files], options.weights)
+    checkpoint = typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
+    named = "+".join(path.stem for path in options.files)
+    if options.into:
+        place = options.out or _new_file(f"{checkpoint.stem}+{named}.safetensors")
+        baked = write_baked(checkpoint, files, place)
+        print(f"Written: {place} ({baked.size_bytes / 2**20:.1f} MiB), {baked.layers} layers changed.")
+        left_out = baked.left_out
+    else:
+        place = options.out or _new_file(f"{named}.safetensors")
+        model = _model(options.ckpt, place.parent)
+        merged, saved = merge_into_file(place, files, model, to=options.to, rank=options.rank)
+        print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {merged.error:.2%} of the update.")
+        left_out = merged.left_out
+    if left_out:
+        print("Left out:", *left_out, sep="\n  - ")
+    return 0
+
+
+def _model(checkpoint: str, folder: Path) -> Any:
+    """The checkpoint, or the tiny model, in full precision."""
+    from lib_lora_train.hosts.standalone import StandaloneHost
+
+    return StandaloneHost(None, None, folder).load_model(TrainConfig(checkpoint=checkpoint, precision="fp32"))
 
 
 def _new_file(name: str) -> Path:

@@ -22,6 +22,7 @@ _USED_BY = {
     "conv_rank": _CONVOLUTIONAL,
     "conv_alpha": _CONVOLUTIONAL,
     "rank_stabilized": ("lora", "loha", "lokr", "dylora"),
+    "scalar": (*_DECOMPOSABLE, "glora"),
     "tucker": _DECOMPOSABLE,
     "lokr_factor": ("lokr",),
     "decompose_both": ("lokr",),
@@ -54,11 +55,14 @@ def _has_convolutions(config: TrainConfig) -> bool:
 
 def _host(config: TrainConfig) -> Iterator[Problem]:
     """What a webui would leave out without a word."""
-    way_out = "Afterwards `convert` writes the file as a LoRA of a chosen rank or as an exact diff, which all read."
+    way_out = (
+        "Afterwards one click beside the file in Results, or `convert`, writes it as a LoRA or as an exact diff, which "
+        "all read; what is lost is measured."
+    )
     if config.family in ("ia3", *_ROTATIONS):
         yield warning_at("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
     if config.family == "lokr" and config.tucker and _has_convolutions(config):
-        yield warning_at("tucker", f"makes a LoKr that Forge refuses to load; A1111 reads it. {way_out}")
+        yield warning_at("tucker", f"makes a LoKr that Forge fails to draw with; A1111 reads it. {way_out}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
@@ -69,9 +73,11 @@ def _limits(config: TrainConfig) -> Iterator[Problem]:
         text = f"{rank} is much for {family}, whose update is of a higher rank than this. At most {_MOST_RANK[family]}."
         yield warning_at("rank", text)
     conv_rank = rank if config.conv_rank is None else config.conv_rank
-    if _has_convolutions(config) and family in ("lora", "dylora") and conv_rank > _MOST_CONV_RANK:
+    most_conv = min(_MOST_CONV_RANK, _MOST_RANK.get(family, _MOST_CONV_RANK))
+    is_own = config.conv_rank is not None or family in ("lora", "dylora")  # else the rank itself is judged above
+    if _has_convolutions(config) and family in ("lora", "dylora", "loha") and is_own and conv_rank > most_conv:
         where = "rank" if config.conv_rank is None else "conv_rank"
-        text = f"{conv_rank} is much for convolutions: files grow and pictures turn rigid. At most {_MOST_CONV_RANK}"
+        text = f"{conv_rank} is much for convolutions: files grow and pictures turn rigid. At most {most_conv}"
         yield warning_at(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
     if family == "dylora":
         yield from _dylora(config)
@@ -131,6 +137,11 @@ def _rates(config: TrainConfig) -> Iterator[Problem]:
     where = "learning_rate" if config.unet_lr is None else "unet_lr"
     if config.family == "ia3" and config.train_unet and 0 < rate < _LEAST_IA3_RATE:
         yield warning_at(where, f"{rate:g} is low for ia3: its few factors need 5e-3 to 1e-2.")
+    if config.family == "ia3" and config.train_text_encoder:
+        own = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+        told = "learning_rate" if config.text_encoder_lr is None else "text_encoder_lr"
+        if 0 < own < _LEAST_IA3_RATE and (told != where or not config.train_unet):
+            yield warning_at(told, f"{own:g} is low for ia3: its few factors need 2e-3 to 1e-2.")
     if config.family == "full" and config.train_unet and rate > _MOST_FULL_RATE:
         yield warning_at(where, f"{rate:g} is high for full: the whole layers move. 1e-6 to 1e-5 is usual.")
 
@@ -158,8 +169,9 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
 def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     what = "dora" if config.dora else config.family
     if what not in ("lora", "dylora"):
-        why = f"with {what}: module_dropout is for every family"
-        yield from unused(config, ["network_dropout", "rank_dropout"], why)
+        yield from unused(config, ["network_dropout"], f"with {what}: rank_dropout is for every family but ia3")
+    if config.family == "ia3":
+        yield from unused(config, ["rank_dropout"], "with ia3: module_dropout is for every family")
     for name in ("network_dropout", "rank_dropout", "module_dropout"):
         rate = getattr(config, name)
         if rate > _MUCH_DROPOUT:

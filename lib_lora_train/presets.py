@@ -49,6 +49,7 @@ _NETWORK: Mapping[str, Any] = {
     "conv_rank": None,
     "conv_alpha": None,
     "dora": False,
+    "scalar": False,
     "tucker": False,
     "rank_stabilized": False,
     "lokr_factor": -1,

@@ -26,10 +26,15 @@ class Case:
     family: str
     options: Options = PLAIN
     is_dora: bool = False
+    has_scalar: bool = False
 
     @property
     def mathematics(self) -> Family:
-        return NORM if self.family == "norm" else family_of(AdapterSpec(family=self.family, is_dora=self.is_dora))
+        return NORM if self.family == "norm" else family_of(self._spec)
+
+    @property
+    def _spec(self) -> AdapterSpec:
+        return AdapterSpec(family=self.family, is_dora=self.is_dora, has_scalar=self.has_scalar)
 
     def options_on(self, layer: nn.Module) -> Options:
         options = replace(self.options, rank=RANK, alpha=ALPHA)
@@ -59,6 +64,13 @@ CASES: dict[str, Case] = {
     "boft_bounded_rescaled": Case("boft", Options(constraint=0.01, rescaled=True)),
     "full": Case("full"),
     "norm": Case("norm"),
+    "lora_scalar": Case("lora", has_scalar=True),
+    "lora_tucker_scalar": Case("lora", Options(use_tucker=True), has_scalar=True),
+    "lora_dora_scalar": Case("lora", is_dora=True, has_scalar=True),
+    "loha_scalar": Case("loha", has_scalar=True),
+    "lokr_scalar": Case("lokr", Options(factor=2), has_scalar=True),
+    "lokr_whole_scalar": Case("lokr", Options(factor=4, full_matrix=True), has_scalar=True),
+    "glora_scalar": Case("glora", has_scalar=True),
 }
 
 
@@ -111,7 +123,9 @@ def make(
 
 
 def _trained(name: str, fresh: Tensor) -> Tensor:
-    """Factors stay near where they begin, as in training; all other numbers are random."""
+    """Factors of weights stay near where they begin, as in training; all other numbers are random."""
+    if name == "scalar":
+        return fresh + 0.7
     if name in ("magnitude", "rescale"):
         return fresh * (1 + torch.randn(fresh.shape) * 0.1)
     return torch.randn(fresh.shape) * 0.3

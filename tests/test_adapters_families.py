@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from adapter_cases import ALPHA, CASES, RANK, make, relative
+from adapter_cases import ALPHA, CASES, LAYERS, RANK, make, relative
 from adapters_model import TinyModel, tiny_model
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.dylora import trained_rows
 from lib_lora_train.adapters.factors import butterfly, factorisation
+from lib_lora_train.adapters.file import read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.oft import minus_identity
 from lib_lora_train.adapters.options import Options
@@ -89,6 +91,47 @@ def test_dylora_draws_every_block_equally_often() -> None:
     counts = {rows: draws.count(rows) for rows in set(draws)}
     assert set(counts) == {(0, 3), (3, 6), (6, 8)}
     assert all(abs(count - 1000) < 5 * 26 for count in counts.values())  # five standard deviations
+
+
+# --- dropped rows -------------------------------------------------------------------------------
+
+ROW_CASES = [
+    name for name, case in CASES.items() if case.is_dora or case.family not in ("lora", "dylora", "ia3", "norm")
+]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+@pytest.mark.parametrize("case", ROW_CASES)
+def test_rank_dropout_leaves_out_whole_output_channels(case: str, kind: str) -> None:
+    """What is kept is 1 / (1 − p) times as large, and what is left out learns nothing."""
+    if not CASES[case].mathematics.fits(LAYERS[kind][0]()):
+        pytest.skip("webuis read this family on linear layers only")
+    layer, x = make(case, kind)
+    base, axis = layer.base_layer(x), 1 if kind == "conv3x3" else -1
+    whole = layer(x).detach() - base
+    layer.switch.chance = Chance(ChanceRule(rank_dropout=0.4), 1, (0,))
+    change = layer(x) - base
+    kept = change.detach().transpose(0, axis).flatten(1).norm(dim=1) > 1e-4
+    assert 0 < int(kept.sum()) < len(kept)
+    shape = [1] * change.dim()
+    shape[axis] = len(kept)
+    expected = whole * kept.reshape(shape) / 0.6
+    torch.testing.assert_close(change.detach(), expected, rtol=1e-4, atol=1e-4)  # differences of rounded outputs
+    (change * ~kept.reshape(shape)).sum().backward()
+    gradient = layer.slices.buffer.parameter.grad
+    assert gradient is None or float(gradient.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("case", ROW_CASES)
+def test_rank_dropout_keeps_the_mean(case: str) -> None:
+    layer, x = make(case, "linear")
+    plain, answers = layer(x).detach(), []
+    for draw in range(600):
+        layer.switch.chance = Chance(ChanceRule(rank_dropout=0.25), 1, (draw,))
+        answers.append(layer(x).detach())
+    seen = torch.stack(answers)
+    # Five standard deviations, and the rounding of channels that hardly change.
+    assert float(((seen.mean(0) - plain).abs() - 5 * seen.std(0) / 600**0.5).max()) < 1e-4
 
 
 # --- shapes -------------------------------------------------------------------------------------
@@ -241,6 +284,14 @@ def test_ia3_adapts_keys_values_and_the_end_of_feed_forward_blocks() -> None:
     assert endings == {"to_k", "to_v", "net_2", "k_proj", "v_proj", "mlp_fc2"}
     sides = {key: layer.options.on_input for key, layer in adapter.layers.items()}
     assert all(side == key.endswith(("net_2", "fc2")) for key, side in sides.items())
+
+
+def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) -> None:
+    for case, is_input in (("ia3", False), ("ia3_input", True)):
+        layer, _ = make(case, "linear")
+        write_adapter(tmp_path / "a.safetensors", layer.state(), metadata={}, precision="fp16")
+        written = read_adapter(tmp_path / "a.safetensors").state["on_input"]
+        assert written.dtype == torch.bool and bool(written) is is_input
 
 
 def test_conv_rank_is_for_convolutions_that_see_neighbours() -> None:

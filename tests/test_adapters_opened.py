@@ -22,7 +22,16 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
 FAMILY_SPECS = {
-    name: AdapterSpec(case.family, RANK, 3.0, "all", is_dora=case.is_dora, options=case.options, train_norm=True)
+    name: AdapterSpec(
+        case.family,
+        RANK,
+        3.0,
+        "all",
+        is_dora=case.is_dora,
+        has_scalar=case.has_scalar,
+        options=case.options,
+        train_norm=True,
+    )
     for name, case in CASES.items()
     if name != "norm"
 }

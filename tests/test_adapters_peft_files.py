@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
 from adapters_model import tiny_model
@@ -21,10 +21,13 @@ from lib_lora_train.tools.convert import convert
 TARGETS = ["to_q", "to_k", "ff.net.2"]
 
 
-def saved_by_peft(folder: Path, **settings: Any) -> tuple[Path, Tensor, dict[str, Tensor]]:
-    """A LoRA file of random numbers on the tiny UNet; what PEFT predicts with it; the weights that PEFT merges."""
+def saved_by_peft(folder: Path, config: Any = None, **settings: Any) -> tuple[Path, Tensor, dict[str, Tensor]]:
+    """A file of random numbers on the tiny UNet; what PEFT predicts with it; the weights that PEFT merges.
+
+    A LoRA with these settings, or another kind by its `config`.
+    """
     model = tiny_model()
-    config = LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **settings)
+    config = config or LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **settings)
     adapted = get_peft_model(model.unet, config)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -62,6 +65,31 @@ def test_a_lora_saved_by_peft_predicts_what_peft_predicts(settings: dict[str, An
     assert float((expected - before).norm() / before.norm()) > 0.01, "the LoRA must be large enough to be seen"
     # fp32 sums in another order through some forty layers.
     torch.testing.assert_close(model.predict().detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "loha, alpha is rank": (LoHaConfig, {"r": 4, "alpha": 4}),
+    "loha": (LoHaConfig, {"r": 4, "alpha": 10}),
+    "loha, tucker": (LoHaConfig, {"r": 4, "alpha": 10, "use_effective_conv2d": True}),
+    "loha, alpha by layer": (LoHaConfig, {"r": 4, "alpha": 10, "alpha_pattern": {"attn1.to_q": 2}}),
+    "lokr": (LoKrConfig, {"r": 2, "alpha": 10}),
+    "lokr, both split": (LoKrConfig, {"r": 1, "alpha": 3, "decompose_both": True}),
+    "lokr, tucker": (LoKrConfig, {"r": 2, "alpha": 10, "use_effective_conv2d": True}),
+    "lokr, whole": (LoKrConfig, {"r": 64, "alpha": 10, "rank_pattern": {"attn1.to_q": 32}}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loha_or_lokr_saved_by_peft_predicts_what_peft_predicts(kind: str, tmp_path: Path) -> None:
+    make, settings = KINDS[kind]
+    config = make(target_modules=[*TARGETS, "conv1"], init_weights=False, **settings)
+    path, expected, _ = saved_by_peft(tmp_path, config)
+    model = tiny_model()
+    before = model.predict().detach()
+    _, left = inject_opened(model, open_file(read_adapter(path)))
+    assert left == ()
+    difference = float((model.predict().detach() - expected).norm() / (expected - before).norm())
+    assert difference < 1e-4, "fp32 sums in another order through some forty layers, the update large"
 
 
 def test_a_dora_saved_by_peft_is_converted_to_what_peft_merges(tmp_path: Path) -> None:

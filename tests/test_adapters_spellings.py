@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from adapters_model import tiny_model, trained
+from adapters_model import TinyModel, tiny_model, trained
 from lib_lora_train.adapters.file import AdapterFile
+from lib_lora_train.adapters.foreign import other_model
 from lib_lora_train.adapters.inject import inject_opened
 from lib_lora_train.adapters.opened import aliases, open_file, open_state
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.adapters.spellings import split_key
 from lib_lora_train.errors import AdapterError
+from lib_lora_train.models.family import infer_spec
 from lib_lora_train.tools.check import check
 from lib_lora_train.tools.convert import convert
+from lib_lora_train.tools.merge import merge
+from tiny_models import full_shapes
 
 Q = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 DOTTED = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -27,6 +33,8 @@ OWN = ("lora_down.weight", "lora_up.weight", "oft_blocks", "hada_w1_a", "dora_sc
 SPELLINGS = {
     f"lora_unet_{Q}.lora_down.weight": (f"lora_unet_{Q}", "lora_down.weight"),
     f"oft_unet_{Q}.oft_blocks": (f"lora_unet_{Q}", "oft_blocks"),
+    f"lycoris_{Q}.hada_w1_a": (f"lora_unet_{Q}", "hada_w1_a"),
+    f"lycoris_{TEXT}.hada_w1_a": (f"lora_te_{TEXT}", "hada_w1_a"),
     f"unet.{DOTTED}.to_q.lora_A.weight": (f"lora_unet_{Q}", "lora_down.weight"),
     f"unet.{DOTTED}.to_q.lora_A.default_0.weight": (f"lora_unet_{Q}", "lora_down.weight"),
     f"unet.{DOTTED}.to_q.lora.up.weight": (f"lora_unet_{Q}", "lora_up.weight"),
@@ -130,10 +138,12 @@ def newer(rank: int, out: int, width: int, alpha: float) -> dict[str, Tensor]:
     return {**tensors, f"lora_unet_{Q}.alpha": torch.tensor(alpha)}
 
 
-def test_newer_glora_means_what_lycoris_trained() -> None:
+@pytest.mark.parametrize(("out", "width"), [(12, 10), (10, 12), (12, 12)])
+def test_newer_glora_means_what_lycoris_trained(out: int, width: int) -> None:
+    """Square layers are most of a model's attention."""
     torch.manual_seed(0)
-    state = newer(3, 12, 10, 1.5)
-    base = torch.randn(12, 10)
+    state = newer(3, out, width, 1.5)
+    base = torch.randn(out, width)
     a1, a2, b1, b2 = (state[f"lora_unet_{Q}.{name}.weight"].double() for name in ("a1", "a2", "b1", "b2"))
     expected = (b1 @ b2 + base.double() @ a1 @ a2) * 1.5 / 3
     layer = open_state(state).layers[f"lora_unet_{Q}"]
@@ -195,12 +205,69 @@ def test_whole_lokr_of_a_convolution_runs_on_a_linear_layer_too() -> None:
     assert torch.equal(model.predict(), expected)
 
 
-def test_layers_of_other_models_are_told() -> None:
-    state = {
-        "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.ones(2, 8),
-        "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(8, 2),
-    }
-    checked = check(AdapterFile(Path("a"), state, {"modelspec.architecture": "flux-1-dev/lora"}))
-    assert checked.foreign == ("lora_unet_double_blocks_0_img_attn_proj",)
-    assert checked.base_model == "flux-1-dev/lora (as it says)"
-    assert any("no Stable Diffusion" in problem for problem in checked.problems)
+OTHERS = {
+    "lora_unet_double_blocks_0_img_attn_proj": "Flux",
+    "lora_unet_single_blocks_0_linear1": "Flux",
+    "transformer.single_transformer_blocks.0.attn.to_q": "Flux",
+    "diffusion_model.double_blocks.3.img_attn.qkv": "Flux",
+    "lora_unet_joint_blocks_0_x_block_attn_qkv": "SD3",
+    "transformer.transformer_blocks.0.attn.add_q_proj": "SD3",
+    "transformer.transformer_blocks.0.img_mlp.net.2": "Qwen-Image",
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": "SD3 or Flux",
+    "diffusion_model.blocks.0.cross_attn.k": "Wan or Cosmos",
+    "diffusion_model.noise_refiner.0.attention.qkv": "Lumina or Z-Image",
+    "lora_prior_unet_down_blocks_0_0_channelwise_0": "Stable Cascade",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_for_other_models_are_named_and_refused(name: str) -> None:
+    """Though their CLIP-L has SDXL's names and sizes."""
+    clip = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    state = {}
+    for layer in (name, clip):
+        dotted = "." in layer
+        state[f"{layer}.{'lora_A' if dotted else 'lora_down'}.weight"] = torch.ones(2, 16)
+        state[f"{layer}.{'lora_B' if dotted else 'lora_up'}.weight"] = torch.ones(16, 2)
+    file = AdapterFile(Path("a.safetensors"), state, {"modelspec.architecture": "some/lora"})
+    checked = check(file)
+    assert checked.base_model == OTHERS[name]
+    assert any(f"for {OTHERS[name]}" in problem for problem in checked.problems)
+    two = tiny_model()
+    model = TinyModel(two.unet, (two.text_encoders[0], tiny_model().text_encoders[0]), SimpleNamespace(family="sdxl"))
+    with pytest.raises(AdapterError, match=f"for {OTHERS[name]}"):
+        convert(file, model, to="diff")
+    with pytest.raises(AdapterError, match=f"for {OTHERS[name]}"):
+        merge([(file, 1.0), (file, 1.0)], model)
+
+
+def test_no_layer_of_stable_diffusion_is_taken_for_another_models() -> None:
+    assert other_model(own_names()) == ""
+
+
+def own_names() -> list[str]:
+    """Every name of SD1, SD2 and SDXL at their published sizes, in both spellings of UNets."""
+    found: list[str] = []
+    for family in ("sd1", "sd2", "sdxl"):
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**infer_spec(full_shapes(family)).unet)
+        names = [
+            name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        ]
+        found += aliases(names, [["text_model.encoder.layers.0.mlp.fc1"]], family=family)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "base"),
+    [
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768, "SD1"),
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 1024, "SD2"),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 768, "SDXL"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", 640, "SDXL"),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", 320, "SD1 or SD2"),
+    ],
+)
+def test_the_base_model_is_guessed_without_cross_attention_too(layer: str, width: int, base: str) -> None:
+    state = {f"{layer}.lora_down.weight": torch.ones(2, width), f"{layer}.lora_up.weight": torch.ones(8, 2)}
+    assert check(AdapterFile(Path("a"), state, {})).base_model == base

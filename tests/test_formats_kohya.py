@@ -373,6 +373,8 @@ def test_every_family_of_kohyas_tools_is_taken_over(values: dict[str, Any], expe
         {"targets": "standard", "family": "boft", "constraint": 0.001, "rescaled": True, "train_norm": True},
         {"targets": "full", "family": "full"},
         {"rank_dropout": 0.1, "module_dropout": 0.2, "down_lr_weight": "sine+.25", "block_ranks": ",".join("4" * 25)},
+        {"scalar": True},
+        {"family": "lokr", "lokr_factor": 4, "scalar": True, "rank_dropout": 0.1},
     ],
 )
 def test_network_in_a_files_metadata_is_read_back(values: dict[str, Any]) -> None:

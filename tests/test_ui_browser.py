@@ -19,6 +19,11 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.adapters.file import read_adapter, write_adapter
+from lib_lora_train.adapters.inject import inject
+from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.hosts.standalone import StandaloneHost
 from tiny_onnx import write_wd14
 from ui_stand_ins import write_pictures
 
@@ -400,6 +405,36 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     page.keyboard.press("Escape")
     assert page.locator("#lora_train_view").count() == 0
     page.screenshot(path=tmp_path / "results.png", full_page=True)
+
+
+def test_a_file_that_forge_ignores_is_written_in_another_form_by_one_click(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    """On the embedded model: an (IA)³ file's row has two buttons; an ordinary LoRA's has none of them."""
+    model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
+    adapter = inject(model, AdapterSpec("ia3", targets="attention", text_encoder=False), seed=1)
+    for (parameter,) in adapter.groups.values():
+        parameter.data.fill_(0.05)
+    path = tmp_path / "tiny.safetensors"
+    write_adapter(path, adapter.state(), metadata={}, precision="fp32")
+    open_tab(page, address)
+    page.wait_for_function("Boolean(window.loraTrain && window.loraTrain.drawFiles)")
+    draw = """([id, adapter, path]) => {
+        const place = document.createElement("div");
+        place.id = id;
+        document.body.append(place);
+        const events = [{ kind: "Workload", adapter }, { kind: "LoraWritten", path, epoch: 1, step: 2 }];
+        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [] } });
+    }"""
+    page.evaluate(draw, ["plain", "lora standard", str(path)])
+    assert page.locator("#plain button", has_text="Write as").count() == 0
+    page.evaluate(draw, ["ignored", "ia3 attention", str(path)])
+    page.locator("#ignored button", has_text="Write as LoRA").dispatch_event("click")
+    page.wait_for_selector("#ignored .lt-good", state="attached", timeout=_SHOW_MS * 6)
+    told = page.locator("#ignored .lt-good").inner_text()
+    assert "tiny-rank16.safetensors" in told and "% of the update was lost" in told
+    written = read_adapter(tmp_path / "tiny-rank16.safetensors").state
+    assert all(tensor.shape[0] == 16 for key, tensor in written.items() if key.endswith("lora_down.weight"))
 
 
 def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str) -> None:

@@ -14,7 +14,7 @@ from lib_lora_train.randomness import random_for, seed_for
 
 @dataclass(frozen=True)
 class ChanceRule:
-    """dropout: share of rank-size activations; rank_dropout: of ranks, per sample; module_dropout: of layers."""
+    """dropout: share of rank-size activations; rank_dropout: of ranks or ΔW's rows; module_dropout: of layers."""
 
     dropout: float = 0.0
     rank_dropout: float = 0.0

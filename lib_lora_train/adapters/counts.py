@@ -18,7 +18,7 @@ from lib_lora_train.adapters.names import (
     is_text_target,
     is_unet_target,
 )
-from lib_lora_train.adapters.options import Options, options_from_config, sizes_from_config
+from lib_lora_train.adapters.options import SCALABLE, Options, options_from_config, sizes_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.models.tape import Keeps, Layer
 
@@ -82,7 +82,7 @@ def trained_numbers(layer: Layer, config: TrainConfig, rank: int) -> int:
         "boft": _boft(outputs, rank) + outputs * config.rescaled,
         "full": math.prod(shape) + outputs * layer.has_bias,
     }
-    return counts[config.family] + (inputs if config.dora else 0)
+    return counts[config.family] + (inputs if config.dora else 0) + (config.scalar and config.family in SCALABLE)
 
 
 def _lora(shape: tuple[int, ...], rank: int, *, is_tucker: bool) -> int:

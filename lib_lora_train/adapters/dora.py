@@ -57,6 +57,11 @@ class Decomposed(Family):
         turned = exact + self.inner.diff_weight(weights, options, base)
         return turned * (magnitude / column_norms(turned)) - exact
 
+    def file_weights(self, weights: Weights) -> Mapping[str, Tensor]:
+        """The inner family's, and the magnitude."""
+        inner = {name: tensor for name, tensor in weights.items() if name != MAGNITUDE}
+        return {**self.inner.file_weights(inner), MAGNITUDE: weights[MAGNITUDE]}
+
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
         """As the inner family."""
         return self.inner.fixed_state(options)

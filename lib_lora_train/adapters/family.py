@@ -28,7 +28,8 @@ Weights = Mapping[str, Tensor]
 class Draw:
     """The randomness of one layer in one micro-batch, a function of seed, counters and the layer's name.
 
-    dropout: share of the rank-size activations that are dropped; rank_dropout: share of ranks, per sample;
+    dropout: share of the rank-size activations that are dropped; rank_dropout: share of ranks, per sample, or of rows
+    of ΔW (`kept_rows`);
     block: DyLoRA's number in [0, 1) that chooses the rows to train.
     """
 
@@ -92,8 +93,20 @@ class Family(ABC):
             x,
             slices,
             strength=strength,
-            make=lambda w, base: (self.diff_weight(w, options, base), self.diff_bias(w)),
+            make=lambda w, base: self._made(w, options, base, draw),
         )
+
+    def _made(
+        self, weights: Weights, options: Options, base: Tensor, draw: Draw | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """ΔW and what is added to the bias, with the same rows of both dropped."""
+        bias = self.diff_bias(weights)
+        diff = kept_rows(self.diff_weight(weights, options, base), draw)
+        return diff, None if bias is None else kept_rows(bias, draw)
+
+    def file_weights(self, weights: Weights) -> Mapping[str, Tensor]:
+        """The numbers as files hold them: all of them, but for `Scaled`."""
+        return weights
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
         """Key ending → what the file says beside the trained tensors, all 0-d."""
@@ -121,6 +134,20 @@ def is_plain_conv(layer: nn.Module) -> bool:
 def is_wide_conv(layer: nn.Module) -> bool:
     """A convolution that sees more than one position: kohya's conv rank and Tucker's form are for these."""
     return isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
+
+
+def kept_rows(update: Tensor, draw: Draw | None, axis: int = 0) -> Tensor:
+    """`update` with whole output channels, which lie along `axis`, set to 0 and the others made larger.
+
+    LyCORIS' rank dropout of families that have no rank in between. The mask is a function of the draw's seed alone.
+    """
+    if draw is None or not draw.rank_dropout:
+        return update
+    generator = torch.Generator(update.device).manual_seed(draw.seed)
+    shape = [1] * update.dim()
+    shape[axis] = update.shape[axis]
+    kept = torch.rand(shape, generator=generator, device=update.device) >= draw.rank_dropout
+    return update * kept.to(update.dtype) / (1 - draw.rank_dropout)
 
 
 def convolved(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:

@@ -58,11 +58,14 @@ class Glora(Family):
 
 
 def is_newer(weights: Weights) -> bool:
-    """Whether the tensors are in the newer layout; the older one where the shapes fit both, as Forge decides it."""
+    """Whether the tensors are in the newer layout.
+
+    On a square layer the shapes fit both, and the rank is what is smaller than the layer.
+    """
     a1, a2, b1, b2 = (weights[name].shape for name in ("a1", "a2", "b1", "b2"))
-    if a1[0] == a2[1] == b1[0] == b2[1]:
-        return False
-    return bool(a1[1] == a2[0] == b1[1] == b2[0])
+    is_newer_rank = a1[1] == a2[0] == b1[1] == b2[0]
+    is_older_rank = a1[0] == a2[1] == b1[0] == b2[1]
+    return bool(is_newer_rank and (not is_older_rank or a1[1] < a1[0]))
 
 
 def as_older(weights: Weights, scale: float) -> dict[str, Tensor]:

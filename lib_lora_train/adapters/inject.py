@@ -16,6 +16,7 @@ from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
 from lib_lora_train.adapters.chance import Chance, ChanceRule
 from lib_lora_train.adapters.family import Family, base_weight
 from lib_lora_train.adapters.flat import FlatBuffer, Slices
+from lib_lora_train.adapters.foreign import refuse_other_models
 from lib_lora_train.adapters.layers import AdaptedLayer, Switch
 from lib_lora_train.adapters.limits import NormLimit, all_norms
 from lib_lora_train.adapters.names import (
@@ -51,7 +52,7 @@ class ModelParts(Protocol):
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """One layer to adapt: its module name inside `root`, its name in the file, and how; `given`: with these numbers."""
 
     root: nn.Module
@@ -93,7 +94,7 @@ class Adapter:
         self.skipped: tuple[str, ...] = ()
         self.left_out: tuple[str, ...] = ()
         self._switch = Switch()
-        self._targets: dict[str, _Target] = {}
+        self._targets: dict[str, Target] = {}
         self._buffers: list[FlatBuffer] = []
         self._hooks: list[RemovableHandle] = []
 
@@ -178,7 +179,7 @@ class Adapter:
         self._hooks.clear()
         self._targets.clear()
 
-    def _add_group(self, name: str, root: nn.Module, targets: list[_Target], *, seed: int) -> None:
+    def _add_group(self, name: str, root: nn.Module, targets: list[Target], *, seed: int) -> None:
         """Adapt `targets` of `root` with numbers in one new buffer."""
         fresh = {target.key: _fresh(target, seed) for target in targets}
         tensors = [tensor for weights in fresh.values() for tensor in weights.values()]
@@ -233,7 +234,7 @@ def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False
     roots = {"unet": model.unet, **{f"text {n}": encoder for n, encoder in enumerate(model.text_encoders)}}
     for root in roots.values():
         _refuse_adapted(root)
-    found, left = _opened_targets(model, opened, takes_rows)
+    found, left = opened_targets(model, opened, takes_rows)
     if not found:
         raise AdapterError("No layer of this file fits the model. Choose the checkpoint kind it was trained on.")
     for root in roots.values():
@@ -246,10 +247,11 @@ def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False
     return adapter, left
 
 
-def _opened_targets(
+def opened_targets(
     model: ModelParts, opened: Opened, takes_rows: bool
-) -> tuple[dict[str, tuple[nn.Module, list[_Target]]], tuple[str, ...]]:
-    """Group name → (root, targets with their numbers), and the file's names that fit nowhere."""
+) -> tuple[dict[str, tuple[nn.Module, list[Target]]], tuple[str, ...]]:
+    """Group name → (root, targets with their numbers), and the file's names that fit nowhere; AdapterError for Flux."""
+    refuse_other_models(opened.layers)
     family: str = model.spec.family
     layers = [*_layer_names(model.unet, lambda name: is_unet_target(name, "full")), *_norm_names(model.unet)]
     texts = [_layer_names(root, lambda name: is_text_target(name, "full", family="")) for root in model.text_encoders]
@@ -260,7 +262,7 @@ def _opened_targets(
     places = [("unet", model.unet, unet_keys(layers, family=family))]
     for (group, prefix), encoder, names in zip(groups, model.text_encoders, texts, strict=True):
         places.append((group, encoder, {name: text_key(name, prefix) for name in names}))
-    found: dict[str, tuple[nn.Module, list[_Target]]] = {}
+    found: dict[str, tuple[nn.Module, list[Target]]] = {}
     for group, root, keys in places:
         targets = []
         for name, key in keys.items():
@@ -274,7 +276,7 @@ def _opened_targets(
     return found, tuple(left)
 
 
-def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> _Target | None:
+def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> Target | None:
     """The layer with the file's numbers; None if they are for a layer of another kind or size."""
     module = root.get_submodule(name)
     base = base_weight(module).detach()
@@ -287,12 +289,12 @@ def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> _
         return None
     if diff.shape != base.shape:
         return None
-    return _Target(root, name, key, layer.family, layer.options, given=given)
+    return Target(root, name, key, layer.family, layer.options, given=given)
 
 
-def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[_Target]]]:
+def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[Target]]]:
     """Group name → (root module, its target layers in model order)."""
-    found: dict[str, tuple[nn.Module, list[_Target]]] = {}
+    found: dict[str, tuple[nn.Module, list[Target]]] = {}
     model_family: str = model.spec.family
     if spec.unet:
         found["unet"] = (model.unet, list(_unet_targets(model.unet, spec, model_family)))
@@ -306,7 +308,7 @@ def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Mo
     return found
 
 
-def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iterator[_Target]:
+def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iterator[Target]:
     """The UNet's target layers, and its norms if they are trained too."""
     layers = _layer_names(unet, lambda name: is_unet_target(name, "full"))
     norms = _norm_names(unet) if spec.train_norm else []
@@ -317,7 +319,7 @@ def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iter
             continue
         if isinstance(unet.get_submodule(name), (nn.GroupNorm, nn.LayerNorm)):
             if is_norm_target(name, spec.targets):
-                yield _Target(unet, name, key, NORM, Options(), block.rate_weight)
+                yield Target(unet, name, key, NORM, Options(), block.rate_weight)
         elif is_unet_target(name, spec.targets) and _is_wanted(spec, name):
             yield _target(unet, name, key, spec, block=block)
 
@@ -330,11 +332,11 @@ def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool
     return spec.family != "ia3" or is_ia3_target(name) or (is_packed and ".self_attn." in name)
 
 
-def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec, *, block: Block = EVERYWHERE) -> _Target:
+def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec, *, block: Block = EVERYWHERE) -> Target:
     layer, family = root.get_submodule(name), family_of(spec)
     options = spec.options_for(layer, name, block)
     settled = family.settled(layer, options) if family.fits(layer) else options
-    return _Target(root, name, key, family, settled, block.rate_weight)
+    return Target(root, name, key, family, settled, block.rate_weight)
 
 
 def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
@@ -351,7 +353,7 @@ def _refuse_adapted(root: nn.Module) -> None:
         raise AdapterError("The model carries an adapter already. Remove it before a new one is put in.")
 
 
-def _fresh(target: _Target, seed: int) -> dict[str, Tensor]:
+def _fresh(target: Target, seed: int) -> dict[str, Tensor]:
     """Initial tensors that depend on nothing but the seed and the layer's name in the file, in the slices' order."""
     if target.given is not None:
         return dict(target.given)

@@ -14,6 +14,8 @@ from lib_lora_train.adapters.family import Family, base_weight
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.options import Options
 
+_ONE = torch.ones(1)
+
 
 @dataclass
 class Switch:
@@ -79,24 +81,32 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self.family.diff_norm(self.slices.named(), self.options, base_weight(self.base_layer).detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Key ending → fp32 copy on the CPU, with what the file says beside the numbers (`alpha` …)."""
-        return {ending: value.to("cpu", torch.float32, copy=True) for ending, value in self.state_views().items()}
+        """Key ending → fp32 copy on the CPU (switches as they are), with what the file says beside them (`alpha` …)."""
+        views = self.state_views()
+        return {
+            ending: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for ending, value in views.items()
+        }
 
     def state_shapes(self) -> dict[str, torch.Size]:
         """Key ending → shape, for what `state` returns."""
         return {ending: tensor.shape for ending, tensor in self.state_views().items()}
 
     def state_views(self) -> dict[str, Tensor]:
-        """As `state`, without copying, on its device and in its number format."""
+        """As `state`, without copying what files hold as it is, on its device and in its number format."""
         endings = self.family.STATE_KEYS
-        views = {endings[name]: value for name, value in self.slices.stored().items()}
+        stored = self.family.file_weights(self.slices.stored())
+        views = {endings[name]: value for name, value in stored.items()}
         return {**views, **self.family.fixed_state(self.options)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the numbers of `state`, whose endings and shapes are those of `state_shapes`."""
+        """Take over the numbers of `state`, whose endings and shapes are those of `state_shapes`.
+
+        A trained factor, which is multiplied into the other numbers there, is 1 again.
+        """
         endings = self.family.STATE_KEYS
         with torch.no_grad():
             for name, value in self.slices.stored().items():
-                value.copy_(state[endings[name]])
+                value.copy_(state.get(endings[name], _ONE))
         fixed = {ending: state[ending] for ending in self.family.fixed_state(self.options) if ending in state}
         self.options = self.family.with_fixed(self.options, fixed)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.factors import lokr_shapes
-from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight, convolved, kaiming
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight, convolved, kaiming, kept_rows
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.loha import tucker
 from lib_lora_train.adapters.options import Options
@@ -57,7 +57,7 @@ class Lokr(Family):
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
         """ΔW, (out, in[, k, k])."""
         small, big = small_matrix(weights), big_matrix(weights)
-        scale = self._scale(weights, options)
+        scale = scale_of(weights, options)
         if big.dim() == 4:
             return torch.kron(small[:, :, None, None], big.contiguous()).reshape(base.shape) * scale
         return torch.kron(small, big).reshape(base.shape) * scale
@@ -66,7 +66,7 @@ class Lokr(Family):
         """‖w1 ⊗ w2‖ = ‖w1‖ · ‖w2‖."""
         norms = [torch.linalg.vector_norm(matrix(weights)) for matrix in (small_matrix, big_matrix)]
         product: Tensor = norms[0] * norms[1]
-        return product * abs(self._scale(weights, options))
+        return product * abs(scale_of(weights, options))
 
     def forward(
         self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
@@ -75,15 +75,21 @@ class Lokr(Family):
         dtype = base_weight(layer).dtype
         tensors = {name: leaf(slices, name, dtype) for name in slices.positions}
         output: Tensor = layer(x)
-        return output + delta(layer, x, tensors, self._scale(tensors, options) * strength)
-
-    @staticmethod
-    def _scale(weights: Weights, options: Options) -> float:
-        return 1.0 if {"w1", "w2"} <= weights.keys() else options.scale
+        return output + delta(layer, x, tensors, scale_of(tensors, options) * strength, draw)
 
 
-def delta(layer: nn.Module, x: Tensor, weights: Weights, scale: float) -> Tensor:
-    """What scale · w1 ⊗ w2 adds to the layer's output."""
+def scale_of(weights: Weights, options: Options) -> float:
+    """s, which is 1 where both matrices are whole."""
+    return 1.0 if {"w1", "w2"} <= weights.keys() else options.scale
+
+
+def delta(layer: nn.Module, x: Tensor, weights: Weights, scale: float, draw: Draw | None = None) -> Tensor:
+    """What scale · w1 ⊗ w2 adds to the layer's output, with some of its channels dropped."""
+    change = _change(layer, x, weights, scale)
+    return kept_rows(change, draw, 1 if isinstance(layer, nn.Conv2d) else -1)
+
+
+def _change(layer: nn.Module, x: Tensor, weights: Weights, scale: float) -> Tensor:
     small = small_matrix(weights) * scale
     i1 = small.shape[1]
     if isinstance(layer, nn.Conv2d):

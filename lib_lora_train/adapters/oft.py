@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.factors import factorisation
-from lib_lora_train.adapters.family import Draw, Family, Weights, base_bias, base_weight
+from lib_lora_train.adapters.family import Draw, Family, Weights, base_bias, base_weight, kept_rows
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
@@ -67,7 +67,7 @@ class Oft(Family):
             factor = leaf(slices, "rescale", torch.float32).flatten()
             shaped = factor[:, None, None] if is_conv else factor
             change = plain * (shaped - 1).to(plain.dtype) + change * shaped.to(plain.dtype)
-        return output + change * strength
+        return output + kept_rows(change, draw, axis) * strength
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
         """The constraint, under the name that hosts know."""

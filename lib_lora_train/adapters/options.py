@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from lib_lora_train.adapters.blocks import Block
 from lib_lora_train.config import TrainConfig
 
+SCALABLE = ("lora", "loha", "lokr", "glora")
+"""The families that a trained factor goes with, as in LyCORIS."""
+
 
 @dataclass(frozen=True)
 class Options:

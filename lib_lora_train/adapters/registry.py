@@ -24,7 +24,8 @@ from lib_lora_train.adapters.lora import Lora
 from lib_lora_train.adapters.names import is_on_ia3_input
 from lib_lora_train.adapters.norm import Norm
 from lib_lora_train.adapters.oft import Oft
-from lib_lora_train.adapters.options import PLAIN, Options, Sizes, options_from_config
+from lib_lora_train.adapters.options import PLAIN, SCALABLE, Options, Sizes, options_from_config
+from lib_lora_train.adapters.scalar import Scaled
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError
 
@@ -54,6 +55,7 @@ class AdapterSpec:
     conv_rank: int | None = None
     conv_alpha: float | None = None
     is_dora: bool = False
+    has_scalar: bool = False
     rank_stabilized: bool = False
     train_norm: bool = False
     options: Options = PLAIN
@@ -81,6 +83,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
         conv_rank=config.conv_rank,
         conv_alpha=config.effective_conv_alpha,
         is_dora=config.dora,
+        has_scalar=config.scalar and config.family in SCALABLE,
         rank_stabilized=config.rank_stabilized,
         train_norm=config.train_norm,
         options=options_from_config(config),
@@ -95,13 +98,18 @@ def chance_from_config(config: TrainConfig) -> ChanceRule:
 
 
 def family_of(spec: AdapterSpec) -> Family:
-    """The family of `spec`, with DoRA around it if asked for; AdapterError for what does not exist."""
+    """The family of `spec`, with a trained factor and DoRA around it if asked for; AdapterError for what is not."""
     if spec.family not in FAMILIES:
         raise AdapterError(f"There is no adapter family {spec.family!r}. Known: {', '.join(FAMILIES)}.")
+    if spec.has_scalar and spec.family not in SCALABLE:
+        raise AdapterError(
+            f"A scalar does not go with {spec.family}, only with {', '.join(SCALABLE)}. Switch scalar off."
+        )
+    family = Scaled(FAMILIES[spec.family]) if spec.has_scalar else FAMILIES[spec.family]
     if not spec.is_dora:
-        return FAMILIES[spec.family]
+        return family
     if spec.family not in DECOMPOSABLE:
         raise AdapterError(
             f"DoRA does not go with {spec.family}, only with {', '.join(DECOMPOSABLE)}. Switch dora off."
         )
-    return Decomposed(FAMILIES[spec.family])
+    return Decomposed(family)

@@ -3,6 +3,7 @@
 | who | example |
 | --- | --- |
 | kohya, LyCORIS | `lora_unet_down_blocks_…_to_q.lora_down.weight`, `lora_te1_…`; its first OFT `oft_unet_…` |
+| LyCORIS by itself | `lycoris_down_blocks_…_to_q.lokr_w1` (SimpleTuner writes it) |
 | diffusers | `unet.….to_q.lora_A.weight`, older `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight` |
 | PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
 | ComfyUI, ldm | `diffusion_model.input_blocks.….to_q.…`, `text_encoders.clip_l.transformer.…` |
@@ -29,6 +30,9 @@ _PARTS = (
     (r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.transformer\.", "lora_te_"),
     (r"cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.", "lora_te_"),
     (r"(?=(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)\.)", "lora_unet_"),
+    (r"lycoris_(?=(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)_)", "lora_unet_"),
+    (r"lycoris_(?=(text_model|encoder_layers)_)", "lora_te_"),
+    (r"oft_te_(?=text_model)", "lora_te_"),
     (r"(?=(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb)\b)", "lora_unet_"),
     (r"(?=(text_model|encoder\.layers)\.)", "lora_te_"),
 )

@@ -18,11 +18,14 @@ from lib_lora_train.adapters.file import AdapterFile
 
 _IN_METADATA = "lora_adapter_metadata"
 _BESIDE = ("adapter_model.safetensors", "adapter_config.json")
-_PEFT = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)?\.weight")
+_PEFT = re.compile(r"(?P<module>.+)\.(lora_A(\.[^.]+)?\.weight|hada_w1_b|lokr_w1|lokr_w1_b)")
 
 
 def with_told_alphas(file: AdapterFile) -> dict[str, Tensor]:
-    """The file's tensors, and `….alpha` for each layer whose alpha stands elsewhere."""
+    """The file's tensors, and `….alpha` for each layer whose alpha stands elsewhere.
+
+    PEFT scales a LoKr of two whole matrices too, where the webuis' format has no scale: there it is multiplied in.
+    """
     state = dict(file.state)
     told = _from_metadata(file) or _from_neighbour(file)
     if not told:
@@ -30,10 +33,31 @@ def with_told_alphas(file: AdapterFile) -> dict[str, Tensor]:
     for key, tensor in file.state.items():
         match = _PEFT.fullmatch(key)
         if match and tensor.dim() and f"{match['module']}.alpha" not in state:
-            alpha = _alpha(told, match["module"], tensor.shape[0])
-            if alpha is not None:
-                state[f"{match['module']}.alpha"] = torch.tensor(alpha)
+            module = match["module"]
+            rank = _rank(told, module, file.state, key)
+            alpha = None if rank is None else _alpha(told, module, rank)
+            if alpha is not None and f"{module}.lokr_w2" in state and key.endswith("lokr_w1"):
+                state[key] = tensor * (alpha / (rank or 1))
+            elif alpha is not None:
+                state[f"{module}.alpha"] = torch.tensor(alpha)
     return state
+
+
+def _rank(told: Mapping[str, Any], module: str, state: Mapping[str, Tensor], key: str) -> int | None:
+    """The layer's rank by its tensors; by what is told where LoKr has no split matrix."""
+    if not key.endswith("lokr_w1"):
+        return int(state[key].shape[0])
+    if f"{module}.lokr_w2_b" in state:
+        return int(state[f"{module}.lokr_w2_b"].shape[0])
+    rank = _matching(told.get("rank_pattern"), module)
+    rank = _number(told.get("r")) if rank is None else rank
+    return int(rank) if rank else None
+
+
+def _matching(patterns: Any, name: str) -> float | None:
+    """The number of the first pattern that ends the name."""
+    found = patterns.items() if isinstance(patterns, dict) else ()
+    return next((_number(number) for pattern, number in found if _ends(name, pattern)), None)
 
 
 def _from_metadata(file: AdapterFile) -> dict[str, Any]:
@@ -65,12 +89,9 @@ def _alpha(told: Mapping[str, Any], module: str, rank: int) -> float | None:
     """The alpha of a layer at this rank, as hosts divide it; None where nothing is told of its model."""
     part, _, rest = module.partition(".")
     prefix, name = (f"{part}.", rest) if f"{part}.lora_alpha" in told else ("", module)
-    alpha = _number(told.get(f"{prefix}lora_alpha"))
-    patterns = told.get(f"{prefix}alpha_pattern") or {}
-    for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
-        if _ends(name, pattern):
-            alpha = _number(own)
-            break
+    own = _matching(told.get(f"{prefix}alpha_pattern"), name)
+    plain = told.get(f"{prefix}lora_alpha", told.get("alpha"))  # PEFT's LoHa and LoKr call it alpha
+    alpha = _number(plain) if own is None else own
     if alpha is None:
         return None
     return alpha * rank**0.5 if told.get(f"{prefix}use_rslora") else alpha

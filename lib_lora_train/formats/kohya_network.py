@@ -65,6 +65,7 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "dora_wd": ("lora", "loha", "lokr"),
     "use_tucker": ("lora", "loha", "lokr"),
     "rs_lora": ("lora", "loha", "lokr"),
+    "use_scalar": ("lora", "loha", "lokr", "glora"),
     "factor": ("lokr",),
     "decompose_both": ("lokr",),
     "full_matrix": ("lokr",),
@@ -261,7 +262,7 @@ def conv_alpha_of(config: TrainConfig) -> float:
 
 def _is_plain(config: TrainConfig) -> bool:
     """Whether kohya's own networks, without LyCORIS, can train it."""
-    extras = (config.dora, config.tucker, config.train_norm, config.rank_stabilized)
+    extras = (config.dora, config.tucker, config.train_norm, config.rank_stabilized, config.scalar)
     return config.family in ("lora", "dylora") and not any(extras)
 
 

@@ -101,6 +101,14 @@ class NetworkSettings:
         group="network",
         kohya="rs_lora",
     )
+    scalar: bool = param(
+        False,
+        "A factor of each layer's whole update is learnt too, from 0 on, for lora, loha, lokr and glora: matrices "
+        "begin at random, and the first steps only find how strongly each layer should change. Give it some more "
+        "steps; the file is as ever, with the factor in it.",
+        group="network",
+        kohya="use_scalar",
+    )
     tucker: bool = param(
         False,
         "Tucker form of 3×3 convolutions in lora, loha and lokr: much smaller files, slightly less exact. Forge cannot "
@@ -164,8 +172,8 @@ class NetworkSettings:
     )
     rank_dropout: float = param(
         0.0,
-        "Share of the ranks that are left out at random for each picture: 0.1 to 0.3. For lora and dylora, without "
-        "dora.",
+        "Share of the ranks that are left out at random for each picture: 0.1 to 0.3. With dora and in the other "
+        "families, which have no ranks in between, of the channels a layer puts out; not for ia3.",
         group="network",
         low=0.0,
         high=0.95,

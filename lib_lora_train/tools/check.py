@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lib_lora_train.adapters.dora import MAGNITUDE
 from lib_lora_train.adapters.file import AdapterFile, read_adapter
+from lib_lora_train.adapters.foreign import other_model
 from lib_lora_train.adapters.opened import NEWER_GLORA, OTHER_ALPHA, Opened, OpenedLayer, has_other_axis, open_file
 
 _CROSS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
+_TEXT = {768: "SD1", 1024: "SD2"}
+_DEEP = re.compile(r"transformer_blocks_[1-9]")
+_SHALLOW = re.compile(r"_(down_blocks_0_attentions|input_blocks_[12]_1|up_blocks_3_attentions)_")
 _NOT_IN_FORGE = ("ia3", "oft", "boft")
 _NEEDS_MODEL = ("glora", "ia3", "oft", "boft")
 _SHOWN = 5
@@ -65,7 +68,9 @@ class Checked:
                 "`convert` writes what it meant in training."
             )
         found += [f"{count} layers: {_REMARKS[remark]}" for remark, count in self.remarks.items()]
-        if self.foreign:
+        if other_model(self.foreign):
+            found.append(f"It is for {other_model(self.foreign)}: only files for SD1, SD2 and SDXL can be used here.")
+        elif self.foreign:
             found.append(f"{len(self.foreign)} layers are of no Stable Diffusion ({_some(self.foreign)}).")
         if self.unknown:
             found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
@@ -141,10 +146,13 @@ def _norm(layer: OpenedLayer) -> float | None:
 
 
 def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
-    """Which models the file is for: by the width of the prompt that cross-attention reads, else by what it says."""
+    """Which models the file is for: by the width of the prompt that cross-attention reads, else by names and words."""
+    other = other_model(opened.layers)
+    if other:
+        return other
     for name, layer in opened.layers.items():
         if name.endswith(("attn2_to_k", "attn2_to_v")):
-            width = _inputs(layer.weights)
+            width = _inputs(layer)
             if width in _CROSS:
                 return _CROSS[width]
     told = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
@@ -153,17 +161,27 @@ def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
     if told:
         kind = next((kind for mark, kind in (("v2", "SD2"), ("v1", "SD1")) if mark in told), told)
         return f"{kind} (as it says)"
-    return "SDXL" if any(name.startswith("lora_te2") for name in opened.layers) else "an unknown model"
+    return _by_names(opened) or "an unknown model"
 
 
-def _inputs(weights: Mapping[str, Tensor]) -> int | None:
+def _by_names(opened: Opened) -> str:
+    """By layers that not all have: SDXL's second encoder and deeper transformers, the other two's widths of text."""
+    if any(name.startswith(("lora_te1", "lora_te2")) or _DEEP.search(name) for name in opened.layers):
+        return "SDXL"
+    for name, layer in opened.layers.items():
+        width = _inputs(layer) if name.endswith(("self_attn_q_proj", "self_attn_k_proj", "mlp_fc1")) else None
+        if width in _TEXT:
+            return _TEXT[width]
+    return "SD1 or SD2" if any(_SHALLOW.search(name) for name in opened.layers) else ""
+
+
+def _inputs(layer: OpenedLayer) -> int | None:
     """In-features of a linear layer, as far as its tensors tell."""
-    for short in ("down", "a1", "w1_b", "diff", MAGNITUDE):
-        if short in weights and not {"w1_a", "w2"} <= weights.keys():
-            return weights[short].shape[1]
-    if "w1" in weights and ("w2" in weights or "w2_b" in weights):
-        return weights["w1"].shape[1] * weights["w2" if "w2" in weights else "w2_b"].shape[1]
-    return None
+    weights = layer.weights
+    if layer.family.NAME == "lokr":
+        small, big = weights["w1" if "w1" in weights else "w1_b"], weights["w2" if "w2" in weights else "w2_b"]
+        return small.shape[1] * big.shape[1]
+    return next((weights[n].shape[1] for n in ("down", "a1", "w1_b", "diff", MAGNITUDE) if n in weights), None)
 
 
 def _told(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:

@@ -91,7 +91,7 @@ class Desk:
             **DoctorDesk(self.shelf, self._kept_config, runner.host).asks(),
             **CropDesk(self.shelf, lambda: self.looked, self._kept_config).asks(),
             **self.runs.asks(),
-            **ToolsDesk().asks(),
+            **ToolsDesk(lambda: runner.host.footing(self._kept_config()).checkpoint).asks(),
             **TagDesk(runner.host, self.captions).asks(),
         }
 

@@ -15,11 +15,18 @@ from lib_lora_train.typed_paths import typed_path
 
 
 class ToolsDesk:
-    """Nothing is kept between two questions; no file that is there is ever written over."""
+    """Nothing is kept between two questions; no file that is there is ever written over.
+
+    `loaded` tells the checkpoint file that the form means or the host has loaded, None where there is none: the model
+    that is meant where nobody names another.
+    """
+
+    def __init__(self, loaded: Callable[[], Path | None] = lambda: None) -> None:
+        self._loaded = loaded
 
     def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """What the page's buttons ask, by name."""
-        return {"tools-check": self.check, "tools-convert": self.convert}
+        return {"tools-check": self.check, "tools-convert": self.convert, "tools-merge": self.merge}
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What is in a LoRA file of any family, and what its user should know."""
@@ -32,7 +39,6 @@ class ToolsDesk:
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the file as a LoRA of a rank, or as the exact difference, beside it; what was lost."""
         from lib_lora_train.adapters.file import read_adapter
-        from lib_lora_train.hosts.standalone import StandaloneHost
         from lib_lora_train.tools.convert import convert, write_converted
 
         path, to, rank = _given(values), str(values.get("to", "lora")), _rank(values)
@@ -40,17 +46,71 @@ class ToolsDesk:
         if place.exists():
             raise LoraTrainError(f"{place.name} is there already. Rename it, or choose another rank.")
         file = read_adapter(path)
-        config = TrainConfig(checkpoint=str(values.get("checkpoint", "")).strip(), precision="fp32")
-        model = StandaloneHost(None, None, place.parent).load_model(config)
-        converted = convert(file, model, to=to, rank=rank)
+        converted = convert(file, self._model(values, place.parent), to=to, rank=rank)
         saved = write_converted(place, converted, to=to, rank=rank, metadata=file.metadata)
-        return {
-            "path": str(place),
-            "megabytes": saved.size_bytes / 1e6,
-            "error": converted.error,
-            "worst": converted.worst,
-            "left_out": list(converted.left_out),
-        }
+        return _answer(place, saved.size_bytes, converted)
+
+    def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the sum of files beside the first, or a checkpoint with it beside the old one; what was lost."""
+        from lib_lora_train.adapters.file import read_adapter
+        from lib_lora_train.tools.baked import weighted, write_baked
+        from lib_lora_train.tools.merge import merge_into_file
+
+        named = _listed(values)
+        files = weighted([read_adapter(path) for path, _ in named], [weight for _, weight in named])
+        stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
+        if to == "checkpoint":
+            checkpoint = self._checkpoint(values)
+            baked = write_baked(checkpoint, files, checkpoint.with_name(f"{checkpoint.stem}+{stem}.safetensors"))
+            return _answer(baked.path, baked.size_bytes, baked)
+        rank = _rank(values) if to == "rank" else 0
+        place = named[0][0].with_name(
+            f"{stem}{'-diff' if to == 'diff' else f'-rank{rank}' if rank else ''}.safetensors"
+        )
+        kind = "diff" if to == "diff" else "lora"
+        merged, saved = merge_into_file(place, files, self._model(values, place.parent), to=kind, rank=rank)
+        return _answer(place, saved.size_bytes, merged)
+
+    def _checkpoint(self, values: Mapping[str, Any]) -> Path:
+        """The checkpoint that is named, else the one the host has, else the tiny model."""
+        from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
+
+        text = str(values.get("checkpoint", "")).strip().strip("\"'")
+        return typed_path(text) if text else self._loaded() or EMBEDDED_CHECKPOINT
+
+    def _model(self, values: Mapping[str, Any], folder: Path) -> Any:
+        """That checkpoint in full precision, read for this alone."""
+        from lib_lora_train.hosts.standalone import StandaloneHost
+
+        config = TrainConfig(checkpoint=str(self._checkpoint(values)), precision="fp32")
+        return StandaloneHost(None, None, folder).load_model(config)
+
+
+def _answer(path: Path, size: int, made: Any) -> dict[str, Any]:
+    """What the page tells of a file: `made` is a Converted or a Baked, which loses nothing."""
+    error, worst = getattr(made, "error", 0.0), getattr(made, "worst", "")
+    return {"path": str(path), "megabytes": size / 1e6, "error": error, "worst": worst, "left_out": list(made.left_out)}
+
+
+def _listed(values: Mapping[str, Any]) -> list[tuple[Path, float]]:
+    """The files of a text, one a line, each with `: weight` behind it or none (1)."""
+    found = []
+    for line in str(values.get("files", "")).splitlines():
+        text = line.strip()
+        if text:
+            named, _, weight = text.rpartition(":")
+            number = _number(weight) if named else None
+            found.append((_given({"file": text if number is None else named}), 1.0 if number is None else number))
+    if not found:
+        raise AdapterError("Name LoRA files, one a line: .safetensors, with a weight behind a colon.")
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _given(values: Mapping[str, Any]) -> Path:
