@@ -71,14 +71,28 @@ def finish_decoder(work: Path, seconds: float) -> None:
     )
 
 
-def export(work: Path, out: Path) -> None:
-    """Write the finished checkpoint, its ``.yaml`` and the tokenizer folder to ``out``."""
+def export(work: Path, out: Path, earlier: Path | None = None) -> None:
+    """Write the finished checkpoint and the tokenizer folder to ``out``.
+
+    With the state of an ``earlier`` stage of the same training, the mean of both ends is written: weights between two
+    annealed ends of one run are better than either (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima").
+    """
     final = work / "vae-final.pt"
     vae = torch.load(final if final.exists() else work / "vae-white.pt")["vae"]
     state = torch.load(work / "unet-state.pt")
-    tensors = to_single_file(state["ema_unet"], vae, state["ema_text"])
+    ends = [state] if earlier is None else [torch.load(earlier), state]
+    unet, text = (mean_weights([end[part] for end in ends]) for part in ("ema_unet", "ema_text"))
+    tensors = to_single_file(unet, vae, text)
     save_single_file(out / "tiny-sd.safetensors", tensors, note=f"{state['step']} steps; see README.md")
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+
+
+def mean_weights(ends: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Name → mean of the tensors of that name; whole numbers as the last one has them."""
+    return {
+        name: torch.stack([end[name] for end in ends]).mean(0) if last.is_floating_point() else last
+        for name, last in ends[-1].items()
+    }
 
 
 def run_stage(arguments: argparse.Namespace) -> None:
@@ -109,7 +123,7 @@ def run_stage(arguments: argparse.Namespace) -> None:
     elif arguments.stage == "decoder":
         finish_decoder(work, arguments.seconds)
     else:
-        export(work, arguments.out)
+        export(work, arguments.out, arguments.average_with)
 
 
 def main() -> None:
@@ -126,6 +140,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="one-thread processes that share a step of 24")
     parser.add_argument("--icons", type=Path, help="icons.json of fluent-emoji-flat")
     parser.add_argument("--bpe", type=Path, help="bpe_simple_vocab_16e6.txt.gz")
+    parser.add_argument("--average-with", type=Path, help="state of an earlier stage, for export")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny-sd"))
     run_stage(parser.parse_args())
 

@@ -92,7 +92,7 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32(key.encode()) % 100 < HELD_OUT_PERCENT
 
 
-def draw_thing(rng: random.Random, *, shape_share: float = 0.45) -> Thing:
+def draw_thing(rng: random.Random, *, shape_share: float = 0.6) -> Thing:
     """A random emoji noun or coloured shape."""
     if rng.random() < shape_share:
         return Thing(rng.choice(SHAPES), rng.choice(list(COLOURS)))
@@ -100,8 +100,8 @@ def draw_thing(rng: random.Random, *, shape_share: float = 0.45) -> Thing:
 
 
 def draw_scene(rng: random.Random, *, kind: str | None = None) -> Scene:
-    """A random scene, held out or not: 40 % single, 42 % pairs, 18 % counts."""
-    chosen = kind or rng.choices(("single", "pair", "count"), (0.40, 0.42, 0.18))[0]
+    """A random scene, held out or not: 54 % single, 32 % pairs, 14 % counts."""
+    chosen = kind or rng.choices(("single", "pair", "count"), (0.54, 0.32, 0.14))[0]
     return {"single": _draw_single, "pair": _draw_pair, "count": _draw_count}[chosen](rng)
 
 
@@ -157,8 +157,8 @@ def _draw_single(rng: random.Random) -> Scene:
 
 
 def _draw_pair(rng: random.Random) -> Scene:
-    left = draw_thing(rng, shape_share=0.36)
-    while (right := draw_thing(rng, shape_share=0.36)).words == left.words:
+    left = draw_thing(rng, shape_share=0.5)
+    while (right := draw_thing(rng, shape_share=0.5)).words == left.words:
         pass
     objects = tuple(
         _place(rng, thing, (x, 64), SIZE_IN_COMPANY_PX, spread_px=4) for thing, x in ((left, 36), (right, 92))
