@@ -207,7 +207,7 @@ def test_pictures_are_decoded_again_only_if_they_have_changed(folder: Path, monk
     assert decoded == ["broken.png"] and "broken" not in found(again)
 
 
-def test_a_stopped_examination_tells_what_is_left_and_decodes_no_more(
+def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n in range(30):
@@ -229,7 +229,7 @@ def test_a_stopped_examination_tells_what_is_left_and_decodes_no_more(
         turn.release()
 
     examination = examine(folder, tell=tell, is_stopped=lambda: len(told) == 5)
-    assert told == [1, 2, 3, 4, 5] and examination.left == 25
+    assert told == [1, 2, 3, 4, 5] and examination.looked_at == 5
     assert len(examination.pictures) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
     assert len(looked) <= 6
 

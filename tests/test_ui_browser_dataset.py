@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,25 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
     page.click(".lt-k-undo")
     page.locator(".lt-told", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
+
+
+def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    Image.new("L", (3000, 3000)).save(folder / "0.png")
+    for n in range(1, 600):
+        os.link(folder / "0.png", folder / f"{n}.png")
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(folder))
+    box.blur()
+    page.wait_for_timeout(1500)  # the form is kept
+    page.click(".lt-d-examine")
+    page.locator(".lt-d-line", has_text="of 600 pictures looked at").wait_for()
+    page.reload()
+    page.locator(".lt-d-line", has_text="left").wait_for()
+    page.click(".lt-d-stop")
+    page.locator(".lt-d-body .lt-verdict", has_text="of 600 pictures were looked at").wait_for()
+    assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-examine").is_enabled()

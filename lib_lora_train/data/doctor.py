@@ -69,13 +69,13 @@ class Finding:
 class Examination:
     """All that was found, in natural order of the files; `pictures` are those that decode.
 
-    `left` is how many pictures were not looked at because it was stopped.
+    `looked_at` counts those too that do not; once stopped it is less than there are.
     """
 
     folder: Path
     pictures: tuple[Patient, ...]
     findings: tuple[Finding, ...]
-    left: int = 0
+    looked_at: int = 0
 
     def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
         """The findings of one kind."""
@@ -119,7 +119,7 @@ def examine(
                 break
     findings += [*_repeated(pictures), *_of_captions(files, images, caption_extension)]
     in_order = sorted(findings, key=lambda found: natural_order(str(found.path)))
-    return Examination(folder, tuple(pictures), tuple(in_order), left=len(images) - done)
+    return Examination(folder, tuple(pictures), tuple(in_order), looked_at=done)
 
 
 def _files_of(folder: Path) -> list[Path]:
