@@ -71,7 +71,7 @@
             make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },
-            make("summary", {}, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
+            make("summary", { title: "Unfold the pictures that this is about" }, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
             upscale, make("ul", { className: "lt-c-lines" }, ...lines), more);
         box.ontoggle = () => (box.open ? open.add(one.kind) : open.delete(one.kind));
         return box;

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from test_ui_browser import address, open_tab, page, pytestmark
+from test_ui_browser import WITHOUT_TOOLTIP, address, open_tab, page, pytestmark
 from ui_stand_ins import write_pictures
 
 __all__ = ["address", "page", "pytestmark"]
@@ -40,6 +40,7 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
         assert cut.width < 300
     page.click(".lt-d-examine")
     page.locator(".lt-d-kind summary", has_text="tiny").click()
+    assert page.evaluate(WITHOUT_TOOLTIP) == []
     page.click(".lt-d-upscale")
     page.locator(".lt-d-body .lt-verdict", has_text="2 files treated").wait_for()
     with Image.open(folder / "001.png") as larger:

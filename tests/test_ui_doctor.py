@@ -214,3 +214,17 @@ def test_the_time_left_is_that_of_the_last_seconds() -> None:
         now += 0.032
         work.tell(done)
     assert work.status()["line"] == "1,240 of 5,000 pictures looked at, about 2 min left"
+
+
+def test_remembered_pictures_do_not_promise_that_the_rest_is_as_quick() -> None:
+    now = 0.0
+    work = LongWork("doctor", clock=lambda: now)
+    work.begin("pictures looked at", 1000)
+    for done in range(1, 901):
+        now += 0.001
+        work.tell(done)
+    assert work.status()["line"] == "900 of 1,000 pictures looked at"
+    for done in range(901, 961):
+        now += 1
+        work.tell(done)
+    assert work.status()["line"] == "960 of 1,000 pictures looked at, about 40 s left"

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.errors import DataError, LoraTrainError
-from lib_lora_train.events import PhaseStarted, Progress
+from lib_lora_train.events import PhaseStarted, Progress, StateChanged
 from lib_lora_train.forecast import time_text
 from lib_lora_train.progress import Eta
 
 _AT_ONCE_SECONDS = 0.5  # what is done by then needs no progress bar
 _MARK = 20  # units between two looks at the clock
+_SETTLING_SECONDS = 2.0  # what is remembered from before comes at once, and says nothing about the rest
 
 
 class LongWork:
@@ -26,6 +27,7 @@ class LongWork:
         self._state = "idle"
         self._what = self._message = ""  # what the units are, or what is done while they are not counted
         self._done = self._total = 0
+        self._began = 0.0
         self._eta = Eta(clock)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -83,6 +85,8 @@ class LongWork:
             self._done = done
             if done % _MARK == 0:
                 self._eta.take(Progress("scan", done, self._total))
+                if self._clock() - self._began < _SETTLING_SECONDS:
+                    self._eta.take(StateChanged("running"))  # measures anew from here
 
     def is_stopped(self) -> bool:
         """Whether somebody has asked for its end."""
@@ -94,6 +98,7 @@ class LongWork:
 
     def _count(self, what: str, total: int) -> None:
         self._what, self._done, self._total, self._message = what, 0, total, ""
+        self._began = self._clock()
         self._eta = Eta(self._clock)
         self._eta.take(PhaseStarted("scan", total))
 
