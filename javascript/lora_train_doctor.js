@@ -16,18 +16,46 @@
 
     const open = new Set(); // the kinds that are unfolded, which stay so when the list is drawn anew
 
-    async function ask(place, name, values = {}) {
-        const button = place.querySelector(".lt-d-examine");
-        button.disabled = true;
-        button.textContent = name === "examine" ? "Looking…" : "Working…";
-        place.querySelectorAll(".lt-d-kind button").forEach((one) => (one.disabled = true));
-        const answer = await lt.ask(`doctor-${name}`, values).catch(lt.tell);
-        button.disabled = false;
-        button.textContent = "Examine the pictures";
-        if (!answer) return place.querySelectorAll(".lt-d-kind button").forEach((one) => (one.disabled = false));
-        draw(place, answer);
-        if (name !== "examine" && document.querySelector("[data-lt-looked]")) lt.press("look"); // other files, another plan
+    const POLL_MS = 1000;
+    let timer = null;
+    let isRemedy = false; // what is under way was asked for here and changes files
+
+    const part = (place, name) => place.querySelector(`.lt-d-${name}`);
+    const ask = (place, name, values = {}) => {
+        part(place, "examine").disabled = true;
+        place.querySelectorAll(".lt-d-body button").forEach((one) => (one.disabled = true));
+        isRemedy = name !== "examine";
+        return lt.ask(`doctor-${name}`, values).then((answer) => take(place, answer)).catch((problem) => {
+            lt.tell(problem);
+            rest(place);
+        });
+    };
+    
+    /** What the server says of work under way, until it is done. */
+    function take(place, answer) {
+        clearTimeout(timer);
+        if (answer.state !== "busy") return end(place, answer);
+        part(place, "examine").disabled = true;
+        part(place, "work").hidden = false;
+        part(place, "line").textContent = answer.line;
+        part(place, "bar").classList.toggle("lt-unknown", !answer.total);
+        part(place, "bar").firstChild.style.width = answer.total ? `${(100 * answer.done) / answer.total}%` : "";
+        const again = () => lt.ask("doctor-status").then((next) => take(place, next)).catch(() => take(place, answer));
+        timer = setTimeout(again, POLL_MS);
         return undefined;
+    }
+
+    function end(place, answer) {
+        rest(place);
+        if (answer.found) draw(place, answer.found, answer.message);
+        if (isRemedy && document.querySelector("[data-lt-looked]")) lt.press("look"); // other files, another plan
+        isRemedy = false;
+    }
+
+    function rest(place) {
+        part(place, "work").hidden = true;
+        part(place, "examine").disabled = false;
+        place.querySelectorAll(".lt-d-body button").forEach((one) => (one.disabled = false));
     }
 
     function kindOf(place, one) {
@@ -43,28 +71,33 @@
             make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },
-            make("summary", {}, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
+            make("summary", { title: "Unfold the pictures that this is about" }, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
             upscale, make("ul", { className: "lt-c-lines" }, ...lines), more);
         box.ontoggle = () => (box.open ? open.add(one.kind) : open.delete(one.kind));
         return box;
     }
 
-    function draw(place, answer) {
-        const body = place.querySelector(".lt-d-body");
-        const verdict = answer.kinds.length ? "" : `All ${answer.pictures.toLocaleString("en-US")} pictures and their captions are well.`;
+    function draw(place, found, failure) {
+        const isWell = !found.kinds.length && !found.told && !failure;
+        const line = (good, text) => text && make("p", { className: `lt-verdict ${good ? "lt-good" : "lt-bad"}`, role: "status" }, text);
         const undo = make("button", { type: "button", className: "lt-small", title: "Put back what the last remedy changed" }, "Undo");
         undo.onclick = () => ask(place, "undo");
-        const told = answer.told ? make("p", { className: `lt-verdict ${answer.failed ? "lt-bad" : "lt-good"}`, role: "status" }, answer.told) : null;
-        body.replaceChildren(...[told, verdict ? make("p", { className: "lt-verdict lt-good" }, verdict) : null].filter(Boolean),
-            ...answer.kinds.map((one) => kindOf(place, one)), ...(answer.undo ? [undo] : []));
+        part(place, "body").replaceChildren(...[line(false, failure), line(!found.failed, found.told),
+            line(true, isWell && `All ${lt.whole(found.pictures)} pictures and their captions are well.`)].filter(Boolean),
+            ...found.kinds.map((one) => kindOf(place, one)), ...(found.undo ? [undo] : []));
     }
 
     lt.drawDoctor = (place) => {
         if (place.firstChild) return;
         const examine = make("button", { type: "button", className: "lt-small lt-d-examine", title: "Looks for broken, tiny, huge, transparent, animated, turned and repeated pictures, and for captions that are missing, empty or unreadable. Nothing is changed." }, "Examine the pictures");
         examine.onclick = () => ask(place, "examine");
+        const halt = make("button", { type: "button", className: "lt-small lt-d-stop", title: "End after the present picture; what is found or done by then stays" }, "Stop");
+        halt.onclick = () => lt.ask("doctor-stop").catch(lt.tell);
         place.append(make("div", { className: "lt-card" },
             make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Doctor", make("span", {}, "what is wrong with pictures and captions")), examine),
+            make("div", { className: "lt-d-work", hidden: true }, make("div", { className: "lt-d-bar lt-progress" }, make("span")),
+                make("p", { className: "lt-d-line lt-faint", role: "status" }), halt),
             make("div", { className: "lt-d-body" })));
+        lt.ask("doctor-status").then((answer) => answer.state === "busy" && take(place, answer)).catch(() => undefined); // a reload joins in
     };
 })();

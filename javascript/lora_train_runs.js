@@ -70,7 +70,7 @@
             use.onclick = () => useNow(place.run, use);
             const sample = small("Sample now", "Draw the sample prompts with what is learnt so far.", () => did(lt.ask("command", { name: "sample" })));
             place.append(make("div", { className: "lt-toolbar" }, use, sample,
-                small("Tell me at the end", "Ask the browser to show a notification when the training ends.", askToNotify)));
+                small(wantsNotice ? TOLD : "Tell me at the end", "Ask the browser to show a notification when the training ends.", askToNotify)));
         }
         place.run = run;
         place.querySelectorAll("button").forEach((button) => {
@@ -87,20 +87,42 @@
 
     // --- the end is told --------------------------------------------------------------------------
     let lastState = "";
-    let wantsNotice = false;
+    const TOLD = "You will be told";
+    const WISH = "lora-train-notice"; // this browser's, over a reload
+    let wantsNotice = hadWish() && "Notification" in window && Notification.permission === "granted";
+    function hadWish() {
+        try {
+            return localStorage.getItem(WISH) === "yes";
+        } catch {
+            return false;
+        }
+    }
+    function keepWish() {
+        try {
+            localStorage.setItem(WISH, wantsNotice ? "yes" : "no");
+        } catch { /* a browser that keeps nothing is asked again */ }
+    }
     function askToNotify(button) {
-        if (!("Notification" in window)) return lt.tell("This browser shows no notifications.");
+        if (!("Notification" in window)) return lt.tell("This browser shows no notifications. Over plain http only localhost may.");
         return Notification.requestPermission().then((answer) => {
             wantsNotice = answer === "granted";
-            button.textContent = wantsNotice ? "You will be told" : "Not allowed by the browser";
+            keepWish();
+            button.textContent = wantsNotice ? TOLD : "Not allowed by the browser";
         });
+    }
+    function notice(text) {
+        try {
+            new Notification("LoRA Train", { body: text });
+        } catch {
+            lt.tell(text); // browsers of phones allow it from a service worker only
+        }
     }
     lt.noticed = (status) => {
         const isEnd = ["finished", "stopped", "failed"].includes(status.state) && LIVE.includes(lastState);
         lastState = status.state;
         if (!isEnd) return;
         document.querySelectorAll("[data-lt='runs']").forEach((place) => (place.dataset.stale = "yes"));
-        if (wantsNotice) new Notification("LoRA Train", { body: status.message || status.state });
+        if (wantsNotice) notice(status.message || lt.STATES[status.state]);
     };
 
     // --- the queue --------------------------------------------------------------------------------
@@ -150,8 +172,8 @@
         const cards = answer.runs.map((one) => {
             const epochs = one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files";
             const details = make("details", { className: "lt-run" },
-                make("summary", {}, make("b", {}, one.run), make("span", { className: "lt-tag" }, WORDS[one.state] || one.state || "not begun"),
-                    make("span", { className: "lt-faint" }, `${epochs}${one.epochs ? ` · ${one.epochs} epochs` : ""}`)),
+                make("summary", { title: "Unfold its files, samples and settings" }, make("b", {}, one.run), make("span", { className: "lt-tag" }, WORDS[one.state] || one.state || "not begun"),
+                    make("span", { className: "lt-faint" }, `${epochs}${one.epochs ? ` · ${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : ""}`)),
                 make("div", { className: "lt-run-body" }));
             details.ontoggle = () => {
                 if (!details.open) return;
@@ -262,7 +284,7 @@
     function settingsOf(shown) {
         const rows = Object.entries(shown.settings).map(([name, value]) => make("tr", {}, make("td", {}, name.replace(/_/g, " ")), make("td", {}, Array.isArray(value) ? value.join(" · ") : String(value))));
         const folders = shown.concepts.map((concept) => make("tr", {}, make("td", {}, concept.is_regularisation ? "regularisation" : "concept"), make("td", {}, `${concept.folder}${concept.trigger ? ` · ${concept.trigger}` : ""}`)));
-        return make("details", { className: "lt-skipped" }, make("summary", {}, `Settings: ${rows.length} differ from the defaults`),
+        return make("details", { className: "lt-skipped" }, make("summary", { title: "All that is not as it is at first" }, `Settings: ${rows.length} differ from the defaults`),
             make("table", { className: "lt-table" }, make("tbody", {}, ...folders, ...rows)));
     }
 })();

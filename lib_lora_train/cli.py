@@ -171,6 +171,7 @@ def default_text(parameter: Parameter) -> str:
 def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Serve the app until it is stopped."""
     refuse(unknown)
+    print("Starting the app …", flush=True)  # what is imported next takes a minute on a slow disk, and says nothing
     from lib_lora_train.ui.app import serve
 
     serve(host=options.host, port=options.port)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 
 from lib_lora_train.config import Concept
-from lib_lora_train.data import likeness
+from lib_lora_train.data import patients
 from lib_lora_train.data.doctor import Examination, examine
 from lib_lora_train.data.fixes import SHRUNK_SIDE, originals_of, write_fixes, write_undo
 from lib_lora_train.data.likeness import MOST_DIFFERENT_BITS, Fingerprint, alike_groups, fingerprint, is_alike
+from lib_lora_train.data.patients import Patient, PictureMemory, look_at
 from lib_lora_train.data.scan import scan_dataset
 from lib_lora_train.errors import DataError
+from work import calls_of
 
 
 def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
@@ -136,6 +139,19 @@ def test_copies_look_alike_and_others_do_not() -> None:
     assert not is_alike(flat[0], flat[1]) and not is_alike(flat[1], flat[2])
 
 
+def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
+    """Drawings with hard edges, which a coarse grid of cells would see differently at each size."""
+    rng = random.Random(3)
+    for seed in range(40):
+        original = scene(seed, (448, 384))
+        draw = ImageDraw.Draw(original)
+        for _ in range(6):
+            left, top, size = (rng.randrange(first, last) for first, last in ((0, 400), (0, 340), (20, 120)))
+            draw.ellipse((left, top, left + size, top + size // 2), fill=rng.randrange(1 << 24))
+        copy = original.resize((rng.randrange(200, 700), rng.randrange(200, 700)), Image.Resampling.LANCZOS)
+        assert is_alike(fingerprint(original), fingerprint(copy)), seed
+
+
 def test_groups_are_those_of_comparing_every_pair() -> None:
     """Random fingerprints, some a few bits away from others; found through bands, checked pair by pair."""
     rng = random.Random(0)
@@ -159,20 +175,63 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
     assert len(expected) > 10
 
 
-def test_of_thousands_of_fingerprints_few_pairs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 16 bands of 8 bits two random fingerprints share one in 1 - (255/256)^16 = 6 % of cases."""
-    compared = 0
-
-    def counted(one: Fingerprint, other: Fingerprint) -> bool:
-        nonlocal compared
-        compared += 1
-        return is_alike(one, other)
-
-    monkeypatch.setattr(likeness, "is_alike", counted)
+@pytest.mark.parametrize("bits", ["all different", "all the same"])
+def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
+    """2,000 pictures make two million pairs; drawings on white have many bits in common."""
     rng = random.Random(1)
-    looks = [Fingerprint(rng.getrandbits(128), rng.randbytes(48)) for _ in range(2000)]
-    assert alike_groups([*looks, looks[7]]) == [[7, 2000]]
-    assert 0 < compared < 0.08 * 2000 * 1999 / 2
+    looks = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
+    groups: list[list[int]] = []
+    assert calls_of(lambda: groups.extend(alike_groups([*looks, looks[7]]))) < 20 * len(looks)
+    assert groups == [[7, 2000]]
+
+
+# --- what is remembered -------------------------------------------------------------------------
+
+
+def test_pictures_are_decoded_again_only_if_they_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ailing(folder)
+    decoded: list[str] = []
+
+    def counted(path: Path) -> Patient | str:
+        decoded.append(path.name)
+        return look_at(path)
+
+    monkeypatch.setattr(patients, "look_at", counted)
+    memory = PictureMemory()
+    first = examine(folder, memory=memory)
+    assert len(decoded) == 14
+    decoded.clear()
+    assert examine(folder, memory=memory) == first and decoded == []
+    put(folder, "broken.png", scene(20))
+    again = examine(folder, memory=memory)
+    assert decoded == ["broken.png"] and "broken" not in found(again)
+
+
+def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(30):
+        put(folder, f"{n}.png", scene(n, (64, 64)), None)
+    (folder / "nobody.txt").write_text("whose caption?")
+    looked: list[Path] = []
+    turn = threading.Semaphore(1)  # the readers do not run ahead, so that the count is the same on every machine
+
+    def in_turn(path: Path) -> Patient | str:
+        if turn.acquire(timeout=1):
+            looked.append(path)
+        return look_at(path)
+
+    monkeypatch.setattr(patients, "look_at", in_turn)
+    told: list[int] = []
+
+    def tell(done: int, _total: int) -> None:
+        told.append(done)
+        turn.release()
+
+    examination = examine(folder, tell=tell, is_stopped=lambda: len(told) == 5)
+    assert told == [1, 2, 3, 4, 5] and examination.looked_at == 5
+    assert len(examination.pictures) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
+    assert len(looked) <= 6
 
 
 # --- remedies -----------------------------------------------------------------------------------

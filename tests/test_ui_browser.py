@@ -43,6 +43,14 @@ pytestmark = [
 ]
 
 
+WITHOUT_TOOLTIP = """() => {
+    const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
+    return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
+        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !told(one))
+        .map((one) => one.outerHTML.slice(0, 200));
+}"""
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The stand-alone app in a process of its own, with an empty home."""
@@ -84,10 +92,10 @@ def page() -> Iterator[Any]:
     thrown: list[str] = []
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(_SHOW_MS)
-        page.on("pageerror", lambda error: thrown.append(str(error)))
-        yield page
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context.set_default_timeout(_SHOW_MS)
+        context.on("weberror", lambda error: thrown.append(str(error.error)))  # of every page
+        yield context.new_page()
         browser.close()
     assert thrown == []
 
@@ -454,6 +462,8 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
     show(page, "Results")
     run = page.locator(".lt-run", has_text="from-the-tab").first
     run.locator("summary").first.click()
+    run.get_by_role("button", name="Rename…").first.wait_for()
+    assert page.evaluate(WITHOUT_TOOLTIP) == []
     run.get_by_role("button", name="Rename…").first.click()
     run.get_by_role("textbox", name="New name").fill("my own name")
     page.keyboard.press("Enter")
@@ -472,14 +482,6 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
     page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
 
 
-_WITHOUT_TOOLTIP = """() => {
-    const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
-    return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
-        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !told(one))
-        .map((one) => one.outerHTML.slice(0, 200));
-}"""
-
-
 def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> None:
     open_tab(page, address)
     page.click("#lora_train_demo")
@@ -490,7 +492,7 @@ def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> No
         if panel == "Captions":
             page.click("button.lt-c-open")
             page.locator(".lt-c-gallery img").first.wait_for()
-        assert page.evaluate(_WITHOUT_TOOLTIP) == [], panel
+        assert page.evaluate(WITHOUT_TOOLTIP) == [], panel
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

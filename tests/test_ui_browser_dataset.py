@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from test_ui_browser import address, open_tab, page, pytestmark
+from test_ui_browser import WITHOUT_TOOLTIP, address, open_tab, page, pytestmark
 from ui_stand_ins import write_pictures
 
 __all__ = ["address", "page", "pytestmark"]
@@ -39,6 +40,7 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
         assert cut.width < 300
     page.click(".lt-d-examine")
     page.locator(".lt-d-kind summary", has_text="tiny").click()
+    assert page.evaluate(WITHOUT_TOOLTIP) == []
     page.click(".lt-d-upscale")
     page.locator(".lt-d-body .lt-verdict", has_text="2 files treated").wait_for()
     with Image.open(folder / "001.png") as larger:
@@ -50,3 +52,25 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
     page.click(".lt-k-undo")
     page.locator(".lt-told", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
+
+
+def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    Image.new("L", (3000, 3000)).save(folder / "0.png")
+    for n in range(1, 600):
+        os.link(folder / "0.png", folder / f"{n}.png")
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(folder))
+    box.blur()
+    page.wait_for_timeout(1500)  # the form is kept
+    page.click(".lt-d-examine")
+    page.locator(".lt-d-line", has_text="of 600 pictures looked at").wait_for()
+    page.reload()
+    page.locator(".lt-d-line", has_text="left").wait_for()
+    page.click(".lt-d-stop")
+    page.locator(".lt-d-body .lt-verdict", has_text="of 600 pictures were looked at").wait_for()
+    assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-examine").is_enabled()

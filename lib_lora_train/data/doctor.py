@@ -1,14 +1,13 @@
 """What is wrong or odd in a data folder, picture by picture, each finding with its remedy where there is one.
 
-The doctor only looks; `fixes` does what a remedy says. Every picture is decoded once, several at a time.
+The doctor only looks; `fixes` does what a remedy says. Every picture is decoded once (see `patients`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,11 @@ from typing import Literal
 from PIL import Image
 
 from lib_lora_train.data.captions import by_ending, caption_endings, decode_caption, find_caption
-from lib_lora_train.data.images import (
-    DECODING_ERRORS,
-    IMAGE_ENDINGS,
-    UPRIGHT,
-    check_complete,
-    flatten,
-    is_transparent,
-    orientation_of,
-    read_bytes,
-)
-from lib_lora_train.data.likeness import Fingerprint, alike_groups, fingerprint
+from lib_lora_train.data.images import IMAGE_ENDINGS, read_bytes
+from lib_lora_train.data.likeness import alike_groups
 from lib_lora_train.data.masks import is_mask
 from lib_lora_train.data.names import kohya_name, natural_order
+from lib_lora_train.data.patients import Patient, PictureMemory
 from lib_lora_train.errors import DataError, Level
 
 Kind = Literal[
@@ -53,7 +44,7 @@ HUGE_PX = 3000
 _SHRINK_NEED = 4  # a picture this many times the training side gains nothing by being larger
 _BLURRED = 1.25  # enlarged more than this, as the plan judges it too
 UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".heic", ".heif", ".jxl", ".psd")
-_SMALL = (256, 256)  # px, for looking at a picture
+_MOST_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -75,30 +66,25 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Patient:
-    """A picture that decodes: its upright size in px, content and look."""
-
-    path: Path
-    width: int
-    height: int
-    content_hash: str
-    look: Fingerprint
-    is_transparent: bool
-    is_animated: bool
-    orientation: int
-
-
-@dataclass(frozen=True)
 class Examination:
-    """All that was found, in natural order of the files; `pictures` are those that decode."""
+    """All that was found, in natural order of the files; `pictures` are those that decode.
+
+    `looked_at` counts those too that do not; once stopped it is less than there are.
+    """
 
     folder: Path
     pictures: tuple[Patient, ...]
     findings: tuple[Finding, ...]
+    looked_at: int = 0
 
     def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
         """The findings of one kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
+
+
+def count_pictures(folder: Path) -> int:
+    """How many pictures `examine` would look at; DataError if the folder cannot be read."""
+    return len(_pictures_of(_files_of(folder)))
 
 
 def examine(
@@ -106,75 +92,63 @@ def examine(
     *,
     resolution: int = 512,
     caption_extension: str = ".txt",
+    memory: PictureMemory | None = None,
     tell: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Examination:
     """Looks at every picture and caption in a data folder and its N_words sub-folders.
 
-    `tell` is called with (done, total) pictures on the way. DataError if the folder cannot be read.
+    Pictures in `memory` are not decoded again. `tell` is called with (done, total) pictures on the way; once
+    `is_stopped`, the other pictures are left. DataError if the folder cannot be read.
     """
-    try:
-        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
-        files = [path for one in folders for path in one.iterdir() if path.is_file() and path.name[0] != "."]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
-    files.sort(key=lambda path: natural_order(path.relative_to(folder).as_posix()))
-    images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not is_mask(path, files)]
+    files = sorted(_files_of(folder), key=lambda path: natural_order(path.relative_to(folder).as_posix()))
+    images = _pictures_of(files)
     pictures: list[Patient] = []
     findings = [_unread(path) for path in files if path.suffix.lower() in UNREAD_ENDINGS]
-    for number, seen in enumerate(_looked_at(images), start=1):
-        if isinstance(seen, Patient):
-            pictures.append(seen)
-            findings += _of_picture(seen, resolution)
-        else:
-            findings.append(seen)
-        if tell:
-            tell(number, len(images))
+    done = 0
+    with contextlib.closing(_looked_at(images, memory or PictureMemory())) as looks:
+        for done, (path, seen) in enumerate(looks, start=1):
+            if isinstance(seen, Patient):
+                pictures.append(seen)
+                findings += _of_picture(seen, resolution)
+            else:
+                findings.append(_broken(path, seen))
+            if tell:
+                tell(done, len(images))
+            if is_stopped():
+                break
     findings += [*_repeated(pictures), *_of_captions(files, images, caption_extension)]
-    return Examination(
-        folder, tuple(pictures), tuple(sorted(findings, key=lambda found: natural_order(str(found.path))))
-    )
+    in_order = sorted(findings, key=lambda found: natural_order(str(found.path)))
+    return Examination(folder, tuple(pictures), tuple(in_order), looked_at=done)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
+        return [path for one in folders for path in one.iterdir() if path.is_file() and path.name[0] != "."]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
+
+
+def _pictures_of(files: Sequence[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not is_mask(path, files)]
 
 
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def _looked_at(paths: Sequence[Path]) -> Iterator[Patient | Finding]:
-    """Each picture examined, in order; several at once, as Pillow and hashing free the lock."""
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as readers:
-        yield from readers.map(_look_at, paths)
+def _looked_at(paths: Sequence[Path], memory: PictureMemory) -> Generator[tuple[Path, Patient | str], None, None]:
+    """Each picture with what was seen, in order; several at once, as Pillow and hashing free the lock.
+
+    Half of the processor's cores at most: the webui may be generating, or a training be running. Closing it leaves
+    those that have not begun.
+    """
+    with ThreadPoolExecutor(max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2))) as readers:
+        yield from zip(paths, readers.map(memory.look_at, paths), strict=True)
 
 
-def _look_at(path: Path) -> Patient | Finding:
-    try:
-        content = read_bytes(path)
-        check_complete(content)
-        with Image.open(io.BytesIO(content)) as picture:
-            return _patient(path, content, picture)
-    except (DataError, *DECODING_ERRORS) as error:
-        reason = str(error) or repr(error)
-        text = f"cannot be decoded ({reason.rstrip('.')}). Training leaves it out."
-        return Finding("broken", "warning", path, text, "set aside")
-
-
-def _patient(path: Path, content: bytes, picture: Image.Image) -> Patient:
-    width, height = picture.size
-    orientation = orientation_of(picture, content)
-    is_animated = bool(getattr(picture, "is_animated", False))
-    picture.draft("RGB", _SMALL)  # JPEG: decoded at a fraction of its size
-    has_alpha = is_transparent(picture)
-    small = flatten(picture)
-    if orientation in UPRIGHT:
-        small = small.transpose(UPRIGHT[orientation])
-    size = (height, width) if orientation >= 5 else (width, height)
-    return Patient(
-        path,
-        *size,
-        content_hash=hashlib.sha256(content).hexdigest(),
-        look=fingerprint(small),
-        is_transparent=has_alpha,
-        is_animated=is_animated,
-        orientation=orientation,
-    )
+def _broken(path: Path, reason: str) -> Finding:
+    return Finding("broken", "warning", path, f"cannot be decoded ({reason}). Training leaves it out.", "set aside")
 
 
 def _unread(path: Path) -> Finding:
@@ -206,7 +180,7 @@ def _of_picture(picture: Patient, resolution: int) -> Iterator[Finding]:
 def _repeated(pictures: Sequence[Patient]) -> Iterator[Finding]:
     """Same bytes, then same look; of each group the largest picture is the one to keep."""
     for numbers in alike_groups([picture.look for picture in pictures]):
-        best = max((pictures[n] for n in numbers), key=lambda p: (p.width * p.height, -pictures.index(p)))
+        best = max((pictures[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
         kept: dict[str, Path] = {best.content_hash: best.path}
         for picture in (pictures[n] for n in numbers):
             if picture is best:

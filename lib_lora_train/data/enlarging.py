@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -30,14 +30,24 @@ def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     return math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
 
 
-def write_enlarged(folder: Path, pictures: Iterable[Path], resolution: int, enlarge: Enlarge) -> Fixed:
+def write_enlarged(
+    folder: Path,
+    pictures: Sequence[Path],
+    resolution: int,
+    enlarge: Enlarge,
+    *,
+    tell: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Fixed:
     """Enlarge the pictures in place to what a resolution needs; captions stay, a mask lies over its picture anyway.
 
-    One that cannot be is told with its reason and stays; after an interruption the others stay too.
+    One that cannot be is told with its reason and stays; after an interruption or a stop the others stay too.
+    `tell` is called with (done, total).
     """
     contents: dict[Path, tuple[Path, bytes]] = {}
     failed: list[tuple[Path, str]] = []
-    for path in pictures:
+    done = 0
+    for done, path in enumerate(pictures, start=1):
         try:
             contents[path] = edited_picture(path, lambda whole: _larger(whole, resolution, enlarge))
         except InterruptedDrawing as error:
@@ -45,8 +55,12 @@ def write_enlarged(folder: Path, pictures: Iterable[Path], resolution: int, enla
             break
         except LoraTrainError as error:
             failed.append((path, f"{path.name}: {error}"))
+        if tell:
+            tell(done, len(pictures))
+        if is_stopped():
+            break
     fixed = write_replacements(folder, contents)
-    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed))
+    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(pictures) - done)
 
 
 def _larger(picture: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:

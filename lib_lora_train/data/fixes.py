@@ -34,17 +34,22 @@ _ORDER: tuple[Remedy, ...] = ("turn", "first frame", "convert", "flatten", "shri
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was done: the paths that were treated, those that could not be with the reason, and the list for undoing."""
+    """What was done: the paths that were treated, those that could not be with the reason, and the list for undoing.
+
+    `left` is how many were not come to because it was stopped.
+    """
 
     treated: tuple[Path, ...]
     failed: tuple[tuple[Path, str], ...]
     undo: Path | None
+    left: int = 0
 
     def __str__(self) -> str:
         kept = f" The originals lie in {self.undo.parent}." if self.undo else ""
         failed = f" {len(self.failed)} could not be: {self.failed[0][1]}" if self.failed else ""
         treated = f"{len(self.treated)} {'file' if len(self.treated) == 1 else 'files'} treated."
-        return f"{treated}{kept}{failed}"
+        left = f" Stopped: {self.left} {'is' if self.left == 1 else 'are'} left as before." if self.left else ""
+        return f"{treated}{kept}{failed}{left}"
 
 
 def originals_of(folder: Path) -> Path:
@@ -53,11 +58,17 @@ def originals_of(folder: Path) -> Path:
 
 
 def write_fixes(
-    folder: Path, findings: Iterable[Finding], *, words: str = "", tell: Callable[[int, int], None] | None = None
+    folder: Path,
+    findings: Iterable[Finding],
+    *,
+    words: str = "",
+    tell: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Fixed:
     """Do what the findings' remedies say; `words` (trigger and class word) become the missing captions.
 
-    Files are treated one by one: what cannot be done is told with its reason and leaves that file as it was.
+    Files are treated one by one, until it is stopped: what cannot be done is told with its reason and leaves that file
+    as it was. `tell` is called with (done, total).
     OutputError if the originals' folder cannot be written.
     """
     by_path: dict[Path, set[Remedy]] = {}
@@ -74,7 +85,10 @@ def write_fixes(
             failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
         if tell:
             tell(number, len(by_path))
-    return Fixed(tuple(treated), tuple(failed), surgery.write_list())
+        if is_stopped():
+            break
+    left = len(by_path) - len(treated) - len(failed)
+    return Fixed(tuple(treated), tuple(failed), surgery.write_list(), left)
 
 
 def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> Fixed:

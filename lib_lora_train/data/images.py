@@ -186,7 +186,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.")
 
 
-class _Source(io.BytesIO):
+class Source(io.BytesIO):
     """A picture's bytes; remembers whether more were asked for than there are."""
 
     ran_dry = False
@@ -199,14 +199,22 @@ class _Source(io.BytesIO):
 
 def check_complete(content: bytes) -> None:
     """Raises one of `DECODING_ERRORS` unless the picture decodes to its last row."""
-    source = _Source(content)
+    source = Source(content)
     with Image.open(source) as picture:
         if picture.format == "PNG":
             picture.verify()
-            return
-        picture.draft("RGB", (1, 1))
-        source.ran_dry = False
-        picture.load()
+        else:
+            load_whole(picture, source, (1, 1))
+
+
+def load_whole(picture: Image.Image, source: Source, least: tuple[int, int]) -> None:
+    """Decode a picture opened from `source`; a JPEG at the smallest fraction of its size that is no less than `least`.
+
+    Raises one of `DECODING_ERRORS` if it ends before its last row.
+    """
+    picture.draft("RGB", least)
+    source.ran_dry = False
+    picture.load()
     if source.ran_dry:  # webuis may have told Pillow to fill truncated pictures with grey instead of raising
         raise OSError("image file is truncated")
 
@@ -234,7 +242,8 @@ def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel lets the background through; decodes pictures that have an alpha channel."""
     if not may_be_transparent(picture):
         return False
-    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    layers = picture if "A" in picture.getbands() else picture.convert("RGBA")
+    low, _ = layers.getchannel("A").getextrema()
     return isinstance(low, (int, float)) and low < 255
 
 

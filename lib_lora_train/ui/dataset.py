@@ -90,7 +90,9 @@ def show_found(looked: Looked | None, checked: Checked) -> str:
     if looked is None or not looked.is_of(checked.config):
         return NOTHING_YET
     dataset, plan = looked.dataset, checked.plan
-    skipped = f"<details class='lt-skipped'><summary>{count(len(dataset.skipped), 'finding')} in the folders</summary>"
+    findings = count(len(dataset.skipped), "finding")
+    why = "title='What was left out or is odd, and why'"
+    skipped = f"<details class='lt-skipped' {why}><summary>{findings} in the folders</summary>"
     parts = [
         "<div class='lt-card'>",
         heading("Found"),

@@ -82,13 +82,14 @@ class Desk:
         self._staged: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
         self.captions = CaptionDesk(self.shelf, Words(self._tokenizer), self._kept_config)
+        self.doctor = DoctorDesk(self.shelf, self._kept_config, runner.host)
         self.runs = RunDesk(runner, home, self.shelf, self._stage_settings)
         self._asks: dict[str, Ask] = {
             "fix": self._stage_fix,
             "command": lambda values: self.command(str(values["name"])),
             **self.captions.asks(),
             **Completer(self.captions.opened).asks(),
-            **DoctorDesk(self.shelf, self._kept_config, runner.host).asks(),
+            **self.doctor.asks(),
             **CropDesk(self.shelf, lambda: self.looked, self._kept_config).asks(),
             **self.runs.asks(),
             **ToolsDesk(lambda: runner.host.footing(self._kept_config()).checkpoint).asks(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +9,15 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.data.doctor import Examination, Finding, examine
+from lib_lora_train.data.doctor import Examination, Finding, count_pictures, examine
 from lib_lora_train.data.enlarging import LANCZOS, Enlarge, by_lanczos, write_enlarged
 from lib_lora_train.data.fixes import Fixed, write_fixes, write_undo
 from lib_lora_train.data.images import IMAGE_ENDINGS
+from lib_lora_train.data.patients import PictureMemory
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
 from lib_lora_train.typed_paths import typed_path
+from lib_lora_train.ui.long_work import LongWork
 from lib_lora_train.ui.markup import count
 
 _SHOWN = 40
@@ -31,16 +32,26 @@ class Upscaling(Protocol):
     def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image: ...
 
 
+Tell = Callable[[int, int], None]
+Remedy = Callable[[Path, Concept, Sequence[Finding], Tell], Fixed]
+"""Treats the findings in a folder, telling (done, total)."""
+
+
 class DoctorDesk:
-    """Examines the folders of the form as it was last kept; what was done last can be undone."""
+    """Examines the folders of the form as it was last kept; what was done last can be undone.
+
+    It works in a thread of its own, on one thing at a time; every answer is the status.
+    """
 
     def __init__(self, shelf: PictureShelf, config: Callable[[], TrainConfig], host: Upscaling) -> None:
         self._shelf = shelf
         self._host = host
         self._config = config
+        self._memory = PictureMemory()
         self._found: list[tuple[Concept, Examination]] = []
         self._undo: list[Path] = []
-        self._lock = threading.Lock()
+        self._told, self._failed = "", False
+        self.work = LongWork("doctor")
 
     def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """What the page's buttons ask, by name."""
@@ -49,79 +60,134 @@ class DoctorDesk:
             "doctor-treat": self.treat,
             "doctor-upscale": self.upscale,
             "doctor-undo": self.undo,
+            "doctor-stop": self.stop,
+            "doctor-status": self.status,
         }
 
-    def examine(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Look at every picture and caption of every concept; the findings by kind, the gravest first."""
+    def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+        """How far it is; `found` is None until it is done: the findings by kind, the gravest first."""
+        status = self.work.status()
+        return {**status, "found": None if status["state"] in ("idle", "busy") else self._findings()}
+
+    def stop(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """End after the present picture; what was found or done by then is told."""
+        self.work.stop()
+        return self.status(values)
+
+    def examine(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Look at every picture and caption of every concept; a second page joins in."""
         config = self._config()
-        concepts = [concept for concept in config.concepts if concept.folder]
-        if not concepts:
+        if not any(concept.folder for concept in config.concepts):
             raise DataError("No folder is given. Name one in a card first.")
-        with self._lock:
-            self._found = [
-                (
-                    concept,
-                    examine(
-                        typed_path(concept.folder),
-                        resolution=config.resolution,
-                        caption_extension=config.caption_extension,
-                    ),
-                )
-                for concept in concepts
-            ]
-        return self._told("")
+        if self.work.status()["state"] == "busy":
+            return self.status(values)
+        return self._start(lambda: self._look(config))
 
     def treat(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Do the remedy of every finding of one kind; the originals are kept beside the folders."""
         kind = str(values.get("kind", ""))
-        done = []
-        with self._lock:
-            for concept, found in self._found:
-                findings = [finding for finding in found.findings if finding.kind == kind and finding.remedy]
-                if not findings:
-                    continue
-                done.append(write_fixes(found.folder, findings, words=_words(concept)))
-        if not done:
-            raise DataError("There is nothing to do about these. Examine the folders again.")
-        return self._done(done)
+
+        def remedy(folder: Path, concept: Concept, findings: Sequence[Finding], tell: Tell) -> Fixed:
+            return write_fixes(folder, findings, words=_words(concept), tell=tell, is_stopped=self.work.is_stopped)
+
+        return self._fix("files treated", lambda finding: finding.kind == kind and finding.remedy != "", remedy)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Enlarge every tiny picture to the training resolution by the named upscaler; the originals are kept."""
-        name = str(values.get("upscaler", ""))
-        resolution, done = self._config().resolution, []
-        with self._lock:
-            for _, found in self._found:
-                tiny = [finding.path for finding in found.findings if finding.kind == "tiny"]
-                if tiny:
-                    done.append(write_enlarged(found.folder, tiny, resolution, self._enlarge(name)))
-        if not done:
-            raise DataError("No picture is too small any more. Examine the folders again.")
-        return self._done(done)
+        enlarge, resolution = self._enlarge(str(values.get("upscaler", ""))), self._config().resolution
 
-    def _done(self, done: Sequence[Fixed]) -> dict[str, Any]:
-        """What was done, which can be undone, and what the folders hold now."""
-        with self._lock:
-            self._undo += [fixed.undo for fixed in done if fixed.undo]
-        failed = any(fixed.failed for fixed in done)
-        return {**self.examine({}), "told": " ".join(str(fixed) for fixed in done), "failed": failed}
+        def remedy(folder: Path, _: Concept, findings: Sequence[Finding], tell: Tell) -> Fixed:
+            tiny = [finding.path for finding in findings]
+            return write_enlarged(folder, tiny, resolution, enlarge, tell=tell, is_stopped=self.work.is_stopped)
+
+        return self._fix("pictures enlarged", lambda finding: finding.kind == "tiny", remedy)
+
+    def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put back what the last remedy changed."""
+        if not self._undo:
+            raise DataError("There is nothing to undo.")
+        config = self._config()
+
+        def work() -> None:
+            self.work.begin("Putting the originals back", 0)
+            number = write_undo(self._undo.pop())
+            self._told = f"{count(number, 'file')} {'is as it was' if number == 1 else 'are as they were'}."
+            self._look(config)
+
+        return self._start(work)
+
+    # --- in the thread ---------------------------------------------------------------------------
+    def _start(self, work: Callable[[], None]) -> dict[str, Any]:
+        def begun() -> None:
+            self._told, self._failed = "", False
+            work()
+
+        self.work.start(begun)
+        return self.status({})
+
+    def _look(self, config: TrainConfig) -> None:
+        """Examine the folders; what was found before stays until then. Once stopped, the other folders are left."""
+        self.work.begin("Reading the folders", 0)
+        concepts = [concept for concept in config.concepts if concept.folder]
+        total = sum(count_pictures(typed_path(concept.folder)) for concept in concepts)
+        self.work.begin("pictures looked at", total)
+        found: list[tuple[Concept, Examination]] = []
+        done = 0
+        for concept in concepts:
+            if self.work.is_stopped():
+                break
+            examination = examine(
+                typed_path(concept.folder),
+                resolution=config.resolution,
+                caption_extension=config.caption_extension,
+                memory=self._memory,
+                tell=self._counted_from(done),
+                is_stopped=self.work.is_stopped,
+            )
+            found.append((concept, examination))
+            done += examination.looked_at
+        self._found = found
+        if done < total:
+            told = f"Stopped: {done:,} of {total:,} pictures were looked at, and this is about them."
+            self._told = f"{self._told} {told}".strip()
+
+    def _fix(self, what: str, is_meant: Callable[[Finding], bool], remedy: Remedy) -> dict[str, Any]:
+        """Treat what is meant of the findings, then look again."""
+        wanted = [(concept, found.folder, list(filter(is_meant, found.findings))) for concept, found in self._found]
+        total = sum(len(findings) for _, _, findings in wanted)
+        if not total:
+            raise DataError("There is nothing to do about these. Examine the folders again.")
+        config = self._config()
+
+        def work() -> None:
+            self.work.begin(what, total)
+            done = 0
+            for concept, folder, findings in wanted:
+                if findings and not self.work.is_stopped():
+                    self._note(remedy(folder, concept, findings, self._counted_from(done)))
+                    done += len(findings)
+            self.work.forget_stop()
+            self._look(config)
+
+        return self._start(work)
+
+    def _note(self, fixed: Fixed) -> None:
+        """What was done, and that it can be undone."""
+        if fixed.undo:
+            self._undo.append(fixed.undo)
+        self._told = f"{self._told} {fixed}".strip()
+        self._failed = self._failed or bool(fixed.failed)
+
+    def _counted_from(self, before: int) -> Tell:
+        return lambda done, _total: self.work.tell(before + done)
 
     def _enlarge(self, name: str) -> Enlarge:
         if name == LANCZOS and name not in self._host.upscaler_names():
             return by_lanczos
         return lambda picture, size: self._host.upscale(picture, size, name)
 
-    def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Put back what the last remedy changed."""
-        with self._lock:
-            if not self._undo:
-                raise DataError("There is nothing to undo.")
-            number = write_undo(self._undo.pop())
-        return {
-            **self.examine({}),
-            "told": f"{count(number, 'file')} {'is as it was' if number == 1 else 'are as they were'}.",
-        }
-
-    def _told(self, told: str) -> dict[str, Any]:
+    # --- what was found --------------------------------------------------------------------------
+    def _findings(self) -> dict[str, Any]:
         kinds: dict[str, list[Finding]] = {}
         for _, found in self._found:
             for finding in found.findings:
@@ -131,7 +197,8 @@ class DoctorDesk:
             "pictures": sum(len(found.pictures) for _, found in self._found),
             "kinds": [self._kind(kind, findings) for kind, findings in ordered],
             "undo": len(self._undo),
-            "told": told,
+            "told": self._told,
+            "failed": self._failed,
         }
 
     def _kind(self, kind: str, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def build_epoch_grid(samplers: Sequence[str]) -> EpochGrid | None:
         return None
     with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
         sampler = build_choice("Sampler", "grid_sampler", samplers, info="The webui draws the last run's epochs")
-        draw = build_button("Draw epoch grid", "grid_draw")
+        draw = build_button("Draw epoch grid", "grid_draw", tooltip="All epochs of the last run on its sample prompts.")
     told = build_html("", "grid_told")
     build_html("<div data-lt='grid-status'></div>", "grid_status")
     return EpochGrid(sampler, draw, told)
@@ -64,7 +64,9 @@ def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlo
 def _build_xyz_plot(bind_paste: Callable[[Any, Any], None]) -> XyzPlot:
     """The button does what the webui's own “Send to txt2img” does, with the text beside it."""
     build_html(heading("X/Y/Z plot", "the epochs of the last run, drawn by txt2img"), "xyz_heading")
-    text = build_text("What is sent to txt2img", "xyz_text")
-    send = build_button("Send to X/Y/Z plot", "xyz_send")
+    text = build_text(
+        "What is sent to txt2img", "xyz_text", tooltip="Prompt and settings of the plot; nothing to type here."
+    )
+    send = build_button("Send to X/Y/Z plot", "xyz_send", tooltip="Fill txt2img in; press Generate there.")
     bind_paste(send, text)
     return XyzPlot(text, send)

@@ -87,6 +87,7 @@ def _folded(title: str, lines: tuple[str, ...], *, is_open: bool) -> str:
         return ""
     items = "".join(f"<li>{text(line)}</li>" for line in lines)
     attribute = " open" if is_open else ""
+    attribute += " title='Unfold the list'"
     return f"<details class='lt-skipped'{attribute}><summary>{text(title)}</summary><ul>{items}</ul></details>"
 
 

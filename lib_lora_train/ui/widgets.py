@@ -142,9 +142,10 @@ def build_input(label: str, name: str, *, info: str, placeholder: str) -> Any:
     return unsaved(with_tooltip(box, info))
 
 
-def build_text(label: str, name: str) -> Any:
+def build_text(label: str, name: str, *, tooltip: str) -> Any:
     """Some lines of text that callbacks fill."""
-    return unsaved(gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name)))
+    box = gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name))
+    return unsaved(with_tooltip(box, tooltip))
 
 
 def with_tooltip(component: Any, tooltip: str) -> Any:
