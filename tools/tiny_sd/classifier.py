@@ -18,6 +18,7 @@ from .scenes import (
     COLOURS,
     POSITIONS,
     SHAPES,
+    SIZE_PX,
     Drawings,
     Scene,
     Thing,
@@ -106,11 +107,25 @@ def draw_blobs(rng: random.Random) -> Image.Image:
     return picture
 
 
+def wobble(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Outlines bent by up to some 5 px over 30 px: a circle drawn with an unsteady hand is a circle still."""
+    reach_px = rng.uniform(0, 2.5)
+    coarse = torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).normal(0, reach_px, (1, 2, 5, 5))).float()
+    shifts_px = F.interpolate(coarse, size=(SIZE_PX, SIZE_PX), mode="bicubic")[0].permute(1, 2, 0)
+    middles = (torch.arange(SIZE_PX) + 0.5) * (2 / SIZE_PX) - 1
+    places = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1) + shifts_px * (2 / SIZE_PX)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    bent = F.grid_sample(pixels, places[None], mode="bilinear", padding_mode="border", align_corners=False)
+    return Image.fromarray(bent[0].round().byte().permute(1, 2, 0).numpy())
+
+
 def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Blur, a small change of place, hue, contrast and brightness; sometimes nearly gray.
+    """Blur, bent outlines, a small change of place, hue, contrast and brightness; sometimes nearly gray.
 
     Of place, since drawn scenes lie on the grid of the latents, and what a model draws need not.
     """
+    if rng.random() < 0.6:
+        picture = wobble(picture, rng)
     move = (1, 0, rng.uniform(-4, 4), 0, 1, rng.uniform(-4, 4))
     border = picture.getpixel((0, 0))
     picture = picture.transform(picture.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR, fillcolor=border)
