@@ -105,8 +105,8 @@ def measured(name: str, epochs: int, out: Path) -> dict[str, Any]:
 def table() -> str:
     """The results as Markdown."""
     lines = [
-        "| family | settings | share | leak | drift | file | time | memory |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| family | settings | share | leak | drift | file | time | memory | weights |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in json.loads(RESULTS.read_text(encoding="utf-8")).items():
         cells = [
@@ -116,6 +116,7 @@ def table() -> str:
             f"{row['kilobytes']:,.0f} KB",
             f"{row['seconds']:.0f} s",
             f"{row['memory_mib']:,.0f} MiB",
+            f"`{row['weights'][:4]}`",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
