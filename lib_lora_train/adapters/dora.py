@@ -14,35 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.family import Family, Weights, base_weight
+from lib_lora_train.adapters.family import Weights, base_weight
 from lib_lora_train.adapters.options import Options
+from lib_lora_train.adapters.wrapped import Wrapped
 
 MAGNITUDE = "magnitude"
 
 
 @dataclass(frozen=True)
-class Decomposed(Family):
+class Decomposed(Wrapped):
     """`inner` with a magnitude for each input channel."""
-
-    inner: Family
-
-    @property
-    def NAME(self) -> str:  # type: ignore[override]
-        """The inner family's: settings switch the decomposition on beside it."""
-        return self.inner.NAME
 
     @property
     def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
         """The inner family's, and the magnitude."""
         return {**self.inner.STATE_KEYS, MAGNITUDE: "dora_scale"}
-
-    def fits(self, layer: nn.Module) -> bool:
-        """Whatever the inner family can adapt."""
-        return self.inner.fits(layer)
-
-    def settled(self, layer: nn.Module, options: Options) -> Options:
-        """As the inner family."""
-        return self.inner.settled(layer, options)
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """The inner family's, and g = ‖W‖, computed where W lies: elsewhere its last digits would differ."""
@@ -61,14 +47,6 @@ class Decomposed(Family):
         """The inner family's, and the magnitude."""
         inner = {name: tensor for name, tensor in weights.items() if name != MAGNITUDE}
         return {**self.inner.file_weights(inner), MAGNITUDE: weights[MAGNITUDE]}
-
-    def fixed_state(self, options: Options) -> dict[str, Tensor]:
-        """As the inner family."""
-        return self.inner.fixed_state(options)
-
-    def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
-        """As the inner family."""
-        return self.inner.with_fixed(options, fixed)
 
 
 @dataclass(frozen=True)

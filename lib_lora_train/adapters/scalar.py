@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters import lokr, lora
-from lib_lora_train.adapters.family import Draw, Family, Weights, base_weight, kaiming, normal
+from lib_lora_train.adapters.family import Draw, Weights, base_weight, kaiming, normal
 from lib_lora_train.adapters.flat import Slices
 from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.rebuilt import leaf
+from lib_lora_train.adapters.wrapped import Wrapped
 
 SCALAR = "scalar"
 # ΔW is linear in these tensors of a family together, and zero where they are.
@@ -30,15 +31,8 @@ _PRODUCTS: Mapping[str, Callable[..., Tensor]] = {"lora": lora.delta, "lokr": lo
 
 
 @dataclass(frozen=True)
-class Scaled(Family):
+class Scaled(Wrapped):
     """`inner` times a trained factor."""
-
-    inner: Family
-
-    @property
-    def NAME(self) -> str:  # type: ignore[override]
-        """The inner family's: settings switch the factor on beside it."""
-        return self.inner.NAME
 
     @property
     def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -49,14 +43,6 @@ class Scaled(Family):
     def SHRINK(self) -> Mapping[str, float]:  # type: ignore[override]
         """The factor alone."""
         return {SCALAR: 1.0}
-
-    def fits(self, layer: nn.Module) -> bool:
-        """Whatever the inner family can adapt."""
-        return self.inner.fits(layer)
-
-    def settled(self, layer: nn.Module, options: Options) -> Options:
-        """As the inner family."""
-        return self.inner.settled(layer, options)
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """The inner family's with no zeros but the factor, in LyCORIS' distributions."""
@@ -87,11 +73,3 @@ class Scaled(Family):
         output: Tensor = layer(x)
         scale = lokr.scale_of(tensors, options) if self.NAME == "lokr" else options.scale
         return output + _PRODUCTS[self.NAME](layer, x, tensors, scale * strength, draw)
-
-    def fixed_state(self, options: Options) -> dict[str, Tensor]:
-        """As the inner family."""
-        return self.inner.fixed_state(options)
-
-    def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
-        """As the inner family."""
-        return self.inner.with_fixed(options, fixed)
