@@ -16,11 +16,12 @@
         }
     }
 
-    /** Gradio hears of a value only by an input event. */
-    function write(place, tables) {
-        const text = JSON.stringify(tables);
-        place.text = text;
-        box().value = text;
+    /** Changes the concepts as they stand in the box now: the server may have put others there since the cards were
+        drawn. Gradio hears of a value only by an input event. */
+    function write(place, change) {
+        const isShown = place.text === box().value;
+        box().value = JSON.stringify(change(tablesOf(box().value)));
+        if (isShown) place.text = box().value; // else the cards are drawn again
         box().dispatchEvent(new Event("input", { bubbles: true }));
     }
 
@@ -43,14 +44,18 @@
         return input;
     }
 
+    /** What stands at its default is left out. */
+    function withValue(table, field, given) {
+        const { [field.name]: _, ...others } = table;
+        return given === field.default || given === "" ? others : { ...others, [field.name]: given };
+    }
+
     function fieldOf(place, tables, number, field) {
         const table = tables[number];
         const id = `lora_train_concepts_${number + 1}_${field.name}`;
         const value = field.name in table ? table[field.name] : field.default;
         const input = inputOf(field, value, `${id}_input`, (given) => {
-            if (given === field.default || given === "") delete table[field.name];
-            else table[field.name] = given;
-            write(place, tables);
+            write(place, (now) => now.map((other, n) => (n === number ? withValue(other, field, given) : other)));
         });
         const name = make("span", {}, field.label);
         const parts = field.kind === "check" ? [input, name] : [name, input];
@@ -64,7 +69,7 @@
         const remove = make("button", { type: "button", className: "lt-small", title: "Take this concept out; its files stay." }, "Remove");
         remove.disabled = tables.length === 1;
         remove.onclick = () => {
-            write(place, tables.filter((_, other) => other !== number));
+            write(place, (now) => now.filter((_, other) => other !== number));
             draw(place);
         };
         const more = fieldsOf(true);
@@ -90,7 +95,7 @@
         const add = (label, title, table) => {
             const button = make("button", { type: "button", className: "lt-small", title }, label);
             button.onclick = () => {
-                write(place, [...tables, table]);
+                write(place, (now) => [...now, table]);
                 draw(place);
                 place.querySelector(".lt-concept:last-of-type input").focus();
             };

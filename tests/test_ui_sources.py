@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +11,9 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import ConfigError, LoraTrainError
 from lib_lora_train.formats.kohya import read_settings
 from lib_lora_train.presets import PRESETS, Preset, find_preset
-from lib_lora_train.ui import tab
 from lib_lora_train.ui.form import fill_form, form_fields, read_form, with_values
 from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
-from ui_stand_ins import open_small_desk
+from ui_stand_ins import open_small_desk, wiring_of
 
 FILES = Path(__file__).parent / "kohya"
 
@@ -90,17 +88,6 @@ def test_the_buttons_fill_every_field_and_keep_the_form(tmp_path: Path) -> None:
     refused = wiring.take_settings("nowhere.json", *values)
     assert refused[: len(values)] == values
     assert "cannot be read" in refused[-1]
-
-
-def wiring_of(desk: Any) -> Any:
-    import gradio as gr
-
-    from lib_lora_train.ui.dataset import build_dataset_panel
-    from lib_lora_train.ui.training import build_train_panel
-
-    with gr.Blocks():
-        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft(), desk.presets.names())
-    return tab._Wiring(desk, None, dataset, train)  # type: ignore[arg-type]
 
 
 def test_a_refusal_is_one_sentence() -> None:

@@ -7,17 +7,23 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lib_lora_train import events
+from lib_lora_train.config import TrainConfig
+from lib_lora_train.data.scan import Dataset, read_dataset
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.parameters import parameters_of
 from lib_lora_train.run_folder import new_run_folder
 from lib_lora_train.ui import tab
 from lib_lora_train.ui.form import form_fields
 from lib_lora_train.ui.widgets import elem_id, first_sentence, label_of
-from ui_stand_ins import open_small_desk, small_config
+from ui_stand_ins import open_small_desk, small_config, wiring_of, write_pictures
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +46,6 @@ def test_every_widget_has_a_label_and_help_of_its_own(tmp_path: Path) -> None:
 
 
 def test_labels_differ_within_the_run(tmp_path: Path) -> None:
-    from lib_lora_train.config import TrainConfig
-
     labels = [label_of(parameter) for parameter in parameters_of(TrainConfig)]
     assert len(labels) == len(set(labels))
 
@@ -76,6 +80,34 @@ def test_a_webuis_tab_sends_the_last_run_to_its_plot(tmp_path: Path) -> None:
         "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42, Size: 64x64, Script: X/Y/Z plot, X Type: Prompt S/R, "
         'X Values: "zok-000001,zok-000002", Y Type: Seed, Y Values: "42,43,44"'
     )
+
+
+def test_an_answer_that_is_asked_for_during_a_look_shows_the_new_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page keeps the form by itself while Look reads the folders; the older plan must not come back with it."""
+    desk, _ = open_small_desk(tmp_path)
+    wiring = wiring_of(desk)
+    form = desk.demo_form()
+    wiring.look(*(form[key] for key in wiring.fields))
+    both = [*json.loads(form["concepts"]), {"folder": str(write_pictures(tmp_path / "second", 4))}]
+    values = [{**form, "concepts": json.dumps(both)}[key] for key in wiring.fields]
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(config: TrainConfig) -> Dataset:
+        reading.set()
+        assert go_on.wait(60)
+        return read_dataset(config)
+
+    monkeypatch.setattr("lib_lora_train.ui.desk.read_dataset", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        looked = pool.submit(wiring.look, *values)
+        assert reading.wait(60)
+        kept = pool.submit(wiring.keep, *values)
+        wait([kept], timeout=1)  # without turns it has answered by now, with the first plan
+        go_on.set()
+        assert "&quot;pictures&quot;: 4" in looked.result(60)[0]
+        assert kept.result(60) == looked.result(60)
 
 
 def test_the_log_has_a_sentence_for_every_event_that_is_told_once() -> None:

@@ -90,3 +90,16 @@ def open_small_desk(tmp_path: Path, *, pictures: int = 3) -> tuple[Desk, ToldRun
     runner = ToldRunner()
     desk = Desk(runner, tmp_path / "home", demo=lambda: small_config(folder))  # type: ignore[arg-type]
     return desk, runner
+
+
+def wiring_of(desk: Desk) -> Any:
+    """The callbacks behind the buttons, without a page."""
+    import gradio as gr
+
+    from lib_lora_train.ui import tab
+    from lib_lora_train.ui.dataset import build_dataset_panel
+    from lib_lora_train.ui.training import build_train_panel
+
+    with gr.Blocks():
+        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft(), desk.presets.names())
+    return tab._Wiring(desk, None, dataset, train)  # type: ignore[arg-type]

@@ -77,6 +77,8 @@ class Desk:
         self.page_key = secrets.token_urlsafe(16)
         self._demo = demo
         self._lock = threading.Lock()
+        self.turn = threading.RLock()
+        """Held while one of the form's questions is answered."""
         self.presets = PresetShelf(home / "presets")
         self._applied: tuple[str, ...] = ()
         self._staged: Change | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -32,6 +32,8 @@ from lib_lora_train.ui.widgets import (
     tooltips_of,
     unsaved,
 )
+
+_Answer = TypeVar("_Answer")
 
 TITLE = "LoRA Train"
 _WELCOME = "<div data-lt='strip'></div>"
@@ -115,6 +117,21 @@ def _build_strip() -> _Strip:
     return _Strip(demo, save, sample, pause, resume, stop, message)
 
 
+def _in_turn(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """A callback that waits for those before it.
+
+    The page asks again while an answer is under way. Without turns, an answer that began before a look and ended after
+    it would put the older plan over the newer one.
+    """
+
+    @wraps(call)
+    def wait_and_call(wiring: _Wiring, *values: Any) -> _Answer:
+        with wiring.desk.turn:
+            return call(wiring, *values)
+
+    return wait_and_call
+
+
 @dataclass(frozen=True)
 class _Wiring:
     """The callbacks: each takes the form's values in order and returns what its outputs show."""
@@ -158,14 +175,17 @@ class _Wiring:
             (self.strip.stop, runner.stop),
         )
 
+    @_in_turn
     def restore(self) -> list[Any]:
         form = self.desk.draft()
         return [*self._values(form), *self._shown(form), "<i data-lt='restored'></i>"]
 
+    @_in_turn
     def fill_demo(self) -> list[Any]:
         form = self.desk.demo_form()
         return [*self._values(form), *self.look(*self._values(form))]
 
+    @_in_turn
     def apply_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
@@ -174,6 +194,7 @@ class _Wiring:
             return self._filled(form, show_refusal(error))
         return self._filled(form, show_preset(preset))
 
+    @_in_turn
     def save_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
@@ -182,6 +203,7 @@ class _Wiring:
             return [*self._filled(form, show_refusal(error)), gr.update()]
         return [*self._filled(form, show_good(f"{name.strip()} is saved.")), self._choice(name.strip())]
 
+    @_in_turn
     def delete_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
@@ -194,6 +216,7 @@ class _Wiring:
         names = list(self.desk.presets.names())
         return gr.update(choices=names, value=chosen or names[0])
 
+    @_in_turn
     def take_settings(self, file: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
@@ -202,10 +225,12 @@ class _Wiring:
             return self._filled(form, show_refusal(error))
         return self._filled(form, show_imported(file.replace("\\", "/").rpartition("/")[2], imported))
 
+    @_in_turn
     def take(self, *values: Any) -> list[Any]:
         form, told = self.desk.take_staged(self._form(values))
         return self._filled(form, show_good(told) if told else "")
 
+    @_in_turn
     def balance(self, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
@@ -219,6 +244,7 @@ class _Wiring:
             self.desk.keep(form)
         return [*self._values(form), *self._shown(form), told]
 
+    @_in_turn
     def look(self, *values: Any) -> list[str]:
         form = self._form(values)
         try:
@@ -229,12 +255,14 @@ class _Wiring:
             return [found, show_checked(self.desk.check(form))]
         return [show_found(self.desk.looked, checked), show_checked(checked)]
 
+    @_in_turn
     def keep(self, *values: Any) -> list[str]:
         form = self._form(values)
         with contextlib.suppress(OutputError):  # a full disk is told by Look and Start, not at every key
             self.desk.keep(form)
         return self._shown(form)
 
+    @_in_turn
     def start(self, *values: Any) -> list[Any]:
         checked = self.desk.start(self._form(values))
         return [
@@ -242,6 +270,7 @@ class _Wiring:
             _selected("monitor" if checked.is_usable else "train"),
         ]
 
+    @_in_turn
     def enqueue(self, *values: Any) -> str:
         try:
             checked = self.desk.enqueue(self._form(values))
