@@ -75,7 +75,7 @@ def demo_config() -> TrainConfig:
         resolution=128,
         min_bucket=64,
         max_bucket=128,
-        epochs=6,
+        epochs=5,
         batch_size=8,
         learning_rate=5e-3,
         text_encoder_lr=2e-3,
