@@ -10,6 +10,7 @@ Needs playwright and a Chromium on the PATH.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import socket
@@ -133,7 +134,8 @@ def serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "serve_tab.py"), str(port), str(home)], cwd=ROOT)
+    command = [sys.executable, str(ROOT / "tests" / "serve_tab.py"), str(port), str(home)]
+    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while server.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/lora-train/v1/status", timeout=5).close()

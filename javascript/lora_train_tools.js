@@ -25,6 +25,8 @@
     }
     const line = (level, name, text) => make("ul", { className: "lt-problems" },
         make("li", { className: `lt-${level}` }, make("i", {}, name), make("p", {}, text)));
+    const remarks = (answer) => [...answer.warnings.map((text) => line("warning", "Warning", text)),
+        ...answer.left_out.map((name) => line("warning", "Left out", name))];
     const good = (text) => make("p", { className: "lt-verdict lt-good" }, text);
 
     function build(place) {
@@ -44,7 +46,7 @@
             const answer = await lt.ask("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value });
             const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost${answer.error ? `, most in ${answer.worst}` : ""}.`;
             return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}`),
-                ...answer.left_out.map((name) => line("warning", "Left out", name))];
+                ...remarks(answer)];
         });
         const several = make("textarea", { rows: 3, spellcheck: false, placeholder: "/path/to/a.safetensors: 1\n/path/to/b.safetensors: 0.5" });
         const how = make("select", {}, ...[["lora", "one LoRA, exact (plain LoRAs)"], ["rank", "a LoRA of this rank"], ["diff", "the exact difference (large)"],
@@ -54,7 +56,7 @@
             const answer = await lt.ask("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value });
             const lost = how.value === "checkpoint" ? "" : ` ${(100 * answer.error).toFixed(2)} % of the update was lost.`;
             return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}`),
-                ...answer.left_out.map((name) => line("warning", "Left out", name))];
+                ...remarks(answer)];
         });
         const body = make("div", { className: "lt-tools" },
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Check a LoRA", make("span", {}, "of any family, from any trainer")),
@@ -65,7 +67,7 @@
                     field("Write", kind, "A LoRA is small and loses a little; the difference is exact and large"),
                     field("Rank", rank, "A higher rank loses less")),
                 make("div", { className: "lt-adders" }, convert), written),
-            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with the checkpoint and rank above")),
+            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with the checkpoint and rank of Convert")),
                 field("Files", several, "One file a line, with its weight behind a colon; families may differ"),
                 field("Write", how, "The sum of plain LoRAs is a LoRA of all their ranks; other families need a rank, the difference or the checkpoint"),
                 make("div", { className: "lt-adders" }, merge), sum));
@@ -81,7 +83,7 @@
         const answer = await lt.ask("tools-convert", { file: path, to, rank: "16" });
         const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost`;
         return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}.`),
-            ...answer.left_out.map((name) => line("warning", "Left out", name))];
+            ...remarks(answer)];
     }));
 
     lt.drawTools = (place) => {

@@ -55,7 +55,8 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the converted file and print how much was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.file import read_adapter
-    from lib_lora_train.tools.convert import convert, write_converted
+    from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
+    from lib_lora_train.tools.convert import convert, other_base, write_converted
 
     file = read_adapter(options.file)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
@@ -67,6 +68,7 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(f"Most was lost in {converted.worst}. A higher --rank loses less; --to diff loses nothing.")
     if converted.left_out:
         print("Left out:", *converted.left_out, sep="\n  - ")
+    _warn([other_base(file, typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT)])
     return 0
 
 
@@ -76,6 +78,7 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from lib_lora_train.adapters.file import read_adapter
     from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
     from lib_lora_train.tools.baked import weighted, write_baked
+    from lib_lora_train.tools.convert import other_base
     from lib_lora_train.tools.merge import merge_into_file
 
     files = weighted([read_adapter(path) for path in options.files], options.weights)
@@ -94,7 +97,13 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         left_out = merged.left_out
     if left_out:
         print("Left out:", *left_out, sep="\n  - ")
+    _warn([other_base(file, checkpoint) for file, _ in files])
     return 0
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in filter(None, sentences):
+        print(f"warning: {sentence}")
 
 
 def _model(checkpoint: str, folder: Path) -> Any:

@@ -18,8 +18,9 @@ from lib_lora_train.adapters.opened import open_state
 from lib_lora_train.adapters.options import Options
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.errors import AdapterError
+from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.tools.check import check, report
-from lib_lora_train.tools.convert import convert, truncated, write_converted
+from lib_lora_train.tools.convert import convert, other_base, truncated, write_converted
 
 FAMILIES = {
     "lora": AdapterSpec(rank=2, alpha=1.0, targets="all"),
@@ -130,6 +131,22 @@ def test_written_file_says_what_it_is_now(tmp_path: Path) -> None:
     assert json.loads(metadata["ss_network_args"]) == {}
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_checkpoint_is_told_where_the_update_depends_on_it(name: str, tmp_path: Path) -> None:
+    file, _ = file_of(FAMILIES[name], tiny_model(), {"ss_sd_model_name": "fox.safetensors"})
+    checkpoint = tmp_path / "other.safetensors"
+    checkpoint.write_bytes(bytes(0x120000))
+    known = {"ss_sd_model_hash": legacy_hash(checkpoint)}
+    strange = {"ss_sd_model_hash": "0123abcd"}
+
+    def told(metadata: dict[str, str]) -> str:
+        return other_base(AdapterFile(file.path, file.state, {**file.metadata, **metadata}), checkpoint)
+
+    assert told({}) == told({"ss_sd_model_hash": "None"}) == told(known) == ""
+    depends = name in ("dora", "glora", "ia3", "oft", "boft")
+    assert ("was trained on fox.safetensors (0123abcd)" in told(strange)) == depends
+
+
 # --- check --------------------------------------------------------------------------------------
 
 
@@ -176,6 +193,13 @@ def test_faults_are_told() -> None:
 def test_what_forge_ignores_is_told(name: str) -> None:
     file, _ = file_of(FAMILIES[name], tiny_model())
     assert "Forge ignores" in " ".join(check(file).problems)
+
+
+def test_a_lokr_that_forge_cannot_draw_with_is_told() -> None:
+    plain = AdapterSpec("lokr", 2, 1.0, targets="all", options=Options(factor=2))
+    core = AdapterSpec("lokr", 2, 1.0, targets="all", options=Options(factor=2, use_tucker=True))
+    assert [check(file_of(spec, tiny_model())[0]).tucker_lokr > 0 for spec in (plain, core)] == [False, True]
+    assert "at which Forge fails" in " ".join(check(file_of(core, tiny_model())[0]).problems)
 
 
 @pytest.mark.parametrize(("width", "base"), [(768, "SD1"), (1024, "SD2"), (2048, "SDXL")])

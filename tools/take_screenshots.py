@@ -1,6 +1,6 @@
 """Takes the pictures of the tab in `docs/images/`: trains the demo in the stand-alone app and looks at every panel.
 
-    python tools/take_screenshots.py [--out docs/images] [--epochs 6]
+    python tools/take_screenshots.py [--out docs/images] [--epochs N]
 
 Needs playwright, Pillow and a Chromium on the PATH. Pictures show the folders' names: take them in a neutral one.
 """

@@ -29,6 +29,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("full", ("diff",)),
     ("ia3", ("weight",)),
 )
+_DEPENDING = ("glora", "ia3", "oft", "boft")
 NEWER_GLORA = "newer layout"
 OTHER_ALPHA = "alpha that is no rank"
 
@@ -50,6 +51,11 @@ class OpenedLayer:
         """The family as people call it."""
         name = "norm" if self.family is NORM else self.family.NAME
         return f"{name} + dora" if MAGNITUDE in self.weights else name
+
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether its ΔW is another one on other weights."""
+        return MAGNITUDE in self.weights or self.family.NAME in _DEPENDING
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,6 @@ _TEXT = {768: "SD1", 1024: "SD2"}
 _DEEP = re.compile(r"transformer_blocks_[1-9]")
 _SHALLOW = re.compile(r"_(down_blocks_0_attentions|input_blocks_[12]_1|up_blocks_3_attentions)_")
 _NOT_IN_FORGE = ("ia3", "oft", "boft")
-_NEEDS_MODEL = ("glora", "ia3", "oft", "boft")
 _SHOWN = 5
 _OF_SD = re.compile(
     r"lora_(te[12]?_text_|unet_(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_\d|unet_mid_block_"
@@ -38,7 +37,7 @@ class Checked:
 
     `norms`: layer → ‖ΔW‖, where it does not depend on the model; `broken`: keys with NaN or infinity; `turned`: layers
     whose DoRA is for output channels; `foreign`: layers that no Stable Diffusion has; `remarks`: what hosts disagree on
-    → in how many layers.
+    → in how many layers; `tucker_lokr`: how many layers are LoKr with a core.
     """
 
     path: Path
@@ -53,6 +52,7 @@ class Checked:
     turned: tuple[str, ...]
     foreign: tuple[str, ...]
     remarks: Mapping[str, int]
+    tucker_lokr: int
     base_model: str
     metadata: Mapping[str, str]
 
@@ -76,6 +76,11 @@ class Checked:
             found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
+        if self.tucker_lokr:
+            found.append(
+                f"{self.tucker_lokr} layers are LoKr with a Tucker core, at which Forge fails while it draws. "
+                "`convert` writes what every webui reads."
+            )
         ignored = [name for name in self.families if name.startswith(_NOT_IN_FORGE)]
         if ignored:
             found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which it reads.")
@@ -103,6 +108,7 @@ def check(file: AdapterFile) -> Checked:
         unknown=opened.unknown,
         foreign=tuple(name for name in layers if not _OF_SD.match(name)),
         remarks=Counter(layer.remark for layer in layers.values() if layer.remark),
+        tucker_lokr=sum(layer.family.NAME == "lokr" and "t2" in layer.weights for layer in layers.values()),
         turned=tuple(name for name, layer in layers.items() if has_other_axis(layer)),
         base_model=_base_model(opened, file.metadata),
         metadata=file.metadata,
@@ -136,7 +142,7 @@ def _part(name: str) -> str:
 
 def _norm(layer: OpenedLayer) -> float | None:
     """‖ΔW‖, None where it depends on the model's weights."""
-    if MAGNITUDE in layer.weights or layer.family.NAME in _NEEDS_MODEL:
+    if layer.depends_on_model:
         return None
     weights = {name: tensor.float() for name, tensor in layer.weights.items()}
     if layer.family.NAME == "loha" and "t1" not in weights:

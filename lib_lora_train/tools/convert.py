@@ -19,6 +19,7 @@ from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_opened
 from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.errors import AdapterError
+from lib_lora_train.models.load import legacy_hash
 
 KINDS = ("lora", "diff")
 
@@ -77,6 +78,20 @@ def _converted(adapter: Adapter, to: str, rank: int, left: tuple[str, ...]) -> C
     worst = max(missed, key=lambda key: missed[key], default="")
     error = (sum(missed.values()) / whole) ** 0.5 if whole else 0.0
     return Converted(state, error, worst, tuple(left_out))
+
+
+def other_base(file: AdapterFile, checkpoint: Path) -> str:
+    """A sentence where ΔW depends on the model's weights and the file names others than the checkpoint's, else ""."""
+    told = file.metadata.get("ss_sd_model_hash", "")
+    if told in ("", "None", legacy_hash(checkpoint)):
+        return ""
+    if not any(layer.depends_on_model for layer in open_file(file).layers.values()):
+        return ""
+    name = file.metadata.get("ss_sd_model_name") or "another checkpoint"
+    return (
+        f"{file.path.name} was trained on {name} ({told}), and what it does depends on the model. This is what it does "
+        f"to {checkpoint.name}; name the other one's file as the checkpoint for what it did in training."
+    )
 
 
 def truncated(diff: Tensor, rank: int) -> dict[str, Tensor]:

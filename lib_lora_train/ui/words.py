@@ -18,7 +18,7 @@ _MOST_LETTERS = 4
 class Tokenizer(Protocol):
     """The part of a CLIP tokenizer that is used here."""
 
-    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]: ...
+    def __call__(self, texts: list[str], *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]: ...
 
     def tokenize(self, text: str) -> list[str]: ...
 
@@ -59,7 +59,7 @@ class Words:
         """Tokens of each text, without the begin and end token."""
         unknown = list({text for text in texts if text not in self._counts})
         if unknown:
-            found = self.tokenizer(unknown, add_special_tokens=False)["input_ids"]
+            found = self.tokenizer(unknown, add_special_tokens=False, verbose=False)["input_ids"]
             self._counts.update((text, len(ids)) for text, ids in zip(unknown, found, strict=True))
         return [self._counts[text] for text in texts]
 
