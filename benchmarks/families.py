@@ -3,10 +3,10 @@
     python benchmarks/families.py [--only lora lokr …] [--epochs 6] [--out DIR]
     python benchmarks/families.py --table           the table of docs/methods.md, from benchmarks/families.json
 
-Every family trains with the demo's pictures, batches and steps, at the settings below, in a process of its own; the
-numbers go into benchmarks/families.json. `share`: of 32 pictures of new prompts and seeds, how many show the concept;
-`leak`: of 6 pictures of other things. `drift`: how far answers to other captions moved, in units of what the caption
-itself does (0: not at all). `seconds` is processor time of training alone; `memory` the process's peak.
+Every family trains with the demo's pictures and equal batches and steps, at the settings below, in a process of its
+own; the numbers go into benchmarks/families.json. `share`: of 32 pictures of new prompts and seeds, how many show the
+concept; `leak`: of 6 pictures of other things. `drift`: how far answers to other captions moved, in units of what the
+caption itself does (0: not at all). `seconds` is processor time of training alone; `memory` the process's peak.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from lib_lora_train.run_folder import new_run_folder
 from lib_lora_train.train.control import Control
 
 RESULTS = Path(__file__).with_suffix(".json")
-CONCEPT_SEEDS = tuple(range(1, 9))  # twice the demo's: 32 pictures
+CONCEPT_SEEDS = tuple(range(1, 9))  # 32 pictures
 
-# The demo's learning rates are some fifty times those of real models. A family's first step should move W about as far
-# as LoRA's does, which decides its rate here; the presets have the rates for real models.
+# The learning rates are some fifty times those of real models. A family's first step should move W about as far as
+# LoRA's does, which decides its rate here; the presets have the rates for real models.
+SHARED: dict[str, Any] = {"batch_size": 8, "learning_rate": 5e-3, "text_encoder_lr": 2e-3}
 SETTINGS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "LoCon": {"targets": "all", "conv_rank": 4},
@@ -61,9 +62,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str, epochs: int) -> TrainConfig:
-    """The demo's settings with the family's own."""
-    plain = demo_config().replace(epochs=epochs, sample_every_n_epochs=0, make_grid=False, save_every_n_epochs=epochs)
-    return plain.replace(output_name="family", **SETTINGS[name])
+    """The demo's settings with those of all families here and the family's own."""
+    quiet = {"sample_every_n_epochs": 0, "make_grid": False, "save_every_n_epochs": epochs}
+    return demo_config().replace(epochs=epochs, output_name="family", **quiet, **{**SHARED, **SETTINGS[name]})
 
 
 def measured(name: str, epochs: int, out: Path) -> dict[str, Any]:
@@ -123,14 +124,14 @@ def table() -> str:
 
 
 def _told(settings: Mapping[str, Any]) -> str:
-    """What differs from the demo's settings, shortly."""
+    """What differs from the shared settings, shortly."""
     shown = {"learning_rate": "UNet", "text_encoder_lr": "text", "gradient_accumulation": "accumulation"}
     pairs = ((shown.get(name, name), value) for name, value in settings.items() if name != "family")
     told = [
         name if value is True else f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
         for name, value in pairs
     ]
-    return ", ".join(told).replace("_", " ") or "the demo's"
+    return ", ".join(told).replace("_", " ") or "as shared"
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ CONTROL_PROMPTS = (
     "a house on a pink background",
     "an apple on a white background",
 )
-CONCEPT_SEEDS, CONTROL_SEEDS = (1, 2, 3, 4), (1,)
+CONCEPT_SEEDS, CONTROL_SEEDS = (1, 2, 3), (1,)
 
 
 def demo_config() -> TrainConfig:

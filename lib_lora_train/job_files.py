@@ -19,7 +19,7 @@ from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.train.loop import Training
 from lib_lora_train.train.state import write_state
 
-_MANY_VANISHED = 0.01  # share of numbers; below it, half precision loses nothing that is seen
+_MANY_VANISHED = 0.01  # share of matrices; below it, half precision loses nothing that is seen
 
 
 # --- LoRA files -----------------------------------------------------------------------------------
@@ -71,8 +71,9 @@ def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:
     yield LoraWritten(str(path), epoch, file.step)
     if saved.vanished > _MANY_VANISHED or saved.overflowed:
         message = (
-            f"{saved.vanished:.1%} of the numbers became 0 and {saved.overflowed:.1%} infinite in "
-            f"{run.config.save_precision}. Choose save_precision bf16 or fp32, or a larger alpha."
+            f"In {run.config.save_precision} {saved.vanished:.1%} of the matrices lost more than a hundredth of their size "
+            f"to zeros, and {saved.overflowed:.1%} of the numbers became infinite. "
+            "Choose save_precision bf16 or fp32, or a larger alpha."
         )
         yield Noted("warning", str(path), message)
 

@@ -102,9 +102,16 @@ def test_every_tensor_is_aligned_and_order_does_not_depend_on_the_state(target: 
 
 
 def test_values_lost_by_half_precision_are_counted(target: Path) -> None:
-    lossy = {"a.lora_up.weight": torch.tensor([[1e-9, 1e5, 1.0, 0.0]]), "a.alpha": torch.tensor(1.0)}
+    """Half of the smallest fp16 number, 2^-25, and all below become 0; 2^16 and all above infinite."""
+    lossy = {
+        "a.lora_down.weight": torch.tensor([[1e-9, 1e5, 1.0, 0.0]]),  # what vanishes is nothing beside the rest
+        "a.lora_up.weight": torch.tensor([[1e-9], [2e-9]]),  # all of it
+        "b.lora_up.weight": torch.tensor([[2e-8, 1e-6]]),  # a fiftieth
+        "b.lora_down.weight": torch.tensor([[1e-30, 1e-9, 1e-6]]),  # a thousandth
+        "a.alpha": torch.tensor(1.0),
+    }
     saved = write_adapter(target, lossy, metadata={}, precision="fp16")
-    assert saved.vanished == pytest.approx(1 / 3) and saved.overflowed == pytest.approx(1 / 4)
+    assert saved.vanished == 2 / 4 and saved.overflowed == pytest.approx(1 / 11)
     whole = write_adapter(target, lossy, metadata={}, precision="fp32")
     assert (whole.vanished, whole.overflowed) == (0.0, 0.0)
 

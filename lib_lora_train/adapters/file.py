@@ -34,14 +34,15 @@ _DTYPE_NAMES = {
 # They multiply W itself: rounded to fp16 they would change it by 0.05 %, which is as much as many a LoRA does.
 _FACTORS = (".dora_scale", ".rescale")
 _LEGACY_START, _LEGACY_END = 0x100000, 0x110000
+_MOST_VANISHED = 0.01  # of a tensor's norm
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
     """What stands on the disk, and what the number format did to it.
 
-    `vanished` is the share of non-zero values that became 0, `overflowed` the share of finite values that became
-    infinite; both are 0 for a healthy LoRA.
+    `vanished` is the share of tensors that lost more than a hundredth of their norm as numbers became 0, `overflowed`
+    the share of finite values that became infinite; both are 0 for a healthy LoRA.
     """
 
     path: Path
@@ -108,18 +109,23 @@ def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rounding_losses(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, float]:
-    """(share of non-zero values that became 0, share of finite values that became infinite)."""
-    counts = torch.zeros(4, dtype=torch.int64)
+    """(share of tensors that lost more than a hundredth of their norm to zeros, share of values that became infinite).
+
+    Single numbers that become 0 tell nothing: those of a unit that never fires are as good as 0 before.
+    """
+    tensors = vanished = finite_count = overflowed = 0
     for key, stored in after.items():
         original = before[key].detach().to("cpu")
         if stored.dtype == original.dtype or not stored.is_floating_point():
             continue
-        non_zero, finite = original != 0, original.isfinite()
-        counts += torch.stack(
-            [non_zero.sum(), (non_zero & (stored == 0)).sum(), finite.sum(), (finite & stored.isinf()).sum()]
-        )
-    present, vanished, finite_count, overflowed = counts.tolist()
-    return vanished / max(present, 1), overflowed / max(finite_count, 1)
+        finite = original.isfinite()
+        whole = torch.where(finite, original, 0).double()  # squares of what vanishes would vanish in fp32 too
+        lost = torch.where(stored == 0, whole, 0)
+        tensors += 1
+        vanished += int(lost.norm() > _MOST_VANISHED * whole.norm())
+        finite_count += int(finite.sum())
+        overflowed += int((finite & stored.isinf()).sum())
+    return vanished / max(tensors, 1), overflowed / max(finite_count, 1)
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

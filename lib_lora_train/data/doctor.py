@@ -144,7 +144,10 @@ def _looked_at(paths: Sequence[Path], memory: PictureMemory) -> Generator[tuple[
     those that have not begun.
     """
     with ThreadPoolExecutor(max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2))) as readers:
-        yield from zip(paths, readers.map(memory.look_at, paths), strict=True)
+        try:
+            yield from zip(paths, readers.map(memory.look_at, paths), strict=True)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)  # of those that nobody waits for any more
 
 
 def _broken(path: Path, reason: str) -> Finding:
