@@ -71,8 +71,8 @@ def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:
     yield LoraWritten(str(path), epoch, file.step)
     if saved.vanished > _MANY_VANISHED or saved.overflowed:
         message = (
-            f"In {run.config.save_precision} {saved.vanished:.1%} of the matrices lost more than a hundredth of their size "
-            f"to zeros, and {saved.overflowed:.1%} of the numbers became infinite. "
+            f"In {run.config.save_precision} {saved.vanished:.1%} of the matrices lost more than a hundredth of their "
+            f"size to zeros, and {saved.overflowed:.1%} of the numbers became infinite. "
             "Choose save_precision bf16 or fp32, or a larger alpha."
         )
         yield Noted("warning", str(path), message)
