@@ -106,6 +106,15 @@ def open_tab(page: Any, address: str) -> None:
     page.wait_for_selector("[data-lt='restored']", state="attached")  # the form is filled in
 
 
+def fill_in_the_demo(page: Any) -> None:
+    """Press the button and wait for its answer, which is a newer look; until then it would replace what is typed."""
+    looked = "Number(document.querySelector('[data-lt-looked]')?.dataset.ltLooked || 0)"
+    before = page.evaluate(looked)
+    page.click("#lora_train_demo")
+    page.wait_for_function(f"before => {looked} > before", arg=before)
+    page.wait_for_selector(".lt-gallery img")
+
+
 def show(page: Any, panel: str) -> None:
     """Open a panel; gradio 3 has plain buttons for tabs, newer ones keep the last in a menu on a narrow screen."""
     tab = page.get_by_role("tab", name=panel, exact=True)
@@ -150,8 +159,7 @@ def test_nothing_to_train_on_is_told_beside_the_button(page: Any, address: str) 
 
 def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -> None:
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     show(page, "Train")
     fill(page, "rank", "0")
     fill(page, "learning_rate", "much")
@@ -173,8 +181,7 @@ def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address:
 def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
     second = write_pictures(tmp_path / "second", 4)
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     page.get_by_role("button", name="+ Concept").click()
     page.locator("#lora_train_concepts_3_folder input").fill(str(second))
     page.locator("#lora_train_concepts_3_trigger input").fill("zkw")
@@ -192,8 +199,7 @@ def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, ad
 
 def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     show(page, "Train")
     fill(page, "resolution", "100")
     page.locator("[data-lt-fix]", has_text="Set resolution to").first.click()
@@ -203,8 +209,7 @@ def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
 
 def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_preset(page: Any, address: str) -> None:
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     show(page, "Train")
     page.wait_for_function(
         "document.querySelector('#lora_train_output_name input, #lora_train_output_name textarea').value === 'zorp'"
@@ -359,8 +364,7 @@ def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: st
 
 def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Path) -> None:
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     assert page.locator(".lt-gallery figcaption", has_text="zorp").count() > 0
     show(page, "Train")
     page.locator("#lora_train_advanced").get_by_text("Advanced", exact=True).click()
@@ -484,8 +488,7 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
 
 def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> None:
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
         show(page, panel)
         page.wait_for_timeout(1500)  # gradio builds a panel when it is opened, and the page then draws into it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_ui_browser import _RUN_MS, address, fill, open_tab, page, pill, pytestmark, show
+from test_ui_browser import _RUN_MS, address, fill, fill_in_the_demo, open_tab, page, pill, pytestmark, show
 
 __all__ = ["address", "page", "pytestmark"]
 
@@ -36,8 +36,7 @@ def move(page: Any, name: str, arrow: str) -> None:
 def test_the_queue_is_put_into_another_order_by_its_arrows_and_a_second_page_sees_it(page: Any, address: str) -> None:
     open_tab(page, address)
     page.locator(".lt-headline", has_text="Choose pictures").wait_for()
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     page.locator(".lt-headline", has_text="Start training is in the Train panel").wait_for()
     show(page, "Train")
     for name in ("apple", "birch", "cedar"):
@@ -67,8 +66,7 @@ def test_the_browser_tells_the_end_of_a_run_and_both_pages_show_it(page: Any, ad
     page.context.grant_permissions(["notifications"], origin=address.rstrip("/"))
     page.add_init_script(f"({_CAUGHT})()")
     open_tab(page, address)
-    page.click("#lora_train_demo")
-    page.wait_for_selector(".lt-gallery img")
+    fill_in_the_demo(page)
     show(page, "Train")
     fill(page, "output_name", "told")
     page.click("#lora_train_start")
