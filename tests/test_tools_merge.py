@@ -215,8 +215,35 @@ def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.Ca
     answer = ToolsDesk(lambda: checkpoint).merge({"files": listed, "to": "checkpoint"})
     assert Path(answer["path"]) == tmp_path / "model+a+b.safetensors"
     assert answer["left_out"], "the layers that are wider in the embedded model"
+    assert answer["warnings"] == []
+    with pytest.raises(LoraTrainError, match="nowhere"):
+        ToolsDesk().merge({"files": listed, "to": "diff", "checkpoint": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(LoraTrainError, match="Name LoRA files"):
         ToolsDesk().merge({"files": " \n"})
+
+
+def test_the_panel_and_the_commands_tell_of_another_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A DoRA that was trained on another checkpoint than the embedded one; the LoRA beside it says nothing."""
+    model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
+    adapter = inject(model, AdapterSpec(rank=2, targets="attention", text_encoder=False, is_dora=True), seed=1)
+    file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    metadata = {"ss_sd_model_hash": "0123abcd", "ss_sd_model_name": "fox.safetensors"}
+    write_adapter(file, adapter.state(), metadata=metadata, precision="fp32")
+    adapter.remove()
+    plain = {key: tensor for key, tensor in read_adapter(file).state.items() if "dora" not in key}
+    write_adapter(other, plain, metadata={}, precision="fp32")
+    told = "a.safetensors was trained on fox.safetensors (0123abcd)"
+    for answer in (
+        ToolsDesk().convert({"file": str(file), "to": "diff"}),
+        ToolsDesk().merge({"files": f"{file}\n{other}", "to": "rank", "rank": "2"}),
+    ):
+        assert [sentence.startswith(told) for sentence in answer["warnings"]] == [True]
+    for command, files in (("convert", [file]), ("merge", [file, other])):
+        place = tmp_path / f"{command}.safetensors"
+        assert cli.main([command, *map(str, files), "--to", "diff", "--out", str(place)]) == 0
+        assert f"warning: {told}" in capsys.readouterr().out
 
 
 def _ranks(path: Path) -> list[int]:

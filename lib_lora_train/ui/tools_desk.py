@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.errors import AdapterError, LoraTrainError
 from lib_lora_train.typed_paths import typed_path
+
+if TYPE_CHECKING:
+    from lib_lora_train.adapters.file import AdapterFile
 
 
 class ToolsDesk:
@@ -39,7 +42,7 @@ class ToolsDesk:
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the file as a LoRA of a rank, or as the exact difference, beside it; what was lost."""
         from lib_lora_train.adapters.file import read_adapter
-        from lib_lora_train.tools.convert import convert, other_base, write_converted
+        from lib_lora_train.tools.convert import convert, write_converted
 
         path, to, rank = _given(values), str(values.get("to", "lora")), _rank(values)
         place = path.with_name(f"{path.stem}-{'diff' if to == 'diff' else f'rank{rank}'}.safetensors")
@@ -48,30 +51,35 @@ class ToolsDesk:
         file = read_adapter(path)
         converted = convert(file, self._model(values, place.parent), to=to, rank=rank)
         saved = write_converted(place, converted, to=to, rank=rank, metadata=file.metadata)
-        return _answer(place, saved.size_bytes, converted, [other_base(file, self._checkpoint(values))])
+        return _answer(place, saved.size_bytes, converted, self._other_bases(values, [file]))
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the sum of files beside the first, or a checkpoint with it beside the old one; what was lost."""
         from lib_lora_train.adapters.file import read_adapter
         from lib_lora_train.tools.baked import weighted, write_baked
-        from lib_lora_train.tools.convert import other_base
         from lib_lora_train.tools.merge import merge_into_file
 
         named = _listed(values)
         files = weighted([read_adapter(path) for path, _ in named], [weight for _, weight in named])
-        others = [other_base(file, self._checkpoint(values)) for file, _ in files]
         stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
         if to == "checkpoint":
             checkpoint = self._checkpoint(values)
             baked = write_baked(checkpoint, files, checkpoint.with_name(f"{checkpoint.stem}+{stem}.safetensors"))
-            return _answer(baked.path, baked.size_bytes, baked, others)
+            return _answer(baked.path, baked.size_bytes, baked, self._other_bases(values, [file for file, _ in files]))
         rank = _rank(values) if to == "rank" else 0
         place = named[0][0].with_name(
             f"{stem}{'-diff' if to == 'diff' else f'-rank{rank}' if rank else ''}.safetensors"
         )
         kind = "diff" if to == "diff" else "lora"
         merged, saved = merge_into_file(place, files, self._model(values, place.parent), to=kind, rank=rank)
-        return _answer(place, saved.size_bytes, merged, others)
+        return _answer(place, saved.size_bytes, merged, self._other_bases(values, [file for file, _ in files]))
+
+    def _other_bases(self, values: Mapping[str, Any], files: Sequence[AdapterFile]) -> list[str]:
+        """A sentence for each file that means another checkpoint than this one."""
+        from lib_lora_train.tools.convert import other_base
+
+        told = (other_base(file, self._checkpoint(values)) for file in files)
+        return [sentence for sentence in told if sentence]
 
     def _checkpoint(self, values: Mapping[str, Any]) -> Path:
         """The checkpoint that is named, else the one the host has, else the tiny model."""
@@ -89,14 +97,14 @@ class ToolsDesk:
 
 
 def _answer(path: Path, size: int, made: Any, warnings: Sequence[str]) -> dict[str, Any]:
-    """What the page tells of a file: `made` is a Converted or a Baked, which loses nothing; empty warnings are none."""
+    """What the page tells of a file: `made` is a Converted or a Baked, which loses nothing."""
     return {
         "path": str(path),
         "megabytes": size / 1e6,
         "error": getattr(made, "error", 0.0),
         "worst": getattr(made, "worst", ""),
         "left_out": list(made.left_out),
-        "warnings": [sentence for sentence in warnings if sentence],
+        "warnings": list(warnings),
     }
 
 
