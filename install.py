@@ -28,6 +28,9 @@ _CLEAN_VERSION = re.compile(r"(?:\d+!)?\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\
 
 def main() -> None:
     """Install what is missing; every outcome but success is one line on the console."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pip's words may have letters that a Windows console lacks
     if not is_run_by_webui(Path.cwd()):
         print(f"[{NAME}] install.py is for the webui. Without one: python launch.py")
         return

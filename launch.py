@@ -89,6 +89,9 @@ class Machine:
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out the command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # Windows' encoding of a pipe or a file lacks ─ and others
     if sys.version_info < (3, 10):  # noqa: UP036 an older Python is told so instead of failing somewhere
         print(f"This is Python {platform.python_version()}; start launch.py with 3.10 or newer.", file=sys.stderr)
         return 2

@@ -34,6 +34,22 @@ def test_own_options_may_stand_anywhere() -> None:
     assert launch.read_options(["--cpu", "--no-venv", "demo", "--out", "x"]) == expected
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_lacks_letters_ends_nothing(encoding: str, tmp_path: Path) -> None:
+    """As on Windows, where what goes into a file or a pipe is in the code page of the country."""
+    webui = tmp_path / "modules" / "launch_utils.py"  # what install.py takes for a webui
+    webui.parent.mkdir()
+    webui.touch()
+    code = (
+        "import launch, install; launch.main(['--help']); launch.say('── pytest …');"
+        "install.suitable = lambda found: {}; install.main(); install.give_up(['a'], 'ж')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"?? pytest" in done.stdout and b"(?)" in done.stdout
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["tran", "x.toml"]) == 2
     assert "Did you mean 'train'?" in capsys.readouterr().err
