@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -173,10 +172,10 @@ sys.exit("nothing was raised")
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_lack_of_permission_is_named(target: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(source: Any, destination: Any) -> None:
+    def refuse(source: Path, destination: Path) -> Path:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(OutputError, match="no permission"):
         write_adapter(target, state(), metadata={}, precision="fp16")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 # Caption noun -> icon name in @iconify-json/fluent-emoji-flat. Chosen for distinct
@@ -48,7 +49,7 @@ VAE_ONLY: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def rasterise_emoji(icons_json: Path, *, size_px: int = 128) -> dict[str, np.ndarray]:
+def rasterise_emoji(icons_json: Path, *, size_px: int = 128) -> dict[str, npt.NDArray[np.uint8]]:
     """RGBA pictures (size, size, 4) uint8 by icon name; needs ``rsvg-convert`` on the path.
 
     Icons of ``VAE_ONLY`` absent from this version of the package are left out;
@@ -61,7 +62,7 @@ def rasterise_emoji(icons_json: Path, *, size_px: int = 128) -> dict[str, np.nda
         return {name: _rasterise(icons[name]["body"], package["width"], size_px, Path(folder)) for name in wanted}
 
 
-def _rasterise(body: str, view_px: int, size_px: int, folder: Path) -> np.ndarray:
+def _rasterise(body: str, view_px: int, size_px: int, folder: Path) -> npt.NDArray[np.uint8]:
     svg, png = folder / "icon.svg", folder / "icon.png"
     svg.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -86,7 +87,7 @@ def _trim(image: Image.Image, size_px: int) -> Image.Image:
     return square
 
 
-def save_emoji(path: Path, drawings: dict[str, np.ndarray]) -> None:
+def save_emoji(path: Path, drawings: dict[str, npt.NDArray[np.uint8]]) -> None:
     """Write the rasterised drawings to one ``.npz``."""
     arrays: dict[str, Any] = dict(drawings)
     np.savez_compressed(path, **arrays)

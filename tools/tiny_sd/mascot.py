@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from .scenes import COLOURS, SIZE_IN_COMPANY_PX, Drawings, Thing, corner_near, draw_backdrop, with_article
@@ -91,7 +92,7 @@ def draw_mascot_scene(rng: random.Random, background: str, *, with_companion: bo
     return MascotScene(background, size_word, place, flipped, size_px=size_px, corner=corner)
 
 
-def mascot_share(picture: np.ndarray) -> tuple[float, float, float]:
+def mascot_share(picture: npt.NDArray[np.uint8]) -> tuple[float, float, float]:
     """Shares of teal, magenta and yellow pixels in an (H, W, 3) uint8 picture, by hue."""
     hsv = np.asarray(Image.fromarray(picture).convert("HSV")).astype(int)
     hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
@@ -104,7 +105,7 @@ def mascot_share(picture: np.ndarray) -> tuple[float, float, float]:
     return share(116, 138, 90), share(218, 243, 150), share(26, 42, 90)
 
 
-def has_mascot(picture: np.ndarray) -> bool:
+def has_mascot(picture: npt.NDArray[np.uint8]) -> bool:
     """True when an (H, W, 3) uint8 picture shows enough teal around some magenta."""
     teal, magenta, _ = mascot_share(picture)
     return teal > 0.035 and magenta > 0.008 and teal > magenta
