@@ -37,9 +37,8 @@ from lib_lora_train.train.control import Control
 RESULTS = Path(__file__).with_suffix(".json")
 CONCEPT_SEEDS = tuple(range(1, 9))  # 32 pictures
 
-# The learning rates are some fifty times those of real models. A family's first step should move W about as far as
-# LoRA's does, which decides its rate here; the presets have the rates for real models.
-SHARED: dict[str, Any] = {"batch_size": 8, "learning_rate": 5e-3, "text_encoder_lr": 2e-3}
+# The demo's learning rates are some fifty times those of real models. A family's first step should move W about as far
+# as LoRA's does, which decides its rate here; the presets have the rates for real models.
 SETTINGS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "LoCon": {"targets": "all", "conv_rank": 4},
@@ -62,9 +61,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str, epochs: int) -> TrainConfig:
-    """The demo's settings with those of all families here and the family's own."""
-    quiet = {"sample_every_n_epochs": 0, "make_grid": False, "save_every_n_epochs": epochs}
-    return demo_config().replace(epochs=epochs, output_name="family", **quiet, **{**SHARED, **SETTINGS[name]})
+    """The demo's settings with the family's own."""
+    plain = demo_config().replace(epochs=epochs, sample_every_n_epochs=0, make_grid=False, save_every_n_epochs=epochs)
+    return plain.replace(output_name="family", **SETTINGS[name])
 
 
 def measured(name: str, epochs: int, out: Path) -> dict[str, Any]:
@@ -124,14 +123,14 @@ def table() -> str:
 
 
 def _told(settings: Mapping[str, Any]) -> str:
-    """What differs from the shared settings, shortly."""
+    """What differs from the demo's settings, shortly."""
     shown = {"learning_rate": "UNet", "text_encoder_lr": "text", "gradient_accumulation": "accumulation"}
     pairs = ((shown.get(name, name), value) for name, value in settings.items() if name != "family")
     told = [
         name if value is True else f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
         for name, value in pairs
     ]
-    return ", ".join(told).replace("_", " ") or "as shared"
+    return ", ".join(told).replace("_", " ") or "the demo's"
 
 
 def main() -> None:

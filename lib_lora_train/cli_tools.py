@@ -55,20 +55,19 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the converted file and print how much was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.file import read_adapter
-    from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
     from lib_lora_train.tools.convert import convert, other_base, write_converted
 
-    file = read_adapter(options.file)
+    file, checkpoint = read_adapter(options.file), _checkpoint(options)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
     place = options.out or _new_file(f"{options.file.stem}-{ending}.safetensors")
-    converted = convert(file, _model(options.ckpt, place.parent), to=options.to, rank=options.rank)
+    converted = convert(file, _model(checkpoint, place.parent), to=options.to, rank=options.rank)
     saved = write_converted(place, converted, to=options.to, rank=options.rank, metadata=file.metadata)
     print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {converted.error:.2%} of the update.")
     if converted.error:
         print(f"Most was lost in {converted.worst}. A higher --rank loses less; --to diff loses nothing.")
     if converted.left_out:
         print("Left out:", *converted.left_out, sep="\n  - ")
-    _warn([other_base(file, typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT)])
+    _warn([other_base(file, checkpoint)])
     return 0
 
 
@@ -76,13 +75,12 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the sum of the files, or the checkpoint with it, and print what was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.file import read_adapter
-    from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
     from lib_lora_train.tools.baked import weighted, write_baked
     from lib_lora_train.tools.convert import other_base
     from lib_lora_train.tools.merge import merge_into_file
 
     files = weighted([read_adapter(path) for path in options.files], options.weights)
-    checkpoint = typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
+    checkpoint = _checkpoint(options)
     named = "+".join(path.stem for path in options.files)
     if options.into:
         place = options.out or _new_file(f"{checkpoint.stem}+{named}.safetensors")
@@ -91,7 +89,7 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         left_out = baked.left_out
     else:
         place = options.out or _new_file(f"{named}.safetensors")
-        model = _model(options.ckpt, place.parent)
+        model = _model(checkpoint, place.parent)
         merged, saved = merge_into_file(place, files, model, to=options.to, rank=options.rank)
         print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {merged.error:.2%} of the update.")
         left_out = merged.left_out
@@ -106,11 +104,18 @@ def _warn(sentences: Sequence[str]) -> None:
         print(f"warning: {sentence}")
 
 
-def _model(checkpoint: str, folder: Path) -> Any:
-    """The checkpoint, or the tiny model, in full precision."""
+def _checkpoint(options: argparse.Namespace) -> Path:
+    """The one that is named, else the tiny model's."""
+    from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT
+
+    return typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
+
+
+def _model(checkpoint: Path, folder: Path) -> Any:
+    """The checkpoint in full precision."""
     from lib_lora_train.hosts.standalone import StandaloneHost
 
-    return StandaloneHost(None, None, folder).load_model(TrainConfig(checkpoint=checkpoint, precision="fp32"))
+    return StandaloneHost(None, None, folder).load_model(TrainConfig(checkpoint=str(checkpoint), precision="fp32"))
 
 
 def _new_file(name: str) -> Path:

@@ -32,13 +32,15 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _DEPENDING = ("glora", "ia3", "oft", "boft")
 NEWER_GLORA = "newer layout"
 OTHER_ALPHA = "alpha that is no rank"
+TUCKER_LOKR = "LoKr with a core"
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedLayer:
     """One layer of a file. `weights`: the family's short names → tensors as in the file.
 
-    `remark`: what hosts disagree on, NEWER_GLORA or OTHER_ALPHA; such a newer GLoRA is here in the older layout.
+    `remark`: what hosts disagree on, NEWER_GLORA, OTHER_ALPHA or TUCKER_LOKR; such a newer GLoRA is here in the older
+    layout.
     """
 
     family: Family
@@ -118,6 +120,8 @@ def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
     layer = OpenedLayer(family, ordered, family.with_fixed(plain, fixed))
     if family.NAME == "glora":
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
+    if family.NAME == "lokr" and "t2" in ordered:
+        layer = replace(layer, remark=TUCKER_LOKR)
     return with_rows(with_butterflies(layer))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.family import Family
@@ -30,10 +29,6 @@ class Wrapped(Family):
     def settled(self, layer: nn.Module, options: Options) -> Options:
         """As the inner family."""
         return self.inner.settled(layer, options)
-
-    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """As the inner family."""
-        return self.inner.init_weights(layer, options, generator)
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
         """As the inner family."""

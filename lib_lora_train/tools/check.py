@@ -13,7 +13,15 @@ import torch
 from lib_lora_train.adapters.dora import MAGNITUDE
 from lib_lora_train.adapters.file import AdapterFile, read_adapter
 from lib_lora_train.adapters.foreign import other_model
-from lib_lora_train.adapters.opened import NEWER_GLORA, OTHER_ALPHA, Opened, OpenedLayer, has_other_axis, open_file
+from lib_lora_train.adapters.opened import (
+    NEWER_GLORA,
+    OTHER_ALPHA,
+    TUCKER_LOKR,
+    Opened,
+    OpenedLayer,
+    has_other_axis,
+    open_file,
+)
 
 _CROSS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _TEXT = {768: "SD1", 1024: "SD2"}
@@ -28,6 +36,7 @@ _OF_SD = re.compile(
 _REMARKS = {
     NEWER_GLORA: "GLoRA in LyCORIS' newer layout, which A1111 cannot read. `convert` writes what every webui reads.",
     OTHER_ALPHA: "GLoRA with an alpha that is not its rank: Forge scales by it, A1111 and this tool do not.",
+    TUCKER_LOKR: "LoKr with a Tucker core, at which Forge fails as it draws. `convert` writes what every webui reads.",
 }
 
 
@@ -37,7 +46,7 @@ class Checked:
 
     `norms`: layer → ‖ΔW‖, where it does not depend on the model; `broken`: keys with NaN or infinity; `turned`: layers
     whose DoRA is for output channels; `foreign`: layers that no Stable Diffusion has; `remarks`: what hosts disagree on
-    → in how many layers; `tucker_lokr`: how many layers are LoKr with a core.
+    → in how many layers.
     """
 
     path: Path
@@ -52,7 +61,6 @@ class Checked:
     turned: tuple[str, ...]
     foreign: tuple[str, ...]
     remarks: Mapping[str, int]
-    tucker_lokr: int
     base_model: str
     metadata: Mapping[str, str]
 
@@ -76,11 +84,6 @@ class Checked:
             found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
-        if self.tucker_lokr:
-            found.append(
-                f"{self.tucker_lokr} layers are LoKr with a Tucker core, at which Forge fails while it draws. "
-                "`convert` writes what every webui reads."
-            )
         ignored = [name for name in self.families if name.startswith(_NOT_IN_FORGE)]
         if ignored:
             found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which it reads.")
@@ -108,7 +111,6 @@ def check(file: AdapterFile) -> Checked:
         unknown=opened.unknown,
         foreign=tuple(name for name in layers if not _OF_SD.match(name)),
         remarks=Counter(layer.remark for layer in layers.values() if layer.remark),
-        tucker_lokr=sum(layer.family.NAME == "lokr" and "t2" in layer.weights for layer in layers.values()),
         turned=tuple(name for name, layer in layers.items() if has_other_axis(layer)),
         base_model=_base_model(opened, file.metadata),
         metadata=file.metadata,
