@@ -7,8 +7,7 @@
     const TYPING_MS = 350;
     const POLL_MS = 1000;
     const KEPT = "lora-train-tagging"; // this browser's last order
-    const BUSY = ["loading", "tagging", "writing"];
-    const STATES = { loading: "Loading the tagger", tagging: "Tagging", writing: "Writing the captions", done: "Done", stopped: "Stopped", failed: "Failed" };
+    const ENDS = { done: "Done.", stopped: "Stopped.", failed: "Failed." };
 
     const kept = () => {
         try {
@@ -32,7 +31,7 @@
         let timer = null;
         let isOffered = false;
         const part = (name) => card.querySelector(`.lt-a-${name}`);
-        const isBusy = () => BUSY.includes(status.state);
+        const isBusy = () => status.state === "busy";
 
         // --- the order ------------------------------------------------------------------------------
         const valueOf = (input) => (input.type === "checkbox" ? input.checked : input.value);
@@ -101,7 +100,10 @@
             typing = setTimeout(preview, TYPING_MS);
         };
 
-        const begin = () => lt.ask("tagging-start", order()).then(take).catch((problem) => {
+        const begin = () => lt.ask("tagging-start", order()).then((answer) => {
+            status = { ...answer, state: "busy" }; // a few pictures may be done by now
+            take(answer);
+        }).catch((problem) => {
             part("told").textContent = problem.message;
         });
         const stop = () => lt.ask("tagging-stop").then(take).catch(lt.tell);
@@ -119,14 +121,12 @@
         function draw() {
             const bar = part("bar");
             bar.hidden = !isBusy();
-            bar.classList.toggle("lt-unknown", status.state === "loading");
+            bar.classList.toggle("lt-unknown", !status.total);
             bar.firstChild.style.width = status.total ? `${(100 * status.done) / status.total}%` : "";
             part("start").hidden = isBusy();
             part("stop").hidden = !isBusy();
-            const name = STATES[status.state] || "";
             const place = status.folder ? status.folder.replace(/[\\/]+$/, "").split(/[\\/]/).pop() : "";
-            const line = isBusy() ? `${name}: ${whole(status.done)} of ${whole(status.total)} pictures in ${place}, by ${status.tagger}` : [name && `${name}.`, status.message].filter(Boolean).join(" ");
-            part("state").textContent = line;
+            part("state").textContent = isBusy() ? `${place}, by ${status.tagger}: ${status.line}` : [ENDS[status.state], status.message].filter(Boolean).join(" ");
             part("state").className = `lt-a-state ${status.state === "failed" ? "lt-bad" : "lt-faint"}`;
             part("told").hidden = isBusy();
             const skipped = status.skipped || [];

@@ -6,18 +6,18 @@ a stop or a failure is written too.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lib_lora_train.data.images import read_upright
 from lib_lora_train.data.tagging import Description, Existing, Tagger, TagRule
 from lib_lora_train.data.wd14 import open_wd14
-from lib_lora_train.errors import DataError, HostError, LoraTrainError
+from lib_lora_train.errors import DataError
+from lib_lora_train.long_work import LongWork
 
 WD14 = "WD14"
 _SHOWN = 20
@@ -49,94 +49,70 @@ Write = Callable[[TagOrder, Mapping[Path, Description]], str]
 """Writes the captions of what was described, and says what it did; LoraTrainError when it cannot."""
 
 
-@dataclass
-class _State:
-    """state: idle, loading, tagging, writing, done, stopped, failed."""
-
-    state: str = "idle"
-    folder: str = ""
-    tagger: str = ""
-    done: int = 0
-    total: int = 0
-    message: str = ""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
 class AutoTagger:
     """Describes one set of pictures at a time, while a training goes on or not."""
 
     def __init__(self, host: TaggerHost, write: Write) -> None:
         self._host = host
         self._write = write
-        self._lock = threading.Lock()
-        self._state = _State()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._work = LongWork("tagger")
+        self._order: TagOrder | None = None
+        self._skipped: list[tuple[str, str]] = []
+        self._told = ""
 
     def names(self) -> tuple[str, ...]:
         """The taggers there are: the webui's own, then WD14."""
         return (*self._host.tagger_names(), WD14)
 
     def start(self, order: TagOrder) -> None:
-        """Begin; HostError when one is at work, DataError when there is nothing to look at."""
+        """Begin; DataError when one is at work, or when there is nothing to look at."""
         if not order.pictures:
             raise DataError("No picture is to be tagged: all have captions. Choose to add to them or to replace them.")
-        with self._lock:
-            if self._state.state in ("loading", "tagging", "writing"):
-                raise HostError("Pictures are being tagged already. Stop that first, or wait for it.")
-            self._state = _State("loading", str(order.folder), order.tagger, total=len(order.pictures))
-            self._stop.clear()
-        self._thread = threading.Thread(target=self._work, args=(order,), name="lora-train-tagger", daemon=True)
-        self._thread.start()
+        self._work.start(lambda: self._tag(order))
 
     def stop(self) -> None:
         """End after the present picture; what is described by then is written."""
-        self._stop.set()
+        self._work.stop()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
         """Block until all is written or given up."""
-        if self._thread:
-            self._thread.join(timeout_seconds)
+        self._work.wait(timeout_seconds)
 
     def status(self) -> dict[str, Any]:
         """How far it is; `skipped` names the first of the pictures that could not be read, with the reason."""
-        with self._lock:
-            now = self._state
-            return {
-                **{name: getattr(now, name) for name in ("state", "folder", "tagger", "done", "total", "message")},
-                "skipped": [{"name": name, "reason": reason} for name, reason in now.skipped[:_SHOWN]],
-                "skipped_count": len(now.skipped),
-            }
+        status, skipped = self._work.status(), list(self._skipped)
+        return {
+            **status,
+            "message": " ".join(filter(None, (status["message"], self._told))),
+            "folder": str(self._order.folder) if self._order else "",
+            "tagger": self._order.tagger if self._order else "",
+            "skipped": [{"name": name, "reason": reason} for name, reason in skipped[:_SHOWN]],
+            "skipped_count": len(skipped),
+        }
 
     # --- the thread ------------------------------------------------------------------------------
-    def _work(self, order: TagOrder) -> None:
-        """Whatever happens is told in the status; a fault of ours too, before it reaches the console."""
+    def _tag(self, order: TagOrder) -> None:
+        """Describe, then write what is described, however it ended."""
+        self._order, self._skipped, self._told = order, [], ""
+        self._work.begin("Loading the tagger", 0)
         found: dict[Path, Description] = {}
-        end, reason = "failed", "Tagging ended with a fault; the console says more."
         try:
-            try:
-                self._describe(order, found)
-                end, reason = ("stopped" if self._stop.is_set() else "done"), ""
-            except (LoraTrainError, OSError) as error:
-                reason = str(error)
-            self._tell(state="writing")
-            told = self._write(order, found) if found else "Nothing was written."
-            reason = f"{reason} {told}".strip()
-        except (LoraTrainError, OSError) as error:
-            end, reason = "failed", f"{reason} {error}".strip()
+            self._describe(order, found)
         finally:
-            self._tell(state=end, message=reason)
+            self._told = self._write(order, found) if found else "Nothing was written."
 
     def _describe(self, order: TagOrder, found: dict[Path, Description]) -> None:
         """Fill `found`, turn by turn."""
         turn, is_wanted = self._source(order)
         left = deque(order.pictures)
-        while left and not self._stop.is_set():
+        while left and not self._work.is_stopped():
             with turn() as tagger:
-                self._tell(state="tagging")
-                for picture in _drawn_from(left):
-                    self._describe_one(picture, tagger, found)
-                    if is_wanted() or self._stop.is_set():
+                if len(left) == len(order.pictures):
+                    self._work.begin("pictures tagged", len(left))
+                while left:
+                    self._describe_one(left.popleft(), tagger, found)
+                    self._work.tell(len(order.pictures) - len(left))
+                    if is_wanted() or self._work.is_stopped():
                         break
 
     def _source(self, order: TagOrder) -> tuple[Callable[[], AbstractContextManager[Tagger]], Callable[[], bool]]:
@@ -152,22 +128,9 @@ class AutoTagger:
         try:
             pixels = read_upright(picture)
         except DataError as error:
-            with self._lock:
-                self._state.skipped.append((picture.name, str(error)))
+            self._skipped.append((picture.name, str(error)))
         else:
             found[picture] = tagger(pixels)
-        with self._lock:
-            self._state.done += 1
-
-    def _tell(self, **values: Any) -> None:
-        with self._lock:
-            for name, value in values.items():
-                setattr(self._state, name, value)
-
-
-def _drawn_from(left: deque[Path]) -> Iterator[Path]:
-    while left:
-        yield left.popleft()
 
 
 @contextmanager

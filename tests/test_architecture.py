@@ -88,6 +88,7 @@ ROOM_OF_MODULE = {
     "time_estimate": "jobs",
     "painted": "jobs",
     "auto_tag": "jobs",
+    "long_work": "jobs",
     "past_runs": "jobs",
     "demo": "demo",
     "cli": "cli",

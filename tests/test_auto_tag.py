@@ -120,6 +120,16 @@ def test_a_failure_keeps_what_was_tagged_by_then_and_says_why(tmp_path: Path) ->
     assert work.status()["message"] == "The webui's DeepBooru failed. 2 captions were written."
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_tagger_keeps_what_was_tagged_by_then(tmp_path: Path) -> None:
+    host = ToldHost()
+    left = iter(range(2))
+    host.at_picture = lambda: next(left)  # type: ignore[assignment, method-assign]
+    work, written = tagged(host, order_for(write_pictures(tmp_path / "set", 4)))
+    assert work.status()["state"] == "failed" and len(written.found) == 2
+    assert work.status()["message"] == "It ended with a fault; the console says more. 2 captions were written."
+
+
 def test_captions_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     def full(order: TagOrder, found: Mapping[Path, Description]) -> str:
         raise OutputError("The disk is full.")
@@ -142,7 +152,7 @@ def test_one_set_is_tagged_at_a_time(tmp_path: Path) -> None:
     order = order_for(write_pictures(tmp_path / "set", 1))
     work.start(order)
     assert is_at_work.wait(60)
-    with pytest.raises(HostError, match="already"):
+    with pytest.raises(DataError, match="already"):
         work.start(order)
     go_on.set()
     work.wait(60)

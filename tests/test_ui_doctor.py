@@ -13,8 +13,8 @@ from PIL import Image
 from lib_lora_train.data import patients
 from lib_lora_train.data.patients import look_at
 from lib_lora_train.errors import DataError
+from lib_lora_train.long_work import LongWork
 from lib_lora_train.ui.desk import Desk
-from lib_lora_train.ui.long_work import LongWork
 from ui_stand_ins import open_small_desk, write_pictures
 
 

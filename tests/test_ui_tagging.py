@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.data.tagging import Description, ScoredTag, Tagger
-from lib_lora_train.errors import DataError, HostError
+from lib_lora_train.errors import DataError
 from lib_lora_train.ui.desk import Desk
 from lib_lora_train.ui.tag_desk import FIELDS, TAGGERS, TagDesk
 from tiny_onnx import write_wd14
@@ -151,7 +151,7 @@ def test_a_second_order_and_a_stop(tmp_path: Path) -> None:
     refused: list[str] = []
 
     def at_picture() -> None:
-        with pytest.raises(HostError, match="already") as told:
+        with pytest.raises(DataError, match="already") as told:
             tagging.start(ORDER)
         refused.append(str(told.value))
         tagging.stop({})

@@ -16,8 +16,8 @@ from lib_lora_train.data.images import IMAGE_ENDINGS
 from lib_lora_train.data.patients import PictureMemory
 from lib_lora_train.errors import DataError
 from lib_lora_train.hosts.pictures import PictureShelf
+from lib_lora_train.long_work import LongWork
 from lib_lora_train.typed_paths import typed_path
-from lib_lora_train.ui.long_work import LongWork
 from lib_lora_train.ui.markup import count
 
 _SHOWN = 40
