@@ -87,6 +87,7 @@ def kind(name: str, when: str, **values: Any) -> Preset:
 
 
 KINDS: tuple[Preset, ...] = (
+    kind("LoRA", "For everything else, and to come back from another kind: small, robust, read by every webui."),
     kind(
         "LoCon",
         "For styles and textures: a LoRA on the convolutions too, which every webui reads.",
@@ -140,6 +141,7 @@ KINDS: tuple[Preset, ...] = (
         "IA3",
         "For a style the model nearly knows, in a few kilobytes that A1111 reads and Forge does not.",
         family="ia3",
+        targets="all",
         learning_rate=5e-3,
         text_encoder_lr=2e-3,
     ),

@@ -286,6 +286,17 @@ def test_ia3_adapts_keys_values_and_the_end_of_feed_forward_blocks() -> None:
     assert all(side == key.endswith(("net_2", "fc2")) for key, side in sides.items())
 
 
+@pytest.mark.parametrize("targets", ["all", "full"])
+def test_ia3_of_all_layers_adapts_every_linear_layer_and_no_convolution(targets: str) -> None:
+    model = tiny_model()
+    linear = {name for name, module in model.unet.named_modules() if isinstance(module, nn.Linear)}
+    inner = {name for name in linear if targets == "full" or not name.startswith(("time_embedding", "add_embedding"))}
+    adapter = inject(model, AdapterSpec(family="ia3", targets=targets, text_encoder=False), seed=1)
+    assert {target.name for target in adapter._targets.values()} == inner and inner > {
+        "mid_block.resnets.0.time_emb_proj"
+    }
+
+
 def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) -> None:
     for case, is_input in (("ia3", False), ("ia3_input", True)):
         layer, _ = make(case, "linear")

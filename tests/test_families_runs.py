@@ -51,6 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dylora": {"family": "dylora", "dylora_unit": 2},
     "glora": {"family": "glora"},
     "ia3": {"family": "ia3", "learning_rate": 5e-3},
+    "ia3, every linear layer": {"family": "ia3", "targets": "full", "learning_rate": 5e-3},
     "diag-oft": {"family": "oft", "targets": "all"},
     "diag-oft, bounded and rescaled": {"family": "oft", "constraint": 1e-3, "rescaled": True},
     "boft": {"family": "boft"},

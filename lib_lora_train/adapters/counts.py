@@ -50,7 +50,7 @@ def text_ranks(layers: Iterable[Layer], config: TrainConfig, *, family: str, is_
 
 def _fits(layer: Layer, config: TrainConfig, *, is_packed: bool = False) -> bool:
     if config.family == "ia3":
-        return not layer.kernel and (is_ia3_target(layer.name) or (is_packed and ".self_attn." in layer.name))
+        return not layer.kernel and is_ia3_target(layer.name, config.targets, is_packed=is_packed)
     if config.family == "boft":
         return layer.outputs % 2 == 0
     return config.family != "glora" or not layer.kernel

@@ -325,11 +325,8 @@ def _unet_targets(unet: nn.Module, spec: AdapterSpec, model_family: str) -> Iter
 
 
 def _is_wanted(spec: AdapterSpec, name: str, *, is_packed: bool = False) -> bool:
-    """(IA)³ has targets of its own within every preset.
-
-    A1111 keeps OpenCLIP's attention packed and applies a file only if q, k, v and out are all in it, silently else.
-    """
-    return spec.family != "ia3" or is_ia3_target(name) or (is_packed and ".self_attn." in name)
+    """(IA)³ has targets of its own within the presets."""
+    return spec.family != "ia3" or is_ia3_target(name, spec.targets, is_packed=is_packed)
 
 
 def _target(root: nn.Module, name: str, key: str, spec: AdapterSpec, *, block: Block = EVERYWHERE) -> Target:

@@ -71,9 +71,14 @@ def is_text_target(name: str, targets: str, *, family: str) -> bool:
     return family != "sd2" or int(found.group(2)) < SD2_TEXT_LAYERS
 
 
-def is_ia3_target(name: str) -> bool:
-    """Whether (IA)³ is meant for the layer of this module name: keys, values, and the end of feed-forward blocks."""
-    return bool(_IA3.search(name))
+def is_ia3_target(name: str, targets: str, *, is_packed: bool = False) -> bool:
+    """Whether (IA)³ is meant for the layer called `name`, of those that the preset includes.
+
+    Keys, values and the end of feed-forward blocks (Liu et al. 2022, section 3.3; LyCORIS' preset `ia3`); with `all`
+    and `full` every linear layer. A1111 keeps OpenCLIP's attention `is_packed` and applies a file only if q, k, v and
+    out are all in it, silently else.
+    """
+    return targets in ("all", "full") or bool(_IA3.search(name)) or (is_packed and ".self_attn." in name)
 
 
 def is_on_ia3_input(name: str) -> bool:

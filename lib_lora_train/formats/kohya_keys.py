@@ -321,5 +321,13 @@ LYCORIS_PRESETS: Mapping[str, tuple[str, bool]] = {
 }
 """The LyCORIS presets that choose the layers as one of our `targets` does; whether they include the text encoder."""
 
+IA3_PRESETS: Mapping[str, tuple[str, bool]] = {
+    "ia3": ("standard", True),
+    "full-lin": ("all", True),
+    "attn-mlp": ("all", True),
+    "unet-transformer-only": ("all", False),
+}
+"""The same where (IA)³ reads them otherwise: our `standard` is the layers of its paper, `all` every linear layer."""
+
 SAMPLERS: Mapping[str, str] = {"k_euler": "Euler", "k_euler_a": "Euler a"}
 PRECISIONS: Mapping[str, str] = {"no": "fp32", "float": "fp32"}

@@ -19,7 +19,7 @@ from lib_lora_train.formats.kohya_intake import (
     literal_of,
     number_of,
 )
-from lib_lora_train.formats.kohya_keys import LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
+from lib_lora_train.formats.kohya_keys import IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
 from lib_lora_train.parameters import parameters_of
 
 _OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
@@ -161,11 +161,12 @@ def _take_targets(intake: Intake, kind: _Kind) -> None:
     if not kind.is_lycoris:
         intake.values["targets"] = "all" if kind.has_convolutions else "standard"
         return
-    targets, has_text_encoder = LYCORIS_PRESETS.get(kind.preset, ("full", True))
+    presets = {**LYCORIS_PRESETS, **IA3_PRESETS} if kind.family == "ia3" else LYCORIS_PRESETS
+    targets, has_text_encoder = presets.get(kind.preset, ("full", True))
     intake.values["targets"] = targets
     if not has_text_encoder:
         intake.values["train_text_encoder"] = False
-    if kind.preset not in LYCORIS_PRESETS:
+    if kind.preset not in presets:
         intake.ignore("LyCORIS_preset", kind.preset, NOT_YET)
         intake.warn("targets", f"the LyCORIS preset {kind.preset} is not here; all layers are trained.")
 
@@ -273,6 +274,8 @@ def _plain_type(config: TrainConfig) -> str:
 
 
 def _preset(config: TrainConfig) -> str:
+    if config.family == "ia3" and config.targets == "standard":
+        return "ia3"
     return {"attention": "attn-only", "standard": "attn-mlp"}.get(config.targets, "full")
 
 

@@ -49,7 +49,8 @@ class NetworkSettings:
         "standard",
         "Which layers get a LoRA. attention: attention projections only. standard: attention and feed-forward blocks, "
         "what kohya calls LoRA. all: convolutions too (LoCon), for styles. full: also the first and last convolution "
-        "and the time embedding.",
+        "and the time embedding. ia3: keys, values and the end of feed-forward blocks, but with all and full every "
+        "linear layer.",
         group="network",
         tier="beginner",
         choices=TARGETS,
