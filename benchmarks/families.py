@@ -58,7 +58,7 @@ LESSONS: dict[str, Lesson] = {
     "LoRA + DoRA": Lesson("DoRA", 100),
     "LoHa": Lesson("LoHa"),
     "LoKr": Lesson("LoKr", 100),
-    "DyLoRA": Lesson("DyLoRA"),
+    "DyLoRA": Lesson("DyLoRA", 100),
     "GLoRA": Lesson("GLoRA"),
     "(IA)³": Lesson("IA3", 20, epochs=12),
     "Diag-OFT": Lesson("Diag-OFT"),

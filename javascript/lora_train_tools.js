@@ -44,7 +44,7 @@
         });
         const convert = action("Convert", "Writes a new file beside this one; how much was lost is measured", written, async () => {
             const answer = await lt.ask("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value });
-            const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost${answer.error ? `, most in ${answer.worst}` : ""}.`;
+            const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost${kind.value === "lora" ? `, most in ${answer.worst}` : ""}.`;
             return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}`),
                 ...remarks(answer)];
         });

@@ -13,6 +13,7 @@ from lib_lora_train.errors import LoraTrainError
 from lib_lora_train.typed_paths import typed_path
 
 BROKEN = 2
+_ROUNDING = 5e-3  # of an update: more than what numbers of 16 bits lose
 
 
 def add_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -25,6 +26,7 @@ def add_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
     turn.add_argument("--to", choices=("lora", "diff"), default="lora", help="a LoRA, or the exact difference (large)")
     turn.add_argument("--rank", type=int, default=16, help="rank of the LoRA (default: 16)")
     turn.add_argument("--ckpt", default="", metavar="FILE", help="the checkpoint it is for (default: the tiny model)")
+    _add_precision(turn)
     turn.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: FILE-rank16 and so on, here)")
 
     both = command(commands, "merge", run_merge, "Add LoRA files of any family up: as one file, or into a checkpoint.")
@@ -37,8 +39,15 @@ def add_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
     both.add_argument(
         "--ckpt", default="", metavar="FILE", help="the checkpoint they are for (default: the tiny model)"
     )
+    _add_precision(both)
     both.add_argument("--into", action="store_true", help="write a new checkpoint with them in its weights")
     both.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: A+B or CKPT+A+B, here)")
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the file's numbers (default: fp16)"
+    )
 
 
 def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
@@ -60,11 +69,12 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     file, checkpoint = read_adapter(options.file), _checkpoint(options)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
     place = options.out or _new_file(f"{options.file.stem}-{ending}.safetensors")
-    converted = convert(file, _model(checkpoint, place.parent), to=options.to, rank=options.rank)
+    model = _model(checkpoint, place.parent)
+    converted = convert(file, model, to=options.to, rank=options.rank, precision=options.precision)
     saved = write_converted(place, converted, to=options.to, rank=options.rank, metadata=file.metadata)
     print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {converted.error:.2%} of the update.")
-    if converted.error:
-        print(f"Most was lost in {converted.worst}. A higher --rank loses less; --to diff loses nothing.")
+    if options.to == "lora" and converted.error > _ROUNDING:
+        print(f"Most was lost in {converted.worst}. A higher --rank loses less; --to diff loses nothing but rounding.")
     if converted.left_out:
         print("Left out:", *converted.left_out, sep="\n  - ")
     _warn([other_base(file, checkpoint)])
@@ -90,7 +100,9 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     else:
         place = options.out or _new_file(f"{named}.safetensors")
         model = _model(checkpoint, place.parent)
-        merged, saved = merge_into_file(place, files, model, to=options.to, rank=options.rank)
+        merged, saved = merge_into_file(
+            place, files, model, to=options.to, rank=options.rank, precision=options.precision
+        )
         print(f"Written: {place} ({saved.size_bytes / 2**20:.1f} MiB). Lost: {merged.error:.2%} of the update.")
         left_out = merged.left_out
     if left_out:

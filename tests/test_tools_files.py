@@ -22,6 +22,7 @@ from lib_lora_train.models.load import legacy_hash
 from lib_lora_train.tools.check import check, report
 from lib_lora_train.tools.convert import convert, other_base, truncated, write_converted
 
+_DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
 FAMILIES = {
     "lora": AdapterSpec(rank=2, alpha=1.0, targets="all"),
     "dora": AdapterSpec(rank=2, alpha=1.0, is_dora=True),
@@ -79,14 +80,18 @@ def test_lora_of_rank_r_is_the_best_there_is() -> None:
     assert tensors["lora_up.weight"].shape == (24, 5, 1, 1)
 
 
-def test_reported_error_is_the_true_one() -> None:
+@pytest.mark.parametrize(("to", "precision"), [("lora", "fp32"), ("lora", "bf16"), ("diff", "fp16"), ("diff", "bf16")])
+def test_reported_error_is_the_true_one_of_the_written_file(tmp_path: Path, to: str, precision: str) -> None:
     model = tiny_model()
     file, _ = file_of(FAMILIES["loha"], model)
-    converted = convert(file, model, to="lora", rank=2)
+    converted = convert(file, model, to=to, rank=2, precision=precision)
+    write_converted(tmp_path / "a.safetensors", converted, to=to, rank=2, metadata={})
+    written = read_adapter(tmp_path / "a.safetensors").state
+    assert {str(tensor.dtype) for tensor in written.values() if tensor.dim()} == {_DTYPES[precision]}
     before, _ = inject_opened(model, open_state(file.state))
     exact = {key: layer.diff_weight().double() for key, layer in before.layers.items()}
     before.remove()
-    after, _ = inject_opened(model, open_state(converted.state))
+    after, _ = inject_opened(model, open_state(written))
     missed = sum(float((after.layers[key].diff_weight() - exact[key]).square().sum()) for key in exact)
     whole = sum(float(diff.square().sum()) for diff in exact.values())
     assert converted.error == pytest.approx((missed / whole) ** 0.5, rel=1e-4)

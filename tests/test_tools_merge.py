@@ -74,7 +74,7 @@ def test_loras_side_by_side_are_their_sum() -> None:
     model = tiny_model()
     (a, first), (b, second) = file_of(model, AdapterSpec(rank=2, alpha=1.0), "a"), file_of(model, LOCON, "b")
     merged = merge([(a, 0.8), (b, -0.5)], model)
-    assert merged.error == 0.0 and merged.left_out == ()
+    assert merged.error < 1e-6 and merged.left_out == ()
     assert off(diffs_of(model, dict(merged.state)), summed([(first, 0.8), (second, -0.5)])) < 1e-6
     ranks = {key: t.shape[0] for key, t in merged.state.items() if key.endswith("lora_down.weight")}
     assert set(ranks.values()) == {2, 3, 5}  # convolutions of b alone, 1×1 of b alone, both
@@ -96,7 +96,7 @@ def test_any_family_is_added_exactly_as_a_difference(name: str) -> None:
     with pytest.raises(AdapterError, match=r"give a rank .* or merge to diff"):
         merge([(a, 1.0), (b, 0.5)], model)
     merged = merge([(a, 1.0), (b, 0.5)], model, to="diff")
-    assert merged.error == 0.0 and merged.left_out == ()
+    assert merged.error < 1e-6 and merged.left_out == ()
     assert off(diffs_of(model, dict(merged.state)), summed([(first, 1.0), (second, 0.5)])) < 1e-5
     biases = [key for key in b.state if key.endswith("diff_b")]
     assert all(torch.equal(merged.state[key], b.state[key] * 0.5) for key in biases)
@@ -139,7 +139,9 @@ def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
         weighted([file, file], [1.0, 2.0, 3.0])
     (tmp_path / "a.safetensors").write_bytes(b"kept")
     with pytest.raises(LoraTrainError, match="is there already"):
-        merge_into_file(tmp_path / "a.safetensors", [(file, 1.0), (file, 1.0)], model, to="lora", rank=0)
+        merge_into_file(
+            tmp_path / "a.safetensors", [(file, 1.0), (file, 1.0)], model, to="lora", rank=0, precision="fp16"
+        )
     assert (tmp_path / "a.safetensors").read_bytes() == b"kept"
 
 
@@ -205,7 +207,7 @@ def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out.safetensors"
     arguments = ["merge", *map(str, paths), "--weights", "1", "0.5", "--out", str(out), "--cpu"]
     assert cli.main(arguments) == 0
-    assert "Lost: 0.00%" in capsys.readouterr().out
+    assert "Lost: 0.0" in capsys.readouterr().out
     assert set(_ranks(out)) == {4}
     listed = f"{paths[0]}\n\n{paths[1]}: 0.5\n"
     answer = ToolsDesk().merge({"files": listed, "to": "rank", "rank": "3"})

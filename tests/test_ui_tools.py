@@ -71,7 +71,7 @@ def test_a_lora_is_written_as_its_exact_difference(tmp_path: Path) -> None:
     answer = ToolsDesk().convert({"file": str(file), "to": "diff"})
     assert (Path(answer["path"]).name, answer["left_out"]) == ("a-diff.safetensors", [])
     assert answer["warnings"] == []  # a LoRA's difference is the same on every model
-    assert answer["error"] < 1e-6
+    assert 0 < answer["error"] < 2**-11, "what rounding to 16 bits loses is told too"
     torch.testing.assert_close(
         read_adapter(Path(answer["path"])).state[f"{key}.diff"].float(), up @ down, rtol=2**-10, atol=1e-4
     )

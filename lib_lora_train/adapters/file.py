@@ -70,7 +70,7 @@ def write_adapter(
     OutputError, leaving no partial file behind, if the file cannot be written.
     """
     path = Path(path)
-    tensors = _in_file_order({key: _as_stored(key, tensor, PRECISIONS[precision]) for key, tensor in state.items()})
+    tensors = _in_file_order({key: as_stored(key, tensor, precision) for key, tensor in state.items()})
     vanished, overflowed = _rounding_losses(state, tensors)
     header = _header(tensors, {**metadata, **_hashes(tensors, metadata)})
     size = _write_atomically(path, header, tensors)
@@ -95,11 +95,11 @@ def read_adapter(path: Path | str) -> AdapterFile:
     return AdapterFile(path=path, state=state, metadata=metadata)
 
 
-def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """CPU, contiguous; matrices in `dtype`, scalars, whole numbers and factors of W as they are."""
+def as_stored(key: str, tensor: Tensor, precision: str) -> Tensor:
+    """As a file of `precision` has it: on the CPU, contiguous; scalars, whole numbers and factors of W as they are."""
     stored = tensor.detach().to("cpu")
     if stored.dim() > 0 and stored.is_floating_point() and not key.endswith(_FACTORS):
-        stored = stored.to(dtype)
+        stored = stored.to(PRECISIONS[precision])
     return stored.contiguous()
 
 

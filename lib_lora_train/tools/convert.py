@@ -7,14 +7,14 @@ of rank r is the truncated singular value decomposition (Eckart & Young 1936).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lib_lora_train.adapters.file import AdapterFile, SavedAdapter, write_adapter
+from lib_lora_train.adapters.file import AdapterFile, SavedAdapter, as_stored, write_adapter
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_opened
 from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import NORM
@@ -26,7 +26,8 @@ KINDS = ("lora", "diff")
 
 @dataclass(frozen=True)
 class Converted:
-    """`state`: kohya keys → tensors; `error`: ‖ΔW' − ΔW‖ / ‖ΔW‖ over all layers; `worst`: the layer with most of it.
+    """`state`: kohya keys → tensors in `precision`, as they are written; `error`: ‖ΔW' − ΔW‖ / ‖ΔW‖ over all layers,
+    rounding included; `worst`: the layer with most of it.
 
     `left_out`: what the new kind cannot hold or no layer fits; it is told, not lost silently.
     """
@@ -35,9 +36,34 @@ class Converted:
     error: float
     worst: str
     left_out: tuple[str, ...]
+    precision: str
 
 
-def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16) -> Converted:
+class Ledger:
+    """Collects what is written, layer by layer, and what it loses of each ΔW."""
+
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
+        self._state: dict[str, Tensor] = {}
+        self._lost: dict[str, float] = {}
+        self._whole = 0.0
+
+    def take(self, key: str, tensors: Mapping[str, Tensor], diff: Tensor | None = None) -> None:
+        """The layer's kohya endings → tensors, which stand for the ΔW `diff`; None for norms, which lose nothing."""
+        stored = {ending: as_stored(f"{key}.{ending}", tensor, self._precision) for ending, tensor in tensors.items()}
+        self._state |= {f"{key}.{ending}": tensor for ending, tensor in stored.items()}
+        if diff is not None:
+            self._lost[key] = float((_product(stored) - diff.flatten(1).double()).square().sum())
+            self._whole += float(diff.double().square().sum())
+
+    def converted(self, left_out: Sequence[str]) -> Converted:
+        """What was taken, with the error over all layers."""
+        error = (sum(self._lost.values()) / self._whole) ** 0.5 if self._whole else 0.0
+        worst = max(self._lost, key=lambda key: self._lost[key], default="")
+        return Converted(self._state, error, worst, tuple(left_out), self._precision)
+
+
+def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16, precision: str = "fp32") -> Converted:
     """The file's ΔW on this model as `diff` or as a LoRA of `rank`; the model is as before afterwards.
 
     AdapterError for an unknown kind, or a file of which no layer fits the model.
@@ -49,20 +75,17 @@ def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16) ->
     opened = open_file(file)
     adapter, left = inject_opened(model, opened, takes_rows=True)
     try:
-        return _converted(adapter, to, rank, (*opened.unknown, *left))
+        return _converted(adapter, to, rank, Ledger(precision), (*opened.unknown, *left))
     finally:
         adapter.remove()
 
 
 @torch.no_grad()
-def _converted(adapter: Adapter, to: str, rank: int, left: tuple[str, ...]) -> Converted:
-    state: dict[str, Tensor] = {}
-    missed: dict[str, float] = {}
-    whole = 0.0
+def _converted(adapter: Adapter, to: str, rank: int, ledger: Ledger, left: tuple[str, ...]) -> Converted:
     left_out = list(left)
     for key, layer in adapter.layers.items():
         if layer.family is NORM:
-            state |= {f"{key}.{ending}": tensor for ending, tensor in layer.state().items()}
+            ledger.take(key, layer.state())
             continue
         diff = layer.diff_weight().cpu()
         tensors = {"diff": diff} if to == "diff" else truncated(diff, rank)
@@ -72,12 +95,8 @@ def _converted(adapter: Adapter, to: str, rank: int, left: tuple[str, ...]) -> C
                 tensors["diff_b"] = bias.cpu()
             elif float(bias.abs().max()) > 0:
                 left_out.append(f"{key}.diff_b")
-        state |= {f"{key}.{ending}": tensor for ending, tensor in tensors.items()}
-        whole += float(diff.double().square().sum())
-        missed[key] = 0.0 if to == "diff" else _missed(diff, tensors)
-    worst = max(missed, key=lambda key: missed[key], default="")
-    error = (sum(missed.values()) / whole) ** 0.5 if whole else 0.0
-    return Converted(state, error, worst, tuple(left_out))
+        ledger.take(key, tensors, diff)
+    return ledger.converted(left_out)
 
 
 def other_base(file: AdapterFile, checkpoint: Path) -> str:
@@ -109,14 +128,15 @@ def truncated(diff: Tensor, rank: int) -> dict[str, Tensor]:
     }
 
 
-def _missed(diff: Tensor, tensors: Mapping[str, Tensor]) -> float:
-    """‖ΔW − up @ down‖², measured on the tensors themselves."""
-    product = tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)
-    return float((diff.flatten(1) - product).double().square().sum())
+def _product(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The ΔW that a layer's tensors stand for, (out, the rest), float64; alpha is the rank."""
+    if "diff" in tensors:
+        return tensors["diff"].flatten(1).double()
+    return (tensors["lora_up.weight"].flatten(1).float() @ tensors["lora_down.weight"].flatten(1).float()).double()
 
 
 def write_converted(
-    path: Path, converted: Converted, *, to: str, rank: int, metadata: Mapping[str, str], precision: str = "fp16"
+    path: Path, converted: Converted, *, to: str, rank: int, metadata: Mapping[str, str]
 ) -> SavedAdapter:
     """Write the new file with the old one's metadata, its network keys made true; OutputError if that fails."""
     module, arguments = ("networks.lora", {}) if to == "lora" else ("lycoris.kohya", {"algo": "full"})
@@ -127,4 +147,4 @@ def write_converted(
         "ss_network_alpha": str(float(rank)) if to == "lora" else "None",
     }
     kept = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
-    return write_adapter(path, converted.state, metadata={**kept, **told}, precision=precision)
+    return write_adapter(path, converted.state, metadata={**kept, **told}, precision=converted.precision)

@@ -21,7 +21,7 @@ from lib_lora_train.adapters.inject import ModelParts, Target, opened_targets
 from lib_lora_train.adapters.opened import open_file
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.errors import AdapterError, LoraTrainError
-from lib_lora_train.tools.convert import KINDS, Converted, truncated, write_converted
+from lib_lora_train.tools.convert import KINDS, Converted, Ledger, truncated, write_converted
 
 Weighted = Sequence[tuple[AdapterFile, float]]
 _TOLD = (
@@ -99,7 +99,7 @@ def sums(files: Weighted, model: ModelParts) -> tuple[dict[str, Sum], tuple[str,
 
 
 @torch.no_grad()
-def merge(files: Weighted, model: ModelParts, *, to: str = "lora", rank: int = 0) -> Converted:
+def merge(files: Weighted, model: ModelParts, *, to: str = "lora", rank: int = 0, precision: str = "fp32") -> Converted:
     """The files as one: `to` a LoRA of at most `rank` (0: as large as all together, exact) or the exact `diff`.
 
     AdapterError for fewer than two files, another kind, and for rank 0 with files that are no plain LoRA.
@@ -109,41 +109,33 @@ def merge(files: Weighted, model: ModelParts, *, to: str = "lora", rank: int = 0
     if len(files) < 2:
         raise AdapterError("Name two LoRA files or more to merge. `convert` writes one of them in another form.")
     found, left = sums(files, model)
-    state: dict[str, Tensor] = {}
-    left_out = list(left)
-    missed: dict[str, float] = {}
-    whole = 0.0
+    ledger, left_out = Ledger(precision), list(left)
     for key, one in found.items():
-        tensors, lost, all_of_it = _written(one, to, rank)
-        if one.bias is not None and not one.is_norm:
+        if one.is_norm:
+            assert one.rest is not None and one.bias is not None
+            ledger.take(key, {"w_norm": one.rest, "b_norm": one.bias})
+            continue
+        diff = one.whole()
+        tensors = _written(one, diff, to, rank)
+        if one.bias is not None:
             if to == "diff":
                 tensors["diff_b"] = one.bias
             elif float(one.bias.abs().max()) > 0:
                 left_out.append(f"{key}.diff_b")
-        state |= {f"{key}.{ending}": tensor for ending, tensor in tensors.items()}
-        missed[key], whole = lost, whole + all_of_it
-    worst = max(missed, key=lambda key: missed[key], default="")
-    error = (sum(missed.values()) / whole) ** 0.5 if whole else 0.0
-    return Converted(state, error, worst, tuple(left_out))
+        ledger.take(key, tensors, diff)
+    return ledger.converted(left_out)
 
 
-def _written(one: Sum, to: str, rank: int) -> tuple[dict[str, Tensor], float, float]:
-    """(kohya's ending → tensor, ‖what is lost‖², ‖ΔW‖²) of a layer."""
-    if one.is_norm:
-        assert one.rest is not None and one.bias is not None
-        return {"w_norm": one.rest, "b_norm": one.bias}, 0.0, 0.0
-    if to == "lora" and not rank:
-        if one.rest is not None:
-            text = f"{one.target.key} is of {one.target.family.NAME}, which is no plain LoRA"
-            raise AdapterError(f"{text}: give a rank to cut the sum to, or merge to diff, which loses nothing.")
-        return _side_by_side(one), 0.0, 0.0
-    diff = one.whole()
+def _written(one: Sum, diff: Tensor, to: str, rank: int) -> dict[str, Tensor]:
+    """kohya's ending → tensor of a layer whose whole ΔW is `diff`."""
     if to == "diff":
-        return {"diff": diff}, 0.0, 0.0
-    tensors = truncated(diff, rank)
-    product = tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)
-    lost = (diff.flatten(1) - product).double().square().sum()
-    return tensors, float(lost), float(diff.double().square().sum())
+        return {"diff": diff}
+    if rank:
+        return truncated(diff, rank)
+    if one.rest is not None:
+        text = f"{one.target.key} is of {one.target.family.NAME}, which is no plain LoRA"
+        raise AdapterError(f"{text}: give a rank to cut the sum to, or merge to diff.")
+    return _side_by_side(one)
 
 
 def _side_by_side(one: Sum) -> dict[str, Tensor]:
@@ -192,15 +184,15 @@ def merged_metadata(files: Weighted) -> dict[str, str]:
 
 
 def merge_into_file(
-    path: Path, files: Weighted, model: ModelParts, *, to: str, rank: int, precision: str = "fp16"
+    path: Path, files: Weighted, model: ModelParts, *, to: str, rank: int, precision: str
 ) -> tuple[Converted, SavedAdapter]:
     """What `merge` makes, written to a place where nothing is; LoraTrainError if something is."""
     if path.exists():
         raise LoraTrainError(f"{path} is there already. Choose another name.")
-    merged = merge(files, model, to=to, rank=rank)
+    merged = merge(files, model, to=to, rank=rank, precision=precision)
     highest = largest_rank(merged.state)
     metadata = merged_metadata(files)
-    return merged, write_converted(path, merged, to=to, rank=highest, metadata=metadata, precision=precision)
+    return merged, write_converted(path, merged, to=to, rank=highest, metadata=metadata)
 
 
 def largest_rank(state: Mapping[str, Tensor]) -> int:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lib_lora_train.adapters.file import AdapterFile
 
 
+_PRECISION = "fp16"  # as nearly all LoRA files; the commands have --precision
+
+
 class ToolsDesk:
     """Nothing is kept between two questions; no file that is there is ever written over.
 
@@ -49,7 +52,7 @@ class ToolsDesk:
         if place.exists():
             raise LoraTrainError(f"{place.name} is there already. Rename it, or choose another rank.")
         file = read_adapter(path)
-        converted = convert(file, self._model(values, place.parent), to=to, rank=rank)
+        converted = convert(file, self._model(values, place.parent), to=to, rank=rank, precision=_PRECISION)
         saved = write_converted(place, converted, to=to, rank=rank, metadata=file.metadata)
         return _answer(place, saved.size_bytes, converted, self._other_bases(values, [file]))
 
@@ -71,7 +74,8 @@ class ToolsDesk:
             f"{stem}{'-diff' if to == 'diff' else f'-rank{rank}' if rank else ''}.safetensors"
         )
         kind = "diff" if to == "diff" else "lora"
-        merged, saved = merge_into_file(place, files, self._model(values, place.parent), to=kind, rank=rank)
+        model = self._model(values, place.parent)
+        merged, saved = merge_into_file(place, files, model, to=kind, rank=rank, precision=_PRECISION)
         return _answer(place, saved.size_bytes, merged, self._other_bases(values, [file for file, _ in files]))
 
     def _other_bases(self, values: Mapping[str, Any], files: Sequence[AdapterFile]) -> list[str]:
