@@ -311,7 +311,7 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
 
 def plan_text(config: TrainConfig, home: Path, *, on_processor: bool) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
-    from lib_lora_train.data.plan import describe_plan
+    from lib_lora_train.data.plan_text import describe_plan
     from lib_lora_train.forecast import forecast, forecast_lines
     from lib_lora_train.hosts.base import file_footing
     from lib_lora_train.judge import judge

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config import Concept, TrainConfig, config_values
-from lib_lora_train.data.plan import make_plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import GateError
 from lib_lora_train.evaluate.concept import ColourSign, ConceptDetector

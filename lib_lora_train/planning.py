@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.plan import Plan, make_plan
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import Problem
 from lib_lora_train.judge import judge, require_usable

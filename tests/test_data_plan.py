@@ -15,7 +15,9 @@ from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.balance import LEAST_SHOWN, balanced_repeats, draw_evenly, share_out, shares
 from lib_lora_train.data.findings import fitting_batch
 from lib_lora_train.data.images import ImageFile
-from lib_lora_train.data.plan import MicroBatch, Plan, describe_plan, epoch_steps, make_plan
+from lib_lora_train.data.plan import MicroBatch, Plan, epoch_steps
+from lib_lora_train.data.plan_text import describe_plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.errors import DataError
 from lib_lora_train.randomness import random_for

@@ -15,7 +15,8 @@ from PIL import Image
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.buckets import Placement
 from lib_lora_train.data.images import WHITE, ImageFile, Look, jittered, read_image_file, read_mask, read_pixels
-from lib_lora_train.data.plan import Plan, epoch_steps, make_plan
+from lib_lora_train.data.plan import Plan, epoch_steps
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept, scan_dataset
 from lib_lora_train.data.showing import caption_of, captions_ahead
 from lib_lora_train.data.views import View, asymmetric_word, background_colours, mirrored, views_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.data.plan import make_plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import scan_dataset
 from lib_lora_train.demo import Gate, demo_config
 from lib_lora_train.evaluate.probe import TIMESTEPS, Probe, answers, drift, make_probe, probe_loss

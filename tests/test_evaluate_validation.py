@@ -12,7 +12,9 @@ from PIL import Image
 
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.holdout import hold_out
-from lib_lora_train.data.plan import Plan, describe_plan, epoch_steps, make_plan
+from lib_lora_train.data.plan import Plan, epoch_steps
+from lib_lora_train.data.plan_text import describe_plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.data.showing import steady_caption_of
 from lib_lora_train.evaluate.probe import TIMESTEPS

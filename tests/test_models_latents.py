@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from half_precision import needs_fp16
 from lib_lora_train.config import Concept, TrainConfig
 from lib_lora_train.data.images import read_pixels
-from lib_lora_train.data.plan import Plan, make_plan
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import scan_dataset
 from lib_lora_train.errors import DataError, OutputError, TrainingError
 from lib_lora_train.events import Event, Noted, Progress

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from half_precision import FP16
 from lib_lora_train.config import TrainConfig
-from lib_lora_train.data.plan import MicroBatch, Plan, make_plan
+from lib_lora_train.data.plan import MicroBatch, Plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.showing import caption_of
 from lib_lora_train.models.family import Family
 from lib_lora_train.models.latents import LatentStore, Posterior

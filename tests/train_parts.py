@@ -14,7 +14,8 @@ from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config import TrainConfig
 from lib_lora_train.data.images import ImageFile
-from lib_lora_train.data.plan import Plan, make_plan
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.errors import LoraTrainError, ModelAwayError
 from lib_lora_train.events import Event, StepDone

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from lib_lora_train.config import TrainConfig, steps_of
 from lib_lora_train.data.balance import shares
+from lib_lora_train.data.plan import BucketSummary, Plan
+from lib_lora_train.data.scan import Dataset
 from lib_lora_train.data.views import asymmetric_word
 from lib_lora_train.errors import Level, Problem
-
-if TYPE_CHECKING:
-    from lib_lora_train.data.plan import BucketSummary, Plan
-    from lib_lora_train.data.scan import Dataset
 
 _MUCH_ENLARGED = 1.25
 _MUCH_CUT = 0.2

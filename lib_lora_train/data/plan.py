@@ -1,4 +1,4 @@
-"""The plan: which pictures go to which bucket, and how many steps follow, before anything heavy starts.
+"""What a plan is: which pictures are in which bucket, how many steps follow, and what each step of an epoch shows.
 
 A sample is one showing of a picture. A micro-batch holds samples of one bucket only; an optimiser step is up to
 `accumulation` micro-batches. Every epoch has the same number of each, so all counts are known beforehand.
@@ -6,25 +6,19 @@ A sample is one showing of a picture. A micro-batch holds samples of one bucket 
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.data.balance import balanced_repeats, draw_evenly, share_out
-from lib_lora_train.data.buckets import Placement, bucket_rule, place
-from lib_lora_train.data.findings import balance_findings, plan_findings
-from lib_lora_train.data.holdout import hold_out, holdout_findings
+from lib_lora_train.data.balance import draw_evenly
+from lib_lora_train.data.buckets import Placement
 from lib_lora_train.data.scan import Dataset
-from lib_lora_train.data.views import View, views_of
-from lib_lora_train.errors import DataError, Problem
+from lib_lora_train.data.views import View
+from lib_lora_train.errors import Problem
 from lib_lora_train.randomness import random_for
 
 Size = tuple[int, int]
-LEAST_RESOLUTION = 64
 _T = TypeVar("_T")
 
 
@@ -118,99 +112,6 @@ def is_regularisation(dataset: Dataset, item: int) -> bool:
     return dataset.concepts[dataset.items[item].concept].is_regularisation
 
 
-def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
-    """The plan for a data set; DataError when all of its pictures are regularisation."""
-    if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
-        raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
-    own, held = hold_out(dataset, config.validation_share, config.seed)
-    plan = _plan_of(own, config)
-    validation = _plan_of(held, config) if held.items else None
-    if validation:
-        first = validation.views[: len(validation.dataset.items)]
-        plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first, warnings=()))
-    findings = holdout_findings(held, config.validation_share)
-    return dataclasses.replace(plan, warnings=(*findings, *plan.warnings))
-
-
-def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
-    dataset = at_resolutions(dataset)
-    before = dataset
-    if config.balance_repeats:
-        dataset = balanced(dataset)
-    placements = tuple(
-        place(item.image.width, item.image.height, bucket_rule(config, item.resolution)) for item in dataset.items
-    )
-    members = _members(placements)
-    quotas = _regularisation_quotas(dataset, members)
-    buckets = tuple(
-        _summary(dataset, size, items, quota=quotas.get(size, 0), batch_size=config.batch_size)
-        for size, items in members.items()
-    )
-    micro_batches = sum(ceil_div(bucket.sample_count, config.batch_size) for bucket in buckets)
-    steps_per_epoch = ceil_div(micro_batches, config.gradient_accumulation)
-    all_steps = steps_per_epoch * config.epochs
-    total_steps = min(all_steps, config.max_steps or all_steps)
-    plan = Plan(
-        dataset=dataset,
-        placements=placements,
-        buckets=buckets,
-        repeats=_repeats(dataset, members, quotas),
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation,
-        steps_per_epoch=steps_per_epoch,
-        epochs=ceil_div(total_steps, steps_per_epoch),
-        total_steps=total_steps,
-        warnings=(),
-        views=_views(dataset, placements),
-    )
-    return dataclasses.replace(plan, warnings=(*balance_findings(before, dataset), *plan_findings(plan, config)))
-
-
-def balanced(dataset: Dataset) -> Dataset:
-    """The data set with repeats that show every concept but regularisation about equally often."""
-    counts = Counter(item.concept for item in dataset.items)
-    own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
-    repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
-    concepts = (
-        dataclasses.replace(concept, repeats=repeats.get(number, concept.repeats))
-        for number, concept in enumerate(dataset.concepts)
-    )
-    return dataclasses.replace(dataset, concepts=tuple(concepts))
-
-
-def at_resolutions(dataset: Dataset) -> Dataset:
-    """The data set with each item once for every resolution of its concept; one that is there already stays."""
-    items = []
-    for item in dataset.items:
-        sides = resolutions_of(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
-        items += [dataclasses.replace(item, resolution=side) for side in sides or (0,)]
-    return dataclasses.replace(dataset, items=tuple(items))
-
-
-def resolutions_of(concept: Concept) -> tuple[int, ...]:
-    """The sides in px that a concept asks for, none for the run's; DataError for what is no number."""
-    texts = concept.resolutions.replace(",", " ").split()
-    if not all(text.isdigit() and int(text) >= LEAST_RESOLUTION for text in texts):
-        raise DataError(
-            f"{concept.folder}: resolutions {concept.resolutions!r} are no sides in px. Write 512 or 512 768."
-        )
-    return tuple(dict.fromkeys(map(int, texts)))
-
-
-def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
-    own = [
-        views_of(
-            number,
-            placement,
-            dataset.concepts[item.concept].settings,
-            content=item.image.content_hash,
-            has_alpha=item.image.has_alpha,
-        )
-        for number, (item, placement) in enumerate(zip(dataset.items, placements, strict=True))
-    ]
-    return (*(views[0] for views in own), *(view for views in own for view in views[1:]))
-
-
 def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
     """The optimiser steps of `epoch` (from 1), each the micro-batches whose gradients it combines.
 
@@ -235,12 +136,12 @@ def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[
     """The epoch's samples, shuffled within their bucket and cut into batches, bucket after bucket."""
     batches: list[tuple[Size, tuple[int, ...]]] = []
     quotas = {(bucket.width, bucket.height): bucket.regularisation_count for bucket in plan.buckets}
-    for size, items in _members(plan.placements).items():
+    for size, items in members_of(plan.placements).items():
         generator = random_for(seed, "sample order", epoch, *size)
-        own, regularisation = _split(plan.dataset, items)
+        own, regularisation = split_regularisation(plan.dataset, items)
         samples = [item for item in own for _ in range(plan.repeats[item])]
         if quotas[size]:
-            weights = [_folder_repeats(plan.dataset, item) for item in regularisation]
+            weights = [folder_repeats(plan.dataset, item) for item in regularisation]
             counts = draw_evenly(weights, quotas[size], generator)
             samples += [item for item, n in zip(regularisation, counts, strict=True) for _ in range(n)]
         generator.shuffle(samples)
@@ -260,7 +161,7 @@ def _groups(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _members(placements: Sequence[Placement]) -> dict[Size, list[int]]:
+def members_of(placements: Sequence[Placement]) -> dict[Size, list[int]]:
     """Bucket size → the items in it; sizes sorted, items in their order."""
     members: dict[Size, list[int]] = {}
     for item, placement in enumerate(placements):
@@ -268,106 +169,12 @@ def _members(placements: Sequence[Placement]) -> dict[Size, list[int]]:
     return dict(sorted(members.items()))
 
 
-def _split(dataset: Dataset, items: Sequence[int]) -> tuple[list[int], list[int]]:
-    """(to be learnt, regularisation)."""
+def split_regularisation(dataset: Dataset, items: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(those to be learnt, those of regularisation folders)."""
     own = [item for item in items if not is_regularisation(dataset, item)]
     return own, [item for item in items if is_regularisation(dataset, item)]
 
 
-def _folder_repeats(dataset: Dataset, item: int) -> int:
+def folder_repeats(dataset: Dataset, item: int) -> int:
+    """How often an epoch shows an item by its folder's repeats."""
     return dataset.concepts[dataset.items[item].concept].repeats
-
-
-def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int]]) -> dict[Size, int]:
-    """Regularisation samples per epoch and bucket, together as many as there are samples to be learnt.
-
-    They are shared out over the buckets once for the whole run, so that every epoch has the same number of steps;
-    which pictures fill a bucket's share is drawn anew for each epoch.
-    """
-    total = sum(_folder_repeats(dataset, item) for items in members.values() for item in _split(dataset, items)[0])
-    weights = {
-        size: sum(_folder_repeats(dataset, item) for item in _split(dataset, items)[1])
-        for size, items in members.items()
-    }
-    sizes = [size for size, weight in weights.items() if weight]
-    if not sizes:
-        return {}
-    return dict(zip(sizes, share_out(total, [weights[size] for size in sizes]), strict=True))
-
-
-def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:
-    """Per item, the showings per epoch; of a regularisation picture the most that can fall to it."""
-    repeats = [_folder_repeats(dataset, item) for item in range(len(dataset.items))]
-    for size, items in members.items():
-        regularisation = _split(dataset, items)[1]
-        whole = sum(repeats[item] for item in regularisation)
-        for item in regularisation:
-            repeats[item] = ceil_div(quotas[size] * _folder_repeats(dataset, item), whole)
-    return tuple(repeats)
-
-
-def _summary(dataset: Dataset, size: Size, items: Sequence[int], *, quota: int, batch_size: int) -> BucketSummary:
-    count = quota + sum(_folder_repeats(dataset, item) for item in _split(dataset, items)[0])
-    fill = count - (ceil_div(count, batch_size) - 1) * batch_size if count else 0
-    return BucketSummary(*size, len(items), count, fill, quota)
-
-
-# --- for people ---------------------------------------------------------------------------------
-
-
-def describe_plan(plan: Plan) -> str:
-    """The plan in aligned lines: pictures, steps, buckets, findings."""
-    per_step = plan.batch_size * plan.accumulation
-    counted = f"{plan.steps_per_epoch:,} per epoch × {plan.epochs:,} epochs"
-    cut = plan.steps_per_epoch * plan.epochs - plan.total_steps
-    sections = {
-        "Pictures": _concept_lines(plan),
-        "Steps": [
-            f"{plan.total_steps:,} = {counted}" + (f" − {cut:,} (max_steps)" if cut else ""),
-            f"{per_step} pictures per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
-            f"{plan.samples_per_epoch:,} samples per epoch",
-        ],
-        "Buckets": _bucket_lines(plan),
-    }
-    lines = []
-    for title, texts in sections.items():
-        lines += [f"{title if number == 0 else '':<10}{text}".rstrip() for number, text in enumerate(texts)]
-    findings = (*plan.dataset.skipped, *plan.warnings)
-    if findings:
-        lines += ["Findings", *(f"  {problem.level}: {problem}" for problem in findings)]
-    return "\n".join(lines)
-
-
-def _concept_lines(plan: Plan) -> list[str]:
-    rows = []
-    kept = Counter(item.concept for item in plan.validation.dataset.items) if plan.validation else Counter()
-    quota = sum(bucket.regularisation_count for bucket in plan.buckets)
-    for number, concept in enumerate(plan.dataset.concepts):
-        count = sum(item.concept == number for item in plan.dataset.items)
-        shown = f"× {concept.repeats:,} = {count * concept.repeats:,} samples per epoch"
-        if concept.is_regularisation:
-            shown = f"regularisation, balanced to {quota:,} samples per epoch in all"
-        shown += f", {kept[number]:,} kept for validation" if kept[number] else ""
-        trigger = f"trigger: {concept.trigger}" if concept.trigger else ""
-        sides = f" at {count // concept.image_count} resolutions" if count > concept.image_count else ""
-        rows.append((concept.name, f"{concept.image_count:,}{sides}", shown, trigger))
-    return _aligned(rows, "<><<")
-
-
-def _bucket_lines(plan: Plan) -> list[str]:
-    rows = [("size", "pictures", "samples", "batches", "last batch")]
-    for bucket in plan.buckets:
-        batches = ceil_div(bucket.sample_count, plan.batch_size)
-        fill = f"{bucket.last_batch_fill} of {plan.batch_size}"
-        size = f"{bucket.width} × {bucket.height}"
-        rows.append((size, f"{bucket.image_count:,}", f"{bucket.sample_count:,}", f"{batches:,}", fill))
-    return _aligned(rows, ">>>>>")
-
-
-def _aligned(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
-    """Rows as lines whose columns, two blanks apart, have equal widths."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, alignments, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config import TrainConfig, read_config
-from lib_lora_train.data.plan import Plan, make_plan
+from lib_lora_train.data.plan import Plan
+from lib_lora_train.data.planner import make_plan
 from lib_lora_train.data.scan import read_dataset
 from lib_lora_train.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.forecast import Forecast, forecast
