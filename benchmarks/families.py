@@ -51,14 +51,15 @@ class Lesson:
 
 
 # The tiny model needs learning rates far above those of real models, and not by one factor: what a family's numbers do
-# to a layer depends on its width. Fifty times the preset's unless that is too little or too much.
+# to a layer depends on its width. Fifty times the preset's unless that is too little or too much, and twelve epochs
+# where six are too few.
 LESSONS: dict[str, Lesson] = {
     "LoRA": Lesson("LoRA"),
     "LoCon": Lesson("LoCon"),
     "LoRA + DoRA": Lesson("DoRA", 100),
     "LoHa": Lesson("LoHa"),
     "LoKr": Lesson("LoKr", 100),
-    "DyLoRA": Lesson("DyLoRA", 100),
+    "DyLoRA": Lesson("DyLoRA", 25, epochs=12),
     "GLoRA": Lesson("GLoRA"),
     "(IA)³": Lesson("IA3", 20, epochs=12),
     "Diag-OFT": Lesson("Diag-OFT"),
