@@ -84,9 +84,24 @@
     lt.crop = async (place, token) => {
         const picture = await lt.ask("crop-look", { token }).catch(lt.tell);
         if (!picture) return;
+        show(place, picture);
+        place.querySelector(".lt-crop").scrollIntoView({ block: "nearest" });
+    };
+
+    /** After a new look: the editor that is open stays, is made anew if its picture is another one now, goes with it. */
+    lt.cropAgain = async (place) => {
+        const box = place.querySelector(".lt-crop");
+        if (!box) return;
+        const picture = await lt.ask("crop-look", { token: box.picture.token }).catch(() => null);
+        if (!box.isConnected) return; // closed, or another one was opened
+        if (!picture) box.remove();
+        else if (JSON.stringify(picture) !== JSON.stringify(box.picture)) show(place, picture);
+    };
+
+    function show(place, picture) {
         place.querySelectorAll(".lt-crop").forEach((old) => old.remove());
         const box = editor(picture, () => box.remove());
+        box.picture = picture;
         place.prepend(box);
-        box.scrollIntoView({ block: "nearest" });
-    };
+    }
 })();

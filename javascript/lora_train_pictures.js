@@ -157,11 +157,13 @@
                 make("figcaption", { title: one.caption },
                     one.caption || make("i", { className: "lt-faint" }, "no caption")));
         });
-        place.replaceChildren(make("div", { className: "lt-card" },
+        const open = [...place.querySelectorAll(".lt-crop")];
+        place.replaceChildren(...open, make("div", { className: "lt-card" },
             make("div", { className: "lt-bar-row" },
                 make("h3", { className: "lt-heading" }, "Pictures and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in all`)),
                 answer.pages > 1 ? pager(place, answer) : null),
             make("div", { className: "lt-gallery" }, ...cards)));
+        lt.cropAgain(place);
     }
 
     function pager(place, { page, pages }) {

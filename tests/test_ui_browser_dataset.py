@@ -13,6 +13,9 @@ from ui_stand_ins import write_pictures
 
 __all__ = ["address", "page", "pytestmark"]
 
+REDRAWN = """before => [...document.querySelectorAll("[data-number]")].some(
+    (place) => place.dataset.number !== before && place.querySelector(".lt-gallery"))"""
+
 
 def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
     page: Any, address: str, tmp_path: Path
@@ -49,7 +52,11 @@ def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_und
     page.locator(".lt-d-body .lt-verdict", has_text="as they were").wait_for()
     wide.hover()
     wide.locator(".lt-k-open").click()
-    page.click(".lt-k-undo")
+    page.locator(".lt-k-undo").wait_for()
+    number = page.locator("[data-lt-looked]").get_attribute("data-lt-looked")
+    page.click("#lora_train_look")
+    page.wait_for_function(REDRAWN, arg=number)
+    page.click(".lt-k-undo")  # a new look leaves the editor open
     page.locator(".lt-told", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
 
