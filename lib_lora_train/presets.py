@@ -139,7 +139,7 @@ KINDS: tuple[Preset, ...] = (
     ),
     kind(
         "IA3",
-        "For a style the model nearly knows, in a few kilobytes that A1111 reads and Forge does not.",
+        "For a style the model nearly knows, in less than a megabyte that A1111 reads and Forge does not.",
         family="ia3",
         targets="all",
         learning_rate=5e-3,

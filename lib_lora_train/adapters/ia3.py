@@ -2,7 +2,7 @@
 
     weight  (out,) or, with `on_input`, (in,)
 
-A few kilobytes in all, and a learning rate some fifty times LoRA's. Linear layers only: A1111 reads convolutions
+Less than a megabyte for SD1, and a learning rate some fifty times LoRA's. Linear layers only: A1111 reads convolutions
 wrongly on their output side.
 """
 

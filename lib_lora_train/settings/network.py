@@ -18,7 +18,7 @@ class NetworkSettings:
         "lora",
         "Mathematics of the update. lora: small, robust, read by every webui; with targets all it is LoCon. loha, "
         "lokr: more from few numbers. dylora: every smaller rank comes with it. glora: a LoRA that also reuses the "
-        "model's weights. ia3: a few kilobytes, learning rate near 0.005. oft, boft: rotations. full: native "
+        "model's weights. ia3: less than a megabyte, learning rate near 0.005. oft, boft: rotations. full: native "
         "fine-tuning, as large as the model. Forge ignores ia3, oft and boft.",
         group="network",
         tier="beginner",
