@@ -27,6 +27,7 @@
         make("li", { className: `lt-${level}` }, make("i", {}, name), make("p", {}, text)));
     const remarks = (answer) => [...answer.warnings.map((text) => line("warning", "Warning", text)),
         ...answer.left_out.map((name) => line("warning", "Left out", name))];
+    const lostIn = (answer) => `${(100 * answer.error).toFixed(2)} % of the update was lost`;
     const good = (text) => make("p", { className: "lt-verdict lt-good" }, text);
 
     function build(place) {
@@ -44,7 +45,7 @@
         });
         const convert = action("Convert", "Writes a new file beside this one; how much was lost is measured", written, async () => {
             const answer = await lt.ask("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value });
-            const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost${kind.value === "lora" ? `, most in ${answer.worst}` : ""}.`;
+            const lost = `${lostIn(answer)}${kind.value === "lora" ? `, most in ${answer.worst}` : ""}.`;
             return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}`),
                 ...remarks(answer)];
         });
@@ -54,7 +55,7 @@
         const sum = make("div", { className: "lt-t-told" });
         const merge = action("Merge", "Writes a new file; nothing that is there is changed", sum, async () => {
             const answer = await lt.ask("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value });
-            const lost = how.value === "checkpoint" ? "" : ` ${(100 * answer.error).toFixed(2)} % of the update was lost.`;
+            const lost = how.value === "checkpoint" ? "" : ` ${lostIn(answer)}.`;
             return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}`),
                 ...remarks(answer)];
         });
@@ -81,8 +82,7 @@
         ["diff", "Write as diff", "The exact difference beside it, which every webui reads: large"],
     ].map(([to, label, title]) => action(label, title, told, async () => {
         const answer = await lt.ask("tools-convert", { file: path, to, rank: "16" });
-        const lost = `${(100 * answer.error).toFixed(2)} % of the update was lost`;
-        return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}.`),
+        return [good(`Written: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lostIn(answer)}.`),
             ...remarks(answer)];
     }));
 
