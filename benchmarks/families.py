@@ -28,14 +28,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.demo import Examiner, demo_config
-from lib_lora_train.events import LoraWritten
+from lib_lora_train.config.presets import find_preset
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.events import LoraWritten
+from lib_lora_train.demo.demo import Examiner, demo_config
 from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
-from lib_lora_train.jobs import run_job
-from lib_lora_train.presets import find_preset
-from lib_lora_train.run_folder import new_run_folder
-from lib_lora_train.train.control import Control
+from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.training.control import Control
 
 RESULTS = Path(__file__).with_suffix(".json")
 CONCEPT_SEEDS = tuple(range(1, 9))  # 32 pictures

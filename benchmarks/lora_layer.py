@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from peft import LoraConfig, inject_adapter_in_model
 
-from lib_lora_train.adapters.flat import FlatBuffer, Slices
-from lib_lora_train.adapters.layers import AdaptedLayer, Switch
-from lib_lora_train.adapters.lora import delta
-from lib_lora_train.adapters.options import Options
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.families.lora import delta
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.registry import FAMILIES
 
 RANK = 16

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lib_lora_train.adapters.family import base_weight
-from lib_lora_train.adapters.file import AdapterFile, read_adapter, write_adapter
-from lib_lora_train.adapters.flat import FlatBuffer, Slices
-from lib_lora_train.adapters.layers import AdaptedLayer, Switch
-from lib_lora_train.adapters.opened import fitted, open_file
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.families.base import base_weight
+from lib_lora_train.adapters.files.decode import fitted, open_file
+from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter, write_adapter
+from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 
 NAME = "lora_unet_mid_block_attentions_0_proj_in"
 RANK, ALPHA = 4, 3.0

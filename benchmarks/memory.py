@@ -120,7 +120,7 @@ def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
 
 def estimated(spec: Any, config: Any, places: int) -> tuple[int, int]:
     """(numbers kept, numbers there at the worst moment) per picture, by the estimate's own model."""
-    from lib_lora_train.memory_estimate import unet_pass
+    from lib_lora_train.runs.estimates.memory import unet_pass
 
     tape, _ = unet_pass(spec, config, places=places, tokens=77)
     return tape.kept, tape.most
@@ -132,7 +132,7 @@ def print_steps(family: str, spec: Any, side: int) -> None:
 
     from lib_lora_train.adapters.inject import inject
     from lib_lora_train.adapters.registry import spec_from_config
-    from lib_lora_train.config import TrainConfig
+    from lib_lora_train.config.train_config import TrainConfig
 
     for targets, checkpointing in itertools.product(("attention", "standard", "all"), (False, True)):
         config = TrainConfig(targets=targets, train_text_encoder=False, gradient_checkpointing=checkpointing)
@@ -149,8 +149,8 @@ def print_steps(family: str, spec: Any, side: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    from lib_lora_train.models.family import infer_spec
-    from tiny_models import full_shapes
+    from lib_lora_train.models.architecture import infer_spec
+    from tests.stand_ins.tiny_models import full_shapes
 
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--families", default="sd1,sd2,sdxl")

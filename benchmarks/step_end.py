@@ -23,18 +23,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.models.family import Family, infer_spec
-from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.schedule import schedule_for
-from lib_lora_train.train.average import Average
-from lib_lora_train.train.gradients import clip_gradients
-from lib_lora_train.train.working import Working
-from tiny_models import full_shapes
+from lib_lora_train.models.architecture import Family, infer_spec
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.noise_schedule import schedule_for
+from lib_lora_train.training.ema import Average
+from lib_lora_train.training.grad_scaling import clip_gradients
+from lib_lora_train.training.master_weights import Working
+from tests.stand_ins.tiny_models import full_shapes
 
 LIMIT = 1.0
 

@@ -134,7 +134,7 @@ def serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tests" / "serve_tab.py"), str(port), str(home)]
+    command = [sys.executable, str(ROOT / "tests" / "stand_ins" / "serve_tab.py"), str(port), str(home)]
     server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while server.poll() is None:
         try:

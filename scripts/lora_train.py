@@ -5,7 +5,7 @@ Everything is imported here and now, because a webui's script path is only valid
 
 from modules import script_callbacks
 
-from lib_lora_train.ui.refusal import build_refusal, missing_packages, missing_sentence
+from lib_lora_train.ui.unavailable import build_refusal, missing_packages, missing_sentence
 
 missing = missing_packages()
 if missing:
@@ -13,7 +13,7 @@ if missing:
     print(f"[LoRA Train] {sentence}")
     script_callbacks.on_ui_tabs(lambda: [(build_refusal(sentence), "LoRA Train", "lora_train_tab")])
 else:
-    from lib_lora_train.hosts.page import add_settings
+    from lib_lora_train.hosts.webui.options import add_settings
     from lib_lora_train.ui.extension import add_routes, tabs
 
     script_callbacks.on_ui_tabs(tabs)

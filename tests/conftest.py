@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.paths import ROOT
+
 # Both must be set before torch loads.
 # Tiny models compute no faster on two threads, and on a busy machine two threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,8 +19,6 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 settings.register_profile("any machine", deadline=None)  # a loaded machine takes its time
 settings.load_profile("any machine")
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 PACKAGE = "lib_lora_train"
 
 GROUND = {"ground"}
@@ -259,8 +260,12 @@ _BASE = {f"{PACKAGE}/__init__.py": "", f"{PACKAGE}/data/__init__.py": "", f"{PAC
     ("file", "source", "reason"),
     [
         ("data/scan.py", "import torch\n", "data imports torch"),
-        ("data/scan.py", "def scan():\n    from lib_lora_train.models.load import load_vae\n", "models is not below"),
-        ("data/scan.py", "if TYPE_CHECKING:\n    import lib_lora_train.models.load\n", "models is not below"),
+        (
+            "data/scan.py",
+            "def scan():\n    from lib_lora_train.models.checkpoint import load_vae\n",
+            "models is not below",
+        ),
+        ("data/scan.py", "if TYPE_CHECKING:\n    import lib_lora_train.models.checkpoint\n", "models is not below"),
         ("data/scan.py", "from ..models import load\n", "models is not below"),
         ("events.py", "import numpy\n", "only the standard library"),
         ("models/load.py", "from modules import shared\n", "only hosts, scripts may"),
@@ -269,7 +274,7 @@ _BASE = {f"{PACKAGE}/__init__.py": "", f"{PACKAGE}/data/__init__.py": "", f"{PAC
         ("ui/tab.py", "from fastapi import FastAPI\n", "only hosts may"),
         ("ui/tab.py", "import torch.nn\n", "ui imports torch.nn"),
         ("../launch.py", "import tqdm\n", "only the standard library"),
-        ("../launch.py", "import lib_lora_train.errors\n", "is not below"),
+        ("../launch.py", "import lib_lora_train.core.errors\n", "is not below"),
         ("../scripts/lora_train.py", "import numpy\n", "only our own package"),
         ("data/scan.py", "from lib_lora_train.data import plan\n", "modules import each other"),
     ],
@@ -278,7 +283,7 @@ def test_the_checker_finds_a_violation(file: str, source: str, reason: str) -> N
     files = {
         **_BASE,
         f"{PACKAGE}/models/load.py": "",
-        f"{PACKAGE}/data/plan.py": "import lib_lora_train.data.scan\n",
+        f"{PACKAGE}/data/plan.py": "import lib_lora_train.dataset.scan\n",
         f"{PACKAGE}/data/scan.py": "",
     }
     assert violations(files) == []
@@ -291,8 +296,8 @@ def test_the_checker_finds_a_violation(file: str, source: str, reason: str) -> N
 def test_downward_imports_are_allowed() -> None:
     files = {
         **_BASE,
-        f"{PACKAGE}/data/scan.py": "from PIL import Image\nfrom lib_lora_train.errors import DataError\n",
-        f"{PACKAGE}/jobs.py": "from lib_lora_train.data.scan import scan_dataset\nimport torch\n",
+        f"{PACKAGE}/data/scan.py": "from PIL import Image\nfrom lib_lora_train.core.errors import DataError\n",
+        f"{PACKAGE}/jobs.py": "from lib_lora_train.dataset.scan import scan_dataset\nimport torch\n",
     }
     assert violations(files) == []
 

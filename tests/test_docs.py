@@ -10,11 +10,11 @@ import pytest
 import tomlkit
 
 import launch
-from lib_lora_train.cli import GROUPS, make_parser
-from lib_lora_train.config import Concept, TrainConfig, read_config
-from lib_lora_train.parameters import parameters_of
+from lib_lora_train.cli.main import GROUPS, make_parser
+from lib_lora_train.config.parameters import parameters_of
+from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("assets/*/*.md")])
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15")
 OURS = {"diffusers", "peft", "prodigyopt", "tomlkit"}
 NAME = re.compile(r"[\w.-]+")

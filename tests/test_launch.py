@@ -15,8 +15,8 @@ import pytest
 
 import install
 import launch
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ("requirements.txt", "requirements-test.txt")
 
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib_lora_train.cli import GROUPS, default_text
-from lib_lora_train.config import Concept, TrainConfig
-from lib_lora_train.parameters import Parameter, parameters_of
+from lib_lora_train.cli.main import GROUPS, default_text
+from lib_lora_train.config.parameters import Parameter, parameters_of
+from lib_lora_train.config.train_config import Concept, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parameters.md"

@@ -19,18 +19,18 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.inject import Adapter, inject
-from lib_lora_train.adapters.layers import AdaptedLayer
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.models.family import ModelSpec, PredictionType
-from lib_lora_train.models.model import DiffusionModel
-from lib_lora_train.models.schedule import schedule_for
-from lib_lora_train.models.text import TextCondition
-from lib_lora_train.train.gradients import clip_gradients
-from lib_lora_train.train.loss import LossRule
-from lib_lora_train.train.optim import make_stepper
-from lib_lora_train.train.step import Batch, batch_loss
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.models.architecture import ModelSpec, PredictionType
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.noise_schedule import schedule_for
+from lib_lora_train.models.text_encoding import TextCondition
+from lib_lora_train.training.grad_scaling import clip_gradients
+from lib_lora_train.training.loss import LossRule
+from lib_lora_train.training.optimizers import make_stepper
+from lib_lora_train.training.step import Batch, batch_loss
 
 RANK, ALPHA, RATE, GAMMA, CLIP, DECAY = 4, 2.0, 1e-3, 5.0, 1.0, 0.01
 SAMPLES, MICRO = 4, 2  # samples per optimiser step, and per micro-batch of ours

@@ -12,14 +12,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lib_lora_train.adapters.blocks import EVERYWHERE, Block, blocks_of
-from lib_lora_train.adapters.chance import Chance, ChanceRule
-from lib_lora_train.adapters.family import Family, base_weight
-from lib_lora_train.adapters.flat import FlatBuffer, Slices
-from lib_lora_train.adapters.foreign import refuse_other_models
-from lib_lora_train.adapters.layers import AdaptedLayer, Switch
-from lib_lora_train.adapters.limits import NormLimit, all_norms
-from lib_lora_train.adapters.names import (
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.block_weights import EVERYWHERE, Block, blocks_of
+from lib_lora_train.adapters.dropout import Chance, ChanceRule
+from lib_lora_train.adapters.families.base import Family, base_weight
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.files.decode import Opened, OpenedLayer, aliases, fitted, has_other_axis
+from lib_lora_train.adapters.files.other_models import refuse_other_models
+from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
+from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
     is_norm_target,
     is_text_target,
@@ -28,11 +29,10 @@ from lib_lora_train.adapters.names import (
     text_key,
     unet_keys,
 )
-from lib_lora_train.adapters.opened import Opened, OpenedLayer, aliases, fitted, has_other_axis
-from lib_lora_train.adapters.options import Options
+from lib_lora_train.adapters.max_norm import NormLimit, all_norms
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
-from lib_lora_train.errors import AdapterError
-from lib_lora_train.randomness import seed_for
+from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.core.seeding import seed_for
 
 _SHOWN_KEYS = 3
 

@@ -8,26 +8,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lib_lora_train.adapters.blocks import EVERYWHERE, Block, BlockRule, block_rule
-from lib_lora_train.adapters.boft import Boft
-from lib_lora_train.adapters.chance import ChanceRule
-from lib_lora_train.adapters.dora import Decomposed
-from lib_lora_train.adapters.dylora import Dylora
-from lib_lora_train.adapters.family import Family, is_wide_conv
-from lib_lora_train.adapters.file import PRECISIONS
-from lib_lora_train.adapters.full import Full
-from lib_lora_train.adapters.glora import Glora
-from lib_lora_train.adapters.ia3 import Ia3
-from lib_lora_train.adapters.loha import Loha
-from lib_lora_train.adapters.lokr import Lokr
-from lib_lora_train.adapters.lora import Lora
-from lib_lora_train.adapters.names import is_on_ia3_input
-from lib_lora_train.adapters.norm import Norm
-from lib_lora_train.adapters.oft import Oft
-from lib_lora_train.adapters.options import PLAIN, SCALABLE, Options, Sizes, options_from_config
-from lib_lora_train.adapters.scalar import Scaled
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.errors import AdapterError
+from lib_lora_train.adapters.block_weights import EVERYWHERE, Block, BlockRule, block_rule
+from lib_lora_train.adapters.dropout import ChanceRule
+from lib_lora_train.adapters.families.base import Family, is_wide_conv
+from lib_lora_train.adapters.families.boft import Boft
+from lib_lora_train.adapters.families.dora import Decomposed
+from lib_lora_train.adapters.families.dylora import Dylora
+from lib_lora_train.adapters.families.full import Full
+from lib_lora_train.adapters.families.glora import Glora
+from lib_lora_train.adapters.families.ia3 import Ia3
+from lib_lora_train.adapters.families.loha import Loha
+from lib_lora_train.adapters.families.lokr import Lokr
+from lib_lora_train.adapters.families.lora import Lora
+from lib_lora_train.adapters.families.norm import Norm
+from lib_lora_train.adapters.families.oft import Oft
+from lib_lora_train.adapters.families.options import PLAIN, SCALABLE, Options, Sizes, options_from_config
+from lib_lora_train.adapters.families.scalar import Scaled
+from lib_lora_train.adapters.files.lora_file import PRECISIONS
+from lib_lora_train.adapters.layer_names import is_on_ia3_input
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import AdapterError
 
 FAMILIES: Mapping[str, Family] = {
     family.NAME: family for family in (Lora(), Loha(), Lokr(), Dylora(), Glora(), Ia3(), Oft(), Boft(), Full())

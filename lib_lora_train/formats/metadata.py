@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config import TrainConfig, config_values, steps_of
-from lib_lora_train.formats.kohya_keys import FULL_PRECISIONS
-from lib_lora_train.formats.kohya_network import metadata_network
-from lib_lora_train.optimizer_kinds import CUSTOM
+from lib_lora_train.config.optimizer_catalog import CUSTOM
+from lib_lora_train.config.train_config import TrainConfig, config_values, steps_of
+from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
+from lib_lora_train.formats.kohya.network import metadata_network
 
 if TYPE_CHECKING:
-    from lib_lora_train.data.plan import Plan
-    from lib_lora_train.data.scan import ScannedConcept
-    from lib_lora_train.models.model import DiffusionModel
+    from lib_lora_train.dataset.plan import Plan
+    from lib_lora_train.dataset.scan import ScannedConcept
+    from lib_lora_train.models.diffusion_model import DiffusionModel
 
 CONFIG_KEY = "lora_train_config"
 

@@ -13,11 +13,11 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from lib_lora_train import whole_file
-from lib_lora_train.config import TrainConfig, config_values
-from lib_lora_train.errors import ConfigError, Problem
-from lib_lora_train.parameters import parameters_of
-from lib_lora_train.typed_paths import typed_path
+from lib_lora_train.config.parameters import parameters_of
+from lib_lora_train.config.train_config import TrainConfig, config_values
+from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.user_paths import typed_path
 
 _PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 

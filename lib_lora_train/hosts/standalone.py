@@ -12,26 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lib_lora_train.errors import HostError, ModelError
-from lib_lora_train.hosts.base import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
-from lib_lora_train.hosts.base import Footing
-from lib_lora_train.hosts.card import card_of, device_name
-from lib_lora_train.models.drawing import SamplerHabits
-from lib_lora_train.models.eight_bit import store_in_eight_bit
-from lib_lora_train.models.family import infer_spec
-from lib_lora_train.models.hints import read_hints, tokenizer_folder
-from lib_lora_train.models.load import load_checkpoint, load_vae, replace_vae, shapes_of
-from lib_lora_train.models.model import NOTHING_TOLD, DiffusionModel, Told, as_told, assemble, looks_like_v_prediction
-from lib_lora_train.models.schedule import schedule_for
-from lib_lora_train.models.text import load_tokenizer
-from lib_lora_train.typed_paths import typed_path
+from lib_lora_train.core.errors import HostError, ModelError
+from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.hosts.gpu import card_of, device_name
+from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
+from lib_lora_train.hosts.host import Footing
+from lib_lora_train.models.architecture import infer_spec
+from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, replace_vae, shapes_of
+from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
+from lib_lora_train.models.diffusion_model import (
+    NOTHING_TOLD,
+    DiffusionModel,
+    Told,
+    as_told,
+    assemble,
+    looks_like_v_prediction,
+)
+from lib_lora_train.models.fp8 import store_in_eight_bit
+from lib_lora_train.models.noise_schedule import schedule_for
+from lib_lora_train.models.text_encoding import load_tokenizer
+from lib_lora_train.sampling.sampler_options import SamplerHabits
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lib_lora_train.config import TrainConfig
-    from lib_lora_train.data.tagging import Tagger
-    from lib_lora_train.hosts.base import Painter
+    from lib_lora_train.config.train_config import TrainConfig
+    from lib_lora_train.dataset_tools.tagger import Tagger
+    from lib_lora_train.hosts.host import Painter
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

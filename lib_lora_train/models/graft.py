@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.errors import ModelError
-from lib_lora_train.models import compat
-from lib_lora_train.models.family import (
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models import library_compat as compat
+from lib_lora_train.models.architecture import (
     UNET_PREFIX,
     VAE_PREFIX,
     ModelSpec,

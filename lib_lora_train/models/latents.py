@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib_lora_train.data.images import PLAIN, read_mask, read_pixels
-from lib_lora_train.errors import DataError, TrainingError
-from lib_lora_train.events import Event, Noted, Progress
-from lib_lora_train.models.cache_file import load_tensors, write_tensors
+from lib_lora_train.core.errors import DataError, TrainingError
+from lib_lora_train.core.events import Event, Noted, Progress
+from lib_lora_train.dataset.images import PLAIN, read_mask, read_pixels
+from lib_lora_train.models.tensor_cache import load_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from lib_lora_train.data.plan import Plan
-    from lib_lora_train.data.scan import Item
-    from lib_lora_train.data.views import View
-    from lib_lora_train.models.model import DiffusionModel
+    from lib_lora_train.dataset.augmentation import View
+    from lib_lora_train.dataset.plan import Plan
+    from lib_lora_train.dataset.scan import Item
+    from lib_lora_train.models.diffusion_model import DiffusionModel
 
 _FORMAT = "posterior-1"  # part of every key: a change of what is stored makes old files unfindable, not wrong
 _PIXELS_PER_BATCH = 4 * 512 * 512

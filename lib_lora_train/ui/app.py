@@ -14,16 +14,16 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.demo import demo_config
-from lib_lora_train.hosts.api import install_routes, make_api
-from lib_lora_train.hosts.base import Host
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.project import PROJECT_ROOT
+from lib_lora_train.demo.demo import demo_config
+from lib_lora_train.hosts.host import Host
 from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
-from lib_lora_train.runner import JobRunner
-from lib_lora_train.ui.desk import Desk
+from lib_lora_train.runs.runner import JobRunner
 from lib_lora_train.ui.tab import build_tab
+from lib_lora_train.web.routes import install_routes, make_api
+from lib_lora_train.web.session import Desk
 
-PROJECT = Path(__file__).resolve().parents[2]
 _PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would keep the strip from staying in view
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -38,7 +38,7 @@ def make_app(desk: Desk) -> Any:
         build_tab(desk),
         path="/",
         theme=_theme(),
-        css=(PROJECT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE,
+        css=(PROJECT_ROOT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE,
         head=_scripts(),
         footer_links=[],
         ssr_mode=False,
@@ -52,7 +52,7 @@ def _theme() -> Any:
 
 def _scripts() -> str:
     """The page's JavaScript, inline, as the webuis load it by address."""
-    texts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT / "javascript").glob("*.js"))]
+    texts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT_ROOT / "javascript").glob("*.js"))]
     return "".join(f"<script>{text}</script>" for text in texts)
 
 
@@ -74,7 +74,7 @@ def _demo() -> TrainConfig:
     return demo_config().replace(checkpoint=str(EMBEDDED_CHECKPOINT))
 
 
-def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT, open_browser: bool = True) -> None:
+def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT_ROOT, open_browser: bool = True) -> None:
     """Serve the app until interrupted. `home` gets `outputs/` and `models/Lora/`."""
     app = make_app(open_desk(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora")))
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from lib_lora_train.ui.caption_edits import BULK_EDITS
-from lib_lora_train.ui.markup import text
-from lib_lora_train.ui.tag_desk import FIELDS
 from lib_lora_train.ui.widgets import build_html
+from lib_lora_train.web.caption_edits import BULK_EDITS
+from lib_lora_train.web.markup import text
+from lib_lora_train.web.tagging import FIELDS
 
 
 def build_captions_panel() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.data.plan import Plan
-from lib_lora_train.data.scan import Dataset, ScannedConcept
-from lib_lora_train.forecast import Forecast
-from lib_lora_train.ui.balancing import RULE, found_in
-from lib_lora_train.ui.checked import Checked, Looked
-from lib_lora_train.ui.form import CONCEPTS, Field, Form, concept_fields
-from lib_lora_train.ui.markup import count, heading, problem_list, text, tiles
+from lib_lora_train.dataset.plan import Plan
+from lib_lora_train.dataset.scan import Dataset, ScannedConcept
+from lib_lora_train.runs.estimates.requirements import Forecast
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
+from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
+from lib_lora_train.web.form_check import Checked, Looked
+from lib_lora_train.web.markup import count, heading, problem_list, text, tiles
+from lib_lora_train.web.repeats import RULE, found_in
 
 _STEPS = (
     ("Give a folder", "in a card on the left, with a trigger word. Or press Fill in the demo, to see how it goes."),

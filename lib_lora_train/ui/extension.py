@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from lib_lora_train.errors import HostError
-from lib_lora_train.hosts.api import install_routes
-from lib_lora_train.hosts.detect import detect_host
-from lib_lora_train.hosts.page import bind_paste_button, outputs_folder, webui_access
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.hosts.webui.detect import detect_host
+from lib_lora_train.hosts.webui.options import bind_paste_button, outputs_folder, webui_access
 from lib_lora_train.ui.app import open_desk
-from lib_lora_train.ui.desk import Desk
-from lib_lora_train.ui.refusal import build_refusal
 from lib_lora_train.ui.tab import TITLE, build_tab
+from lib_lora_train.ui.unavailable import build_refusal
+from lib_lora_train.web.routes import install_routes
+from lib_lora_train.web.session import Desk
 
 log = logging.getLogger("lora_train")
 

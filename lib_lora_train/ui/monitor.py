@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lib_lora_train.ui.markup import empty_state, heading
 from lib_lora_train.ui.widgets import build_html
+from lib_lora_train.web.markup import empty_state, heading
 
 _NO_RUN = empty_state(
     "Nothing is training", "Loss, samples and the log appear here while a run goes on, and stay after a reload."

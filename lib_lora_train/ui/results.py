@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.ui.markup import empty_state, heading
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_text
+from lib_lora_train.web.markup import empty_state, heading
 
 _NO_FILES = empty_state(
     "No files yet", "A LoRA file is written after each epoch; the grid at the end shows which is best."

@@ -8,14 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.config import TrainConfig
-from lib_lora_train.errors import LoraTrainError, Problem
-from lib_lora_train.formats.kohya import Imported
-from lib_lora_train.formats.kohya_account import lost_lines, quiet_lines
-from lib_lora_train.presets import Preset
-from lib_lora_train.ui.form import number_text
-from lib_lora_train.ui.markup import count, place, problem_list, text
+from lib_lora_train.config.presets import Preset
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import LoraTrainError, Problem
+from lib_lora_train.formats.kohya.importer import Imported
+from lib_lora_train.formats.kohya.report import lost_lines, quiet_lines
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
+from lib_lora_train.web.form import number_text
+from lib_lora_train.web.markup import count, place, problem_list, text
 
 
 @dataclass(frozen=True)

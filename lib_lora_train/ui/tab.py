@@ -10,13 +10,9 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from lib_lora_train.errors import LoraTrainError, OutputError, Problem
+from lib_lora_train.core.errors import LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
-from lib_lora_train.ui.checked import Checked
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
-from lib_lora_train.ui.desk import Desk
-from lib_lora_train.ui.form import Form
-from lib_lora_train.ui.markup import problem_list, text
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_epoch_grid, build_results_panel
 from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
@@ -32,6 +28,10 @@ from lib_lora_train.ui.widgets import (
     tooltips_of,
     unsaved,
 )
+from lib_lora_train.web.form import Form
+from lib_lora_train.web.form_check import Checked
+from lib_lora_train.web.markup import problem_list, text
+from lib_lora_train.web.session import Desk
 
 _Answer = TypeVar("_Answer")
 

@@ -9,11 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.parameters import Group, Tier
-from lib_lora_train.ui.checked import Changed, Checked
+from lib_lora_train.config.parameters import Group, Tier
 from lib_lora_train.ui.dataset import plan_sentence
-from lib_lora_train.ui.form import Field, Form, form_fields
-from lib_lora_train.ui.markup import heading, problem_list, text
 from lib_lora_train.ui.sources import Sources, build_sources
 from lib_lora_train.ui.widgets import (
     build_button,
@@ -24,6 +21,9 @@ from lib_lora_train.ui.widgets import (
     place_in_row,
     with_tooltip,
 )
+from lib_lora_train.web.form import Field, Form, form_fields
+from lib_lora_train.web.form_check import Changed, Checked
+from lib_lora_train.web.markup import heading, problem_list, text
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",

@@ -12,8 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.parameters import Parameter
-from lib_lora_train.ui.form import Field
+from lib_lora_train.config.parameters import Parameter
+from lib_lora_train.web.form import Field
 
 PREFIX = "lora_train"
 _WORDS = {"Unet": "UNet", "unet": "UNet", "Vae": "VAE", "lr": "LR", "Lr": "LR", "snr": "SNR", "cfg": "CFG", "n": "N"}

@@ -1,0 +1,105 @@
+"""Ranks, alphas and learning-rate weights of single UNet blocks, counted as kohya counts them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lib_lora_train.adapters.layer_names import ldm_layer_names
+from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import AdapterError
+
+_PLACE = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)")
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """What differs from block to block, as text; all empty: nothing does."""
+
+    ranks: str = ""
+    alphas: str = ""
+    down_weights: str = ""
+    mid_weights: str = ""
+    up_weights: str = ""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any block differs."""
+        return any((self.ranks, self.alphas, self.down_weights, self.mid_weights, self.up_weights))
+
+
+def block_rule(config: TrainConfig) -> BlockRule:
+    """The blocks' settings of a run."""
+    return BlockRule(
+        ranks=config.block_ranks,
+        alphas=config.block_alphas,
+        down_weights=config.down_lr_weight,
+        mid_weights=config.mid_lr_weight,
+        up_weights=config.up_lr_weight,
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block's settings; None: as everywhere. A rank or a weight of 0 leaves the block without LoRA."""
+
+    rank: int | None = None
+    alpha: float | None = None
+    rate_weight: float = 1.0
+
+    @property
+    def is_left_out(self) -> bool:
+        return self.rank == 0 or self.rate_weight == 0
+
+
+EVERYWHERE = Block()
+
+
+def blocks_of(names: Iterable[str], rule: BlockRule, *, family: str) -> Mapping[str, Block]:
+    """Layer name (diffusers') → its block's settings.
+
+    `names` must hold every target layer, see `ldm_layer_names`. AdapterError if a list is not as long as this model
+    has blocks.
+    """
+    names = tuple(names)
+    if not rule.is_used:
+        return dict.fromkeys(names, EVERYWHERE)
+    places = {name: _place(ldm) for name, ldm in ldm_layer_names(names).items()}
+    counts = {way: 1 + max((n for w, n in places.values() if w == way), default=0) for way in ("down", "mid", "up")}
+    middle = 3 if family == "sdxl" else 1
+    down = _fit(parse_weights(rule.down_weights, counts["down"], WEIGHT_COUNTS), counts["down"], "down_lr_weight")
+    up = _fit(parse_weights(rule.up_weights, counts["up"], WEIGHT_COUNTS), counts["up"], "up_lr_weight")
+    mid = _fit(parse_weights(rule.mid_weights, middle, MIDDLE_COUNTS), middle, "mid_lr_weight")
+    weights = {"down": down, "mid": mid, "up": up}
+    before = 1 if family == "sdxl" else 0
+    total = before + counts["down"] + middle + counts["up"] + before
+    ranks = _fit(parse_ranks(rule.ranks), total, "block_ranks")
+    alphas = _fit(parse_alphas(rule.alphas), total, "block_alphas")
+    starts = {"down": before, "mid": before + counts["down"], "up": before + counts["down"] + middle}
+    found = {}
+    for name, (way, number) in places.items():
+        number = min(number, middle - 1) if way == "mid" else number
+        position = starts[way] + number
+        found[name] = Block(
+            rank=int(ranks[position]) if ranks else None,
+            alpha=alphas[position] if alphas else None,
+            rate_weight=weights[way][number] if weights[way] else 1.0,
+        )
+    return found
+
+
+def _place(ldm: str) -> tuple[str, int]:
+    """(down, mid or up; number) of an ldm layer name; what lies before all blocks counts to the first, and so on."""
+    match = _PLACE.match(ldm)
+    if not match:
+        return ("up", 0) if ldm.startswith("out.") else ("down", 0)
+    way = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}[match.group(1)]
+    return way, int(match.group(2))
+
+
+def _fit(values: tuple[float, ...], count: int, where: str) -> tuple[float, ...]:
+    if values and len(values) != count:
+        raise AdapterError(f"{where} has {len(values)} numbers, and this model has {count} such blocks. Give {count}.")
+    return values

@@ -1,0 +1,77 @@
+"""GLoRA (Chavan et al. 2023): ΔW = b2 @ b1 + (W @ a2) @ a1, a low-rank update plus one that depends on W.
+
+    a1  (r, in)    a2  (in, r)    b1  (r, in)    b2  (out, r)
+
+The layout is the older one, the only one that A1111 and Forge read alike. A1111 asks for an alpha and ignores its
+value, so it is always the rank (s = 1). Linear layers only: A1111 multiplies W as a matrix.
+
+LyCORIS' newer layout, ΔW = s · (b1 @ b2 + W @ a1 @ a2), has 1 and 2 exchanged. A1111 cannot read it; files of it can be
+opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight, is_linear, kaiming
+from lib_lora_train.adapters.families.options import Options
+
+
+class Glora(Family):
+    """Generalised LoRA."""
+
+    NAME = "glora"
+    STATE_KEYS = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
+    SHRINK = {"a2": 1.0, "b2": 1.0}
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Linear layers."""
+        return is_linear(layer)
+
+    def settled(self, _layer: nn.Module, options: Options) -> Options:
+        """alpha = rank, since it counts for nothing in A1111."""
+        return replace(options, alpha=float(options.rank))
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """a1 and b1 kaiming-uniform, a2 and b2 zero."""
+        out_features, in_features = base_weight(layer).shape
+        rank = options.rank
+        return {
+            "a1": kaiming((rank, in_features), generator),
+            "a2": torch.zeros(in_features, rank),
+            "b1": kaiming((rank, in_features), generator),
+            "b2": torch.zeros(out_features, rank),
+        }
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW, (out, in)."""
+        a1, a2 = weights["a1"], weights["a2"]
+        return weights["b2"] @ weights["b1"] + (base.to(a1.dtype) @ a2) @ a1
+
+    def with_fixed(self, options: Options, _fixed: Mapping[str, Tensor]) -> Options:
+        """Whatever alpha a file has counts for nothing."""
+        return replace(options, alpha=float(options.rank))
+
+
+def is_newer(weights: Weights) -> bool:
+    """Whether the tensors are in the newer layout.
+
+    On a square layer the shapes fit both, and the rank is what is smaller than the layer.
+    """
+    a1, a2, b1, b2 = (weights[name].shape for name in ("a1", "a2", "b1", "b2"))
+    is_newer_rank = a1[1] == a2[0] == b1[1] == b2[0]
+    is_older_rank = a1[0] == a2[1] == b1[0] == b2[1]
+    return bool(is_newer_rank and (not is_older_rank or a1[1] < a1[0]))
+
+
+def as_older(weights: Weights, scale: float) -> dict[str, Tensor]:
+    """The newer layout's tensors in the older one, with the newer one's scale multiplied in; 1×1 kernels are left out.
+
+    What has larger kernels keeps them, and fits no linear layer.
+    """
+    flat = {name: t.flatten(1) if t.shape[2:].numel() == 1 else t for name, t in weights.items()}
+    return {"a1": flat["a2"], "a2": flat["a1"] * scale, "b1": flat["b2"], "b2": flat["b1"] * scale}

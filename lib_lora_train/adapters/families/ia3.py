@@ -1,0 +1,62 @@
+"""(IA)³ (Liu et al. 2022): each output, or each input, of a layer is multiplied by 1 + w; ΔW = w ∘ W.
+
+    weight  (out,) or, with `on_input`, (in,)
+
+Less than a megabyte for SD1, and a learning rate some fifty times LoRA's. Linear layers only: A1111 reads convolutions
+wrongly on their output side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.delta_autograd import leaf
+from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_bias, base_weight, is_linear
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.flat_parameters import Slices
+
+
+class Ia3(Family):
+    """Learnt factors."""
+
+    NAME = "ia3"
+    STATE_KEYS = {"weight": "weight"}
+    SHRINK = {"weight": 1.0}
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Linear layers."""
+        return is_linear(layer)
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """Zero: every factor is 1."""
+        return {"weight": torch.zeros(base_weight(layer).shape[1 if options.on_input else 0])}
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW, (out, in)."""
+        factors = weights["weight"].flatten()
+        return base.to(factors.dtype) * (factors if options.on_input else factors[:, None])
+
+    def forward(
+        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+    ) -> Tensor:
+        """The layer's output with ΔW; only what is added is multiplied, so that small factors keep their digits."""
+        weight = base_weight(layer)
+        factors = leaf(slices, "weight", weight.dtype) * strength
+        output: Tensor = layer(x)
+        if options.on_input:
+            return output + F.linear(x * factors, weight)
+        bias = base_bias(layer)
+        return output + (output if bias is None else output - bias) * factors
+
+    def fixed_state(self, options: Options) -> dict[str, Tensor]:
+        """Which side is multiplied; an alpha would only mislead."""
+        return {"on_input": torch.tensor(options.on_input)}
+
+    def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
+        """The side as the file says."""
+        return replace(options, on_input=bool(fixed["on_input"])) if "on_input" in fixed else options

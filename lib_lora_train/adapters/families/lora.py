@@ -1,0 +1,245 @@
+"""LoRA (Hu et al. 2021): ΔW = scale · up @ down, for Linear and Conv2d layers (LoCon's form for k×k kernels).
+
+    down  (r, in)  or (r, in, k, k)     with the layer's stride, padding and dilation
+    up    (out, r) or (out, r, 1, 1)
+    scale = alpha / r
+
+With Tucker's form a k×k kernel is three (Kim et al. 2016): down (r, in, 1, 1), mid (r, r, k, k), up (out, r, 1, 1).
+
+Notation: N rows (batch × tokens), i in-features, o out-features, r rank.
+
+The forward pass is one autograd Function around base layer and LoRA together, in the base layer's own dtype. Against
+the plain formula it saves the sum of two full-size outputs, full-size scaling, every per-call cast and the temporary
+gradients of the matrices: 3 matrix products forward and 5 backward, nothing else at full size. It keeps only the input
+and the rank-size product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import grad as conv_grad
+
+from lib_lora_train.adapters.delta_autograd import leaf
+from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_weight, convolved, is_wide_conv, kaiming
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.flat_parameters import Slices
+from lib_lora_train.models.fp8 import is_eight_bit
+
+_conv: Any = conv_grad  # torch leaves these functions untyped
+
+
+class Lora(Family):
+    """LoRA, and LoCon where the targets include convolutions."""
+
+    NAME = "lora"
+    STATE_KEYS = {"down": "lora_down.weight", "mid": "lora_mid.weight", "up": "lora_up.weight"}
+    SHRINK = {"down": 0.5, "up": 0.5}
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh matrices as kohya draws them: down (and mid) kaiming-uniform, up zero. fp32 on the CPU."""
+        weight, rank = base_weight(layer), options.rank
+        up = torch.zeros(weight.shape[0], rank, *(1,) * (weight.dim() - 2))
+        if options.use_tucker and is_wide_conv(layer):
+            down = kaiming((rank, weight.shape[1], 1, 1), generator)
+            return {"down": down, "mid": kaiming((rank, rank, *weight.shape[2:]), generator), "up": up}
+        return {"down": kaiming((rank, *weight.shape[1:]), generator), "up": up}
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW (out, in[, k, k]) in the dtype of `weights`."""
+        down, up = weights["down"], weights["up"]
+        if "mid" in weights:
+            kernel = torch.einsum("orhw,ri->oihw", weights["mid"], down.flatten(1))  # (r, in, k, k)
+            return torch.einsum("or,rihw->oihw", up.flatten(1), kernel) * options.scale
+        product = up.flatten(1) @ down.flatten(1)
+        return (product * options.scale).view(base.shape)
+
+    def diff_norm(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """‖ΔW‖ (Frobenius), 0-d float64, from two rank × rank products: tr((upᵀ up)(down downᵀ))."""
+        if "mid" in weights:
+            return super().diff_norm(weights, options, base)
+        down, up = weights["down"].flatten(1).double(), weights["up"].flatten(1).double()
+        square = ((up.t() @ up) * (down @ down.t())).sum()
+        return abs(options.scale) * square.clamp_min(0).sqrt()
+
+    def forward(
+        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+    ) -> Tensor:
+        """The layer's output with ΔW; by the fused Function wherever nothing stands between down and up."""
+        scale = options.scale * strength
+        if "mid" in slices.positions or (draw is not None and draw.drops):
+            output: Tensor = layer(x)
+            return output + self._stepwise(layer, x, slices, scale, draw)
+        down, up = slices.values(base_weight(layer).dtype)
+        if isinstance(layer, nn.Conv2d):
+            return conv_lora(x, down, up, layer, scale=scale, slices=slices)
+        return linear_lora(x, down, up, layer, scale=scale, slices=slices)
+
+    def _stepwise(self, layer: nn.Module, x: Tensor, slices: Slices, scale: float, draw: Draw | None) -> Tensor:
+        """What ΔW adds to the output, with what is dropped at rank size."""
+        dtype = base_weight(layer).dtype
+        tensors = {name: leaf(slices, name, dtype) for name in slices.positions}
+        return delta(layer, x, tensors, scale, draw)
+
+
+def delta(layer: nn.Module, x: Tensor, tensors: Weights, scale: float, draw: Draw | None = None) -> Tensor:
+    """`scale` · up(mid(down(x))) by ordinary autograd."""
+    down, up = tensors["down"], tensors["up"]
+    if not isinstance(layer, nn.Conv2d):
+        return F.linear(dropped(F.linear(x, down), draw, -1) * scale, up)
+    hidden = convolved(layer, F.conv2d(x, down), tensors["mid"]) if "mid" in tensors else convolved(layer, x, down)
+    return F.conv2d(dropped(hidden, draw, 1) * scale, up)
+
+
+def dropped(hidden: Tensor, draw: Draw | None, rank_axis: int) -> Tensor:
+    """Rank-size activations (B, …) with single numbers and whole ranks (per sample) set to 0, the rest made larger.
+
+    As kohya does it; the mask is a function of the draw's seed alone, so recomputing gives the same one.
+    """
+    if draw is None or not draw.drops:
+        return hidden
+    generator = torch.Generator(hidden.device).manual_seed(draw.seed)
+    if draw.dropout:
+        kept = torch.rand(hidden.shape, generator=generator, device=hidden.device) >= draw.dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.dropout)
+    if draw.rank_dropout:
+        shape = [1] * hidden.dim()
+        shape[0], shape[rank_axis] = hidden.shape[0], hidden.shape[rank_axis]
+        kept = torch.rand(shape, generator=generator, device=hidden.device) >= draw.rank_dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.rank_dropout)
+    return hidden
+
+
+def linear_lora(
+    x: Tensor, down: Tensor, up: Tensor, layer: nn.Module, *, scale: float, slices: Slices | None = None
+) -> Tensor:
+    """`forward` for Linear. Without `slices`, `down` and `up` are ordinary inputs that receive gradients."""
+    anchor = slices.anchor if slices else None
+    output: Tensor = _LinearLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
+    return output
+
+
+def conv_lora(
+    x: Tensor, down: Tensor, up: Tensor, layer: nn.Conv2d, *, scale: float, slices: Slices | None = None
+) -> Tensor:
+    """`forward` for Conv2d. Without `slices`, `down` and `up` are ordinary inputs that receive gradients."""
+    anchor = slices.anchor if slices else None
+    output: Tensor = _ConvLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _keep(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None:
+    """Save for backward what the wanted gradients need, and no more.
+
+    `needs_input_grad`: [x, down, up, anchor]. The anchor stands for down and up when they are slices.
+    """
+    ctx.trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+    keeps = ctx.needs_input_grad[0] and not is_eight_bit(ctx.layer)
+    weight = base_weight(ctx.layer) if keeps else None
+    ctx.save_for_backward(x if ctx.trains else None, hidden if ctx.trains else None, down, up, weight)
+
+
+def _kept(ctx: Any) -> tuple[Any, ...]:
+    """What `_keep` saved; the weight of an 8-bit layer is made once more."""
+    *saved, weight = ctx.saved_tensors
+    if weight is None and ctx.needs_input_grad[0]:
+        weight = base_weight(ctx.layer)
+    return *saved, weight
+
+
+class _LinearLora(torch.autograd.Function):
+    """y = x Wᵀ + b + (scale · x downᵀ) upᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        _anchor: Tensor | None,
+        layer: nn.Linear,
+        scale: float,
+        slices: Slices | None,
+    ) -> Tensor:
+        ctx.layer, ctx.scale, ctx.slices = layer, scale, slices
+        output = F.linear(x, layer.weight, layer.bias).contiguous()
+        hidden = x.reshape(-1, x.shape[-1]) @ down.t()  # (N, r)
+        if scale != 1:
+            hidden.mul_(scale)
+        output.view(-1, output.shape[-1]).addmm_(hidden, up.t())
+        _keep(ctx, x, hidden, down, up)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, down, up, weight = _kept(ctx)
+        grad_rows = grad.reshape(-1, grad.shape[-1])  # (N, o)
+        grad_hidden = grad_rows @ up  # (N, r)
+        if ctx.scale != 1:
+            grad_hidden.mul_(ctx.scale)
+        grad_x = None
+        if weight is not None:
+            grad_x = (grad_rows @ weight).addmm_(grad_hidden, down).view(*grad.shape[:-1], -1)
+        if not ctx.trains:
+            return grad_x, *_NO_GRADIENTS
+        rows = x.reshape(-1, x.shape[-1])  # (N, i)
+        if ctx.slices is None:
+            return grad_x, grad_hidden.t() @ rows, grad_rows.t() @ hidden, None, None, None, None
+        ctx.slices.add_product("down", grad_hidden.t(), rows)
+        ctx.slices.add_product("up", grad_rows.t(), hidden)
+        return grad_x, *_NO_GRADIENTS
+
+
+class _ConvLora(torch.autograd.Function):
+    """y = conv(x, W) + b + conv1×1(scale · conv(x, down), up)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        _anchor: Tensor | None,
+        layer: nn.Conv2d,
+        scale: float,
+        slices: Slices | None,
+    ) -> Tensor:
+        ctx.layer, ctx.scale, ctx.slices = layer, scale, slices
+        output = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+        hidden = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # (B, r, h, w)
+        if scale != 1:
+            hidden.mul_(scale)
+        output.add_(F.conv2d(hidden, up))
+        ctx.input_shape = x.shape
+        _keep(ctx, x, hidden, down, up)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, down, up, weight = _kept(ctx)
+        geometry = (ctx.layer.stride, ctx.layer.padding, ctx.layer.dilation)
+        grad_hidden = F.conv2d(grad, up.transpose(0, 1))  # (B, r, h, w)
+        if ctx.scale != 1:
+            grad_hidden.mul_(ctx.scale)
+        grad_x = None
+        if weight is not None:
+            grad_x = _conv.conv2d_input(ctx.input_shape, weight, grad, *geometry)
+            grad_x.add_(_conv.conv2d_input(ctx.input_shape, down, grad_hidden, *geometry))
+        if not ctx.trains:
+            return grad_x, *_NO_GRADIENTS
+        grad_down = _conv.conv2d_weight(x, down.shape, grad_hidden, *geometry)
+        grad_up = _conv.conv2d_weight(hidden, up.shape, grad)
+        if ctx.slices is None:
+            return grad_x, grad_down, grad_up, None, None, None, None
+        ctx.slices.add_gradient("down", grad_down)
+        ctx.slices.add_gradient("up", grad_up)
+        return grad_x, *_NO_GRADIENTS
+
+
+_NO_GRADIENTS = (None,) * 6

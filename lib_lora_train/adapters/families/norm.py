@@ -1,0 +1,52 @@
+"""Group and layer norms trained along: what is added to their weight and bias.
+
+    w_norm, b_norm  (channels,)
+
+Hosts want both, and read them beside any family.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.delta_autograd import is_exact, leaf
+from lib_lora_train.adapters.families.base import Draw, Weights, base_weight
+from lib_lora_train.adapters.families.full import Full
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.flat_parameters import Slices
+
+
+class Norm(Full):
+    """Differences of norm layers."""
+
+    NAME = "norm"
+    STATE_KEYS = {"diff": "w_norm", "bias": "b_norm"}
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Group and layer norm with weight and bias."""
+        return isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) and layer.weight is not None and layer.bias is not None
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """What is added to the weight."""
+        return weights["diff"]
+
+    def forward(
+        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+    ) -> Tensor:
+        """The norm's output; in half precision the update is added to it, not to the weight (see `rebuilt`)."""
+        weight, bias = base_weight(layer), layer.bias
+        assert isinstance(bias, Tensor)
+        diff = leaf(slices, "diff", weight.dtype) * strength
+        diff_b = leaf(slices, "bias", weight.dtype) * strength
+        if is_exact(weight):
+            return _normalised(layer, x, weight + diff, bias + diff_b)
+        output: Tensor = layer(x)
+        return output + _normalised(layer, x, diff, diff_b)
+
+
+def _normalised(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    assert isinstance(layer, nn.LayerNorm)
+    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)

@@ -1,0 +1,215 @@
+"""Adapter files of any origin, taken apart: which family each layer has, its numbers, its rank and alpha.
+
+Which names are understood stands in `spellings`. What is not understood is listed, never dropped silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.families.base import Family
+from lib_lora_train.adapters.families.dora import MAGNITUDE, Decomposed, DecomposedRows
+from lib_lora_train.adapters.families.glora import as_older, is_newer
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.files.key_formats import FIXED, split_key
+from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.adapters.files.peft_alphas import with_told_alphas
+from lib_lora_train.adapters.layer_names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
+from lib_lora_train.adapters.registry import FAMILIES, NORM
+
+_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("lora", ("down", "up")),
+    ("loha", ("w1_a", "w1_b", "w2_a", "w2_b")),
+    ("glora", ("a1", "a2", "b1", "b2")),
+    ("oft", ("blocks",)),
+    ("full", ("diff",)),
+    ("ia3", ("weight",)),
+)
+_DEPENDING = ("glora", "ia3", "oft", "boft")
+NEWER_GLORA = "newer layout"
+OTHER_ALPHA = "alpha that is no rank"
+TUCKER_LOKR = "LoKr with a core"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedLayer:
+    """One layer of a file. `weights`: the family's short names → tensors as in the file.
+
+    `remark`: what hosts disagree on, NEWER_GLORA, OTHER_ALPHA or TUCKER_LOKR; such a newer GLoRA is here in the older
+    layout.
+    """
+
+    family: Family
+    weights: Mapping[str, Tensor]
+    options: Options
+    remark: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The family as people call it."""
+        name = "norm" if self.family is NORM else self.family.NAME
+        return f"{name} + dora" if MAGNITUDE in self.weights else name
+
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether its ΔW is another one on other weights."""
+        return MAGNITUDE in self.weights or self.family.NAME in _DEPENDING
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A file's layers by kohya's name, and the keys that were not understood."""
+
+    layers: Mapping[str, OpenedLayer]
+    unknown: tuple[str, ...]
+
+
+def open_file(file: AdapterFile) -> Opened:
+    """As `open_state`, with the alphas that stand in the file's metadata or beside it."""
+    return open_state(with_told_alphas(file))
+
+
+def open_state(state: Mapping[str, Tensor]) -> Opened:
+    """The file's tensors by layer. Keys of layers whose family is not known, and single odd keys, are `unknown`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    origin: dict[str, list[str]] = {}
+    unknown = []
+    endings = _own_endings()
+    for key, tensor in state.items():
+        module, ending = split_key(key, endings)
+        if not ending:
+            unknown.append(key)
+            continue
+        found.setdefault(module, {})[ending] = tensor
+        origin.setdefault(module, []).append(key)
+    has_two = any(module.startswith("lora_te2_") for module in found)
+    layers = {}
+    for module, tensors in found.items():
+        name = "lora_te1_" + module[len("lora_te_") :] if has_two and module.startswith("lora_te_") else module
+        layer = _layer(tensors)
+        if layer is None:
+            unknown += origin[module]
+        else:
+            layers[name] = layer
+    return Opened(layers, tuple(unknown))
+
+
+def _own_endings() -> set[str]:
+    families = (*FAMILIES.values(), NORM, Decomposed(FAMILIES["lora"]))
+    return {ending for family in families for ending in family.STATE_KEYS.values()}
+
+
+def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
+    """The family that these endings make, None where they make none or something is left over."""
+    fixed = {ending: tensors[ending] for ending in FIXED if ending in tensors}
+    rest = {ending: tensor for ending, tensor in tensors.items() if ending not in fixed}
+    family = _family(set(rest))
+    if family is None:
+        return None
+    shorts = {ending: short for short, ending in family.STATE_KEYS.items()}
+    if not set(rest) <= set(shorts):
+        return None
+    weights = {shorts[ending]: tensor for ending, tensor in rest.items()}
+    ordered = {short: weights[short] for short in family.STATE_KEYS if short in weights}
+    rank = _rank(ordered)
+    plain = Options(rank=rank, alpha=float(rank))
+    layer = OpenedLayer(family, ordered, family.with_fixed(plain, fixed))
+    if family.NAME == "glora":
+        return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
+    if family.NAME == "lokr" and "t2" in ordered:
+        layer = replace(layer, remark=TUCKER_LOKR)
+    return with_rows(with_butterflies(layer))
+
+
+def _glora(layer: OpenedLayer, alpha: float) -> OpenedLayer:
+    """The layer in the older layout, an alpha of the newer one (LyCORIS applies it) multiplied in; 0: there is none."""
+    if not is_newer(layer.weights):
+        return replace(layer, remark=OTHER_ALPHA if alpha not in (0.0, layer.options.rank) else "")
+    rank = layer.weights["a2"].shape[0]
+    older = as_older(layer.weights, alpha / rank if alpha else 1.0)
+    return OpenedLayer(layer.family, older, Options(rank=rank, alpha=float(rank)), NEWER_GLORA)
+
+
+def _family(endings: set[str]) -> Family | None:
+    if endings == {"w_norm", "b_norm"}:
+        return NORM
+    if any(ending.startswith("lokr_w1") for ending in endings):
+        family: Family | None = FAMILIES["lokr"]
+    else:
+        wanted = ((name, {FAMILIES[name].STATE_KEYS[short] for short in shorts}) for name, shorts in _KINDS)
+        family = next((FAMILIES[name] for name, needed in wanted if needed <= endings), None)
+    if family is not None and "dora_scale" in endings:
+        return Decomposed(family)
+    return family
+
+
+def _rank(weights: Mapping[str, Tensor]) -> int:
+    """The rank where there is one; the block's width of OFT and BOFT; 1 where there is neither."""
+    if "blocks" in weights:
+        return weights["blocks"].shape[-1]
+    if "w1" in weights and "w2" in weights:
+        return 1
+    for short in ("down", "a1", "w2_b", "w1_b"):
+        if short in weights:
+            return weights[short].shape[0]
+    return 1
+
+
+def has_other_axis(layer: OpenedLayer) -> bool:
+    """Whether DoRA's lengths are for each output channel: webuis read such files as something else, silently."""
+    return MAGNITUDE in layer.weights and layer.weights[MAGNITUDE].shape[0] != 1
+
+
+def with_rows(layer: OpenedLayer) -> OpenedLayer:
+    """The layer with DoRA as its trainer meant it where its lengths are for output channels."""
+    if not has_other_axis(layer) or not isinstance(layer.family, Decomposed):
+        return layer
+    return replace(layer, family=DecomposedRows(layer.family.inner))
+
+
+def with_butterflies(layer: OpenedLayer) -> OpenedLayer:
+    """The layer with BOFT where OFT's blocks have four dimensions: both share one key."""
+    if "blocks" in layer.weights and layer.weights["blocks"].dim() == 4:
+        return OpenedLayer(FAMILIES["boft"], layer.weights, layer.options)
+    return layer
+
+
+def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, family: str) -> dict[str, str]:
+    """Every name a file may call a layer by → the name that files of this model kind have here."""
+    names = tuple(unet_names)
+    own = unet_keys(names, family=family)
+    spelled = {f"lora_unet_{name}".replace(".", "_"): own[name] for name in names}
+    original = {f"lora_unet_{ldm}".replace(".", "_"): own[name] for name, ldm in ldm_layer_names(names).items()}
+    texts = tuple(tuple(group) for group in text_names)
+    groups = text_encoder_groups(len(texts))
+    text = {
+        text_key(name, prefix): text_key(name, prefix)
+        for (_, prefix), group in zip(groups, texts, strict=True)
+        for name in group
+    }
+    first = {key.replace("lora_te1_", "lora_te_", 1): key for key in text if key.startswith("lora_te1_")}
+    return {**spelled, **original, **text, **first}
+
+
+def fitted(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | None:
+    """fp32 copies shaped for a layer of this weight; None where they are for one of another size.
+
+    1×1 convolutions and linear layers hold the same numbers, and files disagree on which of the two a layer is.
+    """
+    is_conv = base.dim() == 4
+    shaped = {}
+    for short, tensor in weights.items():
+        value = tensor.detach().to("cpu", torch.float32)
+        if short == MAGNITUDE and value.dim() == 1:
+            value = value[:, None]
+        if short in ("down", "up", "diff", "w2", MAGNITUDE) and is_conv != (value.dim() == 4):
+            kernel = value.shape[2:].numel() if value.dim() == 4 else 1
+            if kernel != 1:
+                return None
+            value = value[:, :, None, None] if is_conv else value.flatten(1)
+        shaped[short] = value
+    return shaped

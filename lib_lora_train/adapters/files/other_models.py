@@ -1,0 +1,45 @@
+"""Files for models that are not trained here, by the names of their layers.
+
+Many of them hold layers of CLIP-L as SD1 and SDXL have it: those would fit, and would be the wrong ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from lib_lora_train.core.errors import AdapterError
+
+_BODY = r"^(lora_unet|lora_transformer|transformer|lycoris)_"
+# The first that fits counts: some models have all layer names of another, and some of their own.
+_KINDS = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"distilled_guidance_layer", "Chroma"),
+        (r"individual_token_refiner|token_refiner_blocks", "HunyuanVideo"),
+        (r"joint_transformer_blocks_\d", "AuraFlow"),
+        (r"single_transformer_blocks_\d|double_blocks_\d+_(img|txt)_|single_blocks_\d+_(linear|modulation)", "Flux"),
+        (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)", "Qwen-Image"),
+        (r"joint_blocks_\d|transformer_blocks_\d+_attn_add_[qkv]_proj", "SD3"),
+        (r"(context|noise)_refiner_\d", "Lumina or Z-Image"),
+        (_BODY + r"layers_\d+_(attention|feed_forward)", "Lumina or Z-Image"),
+        (_BODY + r"blocks_\d+_(self_attn|cross_attn|attn[12]|ffn)", "Wan or Cosmos"),
+        (_BODY + r"transformer_blocks_\d+_(attn1|attn2|ff)_", "PixArt or Sana"),
+        (r"^lora_prior_", "Stable Cascade"),
+        (r"^(lora_te3_|text_encoders_t5)", "SD3 or Flux"),
+        (r"^(lora_transformer|transformer)_", "a transformer model"),
+    )
+)
+
+
+def other_model(layers: Iterable[str]) -> str:
+    """What the layers, by kohya's names, are of; "" if they may be Stable Diffusion's."""
+    names = tuple(layers)
+    return next((kind for pattern, kind in _KINDS if any(pattern.search(name) for name in names)), "")
+
+
+def refuse_other_models(layers: Iterable[str]) -> None:
+    """AdapterError that names the model, if it is another kind."""
+    kind = other_model(layers)
+    if kind:
+        raise AdapterError(f"This file is for {kind}. Only files for SD1, SD2 and SDXL are opened here.")

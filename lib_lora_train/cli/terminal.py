@@ -1,0 +1,171 @@
+"""A run's events as lines on a terminal, with one moving line that shows the current phase and its ETA.
+
+Where the output is not a terminal (a log file), the moving line becomes a plain line every ten seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from tqdm import tqdm
+
+from lib_lora_train.core.events import (
+    EpochDone,
+    Event,
+    GridDrawn,
+    LoraRemoved,
+    LoraWritten,
+    Measured,
+    Noted,
+    Phase,
+    PhaseEnded,
+    PhaseStarted,
+    Planned,
+    Progress,
+    Resumed,
+    StateChanged,
+    StepDone,
+)
+from lib_lora_train.core.progress import Eta, clock_text
+
+TITLES: dict[Phase, str] = {
+    "load": "Loading the model",
+    "scan": "Looking at the pictures",
+    "latents": "Encoding the pictures",
+    "text": "Encoding the captions",
+    "train": "Training",
+    "samples": "Drawing samples",
+    "grid": "Drawing the grid",
+    "evaluate": "Measuring",
+}
+_METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
+_LOSS_STEPS = 50  # the loss of one step is mostly noise; the mean over these is shown
+_REDRAW_SECONDS = 0.1
+_LOG_SECONDS = 10.0
+
+
+@dataclass
+class Terminal:
+    """Shows events on `out`; `width` is the number of columns, None to ask the terminal."""
+
+    out: TextIO
+    width: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    _eta: Eta = field(init=False)
+    _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSS_STEPS))
+    _shown_at: float = float("-inf")
+    _is_line_open: bool = False
+
+    def __post_init__(self) -> None:
+        self._eta = Eta(self.clock)
+
+    def show(self, event: Event) -> None:
+        """Print what the event tells; many tell nothing that is worth a line."""
+        self._learn(event)
+        line = describe(event)
+        if line:
+            self.write(line)
+        if isinstance(event, Progress):
+            self._draw(event)
+
+    def write(self, line: str) -> None:
+        """A line that stays, above the moving one."""
+        self.close()
+        self.out.write(f"{line}\n")
+        self.out.flush()
+
+    def close(self) -> None:
+        """Take the moving line away."""
+        if self._is_line_open:
+            self.out.write("\r\x1b[K")
+            self._is_line_open = False
+
+    def _learn(self, event: Event) -> None:
+        self._eta.take(event)
+        if isinstance(event, PhaseStarted):
+            self._shown_at = float("-inf")
+        elif isinstance(event, StepDone):
+            self._losses.append(event.loss)
+
+    def _draw(self, event: Progress) -> None:
+        now = self.clock()
+        pause = _REDRAW_SECONDS if self.out.isatty() else _LOG_SECONDS
+        if now - self._shown_at < pause and event.done < event.total:
+            return
+        self._shown_at = now
+        meter = self.meter(event)
+        if self.out.isatty():
+            self.out.write(f"\r\x1b[K{meter}")
+            self.out.flush()
+            self._is_line_open = True
+        else:
+            self.write(meter)
+
+    def meter(self, event: Progress) -> str:
+        """`Training   34% |███   | 204/600, 0:42 left, loss 0.123`."""
+        facts = []
+        if event.done < event.total:
+            facts.append(f"{clock_text(self._eta.remaining_seconds())} left")
+        if event.phase == "train" and self._losses:
+            facts.append(f"loss {sum(self._losses) / len(self._losses):.4f}")
+        is_terminal = self.out.isatty()
+        return str(
+            tqdm.format_meter(
+                n=event.done,
+                total=max(event.total, 1),
+                elapsed=0,
+                ncols=self.width or (_columns() if is_terminal else 100),
+                prefix=f"{TITLES[event.phase]:<24}",
+                ascii=not _can_encode(self.out, "█▏"),
+                postfix=", ".join(facts) or None,
+                bar_format=_METER if is_terminal else _METER.replace("|{bar}| ", ""),
+            )
+        ).rstrip()
+
+
+def describe(event: Event) -> str:
+    """The line that stays on the screen for an event, "" for those that only move the meter."""
+    if isinstance(event, Planned):
+        extra = f" and {event.regularisation_images} for regularisation" if event.regularisation_images else ""
+        return (
+            f"Plan: {event.images} pictures{extra}; {event.steps_per_epoch} steps × {event.epochs} epochs, "
+            f"{event.total_steps} steps in all"
+        )
+    if isinstance(event, PhaseEnded):
+        return f"{TITLES[event.phase]}: done in {clock_text(event.seconds)}"
+    if isinstance(event, EpochDone):
+        return f"Epoch {event.epoch}: mean loss {event.mean_loss:.4f}"
+    if isinstance(event, Measured):
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+        return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
+    if isinstance(event, LoraWritten):
+        return f"Written: {event.path}"
+    if isinstance(event, LoraRemoved):
+        return f"Deleted, as only the last ones are kept: {event.path}"
+    if isinstance(event, Resumed):
+        return f"Going on after step {event.step}"
+    if isinstance(event, GridDrawn):
+        return f"Grid: {event.path}"
+    if isinstance(event, Noted):
+        return f"{event.level}: {event.where}: {event.message}" if event.where else f"{event.level}: {event.message}"
+    if isinstance(event, StateChanged):
+        return event.message
+    return ""
+
+
+def _can_encode(out: TextIO, text: str) -> bool:
+    try:
+        text.encode(out.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _columns() -> int:
+    """One less than the terminal has: some wrap when the last column is written."""
+    return shutil.get_terminal_size().columns - 1

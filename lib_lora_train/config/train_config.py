@@ -1,0 +1,112 @@
+"""Every setting of a training run, in one value.
+
+The parameters are declared in `settings/`, one file per group. `TrainConfig` and `Concept` are frozen.
+`read_config` makes them from plain values (TOML, form, JSON) and reports all problems together; `judge`
+(in `judge.py`) looks at combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lib_lora_train.config.parameters import read_values
+from lib_lora_train.config.settings.captions import CaptionSettings
+from lib_lora_train.config.settings.concept import Concept
+from lib_lora_train.config.settings.dataset import DataSettings
+from lib_lora_train.config.settings.model import ModelSettings
+from lib_lora_train.config.settings.network import NetworkSettings
+from lib_lora_train.config.settings.noise import NoiseSettings
+from lib_lora_train.config.settings.optimizer import OptimizerSettings
+from lib_lora_train.config.settings.output import OutputSettings
+from lib_lora_train.config.settings.samples import SampleSettings
+from lib_lora_train.config.settings.training import TrainingSettings
+from lib_lora_train.core.errors import Problem
+
+__all__ = ["Concept", "TrainConfig", "config_values", "read_config", "steps_of"]
+
+
+@dataclass(frozen=True)
+class TrainConfig(
+    SampleSettings,
+    OutputSettings,
+    NetworkSettings,
+    NoiseSettings,
+    OptimizerSettings,
+    TrainingSettings,
+    CaptionSettings,
+    DataSettings,
+    ModelSettings,
+):
+    """A whole run. Every field is a parameter but `concepts`, which are declared by `Concept`.
+
+    A dataclass takes its fields from the last base to the first: pages and files list the model first.
+    """
+
+    concepts: tuple[Concept, ...] = ()
+
+    @property
+    def effective_alpha(self) -> float:
+        """`alpha`, or the rank where none was given."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def effective_conv_alpha(self) -> float | None:
+        """`conv_alpha`, or the conv rank where only that was given; None where convolutions are as all layers."""
+        if self.conv_alpha is None and self.conv_rank is not None:
+            return float(self.conv_rank)
+        return self.conv_alpha
+
+    def replace(self, **values: Any) -> TrainConfig:
+        """A copy with some values changed."""
+        return dataclasses.replace(self, **values)
+
+
+def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, ...]]:
+    """The config that plain values describe, and every problem found on the way.
+
+    `values` holds parameter names and, under `concepts`, a list of tables with `Concept`'s names.
+    Values with a problem are left at their defaults; callers stop when a problem is an error.
+    """
+    plain = {name: value for name, value in values.items() if name != "concepts"}
+    parsed, problems = read_values(TrainConfig, plain)
+    concepts = []
+    tables = values.get("concepts", ())
+    if not isinstance(tables, (list, tuple)):
+        problems.append(Problem("error", "concepts", "is not a list of tables; write [[concepts]] for each folder."))
+        tables = ()
+    for number, table in enumerate(tables, start=1):
+        if not isinstance(table, Mapping):
+            problems.append(Problem("error", f"concepts[{number}]", "is not a table."))
+            continue
+        fields, found = read_values(Concept, table)
+        concepts.append(Concept(**fields))
+        problems += [Problem(p.level, f"concepts[{number}].{p.where}", p.message) for p in found]
+    return TrainConfig(concepts=tuple(concepts), **parsed), tuple(problems)
+
+
+def steps_of(duration: float, total_steps: int) -> int:
+    """A duration in steps: below 1 it is a share of `total_steps`, from 1 on a number of steps; rounded down.
+
+    A share is rounded to a millionth of a step before: 0.29 × 100 is a little less than 29 in binary.
+    """
+    return int(round(duration * total_steps, 6)) if duration < 1 else int(duration)
+
+
+def config_values(config: TrainConfig, *, only_changed: bool = False) -> dict[str, Any]:
+    """The inverse of `read_config`: plain, JSON-ready values. None stands for "not set"."""
+    values = _plain(config, only_changed)
+    if config.concepts:
+        values["concepts"] = [_plain(concept, True) for concept in config.concepts]
+    return values
+
+
+def _plain(declared: TrainConfig | Concept, only_changed: bool) -> dict[str, Any]:
+    values = {}
+    for field in dataclasses.fields(declared):
+        value = getattr(declared, field.name)
+        if "param" in field.metadata and not (only_changed and value == field.default):
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values

@@ -1,0 +1,157 @@
+"""Makes the plan of a run from a data set, before anything heavy starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.augmentation import View, views_of
+from lib_lora_train.dataset.buckets import Placement, bucket_rule, place
+from lib_lora_train.dataset.plan import (
+    BucketSummary,
+    Plan,
+    Size,
+    ceil_div,
+    folder_repeats,
+    is_regularisation,
+    members_of,
+    split_regularisation,
+)
+from lib_lora_train.dataset.plan_warnings import balance_findings, plan_findings
+from lib_lora_train.dataset.repeats import balanced_repeats, share_out
+from lib_lora_train.dataset.scan import Dataset
+from lib_lora_train.dataset.validation_split import hold_out, holdout_findings
+
+LEAST_RESOLUTION = 64
+
+
+def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
+    """The plan for a data set; DataError when all of its pictures are regularisation."""
+    if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
+        raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
+    own, held = hold_out(dataset, config.validation_share, config.seed)
+    plan = _plan_of(own, config)
+    validation = _plan_of(held, config) if held.items else None
+    if validation:
+        first = validation.views[: len(validation.dataset.items)]
+        plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first, warnings=()))
+    findings = holdout_findings(held, config.validation_share)
+    return dataclasses.replace(plan, warnings=(*findings, *plan.warnings))
+
+
+def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
+    dataset = at_resolutions(dataset)
+    before = dataset
+    if config.balance_repeats:
+        dataset = balanced(dataset)
+    placements = tuple(
+        place(item.image.width, item.image.height, bucket_rule(config, item.resolution)) for item in dataset.items
+    )
+    members = members_of(placements)
+    quotas = _regularisation_quotas(dataset, members)
+    buckets = tuple(
+        _summary(dataset, size, items, quota=quotas.get(size, 0), batch_size=config.batch_size)
+        for size, items in members.items()
+    )
+    micro_batches = sum(ceil_div(bucket.sample_count, config.batch_size) for bucket in buckets)
+    steps_per_epoch = ceil_div(micro_batches, config.gradient_accumulation)
+    all_steps = steps_per_epoch * config.epochs
+    total_steps = min(all_steps, config.max_steps or all_steps)
+    plan = Plan(
+        dataset=dataset,
+        placements=placements,
+        buckets=buckets,
+        repeats=_repeats(dataset, members, quotas),
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        steps_per_epoch=steps_per_epoch,
+        epochs=ceil_div(total_steps, steps_per_epoch),
+        total_steps=total_steps,
+        warnings=(),
+        views=_views(dataset, placements),
+    )
+    return dataclasses.replace(plan, warnings=(*balance_findings(before, dataset), *plan_findings(plan, config)))
+
+
+def balanced(dataset: Dataset) -> Dataset:
+    """The data set with repeats that show every concept but regularisation about equally often."""
+    counts = Counter(item.concept for item in dataset.items)
+    own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
+    repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
+    concepts = (
+        dataclasses.replace(concept, repeats=repeats.get(number, concept.repeats))
+        for number, concept in enumerate(dataset.concepts)
+    )
+    return dataclasses.replace(dataset, concepts=tuple(concepts))
+
+
+def at_resolutions(dataset: Dataset) -> Dataset:
+    """The data set with each item once for every resolution of its concept; one that is there already stays."""
+    items = []
+    for item in dataset.items:
+        sides = resolutions_of(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
+        items += [dataclasses.replace(item, resolution=side) for side in sides or (0,)]
+    return dataclasses.replace(dataset, items=tuple(items))
+
+
+def resolutions_of(concept: Concept) -> tuple[int, ...]:
+    """The sides in px that a concept asks for, none for the run's; DataError for what is no number."""
+    texts = concept.resolutions.replace(",", " ").split()
+    if not all(text.isdigit() and int(text) >= LEAST_RESOLUTION for text in texts):
+        raise DataError(
+            f"{concept.folder}: resolutions {concept.resolutions!r} are no sides in px. Write 512 or 512 768."
+        )
+    return tuple(dict.fromkeys(map(int, texts)))
+
+
+def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
+    own = [
+        views_of(
+            number,
+            placement,
+            dataset.concepts[item.concept].settings,
+            content=item.image.content_hash,
+            has_alpha=item.image.has_alpha,
+        )
+        for number, (item, placement) in enumerate(zip(dataset.items, placements, strict=True))
+    ]
+    return (*(views[0] for views in own), *(view for views in own for view in views[1:]))
+
+
+def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int]]) -> dict[Size, int]:
+    """Regularisation samples per epoch and bucket, together as many as there are samples to be learnt.
+
+    They are shared out over the buckets once for the whole run, so that every epoch has the same number of steps;
+    which pictures fill a bucket's share is drawn anew for each epoch.
+    """
+    total = sum(
+        folder_repeats(dataset, item) for items in members.values() for item in split_regularisation(dataset, items)[0]
+    )
+    weights = {
+        size: sum(folder_repeats(dataset, item) for item in split_regularisation(dataset, items)[1])
+        for size, items in members.items()
+    }
+    sizes = [size for size, weight in weights.items() if weight]
+    if not sizes:
+        return {}
+    return dict(zip(sizes, share_out(total, [weights[size] for size in sizes]), strict=True))
+
+
+def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:
+    """Per item, the showings per epoch; of a regularisation picture the most that can fall to it."""
+    repeats = [folder_repeats(dataset, item) for item in range(len(dataset.items))]
+    for size, items in members.items():
+        regularisation = split_regularisation(dataset, items)[1]
+        whole = sum(repeats[item] for item in regularisation)
+        for item in regularisation:
+            repeats[item] = ceil_div(quotas[size] * folder_repeats(dataset, item), whole)
+    return tuple(repeats)
+
+
+def _summary(dataset: Dataset, size: Size, items: Sequence[int], *, quota: int, batch_size: int) -> BucketSummary:
+    count = quota + sum(folder_repeats(dataset, item) for item in split_regularisation(dataset, items)[0])
+    fill = count - (ceil_div(count, batch_size) - 1) * batch_size if count else 0
+    return BucketSummary(*size, len(items), count, fill, quota)

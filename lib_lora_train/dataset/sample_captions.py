@@ -1,0 +1,116 @@
+"""Which caption each showing of a picture has, and which of them are worth encoding before the run.
+
+Every draw follows from the seed and the showing's number, so all captions of a run are known beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.seeding import random_for
+from lib_lora_train.dataset.augmentation import tagged
+from lib_lora_train.dataset.caption_augmentation import CaptionRule, caption_rule, draw_caption
+from lib_lora_train.dataset.plan import Plan, epoch_steps
+from lib_lora_train.dataset.scan import Item
+
+_MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
+
+
+def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+    """The caption that a sample is shown with."""
+    found = _with_background(plan, plan.drawn_view(config.seed, item, draw))
+    rule = _rule(plan, item, config)
+    luck = random_for(config.seed, "caption", draw)
+    variant = None
+    if config.caption_variants:
+        number = random_for(config.seed, "caption variant", draw).randrange(config.caption_variants)
+        variant = _variant(config, item, number)
+    epoch = draw // plan.samples_per_epoch + 1
+    return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch, variant=variant)
+
+
+def steady_caption_of(plan: Plan, item: int, config: TrainConfig) -> str:
+    """The caption of an item's first view where it must be the same each time: nothing dropped, nothing shuffled.
+
+    Of several lines the first where one of them is drawn otherwise; wildcards have one choice for the whole run.
+    """
+    found = _with_background(plan, item)
+    rule = _rule(plan, item, config)
+    lines = "first" if rule.lines == "random" else rule.lines
+    steady = dataclasses.replace(rule, shuffle=False, dropout=0.0, tag_dropout=0.0, dropout_epochs=0, lines=lines)
+    return draw_caption(found.caption, steady, random_for(config.seed, "steady caption", item), lines=found.lines)
+
+
+def captions_ahead(plan: Plan, config: TrainConfig) -> list[str]:
+    """The captions worth encoding before the run: all that it may show, if they come twice or more on average.
+
+    Where shuffles or dropouts make nearly every showing another caption, keeping them saves nothing: the list is
+    empty, and each is encoded when its turn comes.
+    """
+    shown = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
+    rules = [caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
+    are_many = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
+    if config.caption_variants or not are_many:
+        captions = dict.fromkeys(_possible(plan, config))
+    elif shown > _MOST_DRAWN_AHEAD:
+        return []
+    else:
+        captions = dict.fromkeys(_drawn(plan, config))
+    return list(captions) if 2 * len(captions) <= shown or all(rule.is_fixed for rule in rules) else []
+
+
+def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """The captions of all showings, in order."""
+    for epoch in range(1, plan.epochs + 1):
+        for batch in (batch for step in epoch_steps(plan, config.seed, epoch) for batch in step):
+            for item, draw in zip(batch.items, batch.draws, strict=True):
+                yield caption_of(plan, item, draw, config)
+
+
+def _possible(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """Every caption that can be drawn, some of them several times."""
+    for number, view in enumerate(plan.all_views):
+        item = _with_background(plan, number)
+        rule = _rule(plan, view.item, config)
+        if rule.dropout or rule.dropout_epochs:
+            yield "" if rule.drops_trigger else rule.trigger
+        if rule.dropout < 1:
+            yield from _forms(item, view.item, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config)
+
+
+def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> Iterator[str]:
+    """What an item's caption can be where it is not dropped."""
+    if config.caption_variants and not rule.is_fixed:
+        for variant in range(config.caption_variants):
+            luck = _variant(config, number, variant)
+            yield draw_caption(item.caption, rule, random.Random(0), lines=item.lines, variant=luck)
+        return
+    plain = dataclasses.replace(rule, lines="joined")
+    texts = [item.caption]
+    if item.lines and rule.lines != "joined":
+        texts = list(item.lines if rule.lines == "random" else item.lines[:1])
+    for text in texts:
+        yield draw_caption(text, plain, random.Random(0))
+
+
+def _with_background(plan: Plan, number: int) -> Item:
+    """The item of a view, its caption with the tag of the view's background."""
+    view = plan.all_views[number]
+    item = plan.dataset.items[view.item]
+    settings = plan.dataset.concepts[item.concept].settings
+    if not (settings.tag_background and view.background):
+        return item
+    lines = tuple(tagged(line, view, settings) for line in item.lines)
+    return dataclasses.replace(item, caption=tagged(item.caption, view, settings), lines=lines)
+
+
+def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
+    concept = plan.dataset.concepts[plan.dataset.items[item].concept]
+    return caption_rule(config, concept.trigger, concept.settings)
+
+
+def _variant(config: TrainConfig, item: int, number: int) -> random.Random:
+    return random_for(config.seed, "caption variants", item, number)

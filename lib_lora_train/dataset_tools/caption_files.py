@@ -1,0 +1,336 @@
+"""The captions of a folder for editing: loaded, counted, filtered, changed by plan, written with a backup, undone.
+
+An edit is a function from text to text (`tag_edits`). `plan_edit` says what it would change, `write_plan` does it, and
+`write_undo` takes it back. Only files whose text really changes are written.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fnmatch
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core.errors import DataError, OutputError
+from lib_lora_train.dataset.captions import by_ending, caption_endings, decode_caption, find_caption, split_tags
+from lib_lora_train.dataset.folder_names import kohya_name, natural_order
+from lib_lora_train.dataset.images import IMAGE_ENDINGS
+from lib_lora_train.dataset.masks import is_mask
+
+BACKUPS = ".caption-backups"
+"""Sub-folder of the data folder with one file per edit; hidden, so that no scan reads it."""
+
+_MOST_BACKUPS = 50
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One picture's caption; `text` is "" where there is no file yet, and `file` where it would be written."""
+
+    picture: Path
+    file: Path
+    text: str
+    has_file: bool
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of all lines."""
+        return [tag for line in self.text.splitlines() for tag in split_tags(line)]
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """The captions of a data folder and its N_words sub-folders, in natural order."""
+
+    folder: Path
+    captions: tuple[Caption, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
+    """Every picture's caption, as `scan_dataset` finds them; DataError if the folder cannot be read."""
+    try:
+        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
+        captions = [caption for path in folders for caption in _load_folder(path, extension)]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
+    captions.sort(key=lambda caption: natural_order(caption.picture.relative_to(folder).as_posix()))
+    return CaptionSet(folder, tuple(captions))
+
+
+def _load_folder(folder: Path, extension: str) -> Iterator[Caption]:
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    beside = by_ending(files)
+    for picture in files:
+        if picture.suffix.lower() in IMAGE_ENDINGS and not is_mask(picture, files):
+            found = find_caption(picture, extension, beside)
+            ending = caption_endings(extension)[0]
+            text = "" if found is None else decode_caption(found.read_bytes())[0].replace("\0", "").strip()
+            yield Caption(picture, found or picture.with_name(picture.stem + ending), text, found is not None)
+
+
+def tag_frequency(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
+    """(tag, number of captions with it), the most frequent first; of all captions or of those numbered."""
+    numbers = range(len(captions)) if among is None else among
+    counts: Counter[str] = Counter()
+    for number in numbers:
+        counts.update(set(captions.captions[number].tags))
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0].lower()))
+
+
+# --- filtering ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CaptionFilter:
+    """Which captions are meant; what is left empty asks nothing, and all that is asked must hold.
+
+    Tags compare whatever their letter case, * stands for any letters. `text` may stand in the caption or in the
+    picture's name. `tokens` are the fewest and the most, and need a function that counts them.
+    """
+
+    all_of: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
+    none_of: tuple[str, ...] = ()
+    text: str = ""
+    untagged: bool = False
+    tokens: tuple[int, int] | None = None
+
+
+def matching(captions: CaptionSet, wanted: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
+    """The numbers of the captions that pass the filter, in order."""
+    checks = [
+        *(_has_tag(tag) for tag in wanted.all_of),
+        *(_negated(_has_tag(tag)) for tag in wanted.none_of),
+        *([_any(tuple(_has_tag(tag) for tag in wanted.any_of))] if wanted.any_of else []),
+    ]
+    text = wanted.text.lower()
+    found = []
+    for number, caption in enumerate(captions.captions):
+        if wanted.untagged and caption.text:
+            continue
+        if text and text not in caption.text.lower() and text not in caption.picture.name.lower():
+            continue
+        if checks:
+            tags = [tag.lower() for tag in caption.tags]
+            if not all(check(tags) for check in checks):
+                continue
+        found.append(number)
+    return _within(captions, found, wanted.tokens, count_tokens)
+
+
+_Check = Callable[[Sequence[str]], bool]
+
+
+def _has_tag(tag: str) -> _Check:
+    plain = tag.strip().lower()
+    if "*" not in plain:
+        return lambda tags: plain in tags
+    pattern = re.compile(fnmatch.translate(plain.replace("[", "[[]").replace("?", "[?]")))
+    return lambda tags: any(pattern.match(one) for one in tags)
+
+
+def _negated(check: _Check) -> _Check:
+    return lambda tags: not check(tags)
+
+
+def _any(checks: Sequence[_Check]) -> _Check:
+    return lambda tags: any(check(tags) for check in checks)
+
+
+def _within(
+    captions: CaptionSet, numbers: Sequence[int], limits: tuple[int, int] | None, count_tokens: CountTokens | None
+) -> tuple[int, ...]:
+    if limits is None or not numbers:
+        return tuple(numbers)
+    if count_tokens is None:
+        raise ValueError("captions cannot be filtered by tokens without a function that counts them")
+    counts = count_tokens([captions.captions[number].text for number in numbers])
+    return tuple(n for n, count in zip(numbers, counts, strict=True) if limits[0] <= count <= limits[1])
+
+
+# --- changing -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """What would be written into one caption file."""
+
+    number: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What an edit would change. `asked` is the number of captions it was asked to look at."""
+
+    captions: CaptionSet
+    changes: tuple[Change, ...]
+    asked: int
+
+    def __str__(self) -> str:
+        touched = len(self.changes)
+        new = sum(not self.captions.captions[change.number].has_file for change in self.changes)
+        if not touched:
+            return f"None of {self.asked} captions would change."
+        more = f", {new} of them {'is' if new == 1 else 'are'} new" if new else ""
+        return f"{touched} of {self.asked} captions would change{more}."
+
+
+def plan_edit(captions: CaptionSet, edit: Callable[[str], str], among: Iterable[int] | None = None) -> EditPlan:
+    """What `edit` would do to each caption, or to those numbered. Each line of a file is edited by itself."""
+    numbers = range(len(captions)) if among is None else list(among)
+    changes = []
+    for number in numbers:
+        before = captions.captions[number].text
+        after = "\n".join(edit(line) for line in before.splitlines() or [""])
+        if after != before:
+            changes.append(Change(number, before, after))
+    return EditPlan(captions, tuple(changes), len(numbers))
+
+
+def write_plan(plan: EditPlan) -> tuple[CaptionSet, Path | None]:
+    """Write the changed captions as UTF-8; the captions as they are now, and the backup that `write_undo` takes.
+
+    No backup where nothing changes. DataError if a file was changed by somebody else meanwhile, before anything is
+    written; OutputError if a file cannot be written, with all that were written taken back.
+    """
+    if not plan.changes:
+        return plan.captions, None
+    captions = plan.captions.captions
+    entries: dict[Path, _Entry] = {}
+    for change in plan.changes:
+        caption = captions[change.number]
+        entries[caption.file] = _Entry(caption.file, _current(caption), f"{change.after}\n".encode())
+    backup = _write_backup(plan.captions.folder, list(entries.values()))
+    _write_all([(entry.file, entry.after, entry.before) for entry in entries.values()])
+    written = {captions[change.number].file: change.after for change in plan.changes}
+    now = tuple(_rewritten(caption, written) for caption in captions)
+    return CaptionSet(plan.captions.folder, now), backup
+
+
+def _rewritten(caption: Caption, written: Mapping[Path, str]) -> Caption:
+    """The caption as it is after an edit; a.png and a.jpg share one file."""
+    if caption.file not in written:
+        return caption
+    return Caption(caption.picture, caption.file, written[caption.file], True)
+
+
+def write_undo(backup: Path) -> int:
+    """Put back what an edit changed; how many files. The backup is used up.
+
+    DataError, before anything is written, if a file was changed since, or the backup cannot be read.
+    """
+    folder = backup.parent.parent
+    try:
+        entries = [_entry(folder, values) for values in json.loads(backup.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{backup} cannot be read; the captions stay as they are.") from error
+    changed = [entry.file.name for entry in entries if _bytes(entry.file) != entry.after]
+    if changed:
+        raise DataError(f"{changed[0]} was changed after this edit; it is not undone. The backup is {backup}.")
+    _write_all([(entry.file, entry.before, entry.after) for entry in entries])
+    backup.unlink(missing_ok=True)
+    return len(entries)
+
+
+def backups(folder: Path) -> list[Path]:
+    """The backups of a data folder's edits, the latest first."""
+    return sorted((folder / BACKUPS).glob("*.json"), reverse=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A caption file before (None: it was not there) and after an edit."""
+
+    file: Path
+    before: bytes | None
+    after: bytes
+
+
+def _current(caption: Caption) -> bytes | None:
+    """The file's bytes; DataError if they are no longer those that were loaded."""
+    content = _bytes(caption.file)
+    text = "" if content is None else decode_caption(content)[0].replace("\0", "").strip()
+    if text != caption.text:
+        raise DataError(f"{caption.file} has changed since it was read. Read the folder again.")
+    return content
+
+
+def _bytes(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
+    values = [_values(folder, entry) for entry in entries]
+    text = json.dumps(values, ensure_ascii=False, indent=1)
+    number = hashlib.sha256(text.encode()).hexdigest()[:6]
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
+    backup = folder / BACKUPS / f"{moment}-{nanoseconds:09}-{number}.json"
+    try:
+        backup.parent.mkdir(exist_ok=True)
+        backup.write_text(text, encoding="utf-8")
+        for old in backups(folder)[_MOST_BACKUPS:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{backup} cannot be written: {error.strerror or error}. No caption was changed.") from error
+    return backup
+
+
+def _values(folder: Path, entry: _Entry) -> dict[str, str | None]:
+    """Readable, but for bytes that are not UTF-8."""
+    before = {"before": None if entry.before is None else ""}
+    if entry.before is not None:
+        try:
+            before = {"before": entry.before.decode("utf-8")}
+        except UnicodeDecodeError:
+            before = {"before_base64": base64.b64encode(entry.before).decode()}
+    return {"file": entry.file.relative_to(folder).as_posix(), **before, "after": entry.after.decode("utf-8")}
+
+
+def _entry(folder: Path, values: dict[str, str | None]) -> _Entry:
+    coded, text = values.get("before_base64"), values.get("before")
+    before = base64.b64decode(coded) if coded else None if text is None else text.encode()
+    return _Entry(folder / str(values["file"]), before, str(values["after"]).encode())
+
+
+def _write_all(files: Sequence[tuple[Path, bytes | None, bytes | None]]) -> None:
+    """(file, new content, old content); None is no file. What was written is taken back when one fails."""
+    for number, (file, new, _) in enumerate(files):
+        try:
+            _write(file, new)
+        except OSError as error:
+            for done, _, old in files[:number]:
+                with contextlib.suppress(OSError):
+                    _write(done, old)
+            raise OutputError(
+                f"{file} cannot be written: {error.strerror or error}. No caption was changed."
+            ) from error
+
+
+def _write(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+        return
+    whole_file.write_bytes(file, content, waits=False)  # the backup is there

@@ -1,0 +1,232 @@
+"""What is wrong or odd in a data folder, picture by picture, each finding with its remedy where there is one.
+
+The doctor only looks; `fixes` does what a remedy says. Every picture is decoded once (see `patients`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from lib_lora_train.core.errors import DataError, Level
+from lib_lora_train.dataset.captions import by_ending, caption_endings, decode_caption, find_caption
+from lib_lora_train.dataset.folder_names import kohya_name, natural_order
+from lib_lora_train.dataset.images import IMAGE_ENDINGS, read_bytes
+from lib_lora_train.dataset.masks import is_mask
+from lib_lora_train.dataset_tools.image_cache import Patient, PictureMemory
+from lib_lora_train.dataset_tools.perceptual_hash import alike_groups
+
+Kind = Literal[
+    "broken",
+    "unread format",
+    "tiny",
+    "huge",
+    "transparent",
+    "animated",
+    "rotated",
+    "duplicate",
+    "near-duplicate",
+    "no caption",
+    "empty caption",
+    "caption encoding",
+    "orphan caption",
+]
+Remedy = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
+
+HUGE_PX = 3000
+_SHRINK_NEED = 4  # a picture this many times the training side gains nothing by being larger
+_BLURRED = 1.25  # enlarged more than this, as the plan judges it too
+UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".heic", ".heif", ".jxl", ".psd")
+_MOST_READERS = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd; `remedy` is what `fixes` can do about it, "" where only a person can.
+
+    `like` is the picture that a duplicate is one of.
+    """
+
+    kind: Kind
+    level: Level
+    path: Path
+    message: str
+    remedy: Remedy = ""
+    like: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found, in natural order of the files; `pictures` are those that decode.
+
+    `looked_at` counts those too that do not; once stopped it is less than there are.
+    """
+
+    folder: Path
+    pictures: tuple[Patient, ...]
+    findings: tuple[Finding, ...]
+    looked_at: int = 0
+
+    def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
+        """The findings of one kind."""
+        return tuple(finding for finding in self.findings if finding.kind == kind)
+
+
+def count_pictures(folder: Path) -> int:
+    """How many pictures `examine` would look at; DataError if the folder cannot be read."""
+    return len(_pictures_of(_files_of(folder)))
+
+
+def examine(
+    folder: Path,
+    *,
+    resolution: int = 512,
+    caption_extension: str = ".txt",
+    memory: PictureMemory | None = None,
+    tell: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Examination:
+    """Looks at every picture and caption in a data folder and its N_words sub-folders.
+
+    Pictures in `memory` are not decoded again. `tell` is called with (done, total) pictures on the way; once
+    `is_stopped`, the other pictures are left. DataError if the folder cannot be read.
+    """
+    files = sorted(_files_of(folder), key=lambda path: natural_order(path.relative_to(folder).as_posix()))
+    images = _pictures_of(files)
+    pictures: list[Patient] = []
+    findings = [_unread(path) for path in files if path.suffix.lower() in UNREAD_ENDINGS]
+    done = 0
+    with contextlib.closing(_looked_at(images, memory or PictureMemory())) as looks:
+        for done, (path, seen) in enumerate(looks, start=1):
+            if isinstance(seen, Patient):
+                pictures.append(seen)
+                findings += _of_picture(seen, resolution)
+            else:
+                findings.append(_broken(path, seen))
+            if tell:
+                tell(done, len(images))
+            if is_stopped():
+                break
+    findings += [*_repeated(pictures), *_of_captions(files, images, caption_extension)]
+    in_order = sorted(findings, key=lambda found: natural_order(str(found.path)))
+    return Examination(folder, tuple(pictures), tuple(in_order), looked_at=done)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
+        return [path for one in folders for path in one.iterdir() if path.is_file() and path.name[0] != "."]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
+
+
+def _pictures_of(files: Sequence[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not is_mask(path, files)]
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def _looked_at(paths: Sequence[Path], memory: PictureMemory) -> Generator[tuple[Path, Patient | str], None, None]:
+    """Each picture with what was seen, in order; several at once, as Pillow and hashing free the lock.
+
+    Half of the processor's cores at most: the webui may be generating, or a training be running. Closing it leaves
+    those that have not begun.
+    """
+    with ThreadPoolExecutor(max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2))) as readers:
+        try:
+            yield from zip(paths, readers.map(memory.look_at, paths), strict=True)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)  # of those that nobody waits for any more
+
+
+def _broken(path: Path, reason: str) -> Finding:
+    return Finding("broken", "warning", path, f"cannot be decoded ({reason}). Training leaves it out.", "set aside")
+
+
+def _unread(path: Path) -> Finding:
+    text = f"is {path.suffix[1:].upper()}, which training does not read. Save it as PNG, JPEG or WebP."
+    can_open = path.suffix.lower() in Image.registered_extensions()
+    return Finding("unread format", "warning", path, text, "convert" if can_open else "")
+
+
+def _of_picture(picture: Patient, resolution: int) -> Iterator[Finding]:
+    path, size = picture.path, f"{picture.width}×{picture.height}"
+    scale = resolution / (picture.width * picture.height) ** 0.5
+    if scale > _BLURRED:
+        text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns its blur."
+        yield Finding("tiny", "warning", path, text, "set aside")
+    if max(picture.width, picture.height) > HUGE_PX:
+        text = f"is {size}, far more than {resolution} px needs: reading it takes long."
+        yield Finding("huge", "hint", path, text, "shrink")
+    if picture.is_transparent:
+        text = "is transparent in places; training puts a colour behind it (`alpha_background`)."
+        yield Finding("transparent", "hint", path, text, "flatten")
+    if picture.is_animated:
+        text = "is animated; training sees the first frame only."
+        yield Finding("animated", "hint", path, text, "first frame")
+    if picture.orientation != 1:
+        text = "lies on its side and has a note to turn it (EXIF). Training obeys it, other programs may not."
+        yield Finding("rotated", "hint", path, text, "turn")
+
+
+def _repeated(pictures: Sequence[Patient]) -> Iterator[Finding]:
+    """Same bytes, then same look; of each group the largest picture is the one to keep."""
+    for numbers in alike_groups([picture.look for picture in pictures]):
+        best = max((pictures[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
+        kept: dict[str, Path] = {best.content_hash: best.path}
+        for picture in (pictures[n] for n in numbers):
+            if picture is best:
+                continue
+            original = kept.setdefault(picture.content_hash, picture.path)
+            if original != picture.path:
+                text = f"is the same file as {original.name}; it counts double."
+                yield Finding("duplicate", "warning", picture.path, text, "set aside", original)
+            else:
+                text = f"looks like {best.path.name}; what is shown twice is learnt twice as fast."
+                yield Finding("near-duplicate", "hint", picture.path, text, "set aside", best.path)
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+
+def _of_captions(files: Sequence[Path], images: Sequence[Path], extension: str) -> Iterator[Finding]:
+    endings = caption_endings(extension)
+    used: set[Path] = set()
+    for folder in dict.fromkeys(path.parent for path in files):
+        beside = by_ending(path for path in files if path.parent == folder)
+        for image in (path for path in images if path.parent == folder):
+            caption = find_caption(image, extension, beside)
+            used.update(beside[key] for ending in endings if (key := (image.stem, ending)) in beside)
+            yield from _of_caption(image, caption)
+    for path in files:
+        if path not in used and path.name.lower().endswith(endings):
+            text = "is a caption without a picture of its name. Rename it or put it away."
+            yield Finding("orphan caption", "hint", path, text, "set aside")
+
+
+def _of_caption(image: Path, caption: Path | None) -> Iterator[Finding]:
+    if caption is None:
+        text = "has no caption; trigger and class word stand in for it."
+        yield Finding("no caption", "hint", image, text, "write caption")
+        return
+    try:
+        text, is_unicode = decode_caption(read_bytes(caption))
+    except DataError as error:
+        yield Finding("caption encoding", "warning", caption, str(error))
+        return
+    if not text.replace("\0", "").strip():
+        yield Finding("empty caption", "hint", image, f"has an empty caption, {caption.name}.", "write caption")
+    elif not is_unicode:
+        message = "is not UTF-8; letters beyond a to z may be read wrongly."
+        yield Finding("caption encoding", "warning", caption, message, "to UTF-8")

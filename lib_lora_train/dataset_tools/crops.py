@@ -1,0 +1,102 @@
+"""Crops that a person chooses: what training would cut off a picture, and a frame of its bucket's shape instead.
+
+All frames are in pixels of the upright picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.buckets import BucketRule, Placement, bucket_sizes
+from lib_lora_train.dataset.images import IMAGE_ENDINGS
+from lib_lora_train.dataset.masks import masks_of
+from lib_lora_train.dataset_tools.repairs import Fixed, edited_picture, write_replacements, write_undo
+
+LEAST_FRAME = 64
+"""The shortest side of a frame in px: less holds nothing to learn."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A rectangle of a picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def trained_frame(placement: Placement, width: int, height: int) -> Frame:
+    """What training sees of a picture of this size."""
+    across, down = width / placement.resize_width, height / placement.resize_height
+    return Frame(
+        round(placement.left * across),
+        round(placement.top * down),
+        min(width, round(placement.width * across)),
+        min(height, round(placement.height * down)),
+    )
+
+
+def near_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
+    """The buckets whose shapes are nearest to a picture's, the nearest first."""
+    ratio = math.log(width / height)
+    return sorted(bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
+
+
+def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
+    """Cut the picture, and its mask if it has one, to the frame; the originals are kept beside the data folder.
+
+    DataError, with nothing changed, for a frame that does not lie in the picture or is less than `LEAST_FRAME` px wide
+    or high, where another picture has the same mask, and where one of the two cannot be written.
+    """
+    mask = _own_mask(picture)
+    sizes: list[tuple[int, int]] = []
+
+    def cut(whole: Image.Image) -> Image.Image:
+        sizes.append(whole.size)  # the picture's comes first; its mask lies over it as a whole
+        _require_inside(frame, sizes[0], picture.name)
+        return _cut(whole, frame, sizes[0])
+
+    contents = {path: edited_picture(path, cut) for path in (picture, mask) if path}
+    fixed = write_replacements(folder, contents)
+    if fixed.failed:
+        if fixed.undo:
+            write_undo(fixed.undo)
+        raise DataError(fixed.failed[0][1])
+    return fixed
+
+
+def _own_mask(picture: Path) -> Path | None:
+    """The picture's mask file, None without one; DataError for one that belongs to several pictures."""
+    files = [path for path in picture.parent.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
+    mask = masks_of(files).get(picture.stem)
+    others = sorted(path.name for path in files if path.stem == picture.stem and path.name != picture.name)
+    if mask and others:
+        raise DataError(
+            f"{mask.name} is the mask of {picture.name} and of {others[0]}: a crop of one would shift it on the other. "
+            "Rename one of the two pictures, with a copy of the mask."
+        )
+    return mask
+
+
+def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:
+    if min(frame.width, frame.height) < LEAST_FRAME:
+        raise DataError(f"{name}: the frame is {frame.width}×{frame.height} px. Make it at least {LEAST_FRAME} px.")
+    is_inside = frame.left >= 0 and frame.top >= 0
+    if not is_inside or frame.left + frame.width > size[0] or frame.top + frame.height > size[1]:
+        raise DataError(f"{name} has changed since it was shown. Look at the folder again.")
+
+
+def _cut(picture: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
+    """The frame of a picture, or of a mask that lies over a picture of `size` as a whole."""
+    across, down = picture.width / size[0], picture.height / size[1]
+    left, top = round(frame.left * across), round(frame.top * down)
+    right = max(left + 1, round((frame.left + frame.width) * across))
+    bottom = max(top + 1, round((frame.top + frame.height) * down))
+    return picture.crop((left, top, right, bottom))

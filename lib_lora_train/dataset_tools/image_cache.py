@@ -1,0 +1,102 @@
+"""A picture as the doctor sees it: decoded once, at a fraction of its size where the format can, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.images import (
+    DECODING_ERRORS,
+    UPRIGHT,
+    Source,
+    flatten,
+    is_transparent,
+    load_whole,
+    orientation_of,
+    read_bytes,
+)
+from lib_lora_train.dataset_tools.perceptual_hash import Fingerprint, fingerprint
+
+_LEAST = (64, 64)  # px that a JPEG is decoded to at least: seven for each cell of a fingerprint
+_MOST_REMEMBERED = 100_000  # files, of about 1 KB each
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A picture that decodes: its upright size in px, content and look."""
+
+    path: Path
+    width: int
+    height: int
+    content_hash: str
+    look: Fingerprint
+    is_transparent: bool
+    is_animated: bool
+    orientation: int
+
+
+def look_at(path: Path) -> Patient | str:
+    """The picture, or why it does not decode to its end."""
+    try:
+        content = read_bytes(path)
+        source = Source(content)
+        with Image.open(source) as picture:
+            return _patient(path, picture, source)
+    except (DataError, *DECODING_ERRORS) as error:
+        return (str(error) or repr(error)).rstrip(".")
+
+
+class PictureMemory:
+    """What was seen of files before; a file is the same while its size and its time of change are.
+
+    May be used by several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[int, int], Patient | str]] = {}
+
+    def look_at(self, path: Path) -> Patient | str:
+        """As `look_at`, which is called for files that are new or have changed only."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            return f"{error.strerror or error}"
+        state = (stat.st_size, stat.st_mtime_ns)
+        before = self._seen.get(path)
+        if before and before[0] == state:
+            return before[1]
+        seen = look_at(path)
+        if len(self._seen) >= _MOST_REMEMBERED:
+            self._seen.clear()
+        self._seen[path] = state, seen
+        return seen
+
+
+def _patient(path: Path, picture: Image.Image, source: Source) -> Patient:
+    content = source.getvalue()
+    width, height = picture.size
+    orientation = orientation_of(picture, content)
+    is_animated = bool(getattr(picture, "is_animated", False))
+    if picture.format == "PNG":
+        with Image.open(io.BytesIO(content)) as checked:
+            checked.verify()  # the checksums, which decoding passes over
+    load_whole(picture, source, _LEAST)
+    has_alpha = is_transparent(picture)
+    small = picture.convert("RGB") if picture.mode == "RGBA" and not has_alpha else flatten(picture)
+    if orientation in UPRIGHT:
+        small = small.transpose(UPRIGHT[orientation])
+    size = (height, width) if orientation >= 5 else (width, height)
+    return Patient(
+        path,
+        *size,
+        content_hash=hashlib.sha256(content).hexdigest(),
+        look=fingerprint(small),
+        is_transparent=has_alpha,
+        is_animated=is_animated,
+        orientation=orientation,
+    )

@@ -1,0 +1,72 @@
+"""Tiny pictures made as large as training needs them, by whatever enlarges best; the originals are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from lib_lora_train.core.errors import InterruptedDrawing, LoraTrainError
+from lib_lora_train.dataset_tools.repairs import Fixed, edited_picture, write_replacements
+
+LANCZOS = "Lanczos"
+"""What there is everywhere: it adds no detail, as training itself would enlarge."""
+
+Enlarge = Callable[[Image.Image, tuple[int, int]], Image.Image]
+"""An RGB picture and the size in px → the picture of that size."""
+
+
+def by_lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture resampled by Lanczos' filter."""
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """The size of the same shape whose area is that of `resolution`'s square, or a little more; never a smaller one."""
+    scale = max(1.0, resolution / math.sqrt(size[0] * size[1]))
+    return math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
+
+
+def write_enlarged(
+    folder: Path,
+    pictures: Sequence[Path],
+    resolution: int,
+    enlarge: Enlarge,
+    *,
+    tell: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Fixed:
+    """Enlarge the pictures in place to what a resolution needs; captions stay, a mask lies over its picture anyway.
+
+    One that cannot be is told with its reason and stays; after an interruption or a stop the others stay too.
+    `tell` is called with (done, total).
+    """
+    contents: dict[Path, tuple[Path, bytes]] = {}
+    failed: list[tuple[Path, str]] = []
+    done = 0
+    for done, path in enumerate(pictures, start=1):
+        try:
+            contents[path] = edited_picture(path, lambda whole: _larger(whole, resolution, enlarge))
+        except InterruptedDrawing as error:
+            failed.append((path, str(error)))
+            break
+        except LoraTrainError as error:
+            failed.append((path, f"{path.name}: {error}"))
+        if tell:
+            tell(done, len(pictures))
+        if is_stopped():
+            break
+    fixed = write_replacements(folder, contents)
+    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(pictures) - done)
+
+
+def _larger(picture: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:
+    """The picture at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
+    size = enlarged_size(picture.size, resolution)
+    larger = enlarge(picture.convert("RGB"), size)
+    if picture.mode == "RGBA":
+        larger.putalpha(by_lanczos(picture.getchannel("A"), size))
+    return larger.convert(picture.mode)

@@ -1,0 +1,98 @@
+"""WD14 taggers in a folder of the user's: `model.onnx` with `selected_tags.csv`, run by onnxruntime.
+
+Such a model takes one picture as float32, 0 to 255, (1, size, size, 3), blue first, padded to a square with white; it
+gives one score per row of the list of tags.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.dataset.images import WHITE
+from lib_lora_train.dataset_tools.tagger import Description, Kind, ScoredTag, Tagger
+
+MODEL, LABELS = "model.onnx", "selected_tags.csv"
+_KINDS: dict[str, Kind] = {"4": "character", "9": "rating"}  # danbooru's categories; 0 and all others are general
+_PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider", "CPUExecutionProvider")
+"""In this order, where there are any; TensorRT is left out, which would compile for minutes first."""
+
+
+def open_wd14(folder: Path) -> Tagger:
+    """The tagger in this folder; ModelError where onnxruntime or a file is missing or cannot be used."""
+    folder = folder.parent if folder.name == MODEL else folder
+    for name in (MODEL, LABELS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}. Name the folder of a WD14 tagger: {MODEL} with {LABELS}.")
+    labels = read_labels(folder / LABELS)
+    session = _load_session(folder / MODEL)
+    size = _input_size(session, folder / MODEL)
+    name = session.get_inputs()[0].name
+
+    def tagger(picture: Image.Image) -> Description:
+        try:
+            scores = session.run(None, {name: prepared(picture, size)})[0].reshape(-1)
+        except _failures() as error:
+            raise ModelError(f"{folder / MODEL} failed at a picture: {error}") from error
+        if len(scores) != len(labels):
+            raise ModelError(f"{folder / LABELS} lists {len(labels)} tags, but the model scores {len(scores)}.")
+        return Description(
+            tuple(ScoredTag(label, float(score), kind) for (label, kind), score in zip(labels, scores, strict=True))
+        )
+
+    return tagger
+
+
+def read_labels(file: Path) -> list[tuple[str, Kind]]:
+    """(name, kind) of each row; ModelError for a file without these columns."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            return [(row["name"], _KINDS.get(row["category"].strip(), "general")) for row in csv.DictReader(lines)]
+    except (OSError, ValueError, csv.Error, KeyError, AttributeError) as error:
+        raise ModelError(f"{file} cannot be read as a list of tags with the columns name and category.") from error
+
+
+def prepared(picture: Image.Image, size: int) -> Any:
+    """The model's input (1, size, size, 3): float32, 0 to 255, blue green red."""
+    import numpy as np
+
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), WHITE)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    if side != size:
+        square = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square, np.float32)[None, :, :, ::-1])
+
+
+def _load_session(file: Path) -> Any:
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError as reason:
+        raise ModelError(
+            f"A WD14 tagger needs the package onnxruntime ({reason}). Install it: pip install onnxruntime"
+        ) from reason
+    offered = onnxruntime.get_available_providers()
+    try:
+        return onnxruntime.InferenceSession(str(file), providers=[name for name in _PROVIDERS if name in offered])
+    except _failures() as error:
+        raise ModelError(f"{file} cannot be opened as an ONNX model ({error}). Copy it anew.") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its errors have no common base class."""
+    named = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    own = (kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, ValueError, OSError)
+
+
+def _input_size(session: Any, file: Path) -> int:
+    """Width and height of the model's input; ModelError for models that want something else than WD14's."""
+    shape = list(session.get_inputs()[0].shape)
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not isinstance(shape[1], int):
+        raise ModelError(f"{file} takes {shape}; WD14 taggers take (pictures, size, size, 3). Choose another model.")
+    return int(shape[1])

@@ -1,0 +1,90 @@
+"""What the webui gives us besides its model: a folder, its access rules, and the way into its txt2img tab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerHabits
+from lib_lora_train.web.routes import Access
+
+_SUBFOLDER = "lora_train_subfolder"
+_DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
+
+
+def outputs_folder() -> Path:
+    """Where runs are kept: beside the webui's own pictures."""
+    from modules import paths_internal
+
+    return Path(paths_internal.data_path) / "outputs" / "lora-train"
+
+
+def add_settings() -> None:
+    """Our section in the webui's settings."""
+    from modules import shared
+
+    info = shared.OptionInfo("", "Sub-folder of the LoRA folder for new files", section=("lora_train", "LoRA Train"))
+    shared.opts.add_option(_SUBFOLDER, info)
+
+
+def results_folder(shared: Any) -> Path:
+    """Where new LoRAs go, from the webui's `modules.shared`; HostError for a sub-folder that leads elsewhere."""
+    folder, inner = Path(shared.cmd_opts.lora_dir), Path(getattr(shared.opts, _SUBFOLDER, "") or "")
+    if inner.is_absolute() or ".." in inner.parts:
+        raise HostError(
+            f"Settings, LoRA Train: {inner} does not lie inside the webui's LoRA folder. Give a plain name."
+        )
+    return folder / inner
+
+
+def sampler_habits(shared: Any, device: torch.device) -> SamplerHabits:
+    """How the webui draws, from the settings in its `modules.shared`; what is not there has its usual value."""
+    usual, opts = SamplerHabits(), shared.opts
+    early = float(getattr(opts, "skip_early_cond", 0.0))
+    return SamplerHabits(
+        noise_source=noise_source(shared, device),
+        later_seed=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
+        eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),
+        eta_ddim=float(getattr(opts, "eta_ddim", usual.eta_ddim)),
+        has_whole_timesteps=bool(getattr(opts, "enable_quantization", False)),
+        unguided_share=early if early > 0 else None,
+    )
+
+
+def noise_source(shared: Any, device: torch.device) -> NoiseSource:
+    """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's.
+
+    Forge draws on the processor when it is to reproduce programs that do, whatever else is set.
+    """
+    if getattr(shared.opts, "forge_try_reproduce", "None") in _DRAWN_ON_PROCESSOR:
+        return torch.device("cpu")
+    source = getattr(shared.opts, "randn_source", "GPU")
+    if source == "NV":
+        return "philox"
+    return device if source == "GPU" and device.type != "mps" else torch.device("cpu")
+
+
+def webui_access() -> Access:
+    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given.
+
+    With `--nowebui` there is the API alone, and no page.
+    """
+    from modules import shared
+
+    options = shared.cmd_opts
+    pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
+    return Access(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
+
+
+def bind_paste_button(button: Any, source: Any) -> None:
+    """Let a click on `button` fill txt2img with the infotext in the text box `source`, and show that tab.
+
+    To be called while the tab is built: the webui connects all such buttons afterwards.
+    """
+    from modules import infotext_utils
+
+    binding = infotext_utils.ParamBinding(paste_button=button, tabname="txt2img", source_text_component=source)
+    infotext_utils.register_paste_params_button(binding)

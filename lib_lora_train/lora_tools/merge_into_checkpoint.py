@@ -1,0 +1,63 @@
+"""A checkpoint with adapters written into its weights, as a new file; the old one is not touched."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
+from lib_lora_train.lora_tools.merge import Weighted, add_to_layers, merged_metadata
+from lib_lora_train.models.architecture import VAE_PREFIX, infer_spec
+from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
+from lib_lora_train.models.checkpoint_hints import read_hints
+from lib_lora_train.models.diffusion_model import assemble
+
+
+@dataclass(frozen=True)
+class Baked:
+    """`layers`: how many were changed; `left_out`: what of the files fits nowhere."""
+
+    path: Path
+    size_bytes: int
+    layers: int
+    left_out: tuple[str, ...]
+
+
+def write_baked(checkpoint: Path, files: Weighted, place: Path) -> Baked:
+    """Write `checkpoint` with the files' updates to `place`, in its own number formats; a .yaml beside it goes along.
+
+    LoraTrainError if `place` is there already, ModelError for a checkpoint that cannot be used or is stored in 8 bit,
+    AdapterError for files that do not fit it, OutputError if it cannot be written.
+    """
+    if place.exists():
+        raise LoraTrainError(f"{place} is there already. Choose another name.")
+    file = load_checkpoint(checkpoint)
+    # The tensors lie in the file itself: what is written to must be copies. The VAE stays as it is.
+    tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
+    spec = infer_spec(shapes_of(tensors), hints=read_hints(checkpoint, file.metadata))
+    model = assemble(tensors, spec=spec, tokenizers=(), name=checkpoint.stem, file_hash="", path=checkpoint)
+    if any(slot.is_own for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
+        raise ModelError(f"{checkpoint.name} is stored in 8 bit or less. Merge into its 16-bit or 32-bit version.")
+    layers, left_out = add_to_layers(files, model)
+    metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
+    try:
+        with whole_file.unfinished(place) as part:
+            save_file(tensors, part, metadata=metadata)
+        beside = checkpoint.with_suffix(".yaml")
+        if beside.is_file() and not place.with_suffix(".yaml").exists():
+            shutil.copy(beside, place.with_suffix(".yaml"))
+    except OSError as error:
+        raise OutputError(f"{place} could not be written: {error.strerror or error}. Choose another place.") from error
+    return Baked(place, place.stat().st_size, layers, left_out)
+
+
+def weighted(files: list[AdapterFile], weights: list[float]) -> Weighted:
+    """Files with their weights; 1 for those that none is given for, LoraTrainError for too many."""
+    if len(weights) > len(files):
+        raise LoraTrainError(f"{len(weights)} weights for {len(files)} files. Give at most one for each.")
+    return list(zip(files, [*weights, *[1.0] * (len(files) - len(weights))], strict=True))

@@ -1,0 +1,169 @@
+"""Checkpoint and VAE files: what is in them, and in plain words why one cannot be used."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.safetensors_header import parse_header
+from lib_lora_train.models.architecture import (
+    TEXT_PREFIXES,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    Shapes,
+    refuse_other_kinds,
+    with_text_model_level,
+)
+
+_MARKERS = ("v_pred", "ztsnr")
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointFile:
+    """A checkpoint's tensors by ldm name, memory-mapped on the processor, and the file's metadata."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the whole file (hex), read on first use."""
+        return file_hash(self.path)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of every tensor, for `infer_spec`."""
+        return shapes_of(self.tensors)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def load_checkpoint(path: Path) -> CheckpointFile:
+    """The UNet, VAE and text encoder tensors of a single-file checkpoint; training leftovers are not read.
+
+    Raises ModelError, in words for the user, for a file that is missing, damaged, not safetensors, or
+    something else than a checkpoint.
+    """
+    tensors, metadata = _load_safetensors(path, (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES), _MARKERS)
+    return CheckpointFile(path, with_text_model_level(tensors), metadata)
+
+
+def load_vae(path: Path) -> Mapping[str, Tensor]:
+    """A VAE file's tensors under ldm's names with `first_stage_model.`; ModelError as `load_checkpoint`."""
+    _refuse_unsafe(path)
+    with _opened(path) as file:
+        names = [name for name in file.keys() if not re.match(r"(first_stage_model\.)?(loss|model_ema)\.", name)]  # noqa: SIM118
+        prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in names) else ""
+        if f"{prefix}encoder.down.0.block.0.conv1.weight" not in names:
+            layout = " in diffusers' layout" if "encoder.down_blocks.0.resnets.0.conv1.weight" in names else ""
+            what = f"is a VAE{layout}: choose the single-file (ldm) one" if layout else "is not a Stable Diffusion VAE"
+            raise ModelError(f"{path.name} {what}.")
+        return {
+            VAE_PREFIX + name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)
+        }
+
+
+def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint's tensors with the VAE's exchanged."""
+    return {**{name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)}, **vae}
+
+
+def _load_safetensors(
+    path: Path, prefixes: tuple[str, ...], markers: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    _refuse_unsafe(path)
+    with _opened(path) as file:
+        names = list(file.keys())
+        try:
+            refuse_other_kinds(names)
+        except ModelError as reason:
+            raise ModelError(f"{path.name}: {reason}") from None
+        wanted = [name for name in names if name.startswith(prefixes) or name in markers]
+        return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
+
+
+def _refuse_unsafe(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ModelError(f"{path} {what}. Choose a .safetensors checkpoint.")
+    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+        raise ModelError(
+            f"{path.name} is a pickle file, which can run any program when it is opened. "
+            "Convert it to .safetensors first (the webuis' checkpoint merger does that)."
+        )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as reason:
+        raise ModelError(f"{path.name} {_what_is_wrong(path)}") from reason
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Why safetensors could not open the file, from its first bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(512)
+        if size < 8:
+            return "is empty. Download it again."
+        if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
+            return "is a web page, not a model: the download failed, perhaps for want of a log-in. Download it again."
+        if start.startswith(b"version https://git-lfs"):
+            return "is only a Git LFS pointer. Fetch the real file with `git lfs pull`."
+        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+            return "is a pickle file under a .safetensors name. Convert it to safetensors first."
+        (length,) = struct.unpack("<Q", start[:8])
+        if length > size - 8:
+            return "is damaged: it ends within its own table of contents. Download it again."
+        file.seek(8)
+        return _what_is_cut(file.read(length), size - 8 - length)
+
+
+def _what_is_cut(header: bytes, present: int) -> str:
+    try:
+        needed = parse_header(header).data_bytes
+    except ValueError:
+        return "is not a safetensors file. Choose a .safetensors checkpoint."
+    if present < needed:
+        return f"is cut off: {present} of {needed} bytes of weights are there. Download it again."
+    return "is damaged. Download it again."
+
+
+# --- hashes -------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of a file, remembered while its size and time of change stay the same."""
+    status = path.stat()
+    return _hash(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _hash(path: Path, _size: int, _changed: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def legacy_hash(path: Path) -> str:
+    """The webuis' old 8-digit hash: sha256 of 64 KiB from the second MiB on."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]

@@ -1,0 +1,37 @@
+"""Cache files of tensors: complete or not there, and a damaged one counts as none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core.errors import OutputError
+
+
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a cache file by name; None if there is none or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Writes a file that is either complete or not there; OutputError, naming `what`, if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file.unfinished(path, waits=False) as place:
+            save_file(dict(tensors), place)
+    except (OSError, SafetensorError) as reason:
+        raise OutputError(
+            f"{path.parent.parent}: {what} cannot be written ({reason}). "
+            "Free some space there, or switch off `cache_to_disk`."
+        ) from reason

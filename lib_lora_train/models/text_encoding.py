@@ -1,0 +1,222 @@
+"""Captions to token ids in the webui's chunks, and token ids to what the UNet reads.
+
+B: captions; n: chunks of 75 tokens, each between its own begin and end token, so 77·n ids a caption;
+D: width of the text that the UNet reads (SDXL: both encoders side by side); P: width of the pooled text.
+
+kohya's trainer strings chunks together differently (75·n + 2); ours is what the webuis do when the LoRA
+is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models import library_compat as compat
+from lib_lora_train.models.prompt_weights import Piece, plain_pieces, weighted_pieces
+
+if TYPE_CHECKING:
+    from lib_lora_train.models.architecture import TextEncoderSpec
+    from lib_lora_train.models.diffusion_model import DiffusionModel
+
+CHUNK = 75
+Chunk = list[tuple[int, float]]
+"""Up to 75 token ids, each with its weight."""
+
+_MOST_CHUNKS = 3  # 225 tokens, as in kohya's tools
+_COMMA_REACH = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TextCondition:
+    """`hidden` (B, 77·n, D) and, for SDXL, `pooled` (B, P), in the text encoders' dtype."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TextCondition:
+        """The same on another device and in another dtype."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return TextCondition(self.hidden.to(device, dtype), pooled)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer from a folder with vocab.json and merges.txt; ModelError if they are not there."""
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: the tokenizer's {' and '.join(missing)} missing. Reinstall, or put them there.")
+    try:
+        return compat.load_clip_tokenizer(folder)
+    except (OSError, ValueError) as reason:
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Reinstall it.") from reason
+
+
+def tokenize(
+    model: DiffusionModel, captions: Sequence[str], chunks: int = 1, *, weighted: bool = False
+) -> tuple[Tensor, ...]:
+    """Token ids for each text encoder, (B, 77·chunks) int64 on the processor; what does not fit is cut off.
+
+    All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many. `weighted`
+    reads brackets as the webuis do in prompts; their numbers are in `weighted_tokens`.
+    """
+    return _all_ids(model, _webui_chunks(model, captions, chunks, weighted), chunks)
+
+
+def weighted_tokens(
+    model: DiffusionModel, prompts: Sequence[str], chunks: int | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What `tokenize` gives with brackets read, and what each token weighs: (B, 77·chunks) float32.
+
+    Without `chunks` as many as the longest prompt needs, at most 3. Ends and padding weigh 1.
+    """
+    per_prompt = _webui_chunks(model, prompts, _MOST_CHUNKS if chunks is None else chunks, True)
+    count = max(1, *map(len, per_prompt)) if chunks is None else chunks
+    return _all_ids(model, per_prompt, count), torch.tensor([_weights(prompt, count) for prompt in per_prompt])
+
+
+def chunks_needed(
+    model: DiffusionModel, captions: Iterable[str], most: int = _MOST_CHUNKS, *, weighted: bool = False
+) -> int:
+    """Chunks for the longest caption, at least 1 and at most `most`."""
+    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most, weighted)), default=1)
+    return max(1, longest)
+
+
+def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int, weighted: bool) -> list[list[Chunk]]:
+    """Per caption its chunks; both SDXL encoders have the same vocabulary, so the first tokenizer serves both."""
+    tokenizer = model.tokenizers[0]
+    (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
+    pieces = [weighted_pieces(caption) if weighted else plain_pieces(caption) for caption in captions]
+    texts = [piece.text for caption in pieces for piece in caption]
+    ids = iter(compat.token_ids_without_ends(tokenizer, texts) if texts else [])
+    return [_caption_chunks([(piece, next(ids)) for piece in caption], most, comma) for caption in pieces]
+
+
+def _caption_chunks(pieces: Sequence[tuple[Piece, list[int]]], most: int, comma: int) -> list[Chunk]:
+    """The chunks of one caption's pieces and their ids; BREAK ends one, which may be empty."""
+    parts: list[Chunk] = [[]]
+    for piece, ids in pieces:
+        if piece.is_break:
+            parts.append([])
+        else:
+            parts[-1] += [(token, piece.weight) for token in ids]
+    chunks: list[Chunk] = []
+    for number, part in enumerate(parts):
+        rest = part
+        for ids in split_chunks([token for token, _ in part], most - len(chunks), comma):
+            chunks.append(rest[: len(ids)])
+            rest = rest[len(ids) :]
+        if not part and number < len(parts) - 1:
+            chunks.append([])
+    return chunks[:most]
+
+
+def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
+    """The ids in at most `most` chunks of up to 75.
+
+    A chunk that would cut a tag in two ends after its last comma instead, if that is among the last 20
+    tokens, as in the webuis; only the last chunk is filled to the end, so that least is lost.
+    """
+    chunks: list[list[int]] = []
+    rest = list(ids)
+    while rest and len(chunks) < most:
+        end = min(CHUNK, len(rest))
+        if len(rest) > CHUNK and len(chunks) + 1 < most and rest[CHUNK] != comma:
+            tail = [i for i in range(CHUNK - _COMMA_REACH, CHUNK) if rest[i] == comma]
+            end = tail[-1] + 1 if tail else CHUNK
+        chunks.append(rest[:end])
+        rest = rest[end:]
+    return chunks
+
+
+def _all_ids(model: DiffusionModel, captions: Sequence[list[Chunk]], chunks: int) -> tuple[Tensor, ...]:
+    """The captions' ids for each text encoder."""
+    return tuple(
+        torch.tensor([_ids(caption, chunks, encoder) for caption in captions]) for encoder in model.spec.text_encoders
+    )
+
+
+def _ids(caption: list[Chunk], chunks: int, encoder: TextEncoderSpec) -> list[int]:
+    """77·chunks ids: begin, up to 75 tokens, end, then the encoder's padding; missing chunks are empty ones."""
+    begin, end = encoder.config["bos_token_id"], encoder.config["eos_token_id"]
+    ids: list[int] = []
+    for number in range(chunks):
+        tokens = [token for token, _ in caption[number]] if number < len(caption) else []
+        ids += [begin, *tokens, end, *[encoder.pad_token] * (CHUNK - len(tokens))]
+    return ids
+
+
+def _weights(caption: list[Chunk], chunks: int) -> list[float]:
+    """77·chunks weights in the places of `_ids`."""
+    weights: list[float] = []
+    for number in range(chunks):
+        own = [weight for _, weight in caption[number]] if number < len(caption) else []
+        weights += [1.0, *own, *[1.0] * (CHUNK + 1 - len(own))]
+    return weights
+
+
+def encode_text(
+    model: DiffusionModel, token_ids: Sequence[Tensor], clip_skip: int, weights: Tensor | None = None
+) -> TextCondition:
+    """What the UNet reads, from `tokenize`'s ids; gradients flow to adapters on the text encoders.
+
+    SD1 and SD2: the output of layer −`clip_skip` through the final layer norm. SDXL: the layer before the
+    last of both encoders, no norm, `clip_skip` ignored as the webuis do; pooled from the second's first chunk.
+    `weights` are `token_weights`; they leave the pooled text alone, as in the webuis.
+    """
+    encoded = [_run(encoder, ids) for encoder, ids in zip(model.text_encoders, token_ids, strict=True)]
+    count = token_ids[0].shape[0]
+    if model.spec.family != "sdxl":
+        core = compat.text_core(model.text_encoders[0])
+        return TextCondition(_joined(emphasised(core.final_layer_norm(encoded[0][-clip_skip]), weights), count), None)
+    hidden = torch.cat([_joined(emphasised(states[-2], weights), count) for states in encoded], dim=-1)
+    return TextCondition(hidden, _pooled(model, encoded[-1][-1], token_ids[-1]))
+
+
+def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
+    """Each token's state times its weight, then each chunk brought back to its mean, as the webuis do by default.
+
+    `states` (B·n, 77, D) as one encoder gives them, `weights` (B, 77·n). z·w·mean(z)/mean(z·w), the means over a whole
+    chunk of one caption: the webui's batch is one prompt, repeated. Where all weights are 1 no bit changes.
+    """
+    if weights is None:
+        return states
+    own = weights.to(states.device, states.dtype).reshape(-1, CHUNK + 2, 1)
+    weighted = states * own
+    means, weighted_means = (z.mean(dim=(1, 2), keepdim=True) for z in (states, weighted))
+    return weighted * (means / weighted_means)
+
+
+def _run(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:
+    """Hidden states (B·n, 77, D) of all layers; chunks go through the encoder as if they were captions."""
+    device = next(encoder.parameters()).device
+    return compat.text_hidden_states(encoder, ids.to(device).reshape(-1, CHUNK + 2))
+
+
+def _joined(states: Tensor, count: int) -> Tensor:
+    return states.reshape(count, -1, states.shape[-1])  # (B·n, 77, D) → (B, 77·n, D)
+
+
+def _pooled(model: DiffusionModel, last: Tensor, ids: Tensor) -> Tensor:
+    """(B, P): the state at the first end token of the first chunk, through the text projection."""
+    encoder: Any = model.text_encoders[-1]
+    first = ids[:, : CHUNK + 2].to(last.device)
+    states = last.reshape(len(ids), -1, *last.shape[1:])[:, 0]  # (B, 77, D) of the first chunk
+    ends = (first == model.spec.text_encoders[-1].config["eos_token_id"]).int().argmax(dim=-1)
+    normed = compat.text_core(encoder).final_layer_norm(states)
+    pooled: Tensor = encoder.text_projection(normed[torch.arange(len(ids), device=last.device), ends])
+    return pooled
+
+
+def size_condition(
+    original: Sequence[tuple[int, int]], crop: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]
+) -> Tensor:
+    """SDXL's size conditioning (B, 6) float32, from (height, width), (top, left) and (height, width) per picture."""
+    rows = [(*a, *b, *c) for a, b, c in zip(original, crop, target, strict=True)]
+    return torch.tensor(rows, dtype=torch.float32)

@@ -1,0 +1,343 @@
+"""The job's home: a thread that outlives every page, what it has told so far, and the runs that wait.
+
+One `JobRunner` per process. The page, the REST routes and the command line only ever ask it; the
+thread runs `jobs.run_job` and appends each event to memory and to `events.jsonl` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from lib_lora_train.config.train_config import TrainConfig, config_values
+from lib_lora_train.core.errors import HostError, LoraTrainError
+from lib_lora_train.core.events import (
+    Event,
+    GridDrawn,
+    Planned,
+    Resumed,
+    SampleDrawn,
+    StateChanged,
+    StepDone,
+    from_record,
+)
+from lib_lora_train.core.progress import Eta
+from lib_lora_train.runs.event_log import log_line, log_record, read_log
+from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.past_runs import Continuation, continuation
+from lib_lora_train.runs.planning import JobPlan
+from lib_lora_train.runs.queue import RunQueue, Waiting
+from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.training.control import Control
+
+log = logging.getLogger("lora_train")
+
+_LIVE = ("running", "paused", "waiting", "stopping")
+
+
+@dataclasses.dataclass
+class _Run:
+    """What is known of one run; written by its thread, read under the runner's lock."""
+
+    folder: RunFolder
+    config: TrainConfig
+    control: Control
+    job: JobPlan | None = None
+    from_state: Path | None = None
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    rates: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    step_seconds: float = 0.0
+    files: list[Path] = dataclasses.field(default_factory=list)
+    state: str = "running"
+    message: str = ""
+    eta: Eta = dataclasses.field(default_factory=Eta)
+    epoch: int = 0
+    plan: Planned | None = None
+
+    def learn(self, event: Event, record: dict[str, Any]) -> None:
+        """Take in an event and its record."""
+        self.events.append(record)
+        if isinstance(event, StepDone):
+            self.losses.append((event.step, event.loss))
+            self.norms.append((event.step, event.grad_norm))
+            self.step_seconds = event.seconds
+            for group, rate in event.learning_rates.items():
+                self.rates.setdefault(group, []).append((event.step, rate))
+            self.epoch = event.epoch
+        elif isinstance(event, (SampleDrawn, GridDrawn)):
+            self.files.append(Path(event.path))
+        elif isinstance(event, Planned):
+            self.plan = event
+        elif isinstance(event, Resumed):
+            self._forget_after(event.step)
+
+    def _forget_after(self, step: int) -> None:
+        """These steps are taken again."""
+        self.losses = [point for point in self.losses if point[0] <= step]
+        self.norms = [point for point in self.norms if point[0] <= step]
+        self.rates = {name: [p for p in points if p[0] <= step] for name, points in self.rates.items()}
+
+    def recall(self) -> None:
+        """Take in what the log tells of the run before it was interrupted, so that its curves are whole."""
+        for record in read_log(self.folder.log):
+            try:
+                event = from_record({name: value for name, value in record.items() if name != "time"})
+            except (KeyError, TypeError):  # of another version
+                continue
+            self.learn(event, record)
+
+
+class JobRunner:
+    """Runs one job at a time in a thread of its own, remembers what it told, and goes on with the queue.
+
+    `home` is where run folders and the queue's file are; `make_events` is replaced in tests.
+    """
+
+    def __init__(self, host: Any, home: Path, *, make_events: Callable[..., Iterator[Event]] = run_job) -> None:
+        self.host = host
+        self.home = home
+        self.queue = RunQueue(home / "queue.json")
+        self._make_events = make_events
+        self._lock = threading.Lock()
+        self._run: _Run | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- commands ------------------------------------------------------------------------------
+    def start(self, config: TrainConfig, job: JobPlan | None = None) -> str:
+        """Begin a run and return its id; HostError while another one is at work. `job` spares planning it again."""
+        with self._lock:
+            self._require_idle()
+            return self._begin(self._new_run(config, job))
+
+    def go_on(self, run: str, *, more_epochs: int = 0, step: int | None = None) -> str:
+        """Resume an interrupted run by its id, or extend a finished one; returns the id.
+
+        HostError while another one is at work, TrainingError or ConfigError if it cannot go on.
+        """
+        way = continuation(self._folder(run), more_epochs=more_epochs, step=step)
+        with self._lock:
+            self._require_idle()
+            return self._begin(_continued(way))
+
+    def enqueue(self, config: TrainConfig) -> str:
+        """Let a run wait for its turn: it begins when the one at work, and those before it, have ended.
+
+        Returns the entry's id. While nothing is at work it waits until something is started.
+        """
+        return self.queue.add(config)
+
+    def enqueue_going_on(self, run: str, *, more_epochs: int = 0) -> str:
+        """Let an interrupted or finished run wait for its turn to go on; errors as `go_on`."""
+        way = continuation(self._folder(run), more_epochs=more_epochs)
+        return self.queue.add(way.config, run=way.folder.root.name, more_epochs=more_epochs)
+
+    def start_queue(self) -> str:
+        """Begin the first waiting run and return its id; the others follow. HostError if none waits or one runs."""
+        with self._lock:
+            self._require_idle()
+            run = self._next_waiting()
+            if run is None:
+                raise HostError("No run is waiting. Add one to the queue first.")
+            return self._begin(run)
+
+    def pause(self) -> None:
+        """Hold after the current step; the graphics card is free meanwhile."""
+        self._require_run().control.pause()
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        self._require_run().control.resume()
+
+    def stop(self) -> None:
+        """End after the current step and keep what was learnt as a file; what waits in the queue goes on waiting."""
+        self._require_run().control.stop()
+
+    def save_now(self) -> None:
+        """Write a LoRA file after the current step."""
+        self._require_run().control.save_now()
+
+    def sample_now(self) -> None:
+        """Draw the sample prompts after the current step."""
+        self._require_run().control.sample_now()
+
+    def wait(self, timeout_seconds: float | None = None) -> None:
+        """Block until the current run, and what follows it from the queue, has ended."""
+        if self._thread:
+            self._thread.join(timeout_seconds)
+
+    # --- questions -----------------------------------------------------------------------------
+    def status(self, since: int = 0) -> dict[str, Any]:
+        """The state in numbers, the events from number `since` on, and what waits."""
+        queue = self.waiting()
+        with self._lock:
+            run = self._run
+            if run is None:
+                idle: dict[str, Any] = {
+                    "run": None,
+                    "state": "idle",
+                    "message": "",
+                    "events": [],
+                    "next": 0,
+                    "config": {},
+                }
+                return {**idle, "queue": queue}
+            return {
+                "run": run.folder.root.name,
+                "folder": str(run.folder.root),
+                "state": "stopping" if run.control.stopped and run.state in _LIVE else run.state,
+                "message": run.message,
+                "phase": run.eta.phase,
+                "done": run.eta.done,
+                "total": run.eta.total,
+                "eta_seconds": run.eta.remaining_seconds(),
+                "step": run.losses[-1][0] if run.losses else 0,
+                "step_seconds": run.step_seconds,
+                "total_steps": run.plan.total_steps if run.plan else 0,
+                "epoch": run.epoch,
+                "epochs": run.plan.epochs if run.plan else 0,
+                "events": [event for event in run.events[since:] if event["kind"] not in ("StepDone", "Progress")],
+                "next": len(run.events),
+                "config": config_values(run.config),
+                "queue": queue,
+            }
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The queue, the next one first: `id`, `name` of the files, and the `run` that shall go on ("": a new one)."""
+        return [{"id": entry.id, "name": entry.name, "run": entry.run} for entry in self.queue.waiting()]
+
+    @property
+    def live(self) -> str:
+        """The id of the run that is at work, "" if none is."""
+        with self._lock:
+            return self._run.folder.root.name if self._run and self._run.state in _LIVE else ""
+
+    def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        """(step, mean loss) pairs, at most `max_points`, each the mean over an equal stretch of steps."""
+        with self._lock:
+            losses = list(self._run.losses) if self._run else []
+        return downsample(losses, max_points)
+
+    def rate_curves(self, max_points: int = 1000) -> dict[str, list[tuple[int, float]]]:
+        """By parameter group, (step, effective learning rate) pairs, thinned like the loss curve."""
+        with self._lock:
+            rates = {group: list(points) for group, points in self._run.rates.items()} if self._run else {}
+        return {group: downsample(points, max_points) for group, points in rates.items()}
+
+    def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        """(step, gradient norm before clipping) pairs, thinned like the loss curve."""
+        with self._lock:
+            norms = list(self._run.norms) if self._run else []
+        return downsample(norms, max_points)
+
+    def memory(self) -> dict[str, float] | None:
+        """GiB of the graphics card in use by everybody, and in all; None where there is no such card in use."""
+        if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return None
+        free, total = torch.cuda.mem_get_info()
+        return {"used_gib": (total - free) / 2**30, "total_gib": total / 2**30}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Pictures of the current run that the page may show."""
+        with self._lock:
+            return tuple(self._run.files) if self._run else ()
+
+    def _require_run(self) -> _Run:
+        with self._lock:
+            if self._run is None or self._run.state not in _LIVE:
+                raise HostError("No training is running.")
+            return self._run
+
+    def _require_idle(self) -> None:
+        if self._run and self._run.state in _LIVE:
+            raise HostError("A training is already running. Stop it or wait for its end, then start the next one.")
+
+    # --- the thread ----------------------------------------------------------------------------
+    def _new_run(self, config: TrainConfig, job: JobPlan | None = None) -> _Run:
+        return _Run(new_run_folder(self.home, config.output_name), config, Control(), job)
+
+    def _begin(self, run: _Run) -> str:
+        self._run = run
+        self._thread = threading.Thread(target=self._work, args=(run,), name="lora-train", daemon=True)
+        self._thread.start()
+        return run.folder.root.name
+
+    def _work(self, first: _Run) -> None:
+        """The run, then what waits, one after the other; a failure ends its own run only."""
+        run: _Run | None = first
+        while run:
+            self._run_through(run)
+            with self._lock:
+                is_mine = self._run is run and run.state != "stopped"
+                run = self._next_waiting() if is_mine else None
+                self._run = run or self._run
+
+    def _next_waiting(self) -> _Run | None:
+        """The next run of the queue that can be begun; why another one cannot stands in the program's own log."""
+        for _ in self.queue.waiting():
+            entry = self.queue.take()
+            try:
+                return None if entry is None else self._of(entry)
+            except LoraTrainError as error:
+                log.error("a waiting run cannot begin: %s", error)
+        return None
+
+    def _of(self, entry: Waiting) -> _Run:
+        if not entry.run:
+            return self._new_run(entry.config())
+        return _continued(continuation(self._folder(entry.run), more_epochs=entry.more_epochs))
+
+    def _folder(self, run: str) -> RunFolder:
+        return RunFolder(self.home / Path(run).name)
+
+    def _run_through(self, run: _Run) -> None:
+        extras = {name: value for name, value in (("job", run.job), ("state", run.from_state)) if value is not None}
+        with run.folder.log.open("a", encoding="utf-8") as lines:
+            try:
+                events = self._make_events(run.config, self.host, folder=run.folder, control=run.control, **extras)
+                for event in events:
+                    self._take(run, event, lines)
+            except LoraTrainError as error:
+                self._take(run, StateChanged("failed", str(error)), lines)
+            except Exception as error:  # the job's edge: whatever happens must reach the page, not only the console
+                log.exception("training failed")
+                run.folder.crash_report.write_text(traceback.format_exc(), encoding="utf-8")
+                reason = f"{type(error).__name__}: {error}. Details: {run.folder.crash_report}"
+                self._take(run, StateChanged("failed", reason), lines)
+
+    def _take(self, run: _Run, event: Event, lines: TextIO) -> None:
+        record = log_record(event)
+        lines.write(log_line(record))
+        lines.flush()
+        if isinstance(event, StateChanged) and event.message:
+            log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
+        with self._lock:
+            run.learn(event, record)
+            run.eta.take(event)
+            if isinstance(event, StateChanged):
+                run.state, run.message = event.state, event.message
+
+
+def _continued(way: Continuation) -> _Run:
+    run = _Run(way.folder, way.config, Control(), from_state=way.state)
+    run.recall()
+    return run
+
+
+def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:
+    """At most `max_points` points: means over equal stretches, each at the last step of its stretch."""
+    if len(points) <= max_points:
+        return points
+    edges = [len(points) * i // max_points for i in range(max_points + 1)]
+    stretches = [points[a:b] for a, b in itertools.pairwise(edges)]
+    return [(stretch[-1][0], sum(loss for _, loss in stretch) / len(stretch)) for stretch in stretches]

@@ -1,0 +1,192 @@
+"""Prompts to pictures with the model as it stands, the adapter in place or not.
+
+All noise comes from private generators, one per prompt, seeded with the prompt's seed: a picture does not depend on
+training, or on which prompts are drawn with it; drawn on the processor or by Philox, not on the device either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, repeat
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latents import decode_latents
+from lib_lora_train.models.text_encoding import (
+    TextCondition,
+    chunks_needed,
+    encode_text,
+    size_condition,
+    weighted_tokens,
+)
+from lib_lora_train.sampling.philox import PhiloxNoise
+from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerHabits
+from lib_lora_train.sampling.samplers import (
+    Levels,
+    ddim_timesteps,
+    expected_image,
+    sample_ddim,
+    sample_euler,
+    sample_euler_ancestral,
+    sigma_levels,
+)
+from lib_lora_train.training.step import predict
+
+OnProgress = Callable[[int, int], None]
+Normal = Callable[[tuple[int, ...]], Tensor]
+"""Draws a seed's next standard normal numbers, a tensor of the given shape."""
+
+_USUAL = SamplerHabits()
+_PIXELS_PER_BATCH = 4 * 512 * 512
+_BATCH_LIMIT = 16
+_LATENT_SCALE = 8
+
+
+def draw_samples(
+    model: DiffusionModel,
+    prompts: Sequence[SamplePrompt],
+    *,
+    sampler: str,
+    clip_skip: int,
+    habits: SamplerHabits = _USUAL,
+    on_progress: OnProgress | None = None,
+) -> list[Image.Image]:
+    """One RGB picture per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
+
+    Prompts of equal size, steps and length share a batch.
+    `on_progress(done, total)` counts sampling steps; the model is not in use while it is called.
+    """
+    batches = _batches(model, prompts)
+    total = sum(prompts[batch[0]].steps for batch in batches)
+    pictures: dict[int, Image.Image] = {}
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_progress:
+            on_progress(done, total)
+
+    with torch.no_grad():
+        for batch in batches:
+            wanted = [prompts[i] for i in batch]
+            drawing = _Drawing(model, wanted, clip_skip=clip_skip, habits=habits, count=count)
+            pictures.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
+    return [pictures[index] for index in range(len(prompts))]
+
+
+def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[list[int]]:
+    """Indices of the prompts that are drawn together."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        key = (prompt.width, prompt.height, prompt.steps, _chunks(model, prompt))
+        alike.setdefault(key, []).append(index)
+    batches = []
+    for (width, height, *_), indices in alike.items():
+        most = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
+        batches += [indices[start : start + most] for start in range(0, len(indices), most)]
+    return batches
+
+
+def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
+    return chunks_needed(model, [prompt.prompt, prompt.negative], weighted=True)
+
+
+class _Drawing:
+    """One batch of prompts of equal size, steps and length, on its way to latents."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[SamplePrompt],
+        *,
+        clip_skip: int,
+        habits: SamplerHabits,
+        count: Callable[[], None],
+    ) -> None:
+        self._model = model
+        self._count = count
+        self._habits = habits
+        self._steps = prompts[0].steps
+        self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
+        self._guided = any(prompt.cfg != 1 for prompt in prompts)
+        texts = [p.prompt for p in prompts] + ([p.negative for p in prompts] if self._guided else [])
+        self._condition = _encoded(model, texts, clip_skip)
+        size = (prompts[0].height, prompts[0].width)
+        self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
+        self._noises = [_noise_of(prompt.seed, habits) for prompt in prompts]
+        self._shape = (4, size[0] // _LATENT_SCALE, size[1] // _LATENT_SCALE)
+
+    def latents(self, sampler: str) -> Tensor:
+        """(B, 4, h, w) float32, scaled as the UNet has them."""
+        schedule, habits = self._model.schedule, self._habits
+        start = self._noise()
+        if sampler == "DDIM":
+            timesteps = ddim_timesteps(schedule, self._steps)
+            return sample_ddim(
+                lambda x, index: self._answer(x, timesteps[index], index),
+                start,
+                schedule,
+                timesteps,
+                eta=habits.eta_ddim,
+                noise=self._noise,
+            )
+        levels = sigma_levels(schedule, self._steps)
+        if habits.has_whole_timesteps:
+            levels = levels.on_whole_timesteps
+        start = start * levels.sigmas[0]
+
+        def denoise(x: Tensor, index: int) -> Tensor:
+            return self._image(x, levels, index)
+
+        if sampler == "Euler":
+            return sample_euler(denoise, start, levels)
+        assert sampler == "Euler a", sampler
+        return sample_euler_ancestral(denoise, start, levels, self._noise, eta=habits.eta_ancestral)
+
+    def _noise(self) -> Tensor:
+        """The next standard normal numbers of every prompt's generator."""
+        return torch.stack([draw(self._shape) for draw in self._noises]).to(self._model.device)
+
+    def _image(self, x: Tensor, levels: Levels, index: int) -> Tensor:
+        """The expected x₀ in σ notation; guidance is linear, so it may be applied to the answer."""
+        sigma = levels.sigmas[index]
+        answer = self._answer(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index], index)
+        return expected_image(x, answer, sigma, self._model.schedule.prediction_type)
+
+    def _answer(self, x: Tensor, timestep: float, index: int) -> Tensor:
+        """The UNet's answer under classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""
+        both = torch.cat([x, x]) if self._guided else x
+        timesteps = torch.full((len(both),), float(timestep))
+        answer = predict(self._model, both, timesteps, self._condition, self._sizes).float()
+        self._count()
+        if not self._guided:
+            return answer
+        wanted, unwanted = answer.chunk(2)
+        return unwanted + self._cfg * (wanted - unwanted) if self._habits.is_guided(index, self._steps) else wanted
+
+
+def _noise_of(seed: int, habits: SamplerHabits) -> Normal:
+    """A prompt's noise: the start's, then the steps'."""
+    start = _normal(seed, habits.noise_source)
+    if not habits.later_seed:
+        return start
+    draws = chain([start], repeat(_normal(seed + habits.later_seed, habits.noise_source)))
+    return lambda shape: next(draws)(shape)
+
+
+def _normal(seed: int, source: NoiseSource) -> Normal:
+    if source == "philox":
+        return PhiloxNoise(seed).draw
+    generator = torch.Generator(source).manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
+    """The prompts with brackets read as weights, as the webuis read every prompt."""
+    ids, weights = weighted_tokens(model, texts)
+    return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

@@ -1,0 +1,98 @@
+"""Steady numbers from fixed noise: what is learnt (held-out loss) and what is harmed (drift).
+
+The training loss jumps because every step draws new noise and timesteps. A probe keeps pictures, noise and
+timesteps fixed, so that its numbers change for one reason only: the adapter.
+
+Notation: N samples (pictures × timesteps), C channels, h × w the latent's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.core.seeding import seed_for
+from lib_lora_train.dataset.plan import Plan
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.noise_schedule import add_noise, target
+from lib_lora_train.models.text_encoding import chunks_needed, encode_text, tokenize
+from lib_lora_train.training.step import predict, size_conditions
+
+TIMESTEPS = (100, 300, 500, 700, 900)
+_BATCH = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Latents and noise (N, C, h, w) float32, timesteps (N,), size conditioning (N, 6) and a caption for each."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    sizes: Tensor
+    captions: tuple[str, ...]
+
+
+def make_probe(
+    model: DiffusionModel, plan: Plan, latents: LatentStore, *, seed: int, timesteps: Sequence[int] = TIMESTEPS
+) -> Probe:
+    """Every picture of `plan` at each of `timesteps`, with noise that depends on the seed and its place only.
+
+    All pictures must fall into one bucket; ValueError otherwise.
+    """
+    items = [item for item in range(len(plan.dataset.items)) if item in latents]
+    clean = [latents[item].mean * model.spec.scale_factor for item in items]
+    if len({tuple(latent.shape) for latent in clean}) != 1:
+        raise ValueError("a probe needs pictures of one size")
+    pairs = [(place, timestep) for place in range(len(items)) for timestep in timesteps]
+    return Probe(
+        latents=torch.stack([clean[place] for place, _ in pairs]).float(),
+        noise=torch.stack([_noise(seed, place, timestep, tuple(clean[place].shape)) for place, timestep in pairs]),
+        timesteps=torch.tensor([timestep for _, timestep in pairs]),
+        sizes=size_conditions(plan, [items[place] for place, _ in pairs]),
+        captions=tuple(plan.dataset.items[items[place]].caption for place, _ in pairs),
+    )
+
+
+def _noise(seed: int, place: int, timestep: int, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_for(seed, "probe", place, timestep))
+    return torch.randn(shape, generator=generator)
+
+
+@torch.no_grad()
+def answers(model: DiffusionModel, probe: Probe, *, clip_skip: int, captioned: bool = True) -> Tensor:
+    """What the UNet answers (N, C, h, w) float32 on the processor; without captions if so wanted."""
+    captions = probe.captions if captioned else ("",) * len(probe.captions)
+    parts = []
+    for start in range(0, len(captions), _BATCH):
+        part = slice(start, start + _BATCH)
+        noisy = add_noise(
+            model.schedule,
+            probe.latents[part].to(model.device),
+            probe.noise[part].to(model.device),
+            probe.timesteps[part],
+        )
+        texts = captions[part]
+        condition = encode_text(model, tokenize(model, texts, chunks_needed(model, captions)), clip_skip)
+        condition = condition.to(model.device, model.dtype)
+        answer = predict(model, noisy, probe.timesteps[part], condition, probe.sizes[part])
+        parts.append(answer.float().cpu())
+    return torch.cat(parts)
+
+
+def probe_loss(model: DiffusionModel, probe: Probe, given: Tensor) -> float:
+    """Mean squared error of the answers `given` (N, C, h, w) against the schedule's target, unweighted."""
+    wanted = target(model.schedule, probe.latents, probe.noise, probe.timesteps)
+    return float((given - wanted).square().mean())
+
+
+def drift(given: Tensor, before: Tensor, uncaptioned: Tensor) -> float:
+    """How far answers moved, in units of what their captions are worth: ‖given − before‖ / ‖before − uncaptioned‖.
+
+    0: nothing changed. 1: the adapter changes the prediction as much as leaving the caption away would.
+    """
+    return float((given - before).norm() / (before - uncaptioned).norm())

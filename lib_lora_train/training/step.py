@@ -1,0 +1,167 @@
+"""One optimiser step's forward and backward passes, from a micro-batch of the plan to gradients.
+
+B: samples of a micro-batch; C, h, w: a latent's channels, height and width; T: timesteps of the schedule.
+Noisy latents and targets are made in float32 and rounded once, to what the UNet computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.dataset.plan import MicroBatch, Plan
+from lib_lora_train.dataset.sample_captions import caption_of
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.noise_schedule import add_noise, snr, target
+from lib_lora_train.models.text_encoding import TextCondition, size_condition
+from lib_lora_train.training.loss import LossRule, huber_bound, sample_errors, sample_weights, weighted_sum
+from lib_lora_train.training.noise import (
+    draw_input_noise,
+    draw_noise,
+    draw_posterior,
+    draw_timestep,
+    noise_rule,
+    timestep_rule,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch, drawn: everything the forward pass needs but the text encoders' output.
+
+    `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which the latents
+    are mixed with: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior` (B,) float64, the
+    prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32 where any sample
+    has one.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    input_noise: Tensor
+    timesteps: Tensor
+    prior: Tensor
+    sizes: Tensor
+    captions: tuple[str, ...]
+    masks: Tensor | None = None
+
+
+def draw_batch(
+    micro_batch: MicroBatch, plan: Plan, latents: LatentStore, *, config: TrainConfig, model: DiffusionModel
+) -> Batch | None:
+    """The micro-batch with all its randomness; None if none of its pictures could be encoded."""
+    pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
+    if not pairs:
+        return None
+    views = [drawn_view(plan, latents, item, draw, config.seed) for item, draw in pairs]
+    samples = [
+        _draw_sample(latents, view, draw, config=config, model=model)
+        for view, (_, draw) in zip(views, pairs, strict=True)
+    ]
+    items = [item for item, _ in pairs]
+    noise = to_device(torch.stack([sample.noise for sample in samples]), model.device)
+    perturbed = torch.stack([sample.input_noise for sample in samples]) if config.ip_noise_gamma else None
+    return Batch(
+        latents=to_device(torch.stack([sample.latent for sample in samples]), model.device),
+        noise=noise,
+        input_noise=noise if perturbed is None else to_device(perturbed, model.device),
+        timesteps=torch.tensor([sample.timestep for sample in samples]),
+        prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
+        sizes=to_device(size_conditions(plan, views), model.device),
+        captions=tuple(caption_of(plan, item, draw, config) for item, draw in pairs),
+        masks=_masks(samples, model),
+    )
+
+
+def drawn_view(plan: Plan, latents: LatentStore, item: int, draw: int, seed: int) -> int:
+    """The number of the view that a sample shows; the item's first where the drawn one could not be encoded."""
+    view = plan.drawn_view(seed, item, draw)
+    return view if view in latents else item
+
+
+def _masks(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor | None:
+    """(B, 1, h, w), ones for samples without a mask; None where no sample has one."""
+    if all(sample.mask is None for sample in samples):
+        return None
+    masks = [torch.ones(sample.latent.shape[1:]) if sample.mask is None else sample.mask for sample in samples]
+    return to_device(torch.stack(masks)[:, None], model.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """One sample's draws: `latent`, `noise` to be predicted and `input_noise`, (C, h, w) float32; `mask` (h, w)."""
+
+    latent: Tensor
+    noise: Tensor
+    input_noise: Tensor
+    timestep: int
+    mask: Tensor | None
+
+
+def _draw_sample(latents: LatentStore, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
+    posterior, seed, rule = latents[view], config.seed, noise_rule(config)
+    latent = posterior.draw(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
+    noise = draw_noise(seed, draw, latent, rule)
+    return _Sample(
+        latent=latent,
+        noise=noise,
+        input_noise=draw_input_noise(seed, draw, noise, rule),
+        timestep=draw_timestep(seed, draw, timestep_rule(config, len(model.schedule))),
+        mask=posterior.mask,
+    )
+
+
+def size_conditions(plan: Plan, views: Sequence[int]) -> Tensor:
+    """SDXL's size conditioning (B, 6) from the crop actually made, for views of the plan by their numbers.
+
+    The picture's own size, the crop's top left corner in the resized (and mirrored, where it is) picture, and the
+    bucket, each height (or top) first (Podell et al. 2023, section 2.2).
+    """
+    shown = [plan.all_views[view] for view in views]
+    images = [plan.dataset.items[view.item].image for view in shown]
+    places = [view.placement for view in shown]
+    return size_condition(
+        [(image.height, image.width) for image in images],
+        [(place.top, place.left) for place in places],
+        [(place.height, place.width) for place in places],
+    )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without waiting for what the device is at: a pageable copy would."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def predict(
+    model: DiffusionModel, noisy: Tensor, timesteps: Tensor, condition: TextCondition, sizes: Tensor | None = None
+) -> Tensor:
+    """The UNet's answer (B, C, h, w) to noisy latents of any float dtype; `sizes` (B, 6) is needed for SDXL only."""
+    added = None
+    if condition.pooled is not None:
+        assert sizes is not None, "SDXL needs the size conditioning"
+        added = {"text_embeds": condition.pooled, "time_ids": sizes.to(model.device)}
+    answer: Tensor = model.unet(
+        noisy.to(model.dtype),
+        timesteps.to(model.device, non_blocking=True),
+        encoder_hidden_states=condition.hidden,
+        added_cond_kwargs=added,
+    ).sample
+    return answer
+
+
+def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, rule: LossRule) -> Tensor:
+    """Sum of the samples' weighted losses, 0-d float32, with gradients."""
+    schedule = model.schedule
+    noisy = add_noise(schedule, batch.latents, batch.input_noise, batch.timesteps)
+    wanted = target(schedule, batch.latents, batch.noise, batch.timesteps)
+    answer = predict(model, noisy, batch.timesteps, condition, batch.sizes)
+    ratios = snr(schedule, batch.timesteps)
+    bound = huber_bound(rule, ratios, batch.timesteps.double() / len(schedule))
+    weights = sample_weights(batch.prior, ratios, rule, schedule.prediction_type)
+    return weighted_sum(sample_errors(answer, wanted, rule.loss_type, bound, masks=batch.masks), weights)

@@ -1,0 +1,315 @@
+"""Each family's own promises, and the silent errors of other tools that are excluded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lib_lora_train.adapters.dropout import Chance, ChanceRule
+from lib_lora_train.adapters.families.dylora import trained_rows
+from lib_lora_train.adapters.families.factorization import butterfly, factorisation
+from lib_lora_train.adapters.families.oft import minus_identity
+from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.adapters.inject import inject
+from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec, family_of, spec_from_config
+from lib_lora_train.config.settings import network
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import AdapterError
+from tests.stand_ins.adapter_cases import ALPHA, CASES, LAYERS, RANK, make, relative
+from tests.stand_ins.adapters_model import TinyModel, tiny_model
+
+DIMENSIONS = sorted({320, 640, 768, 960, 1024, 1280, 1920, 2048, 2560, 3072, 4096, 5120, 10240})  # of SD1, SD2, SDXL
+
+
+def test_settings_offer_every_family_and_no_other() -> None:
+    assert tuple(FAMILIES) == network.FAMILIES
+
+
+# --- scales -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["loha", "lokr", "lora_tucker", "dylora"])
+def test_scale_is_applied_once(case: str) -> None:
+    layer, _ = make(case, "conv3x3")
+    family, named, base = layer.family, layer.slices.named(), layer.base_layer.weight
+    twice = Options(RANK, 2 * ALPHA, layer.options.use_tucker, layer.options.factor)
+    assert relative(family.diff_weight(named, twice, base), 2 * layer.diff_weight()) < 1e-6  # type: ignore[arg-type]
+
+
+def test_whole_lokr_and_glora_save_an_alpha_that_changes_nothing() -> None:
+    for case in ("lokr_whole", "glora"):
+        layer, _ = make(case, "linear")
+        assert float(layer.state()["alpha"]) == RANK
+        assert layer.scale == 1.0
+
+
+def test_loading_a_glora_ignores_its_alpha_as_a1111_does() -> None:
+    layer, _ = make("glora", "linear")
+    before = layer.diff_weight().clone()
+    layer.load_state({**layer.state(), "alpha": torch.tensor(0.5)})
+    assert torch.equal(layer.diff_weight(), before)
+
+
+def test_rank_stabilised_file_means_alpha_over_root_of_rank() -> None:
+    spec = spec_from_config(TrainConfig(rank=16, alpha=4.0, rank_stabilized=True))
+    options = spec.options_for(nn.Linear(4, 4), "to_q")
+    assert options.alpha == 16.0 and options.scale == 4.0 / 16**0.5  # hosts compute 16 / 16
+
+
+def test_dylora_trains_with_the_scale_it_saves() -> None:
+    """With the last block drawn all ranks are in use: a training pass is then what the file says."""
+    layer, x = make("dylora", "linear")
+    plain = layer(x)
+    layer.switch.chance = _chance_with_block(layer, last=True)
+    assert relative(layer(x), plain) < 1e-6
+
+
+def test_dylora_trains_only_the_drawn_rows() -> None:
+    layer, x = make("dylora", "linear")
+    layer.switch.chance = _chance_with_block(layer, last=False)
+    first, end = trained_rows(layer.options, layer.switch.chance.draw("").block)
+    layer(x).sum().backward()
+    down, up = (layer.slices.buffer.gradient(layer.slices.positions[name]) for name in ("down", "up"))
+    rows = down.norm(dim=1) > 0
+    assert rows.tolist() == [first <= row < end for row in range(RANK)]
+    assert (up.norm(dim=0) > 0).tolist() == rows.tolist()
+
+
+def _chance_with_block(layer: Any, *, last: bool) -> Chance:
+    chances = (Chance(ChanceRule(), 1, (counter,)) for counter in range(1000))
+    return next(c for c in chances if (trained_rows(layer.options, c.draw("").block)[1] == RANK) == last)
+
+
+def test_dylora_draws_every_block_equally_often() -> None:
+    draws = [trained_rows(Options(rank=8, unit=3), Chance(ChanceRule(), 5, (n,)).draw("").block) for n in range(3000)]
+    counts = {rows: draws.count(rows) for rows in set(draws)}
+    assert set(counts) == {(0, 3), (3, 6), (6, 8)}
+    assert all(abs(count - 1000) < 5 * 26 for count in counts.values())  # five standard deviations
+
+
+# --- dropped rows -------------------------------------------------------------------------------
+
+ROW_CASES = [
+    name for name, case in CASES.items() if case.is_dora or case.family not in ("lora", "dylora", "ia3", "norm")
+]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+@pytest.mark.parametrize("case", ROW_CASES)
+def test_rank_dropout_leaves_out_whole_output_channels(case: str, kind: str) -> None:
+    """What is kept is 1 / (1 − p) times as large, and what is left out learns nothing."""
+    if not CASES[case].mathematics.fits(LAYERS[kind][0]()):
+        pytest.skip("webuis read this family on linear layers only")
+    layer, x = make(case, kind)
+    base, axis = layer.base_layer(x), 1 if kind == "conv3x3" else -1
+    whole = layer(x).detach() - base
+    layer.switch.chance = Chance(ChanceRule(rank_dropout=0.4), 1, (0,))
+    change = layer(x) - base
+    kept = change.detach().transpose(0, axis).flatten(1).norm(dim=1) > 1e-4
+    assert 0 < int(kept.sum()) < len(kept)
+    shape = [1] * change.dim()
+    shape[axis] = len(kept)
+    expected = whole * kept.reshape(shape) / 0.6
+    torch.testing.assert_close(change.detach(), expected, rtol=1e-4, atol=1e-4)  # differences of rounded outputs
+    (change * ~kept.reshape(shape)).sum().backward()
+    gradient = layer.slices.buffer.parameter.grad
+    assert gradient is None or float(gradient.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("case", ROW_CASES)
+def test_rank_dropout_keeps_the_mean(case: str) -> None:
+    layer, x = make(case, "linear")
+    plain, answers = layer(x).detach(), []
+    for draw in range(600):
+        layer.switch.chance = Chance(ChanceRule(rank_dropout=0.25), 1, (draw,))
+        answers.append(layer(x).detach())
+    seen = torch.stack(answers)
+    # Five standard deviations, and the rounding of channels that hardly change.
+    assert float(((seen.mean(0) - plain).abs() - 5 * seen.std(0) / 600**0.5).max()) < 1e-4
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+@pytest.mark.parametrize("case", [name for name in CASES if name.endswith("_dora")])
+def test_dora_has_one_length_for_each_input_channel(case: str, kind: str) -> None:
+    """Per output channel, as others write it, A1111 and Forge would read something else, silently."""
+    layer, _ = make(case, kind)
+    weight: Any = layer.base_layer.weight
+    assert layer.state()["dora_scale"].shape == (1, weight.shape[1], *(1,) * (weight.dim() - 2))
+
+
+def test_dora_keeps_the_lengths_it_was_given() -> None:
+    layer, _ = make("lora_dora", "conv3x3")
+    weight: Any = layer.base_layer.weight
+    lengths = torch.linalg.vector_norm(weight + layer.diff_weight(), dim=(0, 2, 3))
+    torch.testing.assert_close(lengths, layer.slices.named()["magnitude"].flatten())
+
+
+@pytest.mark.parametrize("family", ["dylora", "glora", "ia3", "oft", "boft", "full"])
+def test_dora_is_refused_where_it_has_no_meaning(family: str) -> None:
+    with pytest.raises(AdapterError, match=f"DoRA does not go with {family}"):
+        family_of(AdapterSpec(family=family, is_dora=True))
+
+
+def test_factorisation_is_lycoris_rule() -> None:
+    """Worked examples of its documentation, and its two promises."""
+    assert factorisation(128, -1) == (8, 16)
+    assert factorisation(250, -1) == (10, 25)
+    assert factorisation(360, 4) == (4, 90)
+    assert factorisation(360, 7) == (6, 60)
+    assert factorisation(512, 1024) == (16, 32)
+    for size in DIMENSIONS:
+        for factor in (-1, 4, 8, 16):
+            small, big = factorisation(size, factor)
+            assert small * big == size and small <= big and (factor < 0 or small <= factor or size // factor == small)
+
+
+@pytest.mark.parametrize("size", DIMENSIONS)
+@pytest.mark.parametrize("most", [2, 4, 8, 16])
+def test_butterfly_fits_every_layer_of_stable_diffusion(size: int, most: int) -> None:
+    """LyCORIS refuses 320 outputs with factor 8."""
+    stages, width = butterfly(size, most)
+    assert width <= most and width % 2 == 0 and size % (width * 2 ** (stages - 1)) == 0 and stages >= 2
+
+
+def test_butterfly_reaches_every_output_from_every_input_where_sizes_are_powers_of_two() -> None:
+    layer, _ = make("boft", "linear")
+    base = torch.eye(32)
+    blocks = torch.randn(4, 8, 4, 4) * 0.3  # width 4, and 4 · 2³ = 32
+    assert butterfly(32, 4) == (4, 4)
+    turned = base + layer.family.diff_weight({"blocks": blocks}, Options(), base)
+    assert int((turned.abs() > 1e-12).sum()) == 32 * 32
+
+
+@pytest.mark.parametrize("case", ["oft", "boft"])
+def test_rotations_keep_lengths_and_angles(case: str) -> None:
+    layer, _ = make(case, "conv3x3")
+    weight: Any = layer.base_layer.weight
+    before, after = weight.flatten(1), (weight + layer.diff_weight()).flatten(1)
+    torch.testing.assert_close(after.t() @ after, before.t() @ before, rtol=1e-4, atol=1e-5)
+
+
+def test_constraint_bounds_the_rotation() -> None:
+    blocks = torch.randn(6, 4, 4)
+    bound = 0.1
+    turn = minus_identity(blocks, bound)
+    # R − I = 2Q (I − Q)⁻¹ and Q is skew, so ‖R − I‖ ≤ 2‖Q‖.
+    assert 1.9 * bound < float(turn.norm()) <= 2 * bound
+    assert float(minus_identity(blocks, 0.0).norm()) > 10 * bound
+
+
+def test_gradient_of_a_bounded_rotation_at_the_start_is_finite() -> None:
+    blocks = torch.zeros(2, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(minus_identity(blocks, 0.01)[0, 0, 1], blocks)
+    assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) > 0
+
+
+# --- whole models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", network.TARGETS)
+@pytest.mark.parametrize("family", network.FAMILIES)
+def test_every_family_trains_on_a_whole_model_with_every_target(family: str, targets: str) -> None:
+    model = tiny_model()
+    before = model.predict()
+    spec = AdapterSpec(family=family, rank=2, alpha=1.0, targets=targets, train_norm=targets != "attention")
+    adapter = inject(model, spec, seed=1)
+    assert torch.equal(model.predict(), before), "no effect at the start"
+    optimizer = torch.optim.AdamW([p for group in adapter.groups.values() for p in group], lr=1e-2)
+    losses = []
+    for _ in range(6):
+        loss = (model.predict() - 0.5).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    state = adapter.state()
+    adapter.remove()
+    assert torch.equal(model.predict(), before), "nothing is left behind"
+    again = inject(model, spec, seed=2)
+    again.load_state(state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state().items())
+
+
+def test_norms_are_trained_in_the_unet_only_and_under_names_of_both_hosts() -> None:
+    model = tiny_model()
+    state = inject(model, AdapterSpec(rank=2, targets="all", train_norm=True), seed=1).state()
+    norms = {key for key in state if key.endswith(("w_norm", "b_norm"))}
+    assert all(key.startswith("lora_unet_") for key in norms)
+    assert "lora_unet_down_blocks_0_resnets_0_norm1.w_norm" in norms
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_norm2.b_norm" in norms
+
+
+def test_full_target_adds_the_outer_layers() -> None:
+    model = tiny_model()
+    outer = {"conv_in", "conv_out", "time_embedding_linear_1", "time_embedding_linear_2"}
+    found = {
+        targets: {
+            key.removeprefix("lora_unet_")
+            for key in inject(tiny_model(), AdapterSpec(rank=2, targets=targets), seed=1).layers
+        }
+        for targets in ("all", "full")
+    }
+    assert found["full"] - found["all"] == outer
+    del model
+
+
+@pytest.mark.parametrize("targets", network.TARGETS)
+@pytest.mark.parametrize("family", network.FAMILIES)
+def test_openclip_attention_is_adapted_whole_or_not_at_all(family: str, targets: str) -> None:
+    """A1111 applies nothing to OpenCLIP's attention unless q, k, v and out are all in the file, and does not say so."""
+    tiny = tiny_model()
+    model = TinyModel(tiny.unet, tiny.text_encoders, SimpleNamespace(family="sd2"))
+    keys = inject(model, AdapterSpec(family=family, rank=2, targets=targets), seed=1).layers
+    attention = {key for key in keys if "self_attn" in key}
+    assert attention == {
+        f"lora_te_text_model_encoder_layers_{number}_self_attn_{part}_proj"
+        for number in range(2)
+        for part in ("q", "k", "v", "out")
+    }
+
+
+def test_ia3_adapts_keys_values_and_the_end_of_feed_forward_blocks() -> None:
+    adapter = inject(tiny_model(), AdapterSpec(family="ia3"), seed=1)
+    endings = {key.rsplit("_", 2)[-2] + "_" + key.rsplit("_", 1)[-1] for key in adapter.layers}
+    assert endings == {"to_k", "to_v", "net_2", "k_proj", "v_proj", "mlp_fc2"}
+    sides = {key: layer.options.on_input for key, layer in adapter.layers.items()}
+    assert all(side == key.endswith(("net_2", "fc2")) for key, side in sides.items())
+
+
+@pytest.mark.parametrize("targets", ["all", "full"])
+def test_ia3_of_all_layers_adapts_every_linear_layer_and_no_convolution(targets: str) -> None:
+    model = tiny_model()
+    linear = {name for name, module in model.unet.named_modules() if isinstance(module, nn.Linear)}
+    inner = {name for name in linear if targets == "full" or not name.startswith(("time_embedding", "add_embedding"))}
+    adapter = inject(model, AdapterSpec(family="ia3", targets=targets, text_encoder=False), seed=1)
+    assert {target.name for target in adapter._targets.values()} == inner and inner > {
+        "mid_block.resnets.0.time_emb_proj"
+    }
+
+
+def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) -> None:
+    for case, is_input in (("ia3", False), ("ia3_input", True)):
+        layer, _ = make(case, "linear")
+        write_adapter(tmp_path / "a.safetensors", layer.state(), metadata={}, precision="fp16")
+        written = read_adapter(tmp_path / "a.safetensors").state["on_input"]
+        assert written.dtype == torch.bool and bool(written) is is_input
+
+
+def test_conv_rank_is_for_convolutions_that_see_neighbours() -> None:
+    spec = AdapterSpec(rank=8, alpha=8.0, targets="all", conv_rank=2, conv_alpha=1.0)
+    state = inject(tiny_model(), spec, seed=1).state()
+    for key, tensor in state.items():
+        if key.endswith("lora_down.weight"):
+            is_wide = tensor.dim() == 4 and tensor.shape[-1] == 3
+            assert tensor.shape[0] == (2 if is_wide else 8), key
+            assert float(state[key.replace("lora_down.weight", "alpha")]) == (1.0 if is_wide else 8.0)

@@ -1,0 +1,233 @@
+"""Ranks, alphas and learning-rate weights of single blocks; dropouts; limited norms."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from lib_lora_train.adapters.block_weights import Block, BlockRule, blocks_of
+from lib_lora_train.adapters.dropout import ChanceRule
+from lib_lora_train.adapters.inject import inject
+from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
+from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.models.architecture import Family, infer_spec
+from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
+from tests.stand_ins.tiny_models import full_shapes
+
+DROPS = ChanceRule(dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
+
+
+def full_size(family: Family) -> list[str]:
+    """Layer names of the whole UNet, without its weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**infer_spec(full_shapes(family)).unet)
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return [name for name, module in unet.named_modules() if isinstance(module, kinds)]
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+
+def test_curves_are_kohyas() -> None:
+    assert parse_weights("linear", 3, (12, 9)) == (0.0, 0.5, 1.0)
+    assert parse_weights("reverse_linear+.25", 3, (12, 9)) == (1.25, 0.75, 0.25)
+    assert parse_weights("sine", 3, (12, 9)) == pytest.approx((0.0, math.sqrt(0.5), 1.0))
+    assert parse_weights("cosine", 3, (12, 9)) == pytest.approx((1.0, math.sqrt(0.5), 0.0))
+    assert parse_weights("zeros", 2, (12, 9)) == (0.0, 0.0)
+
+
+def test_lists_are_read_as_users_write_them() -> None:
+    assert parse_ranks(", ".join(["4"] * 25)) == (4,) * 25
+    assert parse_alphas("[" + ",".join(["0.5"] * 23) + "]") == (0.5,) * 23
+    assert parse_ranks("") == ()
+
+
+@pytest.mark.parametrize("text", ["4,4", "a,b", ",".join(["-1"] * 25), ",".join(["1.5"] * 25), "nan"])
+def test_lists_that_cannot_be_meant_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"numbers|list|below|whole"):
+        parse_ranks(text)
+
+
+# --- blocks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "count"), [("sd1", 25), ("sdxl", 23)])
+def test_blocks_are_numbered_as_kohya_does(family: Family, count: int) -> None:
+    rule = BlockRule(ranks=",".join(str(number + 1) for number in range(count)))
+    blocks = blocks_of(full_size(family), rule, family=family)
+    number = {name: (block.rank or 0) - 1 for name, block in blocks.items()}
+    first_attention = "down_blocks.0.attentions.0.proj_in" if family == "sd1" else "down_blocks.1.attentions.0.proj_in"
+    expected = {
+        "sd1": {first_attention: 1, "mid_block.attentions.0.proj_in": 12, "up_blocks.0.resnets.0.conv1": 13},
+        "sdxl": {first_attention: 5, "mid_block.attentions.0.proj_in": 11, "up_blocks.0.attentions.0.proj_in": 13},
+    }[family]
+    expected["up_blocks.3.attentions.2.proj_in" if family == "sd1" else "up_blocks.2.resnets.2.conv1"] = (
+        24 if family == "sd1" else 21
+    )
+    expected["down_blocks.0.downsamplers.0.conv"] = 3 if family == "sd1" else 4
+    assert {name: number[name] for name in expected} == expected
+
+
+def test_a_list_for_another_kind_of_model_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, and this model has 25"):
+        blocks_of(full_size("sd1"), BlockRule(ranks=",".join(["4"] * 23)), family="sd1")
+
+
+def test_ranks_weights_and_left_out_blocks_reach_the_layers() -> None:
+    """The tiny UNet has 4 blocks down, one in the middle and 4 up; curves fit every size."""
+    spec = AdapterSpec(rank=2, targets="all", text_encoder=False, blocks=BlockRule(down_weights="linear"))
+    adapter = inject(tiny_model(), spec, seed=1)
+    assert not any("down_blocks_0_resnets_0" in key for key in inject_keys(adapter, 0.0))
+    assert len(adapter.groups["unet"]) == len(adapter.rate_weights["unet"]) == 3
+    assert sorted(adapter.rate_weights["unet"]) == pytest.approx([1 / 3, 2 / 3, 1.0])
+    groups, rates = adapter.weighted({"unet": 3e-4})
+    assert sorted(rates.values()) == pytest.approx([1e-4, 2e-4, 3e-4])
+    assert {id(p) for group in groups.values() for p in group} == {id(p) for p in adapter.groups["unet"]}
+
+
+def inject_keys(adapter: Any, weight: float) -> list[str]:
+    return [key for key, target in adapter._targets.items() if target.rate_weight == weight]
+
+
+def test_a_block_learns_at_its_weight() -> None:
+    """Adam's first step is the learning rate times the gradient's sign."""
+    spec = AdapterSpec(rank=2, targets="standard", text_encoder=False, blocks=BlockRule(down_weights="sine+1"))
+    model = tiny_model()
+    adapter = inject(model, spec, seed=1)
+    before = {name: [p.detach().clone() for p in group] for name, group in adapter.groups.items()}
+    groups, rates = adapter.weighted({"unet": 1e-3})
+    optimizer = torch.optim.Adam([{"params": group, "lr": rates[name]} for name, group in groups.items()])
+    model.predict().square().mean().backward()
+    optimizer.step()
+    for parameter, old, weight in zip(
+        adapter.groups["unet"], before["unet"], adapter.rate_weights["unet"], strict=True
+    ):
+        assert float((parameter - old).detach().abs().max()) == pytest.approx(1e-3 * weight, rel=1e-3)
+
+
+def test_a_block_with_a_rank_and_no_alpha_keeps_the_scale() -> None:
+    model = SimpleNamespace(family="sd1")
+    tiny = tiny_model()
+    spec = AdapterSpec(rank=4, alpha=2.0, text_encoder=False, blocks=BlockRule(down_weights="zeros+1"))
+    layer = next(iter(inject(TinyModel(tiny.unet, tiny.text_encoders, model), spec, seed=1).layers.values()))
+    assert spec.options_for(layer.base_layer, "x", Block(rank=8)).scale == 0.5
+
+
+# --- dropouts -----------------------------------------------------------------------------------
+
+
+def gradient(model: TinyModel, adapter: Any, *counters: int, rule: ChanceRule = DROPS) -> torch.Tensor:
+    (parameter,) = adapter.groups["unet"]
+    parameter.grad = None
+    with adapter.training(rule, 7, *counters):
+        model.predict().square().sum().backward()
+    found: torch.Tensor = parameter.grad.clone()
+    return found
+
+
+@pytest.mark.parametrize(
+    "rule", [ChanceRule(dropout=0.3), ChanceRule(rank_dropout=0.3), ChanceRule(module_dropout=0.3), DROPS]
+)
+def test_dropout_depends_on_step_and_nothing_else(rule: ChanceRule) -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    first = gradient(model, adapter, 3, 0, rule=rule)
+    others = [gradient(model, adapter, *counters, rule=rule) for counters in ((4, 0), (3, 1))]
+    torch.manual_seed(99)
+    assert torch.equal(gradient(model, adapter, 3, 0, rule=rule), first)
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_dropout_is_the_same_when_checkpointing_repeats_the_forward_pass() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    expected = gradient(model, adapter, 1, 0)
+    model.unet.enable_gradient_checkpointing()
+    model.unet.train()
+    # The same kernels on the same inputs; only the order of accumulation may differ.
+    torch.testing.assert_close(gradient(model, adapter, 1, 0), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_and_files_see_no_dropout() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    before = model.predict()
+    gradient(model, adapter, 1, 0)
+    assert torch.equal(model.predict(), before)
+
+
+@pytest.mark.parametrize("rule", [ChanceRule(dropout=0.25), ChanceRule(rank_dropout=0.25)])
+def test_dropout_keeps_the_mean(rule: ChanceRule) -> None:
+    """Over many draws the layer's answer is what it is without dropout."""
+    model = tiny_model()
+    adapter = trained(model)
+    layer = next(layer for key, layer in adapter.layers.items() if key.endswith("attn1_to_q"))
+    x = torch.randn(1, 3, 32)
+    plain, answers = layer(x), []
+    for draw in range(2000):
+        with adapter.training(rule, 1, draw):
+            answers.append(layer(x).detach())
+    mean = torch.stack(answers).mean(0)
+    spread = torch.stack(answers).std(0) / 2000**0.5
+    assert float(((mean - plain.detach()).abs() - 5 * spread).max()) < 0
+
+
+def test_module_dropout_leaves_out_whole_layers() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    layer = next(iter(adapter.layers.values()))
+    x = torch.randn(1, layer.base_layer.in_channels, 4, 4)
+    seen = set()
+    for draw in range(40):
+        with adapter.training(ChanceRule(module_dropout=0.5), 1, draw):
+            seen.add(torch.equal(layer(x), layer.base_layer(x)))
+    assert seen == {True, False}
+
+
+# --- limited norms ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["lora", "loha", "lokr", "dylora", "glora", "ia3", "full"])
+def test_longer_updates_are_scaled_down_to_the_limit(family: str) -> None:
+    adapter = trained(tiny_model(), AdapterSpec(family=family, rank=2, alpha=1.0))
+    before = {key: layer.diff_weight().clone() for key, layer in adapter.layers.items()}
+    norms = sorted(adapter.norms().values())
+    most = norms[len(norms) // 2] * 1.001
+    scaled, average, largest = adapter.norm_limit(most).apply().tolist()
+    assert scaled == sum(norm > most for norm in norms) > 0
+    after = adapter.norms()
+    assert largest == pytest.approx(max(after.values()), rel=1e-4) and largest <= most * 1.0001
+    assert average == pytest.approx(sum(after.values()) / len(after), rel=1e-4)
+    for key, layer in adapter.layers.items():
+        expected = before[key] * min(1.0, most / float(before[key].norm()))
+        torch.testing.assert_close(layer.diff_weight(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_limit_scales_both_matrices_by_the_root_as_kohya_does() -> None:
+    adapter = trained(tiny_model())
+    key, norm = max(adapter.norms().items(), key=lambda entry: entry[1])
+    named = {name: tensor.clone() for name, tensor in adapter.layers[key].slices.named().items()}
+    adapter.norm_limit(norm / 4).apply()
+    for name, tensor in adapter.layers[key].slices.named().items():
+        torch.testing.assert_close(tensor, named[name] * 0.5)
+
+
+def test_limit_leaves_what_cannot_be_scaled_and_tells_its_norm() -> None:
+    adapter = trained(tiny_model(), AdapterSpec(family="oft", rank=2))
+    state = adapter.state()
+    scaled, _, largest = adapter.norm_limit(1e-3).apply().tolist()
+    assert scaled == 0 and largest == pytest.approx(max(adapter.norms().values()), rel=1e-4)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state().items())
+
+
+def test_norms_in_batches_are_those_one_by_one() -> None:
+    adapter = trained(tiny_model(), AdapterSpec(rank=2, alpha=1.0, targets="all", train_norm=True))
+    for key, norm in adapter.norms().items():
+        assert norm == pytest.approx(float(adapter.layers[key].diff_weight().norm()), rel=1e-4)
+    assert SPEC.rank == 2

@@ -1,0 +1,212 @@
+"""Adapters on whole models: nothing is changed but the layers asked for, and everything can be undone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lib_lora_train.adapters.inject import inject
+from lib_lora_train.adapters.registry import AdapterSpec, spec_from_config
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import AdapterError
+from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
+
+
+def test_fresh_adapter_changes_no_bit_of_the_prediction() -> None:
+    model = tiny_model()
+    before = model.predict()
+    inject(model, AdapterSpec(rank=2, alpha=1.0, targets="all"), seed=1)
+    assert torch.equal(model.predict(), before)
+
+
+def test_remove_restores_the_same_modules_and_weights() -> None:
+    model = tiny_model()
+    roots = (model.unet, *model.text_encoders)
+    modules = [list(root.named_modules()) for root in roots]
+    weights = [{name: tensor.clone() for name, tensor in root.state_dict().items()} for root in roots]
+    hooks = [(len(root._forward_hooks), len(root._forward_pre_hooks)) for root in roots]
+    adapter = trained(model)
+    model.predict().sum().backward()
+    adapter.remove()
+    for root, named, tensors, counts in zip(roots, modules, weights, hooks, strict=True):
+        assert all(a is b for (_, a), (_, b) in zip(root.named_modules(), named, strict=True))
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in root.state_dict().items())
+        assert (len(root._forward_hooks), len(root._forward_pre_hooks)) == counts
+
+
+def test_enabled_and_strength_are_restored_even_after_errors() -> None:
+    model = tiny_model()
+    base = model.predict()
+    adapter = trained(model)
+    full = model.predict()
+    with adapter.enabled(False):
+        assert torch.equal(model.predict(), base)
+        with adapter.enabled(True):
+            assert torch.equal(model.predict(), full)
+    with pytest.raises(KeyError), adapter.strength(0.5):
+        half = model.predict()
+        raise KeyError
+    assert torch.equal(model.predict(), full)
+    assert not torch.equal(half, full) and not torch.equal(half, base)
+
+
+def test_strength_scales_the_difference_of_one_layer() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    layer = next(iter(adapter.layers.values()))
+    x = torch.randn(1, layer.base_layer.in_channels, 4, 4)
+    base, full = layer.base_layer(x), layer(x)
+    with adapter.strength(0.25):
+        # One rounding of the scale at rank size.
+        torch.testing.assert_close(layer(x) - base, (full - base) * 0.25, rtol=1e-3, atol=1e-6)
+
+
+def test_state_round_trip_restores_prediction() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    expected, state = model.predict(), adapter.state()
+    adapter.remove()
+    again = inject(model, SPEC, seed=99)
+    again.load_state(state)
+    assert torch.equal(model.predict(), expected)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state().items())
+    assert list(again.state()) == list(state)
+
+
+def test_state_is_a_copy() -> None:
+    adapter = trained(tiny_model())
+    state = adapter.state()
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    with torch.no_grad():
+        for (parameter,) in adapter.groups.values():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state.items())
+
+
+def test_load_state_takes_alpha_from_the_file_and_rank_where_it_is_missing() -> None:
+    adapter = trained(tiny_model())
+    state = adapter.state()
+    first, second = list(adapter.layers)[:2]
+    state[f"{first}.alpha"] = torch.tensor(5.0)
+    del state[f"{second}.alpha"]
+    adapter.load_state(state)
+    assert adapter.layers[first].scale == 2.5
+    assert adapter.layers[second].scale == 1.0
+
+
+def test_load_state_names_what_does_not_fit_and_changes_nothing() -> None:
+    adapter = trained(tiny_model())
+    before = adapter.state()
+    state = {key: torch.zeros_like(tensor) for key, tensor in before.items()}
+    first = next(iter(adapter.layers))
+    del state[f"{first}.lora_up.weight"]
+    state["lora_unet_elsewhere.lora_up.weight"] = torch.zeros(1)
+    state[f"{first}.lora_down.weight"] = torch.zeros(9, 32, 1, 1)
+    with pytest.raises(AdapterError, match=r"1 missing .*lora_up.*1 unknown .*elsewhere.*1 of another shape .*\(9, 32"):
+        adapter.load_state(state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in adapter.state().items())
+
+
+def test_initial_numbers_depend_on_seed_and_name_only() -> None:
+    whole = inject(tiny_model(), AdapterSpec(rank=2, targets="all"), seed=1).state()
+    part = inject(tiny_model(), AdapterSpec(rank=2, targets="attention", text_encoder=False), seed=1).state()
+    other = inject(tiny_model(), AdapterSpec(rank=2, targets="attention", text_encoder=False), seed=2).state()
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in part.items())
+    down = [key for key in part if key.endswith("lora_down.weight")]
+    assert not any(torch.equal(part[key], other[key]) for key in down)
+    assert len({float(part[key].flatten()[0]) for key in down}) == len(down)
+
+
+def test_initial_numbers_ignore_the_global_generator() -> None:
+    torch.manual_seed(11)
+    first = inject(tiny_model(), SPEC, seed=1).state()
+    state = torch.get_rng_state()
+    adapter = inject(tiny_model(), SPEC, seed=1)
+    assert all(torch.equal(tensor, first[key]) for key, tensor in adapter.state().items())
+    torch.set_rng_state(state)
+
+
+def test_second_adapter_is_refused() -> None:
+    model = tiny_model()
+    adapter = inject(model, SPEC, seed=1)
+    with pytest.raises(AdapterError, match="carries an adapter already"):
+        inject(model, SPEC, seed=1)
+    adapter.remove()
+    inject(model, SPEC, seed=1)
+
+
+def test_nothing_to_train_is_refused_before_anything_is_touched() -> None:
+    model = tiny_model()
+    with pytest.raises(AdapterError, match="No layer would be trained"):
+        inject(model, AdapterSpec(unet=False, text_encoder=False), seed=1)
+    assert all(parameter.requires_grad for parameter in model.unet.parameters())
+
+
+def test_unknown_family_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AdapterError, match=r"'lore'.*lora"):
+        inject(tiny_model(), AdapterSpec(family="lore"), seed=1)
+
+
+def test_layers_that_cannot_be_adapted_are_listed() -> None:
+    model = tiny_model()
+    model.unet.down_blocks[0].attentions[0].proj_in = nn.Conv2d(32, 32, 1, groups=2)
+    adapter = inject(model, SPEC, seed=1)
+    assert adapter.skipped == ("down_blocks.0.attentions.0.proj_in",)
+    assert "lora_unet_down_blocks_0_attentions_0_proj_in" not in adapter.layers
+
+
+def test_only_the_groups_asked_for_are_trained() -> None:
+    assert list(inject(tiny_model(), AdapterSpec(text_encoder=False), seed=1).groups) == ["unet"]
+    assert list(inject(tiny_model(), AdapterSpec(unet=False), seed=1).groups) == ["text_encoder"]
+    model = tiny_model()
+    two = TinyModel(model.unet, (*model.text_encoders, *tiny_model().text_encoders), model.spec)
+    adapter = inject(two, SPEC, seed=1)
+    assert list(adapter.groups) == ["unet", "text_encoder_1", "text_encoder_2"]
+
+
+def test_norms_are_those_of_the_differences() -> None:
+    adapter = trained(tiny_model())
+    for key, norm in adapter.norms().items():
+        assert norm == pytest.approx(float(adapter.layers[key].diff_weight().norm()), rel=1e-5)
+
+
+def test_moving_or_casting_the_model_leaves_the_numbers_in_the_buffer() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    state = adapter.state()
+    model.unet.to(torch.bfloat16)
+    (parameter,) = adapter.groups["unet"]
+    assert parameter.dtype == torch.float32
+    assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state().items())
+
+
+def test_moving_the_adapter_keeps_its_parameters_the_same_objects() -> None:
+    model = tiny_model()
+    adapter = trained(model)
+    model.predict().sum().backward()
+    (parameter,) = adapter.groups["unet"]
+    gradient = parameter.grad.clone()
+    adapter.to(torch.device("cpu"))
+    assert adapter.groups["unet"][0] is parameter
+    model.predict().sum().backward()
+    assert torch.equal(parameter.grad, 2 * gradient)
+
+
+def test_layers_answer_to_pefts_own_switch() -> None:
+    model = tiny_model()
+    base = model.predict()
+    trained(model)
+    tuners = [m for root in (model.unet, *model.text_encoders) for m in root.modules() if isinstance(m, BaseTunerLayer)]
+    for tuner in tuners:
+        tuner.enable_adapters(False)
+    assert torch.equal(model.predict(), base)
+    for tuner in tuners:
+        tuner.enable_adapters(True)
+    assert not torch.equal(model.predict(), base)
+
+
+def test_spec_follows_the_settings() -> None:
+    config = TrainConfig(rank=8, alpha=None, targets="all", train_text_encoder=False)
+    assert spec_from_config(config) == AdapterSpec("lora", 8, 8.0, "all", unet=True, text_encoder=False)

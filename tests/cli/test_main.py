@@ -1,0 +1,401 @@
+"""The command line: every parameter is a flag, mistakes are one clear message, a run shows where it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lib_lora_train.cli import main as cli
+from lib_lora_train.cli import settings as cli_settings
+from lib_lora_train.cli.terminal import Terminal
+from lib_lora_train.config.parameters import Parameter, parameters_of
+from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.core.errors import ConfigError, LoraTrainError
+from lib_lora_train.core.events import (
+    EpochDone,
+    Event,
+    LoraWritten,
+    Measured,
+    Noted,
+    PhaseEnded,
+    PhaseStarted,
+    Planned,
+    Progress,
+    StateChanged,
+    StepDone,
+    from_record,
+)
+from tests.paths import ROOT
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three captioned pictures in a plain folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (96, 64), (40 * number, 90, 120)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a zorp, number {number}")
+    return folder
+
+
+def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "lib_lora_train", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def parsed(*words: str) -> TrainConfig:
+    """The config that `train` makes of these words."""
+    options, unknown = cli.make_parser().parse_known_args(["train", *words])
+    return cli_settings.config_of(options, unknown)
+
+
+# --- flags -----------------------------------------------------------------------------------------
+
+_OTHER_TEXT = {"caption_extension": ".caption", "sample_prompts": "a zorp --w 128"}
+
+
+def _other_value(parameter: Parameter) -> Any:
+    """A valid value that is not the default."""
+    if parameter.choices:
+        return next(choice for choice in parameter.choices if choice != parameter.default)
+    if parameter.kind is bool:
+        return not parameter.default
+    if parameter.kind in (int, float):
+        low = parameter.kind(parameter.low or 0)
+        tried = [low, low + 1, low + 2, *([parameter.high] if parameter.high else [])]
+        most = float("inf") if parameter.high is None else parameter.high
+        return next(value for value in tried if value not in (parameter.default, 0) and value <= most)
+    return _OTHER_TEXT.get(parameter.name, "other")
+
+
+@pytest.mark.parametrize("parameter", parameters_of(TrainConfig), ids=lambda parameter: parameter.name)
+def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = _other_value(parameter)
+    flag = f"--{parameter.name.replace('_', '-')}"
+    words = [flag if value else f"--no-{flag[2:]}"] if parameter.kind is bool else [flag, str(value)]
+    flags = vars(cli.make_parser().parse_args(["train", *words]))
+    values: dict[str, Any] = {}
+    assert cli_settings.override(values, flags, ()) == []
+    config, problems = read_config(values)
+    assert problems == ()
+    expected = (value,) if parameter.kind is tuple else value
+    if parameter.name in cli_settings.PATHS:
+        expected = str(Path.cwd() / value)
+    assert getattr(config, parameter.name) == expected
+    assert config == TrainConfig().replace(**{parameter.name: expected}), "and nothing else changed"
+
+
+def test_no_flag_of_the_program_hides_a_parameter() -> None:
+    names = {p.name for p in (*parameters_of(TrainConfig), *parameters_of(Concept))}
+    assert names & {"configs", "resume", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
+    assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
+
+
+def test_flags_win_over_the_file(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "c.toml").write_text('rank = 4\nepochs = 3\n[[concepts]]\nfolder = "pictures"\ntrigger = "zorp"\n')
+    config = parsed(str(tmp_path / "c.toml"), "--rank", "8", "--trigger", "blick", "--no-train-text-encoder")
+    assert (config.rank, config.epochs, config.train_text_encoder) == (8, 3, False)
+    assert config.concepts == (Concept(folder=str(pictures), trigger="blick"),)
+
+
+def test_a_concept_can_be_given_without_a_file(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures.parent)
+    config = parsed("--folder", "pictures", "--repeats", "5", "--ckpt", "model.safetensors")
+    assert config.concepts == (Concept(folder=str(pictures), repeats=5),)
+    assert config.checkpoint == str(pictures.parent / "model.safetensors")
+
+
+def test_underscores_in_flags_are_understood() -> None:
+    assert cli._hyphenated("--learning_rate=1e-4") == "--learning-rate=1e-4"
+    assert cli._hyphenated("a_fox --w 128") == "a_fox --w 128"
+    assert cli._hyphenated("--sample_prompts=a_fox --w 128") == "--sample-prompts=a_fox --w 128"
+
+
+def test_concept_flags_do_not_guess_among_several(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[[concepts]]\nfolder = "a"\n[[concepts]]\nfolder = "b"\n')
+    with pytest.raises(ConfigError, match=r"trigger: flags can only change a single concept"):
+        parsed(str(tmp_path / "c.toml"), "--trigger", "zorp")
+
+
+# --- bad input -------------------------------------------------------------------------------------
+
+
+def _refusal(answer: subprocess.CompletedProcess[str]) -> str:
+    """The message of a refused run: exit status 2, nothing on standard output, no traceback."""
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.startswith("Error: ")
+    return answer.stderr
+
+
+def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
+    message = _refusal(run("train", "nowhere.toml", folder=tmp_path))
+    assert "nowhere.toml: cannot be read: No such file" in message
+
+
+def test_broken_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("rank = 8\nepochs = = 3\n")
+    message = _refusal(run("train", "c.toml", folder=tmp_path))
+    assert "c.toml: is not TOML" in message
+    assert "line 2" in message
+
+
+def test_a_missing_picture_folder_is_named(tmp_path: Path) -> None:
+    message = _refusal(run("train", "--folder", "nowhere", "--dry-run", folder=tmp_path))
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    assert str(tmp_path / "empty") in _refusal(run("train", "--folder", "empty", "--dry-run", folder=tmp_path))
+
+
+def test_no_concept_at_all_is_refused() -> None:
+    assert "concepts" in _refusal(run("train", "--dry-run"))
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest(pictures: Path) -> None:
+    (pictures.parent / "c.toml").write_text('rankk = 8\n[[concepts]]\nfolder = "pictures"\ntriger = "zorp"\n')
+    message = _refusal(run("train", "c.toml", "--dry-run", folder=pictures.parent))
+    assert "rankk: is not a parameter. Did you mean 'rank'?" in message
+    assert "concepts[1].triger: is not a parameter. Did you mean 'trigger'?" in message
+
+
+def test_an_unknown_flag_is_answered_like_an_unknown_setting(pictures: Path) -> None:
+    message = _refusal(run("train", "--folder", pictures, "--network_dim", "8", "--epoch=3", "--dry-run"))
+    assert "network_dim: is called 'rank' here" in message
+    assert "epoch: is not a parameter. Did you mean 'epochs'?" in message
+
+
+def test_all_problems_are_told_at_once(pictures: Path) -> None:
+    """What cannot be read, what is out of range and what contradicts itself, in one message."""
+    (pictures.parent / "c.toml").write_text(
+        'rank = "many"\nepochs = 0\noptimizer = "AdamWW"\noutput_name = "../elsewhere"\n'
+        "train_unet = false\ntrain_text_encoder = false\nmin_bucket = 1024\nmax_bucket = 512\n"
+        '[[concepts]]\nfolder = "pictures"\n'
+    )
+    message = _refusal(run("train", "c.toml", "--dry-run", folder=pictures.parent))
+    for where in ("rank", "epochs", "optimizer", "output_name", "train_unet", "min_bucket"):
+        assert where in message
+    assert "Did you mean 'AdamW'?" in message
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x", "C:\\x"])
+def test_an_output_name_with_path_parts_is_refused(pictures: Path, name: str) -> None:
+    assert "output_name" in _refusal(run("train", "--folder", pictures, f"--output-name={name}", "--dry-run"))
+
+
+def test_a_broken_picture_is_named_and_the_rest_is_planned(pictures: Path) -> None:
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    answer = run("train", "--folder", pictures, "--resolution", "64", "--min-bucket", "64", "--dry-run")
+    assert answer.returncode == 0, answer.stderr
+    assert "broken.png" in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_none_is_refused(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    answer = run("train", "--folder", pictures, "--ckpt", "model.safetensors", "--out", "out", folder=tmp_path)
+    assert answer.returncode == 2, answer.stderr
+    assert "model.safetensors" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    answer = run("train", "nowhere.toml", "--debug", folder=tmp_path)
+    assert answer.returncode == 2
+    assert "Traceback" in answer.stderr
+
+
+def test_a_surplus_word_is_refused(tmp_path: Path) -> None:
+    assert "surplus" in _refusal(run("export", "c.toml", "surplus", folder=tmp_path))
+
+
+def test_the_demo_refuses_settings() -> None:
+    assert "--rank" in _refusal(run("demo", "--rank", "8"))
+
+
+# --- planning and running --------------------------------------------------------------------------
+
+
+def test_the_plan_is_shown_without_loading_anything_heavy(pictures: Path) -> None:
+    script = f"""
+import sys
+from lib_lora_train.cli.main import main
+main(["train", "--folder", {str(pictures)!r}, "--repeats", "4", "--epochs", "3", "--dry-run"])
+print(sorted({{"torch", "diffusers", "gradio"}} & set(sys.modules)))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    plan, _, loaded = answer.stdout.strip().rpartition("\n")
+    assert loaded == "[]"
+    assert "18" in plan, "3 pictures × 4 repeats × 3 epochs / batch 2"
+    assert "time not known yet" in plan or "time about" in plan
+    assert "memory about" in plan and "an estimate" in plan
+
+
+class FakeControl:
+    """What `stopping_on_interrupt` uses of a Control."""
+
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself Ctrl-C")
+def test_ctrl_c_stops_and_keeps_and_the_second_one_ends() -> None:
+    control: Any = FakeControl()
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), cli.stopping_on_interrupt(control, told.append):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert control.stopped, "the run goes on to the end of its step"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert len(told) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_leaves_its_events_in_a_file(tmp_path: Path) -> None:
+    events: list[Event] = [StateChanged("running"), Noted("hint", "rank", "why"), StateChanged("finished")]
+    assert list(cli.recorded(iter(events), tmp_path / "events.jsonl")) == events
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [from_record({k: v for k, v in json.loads(line).items() if k != "time"}) for line in lines] == events
+
+
+def test_events_are_kept_up_to_the_failure(tmp_path: Path) -> None:
+    def failing() -> Iterator[Event]:
+        yield StateChanged("running")
+        raise LoraTrainError("The disk is full.")
+
+    with pytest.raises(LoraTrainError):
+        list(cli.recorded(failing(), tmp_path / "events.jsonl"))
+    first, last = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (first["state"], last["state"], last["message"]) == ("running", "failed", "The disk is full.")
+
+
+# --- the terminal ----------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """A terminal, or a file, that remembers what was written."""
+
+    encoding = "utf-8"
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _train(terminal: Terminal, clock: Clock, steps: range, *, total: int, seconds: float = 1.0) -> None:
+    for step in steps:
+        clock.now += seconds
+        terminal.show(StepDone(step, 1, 0.5, {"unet": 1e-4}, 1.0, seconds))
+        terminal.show(Progress("train", step, total))
+
+
+def test_the_meter_shows_share_eta_and_loss() -> None:
+    screen, clock = Screen(is_terminal=True), Clock()
+    terminal = Terminal(screen, width=90, clock=clock)
+    terminal.show(PhaseStarted("train", 100))
+    _train(terminal, clock, range(1, 26), total=100)
+    last = screen.getvalue().rpartition("\r")[2]
+    assert "Training" in last and " 25%" in last and "25/100" in last
+    assert "1:15 left" in last, "75 steps at 1 s each"
+    assert "loss 0.5000" in last
+    assert len(last.replace("\x1b[K", "")) <= 90
+
+
+def test_drawing_samples_in_between_does_not_confuse_the_training_eta() -> None:
+    screen, clock = Screen(is_terminal=True), Clock()
+    terminal = Terminal(screen, width=90, clock=clock)
+    terminal.show(PhaseStarted("train", 20))
+    _train(terminal, clock, range(1, 11), total=20)
+    terminal.show(PhaseStarted("samples", 2))
+    terminal.show(Progress("samples", 1, 2))
+    terminal.show(Progress("samples", 2, 2))
+    terminal.show(PhaseEnded("samples", 0.0))
+    _train(terminal, clock, range(11, 16), total=20)
+    assert "0:05 left" in screen.getvalue().rpartition("\r")[2]
+
+
+def test_lines_that_stay_are_not_mixed_with_the_meter() -> None:
+    screen, clock = Screen(is_terminal=True), Clock()
+    terminal = Terminal(screen, width=90, clock=clock)
+    terminal.show(PhaseStarted("train", 4))
+    _train(terminal, clock, range(1, 3), total=4)
+    terminal.show(EpochDone(1, 2, 0.25))
+    terminal.show(LoraWritten("models/Lora/a-000001.safetensors", 1, 2))
+    shown = screen.getvalue()
+    assert "\r\x1b[KEpoch 1: mean loss 0.2500\nWritten: models/Lora/a-000001.safetensors\n" in shown
+
+
+def test_a_log_file_gets_whole_lines_and_not_too_many() -> None:
+    screen, clock = Screen(is_terminal=False), Clock()
+    terminal = Terminal(screen, clock=clock)
+    terminal.show(Planned(16, 24, 5, 4, 20))
+    terminal.show(PhaseStarted("train", 1000))
+    _train(terminal, clock, range(1, 1001), total=1000, seconds=0.1)
+    terminal.show(PhaseEnded("train", 100.0))
+    lines = screen.getvalue().splitlines()
+    assert "\r" not in screen.getvalue() and "\x1b" not in screen.getvalue()
+    assert lines[0] == "Plan: 16 pictures and 24 for regularisation; 5 steps × 4 epochs, 20 steps in all"
+    assert lines[-1] == "Training: done in 1:40"
+    assert 10 <= len(lines) <= 14, "one line every 10 s of 100 s, the first, the last, and these two"
+
+
+def test_measured_numbers_and_notes_are_told() -> None:
+    screen = Screen(is_terminal=False)
+    terminal = Terminal(screen)
+    terminal.show(Measured(0, {"concept": 0.0}))
+    terminal.show(Measured(2, {"concept": 0.96875, "drift": 0.0123}))
+    terminal.show(Noted("warning", "broken.png", "is not a picture."))
+    assert screen.getvalue().splitlines() == [
+        "Without LoRA: concept 0",
+        "Epoch 2: concept 0.9688, drift 0.0123",
+        "warning: broken.png: is not a picture.",
+    ]
+
+
+def test_a_console_without_unicode_gets_plain_bars() -> None:
+    screen, clock = Screen(is_terminal=True), Clock()
+    screen.encoding = "cp1252"
+    terminal = Terminal(screen, width=90, clock=clock)
+    terminal.show(PhaseStarted("latents", 2))
+    terminal.show(Progress("latents", 1, 2))
+    screen.getvalue().encode("cp1252")
+    assert "#" in screen.getvalue()

@@ -1,0 +1,341 @@
+"""Augmented views: drawn fairly, the same for the same content, with crops that are told as they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.augmentation import View, asymmetric_word, background_colours, mirrored, views_of
+from lib_lora_train.dataset.buckets import Placement
+from lib_lora_train.dataset.images import WHITE, ImageFile, Look, jittered, read_image_file, read_mask, read_pixels
+from lib_lora_train.dataset.plan import Plan, epoch_steps
+from lib_lora_train.dataset.planner import make_plan
+from lib_lora_train.dataset.sample_captions import caption_of, captions_ahead
+from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept, scan_dataset
+from lib_lora_train.training.step import size_conditions
+
+PLACE = Placement(96, 64, 16, 0, 64, 64)
+CONFIG = TrainConfig(resolution=64, min_bucket=64, bucket_step=64, enable_buckets=False)
+
+
+def views(place: Placement = PLACE, *, has_alpha: bool = False, content: str = "ab" * 32, **values: Any) -> list[View]:
+    return list(views_of(0, place, Concept("x", **values), content=content, has_alpha=has_alpha))
+
+
+def noise(size: tuple[int, int] = (96, 64), seed: int = 0) -> Image.Image:
+    return Image.frombytes("RGB", size, random.Random(seed).randbytes(size[0] * size[1] * 3))
+
+
+def plan_of(
+    *sizes: tuple[int, int], captions: tuple[str, ...] = ("zok, red",), alpha: bool = False, **values: Any
+) -> Plan:
+    """A plan over pictures that exist by name only."""
+    items = tuple(
+        Item(ImageFile(Path(f"{n}.png"), *size, f"{n:064x}", alpha), captions[n % len(captions)], 0)
+        for n, size in enumerate(sizes)
+    )
+    concept = Concept("x", **values)
+    scanned = ScannedConcept("x", Path("x"), 1, "", False, len(sizes), concept)
+    return make_plan(Dataset(items, (scanned,), ()), CONFIG)
+
+
+# --- which views ---------------------------------------------------------------------------------
+
+
+def test_without_augmentation_there_is_the_plain_view_alone() -> None:
+    assert views() == [View(0, PLACE)]
+    assert views(alpha_background="black, white") == [View(0, PLACE)]  # opaque
+
+
+def test_the_first_view_is_always_the_plain_one() -> None:
+    assert views(flip=True, random_crop=True, colour_jitter=0.3)[0] == View(0, PLACE)
+
+
+def test_mirroring_doubles_the_views_and_mirrors_the_crop() -> None:
+    plain, flipped = views(Placement(96, 64, 20, 0, 64, 64), flip=True)
+    assert flipped.look.is_mirrored and not plain.look.is_mirrored
+    assert flipped.placement.left == 96 - 64 - 20
+    assert mirrored(flipped).placement == plain.placement
+
+
+def test_crops_lie_within_the_picture_and_reach_its_edges() -> None:
+    found = [v.placement for n in range(200) for v in views(random_crop=True, content=f"{n:015x}")]
+    assert {(p.width, p.height, p.top) for p in found} == {(64, 64, 0)}
+    assert {p.left for p in found} == set(range(33))  # 96 − 64 px of room
+
+
+def test_jitter_stays_within_its_strength() -> None:
+    jitters = [v.look.jitter for n in range(50) for v in views(colour_jitter=0.2, content=f"{n:015x}")]
+    assert jitters[0] is None
+    for jitter in jitters:
+        if jitter is not None:
+            assert all(0.8 <= factor <= 1.2 for factor in jitter[:3])
+            assert abs(jitter[3]) <= 0.05
+
+
+def test_the_number_of_variants_is_the_one_asked_for() -> None:
+    assert len(views(colour_jitter=0.1)) == 8
+    assert len(views(colour_jitter=0.1, augment_variants=3, flip=True)) == 6
+    assert len(views(Placement(64, 64, 0, 0, 64, 64), random_crop=True)) == 1  # no room: all crops are the same
+
+
+def test_variants_follow_from_the_content_alone() -> None:
+    one = views(random_crop=True, colour_jitter=0.1)
+    assert one == views(random_crop=True, colour_jitter=0.1)
+    assert one[1:] != views(random_crop=True, colour_jitter=0.1, content="cd" * 32)[1:]
+    # one setting does not change the luck of the other
+    assert [v.placement for v in one] == [v.placement for v in views(random_crop=True, colour_jitter=0.3)]
+
+
+def test_backgrounds_take_turns_behind_transparent_pictures() -> None:
+    found = views(has_alpha=True, alpha_background="white, black, #808080")
+    assert [(v.background, v.look.background) for v in found] == [
+        ("white", WHITE),
+        ("black", (0, 0, 0)),
+        ("#808080", (128, 128, 128)),
+    ]
+    assert Counter(v.background for v in views(has_alpha=True, alpha_background="white, black", colour_jitter=0.1)) == {
+        "white": 4,
+        "black": 4,
+    }
+
+
+def test_an_unknown_colour_is_refused() -> None:
+    with pytest.raises(DataError, match="'blorange' is no colour"):
+        background_colours("white, blorange")
+
+
+def test_every_view_is_drawn_equally_often_and_by_the_sample_alone() -> None:
+    plan = plan_of((96, 64), flip=True)
+    assert plan.view_numbers == ((0, 1),)
+    drawn = [plan.drawn_view(7, 0, draw) for draw in range(2000)]
+    assert abs(drawn.count(1) - 1000) < 112  # 5 standard deviations of a fair coin
+    assert drawn == [plan.drawn_view(7, 0, draw) for draw in range(2000)]
+
+
+def test_the_views_of_several_items_are_numbered_first_views_first() -> None:
+    plan = plan_of((96, 64), (96, 64), flip=True)
+    assert plan.view_numbers == ((0, 2), (1, 3))
+    assert [view.item for view in plan.all_views] == [0, 1, 0, 1]
+
+
+# --- pixels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> ImageFile:
+    noise().save(tmp_path / "a.png")
+    return read_image_file(tmp_path / "a.png")
+
+
+def test_a_mirrored_view_is_the_mirror_image_of_the_plain_one(image: ImageFile) -> None:
+    for left in (0, 5, 32):
+        view = View(0, Placement(96, 64, left, 0, 64, 64))
+        other = mirrored(view)
+        plain = read_pixels(image, view.placement, view.look)
+        flipped = read_pixels(image, other.placement, other.look)
+        assert flipped.tobytes() == plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
+
+
+def test_a_crop_is_the_part_that_its_corner_tells(image: ImageFile) -> None:
+    for view in views(random_crop=True, flip=True):
+        whole = noise()
+        if view.look.is_mirrored:
+            whole = whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        left, top = view.placement.left, view.placement.top
+        expected = whole.crop((left, top, left + 64, top + 64))
+        assert read_pixels(image, view.placement, view.look).tobytes() == expected.tobytes()
+
+
+def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
+    plan = plan_of((192, 64), random_crop=True, flip=True, augment_variants=4)
+    found = size_conditions(plan, range(len(plan.all_views))).tolist()
+    assert found == [[64, 192, v.placement.top, v.placement.left, 64, 64] for v in plan.all_views]
+    lefts = [row[3] for row in found]
+    pairs = {(min(a, b), max(a, b)) for a in lefts for b in lefts if a + b == 192 - 64}
+    assert len(pairs) >= 4  # every crop has its mirror image
+
+
+def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
+    picture = noise()
+    assert jittered(picture, (1.0, 1.0, 1.0, 0.0)).tobytes() == picture.tobytes()
+
+    def mean(one: Image.Image) -> float:
+        pixels = one.tobytes()
+        return sum(pixels) / len(pixels)
+
+    assert mean(jittered(picture, (0.5, 1.0, 1.0, 0.0))) == pytest.approx(mean(picture) / 2, abs=1)  # rounding
+    grey = jittered(picture, (1.0, 1.0, 0.0, 0.0))
+    assert all(r == g == b for r, g, b in zip(*[iter(grey.tobytes())] * 3, strict=True))
+    red = Image.new("RGB", (1, 1), (255, 0, 0))
+    red_value, green, _ = jittered(red, (1.0, 1.0, 1.0, 1 / 3)).tobytes()  # a third of the circle on: green
+    assert green > 240 and red_value < 15
+
+
+def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    picture.save(tmp_path / "a.png")
+    image = read_image_file(tmp_path / "a.png")
+    assert image.has_alpha
+    found = read_pixels(image, Placement(64, 64, 0, 0, 64, 64), Look(background=(1, 2, 3)))
+    assert (found.getpixel((5, 5)), found.getpixel((60, 5))) == ((1, 2, 3), (255, 0, 0))
+
+
+# --- captions ------------------------------------------------------------------------------------
+
+
+def test_the_caption_names_the_background_that_is_shown() -> None:
+    plan = plan_of((64, 64), alpha=True, alpha_background="white, black, #123456", tag_background=True)
+    found = {
+        (plan.all_views[plan.drawn_view(CONFIG.seed, 0, draw)].background, caption_of(plan, 0, draw, CONFIG))
+        for draw in range(50)
+    }
+    assert found == {
+        ("white", "zok, red, white background"),
+        ("black", "zok, red, black background"),
+        ("#123456", "zok, red"),
+    }
+    assert set(captions_ahead(plan, CONFIG.replace(epochs=10))) == {caption for _, caption in found}
+
+
+def test_a_background_that_is_named_already_is_not_repeated() -> None:
+    captions = ("zok, White Background",)
+    plan = plan_of((64, 64), captions=captions, alpha=True, tag_background=True)
+    assert caption_of(plan, 0, 0, CONFIG) == captions[0]
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def put(folder: Path, name: str, picture: Image.Image) -> None:
+    folder.mkdir(exist_ok=True)
+    picture.save(folder / name)
+
+
+def half_white(size: tuple[int, int] = (96, 64)) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def test_masks_are_found_beside_their_pictures_and_are_no_pictures(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", noise())
+    put(tmp_path, "a-mask.png", half_white())
+    put(tmp_path, "b.jpg", noise(seed=1))
+    put(tmp_path, "b_mask.png", half_white())
+    put(tmp_path, "c.png", noise(seed=2))
+    put(tmp_path, "theater_mask.png", noise(seed=3))  # no mask: there is no picture "theater"
+    dataset = scan_dataset([Concept(str(tmp_path), use_masks=True)], ".txt")
+    found = {item.image.path.name: item.mask.path.name if item.mask else "" for item in dataset.items}
+    assert found == {"a.png": "a-mask.png", "b.jpg": "b_mask.png", "c.png": "", "theater_mask.png": ""}
+    assert any("2 pictures have no mask" in str(problem) for problem in dataset.skipped)
+    unused = scan_dataset([Concept(str(tmp_path))], ".txt")
+    assert len(unused.items) == 4 and not any(item.mask for item in unused.items)
+    assert any("2 masks are not used" in str(problem) for problem in unused.skipped)
+
+
+def test_transparency_is_the_mask_where_there_is_no_file(tmp_path: Path) -> None:
+    picture = noise().convert("RGBA")
+    picture.putalpha(half_white())
+    put(tmp_path, "a.png", picture)
+    (item,) = scan_dataset([Concept(str(tmp_path), use_masks=True)], ".txt").items
+    assert item.mask == item.image
+    mask = read_mask(item.image, Placement(96, 64, 16, 0, 64, 64), is_mirrored=False, alpha=True)
+    assert (mask.getpixel((0, 0)), mask.getpixel((31, 9)), mask.getpixel((32, 9))) == (255, 255, 0)
+
+
+def test_a_mask_is_placed_and_mirrored_like_its_picture(tmp_path: Path) -> None:
+    put(tmp_path, "m.png", half_white((48, 32)))  # half the picture's size
+    mask = read_image_file(tmp_path / "m.png")
+    plain = View(0, Placement(96, 64, 20, 0, 64, 64))
+    straight = read_mask(mask, plain.placement, is_mirrored=False, alpha=False)
+    flipped = read_mask(mask, mirrored(plain).placement, is_mirrored=True, alpha=False)
+    assert straight.tobytes() == flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
+    assert (straight.getpixel((0, 0)), straight.getpixel((63, 0))) == (255, 0)
+
+
+# --- several resolutions, findings ----------------------------------------------------------------
+
+
+def test_every_picture_is_shown_at_each_resolution() -> None:
+    plan = plan_of((256, 256), (256, 128), resolutions="64 128")
+    assert [
+        (item.resolution, place.width) for item, place in zip(plan.dataset.items, plan.placements, strict=True)
+    ] == [
+        (64, 64),
+        (128, 128),
+        (64, 64),
+        (128, 128),
+    ]
+    assert {(b.width, b.image_count) for b in plan.buckets} == {(64, 2), (128, 2)}
+    assert plan.samples_per_epoch == 4
+    shown = Counter(item for step in epoch_steps(plan, 1, 1) for batch in step for item in batch.items)
+    assert shown == {0: 1, 1: 1, 2: 1, 3: 1}
+    again = make_plan(plan.dataset, CONFIG)
+    assert again.dataset == plan.dataset
+
+
+def test_bucket_limits_grow_with_the_resolution() -> None:
+    config = TrainConfig(resolution=512, min_bucket=256, max_bucket=1024)
+    dataset = plan_of((3000, 1000), resolutions="1024").dataset
+    (place,) = make_plan(dataset, config).placements
+    assert (place.width, place.height) == (1728, 576)  # 1024 would be the longest side at 512
+
+
+def test_a_resolution_that_is_none_is_refused() -> None:
+    with pytest.raises(DataError, match="no sides in px"):
+        plan_of((64, 64), resolutions="512 big")
+
+
+@pytest.mark.parametrize(
+    ("caption", "word"),
+    [
+        ("zok, red hat", ""),
+        ("zok, eyepatch", "eyepatch"),
+        ("her left_arm up", "left"),
+        ("Text, bright", "text"),
+        ("brightly lit", ""),
+    ],
+)
+def test_words_with_a_left_and_a_right_are_noticed(caption: str, word: str) -> None:
+    assert asymmetric_word(caption) == word
+
+
+def test_the_plan_warns_of_mirrored_words_and_of_crops_without_room() -> None:
+    captions = ("zok, text", "zok")
+    plan = plan_of((64, 64), (64, 64), captions=captions, flip=True, random_crop=True)
+    found = {problem.where: problem.message for problem in plan.warnings}
+    assert "1 of 2" in found["flip"] and "'text'" in found["flip"]
+    assert "no effect on 2 of 2" in found["random_crop"]
+    assert "flip" not in {problem.where for problem in plan_of((64, 64), captions=captions).warnings}
+
+
+def test_a_plan_without_views_has_the_plain_ones() -> None:
+    plan = dataclasses.replace(plan_of((64, 64), (64, 64)), views=())
+    assert plan.all_views == (View(0, plan.placements[0]), View(1, plan.placements[1]))
+    assert torch.equal(size_conditions(plan, [1]), size_conditions(plan_of((64, 64), (64, 64)), [1]))
+
+
+def test_transparency_is_looked_for_only_where_it_matters(tmp_path: Path) -> None:
+    picture = noise().convert("RGBA")
+    picture.putalpha(half_white())
+    put(tmp_path, "a.png", picture)
+    for values, seen in (
+        ({}, False),
+        ({"use_masks": True}, True),
+        ({"tag_background": True}, True),
+        ({"alpha_background": "white, black"}, True),
+    ):
+        concept = dataclasses.replace(Concept(str(tmp_path)), **values)
+        (item,) = scan_dataset([concept], ".txt").items
+        assert item.image.has_alpha is seen

@@ -1,0 +1,156 @@
+"""Pictures are measured upright, broken ones are refused by name, pixels are what the placement says."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.buckets import BucketRule, Placement, place
+from lib_lora_train.dataset.images import read_image_file, read_pixels
+
+SQUARE = BucketRule(resolution=64, min_side=64, max_side=64, step=8, enabled=False)
+
+
+def _noise(size: tuple[int, int] = (96, 64)) -> Image.Image:
+    return Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
+
+
+def _whole(width: int, height: int) -> Placement:
+    return Placement(width, height, 0, 0, width, height)
+
+
+def _colour(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    pixel = picture.getpixel((x, y))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
+def test_size_and_hash_are_the_files(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    _noise().save(path)
+    image = read_image_file(path)
+    assert (image.path, image.width, image.height) == (path, 96, 64)
+    assert image.content_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
+def test_a_truncated_picture_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, lenient: bool
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)  # webui extensions switch this on for all
+    path = tmp_path / f"cut.{ending}"
+    _noise().save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    with pytest.raises(DataError, match=rf"cut\.{ending}"):
+        read_image_file(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
+        read_image_file(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image_file(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_to_size_and_pixels(tmp_path: Path, orientation: int, ending: str) -> None:
+    """A picture stored as a camera does for each orientation comes back upright: red left, blue right of the top."""
+    upright = Image.new("RGB", (96, 64), "white")
+    upright.paste((220, 0, 0), (0, 0, 32, 32))
+    upright.paste((0, 0, 220), (64, 0, 96, 32))
+    turn = Image.Transpose
+    stored_as = {
+        1: [],
+        2: [turn.FLIP_LEFT_RIGHT],
+        3: [turn.ROTATE_180],
+        4: [turn.FLIP_TOP_BOTTOM],
+        5: [turn.TRANSPOSE],
+        6: [turn.ROTATE_90],
+        7: [turn.TRANSVERSE],
+        8: [turn.ROTATE_270],
+    }
+    stored = upright
+    for method in stored_as[orientation]:
+        stored = stored.transpose(method)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    stored.save(path, exif=exif, quality=95)
+    image = read_image_file(path)
+    assert (image.width, image.height) == (96, 64)
+    pixels = read_pixels(image, _whole(96, 64))
+    # 60: JPEG and WebP bend saturated colours; red, blue and white are more than twice as far apart
+    for point, colour in (((16, 16), (220, 0, 0)), ((80, 16), (0, 0, 220)), ((48, 48), (255, 255, 255))):
+        assert all(abs(a - b) < 60 for a, b in zip(_colour(pixels, *point), colour, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    _noise().save(path, exif=b"Exif\0\0MM\0*garbage")
+    assert read_image_file(path).width == 96
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.png"
+    if mode == "P":
+        palette = Image.new("P", (64, 64), 0)
+        palette.putpalette([9, 9, 9, 0, 0, 0])
+        palette.paste(1, (0, 0, 32, 64))
+        palette.save(path, transparency=0)
+    else:
+        picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+        picture.paste((0, 0, 0, 255), (0, 0, 32, 64))
+        picture.convert(mode).save(path)
+    pixels = read_pixels(read_image_file(path), _whole(64, 64))
+    assert pixels.mode == "RGB"
+    assert _colour(pixels, 8, 8) == (0, 0, 0)
+    assert _colour(pixels, 56, 8) == (255, 255, 255)
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (64, 64), (0, 0, 0, 128)).save(path)
+    pixels = read_pixels(read_image_file(path), _whole(64, 64))
+    assert _colour(pixels, 0, 0) == (127, 127, 127)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("I;16", (64, 64), 257 * 100).save(path)
+    pixels = read_pixels(read_image_file(path), _whole(64, 64))
+    assert all(abs(value - 100) <= 1 for value in _colour(pixels, 0, 0))  # 1: rounding of the division
+
+
+def test_pixels_are_resized_then_cut_from_the_middle(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (192, 64), "red")
+    picture.paste("green", (64, 0, 128, 64))
+    path = tmp_path / "a.png"
+    picture.save(path)
+    pixels = read_pixels(read_image_file(path), place(192, 64, SQUARE))
+    assert pixels.size == (64, 64)
+    assert pixels.getcolors() == [(64 * 64, (0, 128, 0))]
+
+
+def test_a_picture_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    image = read_image_file(path)
+    Image.new("RGB", (64, 64), "blue").save(path)
+    with pytest.raises(DataError, match="has changed"):
+        read_pixels(image, _whole(64, 64))

@@ -1,0 +1,316 @@
+"""The doctor finds what is wrong in a folder, and its remedies keep every original."""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw, ImageEnhance
+
+from lib_lora_train.config.train_config import Concept
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.scan import scan_dataset
+from lib_lora_train.dataset_tools import image_cache as patients
+from lib_lora_train.dataset_tools.checkup import Examination, examine
+from lib_lora_train.dataset_tools.image_cache import Patient, PictureMemory, look_at
+from lib_lora_train.dataset_tools.perceptual_hash import (
+    MOST_DIFFERENT_BITS,
+    Fingerprint,
+    alike_groups,
+    fingerprint,
+    is_alike,
+)
+from lib_lora_train.dataset_tools.repairs import SHRUNK_SIDE, originals_of, write_fixes, write_undo
+from tests.stand_ins.work import calls_of
+
+
+def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
+    """Soft blots, as different from seed to seed as photos are."""
+    rng = random.Random(seed)
+    small = Image.frombytes("RGB", (6, 6), rng.randbytes(108))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures = tmp_path / "cats"
+    pictures.mkdir()
+    return pictures
+
+
+def put(folder: Path, name: str, picture: Image.Image, caption: str | None = "a, b", **options: Any) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path, **options)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def found(examination: Examination) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for finding in examination.findings:
+        kinds.setdefault(finding.kind, []).append(finding.path.name)
+    return kinds
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ailing(folder: Path) -> None:
+    """One of everything."""
+    put(folder, "fine.png", scene(1))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbut no more")
+    put(folder, "tiny.png", scene(2, (200, 300)))
+    put(folder, "huge.jpg", scene(3, (3200, 1600)))
+    holes = scene(4).convert("RGBA")
+    holes.paste((0, 0, 0, 0), (0, 0, 100, 100))
+    put(folder, "holes.png", holes)
+    put(folder, "solid.png", scene(5).convert("RGBA"))
+    put(folder, "moving.webp", scene(6), save_all=True, append_images=[scene(7)], duration=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put(folder, "turned.jpg", scene(8, (768, 512)), exif=exif)
+    put(folder, "twin.png", scene(9))
+    put(folder, "twin copy.png", scene(9))
+    put(folder, "twin smaller.jpg", scene(9, (480, 480)), quality=60)
+    put(folder, "uncaptioned.png", scene(10), None)
+    put(folder, "empty.png", scene(11), " \n")
+    put(folder, "latin.png", scene(12), None).with_suffix(".txt").write_bytes("schön".encode("latin-1"))
+    (folder / "nobody.txt").write_text("whose caption?")
+    scene(13).save(folder / "old.gif")
+    put(folder, "fine-mask.png", Image.new("L", (512, 512)), None)
+
+
+def test_everything_is_found_and_nothing_else(folder: Path) -> None:
+    ailing(folder)
+    told: list[tuple[int, int]] = []
+    examination = examine(folder, tell=lambda done, total: told.append((done, total)))
+    assert found(examination) == {
+        "broken": ["broken.png"],
+        "no caption": ["broken.png", "uncaptioned.png"],
+        "tiny": ["tiny.png"],
+        "huge": ["huge.jpg"],
+        "transparent": ["holes.png"],
+        "animated": ["moving.webp"],
+        "rotated": ["turned.jpg"],
+        "duplicate": ["twin.png"],
+        "near-duplicate": ["twin smaller.jpg"],
+        "empty caption": ["empty.png"],
+        "caption encoding": ["latin.txt"],
+        "orphan caption": ["nobody.txt"],
+        "unread format": ["old.gif"],
+    }
+    assert told[-1] == (14, 14) and len(examination.pictures) == 13
+    assert examination.of_kind("duplicate")[0].like == folder / "twin copy.png"
+    assert next(p for p in examination.pictures if p.path.name == "turned.jpg").height == 768
+
+
+def test_sub_folders_of_kohya_are_examined_too(folder: Path) -> None:
+    put(folder, "10_cat/a.png", scene(1), None)
+    put(folder, "other/b.png", scene(2), None)
+    assert found(examine(folder)) == {"no caption": ["a.png"]}
+
+
+def test_how_small_is_tiny_follows_the_resolution(folder: Path) -> None:
+    put(folder, "a.png", scene(1, (600, 600)))
+    assert found(examine(folder)) == {}
+    assert found(examine(folder, resolution=1024)) == {"tiny": ["a.png"]}
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        examine(tmp_path / "none")
+
+
+# --- likeness -----------------------------------------------------------------------------------
+
+
+def test_copies_look_alike_and_others_do_not() -> None:
+    original = scene(1)
+    looks = fingerprint(original)
+    buffer = io.BytesIO()
+    original.resize((300, 300)).save(buffer, "JPEG", quality=40)
+    with Image.open(buffer) as copy:
+        assert is_alike(looks, fingerprint(copy.convert("RGB")))
+    assert is_alike(looks, fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
+    others = [fingerprint(scene(seed)) for seed in range(2, 200)]
+    assert not any(is_alike(looks, other) for other in others)
+    flat = [fingerprint(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue", "white")]
+    assert not is_alike(flat[0], flat[1]) and not is_alike(flat[1], flat[2])
+
+
+def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
+    """Drawings with hard edges, which a coarse grid of cells would see differently at each size."""
+    rng = random.Random(3)
+    for seed in range(40):
+        original = scene(seed, (448, 384))
+        draw = ImageDraw.Draw(original)
+        for _ in range(6):
+            left, top, size = (rng.randrange(first, last) for first, last in ((0, 400), (0, 340), (20, 120)))
+            draw.ellipse((left, top, left + size, top + size // 2), fill=rng.randrange(1 << 24))
+        copy = original.resize((rng.randrange(200, 700), rng.randrange(200, 700)), Image.Resampling.LANCZOS)
+        assert is_alike(fingerprint(original), fingerprint(copy)), seed
+
+
+def test_groups_are_those_of_comparing_every_pair() -> None:
+    """Random fingerprints, some a few bits away from others; found through bands, checked pair by pair."""
+    rng = random.Random(0)
+    bits = [rng.getrandbits(128) for _ in range(60)]
+    for _ in range(60):
+        flipped = rng.choice(bits)
+        for place in rng.sample(range(128), rng.randrange(MOST_DIFFERENT_BITS + 4)):
+            flipped ^= 1 << place
+        bits.append(flipped)
+    looks = [Fingerprint(one, bytes(48)) for one in bits]
+    near = {n: {m for m in range(len(bits)) if is_alike(looks[n], looks[m])} for n in range(len(bits))}
+    expected: list[set[int]] = []
+    for number in range(len(bits)):
+        reached, edge = {number}, {number}
+        while edge:
+            edge = set().union(*(near[n] for n in edge)) - reached
+            reached |= edge
+        if len(reached) > 1 and reached not in expected:
+            expected.append(reached)
+    assert [set(group) for group in alike_groups(looks)] == expected
+    assert len(expected) > 10
+
+
+@pytest.mark.parametrize("bits", ["all different", "all the same"])
+def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
+    """2,000 pictures make two million pairs; drawings on white have many bits in common."""
+    rng = random.Random(1)
+    looks = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
+    groups: list[list[int]] = []
+    assert calls_of(lambda: groups.extend(alike_groups([*looks, looks[7]]))) < 20 * len(looks)
+    assert groups == [[7, 2000]]
+
+
+# --- what is remembered -------------------------------------------------------------------------
+
+
+def test_pictures_are_decoded_again_only_if_they_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ailing(folder)
+    decoded: list[str] = []
+
+    def counted(path: Path) -> Patient | str:
+        decoded.append(path.name)
+        return look_at(path)
+
+    monkeypatch.setattr(patients, "look_at", counted)
+    memory = PictureMemory()
+    first = examine(folder, memory=memory)
+    assert len(decoded) == 14
+    decoded.clear()
+    assert examine(folder, memory=memory) == first and decoded == []
+    put(folder, "broken.png", scene(20))
+    again = examine(folder, memory=memory)
+    assert decoded == ["broken.png"] and "broken" not in found(again)
+
+
+def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(30):
+        put(folder, f"{n}.png", scene(n, (64, 64)), None)
+    (folder / "nobody.txt").write_text("whose caption?")
+    looked: list[Path] = []
+    turn = threading.Semaphore(1)  # the readers do not run ahead, so that the count is the same on every machine
+
+    def in_turn(path: Path) -> Patient | str:
+        if turn.acquire(timeout=1):
+            looked.append(path)
+        return look_at(path)
+
+    monkeypatch.setattr(patients, "look_at", in_turn)
+    told: list[int] = []
+
+    def tell(done: int, _total: int) -> None:
+        told.append(done)
+        turn.release()
+
+    examination = examine(folder, tell=tell, is_stopped=lambda: len(told) == 5)
+    assert told == [1, 2, 3, 4, 5] and examination.looked_at == 5
+    assert len(examination.pictures) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
+    assert len(looked) <= 6
+
+
+# --- remedies -----------------------------------------------------------------------------------
+
+
+def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byte(folder: Path) -> None:
+    ailing(folder)
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).findings, words="zorp cat")
+    assert fixed.failed == ()
+    left = found(examine(folder))
+    assert left == {"no caption": ["old.png"]}  # the converted one has none yet
+    assert (folder / "uncaptioned.txt").read_text() == (folder / "empty.txt").read_text() == "zorp cat\n"
+    assert (folder / "latin.txt").read_text(encoding="utf-8") == "schön"
+    assert fixed.undo is not None and fixed.undo.parent == originals_of(folder)
+    put_away = ["broken.png", "tiny.png", "tiny.txt", "twin.png", "twin.txt", "twin smaller.jpg", "twin smaller.txt"]
+    changed = ["huge.jpg", "holes.png", "moving.webp", "turned.jpg", "latin.txt", "empty.txt", "old.gif"]
+    assert write_undo(fixed.undo) == len([*put_away, "nobody.txt", *changed, "uncaptioned.txt"])
+    assert snapshot(folder) == before
+    assert not originals_of(folder).exists()
+
+
+def test_remedies_do_what_they_are_called(folder: Path) -> None:
+    ailing(folder)
+    write_fixes(folder, examine(folder).findings)
+    with Image.open(folder / "huge.jpg") as picture:
+        assert picture.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
+    with Image.open(folder / "holes.png") as picture:
+        assert picture.mode == "RGB" and picture.getpixel((5, 5)) == (255, 255, 255)
+    with Image.open(folder / "turned.jpg") as picture:
+        assert picture.size == (512, 768) and 0x0112 not in picture.getexif()
+    with Image.open(folder / "moving.webp") as picture:
+        assert not getattr(picture, "is_animated", False)
+    assert not (folder / "uncaptioned.txt").exists()  # without words there is nothing to write
+
+
+def test_a_converted_picture_does_not_overwrite_another(folder: Path) -> None:
+    scene(1).save(folder / "a.gif")
+    put(folder, "a.png", scene(2))
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).of_kind("unread format"))
+    assert fixed.treated == () and "a.png is there already" in fixed.failed[0][1]
+    assert snapshot(folder) == before and fixed.undo is None
+
+
+def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
+    for seed in (1, 2):
+        put(folder, "a.png", scene(seed, (100, 100)))
+        write_fixes(folder, examine(folder).findings)
+    kept = sorted(path.name for path in originals_of(folder).glob("*.png"))
+    assert kept == ["a (2).png", "a.png"]
+
+
+def test_a_shared_caption_stays_with_the_picture_that_is_left(folder: Path) -> None:
+    put(folder, "a.png", scene(1, (100, 100)))
+    put(folder, "a.jpg", scene(2))
+    write_fixes(folder, examine(folder).of_kind("tiny"))
+    assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
+
+
+def test_a_mask_goes_aside_with_its_picture_and_both_come_back(folder: Path) -> None:
+    put(folder, "small.png", scene(1, (40, 40)))
+    put(folder, "small-mask.png", scene(2, (40, 40)).convert("L"), caption=None)
+    before = snapshot(folder)
+    fixed = write_fixes(folder, examine(folder).of_kind("tiny"))
+    assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as a picture"
+    assert fixed.undo is not None
+    write_undo(fixed.undo)
+    assert snapshot(folder) == before
+
+
+def test_the_treated_folder_can_be_trained_on(folder: Path) -> None:
+    ailing(folder)
+    write_fixes(folder, examine(folder).findings, words="zorp cat")
+    dataset = scan_dataset([Concept(str(folder), trigger="zorp")], ".txt")
+    assert [problem for problem in dataset.skipped if problem.level == "warning"] == []

@@ -1,0 +1,169 @@
+"""Crops by hand: what training cuts off is shown as it is, and a crop keeps the original, mask and caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.buckets import bucket_rule, place
+from lib_lora_train.dataset.images import read_image_file, read_pixels
+from lib_lora_train.dataset_tools.crops import Frame, near_buckets, trained_frame, write_crop
+from lib_lora_train.dataset_tools.repairs import write_undo
+
+RULE = bucket_rule(TrainConfig(resolution=256, min_bucket=128, max_bucket=320))
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Every column and row has its own colour: red is x, green is y."""
+    across = Image.linear_gradient("L").rotate(90).resize((width, height))
+    return Image.merge(
+        "RGB", (across, Image.linear_gradient("L").resize((width, height)), Image.new("L", (width, height)))
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A wide picture with a caption and a mask of half its size."""
+    place_ = tmp_path / "set"
+    place_.mkdir()
+    gradient(600, 200).save(place_ / "wide.png")
+    Image.linear_gradient("L").rotate(90).resize((300, 100)).save(place_ / "wide-mask.png")
+    (place_ / "wide.txt").write_text("zkw", encoding="utf-8")
+    return place_
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_frame_is_what_training_sees(folder: Path) -> None:
+    """The pixels that training reads are those of the frame, resized: within Lanczos' 8 levels at the edges."""
+    image = read_image_file(folder / "wide.png")
+    placement = place(image.width, image.height, RULE)
+    frame = trained_frame(placement, image.width, image.height)
+    assert frame.width < image.width
+    seen = read_pixels(image, placement)
+    with Image.open(image.path) as whole:
+        cut = whole.crop((frame.left, frame.top, frame.left + frame.width, frame.top + frame.height)).resize(seen.size)
+    for name in ("R", "G"):
+        difference = ImageChops.difference(seen.getchannel(name), cut.getchannel(name))
+        assert max(level for level, count in enumerate(difference.histogram()) if count) <= 8
+
+
+def test_a_picture_that_fits_its_bucket_is_seen_whole() -> None:
+    assert trained_frame(place(512, 512, RULE), 512, 512) == Frame(0, 0, 512, 512)
+
+
+def test_the_nearest_bucket_is_the_pictures_own() -> None:
+    placement = place(600, 200, RULE)
+    assert near_buckets(600, 200, RULE)[0] == (placement.width, placement.height)
+
+
+def test_a_crop_cuts_picture_and_mask_keeps_both_and_is_undone(folder: Path) -> None:
+    before = contents(folder)
+    fixed = write_crop(folder, folder / "wide.png", Frame(300, 50, 200, 100))
+    assert not fixed.failed and fixed.undo is not None
+    with Image.open(folder / "wide.png") as cut, Image.open(folder / "wide-mask.png") as mask:
+        assert (cut.size, mask.size) == ((200, 100), (100, 50))
+        assert cut.getpixel((0, 0)) == gradient(600, 200).getpixel((300, 50))
+    kept = folder.with_name("set-originals")
+    assert (kept / "wide.png").read_bytes() == before["wide.png"]
+    assert (folder / "wide.txt").read_bytes() == before["wide.txt"]
+    write_undo(fixed.undo)
+    assert contents(folder) == before and not kept.exists()
+
+
+def test_the_cropped_picture_goes_to_its_bucket_whole(folder: Path) -> None:
+    size = near_buckets(600, 200, RULE)[1]
+    unit = min(600 / size[0], 200 / size[1])
+    write_crop(folder, folder / "wide.png", Frame(0, 0, round(size[0] * unit), round(size[1] * unit)))
+    image = read_image_file(folder / "wide.png")
+    placement = place(image.width, image.height, RULE)
+    assert (placement.width, placement.height) == size
+    lost = 1 - placement.width * placement.height / (placement.resize_width * placement.resize_height)
+    assert lost < 0.02, "whole pixels only"
+
+
+def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: 200 × 100 is shown as 100 × 200
+    gradient(200, 100).save(folder / "turned.jpg", exif=exif, quality=95)
+    clear = gradient(200, 100).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize((200, 100)))
+    clear.save(folder / "clear.png")
+    write_crop(folder, folder / "turned.jpg", Frame(0, 100, 100, 100))
+    write_crop(folder, folder / "clear.png", Frame(0, 0, 100, 100))
+    assert read_image_file(folder / "turned.jpg").height == 100
+    assert read_image_file(folder / "clear.png").has_alpha
+
+
+def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
+    """Crops and the doctor's remedies have undo lists of their own."""
+    picture = folder / "wide.png"
+    whole = picture.read_bytes()
+    first = write_crop(folder, picture, Frame(0, 0, 300, 200))
+    half = picture.read_bytes()
+    second = write_crop(folder, picture, Frame(0, 0, 100, 100))
+    quarter = picture.read_bytes()
+    assert first.undo and second.undo
+    write_undo(first.undo)
+    assert picture.read_bytes() == whole
+    write_undo(second.undo)
+    assert picture.read_bytes() == half
+    kept = {path.read_bytes() for path in (folder.parent / "set-originals").glob("wide*.png")}
+    assert {whole, quarter} <= kept
+
+
+def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = contents(folder), whole_file.write_bytes
+
+    def write_all_but_masks(path: Path, content: bytes) -> None:
+        if "mask" in path.name:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(whole_file, "write_bytes", write_all_but_masks)
+    with pytest.raises(DataError, match="No space left"):
+        write_crop(folder, folder / "wide.png", Frame(100, 0, 200, 200))
+    assert contents(folder) == before
+
+
+def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:
+    """Pillow's own conversion clips at 255 of 65535, which makes such pictures white."""
+    grey = tmp_path / "set" / "grey.png"
+    grey.parent.mkdir()
+    Image.new("I;16", (100, 100), 128 * 257).save(grey)
+    write_crop(grey.parent, grey, Frame(0, 0, 80, 80))
+    with Image.open(grey) as cut:
+        assert (cut.mode, cut.size, cut.getextrema()) == ("L", (80, 80), (128, 128))
+
+
+@pytest.mark.parametrize("frame", [Frame(0, 0, 20, 100), Frame(500, 0, 200, 100), Frame(-1, 0, 100, 100)])
+def test_an_impossible_frame_is_refused_and_nothing_is_changed(folder: Path, frame: Frame) -> None:
+    before = contents(folder)
+    with pytest.raises(DataError, match=r"wide\.png"):
+        write_crop(folder, folder / "wide.png", frame)
+    assert contents(folder) == before
+
+
+def test_a_mask_of_two_pictures_is_cut_for_neither(folder: Path) -> None:
+    gradient(600, 200).save(folder / "wide.jpg")
+    before = contents(folder)
+    with pytest.raises(DataError, match=r"wide-mask.png is the mask of wide.png and of wide.jpg"):
+        write_crop(folder, folder / "wide.png", Frame(0, 0, 200, 100))
+    assert contents(folder) == before
+
+
+def test_two_pictures_of_one_name_without_a_mask_are_cut_each_for_itself(folder: Path) -> None:
+    (folder / "wide-mask.png").unlink()
+    gradient(600, 200).save(folder / "wide.jpg")
+    before = contents(folder)
+    write_crop(folder, folder / "wide.png", Frame(0, 0, 200, 100))
+    assert [name for name, content in contents(folder).items() if content != before[name]] == ["wide.png"]

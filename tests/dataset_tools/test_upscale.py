@@ -1,0 +1,94 @@
+"""Tiny pictures are brought to the size training needs; the originals are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lib_lora_train.core.errors import HostError, InterruptedDrawing
+from lib_lora_train.dataset_tools.checkup import examine
+from lib_lora_train.dataset_tools.repairs import write_undo
+from lib_lora_train.dataset_tools.upscale import by_lanczos, enlarged_size, write_enlarged
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tiny pictures, one of them transparent, with captions."""
+    place = tmp_path / "set"
+    place.mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((100, 50)).save(place / "a.jpg", quality=95)
+    clear = Image.radial_gradient("L").convert("RGBA").resize((60, 60))
+    clear.putalpha(Image.linear_gradient("L").resize((60, 60)))
+    clear.save(place / "b.png")
+    for name in "ab":
+        (place / f"{name}.txt").write_text("zkw", encoding="utf-8")
+    return place
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("size", [(100, 50), (60, 60), (33, 97), (512, 512)])
+def test_the_area_is_reached_and_the_shape_kept(size: tuple[int, int]) -> None:
+    width, height = enlarged_size(size, 512)
+    assert 512**2 <= width * height <= 1.02 * 512**2, "whole pixels, rounded up"
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
+
+
+def test_large_pictures_stay() -> None:
+    assert enlarged_size((2000, 1500), 512) == (2000, 1500)
+
+
+def test_after_enlarging_the_doctor_finds_nothing_tiny_and_undo_brings_all_back(folder: Path) -> None:
+    before = contents(folder)
+    tiny = [found.path for found in examine(folder, resolution=512).findings if found.kind == "tiny"]
+    assert len(tiny) == 2
+    fixed = write_enlarged(folder, tiny, 512, by_lanczos)
+    assert not fixed.failed and fixed.undo is not None
+    assert not [found for found in examine(folder, resolution=512).findings if found.kind == "tiny"]
+    with Image.open(folder / "b.png") as clear, Image.open(folder / "a.jpg") as plain:
+        assert (clear.mode, clear.size, plain.format) == ("RGBA", (512, 512), "JPEG")
+    assert (folder / "a.txt").read_bytes() == before["a.txt"]
+    write_undo(fixed.undo)
+    assert contents(folder) == before
+
+
+def test_the_enlarger_gets_plain_colours_and_its_answer_is_kept(folder: Path) -> None:
+    asked = []
+
+    def painted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        asked.append((picture.mode, size))
+        return Image.new("RGB", size, (9, 90, 200))
+
+    write_enlarged(folder, [folder / "b.png"], 256, painted)
+    assert asked == [("RGB", (256, 256))]
+    with Image.open(folder / "b.png") as clear:
+        assert clear.convert("RGB").getpixel((128, 128)) == (9, 90, 200)
+
+
+def test_one_failure_is_told_and_the_others_are_done(folder: Path) -> None:
+    before = contents(folder)
+
+    def picky(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if picture.size == (60, 60):
+            raise HostError("no square ones")
+        return by_lanczos(picture, size)
+
+    fixed = write_enlarged(folder, [folder / "b.png", folder / "a.jpg"], 256, picky)
+    assert [path.name for path in fixed.treated] == ["a.jpg"]
+    assert "no square ones" in fixed.failed[0][1]
+    assert contents(folder)["b.png"] == before["b.png"]
+
+
+def test_an_interruption_leaves_the_rest_alone(folder: Path) -> None:
+    before = contents(folder)
+
+    def interrupted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        raise InterruptedDrawing("Interrupt was pressed.")
+
+    fixed = write_enlarged(folder, [folder / "a.jpg", folder / "b.png"], 256, interrupted)
+    assert fixed.treated == () and len(fixed.failed) == 1 and fixed.undo is None
+    assert contents(folder) == before

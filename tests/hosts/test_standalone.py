@@ -1,0 +1,281 @@
+"""The stand-alone host: it reads files and lends the model in fair turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+from safetensors.torch import save_file
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import HostError, ModelError
+from lib_lora_train.hosts.gpu import card_of, device_name
+from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT, Card, Host
+from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
+from lib_lora_train.models.diffusion_model import Told, as_told, describe_model
+from tests.stand_ins.tiny_models import tiny_model, tiny_tensors, write_tiny_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_tiny_checkpoint(folder / "a.safetensors", "sd1")
+    write_tiny_checkpoint(folder / "b.safetensors", "sd1", seed=1)
+    write_tiny_checkpoint(folder / "sd2.safetensors", "sd2")
+    front = "first_stage_model."
+    vae = {name: t for name, t in tiny_tensors("sd1", seed=9).items() if name.startswith(front)}
+    save_file({name.removeprefix(front): tensor for name, tensor in vae.items()}, folder / "vae.safetensors")
+    save_file(
+        {n: t for n, t in tiny_tensors("sd1").items() if n not in vae}, folder / "bare.safetensors", {"text_heads": "4"}
+    )
+    return folder
+
+
+def host_on(files: Path, name: str = "a", vae: str | None = None) -> StandaloneHost:
+    other = None if vae is None else files / f"{vae}.safetensors"
+    return StandaloneHost(files / f"{name}.safetensors", other, files / "Lora", CPU)
+
+
+def test_it_is_a_host(files: Path) -> None:
+    host: Host = host_on(files)
+    assert (host.name, host.lora_dir) == ("stand-alone", files / "Lora")
+
+
+def test_a_turn_lends_a_model_ready_to_train(files: Path) -> None:
+    with host_on(files).lease() as model:
+        assert (model.name, model.dtype, model.device) == ("a", torch.float32, CPU)
+        assert model.path == files / "a.safetensors" and len(model.file_hash) == 64
+        assert not any(p.requires_grad for p in model.unet.parameters())
+        text = describe_model(model)
+    assert "SD 1.x, predicts epsilon" in text and "shared" in text and "copied" not in text
+
+
+def test_the_same_model_is_lent_again(files: Path) -> None:
+    host = host_on(files)
+    with host.lease() as first:
+        pass
+    with host.lease() as second:
+        pass
+    assert first is second is host.load_model(TrainConfig())
+
+
+def test_the_config_chooses_another_model(files: Path) -> None:
+    host = host_on(files)
+    other = host.load_model(TrainConfig(checkpoint=str(files / "b.safetensors")))
+    assert other.name == "b"
+    with host.lease() as lent:
+        assert lent is other
+    assert host.load_model(TrainConfig()).name == "a"
+
+
+def test_the_config_chooses_the_precision(files: Path) -> None:
+    model = host_on(files).load_model(TrainConfig(precision="bf16"))
+    assert model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.vae.parameters()} == {torch.float32}  # bf16 would show
+
+
+def test_what_the_user_says_of_the_model_counts(files: Path) -> None:
+    """The zero-terminal schedule against diffusers' own; float32 there."""
+    host = host_on(files)
+    told = host.load_model(TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on"))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
+    assert told.schedule.prediction_type == told.spec.prediction_type == "v_prediction"
+    assert told.spec.zero_terminal_snr
+    assert torch.allclose(told.schedule.alphas_cumprod, expected, rtol=0, atol=1e-12)
+    plain = host.load_model(TrainConfig())
+    assert (plain.spec.prediction_type, plain.spec.zero_terminal_snr) == ("epsilon", False)
+    assert float(plain.schedule.alphas_cumprod[-1]) > 0
+
+
+def test_saying_off_gives_a_rescaled_schedule_its_end_back() -> None:
+    model = tiny_model("sdxl")
+    assert as_told(model, Told()) is model
+    off = as_told(model, Told(zero_terminal_snr="off"))
+    assert (off.spec.zero_terminal_snr, off.spec.prediction_type) == (False, "v_prediction")
+    assert float(off.schedule.alphas_cumprod[-1]) == pytest.approx(0.0047, rel=0.01)  # Stable Diffusion's ᾱ at 999
+    assert off.unet is model.unet
+
+
+def test_a_vae_file_is_used(files: Path) -> None:
+    expected = tiny_tensors("sd1", seed=9)["first_stage_model.quant_conv.weight"]
+    for model in (
+        host_on(files, vae="vae").load_model(TrainConfig()),
+        host_on(files).load_model(TrainConfig(vae=str(files / "vae.safetensors"))),
+        host_on(files, "bare", "vae").load_model(TrainConfig()),
+    ):
+        assert torch.equal(model.vae.quant_conv.weight, expected)
+
+
+def test_the_hosts_vae_is_not_forced_on_another_checkpoint(files: Path) -> None:
+    host = host_on(files, vae="vae")
+    model = host.load_model(TrainConfig(checkpoint=str(files / "b.safetensors")))
+    expected = tiny_tensors("sd1", seed=1)["first_stage_model.quant_conv.weight"].half().float()
+    assert torch.equal(model.vae.quant_conv.weight, expected)
+
+
+def test_a_checkpoint_without_vae_asks_for_one(files: Path) -> None:
+    with pytest.raises(ModelError, match=r"bare\.safetensors: .*no VAE"):
+        host_on(files, "bare").load_model(TrainConfig())
+
+
+def test_a_failed_load_names_the_file_and_leaves_the_host_usable(files: Path) -> None:
+    host = host_on(files)
+    with pytest.raises(ModelError, match=r"none\.safetensors"):
+        host.load_model(TrainConfig(checkpoint=str(files / "none.safetensors")))
+    with host.lease() as model:
+        assert model.name == "a"
+
+
+def test_sd2_prediction_is_measured_where_nothing_tells_it(files: Path) -> None:
+    """Random weights answer near 0, far above v's −1: epsilon. What a v model answers is forced below."""
+    assert load_model(ModelChoice(files / "sd2.safetensors"), CPU).spec.prediction_type == "epsilon"
+    tensors = {name: tensor.clone() for name, tensor in tiny_tensors("sd2").items()}
+    tensors["model.diffusion_model.out.2.bias"] -= 3.0
+    save_file(tensors, files / "v.safetensors", {"text_heads": "4"})
+    model = load_model(ModelChoice(files / "v.safetensors"), CPU)
+    assert model.spec.prediction_type == model.schedule.prediction_type == "v_prediction"
+
+
+def test_metadata_spares_the_measurement(files: Path) -> None:
+    metadata = {"text_heads": "4", "modelspec.prediction_type": "v"}
+    save_file(tiny_tensors("sd2"), files / "said.safetensors", metadata)
+    assert load_model(ModelChoice(files / "said.safetensors"), CPU).spec.prediction_type == "v_prediction"
+
+
+def test_turns_exclude_each_other_and_go_in_order() -> None:
+    lock, order = FairLock(), []
+
+    def take(number: int) -> None:
+        lock.acquire()
+        order.append(number)
+        lock.release()
+
+    lock.acquire()
+    assert not lock.is_wanted()
+    threads = []
+    for number in range(5):
+        threads.append(threading.Thread(target=take, args=(number,)))
+        threads[-1].start()
+        _wait_until(lambda number=number: len(lock._queue) == number + 1)
+    assert lock.is_wanted() and order == []
+    lock.release()
+    for thread in threads:
+        thread.join(timeout=5)
+    assert order == [0, 1, 2, 3, 4] and not lock.is_wanted()
+
+
+def test_a_waiter_is_seen_and_gets_the_next_turn(files: Path) -> None:
+    host = host_on(files)
+    host.load_model(TrainConfig())
+    turns: list[str] = []
+
+    def sampler() -> None:
+        with host.lease():
+            turns.append("sampler")
+
+    thread = threading.Thread(target=sampler)
+    with host.lease():
+        thread.start()
+        _wait_until(host.is_wanted)
+        turns.append("trainer")
+    with host.lease():  # begun at once, and still after the one who waited
+        turns.append("trainer")
+    thread.join(timeout=5)
+    assert turns == ["trainer", "sampler", "trainer"]
+
+
+def test_an_interrupted_waiter_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FairLock()
+    owner = threading.Thread(target=lock.acquire)
+    owner.start()
+    owner.join(timeout=5)
+
+    def interrupted(*_arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+    assert not lock.is_wanted()
+    lock.release()
+    lock.acquire()  # free, not owned by the one who has gone
+
+
+def test_a_lease_within_a_lease_is_an_error_not_a_deadlock(files: Path) -> None:
+    host = host_on(files)
+    with host.lease(), pytest.raises(HostError, match="already leased"), host.lease():
+        pass
+    with host.lease():
+        pass
+
+
+def test_a_failed_turn_gives_the_model_back(files: Path) -> None:
+    host = host_on(files)
+    with pytest.raises(ValueError, match="in the turn"), host.lease():
+        raise ValueError("in the turn")
+    with host.lease():
+        pass
+
+
+def test_the_processor_is_the_last_resort() -> None:
+    assert default_device().type in ("cuda", "mps", "cpu")
+
+
+def _wait_until(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_the_footing_names_the_file_and_whether_it_was_read(tmp_path: Path) -> None:
+    host = StandaloneHost(None, None, tmp_path, "cpu")
+    footing = host.footing(TrainConfig())
+    assert (footing.checkpoint, footing.is_loaded, footing.number_bytes) == (EMBEDDED_CHECKPOINT, False, 4)
+    host.load_model(TrainConfig())
+    assert host.footing(TrainConfig()).is_loaded
+    assert not host.footing(TrainConfig(precision="bf16")).is_loaded
+    assert host.footing(TrainConfig(checkpoint="~/x.safetensors")).checkpoint == Path.home() / "x.safetensors"
+
+
+def test_the_cards_memory_is_asked_of_a_card_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.1 refuses `cuda` alone, which is what A1111 and the stand-alone app compute on."""
+
+    def free_and_total(device: torch.device | int) -> tuple[int, int]:
+        if isinstance(device, torch.device) and device.index is None:
+            raise ValueError("Expected a torch.device with a specified index")
+        return 6, 24
+
+    stand_ins = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "mem_get_info": free_and_total,
+        "memory_reserved": lambda _device: 5,
+        "memory_allocated": lambda _device: 2,
+        "get_device_name": lambda _device: "Card",
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    assert card_of(torch.device("cuda")) == card_of(torch.device("cuda", 0)) == Card("Card", total=24, free=9)
+    assert card_of(CPU) is None
+
+
+def test_a_card_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other programs fill the card, its first use fails; the plan is shown without its memory then."""
+
+    def full() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", full)
+    assert card_of(torch.device("cuda")) is None
+    assert device_name(torch.device("cuda"), card_of(torch.device("cuda"))) == "cuda"

@@ -1,0 +1,140 @@
+"""The webui's own DeepBooru and BLIP: offered where they are, used under its lock, left as the webui leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.hosts.webui.host import WebuiHost
+from tests.stand_ins.interrogators import DeepBooru, Interrogator, install_interrogators
+from tests.stand_ins.webui import A1111World, ForgeWorld, ReforgeWorld, host_in
+
+World = A1111World | ForgeWorld
+
+
+@pytest.fixture(params=[A1111World, ForgeWorld, ReforgeWorld])
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    made: World = request.param(monkeypatch, tmp_path / "Lora")
+    return made
+
+
+@pytest.fixture
+def host(world: World) -> WebuiHost:
+    return host_in(world)
+
+
+@pytest.fixture
+def both(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DeepBooru, Interrogator]:
+    return install_interrogators(monkeypatch, world, tmp_path / "models")
+
+
+def test_a_webui_offers_what_it_has(host: WebuiHost) -> None:
+    assert host.tagger_names() == ()
+    with pytest.raises(HostError, match="has no DeepBooru"), host.tagger("DeepBooru"):
+        pass
+
+
+def test_deepbooru_gives_every_score_and_leaves_the_card(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+    assert host.tagger_names() == ("DeepBooru", "BLIP")
+    booru, _ = both
+    with host.tagger("DeepBooru") as tagger:
+        found = tagger(Image.new("RGBA", (40, 20), (255, 51, 0)))
+    scores = {tag.name: tag.score for tag in found.tags}
+    assert scores == pytest.approx({"red_light": 1, "green_light": 0.2, "blue_light": 0, "rating:safe": 1}, abs=1e-6)
+    assert [tag.kind for tag in found.tags] == ["general", "general", "general", "rating"]
+    assert booru.log == ["start", "stop"] and not booru.world.queue_lock.is_held
+
+
+def test_blip_gives_its_sentence_and_leaves_the_card(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+    with host.tagger("BLIP") as tagger:
+        found = tagger(Image.new("L", (40, 20)))
+    assert (found.sentence, found.tags) == ("a picture of 40 by 20", ())
+    assert both[1].log == ["start", "stop"] and not both[1].world.queue_lock.is_held
+
+
+def test_a_user_who_interrogates_meanwhile_does_not_break_the_turn(
+    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+) -> None:
+    """The webui's buttons take no lock: its own use ends with the model sent away."""
+    with host.tagger("DeepBooru") as tagger:
+        both[0].stop()
+        assert tagger(Image.new("RGB", (4, 4))).tags
+
+
+def test_a_webui_told_to_keep_models_keeps_them(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+    both[0].opts.keep = True
+    with host.tagger("DeepBooru"):
+        pass
+    assert both[0].model is not None and both[0].model.is_on_card
+
+
+@pytest.mark.parametrize("name", ["DeepBooru", "BLIP"])
+def test_a_missing_model_is_told_and_not_downloaded(
+    host: WebuiHost, both: tuple[DeepBooru, Interrogator], name: str
+) -> None:
+    for one in both:
+        for file in one.folder.iterdir():
+            file.unlink()
+    with pytest.raises(HostError, match=rf"{name}'s model is not in .* img2img once"), host.tagger(name):
+        pass
+    assert not both[0].world.queue_lock.is_held
+
+
+def test_a_damaged_model_is_told_and_not_used_the_next_time(
+    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+) -> None:
+    booru, _ = both
+    file = booru.folder / "model.pt"
+    file.write_bytes(b"half")
+    with (
+        pytest.raises(
+            HostError, match=r"DeepBooru failed \(RuntimeError: PytorchStreamReader failed reading zip archive\)"
+        ),
+        host.tagger("DeepBooru"),
+    ):
+        pass
+    file.write_bytes(b"tags")
+    with host.tagger("DeepBooru") as tagger:
+        assert tagger(Image.new("RGB", (4, 4))).tags
+
+
+def test_a_model_too_large_for_the_card_is_told_and_sent_away(
+    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+) -> None:
+    _, blip = both
+    blip.is_too_large = True
+    with pytest.raises(HostError, match=r"BLIP failed \(OutOfMemoryError: CUDA out of memory"), host.tagger("BLIP"):
+        pass
+    assert blip.log == ["stop"] and not blip.world.queue_lock.is_held
+
+
+def test_a_tagger_does_not_touch_the_model_that_is_trained(
+    world: World, host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+) -> None:
+    model = host.load_model(TrainConfig())
+    before = world.weights()
+    with host.tagger("DeepBooru") as tagger:
+        tagger(Image.new("RGB", (4, 4)))
+    with host.lease(model):
+        assert world.weights() == before
+
+
+def test_a_tagger_inside_a_lease_is_refused(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+    with (
+        host.lease(),
+        pytest.raises(HostError, match="must not be taken inside another"),
+        host.tagger("DeepBooru"),
+    ):
+        pass
+
+
+def test_stand_alone_there_is_none_and_it_says_so(tmp_path: Path) -> None:
+    host = StandaloneHost(None, None, tmp_path, "cpu")
+    assert host.tagger_names() == ()
+    with pytest.raises(HostError, match=r"belongs to a webui.*WD14"):
+        host.tagger("BLIP")

@@ -1,0 +1,147 @@
+"""The webui's own upscalers: under its lock, never a silent replacement, never a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lib_lora_train.core.errors import HostError, InterruptedDrawing
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.hosts.webui.host import WebuiHost
+from tests.stand_ins.webui import A1111World, ForgeWorld, host_in, install, module_of
+
+World = A1111World | ForgeWorld
+PICTURE = Image.new("RGB", (40, 30), (9, 90, 200))
+
+
+class Upscaler:
+    """One of the webui's: it goes in steps of 8 px, and gives up without a word once Interrupt was pressed."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.asked: list[float] = []
+        self.failure: Exception | None = None
+        self.interrupts = False
+        self.is_damaged = False
+
+    def upscale(self, picture: Image.Image, scale: float, path: str) -> Image.Image:
+        assert self.world.queue_lock.is_held, "the webui computes under its lock"
+        if self.failure:
+            raise self.failure
+        self.asked.append(scale)
+        if self.interrupts:
+            self.world.drawing.state.interrupted = True
+        if self.world.drawing.state.interrupted:
+            return picture
+        size = (int(picture.width * scale) // 8 * 8, int(picture.height * scale) // 8 * 8)
+        return self.do_upscale(picture, path).resize(size)
+
+    def do_upscale(self, picture: Image.Image, path: str) -> Image.Image:
+        """Four times the size; one that cannot read its file reports that and gives the picture back."""
+        if self.is_damaged:
+            return picture
+        return Image.new("RGB", (4 * picture.width, 4 * picture.height), (200, 90, 9))
+
+
+@pytest.fixture(params=[A1111World, ForgeWorld], ids=["a1111", "forge"])
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    (tmp_path / "Lora").mkdir()
+    made: World = request.param(monkeypatch, tmp_path / "Lora")
+    return made
+
+
+@pytest.fixture
+def upscaler(world: World, monkeypatch: pytest.MonkeyPatch) -> Upscaler:
+    """The webui's list of upscalers and its `resize_image`, which takes the first one for a name it does not know."""
+    from modules import shared  # the stand-in
+
+    scaler = Upscaler(world)
+    entries = [
+        SimpleNamespace(name="None", data_path=None, scaler=scaler),
+        SimpleNamespace(name="Lanczos", data_path=None, scaler=scaler),
+        SimpleNamespace(name="4x-there", data_path="/models/4x.pth", local_data_path="/models/4x.pth", scaler=scaler),
+        SimpleNamespace(name="4x-away", data_path="https://nowhere/4x.pth", scaler=scaler),
+    ]
+
+    def resize_image(mode: int, picture: Image.Image, width: int, height: int, upscaler_name: str) -> Image.Image:
+        chosen = next((one for one in entries if one.name == upscaler_name), entries[0])
+        scale = max(width / picture.width, height / picture.height)
+        larger: Image.Image = chosen.scaler.upscale(picture, scale, chosen.data_path)
+        return larger.resize((width, height))
+
+    monkeypatch.setattr(shared, "sd_upscalers", entries, raising=False)
+    install(monkeypatch, module_of("modules.images", resize_image=resize_image))
+    return scaler
+
+
+@pytest.fixture
+def host(world: World) -> WebuiHost:
+    return host_in(world)
+
+
+def test_only_upscalers_that_need_no_download_are_offered(host: WebuiHost, upscaler: Upscaler) -> None:
+    assert host.upscaler_names() == ("Lanczos", "4x-there")
+
+
+def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
+    host: WebuiHost, upscaler: Upscaler, tmp_path: Path
+) -> None:
+    from modules import shared  # the stand-in
+
+    ldsr = SimpleNamespace(model_url="https://nowhere/model.ckpt", model_path=str(tmp_path / "LDSR"), user_path=None)
+    shared.sd_upscalers.append(SimpleNamespace(name="LDSR", data_path=None, local_data_path=None, scaler=ldsr))
+    assert "LDSR" not in host.upscaler_names()
+    (tmp_path / "LDSR").mkdir()
+    (tmp_path / "LDSR" / "model.ckpt").write_bytes(b"weights")
+    assert "LDSR" in host.upscaler_names()
+
+
+def test_a_picture_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
+    larger = host.upscale(PICTURE, (101, 76), "4x-there")
+    assert (larger.size, larger.mode, larger.getpixel((50, 40))) == ((101, 76), "RGB", (200, 90, 9))
+    assert upscaler.asked == [pytest.approx(76 / 30)]
+    assert not world.queue_lock.is_held
+
+
+@pytest.mark.parametrize("name", ["4x-away", "4x-unknown", "None", ""])
+def test_what_is_not_offered_is_refused(host: WebuiHost, upscaler: Upscaler, name: str) -> None:
+    with pytest.raises(HostError, match="Choose another"):
+        host.upscale(PICTURE, (80, 60), name)
+    assert upscaler.asked == []
+
+
+def test_what_the_webui_fails_with_is_told(host: WebuiHost, upscaler: Upscaler, world: World) -> None:
+    upscaler.failure = RuntimeError("CUDA out of memory")
+    with pytest.raises(HostError, match="out of memory"):
+        host.upscale(PICTURE, (80, 60), "4x-there")
+    assert not world.queue_lock.is_held
+
+
+def test_interrupt_is_told_and_an_old_one_does_not_count(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
+    world.drawing.state.interrupted = True  # of an earlier generation
+    assert host.upscale(PICTURE, (80, 60), "4x-there").getpixel((9, 9)) == (200, 90, 9)
+    upscaler.interrupts = True
+    with pytest.raises(InterruptedDrawing):
+        host.upscale(PICTURE, (80, 60), "4x-there")
+
+
+def test_without_a_webui_there_are_none(tmp_path: Path) -> None:
+    host: Any = StandaloneHost(None, None, tmp_path, "cpu")
+    assert host.upscaler_names() == ()
+    with pytest.raises(HostError, match="Lanczos"):
+        host.upscale(PICTURE, (80, 60), "4x-there")
+
+
+def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
+    world: World, host: WebuiHost, upscaler: Upscaler
+) -> None:
+    upscaler.is_damaged = True
+    with pytest.raises(HostError, match="could not use 4x-there"):
+        host.upscale(PICTURE, (101, 76), "4x-there")
+    assert "do_upscale" not in vars(upscaler), "the webui's own upscaler is as it was"
+    upscaler.is_damaged = False
+    assert host.upscale(PICTURE, (101, 76), "4x-there").size == (101, 76)

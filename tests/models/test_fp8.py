@@ -1,0 +1,125 @@
+"""Promises of models/eight_bit.py, against plain layers whose weights were rounded to 8 bit beforehand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_lora_train.adapters.inject import Adapter, inject
+from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.hosts.standalone import ModelChoice, load_model
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.fp8 import EightBitConv2d, EightBitLinear, is_eight_bit, store_in_eight_bit
+from tests.stand_ins.tiny_models import tiny_model
+
+CPU = torch.device("cpu")
+
+
+def unet_inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    width = tiny_model("sd1").unet.config.cross_attention_dim
+    return {
+        "sample": torch.randn(2, 4, 8, 8, generator=generator).to(dtype),
+        "timestep": torch.tensor([10, 700]),
+        "encoder_hidden_states": torch.randn(2, 77, width, generator=generator).to(dtype),
+    }
+
+
+def rounded(unet: nn.Module) -> nn.Module:
+    """A copy with plain layers, each weight that is stored in 8 bit rounded by PyTorch's own cast."""
+    smaller, plain = copy.deepcopy(unet), copy.deepcopy(unet)
+    store_in_eight_bit(smaller)
+    for name, layer in smaller.named_modules():
+        if is_eight_bit(layer):
+            weight: Any = plain.get_submodule(name).weight
+            with torch.no_grad():
+                weight.copy_(weight.to(torch.float8_e4m3fn).to(weight.dtype))
+    return plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_compute_what_rounded_ones_compute(dtype: torch.dtype) -> None:
+    unet = copy.deepcopy(tiny_model("sd1").unet).to(dtype)
+    plain = rounded(unet)
+    store_in_eight_bit(unet)
+    assert torch.equal(unet(**unet_inputs(dtype)).sample, plain(**unet_inputs(dtype)).sample)
+
+
+def test_weights_take_one_byte_a_number() -> None:
+    unet = copy.deepcopy(tiny_model("sd1").unet).half()
+    before = sum(p.numel() * p.element_size() for p in unet.parameters())
+    saved = store_in_eight_bit(unet)
+    after = sum(t.numel() * t.element_size() for t in (*unet.parameters(), *unet.buffers()))
+    assert before - after == saved
+    assert saved > 0.45 * before  # nearly all of a UNet is matrices
+    kinds = {type(layer) for layer in unet.modules() if is_eight_bit(layer)}
+    assert kinds == {EightBitLinear, EightBitConv2d}
+
+
+def test_the_ends_of_the_unet_stay_whole() -> None:
+    unet = copy.deepcopy(tiny_model("sd1").unet)
+    store_in_eight_bit(unet)
+    assert not any(is_eight_bit(layer) for layer in (unet.conv_in, unet.conv_out, *unet.time_embedding.modules()))
+
+
+def test_a_layer_beyond_the_formats_range_stays_whole() -> None:
+    large = nn.Linear(4, 4).requires_grad_(False)
+    large.weight[0, 0] = 500.0
+    net = nn.Sequential(nn.Linear(4, 4), large)
+    store_in_eight_bit(net)
+    assert is_eight_bit(net[0]) and not is_eight_bit(net[1])
+
+
+def learnt(unet: nn.Module, targets: str) -> tuple[Tensor, int]:
+    """The gradient of a LoRA on the UNet, and the bytes that were kept for the backward pass."""
+    adapter = lora_on(unet, targets)
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = unet(**unet_inputs()).sample.square().mean()
+    loss.backward()
+    return torch.cat([p.grad for group in adapter.groups.values() for p in group if p.grad is not None]), kept
+
+
+def lora_on(unet: nn.Module, targets: str) -> Adapter:
+    model = tiny_model("sd1")
+    own = DiffusionModel(model.spec, unet, model.vae, (), (), model.schedule, "tiny", "")
+    spec = AdapterSpec(rank=4, alpha=2.0, targets=targets, unet=True, text_encoder=False)
+    adapter = inject(own, spec, seed=1)
+    state = adapter.state()
+    generator = torch.Generator().manual_seed(2)
+    adapter.load_state(
+        {k: v if "alpha" in k else 0.1 * torch.randn(v.shape, generator=generator) for k, v in state.items()}
+    )
+    return adapter
+
+
+@pytest.mark.parametrize("targets", ["standard", "all"])
+def test_a_lora_learns_what_it_learns_on_rounded_weights(targets: str) -> None:
+    plain = rounded(tiny_model("sd1").unet)
+    smaller = copy.deepcopy(tiny_model("sd1").unet)
+    store_in_eight_bit(smaller)
+    expected, kept_whole = learnt(plain, targets)
+    found, kept = learnt(smaller, targets)
+    assert torch.equal(found, expected)
+    assert expected.abs().max() > 0
+    if targets == "all":  # then each layer's weight is made again in the backward pass instead of being kept
+        assert kept < kept_whole
+
+
+def test_the_checkpoint_is_stored_so_when_asked(tiny_checkpoint: Path) -> None:
+    model = load_model(ModelChoice(tiny_checkpoint, eight_bit=True), CPU)
+    assert any(is_eight_bit(layer) for layer in model.unet.modules())
+    assert "8 bit" in model.note and model.slots == ()
+    assert model.dtype == torch.float32
+    assert not any(is_eight_bit(layer) for layer in model.vae.modules())

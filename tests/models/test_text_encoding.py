@@ -1,0 +1,243 @@
+"""Captions to tokens to conditions, as the webuis do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models import library_compat as compat
+from lib_lora_train.models.architecture import Family
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.text_encoding import (
+    chunks_needed,
+    encode_text,
+    load_tokenizer,
+    size_condition,
+    split_chunks,
+    tokenize,
+    weighted_tokens,
+)
+from tests.paths import ROOT
+from tests.stand_ins import ldm_reference
+from tests.stand_ins.tiny_models import HEADS, tiny_model, tiny_tensors
+
+BEGIN, END, COMMA = 49406, 49407, 267
+CAPTION = "a red cat, sitting on a mat"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Family, DiffusionModel]:
+    return {family: tiny_model(family, shallow=False) for family in get_args(Family)}
+
+
+def test_tokenizer_is_clips() -> None:
+    """Ids of OpenAI's own tokenizer."""
+    ids = load_tokenizer(ROOT / "assets" / "tiny-sd" / "tokenizer")
+    assert ids("a photo of a cat")["input_ids"] == [BEGIN, 320, 1125, 539, 320, 2368, END]
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"vocab\.json and merges\.txt missing"):
+        load_tokenizer(tmp_path)
+
+
+def test_one_chunk_is_begin_words_end_padding(models: dict[Family, DiffusionModel]) -> None:
+    words = models["sd1"].tokenizers[0](CAPTION, add_special_tokens=False)["input_ids"]
+    rest = 75 - len(words)
+    (sd1,) = tokenize(models["sd1"], [CAPTION])
+    (sd2,) = tokenize(models["sd2"], [CAPTION])
+    assert sd1.tolist() == [[BEGIN, *words, END, *[END] * rest]]
+    assert sd2.tolist() == [[BEGIN, *words, END, *[0] * rest]]
+    first, second = tokenize(models["sdxl"], [CAPTION])
+    assert torch.equal(first, sd1) and torch.equal(second, sd2)
+
+
+def test_each_chunk_has_its_own_begin_and_end(models: dict[Family, DiffusionModel]) -> None:
+    (ids,) = tokenize(models["sd1"], ["cat " * 80, "dog"], 2)
+    assert ids.shape == (2, 154)
+    assert torch.all(ids[:, [0, 77]] == BEGIN) and torch.all(ids[:, [76, 153]] == END)
+    cat = 2368
+    assert torch.all(ids[0, 1:76] == cat) and torch.all(ids[0, 78:83] == cat) and ids[0, 83] == END
+    assert ids[1, 77:].tolist() == [BEGIN, *[END] * 76]
+
+
+def test_too_long_a_caption_is_cut(models: dict[Family, DiffusionModel]) -> None:
+    (ids,) = tokenize(models["sd1"], ["cat " * 200], 1)
+    assert ids.shape == (1, 77) and ids[0, -1] == END
+
+
+def test_chunks_needed_follow_the_longest_caption(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    assert chunks_needed(model, []) == 1
+    assert chunks_needed(model, ["", CAPTION]) == 1
+    assert chunks_needed(model, [CAPTION, "cat " * 76]) == 2
+    assert chunks_needed(model, ["cat " * 500]) == 3
+
+
+def test_a_chunk_ends_at_a_comma_rather_than_within_a_tag() -> None:
+    ids = [1] * 70 + [COMMA] + [2] * 20
+    assert [len(chunk) for chunk in split_chunks(ids, 2, COMMA)] == [71, 20]
+    assert [len(chunk) for chunk in split_chunks(ids, 1, COMMA)] == [75]  # nothing more is lost than must be
+    far = [1] * 40 + [COMMA] + [2] * 50
+    assert [len(chunk) for chunk in split_chunks(far, 2, COMMA)] == [75, 16]
+
+
+def test_break_begins_a_new_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    assert chunks_needed(model, ["a BREAK cat"]) == 2
+    (whole,) = tokenize(model, ["a BREAK cat"], 2)
+    (alone,) = tokenize(model, ["a", "cat"])
+    assert torch.equal(whole.view(2, 77), alone)
+    assert chunks_needed(model, ["BREAK cat"]) == 2  # an empty chunk, as in the webuis
+    assert chunks_needed(model, ["cat BREAK "]) == 1
+    assert chunks_needed(model, ["a BREAK b BREAK c BREAK d"]) == 3
+    assert tokenize(model, ["a BREAK b"], 1)[0].shape == (1, 77)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_brackets_are_letters_or_weights(models: dict[Family, DiffusionModel], weighted: bool) -> None:
+    model = models["sd1"]
+    caption = r"(cat:1.5), saber \(fate\)"
+    read = "cat, saber (fate)" if weighted else "(cat:1.5), saber (fate)"
+    words = [token for word in (["cat", ", saber (fate)"] if weighted else [read]) for token in _ids_of(model, word)]
+    (ids,) = tokenize(model, [caption], weighted=weighted)
+    assert ids[0, 1 : 1 + len(words)].tolist() == words
+    assert ids[0, 1 + len(words)] == END
+
+
+def _ids_of(model: DiffusionModel, text: str) -> list[int]:
+    ids: list[int] = model.tokenizers[0](text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_weights_stand_at_their_tokens_in_every_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    caption = "a (cat:1.5) BREAK [dog]"
+    (ids,), weights = weighted_tokens(model, [caption, ""], 2)
+    assert weights.shape == ids.shape
+    expected = torch.ones(2, 154)
+    expected[0, 2], expected[0, 78] = 1.5, 1 / 1.1
+    torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("prompts", [["a (cat:1.5)"], ["cat " * 80, ""], ["a BREAK b", "dog, " * 200], [""]])
+def test_prompts_are_read_once_for_chunks_ids_and_weights(
+    models: dict[Family, DiffusionModel], prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ids as with the chunks counted first, and as many asked of the tokenizer as there are prompts."""
+    model = models["sdxl"]
+    chunks = chunks_needed(model, prompts, weighted=True)
+    expected = tokenize(model, prompts, chunks, weighted=True)
+    asked: list[str] = []
+    read = compat.token_ids_without_ends
+
+    def counted(tokenizer: Any, texts: list[str]) -> Any:
+        asked.extend(text for text in texts if text != ",")
+        return read(tokenizer, texts)
+
+    monkeypatch.setattr("lib_lora_train.models.library_compat.token_ids_without_ends", counted)
+    ids, weights = weighted_tokens(model, prompts)
+    assert all(torch.equal(one, other) for one, other in zip(ids, expected, strict=True))
+    assert weights.shape == ids[0].shape == (len(prompts), 77 * chunks)
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_emphasis_is_the_weighted_state_with_its_mean_restored(
+    models: dict[Family, DiffusionModel], family: Family
+) -> None:
+    """Chunk by chunk and encoder by encoder, in float64: z·w, then times mean(z) / mean(z·w)."""
+    model, caption = models[family], "a (red cat:1.4), [sitting] BREAK (((night)))"
+    ids, weights = weighted_tokens(model, [caption], 2)
+    with torch.no_grad():
+        plain = encode_text(model, ids, 1)
+        ours = encode_text(model, ids, 1, weights)
+    widths = [encoder.config["hidden_size"] for encoder in model.spec.text_encoders]
+    parts = []
+    for states in torch.split(plain.hidden.double(), widths, dim=-1):
+        chunks = []
+        for number in range(2):
+            z = states[0, 77 * number : 77 * (number + 1)]
+            weighted = torch.stack([row * w for row, w in zip(z, weights[0, 77 * number :].double(), strict=False)])
+            chunks.append(weighted * (z.sum() / weighted.sum()))
+        parts.append(torch.cat(chunks))
+    expected = torch.cat(parts, dim=-1)
+    # float32 means over a chunk whose values nearly cancel
+    torch.testing.assert_close(ours.hidden[0].double(), expected, rtol=1e-3, atol=1e-4)
+    if ours.pooled is not None:
+        assert plain.pooled is not None and torch.equal(ours.pooled, plain.pooled)
+
+
+def test_weights_of_one_change_no_bit(models: dict[Family, DiffusionModel]) -> None:
+    model = models["sd1"]
+    ids = tokenize(model, [CAPTION, "a cat"])
+    with torch.no_grad():
+        plain = encode_text(model, ids, 2)
+        ours = encode_text(model, ids, 2, torch.ones(2, 77))
+    assert torch.equal(ours.hidden, plain.hidden)
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_clip_skip_counts_layers_from_the_end(
+    models: dict[Family, DiffusionModel], family: Family, clip_skip: int
+) -> None:
+    """SD2 never runs its last layer: there the count begins one layer earlier, as in the webuis."""
+    tensors = tiny_tensors(family)
+    (ids,) = tokenize(models[family], [CAPTION, ""])
+    with torch.no_grad():
+        ours = encode_text(models[family], [ids], clip_skip)
+    if family == "sd1":
+        prefix = "cond_stage_model.transformer.text_model."
+        states = ldm_reference.clip_states(tensors, prefix, ids, HEADS[family][0])
+        norm = ldm_reference.Weights(tensors, f"{prefix}final_layer_norm.")
+    else:
+        states = ldm_reference.open_clip_states(tensors, "cond_stage_model.model.", ids, HEADS[family][0])[:-1]
+        norm = ldm_reference.Weights(tensors, "cond_stage_model.model.ln_final.")
+    assert ours.pooled is None
+    # float32 through up to 23 layers in another order of sums
+    torch.testing.assert_close(ours.hidden, norm.layer_norm(states[-clip_skip]), rtol=1e-4, atol=2e-5)
+
+
+def test_sdxl_joins_two_encoders_and_pools_the_first_chunk(models: dict[Family, DiffusionModel]) -> None:
+    model, tensors = models["sdxl"], tiny_tensors("sdxl")
+    ids = tokenize(model, [CAPTION, "dog " * 90], 2)
+    with torch.no_grad():
+        ours = encode_text(model, ids, 1)
+        assert torch.equal(ours.hidden, encode_text(model, ids, 7).hidden)  # clip skip is not for SDXL
+    assert ours.hidden.shape == (2, 154, 96) and ours.pooled is not None
+    first, second = (part.view(4, 77) for part in ids)
+    small = ldm_reference.clip_states(tensors, "conditioner.embedders.0.transformer.text_model.", first, 4)
+    big = ldm_reference.open_clip_states(tensors, "conditioner.embedders.1.model.", second, 4)
+    expected = torch.cat([small[-2], big[-2]], dim=-1).reshape(2, 154, 96)
+    # float32 through 31 layers without a norm at the end
+    torch.testing.assert_close(ours.hidden, expected, rtol=1e-4, atol=1e-4)
+    weights = ldm_reference.Weights(tensors, "conditioner.embedders.1.model.")
+    normed = (weights / "ln_final").layer_norm(big[-1])
+    ends = second.argmax(dim=-1)  # open_clip: the end token has the highest number
+    pooled = normed[torch.arange(4), ends] @ weights["text_projection"]
+    torch.testing.assert_close(ours.pooled, pooled[::2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_gradients_reach_adapters_on_the_text_encoders(models: dict[Family, DiffusionModel], family: Family) -> None:
+    model = models[family]
+    nudges = [torch.zeros((), requires_grad=True) for _ in model.text_encoders]
+    hooks = []
+    for encoder, nudge in zip(model.text_encoders, nudges, strict=True):
+        layer = next(module for name, module in encoder.named_modules() if name.endswith("layers.0.mlp.fc1"))
+        hooks.append(layer.register_forward_hook(lambda _m, _i, output, nudge=nudge: output + nudge))
+    condition = encode_text(model, tokenize(model, [CAPTION]), 2)
+    torch.autograd.backward(condition.hidden.square().mean())
+    for hook in hooks:
+        hook.remove()
+    assert all(nudge.grad is not None and nudge.grad != 0 for nudge in nudges)
+
+
+def test_size_condition_is_height_first() -> None:
+    sizes = size_condition([(512, 768), (1, 2)], [(0, 16), (3, 4)], [(512, 512), (5, 6)])
+    assert sizes.tolist() == [[512, 768, 0, 16, 512, 512], [1, 2, 3, 4, 5, 6]]

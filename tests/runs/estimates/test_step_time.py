@@ -1,0 +1,157 @@
+"""Time and memory in words: from past runs and the card, and nothing where nothing is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.events import Event, StepDone, Workload, to_record
+from lib_lora_train.hosts.host import Card, Footing
+from lib_lora_train.runs.estimates.requirements import Forecast, forecast, size_text, time_text
+from lib_lora_train.runs.estimates.step_time import estimate_time, past_speeds, workload_of
+from tests.stand_ins.tiny_models import write_tiny_checkpoint
+from tests.stand_ins.training_parts import small_plan
+
+WANTED = Workload("sd1", "cpu", 8192.0, "lora standard", False, True)
+
+
+def write_run(home: Path, name: str, seconds: list[float], **values: Any) -> None:
+    """A run's log with these step times."""
+    events: list[Event] = [dataclasses.replace(WANTED, **values)]
+    events += [StepDone(n, 1, 0.1, {}, 0.5, second) for n, second in enumerate(seconds, start=1)]
+    (home / name).mkdir(parents=True)
+    lines = (json.dumps(to_record(event)) for event in events)
+    (home / name / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_nothing_is_known_before_the_first_run(tmp_path: Path) -> None:
+    assert estimate_time(tmp_path, WANTED, 100) is None
+    write_run(tmp_path, "1-short", [9.0, 9.0, 9.0])  # all of it warm-up
+    assert estimate_time(tmp_path, WANTED, 100) is None
+
+
+def test_time_grows_with_steps_and_pixels(tmp_path: Path) -> None:
+    write_run(tmp_path, "1-run", [9.0, 9.0, 9.0, 2.0, 2.0, 30.0])
+    same = estimate_time(tmp_path, WANTED, 100)
+    twice = estimate_time(tmp_path, dataclasses.replace(WANTED, pixels_per_step=16384.0), 100)
+    assert same is not None and twice is not None
+    assert (same.seconds, twice.seconds) == (200.0, 400.0), "the median of the warm steps, 2 s"
+    assert (same.run, same.is_far) == ("1-run", False)
+
+
+@pytest.mark.parametrize("other", [{"family": "sdxl"}, {"device": "other card"}, {"checkpointing": True}])
+def test_another_kind_of_run_tells_nothing(tmp_path: Path, other: dict[str, Any]) -> None:
+    write_run(tmp_path, "1-run", [1.0] * 9, **other)
+    assert estimate_time(tmp_path, WANTED, 100) is None
+
+
+def test_the_most_alike_run_counts_then_the_newest(tmp_path: Path) -> None:
+    write_run(tmp_path, "1-alike", [1.0] * 9)
+    write_run(tmp_path, "2-alike", [2.0] * 9)
+    write_run(tmp_path, "3-larger", [3.0] * 9, pixels_per_step=81920.0)
+    write_run(tmp_path, "4-other-adapter", [4.0] * 9, adapter="loha all")
+    found = estimate_time(tmp_path, WANTED, 1)
+    assert found is not None
+    assert found.run == "2-alike"
+
+
+def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path, "1-run", [1.0] * 9)
+    (tmp_path / "2-broken").mkdir()
+    (tmp_path / "2-broken" / "events.jsonl").write_text('{"kind": "Workload", "older": 1}\n{', encoding="utf-8")
+    (tmp_path / "3-other").mkdir()
+    (tmp_path / "3-other" / "events.jsonl").write_text('{"kind": "StepDone", "step": 1}\n', encoding="utf-8")
+    assert [speed.run for speed in past_speeds(tmp_path)] == ["1-run"]
+
+
+def test_pixels_per_step_are_those_of_all_its_pictures() -> None:
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
+    work = workload_of(config, small_plan(config), family="sd1", device="cpu")
+    assert work.pixels_per_step == 4 * 64 * 64
+
+
+# --- the forecast --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors", "sd1")
+
+
+CONFIG = TrainConfig(resolution=64, min_bucket=64, batch_size=4, rank=4)
+
+
+def told(path: Path | None, home: Path, config: TrainConfig = CONFIG, card: Card | None = None) -> Forecast:
+    """The forecast of a small plan."""
+    footing = Footing(path, is_loaded=False, number_bytes=0, device="card" if card else "cpu", card=card)
+    return forecast(config, small_plan(config), footing, home)
+
+
+def test_an_unreadable_checkpoint_gives_no_figures(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no checkpoint")
+    for path in (None, tmp_path / "nowhere.safetensors", tmp_path / "model.safetensors"):
+        found = told(path, tmp_path)
+        assert (found.memory_words, found.time_words) == ("not known", "not known yet")
+        assert "not known" in found.sentences[0]
+
+
+def test_both_figures_are_called_estimates(checkpoint: Path, tmp_path: Path) -> None:
+    write_run(tmp_path, "1-run", [60.0] * 9, pixels_per_step=4 * 4096.0)
+    found = told(checkpoint, tmp_path)
+    assert found.memory_words.startswith("about ")
+    assert found.time_words == "about 20 min", "10 epochs of 2 steps of a minute"
+    assert "estimate" in found.sentences[0] and "1-run" in found.sentences[1]
+    assert found.values["seconds"] == 1200.0
+    assert found.values["memory_bytes"]["total"] == found.memory.total if found.memory else False
+
+
+def test_a_run_that_fits_has_no_warning(checkpoint: Path, tmp_path: Path) -> None:
+    assert told(checkpoint, tmp_path, card=Card("card", 2**33, 2**32)).problems == ()
+
+
+def test_a_card_that_is_full_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", 2**33, 2**20)).problems
+    assert problem.level == "hint" and "free now" in problem.message
+
+
+def test_advice_names_the_first_change_that_makes_it_fit(checkpoint: Path, tmp_path: Path) -> None:
+    plain = told(checkpoint, tmp_path).memory
+    frugal = told(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
+    assert plain is not None and frugal is not None and frugal.total < plain.total
+    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", plain.total - 1, plain.total)).problems
+    assert (problem.level, problem.where) == ("warning", "gradient_checkpointing")
+    assert size_text(frugal.total) in problem.message and "batch_size" not in problem.message
+
+
+def test_where_nothing_suffices_everything_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", 2**20, 2**20)).problems
+    for name in ("gradient_checkpointing", "batch_size 1", "fp8_base", "train_text_encoder", "resolution"):
+        assert name in problem.message
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (89, "89 s"),
+        (100, "2 min"),
+        (5300, "88 min"),
+        (5400, "1 h 30 min"),
+        (7200, "2 h"),
+        (7380, "2 h 5 min"),
+    ],
+)
+def test_time_in_words(seconds: float, words: str) -> None:
+    assert time_text(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(5 * 2**20, "5 MB"), (2**30, "1.0 GB"), (int(6.34 * 2**30), "6.3 GB"), (12 * 2**30, "12 GB")]
+)
+def test_size_in_words(size: int, words: str) -> None:
+    assert size_text(size) == words

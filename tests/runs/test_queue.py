@@ -1,0 +1,172 @@
+"""Waiting runs: their order, their file, and how the runner goes through them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from lib_lora_train.config.train_config import TrainConfig, config_values
+from lib_lora_train.core.errors import HostError, TrainingError
+from lib_lora_train.core.events import Event, StateChanged, StepDone
+from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.past_runs import past_runs
+from lib_lora_train.runs.queue import RunQueue
+from lib_lora_train.runs.runner import JobRunner
+from lib_lora_train.training.control import Control
+from lib_lora_train.web.routes import PREFIX, install_routes, make_api
+from lib_lora_train.web.session import Desk
+from tests.stand_ins.ui import small_config, write_pictures
+
+
+def named(name: str) -> TrainConfig:
+    return TrainConfig(output_name=name)
+
+
+def names(queue: RunQueue) -> list[str]:
+    return [entry.name for entry in queue.waiting()]
+
+
+def test_runs_wait_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "home" / "queue.json")
+    ids = [queue.add(named(name)) for name in "abcd"]
+    assert names(queue) == ["a", "b", "c", "d"]
+    queue.move(ids[3], 0)
+    queue.move(ids[0], 99)
+    assert names(queue) == ["d", "b", "c", "a"]
+    queue.remove(ids[1])
+    assert names(queue) == ["d", "c", "a"]
+    with pytest.raises(HostError, match="does not wait any more"):
+        queue.remove(ids[1])
+    first = queue.take()
+    assert first is not None and first.config() == named("d")
+    assert names(queue) == ["c", "a"]
+
+
+def test_waiting_runs_survive_the_end_of_the_program(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "queue.json")
+    queue.add(named("a").replace(rank=7))
+    queue.add(named("b"), run="20260101-b", more_epochs=3)
+    again = RunQueue(tmp_path / "queue.json")
+    assert again.waiting() == queue.waiting()
+    assert again.waiting()[0].config().rank == 7
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"waiting": [{"id": "a"}]}', "[]"])
+def test_a_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
+    (tmp_path / "queue.json").write_text(text, encoding="utf-8")
+    queue = RunQueue(tmp_path / "queue.json")
+    assert queue.waiting() == () and queue.take() is None
+
+
+# --- the runner -------------------------------------------------------------------------------------
+
+
+class Works:
+    """Makes the events of runs that only tell their names; one holds until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.gate = threading.Event()
+        self.ends = 0
+
+    def __call__(self, config: TrainConfig, host: Any, *, folder: RunFolder, control: Control) -> Iterator[Event]:
+        self.begun.append(config.output_name)
+        yield StateChanged("running")
+        self.gate.wait(20)
+        if config.output_name == "broken":
+            raise RuntimeError("something unforeseen")
+        if config.output_name == "refused":
+            raise TrainingError("This run cannot be trained.")
+        yield StepDone(1, 1, 0.5, {"unet": 1e-4}, 1.0, 0.1)
+        yield StateChanged("stopped" if control.stopped else "finished")
+
+
+def test_one_run_at_a_time_and_a_failing_one_does_not_stop_the_next(tmp_path: Path) -> None:
+    works = Works()
+    runner = JobRunner(None, tmp_path, make_events=works)
+    runner.start(named("first"))
+    for name in ("broken", "refused", "last"):
+        runner.enqueue(named(name))
+    assert works.begun == ["first"]
+    assert [entry["name"] for entry in runner.status()["queue"]] == ["broken", "refused", "last"]
+    works.gate.set()
+    runner.wait(20)
+    assert works.begun == ["first", "broken", "refused", "last"]
+    states = {row["run"].split("-", 2)[2]: row["state"] for row in past_runs(tmp_path, runner.live)}
+    assert states == {"first": "finished", "broken": "failed", "refused": "failed", "last": "finished"}
+    assert runner.status()["state"] == "finished" and runner.waiting() == []
+
+
+def test_after_a_restart_waiting_runs_wait_until_they_are_started(tmp_path: Path) -> None:
+    JobRunner(None, tmp_path, make_events=Works()).enqueue(named("a"))
+    works = Works()
+    works.gate.set()
+    runner = JobRunner(None, tmp_path, make_events=works)
+    assert runner.status()["state"] == "idle" and works.begun == []
+    runner.start_queue()
+    runner.wait(20)
+    assert works.begun == ["a"]
+    with pytest.raises(HostError, match="No run is waiting"):
+        runner.start_queue()
+
+
+def test_a_stop_holds_the_queue(tmp_path: Path) -> None:
+    works = Works()
+    runner = JobRunner(None, tmp_path, make_events=works)
+    runner.start(named("first"))
+    runner.enqueue(named("second"))
+    runner.stop()
+    works.gate.set()
+    runner.wait(20)
+    assert works.begun == ["first"] and [entry["name"] for entry in runner.waiting()] == ["second"]
+
+
+def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    entries = [
+        {"id": "1", "values": {"rank": "many", "output_name": "odd"}, "run": "", "more_epochs": 0},
+        {"id": "2", "values": {}, "run": "20260101-gone", "more_epochs": 0},
+        {"id": "3", "values": {"output_name": "good"}, "run": "", "more_epochs": 0},
+    ]
+    (tmp_path / "queue.json").write_text(json.dumps({"waiting": entries}), encoding="utf-8")
+    works = Works()
+    works.gate.set()
+    runner = JobRunner(None, tmp_path, make_events=works)
+    runner.start_queue()
+    runner.wait(20)
+    assert works.begun == ["good"]
+
+
+# --- routes -----------------------------------------------------------------------------------------
+
+
+def test_the_queue_is_steered_by_program(tmp_path: Path) -> None:
+    works = Works()
+    works.gate.set()
+    runner = JobRunner(None, tmp_path / "home", make_events=works)
+    config = small_config(write_pictures(tmp_path / "set", 3))
+    desk = Desk(runner, tmp_path / "home", demo=lambda: config)
+    app = make_api()
+    install_routes(app, desk)
+    client = TestClient(app)
+
+    def post(path: str, values: dict[str, Any]) -> Any:
+        return client.post(f"{PREFIX}/{path}", json=values)
+
+    ids = [post("queue/add", config_values(config.replace(output_name=name))).json()["id"] for name in "abc"]
+    post("queue/move", {"id": ids[2], "place": 0})
+    post("queue/remove", {"id": ids[0]})
+    assert [entry["name"] for entry in client.get(f"{PREFIX}/queue").json()] == ["c", "b"]
+    assert post("queue/remove", {"id": ids[0]}).status_code == 409
+    assert post("queue/add", {"rank": "many"}).status_code == 422
+    assert post("queue/add", {"run": "nowhere"}).status_code == 422
+    assert post("go-on", {"run": "nowhere"}).status_code == 422
+    assert "run" in post("queue/start", {}).json()
+    runner.wait(20)
+    assert works.begun == ["c", "b"]
+    assert post("queue/start", {}).status_code == 409

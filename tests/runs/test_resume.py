@@ -1,0 +1,400 @@
+"""Going on with a run: after a stop, after a crash, beyond its end; and which of its files are kept."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_lora_train.adapters.files.lora_file import read_adapter
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
+from lib_lora_train.core.events import (
+    Event,
+    GridDrawn,
+    LoraRemoved,
+    LoraWritten,
+    Noted,
+    Resumed,
+    SampleDrawn,
+    StateSaved,
+    StepDone,
+)
+from lib_lora_train.formats.toml import write_toml_config
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.event_log import log_line, log_record, read_log
+from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.past_runs import continuation, past_runs
+from lib_lora_train.runs.runner import JobRunner
+from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.training.control import Control
+from tests.paths import ROOT
+from tests.stand_ins.run_parts import Place, ending, only, small_place
+
+_OF_THE_MOMENT = {"ss_session_id", "ss_training_started_at", "ss_training_finished_at", "modelspec.date"}
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 1,
+    "gradient_accumulation": 1,
+    "shuffle_captions": True,
+    "caption_dropout": 0.3,
+    "lr_schedule": "cosine",
+    "warmup": 2.0,
+    "optimizer": "Prodigy",
+    "optimizer_args": "weight_decay=0.01 safeguard_warmup=True",
+    "learning_rate": 1.0,
+    "sample_prompts": (),
+}
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
+    """One host, so that the checkpoint is read once."""
+    return StandaloneHost(None, None, tmp_path_factory.mktemp("unused"), "cpu")
+
+
+@pytest.fixture
+def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
+    """See `small_place`; without pictures, which cost most of the time."""
+    place = small_place(shared_host, demo_dir, tmp_path)
+    return place._replace(config=place.config.replace(sample_prompts=()))
+
+
+def logged(events: Iterable[Event], folder: RunFolder) -> list[Event]:
+    """The events, also written to the run's log, as whoever iterates a run does it."""
+    seen = []
+    with folder.log.open("a", encoding="utf-8") as lines:
+        for event in events:
+            lines.write(log_line(log_record(event)))
+            lines.flush()
+            seen.append(event)
+    return seen
+
+
+def run_logged(
+    place: Place, config: TrainConfig, *, stop_after: int = 0, folder: RunFolder | None = None
+) -> list[Event]:
+    """A run in its own folder, stopped after a step (0: never)."""
+    control = Control()
+
+    def watched() -> Iterable[Event]:
+        for event in run_job(config, place.host, folder=folder or place.folder, control=control):
+            if isinstance(event, StepDone) and event.step == stop_after:
+                control.stop()
+            yield event
+
+    return logged(watched(), folder or place.folder)
+
+
+def gone_on(place: Place, **ways: Any) -> list[Event]:
+    """The events of the run in the folder as it goes on."""
+    way = continuation(place.folder, **ways)
+    return logged(run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state), place.folder)
+
+
+def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run can be stopped after any step."""
+    monkeypatch.setattr("lib_lora_train.training.loop._TURN_SECONDS", 0.0)
+
+
+def tensors_and_metadata(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The bytes behind the header, and the metadata but for what names the moment."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    metadata = read_adapter(path).metadata
+    return raw[start:], {key: value for key, value in metadata.items() if key not in _OF_THE_MOMENT}
+
+
+def names(place: Place) -> list[str]:
+    """The LoRA files that stand."""
+    return sorted(path.stem for path in place.host.lora_dir.glob("*.safetensors"))
+
+
+# --- exactly ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stop_after", "accumulation"), [(2, 1), (3, 1), (5, 1), (1, 2)])
+def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(
+    stop_after: int, accumulation: int, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle and at the end of an epoch, with all that draws, counts or remembers switched on."""
+    one_step_a_turn(monkeypatch)
+    config = place.config.replace(**{**EVERYTHING, "gradient_accumulation": accumulation})
+    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(place, config, stop_after=stop_after)
+    rest = gone_on(place)
+    assert only(rest, Resumed) == [Resumed(stop_after)]
+    assert [e.step for e in only(rest, StepDone)] == [e.step for e in only(whole, StepDone)][stop_after:]
+    expected, ours = (Path(only(events, LoraWritten)[-1].path) for events in (whole, rest))
+    assert expected.name == ours.name == "test-000002.safetensors"
+    (tensors, told), (expected_tensors, expected_told) = map(tensors_and_metadata, (ours, expected))
+    assert tensors == expected_tensors
+    assert {**told, "lora_train_config": ""} == {**expected_told, "lora_train_config": ""}  # output_dir differs
+    assert ending(rest) == "finished"
+
+
+def test_a_running_mean_is_saved_and_survives_an_interruption(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_step_a_turn(monkeypatch)
+    config = place.config.replace(ema_decay=0.5, epochs=1)
+    plain = run_logged(
+        place, place.config.replace(epochs=1, output_dir=str(tmp_path / "p")), folder=new_run_folder(tmp_path, "p")
+    )
+    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "w")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(place, config, stop_after=2)
+    rest = gone_on(place)
+    paths = [Path(only(events, LoraWritten)[-1].path) for events in (plain, whole, rest)]
+    without, expected, ours = (tensors_and_metadata(path)[0] for path in paths)
+    assert ours == expected != without
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from lib_lora_train.cli.main import recorded
+from lib_lora_train.config.train_config import read_config
+from lib_lora_train.formats.toml import read_toml_config
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.training.control import Control
+import lib_lora_train.training.loop as loop
+loop._TURN_SECONDS = 0.0
+folder = RunFolder(Path(sys.argv[2]))
+config, _ = read_config(read_toml_config(Path(sys.argv[1])))
+host = StandaloneHost(None, None, Path(sys.argv[3]), "cpu")
+for event in recorded(run_job(config, host, folder=folder, control=Control()), folder.log):
+    if type(event).__name__ == "StepDone" and event.step == 5:
+        print("at step 5", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
+def test_a_run_that_was_killed_goes_on_from_its_newest_state(place: Place, tmp_path: Path) -> None:
+    """Killed after step 5 of 6 with a state every 2 steps: 3 and 4 stand, the steps from 5 on are taken again."""
+    config = place.config.replace(**EVERYTHING, save_state_every_n_steps=2, keep_last_states=9)
+    write_toml_config(tmp_path / "c.toml", config)
+    places = (tmp_path / "c.toml", place.folder.root, place.host.lora_dir)
+    command = [sys.executable, "-c", _CHILD, *map(str, places)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert "at step 5\n" in iter(child.stdout.readline, "")
+        child.send_signal(signal.SIGKILL)
+        child.wait(30)
+    assert place.folder.state_steps() == [2, 3, 4]
+    (row,) = past_runs(place.folder.root.parent)
+    assert (row["step"], row["total_steps"], row["can_resume"], row["can_extend"]) == (4, 6, True, False)
+    rest = gone_on(place)
+    assert [event.step for event in only(rest, StepDone)] == [5, 6]
+    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
+    expected, ours = (Path(only(events, LoraWritten)[-1].path) for events in (whole, rest))
+    assert tensors_and_metadata(ours)[0] == tensors_and_metadata(expected)[0]
+
+
+def test_what_a_crash_cut_off_after_an_epoch_is_made_up_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise OutputError("The disk is gone.")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError):
+        patch.setattr("lib_lora_train.runs.checkpoints.write_adapter", crash)
+        run_logged(place, place.config.replace(sample_prompts=("zorp --s 1 --l 1",)))
+    assert place.folder.state_steps() == [3] and names(place) == []
+    rest = gone_on(place)
+    assert names(place) == ["test-000001", "test-000002"]
+    assert len(only(rest, GridDrawn)) == 1
+    assert sorted(path.name for path in place.folder.samples.iterdir()) == [
+        f"epoch-{epoch:06}-01.png" for epoch in (0, 1, 2)
+    ]
+
+
+def test_samples_of_before_are_in_the_grid_and_not_drawn_again(place: Place) -> None:
+    config = place.config.replace(sample_prompts=("zorp --s 1 --l 1",))
+    run_logged(place, config, stop_after=3)
+    drawn = {path: path.stat().st_mtime_ns for path in place.folder.samples.iterdir()}
+    rest = gone_on(place)
+    assert len(drawn) == 2
+    assert all(path.stat().st_mtime_ns == when for path, when in drawn.items())
+    assert [event.epoch for event in only(rest, SampleDrawn)] == [2]
+
+
+def test_a_pause_keeps_the_state(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_step_a_turn(monkeypatch)
+    control = Control()
+    saved = []
+    for event in run_job(place.config, place.host, folder=place.folder, control=control):
+        if isinstance(event, StepDone) and event.step == 2:
+            control.pause()
+        if isinstance(event, StateSaved):
+            saved.append(event.step)
+            control.resume()
+    assert saved[0] == 2
+
+
+def test_without_states_nothing_is_kept_and_the_reason_is_told(place: Place) -> None:
+    run_logged(place, place.config.replace(save_state=False, epochs=1))
+    assert place.folder.state_steps() == []
+    with pytest.raises(TrainingError, match=r"no training state was kept.*save_state"):
+        continuation(place.folder)
+
+
+def test_a_state_that_cannot_be_written_is_told_and_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: object) -> None:
+        raise OutputError(f"{path}: the training state cannot be written (full).")
+
+    monkeypatch.setattr("lib_lora_train.runs.checkpoints.write_state", full)
+    events = run_logged(place, place.config.replace(epochs=1))
+    assert any("only be resumed from an earlier step" in note.message for note in only(events, Noted))
+    assert ending(events) == "finished" and names(place) == ["test-000001"]
+
+
+# --- further ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_extended_in_the_same_series(place: Place, tmp_path: Path) -> None:
+    config = place.config.replace(lr_schedule="constant")
+    run_logged(place, config)
+    with pytest.raises(TrainingError, match="all 6 steps are taken"):
+        continuation(place.folder)
+    (row,) = past_runs(place.folder.root.parent)
+    assert (row["can_resume"], row["can_extend"], row["epochs"]) == (False, True, 2)
+    rest = gone_on(place, more_epochs=1)
+    assert [event.step for event in only(rest, StepDone)] == [7, 8, 9]
+    assert names(place) == ["test-000001", "test-000002", "test-000003"]
+    straight = config.replace(epochs=3, output_dir=str(tmp_path / "straight"))
+    expected = only(run_logged(place, straight, folder=new_run_folder(tmp_path, "s")), LoraWritten)[-1]
+    ours = only(rest, LoraWritten)[-1]
+    assert tensors_and_metadata(Path(ours.path))[0] == tensors_and_metadata(Path(expected.path))[0]
+
+
+def test_a_longer_run_tells_what_becomes_of_its_learning_rate(place: Place) -> None:
+    run_logged(place, place.config.replace(epochs=1))
+    rest = gone_on(place, more_epochs=1)
+    # ½(1 + cos(π·3/6)) = 50 %
+    assert [note.message for note in only(rest, Noted) if "50% of its full value" in note.message]
+
+
+def test_a_longer_run_tells_how_long_its_text_encoders_learn_now(place: Place) -> None:
+    config = place.config.replace(epochs=1, stop_text_encoder=0.5, lr_schedule="constant")
+    run_logged(place, config)
+    rest = gone_on(place, more_epochs=3)  # of 3 steps one was for them; of 12 they get 6, and 3 are taken
+    told = [note.message for note in only(rest, Noted) if note.where == "stop_text_encoder"]
+    assert ["until step 6" in text for text in told] == [True]
+    rates = {event.step: event.learning_rates["text_encoder"] for event in only(rest, StepDone)}
+    assert [rates[step] > 0 for step in (4, 6, 7)] == [True, True, False]
+
+
+def test_a_limit_of_steps_moves_along_when_a_run_is_extended(place: Place) -> None:
+    run_logged(place, place.config.replace(epochs=9, max_steps=2))
+    rest = gone_on(place, more_epochs=1)
+    assert [event.step for event in only(rest, StepDone)] == [3, 4, 5]
+
+
+def test_a_run_goes_on_from_an_earlier_state_and_later_ones_are_void(place: Place) -> None:
+    run_logged(place, place.config.replace(keep_last_states=2))
+    assert place.folder.state_steps() == [3, 6]
+    with pytest.raises(TrainingError, match=r"no state after step 4\. There are: 3, 6"):
+        continuation(place.folder, step=4)
+    way = continuation(place.folder, step=3)
+    events = run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state)
+    assert next(event for event in events if isinstance(event, Resumed)) == Resumed(3)
+    assert place.folder.state_steps() == [3]
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_settings_of_another_run_are_refused_and_the_runs_own_stay(place: Place) -> None:
+    run_logged(place, place.config.replace(epochs=1))
+    before = place.folder.config.read_bytes()
+    way = continuation(place.folder, config=place.config.replace(rank=4, seed=1))
+    with pytest.raises(ConfigError) as told:
+        list(run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state))
+    assert {problem.where for problem in told.value.problems} == {"rank", "seed"}
+    assert place.folder.config.read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no folder of a run"):
+        continuation(RunFolder(tmp_path))
+
+
+def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place) -> None:
+    run_logged(place, place.config.replace(lr_schedule="constant"), stop_after=3)
+    runner = JobRunner(place.host, place.folder.root.parent)
+    run = place.folder.root.name
+    assert runner.go_on(run) == run
+    runner.wait(120)
+    assert runner.status()["state"] == "finished"
+    assert [step for step, _ in runner.loss_curve()] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(TrainingError, match="all 6 steps are taken"):
+        runner.go_on(run)
+    runner.enqueue_going_on(run, more_epochs=1)
+    assert runner.start_queue() == run
+    runner.wait(120)
+    assert [step for step, _ in runner.loss_curve()] == list(range(1, 10))
+    assert names(place) == ["test-000001", "test-000002", "test-000003"]
+
+
+# --- which files are kept ---------------------------------------------------------------------------
+
+
+def test_files_every_n_steps_and_from_an_epoch_on(place: Place) -> None:
+    run_logged(place, place.config.replace(epochs=3, save_every_n_steps=2, save_from_epoch=2))
+    steps = ["test-step00000002", "test-step00000004", "test-step00000008"]  # 6 is the end of epoch 2
+    assert names(place) == ["test-000002", "test-000003", *steps]
+
+
+def test_only_the_last_files_of_this_run_are_kept(place: Place) -> None:
+    place.host.lora_dir.mkdir(parents=True)
+    foreign = place.host.lora_dir / "testament-000001.safetensors"
+    foreign.write_bytes(b"somebody's")
+    own_card = place.host.lora_dir / "test-000002.json"
+    config = place.config.replace(epochs=3, save_every_n_steps=1, keep_last_epochs=1, keep_last_step_files=2)
+    control = Control()
+
+    def watched() -> Iterable[Event]:
+        for event in run_job(config, place.host, folder=place.folder, control=control):
+            if isinstance(event, LoraWritten) and event.path.endswith("test-000002.safetensors"):
+                time.sleep(0.01)
+                own_card.write_text("{}", encoding="utf-8")  # edited by its owner
+            yield event
+
+    events = logged(watched(), place.folder)
+    assert names(place) == ["test-000003", "test-step00000007", "test-step00000008", "testament-000001"]
+    cards = sorted(path.name for path in place.host.lora_dir.glob("*.json"))
+    assert cards == ["test-000002.json", "test-000003.json", "test-step00000007.json", "test-step00000008.json"]
+    assert len(only(events, LoraRemoved)) == 2 + 4
+    assert place.folder.state_steps() == [9]
+    (row,) = past_runs(place.folder.root.parent)
+    assert [Path(path).stem for path in row["loras"]] == ["test-step00000007", "test-step00000008", "test-000003"]
+
+
+def test_files_from_before_an_interruption_are_counted(place: Place) -> None:
+    config = place.config.replace(epochs=3, keep_last_epochs=1)
+    run_logged(place, config, stop_after=3)
+    gone_on(place)
+    assert names(place) == ["test-000003"]
+
+
+def test_the_log_survives_a_line_that_was_cut_short(place: Place) -> None:
+    run_logged(place, place.config.replace(epochs=1))
+    with place.folder.log.open("a", encoding="utf-8") as lines:
+        lines.write('{"kind": "StateChanged", "sta')
+    assert all(isinstance(record, dict) for record in read_log(place.folder.log))
+    assert json.dumps([row["state"] for row in past_runs(place.folder.root.parent)]) == '["finished"]'
+
+
+def test_weights_are_trained_at_all(place: Place) -> None:
+    """The comparisons above would also hold for runs that learn nothing."""
+    events = run_logged(place, place.config.replace(**EVERYTHING))
+    first, last = (read_adapter(Path(event.path)).state for event in only(events, LoraWritten))
+    assert any(not torch.equal(first[key], last[key]) for key in first)

@@ -1,0 +1,161 @@
+"""TensorBoard logs: kohya's names, written from the run's events."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StateChanged, StepDone
+from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.tensorboard import BoardServer, board_folder, boarded, start_board
+
+RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
+
+
+def told(*losses: float, first: int = 1, rates: dict[str, float] = RATES) -> Iterator[Event]:
+    """A run of two steps per epoch."""
+    yield Planned(4, 0, 2, 2, 4)
+    if first > 1:
+        yield Resumed(first - 1)
+    for step, loss in enumerate(losses, start=first):
+        yield StepDone(step, (step + 1) // 2, loss, rates, 1.0, 0.1)
+        if step % 2 == 0:
+            yield EpochDone(step // 2, step, loss)
+    yield StateChanged("finished")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard itself reads from the logs."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(folder))
+    reader.Reload()
+    return {tag: [(scalar.step, scalar.value) for scalar in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    events = list(told(1.0, 0.5, 0.25, 0.125))
+    assert list(boarded(iter(events), folder, "AdamW")) == events
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
+    assert found["loss/average"] == [(1, 1.0), (2, 0.75), (3, 0.375), (4, 0.1875)]
+    assert found["loss/epoch_average"] == [(1, 0.5), (2, 0.125)]
+    assert {tag for tag in found if tag.startswith("lr/")} == {"lr/unet", "lr/unet plus", "lr/textencoder"}
+    assert found["lr/unet plus"][0][1] == pytest.approx(4e-4)
+
+
+def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(
+        boarded(
+            iter([Measured(0, {"validation_loss": 0.5}), Measured(1, {"validation_loss": 0.25, "drift": 1.0})]),
+            folder,
+            "AdamW",
+        )
+    )
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found == {"loss/validation/epoch_average": [(0, 0.5), (1, 0.25)], "measured/drift": [(1, 1.0)]}
+
+
+def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(boarded(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
+
+
+def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    step = StepDone(1, 1, 0.5, RATES, 1.0, 0.1, norms=(3.0, 0.25, 1.0))
+    list(boarded(iter([step]), folder, "AdamW"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    names = ("max_norm/keys_scaled", "norm/avg_key_norm", "max_norm/max_key_norm")
+    assert [found[name] for name in names] == [[(1, 3.0)], [(1, 0.25)], [(1, 1.0)]]
+
+
+def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    list(boarded(told(1.0, 0.5, 9.0), folder, "AdamW"))
+    list(boarded(told(0.25, 0.125, first=3), folder, "AdamW"))
+    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
+
+
+def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.runs.tensorboard._summary_writer", lambda: None)
+    folder = new_run_folder(tmp_path, "zok")
+    first, *rest = boarded(told(1.0), folder, "AdamW")
+    assert isinstance(first, Noted) and "pip install tensorboard" in first.message
+    assert rest == list(told(1.0))
+    assert not board_folder(tmp_path).exists()
+
+
+def test_the_board_is_started_for_all_runs_or_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    start_board(tmp_path, 6007)
+    assert started[0][:3] == [sys.executable, "-m", "tensorboard.main"]
+    assert started[0][3:5] == ["--logdir", str(tmp_path / "tensorboard")] and started[0][-1] == "6007"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(HostError, match="pip install tensorboard"):
+        start_board(tmp_path)
+
+
+def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small web server in TensorBoard's place: it answers at the address, and is started once."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_home: Path, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_board", start)
+    server = BoardServer(tmp_path)
+    with pytest.raises(HostError, match="No run has written TensorBoard logs yet"):
+        server.address()
+    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    try:
+        address = server.address()
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+        assert server.address() == address and len(started) == 1
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    started.clear()
+    try:
+        server.address()
+        assert len(started) == 1, "one that ended is started again"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_a_board_that_ends_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_board", lambda *_: subprocess.Popen(command))
+    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    with pytest.raises(HostError, match="does not start"):
+        BoardServer(tmp_path).address()

@@ -1,0 +1,58 @@
+"""A small run on the embedded model, for the tests of whole runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.events import Event, StateChanged
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs import trainer as jobs
+from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.training.control import Control
+
+
+class Place(NamedTuple):
+    """Where one test's run happens."""
+
+    config: TrainConfig
+    host: StandaloneHost
+    folder: RunFolder
+
+    def run(self, control: Control | None = None, **values: Any) -> list[Event]:
+        config = self.config.replace(**values)
+        return list(jobs.run_job(config, self.host, folder=self.folder, control=control or Control()))
+
+
+def small_place(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
+    """Three pictures, two epochs of three steps, two quick prompts."""
+    source = next((demo_dir / "train").iterdir())
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in sorted(source.iterdir())[:6]:
+        shutil.copy(path, data)
+    host.lora_dir = tmp_path / "Lora"
+    config = TrainConfig(
+        concepts=(Concept(folder=str(data), trigger="zorp"),),
+        output_name="test",
+        resolution=128,
+        min_bucket=64,
+        epochs=2,
+        batch_size=1,
+        rank=2,
+        sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
+    )
+    return Place(config, host, new_run_folder(tmp_path / "outputs", "test"))
+
+
+def only(events: list[Event], kind: type[Any]) -> list[Any]:
+    """The events of one kind."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def ending(events: list[Event]) -> str:
+    """The state the run ended in."""
+    assert isinstance(events[-1], StateChanged)
+    return events[-1].state

@@ -1,0 +1,599 @@
+"""Stand-ins for A1111's and Forge's own modules, with the traps that were measured on the real ones.
+
+Each world holds a model of real tensors and the modules that our hosts import. `generate` does to the weights what a
+generation does, and returns a hash of the weights the picture is made with: equal hashes stand for equal pictures.
+Memory that the webui gives up is filled with NaN, so whoever still computes with it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lib_lora_train.hosts.webui.a1111 import A1111
+from lib_lora_train.hosts.webui.forge import Forge
+from lib_lora_train.hosts.webui.host import WebuiHost
+from lib_lora_train.hosts.webui.reforge import ForgeClassic, LdmPatched
+from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX
+from tests.stand_ins.tiny_models import tiny_tensors
+
+TEXT_PREFIX = "cond_stage_model."
+BAKED = ("attn1.to_q.weight", "attn2.to_v.weight", "fc1.weight")  # what the webui's own LoRA changes
+
+
+class QueueLock:
+    """First come, first served; but whoever asks right after a release may take it before the first one wakes up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._guard = threading.Lock()
+        self._pending_threads: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if self._lock.acquire(blocking=False):
+                return
+            called = threading.Event()
+            self._pending_threads.append(called)
+        called.wait()
+        self._lock.acquire()
+
+    @property
+    def is_held(self) -> bool:
+        return self._lock.locked()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            if self._pending_threads:
+                self._pending_threads.popleft().set()
+            self._lock.release()
+
+
+class Node(nn.Module):
+    """A module that has whatever children and parameters it was given."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        inner: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in named.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                inner.setdefault(first, {})[rest] = tensor
+            else:
+                self.register_parameter(first, nn.Parameter(tensor))
+        for first, below in inner.items():
+            self.add_module(first, Node(below))
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor.clone() for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def text_heads(encoder: Any) -> None:
+    """What a transformers text encoder tells of itself."""
+    encoder.transformer.config = SimpleNamespace(num_attention_heads=4)
+
+
+def fingerprint(modules: Iterable[nn.Module]) -> str:
+    """A hash of all weights: the picture."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for parameter in module.parameters():
+            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def delta(name: str, weight: Tensor) -> Tensor:
+    """What the LoRA called `name` adds to a weight."""
+    return torch.full_like(weight, 0.01 * (1 + sum(map(ord, name)) % 7))
+
+
+def alphas() -> Tensor:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def module_of(name: str, **values: Any) -> ModuleType:
+    module = ModuleType(name)
+    module.__dict__.update(values)
+    return module
+
+
+class State(SimpleNamespace):
+    """`shared.state`: what is drawn, and what the user pressed meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False)
+
+    def begin(self, job: str) -> None:
+        self.job, self.interrupted, self.stopping_generation, self.skipped = job, False, False, False
+
+    def end(self) -> None:
+        self.job = ""
+
+
+class Processing(SimpleNamespace):
+    """`StableDiffusionProcessingTxt2Img`."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Drawing:
+    """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
+    default one, draws without a LoRA that it does not find, gives back a half-done picture when interrupted, and fails
+    without a runner of scripts, which may be empty.
+
+    `at_picture` is called in the midst of each picture.
+    """
+
+    names: tuple[str, ...] = ("DPM++ 2M", "Euler", "Euler a")
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.asked: list[Processing] = []
+        self.at_picture: Any = lambda: None
+        self.state = State()
+        self.available: dict[str, object] = {}
+
+    def modules(self) -> list[ModuleType]:
+        names = self.names
+        schedules = [("Automatic", "automatic", None), ("Karras", "karras", None), ("SGM Uniform", "sgm", ["SGM"])]
+        schedulers = [SimpleNamespace(label=label, name=name, aliases=also) for label, name, also in schedules]
+        return [
+            module_of("modules.processing", StableDiffusionProcessingTxt2Img=Processing, process_images=self.process),
+            module_of("modules.scripts", ScriptRunner=lambda: SimpleNamespace(alwayson_scripts=[])),
+            module_of(
+                "modules.sd_samplers",
+                all_samplers_map=dict.fromkeys(names),
+                visible_sampler_names=lambda: list(names),
+            ),
+            module_of("modules.sd_schedulers", schedulers=schedulers),
+        ]
+
+    def process(self, asked: Processing) -> Any:
+        assert self.world.queue_lock.is_held, "the webui draws under its lock"
+        assert self.state.job and not asked.is_closed
+        assert not list(asked.scripts.alwayson_scripts), "scripts are the user's, for the user's own pictures"
+        self.asked.append(asked)
+        loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
+        print_of = self.world.drawn(loras[0] if loras else "")
+        self.at_picture()
+        colour = tuple(bytes.fromhex(print_of[:6]))
+        picture = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
+        return SimpleNamespace(images=[picture], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
+
+
+class Options(SimpleNamespace):
+    """The webui's settings: an option has its default until it is set."""
+
+    def add_option(self, key: str, info: Any) -> None:
+        self.__dict__.setdefault(key, info.default)
+
+
+def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
+    """`modules.shared`."""
+
+    def option_info(default: Any, label: str, section: tuple[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(default=default, label=label, section=section)
+
+    options = SimpleNamespace(lora_dir=str(lora_dir))
+    values.setdefault("total_tqdm", SimpleNamespace(clear=lambda: None))
+    return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *found: ModuleType) -> None:
+    for module in found:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        parent, _, child = module.__name__.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+
+def checkpoint(seed: int) -> SimpleNamespace:
+    return SimpleNamespace(filename=f"/models/checkpoint-{seed}.safetensors", sha256=f"{seed:064}")
+
+
+# --- A1111 ---------------------------------------------------------------------------------------
+
+
+class A1111World:
+    """`modules` and the built-in LoRA extension `networks` of A1111 1.10."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
+        self.queue_lock = QueueLock()
+        self.lora_dir = lora_dir
+        self.loaded: list[str] = []
+        self.listed = 0
+        self.model_data = SimpleNamespace(sd_model=None)
+        self.drawing = Drawing(self)
+        self.chosen = 0
+        self.switch_to(0)
+        install(
+            monkeypatch,
+            module_of("modules"),
+            module_of("modules.call_queue", queue_lock=self.queue_lock),
+            module_of("modules.devices", device=torch.device("cpu")),
+            module_of(
+                "modules.sd_models",
+                model_data=self.model_data,
+                send_model_to_device=self._send_to_device,
+                select_checkpoint=lambda: checkpoint(self.chosen),
+            ),
+            *self.drawing.modules(),
+            shared_module(lora_dir, sd_model=self.model, state=self.drawing.state),
+            module_of(
+                "networks",
+                load_networks=self._load_networks,
+                network_apply_weights=self._apply_weights,
+                list_available_networks=self._list,
+                available_networks=self.drawing.available,
+            ),
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.model_data.sd_model
+
+    def choose(self, seed: int) -> None:
+        """The drop-down shows it; it is loaded as soon as the lock is free, by whoever comes first."""
+        self.chosen = seed
+
+    def switch_to(self, seed: int, *, in_place: bool = False) -> None:
+        """Load another checkpoint: into new objects, the old ones going to meta, or into the very same storage."""
+        self.chosen = seed
+        tensors = tiny_tensors("sd1", seed=seed)
+        if in_place:
+            with torch.no_grad():
+                for name, parameter in self._by_ldm_name().items():
+                    parameter.copy_(tensors[name])
+            self.model.sd_checkpoint_info = checkpoint(seed)
+            return
+        if self.model is not None:
+            self.model.to("meta")
+        self.model_data.sd_model = self._build(tensors, seed)
+
+    def _build(self, tensors: Mapping[str, Tensor], seed: int) -> Any:
+        model: Any = Node({self._name(name): tensor.clone() for name, tensor in tensors.items()})
+        model.sd_checkpoint_info = checkpoint(seed)
+        model.loaded_vae_file = None
+        model.parameterization, model.scale_factor, model.lowvram = "eps", 0.18215, False
+        model.alphas_cumprod_original = alphas()
+        model.model.diffusion_model.num_heads, model.model.diffusion_model.num_head_channels = 8, -1
+        text_heads(model.cond_stage_model.wrapped)
+        for name, module in model.named_modules():
+            if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+                module.network_layer_name, module.network_current_names = name, ()
+        return model
+
+    def _name(self, ldm: str) -> str:
+        """The webui wraps the text encoder and its token embedding."""
+        inner = ldm.replace(TEXT_PREFIX, f"{TEXT_PREFIX}wrapped.")
+        return inner.replace("token_embedding.", "token_embedding.wrapped.")
+
+    def _by_ldm_name(self) -> dict[str, Tensor]:
+        return {name.replace(".wrapped", ""): p for name, p in self.model.named_parameters()}
+
+    def weights(self) -> str:
+        return fingerprint([self.model])
+
+    def generate(self, lora: str = "") -> str:
+        """LoRAs are written into the layers when these are called, and stay there afterwards."""
+        with self.queue_lock:
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        if Path(self.model.sd_checkpoint_info.filename) != Path(checkpoint(self.chosen).filename):
+            self.switch_to(self.chosen)
+        self._load_networks([lora] if lora else [])
+        for module in self.model.modules():
+            if hasattr(module, "network_layer_name"):
+                self._apply_weights(module)
+        return self.weights()
+
+    def unload(self) -> None:
+        """Not under the lock: everything moves, while somebody may be in the middle of a step."""
+        for parameter in self.model.parameters():
+            moved = parameter.data.clone()
+            parameter.data = moved
+
+    def _send_to_device(self, model: Any) -> None:
+        assert model is self.model
+
+    def _load_networks(self, names: list[str]) -> None:
+        self.loaded = list(names)
+
+    def _apply_weights(self, module: Any) -> None:
+        """Numbers come back from a backup, into the same storage; each layer remembers what it carries."""
+        if module.network_current_names == tuple(self.loaded):
+            return
+        with torch.no_grad():
+            if not hasattr(module, "network_weights_backup"):
+                module.network_weights_backup = module.weight.detach().clone()
+            module.weight.copy_(module.network_weights_backup)
+            for name in self.loaded:
+                module.weight.add_(delta(name, module.weight))
+        module.network_current_names = tuple(self.loaded)
+
+    def _list(self) -> None:
+        self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+
+
+# --- Forge ---------------------------------------------------------------------------------------
+
+
+class ForgeObjects(SimpleNamespace):
+    """Patchers of UNet, VAE and text encoder."""
+
+    def shallow_copy(self) -> ForgeObjects:
+        return ForgeObjects(**vars(self))
+
+
+class ForgeWorld:
+    """`modules` and `backend` of Forge: nothing is loaded at first, and every parameter is an inference tensor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
+        self.queue_lock = QueueLock()
+        self.listed = 0
+        self.lora_dir = lora_dir
+        self.drawing = self._drawing()
+        self.backups: dict[tuple[nn.Module, str], Tensor] = {}
+        self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
+        self.choose(0)
+        self.shared: Any = shared_module(lora_dir, sd_model=None, state=self.drawing.state)
+        install(
+            monkeypatch,
+            module_of("modules"),
+            module_of("modules.call_queue", queue_lock=self.queue_lock),
+            self._sd_models(),
+            module_of("modules.devices"),
+            *self.drawing.modules(),
+            self.shared,
+            module_of("networks", list_available_networks=self._list, available_networks=self.drawing.available),
+            *self._memory(),
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.model_data.sd_model
+
+    def _drawing(self) -> Drawing:
+        return Drawing(self)
+
+    def _sd_models(self) -> ModuleType:
+        return module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        return [module_of("backend"), module_of("backend.memory_management", **memory)]
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        objects = self.model.forge_objects_original
+        return [objects.unet.model.diffusion_model, objects.clip.cond_stage_model.clip_l, objects.vae.first_stage_model]
+
+    def choose(self, seed: int, *, vae: str = "") -> None:
+        """The drop-downs show it; the next generation loads it."""
+        self.chosen = seed
+        modules = [vae] if vae else []
+        chosen = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
+        self.model_data.forge_loading_parameters = chosen
+
+    def switch_to(self, seed: int, *, in_place: bool = False) -> None:
+        """Only noted; the model is made anew by the next generation. Forge never writes over the old one."""
+        assert not in_place
+        self.choose(seed)
+        if hasattr(self.model, "forge_objects_original"):
+            self.generate()
+
+    def _reload(self) -> None:
+        if self.model_data.forge_hash == str(self.model_data.forge_loading_parameters):
+            return
+        self.model_data.forge_hash = str(self.model_data.forge_loading_parameters)
+        tensors = tiny_tensors("sd1", seed=self.chosen)
+        with torch.inference_mode():
+            unet: Any = Node(under(tensors, UNET_PREFIX))
+            clip: Any = Node(under(tensors, TEXT_PREFIX))
+            vae: Any = Node(under(tensors, VAE_PREFIX))
+        self._set_up(tensors, unet, clip, vae)
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
+        unet.config = {"num_heads": 8, "num_head_channels": -1}
+        text_heads(clip)
+        vae.config = SimpleNamespace(scaling_factor=0.18215)
+        objects = ForgeObjects(
+            unet=SimpleNamespace(model=self._network(unet)),
+            clip=SimpleNamespace(cond_stage_model=SimpleNamespace(clip_l=clip), patcher=object()),
+            vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
+        )
+        self.backups.clear()
+        self.model_data.sd_model = SimpleNamespace(
+            seed=self.chosen,
+            sd_checkpoint_info=checkpoint(self.chosen),
+            model_config=SimpleNamespace(),
+            forge_objects_original=objects,
+            forge_objects=objects.shallow_copy(),
+            forge_objects_after_applying_lora=objects.shallow_copy(),
+            current_lora_hash=str([]),
+        )
+
+    def _network(self, unet: Any) -> Any:
+        predictor = SimpleNamespace(prediction_type="epsilon", alphas_cumprod=alphas())
+        return SimpleNamespace(diffusion_model=unet, predictor=predictor)
+
+    def weights(self) -> str:
+        return fingerprint(self.parts)
+
+    def generate(self, lora: str = "") -> str:
+        """LoRAs are baked in as new parameters, under inference mode; they stay until others are asked for."""
+        with self.queue_lock:
+            return self.drawn(lora)
+
+    def drawn(self, lora: str) -> str:
+        with torch.inference_mode():
+            self._reload()
+            wanted = str([lora]) if lora else str([])
+            if self.model.current_lora_hash != wanted:
+                self._load_models([])
+                self._bake(lora)
+                self.model.current_lora_hash = wanted
+            return self.weights()
+
+    def _bake(self, lora: str) -> None:
+        for part in self.parts if lora else ():
+            for name, module in part.named_modules():
+                if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+                    weight: Tensor = module.weight
+                    self.backups[module, "weight"] = weight.data.clone()
+                    module.weight = nn.Parameter(weight + delta(lora, weight), requires_grad=False)
+
+    def _load_models(self, patchers: list[Any]) -> None:
+        """Loading the original patchers takes LoRAs out again, as new inference tensors."""
+        with torch.inference_mode():
+            for (module, name), backup in self.backups.items():
+                setattr(module, name, nn.Parameter(backup.clone(), requires_grad=False))
+        self.backups.clear()
+
+    def unload(self) -> None:
+        """Memory management moves everything about."""
+        with torch.inference_mode():
+            for part in self.parts:
+                for module in part.modules():
+                    for name, parameter in list(module._parameters.items()):
+                        if parameter is not None:
+                            module._parameters[name] = nn.Parameter(parameter.data.clone(), requires_grad=False)
+
+    def _list(self) -> None:
+        self.listed += 1
+        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+
+
+# --- reForge -------------------------------------------------------------------------------------
+
+
+class EPS:
+    """`ldm_patched.modules.model_sampling.EPS`."""
+
+
+class V_PREDICTION(EPS):
+    """Derived from EPS, there too."""
+
+
+class EDM(V_PREDICTION):
+    """And this one from both."""
+
+
+class LoadingShared(ModuleType):
+    """`modules.shared`, where reading an attribute loads the checkpoint."""
+
+    load: Any
+
+    @property
+    def sd_model(self) -> None:
+        self.load()
+
+
+class ReforgeWorld(ForgeWorld):
+    """`modules` and `ldm_patched` of reForge: Forge's patchers, loaded without inference mode, σ instead of ᾱ.
+
+    `prediction` is the schedule's class; `model_type` stays what the file looked like.
+    """
+
+    prediction: type = EPS
+
+    def _sd_models(self) -> ModuleType:
+        chosen = lambda: checkpoint(self.chosen)  # noqa: E731
+        return module_of("modules.sd_models", model_data=self.model_data, select_checkpoint=chosen)
+
+    def _memory(self) -> list[ModuleType]:
+        memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
+        names = ("ldm_patched", "ldm_patched.modules")
+        self.shared.load = self._reload
+        del self.shared.sd_model
+        self.shared.__class__ = LoadingShared
+        return [*map(module_of, names), module_of("ldm_patched.modules.model_management", **memory)]
+
+    def _network(self, unet: Any) -> Any:
+        unet.num_heads, unet.num_head_channels = 8, -1
+        sampling = type("ModelSampling", (self.prediction,), {})()
+        sampling.sigmas = (1 / alphas() - 1) ** 0.5
+        return SimpleNamespace(
+            diffusion_model=unet,
+            model_sampling=sampling,
+            model_type=SimpleNamespace(name="EPS"),
+            latent_format=SimpleNamespace(scale_factor=0.18215),
+        )
+
+    def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
+        plain = {name.replace("embedding.weight", "embedding.wrapped.weight") if "token" in name else name: tensor
+                 for name, tensor in under(tensors, TEXT_PREFIX).items()}  # fmt: skip
+        super()._set_up(tensors, Node(under(tensors, UNET_PREFIX)), Node(plain), Node(under(tensors, VAE_PREFIX)))
+        self.model.loaded_vae_file = None
+
+
+class OldProcessing(Processing):
+    """It knows no scheduler."""
+
+    def __init__(self, **values: Any) -> None:
+        if "scheduler" in values:
+            raise TypeError("unexpected keyword argument 'scheduler'")
+        super().__init__(**values)
+
+
+class ClassicDrawing(Drawing):
+    """Forge Classic's: no `modules.sd_schedulers`, every pair of sampler and schedule is a sampler of its own."""
+
+    names = ("DPM++ 2M Karras", "Euler a", "Euler")
+
+    def modules(self) -> list[ModuleType]:
+        names = self.names
+        kept = [module for module in super().modules() if module.__name__ == "modules.scripts"]
+        samplers = {"all_samplers_map": dict.fromkeys(names), "visible_sampler_names": lambda: list(names)}
+        processing = {"StableDiffusionProcessingTxt2Img": OldProcessing, "process_images": self.process}
+        return [
+            *kept,
+            module_of("modules.processing", **processing),
+            module_of("modules.sd_samplers", **samplers),
+        ]
+
+
+class ClassicWorld(ReforgeWorld):
+    """reForge's relative."""
+
+    def _drawing(self) -> Drawing:
+        return ClassicDrawing(self)
+
+
+World: TypeAlias = "A1111World | ForgeWorld"
+WORLDS: dict[str, type[World]] = {
+    "a1111": A1111World,
+    "forge": ForgeWorld,
+    "reforge": ReforgeWorld,
+    "classic": ClassicWorld,
+}
+
+
+def host_in(world: World) -> WebuiHost:
+    """Our host for this world."""
+    kinds: dict[type, type] = {
+        A1111World: A1111,
+        ForgeWorld: Forge,
+        ReforgeWorld: LdmPatched,
+        ClassicWorld: ForgeClassic,
+    }
+    return WebuiHost(kinds[type(world)]())

@@ -1,0 +1,85 @@
+"""The probe's numbers are fixed, and mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.dataset.planner import make_plan
+from lib_lora_train.dataset.scan import scan_dataset
+from lib_lora_train.demo.demo import Gate, demo_config
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, answers, drift, make_probe, probe_loss
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    with StandaloneHost(None, None, tmp_path_factory.mktemp("unused"), "cpu").lease() as model:
+        return model
+
+
+@pytest.fixture(scope="module")
+def probe(model: DiffusionModel, demo_dir: Path) -> Probe:
+    config = TrainConfig(concepts=(Concept(folder=str(demo_dir / "holdout" / "base")),), resolution=128, min_bucket=64)
+    plan = make_plan(scan_dataset(config.concepts, ".txt"), config)
+    encoding = encode_dataset(model, plan, None)
+    while True:
+        try:
+            next(encoding)
+        except StopIteration as end:
+            return make_probe(model, plan, end.value, seed=1)
+
+
+def test_every_picture_stands_at_every_timestep(probe: Probe) -> None:
+    assert probe.latents.shape == (8 * len(TIMESTEPS), 4, 16, 16)
+    assert probe.timesteps[: len(TIMESTEPS)].tolist() == list(TIMESTEPS)
+    assert len(set(probe.captions)) == 8
+
+
+def test_the_loss_is_the_mean_squared_distance_to_the_noise(model: DiffusionModel, probe: Probe) -> None:
+    """For an epsilon model the target is the noise itself, so answering with it is perfect and with 0 costs E[n²]."""
+    assert probe_loss(model, probe, probe.noise) == 0.0
+    assert probe_loss(model, probe, torch.zeros_like(probe.noise)) == pytest.approx(1.0, abs=0.03)
+
+
+def test_answers_do_not_change_between_calls(model: DiffusionModel, probe: Probe) -> None:
+    assert torch.equal(answers(model, probe, clip_skip=1), answers(model, probe, clip_skip=1))
+
+
+def test_the_model_predicts_and_its_captions_help(model: DiffusionModel, probe: Probe) -> None:
+    captioned = probe_loss(model, probe, answers(model, probe, clip_skip=1))
+    uncaptioned = probe_loss(model, probe, answers(model, probe, clip_skip=1, captioned=False))
+    assert captioned < 0.5
+    assert captioned < uncaptioned
+
+
+def test_drift_is_zero_unchanged_and_one_as_far_as_without_captions() -> None:
+    before, uncaptioned = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0])
+    assert drift(before, before, uncaptioned) == 0.0
+    assert drift(torch.tensor([1.0, 1.0]), before, uncaptioned) == 1.0
+
+
+GOOD = {"concept_share": 0.9, "leak_share": 0.0, "concept_loss": 0.4, "base_loss": 1.0}
+BEFORE = {"concept_share": 0.0, "leak_share": 0.0, "concept_loss": 1.0, "base_loss": 1.0}
+
+
+def test_the_gate_lets_a_good_run_pass() -> None:
+    assert Gate().failures(BEFORE, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("concept_share", 0.2), ("leak_share", 0.5), ("concept_loss", 0.95), ("base_loss", 1.5)],
+)
+def test_the_gate_says_which_promise_is_broken(name: str, value: float) -> None:
+    assert len(Gate().failures(BEFORE, {**GOOD, name: value})) == 1
+
+
+def test_the_demos_own_settings_are_accepted() -> None:
+    assert [problem for problem in judge(demo_config()) if problem.level == "error"] == []

@@ -1,0 +1,61 @@
+"""Borrowing in breaths: a long piece of work that lets others go first."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib_lora_train.core.errors import ModelAwayError
+from lib_lora_train.core.events import StateChanged
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.training.control import Control
+from lib_lora_train.training.lease import Breathe, leased_in_breaths
+from tests.stand_ins.training_parts import OneModelHost, shared_model
+
+
+@pytest.mark.parametrize(("wanted", "turns"), [(False, 1), (True, 4)])
+def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, turns: int) -> None:
+    host = OneModelHost(shared_model(), wanted=wanted)
+
+    def three_breaths(model: DiffusionModel, breathe: Breathe) -> str:
+        for _ in range(3):
+            breathe()
+            assert host.is_leased and model is host.model
+        return "done"
+
+    work = leased_in_breaths(host, shared_model(), Control(), three_breaths)
+    with pytest.raises(StopIteration) as end:
+        next(work)
+    assert (end.value.value, host.turns, host.is_leased) == ("done", turns, False)
+
+
+def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.001)
+    host, begun = OneModelHost(shared_model(), wanted=True), 0
+
+    def work(_model: DiffusionModel, breathe: Breathe) -> int:
+        nonlocal begun
+        begun += 1
+        host.away = 2 if begun == 1 else 0
+        breathe()
+        return begun
+
+    events = leased_in_breaths(host, shared_model(), Control(), work)
+    told = []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            told.append(next(events))
+    assert [event.state for event in told if isinstance(event, StateChanged)] == ["waiting", "running"]
+    assert (end.value.value, host.is_leased) == (2, False)
+
+
+def test_a_run_that_is_stopped_while_the_model_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, control = OneModelHost(shared_model(), wanted=True), Control()
+
+    def work(_model: DiffusionModel, breathe: Breathe) -> None:
+        host.away = 1
+        control.stop()
+        breathe()
+
+    with pytest.raises(ModelAwayError):
+        next(leased_in_breaths(host, shared_model(), control, work))
+    assert not host.is_leased

@@ -1,0 +1,549 @@
+"""Promises of train/loop.py and train/state.py: what is told, when the model is free, and exact resuming."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
+from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
+from lib_lora_train.dataset.plan import Plan, epoch_steps
+from lib_lora_train.models.architecture import Family
+from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.training.control import Control
+from lib_lora_train.training.loop import Training, train
+from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor
+from lib_lora_train.training.step import batch_loss
+from lib_lora_train.training.training_state import TrainState, load_state, write_state
+from tests.stand_ins.training_parts import (
+    OneModelHost,
+    losses,
+    random_latents,
+    run_to_end,
+    small_config,
+    small_plan,
+    started,
+)
+from tests.stand_ins.training_parts import shared_model as model
+
+_live: list[Training] = []
+
+
+@pytest.fixture(autouse=True)
+def _remove_adapters() -> Iterator[None]:
+    yield
+    for training in _live:
+        training.adapter.remove()
+    _live.clear()
+
+
+def begun(
+    config: TrainConfig, *, family: Family = "sd1", plan: Plan | None = None, state: TrainState | None = None
+) -> Training:
+    """A run whose adapter leaves the model before the next one begins, and after the test."""
+    while _live:
+        _live.pop().adapter.remove()
+    _live.append(started(model(family), config, plan=plan, state=state))
+    return _live[0]
+
+
+def numbers(training: Training) -> Tensor:
+    """All that was learnt, as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in training.parameters])
+
+
+def steps_told(events: list[Event]) -> list[int]:
+    """Numbers of the steps in order."""
+    return [event.step for event in events if isinstance(event, StepDone)]
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+def test_every_step_and_epoch_is_told_in_order() -> None:
+    events = run_to_end(begun(small_config(epochs=2)), model())
+    assert steps_told(events) == list(range(1, 9))
+    told = [event for event in events if isinstance(event, (StepDone, EpochDone))]
+    assert [type(event) for event in told] == ([StepDone] * 4 + [EpochDone]) * 2
+    assert [(e.epoch, e.step) for e in events if isinstance(e, EpochDone)] == [(1, 4), (2, 8)]
+    assert events[-2] == Progress("train", 8, 8)
+
+
+def test_epoch_loss_is_the_mean_of_its_steps() -> None:
+    events = run_to_end(begun(small_config(epochs=2)), model())
+    means = [event.mean_loss for event in events if isinstance(event, EpochDone)]
+    told = losses(events)
+    assert means == pytest.approx([sum(told[:4]) / 4, sum(told[4:]) / 4])
+
+
+def test_max_steps_ends_within_an_epoch() -> None:
+    events = run_to_end(begun(small_config(epochs=5, max_steps=6)), model())
+    assert steps_told(events) == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events[-1], EpochDone) and events[-1].epoch == 2
+
+
+def test_learning_rates_follow_warmup_and_groups() -> None:
+    config = small_config(epochs=1, lr_schedule="constant", warmup=2.0, text_encoder_lr=1e-4)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
+    assert [rate["unet"] for rate in rates] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
+    assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("values", [{"optimizer": "AdamW"}, {"optimizer": "Prodigy", "text_encoder_lr": 0.5}])
+def test_norms_are_limited_after_each_step_and_told(values: dict[str, Any]) -> None:
+    """Also where the optimiser keeps weights of its own, as Prodigy does for groups at unlike rates."""
+    rate, arguments = (1.0, "d0=0.05") if values["optimizer"] == "Prodigy" else (1e-2, "")
+    config = small_config(epochs=2, scale_weight_norms=0.05, optimizer_args=arguments, learning_rate=rate, **values)
+    run = begun(config)
+    told = [event.norms for event in run_to_end(run, model()) if isinstance(event, StepDone)]
+    assert all(norms is not None and norms[2] <= 0.05 * 1.0001 for norms in told)
+    assert max(norms[0] for norms in told if norms) > 0
+    assert told[-1] and told[-1][2] == pytest.approx(max(run.adapter.norms().values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("values", [{}, {"optimizer": "Adafactor"}, {"loraplus_unet_ratio": 4.0}])
+def test_blocks_learn_at_their_own_rates(values: dict[str, Any]) -> None:
+    config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5", **values)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
+    assert rates[-1]["unet x0.5"] == pytest.approx(rates[-1]["unet"] / 2)
+    if "loraplus_unet_ratio" in values:
+        assert rates[-1]["unet x0.5_up"] == pytest.approx(rates[-1]["unet"] * 2)
+
+
+@pytest.mark.parametrize("kind", LR_SCHEDULES)
+def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
+    values: dict[str, Any] = {"lr_decay": 2, "lr_cycles": 2, "lr_power": 2.0, "lr_timescale": 3, "lr_min_ratio": 0.1}
+    config = small_config(epochs=2, lr_schedule=kind, warmup=2.0, **values)
+    events = run_to_end(begun(config), model())
+    rates = [event.learning_rates["unet"] for event in events if isinstance(event, StepDone)]
+    schedule = LrSchedule(kind, 8, warmup=2, decay=2, cycles=2, power=2.0, timescale=3, min_ratio=0.1)
+    assert rates == pytest.approx([1e-3 * lr_factor(schedule, step) for step in range(8)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_type": "huber"},
+        {"loss_type": "smooth_l1", "huber_schedule": "constant", "huber_c": 0.5},
+        {"debiased_estimation": True},
+        {"v_pred_like_loss": 0.5},
+        {"multires_noise_iterations": 4},
+        {"ip_noise_gamma": 0.3},
+        {"min_timestep": 800},
+    ],
+)
+def test_noise_and_loss_settings_reach_the_training(values: dict[str, Any]) -> None:
+    plain, changed = (
+        losses(run_to_end(begun(config), model()))
+        for config in (small_config(max_steps=1), small_config(max_steps=1, **values))
+    )
+    assert plain[0] != pytest.approx(changed[0], rel=1e-4)
+
+
+def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match="predict v"):
+        begun(small_config(scale_v_pred_loss_like_noise_pred=True))
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_one_batch_is_learnt_by_heart(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same pictures, noise and timesteps each step: the loss must fall by a third in 28 steps."""
+    config = small_config(rank=16, learning_rate=3e-3, lr_schedule="constant", epochs=7)
+    same = epoch_steps(small_plan(config), config.seed, 1)[:1] * 4
+    monkeypatch.setattr("lib_lora_train.training.loop.epoch_steps", lambda *_: same)
+    told = losses(run_to_end(begun(config, family=family), model(family)))
+    assert told[-1] < 0.67 * told[0]
+
+
+def test_only_the_adapter_changes() -> None:
+    before = {name: value.clone() for name, value in model().unet.state_dict().items()}
+    training = begun(small_config(epochs=1))
+    start = numbers(training)
+    run_to_end(training, model())
+    assert not torch.equal(numbers(training), start)
+    training.adapter.remove()
+    _live.clear()
+    after = model().unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- turns and control --------------------------------------------------------------------------
+
+
+def test_one_step_per_turn_while_somebody_waits() -> None:
+    host = OneModelHost(model(), wanted=True)
+    list(train(begun(small_config(epochs=1)), host=host, control=Control()))
+    assert host.turns == 4
+
+
+def test_turns_are_short_where_nobody_waits() -> None:
+    host = OneModelHost(model())
+    list(train(begun(small_config(epochs=1, rank=1)), host=host, control=Control()))
+    assert 1 <= host.turns <= 4
+
+
+def test_the_model_is_free_whenever_something_is_told() -> None:
+    host = OneModelHost(model())
+    for _ in train(begun(small_config(epochs=1)), host=host, control=Control()):
+        assert not host.is_leased
+
+
+def test_turns_do_not_change_the_result() -> None:
+    config = small_config(epochs=1)
+    long, short = begun(config), None
+    run_to_end(long, model())
+    expected = numbers(long)
+    short = begun(config)
+    run_to_end(short, model(), wanted=True)
+    assert torch.equal(numbers(short), expected)
+
+
+def test_stop_ends_after_the_step_and_keeps_what_was_learnt() -> None:
+    control = Control()
+    training = begun(small_config())
+    events = []
+    for event in train(training, host=OneModelHost(model(), wanted=True), control=control):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            control.stop()
+    assert steps_told(events) == [1, 2, 3]
+    assert events[-1] == StateChanged("stopping")
+    assert not any(isinstance(event, EpochDone) for event in events)
+    assert training.step == 3
+
+
+def test_a_paused_run_waits_without_the_model_and_goes_on() -> None:
+    control = Control()
+    host = OneModelHost(model(), wanted=True)
+    seen: list[Event] = []
+    paused = threading.Event()
+
+    def resume_later() -> None:
+        paused.wait(timeout=20)
+        assert not host.is_leased
+        control.resume()
+
+    waker = threading.Thread(target=resume_later)
+    waker.start()
+    for event in train(begun(small_config(epochs=1)), host=host, control=control):
+        seen.append(event)
+        if isinstance(event, StepDone) and event.step == 2:
+            control.pause()
+        if event == StateChanged("paused"):
+            paused.set()
+    waker.join()
+    states = [event.state for event in seen if isinstance(event, StateChanged)]
+    assert states[0] == "paused" and states[-1] == "running"
+    assert steps_told(seen) == [1, 2, 3, 4]
+
+
+def test_saving_can_be_asked_for_in_a_pause() -> None:
+    control = Control()
+    control.pause()
+    events = train(begun(small_config(epochs=1)), host=OneModelHost(model()), control=control)
+    assert next(events) == StateChanged("paused")
+    control.save_now()
+    assert next(events) == StateChanged("paused")
+    assert control.take_save()
+    control.stop()
+    assert next(events) == StateChanged("stopping")
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_waits_for_its_model_and_goes_on_where_it_was() -> None:
+    alone = run_to_end(begun(small_config()), model())
+    host = OneModelHost(model(), wanted=True)
+    waited: list[Event] = []
+    for event in train(begun(small_config()), host=host, control=Control()):
+        waited.append(event)
+        if isinstance(event, Progress) and event.done == 2:
+            host.away = 3
+    assert losses(waited) == losses(alone)
+    states = [event for event in waited if isinstance(event, StateChanged)]
+    assert states == [StateChanged("waiting", "Another model is loaded."), StateChanged("running")]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
+    control = Control()
+    events = train(begun(small_config()), host=OneModelHost(model(), away=10**6), control=control)
+    assert next(events) == StateChanged("waiting", "Another model is loaded.")
+    control.stop()
+    assert list(events) == [StateChanged("stopping")]
+
+
+# --- trouble ------------------------------------------------------------------------------------
+
+
+def broken_latents(plan: Plan, item: int) -> LatentStore:
+    """One picture's latents are not numbers."""
+    good = random_latents(plan)
+    entries: dict[int, Posterior | Path] = {number: good[number] for number in range(len(plan.placements))}
+    entries[item] = Posterior(good[item].mean * float("nan"), good[item].std)
+    return LatentStore(entries, frozenset())
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
+    config = small_config(epochs=1, batch_size=1)
+    plan = small_plan(config)
+    training = begun(config, plan=plan)
+    training.latents = broken_latents(plan, 0)
+    good: list[Tensor] = []
+    with pytest.raises(TrainingError, match=r"Step \d+: the loss is not a number any more.*Lower the learning rate"):
+        for event in train(training, host=OneModelHost(model(), wanted=True), control=Control()):
+            if isinstance(event, Progress):
+                good.append(numbers(training))
+    assert numbers(training).isfinite().all()
+    assert torch.equal(numbers(training), good[-1])
+
+
+def test_a_step_without_usable_pictures_is_passed_over() -> None:
+    config = small_config(epochs=1, batch_size=1)
+    plan = small_plan(config)
+    training = begun(config, plan=plan)
+    full = training.latents
+    training.latents = LatentStore({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
+    events = run_to_end(training, model())
+    assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing picture
+    assert training.step == 8
+    assert numbers(training).isfinite().all()
+
+
+def memory_for(pictures: int, needs_checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """A card that holds so many pictures at a time; what was tried is written down."""
+    tried: list[tuple[int, bool]] = []
+    whole = batch_loss
+
+    def limited(model: Any, batch: Any, *others: Any) -> Tensor:
+        is_on = bool(getattr(model.unet, "is_gradient_checkpointing", False))
+        tried.append((len(batch.captions), is_on))
+        if len(batch.captions) > pictures or (needs_checkpointing and not is_on):
+            raise torch.cuda.OutOfMemoryError
+        return whole(model, batch, *others)
+
+    monkeypatch.setattr("lib_lora_train.training.loop.batch_loss", limited)
+    return tried
+
+
+def test_full_memory_is_told_with_advice_when_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = memory_for(0, False, monkeypatch)
+    with pytest.raises(TrainingError, match=r"Step 1: the graphics card's memory is full.*lower the resolution"):
+        run_to_end(begun(small_config()), model())
+    assert tried == [(2, False), (2, True), (1, True)]
+
+
+@pytest.mark.parametrize(("pictures", "relief"), [(4, (4, True)), (2, (2, True)), (1, (1, True))])
+def test_a_step_that_does_not_fit_is_taken_again_with_the_same_result(
+    pictures: int, relief: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to rounding: the sum over the samples is grouped in another way."""
+    config = small_config(batch_size=4, epochs=2)
+    alone = begun(config)
+    expected = losses(run_to_end(alone, model()))
+    weights = numbers(alone).clone()
+    tried = memory_for(pictures, True, monkeypatch)
+    training = begun(config)
+    events = run_to_end(training, model())
+    assert losses(events) == pytest.approx(expected, rel=1e-4)
+    # Adam divides by the gradient's size: what is nearly 0 may round to another sign, one rate away per step
+    assert torch.allclose(numbers(training), weights, atol=4e-4)
+    assert tried[-1] == relief
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    assert len(notes) == {4: 1, 2: 2, 1: 3}[pictures] and "gradient checkpointing" in notes[0]
+    assert steps_told(events) == list(range(1, len(expected) + 1))
+
+
+def test_memory_that_runs_out_within_the_optimiser_restores_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = begun(small_config())
+    before = numbers(training).clone()
+
+    def torn(_: float) -> None:
+        with torch.no_grad():
+            training.parameters[0].add_(1)
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(training.stepper, "step", torn)
+    with pytest.raises(TrainingError, match="memory is full"):
+        run_to_end(training, model())
+    assert torch.equal(numbers(training), before) and not training.is_exact
+
+
+# --- state --------------------------------------------------------------------------------------
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 2,
+    "gradient_accumulation": 2,
+    "shuffle_captions": True,
+    "caption_dropout": 0.3,
+    "noise_offset": 0.05,
+    "noise_offset_random_strength": True,
+    "adaptive_noise_scale": 0.05,
+    "multires_noise_iterations": 3,
+    "ip_noise_gamma": 0.1,
+    "ip_noise_gamma_random_strength": True,
+    "timestep_sampling": "sigmoid",
+    "min_snr_gamma": 5.0,
+    "loss_type": "huber",
+    "lr_schedule": "cosine_with_restarts",
+    "lr_cycles": 2,
+    "warmup": 2.0,
+    "optimizer": "Prodigy",
+    "optimizer_args": "weight_decay=0.01 safeguard_warmup=True d0=1e-5",
+    "learning_rate": 1.0,
+}
+
+
+PLAIN: dict[str, Any] = {"optimizer": "AdamW", "optimizer_args": "", "learning_rate": 1e-3, "epochs": 1}
+
+
+def interrupted_and_resumed(config: TrainConfig, after: int, path: Path, **parts: Any) -> tuple[Training, list[float]]:
+    """The finished run, and all losses, of a run that was stopped, written, and begun again from its file."""
+    control = Control()
+    first = begun(config, plan=small_plan(config, **parts))
+    events: list[Event] = []
+    for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == after:
+            control.stop()
+    write_state(path, first.state())
+    second = begun(config, plan=small_plan(config, **parts), state=load_state(path))
+    events += run_to_end(second, model())
+    return second, losses(events)
+
+
+_LIMITED = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, "scale_weight_norms": 1e-3}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"optimizer": "AdamW", "optimizer_args": "", "learning_rate": 1e-3},
+        {"text_encoder_lr": 0.5, "epochs": 1},
+        {"train_text_encoder": False, "epochs": 1},
+        {**PLAIN, "ema_decay": 0.9, "stop_text_encoder": 1.0, "loraplus_unet_ratio": 4.0},
+        {**PLAIN, "optimizer": "Adafactor"},
+        {**PLAIN, "optimizer": "Lion"},
+        {**PLAIN, "optimizer": "SGDNesterov"},
+        {**PLAIN, "optimizer": "CAME"},
+        {**PLAIN, "optimizer": "AdamWScheduleFree"},
+        {"optimizer": "DAdaptAdam", "optimizer_args": "", "epochs": 1},
+        {**_LIMITED, "text_encoder_lr": 0.5, "epochs": 1},
+        {"family": "dylora", "dylora_unit": 1, "down_lr_weight": "linear+0.5", "epochs": 1},
+        {**PLAIN, **_LIMITED, "down_lr_weight": "linear+0.5", "loraplus_unet_ratio": 4.0},
+    ],
+    ids=lambda changed: "-".join(map(str, changed.values())) or "prodigy",
+)
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, with everything that draws, counts or remembers switched on."""
+    pytest.importorskip(KINDS[str(changed.get("optimizer", "Prodigy"))].origin.partition(":")[0])
+    config = small_config(**{**EVERYTHING, **changed})
+    parts: dict[str, Any] = {"sizes": [(64, 64), (64, 64), (128, 64), (64, 64)], "regularisation": 1}
+    whole = begun(config, plan=small_plan(config, **parts))
+    expected_losses = losses(run_to_end(whole, model()))
+    expected, expected_state = numbers(whole), whole.state()
+    assert whole.plan.steps_per_epoch > 2
+    resumed, told = interrupted_and_resumed(config, 2, tmp_path / "state.pt", **parts)
+    assert told == expected_losses
+    assert torch.equal(numbers(resumed), expected)
+    assert _flat(resumed.state().average) == _flat(expected_state.average)
+    assert _flat(resumed.state().optimizer) == _flat(expected_state.optimizer)
+    assert len(_flat(expected_state.optimizer)) > 0
+
+
+def _flat(tree: Any) -> list[Any]:
+    """All leaves of a nest, tensors as lists."""
+    if isinstance(tree, Tensor):
+        return tree.flatten().tolist()
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in _flat(tree[key])]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in _flat(value)]
+    return [tree]
+
+
+def test_epoch_mean_survives_an_interruption(tmp_path: Path) -> None:
+    config = small_config(epochs=1)
+    expected = run_to_end(begun(config), model())[-1]
+    control = Control()
+    first = begun(config)
+    for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
+        if isinstance(event, StepDone) and event.step == 2:
+            control.stop()
+    write_state(tmp_path / "s", first.state())
+    assert run_to_end(begun(config, state=load_state(tmp_path / "s")), model())[-1] == expected
+
+
+def test_a_state_does_not_change_with_the_run_it_came_from() -> None:
+    training = begun(small_config(epochs=1))
+    state = training.state()
+    before = state.parameters["unet"][0].clone()
+    run_to_end(training, model())
+    assert torch.equal(state.parameters["unet"][0], before)
+
+
+def test_another_runs_state_is_refused_with_every_difference() -> None:
+    config = small_config()
+    state = begun(config).state()
+    other = config.replace(rank=8, seed=7, output_name="else", epochs=9)
+    with pytest.raises(ConfigError) as raised:
+        begun(other, plan=small_plan(other, captions=["new"]), state=state)
+    assert {problem.where for problem in raised.value.problems} == {"rank", "seed", "concepts"}
+
+
+def test_a_finished_run_can_be_extended() -> None:
+    first = begun(small_config(epochs=1, lr_schedule="constant"))
+    run_to_end(first, model())
+    longer = begun(small_config(epochs=2, lr_schedule="constant"), state=first.state())
+    assert steps_told(run_to_end(longer, model())) == [5, 6, 7, 8]
+    straight = begun(small_config(epochs=2, lr_schedule="constant"))
+    expected = numbers(longer).clone()
+    run_to_end(straight, model())
+    assert torch.equal(numbers(straight), expected)
+
+
+def test_damaged_missing_and_foreign_states_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="there is no such"):
+        load_state(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"not a state")
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_state(tmp_path / "bad.pt")
+    torch.save({"x": 1}, tmp_path / "other.pt")
+    with pytest.raises(TrainingError, match="of this version"):
+        load_state(tmp_path / "other.pt")
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = begun(small_config())
+    path = tmp_path / "state.pt"
+    write_state(path, training.state())
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_state(path, training.state())
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]

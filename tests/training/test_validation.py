@@ -1,0 +1,178 @@
+"""Pictures are kept from training and measured: which ones, and what the number means."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.dataset.plan import Plan, epoch_steps
+from lib_lora_train.dataset.plan_text import describe_plan
+from lib_lora_train.dataset.planner import make_plan
+from lib_lora_train.dataset.sample_captions import steady_caption_of
+from lib_lora_train.dataset.scan import read_dataset
+from lib_lora_train.dataset.validation_split import hold_out
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.text_encoding import encode_text, tokenize
+from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
+from lib_lora_train.training.validation import Validation
+from tests.stand_ins.training_parts import shared_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures to learn, two of them alike, and four for regularisation."""
+    for name, count in (("10_zok", 10), ("reg", 4)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            shade = 20 * min(number, 8) + (5 if name == "reg" else 0)
+            width = 64 if number % 2 else 128
+            Image.new("RGB", (width, 64), (shade, 40, 90)).save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text(f"zok, {name}, number {number}", encoding="utf-8")
+    return tmp_path
+
+
+def config_of(folder: Path, **values: Any) -> TrainConfig:
+    own = Concept(folder=str(folder / "10_zok"), trigger="zok", flip=True)
+    reg = Concept(folder=str(folder / "reg"), is_regularisation=True)
+    usual = {"resolution": 64, "min_bucket": 64, "max_bucket": 128, "bucket_step": 64, "validation_share": 0.25}
+    return TrainConfig(concepts=(own, reg), **{**usual, **values})
+
+
+def names(plan: Plan) -> set[str]:
+    return {
+        item.image.path.name
+        for item in plan.dataset.items
+        if not plan.is_regularisation(plan.dataset.items.index(item))
+    }
+
+
+def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
+    config = config_of(folder)
+    plan = make_plan(read_dataset(config), config)
+    held = plan.validation
+    assert held
+    assert len(names(held)) == 2  # a quarter of nine different pictures
+    assert not names(held) & names(plan)
+    shown = {item for epoch in (1, 2) for step in epoch_steps(plan, 1, epoch) for batch in step for item in batch.items}
+    hashes = {plan.dataset.items[item].image.content_hash for item in shown}
+    assert not hashes & {item.image.content_hash for item in held.dataset.items}
+    assert len(held.views) == len(held.dataset.items)  # one view of each, though the folder is mirrored too
+    assert "kept for validation" in describe_plan(plan)
+    assert [problem.where for problem in plan.warnings if "not trained on" in problem.message] == ["validation_share"]
+
+
+def test_equal_pictures_stay_together_whichever_are_kept(folder: Path) -> None:
+    dataset = read_dataset(config_of(folder))
+    for seed in range(20):
+        own, held = hold_out(dataset, 0.4, seed)
+        assert not {i.image.content_hash for i in own.items} & {i.image.content_hash for i in held.items}
+        assert len(own.items) + len(held.items) == len(dataset.items)
+        assert [c.image_count for c in own.concepts][1] == 4  # regularisation stays whole
+
+
+def test_the_choice_depends_on_seed_and_contents_only(folder: Path) -> None:
+    dataset = read_dataset(config_of(folder))
+    held = hold_out(dataset, 0.25, 1)[1]
+    (folder / "10_zok").rename(folder / "10_moved")
+    config = config_of(folder)
+    moved = config.replace(
+        concepts=(dataclasses.replace(config.concepts[0], folder=str(folder / "10_moved")), config.concepts[1])
+    )
+    again = hold_out(read_dataset(moved), 0.25, 1)[1]
+    assert [i.image.content_hash for i in held.items] == [i.image.content_hash for i in again.items]
+    assert len({hold_out(dataset, 0.25, seed)[1].items for seed in range(10)}) > 1
+
+
+def test_without_a_share_nothing_changes(folder: Path) -> None:
+    config = config_of(folder, validation_share=0.0)
+    dataset = read_dataset(config)
+    plan = make_plan(dataset, config)
+    assert plan.validation is None
+    assert plan.dataset.items == dataset.items
+
+
+def test_single_pictures_are_not_kept_and_that_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "only.png")
+    config = TrainConfig(concepts=(Concept(folder=str(tmp_path)),), resolution=64, min_bucket=64, validation_share=0.5)
+    plan = make_plan(read_dataset(config), config)
+    assert plan.validation is None
+    assert any("one picture only" in problem.message for problem in plan.warnings)
+
+
+def test_captions_are_the_same_each_time(folder: Path) -> None:
+    values = {"shuffle_captions": True, "caption_dropout": 0.9, "tag_dropout": 0.9, "caption_wildcards": True}
+    config = config_of(folder, caption_prefix="best", **values)
+    held = make_plan(read_dataset(config), config).validation
+    assert held
+    assert steady_caption_of(held, 0, config) == f"best {held.dataset.items[0].caption}"
+
+
+def stores(plan: Plan, model: DiffusionModel, *, masked: bool = False) -> LatentStore:
+    entries = {}
+    for item, place in enumerate(plan.placements):
+        generator = torch.Generator().manual_seed(item)
+        mean = torch.randn((4, place.height // 8, place.width // 8), generator=generator)
+        mask = (torch.rand(mean.shape[1:], generator=generator) > 0.5).float() if masked else None
+        entries[item] = Posterior(mean, torch.ones_like(mean), mask)
+    return LatentStore(entries, frozenset())
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_the_mean_over_pictures_and_timesteps(family: Any, masked: bool, folder: Path) -> None:
+    """Sample by sample, in float64 from the UNet's answer on: fp32 sums in another order agree to 1e-5."""
+    model = shared_model(family)
+    config = config_of(folder, batch_size=3, train_text_encoder=False)
+    plan = make_plan(read_dataset(config), config).validation
+    assert plan
+    latents = stores(plan, model, masked=masked)
+    validation = Validation(plan, latents, config)
+    breaths: list[None] = []
+    value = validation.measure(model, lambda: breaths.append(None))
+    wanted = [
+        _error(validation, model, plan, latents, (item, t), config)
+        for item in range(len(plan.placements))
+        for t in TIMESTEPS
+    ]
+    assert value == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
+    assert len(breaths) >= -(-len(wanted) // 3)
+    assert validation.measure(model, lambda: None) == value
+
+
+def _error(
+    validation: Validation,
+    model: DiffusionModel,
+    plan: Plan,
+    latents: LatentStore,
+    sample: tuple[int, int],
+    config: TrainConfig,
+) -> float:
+    item, timestep = sample
+    posterior = latents[item]
+    clean = posterior.mean[None] * model.spec.scale_factor
+    noise = validation._noise(sample, clean.shape[1:])[None]
+    alpha = model.schedule.alphas_cumprod[timestep].double()
+    noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).float()
+    place, image = plan.placements[item], plan.dataset.items[item].image
+    condition = encode_text(model, tokenize(model, [plan.dataset.items[item].caption], 1), config.clip_skip)
+    added = None
+    if condition.pooled is not None:
+        sizes = [[image.height, image.width, place.top, place.left, place.height, place.width]]
+        added = {"text_embeds": condition.pooled, "time_ids": torch.tensor(sizes).float()}
+    with torch.no_grad():
+        answer = model.unet(noisy, timestep, encoder_hidden_states=condition.hidden, added_cond_kwargs=added).sample
+    target = (
+        noise.double()
+        if model.schedule.prediction_type == "epsilon"
+        else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    )
+    squares = (answer.double() - target.double()).square()[0].mean(dim=0)
+    mask = torch.ones_like(squares) if posterior.mask is None else posterior.mask.double()
+    return float((squares * mask).sum() / mask.sum())

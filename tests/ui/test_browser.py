@@ -1,0 +1,508 @@
+"""The tab in a real browser: the demo is trained from it, watched, paused, reloaded and stopped.
+
+`LORA_TRAIN_BROWSER_PYTHON` names another Python that serves the page, a webui's for example, to try its gradio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.adapters.inject import inject
+from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.hosts.standalone import StandaloneHost
+from tests.paths import ROOT
+from tests.stand_ins.tiny_onnx import write_wd14
+from tests.stand_ins.ui import write_pictures
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SERVING_PYTHON = os.environ.get("LORA_TRAIN_BROWSER_PYTHON", sys.executable)
+_START_SECONDS = 300  # PyTorch and gradio are imported on a busy machine with two cores
+_SHOW_MS = 90_000  # one poll of the page is a second; the rest is for the same machine
+_RUN_MS = 300_000  # model loaded, pictures encoded, first samples drawn
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+WITHOUT_TOOLTIP = """() => {
+    const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
+    return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
+        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !told(one))
+        .map((one) => one.outerHTML.slice(0, 200));
+}"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The stand-alone app in a process of its own, with an empty home."""
+    home = tmp_path_factory.mktemp("home")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [SERVING_PYTHON, str(ROOT / "tests" / "stand_ins" / "serve_tab.py"), str(port), str(home)],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        try:
+            yield wait_for(f"http://127.0.0.1:{port}/", server, home / "server.log")
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> str:
+    """The address, once it answers."""
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}lora-train/v1/status", timeout=5):
+                return address
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"the app did not start:\n{log.read_text(encoding='utf-8', errors='replace')}")
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """An empty page; whatever its JavaScript throws fails the test."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    thrown: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context.set_default_timeout(_SHOW_MS)
+        context.on("weberror", lambda error: thrown.append(str(error.error)))  # of every page
+        yield context.new_page()
+        browser.close()
+    assert thrown == []
+
+
+def open_tab(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector("#lora_train_root .lt-pill")
+    page.wait_for_selector("[data-lt='restored']", state="attached")  # the form is filled in
+
+
+def fill_in_the_demo(page: Any) -> None:
+    """Press the button and wait for its answer, which is a newer look; until then it would replace what is typed."""
+    looked = "Number(document.querySelector('[data-lt-looked]')?.dataset.ltLooked || 0)"
+    before = page.evaluate(looked)
+    page.click("#lora_train_demo")
+    page.wait_for_function(f"before => {looked} > before", arg=before)
+    page.wait_for_selector(".lt-gallery img")
+
+
+def show(page: Any, panel: str) -> None:
+    """Open a panel; gradio 3 has plain buttons for tabs, newer ones keep the last in a menu on a narrow screen."""
+    tab = page.get_by_role("tab", name=panel, exact=True)
+    button = page.locator("#lora_train_panels > .tab-nav > button", has_text=panel)
+    if tab.count() and tab.first.is_visible():
+        tab.first.click()
+    elif button.count():
+        button.first.click()
+    else:
+        page.locator("#lora_train_panels .overflow-menu > button").click()
+        page.locator("#lora_train_panels .overflow-dropdown button", has_text=panel).click()
+
+
+def pill(page: Any, text: str, *, timeout_ms: int = _SHOW_MS) -> None:
+    """Wait until the strip says this state."""
+    page.locator(".lt-pill", has_text=text).wait_for(timeout=timeout_ms)
+
+
+def status(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{address}lora-train/v1/status?since=0&after=0", timeout=10) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def fill(page: Any, field: str, text: str) -> None:
+    box = page.locator(f"#lora_train_{field}").locator("input, textarea").first
+    box.fill(text)
+    box.blur()
+
+
+def value(page: Any, field: str) -> str:
+    return str(page.locator(f"#lora_train_{field}").locator("input, textarea").first.input_value())
+
+
+def test_nothing_to_train_on_is_told_beside_the_button(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Train")
+    page.click("#lora_train_start")
+    page.wait_for_selector("#lora_train_checked .lt-problems .lt-error")
+    assert status(address)["run"] is None
+
+
+def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -> None:
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    show(page, "Train")
+    fill(page, "rank", "0")
+    fill(page, "learning_rate", "much")
+    page.wait_for_selector("#lora_train_rank[data-lt-problem='lt-error']")  # kept and judged without any click
+    page.wait_for_selector("#lora_train_learning_rate[data-lt-problem='lt-error']")
+    page.click("#lora_train_start")
+    page.wait_for_timeout(500)
+    assert status(address)["run"] is None
+
+
+def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address: str) -> None:
+    page.goto(address)
+    page.locator("#lora_train_concepts_1_trigger input").click()  # waits until the form can be clicked on
+    page.keyboard.type("typed at once")
+    page.wait_for_timeout(2000)
+    assert page.locator("#lora_train_concepts_1_trigger input").input_value().endswith("typed at once")
+
+
+def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
+    second = write_pictures(tmp_path / "second", 4)
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    page.get_by_role("button", name="+ Concept").click()
+    page.locator("#lora_train_concepts_3_folder input").fill(str(second))
+    page.locator("#lora_train_concepts_3_trigger input").fill("zkw")
+    page.click("#lora_train_look")
+    page.locator(".lt-concept").nth(2).filter(has_text="4 pictures").wait_for()
+    page.click("#lora_train_balance")
+    page.wait_for_function("document.querySelector('#lora_train_concepts_3_repeats input').value === '25'")
+    page.locator(".lt-concept").nth(2).get_by_role("button", name="Remove").click()
+    page.wait_for_timeout(2000)  # the form is kept
+    open_tab(page, address)
+    page.wait_for_selector("#lora_train_concepts_2_folder")
+    assert page.locator(".lt-concept").count() == 2
+    assert page.locator("#lora_train_concepts_2_is_regularisation input").is_checked()
+
+
+def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    show(page, "Train")
+    fill(page, "resolution", "100")
+    page.locator("[data-lt-fix]", has_text="Set resolution to").first.click()
+    page.wait_for_function("document.querySelector('#lora_train_resolution input').value === '64'")
+    page.locator("#lora_train_resolution[data-lt-problem]").wait_for(state="detached")
+
+
+def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_preset(page: Any, address: str) -> None:
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    show(page, "Train")
+    page.wait_for_function(
+        "document.querySelector('#lora_train_output_name input, #lora_train_output_name textarea').value === 'zorp'"
+    )
+    fill(page, "preset_name", "of the test")
+    page.click("#lora_train_save_preset")
+    page.locator("#lora_train_brought", has_text="of the test is saved").first.wait_for()
+    page.fill("#lora_train_search_input", "lr_warmup_steps")  # kohya's name, of a folded tier
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.closest('#lora_train_warmup') !== null")
+    fill(page, "warmup", "0.07")
+    page.wait_for_selector("#lora_train_warmup[data-lt-changed]")
+    page.locator(".lt-search button", has_text="1 changed from of the test").wait_for()
+
+
+def test_captions_are_filtered_edited_together_and_undone(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 60)
+    open_tab(page, address)
+    page.wait_for_selector("#lora_train_concepts_1_folder")
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="60 of 60").wait_for(timeout=_RUN_MS)
+    page.fill(".lt-c-filter-text", "picture 1")
+    page.locator(".lt-c-count", has_text="11 of 60").wait_for()
+    page.select_option(".lt-c-edit", "add")
+    page.select_option(".lt-c-scope", "filtered")
+    page.fill(".lt-c-texts input", "forest")
+    page.locator(".lt-c-preview", has_text="11 of 11 captions would change").wait_for()
+    page.click(".lt-c-apply")
+    page.locator(".lt-c-told", has_text="11 of 11 captions were changed").wait_for()
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17, forest\n"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="11 captions are as they were").wait_for()
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17"
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.keyboard.press("End")
+    page.keyboard.type(", zkw mo")
+    page.keyboard.press("Alt+ArrowRight")  # saved, and the next one is in the editor
+    page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
+    assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, picture 1, zkw mo\n"
+    page.locator(".lt-c-editor", has_text="010.png").wait_for()
+    page.get_by_text("Advice: tags that steal").click()
+    topic = page.locator(".lt-c-topic", has_text="60 captions: fewer than 5 tags")
+    topic.get_by_role("button", name="Select").click()  # also those that the filter hides
+    page.locator(".lt-c-count", has_text="60 selected").wait_for()
+    assert topic.get_attribute("open") is None and not topic.locator("li").first.is_visible()
+
+
+def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 3)
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="3 of 3").wait_for(timeout=_RUN_MS)
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.select_option(".lt-c-edit", "add")
+    page.fill(".lt-c-texts input", "forest")
+    page.click(".lt-c-apply")
+    page.locator(".lt-c-told", has_text="3 of 3 captions were changed").wait_for()
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0, forest"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="are as they were").wait_for()
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0"
+
+
+def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "set", 3)
+    lines = 'pictorial_(book),0,90000,"picbook"\nlong_hair,0,4000000,\n'
+    (tmp_path / "tags.csv").write_text(lines, encoding="utf-8")
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="3 of 3").wait_for(timeout=_RUN_MS)
+    page.fill(".lt-c-list input", str(tmp_path / "tags.csv"))
+    page.keyboard.press("Enter")
+    page.locator(".lt-c-list-told", has_text="2 tags, 1 alias").wait_for()
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.keyboard.press("End")
+    page.keyboard.type(", picb")
+    page.locator(".lt-complete button", has_text="pictorial (book)").wait_for()
+    page.keyboard.press("Tab")
+    area = page.locator(".lt-c-editor textarea")
+    assert area.input_value() == "zkw, picture 0, pictorial (book)"
+    page.keyboard.type(", pict")
+    page.locator(".lt-complete button").nth(2).wait_for()  # the folder's three stand before the list's one
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert area.input_value() == "zkw, picture 0, pictorial (book), picture 1"
+    page.keyboard.type(", lo")
+    page.locator(".lt-complete").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator(".lt-complete").count() == 0
+    page.fill(".lt-c-filter-all_of", "")
+    page.locator(".lt-c-filter-all_of").press_sequentially("picture 2")
+    page.locator(".lt-c-count", has_text="1 of 3").wait_for()
+
+
+def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = write_pictures(tmp_path / "set", 6)
+    (folder / "002.txt").unlink()
+    (folder / "004.txt").unlink()
+    (folder / "004.png").write_bytes(b"no picture")
+    write_wd14(tmp_path / "tagger", [("long_hair", 0), ("saber_(fate)", 4), ("safe", 9)])
+    open_tab(page, address)
+    show(page, "Captions")
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text="6 of 6").wait_for(timeout=_RUN_MS)
+    page.locator(".lt-auto summary").click()
+    page.locator(".lt-a-note", has_text="DeepBooru and BLIP belong to webuis").wait_for()
+    page.locator(".lt-a-told", has_text="2 of 6 pictures would be tagged; 4 have captions and stay.").wait_for()
+    page.click(".lt-a-start")
+    page.locator(".lt-a-state", has_text="Name the folder of the WD14 tagger").wait_for()
+    page.fill(".lt-a-model input", str(tmp_path / "tagger"))
+    page.fill(".lt-a-general input", "0")
+    page.fill(".lt-a-character input", "0")
+    page.fill(".lt-a-trigger input", "zkw")
+    page.fill(".lt-a-exclude input", "saber*")
+    page.click(".lt-a-start")
+    page.locator(".lt-a-state", has_text="Done. 1 caption was written.").wait_for()
+    page.locator(".lt-a-skipped", has_text="004.png is skipped").wait_for()
+    page.locator(".lt-c-gallery figcaption", has_text="zkw, long hair").wait_for()
+    assert (folder / "002.txt").read_text(encoding="utf-8") == "zkw, long hair\n"
+    page.click(".lt-c-undo")
+    page.locator(".lt-c-told", has_text="1 caption is as it was").wait_for()
+    assert not (folder / "002.txt").exists()
+
+
+def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Train")
+    fill(page, "import_file", str(ROOT / "tests" / "kohya" / "gui.json"))
+    page.click("#lora_train_import")
+    page.locator("#lora_train_brought", has_text="some_future_option = 3 is not known here").first.wait_for()
+    assert value(page, "output_name") == "fox"
+    fill(page, "alpha", "3")
+    page.click("#lora_train_apply_preset")
+    page.locator("#lora_train_brought", has_text="Character is filled in").first.wait_for()
+    assert (value(page, "output_name"), value(page, "alpha")) == ("fox", "8")
+    open_tab(page, address)
+    show(page, "Train")
+    assert value(page, "output_name") == "fox", "what was filled in is kept"
+
+
+def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Path) -> None:
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    assert page.locator(".lt-gallery figcaption", has_text="zorp").count() > 0
+    show(page, "Train")
+    page.locator("#lora_train_advanced").get_by_text("Advanced", exact=True).click()
+    fill(page, "sample_steps", "2")
+    fill(page, "epochs", "50")
+    fill(page, "output_name", "from-the-tab")
+    page.click("#lora_train_start")
+    pill(page, "Running")
+    assert page.locator("#lora_train_monitor_panel").first.is_visible()
+    page.wait_for_selector(".lt-chart .lt-smooth", timeout=_RUN_MS)
+    page.wait_for_selector("#lora_train_samples .lt-thumb img")
+
+    page.reload()  # the run is taken up again, with its curve; the form is as it was
+    pill(page, "Running")
+    show(page, "Train")
+    assert page.locator("#lora_train_output_name").locator("input, textarea").first.input_value() == "from-the-tab"
+    show(page, "Monitor")
+    page.wait_for_selector(".lt-chart .lt-smooth")
+
+    page.click("#lora_train_pause")
+    pill(page, "Paused")
+    step = status(address)["step"]
+    page.wait_for_timeout(1500)
+    assert status(address)["step"] == step
+    page.click("#lora_train_save")  # works in a pause too
+    page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
+    page.click("#lora_train_resume")
+    pill(page, "Running")
+    page.click(".lt-use-now")
+    page.locator(".lt-use-now", has_text="Copied").wait_for(timeout=_RUN_MS)  # no txt2img here: the prompt is copied
+    show(page, "Train")
+    page.click("#lora_train_enqueue")
+    page.locator(".lt-queue", has_text="from-the-tab").wait_for()
+    page.locator(".lt-queue").get_by_role("button", name="×").click()
+    page.locator(".lt-queue").wait_for(state="detached")
+    show(page, "Monitor")
+    end = time.monotonic() + 30
+    while status(address)["step"] <= step and time.monotonic() < end:
+        time.sleep(0.2)
+    assert status(address)["step"] > step
+
+    page.click("#lora_train_stop")
+    pill(page, "Stopped", timeout_ms=_RUN_MS)
+    page.screenshot(path=tmp_path / "monitor.png", full_page=True)
+    show(page, "Results")
+    page.wait_for_selector("#lora_train_files td.lt-file")
+    page.wait_for_selector("#lora_train_grid img")
+    page.click("#lora_train_grid button")
+    page.wait_for_selector("#lora_train_view img")
+    page.keyboard.press("Escape")
+    assert page.locator("#lora_train_view").count() == 0
+    page.screenshot(path=tmp_path / "results.png", full_page=True)
+
+
+def test_a_file_that_forge_ignores_is_written_in_another_form_by_one_click(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    """On the embedded model: an (IA)³ file's row has two buttons; an ordinary LoRA's has none of them."""
+    model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
+    adapter = inject(model, AdapterSpec("ia3", targets="attention", text_encoder=False), seed=1)
+    for (parameter,) in adapter.groups.values():
+        parameter.data.fill_(0.05)
+    path = tmp_path / "tiny.safetensors"
+    write_adapter(path, adapter.state(), metadata={}, precision="fp32")
+    open_tab(page, address)
+    page.wait_for_function("Boolean(window.loraTrain && window.loraTrain.drawFiles)")
+    draw = """([id, adapter, path]) => {
+        const place = document.createElement("div");
+        place.id = id;
+        document.body.append(place);
+        const events = [{ kind: "Workload", adapter }, { kind: "LoraWritten", path, epoch: 1, step: 2 }];
+        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [] } });
+    }"""
+    page.evaluate(draw, ["plain", "lora standard", str(path)])
+    assert page.locator("#plain button", has_text="Write as").count() == 0
+    page.evaluate(draw, ["ignored", "ia3 attention", str(path)])
+    page.locator("#ignored button", has_text="Write as LoRA").dispatch_event("click")
+    page.wait_for_selector("#ignored .lt-good", state="attached", timeout=_SHOW_MS * 6)
+    told = page.locator("#ignored .lt-good").inner_text()
+    assert "tiny-rank16.safetensors" in told and "% of the update was lost" in told
+    written = read_adapter(tmp_path / "tiny-rank16.safetensors").state
+    assert all(tensor.shape[0] == 16 for key, tensor in written.items() if key.endswith("lora_down.weight"))
+
+
+def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Monitor")
+    page.locator("#lora_train_samples .lt-thumb").first.click()
+    large = page.locator("#lora_train_view img")
+    first = large.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert large.get_attribute("src") != first
+    page.keyboard.press("ArrowLeft")
+    assert large.get_attribute("src") == first
+
+
+def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(page: Any, address: str) -> None:
+    open_tab(page, address)
+    show(page, "Results")
+    run = page.locator(".lt-run", has_text="from-the-tab").first
+    run.locator("summary").first.click()
+    run.get_by_role("button", name="Rename…").first.wait_for()
+    assert page.evaluate(WITHOUT_TOOLTIP) == []
+    run.get_by_role("button", name="Rename…").first.click()
+    run.get_by_role("textbox", name="New name").fill("my own name")
+    page.keyboard.press("Enter")
+    page.locator(".lt-run td.lt-file", has_text="my own name.safetensors").wait_for()
+    run.get_by_role("button", name="Train again with these settings").click()
+    show(page, "Train")
+    page.locator("#lora_train_brought", has_text="are filled in").first.wait_for()
+    assert value(page, "output_name") == "from-the-tab"
+    show(page, "Results")
+    run.get_by_role("button", name="Delete…").click()
+    run.locator(".lt-confirm", has_text="LoRA files with their cards").wait_for()
+    run.get_by_role("button", name="Keep all").click()
+    assert page.locator(".lt-run", has_text="from-the-tab").count() == 1
+    run.get_by_role("button", name="Delete…").click()
+    run.get_by_role("button", name="Delete everything of this run").click()
+    page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
+
+
+def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> None:
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
+        show(page, panel)
+        page.wait_for_timeout(1500)  # gradio builds a panel when it is opened, and the page then draws into it
+        if panel == "Captions":
+            page.click("button.lt-c-open")
+            page.locator(".lt-c-gallery img").first.wait_for()
+        assert page.evaluate(WITHOUT_TOOLTIP) == [], panel
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
+    page.set_viewport_size({"width": 480, "height": 900})
+    open_tab(page, f"{address}?__theme={theme}")
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
+        show(page, panel)
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 480

@@ -1,0 +1,83 @@
+"""The Dataset panel in a real browser, on a server of its own: pictures are changed here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.stand_ins.ui import write_pictures
+from tests.ui.test_browser import WITHOUT_TOOLTIP, address, open_tab, page, pytestmark
+
+__all__ = ["address", "page", "pytestmark"]
+
+REDRAWN = """before => [...document.querySelectorAll("[data-number]")].some(
+    (place) => place.dataset.number !== before && place.querySelector(".lt-gallery"))"""
+
+
+def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "set", 2, size=(300, 100))
+    before = (folder / "000.png").read_bytes()
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(folder))
+    box.blur()
+    page.click("#lora_train_look")
+    wide = page.locator(".lt-gallery figure", has_text="zkw, picture 0").first
+    wide.hover()
+    wide.locator(".lt-k-open").click()
+    assert "an estimate" in page.locator(".lt-needs").inner_text()
+    page.locator(".lt-k-told", has_text="300 × 100").wait_for()
+    page.locator(".lt-k-zoom").press("ArrowRight")
+    stage = page.locator(".lt-k-stage")
+    bounds = stage.bounding_box()
+    page.mouse.click(bounds["x"] + 2, bounds["y"] + 2)
+    assert page.locator(".lt-k-frame").evaluate("frame => [frame.style.left, frame.style.top]") == ["0%", "0%"]
+    page.click(".lt-k-write")
+    page.locator(".lt-told", has_text="is cropped").wait_for()
+    with Image.open(folder / "000.png") as cut:
+        assert cut.width < 300
+    page.click(".lt-d-examine")
+    page.locator(".lt-d-kind summary", has_text="tiny").click()
+    assert page.evaluate(WITHOUT_TOOLTIP) == []
+    page.click(".lt-d-upscale")
+    page.locator(".lt-d-body .lt-verdict", has_text="2 files treated").wait_for()
+    with Image.open(folder / "001.png") as larger:
+        assert larger.width > 300
+    page.get_by_role("button", name="Undo", exact=True).click()
+    page.locator(".lt-d-body .lt-verdict", has_text="as they were").wait_for()
+    wide.hover()
+    wide.locator(".lt-k-open").click()
+    page.locator(".lt-k-undo").wait_for()
+    number = page.locator("[data-lt-looked]").get_attribute("data-lt-looked")
+    page.click("#lora_train_look")
+    page.wait_for_function(REDRAWN, arg=number)
+    page.click(".lt-k-undo")  # a new look leaves the editor open
+    page.locator(".lt-told", has_text="undone").wait_for()
+    assert (folder / "000.png").read_bytes() == before
+
+
+def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
+    page: Any, address: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    Image.new("L", (3000, 3000)).save(folder / "0.png")
+    for n in range(1, 600):
+        os.link(folder / "0.png", folder / f"{n}.png")
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(folder))
+    box.blur()
+    page.wait_for_timeout(1500)  # the form is kept
+    page.click(".lt-d-examine")
+    page.locator(".lt-d-line", has_text="of 600 pictures looked at").wait_for()
+    page.reload()
+    page.locator(".lt-d-line", has_text="left").wait_for()
+    page.click(".lt-d-stop")
+    page.locator(".lt-d-body .lt-verdict", has_text="of 600 pictures were looked at").wait_for()
+    assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-examine").is_enabled()

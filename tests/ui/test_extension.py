@@ -1,0 +1,116 @@
+"""What a webui gets: the tab and its routes, or a tab that says why there is no trainer."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.hosts.webui.detect import detect_host
+from lib_lora_train.ui import app, extension
+from lib_lora_train.ui.unavailable import missing_packages, missing_sentence
+from lib_lora_train.web.routes import make_api
+from tests.paths import ROOT
+from tests.stand_ins.webui import A1111World, install, module_of
+
+SCRIPT = ROOT / "scripts" / "lora_train.py"
+
+
+class Callbacks:
+    """Remembers what was registered, like the webui's `script_callbacks`."""
+
+    def __init__(self) -> None:
+        self.tabs: list[Any] = []
+        self.apps: list[Any] = []
+        self.settings: list[Any] = []
+
+    def module(self) -> Any:
+        return module_of(
+            "modules.script_callbacks",
+            on_ui_tabs=self.tabs.append,
+            on_app_started=self.apps.append,
+            on_ui_settings=self.settings.append,
+        )
+
+
+@pytest.fixture
+def callbacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callbacks:
+    """A1111 as far as the script asks it."""
+    monkeypatch.setattr(app, "_desks", {})
+    A1111World(monkeypatch, tmp_path / "Lora")
+    found = Callbacks()
+    bound: list[Any] = []
+    paste = module_of("modules.infotext_utils", ParamBinding=SimpleNamespace, register_paste_params_button=bound.append)
+    install(monkeypatch, found.module(), paste, module_of("modules.paths_internal", data_path=str(tmp_path)))
+    sys.modules["modules.shared"].cmd_opts.__dict__.update(api=True, nowebui=False, api_auth=None)
+    return found
+
+
+def shown(blocks: Any) -> str:
+    """All texts of a tab."""
+    return " ".join(str(block.value) for block in blocks.blocks.values() if hasattr(block, "value"))
+
+
+def test_the_script_registers_a_tab_and_routes(callbacks: Callbacks, tmp_path: Path) -> None:
+    runpy.run_path(str(SCRIPT))
+    ((_, title, name),) = callbacks.tabs[0]()
+    assert (title, name) == ("LoRA Train", "lora_train_tab")
+    application = make_api()
+    callbacks.apps[0](None, application)
+    status = TestClient(application).get("/lora-train/v1/status").json()
+    assert status["state"] == "idle"
+
+
+def test_results_can_go_into_a_sub_folder_of_the_loras(callbacks: Callbacks, tmp_path: Path) -> None:
+    runpy.run_path(str(SCRIPT))
+    callbacks.settings[0]()
+    options = sys.modules["modules.shared"].opts
+    host = detect_host()
+    assert host.lora_dir == tmp_path / "Lora"
+    options.lora_train_subfolder = "mine/new"
+    assert host.lora_dir == tmp_path / "Lora" / "mine" / "new"
+    for outside in ("../elsewhere", "/elsewhere"):
+        options.lora_train_subfolder = outside
+        with pytest.raises(HostError, match="inside the webui's LoRA folder"):
+            _ = host.lora_dir
+
+
+def test_a_reloaded_user_interface_finds_the_same_desk(callbacks: Callbacks, tmp_path: Path) -> None:
+    runpy.run_path(str(SCRIPT))
+    callbacks.tabs[0]()
+    (desk,) = app._desks.values()
+    runpy.run_path(str(SCRIPT))
+    callbacks.tabs[1]()
+    assert list(app._desks.values()) == [desk] and desk.home == tmp_path / "outputs" / "lora-train"
+
+
+def test_a_refused_webui_gets_the_reason_as_its_tab(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._has", lambda name: name.startswith("backend"))
+    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: "neo")
+    ((blocks, _, _),) = extension.tabs()
+    assert "Forge Neo is not supported yet" in shown(blocks)
+    application = make_api()
+    extension.add_routes(None, application)
+    assert TestClient(application).get("/lora-train/v1/status").status_code == 404
+
+
+def test_missing_packages_are_named_in_the_tab(
+    callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lib_lora_train.ui.unavailable.missing_packages", lambda: ["peft"])
+    runpy.run_path(str(SCRIPT))
+    ((blocks, _, _),) = callbacks.tabs[0]()
+    assert "Missing: peft" in shown(blocks) and "Missing: peft" in capsys.readouterr().out
+    assert callbacks.apps == []
+
+
+def test_missing_packages_are_found_without_importing() -> None:
+    assert missing_packages(("json", "no_such_package_of_ours")) == ["no_such_package_of_ours"]
+    assert missing_packages() == []
+    assert "diffusers, peft" in missing_sentence(["diffusers", "peft"])

@@ -1,0 +1,229 @@
+"""The Captions panel's server side: filter, pages, edits that say what they touch, undo, words."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset_tools import blocked_words as rude_words
+from lib_lora_train.dataset_tools.blocked_words import is_rude
+from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
+from lib_lora_train.web.caption_edits import BULK_EDITS, make_edit
+from lib_lora_train.web.captions import PER_PAGE
+from lib_lora_train.web.session import Desk
+from lib_lora_train.web.token_words import Words
+from tests.stand_ins.ui import open_small_desk, write_pictures
+
+
+def opened(tmp_path: Path, captions: Mapping[str, str]) -> Desk:
+    """A desk with a folder of pictures named by the keys open; "" stands for no caption file."""
+    desk, _ = open_small_desk(tmp_path)
+    folder = write_pictures(tmp_path / "pictures", len(captions))
+    for picture, (name, caption) in zip(sorted(folder.glob("*.png")), captions.items(), strict=True):
+        picture.with_suffix(".txt").unlink()
+        picture.rename(folder / f"{name}.png")
+        if caption:
+            (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
+    desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    desk.ask("captions-open", {"folder": str(folder)})
+    desk.ask("captions-words", {})  # waits for the tokenizer, which is loaded in a thread of its own
+    return desk
+
+
+FOUR = {"a": "zkw, red hair, solo", "b": "zkw, blue_hair, solo", "c": "", "d": "dog, zkw"}
+
+
+def names(answer: Mapping[str, Any]) -> list[str]:
+    return [Path(one["name"]).stem for one in answer["pictures"]]
+
+
+def texts(tmp_path: Path) -> dict[str, str]:
+    return {file.stem: file.read_text(encoding="utf-8").strip() for file in (tmp_path / "pictures").glob("*.txt")}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"all_of": "zkw, solo"}, ["a", "b"]),
+        ({"any_of": "dog, red hair"}, ["a", "d"]),
+        ({"none_of": "solo"}, ["c", "d"]),
+        ({"text": "blue"}, ["b"]),
+        ({"untagged": True}, ["c"]),
+        ({"most": "3"}, ["c"]),
+        ({"fewest": "1", "any_of": "*hair", "none_of": "red *"}, ["b"]),
+    ],
+)
+def test_filters_are_combined(tmp_path: Path, wanted: dict[str, Any], found: list[str]) -> None:
+    desk = opened(tmp_path, FOUR)
+    assert names(desk.ask("captions-show", {"filter": wanted})) == found
+
+
+def test_a_limit_that_is_no_number_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="whole numbers"):
+        opened(tmp_path, FOUR).ask("captions-show", {"filter": {"most": "many"}})
+
+
+def test_tags_are_counted_in_what_is_shown(tmp_path: Path) -> None:
+    desk = opened(tmp_path, FOUR)
+    assert desk.ask("captions-show", {})["tags"][0] == ["zkw", 3]
+    assert dict(desk.ask("captions-show", {"filter": {"all_of": "solo"}})["tags"])["zkw"] == 2
+
+
+def test_pages_hold_only_their_pictures(tmp_path: Path) -> None:
+    desk = opened(tmp_path, {f"{n:03}": f"tag {n}" for n in range(PER_PAGE + 5)})
+    last = desk.ask("captions-show", {"page": 99})
+    assert (last["page"], last["pages"], len(last["pictures"])) == (1, 2, 5)
+
+
+@pytest.mark.parametrize(("scope", "touched"), [("all", 2), ("filtered", 1), ("selected", 1)])
+def test_an_edit_says_how_many_it_touches_and_touches_no_others(tmp_path: Path, scope: str, touched: int) -> None:
+    desk = opened(tmp_path, FOUR)
+    order = {
+        "edit": "remove",
+        "texts": ["solo"],
+        "scope": scope,
+        "selected": [1],
+        "filter": {"all_of": "blue_hair"},
+    }
+    before = texts(tmp_path)
+    assert desk.ask("captions-preview", order)["touched"] == touched
+    assert texts(tmp_path) == before, "a preview writes nothing"
+    desk.ask("captions-apply", order)
+    after = texts(tmp_path)
+    assert sum(after[name] != before[name] for name in before) == touched
+    assert after["b"] == "zkw, blue_hair"
+    assert desk.ask("captions-undo", {})["undo"] == 0
+    assert texts(tmp_path) == before
+
+
+def test_one_caption_is_saved_as_it_was_typed_and_undone(tmp_path: Path) -> None:
+    desk = opened(tmp_path, {**FOUR, "d": "one line\nanother"})
+    assert desk.ask("captions-save", {"number": 2, "text": "zkw, new"})["tokens"] > 0
+    desk.ask("captions-save", {"number": 3, "text": "first\nsecond"})
+    assert (texts(tmp_path)["c"], texts(tmp_path)["d"]) == ("zkw, new", "first\nsecond")
+    desk.ask("captions-undo", {})
+    desk.ask("captions-undo", {})
+    assert "c" not in texts(tmp_path), "a caption file that was not there is not there again"
+    assert texts(tmp_path)["d"] == "one line\nanother"
+
+
+def test_nothing_to_undo_and_nothing_opened_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to undo"):
+        opened(tmp_path, FOUR).ask("captions-undo", {})
+    desk, _ = open_small_desk(tmp_path / "other")
+    with pytest.raises(DataError, match="Open a folder"):
+        desk.ask("captions-show", {})
+
+
+@pytest.mark.parametrize(
+    ("edit", "given", "before", "after"),
+    [
+        ("add", ["x, y"], "a, x", "a, x, y"),
+        ("add in front", ["x"], "a", "x, a"),
+        ("remove", ["A"], "a, b", "b"),
+        ("replace", ["a", "c, d"], "a, b", "c, d, b"),
+        ("pattern", [r"(\d) cats", r"\1 dogs"], "3 cats", "3 dogs"),
+        ("trigger first", ["zkw", "cat"], "tree, cat", "zkw, cat, tree"),
+        ("sort", [""], "z, c, b", "z, b, c"),
+        ("sort", ["0"], "z, c, b", "b, c, z"),
+        ("de-duplicate", [], "a, b, A", "a, b"),
+        ("underscores", [], "long_hair, ^_^", "long hair, ^_^"),
+        ("escape", [], "saber (fate)", r"saber \(fate\)"),
+        ("unescape", [], r"saber \(fate\)", "saber (fate)"),
+    ],
+)
+def test_every_bulk_edit_does_what_it_is_called(edit: str, given: list[str], before: str, after: str) -> None:
+    assert make_edit(edit, given)(before) == after
+
+
+def test_an_edit_without_its_text_asks_for_it() -> None:
+    for name, kind in BULK_EDITS.items():
+        if kind.asks and name != "sort":
+            with pytest.raises(DataError, match="Give"):
+                make_edit(name, [""])
+    with pytest.raises(DataError, match="not a number"):
+        make_edit("sort", ["x"])
+
+
+def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_path: Path) -> None:
+    captions = {f"{n}": f"zkw, green scarf, place {n}, thing {n}, colour {n}" for n in range(4)}
+    desk = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
+    answer = desk.ask("captions-advice", {"trigger": "zkw"})
+    assert [one["tag"] for one in answer["prune"]] == ["green scarf"]
+    (group,) = answer["advice"]
+    assert group["told"] == "1 caption: 'day' and 'night' contradict each other"
+    assert (group["captions"], group["numbers"]) == ([{"name": "9.png", "detail": ""}], [4])
+
+
+def test_equal_advice_is_told_once_for_all_its_captions(tmp_path: Path) -> None:
+    many = ", ".join(f"tag {n}" for n in range(30))
+    desk = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
+    (group,) = desk.ask("captions-advice", {"trigger": "zkw"})["advice"]
+    assert group["told"] == "70 captions: more than 20 tags" and group["numbers"] == list(range(70))
+    assert group["captions"][0] == {"name": "000.png", "detail": "31 tags"} and len(group["captions"]) == 60
+
+
+@pytest.fixture(scope="module")
+def words() -> Words:
+    return Words(lambda: tokenizer_of(EMBEDDED_CHECKPOINT))
+
+
+def test_tokens_are_counted_as_the_tokenizer_does_without_begin_and_end(words: Words) -> None:
+    captions = ["", "a cat", "zkw, red hair, solo"]
+    plain = tokenizer_of(EMBEDDED_CHECKPOINT)
+    assert words.count(captions) == [len(plain(text)["input_ids"]) - 2 for text in captions]
+
+
+def test_triggers_that_share_a_token_are_told(words: Words) -> None:
+    assert words.pieces("jinxdef")[0] == words.pieces("jinxarcane")[0] == "jin"
+    (told,) = words.shared(["jinxdef", "jinxarcane", "zkw"])
+    assert "jinxdef and jinxarcane share the token 'jin'" in told
+    assert words.shared(["jinxdef", "jinxdef"]) == []
+
+
+def test_rare_words_are_single_tokens_that_the_set_does_not_use(words: Words) -> None:
+    rare = words.rare(())
+    assert all(words.count([word]) == [1] and 3 <= len(word) <= 4 for word in rare)
+    assert not {"cat", "girl", "red", "blue"} & set(rare)
+    assert rare[0] not in words.rare({rare[0]})
+
+
+def test_rude_words_are_not_offered(words: Words) -> None:
+    assert all(is_rude(word) for word in ("fart", "Farts", "poop", "crap"))
+    assert not any(is_rude(word) for word in ("cat", "zkw", "ohwx", "sks", "girl", "glas", "", "s"))
+    all_of_them = words.rare((), 10**6)
+    assert "ohwx" in all_of_them and not any(map(is_rude, all_of_them))
+    known = {token.removesuffix("</w>") for token in words.tokenizer.get_vocab()}
+    assert {"fart", "crap"} <= known, "they are tokens, and would be offered"
+
+
+def test_the_list_of_rude_words_holds_none_that_can_be_read() -> None:
+    source = Path(rude_words.__file__).read_text(encoding="utf-8")
+    codes = source.partition("_TEXT = ")[2].split('"""')[1].split()
+    assert len(codes) == len(set(codes)) > 100
+    assert all(re.fullmatch(r"[0-9a-f]{8}", code) for code in codes)
+
+
+def test_a_page_does_not_wait_for_the_tokenizer() -> None:
+    loaded = threading.Event()
+
+    def load() -> Any:
+        loaded.wait(60)
+        return tokenizer_of(EMBEDDED_CHECKPOINT)
+
+    slow = Words(load)
+    assert slow.count_at_once(["a cat"]) is None
+    loaded.set()
+    assert slow.count(["a cat"]) == slow.count_at_once(["a cat"]) == [2]
+
+
+def test_lengths_are_counted_in_the_webuis_chunks(tmp_path: Path) -> None:
+    desk = opened(tmp_path, {"a": "", "b": ", ".join(["cat"] * 38), "c": ", ".join(["cat"] * 200)})
+    assert [one["captions"] for one in desk.ask("captions-words", {})["lengths"]] == [2, 0, 0, 1]

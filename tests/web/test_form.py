@@ -1,0 +1,100 @@
+"""The form holds every parameter, loses nothing, and names every problem at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib_lora_train.config.parameters import parameters_of
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.web.form import (
+    concept_fields,
+    fill_form,
+    form_fields,
+    load_draft,
+    number_text,
+    read_form,
+    save_draft,
+)
+
+
+def test_every_parameter_has_exactly_one_field() -> None:
+    keys = [field.key for field in form_fields()]
+    assert keys == [parameter.name for parameter in parameters_of(TrainConfig)]
+    assert [field.key for field in concept_fields()] == [parameter.name for parameter in parameters_of(Concept)]
+    assert set(fill_form(TrainConfig())) == {*keys, "concepts"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(concepts=(Concept("/pictures"),)),
+        TrainConfig(
+            concepts=(
+                Concept("/pictures", repeats=7, trigger="zkw", class_word="cat"),
+                Concept("/second", trigger="zkv"),
+                Concept("/others", repeats=2, is_regularisation=True),
+                Concept("/more others", is_regularisation=True),
+            ),
+            alpha=0.5,
+            learning_rate=5e-5,
+            text_encoder_lr=1.25e-5,
+            sample_prompts=("zkw --d 1", "a tree"),
+            make_grid=False,
+            optimizer="Prodigy",
+            seed=2**53,
+        ),
+    ],
+)
+def test_a_config_goes_through_the_form_unchanged(config: TrainConfig) -> None:
+    assert read_form(fill_form(config))[0] == config
+
+
+def test_all_problems_are_named_at_once() -> None:
+    cards = json.dumps([{"folder": "/pictures"}, {"folder": "/others", "repeats": "often"}])
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concepts": cards}
+    problems = read_form(form)[1]
+    assert {"learning_rate", "rank", "concepts[2].repeats"} <= {p.where for p in problems if p.level == "error"}
+
+
+def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
+    config, problems = read_form(fill_form(TrainConfig()))
+    assert config.concepts == ()
+    assert any(problem.level == "error" and problem.where.startswith("concepts") for problem in problems)
+
+
+def test_a_second_card_without_a_folder_is_an_error_at_that_card() -> None:
+    cards = json.dumps([{"folder": "/pictures"}, {"trigger": "zkw"}])
+    problems = read_form({**fill_form(TrainConfig()), "concepts": cards})[1]
+    assert [p.where for p in problems if p.level == "error"] == ["concepts[2].folder"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"a"', "null"])
+def test_a_text_that_holds_no_cards_is_a_form_without_folders(text: str) -> None:
+    assert read_form({**fill_form(TrainConfig()), "concepts": text})[0].concepts == ()
+
+
+def test_the_draft_survives_with_values_that_cannot_be_used(tmp_path: Path) -> None:
+    form = {**fill_form(TrainConfig()), "learning_rate": "much", "concepts": '[{"trigger": "ż-кот"}]'}
+    save_draft(tmp_path / "home", form, ("Style", "SDXL"))
+    assert load_draft(tmp_path / "home") == (form, ("Style", "SDXL"))
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_draft_is_no_draft(tmp_path: Path, content: str) -> None:
+    (tmp_path / "draft.json").write_text(content, encoding="utf-8")
+    assert load_draft(tmp_path) == (None, ())
+
+
+def test_an_old_draft_gets_the_defaults_of_new_parameters(tmp_path: Path) -> None:
+    (tmp_path / "draft.json").write_text('{"rank": 8, "gone": 1}', encoding="utf-8")
+    assert load_draft(tmp_path) == ({**fill_form(TrainConfig()), "rank": 8}, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (5.5e-5, "5.5e-5"), (0.05, "0.05"), (16.0, "16"), (0.0, "0"), (1.0, "1")]
+)
+def test_numbers_are_written_as_people_of_the_field_do(value: float, text: str) -> None:
+    assert number_text(value) == text

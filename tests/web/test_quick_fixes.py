@@ -1,0 +1,77 @@
+"""A fix is offered only where it mends its problem and makes no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.core.errors import Problem
+from lib_lora_train.web.quick_fixes import fixes_of
+from tests.stand_ins.training_parts import small_plan
+from tests.stand_ins.ui import small_config
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({"optimizer": "Prodigy", "learning_rate": 1e-4}, "Set learning rate to 1"),
+        ({"resolution": 100}, "Set resolution to 64"),
+        ({"bucket_step": 12}, "Set bucket step to 64"),
+        ({"enable_buckets": False, "bucket_no_upscale": True}, "Set bucket no upscale to off"),
+    ],
+)
+def test_a_fix_mends_its_problem_and_makes_no_other(values: dict[str, Any], label: str) -> None:
+    config = small_config(Path("/set")).replace(**values)
+    before = judge(config)
+    (fix,) = [fix for fix in fixes_of(config, before, judge) if fix.label == label]
+    after = judge(config.replace(**fix.values))
+    assert fix.problem not in after
+    assert {p for p in after if p.level == "error"} <= set(before)
+
+
+def test_nothing_is_offered_where_no_value_helps() -> None:
+    stubborn = Problem("warning", "rank", "whatever")
+    assert fixes_of(TrainConfig(), (stubborn,), lambda _: (stubborn,)) == ()
+
+
+def test_nothing_is_offered_that_would_stand_against_starting() -> None:
+    warning, error = Problem("warning", "rank", "too small"), Problem("error", "alpha", "does not fit")
+    assert fixes_of(TrainConfig(rank=1), (warning,), lambda c: (warning,) if c.rank == 1 else (error,)) == ()
+
+
+def test_a_batch_size_that_fills_all_batches_is_found() -> None:
+    def fitting(config: TrainConfig) -> tuple[Problem, ...]:
+        return (Problem("hint", "batch_size", f"{12 % config.batch_size} missing"),) if 12 % config.batch_size else ()
+
+    config = TrainConfig(batch_size=8)
+    (fix,) = fixes_of(config, fitting(config), fitting)
+    assert fix.values == {"batch_size": 6}
+
+
+def test_batch_size_and_accumulation_are_found_together() -> None:
+    """12 samples: batches of 5 leave two over. 3 × 2 is nearest to 5 pictures per step among those that divide."""
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=5)
+
+    def judged(changed: TrainConfig) -> tuple[Problem, ...]:
+        return small_plan(changed, sizes=((64, 64),) * 6).warnings
+
+    plan = small_plan(config, sizes=((64, 64),) * 6)
+    (fix,) = [fix for fix in fixes_of(config, plan.warnings, judged, plan) if fix.problem.where == "batch_size"]
+    assert fix.values == {"batch_size": 3, "gradient_accumulation": 2}
+    assert fix.label == "Set batch size to 3 and gradient accumulation to 2"
+    assert not [p for p in judged(config.replace(**fix.values)) if p.where in fix.values]
+
+
+def test_an_accumulation_that_divides_the_epoch_is_found() -> None:
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=4)
+
+    def judged(changed: TrainConfig) -> tuple[Problem, ...]:
+        return small_plan(changed, sizes=((64, 64),) * 6).warnings
+
+    plan = small_plan(config, sizes=((64, 64),) * 6)
+    fixes = {fix.problem.where: fix.values for fix in fixes_of(config, plan.warnings, judged, plan)}
+    assert fixes["gradient_accumulation"] == {"gradient_accumulation": 3}, "an epoch has 6 forward passes"
