@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib_lora_train.adapters.families.base import Draw
 from lib_lora_train.core.seeding import random_for, seed_for
 
 
@@ -47,3 +46,23 @@ class Chance:
             rank_dropout=self.rule.rank_dropout,
             block=random_for(self.seed, "dylora", *self.counters).random(),
         )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one layer in one micro-batch, a function of seed, counters and the layer's name.
+
+    dropout: share of the rank-size activations that are dropped; rank_dropout: share of ranks, per sample, or of rows
+    of ΔW (`kept_rows`);
+    block: DyLoRA's number in [0, 1) that chooses the rows to train.
+    """
+
+    seed: int
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    block: float = 0.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped."""
+        return self.dropout > 0 or self.rank_dropout > 0

@@ -24,8 +24,8 @@ from lib_lora_train.adapters.families.norm import Norm
 from lib_lora_train.adapters.families.oft import Oft
 from lib_lora_train.adapters.families.options import PLAIN, SCALABLE, Options, Sizes, options_from_config
 from lib_lora_train.adapters.families.scalar import Scaled
-from lib_lora_train.adapters.files.lora_file import PRECISIONS
 from lib_lora_train.adapters.layer_names import is_on_ia3_input
+from lib_lora_train.adapters.precisions import PRECISIONS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 

@@ -118,7 +118,7 @@ def _warn(sentences: Sequence[str]) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> Path:
     """The one that is named, else the tiny model's."""
-    from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT
+    from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 
     return typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
 

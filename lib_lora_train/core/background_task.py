@@ -9,8 +9,7 @@ from typing import Any
 
 from lib_lora_train.core.errors import DataError, LoraTrainError
 from lib_lora_train.core.events import PhaseStarted, Progress, StateChanged
-from lib_lora_train.core.progress import Eta
-from lib_lora_train.runs.estimates.requirements import time_text
+from lib_lora_train.core.progress import Eta, time_text
 
 _AT_ONCE_SECONDS = 0.5  # what is done by then needs no progress bar
 _MARK = 20  # units between two looks at the clock

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lib_lora_train.dataset_tools.tagger import Tagger
     from lib_lora_train.models.diffusion_model import DiffusionModel
     from lib_lora_train.sampling.sampler_options import SamplerHabits
-
-EMBEDDED_CHECKPOINT = PROJECT_ROOT / "assets" / "tiny-sd" / "tiny-sd.safetensors"
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from lib_lora_train.core.errors import HostError, ModelError
+from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import card_of, device_name
-from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from lib_lora_train.hosts.host import Footing
-from lib_lora_train.models.architecture import infer_spec
-from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, replace_vae, shapes_of
-from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
 from lib_lora_train.models.diffusion_model import (
-    NOTHING_TOLD,
     DiffusionModel,
-    Told,
-    as_told,
-    assemble,
-    looks_like_v_prediction,
 )
-from lib_lora_train.models.fp8 import store_in_eight_bit
-from lib_lora_train.models.noise_schedule import schedule_for
-from lib_lora_train.models.text_encoding import load_tokenizer
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.models.loading import ModelChoice, load_model, told_by
 from lib_lora_train.sampling.sampler_options import SamplerHabits
 
 if TYPE_CHECKING:
@@ -40,19 +28,6 @@ if TYPE_CHECKING:
     from lib_lora_train.dataset_tools.tagger import Tagger
     from lib_lora_train.hosts.host import Painter
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model to load, and how; None means the embedded tiny model, and the checkpoint's own VAE."""
-
-    checkpoint: Path | None = None
-    vae: Path | None = None
-    precision: str = "auto"
-    eight_bit: bool = False
-    told: Told = NOTHING_TOLD
-
 
 def default_device() -> torch.device:
     """CUDA if there is one, else Apple's MPS, else the processor."""
@@ -61,113 +36,6 @@ def default_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
-    """The chosen model on `device`, without network; raises ModelError for files that cannot be used."""
-    path = choice.checkpoint or EMBEDDED_CHECKPOINT
-    file = load_checkpoint(path)
-    tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, load_vae(choice.vae))
-    hints = read_hints(path, file.metadata)
-    try:
-        spec = infer_spec(shapes_of(tensors), hints=hints)
-        model = assemble(
-            tensors,
-            spec=spec,
-            tokenizers=[tokenizer_of(file.path)] * len(spec.text_encoders),
-            name=path.stem,
-            file_hash=file.hash,
-            dtype=_dtype(choice.precision, device),
-            device=device,
-            path=path,
-        )
-    except ModelError as reason:
-        raise ModelError(f"{path.name}: {reason}") from reason
-    if spec.family == "sd2" and hints.prediction_type is None:
-        model = _with_measured_prediction(model)
-    model = as_told(model, choice.told)
-    return _in_eight_bit(model) if choice.eight_bit else model
-
-
-def _in_eight_bit(model: DiffusionModel) -> DiffusionModel:
-    """The model with its UNet stored in 8 bit; nothing else holds on to the weights it had."""
-    saved = store_in_eight_bit(model.unet) / 2**20
-    return replace(model, slots=(), note=f"The UNet is stored in 8 bit, which saves {saved:.0f} MiB.")
-
-
-def _with_measured_prediction(model: DiffusionModel) -> DiffusionModel:
-    """SD2's two kinds, 512 px (epsilon) and 768 px (v), differ in nothing that a file says."""
-    spec = replace(model.spec, prediction_type="v_prediction" if looks_like_v_prediction(model.unet) else "epsilon")
-    return replace(model, spec=spec, schedule=schedule_for(spec))
-
-
-def tokenizer_of(checkpoint: Path) -> Any:
-    """The checkpoint's own tokenizer, else the embedded one: all three families share CLIP's vocabulary."""
-    return load_tokenizer(tokenizer_folder(checkpoint) or EMBEDDED_CHECKPOINT.parent / "tokenizer")
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """None, the file's own, for "auto" on a graphics card; processors compute 16 bit slowly or not at all."""
-    if precision == "auto":
-        return torch.float32 if device.type == "cpu" else None
-    if precision not in _DTYPES:
-        raise ModelError(f"precision {precision!r} is not one of auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[precision]
-
-
-def told_by(config: TrainConfig) -> Told:
-    """What the settings say of the model."""
-    return Told(config.prediction_type, config.zero_terminal_snr)
-
-
-class FairLock:
-    """A lock whose waiters get it in the order they came, and which knows whether anybody waits.
-
-    Not re-entrant: taking it twice in one thread raises HostError instead of hanging for ever.
-    """
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._owner: int | None = None
-        self._queue: deque[tuple[int, threading.Event]] = deque()
-
-    def acquire(self) -> None:
-        """Returns when the lock is this thread's."""
-        me = threading.get_ident()
-        with self._guard:
-            if self._owner == me:
-                raise HostError("The model is already leased by this thread: a lease must not be taken inside another.")
-            if self._owner is None:
-                self._owner = me
-                return
-            turn = threading.Event()
-            self._queue.append((me, turn))
-        has_turn = False
-        try:
-            has_turn = turn.wait()
-        finally:
-            if not has_turn:  # Ctrl-C: nobody must be left waiting for a thread that has gone
-                self._leave(me, turn)
-
-    def _leave(self, me: int, turn: threading.Event) -> None:
-        with self._guard:
-            if (me, turn) in self._queue:
-                self._queue.remove((me, turn))
-                return
-        self.release()
-
-    def release(self) -> None:
-        """Hands the lock to the thread that has waited longest."""
-        with self._guard:
-            if not self._queue:
-                self._owner = None
-                return
-            self._owner, turn = self._queue.popleft()
-            turn.set()
-
-    def is_wanted(self) -> bool:
-        """Whether a thread waits for it."""
-        return bool(self._queue)
 
 
 class StandaloneHost:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lib_lora_train.models.latents import weights_hash
+from lib_lora_train.models.latent_cache import weights_hash
 from lib_lora_train.models.tensor_cache import load_tensors, write_tensors
 from lib_lora_train.models.text_encoding import TextCondition
 

@@ -32,7 +32,8 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore, encode_dataset
+from lib_lora_train.models.latent_cache import LatentStore
+from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.checkpoints import keep_state, write_due_step, write_epoch, write_step
 from lib_lora_train.runs.estimates.step_time import workload_of
 from lib_lora_train.runs.folder import RunFolder

@@ -17,7 +17,7 @@ from torch import Tensor
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.latent_cache import LatentStore
 from lib_lora_train.models.noise_schedule import add_noise, target
 from lib_lora_train.models.text_encoding import chunks_needed, encode_text, tokenize
 from lib_lora_train.training.step import predict, size_conditions

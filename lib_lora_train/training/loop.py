@@ -28,7 +28,7 @@ from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateC
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.dataset.sample_captions import captions_ahead
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.latent_cache import LatentStore
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.ema import Average, weights_for_use
 from lib_lora_train.training.grad_scaling import LossScale, clip_gradients

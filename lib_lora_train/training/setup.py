@@ -10,7 +10,7 @@ from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.latent_cache import LatentStore
 from lib_lora_train.training.ema import Average
 from lib_lora_train.training.grad_scaling import LossScale
 from lib_lora_train.training.loop import Training, stop_text_encoders

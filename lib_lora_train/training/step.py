@@ -16,7 +16,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import MicroBatch, Plan
 from lib_lora_train.dataset.sample_captions import caption_of
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore
+from lib_lora_train.models.latent_cache import LatentStore
 from lib_lora_train.models.noise_schedule import add_noise, snr, target
 from lib_lora_train.models.text_encoding import TextCondition, size_condition
 from lib_lora_train.training.loss import LossRule, huber_bound, sample_errors, sample_weights, weighted_sum

@@ -18,7 +18,8 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.runner import JobRunner
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api

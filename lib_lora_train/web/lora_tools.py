@@ -87,7 +87,7 @@ class ToolsDesk:
 
     def _checkpoint(self, values: Mapping[str, Any]) -> Path:
         """The checkpoint that is named, else the one the host has, else the tiny model."""
-        from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT
+        from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 
         text = str(values.get("checkpoint", "")).strip().strip("\"'")
         return typed_path(text) if text else self._loaded() or EMBEDDED_CHECKPOINT

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError
+from lib_lora_train.hosts.access import Access
 from lib_lora_train.web.picture_tokens import PictureShelf
 
 PREFIX = "/lora-train/v1"
@@ -89,20 +89,6 @@ class PageSource(Protocol):
 
     def command(self, name: str) -> None:
         """Do one of `COMMANDS`; HostError when no run is there to obey."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may call the routes, as the webui decides it for its own.
-
-    Reading is as open as the page: to everybody, or to those logged in on it; where there is no page (`has_page`), as
-    open as the API. Steering routes are there only where the webui's API is (`may_steer`), and ask for the API's
-    `credentials` (user → password) if there are any.
-    """
-
-    may_steer: bool = True
-    has_page: bool = True
-    credentials: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_api() -> FastAPI:

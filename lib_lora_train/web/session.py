@@ -158,7 +158,8 @@ class Desk:
 
     def _tokenizer(self) -> Any:
         """The tokenizer of the checkpoint to be trained; it needs PyTorch, so it is loaded when it is asked for."""
-        from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
+        from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+        from lib_lora_train.models.loading import tokenizer_of
 
         checkpoint = self._kept_config().checkpoint
         return tokenizer_of(typed_path(checkpoint) if checkpoint else EMBEDDED_CHECKPOINT)

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError, ModelError
+from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import card_of, device_name
-from lib_lora_train.hosts.host import EMBEDDED_CHECKPOINT, Card, Host
-from lib_lora_train.hosts.standalone import FairLock, ModelChoice, StandaloneHost, default_device, load_model
+from lib_lora_train.hosts.host import Card, Host
+from lib_lora_train.hosts.standalone import StandaloneHost, default_device
 from lib_lora_train.models.diffusion_model import Told, as_told, describe_model
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.models.loading import ModelChoice, load_model
 from tests.stand_ins.tiny_models import tiny_model, tiny_tensors, write_tiny_checkpoint
 
 CPU = torch.device("cpu")

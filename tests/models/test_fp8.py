@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.hosts.standalone import ModelChoice, load_model
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.fp8 import EightBitConv2d, EightBitLinear, is_eight_bit, store_in_eight_bit
+from lib_lora_train.models.loading import ModelChoice, load_model
 from tests.stand_ins.tiny_models import tiny_model
 
 CPU = torch.device("cpu")

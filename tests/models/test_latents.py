@@ -22,17 +22,8 @@ from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.models import latents as latents_module
 from lib_lora_train.models import tensor_cache as cache_file
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import (
-    LatentStore,
-    Posterior,
-    decode_latents,
-    encode_dataset,
-    load_posterior,
-    pixels_to_tensor,
-    tensor_to_pixels,
-    vae_hash,
-    write_posterior,
-)
+from lib_lora_train.models.latent_cache import LatentStore, Posterior, load_posterior, vae_hash, write_posterior
+from lib_lora_train.models.latents import decode_latents, encode_dataset, pixels_to_tensor, tensor_to_pixels
 from tests.stand_ins.half_precision import needs_fp16
 from tests.stand_ins.tiny_models import tiny_model
 

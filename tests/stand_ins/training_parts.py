@@ -21,7 +21,7 @@ from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.models.architecture import Family
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentStore, Posterior
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.loop import Training, train
 from lib_lora_train.training.setup import start_training

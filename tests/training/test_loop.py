@@ -18,7 +18,7 @@ from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.models.architecture import Family
-from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentStore, Posterior
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.loop import Training, train
 from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor

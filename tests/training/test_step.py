@@ -17,7 +17,7 @@ from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.sample_captions import caption_of
 from lib_lora_train.models.architecture import Family
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentStore, Posterior
 from lib_lora_train.models.noise_schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
 from lib_lora_train.models.text_encoding import encode_text, tokenize, weighted_tokens
 from lib_lora_train.training.grad_scaling import clip_gradients

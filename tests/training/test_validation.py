@@ -18,7 +18,7 @@ from lib_lora_train.dataset.sample_captions import steady_caption_of
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.dataset.validation_split import hold_out
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latents import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentStore, Posterior
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
 from lib_lora_train.training.validation import Validation

@@ -14,7 +14,8 @@ import pytest
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import blocked_words as rude_words
 from lib_lora_train.dataset_tools.blocked_words import is_rude
-from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, tokenizer_of
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.models.loading import tokenizer_of
 from lib_lora_train.web.caption_edits import BULK_EDITS, make_edit
 from lib_lora_train.web.captions import PER_PAGE
 from lib_lora_train.web.session import Desk

@@ -12,9 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lib_lora_train.config.train_config import config_values
+from lib_lora_train.hosts.access import Access
 from lib_lora_train.hosts.webui.options import webui_access
 from lib_lora_train.runs.folder import new_run_folder
-from lib_lora_train.web.routes import COMMANDS, PAGE_HEADER, PREFIX, Access, install_routes, make_api
+from lib_lora_train.web.routes import COMMANDS, PAGE_HEADER, PREFIX, install_routes, make_api
 from tests.stand_ins.ui import ToldRunner, open_small_desk, small_config
 from tests.stand_ins.webui import install, module_of
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,30 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import rebuilt
+from lib_lora_train.adapters.dropout import Draw
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 
 Weights = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The randomness of one layer in one micro-batch, a function of seed, counters and the layer's name.
-
-    dropout: share of the rank-size activations that are dropped; rank_dropout: share of ranks, per sample, or of rows
-    of ΔW (`kept_rows`);
-    block: DyLoRA's number in [0, 1) that chooses the rows to train.
-    """
-
-    seed: int
-    dropout: float = 0.0
-    rank_dropout: float = 0.0
-    block: float = 0.0
-
-    @property
-    def drops(self) -> bool:
-        """Whether anything is dropped."""
-        return self.dropout > 0 or self.rank_dropout > 0
 
 
 class Family(ABC):

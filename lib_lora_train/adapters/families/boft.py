@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_weight
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight
 from lib_lora_train.adapters.families.factorization import butterfly
 from lib_lora_train.adapters.families.oft import Oft, minus_identity, rescaled, with_rescale
 from lib_lora_train.adapters.families.options import Options

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.families.base import Draw, base_weight
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import base_weight
 from lib_lora_train.adapters.families.lora import Lora, delta
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices

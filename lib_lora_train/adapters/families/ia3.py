@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_bias, base_weight, is_linear
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Family, Weights, base_bias, base_weight, is_linear
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 

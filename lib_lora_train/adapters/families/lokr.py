@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_weight, convolved, kaiming, kept_rows
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolved, kaiming, kept_rows
 from lib_lora_train.adapters.families.factorization import lokr_shapes
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.families.options import Options

@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import grad as conv_grad
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_weight, convolved, is_wide_conv, kaiming
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolved, is_wide_conv, kaiming
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 from lib_lora_train.models.fp8 import is_eight_bit

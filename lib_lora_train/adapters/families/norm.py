@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import is_exact, leaf
-from lib_lora_train.adapters.families.base import Draw, Weights, base_weight
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Weights, base_weight
 from lib_lora_train.adapters.families.full import Full
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.families.base import Draw, Family, Weights, base_bias, base_weight, kept_rows
+from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.families.base import Family, Weights, base_bias, base_weight, kept_rows
 from lib_lora_train.adapters.families.factorization import factorisation
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices

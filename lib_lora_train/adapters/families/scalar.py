@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
+from lib_lora_train.adapters.dropout import Draw
 from lib_lora_train.adapters.families import lokr, lora
-from lib_lora_train.adapters.families.base import Draw, Weights, base_weight, kaiming, normal
+from lib_lora_train.adapters.families.base import Weights, base_weight, kaiming, normal
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.families.wrapper import Wrapped
 from lib_lora_train.adapters.flat_parameters import Slices

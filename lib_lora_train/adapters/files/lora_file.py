@@ -18,10 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lib_lora_train.adapters.precisions import PRECISIONS
 from lib_lora_train.core import atomic_write as whole_file
 from lib_lora_train.core.errors import AdapterError, OutputError
-
-PRECISIONS: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 _DTYPE_NAMES = {
     torch.float64: "F64",

@@ -22,13 +22,13 @@ from lib_lora_train.core.errors import HostError, ModelAwayError, ModelError
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.hosts.gpu import card_of, device_name
 from lib_lora_train.hosts.host import Footing, Painting, PictureOrder
-from lib_lora_train.hosts.standalone import ModelChoice, load_model, tokenizer_of, told_by
 from lib_lora_train.hosts.webui.queue_lock import give_way, is_waited_for
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from lib_lora_train.models.architecture import Hints, infer_spec
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
 from lib_lora_train.models.diffusion_model import NOTHING_TOLD, DiffusionModel, Told, as_told, model_on
 from lib_lora_train.models.graft import can_be_trained_on, graft
+from lib_lora_train.models.loading import ModelChoice, load_model, tokenizer_of, told_by
 from lib_lora_train.sampling.sampler_options import SamplerHabits
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from lib_lora_train.core.errors import HostError
+from lib_lora_train.hosts.access import Access
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerHabits
-from lib_lora_train.web.routes import Access
 
 _SUBFOLDER = "lora_train_subfolder"
 _DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")

@@ -13,6 +13,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
+from lib_lora_train.core.progress import time_text
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Card, Footing
 from lib_lora_train.runs.estimates.memory import MemoryEstimate, ModelFile, estimate_memory, read_model
@@ -174,17 +175,6 @@ def size_text(size: float) -> str:
     if size >= 10 * _GIB:
         return f"{size / _GIB:.0f} GB"
     return f"{size / _GIB:.1f} GB" if size >= 0.95 * _GIB else f"{size / _MIB:.0f} MB"
-
-
-def time_text(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`: as exact as an estimate can be."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, rest = divmod(round(minutes / 5) * 5, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 def forecast_lines(found: Forecast) -> list[str]:

@@ -11,8 +11,9 @@ import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
+from lib_lora_train.core.progress import time_text
 from lib_lora_train.hosts.host import Card, Footing
-from lib_lora_train.runs.estimates.requirements import Forecast, forecast, size_text, time_text
+from lib_lora_train.runs.estimates.requirements import Forecast, forecast, size_text
 from lib_lora_train.runs.estimates.step_time import estimate_time, past_speeds, workload_of
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_plan

@@ -1,0 +1,165 @@
+"""VAE posteriors kept by content, in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lib_lora_train.core.errors import TrainingError
+from lib_lora_train.dataset.images import PLAIN
+from lib_lora_train.models.tensor_cache import load_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from lib_lora_train.dataset.plan import Plan
+    from lib_lora_train.models.diffusion_model import DiffusionModel
+
+_FORMAT = "posterior-1"  # part of every key: a change of what is stored makes old files unfindable, not wrong
+
+
+_MEMORY_LIMIT = 2 << 30  # bytes of posteriors kept in memory when they are on disk too
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """A picture's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled.
+
+    `mask` (h, w) float32 in [0, 1] says where the loss counts, None for everywhere.
+    """
+
+    mean: Tensor
+    std: Tensor
+    mask: Tensor | None = None
+
+    def draw(self, noise: Tensor, scale_factor: float) -> Tensor:
+        """The latent (C, h, w) that the UNet works on, for standard normal `noise`."""
+        return (self.mean + self.std * noise) * scale_factor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.mean.nbytes + self.std.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
+class LatentStore:
+    """The posterior of every view of a data set, by number; read back from disk where memory was full.
+
+    An item's first view has the item's number. `missing` holds the views that could not be encoded; asking for one
+    raises KeyError.
+    """
+
+    def __init__(self, entries: Mapping[int, Posterior | Path], missing: frozenset[int]) -> None:
+        self._entries = dict(entries)
+        self.missing = missing
+
+    def __getitem__(self, view: int) -> Posterior:
+        entry = self._entries[view]
+        if isinstance(entry, Posterior):
+            return entry
+        stored = load_posterior(entry)
+        if stored is None:
+            raise TrainingError(f"{entry}: the cached latent is gone or damaged. Start again: it will be made anew.")
+        return stored
+
+    def __contains__(self, view: int) -> bool:
+        return view in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Collected:
+    """Posteriors by key, in memory up to a limit and on disk if there is a cache folder."""
+
+    def __init__(self, cache_dir: Path | None) -> None:
+        self.entries: dict[str, Posterior | Path] = {}
+        self._folder = cache_dir
+        self._free = _MEMORY_LIMIT
+
+    def load(self, key: str) -> bool:
+        """Whether the cache folder had it; a damaged file counts as not there and will be replaced."""
+        stored = None if self._folder is None else load_posterior(_file(self._folder, key))
+        if stored is not None:
+            self._keep(key, stored)
+        return stored is not None
+
+    def add(self, key: str, posterior: Posterior) -> None:
+        """Keeps it, on disk first."""
+        if self._folder is not None:
+            write_posterior(_file(self._folder, key), posterior)
+        self._keep(key, posterior)
+
+    def _keep(self, key: str, posterior: Posterior) -> None:
+        self._free -= posterior.nbytes
+        on_disk = self._folder is not None and self._free < 0
+        self.entries[key] = _file(self._folder, key) if self._folder and on_disk else posterior
+
+
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _keys(vae: str, plan: Plan) -> list[str]:
+    """Per view a name that changes with the picture's bytes, the VAE, the size, the crop, the look and the mask."""
+    keys = []
+    for view in plan.all_views:
+        item = plan.dataset.items[view.item]
+        parts: list[object] = [_FORMAT, vae, item.image.content_hash, *astuple(view.placement)]
+        if view.look != PLAIN:
+            parts += ["look", *astuple(view.look)]
+        if item.mask is not None:
+            parts += ["mask", item.mask.content_hash]
+        keys.append(_key(*parts))
+    return keys
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def _first_of_each(keys: Sequence[str]) -> list[int]:
+    """The index of each key's first use: a picture that is in the data set twice is encoded once."""
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    return list(first.values())
+
+
+def vae_hash(model: DiffusionModel) -> str:
+    """sha256 (hex) over the VAE's weights: the same VAE from another file or host finds the same cache."""
+    return weights_hash([model.vae])
+
+
+def weights_hash(modules: Iterable[Any]) -> str:
+    """sha256 (hex) over the names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def load_posterior(path: Path) -> Posterior | None:
+    """The posterior in a cache file; None if there is none or the file is damaged."""
+    tensors = load_tensors(path)
+    if tensors is None or not {"mean", "std"} <= tensors.keys():
+        return None
+    posterior = Posterior(tensors["mean"], tensors["std"], tensors.get("mask"))
+    return posterior if _finite(posterior.mean, posterior.std) else None
+
+
+def write_posterior(path: Path, posterior: Posterior) -> None:
+    """Writes a cache file that is either complete or not there; OutputError if that fails."""
+    mask = {} if posterior.mask is None else {"mask": posterior.mask}
+    write_tensors(path, {"mean": posterior.mean, "std": posterior.std, **mask}, "the latent cache")
