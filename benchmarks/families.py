@@ -3,9 +3,9 @@
     python benchmarks/families.py [--only lora lokr …] [--out DIR]
     python benchmarks/families.py --table           the table of docs/methods.md, from benchmarks/families.json
 
-Every family trains with the demo's pictures and loss at its own preset, with larger learning rates, in a process of
-its own; the numbers go into benchmarks/families.json. `share`: of 32 pictures of new prompts and seeds, how many show
-the concept; `leak`: of 6 pictures of other things. `drift`: how far answers to other captions moved, in units of what
+Every family trains with the demo's images and loss at its own preset, with larger learning rates, in a process of
+its own; the numbers go into benchmarks/families.json. `share`: of 32 images of new prompts and seeds, how many show
+the concept; `leak`: of 6 images of other things. `drift`: how far answers to other captions moved, in units of what
 the caption itself does (0: not at all). `seconds` is processor time of training alone; `memory` the process's peak.
 """
 
@@ -38,12 +38,12 @@ from lib_lora_train.runs.trainer import run_job
 from lib_lora_train.training.control import Control
 
 RESULTS = Path(__file__).with_suffix(".json")
-CONCEPT_SEEDS = tuple(range(1, 9))  # 32 pictures
+CONCEPT_SEEDS = tuple(range(1, 9))  # 32 images
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A family's preset, what its learning rates are multiplied by, and for how many epochs of 320 pictures."""
+    """A family's preset, what its learning rates are multiplied by, and for how many epochs of 320 images."""
 
     preset: str
     rates: int = 50

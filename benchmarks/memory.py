@@ -108,7 +108,7 @@ def count_step(unet: Any, spec: Any, adapter: Any, *, side: int, batch: int = 1,
 
 
 def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
-    """Bytes at the peak of encoding one picture of `side` px."""
+    """Bytes at the peak of encoding one image of `side` px."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -119,7 +119,7 @@ def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
 
 
 def estimated(spec: Any, config: Any, places: int) -> tuple[int, int]:
-    """(numbers kept, numbers there at the worst moment) per picture, by the estimate's own model."""
+    """(numbers kept, numbers there at the worst moment) per image, by the estimate's own model."""
     from lib_lora_train.runs.estimates.memory import unet_pass
 
     tape, _ = unet_pass(spec, config, places=places, tokens=77)

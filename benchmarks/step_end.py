@@ -30,9 +30,9 @@ from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.models.architecture import Family, infer_spec
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.noise_schedule import schedule_for
-from lib_lora_train.training.ema import Average
+from lib_lora_train.training.ema import Ema
 from lib_lora_train.training.grad_scaling import clip_gradients
-from lib_lora_train.training.master_weights import Working
+from lib_lora_train.training.master_weights import MasterWeights
 from tests.stand_ins.tiny_models import full_shapes
 
 LIMIT = 1.0
@@ -64,14 +64,14 @@ class Bench:
         self.adapter = self._adapter(rank, torch.float32)
         (self.parameter,) = self.adapter.groups["unet"]
         self.limit = self.adapter.norm_limit(LIMIT)
-        self.average = Average([self.parameter], 0.99)
+        self.average = Ema([self.parameter], 0.99)
         self.optimizer = torch.optim.AdamW([self.parameter], lr=1e-4)
         self.x = torch.randn(1, 4, pixels // 8, pixels // 8, device=device)
         self.text = torch.randn(1, 77, spec.unet["cross_attention_dim"], device=device)
         sizes = {"text_embeds": torch.randn(1, 1280, device=device), "time_ids": torch.ones(1, 6, device=device)}
         self.added = sizes if family == "sdxl" else None
         self.stored = torch.nn.Parameter(self.parameter.detach().to(torch.bfloat16))
-        self.working = Working({"unet": [self.stored]})
+        self.working = MasterWeights({"unet": [self.stored]})
         if device != "meta":
             with torch.no_grad():
                 self.parameter.add_(torch.randn_like(self.parameter) / 50)  # as after training: some layers too long

@@ -1,8 +1,8 @@
-"""How smooth the Captions panel stays with thousands of pictures: every action timed in a real browser.
+"""How smooth the Captions panel stays with thousands of images: every action timed in a real browser.
 
-    python benchmarks/tab_captions.py [--pictures 5000] [--folder FOLDER]
+    python benchmarks/tab_captions.py [--images 5000] [--folder FOLDER]
 
-Makes the pictures (composed, 384 px, with captions of 3 to 27 tags) unless a folder of your own is given; edits
+Makes the images (composed, 384 px, with captions of 3 to 27 tags) unless a folder of your own is given; edits
 there are undone. Each line: what was done, the time until the page shows it, and what the server took of it.
 Needs playwright and a Chromium on the PATH.
 """
@@ -32,18 +32,18 @@ _THINGS = ["hair", "eyes", "dress", "hat", "sky", "shirt", "flower", "background
 _WAIT_MS = 180_000
 
 
-def make_pictures(folder: Path, number: int) -> None:
-    """Composed pictures with captions; every fiftieth has none."""
+def make_images(folder: Path, number: int) -> None:
+    """Composed images with captions; every fiftieth has none."""
     folder.mkdir(parents=True)
     dice = random.Random(3)
     tags = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
     for n in range(number):
-        picture = Image.new("RGB", (384, 384), tuple(dice.randrange(256) for _ in range(3)))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (384, 384), tuple(dice.randrange(256) for _ in range(3)))
+        draw = ImageDraw.Draw(image)
         for _ in range(12):
             left, top, size = dice.randrange(330), dice.randrange(330), dice.randrange(20, 160)
             draw.ellipse((left, top, left + size, top + size // 2), fill=tuple(dice.randrange(256) for _ in range(3)))
-        picture.save(folder / f"{n:05}.jpg", quality=85)
+        image.save(folder / f"{n:05}.jpg", quality=85)
         if n % 50:
             caption = ", ".join(["zorp", *dice.sample(tags, dice.randrange(3, 28))])
             (folder / f"{n:05}.txt").write_text(caption, encoding="utf-8")
@@ -70,9 +70,9 @@ class Timed:
 
 
 def _thumbnails(number: int) -> str:
-    """The first pictures of the page are drawn; those below the screen are fetched when they come into view."""
+    """The first images of the page are drawn; those below the screen are fetched when they come into view."""
     return (
-        "(pictures => pictures.length && pictures.every(one => one.complete && one.naturalWidth))"
+        "(images => images.length && images.every(one => one.complete && one.naturalWidth))"
         f"([...document.querySelectorAll('.lt-c-gallery img')].slice(0, {number}))"
     )
 
@@ -120,13 +120,13 @@ def measure(page: Any, folder: Path, number: int) -> None:
 
 
 def measure_dataset(page: Any, folder: Path) -> None:
-    """The Dataset panel: read the folder, plan, show the first pictures."""
+    """The Dataset panel: read the folder, plan, show the first images."""
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
     page.wait_for_timeout(2500)
-    shown = "document.querySelectorAll('[data-lt=pictures] .lt-gallery img').length > 0"
-    Timed(page)("Dataset: look, plan and first pictures", lambda: page.click("#lora_train_look"), shown)
+    shown = "document.querySelectorAll('[data-lt=images] .lt-gallery img').length > 0"
+    Timed(page)("Dataset: look, plan and first images", lambda: page.click("#lora_train_look"), shown)
 
 
 def serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -147,13 +147,13 @@ def serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--folder", type=Path, help="a folder of your own instead")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         folder = given.folder or Path(place) / "set"
         if not given.folder:
-            make_pictures(folder, given.pictures)
+            make_images(folder, given.images)
         number = sum(file.suffix.lower() in (".jpg", ".png", ".webp") for file in folder.iterdir())
         server, address = serve(Path(place))
         try:

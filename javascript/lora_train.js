@@ -9,7 +9,7 @@
     lt.PHASES = {
         load: "Loading the model",
         scan: "Reading the folders",
-        latents: "Encoding pictures",
+        latents: "Encoding images",
         text: "Encoding captions",
         train: "Training",
         samples: "Drawing samples",

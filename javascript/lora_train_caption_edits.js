@@ -4,7 +4,7 @@
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
 
-    /** The choice of which captions or pictures something is for. */
+    /** The choice of which captions or images something is for. */
     lt.captionScopes = (className, title, what) => make("select", { className, title, "aria-label": title },
         ...[["all", `all ${what}`], ["filtered", "the filtered"], ["selected", "the selected"]].map(([value, label]) => make("option", { value }, label)));
 

@@ -33,11 +33,11 @@
                 filterBox("all_of", "With all of", title, "red hair, solo"),
                 filterBox("any_of", "With any of", title, "* hair"),
                 filterBox("none_of", "Without", title, ""),
-                filterBox("text", "Text or file name", "Looked for in captions and file names.", ""),
+                filterBox("text", "Text or file name", "ScannedDataset for in captions and file names.", ""),
                 make("div", { className: "lt-c-pair" },
                     filterBox("fewest", "Tokens from", "By the tokenizer of the checkpoint; without begin and end.", "0"),
                     filterBox("most", "to", "75, 150 and 225 are one, two and three chunks.", "75")),
-                make("label", { className: "lt-field lt-tick", title: "Only pictures without a caption" }, untagged, make("span", {}, "Untagged only")),
+                make("label", { className: "lt-field lt-tick", title: "Only images without a caption" }, untagged, make("span", {}, "Untagged only")),
                 make("h3", { className: "lt-heading" }, "Tags", make("span", {}, "in what is shown")),
                 make("div", { className: "lt-c-tags" }), lt.tagListBox(panel.place));
         }

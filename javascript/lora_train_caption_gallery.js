@@ -1,4 +1,4 @@
-/* The Captions panel's pictures: a page of them with their tokens, selecting, and the editor for one caption. */
+/* The Captions panel's images: a page of them with their tokens, selecting, and the editor for one caption. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -18,7 +18,7 @@
             const heading = `${lt.whole(panel.shown.found)} of ${lt.whole(panel.shown.total)}`;
             panel.part("count").textContent = panel.selected.size ? `${heading} · ${lt.whole(panel.selected.size)} selected` : heading;
             panel.part("pager").replaceChildren(...pager());
-            panel.part("gallery").replaceChildren(...panel.shown.pictures.map(figure));
+            panel.part("gallery").replaceChildren(...panel.shown.images.map(figure));
             followEdits();
         }
 
@@ -52,9 +52,9 @@
         }
 
         // --- one caption ------------------------------------------------------------------------------
-        const at = () => panel.shown.pictures.findIndex((one) => one.number === panel.edited);
+        const at = () => panel.shown.images.findIndex((one) => one.number === panel.edited);
 
-        const nobody = () => make("p", { className: "lt-faint" }, "Click a picture to edit its caption.");
+        const nobody = () => make("p", { className: "lt-faint" }, "Click an image to edit its caption.");
 
         /** The editor shows what the caption is by now: an edit of many, Undo and the taggers change it too. */
         function followEdits() {
@@ -62,15 +62,15 @@
             if (!area || area === document.activeElement) return;
             const position = at();
             if (position < 0) panel.part("editor").replaceChildren(nobody());
-            else if (area.value !== panel.shown.pictures[position].text) edit(position, false);
+            else if (area.value !== panel.shown.images[position].text) edit(position, false);
         }
 
         function edit(position, isFocused = true) {
-            const one = panel.shown.pictures[position];
+            const one = panel.shown.images[position];
             if (!one) return;
             panel.edited = one.number;
             const editor = panel.part("editor");
-            const area = make("textarea", { value: one.text, rows: 5, title: "Saved when you leave it. Alt with an arrow key: the next picture.", "aria-label": "Caption", spellcheck: false });
+            const area = make("textarea", { value: one.text, rows: 5, title: "Saved when you leave it. Alt with an arrow key: the next image.", "aria-label": "Caption", spellcheck: false });
             area.onblur = () => save(one, area.value);
             area.onkeydown = (event) => {
                 const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -91,9 +91,9 @@
 
         function walk(step) {
             const next = at() + step;
-            if (panel.shown.pictures[next]) edit(next);
+            if (panel.shown.images[next]) edit(next);
             else if (step > 0 && panel.shown.page + 1 < panel.shown.pages) panel.show(panel.shown.page + 1).then(() => edit(0));
-            else if (step < 0 && panel.shown.page) panel.show(panel.shown.page - 1).then(() => edit(panel.shown.pictures.length - 1));
+            else if (step < 0 && panel.shown.page) panel.show(panel.shown.page - 1).then(() => edit(panel.shown.images.length - 1));
         }
 
         async function save(one, text) {
@@ -106,7 +106,7 @@
             panel.shown.undo = answer.undo;
             panel.edits.drawUndo();
             const figures = panel.place.querySelectorAll(".lt-c-gallery figure");
-            const position = panel.shown.pictures.indexOf(one);
+            const position = panel.shown.images.indexOf(one);
             if (figures[position]) figures[position].replaceWith(figure(one, position));
         }
 

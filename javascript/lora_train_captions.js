@@ -1,5 +1,5 @@
 /* The Captions panel: a paged gallery with filters, a tag list, an editor for one caption and edits for many. Everything
-   is asked from the server a page at a time; nothing here grows with the data set. What the parts share is `panel`; they
+   is asked from the server a page at a time; nothing here grows with the dataset. What the parts share is `panel`; they
    are in the files lora_train_caption_*.js. */
 (() => {
     "use strict";
@@ -61,7 +61,7 @@
         panel.edits.drawUndo();
         panel.edits.changed();
         panel.place.dispatchEvent(new CustomEvent("lt-shown"));
-        if (answer.pictures.some((one) => one.tokens === null)) setTimeout(() => panel.shown === answer && show(), COUNTING_MS);
+        if (answer.images.some((one) => one.tokens === null)) setTimeout(() => panel.shown === answer && show(), COUNTING_MS);
     }
 
     /** The trigger and the class word of the chosen folder are what the edits begin with. */
@@ -106,7 +106,7 @@
         panel.filters = lt.captionFilters(panel);
         panel.edits = lt.captionEdits(panel);
         const advice = lt.captionAdvice(panel);
-        const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/pictures", title: "The folder whose captions are shown; those of the Dataset panel are offered", "aria-label": "Folder" });
+        const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/images", title: "The folder whose captions are shown; those of the Dataset panel are offered", "aria-label": "Folder" });
         folder.setAttribute("list", "lora_train_caption_folders");
         folder.onkeydown = (event) => event.key === "Enter" && open();
         const tryBox = lt.captionBox("try", "words to try, separated by commas");
@@ -121,9 +121,9 @@
                 make("div", {}, panel.edits.card(), lt.taggingCard({ place: panel.place, shown: () => panel.shown, order: panel.scoped, refresh: () => show() }),
                     make("div", { className: "lt-card lt-c-editor-card" }, make("div", { className: "lt-c-editor" }, panel.gallery.nobody())),
                     make("div", { className: "lt-card" },
-                        make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Pictures", make("span", { className: "lt-c-count" })),
-                            lt.captionButton("Select page", "page", "Select every picture of this page", () => {
-                                panel.shown.pictures.forEach((one) => panel.selected.add(one.number));
+                        make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Images", make("span", { className: "lt-c-count" })),
+                            lt.captionButton("Select page", "page", "Select every image of this page", () => {
+                                panel.shown.images.forEach((one) => panel.selected.add(one.number));
                                 panel.gallery.draw();
                                 panel.edits.changed();
                             }),

@@ -60,7 +60,7 @@
 
     const short = (value) => String(Number(value.toPrecision(3)));
 
-    // --- the picture ------------------------------------------------------------------------------
+    // --- the image ------------------------------------------------------------------------------
     /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
     function scalesOf(run, width) {
         const [lowest, highest] = rangeOf([...run.loss, ...validation(run)].map(([, loss]) => loss));
@@ -207,7 +207,7 @@
                 lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw", lt.make("i", { className: "lt-key-validation" }), "validation"),
                 lt.make("label", {}, "Smoothing", smoothing),
                 lt.make("label", {}, log, "Log axis")),
-            lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-picture" }), lt.make("div", { className: "lt-reading" })));
+            lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-image" }), lt.make("div", { className: "lt-reading" })));
     }
 
     lt.drawChart = (place, run) => {
@@ -222,13 +222,13 @@
         const mark = [run.id, last, run.events.length, width].join("/");
         if (!width || place.dataset.mark === mark) return;
         place.dataset.mark = mark;
-        const picture = place.querySelector(".lt-picture");
+        const image = place.querySelector(".lt-image");
         if (!run.loss.length) {
-            picture.replaceChildren(lt.make("div", { className: "lt-empty" }, lt.make("span", {}, "The curve begins with the first step.")));
+            image.replaceChildren(lt.make("div", { className: "lt-empty" }, lt.make("span", {}, "The curve begins with the first step.")));
             return;
         }
         const chart = chartOf(run, width);
-        picture.replaceChildren(chart.svg);
+        image.replaceChildren(chart.svg);
         addReading(place, run, chart);
     };
 

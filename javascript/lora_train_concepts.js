@@ -105,7 +105,7 @@
             ...tables.map((_, number) => cardOf(place, tables, number, fields)),
             make("div", { className: "lt-adders" },
                 add("+ Concept", "Another folder with a concept of its own", {}),
-                add("+ Regularisation", "Pictures of the class without the concept, so that it is not forgotten", { is_regularisation: true })));
+                add("+ Regularisation", "Images of the class without the concept, so that it is not forgotten", { is_regularisation: true })));
         place.facts = "";
     }
 
@@ -118,7 +118,7 @@
         place.querySelectorAll(".lt-card-facts").forEach((span, number) => {
             const one = told[number];
             const share = one && one.share !== null ? ` · ${Math.round(100 * one.share)} % of each epoch` : "";
-            span.textContent = one ? `${one.pictures.toLocaleString("en-US")} pictures${share}` : "";
+            span.textContent = one ? `${one.images.toLocaleString("en-US")} images${share}` : "";
         });
     }
 

@@ -1,4 +1,4 @@
-/* Cropping by hand in the Dataset panel: a frame of the bucket's shape over the picture, moved and sized. */
+/* Cropping by hand in the Dataset panel: a frame of the bucket's shape over the image, moved and sized. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -8,40 +8,40 @@
     const shape = ([width, height]) => `${width} × ${height}`;
 
     /** The largest frame of a bucket's shape, made smaller by `zoom`, at a place between 0 (left, top) and 1. */
-    function frameOf(picture, bucket, zoom, across, down) {
-        const unit = Math.min(picture.width / bucket[0], picture.height / bucket[1]) / zoom;
-        const width = Math.min(picture.width, Math.round(bucket[0] * unit));
-        const height = Math.min(picture.height, Math.round(bucket[1] * unit));
-        return [Math.round((picture.width - width) * across), Math.round((picture.height - height) * down), width, height];
+    function frameOf(image, bucket, zoom, across, down) {
+        const unit = Math.min(image.width / bucket[0], image.height / bucket[1]) / zoom;
+        const width = Math.min(image.width, Math.round(bucket[0] * unit));
+        const height = Math.min(image.height, Math.round(bucket[1] * unit));
+        return [Math.round((image.width - width) * across), Math.round((image.height - height) * down), width, height];
     }
 
     const slider = (name, title, { low, high, value }) =>
         make("input", { type: "range", min: low, max: high, step: 0.005, value, className: `lt-k-${name}`, title, "aria-label": title });
 
-    function editor(picture, close) {
-        const [left, top, width, height] = picture.frame;
+    function editor(image, close) {
+        const [left, top, width, height] = image.frame;
         const spare = (whole, part, start) => (whole > part ? start / (whole - part) : 0.5);
-        const across = slider("across", "Left – right", { low: 0, high: 1, value: spare(picture.width, width, left) });
-        const down = slider("down", "Up – down", { low: 0, high: 1, value: spare(picture.height, height, top) });
-        const [, , widest, highest] = frameOf(picture, picture.buckets[0], 1, 0, 0);
-        const most = Math.max(1, Math.min(widest, highest) / picture.least);
+        const across = slider("across", "Left – right", { low: 0, high: 1, value: spare(image.width, width, left) });
+        const down = slider("down", "Up – down", { low: 0, high: 1, value: spare(image.height, height, top) });
+        const [, , widest, highest] = frameOf(image, image.buckets[0], 1, 0, 0);
+        const most = Math.max(1, Math.min(widest, highest) / image.least);
         const zoom = slider("zoom", "Zoom: 1 is the largest frame", { low: 1, high: Math.min(8, most), value: 1 });
-        const buckets = make("select", { title: "The shape of the frame: the picture's own bucket first", "aria-label": "Bucket" },
-            ...picture.buckets.map((size, n) => make("option", { value: n }, n ? shape(size) : `${shape(size)} (its bucket)`)));
+        const buckets = make("select", { title: "The shape of the frame: the image's own bucket first", "aria-label": "Bucket" },
+            ...image.buckets.map((size, n) => make("option", { value: n }, n ? shape(size) : `${shape(size)} (its bucket)`)));
         const frame = make("i", { className: "lt-k-frame" });
-        const stage = make("div", { className: "lt-k-stage" }, make("img", { src: `${lt.url(`picture/${picture.token}`)}?${Date.now()}`, alt: picture.name, draggable: false }), frame);
+        const stage = make("div", { className: "lt-k-stage" }, make("img", { src: `${lt.url(`image/${image.token}`)}?${Date.now()}`, alt: image.name, draggable: false }), frame);
         const told = make("p", { className: "lt-k-told lt-faint" });
-        const bucket = () => picture.buckets[Number(buckets.value)];
-        const now = () => frameOf(picture, bucket(), Number(zoom.value), Number(across.value), Number(down.value));
+        const bucket = () => image.buckets[Number(buckets.value)];
+        const now = () => frameOf(image, bucket(), Number(zoom.value), Number(across.value), Number(down.value));
 
         function draw() {
             const [x, y, w, h] = now();
-            const place = { left: x / picture.width, top: y / picture.height, width: w / picture.width, height: h / picture.height };
+            const place = { left: x / image.width, top: y / image.height, width: w / image.width, height: h / image.height };
             for (const [side, share] of Object.entries(place)) frame.style[side] = `${100 * share}%`;
             const scale = Math.max(bucket()[0] / w, bucket()[1] / h);
             const blurred = scale > BLURRED ? ": its blur is learnt" : "";
             const resized = scale > 1.005 ? `enlarged ${scale.toFixed(2)} times${blurred}` : `shrunk to ${percent(scale)}`;
-            told.textContent = `Frame ${w} × ${h} px of ${picture.width} × ${picture.height}, ${percent(1 - (w * h) / (picture.width * picture.height))} is left out; ${resized}.`;
+            told.textContent = `Frame ${w} × ${h} px of ${image.width} × ${image.height}, ${percent(1 - (w * h) / (image.width * image.height))} is left out; ${resized}.`;
             told.classList.toggle("lt-k-blurred", scale > BLURRED);
         }
 
@@ -50,8 +50,8 @@
             const box = stage.getBoundingClientRect();
             const [, , w, h] = now();
             const at = (share, part, whole) => (whole > part ? Math.min(1, Math.max(0, (share * whole - part / 2) / (whole - part))) : 0.5);
-            across.value = at((event.clientX - box.left) / box.width, w, picture.width);
-            down.value = at((event.clientY - box.top) / box.height, h, picture.height);
+            across.value = at((event.clientX - box.left) / box.width, w, image.width);
+            down.value = at((event.clientY - box.top) / box.height, h, image.height);
             event.preventDefault();
             draw();
         }
@@ -62,14 +62,14 @@
         const field = (name, control) => make("label", { className: "lt-field lt-tool" }, make("span", {}, name), control);
         return make("div", { className: "lt-card lt-crop" },
             make("div", { className: "lt-bar-row" },
-                make("h3", { className: "lt-heading" }, "Crop", make("span", {}, `${picture.name}: training leaves ${percent(picture.lost)} of it out`)),
-                button("Close", "close", "Leave the picture as it is", close)),
+                make("h3", { className: "lt-heading" }, "Crop", make("span", {}, `${image.name}: training leaves ${percent(image.lost)} of it out`)),
+                button("Close", "close", "Leave the image as it is", close)),
             make("div", { className: "lt-k-body" }, stage,
                 make("div", { className: "lt-k-side" },
                     field("Bucket", buckets), field("Left – right", across), field("Up – down", down), field("Zoom", zoom), told,
                     make("div", { className: "lt-k-buttons" },
-                        button("Write crop", "write", "Cut the file, and its mask, to the frame. The original is kept beside the data folder.", () => finish("write", { token: picture.token, frame: now() }, close)),
-                        picture.undo ? button("Undo the last crop", "undo", "Put back the picture that was cropped last", () => finish("undo", {}, close)) : null))));
+                        button("Write crop", "write", "Cut the file, and its mask, to the frame. The original is kept beside the data folder.", () => finish("write", { token: image.token, frame: now() }, close)),
+                        image.undo ? button("Undo the last crop", "undo", "Put back the image that was cropped last", () => finish("undo", {}, close)) : null))));
     }
 
     async function finish(name, values, close) {
@@ -80,28 +80,28 @@
         lt.press("look"); // the file is another one now
     }
 
-    /** Opens the editor for a picture above the gallery in `place`. */
+    /** Opens the editor for an image above the gallery in `place`. */
     lt.crop = async (place, token) => {
-        const picture = await lt.ask("crop-look", { token }).catch(lt.tell);
-        if (!picture) return;
-        show(place, picture);
+        const image = await lt.ask("crop-look", { token }).catch(lt.tell);
+        if (!image) return;
+        show(place, image);
         place.querySelector(".lt-crop").scrollIntoView({ block: "nearest" });
     };
 
-    /** After a new look: the editor that is open stays, is made anew if its picture is another one now, goes with it. */
+    /** After a new look: the editor that is open stays, is made anew if its image is another one now, goes with it. */
     lt.cropAgain = async (place) => {
         const box = place.querySelector(".lt-crop");
         if (!box) return;
-        const picture = await lt.ask("crop-look", { token: box.picture.token }).catch(() => null);
+        const image = await lt.ask("crop-look", { token: box.image.token }).catch(() => null);
         if (!box.isConnected) return; // closed, or another one was opened
-        if (!picture) box.remove();
-        else if (JSON.stringify(picture) !== JSON.stringify(box.picture)) show(place, picture);
+        if (!image) box.remove();
+        else if (JSON.stringify(image) !== JSON.stringify(box.image)) show(place, image);
     };
 
-    function show(place, picture) {
+    function show(place, image) {
         place.querySelectorAll(".lt-crop").forEach((old) => old.remove());
-        const box = editor(picture, () => box.remove());
-        box.picture = picture;
+        const box = editor(image, () => box.remove());
+        box.image = image;
         place.prepend(box);
     }
 })();

@@ -1,4 +1,4 @@
-/* The data-set doctor of the Dataset panel: findings by kind with their pictures, a remedy per kind, undo. */
+/* The dataset doctor of the Dataset panel: findings by kind with their images, a remedy per kind, undo. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -8,7 +8,7 @@
         convert: "Saves them as PNG; the originals are kept beside the folder.",
         shrink: "Makes them smaller; the originals are kept beside the folder.",
         flatten: "Puts white behind what is transparent; the originals are kept.",
-        "first frame": "Keeps the first frame as a picture; the originals are kept.",
+        "first frame": "Keeps the first frame as an image; the originals are kept.",
         turn: "Turns the pixels upright; the originals are kept.",
         "write caption": "Writes the trigger and the class word as the caption.",
         "to UTF-8": "Saves the captions as UTF-8; the originals are kept.",
@@ -71,7 +71,7 @@
             make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },
-            make("summary", { title: "Unfold the pictures that this is about" }, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
+            make("summary", { title: "Unfold the images that this is about" }, make("b", {}, `${one.count} × ${one.kind}`), one.remedy ? act : make("span", { className: "lt-faint" }, "only you can decide")),
             upscale, make("ul", { className: "lt-c-lines" }, ...lines), more);
         box.ontoggle = () => (box.open ? open.add(one.kind) : open.delete(one.kind));
         return box;
@@ -83,18 +83,18 @@
         const undo = make("button", { type: "button", className: "lt-small", title: "Put back what the last remedy changed" }, "Undo");
         undo.onclick = () => ask(place, "undo");
         part(place, "body").replaceChildren(...[line(false, failure), line(!found.failed, found.told),
-            line(true, isWell && `All ${lt.whole(found.pictures)} pictures and their captions are well.`)].filter(Boolean),
+            line(true, isWell && `All ${lt.whole(found.images)} images and their captions are well.`)].filter(Boolean),
             ...found.kinds.map((one) => kindOf(place, one)), ...(found.undo ? [undo] : []));
     }
 
     lt.drawDoctor = (place) => {
         if (place.firstChild) return;
-        const examine = make("button", { type: "button", className: "lt-small lt-d-examine", title: "Looks for broken, tiny, huge, transparent, animated, turned and repeated pictures, and for captions that are missing, empty or unreadable. Nothing is changed." }, "Examine the pictures");
+        const examine = make("button", { type: "button", className: "lt-small lt-d-examine", title: "Looks for broken, tiny, huge, transparent, animated, turned and repeated images, and for captions that are missing, empty or unreadable. Nothing is changed." }, "Examine the images");
         examine.onclick = () => ask(place, "examine");
-        const halt = make("button", { type: "button", className: "lt-small lt-d-stop", title: "End after the present picture; what is found or done by then stays" }, "Stop");
+        const halt = make("button", { type: "button", className: "lt-small lt-d-stop", title: "End after the present image; what is found or done by then stays" }, "Stop");
         halt.onclick = () => lt.ask("doctor-stop").catch(lt.tell);
         place.append(make("div", { className: "lt-card" },
-            make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Doctor", make("span", {}, "what is wrong with pictures and captions")), examine),
+            make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Doctor", make("span", {}, "what is wrong with images and captions")), examine),
             make("div", { className: "lt-d-work", hidden: true }, make("div", { className: "lt-d-bar lt-progress" }, make("span")),
                 make("p", { className: "lt-d-line lt-faint", role: "status" }), halt),
             make("div", { className: "lt-d-body" })));

@@ -9,7 +9,7 @@
         const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
         const told = {
             idle: "",
-            drawing: `The webui draws picture ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,
+            drawing: `The webui draws image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,
             done: `Drawn: ${grid.path}`,
             failed: grid.message,
         }[grid.state];

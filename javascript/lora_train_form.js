@@ -4,7 +4,7 @@
     const lt = (window.loraTrain = window.loraTrain || {});
     const KEEP_FORM_MS = 1200;
     const PANELS = {
-        Dataset: "Folders and concepts, the plan, what is wrong with the pictures",
+        Dataset: "Folders and concepts, the plan, what is wrong with the images",
         Captions: "Look through, edit and write the captions",
         Train: "Every setting, and the button that starts",
         Monitor: "How the training goes: loss, samples, log",

@@ -11,7 +11,7 @@
     const SENTENCES = {
         PhaseStarted: (e) => `${lt.PHASES[e.phase]}${e.total ? ` (${lt.whole(e.total)})` : ""}`,
         PhaseEnded: (e) => `${lt.PHASES[e.phase]}: done in ${e.seconds < 10 ? e.seconds.toFixed(1) + " s" : lt.clock(e.seconds)}`,
-        Planned: (e) => `${lt.whole(e.images)} pictures` +
+        Planned: (e) => `${lt.whole(e.images)} images` +
             (e.regularisation_images ? ` and ${lt.whole(e.regularisation_images)} for regularisation` : "") +
             `: ${lt.whole(e.epochs)} epochs of ${lt.whole(e.steps_per_epoch)} steps, ${lt.whole(e.total_steps)} in all`,
         Workload: (e) => `${(e.pixels_per_step / 1e6).toFixed(2)} megapixels a step on ${e.device === "cpu" ? "the processor" : e.device}`,

@@ -91,7 +91,7 @@
         grid: (place) => lt.drawGrid(place, run),
         "grid-status": (place) => lt.drawGridStatus(place, run),
         files: (place) => lt.drawFiles(place, run),
-        pictures: (place) => lt.drawDataset(place),
+        images: (place) => lt.drawDataset(place),
         concepts: (place) => lt.drawConcepts(place),
         tools: (place) => lt.drawTools(place),
         doctor: (place) => lt.drawDoctor(place),

@@ -9,10 +9,10 @@
     function headline(status) {
         if (!status || status.state === "idle") {
             const isPlanned = document.querySelector("#lora_train_root [data-lt-looked]") !== null;
-            return isPlanned ? "The plan is made. Start training is in the Train panel." : "Choose pictures, look at the plan, start.";
+            return isPlanned ? "The plan is made. Start training is in the Train panel." : "Choose images, look at the plan, start.";
         }
         if (!lt.LIVE.includes(status.state)) return status.message;
-        if (status.state === "stopping") return "Stops as soon as this step is done; a picture the webui is drawing is finished first.";
+        if (status.state === "stopping") return "Stops as soon as this step is done; an image the webui is drawing is finished first.";
         const phase = lt.PHASES[status.phase] || "Preparing";
         const facts = [phase];
         if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);

@@ -101,7 +101,7 @@
         };
 
         const begin = () => lt.ask("tagging-start", order()).then((answer) => {
-            status = { ...answer, state: "busy" }; // a few pictures may be done by now
+            status = { ...answer, state: "busy" }; // a few images may be done by now
             take(answer);
         }).catch((problem) => {
             part("told").textContent = problem.message;
@@ -141,14 +141,14 @@
             made.onclick = work;
             return made;
         };
-        const tagger = make("select", { className: "lt-a-tagger", title: "Who describes the pictures", "aria-label": "Tagger" });
+        const tagger = make("select", { className: "lt-a-tagger", title: "Who describes the images", "aria-label": "Tagger" });
         tagger.onchange = changed;
-        const scope = lt.captionScopes("lt-a-scope", "Which pictures are tagged", "pictures");
+        const scope = lt.captionScopes("lt-a-scope", "Which images are tagged", "images");
         scope.onchange = previewSoon;
         card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", { title: "DeepBooru, BLIP or a WD14 model of yours" }, "Auto-tag", make("span", {}, "let a tagger write captions")), make("div", { className: "lt-a-body" },
             make("div", { className: "lt-tool lt-c-order" }, tagger, scope,
-                button("Tag", "start", "Look at the pictures one after the other and write their captions at the end; Undo takes all of them back.", begin),
-                button("Stop", "stop", "End after the present picture; what is tagged by then is written.", stop)),
+                button("Tag", "start", "Look at the images one after the other and write their captions at the end; Undo takes all of them back.", begin),
+                button("Stop", "stop", "End after the present image; what is tagged by then is written.", stop)),
             make("div", { className: "lt-a-fields" }, ...fields.map(box)),
             make("p", { className: "lt-a-note lt-faint" }), make("p", { className: "lt-a-told", role: "status" }),
             make("div", { className: "lt-a-bar lt-progress" }, make("span")), make("p", { className: "lt-a-state lt-faint", role: "status" }),

@@ -15,7 +15,7 @@
         const button = make("button", { type: "button", className: "lt-small", title }, label);
         button.onclick = async () => {
             button.disabled = true;
-            button.textContent = "Working…";
+            button.textContent = "MasterWeights…";
             const parts = await work().catch((problem) => [line("error", "Error", problem.message)]);
             told.replaceChildren(...parts);
             button.disabled = false;

@@ -1,4 +1,4 @@
-"""Shared fixtures: the embedded model and the demo data set."""
+"""Shared fixtures: the embedded model and the demo dataset."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def tiny_tokenizer() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_dir() -> Path:
-    """The shipped demo data set."""
+    """The shipped demo dataset."""
     return ROOT / "assets" / "demo"

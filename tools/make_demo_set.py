@@ -1,4 +1,4 @@
-"""Write ``assets/demo``: a mascot data set in kohya's folder layout, drawn from seeds.
+"""Write ``assets/demo``: a mascot dataset in kohya's folder layout, drawn from seeds.
 
 python tools/make_demo_set.py --icons node_modules/@iconify-json/fluent-emoji-flat/icons.json
 """
@@ -29,19 +29,19 @@ from tiny_sd.scenes import (
 
 TRAIN_COUNT, REGULARISATION_COUNT, HOLDOUT_COUNT = 16, 24, 8
 TRAIN_BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-README = f"""# Demo data set: the {TRIGGER}
+README = f"""# Demo dataset: the {TRIGGER}
 
-A small LoRA data set for trying the trainer on `assets/tiny-sd`. Every file is written by
+A small LoRA dataset for trying the trainer on `assets/tiny-sd`. Every file is written by
 `tools/make_demo_set.py` from fixed seeds.
 
-| folder | pictures | what for |
+| folder | images | what for |
 |---|---|---|
 | `train/10_{TRIGGER} mascot/` | {TRAIN_COUNT} | the concept, 10 repeats; trigger word `{TRIGGER}` |
-| `reg/1_picture/` | {REGULARISATION_COUNT} | regularisation: scenes the base model knows |
-| `holdout/concept/` | {HOLDOUT_COUNT} | the mascot in other pictures, two backgrounds unseen in `train` |
+| `reg/1_image/` | {REGULARISATION_COUNT} | regularisation: scenes the base model knows |
+| `holdout/concept/` | {HOLDOUT_COUNT} | the mascot in other images, two backgrounds unseen in `train` |
 | `holdout/base/` | {HOLDOUT_COUNT} | other scenes the base model knows |
 
-All pictures are 128 x 128 PNG with a `.txt` caption. Held-out loss with fixed noise should
+All images are 128 x 128 PNG with a `.txt` caption. Held-out loss with fixed noise should
 fall on `holdout/concept` and hardly rise on `holdout/base`.
 
 The mascot is drawn by `tools/tiny_sd/mascot.py` and is part of this project. The other drawings
@@ -54,8 +54,8 @@ def save_pairs(folder: Path, pairs: Iterable[tuple[Image.Image, str]]) -> None:
     """Write numbered ``NN.png`` and ``NN.txt`` into ``folder``, replacing it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for number, (picture, caption) in enumerate(pairs, 1):
-        picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).convert("RGB").save(
+    for number, (image, caption) in enumerate(pairs, 1):
+        image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).convert("RGB").save(
             folder / f"{number:02}.png", optimize=True
         )
         (folder / f"{number:02}.txt").write_text(caption + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def save_pairs(folder: Path, pairs: Iterable[tuple[Image.Image, str]]) -> None:
 def mascot_pairs(
     backgrounds: list[str], drawings: Drawings, *, seed: int, companion_every: int
 ) -> list[tuple[Image.Image, str]]:
-    """One mascot picture with caption per background."""
+    """One mascot image with caption per background."""
     rng = random.Random(seed)
     pairs = []
     for number, background in enumerate(backgrounds, 1):
@@ -95,7 +95,7 @@ def write_demo_set(folder: Path, drawings: Drawings) -> None:
         folder / "holdout" / "concept",
         mascot_pairs(holdout, drawings, seed=2, companion_every=4),
     )
-    save_pairs(folder / "reg" / "1_picture", base_pairs(REGULARISATION_COUNT, drawings, seed=100_003))
+    save_pairs(folder / "reg" / "1_image", base_pairs(REGULARISATION_COUNT, drawings, seed=100_003))
     save_pairs(folder / "holdout" / "base", base_pairs(HOLDOUT_COUNT, drawings, seed=100_004))
     (folder / "README.md").write_text(README, encoding="utf-8")
 
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "demo")
     arguments = parser.parse_args()
     arrays = rasterise_emoji(arguments.icons)
-    pictures = {name: Image.fromarray(arrays[name]) for name in NOUNS.values()}
-    write_demo_set(arguments.out, Drawings(pictures))
+    images = {name: Image.fromarray(arrays[name]) for name in NOUNS.values()}
+    write_demo_set(arguments.out, Drawings(images))
 
 
 if __name__ == "__main__":

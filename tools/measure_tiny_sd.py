@@ -4,8 +4,8 @@
         --emoji DIR/emoji.npz --work DIR/measure --out adherence.json
 
 A classifier is trained on drawn scenes (with blur and hue jitter, soft blobs as 'nothing',
-and a quarter of pictures that passed the VAE). *Ceiling* is its score on real pictures that
-passed the VAE; *model* its score on pictures sampled from captions of held-out combinations.
+and a quarter of images that passed the VAE). *Ceiling* is its score on real images that
+passed the VAE; *model* its score on images sampled from captions of held-out combinations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tiny_sd.classifier import (
     adheres,
     answers_for,
     background_of,
-    read_pictures,
+    read_images,
     to_pixels,
     train_reader,
 )
@@ -61,24 +61,24 @@ def load_model(checkpoint: Path) -> TinyModel:
 
 
 @torch.no_grad()
-def sample_pictures(
+def sample_images(
     model: TinyModel, captions: list[str], *, steps: int, guidance: float, seed: int
 ) -> list[Image.Image]:
-    """One 128 × 128 picture for each caption."""
+    """One 128 × 128 image for each caption."""
     context = model.text_encoder(tokenize(model.tokenizer, captions)).last_hidden_state
     empty = model.text_encoder(tokenize(model.tokenizer, [""])).last_hidden_state
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for index, part in enumerate(in_parts(context, 16)):
         latents = sample_latents(model.unet, part, empty, steps=steps, guidance=guidance, seed=seed + index)
-        pictures += [Image.fromarray(p.numpy()) for p in decode_latents(model.vae, latents)]
-    return pictures
+        images += [Image.fromarray(p.numpy()) for p in decode_latents(model.vae, latents)]
+    return images
 
 
 @torch.no_grad()
-def pass_through_vae(vae: AutoencoderKL, pictures: list[Image.Image]) -> list[Image.Image]:
-    """The pictures encoded and decoded again."""
+def pass_through_vae(vae: AutoencoderKL, images: list[Image.Image]) -> list[Image.Image]:
+    """The images encoded and decoded again."""
     passed: list[Image.Image] = []
-    for part in in_parts(to_pixels(pictures), 16):
+    for part in in_parts(to_pixels(images), 16):
         latents = vae.encode(part).latent_dist.mode() * SCALE_FACTOR
         passed += [Image.fromarray(p.numpy()) for p in decode_latents(vae, latents)]
     return passed
@@ -114,11 +114,11 @@ def held_out_scenes(row: str, count: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def score(reader: SceneReader, scenes: list[Scene], pictures: list[Image.Image]) -> dict[str, float]:
-    """Shares of pictures with everything right, and with the number and the background right."""
-    readings = read_pictures(reader, pictures)
+def score(reader: SceneReader, scenes: list[Scene], images: list[Image.Image]) -> dict[str, float]:
+    """Shares of images with everything right, and with the number and the background right."""
+    readings = read_images(reader, images)
     pairs = list(zip(scenes, readings, strict=True))
-    grounds = [background_of(p) == scene.background for scene, p in zip(scenes, pictures, strict=True)]
+    grounds = [background_of(p) == scene.background for scene, p in zip(scenes, images, strict=True)]
     return {
         "things": round(sum(adheres(scene, reading) for scene, reading in pairs) / len(pairs), 3),
         "number": round(sum(reading.number == len(scene.objects) for scene, reading in pairs) / len(pairs), 3),
@@ -130,8 +130,8 @@ def make_reader(model: TinyModel, drawings: Drawings, *, passed: int, steps: int
     """A classifier trained for this checkpoint's VAE."""
     rng = random.Random(seed)
     scenes = [draw_scene(rng) for _ in range(passed)]
-    pictures = pass_through_vae(model.vae, [render_scene(scene, drawings) for scene in scenes])
-    through_vae = [(p, answers_for(scene)) for p, scene in zip(pictures, scenes, strict=True)]
+    images = pass_through_vae(model.vae, [render_scene(scene, drawings) for scene in scenes])
+    through_vae = [(p, answers_for(scene)) for p, scene in zip(images, scenes, strict=True)]
     return train_reader(drawings, through_vae, steps=steps, seed=seed)
 
 
@@ -149,12 +149,12 @@ def load_or_make_reader(model: TinyModel, drawings: Drawings, options: argparse.
 def load_or_sample_row(
     row: str, scenes: list[Scene], model: TinyModel, drawings: Drawings, options: argparse.Namespace
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Sampled pictures of a row, and drawn ones passed through the VAE; kept in the work folder."""
+    """Sampled images of a row, and drawn ones passed through the VAE; kept in the work folder."""
     path: Path = options.work / f"{row.replace(' ', '-')}.npz"
     if not path.exists():
         rng = random.Random(options.seed)
         captions = [caption_scene(scene, rng) for scene in scenes]
-        sampled = sample_pictures(model, captions, steps=options.steps, guidance=options.guidance, seed=options.seed)
+        sampled = sample_images(model, captions, steps=options.steps, guidance=options.guidance, seed=options.seed)
         real = pass_through_vae(model.vae, [render_scene(scene, drawings) for scene in scenes])
         arrays = {
             name: np.stack([np.asarray(p) for p in group]) for name, group in (("sampled", sampled), ("real", real))
@@ -184,13 +184,13 @@ def sample_rows(model: TinyModel, drawings: Drawings, options: argparse.Namespac
         print(row, "sampled", flush=True)
 
 
-def save_sheet(path: Path, pictures: list[Image.Image], columns: int = 8) -> None:
-    """Pictures side by side in one PNG."""
+def save_sheet(path: Path, images: list[Image.Image], columns: int = 8) -> None:
+    """Images side by side in one PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * 132, rows * 132), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * 132, index // columns * 132))
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * 132, index // columns * 132))
     sheet.save(path, optimize=True)
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--emoji", type=Path, required=True, help="emoji.npz of train_tiny_sd.py")
-    parser.add_argument("--work", type=Path, required=True, help="keeps the classifier and pictures")
+    parser.add_argument("--work", type=Path, required=True, help="keeps the classifier and images")
     parser.add_argument("--out", type=Path, required=True, help="JSON report")
     parser.add_argument(
         "--part", choices=("all", "sample", "reader"), default="all", help="run one part (in parallel), then all"
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--reader-steps", type=int, default=3500)
-    parser.add_argument("--passed", type=int, default=1600, help="pictures through the VAE")
+    parser.add_argument("--passed", type=int, default=1600, help="images through the VAE")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)

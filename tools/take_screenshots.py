@@ -1,8 +1,8 @@
-"""Takes the pictures of the tab in `docs/images/`: trains the demo in the stand-alone app and looks at every panel.
+"""Takes the images of the tab in `docs/images/`: trains the demo in the stand-alone app and looks at every panel.
 
     python tools/take_screenshots.py [--out docs/images] [--epochs N]
 
-Needs playwright, Pillow and a Chromium on the PATH. Pictures show the folders' names: take them in a neutral one.
+Needs playwright, Pillow and a Chromium on the PATH. Images show the folders' names: take them in a neutral one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> str:
 
 
 def start_demo(page: Any, epochs: int) -> None:
-    """Fill in the demo, look at its pictures, start."""
+    """Fill in the demo, look at its images, start."""
     page.click("#lora_train_demo")
     page.wait_for_selector(".lt-gallery img")
     page.get_by_role("tab", name="Train", exact=True).click()
@@ -75,7 +75,7 @@ def start_demo(page: Any, epochs: int) -> None:
 
 
 def take(page: Any, panel: str, file: Path, *, home: Path) -> None:
-    """One panel as a picture; `home` is the app's folder."""
+    """One panel as an image; `home` is the app's folder."""
     tab = page.get_by_role("tab", name=panel, exact=True)
     if tab.count() and tab.first.is_visible():
         tab.first.click()
@@ -108,13 +108,13 @@ def fill_in(page: Any, panel: str, home: Path) -> None:
 
 def make_small(file: Path) -> None:
     """A fifth of the bytes: fewer colours, and not endlessly tall."""
-    with Image.open(file) as picture:
-        cut = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, _TALLEST_PX)))
+    with Image.open(file) as image:
+        cut = image.convert("RGB").crop((0, 0, image.width, min(image.height, _TALLEST_PX)))
     cut.quantize(_COLOURS).save(file, optimize=True)
 
 
 def main() -> None:
-    """Take all pictures: the Monitor while it trains, then every panel, light and dark, wide and narrow."""
+    """Take all images: the Monitor while it trains, then every panel, light and dark, wide and narrow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of the run; 0: the demo's own")

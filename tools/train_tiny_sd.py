@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from tiny_sd.emoji import load_emoji, rasterise_emoji, save_emoji
 from tiny_sd.export import save_single_file, to_single_file, write_text_config
-from tiny_sd.models import build_vae, tensor_from_pictures
+from tiny_sd.models import build_vae, tensor_from_images
 from tiny_sd.parallel import save_atomically
 from tiny_sd.scenes import Drawings, draw_training_scene, render_scene
 from tiny_sd.tokenizer import write_tokenizer
 from tiny_sd.unet import UnetRun, encode_latents, train_unet
 from tiny_sd.vae import VaeRun, train_vae, whiten_latents
 
-WHITENING_PICTURES = 160
+WHITENING_IMAGES = 160
 STAGES = ("prepare", "vae", "latents", "unet", "decoder", "export")
 
 
@@ -47,15 +47,15 @@ def whiten(work: Path) -> None:
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "vae.pt")["vae"])
     drawings, rng = Drawings(load_emoji(work / "emoji.npz")), random.Random(11)
-    scenes = [draw_training_scene(rng) for _ in range(WHITENING_PICTURES)]
-    pictures = [torch.from_numpy(np.array(render_scene(scene, drawings))) for scene in scenes]
-    pixels = tensor_from_pictures(pictures)
+    scenes = [draw_training_scene(rng) for _ in range(WHITENING_IMAGES)]
+    images = [torch.from_numpy(np.array(render_scene(scene, drawings))) for scene in scenes]
+    pixels = tensor_from_images(images)
     whiten_latents(vae, pixels)
     save_atomically(work / "vae-white.pt", {"vae": vae.state_dict()})
 
 
 def finish_decoder(work: Path, seconds: float) -> None:
-    """Train only the decoder further, on whole pictures, into ``vae-final.pt``."""
+    """Train only the decoder further, on whole images, into ``vae-final.pt``."""
     train_vae(
         VaeRun(
             emoji=work / "emoji.npz",

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.dropout import Chance
+from lib_lora_train.adapters.dropout import DropoutState
 from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
@@ -25,7 +25,7 @@ class Switch:
     """
 
     strength: float = 1.0
-    chance: Chance | None = None
+    chance: DropoutState | None = None
 
 
 class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]

@@ -138,5 +138,5 @@ def _weight_gradient(layer: nn.Module, x: Tensor, shape: torch.Size, grad: Tenso
 
 
 def _bias_gradient(layer: nn.Module, grad: Tensor) -> Tensor:
-    """Sum over all but the channels: the second dimension of pictures, the last of rows."""
+    """Sum over all but the channels: the second dimension of images, the last of rows."""
     return grad.sum((0, 2, 3)) if isinstance(layer, nn.Conv2d) else grad.reshape(-1, grad.shape[-1]).sum(0)

@@ -12,7 +12,7 @@ from lib_lora_train.core.seeding import random_for, seed_for
 
 
 @dataclass(frozen=True)
-class ChanceRule:
+class DropoutRates:
     """dropout: share of rank-size activations; rank_dropout: of ranks or ΔW's rows; module_dropout: of layers."""
 
     dropout: float = 0.0
@@ -26,10 +26,10 @@ class ChanceRule:
 
 
 @dataclass(frozen=True)
-class Chance:
+class DropoutState:
     """The randomness of one micro-batch. `counters` name it: the step, and the micro-batch within the step."""
 
-    rule: ChanceRule
+    rule: DropoutRates
     seed: int
     counters: tuple[int, ...]
 

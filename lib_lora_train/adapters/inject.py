@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
 from lib_lora_train.adapters.block_weights import EVERYWHERE, Block, blocks_of
-from lib_lora_train.adapters.dropout import Chance, ChanceRule
+from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.files.decode import Opened, OpenedLayer, aliases, fitted, has_other_axis
+from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, fitted, has_other_axis
 from lib_lora_train.adapters.files.other_models import refuse_other_models
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.layer_names import (
@@ -109,10 +109,10 @@ class Adapter:
             self._switch.strength = before
 
     @contextmanager
-    def training(self, rule: ChanceRule, seed: int, *counters: int) -> Iterator[None]:
+    def training(self, rule: DropoutRates, seed: int, *counters: int) -> Iterator[None]:
         """Inside, forward and backward passes drop what `rule` says; `counters` name the micro-batch."""
         is_random = rule.drops or self.spec.family == "dylora"
-        self._switch.chance = Chance(rule, seed, counters) if is_random else None
+        self._switch.chance = DropoutState(rule, seed, counters) if is_random else None
         try:
             yield
         finally:
@@ -225,7 +225,9 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     return adapter
 
 
-def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False) -> tuple[Adapter, tuple[str, ...]]:
+def inject_opened(
+    model: ModelParts, opened: ParsedLora, *, takes_rows: bool = False
+) -> tuple[Adapter, tuple[str, ...]]:
     """An adapter with the layers, families, ranks and numbers of a file, and the file's layers that have no place here.
 
     `takes_rows`: with DoRA for output channels too, which webuis would read as something else once it is saved again.
@@ -248,7 +250,7 @@ def inject_opened(model: ModelParts, opened: Opened, *, takes_rows: bool = False
 
 
 def opened_targets(
-    model: ModelParts, opened: Opened, takes_rows: bool
+    model: ModelParts, opened: ParsedLora, takes_rows: bool
 ) -> tuple[dict[str, tuple[nn.Module, list[Target]]], tuple[str, ...]]:
     """Group name → (root, targets with their numbers), and the file's names that fit nowhere; AdapterError for Flux."""
     refuse_other_models(opened.layers)
@@ -276,7 +278,7 @@ def opened_targets(
     return found, tuple(left)
 
 
-def _given_target(root: nn.Module, name: str, key: str, layer: OpenedLayer) -> Target | None:
+def _given_target(root: nn.Module, name: str, key: str, layer: ParsedLayer) -> Target | None:
     """The layer with the file's numbers; None if they are for a layer of another kind or size."""
     module = root.get_submodule(name)
     base = base_weight(module).detach()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lib_lora_train.adapters.block_weights import EVERYWHERE, Block, BlockRule, block_rule
-from lib_lora_train.adapters.dropout import ChanceRule
+from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.families.base import Family, is_wide_conv
 from lib_lora_train.adapters.families.boft import Boft
 from lib_lora_train.adapters.families.dora import Decomposed
@@ -92,9 +92,9 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
     )
 
 
-def chance_from_config(config: TrainConfig) -> ChanceRule:
+def chance_from_config(config: TrainConfig) -> DropoutRates:
     """The dropouts that the settings describe."""
-    return ChanceRule(config.network_dropout, config.rank_dropout, config.module_dropout)
+    return DropoutRates(config.network_dropout, config.rank_dropout, config.module_dropout)
 
 
 def family_of(spec: AdapterSpec) -> Family:

@@ -34,7 +34,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 GROUPS = {
     "model": "model",
-    "data": "pictures",
+    "data": "images",
     "captions": "captions",
     "training": "training",
     "noise": "noise and loss",
@@ -263,7 +263,7 @@ def _train(
 def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write other people's settings as ours, and tell what was not taken over and why."""
     refuse(unknown)
-    from lib_lora_train.config.validation.validate import judge
+    from lib_lora_train.config.validation.validate import validate
     from lib_lora_train.formats.kohya.importer import read_settings
     from lib_lora_train.formats.kohya.report import lost_lines, quiet_lines
     from lib_lora_train.formats.toml import write_toml_config
@@ -275,7 +275,7 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     _print_list("Trained in another way here", [f"{p.level}: {p}" for p in imported.problems])
     _print_list("Not taken over", lost_lines(imported.ignored))
     _print_list("Without effect here", quiet_lines(imported.ignored))
-    _print_list("To mend before training", [str(p) for p in judge(imported.config) if p.level == "error"])
+    _print_list("To mend before training", [str(p) for p in validate(imported.config) if p.level == "error"])
     return 0
 
 
@@ -311,7 +311,7 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
 
 def plan_text(config: TrainConfig, home: Path, *, on_processor: bool) -> str:
     """The plan in several lines, warnings last; nothing heavy is loaded for it."""
-    from lib_lora_train.config.validation.validate import judge
+    from lib_lora_train.config.validation.validate import validate
     from lib_lora_train.dataset.plan_text import describe_plan
     from lib_lora_train.hosts.host import file_footing
     from lib_lora_train.runs.estimates.requirements import forecast, forecast_lines
@@ -319,7 +319,7 @@ def plan_text(config: TrainConfig, home: Path, *, on_processor: bool) -> str:
 
     plan = plan_job(config).plan
     needs = forecast(config, plan, file_footing(config, on_processor=on_processor), home)
-    noted = [f"{p.level}: {p}" for p in judge(config)]
+    noted = [f"{p.level}: {p}" for p in validate(config)]
     return "\n".join([describe_plan(plan), *forecast_lines(needs), *noted])
 
 

@@ -22,7 +22,7 @@ def config_of(options: argparse.Namespace, unknown: Sequence[str], file: str = "
 
     ConfigError with everything that is wrong in either.
     """
-    from lib_lora_train.config.validation.validate import judge, require_usable
+    from lib_lora_train.config.validation.validate import require_usable, validate
     from lib_lora_train.formats.toml import read_toml_config
 
     if not any(word.startswith("--") for word in unknown):
@@ -35,7 +35,7 @@ def config_of(options: argparse.Namespace, unknown: Sequence[str], file: str = "
     config, found = read_config(values)
     problems += found
     told = {problem.where for problem in problems}  # a value that could not be read stands at its default
-    require_usable([*problems, *(p for p in judge(config) if p.where not in told)])
+    require_usable([*problems, *(p for p in validate(config) if p.where not in told)])
     return config
 
 

@@ -35,8 +35,8 @@ from lib_lora_train.core.progress import Eta, clock_text
 
 TITLES: dict[Phase, str] = {
     "load": "Loading the model",
-    "scan": "Looking at the pictures",
-    "latents": "Encoding the pictures",
+    "scan": "Looking at the images",
+    "latents": "Encoding the images",
     "text": "Encoding the captions",
     "train": "Training",
     "samples": "Drawing samples",
@@ -133,7 +133,7 @@ def describe(event: Event) -> str:
     if isinstance(event, Planned):
         extra = f" and {event.regularisation_images} for regularisation" if event.regularisation_images else ""
         return (
-            f"Plan: {event.images} pictures{extra}; {event.steps_per_epoch} steps × {event.epochs} epochs, "
+            f"Plan: {event.images} images{extra}; {event.steps_per_epoch} steps × {event.epochs} epochs, "
             f"{event.total_steps} steps in all"
         )
     if isinstance(event, PhaseEnded):

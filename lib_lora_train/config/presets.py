@@ -169,7 +169,7 @@ KINDS: tuple[Preset, ...] = (
 PRESETS: tuple[Preset, ...] = (
     Preset(
         "Character",
-        "For a drawn or rendered character from ten to thirty pictures with tag captions.",
+        "For a drawn or rendered character from ten to thirty images with tag captions.",
         {
             **_ADAMW,
             "rank": 16,
@@ -183,7 +183,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "Style",
-        "For the look that many different pictures share: the convolutions learn too, where brush strokes lie.",
+        "For the look that many different images share: the convolutions learn too, where brush strokes lie.",
         {
             **_ADAMW,
             "rank": 32,

@@ -17,7 +17,7 @@ _ELSEWHERE = {"ss": "The sampler is the same for all prompts: set sample_sampler
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw; sizes in px, multiples of 8."""
+    """One image to draw; sizes in px, multiples of 8."""
 
     prompt: str
     negative: str
@@ -29,7 +29,7 @@ class SamplePrompt:
 
 
 def parse_prompt(line: str, defaults: SamplePrompt) -> SamplePrompt:
-    """The picture that a prompt line asks for; what it does not say is taken from `defaults`.
+    """The image that a prompt line asks for; what it does not say is taken from `defaults`.
 
     ConfigError, with every problem of the line, for an unknown option, or a value that cannot be used.
     """

@@ -1,8 +1,8 @@
 """Every setting of a training run, in one value.
 
 The parameters are declared in `settings/`, one file per group. `TrainConfig` and `Concept` are frozen.
-`read_config` makes them from plain values (TOML, form, JSON) and reports all problems together; `judge`
-(in `judge.py`) looks at combinations.
+`read_config` makes them from plain values (TOML, form, JSON) and reports all problems together; `validate`
+(in `validate.py`) looks at combinations.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _MARK = 20  # units between two looks at the clock
 _SETTLING_SECONDS = 2.0  # what is remembered from before comes at once, and says nothing about the rest
 
 
-class LongWork:
+class BackgroundTask:
     """One piece of work at a time. Its state is idle, busy, done, stopped or failed."""
 
     def __init__(self, whose: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,7 +65,7 @@ class LongWork:
             }
 
     def _line(self) -> str:
-        """`1,240 of 5,000 pictures looked at, about 2 min left`."""
+        """`1,240 of 5,000 images looked at, about 2 min left`."""
         if not self._total:
             return f"{self._what}…"
         seconds = self._eta.remaining_seconds()

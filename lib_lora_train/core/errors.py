@@ -2,7 +2,7 @@
 
 LoraTrainError
 ├── ConfigError      settings that contradict each other or are out of range (all of them at once)
-├── DataError        the data-set folders, images or captions
+├── DataError        the dataset folders, images or captions
 ├── ModelError       a checkpoint, VAE or tokenizer that cannot be used
 ├── AdapterError     a LoRA file or a layer that cannot be adapted
 ├── HostError        the webui around us is in a state that does not allow the request
@@ -56,7 +56,7 @@ class ConfigError(LoraTrainError):
 
 
 class DataError(LoraTrainError):
-    """The data set cannot be read or is empty."""
+    """The dataset cannot be read or is empty."""
 
 
 class ModelError(LoraTrainError):

@@ -55,7 +55,7 @@ class Planned:
 class Workload:
     """What the run's steps work on: with their seconds, it tells how long later runs will take.
 
-    `family` is the model's (sd1 …), `device` the card's name, `pixels_per_step` those of all pictures of a step on
+    `family` is the model's (sd1 …), `device` the card's name, `pixels_per_step` those of all images of a step on
     average, `adapter` its mathematics and targets.
     """
 
@@ -126,7 +126,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """A sample picture stands at `path`; `epoch` 0 means without LoRA, `step` 0 the end of the epoch."""
+    """A sample image stands at `path`; `epoch` 0 means without LoRA, `step` 0 the end of the epoch."""
 
     path: str
     epoch: int
@@ -143,7 +143,7 @@ class GridDrawn:
 
 
 VALIDATION_LOSS = "validation_loss"
-"""The loss on pictures kept from training, among the numbers that are measured."""
+"""The loss on images kept from training, among the numbers that are measured."""
 
 
 @dataclass(frozen=True)

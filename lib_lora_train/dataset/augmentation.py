@@ -1,6 +1,6 @@
-"""The views of a picture: each crop, mirroring, colouring and background in which training sees it.
+"""The views of an image: each crop, mirroring, colouring and background in which training sees it.
 
-Augmentation and caching agree because a picture has a fixed number of views, all encoded before the run and found again
+Augmentation and caching agree because an image has a fixed number of views, all encoded before the run and found again
 by content; a draw chooses one. Encoding afresh for every showing would cost more than the UNet's own forward pass and
 need the VAE in every turn. The first view is always the plain one: it is what evaluations look at.
 """
@@ -24,9 +24,9 @@ MOST_HUE = 0.5  # of the strength, as a share of the whole circle: stronger turn
 
 @dataclass(frozen=True)
 class View:
-    """One view of an item; a mirrored picture is mirrored first, so that its crop is that of the mirrored one.
+    """One view of an item; a mirrored image is mirrored first, so that its crop is that of the mirrored one.
 
-    `background` is the colour's name where it is put behind transparent parts, "" for opaque pictures.
+    `background` is the colour's name where it is put behind transparent parts, "" for opaque images.
     """
 
     item: int
@@ -57,7 +57,7 @@ def background_colours(text: str) -> tuple[Colour, ...]:
 
 
 def views_of(item: int, placement: Placement, concept: Concept, *, content: str, has_alpha: bool) -> tuple[View, ...]:
-    """All views of a picture, the plain one first; the same for the same content in every run.
+    """All views of an image, the plain one first; the same for the same content in every run.
 
     Random crops and colour jitter give `augment_variants` views, backgrounds one for each colour at least, mirroring
     twice as many.
@@ -78,7 +78,7 @@ def views_of(item: int, placement: Placement, concept: Concept, *, content: str,
 
 
 def mirrored(view: View) -> View:
-    """The mirror image of a view: the same part of the picture, whose crop begins at the other side now."""
+    """The mirror image of a view: the same part of the image, whose crop begins at the other side now."""
     place = view.placement
     left = place.resize_width - place.width - place.left
     return replace(view, placement=replace(place, left=left), look=replace(view.look, is_mirrored=True))

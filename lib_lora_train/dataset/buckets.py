@@ -1,6 +1,6 @@
 """Aspect-ratio buckets as in kohya's sd-scripts: sides in steps, areas of at most the resolution's square.
 
-A picture goes to the bucket with the nearest width / height, is resized to cover it and trimmed at both ends.
+An image goes to the bucket with the nearest width / height, is resized to cover it and trimmed at both ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lib_lora_train.config.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class BucketRule:
-    """How buckets are made; all lengths in px. Without `enabled` every picture is cut to one square."""
+    """How buckets are made; all lengths in px. Without `enabled` every image is cut to one square."""
 
     resolution: int
     min_side: int = 256
@@ -26,7 +26,7 @@ class BucketRule:
 
 @dataclass(frozen=True)
 class Placement:
-    """Resize a picture to (resize_width, resize_height), then cut (width, height), its bucket, at (left, top)."""
+    """Resize an image to (resize_width, resize_height), then cut (width, height), its bucket, at (left, top)."""
 
     resize_width: int
     resize_height: int
@@ -58,7 +58,7 @@ def bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
 
 @functools.lru_cache(maxsize=64)
 def bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
-    """All (width, height) that a picture can be brought to, sorted; with `no_upscale` there are others too.
+    """All (width, height) that an image can be brought to, sorted; with `no_upscale` there are others too.
 
     The square, and for every width from `min_side` to `max_side` the largest height within the area and
     `max_side`, if it reaches `min_side`; each in both orientations.
@@ -76,11 +76,11 @@ def bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
 
 
 def place(width: int, height: int, rule: BucketRule) -> Placement:
-    """Where a picture of this (upright) size goes."""
+    """Where an image of this (upright) size goes."""
     if rule.enabled and rule.no_upscale:
         return _place_without_upscaling(width, height, rule)
     ratio = width / height
-    # Of buckets with the same ratio the larger keeps more of the picture.
+    # Of buckets with the same ratio the larger keeps more of the image.
     bucket = min(bucket_sizes(rule), key=lambda size: (abs(size[0] / size[1] - ratio), -size[0] * size[1]))
     return _cover(width, height, bucket)
 
@@ -109,7 +109,7 @@ def _centred(resized: tuple[int, int], bucket: tuple[int, int]) -> Placement:
 
 
 def _place_without_upscaling(width: int, height: int, rule: BucketRule) -> Placement:
-    """The bucket is the picture's own size in whole steps; only an area above the resolution's is shrunk."""
+    """The bucket is the image's own size in whole steps; only an area above the resolution's is shrunk."""
     is_large = width * height > rule.resolution**2
     resized = _shrunk(width / height, rule) if is_large else (width, height)
     bucket = (resized[0] // rule.step * rule.step, resized[1] // rule.step * rule.step)

@@ -46,7 +46,7 @@ class CaptionRule:
 
     @property
     def is_fixed(self) -> bool:
-        """True where every showing of a picture has the same caption."""
+        """True where every showing of an image has the same caption."""
         return not (
             self.shuffle
             or self.dropout
@@ -85,7 +85,7 @@ def draw_caption(
     epoch: int = 1,
     variant: random.Random | None = None,
 ) -> str:
-    """The caption as one showing of its picture sees it: dropped, or else varied behind the kept tags.
+    """The caption as one showing of its image sees it: dropped, or else varied behind the kept tags.
 
     `lines` are the file's, where it has several; `variant` has all luck but that of dropout. Dropout leaves the trigger
     alone unless the rule says otherwise. The same numbers are drawn whatever the settings, so that one setting does not

@@ -1,4 +1,4 @@
-"""Captions: found beside a picture and given their trigger.
+"""Captions: found beside an image and given their trigger.
 
 A caption is a list of tags separated by commas; a sentence is one tag. The trigger stands in the first.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from lib_lora_train.core.errors import DataError, Problem
 
 CAPTION_ENDINGS = (".caption", ".txt")
-"""Looked for after the ending that was asked for."""
+"""ScannedDataset for after the ending that was asked for."""
 
 _SENTENCE_ENDS = (".", ",", ";", ":", "!", "?")
 
@@ -28,7 +28,7 @@ def caption_endings(extension: str) -> tuple[str, ...]:
 
 
 def read_caption(image_path: Path, extension: str) -> str | None:
-    """The caption of a picture in one line, None when it has no caption file; DataError if that cannot be read."""
+    """The caption of an image in one line, None when it has no caption file; DataError if that cannot be read."""
     path = find_caption(image_path, extension, by_ending(image_path.parent.iterdir()))
     return None if path is None else read_caption_file(path)[0].joined
 

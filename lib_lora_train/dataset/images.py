@@ -1,4 +1,4 @@
-"""Picture files: checked and measured once, later read as the pixels of their bucket."""
+"""Image files: checked and measured once, later read as the pixels of their bucket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture of an EXIF orientation upright; orientation 1 is not in it."""
+"""What brings an image of an EXIF orientation upright; orientation 1 is not in it."""
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -48,7 +48,7 @@ DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture that decodes. Its size is the upright one (EXIF applied); the hash is the sha256 (hex) of its bytes.
+    """An image that decodes. Its size is the upright one (EXIF applied); the hash is the sha256 (hex) of its bytes.
 
     `has_alpha` says that parts of it are transparent.
     """
@@ -62,7 +62,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Look:
-    """What happens to a picture's pixels but for size and crop.
+    """What happens to an image's pixels but for size and crop.
 
     `background` is put behind transparent parts. `jitter`: factors of brightness, contrast and saturation, and the
     share of the colour circle by which hues are turned.
@@ -77,40 +77,40 @@ PLAIN = Look()
 
 
 def read_image_file(path: Path, *, seek_alpha: bool = True) -> ImageFile:
-    """The picture's size and hash, after checking that it decodes to its end; DataError when it does not.
+    """The image's size and hash, after checking that it decodes to its end; DataError when it does not.
 
     The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
-    both of which meet every byte but cost a fraction of a full decoding. Pictures with an alpha channel are decoded
+    both of which meet every byte but cost a fraction of a full decoding. Images with an alpha channel are decoded
     wholly to see whether it is used; without `seek_alpha` it is taken as unused.
     """
     content = read_bytes(path)
     try:
         check_complete(content)
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            if orientation_of(picture, content) >= 5:  # 5 to 8 lie on their side
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if orientation_of(image, content) >= 5:  # 5 to 8 lie on their side
                 width, height = height, width
-            has_alpha = seek_alpha and is_transparent(picture)
+            has_alpha = seek_alpha and is_transparent(image)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)
 
 
-def read_pixels(image: ImageFile, placement: Placement, look: Look = PLAIN) -> Image.Image:
-    """The picture as training sees it: RGB, upright, transparency on a colour, resized, mirrored, cut, coloured.
+def read_pixels(file: ImageFile, placement: Placement, look: Look = PLAIN) -> Image.Image:
+    """The image as training sees it: RGB, upright, transparency on a colour, resized, mirrored, cut, coloured.
 
     The resampling is Lanczos with its support widened to the scale, which averages over the area when shrinking.
     DataError when the file cannot be decoded or is no longer the one that was scanned.
     """
-    picture = _upright(image, lambda opened: flatten(opened, look.background))
-    picture = _placed(picture, placement, look.is_mirrored)
-    return picture if look.jitter is None else jittered(picture, look.jitter)
+    image = _upright(file, lambda opened: flatten(opened, look.background))
+    image = _placed(image, placement, look.is_mirrored)
+    return image if look.jitter is None else jittered(image, look.jitter)
 
 
 def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha: bool) -> Image.Image:
-    """What of a placed picture counts, as grey: a mask file's brightness, or a picture's own alpha channel.
+    """What of a placed image counts, as grey: a mask file's brightness, or an image's own alpha channel.
 
-    A file of another size than its picture is laid over it as a whole. DataError as for `read_pixels`.
+    A file of another size than its image is laid over it as a whole. DataError as for `read_pixels`.
     """
     grey = _upright(
         mask, lambda opened: opened.convert("RGBA").getchannel("A") if alpha else flatten(opened).convert("L")
@@ -119,7 +119,7 @@ def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha
 
 
 def read_upright(path: Path) -> Image.Image:
-    """A whole picture: RGB, upright, transparency on white; DataError when it does not decode to its end."""
+    """A whole image: RGB, upright, transparency on white; DataError when it does not decode to its end."""
     content = read_bytes(path)
     try:
         check_complete(content)
@@ -129,7 +129,7 @@ def read_upright(path: Path) -> Image.Image:
 
 
 def _upright(image: ImageFile, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What `take` makes of the opened picture, turned as its EXIF says."""
+    """What `take` makes of the opened image, turned as its EXIF says."""
     content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
         raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
@@ -140,35 +140,35 @@ def _decoded(path: Path, content: bytes, take: Callable[[Image.Image], Image.Ima
     try:
         with Image.open(io.BytesIO(content)) as opened:
             upright = UPRIGHT.get(orientation_of(opened, content))
-            picture = take(opened)
+            image = take(opened)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
-    return picture if upright is None else picture.transpose(upright)
+    return image if upright is None else image.transpose(upright)
 
 
-def _placed(picture: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
+def _placed(image: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
     size = (placement.resize_width, placement.resize_height)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     if is_mirrored:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top = placement.left, placement.top
-    return picture.crop((left, top, left + placement.width, top + placement.height))
+    return image.crop((left, top, left + placement.width, top + placement.height))
 
 
-def jittered(picture: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
-    """The RGB picture with brightness, contrast, saturation and hue changed, in this order."""
+def jittered(image: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
+    """The RGB image with brightness, contrast, saturation and hue changed, in this order."""
     brightness, contrast, saturation, hue = jitter
     for enhance, factor in (
         (ImageEnhance.Brightness, brightness),
         (ImageEnhance.Contrast, contrast),
         (ImageEnhance.Color, saturation),
     ):
-        picture = enhance(picture).enhance(factor)
+        image = enhance(image).enhance(factor)
     shift = round(hue * 256)
     if not shift:
-        return picture
-    hues, *others = picture.convert("HSV").split()
+        return image
+    hues, *others = image.convert("HSV").split()
     turned = hues.point([(value + shift) % 256 for value in range(256)])
     return Image.merge("HSV", (turned, *others)).convert("RGB")
 
@@ -182,12 +182,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = "it is not a picture" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
+    reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
     return DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.")
 
 
 class Source(io.BytesIO):
-    """A picture's bytes; remembers whether more were asked for than there are."""
+    """An image's bytes; remembers whether more were asked for than there are."""
 
     ran_dry = False
 
@@ -198,66 +198,66 @@ class Source(io.BytesIO):
 
 
 def check_complete(content: bytes) -> None:
-    """Raises one of `DECODING_ERRORS` unless the picture decodes to its last row."""
+    """Raises one of `DECODING_ERRORS` unless the image decodes to its last row."""
     source = Source(content)
-    with Image.open(source) as picture:
-        if picture.format == "PNG":
-            picture.verify()
+    with Image.open(source) as image:
+        if image.format == "PNG":
+            image.verify()
         else:
-            load_whole(picture, source, (1, 1))
+            load_whole(image, source, (1, 1))
 
 
-def load_whole(picture: Image.Image, source: Source, least: tuple[int, int]) -> None:
-    """Decode a picture opened from `source`; a JPEG at the smallest fraction of its size that is no less than `least`.
+def load_whole(image: Image.Image, source: Source, least: tuple[int, int]) -> None:
+    """Decode an image opened from `source`; a JPEG at the smallest fraction of its size that is no less than `least`.
 
     Raises one of `DECODING_ERRORS` if it ends before its last row.
     """
-    picture.draft("RGB", least)
+    image.draft("RGB", least)
     source.ran_dry = False
-    picture.load()
-    if source.ran_dry:  # webuis may have told Pillow to fill truncated pictures with grey instead of raising
+    image.load()
+    if source.ran_dry:  # webuis may have told Pillow to fill truncated images with grey instead of raising
         raise OSError("image file is truncated")
 
 
-def orientation_of(picture: Image.Image, content: bytes) -> int:
+def orientation_of(image: Image.Image, content: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged.
 
     Pillow decodes a whole PNG in search of EXIF behind the pixels, so the bytes are looked at first.
     """
-    if picture.format == "PNG" and not any(mark in content for mark in _ORIENTATION_MARKS):
+    if image.format == "PNG" and not any(mark in content for mark in _ORIENTATION_MARKS):
         return 1
     try:
-        found = picture.getexif().get(_ORIENTATION_TAG, 1)
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
     except DECODING_ERRORS:
         return 1
     return found if found in UPRIGHT else 1
 
 
-def may_be_transparent(picture: Image.Image) -> bool:
+def may_be_transparent(image: Image.Image) -> bool:
     """Whether the file has an alpha channel or a transparent colour, used or not."""
-    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
-def is_transparent(picture: Image.Image) -> bool:
-    """Whether any pixel lets the background through; decodes pictures that have an alpha channel."""
-    if not may_be_transparent(picture):
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel lets the background through; decodes images that have an alpha channel."""
+    if not may_be_transparent(image):
         return False
-    layers = picture if "A" in picture.getbands() else picture.convert("RGBA")
+    layers = image if "A" in image.getbands() else image.convert("RGBA")
     low, _ = layers.getchannel("A").getextrema()
     return isinstance(low, (int, float)) and low < 255
 
 
-def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def flatten(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """RGB, 8 bit; transparent parts on the background's colour."""
-    if may_be_transparent(picture):
-        layers = picture.convert("RGBA")
+    if may_be_transparent(image):
+        layers = image.convert("RGBA")
         paper = Image.new("RGBA", layers.size, (*background, 255))
         return Image.alpha_composite(paper, layers).convert("RGB")
-    return in_eight_bits(picture).convert("RGB")
+    return in_eight_bits(image).convert("RGB")
 
 
-def in_eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which `convert` would clip instead of scaling; other pictures as they are."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, which `convert` would clip instead of scaling; other images as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")

@@ -1,4 +1,4 @@
-"""Mask files: `name-mask.png` or `name_mask.png` says where the picture `name` counts: white wholly, black not."""
+"""Mask files: `name-mask.png` or `name_mask.png` says where the image `name` counts: white wholly, black not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from lib_lora_train.dataset.images import IMAGE_ENDINGS
 
 MASK_ENDINGS = ("-mask", "_mask")
-"""What a mask file's name has behind its picture's."""
+"""What a mask file's name has behind its image's."""
 
 
 def masks_of(files: Iterable[Path]) -> Mapping[str, Path]:
-    """Picture's name without ending → its mask, among the files of one folder; only where there is such a picture."""
+    """Image's name without ending → its mask, among the files of one folder; only where there is such an image."""
     images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
     stems = {path.stem for path in images}
     found: dict[str, Path] = {}
@@ -32,6 +32,6 @@ def is_mask(path: Path, files: Collection[Path]) -> bool:
 
 
 def _owner(stem: str) -> str:
-    """The picture's name that a mask's name tells, "" for other names."""
+    """The image's name that a mask's name tells, "" for other names."""
     ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
     return stem[: -len(ending)] if ending else ""

@@ -1,6 +1,6 @@
-"""What a plan is: which pictures are in which bucket, how many steps follow, and what each step of an epoch shows.
+"""What a plan is: which images are in which bucket, how many steps follow, and what each step of an epoch shows.
 
-A sample is one showing of a picture. A micro-batch holds samples of one bucket only; an optimiser step is up to
+A sample is one showing of an image. A micro-batch holds samples of one bucket only; an optimiser step is up to
 `accumulation` micro-batches. Every epoch has the same number of each, so all counts are known beforehand.
 """
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 class BucketSummary:
     """One bucket; counts are per epoch.
 
-    `sample_count` counts pictures with their repeats, `regularisation_count` those of them that are regularisation;
+    `sample_count` counts images with their repeats, `regularisation_count` those of them that are regularisation;
     `last_batch_fill` is the number of samples in the bucket's last micro-batch, 1 to the batch size.
     """
 
@@ -40,7 +40,7 @@ class BucketSummary:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: `items` index the data set; `draws` number the samples through the whole run, from 0.
+    """One forward pass: `items` index the dataset; `draws` number the samples through the whole run, from 0.
 
     A draw number never comes twice: it is the counter of the sample's randomness (noise, timestep, caption).
     """
@@ -55,10 +55,10 @@ class MicroBatch:
 class Plan:
     """All of a run that is known before it starts.
 
-    `placements` and `repeats` are per item; a regularisation picture's repeats are the most it can get in one epoch,
+    `placements` and `repeats` are per item; a regularisation image's repeats are the most it can get in one epoch,
     as its showings are drawn anew for each. `epochs` counts the last one even where `total_steps` ends within it.
     `views` are all views of all items: the first ones in the order of the items, then the others. Without any, each
-    item has its plain one. `validation` plans the pictures that are kept from training, one view of each.
+    item has its plain one. `validation` plans the images that are kept from training, one view of each.
     """
 
     dataset: Dataset
@@ -108,7 +108,7 @@ class Plan:
 
 
 def is_regularisation(dataset: Dataset, item: int) -> bool:
-    """Whether an item of the data set belongs to a regularisation folder."""
+    """Whether an item of the dataset belongs to a regularisation folder."""
     return dataset.concepts[dataset.items[item].concept].is_regularisation
 
 

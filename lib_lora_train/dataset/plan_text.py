@@ -9,15 +9,15 @@ from lib_lora_train.dataset.plan import Plan, ceil_div
 
 
 def describe_plan(plan: Plan) -> str:
-    """The plan in aligned lines: pictures, steps, buckets, findings."""
+    """The plan in aligned lines: images, steps, buckets, findings."""
     per_step = plan.batch_size * plan.accumulation
     counted = f"{plan.steps_per_epoch:,} per epoch × {plan.epochs:,} epochs"
     cut = plan.steps_per_epoch * plan.epochs - plan.total_steps
     sections = {
-        "Pictures": _concept_lines(plan),
+        "Images": _concept_lines(plan),
         "Steps": [
             f"{plan.total_steps:,} = {counted}" + (f" − {cut:,} (max_steps)" if cut else ""),
-            f"{per_step} pictures per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
+            f"{per_step} images per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
             f"{plan.samples_per_epoch:,} samples per epoch",
         ],
         "Buckets": _bucket_lines(plan),
@@ -48,7 +48,7 @@ def _concept_lines(plan: Plan) -> list[str]:
 
 
 def _bucket_lines(plan: Plan) -> list[str]:
-    rows = [("size", "pictures", "samples", "batches", "last batch")]
+    rows = [("size", "images", "samples", "batches", "last batch")]
     for bucket in plan.buckets:
         batches = ceil_div(bucket.sample_count, plan.batch_size)
         fill = f"{bucket.last_batch_fill} of {plan.batch_size}"

@@ -104,7 +104,7 @@ def _about_batches(plan: Plan) -> Iterator[Problem]:
     more = f" and {len(open_ones) - _SHOWN} more" if len(open_ones) > _SHOWN else ""
     text = (
         f"{len(open_ones)} of {plan.micro_batches_per_epoch} batches per epoch are not full: {shown}{more}. "
-        f"Pictures in them weigh more than others. {_batch_advice(plan, open_ones)}"
+        f"Images in them weigh more than others. {_batch_advice(plan, open_ones)}"
     )
     yield Problem(_level_by_share(len(open_ones), plan.micro_batches_per_epoch), "batch_size", text)
 
@@ -115,7 +115,7 @@ def _level_by_share(part: int, whole: int) -> Level:
 
 
 def fitting_batch(plan: Plan) -> tuple[int, int] | None:
-    """(batch size, accumulation) with full batches only, as near as can be to the pictures per step there are now.
+    """(batch size, accumulation) with full batches only, as near as can be to the images per step there are now.
 
     The batch size divides every bucket's samples and is at least 2 and at most the present one; the accumulation
     divides the micro-batches that an epoch then has, so that its last step is whole too. None where none does.
@@ -140,7 +140,7 @@ def _batch_advice(plan: Plan, open_ones: list[BucketSummary]) -> str:
         fills = f"A batch size of {size} fills all"
         if accumulation == 1:
             return f"{fills}."
-        return f"{fills}; with gradient_accumulation {accumulation} a step then has {size * accumulation} pictures."
+        return f"{fills}; with gradient_accumulation {accumulation} a step then has {size * accumulation} images."
     if len(plan.buckets) == 1:
         missing = plan.batch_size - open_ones[0].last_batch_fill
         return f"{missing} more samples per epoch, or another number of repeats, would fill it."
@@ -164,16 +164,14 @@ def _about_regularisation(plan: Plan) -> Iterator[Problem]:
     most = max((n for item, n in enumerate(plan.repeats) if plan.is_regularisation(item)), default=0)
     if most > 1:
         text = (
-            f"{count} pictures stand against {quota} samples to be learnt per epoch, so that one is shown up to {most} "
-            "times: it may be learnt by heart. More pictures would help."
+            f"{count} images stand against {quota} samples to be learnt per epoch, so that one is shown up to {most} "
+            "times: it may be learnt by heart. More images would help."
         )
         yield Problem("hint", "regularisation", text)
     never = [b for b in plan.buckets if b.sample_count == 0]
     if never:
         sizes = ", ".join(f"{b.width}×{b.height}" for b in never)
-        text = (
-            f"buckets {sizes} hold regularisation pictures that are never shown: {quota} samples are too few for all."
-        )
+        text = f"buckets {sizes} hold regularisation images that are never shown: {quota} samples are too few for all."
         yield Problem("warning", "regularisation", text)
 
 
@@ -184,9 +182,9 @@ def _about_enlarged(plan: Plan) -> Iterator[Problem]:
     if enlarged:
         scale, image = max(enlarged, key=lambda pair: pair[0])
         text = (
-            f"{len(enlarged)} of {len(plan.placements)} pictures are enlarged by more than a quarter, "
+            f"{len(enlarged)} of {len(plan.placements)} images are enlarged by more than a quarter, "
             f"{image.path.name} ({image.width}×{image.height}) the most: {scale:.1f} times. The LoRA learns "
-            "their blur. Use larger pictures, a lower resolution or bucket_no_upscale."
+            "their blur. Use larger images, a lower resolution or bucket_no_upscale."
         )
         yield Problem("warning", "resolution", text)
 
@@ -198,7 +196,7 @@ def _about_cut(plan: Plan) -> Iterator[Problem]:
     if cut:
         share, image = max(cut, key=lambda pair: pair[0])
         text = (
-            f"{len(cut)} of {len(plan.placements)} pictures lose more than a fifth at their edges, {image.path.name} "
+            f"{len(cut)} of {len(plan.placements)} images lose more than a fifth at their edges, {image.path.name} "
             f"({image.width}×{image.height}) the most: {share:.0%}. Crop them yourself, or allow a bucket of their "
             "shape (enable_buckets, min_bucket, max_bucket)."
         )
@@ -213,14 +211,14 @@ def _about_mirroring(plan: Plan) -> Iterator[Problem]:
     if named:
         item, word = named[0]
         text = (
-            f"mirrors pictures whose captions name something with a left and a right: {len(named)} of {len(items)}, "
+            f"mirrors images whose captions name something with a left and a right: {len(named)} of {len(items)}, "
             f"{item.image.path.name} ({word!r}) first. They are learnt both ways. Switch flip off for them."
         )
         yield Problem("hint", "flip", text)
 
 
 def _about_views(plan: Plan) -> Iterator[Problem]:
-    """Pictures whose crops have no room, so that random_crop does nothing for them."""
+    """Images whose crops have no room, so that random_crop does nothing for them."""
     crops = [
         place
         for item, place in zip(plan.dataset.items, plan.placements, strict=True)
@@ -228,5 +226,5 @@ def _about_views(plan: Plan) -> Iterator[Problem]:
     ]
     fixed = sum((p.resize_width, p.resize_height) == (p.width, p.height) for p in crops)
     if crops and fixed * 2 >= len(crops):
-        text = f"has no effect on {fixed} of {len(crops)} pictures: their bucket has their own shape."
+        text = f"has no effect on {fixed} of {len(crops)} images: their bucket has their own shape."
         yield Problem("hint", "random_crop", text)

@@ -1,4 +1,4 @@
-"""Makes the plan of a run from a data set, before anything heavy starts."""
+"""Makes the plan of a run from a dataset, before anything heavy starts."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LEAST_RESOLUTION = 64
 
 
 def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
-    """The plan for a data set; DataError when all of its pictures are regularisation."""
+    """The plan for a dataset; DataError when all of its images are regularisation."""
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
-        raise DataError("There are only regularisation pictures. Name a folder with pictures to learn.")
+        raise DataError("There are only regularisation images. Name a folder with images to learn.")
     own, held = hold_out(dataset, config.validation_share, config.seed)
     plan = _plan_of(own, config)
     validation = _plan_of(held, config) if held.items else None
@@ -77,7 +77,7 @@ def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
 
 
 def balanced(dataset: Dataset) -> Dataset:
-    """The data set with repeats that show every concept but regularisation about equally often."""
+    """The dataset with repeats that show every concept but regularisation about equally often."""
     counts = Counter(item.concept for item in dataset.items)
     own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
     repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
@@ -89,7 +89,7 @@ def balanced(dataset: Dataset) -> Dataset:
 
 
 def at_resolutions(dataset: Dataset) -> Dataset:
-    """The data set with each item once for every resolution of its concept; one that is there already stays."""
+    """The dataset with each item once for every resolution of its concept; one that is there already stays."""
     items = []
     for item in dataset.items:
         sides = resolutions_of(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
@@ -125,7 +125,7 @@ def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int
     """Regularisation samples per epoch and bucket, together as many as there are samples to be learnt.
 
     They are shared out over the buckets once for the whole run, so that every epoch has the same number of steps;
-    which pictures fill a bucket's share is drawn anew for each epoch.
+    which images fill a bucket's share is drawn anew for each epoch.
     """
     total = sum(
         folder_repeats(dataset, item) for items in members.values() for item in split_regularisation(dataset, items)[0]
@@ -141,7 +141,7 @@ def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int
 
 
 def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:
-    """Per item, the showings per epoch; of a regularisation picture the most that can fall to it."""
+    """Per item, the showings per epoch; of a regularisation image the most that can fall to it."""
     repeats = [folder_repeats(dataset, item) for item in range(len(dataset.items))]
     for size, items in members.items():
         regularisation = split_regularisation(dataset, items)[1]

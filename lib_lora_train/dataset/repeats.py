@@ -1,4 +1,4 @@
-"""Fair shares in whole numbers: of showings to concepts and regularisation pictures, and of samples to buckets."""
+"""Fair shares in whole numbers: of showings to concepts and regularisation images, and of samples to buckets."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def share_out(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def draw_evenly(weights: Sequence[int], total: int, generator: random.Random) -> list[int]:
-    """How often each of some pictures is shown when `total` showings are drawn among them.
+    """How often each of some images is shown when `total` showings are drawn among them.
 
-    Picture i gets the whole number below or above its due, total · wᵢ / Σw, and exactly its due on average over
+    Image i gets the whole number below or above its due, total · wᵢ / Σw, and exactly its due on average over
     many draws (systematic sampling in random order, Madow 1949). Integer arithmetic throughout.
     """
     whole = sum(weights)
     order = list(range(len(weights)))
     generator.shuffle(order)
     start = generator.randrange(whole)
-    # Showing k stands at start + k·whole on a line on which picture i is total·wᵢ long.
+    # Showing k stands at start + k·whole on a line on which image i is total·wᵢ long.
     ends = itertools.accumulate(total * weights[number] for number in order)
     counts, before = [0] * len(weights), 0
     for number, end in zip(order, ends, strict=True):
@@ -52,10 +52,10 @@ LEAST_SHOWN = 100
 
 
 def balanced_repeats(image_counts: Sequence[int]) -> list[int]:
-    """A number of repeats, 1 or more, for concepts with so many pictures each.
+    """A number of repeats, 1 or more, for concepts with so many images each.
 
-    Each concept's showings, pictures × repeats, come as near as whole repeats can to the same number: that of the
-    pictures of the largest concept, and at least `LEAST_SHOWN`.
+    Each concept's showings, images × repeats, come as near as whole repeats can to the same number: that of the
+    images of the largest concept, and at least `LEAST_SHOWN`.
     """
     wanted = max(LEAST_SHOWN, *image_counts)
     return [max(1, (2 * wanted + count) // (2 * count)) for count in image_counts]

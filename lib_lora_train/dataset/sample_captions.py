@@ -1,4 +1,4 @@
-"""Which caption each showing of a picture has, and which of them are worth encoding before the run.
+"""Which caption each showing of an image has, and which of them are worth encoding before the run.
 
 Every draw follows from the seed and the showing's number, so all captions of a run are known beforehand.
 """

@@ -1,4 +1,4 @@
-"""Folders to a data set: which pictures there are, how often each is shown, and what its caption says."""
+"""Folders to a dataset: which images there are, how often each is shown, and what its caption says."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _ODD_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with its caption; `concept` is an index into `Dataset.concepts`.
+    """An image with its caption; `concept` is an index into `Dataset.concepts`.
 
     `lines` are there where the caption file has several; each is a caption of its own, `caption` is all of them.
-    `mask` is the picture itself where its alpha channel is the mask; `resolution` is 0 where it is the run's.
+    `mask` is the image itself where its alpha channel is the mask; `resolution` is 0 where it is the run's.
     """
 
     image: ImageFile
@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ScannedConcept:
-    """One folder that holds pictures. Names need not be unique: two parents may both have a `10_cat`.
+    """One folder that holds images. Names need not be unique: two parents may both have a `10_cat`.
 
     `settings` are those of the concept that the folder was found by.
     """
@@ -62,7 +62,7 @@ class ScannedConcept:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every usable picture, in natural order folder by folder; `skipped` tells what was left out or is odd, and why."""
+    """Every usable image, in natural order folder by folder; `skipped` tells what was left out or is odd, and why."""
 
     items: tuple[Item, ...]
     concepts: tuple[ScannedConcept, ...]
@@ -70,29 +70,29 @@ class Dataset:
 
 
 def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator: str = "|||") -> Dataset:
-    """The pictures and captions in the concepts' folders, the same for the same files on every machine.
+    """The images and captions in the concepts' folders, the same for the same files on every machine.
 
     Before the first `separator` of a caption the trigger has its place. DataError, naming every such folder at once,
-    when one is missing or holds no picture that can be read.
+    when one is missing or holds no image that can be read.
     """
     if not concepts:
-        raise DataError("No folder with pictures is given. Name one to train on.")
+        raise DataError("No folder with images is given. Name one to train on.")
     scan = _Scan(caption_extension, separator)
     for concept in concepts:
         scan.add(concept)
     if scan.failures:
         raise DataError("\n".join(scan.failures))
-    return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_repeated_pictures(scan)))
+    return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_repeated_images(scan)))
 
 
 def read_dataset(config: TrainConfig) -> Dataset:
-    """The data set of a run; see `scan_dataset`."""
+    """The dataset of a run; see `scan_dataset`."""
     return scan_dataset(config.concepts, config.caption_extension, config.keep_tokens_separator)
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder with pictures directly in it, before they are opened. `words` stand in for missing captions."""
+    """A folder with images directly in it, before they are opened. `words` stand in for missing captions."""
 
     path: Path
     repeats: int
@@ -120,13 +120,13 @@ class _Scan:
             self.failures.append(reason)
             return
         if root.resolve() in self._seen:
-            self._warn(root, "is given twice; its pictures count double. Remove one entry or raise the repeats.")
+            self._warn(root, "is given twice; its images count double. Remove one entry or raise the repeats.")
         self._seen.add(root.resolve())
         before = len(self.items)
         for folder in self._folders(root, concept):
             self._read(folder, concept)
         if len(self.items) == before:
-            self.failures.append(_no_pictures(root))
+            self.failures.append(_no_images(root))
 
     def _warn(self, where: Path, message: str) -> None:
         self.problems.append(Problem("warning", str(where), message))
@@ -143,7 +143,7 @@ class _Scan:
         own = _images(root)
         if any(named.values()):
             if own:
-                self._warn(root, f"{len(own)} pictures beside the N_words sub-folders are not read: put them into one.")
+                self._warn(root, f"{len(own)} images beside the N_words sub-folders are not read: put them into one.")
             if concept.repeats is not None:
                 self._warn(root, f"repeats {concept.repeats} is not used: the sub-folders' names give their own.")
             folders = [self._named(path, files, concept) for path, files in named.items() if files]
@@ -173,7 +173,7 @@ class _Scan:
         images = self._readable(folder.files, seek_alpha=_needs_alpha(concept))
         self._report_unread(folder.path)
         if not images:
-            self._warn(folder.path, "none of its pictures can be read; the folder is left out.")
+            self._warn(folder.path, "none of its images can be read; the folder is left out.")
             return
         captions = self._captions(folder, images, trigger, use_files=not concept.only_class_word)
         number = len(self.concepts)
@@ -188,7 +188,7 @@ class _Scan:
         )
 
     def _masks(self, folder: _Folder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
-        """Picture's path → its mask, for the pictures that have one and a concept that wants them."""
+        """Image's path → its mask, for the images that have one and a concept that wants them."""
         files = masks_of(_listing(folder.path))
         if not concept.use_masks:
             if files:
@@ -202,11 +202,11 @@ class _Scan:
         masks = {image.path: found.get(image.path.stem, image if image.has_alpha else None) for image in images}
         without = [path.name for path, mask in masks.items() if mask is None]
         if without:
-            self._hint(folder.path, f"{len(without)} pictures have no mask ({listed(without)}); they count wholly.")
+            self._hint(folder.path, f"{len(without)} images have no mask ({listed(without)}); they count wholly.")
         return {path: mask for path, mask in masks.items() if mask is not None}
 
     def _readable(self, files: Sequence[Path], *, seek_alpha: bool = False) -> list[ImageFile]:
-        """The pictures that decode, in the order of `files`; the others are reported."""
+        """The images that decode, in the order of `files`; the others are reported."""
         images = []
         for path, found in zip(files, _read_all(files, seek_alpha), strict=True):
             if isinstance(found, ImageFile):
@@ -261,7 +261,7 @@ class _Scan:
         if not names:
             return
         used = list(dict.fromkeys(repr(captions[name]) for name in names))
-        verb = "picture has" if len(names) == 1 else "pictures have"
+        verb = "image has" if len(names) == 1 else "images have"
         message = f"{len(names)} {verb} {what} ({listed(names)}); used instead: {listed(used)}."
         self.problems.append(Problem("hint", str(folder), message))
 
@@ -269,11 +269,11 @@ class _Scan:
 def _unusable(given: str, folder: Path) -> str:
     """Why a concept's folder cannot be read, "" when it can."""
     if not given.strip():
-        return "A concept has no folder. Name the folder with its pictures."
+        return "A concept has no folder. Name the folder with its images."
     if not folder.exists():
         return f"{folder} does not exist. Check the spelling of the folder."
     if not folder.is_dir():
-        return f"{folder} is a file. Give the folder that holds the pictures."
+        return f"{folder} is a file. Give the folder that holds the images."
     try:
         next(folder.iterdir(), None)
     except OSError as error:
@@ -281,18 +281,18 @@ def _unusable(given: str, folder: Path) -> str:
     return ""
 
 
-def _no_pictures(root: Path) -> str:
+def _no_images(root: Path) -> str:
     inside = [path.name for path in _listing(root) if path.is_dir() and _images(path)]
     broken = [path.name for path in _images(root)]
     if broken:
-        return f"{root}: none of its pictures can be read ({listed(broken)})."
+        return f"{root}: none of its images can be read ({listed(broken)})."
     if inside:
         return (
-            f"{root} holds no pictures itself, but sub-folders with some: {listed(inside)}. Name them N_words (10_cat) "
+            f"{root} holds no images itself, but sub-folders with some: {listed(inside)}. Name them N_words (10_cat) "
             "or give each as a concept."
         )
     kinds = ", ".join(ending.lstrip(".") for ending in IMAGE_ENDINGS)
-    return f"{root} holds no pictures ({kinds}). Put some in or choose another folder."
+    return f"{root} holds no images ({kinds}). Put some in or choose another folder."
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -305,19 +305,19 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    """The pictures in a folder, without those that are masks of others."""
+    """The images in a folder, without those that are masks of others."""
     files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
     masks = set(masks_of(files).values())
     return tuple(path for path in files if path not in masks)
 
 
 def _needs_alpha(concept: Concept) -> bool:
-    """Whether it matters which pictures are transparent; by default they simply lie on white."""
+    """Whether it matters which images are transparent; by default they simply lie on white."""
     return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
 
 
 def _read_all(files: Iterable[Path], seek_alpha: bool) -> Iterator[ImageFile | DataError]:
-    """Each file as a picture, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
+    """Each file as an image, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
 
     def read(path: Path) -> ImageFile | DataError:
         try:
@@ -330,7 +330,7 @@ def _read_all(files: Iterable[Path], seek_alpha: bool) -> Iterator[ImageFile | D
 
 
 def _stand_in(image: Path, folder: _Folder, trigger: str) -> str:
-    """The caption of a picture that has none: trigger and class word, else the file's or the folder's name."""
+    """The caption of an image that has none: trigger and class word, else the file's or the folder's name."""
     words = folder.words
     if trigger and not has_word(words, trigger):
         words = f"{trigger} {words}".strip()
@@ -338,12 +338,12 @@ def _stand_in(image: Path, folder: _Folder, trigger: str) -> str:
     return words or file_words(image.stem) or own_name
 
 
-def _repeated_pictures(scan: _Scan) -> list[Problem]:
-    """A hint for every picture that is there more than once under different names."""
+def _repeated_images(scan: _Scan) -> list[Problem]:
+    """A hint for every image that is there more than once under different names."""
     first: dict[str, Path] = {}
     problems = []
     for item in scan.items:
         original = first.setdefault(item.image.content_hash, item.image.path)
         if original != item.image.path:
-            problems.append(Problem("hint", str(item.image.path), f"is the same picture as {original}."))
+            problems.append(Problem("hint", str(item.image.path), f"is the same image as {original}."))
     return problems

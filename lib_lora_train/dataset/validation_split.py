@@ -1,4 +1,4 @@
-"""Pictures kept from training, so that the loss on them tells learning from memorising."""
+"""Images kept from training, so that the loss on them tells learning from memorising."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lib_lora_train.dataset.scan import Dataset
 def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """(what is trained on, what is kept from it): `share` (0…0.5) of every folder but regularisation, at least one.
 
-    Which ones are kept depends on the seed and the pictures' contents, so equal pictures stay together, and moving the
-    folder or adding pictures changes little. A folder with one picture, or copies of one, keeps none.
+    Which ones are kept depends on the seed and the images' contents, so equal images stay together, and moving the
+    folder or adding images changes little. A folder with one image, or copies of one, keeps none.
     """
     if not share:
         return dataset, dataclasses.replace(dataset, items=(), skipped=())
@@ -26,14 +26,14 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Datase
 
 
 def holdout_findings(held: Dataset, share: float) -> tuple[Problem, ...]:
-    """Which pictures are kept, or that there are none to keep; nothing where none are to be."""
+    """Which images are kept, or that there are none to keep; nothing where none are to be."""
     if not share:
         return ()
     if not held.items:
-        text = "every folder holds one picture only, so none can be kept from training and nothing is measured."
+        text = "every folder holds one image only, so none can be kept from training and nothing is measured."
         return (Problem("warning", "validation_share", text),)
     names = listed([item.image.path.name for item in held.items])
-    text = f"{len(held.items)} pictures are not trained on but measured after each epoch: {names}."
+    text = f"{len(held.items)} images are not trained on but measured after each epoch: {names}."
     return (Problem("hint", "validation_share", text),)
 
 

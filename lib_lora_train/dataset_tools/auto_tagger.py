@@ -1,6 +1,6 @@
-"""Pictures described by a tagger, one after the other in a thread of its own, and their captions written at the end.
+"""Images described by a tagger, one after the other in a thread of its own, and their captions written at the end.
 
-A webui's own tagger is used in turns: whoever waits for the webui goes between two pictures. What was described before
+A webui's own tagger is used in turns: whoever waits for the webui goes between two images. What was described before
 a stop or a failure is written too.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib_lora_train.core.background_task import LongWork
+from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.images import read_upright
 from lib_lora_train.dataset_tools.tagger import Description, Existing, Tagger, TagRule
@@ -35,10 +35,10 @@ class TaggerHost(Protocol):
 
 @dataclass(frozen=True)
 class TagOrder:
-    """Which pictures of a folder are described by whom, and what becomes of it. `model` is WD14's folder."""
+    """Which images of a folder are described by whom, and what becomes of it. `model` is WD14's folder."""
 
     folder: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     tagger: str
     model: Path | None
     rule: TagRule
@@ -50,12 +50,12 @@ Write = Callable[[TagOrder, Mapping[Path, Description]], str]
 
 
 class AutoTagger:
-    """Describes one set of pictures at a time, while a training goes on or not."""
+    """Describes one set of images at a time, while a training goes on or not."""
 
     def __init__(self, host: TaggerHost, write: Write) -> None:
         self._host = host
         self._write = write
-        self._work = LongWork("tagger")
+        self._work = BackgroundTask("tagger")
         self._order: TagOrder | None = None
         self._skipped: list[tuple[str, str]] = []
         self._told = ""
@@ -66,12 +66,12 @@ class AutoTagger:
 
     def start(self, order: TagOrder) -> None:
         """Begin; DataError when one is at work, or when there is nothing to look at."""
-        if not order.pictures:
-            raise DataError("No picture is to be tagged: all have captions. Choose to add to them or to replace them.")
+        if not order.images:
+            raise DataError("No image is to be tagged: all have captions. Choose to add to them or to replace them.")
         self._work.start(lambda: self._tag(order))
 
     def stop(self) -> None:
-        """End after the present picture; what is described by then is written."""
+        """End after the present image; what is described by then is written."""
         self._work.stop()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
@@ -79,7 +79,7 @@ class AutoTagger:
         self._work.wait(timeout_seconds)
 
     def status(self) -> dict[str, Any]:
-        """How far it is; `skipped` names the first of the pictures that could not be read, with the reason."""
+        """How far it is; `skipped` names the first of the images that could not be read, with the reason."""
         status, skipped = self._work.status(), list(self._skipped)
         return {
             **status,
@@ -104,14 +104,14 @@ class AutoTagger:
     def _describe(self, order: TagOrder, found: dict[Path, Description]) -> None:
         """Fill `found`, turn by turn."""
         turn, is_wanted = self._source(order)
-        left = deque(order.pictures)
+        left = deque(order.images)
         while left and not self._work.is_stopped():
             with turn() as tagger:
-                if len(left) == len(order.pictures):
-                    self._work.begin("pictures tagged", len(left))
+                if len(left) == len(order.images):
+                    self._work.begin("images tagged", len(left))
                 while left:
                     self._describe_one(left.popleft(), tagger, found)
-                    self._work.tell(len(order.pictures) - len(left))
+                    self._work.tell(len(order.images) - len(left))
                     if is_wanted() or self._work.is_stopped():
                         break
 
@@ -124,13 +124,13 @@ class AutoTagger:
         tagger = open_wd14(order.model)
         return lambda: _given(tagger), lambda: False
 
-    def _describe_one(self, picture: Path, tagger: Tagger, found: dict[Path, Description]) -> None:
+    def _describe_one(self, image: Path, tagger: Tagger, found: dict[Path, Description]) -> None:
         try:
-            pixels = read_upright(picture)
+            pixels = read_upright(image)
         except DataError as error:
-            self._skipped.append((picture.name, str(error)))
+            self._skipped.append((image.name, str(error)))
         else:
-            found[picture] = tagger(pixels)
+            found[image] = tagger(pixels)
 
 
 @contextmanager

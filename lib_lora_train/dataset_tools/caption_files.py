@@ -34,9 +34,9 @@ CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Caption:
-    """One picture's caption; `text` is "" where there is no file yet, and `file` where it would be written."""
+    """One image's caption; `text` is "" where there is no file yet, and `file` where it would be written."""
 
-    picture: Path
+    image: Path
     file: Path
     text: str
     has_file: bool
@@ -62,25 +62,25 @@ class CaptionSet:
 
 
 def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
-    """Every picture's caption, as `scan_dataset` finds them; DataError if the folder cannot be read."""
+    """Every image's caption, as `scan_dataset` finds them; DataError if the folder cannot be read."""
     try:
         folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
         captions = [caption for path in folders for caption in _load_folder(path, extension)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
-    captions.sort(key=lambda caption: natural_order(caption.picture.relative_to(folder).as_posix()))
+    captions.sort(key=lambda caption: natural_order(caption.image.relative_to(folder).as_posix()))
     return CaptionSet(folder, tuple(captions))
 
 
 def _load_folder(folder: Path, extension: str) -> Iterator[Caption]:
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
     beside = by_ending(files)
-    for picture in files:
-        if picture.suffix.lower() in IMAGE_ENDINGS and not is_mask(picture, files):
-            found = find_caption(picture, extension, beside)
+    for image in files:
+        if image.suffix.lower() in IMAGE_ENDINGS and not is_mask(image, files):
+            found = find_caption(image, extension, beside)
             ending = caption_endings(extension)[0]
             text = "" if found is None else decode_caption(found.read_bytes())[0].replace("\0", "").strip()
-            yield Caption(picture, found or picture.with_name(picture.stem + ending), text, found is not None)
+            yield Caption(image, found or image.with_name(image.stem + ending), text, found is not None)
 
 
 def tag_frequency(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
@@ -100,7 +100,7 @@ class CaptionFilter:
     """Which captions are meant; what is left empty asks nothing, and all that is asked must hold.
 
     Tags compare whatever their letter case, * stands for any letters. `text` may stand in the caption or in the
-    picture's name. `tokens` are the fewest and the most, and need a function that counts them.
+    image's name. `tokens` are the fewest and the most, and need a function that counts them.
     """
 
     all_of: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def matching(captions: CaptionSet, wanted: CaptionFilter, count_tokens: CountTok
     for number, caption in enumerate(captions.captions):
         if wanted.untagged and caption.text:
             continue
-        if text and text not in caption.text.lower() and text not in caption.picture.name.lower():
+        if text and text not in caption.text.lower() and text not in caption.image.name.lower():
             continue
         if checks:
             tags = [tag.lower() for tag in caption.tags]
@@ -228,7 +228,7 @@ def _rewritten(caption: Caption, written: Mapping[Path, str]) -> Caption:
     """The caption as it is after an edit; a.png and a.jpg share one file."""
     if caption.file not in written:
         return caption
-    return Caption(caption.picture, caption.file, written[caption.file], True)
+    return Caption(caption.image, caption.file, written[caption.file], True)
 
 
 def write_undo(backup: Path) -> int:

@@ -1,6 +1,6 @@
-"""What is wrong or odd in a data folder, picture by picture, each finding with its remedy where there is one.
+"""What is wrong or odd in a data folder, image by image, each finding with its remedy where there is one.
 
-The doctor only looks; `fixes` does what a remedy says. Every picture is decoded once (see `patients`).
+The doctor only looks; `fixes` does what a remedy says. Every image is decoded once (see `patients`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lib_lora_train.dataset.captions import by_ending, caption_endings, decode_c
 from lib_lora_train.dataset.folder_names import kohya_name, natural_order
 from lib_lora_train.dataset.images import IMAGE_ENDINGS, read_bytes
 from lib_lora_train.dataset.masks import is_mask
-from lib_lora_train.dataset_tools.image_cache import Patient, PictureMemory
+from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache
 from lib_lora_train.dataset_tools.perceptual_hash import alike_groups
 
 Kind = Literal[
@@ -41,7 +41,7 @@ Kind = Literal[
 Remedy = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
 
 HUGE_PX = 3000
-_SHRINK_NEED = 4  # a picture this many times the training side gains nothing by being larger
+_SHRINK_NEED = 4  # an image this many times the training side gains nothing by being larger
 _BLURRED = 1.25  # enlarged more than this, as the plan judges it too
 UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".heic", ".heif", ".jxl", ".psd")
 _MOST_READERS = 4
@@ -51,7 +51,7 @@ _MOST_READERS = 4
 class Finding:
     """One thing that is wrong or odd; `remedy` is what `fixes` can do about it, "" where only a person can.
 
-    `like` is the picture that a duplicate is one of.
+    `like` is the image that a duplicate is one of.
     """
 
     kind: Kind
@@ -67,13 +67,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """All that was found, in natural order of the files; `pictures` are those that decode.
+    """All that was found, in natural order of the files; `images` are those that decode.
 
     `looked_at` counts those too that do not; once stopped it is less than there are.
     """
 
     folder: Path
-    pictures: tuple[Patient, ...]
+    images: tuple[ImageFacts, ...]
     findings: tuple[Finding, ...]
     looked_at: int = 0
 
@@ -82,9 +82,9 @@ class Examination:
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
 
-def count_pictures(folder: Path) -> int:
-    """How many pictures `examine` would look at; DataError if the folder cannot be read."""
-    return len(_pictures_of(_files_of(folder)))
+def count_images(folder: Path) -> int:
+    """How many images `examine` would look at; DataError if the folder cannot be read."""
+    return len(_images_of(_files_of(folder)))
 
 
 def examine(
@@ -92,34 +92,34 @@ def examine(
     *,
     resolution: int = 512,
     caption_extension: str = ".txt",
-    memory: PictureMemory | None = None,
+    memory: ImageFactsCache | None = None,
     tell: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Examination:
-    """Looks at every picture and caption in a data folder and its N_words sub-folders.
+    """Looks at every image and caption in a data folder and its N_words sub-folders.
 
-    Pictures in `memory` are not decoded again. `tell` is called with (done, total) pictures on the way; once
-    `is_stopped`, the other pictures are left. DataError if the folder cannot be read.
+    Images in `memory` are not decoded again. `tell` is called with (done, total) images on the way; once
+    `is_stopped`, the other images are left. DataError if the folder cannot be read.
     """
     files = sorted(_files_of(folder), key=lambda path: natural_order(path.relative_to(folder).as_posix()))
-    images = _pictures_of(files)
-    pictures: list[Patient] = []
+    paths = _images_of(files)
+    images: list[ImageFacts] = []
     findings = [_unread(path) for path in files if path.suffix.lower() in UNREAD_ENDINGS]
     done = 0
-    with contextlib.closing(_looked_at(images, memory or PictureMemory())) as looks:
+    with contextlib.closing(_looked_at(paths, memory or ImageFactsCache())) as looks:
         for done, (path, seen) in enumerate(looks, start=1):
-            if isinstance(seen, Patient):
-                pictures.append(seen)
-                findings += _of_picture(seen, resolution)
+            if isinstance(seen, ImageFacts):
+                images.append(seen)
+                findings += _of_image(seen, resolution)
             else:
                 findings.append(_broken(path, seen))
             if tell:
-                tell(done, len(images))
+                tell(done, len(paths))
             if is_stopped():
                 break
-    findings += [*_repeated(pictures), *_of_captions(files, images, caption_extension)]
+    findings += [*_repeated(images), *_of_captions(files, paths, caption_extension)]
     in_order = sorted(findings, key=lambda found: natural_order(str(found.path)))
-    return Examination(folder, tuple(pictures), tuple(in_order), looked_at=done)
+    return Examination(folder, tuple(images), tuple(in_order), looked_at=done)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -130,15 +130,15 @@ def _files_of(folder: Path) -> list[Path]:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
 
 
-def _pictures_of(files: Sequence[Path]) -> list[Path]:
+def _images_of(files: Sequence[Path]) -> list[Path]:
     return [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not is_mask(path, files)]
 
 
-# --- pictures -----------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------
 
 
-def _looked_at(paths: Sequence[Path], memory: PictureMemory) -> Generator[tuple[Path, Patient | str], None, None]:
-    """Each picture with what was seen, in order; several at once, as Pillow and hashing free the lock.
+def _looked_at(paths: Sequence[Path], memory: ImageFactsCache) -> Generator[tuple[Path, ImageFacts | str], None, None]:
+    """Each image with what was seen, in order; several at once, as Pillow and hashing free the lock.
 
     Half of the processor's cores at most: the webui may be generating, or a training be running. Closing it leaves
     those that have not begun.
@@ -160,41 +160,41 @@ def _unread(path: Path) -> Finding:
     return Finding("unread format", "warning", path, text, "convert" if can_open else "")
 
 
-def _of_picture(picture: Patient, resolution: int) -> Iterator[Finding]:
-    path, size = picture.path, f"{picture.width}×{picture.height}"
-    scale = resolution / (picture.width * picture.height) ** 0.5
+def _of_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
+    path, size = image.path, f"{image.width}×{image.height}"
+    scale = resolution / (image.width * image.height) ** 0.5
     if scale > _BLURRED:
         text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns its blur."
         yield Finding("tiny", "warning", path, text, "set aside")
-    if max(picture.width, picture.height) > HUGE_PX:
+    if max(image.width, image.height) > HUGE_PX:
         text = f"is {size}, far more than {resolution} px needs: reading it takes long."
         yield Finding("huge", "hint", path, text, "shrink")
-    if picture.is_transparent:
+    if image.is_transparent:
         text = "is transparent in places; training puts a colour behind it (`alpha_background`)."
         yield Finding("transparent", "hint", path, text, "flatten")
-    if picture.is_animated:
+    if image.is_animated:
         text = "is animated; training sees the first frame only."
         yield Finding("animated", "hint", path, text, "first frame")
-    if picture.orientation != 1:
+    if image.orientation != 1:
         text = "lies on its side and has a note to turn it (EXIF). Training obeys it, other programs may not."
         yield Finding("rotated", "hint", path, text, "turn")
 
 
-def _repeated(pictures: Sequence[Patient]) -> Iterator[Finding]:
-    """Same bytes, then same look; of each group the largest picture is the one to keep."""
-    for numbers in alike_groups([picture.look for picture in pictures]):
-        best = max((pictures[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
+def _repeated(images: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Same bytes, then same look; of each group the largest image is the one to keep."""
+    for numbers in alike_groups([image.look for image in images]):
+        best = max((images[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
         kept: dict[str, Path] = {best.content_hash: best.path}
-        for picture in (pictures[n] for n in numbers):
-            if picture is best:
+        for image in (images[n] for n in numbers):
+            if image is best:
                 continue
-            original = kept.setdefault(picture.content_hash, picture.path)
-            if original != picture.path:
+            original = kept.setdefault(image.content_hash, image.path)
+            if original != image.path:
                 text = f"is the same file as {original.name}; it counts double."
-                yield Finding("duplicate", "warning", picture.path, text, "set aside", original)
+                yield Finding("duplicate", "warning", image.path, text, "set aside", original)
             else:
                 text = f"looks like {best.path.name}; what is shown twice is learnt twice as fast."
-                yield Finding("near-duplicate", "hint", picture.path, text, "set aside", best.path)
+                yield Finding("near-duplicate", "hint", image.path, text, "set aside", best.path)
 
 
 # --- captions -----------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def _of_captions(files: Sequence[Path], images: Sequence[Path], extension: str) 
             yield from _of_caption(image, caption)
     for path in files:
         if path not in used and path.name.lower().endswith(endings):
-            text = "is a caption without a picture of its name. Rename it or put it away."
+            text = "is a caption without an image of its name. Rename it or put it away."
             yield Finding("orphan caption", "hint", path, text, "set aside")
 
 

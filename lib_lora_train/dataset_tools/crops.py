@@ -1,6 +1,6 @@
-"""Crops that a person chooses: what training would cut off a picture, and a frame of its bucket's shape instead.
+"""Crops that a person chooses: what training would cut off an image, and a frame of its bucket's shape instead.
 
-All frames are in pixels of the upright picture.
+All frames are in pixels of the upright image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import BucketRule, Placement, bucket_sizes
 from lib_lora_train.dataset.images import IMAGE_ENDINGS
 from lib_lora_train.dataset.masks import masks_of
-from lib_lora_train.dataset_tools.repairs import Fixed, edited_picture, write_replacements, write_undo
+from lib_lora_train.dataset_tools.repairs import Fixed, edited_image, write_replacements, write_undo
 
 LEAST_FRAME = 64
 """The shortest side of a frame in px: less holds nothing to learn."""
@@ -24,7 +24,7 @@ LEAST_FRAME = 64
 
 @dataclass(frozen=True)
 class Frame:
-    """A rectangle of a picture."""
+    """A rectangle of an image."""
 
     left: int
     top: int
@@ -33,7 +33,7 @@ class Frame:
 
 
 def trained_frame(placement: Placement, width: int, height: int) -> Frame:
-    """What training sees of a picture of this size."""
+    """What training sees of an image of this size."""
     across, down = width / placement.resize_width, height / placement.resize_height
     return Frame(
         round(placement.left * across),
@@ -44,26 +44,26 @@ def trained_frame(placement: Placement, width: int, height: int) -> Frame:
 
 
 def near_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
-    """The buckets whose shapes are nearest to a picture's, the nearest first."""
+    """The buckets whose shapes are nearest to an image's, the nearest first."""
     ratio = math.log(width / height)
     return sorted(bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
 
 
-def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
-    """Cut the picture, and its mask if it has one, to the frame; the originals are kept beside the data folder.
+def write_crop(folder: Path, image: Path, frame: Frame) -> Fixed:
+    """Cut the image, and its mask if it has one, to the frame; the originals are kept beside the data folder.
 
-    DataError, with nothing changed, for a frame that does not lie in the picture or is less than `LEAST_FRAME` px wide
-    or high, where another picture has the same mask, and where one of the two cannot be written.
+    DataError, with nothing changed, for a frame that does not lie in the image or is less than `LEAST_FRAME` px wide
+    or high, where another image has the same mask, and where one of the two cannot be written.
     """
-    mask = _own_mask(picture)
+    mask = _own_mask(image)
     sizes: list[tuple[int, int]] = []
 
     def cut(whole: Image.Image) -> Image.Image:
-        sizes.append(whole.size)  # the picture's comes first; its mask lies over it as a whole
-        _require_inside(frame, sizes[0], picture.name)
+        sizes.append(whole.size)  # the image's comes first; its mask lies over it as a whole
+        _require_inside(frame, sizes[0], image.name)
         return _cut(whole, frame, sizes[0])
 
-    contents = {path: edited_picture(path, cut) for path in (picture, mask) if path}
+    contents = {path: edited_image(path, cut) for path in (image, mask) if path}
     fixed = write_replacements(folder, contents)
     if fixed.failed:
         if fixed.undo:
@@ -72,15 +72,15 @@ def write_crop(folder: Path, picture: Path, frame: Frame) -> Fixed:
     return fixed
 
 
-def _own_mask(picture: Path) -> Path | None:
-    """The picture's mask file, None without one; DataError for one that belongs to several pictures."""
-    files = [path for path in picture.parent.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
-    mask = masks_of(files).get(picture.stem)
-    others = sorted(path.name for path in files if path.stem == picture.stem and path.name != picture.name)
+def _own_mask(image: Path) -> Path | None:
+    """The image's mask file, None without one; DataError for one that belongs to several images."""
+    files = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
+    mask = masks_of(files).get(image.stem)
+    others = sorted(path.name for path in files if path.stem == image.stem and path.name != image.name)
     if mask and others:
         raise DataError(
-            f"{mask.name} is the mask of {picture.name} and of {others[0]}: a crop of one would shift it on the other. "
-            "Rename one of the two pictures, with a copy of the mask."
+            f"{mask.name} is the mask of {image.name} and of {others[0]}: a crop of one would shift it on the other. "
+            "Rename one of the two images, with a copy of the mask."
         )
     return mask
 
@@ -93,10 +93,10 @@ def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:
         raise DataError(f"{name} has changed since it was shown. Look at the folder again.")
 
 
-def _cut(picture: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
-    """The frame of a picture, or of a mask that lies over a picture of `size` as a whole."""
-    across, down = picture.width / size[0], picture.height / size[1]
+def _cut(image: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
+    """The frame of an image, or of a mask that lies over an image of `size` as a whole."""
+    across, down = image.width / size[0], image.height / size[1]
     left, top = round(frame.left * across), round(frame.top * down)
     right = max(left + 1, round((frame.left + frame.width) * across))
     bottom = max(top + 1, round((frame.top + frame.height) * down))
-    return picture.crop((left, top, right, bottom))
+    return image.crop((left, top, right, bottom))

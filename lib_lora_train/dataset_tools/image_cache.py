@@ -1,4 +1,4 @@
-"""A picture as the doctor sees it: decoded once, at a fraction of its size where the format can, and remembered."""
+"""An image as the doctor sees it: decoded once, at a fraction of its size where the format can, and remembered."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MOST_REMEMBERED = 100_000  # files, of about 1 KB each
 
 
 @dataclass(frozen=True)
-class Patient:
-    """A picture that decodes: its upright size in px, content and look."""
+class ImageFacts:
+    """An image that decodes: its upright size in px, content and look."""
 
     path: Path
     width: int
@@ -40,27 +40,27 @@ class Patient:
     orientation: int
 
 
-def look_at(path: Path) -> Patient | str:
-    """The picture, or why it does not decode to its end."""
+def look_at(path: Path) -> ImageFacts | str:
+    """The image, or why it does not decode to its end."""
     try:
         content = read_bytes(path)
         source = Source(content)
-        with Image.open(source) as picture:
-            return _patient(path, picture, source)
+        with Image.open(source) as image:
+            return _patient(path, image, source)
     except (DataError, *DECODING_ERRORS) as error:
         return (str(error) or repr(error)).rstrip(".")
 
 
-class PictureMemory:
+class ImageFactsCache:
     """What was seen of files before; a file is the same while its size and its time of change are.
 
     May be used by several threads at once.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Path, tuple[tuple[int, int], Patient | str]] = {}
+        self._seen: dict[Path, tuple[tuple[int, int], ImageFacts | str]] = {}
 
-    def look_at(self, path: Path) -> Patient | str:
+    def look_at(self, path: Path) -> ImageFacts | str:
         """As `look_at`, which is called for files that are new or have changed only."""
         try:
             stat = path.stat()
@@ -77,21 +77,21 @@ class PictureMemory:
         return seen
 
 
-def _patient(path: Path, picture: Image.Image, source: Source) -> Patient:
+def _patient(path: Path, image: Image.Image, source: Source) -> ImageFacts:
     content = source.getvalue()
-    width, height = picture.size
-    orientation = orientation_of(picture, content)
-    is_animated = bool(getattr(picture, "is_animated", False))
-    if picture.format == "PNG":
+    width, height = image.size
+    orientation = orientation_of(image, content)
+    is_animated = bool(getattr(image, "is_animated", False))
+    if image.format == "PNG":
         with Image.open(io.BytesIO(content)) as checked:
             checked.verify()  # the checksums, which decoding passes over
-    load_whole(picture, source, _LEAST)
-    has_alpha = is_transparent(picture)
-    small = picture.convert("RGB") if picture.mode == "RGBA" and not has_alpha else flatten(picture)
+    load_whole(image, source, _LEAST)
+    has_alpha = is_transparent(image)
+    small = image.convert("RGB") if image.mode == "RGBA" and not has_alpha else flatten(image)
     if orientation in UPRIGHT:
         small = small.transpose(UPRIGHT[orientation])
     size = (height, width) if orientation >= 5 else (width, height)
-    return Patient(
+    return ImageFacts(
         path,
         *size,
         content_hash=hashlib.sha256(content).hexdigest(),

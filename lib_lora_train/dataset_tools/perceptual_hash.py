@@ -1,7 +1,7 @@
-"""Pictures that look alike: a fingerprint per picture, and groups of those whose fingerprints nearly agree.
+"""Images that look alike: a fingerprint per image, and groups of those whose fingerprints nearly agree.
 
-The fingerprint is a difference hash (Krawetz 2013, "Kind of like that"), along rows and columns, of the picture at
-8 × 8, with its colours at 4 × 4: hashes alone take flat pictures for one another.
+The fingerprint is a difference hash (Krawetz 2013, "Kind of like that"), along rows and columns, of the image at
+8 × 8, with its colours at 4 × 4: hashes alone take flat images for one another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_DIFFERENT_BITS = 10
 """Of 128."""
 _MOST_COLOUR_DIFFERENCE = 10.0  # of 255, on average
 _ENOUGH = 64  # px of a side, before cells are averaged
-_BLOCK = 64  # rows of pairs compared at once: 5,000 pictures take 1.3 MB
+_BLOCK = 64  # rows of pairs compared at once: 5,000 images take 1.3 MB
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Fingerprint:
     colours: bytes
 
 
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    """The fingerprint of an RGB picture; resized and re-compressed copies differ by a few bits at most."""
-    small = picture.reduce((max(1, picture.width // _ENOUGH), max(1, picture.height // _ENOUGH)))
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """The fingerprint of an RGB image; resized and re-compressed copies differ by a few bits at most."""
+    small = image.reduce((max(1, image.width // _ENOUGH), max(1, image.height // _ENOUGH)))
     grey = small.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX).convert("L").tobytes()
     side = _SIDE + 1
     places = [row * side + column for row in range(_SIDE) for column in range(_SIDE)]
@@ -45,7 +45,7 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
 
 
 def is_alike(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two pictures look the same at a glance."""
+    """Whether two images look the same at a glance."""
     if (one.bits ^ other.bits).bit_count() > MOST_DIFFERENT_BITS:
         return False
     difference = sum(abs(a - b) for a, b in zip(one.colours, other.colours, strict=True))
@@ -53,7 +53,7 @@ def is_alike(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def alike_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of at least two numbers of pictures that look alike, directly or by way of others, in order."""
+    """Groups of at least two numbers of images that look alike, directly or by way of others, in order."""
     group = list(range(len(fingerprints)))
 
     def leader(number: int) -> int:

@@ -26,7 +26,7 @@ from lib_lora_train.dataset.masks import masks_of
 from lib_lora_train.dataset_tools.checkup import Finding, Remedy
 
 SHRUNK_SIDE = 2048
-"""Longest side of a picture after it was shrunk, in px; more than any bucket of a resolution up to 1024 needs."""
+"""Longest side of an image after it was shrunk, in px; more than any bucket of a resolution up to 1024 needs."""
 
 _ENCODING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "BMP": {}}
 _ORDER: tuple[Remedy, ...] = ("turn", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
@@ -75,7 +75,7 @@ def write_fixes(
     for finding in findings:
         if finding.remedy and (finding.remedy != "write caption" or words.strip()):
             by_path.setdefault(finding.path, set()).add(finding.remedy)
-    surgery = _Surgery(folder.absolute())
+    surgery = _FileEditor(folder.absolute())
     treated, failed = [], []
     for number, (path, remedies) in enumerate(by_path.items(), start=1):
         try:
@@ -93,7 +93,7 @@ def write_fixes(
 
 def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> Fixed:
     """Write other contents in the place of files, each as (path, bytes); the originals are kept as in `write_fixes`."""
-    surgery = _Surgery(folder.absolute())
+    surgery = _FileEditor(folder.absolute())
     treated, failed = [], []
     for path, (new_path, content) in contents.items():
         try:
@@ -104,8 +104,8 @@ def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]
     return Fixed(tuple(treated), tuple(failed), surgery.write_list())
 
 
-def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[Path, bytes]:
-    """(path, content) of what `edit` makes of the upright picture, in its own format where that can be, else as PNG.
+def edited_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[Path, bytes]:
+    """(path, content) of what `edit` makes of the upright image, in its own format where that can be, else as PNG.
 
     Transparency stays. DataError if the file does not decode.
     """
@@ -117,15 +117,15 @@ def edited_picture(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tu
             opened.seek(0)
             has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
             plain = in_eight_bits(opened)
-            picture = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
+            image = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be decoded: {str(error) or repr(error)}. Replace or remove it.") from error
     if orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
+        image = image.transpose(UPRIGHT[orientation])
     if kind not in _ENCODING or (has_alpha and kind in ("JPEG", "BMP")):
         kind, path = "PNG", path.with_suffix(".png")
     written = io.BytesIO()
-    edit(picture).save(written, kind, **_ENCODING[kind])
+    edit(image).save(written, kind, **_ENCODING[kind])
     return path, written.getvalue()
 
 
@@ -195,7 +195,7 @@ def _free(place: Path) -> Path:
     return free
 
 
-class _Surgery:
+class _FileEditor:
     """The files treated so far."""
 
     def __init__(self, folder: Path) -> None:
@@ -215,7 +215,7 @@ class _Surgery:
         elif done == ["to UTF-8"]:
             self.replace(path, decode_caption(read_bytes(path))[0].encode())
         else:
-            new_path, content = _treated_picture(path, done)
+            new_path, content = _treated_image(path, done)
             self.replace(path, content, new_path)
             if "write caption" in remedies:
                 self.replace(_caption_file(path), f"{words}\n".encode())
@@ -263,9 +263,9 @@ class _Surgery:
 
 
 def _companions(path: Path) -> list[Path]:
-    """The captions and the mask of a picture that no other picture of its name has.
+    """The captions and the mask of an image that no other image of its name has.
 
-    A mask that stayed behind alone would be taken for a picture.
+    A mask that stayed behind alone would be taken for an image.
     """
     if path.suffix.lower() in CAPTION_ENDINGS:
         return []
@@ -281,28 +281,28 @@ def _escaped(stem: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in stem)
 
 
-def _caption_file(picture: Path) -> Path:
+def _caption_file(image: Path) -> Path:
     """The empty caption file that is there, else the one to be made."""
-    present = [picture.with_suffix(ending) for ending in CAPTION_ENDINGS if picture.with_suffix(ending).exists()]
-    return present[0] if present else picture.with_suffix(".txt")
+    present = [image.with_suffix(ending) for ending in CAPTION_ENDINGS if image.with_suffix(ending).exists()]
+    return present[0] if present else image.with_suffix(".txt")
 
 
-def _treated_picture(path: Path, remedies: Sequence[Remedy]) -> tuple[Path, bytes]:
-    """(path, content) of the picture after the remedies, in its own format where that can be, else as PNG."""
+def _treated_image(path: Path, remedies: Sequence[Remedy]) -> tuple[Path, bytes]:
+    """(path, content) of the image after the remedies, in its own format where that can be, else as PNG."""
     content = read_bytes(path)
     with Image.open(io.BytesIO(content)) as opened:
         kind = opened.format or ""
         orientation = orientation_of(opened, content)
         opened.seek(0)
-        picture = flatten(opened) if "flatten" in remedies or opened.mode not in _PLAIN_MODES else opened.copy()
+        image = flatten(opened) if "flatten" in remedies or opened.mode not in _PLAIN_MODES else opened.copy()
     if orientation in UPRIGHT:  # the note is lost in writing, so that it must be obeyed
-        picture = picture.transpose(UPRIGHT[orientation])
+        image = image.transpose(UPRIGHT[orientation])
     if "shrink" in remedies:
-        picture.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if "convert" in remedies or kind not in _ENCODING:
         kind, path = "PNG", path.with_suffix(".png")
     written = io.BytesIO()
-    picture.save(written, kind, **_ENCODING[kind])
+    image.save(written, kind, **_ENCODING[kind])
     return path, written.getvalue()
 
 

@@ -14,7 +14,7 @@ NEARLY_ALWAYS = 0.9
 FEWEST_TAGS, MOST_TAGS = 5, 20
 _FEW_CAPTIONS = 3
 
-# Of each group a picture can show one only.
+# Of each group an image can show one only.
 _EITHER_OR: tuple[tuple[str, ...], ...] = (
     ("solo", "2girls", "3girls", "2boys", "multiple girls", "multiple boys", "couple", "group"),
     ("1girl", "2girls", "3girls", "4girls", "multiple girls", "no humans"),

@@ -19,7 +19,7 @@ _AFTER_ALL = chr(0x10FFFF)
 
 @dataclass(frozen=True)
 class KnownTag:
-    """A tag as it is written in the list, and how many pictures have it."""
+    """A tag as it is written in the list, and how many images have it."""
 
     name: str
     count: int

@@ -1,4 +1,4 @@
-"""Captions from taggers: what one says of a picture, how much of it is kept, and what becomes of captions there are."""
+"""Captions from taggers: what one says of an image, how much of it is kept, and what becomes of captions there are."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ScoredTag:
 
 @dataclass(frozen=True)
 class Description:
-    """What a tagger says of one picture: tags, a sentence, or both."""
+    """What a tagger says of one image: tags, a sentence, or both."""
 
     tags: tuple[ScoredTag, ...] = ()
     sentence: str = ""
 
 
 Tagger = Callable[[Image.Image], Description]
-"""Looks at one picture: RGB, upright, transparency on white, of any size."""
+"""Looks at one image: RGB, upright, transparency on white, of any size."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def caption_of(found: Description, rule: TagRule) -> str:
 
 
 def merged(before: str, tagged: str, existing: Existing, trigger: str = "") -> str:
-    """The caption file's text afterwards. A picture of which nothing was said keeps what it has."""
+    """The caption file's text afterwards. An image of which nothing was said keeps what it has."""
     if not tagged or (before and existing == "skip"):
         return before
     if not before or existing == "replace":
@@ -92,16 +92,16 @@ def _appended(line: str, tagged: str, trigger: str) -> str:
 
 
 def to_be_tagged(captions: CaptionSet, among: Iterable[int], existing: Existing) -> list[int]:
-    """Those of the numbered captions whose pictures are to be looked at: with "skip", those without a caption."""
+    """Those of the numbered captions whose images are to be looked at: with "skip", those without a caption."""
     return [number for number in among if existing != "skip" or not captions.captions[number].text]
 
 
 def plan_tags(captions: CaptionSet, found: Mapping[Path, Description], rule: TagRule, existing: Existing) -> EditPlan:
-    """What the descriptions, by picture, would change; a.png and a.jpg share the caption of the first one described."""
+    """What the descriptions, by image, would change; a.png and a.jpg share the caption of the first one described."""
     changes: dict[Path, Change] = {}
     for number, caption in enumerate(captions.captions):
-        if caption.picture in found and caption.file not in changes:
-            tagged = caption_of(found[caption.picture], rule)
+        if caption.image in found and caption.file not in changes:
+            tagged = caption_of(found[caption.image], rule)
             after = merged(caption.text, tagged, existing, rule.trigger)
             if after != caption.text:
                 changes[caption.file] = Change(number, caption.text, after)

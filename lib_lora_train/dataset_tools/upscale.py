@@ -1,4 +1,4 @@
-"""Tiny pictures made as large as training needs them, by whatever enlarges best; the originals are kept."""
+"""Tiny images made as large as training needs them, by whatever enlarges best; the originals are kept."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.core.errors import InterruptedDrawing, LoraTrainError
-from lib_lora_train.dataset_tools.repairs import Fixed, edited_picture, write_replacements
+from lib_lora_train.dataset_tools.repairs import Fixed, edited_image, write_replacements
 
 LANCZOS = "Lanczos"
 """What there is everywhere: it adds no detail, as training itself would enlarge."""
 
 Enlarge = Callable[[Image.Image, tuple[int, int]], Image.Image]
-"""An RGB picture and the size in px → the picture of that size."""
+"""An RGB image and the size in px → the image of that size."""
 
 
-def by_lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture resampled by Lanczos' filter."""
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def by_lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image resampled by Lanczos' filter."""
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
@@ -32,14 +32,14 @@ def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 def write_enlarged(
     folder: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     resolution: int,
     enlarge: Enlarge,
     *,
     tell: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Fixed:
-    """Enlarge the pictures in place to what a resolution needs; captions stay, a mask lies over its picture anyway.
+    """Enlarge the images in place to what a resolution needs; captions stay, a mask lies over its image anyway.
 
     One that cannot be is told with its reason and stays; after an interruption or a stop the others stay too.
     `tell` is called with (done, total).
@@ -47,26 +47,26 @@ def write_enlarged(
     contents: dict[Path, tuple[Path, bytes]] = {}
     failed: list[tuple[Path, str]] = []
     done = 0
-    for done, path in enumerate(pictures, start=1):
+    for done, path in enumerate(images, start=1):
         try:
-            contents[path] = edited_picture(path, lambda whole: _larger(whole, resolution, enlarge))
+            contents[path] = edited_image(path, lambda whole: _larger(whole, resolution, enlarge))
         except InterruptedDrawing as error:
             failed.append((path, str(error)))
             break
         except LoraTrainError as error:
             failed.append((path, f"{path.name}: {error}"))
         if tell:
-            tell(done, len(pictures))
+            tell(done, len(images))
         if is_stopped():
             break
     fixed = write_replacements(folder, contents)
-    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(pictures) - done)
+    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(images) - done)
 
 
-def _larger(picture: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:
-    """The picture at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
-    size = enlarged_size(picture.size, resolution)
-    larger = enlarge(picture.convert("RGB"), size)
-    if picture.mode == "RGBA":
-        larger.putalpha(by_lanczos(picture.getchannel("A"), size))
-    return larger.convert(picture.mode)
+def _larger(image: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:
+    """The image at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
+    size = enlarged_size(image.size, resolution)
+    larger = enlarge(image.convert("RGB"), size)
+    if image.mode == "RGBA":
+        larger.putalpha(by_lanczos(image.getchannel("A"), size))
+    return larger.convert(image.mode)

@@ -1,6 +1,6 @@
 """WD14 taggers in a folder of the user's: `model.onnx` with `selected_tags.csv`, run by onnxruntime.
 
-Such a model takes one picture as float32, 0 to 255, (1, size, size, 3), blue first, padded to a square with white; it
+Such a model takes one image as float32, 0 to 255, (1, size, size, 3), blue first, padded to a square with white; it
 gives one score per row of the list of tags.
 """
 
@@ -34,11 +34,11 @@ def open_wd14(folder: Path) -> Tagger:
     size = _input_size(session, folder / MODEL)
     name = session.get_inputs()[0].name
 
-    def tagger(picture: Image.Image) -> Description:
+    def tagger(image: Image.Image) -> Description:
         try:
-            scores = session.run(None, {name: prepared(picture, size)})[0].reshape(-1)
+            scores = session.run(None, {name: prepared(image, size)})[0].reshape(-1)
         except _failures() as error:
-            raise ModelError(f"{folder / MODEL} failed at a picture: {error}") from error
+            raise ModelError(f"{folder / MODEL} failed at an image: {error}") from error
         if len(scores) != len(labels):
             raise ModelError(f"{folder / LABELS} lists {len(labels)} tags, but the model scores {len(scores)}.")
         return Description(
@@ -57,13 +57,13 @@ def read_labels(file: Path) -> list[tuple[str, Kind]]:
         raise ModelError(f"{file} cannot be read as a list of tags with the columns name and category.") from error
 
 
-def prepared(picture: Image.Image, size: int) -> Any:
+def prepared(image: Image.Image, size: int) -> Any:
     """The model's input (1, size, size, 3): float32, 0 to 255, blue green red."""
     import numpy as np
 
-    side = max(picture.size)
+    side = max(image.size)
     square = Image.new("RGB", (side, side), WHITE)
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     if side != size:
         square = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square, np.float32)[None, :, :, ::-1])
@@ -94,5 +94,5 @@ def _input_size(session: Any, file: Path) -> int:
     """Width and height of the model's input; ModelError for models that want something else than WD14's."""
     shape = list(session.get_inputs()[0].shape)
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not isinstance(shape[1], int):
-        raise ModelError(f"{file} takes {shape}; WD14 taggers take (pictures, size, size, 3). Choose another model.")
+        raise ModelError(f"{file} takes {shape}; WD14 taggers take (images, size, size, 3). Choose another model.")
     return int(shape[1])

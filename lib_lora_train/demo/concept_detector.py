@@ -1,6 +1,6 @@
-"""Does a picture show the concept? A simple, stated detector: colours that belong together.
+"""Does an image show the concept? A simple, stated detector: colours that belong together.
 
-A sign is a range of vivid hues that must cover some share of the picture. The concept is there
+A sign is a range of vivid hues that must cover some share of the image. The concept is there
 when every sign is found and each lies inside the bounding box of the first. It is meant for concepts
 of known, unusual colours (the demo's mascot); it says nothing about beauty.
 """
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ColourSign:
-    """Vivid pixels with a hue in [low, high] degrees that cover at least `least_share` of the picture."""
+    """Vivid pixels with a hue in [low, high] degrees that cover at least `least_share` of the image."""
 
     low: float
     high: float
@@ -36,18 +36,18 @@ class ConceptDetector:
     body: ColourSign
     marks: tuple[ColourSign, ...]
 
-    def sees(self, picture: Image.Image) -> bool:
+    def sees(self, image: Image.Image) -> bool:
         """True when the body and every mark are found, each mark's centre within the body's box."""
-        pixels = np.asarray(picture.convert("RGB").convert("HSV")).astype(np.int64)
+        pixels = np.asarray(image.convert("RGB").convert("HSV")).astype(np.int64)
         body = _mask(pixels, self.body)
         if body.mean() < self.body.least_share:
             return False
         marks = [(_mask(pixels, mark), mark.least_share) for mark in self.marks]
         return all(mark.mean() >= least and _inside(mark, body) for mark, least in marks)
 
-    def share(self, pictures: Sequence[Image.Image]) -> float:
-        """Share of the pictures, 0…1, that show the concept; 0 for none at all."""
-        return sum(self.sees(picture) for picture in pictures) / len(pictures) if pictures else 0.0
+    def share(self, images: Sequence[Image.Image]) -> float:
+        """Share of the images, 0…1, that show the concept; 0 for none at all."""
+        return sum(self.sees(image) for image in images) / len(images) if images else 0.0
 
 
 def _mask(hsv: npt.NDArray[np.int64], sign: ColourSign) -> Mask:

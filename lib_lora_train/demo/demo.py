@@ -1,6 +1,6 @@
 """The demo: a LoRA of a creature the tiny model has never seen, measured epoch by epoch.
 
-Everything is the product's own: the job, the files, the grid. The demo adds the shipped data set, settings
+Everything is the product's own: the job, the files, the grid. The demo adds the shipped dataset, settings
 that suit it, numbers after every epoch, and a gate that fails loudly when the LoRA has not learnt the
 concept or has harmed its neighbours.
 """
@@ -41,7 +41,7 @@ from lib_lora_train.training.fixed_noise_loss import Probe, answers, drift, make
 DEMO_SET = PROJECT_ROOT / "assets" / "demo"
 
 MASCOT = ConceptDetector(
-    body=ColourSign(low=160, high=197, least_share=0.03),  # teal, absent from the tiny model's training pictures
+    body=ColourSign(low=160, high=197, least_share=0.03),  # teal, absent from the tiny model's training images
     marks=(ColourSign(low=305, high=345, least_share=0.006),),  # the magenta belly
 )
 
@@ -124,7 +124,7 @@ class Gate:
             ),
             (
                 rise <= self.most_base_loss_rise,
-                f"the loss on other pictures rose by {rise:.0%}, more than {self.most_base_loss_rise:.0%}",
+                f"the loss on other images rose by {rise:.0%}, more than {self.most_base_loss_rise:.0%}",
             ),
         ]
         return [sentence for kept, sentence in checks if not kept]
@@ -136,7 +136,7 @@ class _Before:
 
     answers: torch.Tensor
     uncaptioned: torch.Tensor
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Examiner:
     _before: _Before | None = None
 
     def measure(self, model: DiffusionModel, _adapter: Adapter) -> dict[str, float]:
-        """`concept_share` and `leak_share` 0…1, `concept_loss`, `base_loss`, `drift`, `picture_change` 0…1."""
+        """`concept_share` and `leak_share` 0…1, `concept_loss`, `base_loss`, `drift`, `image_change` 0…1."""
         if not self._probes:
             self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}
         given = {name: self._answers(model, name) for name in self._probes}
@@ -166,7 +166,7 @@ class Examiner:
             "concept_loss": probe_loss(model, self._probes["concept"], given["concept"]),
             "base_loss": probe_loss(model, self._probes["base"], given["base"]),
             "drift": drift(given["base"], self._before.answers, self._before.uncaptioned),
-            "picture_change": _mean_change(control, self._before.pictures),
+            "image_change": _mean_change(control, self._before.images),
         }
 
     def _make_probe(self, model: DiffusionModel, folder: Path) -> Probe:
@@ -192,9 +192,9 @@ def _last_value(events: Any) -> Any:
             return end.value
 
 
-def _mean_change(pictures: list[Image.Image], before: list[Image.Image]) -> float:
+def _mean_change(images: list[Image.Image], before: list[Image.Image]) -> float:
     """Mean absolute difference of the pixels, 0…1."""
-    pairs = zip(pictures, before, strict=True)
+    pairs = zip(images, before, strict=True)
     return float(np.mean([np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() / 255 for a, b in pairs]))
 
 

@@ -234,7 +234,7 @@ def _folder_key(concept: ScannedConcept) -> str:
 
 
 def _folders(concepts: list[ScannedConcept]) -> dict[str, Any]:
-    """Folder → repeats and number of pictures; folders of the same name are counted together."""
+    """Folder → repeats and number of images; folders of the same name are counted together."""
     folders: dict[str, Any] = {}
     for concept in concepts:
         entry = folders.setdefault(_folder_key(concept), {"n_repeats": concept.repeats, "img_count": 0})
@@ -243,7 +243,7 @@ def _folders(concepts: list[ScannedConcept]) -> dict[str, Any]:
 
 
 def _tag_frequency(plan: Plan) -> dict[str, dict[str, int]]:
-    """Folder → tag → number of pictures with it (repeats not counted), most frequent first."""
+    """Folder → tag → number of images with it (repeats not counted), most frequent first."""
     counts: dict[str, Counter[str]] = {}
     for item in plan.dataset.items:
         tags = [tag.strip().lower() for tag in item.caption.split(",")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lib_lora_train.config.train_config import TrainConfig
     from lib_lora_train.dataset_tools.tagger import Tagger
     from lib_lora_train.models.diffusion_model import DiffusionModel
-    from lib_lora_train.sampling.sampler_options import SamplerHabits
+    from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Footing:
+class RunTarget:
     """What a run would stand on, as far as it can be told without loading anything.
 
     `checkpoint` is the file whose weights would be trained on, None where nobody knows; `is_loaded`: they are in memory
@@ -44,19 +44,19 @@ class Footing:
     card: Card | None
 
 
-def file_footing(config: TrainConfig, *, on_processor: bool = False) -> Footing:
+def file_footing(config: TrainConfig, *, on_processor: bool = False) -> RunTarget:
     """That of the stand-alone host before PyTorch is loaded: whether there is a card is known only where none is used.
 
     A processor computes in fp32 unless it is told otherwise.
     """
     checkpoint = typed_path(config.checkpoint) if config.checkpoint else EMBEDDED_CHECKPOINT
     number_bytes = 4 if on_processor and config.precision == "auto" else 0
-    return Footing(checkpoint, False, number_bytes, device="cpu" if on_processor else "", card=None)
+    return RunTarget(checkpoint, False, number_bytes, device="cpu" if on_processor else "", card=None)
 
 
 @dataclass(frozen=True)
-class PictureOrder:
-    """One picture that the host shall draw by itself; sizes in px. `lora`: a file's name without ending, or ""."""
+class GenerationRequest:
+    """One image that the host shall draw by itself; sizes in px. `lora`: a file's name without ending, or ""."""
 
     prompt: str
     negative: str
@@ -70,14 +70,14 @@ class PictureOrder:
 
 
 @dataclass(frozen=True, eq=False)
-class Painting:
-    """What came of an order: the RGB picture, and the host's own text about it."""
+class GeneratedImage:
+    """What came of an order: the RGB image, and the host's own text about it."""
 
-    picture: Image.Image
+    image: Image.Image
     infotext: str
 
 
-class Painter(Protocol):
+class Txt2Img(Protocol):
     """The host's own sampler, on one checkpoint."""
 
     @property
@@ -86,8 +86,8 @@ class Painter(Protocol):
     @property
     def sampler(self) -> str: ...
 
-    def draw(self, order: PictureOrder) -> Painting:
-        """The picture, as a generation of the host's own, under its queue lock and not inside a lease.
+    def draw(self, order: GenerationRequest) -> GeneratedImage:
+        """The image, as a generation of the host's own, under its queue lock and not inside a lease.
 
         Raises ModelAwayError when another checkpoint is loaded or chosen by now, InterruptedDrawing when the user
         interrupts it, HostError when the host fails.
@@ -111,8 +111,8 @@ class Host(Protocol):
         ...
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
-        """How this host draws, so that a sample is the picture it would draw; as its settings are now."""
+    def sampler_habits(self) -> SamplerOptions:
+        """How this host draws, so that a sample is the image it would draw; as its settings are now."""
         ...
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]:
@@ -126,7 +126,7 @@ class Host(Protocol):
         """Whether somebody waits for the lease; it does not say who."""
         ...
 
-    def footing(self, config: TrainConfig) -> Footing:
+    def footing(self, config: TrainConfig) -> RunTarget:
         """What a run with these settings would stand on; cheap, takes no lock, loads nothing."""
         ...
 
@@ -142,7 +142,7 @@ class Host(Protocol):
         """The host's own samplers, in its order; () where it has none."""
         ...
 
-    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Painter:
+    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Txt2Img:
         """The host's own sampler on the checkpoint of `model`, or on the one that is loaded.
 
         HostError where there is none of this name, or where the host has another checkpoint loaded.
@@ -153,20 +153,20 @@ class Host(Protocol):
         """The host's own upscalers that can be used at once; () where it has none."""
         ...
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """The RGB picture enlarged to `size` by one of them, in a turn of its own; not inside a lease.
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The RGB image enlarged to `size` by one of them, in a turn of its own; not inside a lease.
 
         HostError where there is none of this name or where it fails, InterruptedDrawing at the host's Interrupt.
         """
         ...
 
     def tagger_names(self) -> tuple[str, ...]:
-        """The host's own describers of pictures; () where it has none."""
+        """The host's own describers of images; () where it has none."""
         ...
 
     def tagger(self, name: str) -> AbstractContextManager[Tagger]:
         """A turn with one of them, for this thread alone, as the host's own use of it; not inside a lease.
 
-        To be left after a picture when `is_wanted`. HostError where there is none of this name or where it fails.
+        To be left after an image when `is_wanted`. HostError where there is none of this name or where it fails.
         """
         ...

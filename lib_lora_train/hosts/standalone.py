@@ -13,20 +13,20 @@ from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import card_of, device_name
-from lib_lora_train.hosts.host import Footing
+from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.diffusion_model import (
     DiffusionModel,
 )
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.models.loading import ModelChoice, load_model, told_by
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.models.loading import ModelChoice, load_model, model_overrides
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from lib_lora_train.config.train_config import TrainConfig
     from lib_lora_train.dataset_tools.tagger import Tagger
-    from lib_lora_train.hosts.host import Painter
+    from lib_lora_train.hosts.host import Txt2Img
 
 
 def default_device() -> torch.device:
@@ -59,9 +59,9 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
-        """The usual ones, with noise from the processor: the same pictures on every machine."""
-        return SamplerHabits()
+    def sampler_habits(self) -> SamplerOptions:
+        """The usual ones, with noise from the processor: the same images on every machine."""
+        return SamplerOptions()
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
@@ -76,10 +76,10 @@ class StandaloneHost:
         """Whether another thread waits for the lease."""
         return self._lock.is_wanted()
 
-    def footing(self, config: TrainConfig) -> Footing:
+    def footing(self, config: TrainConfig) -> RunTarget:
         """The file that would be read, and whether it was read before."""
         choice, card = self._chosen(config), card_of(self.device)
-        return Footing(
+        return RunTarget(
             checkpoint=choice.checkpoint or EMBEDDED_CHECKPOINT,
             is_loaded=self._model is not None and choice == self._choice,
             number_bytes=4
@@ -111,14 +111,14 @@ class StandaloneHost:
         """None."""
         return ()
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
         """HostError."""
-        wanted = f"{picture.width}×{picture.height} px to {size[0]}×{size[1]}"
+        wanted = f"{image.width}×{image.height} px to {size[0]}×{size[1]}"
         raise HostError(
             f"{upscaler} is an upscaler of a webui, and there is none here to bring {wanted}. Take Lanczos."
         )
 
-    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Painter:
+    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Txt2Img:
         """HostError: there is no webui to draw for `model`."""
         name = model.name if model else "the model"
         raise HostError(f"{sampler} is a sampler of a webui, and there is none here to draw with {name}.")
@@ -138,7 +138,7 @@ class StandaloneHost:
         if vae is None and checkpoint == own.checkpoint:
             vae = own.vae
         precision = own.precision if config.precision == "auto" else config.precision
-        return ModelChoice(checkpoint, vae, precision, config.fp8_base, told_by(config))
+        return ModelChoice(checkpoint, vae, precision, config.fp8_base, model_overrides(config))
 
     def _loaded(self, choice: ModelChoice) -> DiffusionModel:
         if self._model is None or choice != self._choice:

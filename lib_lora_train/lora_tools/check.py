@@ -15,8 +15,8 @@ from lib_lora_train.adapters.files.decode import (
     NEWER_GLORA,
     OTHER_ALPHA,
     TUCKER_LOKR,
-    Opened,
-    OpenedLayer,
+    ParsedLayer,
+    ParsedLora,
     has_other_axis,
     open_file,
 )
@@ -142,7 +142,7 @@ def _part(name: str) -> str:
     return "text encoder" if name.startswith("lora_te") else "other"
 
 
-def _norm(layer: OpenedLayer) -> float | None:
+def _norm(layer: ParsedLayer) -> float | None:
     """‖ΔW‖, None where it depends on the model's weights."""
     if layer.depends_on_model:
         return None
@@ -153,7 +153,7 @@ def _norm(layer: OpenedLayer) -> float | None:
     return float(layer.family.diff_norm(weights, layer.options, torch.empty(0)))
 
 
-def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
+def _base_model(opened: ParsedLora, metadata: Mapping[str, str]) -> str:
     """Which models the file is for: by the width of the prompt that cross-attention reads, else by names and words."""
     other = other_model(opened.layers)
     if other:
@@ -172,7 +172,7 @@ def _base_model(opened: Opened, metadata: Mapping[str, str]) -> str:
     return _by_names(opened) or "an unknown model"
 
 
-def _by_names(opened: Opened) -> str:
+def _by_names(opened: ParsedLora) -> str:
     """By layers that not all have: SDXL's second encoder and deeper transformers, the other two's widths of text."""
     if any(name.startswith(("lora_te1", "lora_te2")) or _DEEP.search(name) for name in opened.layers):
         return "SDXL"
@@ -183,7 +183,7 @@ def _by_names(opened: Opened) -> str:
     return "SD1 or SD2" if any(_SHALLOW.search(name) for name in opened.layers) else ""
 
 
-def _inputs(layer: OpenedLayer) -> int | None:
+def _inputs(layer: ParsedLayer) -> int | None:
     """In-features of a linear layer, as far as its tensors tell."""
     weights = layer.weights
     if layer.family.NAME == "lokr":

@@ -75,7 +75,7 @@ def assemble(
     """The model on these ldm tensors: shared where they lie, after at most one conversion.
 
     `dtype` and `device` None leave the tensors as and where they are. The VAE is never brought to bfloat16,
-    whose 8 bits of precision would show in every picture: it stays in float32 then. Errors as `graft`.
+    whose 8 bits of precision would show in every image: it stays in float32 then. Errors as `graft`.
     """
     converted = {key: _converted(key, tensor, dtype, device) for key, tensor in tensors.items()}
     grafted = graft(converted, spec)
@@ -116,17 +116,17 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None, device: torc
 
 
 @dataclass(frozen=True)
-class Told:
+class ModelOverrides:
     """What the user says of a model, where neither the file nor the webui does; "auto" leaves it to them."""
 
     prediction_type: str = "auto"
     zero_terminal_snr: str = "auto"
 
 
-NOTHING_TOLD = Told()
+NO_OVERRIDES = ModelOverrides()
 
 
-def as_told(model: DiffusionModel, told: Told) -> DiffusionModel:
+def with_overrides(model: DiffusionModel, told: ModelOverrides) -> DiffusionModel:
     """The model with the user's word on what it predicts and how its noise schedule ends; itself where that is nothing.
 
     The schedule keeps the owner's numbers and is rescaled; only a rescaled one becomes the family's own again.

@@ -232,7 +232,7 @@ def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
 _UNUSED = (
     (r"^first_stage_model\.(loss|model_ema)\.", "only for training the VAE"),
     (r"\.position_ids$", "position numbers are made anew"),
-    (r"\.(logit_scale|attn_mask|text_projection(\.weight)?)$", "only for comparing texts with pictures"),
+    (r"\.(logit_scale|attn_mask|text_projection(\.weight)?)$", "only for comparing texts with images"),
 )
 
 

@@ -27,7 +27,7 @@ _MEMORY_LIMIT = 2 << 30  # bytes of posteriors kept in memory when they are on d
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """A picture's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled.
+    """An image's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled.
 
     `mask` (h, w) float32 in [0, 1] says where the loss counts, None for everywhere.
     """
@@ -47,7 +47,7 @@ class Posterior:
 
 
 class LatentStore:
-    """The posterior of every view of a data set, by number; read back from disk where memory was full.
+    """The posterior of every view of a dataset, by number; read back from disk where memory was full.
 
     An item's first view has the item's number. `missing` holds the views that could not be encoded; asking for one
     raises KeyError.
@@ -105,7 +105,7 @@ def _finite(*tensors: Tensor) -> bool:
 
 
 def _keys(vae: str, plan: Plan) -> list[str]:
-    """Per view a name that changes with the picture's bytes, the VAE, the size, the crop, the look and the mask."""
+    """Per view a name that changes with the image's bytes, the VAE, the size, the crop, the look and the mask."""
     keys = []
     for view in plan.all_views:
         item = plan.dataset.items[view.item]
@@ -123,7 +123,7 @@ def _key(*parts: object) -> str:
 
 
 def _first_of_each(keys: Sequence[str]) -> list[int]:
-    """The index of each key's first use: a picture that is in the data set twice is encoded once."""
+    """The index of each key's first use: an image that is in the dataset twice is encoded once."""
     first: dict[str, int] = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)

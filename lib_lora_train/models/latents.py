@@ -1,6 +1,6 @@
-"""Pictures to VAE posteriors and back; posteriors are cached by content, in memory and on disk.
+"""Images to VAE posteriors and back; posteriors are cached by content, in memory and on disk.
 
-C: latent channels (4); h, w: height and width of the latent, an eighth of the picture's.
+C: latent channels (4); h, w: height and width of the latent, an eighth of the image's.
 A posterior is kept instead of one sample of it, so that every epoch draws its own latents.
 """
 
@@ -46,9 +46,9 @@ _CELL = 8  # px per latent cell
 def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) -> Generator[Event, None, LatentStore]:
     """Yields the progress of encoding every view of the plan and returns, as the generator's value, the store.
 
-    Views of one size are encoded together. What was encoded before, by content of picture, mask and VAE, placement
-    and look, is taken from `cache_dir`; None keeps all in memory. A picture that cannot be read or encoded
-    is left out with a `Noted`. OutputError if the cache cannot be written; DataError if no picture is left.
+    Views of one size are encoded together. What was encoded before, by content of image, mask and VAE, placement
+    and look, is taken from `cache_dir`; None keeps all in memory. An image that cannot be read or encoded
+    is left out with a `Noted`. OutputError if the cache cannot be written; DataError if no image is left.
     """
     views, items = plan.all_views, plan.dataset.items
     keys = _keys(vae_hash(model), plan)
@@ -59,16 +59,16 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
     encoder = _Encoder(model)
     done = 0
     for batch in _batches(todo, plan):
-        pictures: dict[int, Image.Image] = {}
+        images: dict[int, Image.Image] = {}
         masks: dict[int, Tensor | None] = {}
         for index in batch:
             try:
                 view = views[index]
                 masks[index] = _mask(items[view.item], view)
-                pictures[index] = read_pixels(items[view.item].image, view.placement, view.look)
+                images[index] = read_pixels(items[view.item].image, view.placement, view.look)
             except DataError as reason:
                 yield Noted("warning", str(items[views[index].item].image.path), f"left out: {reason}")
-        for index, posterior in zip(pictures, encoder.encode(list(pictures.values())), strict=True):
+        for index, posterior in zip(images, encoder.encode(list(images.values())), strict=True):
             if posterior is None:
                 where = str(items[views[index].item].image.path)
                 yield Noted("warning", where, "left out: the VAE gives NaN for it, in fp32 too.")
@@ -92,12 +92,12 @@ def _mask(item: Item, view: View) -> Tensor | None:
 def _store(keys: Sequence[str], collected: _Collected) -> LatentStore:
     entries = {index: collected.entries[key] for index, key in enumerate(keys) if key in collected.entries}
     if not entries:
-        raise DataError("None of the pictures could be encoded; see the warnings above for each of them.")
+        raise DataError("None of the images could be encoded; see the warnings above for each of them.")
     return LatentStore(entries, frozenset(range(len(keys))) - entries.keys())
 
 
 def _batches(indices: Sequence[int], plan: Plan) -> Iterator[list[int]]:
-    """The items in groups of one size, as many as fit into the pixels of four 512 px pictures."""
+    """The items in groups of one size, as many as fit into the pixels of four 512 px images."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index in indices:
         placement = plan.all_views[index].placement
@@ -113,19 +113,19 @@ class _Encoder:
     def __init__(self, model: DiffusionModel) -> None:
         self._vae = model.vae
 
-    def encode(self, pictures: Sequence[Image.Image]) -> list[Posterior | None]:
-        """One posterior per picture; None where even float32 gives NaN or infinity."""
-        if not pictures:
+    def encode(self, images: Sequence[Image.Image]) -> list[Posterior | None]:
+        """One posterior per image; None where even float32 gives NaN or infinity."""
+        if not images:
             return []
-        found = self._encode(pictures)
+        found = self._encode(images)
         if None in found and next(self._vae.parameters()).dtype != torch.float32:
             self._vae = float32_copy(self._vae)
-            found = self._encode(pictures)
+            found = self._encode(images)
         return found
 
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[Posterior | None]:
+    def _encode(self, images: Sequence[Image.Image]) -> list[Posterior | None]:
         parameter = next(self._vae.parameters())
-        batch = torch.stack([pixels_to_tensor(picture) for picture in pictures])
+        batch = torch.stack([pixels_to_tensor(image) for image in images])
         with torch.no_grad():
             moments = self._vae.encode(batch.to(parameter.device, parameter.dtype)).latent_dist
             means, stds = moments.mean.float().cpu(), moments.std.float().cpu()
@@ -143,10 +143,10 @@ def float32_copy(vae: Any) -> Any:
     return copy.deepcopy(vae).float()
 
 
-def pixels_to_tensor(picture: Image.Image) -> Tensor:
+def pixels_to_tensor(image: Image.Image) -> Tensor:
     """(3, H, W) float32 in [-1, 1]."""
-    raw = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return raw.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return raw.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 # --- keys and files -----------------------------------------------------------------------------
@@ -156,16 +156,16 @@ def pixels_to_tensor(picture: Image.Image) -> Tensor:
 
 
 def decode_latents(model: DiffusionModel, latents: Tensor) -> list[Image.Image]:
-    """RGB pictures of 8 times the size for scaled latents (B, C, h, w), one after the other to save memory."""
+    """RGB images of 8 times the size for scaled latents (B, C, h, w), one after the other to save memory."""
     vae = model.vae
-    pictures = []
+    images = []
     for latent in latents.detach() / model.spec.scale_factor:
         pixels = _decode(vae, latent)
         if not _finite(pixels) and next(vae.parameters()).dtype != torch.float32:
             vae = float32_copy(vae)
             pixels = _decode(vae, latent)
-        pictures.append(tensor_to_pixels(pixels))
-    return pictures
+        images.append(tensor_to_pixels(pixels))
+    return images
 
 
 def _decode(vae: Any, latent: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ def _decode(vae: Any, latent: Tensor) -> Tensor:
 
 
 def tensor_to_pixels(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as an RGB picture; what is outside is cut, what is not a number becomes black.
+    """(3, H, W) in [-1, 1] as an RGB image; what is outside is cut, what is not a number becomes black.
 
-    Rounded down, as the webuis do, so that a sample is their picture to the last bit; the small number is there
+    Rounded down, as the webuis do, so that a sample is their image to the last bit; the small number is there
     for pixels that were whole numbers before they were made floats.
     """
     steps = torch.nan_to_num((pixels + 1.0) * 127.5 + 1e-4, nan=0.0).clamp(0, 255).to(torch.uint8)

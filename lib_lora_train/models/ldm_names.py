@@ -85,7 +85,7 @@ def _resnet(rest: str) -> str:
 
 
 def ldm_vae_name(name: str, levels: int) -> str:
-    """`decoder.up_blocks.0.resnets.1.conv1` → `decoder.up.3.block.1.conv1`; ldm counts up blocks from the picture."""
+    """`decoder.up_blocks.0.resnets.1.conv1` → `decoder.up.3.block.1.conv1`; ldm counts up blocks from the image."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     if found := re.fullmatch(r"(\w+)\.(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", name):
         side, way, block, kind, index, rest = found[1], found[2], int(found[3]), found[4], found[5], found[6]

@@ -13,12 +13,12 @@ from lib_lora_train.models.architecture import infer_spec
 from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, replace_vae, shapes_of
 from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
 from lib_lora_train.models.diffusion_model import (
-    NOTHING_TOLD,
+    NO_OVERRIDES,
     DiffusionModel,
-    Told,
-    as_told,
+    ModelOverrides,
     assemble,
     looks_like_v_prediction,
+    with_overrides,
 )
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.fp8 import store_in_eight_bit
@@ -39,7 +39,7 @@ class ModelChoice:
     vae: Path | None = None
     precision: str = "auto"
     eight_bit: bool = False
-    told: Told = NOTHING_TOLD
+    told: ModelOverrides = NO_OVERRIDES
 
 
 def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
@@ -64,7 +64,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         raise ModelError(f"{path.name}: {reason}") from reason
     if spec.family == "sd2" and hints.prediction_type is None:
         model = _with_measured_prediction(model)
-    model = as_told(model, choice.told)
+    model = with_overrides(model, choice.told)
     return _in_eight_bit(model) if choice.eight_bit else model
 
 
@@ -94,6 +94,6 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return _DTYPES[precision]
 
 
-def told_by(config: TrainConfig) -> Told:
+def model_overrides(config: TrainConfig) -> ModelOverrides:
     """What the settings say of the model."""
-    return Told(config.prediction_type, config.zero_terminal_snr)
+    return ModelOverrides(config.prediction_type, config.zero_terminal_snr)

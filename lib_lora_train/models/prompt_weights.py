@@ -20,7 +20,7 @@ _ESCAPED = re.compile(r"\\([()\[\]\\])")
 
 
 @dataclass(frozen=True)
-class Piece:
+class MatrixView:
     """Text of one weight. BREAK is a piece of weight −1; within brackets it is a word, as in the webuis."""
 
     text: str
@@ -32,15 +32,15 @@ class Piece:
         return self == _BREAK_PIECE
 
 
-_BREAK_PIECE = Piece("BREAK", -1.0)
+_BREAK_PIECE = MatrixView("BREAK", -1.0)
 
 
-def plain_pieces(text: str) -> list[Piece]:
+def plain_pieces(text: str) -> list[MatrixView]:
     """The text without weights, parted at BREAK; brackets are letters, escaped ones too, without their backslash."""
     return [piece for part in _parted(_ESCAPED.sub(r"\1", text)) for piece in part]
 
 
-def weighted_pieces(text: str) -> list[Piece]:
+def weighted_pieces(text: str) -> list[MatrixView]:
     """The text with the weights that its brackets say; neighbours of the same weight are one piece."""
     reader = _Reader()
     for symbol in _SYMBOL.finditer(text):
@@ -48,16 +48,16 @@ def weighted_pieces(text: str) -> list[Piece]:
     return _merged(reader.finished())
 
 
-def _parted(text: str) -> list[list[Piece]]:
+def _parted(text: str) -> list[list[MatrixView]]:
     parts = _BREAK.split(text)
-    return [[*([_BREAK_PIECE] if number else []), Piece(part)] for number, part in enumerate(parts)]
+    return [[*([_BREAK_PIECE] if number else []), MatrixView(part)] for number, part in enumerate(parts)]
 
 
 class _Reader:
     """The pieces so far, and where the brackets opened that are not closed yet."""
 
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []
+        self._pieces: list[MatrixView] = []
         self._open: dict[str, list[int]] = {"(": [], "[": []}
 
     def read(self, symbol: re.Match[str]) -> None:
@@ -65,7 +65,7 @@ class _Reader:
         text = symbol.group()
         weight = _number(symbol["weight"])
         if symbol["escaped"] is not None:
-            self._pieces.append(Piece(symbol["escaped"]))
+            self._pieces.append(MatrixView(symbol["escaped"]))
         elif symbol["open"]:
             self._open[text].append(len(self._pieces))
         elif weight is not None and self._open["("]:
@@ -75,7 +75,7 @@ class _Reader:
         else:
             self._pieces += [piece for part in _parted(text) for piece in part]
 
-    def finished(self) -> list[Piece]:
+    def finished(self) -> list[MatrixView]:
         """All pieces, with the brackets closed that the text left open."""
         for bracket, factor in (("(", ROUND), ("[", SQUARE)):
             while self._open[bracket]:
@@ -84,7 +84,7 @@ class _Reader:
 
     def _close(self, bracket: str, factor: float) -> None:
         start = self._open[bracket].pop()
-        self._pieces[start:] = [Piece(piece.text, piece.weight * factor) for piece in self._pieces[start:]]
+        self._pieces[start:] = [MatrixView(piece.text, piece.weight * factor) for piece in self._pieces[start:]]
 
 
 def _number(text: str | None) -> float | None:
@@ -94,12 +94,12 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _merged(pieces: list[Piece]) -> list[Piece]:
-    merged: list[Piece] = []
+def _merged(pieces: list[MatrixView]) -> list[MatrixView]:
+    merged: list[MatrixView] = []
     for piece in pieces:
         last = merged[-1] if merged else None
         if last is not None and last.weight == piece.weight:
-            merged[-1] = Piece(last.text + piece.text, piece.weight)
+            merged[-1] = MatrixView(last.text + piece.text, piece.weight)
         else:
             merged.append(piece)
     return merged

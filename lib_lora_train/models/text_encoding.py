@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.prompt_weights import Piece, plain_pieces, weighted_pieces
+from lib_lora_train.models.prompt_weights import MatrixView, plain_pieces, weighted_pieces
 
 if TYPE_CHECKING:
     from lib_lora_train.models.architecture import TextEncoderSpec
@@ -98,7 +98,7 @@ def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int, wei
     return [_caption_chunks([(piece, next(ids)) for piece in caption], most, comma) for caption in pieces]
 
 
-def _caption_chunks(pieces: Sequence[tuple[Piece, list[int]]], most: int, comma: int) -> list[Chunk]:
+def _caption_chunks(pieces: Sequence[tuple[MatrixView, list[int]]], most: int, comma: int) -> list[Chunk]:
     """The chunks of one caption's pieces and their ids; BREAK ends one, which may be empty."""
     parts: list[Chunk] = [[]]
     for piece, ids in pieces:
@@ -217,6 +217,6 @@ def _pooled(model: DiffusionModel, last: Tensor, ids: Tensor) -> Tensor:
 def size_condition(
     original: Sequence[tuple[int, int]], crop: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """SDXL's size conditioning (B, 6) float32, from (height, width), (top, left) and (height, width) per picture."""
+    """SDXL's size conditioning (B, 6) float32, from (height, width), (top, left) and (height, width) per image."""
     rows = [(*a, *b, *c) for a, b, c in zip(original, crop, target, strict=True)]
     return torch.tensor(rows, dtype=torch.float32)

@@ -72,7 +72,7 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def sample(self, epoch: int, number: int, step: int = 0) -> Path:
-        """The picture of a prompt, counted from 1, after an epoch or, within one, after a step."""
+        """The image of a prompt, counted from 1, after an epoch or, within one, after a step."""
         moment = f"step-{step:08}" if step else f"epoch-{epoch:06}"
         return self.samples / f"{moment}-{number:02}.png"
 

@@ -34,7 +34,7 @@ def step_name(run: str, step: int) -> str:
 class History:
     """What a run has done.
 
-    `losses`: the mean loss by epoch that is over; `samples`: how many pictures were drawn after its end; `files`: the
+    `losses`: the mean loss by epoch that is over; `samples`: how many images were drawn after its end; `files`: the
     LoRA files that were not deleted, by path, in order of writing.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.validate import judge, require_usable
+from lib_lora_train.config.validation.validate import require_usable, validate
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
@@ -24,9 +24,9 @@ class JobPlan:
 def plan_job(config: TrainConfig) -> JobPlan:
     """What would be trained; ConfigError or DataError when it cannot be.
 
-    `problems` begins with the settings', then come the pictures' and the plan's.
+    `problems` begins with the settings', then come the images' and the plan's.
     """
-    judged = judge(config)
+    judged = validate(config)
     require_usable(judged)
     dataset = read_dataset(config)
     plan = make_plan(dataset, config)

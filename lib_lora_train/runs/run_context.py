@@ -21,7 +21,7 @@ from lib_lora_train.core.errors import HostError, OutputError
 from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.hosts.host import Host, Painter
+from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import History, read_history
@@ -54,15 +54,15 @@ class JobRun:
     adapter: Adapter
     state: TrainState | None
     history: History
-    pictures: dict[int, list[Image.Image]] = field(default_factory=dict)
+    images: dict[int, list[Image.Image]] = field(default_factory=dict)
     cards: dict[Path, int] = field(default_factory=dict)
     """Cards that were written, with the time of that."""
     training: Training | None = None
     """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
     validation: Validation | None = None
-    """Measures the loss on the pictures kept from training, if there are any."""
-    painter: Painter | None = None
-    """The webui's own sampler, if it draws the pictures; from files then."""
+    """Measures the loss on the images kept from training, if there are any."""
+    painter: Txt2Img | None = None
+    """The webui's own sampler, if it draws the images; from files then."""
     written_step: int = 0
     kept_step: int = 0
     """The step of the newest state file; the one before the first step needs none."""
@@ -194,7 +194,7 @@ def noted_names(run: JobRun) -> Iterator[Event]:
 
 
 def with_painter(run: JobRun) -> Iterator[Event]:
-    """The webui draws the run's pictures if the settings say so and it can; else why not."""
+    """The webui draws the run's images if the settings say so and it can; else why not."""
     if run.config.webui_sampler and run.prompts:
         try:
             run.painter = run.host.painter(run.config.webui_sampler, run.model)

@@ -248,7 +248,7 @@ class JobRunner:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Pictures of the current run that the page may show."""
+        """Images of the current run that the page may show."""
         with self._lock:
             return tuple(self._run.files) if self._run else ()
 

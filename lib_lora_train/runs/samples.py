@@ -1,4 +1,4 @@
-"""The pictures of a run: samples as it goes on, and the grid at its end."""
+"""The images of a run: samples as it goes on, and the grid at its end."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from lib_lora_train.runs.history import epoch_name, step_name
 from lib_lora_train.runs.run_context import JobRun, timed
 from lib_lora_train.runs.webui_grid import paint_samples
 from lib_lora_train.sampling.grid import compose_grid, epoch_rows
-from lib_lora_train.sampling.infotext import infotext, write_picture
+from lib_lora_train.sampling.infotext import infotext, write_image
 from lib_lora_train.sampling.sample import draw_samples
-from lib_lora_train.training.lease import Breathe, leased_in_breaths
+from lib_lora_train.training.lease import Breathe, leased_with_yields
 
-_PICTURES_AT_ONCE = 4  # so that the first ones are soon to be seen
+_IMAGES_AT_ONCE = 4  # so that the first ones are soon to be seen
 
 
 def load_rows(run: JobRun) -> None:
-    """Take the pictures that a resumed run drew before, if its prompts are still the same ones."""
+    """Take the images that a resumed run drew before, if its prompts are still the same ones."""
     prompts = run.state.config.get("sample_prompts") if run.state else None
     if not run.prompts or list(run.config.sample_prompts) != prompts:
         return
     for epoch in (0, *run.history.losses):
         row = [run.folder.sample(epoch, number) for number in range(1, len(run.prompts) + 1)]
         if all(path.is_file() for path in row):
-            run.pictures[epoch] = [_loaded(path) for path in row]
+            run.images[epoch] = [_loaded(path) for path in row]
 
 
 def _loaded(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def draw_row(run: JobRun, epoch: int, step: int = 0) -> Iterator[Event]:
@@ -65,35 +65,35 @@ def draw_row(run: JobRun, epoch: int, step: int = 0) -> Iterator[Event]:
         return
     path = run.history.epoch_files().get(epoch)
     if path and not step:
-        yield from carded(run, path, partial(write_preview, path, run.pictures[epoch][0].save))
+        yield from carded(run, path, partial(write_preview, path, run.images[epoch][0].save))
 
 
 def _draw_row(run: JobRun, epoch: int, step: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
-    at_once = 1 if run.painter else _PICTURES_AT_ONCE
+    at_once = 1 if run.painter else _IMAGES_AT_ONCE
     for start in range(0, len(run.prompts), at_once):
         prompts = run.prompts[start : start + at_once]
-        for prompt, (picture, text) in zip(prompts, (yield from _pictures(run, prompts, epoch, step)), strict=True):
-            row.append(picture)
+        for prompt, (image, text) in zip(prompts, (yield from _images(run, prompts, epoch, step)), strict=True):
+            row.append(image)
             path = run.folder.sample(epoch, len(row), step)
-            write_picture(path, picture, text)
+            write_image(path, image, text)
             yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed, step)
         yield Progress("samples", len(row), len(run.prompts))
     if not step:
-        run.pictures[epoch] = row
+        run.images[epoch] = row
 
 
-def _pictures(
+def _images(
     run: JobRun, prompts: Sequence[SamplePrompt], epoch: int, step: int
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
-    """Each prompt's picture and infotext: by the webui from a file, or by us with the adapter in place."""
+    """Each prompt's image and infotext: by the webui from a file, or by us with the adapter in place."""
     config = run.config
     if run.painter:
         painting = paint_samples(
             run.painter, prompts, lora=_file_to_draw(run, epoch), clip_skip=config.clip_skip, control=run.control
         )
-        return [(painted.picture, painted.infotext) for painted in (yield from painting)]
-    drawn = yield from leased_in_breaths(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
+        return [(painted.image, painted.infotext) for painted in (yield from painting)]
+    drawn = yield from leased_with_yields(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
     shared = {"sampler": config.sample_sampler, "model": run.model.name}
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
     texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
@@ -136,13 +136,13 @@ def draw_grid(run: JobRun) -> Iterator[Event]:
         for epoch, path in run.history.epoch_files().items():
             run.adapter.load_state(read_adapter(path).state)
             yield from draw_row(run, epoch)
-    if run.pictures:
+    if run.images:
         yield from timed("grid", 0, _compose(run))
 
 
 def _compose(run: JobRun) -> Generator[Event, None, None]:
     columns = [prompt.prompt for prompt in run.prompts]
     losses = {epoch: run.history.loss_text(epoch) for epoch in run.history.losses}
-    rows = epoch_rows(dict(sorted(run.pictures.items())), losses)
-    write_picture(run.folder.grid, compose_grid(columns, rows, title=f"{run.name} on {run.model.name}"))
+    rows = epoch_rows(dict(sorted(run.images.items())), losses)
+    write_image(run.folder.grid, compose_grid(columns, rows, title=f"{run.name} on {run.model.name}"))
     yield GridDrawn(str(run.folder.grid))

@@ -90,7 +90,7 @@ def _free_port() -> int:
     raise HostError("There is no free port for TensorBoard. Close some programs.")
 
 
-def boarded(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:
+def with_tensorboard(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:
     """The same events, each also logged; without the package a warning comes first and nothing is logged."""
     open_writer = _summary_writer()
     if open_writer is None:

@@ -1,7 +1,7 @@
-"""The arrows, composed: folder → data set → plan → caches → training → files → grid.
+"""The arrows, composed: folder → dataset → plan → caches → training → files → grid.
 
 The sole entry for page, command line and REST. `run_job` is a generator of events: whoever iterates
-it decides the pace; all disk writing of a run happens here and in `job_files`, `job_pictures`.
+it decides the pace; all disk writing of a run happens here and in `job_files`, `job_images`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.planning import JobPlan, plan_job
 from lib_lora_train.runs.run_context import JobRun, Measure, noted_names, prepared, timed, with_painter
 from lib_lora_train.runs.samples import draw_grid, draw_row, load_rows
-from lib_lora_train.runs.tensorboard import boarded
+from lib_lora_train.runs.tensorboard import with_tensorboard
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import Breathe, leased, leased_in_breaths
+from lib_lora_train.training.lease import Breathe, leased, leased_with_yields
 from lib_lora_train.training.loop import Training, train
 from lib_lora_train.training.loss import loss_rule
 from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
@@ -72,7 +72,7 @@ def run_job(
     that run goes on, in the same series of files. Raises LoraTrainError for what a user can mend.
     """
     events = _run_of(config, host, folder=folder, control=control, measure=measure, job=job, state=state)
-    yield from boarded(events, folder, config.optimizer) if config.tensorboard else events
+    yield from with_tensorboard(events, folder, config.optimizer) if config.tensorboard else events
 
 
 def _run_of(
@@ -97,7 +97,7 @@ def _run_of(
     yield PhaseEnded("load", time.monotonic() - began)
     if model.note:
         yield Noted("hint", model.name, model.note)
-    loss_rule(config, model.schedule.prediction_type)  # refused now rather than after all pictures are encoded
+    loss_rule(config, model.schedule.prediction_type)  # refused now rather than after all images are encoded
     try:
         latents = yield from _encoded(model, plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepared(
@@ -111,7 +111,7 @@ def _run_of(
 
 
 def _planned(config: TrainConfig, job: JobPlan | None) -> Generator[Event, None, JobPlan]:
-    """Settings judged, pictures scanned, batches planned, unless that was done already; what is known of them."""
+    """Settings judged, images scanned, batches planned, unless that was done already; what is known of them."""
     if job is None:
         yield PhaseStarted("scan")
         began = time.monotonic()
@@ -146,14 +146,14 @@ def _state_to_go_on_from(path: Path, config: TrainConfig, *, job: JobPlan, folde
 def _encoded(
     model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
 ) -> Generator[Event, None, LatentStore]:
-    """The latents of a plan's pictures, encoded in turns."""
+    """The latents of a plan's images, encoded in turns."""
     cache = folder.root.parent / "latents" if config.cache_to_disk else None
     encoding = in_turns(host, model, control, encode_dataset(model, plan, cache))
     return (yield from timed("latents", len(plan.dataset.items), encoding))
 
 
 def _validation(run: JobRun) -> Generator[Event, None, Validation | None]:
-    """What measures the loss on the pictures kept from training; none if none are kept or can be encoded."""
+    """What measures the loss on the images kept from training; none if none are kept or can be encoded."""
     plan = run.plan.validation
     if plan is None:
         return None
@@ -176,7 +176,7 @@ def _run_through(run: JobRun, latents: LatentStore, measure: Measure | None) -> 
         run.validation = yield from _validation(run)
         if run.state:
             yield from _resumed(run, run.state)
-        if run.config.sample_every_n_epochs and 0 not in run.pictures:
+        if run.config.sample_every_n_epochs and 0 not in run.images:
             yield from draw_row(run, 0)
         if not run.state:
             yield from _measured(run, measure, 0)
@@ -286,7 +286,7 @@ def _made_up_for(run: JobRun, training: Training) -> Iterator[Event]:
     known = {file.epoch: file.step for file in run.history.files.values() if file.epoch}
     if known.get(epoch) != step:
         yield from _epoch_file(run, epoch, step)
-    if run.history.samples.get(epoch, 0) < len(run.prompts) or epoch not in run.pictures:
+    if run.history.samples.get(epoch, 0) < len(run.prompts) or epoch not in run.images:
         yield from _epoch_samples(run, epoch)
 
 
@@ -336,7 +336,7 @@ def _asked_for(run: JobRun, training: Training) -> Iterator[Event]:
 
 
 def _measured(run: JobRun, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    """What is to be known after an epoch: the loss on pictures kept from training, and what `measure` tells."""
+    """What is to be known after an epoch: the loss on images kept from training, and what `measure` tells."""
     if measure is None and run.validation is None:
         return
     yield PhaseStarted("evaluate")
@@ -347,6 +347,6 @@ def _measured(run: JobRun, measure: Measure | None, epoch: int) -> Iterator[Even
             validated = {VALIDATION_LOSS: run.validation.measure(model, breathe)} if run.validation else {}
             return {**validated, **(measure(model, run.adapter) if measure else {})}
 
-    values = yield from leased_in_breaths(run.host, run.model, run.control, values_of)
+    values = yield from leased_with_yields(run.host, run.model, run.control, values_of)
     yield PhaseEnded("evaluate", time.monotonic() - began)
     yield Measured(epoch, values)

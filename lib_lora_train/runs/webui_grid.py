@@ -1,6 +1,6 @@
-"""Pictures that the webui draws itself from LoRA files, with any of its samplers: a run's samples, and its epoch grid.
+"""Images that the webui draws itself from LoRA files, with any of its samplers: a run's samples, and its epoch grid.
 
-Each picture is a generation of the webui's own in its queue: whoever waits there goes between two of them.
+Each image is a generation of the webui's own in its queue: whoever waits there goes between two of them.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelAwayError
 from lib_lora_train.core.events import Event
 from lib_lora_train.formats.toml import read_toml_config
-from lib_lora_train.hosts.host import Host, Painter, Painting, PictureOrder
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Host, Txt2Img
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_records
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.sampling.grid import GridRow, compose_grid
-from lib_lora_train.sampling.infotext import write_picture
+from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.wait_for_model import patiently
+from lib_lora_train.training.wait_for_model import wait_for_model
 
 
 def paint_samples(
-    painter: Painter, prompts: Sequence[SamplePrompt], *, lora: str, clip_skip: int, control: Control
-) -> Generator[Event, None, list[Painting]]:
-    """One picture per prompt with the LoRA file called `lora`, without any for ""; waits while the model is away."""
+    painter: Txt2Img, prompts: Sequence[SamplePrompt], *, lora: str, clip_skip: int, control: Control
+) -> Generator[Event, None, list[GeneratedImage]]:
+    """One image per prompt with the LoRA file called `lora`, without any for ""; waits while the model is away."""
     drawn = []
     for prompt in prompts:
         order = _order(prompt, lora=lora, clip_skip=clip_skip)
-        drawn.append((yield from patiently(control, lambda order=order: painter.draw(order))))  # type: ignore[misc]
+        drawn.append((yield from wait_for_model(control, lambda order=order: painter.draw(order))))  # type: ignore[misc]
     return drawn
 
 
-def _order(prompt: SamplePrompt, *, lora: str, clip_skip: int) -> PictureOrder:
-    return PictureOrder(
+def _order(prompt: SamplePrompt, *, lora: str, clip_skip: int) -> GenerationRequest:
+    return GenerationRequest(
         prompt=prompt.prompt,
         negative=prompt.negative,
         width=prompt.width,
@@ -70,7 +70,7 @@ class GridTask:
 
     @property
     def total(self) -> int:
-        """Pictures, those without LoRA counted."""
+        """Images, those without LoRA counted."""
         return len(self.prompts) * (len(self.rows) + 1)
 
 
@@ -97,22 +97,22 @@ def _read_rows(folder: RunFolder) -> Iterator[tuple[str, str]]:
             yield (f"epoch {file.epoch}" if file.epoch else f"step {file.step}"), file.path.stem
 
 
-def paint_grid(task: GridTask, painter: Painter, told: Callable[[int], None]) -> Path:
-    """Draws the grid into the run's folder and returns its path; `told` hears how many pictures are done.
+def paint_grid(task: GridTask, painter: Txt2Img, told: Callable[[int], None]) -> Path:
+    """Draws the grid into the run's folder and returns its path; `told` hears how many images are done.
 
-    Raises HostError as `Painter.draw` does: a grid over two checkpoints would compare nothing.
+    Raises HostError as `Txt2Img.draw` does: a grid over two checkpoints would compare nothing.
     """
     rows = []
     done = 0
     for label, lora in (("no LoRA", ""), *task.rows):
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for prompt in task.prompts:
-            pictures.append(painter.draw(_order(prompt, lora=lora, clip_skip=task.clip_skip)).picture)
+            images.append(painter.draw(_order(prompt, lora=lora, clip_skip=task.clip_skip)).image)
             done += 1
             told(done)
-        rows.append(GridRow(label, "", pictures))
+        rows.append(GridRow(label, "", images))
     title = f"{task.name} on {painter.model_name}, {painter.sampler}"
-    write_picture(task.folder.grid, compose_grid([prompt.prompt for prompt in task.prompts], rows, title=title))
+    write_image(task.folder.grid, compose_grid([prompt.prompt for prompt in task.prompts], rows, title=title))
     return task.folder.grid
 
 
@@ -134,7 +134,7 @@ class GridDesk:
         return self._host.sampler_names()
 
     def status(self) -> dict[str, Any]:
-        """state (idle, drawing, done, failed), run (its id), pictures done and in total, message, path and time."""
+        """state (idle, drawing, done, failed), run (its id), images done and in total, message, path and time."""
         with self._lock:
             return dict(self._status)
 

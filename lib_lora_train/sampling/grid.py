@@ -1,4 +1,4 @@
-"""The epochs × prompts grid: one picture that shows which epoch is best.
+"""The epochs × prompts grid: one image that shows which epoch is best.
 
 Columns are prompts, rows are epochs; the first row is drawn without LoRA, so that one sees at a
 glance what was learnt and what changed besides.
@@ -22,25 +22,25 @@ _LINE = 1.3  # line height in units of the font size
 
 @dataclass(frozen=True)
 class GridRow:
-    """One row: its label, a second faint line below it ("" for none), and one picture per column."""
+    """One row: its label, a second faint line below it ("" for none), and one image per column."""
 
     label: str
     note: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
 
 
 def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str = "") -> Image.Image:
-    """The grid as an RGB picture; every picture keeps its own pixels, none is scaled.
+    """The grid as an RGB image; every image keeps its own pixels, none is scaled.
 
-    Raises ValueError when a row has not one picture for each column.
+    Raises ValueError when a row has not one image for each column.
     """
-    if not columns or not rows or any(len(row.pictures) != len(columns) for row in rows):
-        raise ValueError("a grid needs at least one row and one column, and a picture in every cell")
-    widths = [max(row.pictures[c].width for row in rows) for c in range(len(columns))]
-    heights = [max(picture.height for picture in row.pictures) for row in rows]
+    if not columns or not rows or any(len(row.images) != len(columns) for row in rows):
+        raise ValueError("a grid needs at least one row and one column, and an image in every cell")
+    widths = [max(row.images[c].width for row in rows) for c in range(len(columns))]
+    heights = [max(image.height for image in row.images) for row in rows]
     size = max(11, min(28, min(widths) // 10))
     font = _font(size)
-    rows = [GridRow(_letters(font, row.label), _letters(font, row.note), row.pictures) for row in rows]
+    rows = [GridRow(_letters(font, row.label), _letters(font, row.note), row.images) for row in rows]
     heads = [_wrap(font, text, width) for text, width in zip(columns, widths, strict=True)]
     left = _label_width(font, rows) + 2 * _GAP
     title_height = int(size * 2) if title else _GAP
@@ -54,8 +54,8 @@ def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str 
     _draw_heads(draw, font, heads, lefts=_starts(left, widths), top=title_height)
     for row, y, height in zip(rows, _starts(top, heights), heights, strict=True):
         _draw_label(draw, font, row, y + height // 2)
-        for picture, x in zip(row.pictures, _starts(left, widths), strict=True):
-            canvas.paste(picture.convert("RGB"), (x, y))
+        for image, x in zip(row.images, _starts(left, widths), strict=True):
+            canvas.paste(image.convert("RGB"), (x, y))
     return canvas
 
 
@@ -101,9 +101,9 @@ def _font(size: int) -> Any:
         return ImageFont.load_default()
 
 
-def epoch_rows(pictures: Mapping[int, Sequence[Image.Image]], notes: Mapping[int, str]) -> list[GridRow]:
+def epoch_rows(images: Mapping[int, Sequence[Image.Image]], notes: Mapping[int, str]) -> list[GridRow]:
     """Rows in order of epoch; epoch 0 is the one without LoRA."""
     return [
-        GridRow("no LoRA" if epoch == 0 else f"epoch {epoch}", notes.get(epoch, ""), pictures[epoch])
-        for epoch in sorted(pictures)
+        GridRow("no LoRA" if epoch == 0 else f"epoch {epoch}", notes.get(epoch, ""), images[epoch])
+        for epoch in sorted(images)
     ]

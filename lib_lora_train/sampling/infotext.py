@@ -1,4 +1,4 @@
-"""The text the webui stores in its pictures, so that PNG Info and "Send to txt2img" work on our samples."""
+"""The text the webui stores in its images, so that PNG Info and "Send to txt2img" work on our samples."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if "," in value or ":" in value else value
 
 
-def write_picture(path: Path, picture: Image.Image, text: str = "") -> None:
+def write_image(path: Path, image: Image.Image, text: str = "") -> None:
     """Save a PNG, with `text` where the webui looks for it."""
     chunks = PngImagePlugin.PngInfo()
     if text:
         chunks.add_text("parameters", text)
-    picture.save(path, pnginfo=chunks)
+    image.save(path, pnginfo=chunks)

@@ -1,6 +1,6 @@
-"""Prompts to pictures with the model as it stands, the adapter in place or not.
+"""Prompts to images with the model as it stands, the adapter in place or not.
 
-All noise comes from private generators, one per prompt, seeded with the prompt's seed: a picture does not depend on
+All noise comes from private generators, one per prompt, seeded with the prompt's seed: an image does not depend on
 training, or on which prompts are drawn with it; drawn on the processor or by Philox, not on the device either.
 """
 
@@ -24,7 +24,7 @@ from lib_lora_train.models.text_encoding import (
     weighted_tokens,
 )
 from lib_lora_train.sampling.philox import PhiloxNoise
-from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerHabits
+from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 from lib_lora_train.sampling.samplers import (
     Levels,
     ddim_timesteps,
@@ -40,7 +40,7 @@ OnProgress = Callable[[int, int], None]
 Normal = Callable[[tuple[int, ...]], Tensor]
 """Draws a seed's next standard normal numbers, a tensor of the given shape."""
 
-_USUAL = SamplerHabits()
+_USUAL = SamplerOptions()
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
 _LATENT_SCALE = 8
@@ -52,17 +52,17 @@ def draw_samples(
     *,
     sampler: str,
     clip_skip: int,
-    habits: SamplerHabits = _USUAL,
+    habits: SamplerOptions = _USUAL,
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
-    """One RGB picture per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
+    """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
 
     Prompts of equal size, steps and length share a batch.
     `on_progress(done, total)` counts sampling steps; the model is not in use while it is called.
     """
     batches = _batches(model, prompts)
     total = sum(prompts[batch[0]].steps for batch in batches)
-    pictures: dict[int, Image.Image] = {}
+    images: dict[int, Image.Image] = {}
     done = 0
 
     def count() -> None:
@@ -75,8 +75,8 @@ def draw_samples(
         for batch in batches:
             wanted = [prompts[i] for i in batch]
             drawing = _Drawing(model, wanted, clip_skip=clip_skip, habits=habits, count=count)
-            pictures.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
-    return [pictures[index] for index in range(len(prompts))]
+            images.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
+    return [images[index] for index in range(len(prompts))]
 
 
 def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[list[int]]:
@@ -105,7 +105,7 @@ class _Drawing:
         prompts: Sequence[SamplePrompt],
         *,
         clip_skip: int,
-        habits: SamplerHabits,
+        habits: SamplerOptions,
         count: Callable[[], None],
     ) -> None:
         self._model = model
@@ -170,7 +170,7 @@ class _Drawing:
         return unwanted + self._cfg * (wanted - unwanted) if self._habits.is_guided(index, self._steps) else wanted
 
 
-def _noise_of(seed: int, habits: SamplerHabits) -> Normal:
+def _noise_of(seed: int, habits: SamplerOptions) -> Normal:
     """A prompt's noise: the start's, then the steps'."""
     start = _normal(seed, habits.noise_source)
     if not habits.later_seed:

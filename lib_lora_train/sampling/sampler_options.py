@@ -1,4 +1,4 @@
-"""How a webui draws, where its settings or its own ways decide it: a sample is then the picture that it would draw."""
+"""How a webui draws, where its settings or its own ways decide it: a sample is then the image that it would draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NoiseSource: TypeAlias = "torch.device | Literal['cpu', 'philox']"
 
 
 @dataclass(frozen=True)
-class SamplerHabits:
+class SamplerOptions:
     """What a sampler's name leaves open.
 
     `later_seed` is added to the seed for all noise but the start's (the webuis' "eta noise seed delta", ENSD).

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.training.master_weights import Working
-from lib_lora_train.training.optimizers import Stepper
+from lib_lora_train.training.master_weights import MasterWeights
+from lib_lora_train.training.optimizers import Optimizer
 
 
-class Average:
+class Ema:
     """An exponential moving mean of parameters (Polyak & Juditsky 1992; Tarvainen & Valpola 2017).
 
     After step t: mean ← d·mean + (1−d)·parameters with d = min(`decay`, (1 + t) / (10 + t)), so that the untrained
@@ -38,7 +38,7 @@ class Average:
 
 
 @contextmanager
-def weights_for_use(working: Working, stepper: Stepper, average: Average | None) -> Iterator[None]:
+def weights_for_use(working: MasterWeights, stepper: Optimizer, average: Ema | None) -> Iterator[None]:
     """Inside, the parameters are those to be saved, drawn with and measured; then the trained ones, to the last bit.
 
     A schedule-free optimiser could switch back by itself, but only up to rounding.

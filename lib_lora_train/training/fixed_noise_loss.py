@@ -1,9 +1,9 @@
 """Steady numbers from fixed noise: what is learnt (held-out loss) and what is harmed (drift).
 
-The training loss jumps because every step draws new noise and timesteps. A probe keeps pictures, noise and
+The training loss jumps because every step draws new noise and timesteps. A probe keeps images, noise and
 timesteps fixed, so that its numbers change for one reason only: the adapter.
 
-Notation: N samples (pictures × timesteps), C channels, h × w the latent's size.
+Notation: N samples (images × timesteps), C channels, h × w the latent's size.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Probe:
 def make_probe(
     model: DiffusionModel, plan: Plan, latents: LatentStore, *, seed: int, timesteps: Sequence[int] = TIMESTEPS
 ) -> Probe:
-    """Every picture of `plan` at each of `timesteps`, with noise that depends on the seed and its place only.
+    """Every image of `plan` at each of `timesteps`, with noise that depends on the seed and its place only.
 
-    All pictures must fall into one bucket; ValueError otherwise.
+    All images must fall into one bucket; ValueError otherwise.
     """
     items = [item for item in range(len(plan.dataset.items)) if item in latents]
     clean = [latents[item].mean * model.spec.scale_factor for item in items]
     if len({tuple(latent.shape) for latent in clean}) != 1:
-        raise ValueError("a probe needs pictures of one size")
+        raise ValueError("a probe needs images of one size")
     pairs = [(place, timestep) for place in range(len(items)) for timestep in timesteps]
     return Probe(
         latents=torch.stack([clean[place] for place, _ in pairs]).float(),

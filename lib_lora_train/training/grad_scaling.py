@@ -29,7 +29,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, *, scale
     return norm
 
 
-class LossScale:
+class GradScaler:
     """Keeps float16 gradients out of underflow (Micikevicius et al. 2018); decides on the device, without waiting.
 
     The loss is multiplied by `value` (0-d float32) before the backward pass and the gradients divided by it after.

@@ -11,7 +11,7 @@ import torch
 from lib_lora_train.core.errors import MemoryFullError
 from lib_lora_train.core.events import Event
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.wait_for_model import patiently
+from lib_lora_train.training.wait_for_model import wait_for_model
 
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -36,19 +36,19 @@ class Lender(Protocol):
 def leased(
     host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
 ) -> Generator[Event, None, _T]:
-    """`work(model)` done under a lease; waits as `patiently` does.
+    """`work(model)` done under a lease; waits as `wait_for_model` does.
 
     MemoryFullError, the lease given back, when the graphics card's memory runs out.
     """
-    return (yield from leased_in_breaths(host, model, control, lambda lent, _: work(lent)))
+    return (yield from leased_with_yields(host, model, control, lambda lent, _: work(lent)))
 
 
-def leased_in_breaths(
+def leased_with_yields(
     host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel, Breathe], _T]
 ) -> Generator[Event, None, _T]:
     """`work(model, breathe)` done under leases: a long piece that calls `breathe` keeps nobody waiting for its end.
 
-    Waits as `patiently` does; when another model was loaded in a breath, the work is begun anew. Errors as `leased`.
+    Waits as `wait_for_model` does. If another model was loaded in between, the work starts over. Errors as `leased`.
     """
 
     def turn() -> _T:
@@ -65,4 +65,4 @@ def leased_in_breaths(
         except torch.cuda.OutOfMemoryError as reason:
             raise MemoryFullError(_MEMORY_IS_FULL) from reason
 
-    return (yield from patiently(control, turn))
+    return (yield from wait_for_model(control, turn))

@@ -30,23 +30,23 @@ from lib_lora_train.dataset.sample_captions import captions_ahead
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentStore
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.ema import Average, weights_for_use
-from lib_lora_train.training.grad_scaling import LossScale, clip_gradients
+from lib_lora_train.training.ema import Ema, weights_for_use
+from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
 from lib_lora_train.training.lease import Lender, leased
 from lib_lora_train.training.loss import LossRule
 from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
-from lib_lora_train.training.master_weights import Working
+from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.oom_fallback import (
-    Relief,
+    OomFallback,
     checkpointing,
     describe_relief,
     more_relief,
     out_of_memory,
     parted,
 )
-from lib_lora_train.training.optimizers import Stepper
+from lib_lora_train.training.optimizers import Optimizer
 from lib_lora_train.training.step import batch_loss, draw_batch
-from lib_lora_train.training.step_result import Taken, is_sound, not_a_number
+from lib_lora_train.training.step_result import StepResult, is_sound, not_a_number
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
 from lib_lora_train.training.training_state import TrainState, copied, plan_fingerprint
 
@@ -64,13 +64,13 @@ class Training:
     latents: LatentStore
     config: TrainConfig
     loss_rule: LossRule
-    working: Working
-    stepper: Stepper
+    working: MasterWeights
+    stepper: Optimizer
     conditions: TextConditions
-    scale: LossScale | None
-    average: Average | None
+    scale: GradScaler | None
+    average: Ema | None
     norm_limit: NormLimit | None = None
-    relief: Relief = field(default_factory=Relief)
+    relief: OomFallback = field(default_factory=OomFallback)
     step: int = 0
     epoch_loss: float = 0.0
     epoch_count: int = 0
@@ -130,7 +130,7 @@ def stop_text_encoders(training: Training) -> None:
 def train(training: Training, *, host: Lender, control: Control) -> Iterator[Event]:
     """Take the run's remaining steps, and tell of each; ends early, after a whole step, when `control` is stopped.
 
-    When memory runs out, the step is taken again in a way that needs less (see `Relief`), and that is told. Raises
+    When memory runs out, the step is taken again in a way that needs less (see `OomFallback`), and that is told. Raises
     TrainingError, with the adapter as it was at the last good step, when nothing helps, or when the loss is no number
     any more.
     """
@@ -209,7 +209,7 @@ def _take_turn(
 ) -> _News:
     """Take one step, and more while nobody waits."""
     began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
-    taken: list[Taken] = []
+    taken: list[StepResult] = []
     relieved: list[Event] = []
     failure = ""
     try:
@@ -250,8 +250,8 @@ def _relieve(training: Training) -> tuple[list[Event], str]:
     return [Noted("warning", "batch_size", f"{text}{describe_relief(relief, training.config)}.")], ""
 
 
-def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[Taken]:
-    """Forward, backward, optimiser; nothing is read from the device. Empty if none of the pictures is usable."""
+def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[StepResult]:
+    """Forward, backward, optimiser; nothing is read from the device. Empty if none of the images is usable."""
     if training.text_is_over and training.conditions.trained:
         stop_text_encoders(training)
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
@@ -261,11 +261,11 @@ def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[Ta
     if not usable:
         return []
     numbers = _optimise(training, loss, factor=factor)
-    return [Taken(training.step, epoch, _rates(training), numbers)]
+    return [StepResult(training.step, epoch, _rates(training), numbers)]
 
 
 def _add_gradients(training: Training, model: DiffusionModel, *, step: Step, usable: int) -> Tensor:
-    """The step's loss, 0-d, a mean over its `usable` pictures; its gradients are added, times float16's loss scale."""
+    """The step's loss, 0-d, a mean over its `usable` images; its gradients are added, times float16's loss scale."""
     config = training.config
     total = torch.zeros((), device=model.device)
     for number, micro_batch in enumerate(parted(step, training.relief.split)):

@@ -3,7 +3,7 @@
 B: samples of a micro-batch; T: timesteps of the schedule; γ: `min_snr_gamma`; SNR = ᾱ / (1 − ᾱ) of the schedule in
 use, so after a zero-terminal rescale the weights belong to the rescaled schedule.
 
-With x₀ the picture's latent, |noise error|² = SNR·|x₀ error|² and |v error|² = (SNR + 1)·|x₀ error|² (Salimans & Ho
+With x₀ the image's latent, |noise error|² = SNR·|x₀ error|² and |v error|² = (SNR + 1)·|x₀ error|² (Salimans & Ho
 2022, section 4). A weight on the x₀ error, divided by these, is the weight for noise or v: the same objective.
 """
 
@@ -178,7 +178,7 @@ def snr_weight(snr: Tensor, rule: LossRule, prediction_type: PredictionType) -> 
 
 
 def sample_weights(prior: Tensor, snr: Tensor, rule: LossRule, prediction_type: PredictionType) -> Tensor:
-    """Each sample's whole weight, (B,) float64: prior loss weight (1 for training pictures) × SNR weights."""
+    """Each sample's whole weight, (B,) float64: prior loss weight (1 for training images) × SNR weights."""
     return prior.double() * snr_weight(snr.double(), rule, prediction_type)
 
 

@@ -21,7 +21,7 @@ from lib_lora_train.core.seeding import seed_for
 _AT_ONCE = 2**24  # numbers rounded together: bounds the temporary memory to a few hundred MiB
 
 
-class Working:
+class MasterWeights:
     """The parameters that an optimiser gets: the adapter's own where they are fp32, else fp32 stand-ins.
 
     `groups` is laid out like the adapter's. Outside of `opened` and `step` a stand-in holds no memory and no numbers,

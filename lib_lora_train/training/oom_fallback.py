@@ -12,7 +12,7 @@ from lib_lora_train.dataset.plan import MicroBatch
 
 
 @dataclass(frozen=True)
-class Relief:
+class OomFallback:
     """What saves memory beyond the settings: checkpointing, and micro-batches cut into `split` parts.
 
     Neither changes what is learnt: activations are computed again to the same numbers, and a step's gradient is the sum
@@ -23,7 +23,7 @@ class Relief:
     split: int = 1
 
 
-def more_relief(relief: Relief, config: TrainConfig) -> Relief | None:
+def more_relief(relief: OomFallback, config: TrainConfig) -> OomFallback | None:
     """The next thing to try after memory ran out; None if nothing is left."""
     if not (relief.checkpointing or config.gradient_checkpointing):
         return replace(relief, checkpointing=True)
@@ -32,12 +32,12 @@ def more_relief(relief: Relief, config: TrainConfig) -> Relief | None:
     return None
 
 
-def describe_relief(relief: Relief, config: TrainConfig) -> str:
+def describe_relief(relief: OomFallback, config: TrainConfig) -> str:
     """What is done from now on, for people."""
     if relief.split == 1:
         return "gradient checkpointing is used from here on: slower, and the same result"
     size = -(-config.batch_size // relief.split)
-    return f"batches are computed {size} picture{'s' if size > 1 else ''} at a time from here on, with the same effect"
+    return f"batches are computed {size} image{'s' if size > 1 else ''} at a time from here on, with the same effect"
 
 
 def parted(step: Sequence[MicroBatch], split: int) -> list[MicroBatch]:
@@ -57,7 +57,7 @@ def out_of_memory(step: int, config: TrainConfig) -> str:
         "lower the resolution, train fewer parts (train_text_encoder off), take an optimizer with small states "
         "(Adafactor, AdamW8bit), or close other programs on the card"
     )
-    tried = "checkpointing and single pictures" if config.batch_size > 1 else "checkpointing"
+    tried = "checkpointing and single images" if config.batch_size > 1 else "checkpointing"
     return f"Step {step}: the graphics card's memory is full, with {tried} too. Try this: {advice}."
 
 

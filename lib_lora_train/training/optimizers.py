@@ -1,8 +1,8 @@
 """Optimisers over the adapter's groups: one interface for those with and without a learning rate of their own.
 
 Every group (`unet`, `text_encoder`…) has its own learning rate. AdamW and its like take them as they are. Prodigy and
-D-Adaptation estimate one distance d from all gradients and refuse unlike learning rates; see `SharedDistance` for what
-is done instead.
+D-Adaptation estimate one distance d from all gradients and refuse unlike learning rates; `SharedDistanceOptimizer`
+says what is done instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RELATIVE_MOST, _RELATIVE_WARMUP = 1e-2, 1e-6  # Shazeer & Stern 2018, section 8
 _CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
-class Stepper(Protocol):
+class Optimizer(Protocol):
     """An optimiser over named groups."""
 
     def step(self, factor: float) -> None:
@@ -62,7 +62,7 @@ def group_rates(config: TrainConfig, names: Sequence[str]) -> dict[str, float]:
     return {name: config.learning_rate if rate is None else rate for name, rate in own.items()}
 
 
-def make_stepper(groups: Groups, rates: Mapping[str, float], *, config: TrainConfig) -> Stepper:
+def make_stepper(groups: Groups, rates: Mapping[str, float], *, config: TrainConfig) -> Optimizer:
     """The optimiser that the settings name; a group of learning rate 0 is frozen.
 
     ConfigError if no group is left, an argument is not the optimiser's, or its package is missing.
@@ -82,10 +82,10 @@ def make_stepper(groups: Groups, rates: Mapping[str, float], *, config: TrainCon
         return _built(built, params, arguments)
 
     if finds_rate(config.optimizer, built):
-        return SharedDistance(live, rates, make)
+        return SharedDistanceOptimizer(live, rates, make)
     if takes_own_schedule(config.optimizer, config.lr_schedule):
         return OwnSteps(live, make)
-    return OwnRates(live, rates, make)
+    return PlainOptimizer(live, rates, make)
 
 
 def finds_rate(optimizer: str, built: Any) -> bool:
@@ -109,7 +109,7 @@ def _arguments(config: TrainConfig, groups: Groups) -> dict[str, Any]:
     return {**defaults.get(config.optimizer, {}), **given}
 
 
-class OwnRates:
+class PlainOptimizer:
     """Every group at its own learning rate."""
 
     def __init__(self, groups: Groups, rates: Mapping[str, float], make: Maker) -> None:
@@ -118,41 +118,41 @@ class OwnRates:
         _set_train(self._optimizer, True)
 
     def step(self, factor: float) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         for group, rate in zip(self._optimizer.param_groups, self._rates.values(), strict=True):
             group["lr"] = rate * factor
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     def take_over(self) -> None:
-        """See `Stepper`; nothing is kept of them here."""
+        """See `Optimizer`; nothing is kept of them here."""
 
     def effective_rates(self) -> dict[str, float]:
-        """See `Stepper`; schedule-free optimisers have a warm-up of their own, which they tell as `scheduled_lr`."""
+        """See `Optimizer`; schedule-free optimisers have a warm-up of their own, which they tell as `scheduled_lr`."""
         groups = zip(self._rates, self._optimizer.param_groups, strict=True)
         return {name: float(group.get("scheduled_lr", group["lr"])) for name, group in groups}
 
     def set_train(self, on: bool) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         _set_train(self._optimizer, on)
 
     def state(self) -> dict[str, Any]:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         return {"optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-class OwnSteps(OwnRates):
+class OwnSteps(PlainOptimizer):
     """Adafactor with relative steps (Shazeer & Stern 2018, section 8): no learning rate is given at all."""
 
     def __init__(self, groups: Groups, make: Maker) -> None:
         super().__init__(groups, dict.fromkeys(groups, 0.0), make)
 
     def step(self, factor: float) -> None:  # noqa: ARG002  its schedule is its own
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -166,7 +166,7 @@ class OwnSteps(OwnRates):
         return rates
 
 
-class SharedDistance:
+class SharedDistanceOptimizer:
     """Prodigy (Mishchenko & Defazio 2023) or D-Adaptation (Defazio & Mishchenko 2023): one distance d for all groups,
     and learning rates in any ratio.
 
@@ -184,7 +184,7 @@ class SharedDistance:
         self._optimizer = make(params)
 
     def step(self, factor: float) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._optimizer.param_groups[0]["lr"] = self._rate * factor
         for parameter, scaled, ratio in self._pairs:
             if scaled is not parameter:
@@ -197,27 +197,27 @@ class SharedDistance:
             parameter.grad = scaled.grad = None
 
     def take_over(self) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         with torch.no_grad():
             for parameter, scaled, ratio in self._pairs:
                 if scaled is not parameter:
                     torch.div(parameter, ratio, out=scaled)
 
     def effective_rates(self) -> dict[str, float]:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         group = self._optimizer.param_groups[0]
         return {name: float(group.get("d", 1.0)) * float(group["lr"]) * ratio for name, ratio in self._ratios.items()}
 
     def set_train(self, on: bool) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         _set_train(self._optimizer, on)
 
     def state(self) -> dict[str, Any]:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         return {"optimizer": self._optimizer.state_dict(), "scaled": [scaled.detach() for scaled in self._own()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._optimizer.load_state_dict(state["optimizer"])
         own = self._own()
         given = state["scaled"]

@@ -14,12 +14,12 @@ from torch import nn
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.optimizer_catalog import KINDS
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.training.master_weights import Working
-from lib_lora_train.training.optimizers import Groups, Stepper, make_stepper
+from lib_lora_train.training.master_weights import MasterWeights
+from lib_lora_train.training.optimizers import Groups, Optimizer, make_stepper
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class MatrixView:
     """One matrix: `ending` is its name in the file (`lora_up.weight`), `start` its place in the flat parameter."""
 
     flat: nn.Parameter
@@ -34,13 +34,13 @@ class Piece:
         self.parameter.grad = None if grad is None else grad[self.start : self.start + size].view_as(self.parameter)
 
 
-def pieces_of(adapter: Adapter, groups: Groups, working: Working) -> dict[str, list[Piece]]:
+def pieces_of(adapter: Adapter, groups: Groups, working: MasterWeights) -> dict[str, list[MatrixView]]:
     """Group → its matrices in model order; a parameter that no layer knows parts of is one piece.
 
     `groups` holds what stands in for the adapter's flat parameters, in groups of any kind.
     """
     homes = {id(parameter): name for name, group in groups.items() for parameter in group}
-    found: dict[str, list[Piece]] = {name: [] for name in groups}
+    found: dict[str, list[MatrixView]] = {name: [] for name in groups}
     for layer in adapter.layers.values():
         buffer = layer.slices.buffer
         flat = working.of(buffer.parameter)
@@ -49,15 +49,15 @@ def pieces_of(adapter: Adapter, groups: Groups, working: Working) -> dict[str, l
                 place = slice(buffer.starts[position], buffer.starts[position] + buffer.sizes[position])
                 view = flat.detach()[place].view(buffer.shapes[position])
                 piece = nn.Parameter(view, requires_grad=flat.requires_grad)
-                found[homes[id(flat)]].append(Piece(flat, layer.family.STATE_KEYS[short], place.start, piece))
+                found[homes[id(flat)]].append(MatrixView(flat, layer.family.STATE_KEYS[short], place.start, piece))
     for name, group in groups.items():
         known = {id(piece.flat) for piece in found[name]}
-        found[name] += [Piece(whole, "", 0, whole) for whole in group if id(whole) not in known]
+        found[name] += [MatrixView(whole, "", 0, whole) for whole in group if id(whole) not in known]
     return found
 
 
 def split_up(
-    pieces: Mapping[str, Sequence[Piece]], rates: Mapping[str, float], ratios: Mapping[str, float]
+    pieces: Mapping[str, Sequence[MatrixView]], rates: Mapping[str, float], ratios: Mapping[str, float]
 ) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
     """LoRA+ (Hayou et al. 2024): the up matrices of a group as one of their own, `unet_up`, at `ratio` times the rate.
 
@@ -78,12 +78,12 @@ def split_up(
 class OnPieces:
     """A stepper over pieces: before each step they get their parts of the flat gradients, which are forgotten after."""
 
-    def __init__(self, stepper: Stepper, pieces: Sequence[Piece]) -> None:
+    def __init__(self, stepper: Optimizer, pieces: Sequence[MatrixView]) -> None:
         self._stepper = stepper
         self._pieces = pieces
 
     def step(self, factor: float) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         for piece in self._pieces:
             if piece.parameter is not piece.flat:
                 piece.share_gradient()
@@ -92,27 +92,29 @@ class OnPieces:
             piece.parameter.grad = piece.flat.grad = None
 
     def take_over(self) -> None:
-        """See `Stepper`; pieces share the flat parameters' storage."""
+        """See `Optimizer`; pieces share the flat parameters' storage."""
         self._stepper.take_over()
 
     def effective_rates(self) -> dict[str, float]:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         return self._stepper.effective_rates()
 
     def set_train(self, on: bool) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._stepper.set_train(on)
 
     def state(self) -> dict[str, object]:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         return self._stepper.state()
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """See `Stepper`."""
+        """See `Optimizer`."""
         self._stepper.load_state(state)
 
 
-def stepper_for(adapter: Adapter, working: Working, rates: Mapping[str, float], *, config: TrainConfig) -> Stepper:
+def stepper_for(
+    adapter: Adapter, working: MasterWeights, rates: Mapping[str, float], *, config: TrainConfig
+) -> Optimizer:
     """The optimiser over the flat parameters, or over their matrices where these are treated one by one.
 
     What has the learning rate 0 is frozen.
@@ -125,7 +127,7 @@ def stepper_for(adapter: Adapter, working: Working, rates: Mapping[str, float], 
         return _stepper(adapter, working, rates, config)
 
 
-def _stepper(adapter: Adapter, working: Working, rates: Mapping[str, float], config: TrainConfig) -> Stepper:
+def _stepper(adapter: Adapter, working: MasterWeights, rates: Mapping[str, float], config: TrainConfig) -> Optimizer:
     groups, own_rates = adapter.weighted(rates, working.groups)
     ratios = {
         name: config.loraplus_unet_ratio if name.startswith("unet") else config.loraplus_text_encoder_ratio

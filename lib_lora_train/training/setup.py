@@ -11,11 +11,11 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentStore
-from lib_lora_train.training.ema import Average
-from lib_lora_train.training.grad_scaling import LossScale
+from lib_lora_train.training.ema import Ema
+from lib_lora_train.training.grad_scaling import GradScaler
 from lib_lora_train.training.loop import Training, stop_text_encoders
 from lib_lora_train.training.loss import loss_rule
-from lib_lora_train.training.master_weights import Working
+from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.optimizers import group_rates
 from lib_lora_train.training.parameter_groups import stepper_for
 from lib_lora_train.training.text_conditions import text_conditions
@@ -61,7 +61,7 @@ def _fresh_training(
 ) -> Training:
     """The run before its first step, with the adapter's numbers as they are."""
     rates = group_rates(config, list(adapter.groups))
-    working = Working(adapter.groups)
+    working = MasterWeights(adapter.groups)
     in_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
     training = Training(
         model=model,
@@ -77,12 +77,12 @@ def _fresh_training(
             trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
             folder=text_cache if list(adapter.groups) == ["unet"] else None,
         ),
-        scale=LossScale(model.device) if in_fp16 else None,
+        scale=GradScaler(model.device) if in_fp16 else None,
         average=None,
         norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
     )
     if config.ema_decay:
-        training.average = Average(training.parameters, config.ema_decay)
+        training.average = Ema(training.parameters, config.ema_decay)
     return training
 
 

@@ -53,7 +53,7 @@ class Batch:
 def draw_batch(
     micro_batch: MicroBatch, plan: Plan, latents: LatentStore, *, config: TrainConfig, model: DiffusionModel
 ) -> Batch | None:
-    """The micro-batch with all its randomness; None if none of its pictures could be encoded."""
+    """The micro-batch with all its randomness; None if none of its images could be encoded."""
     pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
     if not pairs:
         return None
@@ -118,7 +118,7 @@ def _draw_sample(latents: LatentStore, view: int, draw: int, *, config: TrainCon
 def size_conditions(plan: Plan, views: Sequence[int]) -> Tensor:
     """SDXL's size conditioning (B, 6) from the crop actually made, for views of the plan by their numbers.
 
-    The picture's own size, the crop's top left corner in the resized (and mirrored, where it is) picture, and the
+    The image's own size, the crop's top left corner in the resized (and mirrored, where it is) image, and the
     bucket, each height (or top) first (Podell et al. 2023, section 2.2).
     """
     shown = [plan.all_views[view] for view in views]

@@ -11,7 +11,7 @@ from lib_lora_train.core.events import StepDone
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class StepResult:
     """A step whose numbers are still on the device: loss, gradient norm, loss scale, and the limited norms' three."""
 
     step: int

@@ -75,7 +75,7 @@ def copied(tree: Any) -> Any:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """sha256 (hex) over all that decides which samples are drawn: pictures, captions, crops, repeats, batches."""
+    """sha256 (hex) over all that decides which samples are drawn: images, captions, crops, repeats, batches."""
     items = [
         [
             item.image.content_hash,
@@ -110,7 +110,7 @@ def require_same_run(state: TrainState, config: TrainConfig, plan: Plan) -> None
         if name not in _FREE and was[name] != now[name]
     ]
     if state.fingerprint != plan_fingerprint(plan):
-        text = "pictures, captions, repeats or batches are not those of the interrupted run. Start a new run."
+        text = "images, captions, repeats or batches are not those of the interrupted run. Start a new run."
         problems.append(Problem("error", "concepts", text))
     if problems:
         raise ConfigError(problems)

@@ -1,7 +1,7 @@
-"""The loss on pictures kept from training, measured with the same noise after every epoch.
+"""The loss on images kept from training, measured with the same noise after every epoch.
 
 The training loss jumps, since each step draws new noise and timesteps, and falls on while a LoRA only memorises. This
-one moves for one reason, the adapter, and on pictures that the adapter has not seen: where it begins to rise, more
+one moves for one reason, the adapter, and on images that the adapter has not seen: where it begins to rise, more
 training only memorises.
 """
 
@@ -24,14 +24,14 @@ from lib_lora_train.training.loss import sample_errors
 from lib_lora_train.training.step import predict, size_conditions
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
 
-MOST_PICTURES = 40
-"""Beyond these more pictures would change the mean little and take long."""
+MOST_IMAGES = 40
+"""Beyond these more images would change the mean little and take long."""
 
 
 class Validation:
-    """Mean squared error over pictures × `TIMESTEPS`, unweighted; where a picture has a mask, within it.
+    """Mean squared error over images × `TIMESTEPS`, unweighted; where an image has a mask, within it.
 
-    `plan` is the plan of the pictures kept from training and `latents` their posteriors, of which the mean is taken.
+    `plan` is the plan of the images kept from training and `latents` their posteriors, of which the mean is taken.
     """
 
     def __init__(self, plan: Plan, latents: LatentStore, config: TrainConfig) -> None:
@@ -52,7 +52,7 @@ class Validation:
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """(item, timestep) of one size together, as many as a training batch has."""
         items = [item for item in range(len(self._plan.dataset.items)) if item in self._latents]
-        every = -(-len(items) // MOST_PICTURES)
+        every = -(-len(items) // MOST_IMAGES)
         sizes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for item in items[::every]:
             samples = sizes.setdefault(tuple(self._latents[item].mean.shape), [])
@@ -76,6 +76,6 @@ class Validation:
         return sample_errors(answer, wanted, masks=torch.stack(masks)[:, None])
 
     def _noise(self, sample: tuple[int, int], shape: torch.Size) -> Tensor:
-        """Standard normal, (C, h, w) float32, a function of the seed, the picture's place and the timestep."""
+        """Standard normal, (C, h, w) float32, a function of the seed, the image's place and the timestep."""
         generator = torch.Generator().manual_seed(seed_for(self._config.seed, "validation noise", *sample))
         return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Waiting while the model is away. Loads no PyTorch, so that what only asks the webui for pictures needs none."""
+"""Waiting while the model is away. Loads no PyTorch, so that what only asks the webui for images needs none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 _LOOK_AGAIN_SECONDS = 1.0
 
 
-def patiently(control: Control, work: Callable[[], _T]) -> Generator[Event, None, _T]:
+def wait_for_model(control: Control, work: Callable[[], _T]) -> Generator[Event, None, _T]:
     """`work()`. While the host has another model loaded (ModelAwayError): wait, hold nothing, say so, try again.
 
     Raises ModelAwayError when the run is stopped during such a wait.

@@ -23,20 +23,20 @@ from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.runner import JobRunner
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 
 _PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would keep the strip from staying in view
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
-def make_app(desk: Desk) -> Any:
+def make_app(session: Session) -> Any:
     """The ASGI application: our routes first, gradio's page on everything else."""
     app = make_api()
-    install_routes(app, desk)
+    install_routes(app, session)
     return gr.mount_gradio_app(
         app,
-        build_tab(desk),
+        build_tab(session),
         path="/",
         theme=_theme(),
         css=(PROJECT_ROOT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE,
@@ -57,16 +57,16 @@ def _scripts() -> str:
     return "".join(f"<script>{text}</script>" for text in texts)
 
 
-_desks: dict[Path, Desk] = {}
+_desks: dict[Path, Session] = {}
 
 
-def open_desk(outputs: Path, make_host: Callable[[], Host]) -> Desk:
-    """The process's one desk for `outputs`, so that a run outlives a reloaded page or user interface.
+def open_session(outputs: Path, make_host: Callable[[], Host]) -> Session:
+    """The process's one session for `outputs`, so that a run outlives a reloaded page or user interface.
 
     `outputs` gets the runs' folders and the form's draft. `make_host` is called the first time only.
     """
     if outputs not in _desks:
-        _desks[outputs] = Desk(JobRunner(make_host(), outputs), outputs, demo=_demo)
+        _desks[outputs] = Session(JobRunner(make_host(), outputs), outputs, demo=_demo)
     return _desks[outputs]
 
 
@@ -77,7 +77,7 @@ def _demo() -> TrainConfig:
 
 def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT_ROOT, open_browser: bool = True) -> None:
     """Serve the app until interrupted. `home` gets `outputs/` and `models/Lora/`."""
-    app = make_app(open_desk(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora")))
+    app = make_app(open_session(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora")))
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
     address = f"http://{host}:{port}/"
     threading.Thread(target=_announce, args=(server, address, open_browser), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The Captions panel: a place for the page's JavaScript, which asks `caption_desk` for everything it shows."""
+"""The Captions panel: a place for the page's JavaScript, which asks `caption_session` for everything it shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib_lora_train.web.tagging import FIELDS
 
 
 def build_captions_panel() -> None:
-    """Lay the panel out; one place, as there is no component per picture or tag: 5,000 pictures stay quick."""
+    """Lay the panel out; one place, as there is no component per image or tag: 5,000 images stay quick."""
     edits = [
         {"name": name, "label": edit.label, "help": edit.help, "asks": edit.asks} for name, edit in BULK_EDITS.items()
     ]

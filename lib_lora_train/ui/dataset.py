@@ -14,13 +14,13 @@ from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 from lib_lora_train.runs.estimates.requirements import Forecast
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
-from lib_lora_train.web.form_check import Checked, Looked
+from lib_lora_train.web.form_check import Checked, ScannedDataset
 from lib_lora_train.web.markup import count, heading, problem_list, text, tiles
 from lib_lora_train.web.repeats import RULE, found_in
 
 _STEPS = (
     ("Give a folder", "in a card on the left, with a trigger word. Or press Fill in the demo, to see how it goes."),
-    ("Press Look", "and read the plan: how many steps, which sizes, what to mend. Ten to thirty pictures are enough."),
+    ("Press Look", "and read the plan: how many steps, which sizes, what to mend. Ten to thirty images are enough."),
     ("Start training", "in the Train panel. A preset fits most cases; nothing else has to be changed."),
     (
         "Watch the Monitor",
@@ -61,7 +61,7 @@ def build_dataset_panel(form: Form) -> DatasetPanel:
         with gr.Column(scale=3, min_width=300):
             found = build_html(NOTHING_YET, "found")
             build_html("<div data-lt='doctor'></div>", "doctor")
-    build_html("<div data-lt='pictures'></div>", "pictures")
+    build_html("<div data-lt='images'></div>", "images")
     return DatasetPanel({CONCEPTS: concepts}, look, balance, told, found)
 
 
@@ -85,7 +85,7 @@ def _declaration(field: Field) -> dict[str, Any]:
     }
 
 
-def show_found(looked: Looked | None, checked: Checked) -> str:
+def show_found(looked: ScannedDataset | None, checked: Checked) -> str:
     """What stands in the folders, what was skipped and why, and the plan."""
     if looked is None or not looked.is_of(checked.config):
         return NOTHING_YET
@@ -106,14 +106,14 @@ def show_found(looked: Looked | None, checked: Checked) -> str:
     return f"<div data-lt-looked='{looked.number}' data-cards='{cards}'>{''.join(parts)}</div>"
 
 
-def _card_facts(looked: Looked) -> list[dict[str, Any]]:
-    """For every card: its pictures, how often one epoch shows them, and which share of the epoch that is."""
+def _card_facts(looked: ScannedDataset) -> list[dict[str, Any]]:
+    """For every card: its images, how often one epoch shows them, and which share of the epoch that is."""
     found = [found_in(concept, looked.dataset) for concept in looked.concepts]
     shown = [sum(folder.image_count * folder.repeats for folder in folders) for folders in found]
     whole = sum(n for n, concept in zip(shown, looked.concepts, strict=True) if not concept.is_regularisation)
     return [
         {
-            "pictures": sum(folder.image_count for folder in folders),
+            "images": sum(folder.image_count for folder in folders),
             "shown": number,
             "share": None if concept.is_regularisation else number / max(whole, 1),
         }
@@ -125,19 +125,19 @@ def _found_tiles(dataset: Dataset) -> str:
     regularisation = sum(dataset.concepts[item.concept].is_regularisation for item in dataset.items)
     captions = len({item.caption for item in dataset.items})
     facts = [
-        ("pictures", f"{len(dataset.items) - regularisation:,}"),
+        ("images", f"{len(dataset.items) - regularisation:,}"),
         ("regularisation", f"{regularisation:,}"),
         ("different captions", f"{captions:,}"),
         ("findings", f"{len(dataset.skipped):,}"),
     ]
-    return tiles(fact for fact in facts if fact[1] != "0" or fact[0] == "pictures")
+    return tiles(fact for fact in facts if fact[1] != "0" or fact[0] == "images")
 
 
 def _concept_table(dataset: Dataset) -> str:
     most = max(c.image_count * c.repeats for c in dataset.concepts)
     rows = "".join(_concept_row(concept, most) for concept in dataset.concepts)
     return (
-        "<table class='lt-table'><thead><tr><th>Folder</th><th class='lt-number'>Pictures</th>"
+        "<table class='lt-table'><thead><tr><th>Folder</th><th class='lt-number'>Images</th>"
         f"<th class='lt-number'>Repeats</th><th>Shown per epoch</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
@@ -166,7 +166,7 @@ def show_plan(plan: Plan, checked: Checked) -> str:
         ("steps per epoch", f"{plan.steps_per_epoch:,}"),
         ("epochs", f"{plan.epochs:,}"),
         ("steps in all", f"{plan.total_steps:,}"),
-        ("pictures per step", f"{plan.batch_size * plan.accumulation:,}"),
+        ("images per step", f"{plan.batch_size * plan.accumulation:,}"),
         *(needs.tiles if needs else ()),
     ]
     return "".join(
@@ -199,7 +199,7 @@ def _bucket_chart(plan: Plan) -> str:
         for b in buckets
     )
     return (
-        "<table class='lt-table'><thead><tr><th>Bucket</th><th class='lt-number'>Pictures</th>"
+        "<table class='lt-table'><thead><tr><th>Bucket</th><th class='lt-number'>Images</th>"
         f"<th>Shown per epoch</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
@@ -211,14 +211,14 @@ def _shape(width: int, height: int) -> str:
 
 
 def plan_sentence(plan: Plan | None, needs: Forecast | None = None) -> str:
-    """The plan in one line, for beside the Start button: steps, pictures, time, memory."""
+    """The plan in one line, for beside the Start button: steps, images, time, memory."""
     if plan is None:
         return "<p class='lt-faint'>Press Look in the Dataset panel to see the plan before you start.</p>"
-    pictures = count(len(plan.dataset.items), "picture")
+    images = count(len(plan.dataset.items), "image")
     total = count(plan.total_steps, "step")
     more = f" · time {needs.time_words} · memory {needs.memory_words}" if needs else ""
     why = " ".join(needs.sentences) if needs else ""
     return (
-        f"<p class='lt-plan' title='{text(why)}'><b>{text(total)}</b><span>{text(pictures)} · "
+        f"<p class='lt-plan' title='{text(why)}'><b>{text(total)}</b><span>{text(images)} · "
         f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}{text(more)}</span></p>"
     )

@@ -8,11 +8,11 @@ from typing import Any
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.webui.detect import detect_host
 from lib_lora_train.hosts.webui.options import bind_paste_button, outputs_folder, webui_access
-from lib_lora_train.ui.app import open_desk
+from lib_lora_train.ui.app import open_session
 from lib_lora_train.ui.tab import TITLE, build_tab
 from lib_lora_train.ui.unavailable import build_refusal
 from lib_lora_train.web.routes import install_routes
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 
 log = logging.getLogger("lora_train")
 
@@ -30,12 +30,12 @@ def tabs() -> list[tuple[Any, str, str]]:
 def add_routes(_blocks: Any, app: Any) -> None:
     """Our routes, in the webui's application; none where the webui was refused."""
     try:
-        desk = _desk()
+        session = _desk()
     except HostError:
         return
-    install_routes(app, desk, webui_access())
+    install_routes(app, session, webui_access())
 
 
-def _desk() -> Desk:
+def _desk() -> Session:
     """One per process: a run goes on while the user interface is reloaded."""
-    return open_desk(outputs_folder(), detect_host)
+    return open_session(outputs_folder(), detect_host)

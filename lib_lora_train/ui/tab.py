@@ -31,7 +31,7 @@ from lib_lora_train.ui.widgets import (
 from lib_lora_train.web.form import Form
 from lib_lora_train.web.form_check import Checked
 from lib_lora_train.web.markup import problem_list, text
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 
 _Answer = TypeVar("_Answer")
 
@@ -62,9 +62,9 @@ class _Hidden:
     """Says that the form is filled in: until then what is typed would be overwritten."""
 
 
-def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
+def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
     """The whole tab as gradio Blocks; `bind_paste(button, text)` connects a button with the webui's txt2img."""
-    form = desk.draft()
+    form = session.draft()
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks, gr.Column(elem_id=elem_id("root")):
         strip = _build_strip()
         with unsaved(gr.Tabs(elem_id=elem_id("panels"))) as panels:
@@ -73,25 +73,25 @@ def build_tab(desk: Desk, bind_paste: Callable[[Any, Any], None] | None = None) 
             with gr.Tab("Captions", id="captions", elem_id=elem_id("captions_panel")):
                 build_captions_panel()
             with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
-                train = build_train_panel(form, desk.presets.names())
+                train = build_train_panel(form, session.presets.names())
             with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
-                grid = build_epoch_grid(desk.sampler_names())
+                grid = build_epoch_grid(session.sampler_names())
             with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
                 build_tools_panel()
         # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
         hidden = _Hidden(
             build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
         )
-        _Wiring(desk, strip, dataset, train).connect(blocks, panels, hidden)
+        _Wiring(session, strip, dataset, train).connect(blocks, panels, hidden)
         if grid is not None:
-            on_click(grid.draw, partial(_drawn, desk), inputs=[grid.sampler], outputs=[grid.told])
+            on_click(grid.draw, partial(_drawn, session), inputs=[grid.sampler], outputs=[grid.told])
         if plot is not None:
-            on_select(results, desk.xyz_text, outputs=[plot.text])
-            on_load(blocks, desk.xyz_text, outputs=[plot.text])
-        build_html(f"<div data-lt='door' data-key='{desk.page_key}'></div>", "door", classes=["lt-hidden"])
+            on_select(results, session.xyz_text, outputs=[plot.text])
+            on_load(blocks, session.xyz_text, outputs=[plot.text])
+        build_html(f"<div data-lt='door' data-key='{session.page_key}'></div>", "door", classes=["lt-hidden"])
         build_html(show_helps(tooltips_of(blocks)), "helps", classes=["lt-hidden"])
     return blocks
 
@@ -100,7 +100,7 @@ def _build_strip() -> _Strip:
     with gr.Row(elem_id=elem_id("strip")):
         build_html(_WELCOME, "state")
         with gr.Row(elem_id=elem_id("actions")):
-            demo = build_button("Fill in the demo", "demo", tooltip="The shipped data set and settings that suit it.")
+            demo = build_button("Fill in the demo", "demo", tooltip="The shipped dataset and settings that suit it.")
             save = build_button("Save now", "save", tooltip="Write a LoRA file of this very step.")
             sample = build_button("Sample now", "sample", tooltip="Draw the sample prompts with what is learnt so far.")
             pause = build_button(
@@ -126,7 +126,7 @@ def _in_turn(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
 
     @wraps(call)
     def wait_and_call(wiring: _Wiring, *values: Any) -> _Answer:
-        with wiring.desk.turn:
+        with wiring.session.turn:
             return call(wiring, *values)
 
     return wait_and_call
@@ -136,7 +136,7 @@ def _in_turn(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
 class _Wiring:
     """The callbacks: each takes the form's values in order and returns what its outputs show."""
 
-    desk: Desk
+    session: Session
     strip: _Strip
     dataset: DatasetPanel
     train: TrainPanel
@@ -166,7 +166,7 @@ class _Wiring:
             on_click(button, _reported(command), inputs=[], outputs=[self.strip.message])
 
     def _commands(self) -> Sequence[tuple[Any, Callable[[], None]]]:
-        runner = self.desk.runner
+        runner = self.session.runner
         return (
             (self.strip.save, runner.save_now),
             (self.strip.sample, runner.sample_now),
@@ -177,19 +177,19 @@ class _Wiring:
 
     @_in_turn
     def restore(self) -> list[Any]:
-        form = self.desk.draft()
+        form = self.session.draft()
         return [*self._values(form), *self._shown(form), "<i data-lt='restored'></i>"]
 
     @_in_turn
     def fill_demo(self) -> list[Any]:
-        form = self.desk.demo_form()
+        form = self.session.demo_form()
         return [*self._values(form), *self.look(*self._values(form))]
 
     @_in_turn
     def apply_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            form, preset = self.desk.apply_preset(form, name)
+            form, preset = self.session.apply_preset(form, name)
         except LoraTrainError as error:
             return self._filled(form, show_refusal(error))
         return self._filled(form, show_preset(preset))
@@ -198,7 +198,7 @@ class _Wiring:
     def save_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            self.desk.save_preset(form, name)
+            self.session.save_preset(form, name)
         except LoraTrainError as error:
             return [*self._filled(form, show_refusal(error)), gr.update()]
         return [*self._filled(form, show_good(f"{name.strip()} is saved.")), self._choice(name.strip())]
@@ -207,64 +207,64 @@ class _Wiring:
     def delete_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            self.desk.delete_preset(name)
+            self.session.delete_preset(name)
         except LoraTrainError as error:
             return [*self._filled(form, show_refusal(error)), gr.update()]
         return [*self._filled(form, show_good(f"{name} is deleted.")), self._choice("")]
 
     def _choice(self, chosen: str) -> Any:
-        names = list(self.desk.presets.names())
+        names = list(self.session.presets.names())
         return gr.update(choices=names, value=chosen or names[0])
 
     @_in_turn
     def take_settings(self, file: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            form, imported = self.desk.read_settings(form, file)
+            form, imported = self.session.read_settings(form, file)
         except LoraTrainError as error:
             return self._filled(form, show_refusal(error))
         return self._filled(form, show_imported(file.replace("\\", "/").rpartition("/")[2], imported))
 
     @_in_turn
     def take(self, *values: Any) -> list[Any]:
-        form, told = self.desk.take_staged(self._form(values))
+        form, told = self.session.take_staged(self._form(values))
         return self._filled(form, show_good(told) if told else "")
 
     @_in_turn
     def balance(self, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            form, told = self.desk.balance(form)
+            form, told = self.session.balance(form)
         except LoraTrainError as error:
             return self._filled(form, show_refusal(error))
         return self._filled(form, f"<p class='lt-faint'>{text(told)}</p>")
 
     def _filled(self, form: Form, told: str) -> list[Any]:
         with contextlib.suppress(OutputError):
-            self.desk.keep(form)
+            self.session.keep(form)
         return [*self._values(form), *self._shown(form), told]
 
     @_in_turn
     def look(self, *values: Any) -> list[str]:
         form = self._form(values)
         try:
-            self.desk.keep(form)
-            checked = self.desk.look(form)
+            self.session.keep(form)
+            checked = self.session.look(form)
         except LoraTrainError as error:
             found = f"<div class='lt-card'>{problem_list([Problem('error', '', str(error))])}</div>"
-            return [found, show_checked(self.desk.check(form))]
-        return [show_found(self.desk.looked, checked), show_checked(checked)]
+            return [found, show_checked(self.session.check(form))]
+        return [show_found(self.session.looked, checked), show_checked(checked)]
 
     @_in_turn
     def keep(self, *values: Any) -> list[str]:
         form = self._form(values)
         with contextlib.suppress(OutputError):  # a full disk is told by Look and Start, not at every key
-            self.desk.keep(form)
+            self.session.keep(form)
         return self._shown(form)
 
     @_in_turn
     def start(self, *values: Any) -> list[Any]:
-        checked = self.desk.start(self._form(values))
+        checked = self.session.start(self._form(values))
         return [
             show_checked(checked, done="Started. The Monitor shows how it goes." if checked.is_usable else ""),
             _selected("monitor" if checked.is_usable else "train"),
@@ -273,14 +273,14 @@ class _Wiring:
     @_in_turn
     def enqueue(self, *values: Any) -> str:
         try:
-            checked = self.desk.enqueue(self._form(values))
+            checked = self.session.enqueue(self._form(values))
         except LoraTrainError as error:
             return problem_list([Problem("error", "", str(error))])
         return show_checked(checked, done="It waits in the queue." if checked.is_usable else "")
 
     def _shown(self, form: Form) -> list[str]:
-        checked: Checked = self.desk.check(form)
-        return [show_found(self.desk.looked, checked), show_checked(checked)]
+        checked: Checked = self.session.check(form)
+        return [show_found(self.session.looked, checked), show_checked(checked)]
 
     def _form(self, values: Sequence[Any]) -> Form:
         return dict(zip(self.fields, values, strict=True))
@@ -289,8 +289,8 @@ class _Wiring:
         return [form[key] for key in self.fields]
 
 
-def _drawn(desk: Desk, sampler: str) -> str:
-    return _reported(lambda: desk.draw_grid(sampler))()
+def _drawn(session: Session, sampler: str) -> str:
+    return _reported(lambda: session.draw_grid(sampler))()
 
 
 def _selected(panel: str) -> Any:

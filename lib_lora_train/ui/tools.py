@@ -1,4 +1,4 @@
-"""The Tools panel: a place for the page's JavaScript, which asks `tools_desk`."""
+"""The Tools panel: a place for the page's JavaScript, which asks `tools_session`."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from lib_lora_train.web.markup import heading, problem_list, text
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",
     "output": "Model and file",
-    "data": "Pictures and captions",
-    "captions": "Pictures and captions",
+    "data": "Images and captions",
+    "captions": "Images and captions",
     "training": "Training",
     "network": "Network",
     "noise": "Noise and loss",

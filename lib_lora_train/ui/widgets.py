@@ -19,7 +19,7 @@ PREFIX = "lora_train"
 _WORDS = {"Unet": "UNet", "unet": "UNet", "Vae": "VAE", "lr": "LR", "Lr": "LR", "snr": "SNR", "cfg": "CFG", "n": "N"}
 _SHORT_TEXTS = ("caption_extension",)
 _PLACEHOLDERS = {
-    "folder": "/path/to/pictures",
+    "folder": "/path/to/images",
     "repeats": "auto",
     "trigger": "a rare word, e.g. zkw",
     "class_word": "e.g. cat",
@@ -166,7 +166,7 @@ def build_html(value: str, name: str, *, classes: Sequence[str] = ()) -> Any:
 
 
 def on_click(button: Any, call: Callable[..., Any], *, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Run `call` at once, not behind pictures that are being generated, and without spinners."""
+    """Run `call` at once, not behind images that are being generated, and without spinners."""
     button.click(call, inputs=list(inputs), outputs=list(outputs), queue=False, show_progress="hidden")
 
 

@@ -30,8 +30,8 @@ from lib_lora_train.dataset_tools.caption_files import (
 )
 from lib_lora_train.dataset_tools.tag_advice import Advice, advise, grouped, tags_to_prune
 from lib_lora_train.web.caption_edits import make_edit
+from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
-from lib_lora_train.web.picture_tokens import PictureShelf
 from lib_lora_train.web.token_words import Words
 
 PER_PAGE = 48
@@ -41,10 +41,10 @@ _CAPTIONS_SHOWN = 60
 _EXAMPLES = 3
 
 
-class CaptionDesk:
+class CaptionSession:
     """One data folder at a time. `config` gives the form's settings as they were last kept."""
 
-    def __init__(self, shelf: PictureShelf, words: Words, config: Callable[[], TrainConfig]) -> None:
+    def __init__(self, shelf: ImageTokens, words: Words, config: Callable[[], TrainConfig]) -> None:
         self._shelf = shelf
         self._words = words
         self._config = config
@@ -83,7 +83,7 @@ class CaptionDesk:
             raise DataError("No folder is given. Name one in the Dataset panel.")
         loaded = load_captions(typed_path(folder), self._config().caption_extension)
         if not loaded.captions:
-            raise DataError(f"{folder} holds no pictures. Choose another folder.")
+            raise DataError(f"{folder} holds no images. Choose another folder.")
         self._captions = loaded
         return self.show({})
 
@@ -102,17 +102,17 @@ class CaptionDesk:
             "found": len(numbers),
             "page": page,
             "pages": pages,
-            "pictures": self._pictures(captions, numbers[page * PER_PAGE : (page + 1) * PER_PAGE]),
+            "images": self._images(captions, numbers[page * PER_PAGE : (page + 1) * PER_PAGE]),
             "tags": tag_frequency(captions, numbers)[:_TAGS_SHOWN],
             "undo": len(backups(captions.folder)),
         }
 
-    def _pictures(self, captions: CaptionSet, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    def _images(self, captions: CaptionSet, numbers: Sequence[int]) -> list[dict[str, Any]]:
         shown = [captions.captions[number] for number in numbers]
-        tokens = self._shelf.publish(caption.picture for caption in shown)
+        tokens = self._shelf.publish(caption.image for caption in shown)
         counts: Sequence[int | None] | None = self._words.count_at_once([caption.text for caption in shown])
         return [
-            {"number": number, "token": token, "name": caption.picture.name, "text": caption.text, "tokens": count}
+            {"number": number, "token": token, "name": caption.image.name, "text": caption.text, "tokens": count}
             for number, token, caption, count in zip(numbers, tokens, shown, counts or [None] * len(shown), strict=True)
         ]
 
@@ -136,7 +136,7 @@ class CaptionDesk:
         with self._lock:
             captions = self._opened()
             if not 0 <= number < len(captions):
-                raise DataError("This picture is not shown any more. Open the folder again.")
+                raise DataError("This image is not shown any more. Open the folder again.")
             before = captions.captions[number].text
             changes = (Change(number, before, text),) if text != before else ()
             self._captions, _ = write_plan(EditPlan(captions, changes, 1))
@@ -228,7 +228,7 @@ def _told_together(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, A
     numbers = list(dict.fromkeys(one.number for one in group))
     topic = group[0].topic
     shown = [
-        {"name": captions.captions[one.number].picture.name, "detail": one.detail} for one in group[:_CAPTIONS_SHOWN]
+        {"name": captions.captions[one.number].image.name, "detail": one.detail} for one in group[:_CAPTIONS_SHOWN]
     ]
     told = f"{count(len(numbers), 'caption')}: {topic.title}"
     return {"told": told, "why": topic.why, "numbers": numbers, "captions": shown}

@@ -1,4 +1,4 @@
-"""The data-set doctor's side of the server: findings in the concepts' folders, and their remedies. No gradio here."""
+"""The dataset doctor's side of the server: findings in the concepts' folders, and their remedies. No gradio here."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core.background_task import LongWork
+from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.dataset.images import IMAGE_ENDINGS
-from lib_lora_train.dataset_tools.checkup import Examination, Finding, count_pictures, examine
-from lib_lora_train.dataset_tools.image_cache import PictureMemory
+from lib_lora_train.dataset_tools.checkup import Examination, Finding, count_images, examine
+from lib_lora_train.dataset_tools.image_cache import ImageFactsCache
 from lib_lora_train.dataset_tools.repairs import Fixed, write_fixes, write_undo
 from lib_lora_train.dataset_tools.upscale import LANCZOS, Enlarge, by_lanczos, write_enlarged
+from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
-from lib_lora_train.web.picture_tokens import PictureShelf
 
 _SHOWN = 40
 _LEVELS = ("error", "warning", "hint")
 
 
 class Upscaling(Protocol):
-    """The part of a host that enlarges pictures."""
+    """The part of a host that enlarges images."""
 
     def upscaler_names(self) -> tuple[str, ...]: ...
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image: ...
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image: ...
 
 
 Tell = Callable[[int, int], None]
@@ -37,21 +37,21 @@ Remedy = Callable[[Path, Concept, Sequence[Finding], Tell], Fixed]
 """Treats the findings in a folder, telling (done, total)."""
 
 
-class DoctorDesk:
+class CheckupSession:
     """Examines the folders of the form as it was last kept; what was done last can be undone.
 
     It works in a thread of its own, on one thing at a time; every answer is the status.
     """
 
-    def __init__(self, shelf: PictureShelf, config: Callable[[], TrainConfig], host: Upscaling) -> None:
+    def __init__(self, shelf: ImageTokens, config: Callable[[], TrainConfig], host: Upscaling) -> None:
         self._shelf = shelf
         self._host = host
         self._config = config
-        self._memory = PictureMemory()
+        self._memory = ImageFactsCache()
         self._found: list[tuple[Concept, Examination]] = []
         self._undo: list[Path] = []
         self._told, self._failed = "", False
-        self.work = LongWork("doctor")
+        self.work = BackgroundTask("doctor")
 
     def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """What the page's buttons ask, by name."""
@@ -70,12 +70,12 @@ class DoctorDesk:
         return {**status, "found": None if status["state"] in ("idle", "busy") else self._findings()}
 
     def stop(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """End after the present picture; what was found or done by then is told."""
+        """End after the present image; what was found or done by then is told."""
         self.work.stop()
         return self.status(values)
 
     def examine(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Look at every picture and caption of every concept; a second page joins in."""
+        """Look at every image and caption of every concept; a second page joins in."""
         config = self._config()
         if not any(concept.folder for concept in config.concepts):
             raise DataError("No folder is given. Name one in a card first.")
@@ -93,14 +93,14 @@ class DoctorDesk:
         return self._fix("files treated", lambda finding: finding.kind == kind and finding.remedy != "", remedy)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Enlarge every tiny picture to the training resolution by the named upscaler; the originals are kept."""
+        """Enlarge every tiny image to the training resolution by the named upscaler; the originals are kept."""
         enlarge, resolution = self._enlarge(str(values.get("upscaler", ""))), self._config().resolution
 
         def remedy(folder: Path, _: Concept, findings: Sequence[Finding], tell: Tell) -> Fixed:
             tiny = [finding.path for finding in findings]
             return write_enlarged(folder, tiny, resolution, enlarge, tell=tell, is_stopped=self.work.is_stopped)
 
-        return self._fix("pictures enlarged", lambda finding: finding.kind == "tiny", remedy)
+        return self._fix("images enlarged", lambda finding: finding.kind == "tiny", remedy)
 
     def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """Put back what the last remedy changed."""
@@ -129,8 +129,8 @@ class DoctorDesk:
         """Examine the folders; what was found before stays until then. Once stopped, the other folders are left."""
         self.work.begin("Reading the folders", 0)
         concepts = [concept for concept in config.concepts if concept.folder]
-        total = sum(count_pictures(typed_path(concept.folder)) for concept in concepts)
-        self.work.begin("pictures looked at", total)
+        total = sum(count_images(typed_path(concept.folder)) for concept in concepts)
+        self.work.begin("images looked at", total)
         found: list[tuple[Concept, Examination]] = []
         done = 0
         for concept in concepts:
@@ -148,7 +148,7 @@ class DoctorDesk:
             done += examination.looked_at
         self._found = found
         if done < total:
-            told = f"Stopped: {done:,} of {total:,} pictures were looked at, and this is about them."
+            told = f"Stopped: {done:,} of {total:,} images were looked at, and this is about them."
             self._told = f"{self._told} {told}".strip()
 
     def _fix(self, what: str, is_meant: Callable[[Finding], bool], remedy: Remedy) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class DoctorDesk:
     def _enlarge(self, name: str) -> Enlarge:
         if name == LANCZOS and name not in self._host.upscaler_names():
             return by_lanczos
-        return lambda picture, size: self._host.upscale(picture, size, name)
+        return lambda image, size: self._host.upscale(image, size, name)
 
     # --- what was found --------------------------------------------------------------------------
     def _findings(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class DoctorDesk:
                 kinds.setdefault(finding.kind, []).append(finding)
         ordered = sorted(kinds.items(), key=lambda entry: _LEVELS.index(entry[1][0].level))
         return {
-            "pictures": sum(len(found.pictures) for _, found in self._found),
+            "images": sum(len(found.images) for _, found in self._found),
             "kinds": [self._kind(kind, findings) for kind, findings in ordered],
             "undo": len(self._undo),
             "told": self._told,
@@ -210,12 +210,12 @@ class DoctorDesk:
             "remedy": " or ".join(remedies),
             "upscalers": list(self._host.upscaler_names() or (LANCZOS,)) if kind == "tiny" else [],
             "findings": [
-                {"name": f.path.name, "message": f.message, "tokens": self._pictures(f)} for f in findings[:_SHOWN]
+                {"name": f.path.name, "message": f.message, "tokens": self._images(f)} for f in findings[:_SHOWN]
             ],
         }
 
-    def _pictures(self, finding: Finding) -> list[str]:
-        """Tokens of the picture and of the one that it repeats, if any."""
+    def _images(self, finding: Finding) -> list[str]:
+        """Tokens of the image and of the one that it repeats, if any."""
         paths = [path for path in (finding.path, finding.like) if path and path.suffix.lower() in IMAGE_ENDINGS]
         return list(self._shelf.publish(paths))
 

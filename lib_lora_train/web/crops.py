@@ -1,4 +1,4 @@
-"""Cropping by hand, the server's side: what training cuts off a picture, and the crop that is written. No gradio."""
+"""Cropping by hand, the server's side: what training cuts off an image, and the crop that is written. No gradio."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lib_lora_train.dataset.buckets import bucket_rule, place
 from lib_lora_train.dataset.scan import Item, ScannedConcept
 from lib_lora_train.dataset_tools.crops import LEAST_FRAME, Frame, near_buckets, trained_frame, write_crop
 from lib_lora_train.dataset_tools.repairs import write_undo
-from lib_lora_train.web.form_check import Looked
-from lib_lora_train.web.picture_tokens import PictureShelf
+from lib_lora_train.web.form_check import ScannedDataset
+from lib_lora_train.web.image_tokens import ImageTokens
 
 
-class CropDesk:
-    """Shows and writes crops of the data set that was looked at; the last ones can be undone."""
+class CropSession:
+    """Shows and writes crops of the dataset that was looked at; the last ones can be undone."""
 
     def __init__(
-        self, shelf: PictureShelf, looked: Callable[[], Looked | None], config: Callable[[], TrainConfig]
+        self, shelf: ImageTokens, looked: Callable[[], ScannedDataset | None], config: Callable[[], TrainConfig]
     ) -> None:
         self._shelf = shelf
         self._looked = looked
@@ -35,7 +35,7 @@ class CropDesk:
         return {"crop-look": self.look, "crop-write": self.write, "crop-undo": self.undo}
 
     def look(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A picture's size, its bucket, what training would see of it, and the buckets of nearly its shape."""
+        """An image's size, its bucket, what training would see of it, and the buckets of nearly its shape."""
         item, _ = self._found(values)
         image = item.image
         rule = bucket_rule(self._config(), item.resolution)
@@ -56,15 +56,15 @@ class CropDesk:
         }
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the crop of a frame in the picture's place; the original is kept beside the folder."""
+        """Write the crop of a frame in the image's place; the original is kept beside the folder."""
         item, concept = self._found(values)
         try:
             frame = Frame(*(round(float(number)) for number in values["frame"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError("The crop's frame is missing. Reload the page.") from error
         with self._lock:
-            picture = item.image.path.parent.resolve() / item.image.path.name
-            fixed = write_crop(_folder_of(picture, concept), picture, frame)
+            image = item.image.path.parent.resolve() / item.image.path.name
+            fixed = write_crop(_folder_of(image, concept), image, frame)
             self._undo += [fixed.undo] if fixed.undo else []
         kept = f" The original lies in {fixed.undo.parent}." if fixed.undo else ""
         return {"told": f"{item.image.path.name} is cropped to {frame.width} × {frame.height} px.{kept}"}
@@ -78,17 +78,17 @@ class CropDesk:
         return {"told": "The last crop is undone.", "undo": len(self._undo)}
 
     def _found(self, values: Mapping[str, Any]) -> tuple[Item, ScannedConcept]:
-        """The picture that the page means, and the folder it is in."""
+        """The image that the page means, and the folder it is in."""
         looked = self._looked()
         path = self._shelf.path_of(str(values.get("token", "")))
         items = looked.dataset.items if looked and path else ()
         item = next((one for one in items if one.image.path == path), None)
         if looked is None or item is None:
-            raise DataError("This picture is not in the data set any more. Press Look.")
+            raise DataError("This image is not in the dataset any more. Press Look.")
         return item, looked.dataset.concepts[item.concept]
 
 
-def _folder_of(picture: Path, concept: ScannedConcept) -> Path:
-    """The card's folder that the picture was found by; originals lie beside it, where training does not look."""
+def _folder_of(image: Path, concept: ScannedConcept) -> Path:
+    """The card's folder that the image was found by; originals lie beside it, where training does not look."""
     folder = typed_path(concept.settings.folder).resolve()
-    return folder if folder in picture.parents else picture.parent
+    return folder if folder in image.parents else image.parent

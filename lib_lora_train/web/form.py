@@ -14,7 +14,7 @@ from typing import Any
 
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core import atomic_write as whole_file
 from lib_lora_train.core.errors import Problem
 
@@ -102,7 +102,7 @@ def read_form(form: Form) -> tuple[TrainConfig, tuple[Problem, ...]]:
     """
     config, problems = read_config(form_values(form))
     unusable = {problem.where for problem in problems}
-    return config, (*problems, *(p for p in judge(config) if p.where not in unusable))
+    return config, (*problems, *(p for p in validate(config) if p.where not in unusable))
 
 
 def form_values(form: Form) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is known of the form as it stands: the data set looked at, problems with their fixes, the plan."""
+"""What is known of the form as it stands: the dataset looked at, problems with their fixes, the plan."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lib_lora_train.web.quick_fixes import Fix
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A data set that was looked at; `number` counts the looks, so that the page knows a new one."""
+class ScannedDataset:
+    """A dataset that was looked at; `number` counts the looks, so that the page knows a new one."""
 
     number: int
     concepts: tuple[Concept, ...]
@@ -41,7 +41,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of the form as it stands: `plan` and `needs` are None until its data set was looked at."""
+    """What is known of the form as it stands: `plan` and `needs` are None until its dataset was looked at."""
 
     config: TrainConfig
     problems: tuple[Problem, ...]

@@ -1,26 +1,26 @@
-"""The pictures of the data set that was looked at, a page at a time. No gradio here."""
+"""The images of the dataset that was looked at, a page at a time. No gradio here."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from lib_lora_train.web.form_check import Looked
-from lib_lora_train.web.picture_tokens import PictureShelf
+from lib_lora_train.web.form_check import ScannedDataset
+from lib_lora_train.web.image_tokens import ImageTokens
 
-PICTURES_PER_PAGE = 48
+IMAGES_PER_PAGE = 48
 
 
-def picture_page(looked: Looked | None, shelf: PictureShelf, page: int) -> dict[str, Any]:
-    """One page with a token, the caption and facts per picture; beyond the ends is the nearest page."""
+def image_page(looked: ScannedDataset | None, shelf: ImageTokens, page: int) -> dict[str, Any]:
+    """One page with a token, the caption and facts per image; beyond the ends is the nearest page."""
     if looked is None:
-        return {"number": 0, "page": 0, "pages": 0, "total": 0, "pictures": []}
+        return {"number": 0, "page": 0, "pages": 0, "total": 0, "images": []}
     items, concepts = looked.dataset.items, looked.dataset.concepts
-    pages = max(1, math.ceil(len(items) / PICTURES_PER_PAGE))
+    pages = max(1, math.ceil(len(items) / IMAGES_PER_PAGE))
     page = min(max(0, page), pages - 1)
-    shown = items[page * PICTURES_PER_PAGE : (page + 1) * PICTURES_PER_PAGE]
+    shown = items[page * IMAGES_PER_PAGE : (page + 1) * IMAGES_PER_PAGE]
     tokens = shelf.publish(item.image.path for item in shown)
-    pictures = [
+    images = [
         {
             "token": token,
             "name": item.image.path.name,
@@ -32,4 +32,4 @@ def picture_page(looked: Looked | None, shelf: PictureShelf, page: int) -> dict[
         }
         for token, item in zip(tokens, shown, strict=True)
     ]
-    return {"number": looked.number, "page": page, "pages": pages, "total": len(items), "pictures": pictures}
+    return {"number": looked.number, "page": page, "pages": pages, "total": len(items), "images": images}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PRECISION = "fp16"  # as nearly all LoRA files; the commands have --precision
 
 
-class ToolsDesk:
+class LoraToolsSession:
     """Nothing is kept between two questions; no file that is there is ever written over.
 
     `loaded` tells the checkpoint file that the form means or the host has loaded, None where there is none: the model

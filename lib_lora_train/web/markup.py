@@ -19,7 +19,7 @@ def text(value: object) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """1 → `1 picture`, 2000 → `2,000 pictures`."""
+    """1 → `1 image`, 2000 → `2,000 images`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 

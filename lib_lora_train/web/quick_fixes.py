@@ -52,9 +52,9 @@ class Fix:
 
 
 def fixes_of(
-    config: TrainConfig, problems: Sequence[Problem], judge: Judge, plan: Plan | None = None
+    config: TrainConfig, problems: Sequence[Problem], validate: Judge, plan: Plan | None = None
 ) -> tuple[Fix, ...]:
-    """A fix for every problem that has one; `judge` gives the problems of changed settings.
+    """A fix for every problem that has one; `validate` gives the problems of changed settings.
 
     With the `plan`, batch size and accumulation are looked for together.
     """
@@ -64,7 +64,7 @@ def fixes_of(
     for problem in wrong:
         parameter = known[problem.where]
         for values in (*_from_plan(problem, plan), *({parameter.name: v} for v in _candidates(parameter, config))):
-            after = judge(dataclasses.replace(config, **values))
+            after = validate(dataclasses.replace(config, **values))
             if problem not in after and not any(_is_new(other, problem.where, problems) for other in after):
                 found.append(Fix(problem, values))
                 break
@@ -81,7 +81,7 @@ def _is_new(problem: Problem, name: str, before: Sequence[Problem]) -> bool:
 
 
 def _from_plan(problem: Problem, plan: Plan | None) -> Iterator[dict[str, Any]]:
-    """What only the plan's own counts tell: batches and steps that are all whole, else single pictures."""
+    """What only the plan's own counts tell: batches and steps that are all whole, else single images."""
     if plan is None or problem.where not in ("batch_size", "gradient_accumulation"):
         return
     fitting = fitting_batch(plan)

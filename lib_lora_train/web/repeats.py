@@ -11,7 +11,7 @@ from lib_lora_train.dataset.repeats import LEAST_SHOWN, balanced_repeats
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 
 RULE = (
-    "Repeats so that every concept is shown about equally often per epoch: as often as the largest one has pictures, "
+    "Repeats so that every concept is shown about equally often per epoch: as often as the largest one has images, "
     f"and at least {LEAST_SHOWN} times, where the guides' range of 100 to 400 begins. Regularisation is left alone."
 )
 
@@ -31,7 +31,7 @@ def balanced_concepts(concepts: Sequence[Concept], dataset: Dataset) -> tuple[Co
 
 
 def found_in(concept: Concept, dataset: Dataset) -> tuple[ScannedConcept, ...]:
-    """The folders with pictures that belong to a concept: its own, or the sub-folders that are read for it."""
+    """The folders with images that belong to a concept: its own, or the sub-folders that are read for it."""
     root = typed_path(concept.folder).resolve()
     return tuple(f for f in dataset.concepts if root in (f.folder.resolve(), f.folder.resolve().parent))
 

@@ -1,7 +1,7 @@
 """The routes: what the page's own JavaScript reads, and what programs may steer a training with.
 
     GET  /lora-train/v1/status     the run in numbers, its events and curves
-    GET  /lora-train/v1/pictures   a page of the data set that was looked at
+    GET  /lora-train/v1/images   a page of the dataset that was looked at
     GET  /lora-train/v1/results    the runs so far, with their files
     POST /lora-train/v1/plan       settings → what would be trained; nothing starts
     POST /lora-train/v1/start      settings → the id of the run that begins
@@ -28,20 +28,20 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError
 from lib_lora_train.hosts.access import Access
-from lib_lora_train.web.picture_tokens import PictureShelf
+from lib_lora_train.web.image_tokens import ImageTokens
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "save", "sample")
 _KEPT = {"Cache-Control": "private, max-age=3600"}
-_GONE = "This picture is not shown any more. Look at the data set again, or reload the page."
+_GONE = "This image is not shown any more. Look at the dataset again, or reload the page."
 _ASK = {"WWW-Authenticate": "Basic"}
 PAGE_HEADER = "X-LoRA-Train-Page"
 
 
 class PageSource(Protocol):
-    """What the routes ask; the page's desk is one."""
+    """What the routes ask; the page's session is one."""
 
-    shelf: PictureShelf
+    shelf: ImageTokens
     page_key: str
     """Known to those only who may see the page: it stands in it."""
 
@@ -51,8 +51,8 @@ class PageSource(Protocol):
     def status(self, since: int, after: int) -> dict[str, Any]:
         """The run in numbers, its events from number `since` on, its curves after step `after`."""
 
-    def pictures(self, page: int) -> dict[str, Any]:
-        """One page of the data set that was looked at."""
+    def images(self, page: int) -> dict[str, Any]:
+        """One page of the dataset that was looked at."""
 
     def results(self) -> list[dict[str, Any]]:
         """The runs so far, the newest first."""
@@ -111,8 +111,8 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
     def status(since: int = 0, after: int = 0) -> dict[str, Any]:
         return source.status(since, after)
 
-    def pictures(page: int = 0) -> dict[str, Any]:
-        return source.pictures(page)
+    def images(page: int = 0) -> dict[str, Any]:
+        return source.images(page)
 
     def results() -> list[dict[str, Any]]:
         return source.results()
@@ -126,20 +126,20 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
         except (KeyError, OSError):
             raise HTTPException(404, _GONE) from None
 
-    def picture(token: str) -> Response:
+    def image(token: str) -> Response:
         try:
-            content, media_type = source.shelf.load_picture(token)
+            content, media_type = source.shelf.load_image(token)
         except (KeyError, OSError):
             raise HTTPException(404, _GONE) from None
         return Response(content, media_type=media_type, headers=_KEPT)
 
     routes: dict[str, Callable[..., Any]] = {
         "status": status,
-        "pictures": pictures,
+        "images": images,
         "results": results,
         "queue": queue,
         "thumbnail/{token}": thumbnail,
-        "picture/{token}": picture,
+        "image/{token}": image,
     }
     for path, answer in routes.items():
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)

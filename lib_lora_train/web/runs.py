@@ -17,7 +17,7 @@ from lib_lora_train.runs.event_log import log_line, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import BoardServer
-from lib_lora_train.web.picture_tokens import PictureShelf
+from lib_lora_train.web.image_tokens import ImageTokens
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import JobRunner
@@ -30,10 +30,10 @@ _CARDS = (".json", ".png", ".preview.png")
 Stage = Callable[[TrainConfig, str], None]
 
 
-class RunDesk:
+class RunSession:
     """Answers about the runs in `home`. `stage` keeps a run's settings until the page takes them into its form."""
 
-    def __init__(self, runner: JobRunner, home: Path, shelf: PictureShelf, stage: Stage) -> None:
+    def __init__(self, runner: JobRunner, home: Path, shelf: ImageTokens, stage: Stage) -> None:
         self._runner = runner
         self._home = home
         self._shelf = shelf

@@ -1,6 +1,6 @@
-"""What the tab knows beyond one page: the runner, the form's draft and the data set last looked at.
+"""What the tab knows beyond one page: the runner, the form's draft and the dataset last looked at.
 
-One desk per process; every page that is opened or reloaded sees the same. No gradio here.
+One session per process; every page that is opened or reloaded sees the same. No gradio here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.config.validation.validate import judge, require_usable
+from lib_lora_train.config.validation.validate import require_usable, validate
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.dataset.plan import Plan
@@ -28,9 +28,9 @@ from lib_lora_train.runs.estimates.requirements import Forecast, forecast
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
 from lib_lora_train.runs.planning import plan_job
 from lib_lora_train.runs.webui_grid import GridDesk
-from lib_lora_train.web.captions import CaptionDesk
-from lib_lora_train.web.checkup import DoctorDesk
-from lib_lora_train.web.crops import CropDesk
+from lib_lora_train.web.captions import CaptionSession
+from lib_lora_train.web.checkup import CheckupSession
+from lib_lora_train.web.crops import CropSession
 from lib_lora_train.web.form import (
     CONCEPTS,
     Form,
@@ -42,16 +42,16 @@ from lib_lora_train.web.form import (
     with_config,
     with_values,
 )
-from lib_lora_train.web.form_check import Changed, Checked, Looked
-from lib_lora_train.web.gallery import picture_page
+from lib_lora_train.web.form_check import Changed, Checked, ScannedDataset
+from lib_lora_train.web.gallery import image_page
+from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
-from lib_lora_train.web.lora_tools import ToolsDesk
-from lib_lora_train.web.picture_tokens import PictureShelf
+from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, fixes_of
 from lib_lora_train.web.repeats import RULE, balanced_concepts
-from lib_lora_train.web.runs import RunDesk
+from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import Completer
-from lib_lora_train.web.tagging import TagDesk
+from lib_lora_train.web.tagging import TaggingSession
 from lib_lora_train.web.token_words import Words
 from lib_lora_train.web.user_presets import PresetShelf, applied_after
 
@@ -66,15 +66,15 @@ Change = Callable[[Form], tuple[dict[str, Any], str]]
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
-class Desk:
+class Session:
     """Answers for the page. `home` holds the draft; `demo` gives the demo's settings."""
 
     def __init__(self, runner: JobRunner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
         self.runner = runner
         self._grids = GridDesk(runner.host, home)
         self.home = home
-        self.shelf = PictureShelf()
-        self.looked: Looked | None = None
+        self.shelf = ImageTokens()
+        self.looked: ScannedDataset | None = None
         self.page_key = secrets.token_urlsafe(16)
         self._demo = demo
         self._lock = threading.Lock()
@@ -84,19 +84,19 @@ class Desk:
         self._applied: tuple[str, ...] = ()
         self._staged: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
-        self.captions = CaptionDesk(self.shelf, Words(self._tokenizer), self._kept_config)
-        self.doctor = DoctorDesk(self.shelf, self._kept_config, runner.host)
-        self.runs = RunDesk(runner, home, self.shelf, self._stage_settings)
+        self.captions = CaptionSession(self.shelf, Words(self._tokenizer), self._kept_config)
+        self.doctor = CheckupSession(self.shelf, self._kept_config, runner.host)
+        self.runs = RunSession(runner, home, self.shelf, self._stage_settings)
         self._asks: dict[str, Ask] = {
             "fix": self._stage_fix,
             "command": lambda values: self.command(str(values["name"])),
             **self.captions.asks(),
             **Completer(self.captions.opened).asks(),
             **self.doctor.asks(),
-            **CropDesk(self.shelf, lambda: self.looked, self._kept_config).asks(),
+            **CropSession(self.shelf, lambda: self.looked, self._kept_config).asks(),
             **self.runs.asks(),
-            **ToolsDesk(lambda: runner.host.footing(self._kept_config()).checkpoint).asks(),
-            **TagDesk(runner.host, self.captions).asks(),
+            **LoraToolsSession(lambda: runner.host.footing(self._kept_config()).checkpoint).asks(),
+            **TaggingSession(runner.host, self.captions).asks(),
         }
 
     # --- what the page's own buttons ask -------------------------------------------------------
@@ -188,7 +188,7 @@ class Desk:
             return Changed((), self.presets.changed(form, ()))
 
     def check(self, form: Form) -> Checked:
-        """Every problem of the form with its fix, and the plan if its data set was looked at.
+        """Every problem of the form with its fix, and the plan if its dataset was looked at.
 
         Folders that were quick to read are read again when only repeats or words have changed.
         """
@@ -209,7 +209,7 @@ class Desk:
         return forecast(config, plan, self.runner.host.footing(config), self.home)
 
     def _planned(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
-        """The plan if the data set was looked at, else None; and why there can be none."""
+        """The plan if the dataset was looked at, else None; and why there can be none."""
         looked = self.looked
         if looked is None or not looked.is_of(config):
             return None, ()
@@ -222,7 +222,7 @@ class Desk:
         """Everything there is to say about settings, those of the plan included; of the card's `room` if asked."""
         plan, found = self._planned(config)
         full = self._needs(config, plan).problems if plan and room else ()
-        return (*judge(config), *found, *(plan.warnings if plan else ()), *full)
+        return (*validate(config), *found, *(plan.warnings if plan else ()), *full)
 
     def look(self, form: Form) -> Checked:
         """Read the folders of the form; DataError when there is nothing to train on."""
@@ -236,7 +236,7 @@ class Desk:
         with self._lock:
             number = self.looked.number + 1 if self.looked else 1
             seconds = time.monotonic() - began
-            self.looked = Looked(number, config.concepts, config.caption_extension, dataset, seconds)
+            self.looked = ScannedDataset(number, config.concepts, config.caption_extension, dataset, seconds)
 
     def balance(self, form: Form) -> tuple[dict[str, Any], str]:
         """The form with balanced repeats, and the rule; DataError when there is nothing to balance."""
@@ -332,7 +332,7 @@ class Desk:
 
     # --- the routes ----------------------------------------------------------------------------
     def status(self, since: int, after: int) -> dict[str, Any]:
-        """The runner's status, with tokens for its pictures, and the curves after step `after`.
+        """The runner's status, with tokens for its images, and the curves after step `after`.
 
         With `after` 0 they are whole, thinned to 1,000 points each.
         """
@@ -385,9 +385,9 @@ class Desk:
         """Infotext for the webui's X/Y/Z plot: the files of the newest run that has any, on its first prompt."""
         return xyz_text(self.home)
 
-    def pictures(self, page: int) -> dict[str, Any]:
-        """One page of the data set last looked at: a token, caption and facts per picture."""
-        return picture_page(self.looked, self.shelf, page)
+    def images(self, page: int) -> dict[str, Any]:
+        """One page of the dataset last looked at: a token, caption and facts per image."""
+        return image_page(self.looked, self.shelf, page)
 
 
 def _config_of(values: Mapping[str, Any]) -> TrainConfig:

@@ -12,7 +12,7 @@ from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TagOrder
 from lib_lora_train.dataset_tools.tagger import EXISTING, Description, TagRule, plan_tags, to_be_tagged
-from lib_lora_train.web.captions import CaptionDesk
+from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.markup import count
 
 TAGGERS: Mapping[str, str] = {
@@ -62,7 +62,7 @@ FIELDS: Mapping[str, TagField] = {
     "trigger": TagField("Trigger in front", "Put before the tags, also before those that are there.", "text", ""),
     "existing": TagField(
         "Captions that are there",
-        "Leave them: only pictures without a caption are tagged. Add: new tags go behind. Replace: they are gone, "
+        "Leave them: only images without a caption are tagged. Add: new tags go behind. Replace: they are gone, "
         "until you undo it.",
         "choice",
         EXISTING[0],
@@ -78,10 +78,10 @@ FIELDS: Mapping[str, TagField] = {
 }
 
 
-class TagDesk:
-    """Answers the page's buttons; one set of pictures is tagged at a time."""
+class TaggingSession:
+    """Answers the page's buttons; one set of images is tagged at a time."""
 
-    def __init__(self, host: TaggerHost, captions: CaptionDesk) -> None:
+    def __init__(self, host: TaggerHost, captions: CaptionSession) -> None:
         self._captions = captions
         self.tagger = AutoTagger(host, self._write)
 
@@ -106,10 +106,10 @@ class TagDesk:
         }
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """How many pictures an order would tag."""
+        """How many images an order would tag."""
         order, asked = self._order(values)
-        number, left = len(order.pictures), asked - len(order.pictures)
-        told = f"{number:,} of {asked:,} pictures would be tagged"
+        number, left = len(order.images), asked - len(order.images)
+        told = f"{number:,} of {asked:,} images would be tagged"
         more = {
             "skip": f"; {left:,} {'has a caption and stays as it is' if left == 1 else 'have captions and stay'}",
             "append": "; tags are added to captions that are there",
@@ -123,7 +123,7 @@ class TagDesk:
         return self.tagger.status()
 
     def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """End after the present picture; the status."""
+        """End after the present image; the status."""
         self.tagger.stop()
         return self.tagger.status()
 
@@ -132,7 +132,7 @@ class TagDesk:
         return self.tagger.status()
 
     def _order(self, values: Mapping[str, Any]) -> tuple[TagOrder, int]:
-        """What is asked for, and how many pictures are meant before those with captions are left out."""
+        """What is asked for, and how many images are meant before those with captions are left out."""
         captions, numbers = self._captions.chosen(values)
         existing = next((one for one in EXISTING if one == values.get("existing")), None)
         if existing is None or values.get("tagger") not in TAGGERS:
@@ -141,7 +141,7 @@ class TagDesk:
         model = str(values.get("model") or "").strip().strip("\"'")
         order = TagOrder(
             folder=captions.folder,
-            pictures=tuple(captions.captions[number].picture for number in wanted),
+            images=tuple(captions.captions[number].image for number in wanted),
             tagger=str(values["tagger"]),
             model=typed_path(model) if model else None,
             rule=read_rule(values),

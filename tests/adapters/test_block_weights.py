@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lib_lora_train.adapters.block_weights import Block, BlockRule, blocks_of
-from lib_lora_train.adapters.dropout import ChanceRule
+from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
@@ -20,7 +20,7 @@ from lib_lora_train.models.architecture import Family, infer_spec
 from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
 
-DROPS = ChanceRule(dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
+DROPS = DropoutRates(dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
 
 
 def full_size(family: Family) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_block_with_a_rank_and_no_alpha_keeps_the_scale() -> None:
 # --- dropouts -----------------------------------------------------------------------------------
 
 
-def gradient(model: TinyModel, adapter: Any, *counters: int, rule: ChanceRule = DROPS) -> torch.Tensor:
+def gradient(model: TinyModel, adapter: Any, *counters: int, rule: DropoutRates = DROPS) -> torch.Tensor:
     (parameter,) = adapter.groups["unet"]
     parameter.grad = None
     with adapter.training(rule, 7, *counters):
@@ -132,9 +132,9 @@ def gradient(model: TinyModel, adapter: Any, *counters: int, rule: ChanceRule = 
 
 
 @pytest.mark.parametrize(
-    "rule", [ChanceRule(dropout=0.3), ChanceRule(rank_dropout=0.3), ChanceRule(module_dropout=0.3), DROPS]
+    "rule", [DropoutRates(dropout=0.3), DropoutRates(rank_dropout=0.3), DropoutRates(module_dropout=0.3), DROPS]
 )
-def test_dropout_depends_on_step_and_nothing_else(rule: ChanceRule) -> None:
+def test_dropout_depends_on_step_and_nothing_else(rule: DropoutRates) -> None:
     model = tiny_model()
     adapter = trained(model)
     first = gradient(model, adapter, 3, 0, rule=rule)
@@ -162,8 +162,8 @@ def test_samples_and_files_see_no_dropout() -> None:
     assert torch.equal(model.predict(), before)
 
 
-@pytest.mark.parametrize("rule", [ChanceRule(dropout=0.25), ChanceRule(rank_dropout=0.25)])
-def test_dropout_keeps_the_mean(rule: ChanceRule) -> None:
+@pytest.mark.parametrize("rule", [DropoutRates(dropout=0.25), DropoutRates(rank_dropout=0.25)])
+def test_dropout_keeps_the_mean(rule: DropoutRates) -> None:
     """Over many draws the layer's answer is what it is without dropout."""
     model = tiny_model()
     adapter = trained(model)
@@ -185,7 +185,7 @@ def test_module_dropout_leaves_out_whole_layers() -> None:
     x = torch.randn(1, layer.base_layer.in_channels, 4, 4)
     seen = set()
     for draw in range(40):
-        with adapter.training(ChanceRule(module_dropout=0.5), 1, draw):
+        with adapter.training(DropoutRates(module_dropout=0.5), 1, draw):
             seen.add(torch.equal(layer(x), layer.base_layer(x)))
     assert seen == {True, False}
 

@@ -51,7 +51,7 @@ def test_import_takes_a_dataset_file_and_a_place(folder: Path) -> None:
 def test_import_says_what_must_be_mended(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.json").write_text('{"network_dim": 8}', encoding="utf-8")
     assert cli.main(["import", "a.json"]) == 0
-    assert "To mend before training:\n  - concepts: no folder with pictures" in capsys.readouterr().out
+    assert "To mend before training:\n  - concepts: no folder with images" in capsys.readouterr().out
 
 
 def test_import_never_overwrites_unasked(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

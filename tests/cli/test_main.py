@@ -39,9 +39,9 @@ from tests.paths import ROOT
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Three captioned pictures in a plain folder."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Three captioned images in a plain folder."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (96, 64), (40 * number, 90, 120)).save(folder / f"{number}.png")
@@ -110,18 +110,18 @@ def test_no_flag_of_the_program_hides_a_parameter() -> None:
     assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
 
 
-def test_flags_win_over_the_file(tmp_path: Path, pictures: Path) -> None:
-    (tmp_path / "c.toml").write_text('rank = 4\nepochs = 3\n[[concepts]]\nfolder = "pictures"\ntrigger = "zorp"\n')
+def test_flags_win_over_the_file(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "c.toml").write_text('rank = 4\nepochs = 3\n[[concepts]]\nfolder = "images"\ntrigger = "zorp"\n')
     config = parsed(str(tmp_path / "c.toml"), "--rank", "8", "--trigger", "blick", "--no-train-text-encoder")
     assert (config.rank, config.epochs, config.train_text_encoder) == (8, 3, False)
-    assert config.concepts == (Concept(folder=str(pictures), trigger="blick"),)
+    assert config.concepts == (Concept(folder=str(images), trigger="blick"),)
 
 
-def test_a_concept_can_be_given_without_a_file(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(pictures.parent)
-    config = parsed("--folder", "pictures", "--repeats", "5", "--ckpt", "model.safetensors")
-    assert config.concepts == (Concept(folder=str(pictures), repeats=5),)
-    assert config.checkpoint == str(pictures.parent / "model.safetensors")
+def test_a_concept_can_be_given_without_a_file(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images.parent)
+    config = parsed("--folder", "images", "--repeats", "5", "--ckpt", "model.safetensors")
+    assert config.concepts == (Concept(folder=str(images), repeats=5),)
+    assert config.checkpoint == str(images.parent / "model.safetensors")
 
 
 def test_underscores_in_flags_are_understood() -> None:
@@ -160,14 +160,14 @@ def test_broken_toml_is_told_with_its_line(tmp_path: Path) -> None:
     assert "line 2" in message
 
 
-def test_a_missing_picture_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
     message = _refusal(run("train", "--folder", "nowhere", "--dry-run", folder=tmp_path))
     assert str(tmp_path / "nowhere") in message
 
 
-def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
     assert str(tmp_path / "empty") in _refusal(run("train", "--folder", "empty", "--dry-run", folder=tmp_path))
 
 
@@ -175,48 +175,48 @@ def test_no_concept_at_all_is_refused() -> None:
     assert "concepts" in _refusal(run("train", "--dry-run"))
 
 
-def test_an_unknown_setting_is_answered_with_the_nearest(pictures: Path) -> None:
-    (pictures.parent / "c.toml").write_text('rankk = 8\n[[concepts]]\nfolder = "pictures"\ntriger = "zorp"\n')
-    message = _refusal(run("train", "c.toml", "--dry-run", folder=pictures.parent))
+def test_an_unknown_setting_is_answered_with_the_nearest(images: Path) -> None:
+    (images.parent / "c.toml").write_text('rankk = 8\n[[concepts]]\nfolder = "images"\ntriger = "zorp"\n')
+    message = _refusal(run("train", "c.toml", "--dry-run", folder=images.parent))
     assert "rankk: is not a parameter. Did you mean 'rank'?" in message
     assert "concepts[1].triger: is not a parameter. Did you mean 'trigger'?" in message
 
 
-def test_an_unknown_flag_is_answered_like_an_unknown_setting(pictures: Path) -> None:
-    message = _refusal(run("train", "--folder", pictures, "--network_dim", "8", "--epoch=3", "--dry-run"))
+def test_an_unknown_flag_is_answered_like_an_unknown_setting(images: Path) -> None:
+    message = _refusal(run("train", "--folder", images, "--network_dim", "8", "--epoch=3", "--dry-run"))
     assert "network_dim: is called 'rank' here" in message
     assert "epoch: is not a parameter. Did you mean 'epochs'?" in message
 
 
-def test_all_problems_are_told_at_once(pictures: Path) -> None:
+def test_all_problems_are_told_at_once(images: Path) -> None:
     """What cannot be read, what is out of range and what contradicts itself, in one message."""
-    (pictures.parent / "c.toml").write_text(
+    (images.parent / "c.toml").write_text(
         'rank = "many"\nepochs = 0\noptimizer = "AdamWW"\noutput_name = "../elsewhere"\n'
         "train_unet = false\ntrain_text_encoder = false\nmin_bucket = 1024\nmax_bucket = 512\n"
-        '[[concepts]]\nfolder = "pictures"\n'
+        '[[concepts]]\nfolder = "images"\n'
     )
-    message = _refusal(run("train", "c.toml", "--dry-run", folder=pictures.parent))
+    message = _refusal(run("train", "c.toml", "--dry-run", folder=images.parent))
     for where in ("rank", "epochs", "optimizer", "output_name", "train_unet", "min_bucket"):
         assert where in message
     assert "Did you mean 'AdamW'?" in message
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x", "C:\\x"])
-def test_an_output_name_with_path_parts_is_refused(pictures: Path, name: str) -> None:
-    assert "output_name" in _refusal(run("train", "--folder", pictures, f"--output-name={name}", "--dry-run"))
+def test_an_output_name_with_path_parts_is_refused(images: Path, name: str) -> None:
+    assert "output_name" in _refusal(run("train", "--folder", images, f"--output-name={name}", "--dry-run"))
 
 
-def test_a_broken_picture_is_named_and_the_rest_is_planned(pictures: Path) -> None:
-    (pictures / "broken.png").write_bytes(b"not a picture")
-    answer = run("train", "--folder", pictures, "--resolution", "64", "--min-bucket", "64", "--dry-run")
+def test_a_broken_image_is_named_and_the_rest_is_planned(images: Path) -> None:
+    (images / "broken.png").write_bytes(b"not an image")
+    answer = run("train", "--folder", images, "--resolution", "64", "--min-bucket", "64", "--dry-run")
     assert answer.returncode == 0, answer.stderr
     assert "broken.png" in answer.stdout
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_is_none_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_none_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
-    answer = run("train", "--folder", pictures, "--ckpt", "model.safetensors", "--out", "out", folder=tmp_path)
+    answer = run("train", "--folder", images, "--ckpt", "model.safetensors", "--out", "out", folder=tmp_path)
     assert answer.returncode == 2, answer.stderr
     assert "model.safetensors" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -239,11 +239,11 @@ def test_the_demo_refuses_settings() -> None:
 # --- planning and running --------------------------------------------------------------------------
 
 
-def test_the_plan_is_shown_without_loading_anything_heavy(pictures: Path) -> None:
+def test_the_plan_is_shown_without_loading_anything_heavy(images: Path) -> None:
     script = f"""
 import sys
 from lib_lora_train.cli.main import main
-main(["train", "--folder", {str(pictures)!r}, "--repeats", "4", "--epochs", "3", "--dry-run"])
+main(["train", "--folder", {str(images)!r}, "--repeats", "4", "--epochs", "3", "--dry-run"])
 print(sorted({{"torch", "diffusers", "gradio"}} & set(sys.modules)))
 """
     answer = subprocess.run(
@@ -251,7 +251,7 @@ print(sorted({{"torch", "diffusers", "gradio"}} & set(sys.modules)))
     )
     plan, _, loaded = answer.stdout.strip().rpartition("\n")
     assert loaded == "[]"
-    assert "18" in plan, "3 pictures × 4 repeats × 3 epochs / batch 2"
+    assert "18" in plan, "3 images × 4 repeats × 3 epochs / batch 2"
     assert "time not known yet" in plan or "time about" in plan
     assert "memory about" in plan and "an estimate" in plan
 
@@ -373,7 +373,7 @@ def test_a_log_file_gets_whole_lines_and_not_too_many() -> None:
     terminal.show(PhaseEnded("train", 100.0))
     lines = screen.getvalue().splitlines()
     assert "\r" not in screen.getvalue() and "\x1b" not in screen.getvalue()
-    assert lines[0] == "Plan: 16 pictures and 24 for regularisation; 5 steps × 4 epochs, 20 steps in all"
+    assert lines[0] == "Plan: 16 images and 24 for regularisation; 5 steps × 4 epochs, 20 steps in all"
     assert lines[-1] == "Training: done in 1:40"
     assert 10 <= len(lines) <= 14, "one line every 10 s of 100 s, the first, the last, and these two"
 
@@ -383,11 +383,11 @@ def test_measured_numbers_and_notes_are_told() -> None:
     terminal = Terminal(screen)
     terminal.show(Measured(0, {"concept": 0.0}))
     terminal.show(Measured(2, {"concept": 0.96875, "drift": 0.0123}))
-    terminal.show(Noted("warning", "broken.png", "is not a picture."))
+    terminal.show(Noted("warning", "broken.png", "is not an image."))
     assert screen.getvalue().splitlines() == [
         "Without LoRA: concept 0",
         "Epoch 2: concept 0.9688, drift 0.0123",
-        "warning: broken.png: is not a picture.",
+        "warning: broken.png: is not an image.",
     ]
 
 

@@ -12,7 +12,7 @@ from lib_lora_train.config.presets import KINDS, PRESETS, Preset, find_preset, l
 from lib_lora_train.config.settings.network import FAMILIES
 from lib_lora_train.config.settings.optimizer import OPTIMIZERS
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import LoraTrainError
 from tests.paths import ROOT
 
@@ -27,7 +27,7 @@ def test_a_preset_is_valid_and_nothing_speaks_against_it(preset: Preset) -> None
     config, problems = read_config({**config_values(BASE), **preset.values})
     assert problems == ()
     assert config == BASE.replace(**preset.values), "values are of the declared types"
-    spoken = [problem for problem in judge(config) if problem.level != "hint"]
+    spoken = [problem for problem in validate(config) if problem.level != "hint"]
     if preset.name in DOUBTED:
         assert [(problem.level, problem.where) for problem in spoken] == [("warning", "family")]
     else:
@@ -43,7 +43,7 @@ def test_a_preset_says_in_one_sentence_when_to_use_it(preset: Preset) -> None:
 def test_a_purpose_and_a_machine_go_together(purpose: str, machine: str) -> None:
     for names in ((purpose, machine), (purpose, "Prodigy", machine), (purpose, "Prodigy fast", machine)):
         values = {name: value for chosen in names for name, value in find_preset(chosen).values.items()}
-        assert [problem for problem in judge(BASE.replace(**values)) if problem.level != "hint"] == []
+        assert [problem for problem in validate(BASE.replace(**values)) if problem.level != "hint"] == []
 
 
 def test_every_family_has_a_preset_and_each_takes_anothers_settings_back() -> None:
@@ -57,7 +57,7 @@ def test_every_family_has_a_preset_and_each_takes_anothers_settings_back() -> No
 @pytest.mark.parametrize("preset", KINDS, ids=lambda preset: preset.name)
 def test_a_kind_and_a_machine_go_together(preset: Preset, machine: str) -> None:
     config = BASE.replace(**{**preset.values, **find_preset(machine).values})
-    found = [problem for problem in judge(config) if problem.level != "hint"]
+    found = [problem for problem in validate(config) if problem.level != "hint"]
     assert [problem.where for problem in found] == (["family"] if preset.name in DOUBTED else [])
 
 

@@ -11,7 +11,7 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.dataset.scan import read_dataset
 from tests.paths import PACKAGE
-from tests.stand_ins.ui import open_small_desk
+from tests.stand_ins.ui import open_small_session
 
 
 @pytest.mark.parametrize("typed", ['"{}"', "'{}'", "  {} ", "{}"])
@@ -33,10 +33,10 @@ def test_the_home_of_nobody_is_told_as_a_folder_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("field", ["checkpoint", "vae", "continue_from", "output_dir"])
 def test_the_form_answers_whatever_is_typed_as_a_path(field: str, tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    form = {**desk.demo_form(), field: "~nosuchuser/x.safetensors"}
-    desk.keep(form)
-    assert desk.look(form).plan is not None
+    session, _ = open_small_session(tmp_path)
+    form = {**session.demo_form(), field: "~nosuchuser/x.safetensors"}
+    session.keep(form)
+    assert session.look(form).plan is not None
 
 
 def test_no_other_place_expands_paths() -> None:

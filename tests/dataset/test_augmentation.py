@@ -38,7 +38,7 @@ def noise(size: tuple[int, int] = (96, 64), seed: int = 0) -> Image.Image:
 def plan_of(
     *sizes: tuple[int, int], captions: tuple[str, ...] = ("zok, red",), alpha: bool = False, **values: Any
 ) -> Plan:
-    """A plan over pictures that exist by name only."""
+    """A plan over images that exist by name only."""
     items = tuple(
         Item(ImageFile(Path(f"{n}.png"), *size, f"{n:064x}", alpha), captions[n % len(captions)], 0)
         for n, size in enumerate(sizes)
@@ -67,7 +67,7 @@ def test_mirroring_doubles_the_views_and_mirrors_the_crop() -> None:
     assert mirrored(flipped).placement == plain.placement
 
 
-def test_crops_lie_within_the_picture_and_reach_its_edges() -> None:
+def test_crops_lie_within_the_image_and_reach_its_edges() -> None:
     found = [v.placement for n in range(200) for v in views(random_crop=True, content=f"{n:015x}")]
     assert {(p.width, p.height, p.top) for p in found} == {(64, 64, 0)}
     assert {p.left for p in found} == set(range(33))  # 96 − 64 px of room
@@ -96,7 +96,7 @@ def test_variants_follow_from_the_content_alone() -> None:
     assert [v.placement for v in one] == [v.placement for v in views(random_crop=True, colour_jitter=0.3)]
 
 
-def test_backgrounds_take_turns_behind_transparent_pictures() -> None:
+def test_backgrounds_take_turns_behind_transparent_images() -> None:
     found = views(has_alpha=True, alpha_background="white, black, #808080")
     assert [(v.background, v.look.background) for v in found] == [
         ("white", WHITE),
@@ -166,15 +166,15 @@ def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
 
 
 def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
-    picture = noise()
-    assert jittered(picture, (1.0, 1.0, 1.0, 0.0)).tobytes() == picture.tobytes()
+    image = noise()
+    assert jittered(image, (1.0, 1.0, 1.0, 0.0)).tobytes() == image.tobytes()
 
     def mean(one: Image.Image) -> float:
         pixels = one.tobytes()
         return sum(pixels) / len(pixels)
 
-    assert mean(jittered(picture, (0.5, 1.0, 1.0, 0.0))) == pytest.approx(mean(picture) / 2, abs=1)  # rounding
-    grey = jittered(picture, (1.0, 1.0, 0.0, 0.0))
+    assert mean(jittered(image, (0.5, 1.0, 1.0, 0.0))) == pytest.approx(mean(image) / 2, abs=1)  # rounding
+    grey = jittered(image, (1.0, 1.0, 0.0, 0.0))
     assert all(r == g == b for r, g, b in zip(*[iter(grey.tobytes())] * 3, strict=True))
     red = Image.new("RGB", (1, 1), (255, 0, 0))
     red_value, green, _ = jittered(red, (1.0, 1.0, 1.0, 1 / 3)).tobytes()  # a third of the circle on: green
@@ -182,12 +182,12 @@ def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
 
 
 def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
-    picture = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
-    picture.save(tmp_path / "a.png")
-    image = read_image_file(tmp_path / "a.png")
-    assert image.has_alpha
-    found = read_pixels(image, Placement(64, 64, 0, 0, 64, 64), Look(background=(1, 2, 3)))
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    image.save(tmp_path / "a.png")
+    file = read_image_file(tmp_path / "a.png")
+    assert file.has_alpha
+    found = read_pixels(file, Placement(64, 64, 0, 0, 64, 64), Look(background=(1, 2, 3)))
     assert (found.getpixel((5, 5)), found.getpixel((60, 5))) == ((1, 2, 3), (255, 0, 0))
 
 
@@ -217,9 +217,9 @@ def test_a_background_that_is_named_already_is_not_repeated() -> None:
 # --- masks ---------------------------------------------------------------------------------------
 
 
-def put(folder: Path, name: str, picture: Image.Image) -> None:
+def put(folder: Path, name: str, image: Image.Image) -> None:
     folder.mkdir(exist_ok=True)
-    picture.save(folder / name)
+    image.save(folder / name)
 
 
 def half_white(size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -228,34 +228,34 @@ def half_white(size: tuple[int, int] = (96, 64)) -> Image.Image:
     return mask
 
 
-def test_masks_are_found_beside_their_pictures_and_are_no_pictures(tmp_path: Path) -> None:
+def test_masks_are_found_beside_their_images_and_are_no_images(tmp_path: Path) -> None:
     put(tmp_path, "a.png", noise())
     put(tmp_path, "a-mask.png", half_white())
     put(tmp_path, "b.jpg", noise(seed=1))
     put(tmp_path, "b_mask.png", half_white())
     put(tmp_path, "c.png", noise(seed=2))
-    put(tmp_path, "theater_mask.png", noise(seed=3))  # no mask: there is no picture "theater"
+    put(tmp_path, "theater_mask.png", noise(seed=3))  # no mask: there is no image "theater"
     dataset = scan_dataset([Concept(str(tmp_path), use_masks=True)], ".txt")
     found = {item.image.path.name: item.mask.path.name if item.mask else "" for item in dataset.items}
     assert found == {"a.png": "a-mask.png", "b.jpg": "b_mask.png", "c.png": "", "theater_mask.png": ""}
-    assert any("2 pictures have no mask" in str(problem) for problem in dataset.skipped)
+    assert any("2 images have no mask" in str(problem) for problem in dataset.skipped)
     unused = scan_dataset([Concept(str(tmp_path))], ".txt")
     assert len(unused.items) == 4 and not any(item.mask for item in unused.items)
     assert any("2 masks are not used" in str(problem) for problem in unused.skipped)
 
 
 def test_transparency_is_the_mask_where_there_is_no_file(tmp_path: Path) -> None:
-    picture = noise().convert("RGBA")
-    picture.putalpha(half_white())
-    put(tmp_path, "a.png", picture)
+    image = noise().convert("RGBA")
+    image.putalpha(half_white())
+    put(tmp_path, "a.png", image)
     (item,) = scan_dataset([Concept(str(tmp_path), use_masks=True)], ".txt").items
     assert item.mask == item.image
     mask = read_mask(item.image, Placement(96, 64, 16, 0, 64, 64), is_mirrored=False, alpha=True)
     assert (mask.getpixel((0, 0)), mask.getpixel((31, 9)), mask.getpixel((32, 9))) == (255, 255, 0)
 
 
-def test_a_mask_is_placed_and_mirrored_like_its_picture(tmp_path: Path) -> None:
-    put(tmp_path, "m.png", half_white((48, 32)))  # half the picture's size
+def test_a_mask_is_placed_and_mirrored_like_its_image(tmp_path: Path) -> None:
+    put(tmp_path, "m.png", half_white((48, 32)))  # half the image's size
     mask = read_image_file(tmp_path / "m.png")
     plain = View(0, Placement(96, 64, 20, 0, 64, 64))
     straight = read_mask(mask, plain.placement, is_mirrored=False, alpha=False)
@@ -267,7 +267,7 @@ def test_a_mask_is_placed_and_mirrored_like_its_picture(tmp_path: Path) -> None:
 # --- several resolutions, findings ----------------------------------------------------------------
 
 
-def test_every_picture_is_shown_at_each_resolution() -> None:
+def test_every_image_is_shown_at_each_resolution() -> None:
     plan = plan_of((256, 256), (256, 128), resolutions="64 128")
     assert [
         (item.resolution, place.width) for item, place in zip(plan.dataset.items, plan.placements, strict=True)
@@ -327,9 +327,9 @@ def test_a_plan_without_views_has_the_plain_ones() -> None:
 
 
 def test_transparency_is_looked_for_only_where_it_matters(tmp_path: Path) -> None:
-    picture = noise().convert("RGBA")
-    picture.putalpha(half_white())
-    put(tmp_path, "a.png", picture)
+    image = noise().convert("RGBA")
+    image.putalpha(half_white())
+    put(tmp_path, "a.png", image)
     for values, seen in (
         ({}, False),
         ({"use_masks": True}, True),

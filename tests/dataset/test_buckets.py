@@ -43,7 +43,7 @@ def test_the_list_is_the_brute_force_one(rule: BucketRule) -> None:
 
 
 @given(_rules(), SIDES, SIDES)
-def test_a_picture_goes_to_the_nearest_ratio(rule: BucketRule, width: int, height: int) -> None:
+def test_an_image_goes_to_the_nearest_ratio(rule: BucketRule, width: int, height: int) -> None:
     placement = place(width, height, rule)
     ratio = Fraction(width, height)
     chosen = abs(Fraction(placement.width, placement.height) - ratio)
@@ -107,7 +107,7 @@ def test_without_buckets_a_square_is_cut_from_the_middle() -> None:
     assert (placement.left, placement.top, placement.width, placement.height) == (128, 0, 256, 256)
 
 
-def test_no_upscale_shrinks_large_pictures_to_the_area() -> None:
+def test_no_upscale_shrinks_large_images_to_the_area() -> None:
     placement = place(2000, 1000, BucketRule(resolution=512, no_upscale=True))
     # by hand: the area asks for 724 × 362; 724 → 704 gives 704 × 320 (ratio 2.2), 362 → 320 gives 640 × 320 (ratio 2)
     assert (placement.resize_width, placement.resize_height) == (640, 320)

@@ -1,4 +1,4 @@
-"""Captions are found beside their picture, hold their trigger in front, and vary as the rule says."""
+"""Captions are found beside their image, hold their trigger in front, and vary as the rule says."""
 
 from __future__ import annotations
 

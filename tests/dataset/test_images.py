@@ -1,4 +1,4 @@
-"""Pictures are measured upright, broken ones are refused by name, pixels are what the placement says."""
+"""Images are measured upright, broken ones are refused by name, pixels are what the placement says."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _whole(width: int, height: int) -> Placement:
     return Placement(width, height, 0, 0, width, height)
 
 
-def _colour(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
-    pixel = picture.getpixel((x, y))
+def _colour(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    pixel = image.getpixel((x, y))
     assert isinstance(pixel, tuple)
     return pixel
 
@@ -41,7 +41,7 @@ def test_size_and_hash_are_the_files(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
-def test_a_truncated_picture_is_refused_by_name(
+def test_a_truncated_image_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, lenient: bool
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)  # webui extensions switch this on for all
@@ -52,8 +52,8 @@ def test_a_truncated_picture_is_refused_by_name(
         read_image_file(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
@@ -68,7 +68,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_to_size_and_pixels(tmp_path: Path, orientation: int, ending: str) -> None:
-    """A picture stored as a camera does for each orientation comes back upright: red left, blue right of the top."""
+    """An image stored as a camera does for each orientation comes back upright: red left, blue right of the top."""
     upright = Image.new("RGB", (96, 64), "white")
     upright.paste((220, 0, 0), (0, 0, 32, 32))
     upright.paste((0, 0, 220), (64, 0, 96, 32))
@@ -114,9 +114,9 @@ def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
         palette.paste(1, (0, 0, 32, 64))
         palette.save(path, transparency=0)
     else:
-        picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-        picture.paste((0, 0, 0, 255), (0, 0, 32, 64))
-        picture.convert(mode).save(path)
+        image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), (0, 0, 32, 64))
+        image.convert(mode).save(path)
     pixels = read_pixels(read_image_file(path), _whole(64, 64))
     assert pixels.mode == "RGB"
     assert _colour(pixels, 8, 8) == (0, 0, 0)
@@ -138,16 +138,16 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 def test_pixels_are_resized_then_cut_from_the_middle(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (192, 64), "red")
-    picture.paste("green", (64, 0, 128, 64))
+    image = Image.new("RGB", (192, 64), "red")
+    image.paste("green", (64, 0, 128, 64))
     path = tmp_path / "a.png"
-    picture.save(path)
+    image.save(path)
     pixels = read_pixels(read_image_file(path), place(192, 64, SQUARE))
     assert pixels.size == (64, 64)
     assert pixels.getcolors() == [(64 * 64, (0, 128, 0))]
 
 
-def test_a_picture_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
+def test_an_image_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (64, 64), "red").save(path)
     image = read_image_file(path)

@@ -27,7 +27,7 @@ CONFIG = TrainConfig(resolution=512)
 
 
 def _dataset(*folders: tuple[list[tuple[int, int]], int, bool]) -> Dataset:
-    """Folders as (picture sizes, repeats, is_regularisation)."""
+    """Folders as (image sizes, repeats, is_regularisation)."""
     items: list[Item] = []
     concepts: list[ScannedConcept] = []
     for number, (sizes, repeats, is_regularisation) in enumerate(folders):
@@ -97,7 +97,7 @@ def test_draws_are_unique_over_the_run(plan: Plan) -> None:
 
 
 @given(_plans())
-def test_every_picture_is_shown_as_often_as_its_repeats_say(plan: Plan) -> None:
+def test_every_image_is_shown_as_often_as_its_repeats_say(plan: Plan) -> None:
     if plan.total_steps < plan.steps_per_epoch:
         return
     counts = _counts(plan, 1)
@@ -158,7 +158,7 @@ def test_bucket_order_is_mixed_over_the_epoch() -> None:
     assert changes > 20  # bucket after bucket would change 3 times; a fair shuffle about 30 times
 
 
-def test_every_picture_is_as_likely_to_come_first() -> None:
+def test_every_image_is_as_likely_to_come_first() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 4, 1, False)), CONFIG.replace(batch_size=1))
     first = Counter(_batches(plan, 1, seed)[0].items[0] for seed in range(2000))
     assert all(abs(first[item] - 500) < 100 for item in range(4))  # 5 standard deviations of a fair draw
@@ -182,7 +182,7 @@ def test_regularisation_has_as_many_samples_as_there_are_to_be_learnt(plan: Plan
     assert regularisation == counts.total() - regularisation
 
 
-def test_many_regularisation_pictures_are_each_used_equally_often_over_the_epochs() -> None:
+def test_many_regularisation_images_are_each_used_equally_often_over_the_epochs() -> None:
     """kohya takes the first ones in order and never the rest."""
     dataset = _dataset(([(512, 512)] * 10, 1, False), ([(512, 512)] * 25, 1, True))
     plan = make_plan(dataset, CONFIG.replace(batch_size=1, epochs=2000))
@@ -194,7 +194,7 @@ def test_many_regularisation_pictures_are_each_used_equally_often_over_the_epoch
     assert all(abs(total[item] - 200) < 55 for item in range(10, 35))  # 5 standard deviations of 500 draws of 10 in 25
 
 
-def test_few_regularisation_pictures_are_used_evenly() -> None:
+def test_few_regularisation_images_are_used_evenly() -> None:
     dataset = _dataset(([(512, 512)] * 10, 2, False), ([(512, 512)] * 3, 1, True))
     plan = make_plan(dataset, CONFIG)
     counts = _counts(plan, 1)
@@ -259,7 +259,7 @@ def test_full_batches_give_no_finding() -> None:
     assert not make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(batch_size=4)).warnings
 
 
-def test_enlarged_and_cut_pictures_are_named() -> None:
+def test_enlarged_and_cut_images_are_named() -> None:
     dataset = _dataset(([(512, 512)] * 6 + [(100, 100), (5000, 500)], 1, False))
     findings = _findings(make_plan(dataset, CONFIG))
     assert "6.png (100×100) the most: 5.1 times" in findings
@@ -301,7 +301,7 @@ def test_the_description_holds_all_counts_in_aligned_columns() -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
 def test_balanced_concepts_are_shown_about_equally_often(counts: list[int]) -> None:
-    """Each is off the wanted number by at most half of its pictures, or shown once."""
+    """Each is off the wanted number by at most half of its images, or shown once."""
     wanted = max(LEAST_SHOWN, *counts)
     for count, repeats in zip(counts, balanced_repeats(counts), strict=True):
         assert repeats >= 1
@@ -334,10 +334,10 @@ def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) ->
     assert better.micro_batches_per_epoch % accumulation == 0
 
 
-def test_the_advice_keeps_the_pictures_per_step() -> None:
+def test_the_advice_keeps_the_images_per_step() -> None:
     plan = make_plan(
         _dataset(([(512, 512)] * 12, 1, False), ([(768, 512)] * 20, 1, False)), CONFIG.replace(batch_size=8)
     )
     assert fitting_batch(plan) == (4, 2)
     told = next(problem.message for problem in plan.warnings if problem.where == "batch_size")
-    assert "A batch size of 4 fills all; with gradient_accumulation 2 a step then has 8 pictures." in told
+    assert "A batch size of 4 fills all; with gradient_accumulation 2 a step then has 8 images." in told

@@ -15,7 +15,7 @@ from lib_lora_train.dataset.scan import Dataset, scan_dataset
 from tests.stand_ins.work import calls_of
 
 
-def _picture(path: Path, caption: str | None = None, *, colour: object = None) -> Path:
+def _image(path: Path, caption: str | None = None, *, colour: object = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = random.Random(str(path) if colour is None else str(colour))
     Image.new("RGB", (96, 64), tuple(generator.randbytes(3))).save(path)
@@ -40,8 +40,8 @@ def _messages(dataset: Dataset) -> str:
 
 
 def test_kohya_sub_folders_give_repeats_and_class_words(tmp_path: Path) -> None:
-    _picture(tmp_path / "10_zorp cat" / "1.png")
-    _picture(tmp_path / "2_red_fox" / "1.png")
+    _image(tmp_path / "10_zorp cat" / "1.png")
+    _image(tmp_path / "2_red_fox" / "1.png")
     dataset = _scan(Concept(str(tmp_path)))
     assert [(c.name, c.repeats, c.image_count) for c in dataset.concepts] == [
         ("2_red_fox", 2, 1),
@@ -52,13 +52,13 @@ def test_kohya_sub_folders_give_repeats_and_class_words(tmp_path: Path) -> None:
 
 
 def test_a_plain_folder_takes_the_given_repeats(tmp_path: Path) -> None:
-    _picture(tmp_path / "cats" / "1.png")
+    _image(tmp_path / "cats" / "1.png")
     assert _scan(Concept(str(tmp_path / "cats"), repeats=7)).concepts[0].repeats == 7
     assert _scan(Concept(str(tmp_path / "cats"))).concepts[0].repeats == 1
 
 
 def test_a_kohya_folder_given_directly_gives_its_repeats_unless_told_otherwise(tmp_path: Path) -> None:
-    _picture(tmp_path / "10_cat" / "1.png")
+    _image(tmp_path / "10_cat" / "1.png")
     (concept,) = _scan(Concept(str(tmp_path / "10_cat"))).concepts
     assert (concept.name, concept.repeats) == ("10_cat", 10)
     (concept,) = _scan(Concept(str(tmp_path / "10_cat"), repeats=3)).concepts
@@ -66,57 +66,57 @@ def test_a_kohya_folder_given_directly_gives_its_repeats_unless_told_otherwise(t
     assert _captions(_scan(Concept(str(tmp_path / "10_cat")))) == ["cat"]
 
 
-def test_pictures_beside_kohya_folders_and_other_sub_folders_are_named_as_not_read(tmp_path: Path) -> None:
-    _picture(tmp_path / "10_cat" / "1.png")
-    _picture(tmp_path / "10_cat" / "deep" / "2.png")
-    _picture(tmp_path / "loose.png")
-    _picture(tmp_path / "more" / "3.png")
-    _picture(tmp_path / "0_none" / "4.png")
+def test_images_beside_kohya_folders_and_other_sub_folders_are_named_as_not_read(tmp_path: Path) -> None:
+    _image(tmp_path / "10_cat" / "1.png")
+    _image(tmp_path / "10_cat" / "deep" / "2.png")
+    _image(tmp_path / "loose.png")
+    _image(tmp_path / "more" / "3.png")
+    _image(tmp_path / "0_none" / "4.png")
     dataset = _scan(Concept(str(tmp_path), repeats=5))
     assert len(dataset.items) == 1
-    assert "1 pictures beside" in _messages(dataset)
+    assert "1 images beside" in _messages(dataset)
     assert "0_none, more" in _messages(dataset)
     assert "repeats 5 is not used" in _messages(dataset)
 
 
 def test_sub_folders_of_a_plain_folder_are_named_as_not_read(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png")
-    _picture(tmp_path / "old" / "2.png")
+    _image(tmp_path / "1.png")
+    _image(tmp_path / "old" / "2.png")
     dataset = _scan(Concept(str(tmp_path)))
     assert len(dataset.items) == 1
     assert "sub-folders not read: old" in _messages(dataset)
 
 
 def test_folders_of_the_same_name_are_both_read(tmp_path: Path) -> None:
-    _picture(tmp_path / "a" / "10_cat" / "1.png")
-    _picture(tmp_path / "b" / "10_cat" / "1.png")
+    _image(tmp_path / "a" / "10_cat" / "1.png")
+    _image(tmp_path / "b" / "10_cat" / "1.png")
     dataset = _scan(Concept(str(tmp_path / "a"), trigger="zorp"), Concept(str(tmp_path / "b"), trigger="blip"))
     assert [c.name for c in dataset.concepts] == ["10_cat", "10_cat"]
     assert _captions(dataset) == ["zorp cat", "blip cat"]
 
 
 def test_a_folder_given_twice_is_reported(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png")
+    _image(tmp_path / "1.png")
     dataset = _scan(Concept(str(tmp_path)), Concept(str(tmp_path)))
     assert len(dataset.items) == 2
     assert "given twice" in _messages(dataset)
 
 
 def test_a_date_read_as_repeats_is_reported(tmp_path: Path) -> None:
-    _picture(tmp_path / "2023_holiday" / "1.png")
+    _image(tmp_path / "2023_holiday" / "1.png")
     assert "2023 times" in _messages(_scan(Concept(str(tmp_path))))
 
 
 def test_all_unusable_folders_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    file = _picture(tmp_path / "file.png")
-    _picture(tmp_path / "nested" / "inner" / "1.png")
+    file = _image(tmp_path / "file.png")
+    _image(tmp_path / "nested" / "inner" / "1.png")
     given = [Concept(str(tmp_path / name)) for name in ("none", "empty", "nested")]
     with pytest.raises(DataError) as caught:
         _scan(*given, Concept(str(file)), Concept(""))
     text = str(caught.value)
     assert "none does not exist" in text
-    assert "empty holds no pictures" in text
+    assert "empty holds no images" in text
     assert "file.png is a file" in text
     assert "sub-folders with some: inner" in text
     assert "A concept has no folder" in text
@@ -131,7 +131,7 @@ def test_no_concept_at_all_is_refused() -> None:
 
 
 def test_a_broken_image_among_good_ones_is_named_and_skipped(tmp_path: Path) -> None:
-    good = [_picture(tmp_path / f"{n}.png") for n in (1, 3)]
+    good = [_image(tmp_path / f"{n}.png") for n in (1, 3)]
     (tmp_path / "2.png").write_bytes(b"broken")
     dataset = _scan(Concept(str(tmp_path)))
     assert [item.image.path for item in dataset.items] == good
@@ -140,12 +140,12 @@ def test_a_broken_image_among_good_ones_is_named_and_skipped(tmp_path: Path) -> 
 
 def test_only_broken_images_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"none of its pictures can be read \(2\.png\)"):
+    with pytest.raises(DataError, match=r"none of its images can be read \(2\.png\)"):
         _scan(Concept(str(tmp_path)))
 
 
 def test_a_sub_folder_with_only_broken_images_does_not_stop_the_others(tmp_path: Path) -> None:
-    _picture(tmp_path / "1_a" / "1.png")
+    _image(tmp_path / "1_a" / "1.png")
     (tmp_path / "1_b").mkdir()
     (tmp_path / "1_b" / "1.png").write_bytes(b"broken")
     dataset = _scan(Concept(str(tmp_path)))
@@ -155,39 +155,39 @@ def test_a_sub_folder_with_only_broken_images_does_not_stop_the_others(tmp_path:
 
 def test_the_order_is_natural(tmp_path: Path) -> None:
     for name in ("pic10.png", "pic2.png", "Pic1.png", "b.png", "A.png"):
-        _picture(tmp_path / name)
+        _image(tmp_path / name)
     names = [item.image.path.name for item in _scan(Concept(str(tmp_path))).items]
     assert names == ["A.png", "b.png", "Pic1.png", "pic2.png", "pic10.png"]
 
 
 def test_hidden_files_are_passed_over_and_endings_may_be_upper_case(tmp_path: Path) -> None:
-    _picture(tmp_path / "A.PNG", "a hat")
-    _picture(tmp_path / ".hidden.png")
+    _image(tmp_path / "A.PNG", "a hat")
+    _image(tmp_path / ".hidden.png")
     (tmp_path / "._A.PNG").write_bytes(b"macOS keeps attributes here")
     dataset = _scan(Concept(str(tmp_path)))
     assert [item.image.path.name for item in dataset.items] == ["A.PNG"]
     assert dataset.skipped == ()
 
 
-def test_picture_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png")
+def test_image_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    _image(tmp_path / "1.png")
     (tmp_path / "2.HEIC").write_bytes(b"")
     assert "not read: 2.HEIC" in _messages(_scan(Concept(str(tmp_path))))
 
 
-def test_the_same_picture_under_two_names_is_reported(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png", colour="same")
-    _picture(tmp_path / "2.png", colour="same")
-    assert "2.png: is the same picture as" in _messages(_scan(Concept(str(tmp_path))))
+def test_the_same_image_under_two_names_is_reported(tmp_path: Path) -> None:
+    _image(tmp_path / "1.png", colour="same")
+    _image(tmp_path / "2.png", colour="same")
+    assert "2.png: is the same image as" in _messages(_scan(Concept(str(tmp_path))))
 
 
-def test_the_work_of_a_scan_grows_with_the_pictures_and_not_with_their_pairs(tmp_path: Path) -> None:
-    content = _picture(tmp_path / "0.png").read_bytes()
+def test_the_work_of_a_scan_grows_with_the_images_and_not_with_their_pairs(tmp_path: Path) -> None:
+    content = _image(tmp_path / "0.png").read_bytes()
 
-    def scan_of(pictures: int) -> int:
-        folder = tmp_path / str(pictures)
+    def scan_of(images: int) -> int:
+        folder = tmp_path / str(images)
         folder.mkdir()
-        for number in range(pictures):
+        for number in range(images):
             (folder / f"{number}.png").write_bytes(content)
             (folder / f"{number}.txt").write_text("zorp")
         return calls_of(lambda: _scan(Concept(str(folder))))
@@ -199,8 +199,8 @@ def test_the_work_of_a_scan_grows_with_the_pictures_and_not_with_their_pairs(tmp
 
 
 def test_captions_get_the_trigger_and_regularisation_does_not(tmp_path: Path) -> None:
-    _picture(tmp_path / "a" / "1.png", "red hat")
-    _picture(tmp_path / "b" / "1.png", "a cat")
+    _image(tmp_path / "a" / "1.png", "red hat")
+    _image(tmp_path / "b" / "1.png", "a cat")
     own = Concept(str(tmp_path / "a"), trigger="zorp")
     regularisation = Concept(str(tmp_path / "b"), trigger="zorp", is_regularisation=True)
     dataset = _scan(own, regularisation)
@@ -224,7 +224,7 @@ def test_captions_get_the_trigger_and_regularisation_does_not(tmp_path: Path) ->
 def test_a_missing_caption_is_stood_in_for(
     tmp_path: Path, folder: str, name: str, concept: Concept, caption: str
 ) -> None:
-    _picture(tmp_path / folder / f"{name}.png")
+    _image(tmp_path / folder / f"{name}.png")
     given = Concept(str(tmp_path / folder), trigger=concept.trigger, class_word=concept.class_word)
     dataset = _scan(given)
     assert _captions(dataset) == [caption]
@@ -232,15 +232,15 @@ def test_a_missing_caption_is_stood_in_for(
 
 
 def test_an_empty_caption_file_is_reported_and_stood_in_for(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png", " \n")
-    _picture(tmp_path / "2.png", "a hat")
+    _image(tmp_path / "1.png", " \n")
+    _image(tmp_path / "2.png", "a hat")
     dataset = _scan(Concept(str(tmp_path), trigger="zorp"))
     assert _captions(dataset) == ["zorp", "zorp, a hat"]
-    assert "1 picture has an empty caption file (1.png); used instead: 'zorp'" in _messages(dataset)
+    assert "1 image has an empty caption file (1.png); used instead: 'zorp'" in _messages(dataset)
 
 
 def test_a_caption_that_is_not_utf8_is_used_and_reported(tmp_path: Path) -> None:
-    _picture(tmp_path / "1.png").with_suffix(".txt").write_bytes(b"K\xe4fer")
+    _image(tmp_path / "1.png").with_suffix(".txt").write_bytes(b"K\xe4fer")
     dataset = _scan(Concept(str(tmp_path)))
     assert _captions(dataset) == ["Käfer"]
     assert "1.txt: is not UTF-8" in _messages(dataset)
@@ -279,8 +279,8 @@ def test_natural_order_tells_all_names_apart() -> None:
 
 
 def test_the_class_word_can_stand_for_all_captions(tmp_path: Path) -> None:
-    _picture(tmp_path / "cats" / "1.png", "a long caption")
-    _picture(tmp_path / "cats" / "2.png")
+    _image(tmp_path / "cats" / "1.png", "a long caption")
+    _image(tmp_path / "cats" / "2.png")
     folder = str(tmp_path / "cats")
     assert _captions(_scan(Concept(folder, class_word="cat", only_class_word=True))) == ["cat", "cat"]
     assert _captions(_scan(Concept(folder, class_word="cat", trigger="zorp", only_class_word=True))) == ["zorp cat"] * 2
@@ -288,7 +288,7 @@ def test_the_class_word_can_stand_for_all_captions(tmp_path: Path) -> None:
 
 
 def test_every_line_of_a_caption_gets_the_trigger(tmp_path: Path) -> None:
-    _picture(tmp_path / "cats" / "1.png", "red, hat\n\nblue, zorp")
+    _image(tmp_path / "cats" / "1.png", "red, hat\n\nblue, zorp")
     (item,) = _scan(Concept(str(tmp_path / "cats"), trigger="zorp")).items
     assert item.caption == "zorp, red, hat, blue"
     assert item.lines == ("zorp, red, hat", "zorp, blue")

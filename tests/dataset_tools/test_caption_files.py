@@ -43,8 +43,8 @@ from tests.stand_ins.work import calls_of
 
 
 def folder_of(tmp_path: Path, captions: Sequence[str | bytes | None]) -> Path:
-    """Pictures (empty files; nothing here opens them) 0.png, 1.png … with these captions."""
-    folder = tmp_path / "pictures"
+    """Images (empty files; nothing here opens them) 0.png, 1.png … with these captions."""
+    folder = tmp_path / "images"
     folder.mkdir(parents=True)
     for number, caption in enumerate(captions):
         (folder / f"{number}.png").touch()
@@ -232,7 +232,7 @@ def test_a_failed_write_takes_back_the_others(tmp_path: Path, monkeypatch: pytes
     assert snapshot(folder) == before
 
 
-def test_two_pictures_may_share_one_caption_file(tmp_path: Path) -> None:
+def test_two_images_may_share_one_caption_file(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a"])
     (folder / "0.jpg").touch()
     captions, backup = write_plan(plan_edit(load_captions(folder), add_tags(["b"]), among=[0]))

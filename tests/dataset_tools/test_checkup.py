@@ -16,7 +16,7 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.dataset_tools import image_cache as patients
 from lib_lora_train.dataset_tools.checkup import Examination, examine
-from lib_lora_train.dataset_tools.image_cache import Patient, PictureMemory, look_at
+from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache, look_at
 from lib_lora_train.dataset_tools.perceptual_hash import (
     MOST_DIFFERENT_BITS,
     Fingerprint,
@@ -37,15 +37,15 @@ def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pictures = tmp_path / "cats"
-    pictures.mkdir()
-    return pictures
+    images = tmp_path / "cats"
+    images.mkdir()
+    return images
 
 
-def put(folder: Path, name: str, picture: Image.Image, caption: str | None = "a, b", **options: Any) -> Path:
+def put(folder: Path, name: str, image: Image.Image, caption: str | None = "a, b", **options: Any) -> Path:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
-    picture.save(path, **options)
+    image.save(path, **options)
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
@@ -106,9 +106,9 @@ def test_everything_is_found_and_nothing_else(folder: Path) -> None:
         "orphan caption": ["nobody.txt"],
         "unread format": ["old.gif"],
     }
-    assert told[-1] == (14, 14) and len(examination.pictures) == 13
+    assert told[-1] == (14, 14) and len(examination.images) == 13
     assert examination.of_kind("duplicate")[0].like == folder / "twin copy.png"
-    assert next(p for p in examination.pictures if p.path.name == "turned.jpg").height == 768
+    assert next(p for p in examination.images if p.path.name == "turned.jpg").height == 768
 
 
 def test_sub_folders_of_kohya_are_examined_too(folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
 
 @pytest.mark.parametrize("bits", ["all different", "all the same"])
 def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
-    """2,000 pictures make two million pairs; drawings on white have many bits in common."""
+    """2,000 images make two million pairs; drawings on white have many bits in common."""
     rng = random.Random(1)
     looks = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
     groups: list[list[int]] = []
@@ -194,16 +194,16 @@ def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
 # --- what is remembered -------------------------------------------------------------------------
 
 
-def test_pictures_are_decoded_again_only_if_they_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_again_only_if_they_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ailing(folder)
     decoded: list[str] = []
 
-    def counted(path: Path) -> Patient | str:
+    def counted(path: Path) -> ImageFacts | str:
         decoded.append(path.name)
         return look_at(path)
 
     monkeypatch.setattr(patients, "look_at", counted)
-    memory = PictureMemory()
+    memory = ImageFactsCache()
     first = examine(folder, memory=memory)
     assert len(decoded) == 14
     decoded.clear()
@@ -222,7 +222,7 @@ def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
     looked: list[Path] = []
     turn = threading.Semaphore(1)  # the readers do not run ahead, so that the count is the same on every machine
 
-    def in_turn(path: Path) -> Patient | str:
+    def in_turn(path: Path) -> ImageFacts | str:
         if turn.acquire(timeout=1):
             looked.append(path)
         return look_at(path)
@@ -236,7 +236,7 @@ def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
 
     examination = examine(folder, tell=tell, is_stopped=lambda: len(told) == 5)
     assert told == [1, 2, 3, 4, 5] and examination.looked_at == 5
-    assert len(examination.pictures) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
+    assert len(examination.images) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
     assert len(looked) <= 6
 
 
@@ -263,18 +263,18 @@ def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byt
 def test_remedies_do_what_they_are_called(folder: Path) -> None:
     ailing(folder)
     write_fixes(folder, examine(folder).findings)
-    with Image.open(folder / "huge.jpg") as picture:
-        assert picture.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
-    with Image.open(folder / "holes.png") as picture:
-        assert picture.mode == "RGB" and picture.getpixel((5, 5)) == (255, 255, 255)
-    with Image.open(folder / "turned.jpg") as picture:
-        assert picture.size == (512, 768) and 0x0112 not in picture.getexif()
-    with Image.open(folder / "moving.webp") as picture:
-        assert not getattr(picture, "is_animated", False)
+    with Image.open(folder / "huge.jpg") as image:
+        assert image.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
+    with Image.open(folder / "holes.png") as image:
+        assert image.mode == "RGB" and image.getpixel((5, 5)) == (255, 255, 255)
+    with Image.open(folder / "turned.jpg") as image:
+        assert image.size == (512, 768) and 0x0112 not in image.getexif()
+    with Image.open(folder / "moving.webp") as image:
+        assert not getattr(image, "is_animated", False)
     assert not (folder / "uncaptioned.txt").exists()  # without words there is nothing to write
 
 
-def test_a_converted_picture_does_not_overwrite_another(folder: Path) -> None:
+def test_a_converted_image_does_not_overwrite_another(folder: Path) -> None:
     scene(1).save(folder / "a.gif")
     put(folder, "a.png", scene(2))
     before = snapshot(folder)
@@ -291,19 +291,19 @@ def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
     assert kept == ["a (2).png", "a.png"]
 
 
-def test_a_shared_caption_stays_with_the_picture_that_is_left(folder: Path) -> None:
+def test_a_shared_caption_stays_with_the_image_that_is_left(folder: Path) -> None:
     put(folder, "a.png", scene(1, (100, 100)))
     put(folder, "a.jpg", scene(2))
     write_fixes(folder, examine(folder).of_kind("tiny"))
     assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
 
 
-def test_a_mask_goes_aside_with_its_picture_and_both_come_back(folder: Path) -> None:
+def test_a_mask_goes_aside_with_its_image_and_both_come_back(folder: Path) -> None:
     put(folder, "small.png", scene(1, (40, 40)))
     put(folder, "small-mask.png", scene(2, (40, 40)).convert("L"), caption=None)
     before = snapshot(folder)
     fixed = write_fixes(folder, examine(folder).of_kind("tiny"))
-    assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as a picture"
+    assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as an image"
     assert fixed.undo is not None
     write_undo(fixed.undo)
     assert snapshot(folder) == before

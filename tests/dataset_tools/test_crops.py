@@ -28,7 +28,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A wide picture with a caption and a mask of half its size."""
+    """A wide image with a caption and a mask of half its size."""
     place_ = tmp_path / "set"
     place_.mkdir()
     gradient(600, 200).save(place_ / "wide.png")
@@ -55,16 +55,16 @@ def test_the_frame_is_what_training_sees(folder: Path) -> None:
         assert max(level for level, count in enumerate(difference.histogram()) if count) <= 8
 
 
-def test_a_picture_that_fits_its_bucket_is_seen_whole() -> None:
+def test_an_image_that_fits_its_bucket_is_seen_whole() -> None:
     assert trained_frame(place(512, 512, RULE), 512, 512) == Frame(0, 0, 512, 512)
 
 
-def test_the_nearest_bucket_is_the_pictures_own() -> None:
+def test_the_nearest_bucket_is_the_images_own() -> None:
     placement = place(600, 200, RULE)
     assert near_buckets(600, 200, RULE)[0] == (placement.width, placement.height)
 
 
-def test_a_crop_cuts_picture_and_mask_keeps_both_and_is_undone(folder: Path) -> None:
+def test_a_crop_cuts_image_and_mask_keeps_both_and_is_undone(folder: Path) -> None:
     before = contents(folder)
     fixed = write_crop(folder, folder / "wide.png", Frame(300, 50, 200, 100))
     assert not fixed.failed and fixed.undo is not None
@@ -78,7 +78,7 @@ def test_a_crop_cuts_picture_and_mask_keeps_both_and_is_undone(folder: Path) -> 
     assert contents(folder) == before and not kept.exists()
 
 
-def test_the_cropped_picture_goes_to_its_bucket_whole(folder: Path) -> None:
+def test_the_cropped_image_goes_to_its_bucket_whole(folder: Path) -> None:
     size = near_buckets(600, 200, RULE)[1]
     unit = min(600 / size[0], 200 / size[1])
     write_crop(folder, folder / "wide.png", Frame(0, 0, round(size[0] * unit), round(size[1] * unit)))
@@ -106,22 +106,22 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
 
 def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
     """Crops and the doctor's remedies have undo lists of their own."""
-    picture = folder / "wide.png"
-    whole = picture.read_bytes()
-    first = write_crop(folder, picture, Frame(0, 0, 300, 200))
-    half = picture.read_bytes()
-    second = write_crop(folder, picture, Frame(0, 0, 100, 100))
-    quarter = picture.read_bytes()
+    image = folder / "wide.png"
+    whole = image.read_bytes()
+    first = write_crop(folder, image, Frame(0, 0, 300, 200))
+    half = image.read_bytes()
+    second = write_crop(folder, image, Frame(0, 0, 100, 100))
+    quarter = image.read_bytes()
     assert first.undo and second.undo
     write_undo(first.undo)
-    assert picture.read_bytes() == whole
+    assert image.read_bytes() == whole
     write_undo(second.undo)
-    assert picture.read_bytes() == half
+    assert image.read_bytes() == half
     kept = {path.read_bytes() for path in (folder.parent / "set-originals").glob("wide*.png")}
     assert {whole, quarter} <= kept
 
 
-def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_mask_cannot_be_written_the_image_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, write = contents(folder), whole_file.write_bytes
 
     def write_all_but_masks(path: Path, content: bytes) -> None:
@@ -136,7 +136,7 @@ def test_where_the_mask_cannot_be_written_the_picture_stays_too(folder: Path, mo
 
 
 def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:
-    """Pillow's own conversion clips at 255 of 65535, which makes such pictures white."""
+    """Pillow's own conversion clips at 255 of 65535, which makes such images white."""
     grey = tmp_path / "set" / "grey.png"
     grey.parent.mkdir()
     Image.new("I;16", (100, 100), 128 * 257).save(grey)
@@ -153,7 +153,7 @@ def test_an_impossible_frame_is_refused_and_nothing_is_changed(folder: Path, fra
     assert contents(folder) == before
 
 
-def test_a_mask_of_two_pictures_is_cut_for_neither(folder: Path) -> None:
+def test_a_mask_of_two_images_is_cut_for_neither(folder: Path) -> None:
     gradient(600, 200).save(folder / "wide.jpg")
     before = contents(folder)
     with pytest.raises(DataError, match=r"wide-mask.png is the mask of wide.png and of wide.jpg"):
@@ -161,7 +161,7 @@ def test_a_mask_of_two_pictures_is_cut_for_neither(folder: Path) -> None:
     assert contents(folder) == before
 
 
-def test_two_pictures_of_one_name_without_a_mask_are_cut_each_for_itself(folder: Path) -> None:
+def test_two_images_of_one_name_without_a_mask_are_cut_each_for_itself(folder: Path) -> None:
     (folder / "wide-mask.png").unlink()
     gradient(600, 200).save(folder / "wide.jpg")
     before = contents(folder)

@@ -75,9 +75,9 @@ def test_a_plain_list_and_one_with_a_header_will_do(tmp_path: Path) -> None:
 def test_what_is_no_list_of_tags_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as a list of tags"):
         load_tag_list(tmp_path / "missing.csv")
-    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
+    (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as a list of tags"):
-        load_tag_list(tmp_path / "picture.csv")
+        load_tag_list(tmp_path / "image.csv")
     (tmp_path / "empty.csv").write_text("\n")
     with pytest.raises(DataError, match="holds no tags"):
         load_tag_list(tmp_path / "empty.csv")

@@ -23,7 +23,7 @@ from lib_lora_train.dataset_tools.tagger import (
 )
 from lib_lora_train.dataset_tools.wd14 import open_wd14, prepared, read_labels
 from tests.stand_ins.tiny_onnx import write_wd14
-from tests.stand_ins.ui import write_pictures
+from tests.stand_ins.ui import write_images
 
 FOUND = Description(
     (
@@ -77,12 +77,12 @@ def test_captions_that_are_there_are_left_added_to_or_replaced(before: str, exis
     assert merged(before, "zkw, long hair, hat", existing, "zkw") == after  # type: ignore[arg-type]
 
 
-def test_a_picture_of_which_nothing_is_said_keeps_its_caption() -> None:
+def test_an_image_of_which_nothing_is_said_keeps_its_caption() -> None:
     assert merged("red", "", "replace") == "red"
 
 
-def test_only_pictures_without_a_caption_are_looked_at_when_others_are_left_alone(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3)
+def test_only_images_without_a_caption_are_looked_at_when_others_are_left_alone(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 3)
     (folder / "001.txt").unlink()
     captions = load_captions(folder)
     assert to_be_tagged(captions, range(3), "skip") == [1]
@@ -90,31 +90,31 @@ def test_only_pictures_without_a_caption_are_looked_at_when_others_are_left_alon
 
 
 def test_tags_are_written_as_one_edit_that_can_be_undone(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3)
+    folder = write_images(tmp_path / "set", 3)
     (folder / "001.txt").unlink()
     captions = load_captions(folder)
     found = {folder / "000.png": FOUND, folder / "001.png": FOUND, folder / "gone.png": FOUND}
     plan = plan_tags(captions, found, TagRule(general=0.9), "append")
     assert [change.number for change in plan.changes] == [0, 1]
     _, backup = write_plan(plan)
-    assert (folder / "000.txt").read_text() == "zkw, picture 0, saber (fate), 1girl\n"
+    assert (folder / "000.txt").read_text() == "zkw, image 0, saber (fate), 1girl\n"
     assert (folder / "001.txt").read_text() == "saber (fate), 1girl\n"
     assert backup and write_undo(backup) == 2
-    assert (folder / "000.txt").read_text() == "zkw, picture 0" and not (folder / "001.txt").exists()
+    assert (folder / "000.txt").read_text() == "zkw, image 0" and not (folder / "001.txt").exists()
 
 
-def test_pictures_that_share_a_caption_file_change_it_once(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 1)
+def test_images_that_share_a_caption_file_change_it_once(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 1)
     Image.new("RGB", (8, 8)).save(folder / "000.jpg")
     captions = load_captions(folder)
-    found = {caption.picture: FOUND for caption in captions.captions}
+    found = {caption.image: FOUND for caption in captions.captions}
     assert len(plan_tags(captions, found, TagRule(), "replace").changes) == 1
 
 
-# --- pictures and WD14 ------------------------------------------------------------------------------
+# --- images and WD14 ------------------------------------------------------------------------------
 
 
-def test_a_picture_is_read_whole_upright_and_on_white(tmp_path: Path) -> None:
+def test_an_image_is_read_whole_upright_and_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_upright(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     exif = Image.Exif()
@@ -123,7 +123,7 @@ def test_a_picture_is_read_whole_upright_and_on_white(tmp_path: Path) -> None:
     assert read_upright(tmp_path / "turned.jpg").size == (4, 6)
 
 
-def test_a_damaged_picture_is_refused_even_where_pillow_was_told_to_fill_it(
+def test_a_damaged_image_is_refused_even_where_pillow_was_told_to_fill_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "half.jpg"
@@ -151,12 +151,12 @@ def test_a_wd14_folder_is_run_and_says_what_its_network_says(tmp_path: Path) -> 
     """Against sigmoid(x · W) of the very file, in float64; 1e-5 is float32's rounding over 48 products below 255."""
     pytest.importorskip("onnxruntime")
     weights = write_wd14(tmp_path / "tagger", TAGS)
-    picture = Image.effect_noise((4, 4), 90).convert("RGB")
-    picture.putpixel((1, 2), (250, 20, 90))
-    values = np.asarray(picture, np.float64)[:, :, [2, 1, 0]].reshape(-1)
+    image = Image.effect_noise((4, 4), 90).convert("RGB")
+    image.putpixel((1, 2), (250, 20, 90))
+    values = np.asarray(image, np.float64)[:, :, [2, 1, 0]].reshape(-1)
     expected = 1 / (1 + np.exp(-(values @ weights.astype(np.float64))))
     for place in ("tagger", "tagger/model.onnx"):
-        found = open_wd14(tmp_path / place)(picture)
+        found = open_wd14(tmp_path / place)(image)
         assert [(tag.name, tag.kind) for tag in found.tags] == [
             ("general", "rating"),
             ("1girl", "general"),
@@ -191,7 +191,7 @@ def test_a_model_that_does_not_fit_its_list_or_is_no_model_is_told(tmp_path: Pat
     labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:-1]), encoding="utf-8")
     with pytest.raises(ModelError, match="lists 4 tags, but the model scores 5"):
         open_wd14(tmp_path)(Image.new("RGB", (4, 4)))
-    (tmp_path / "model.onnx").write_bytes(onnx_bytes(weights, ["pictures", 3, 4, 4]))
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes(weights, ["images", 3, 4, 4]))
     with pytest.raises(ModelError, match=r"takes .*3, 4, 4.* WD14 taggers take"):
         open_wd14(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"version https://git-lfs")

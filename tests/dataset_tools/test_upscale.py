@@ -1,4 +1,4 @@
-"""Tiny pictures are brought to the size training needs; the originals are kept."""
+"""Tiny images are brought to the size training needs; the originals are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lib_lora_train.dataset_tools.upscale import by_lanczos, enlarged_size, writ
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two tiny pictures, one of them transparent, with captions."""
+    """Two tiny images, one of them transparent, with captions."""
     place = tmp_path / "set"
     place.mkdir()
     Image.linear_gradient("L").convert("RGB").resize((100, 50)).save(place / "a.jpg", quality=95)
@@ -38,7 +38,7 @@ def test_the_area_is_reached_and_the_shape_kept(size: tuple[int, int]) -> None:
     assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
-def test_large_pictures_stay() -> None:
+def test_large_images_stay() -> None:
     assert enlarged_size((2000, 1500), 512) == (2000, 1500)
 
 
@@ -59,8 +59,8 @@ def test_after_enlarging_the_doctor_finds_nothing_tiny_and_undo_brings_all_back(
 def test_the_enlarger_gets_plain_colours_and_its_answer_is_kept(folder: Path) -> None:
     asked = []
 
-    def painted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        asked.append((picture.mode, size))
+    def painted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        asked.append((image.mode, size))
         return Image.new("RGB", size, (9, 90, 200))
 
     write_enlarged(folder, [folder / "b.png"], 256, painted)
@@ -72,10 +72,10 @@ def test_the_enlarger_gets_plain_colours_and_its_answer_is_kept(folder: Path) ->
 def test_one_failure_is_told_and_the_others_are_done(folder: Path) -> None:
     before = contents(folder)
 
-    def picky(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        if picture.size == (60, 60):
+    def picky(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if image.size == (60, 60):
             raise HostError("no square ones")
-        return by_lanczos(picture, size)
+        return by_lanczos(image, size)
 
     fixed = write_enlarged(folder, [folder / "b.png", folder / "a.jpg"], 256, picky)
     assert [path.name for path in fixed.treated] == ["a.jpg"]
@@ -86,7 +86,7 @@ def test_one_failure_is_told_and_the_others_are_done(folder: Path) -> None:
 def test_an_interruption_leaves_the_rest_alone(folder: Path) -> None:
     before = contents(folder)
 
-    def interrupted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    def interrupted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         raise InterruptedDrawing("Interrupt was pressed.")
 
     fixed = write_enlarged(folder, [folder / "a.jpg", folder / "b.png"], 256, interrupted)

@@ -10,35 +10,35 @@ from PIL import Image, ImageDraw
 from lib_lora_train.demo.demo import MASCOT
 
 
-def _pictures(folder: Path) -> list[Image.Image]:
+def _images(folder: Path) -> list[Image.Image]:
     return [Image.open(path) for path in sorted(folder.rglob("*.png"))]
 
 
-def _blurred(picture: Image.Image) -> Image.Image:
+def _blurred(image: Image.Image) -> Image.Image:
     """A quarter of the resolution and back: coarser than the VAE's own blur."""
-    small = picture.convert("RGB").resize((32, 32), Image.Resampling.BOX)
-    return small.resize(picture.size, Image.Resampling.BICUBIC)
+    small = image.convert("RGB").resize((32, 32), Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("blurred", [False, True])
-def test_every_picture_of_the_concept_is_seen(demo_dir: Path, blurred: bool) -> None:
-    pictures = _pictures(demo_dir / "train") + _pictures(demo_dir / "holdout" / "concept")
-    assert len(pictures) >= 20
-    assert MASCOT.share([_blurred(p) for p in pictures] if blurred else pictures) == 1.0
+def test_every_image_of_the_concept_is_seen(demo_dir: Path, blurred: bool) -> None:
+    images = _images(demo_dir / "train") + _images(demo_dir / "holdout" / "concept")
+    assert len(images) >= 20
+    assert MASCOT.share([_blurred(p) for p in images] if blurred else images) == 1.0
 
 
-def test_no_other_picture_is_taken_for_it(demo_dir: Path) -> None:
-    pictures = _pictures(demo_dir / "reg") + _pictures(demo_dir / "holdout" / "base")
-    assert len(pictures) >= 30
-    assert MASCOT.share(pictures) == 0.0
+def test_no_other_image_is_taken_for_it(demo_dir: Path) -> None:
+    images = _images(demo_dir / "reg") + _images(demo_dir / "holdout" / "base")
+    assert len(images) >= 30
+    assert MASCOT.share(images) == 0.0
 
 
 def test_a_mark_beside_the_body_does_not_count() -> None:
-    picture = Image.new("RGB", (128, 128), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((10, 30, 60, 90), fill=(18, 178, 170))
     draw.ellipse((90, 40, 120, 70), fill=(222, 32, 140))
-    assert not MASCOT.sees(picture)
+    assert not MASCOT.sees(image)
     draw.ellipse((25, 60, 45, 80), fill=(222, 32, 140))
     draw.ellipse((85, 35, 125, 75), fill="white")
-    assert MASCOT.sees(picture)
+    assert MASCOT.sees(image)

@@ -53,7 +53,7 @@ def an_item(concept: int, caption: str, width: int, height: int) -> Item:
 
 
 def a_plan(batch_size: int = 2) -> Plan:
-    """Two pictures of a concept in a kohya folder, one in a plain folder, one for regularisation."""
+    """Two images of a concept in a kohya folder, one in a plain folder, one for regularisation."""
     dataset = Dataset(
         concepts=(a_concept("10_cat", 10, 2, "zxc"), a_concept("dog", 3, 1), a_concept("1_animal", 1, 1, "", True)),
         items=(
@@ -253,11 +253,11 @@ def test_every_parameter_is_stored_and_loads_back() -> None:
     assert again == config and problems == ()
 
 
-@pytest.mark.parametrize("folder", ["/home/ann/pictures/", "C:\\Users\\ann\\pictures"])
+@pytest.mark.parametrize("folder", ["/home/ann/images/", "C:\\Users\\ann\\images"])
 def test_stored_settings_do_not_tell_where_the_files_lay(folder: str) -> None:
     config = TrainConfig(
         checkpoint=folder + "/x.safetensors", vae=folder, output_dir=folder, concepts=(Concept(folder=folder),)
     )
     stored = shareable_config(config)
     assert "ann" not in json.dumps(stored) and "ann" not in json.dumps(metadata(config))
-    assert stored["concepts"][0]["folder"] == "pictures"
+    assert stored["concepts"][0]["folder"] == "images"

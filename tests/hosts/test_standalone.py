@@ -17,7 +17,7 @@ from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import card_of, device_name
 from lib_lora_train.hosts.host import Card, Host
 from lib_lora_train.hosts.standalone import StandaloneHost, default_device
-from lib_lora_train.models.diffusion_model import Told, as_told, describe_model
+from lib_lora_train.models.diffusion_model import ModelOverrides, describe_model, with_overrides
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.loading import ModelChoice, load_model
 from tests.stand_ins.tiny_models import tiny_model, tiny_tensors, write_tiny_checkpoint
@@ -99,8 +99,8 @@ def test_what_the_user_says_of_the_model_counts(files: Path) -> None:
 
 def test_saying_off_gives_a_rescaled_schedule_its_end_back() -> None:
     model = tiny_model("sdxl")
-    assert as_told(model, Told()) is model
-    off = as_told(model, Told(zero_terminal_snr="off"))
+    assert with_overrides(model, ModelOverrides()) is model
+    off = with_overrides(model, ModelOverrides(zero_terminal_snr="off"))
     assert (off.spec.zero_terminal_snr, off.spec.prediction_type) == (False, "v_prediction")
     assert float(off.schedule.alphas_cumprod[-1]) == pytest.approx(0.0047, rel=0.01)  # Stable Diffusion's ᾱ at 999
     assert off.unet is model.unet

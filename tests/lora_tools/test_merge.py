@@ -22,7 +22,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.merge import merge, merge_into_file, merged_metadata
 from lib_lora_train.lora_tools.merge_into_checkpoint import weighted, write_baked
 from lib_lora_train.models.architecture import Family
-from lib_lora_train.web.lora_tools import ToolsDesk
+from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
@@ -210,18 +210,18 @@ def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.Ca
     assert "Lost: 0.0" in capsys.readouterr().out
     assert set(_ranks(out)) == {4}
     listed = f"{paths[0]}\n\n{paths[1]}: 0.5\n"
-    answer = ToolsDesk().merge({"files": listed, "to": "rank", "rank": "3"})
+    answer = LoraToolsSession().merge({"files": listed, "to": "rank", "rank": "3"})
     assert Path(answer["path"]) == tmp_path / "a+b-rank3.safetensors" and 0 < answer["error"] < 1
     assert set(_ranks(Path(answer["path"]))) == {3}
     checkpoint = write_tiny_checkpoint(tmp_path / "model.safetensors", "sd1")
-    answer = ToolsDesk(lambda: checkpoint).merge({"files": listed, "to": "checkpoint"})
+    answer = LoraToolsSession(lambda: checkpoint).merge({"files": listed, "to": "checkpoint"})
     assert Path(answer["path"]) == tmp_path / "model+a+b.safetensors"
     assert answer["left_out"], "the layers that are wider in the embedded model"
     assert answer["warnings"] == []
     with pytest.raises(LoraTrainError, match="nowhere"):
-        ToolsDesk().merge({"files": listed, "to": "diff", "checkpoint": str(tmp_path / "nowhere.safetensors")})
+        LoraToolsSession().merge({"files": listed, "to": "diff", "checkpoint": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(LoraTrainError, match="Name LoRA files"):
-        ToolsDesk().merge({"files": " \n"})
+        LoraToolsSession().merge({"files": " \n"})
 
 
 def test_the_panel_and_the_commands_tell_of_another_checkpoint(
@@ -238,8 +238,8 @@ def test_the_panel_and_the_commands_tell_of_another_checkpoint(
     write_adapter(other, plain, metadata={}, precision="fp32")
     told = "a.safetensors was trained on fox.safetensors (0123abcd)"
     for answer in (
-        ToolsDesk().convert({"file": str(file), "to": "diff"}),
-        ToolsDesk().merge({"files": f"{file}\n{other}", "to": "rank", "rank": "2"}),
+        LoraToolsSession().convert({"file": str(file), "to": "diff"}),
+        LoraToolsSession().merge({"files": f"{file}\n{other}", "to": "rank", "rank": "2"}),
     ):
         assert [sentence.startswith(told) for sentence in answer["warnings"]] == [True]
     for command, files in (("convert", [file]), ("merge", [file, other])):

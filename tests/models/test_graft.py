@@ -93,7 +93,7 @@ def test_the_report_accounts_for_every_tensor(grafted: Graft, tensors: dict[str,
     unused = Counter(row.reason for row in grafted.report if row.status == "unused")
     layer = {"SD2 reads the layer before the last one": 12}
     texts = {"sd1": 0, "sd2": 2, "sdxl": 1}[family]
-    expected = (layer if family == "sd2" else {}) | ({"only for comparing texts with pictures": texts} if texts else {})
+    expected = (layer if family == "sd2" else {}) | ({"only for comparing texts with images": texts} if texts else {})
     assert unused == expected
     assert not [row for row in grafted.report if row.status == "copied"]
 
@@ -120,12 +120,12 @@ def test_the_unet_computes_what_ldm_computes(tensors: dict[str, Tensor], family:
 def test_the_vae_computes_what_ldm_computes(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     tensors = in_dtype(tensors, dtype)
     generator = torch.Generator().manual_seed(2)
-    pictures = torch.randn(1, 3, 64, 32, generator=generator, dtype=dtype)
+    images = torch.randn(1, 3, 64, 32, generator=generator, dtype=dtype)
     latents = torch.randn(1, 4, 8, 4, generator=generator, dtype=dtype)
     vae = graft(tensors, tiny_spec(tensors)).vae
     with torch.no_grad():
-        encoded, decoded = vae.encode(pictures).latent_dist.parameters, vae.decode(latents).sample  # type: ignore[operator]
-    assert distance(encoded, ldm_reference.vae_moments(tensors, pictures)) < TOLERANCE[dtype]
+        encoded, decoded = vae.encode(images).latent_dist.parameters, vae.decode(latents).sample  # type: ignore[operator]
+    assert distance(encoded, ldm_reference.vae_moments(tensors, images)) < TOLERANCE[dtype]
     assert distance(decoded, ldm_reference.vae_decode(tensors, latents)) < TOLERANCE[dtype]
 
 

@@ -1,4 +1,4 @@
-"""Pictures to posteriors and back: the cache is found again by content, and never stale."""
+"""Images to posteriors and back: the cache is found again by content, and never stale."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def model() -> DiffusionModel:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures: three squares, two of them equal, and two wide ones."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """Five images: three squares, two of them equal, and two wide ones."""
+    images = tmp_path / "images"
+    images.mkdir()
     for name, size, seed in (("a", (64, 64), 1), ("b", (96, 48), 2), ("c", (64, 64), 1), ("d", (64, 64), 3)):
-        _noise_picture(size, seed).save(pictures / f"{name}.png")
-    _noise_picture((96, 48), 4).save(pictures / "e.png")
-    return pictures
+        _noise_image(size, seed).save(images / f"{name}.png")
+    _noise_image((96, 48), 4).save(images / "e.png")
+    return images
 
 
-def _noise_picture(size: tuple[int, int], seed: int) -> Image.Image:
+def _noise_image(size: tuple[int, int], seed: int) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
     return Image.frombytes("RGB", size, bytes(pixels.numpy()))
@@ -67,7 +67,7 @@ def _run(generator: Generator[Event, None, LatentStore]) -> tuple[LatentStore, l
 
 
 def _encoded(events: list[Event]) -> int:
-    """How many pictures really went through the VAE."""
+    """How many images really went through the VAE."""
     return max(event.total for event in events if isinstance(event, Progress))
 
 
@@ -76,9 +76,9 @@ def test_each_item_gets_its_own_posterior(model: DiffusionModel, folder: Path) -
     store, events = _run(encode_dataset(model, plan, None))
     assert len(store) == 5 and store.missing == frozenset()
     for index, item in enumerate(plan.dataset.items):
-        with Image.open(item.image.path) as picture:
+        with Image.open(item.image.path) as image:
             placement = plan.placements[index]
-            pixels = pixels_to_tensor(picture.resize((placement.width, placement.height)))[None]
+            pixels = pixels_to_tensor(image.resize((placement.width, placement.height)))[None]
         with torch.no_grad():
             expected = model.vae.encode(pixels).latent_dist
         if placement.width == item.image.width and placement.height == item.image.height:
@@ -99,10 +99,10 @@ def test_the_second_run_encodes_nothing(model: DiffusionModel, folder: Path, tmp
     assert not list(cache.rglob("*.tmp"))
 
 
-def test_a_changed_picture_size_or_vae_is_encoded_anew(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_image_size_or_vae_is_encoded_anew(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     _run(encode_dataset(model, _plan(folder), cache))
-    _noise_picture((64, 64), 99).save(folder / "d.png")
+    _noise_image((64, 64), 99).save(folder / "d.png")
     assert _encoded(_run(encode_dataset(model, _plan(folder), cache))[1]) == 1
     assert _encoded(_run(encode_dataset(model, _plan(folder, CONFIG.replace(resolution=96)), cache))[1]) == 4
     other = tiny_model("sd1", seed=1)
@@ -110,7 +110,7 @@ def test_a_changed_picture_size_or_vae_is_encoded_anew(model: DiffusionModel, fo
     assert _encoded(_run(encode_dataset(model, _plan(folder), cache))[1]) == 0
 
 
-def test_a_renamed_picture_is_found_again(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_a_renamed_image_is_found_again(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     _run(encode_dataset(model, _plan(folder), tmp_path / "cache"))
     (folder / "d.png").rename(folder / "z.png")
     assert _encoded(_run(encode_dataset(model, _plan(folder), tmp_path / "cache"))[1]) == 0
@@ -132,10 +132,10 @@ def test_a_damaged_cache_file_is_made_anew(model: DiffusionModel, folder: Path, 
     assert load_posterior(path) is not None
 
 
-def test_a_picture_that_breaks_later_is_named_and_left_out(model: DiffusionModel, folder: Path) -> None:
+def test_an_image_that_breaks_later_is_named_and_left_out(model: DiffusionModel, folder: Path) -> None:
     plan = _plan(folder)
     broken = next(index for index, item in enumerate(plan.dataset.items) if item.image.path.name == "d.png")
-    (folder / "d.png").write_bytes(b"not a picture any more")
+    (folder / "d.png").write_bytes(b"not an image any more")
     store, events = _run(encode_dataset(model, plan, None))
     (note,) = (event for event in events if isinstance(event, Noted))
     assert note.where.endswith("d.png")
@@ -144,11 +144,11 @@ def test_a_picture_that_breaks_later_is_named_and_left_out(model: DiffusionModel
         store[broken]
 
 
-def test_no_picture_at_all_is_an_error(model: DiffusionModel, folder: Path) -> None:
+def test_no_image_at_all_is_an_error(model: DiffusionModel, folder: Path) -> None:
     plan = _plan(folder)
     for path in folder.iterdir():
         path.write_bytes(b"gone")
-    with pytest.raises(DataError, match="None of the pictures"):
+    with pytest.raises(DataError, match="None of the images"):
         _run(encode_dataset(model, plan, None))
 
 
@@ -172,9 +172,9 @@ def test_decoding_retries_nan_in_float32_too(model: DiffusionModel) -> None:
     assert decode_latents(half, latents)[0].tobytes() == decode_latents(exact, latents)[0].tobytes()
 
 
-def test_nan_in_float32_leaves_the_picture_out(model: DiffusionModel, folder: Path) -> None:
+def test_nan_in_float32_leaves_the_image_out(model: DiffusionModel, folder: Path) -> None:
     broken = _overflowing(model, torch.float32, by=1e38)
-    with pytest.raises(DataError, match="None of the pictures"):
+    with pytest.raises(DataError, match="None of the images"):
         _run(encode_dataset(broken, _plan(folder), None))
 
 
@@ -225,19 +225,19 @@ def test_a_draw_is_scaled_mean_plus_noise() -> None:
 
 def test_decoding_undoes_the_scale_and_gives_rgb(model: DiffusionModel) -> None:
     latents = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
-    pictures = decode_latents(model, latents * model.spec.scale_factor)
-    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (48, 64))] * 2
+    images = decode_latents(model, latents * model.spec.scale_factor)
+    assert [(image.mode, image.size) for image in images] == [("RGB", (48, 64))] * 2
     with torch.no_grad():
         expected = tensor_to_pixels(model.vae.decode(latents[1:]).sample[0])
     # the scale's rounding may move a value across the border between two of 256 levels
-    assert (pixels_to_tensor(pictures[1]) - pixels_to_tensor(expected)).abs().max() <= 2 / 127.5
+    assert (pixels_to_tensor(images[1]) - pixels_to_tensor(expected)).abs().max() <= 2 / 127.5
 
 
 def test_pixels_survive_the_round_trip() -> None:
-    picture = _noise_picture((24, 16), 7)
-    tensor = pixels_to_tensor(picture)
+    image = _noise_image((24, 16), 7)
+    tensor = pixels_to_tensor(image)
     assert tensor.shape == (3, 16, 24) and tensor.min() >= -1 and tensor.max() <= 1
-    assert tensor_to_pixels(tensor).tobytes() == picture.tobytes()
+    assert tensor_to_pixels(tensor).tobytes() == image.tobytes()
     assert tensor_to_pixels(torch.full((3, 1, 1), float("nan"))).getpixel((0, 0)) == (0, 0, 0)
 
 
@@ -260,9 +260,9 @@ def test_each_view_is_encoded_as_it_is_seen(model: DiffusionModel, folder: Path,
     assert len(plan.all_views) == 5 * 4 and len(store) == 5 * 4
     for number in (0, 7, 19):
         view = plan.all_views[number]
-        picture = read_pixels(plan.dataset.items[view.item].image, view.placement, view.look)
+        image = read_pixels(plan.dataset.items[view.item].image, view.placement, view.look)
         with torch.no_grad():
-            expected = model.vae.encode(pixels_to_tensor(picture)[None]).latent_dist.mean[0]
+            expected = model.vae.encode(pixels_to_tensor(image)[None]).latent_dist.mean[0]
         # batched and single convolutions add in another order
         torch.testing.assert_close(store[number].mean, expected, rtol=1e-4, atol=1e-5)
 

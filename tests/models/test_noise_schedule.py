@@ -45,7 +45,7 @@ def test_noise_and_target_are_diffusers(prediction_type: PredictionType) -> None
     torch.testing.assert_close(target(ours, LATENTS, NOISE, TIMESTEPS), expected, rtol=0, atol=FLOAT32_TABLE)
 
 
-def test_picture_and_noise_follow_from_x_and_v() -> None:
+def test_image_and_noise_follow_from_x_and_v() -> None:
     """x₀ = √ᾱ·x_t − √(1−ᾱ)·v and ε = √(1−ᾱ)·x_t + √ᾱ·v (Salimans & Ho 2022, appendix D); float64: exact to 1e-12."""
     schedule = scaled_linear_schedule("v_prediction")
     latents, noise = LATENTS.double(), NOISE.double()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lora_train.models.prompt_weights import Piece, plain_pieces, weighted_pieces
+from lib_lora_train.models.prompt_weights import MatrixView, plain_pieces, weighted_pieces
 
 # The examples in the documentation of the webui's own parser.
 EXAMPLES: list[tuple[str, list[tuple[str, float]]]] = [
@@ -94,6 +94,6 @@ def test_any_text_is_read(text: str) -> None:
 
 
 def test_without_weights_brackets_are_letters_and_break_still_breaks() -> None:
-    assert plain_pieces(r"zorp (fox:1.2) \(a\)") == [Piece("zorp (fox:1.2) (a)")]
+    assert plain_pieces(r"zorp (fox:1.2) \(a\)") == [MatrixView("zorp (fox:1.2) (a)")]
     assert [piece.is_break for piece in plain_pieces("a BREAK b")] == [False, True, False]
-    assert plain_pieces("BREAKING") == [Piece("BREAKING")]
+    assert plain_pieces("BREAKING") == [MatrixView("BREAKING")]

@@ -15,7 +15,7 @@ from lib_lora_train.adapters.files.decode import open_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter, inject_opened
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.architecture import Family
@@ -66,7 +66,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture with its caption, and a tiny checkpoint of each kind."""
+    """An image with its caption, and a tiny checkpoint of each kind."""
     place = tmp_path_factory.mktemp("families")
     (place / "data").mkdir()
     Image.effect_noise((64, 64), 80.0).convert("RGB").save(place / "data" / "a.png")
@@ -83,7 +83,7 @@ def hosts(folder: Path) -> dict[str, StandaloneHost]:
 
 
 def settings(folder: Path, kind: str, **values: Any) -> TrainConfig:
-    """One step at 64 px, saved exactly, without pictures."""
+    """One step at 64 px, saved exactly, without images."""
     plain: dict[str, Any] = {
         "concepts": (Concept(folder=str(folder / "data"), trigger="zorp"),),
         "checkpoint": str(folder / f"{kind}.safetensors"),
@@ -116,7 +116,7 @@ def test_a_run_writes_what_it_trained_in_the_webuis_terms(
     kind: str, name: str, folder: Path, hosts: dict[str, StandaloneHost], tmp_path: Path
 ) -> None:
     config, host = settings(folder, kind, **FAMILIES[name]), hosts[kind]
-    assert [problem for problem in judge(config) if problem.level == "error"] == []
+    assert [problem for problem in validate(config) if problem.level == "error"] == []
     host.lora_dir, answers = tmp_path, []
 
     def measure(model: DiffusionModel, adapter: Adapter) -> Mapping[str, float]:

@@ -20,8 +20,8 @@ from lib_lora_train.runs.queue import RunQueue
 from lib_lora_train.runs.runner import JobRunner
 from lib_lora_train.training.control import Control
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
-from lib_lora_train.web.session import Desk
-from tests.stand_ins.ui import small_config, write_pictures
+from lib_lora_train.web.session import Session
+from tests.stand_ins.ui import small_config, write_images
 
 
 def named(name: str) -> TrainConfig:
@@ -149,10 +149,10 @@ def test_the_queue_is_steered_by_program(tmp_path: Path) -> None:
     works = Works()
     works.gate.set()
     runner = JobRunner(None, tmp_path / "home", make_events=works)
-    config = small_config(write_pictures(tmp_path / "set", 3))
-    desk = Desk(runner, tmp_path / "home", demo=lambda: config)
+    config = small_config(write_images(tmp_path / "set", 3))
+    session = Session(runner, tmp_path / "home", demo=lambda: config)
     app = make_api()
-    install_routes(app, desk)
+    install_routes(app, session)
     client = TestClient(app)
 
     def post(path: str, values: dict[str, Any]) -> Any:

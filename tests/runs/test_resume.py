@@ -64,7 +64,7 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 @pytest.fixture
 def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
-    """See `small_place`; without pictures, which cost most of the time."""
+    """See `small_place`; without images, which cost most of the time."""
     place = small_place(shared_host, demo_dir, tmp_path)
     return place._replace(config=place.config.replace(sample_prompts=()))
 

@@ -14,7 +14,7 @@ import pytest
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StateChanged, StepDone
 from lib_lora_train.runs.folder import new_run_folder
-from lib_lora_train.runs.tensorboard import BoardServer, board_folder, boarded, start_board
+from lib_lora_train.runs.tensorboard import BoardServer, board_folder, start_board, with_tensorboard
 
 RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
 
@@ -43,7 +43,7 @@ def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     events = list(told(1.0, 0.5, 0.25, 0.125))
-    assert list(boarded(iter(events), folder, "AdamW")) == events
+    assert list(with_tensorboard(iter(events), folder, "AdamW")) == events
     found = scalars(board_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
     assert found["loss/average"] == [(1, 1.0), (2, 0.75), (3, 0.375), (4, 0.1875)]
@@ -56,7 +56,7 @@ def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_pat
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     list(
-        boarded(
+        with_tensorboard(
             iter([Measured(0, {"validation_loss": 0.5}), Measured(1, {"validation_loss": 0.25, "drift": 1.0})]),
             folder,
             "AdamW",
@@ -69,7 +69,7 @@ def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_pat
 def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(boarded(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
+    list(with_tensorboard(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
     found = scalars(board_folder(tmp_path) / folder.root.name)
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
 
@@ -78,7 +78,7 @@ def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     step = StepDone(1, 1, 0.5, RATES, 1.0, 0.1, norms=(3.0, 0.25, 1.0))
-    list(boarded(iter([step]), folder, "AdamW"))
+    list(with_tensorboard(iter([step]), folder, "AdamW"))
     found = scalars(board_folder(tmp_path) / folder.root.name)
     names = ("max_norm/keys_scaled", "norm/avg_key_norm", "max_norm/max_key_norm")
     assert [found[name] for name in names] == [[(1, 3.0)], [(1, 0.25)], [(1, 1.0)]]
@@ -87,8 +87,8 @@ def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(boarded(told(1.0, 0.5, 9.0), folder, "AdamW"))
-    list(boarded(told(0.25, 0.125, first=3), folder, "AdamW"))
+    list(with_tensorboard(told(1.0, 0.5, 9.0), folder, "AdamW"))
+    list(with_tensorboard(told(0.25, 0.125, first=3), folder, "AdamW"))
     found = scalars(board_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
 def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.runs.tensorboard._summary_writer", lambda: None)
     folder = new_run_folder(tmp_path, "zok")
-    first, *rest = boarded(told(1.0), folder, "AdamW")
+    first, *rest = with_tensorboard(told(1.0), folder, "AdamW")
     assert isinstance(first, Noted) and "pip install tensorboard" in first.message
     assert rest == list(told(1.0))
     assert not board_folder(tmp_path).exists()

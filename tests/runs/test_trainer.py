@@ -40,7 +40,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer as jobs
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.runner import JobRunner, downsample
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import Place, ending, only, small_place
 
@@ -114,8 +114,8 @@ def test_a_card_that_is_there_stays_and_cards_can_be_left_out(place: Place) -> N
 
 def test_samples_carry_the_webuis_infotext(place: Place) -> None:
     drawn = only(place.run(), SampleDrawn)
-    with Image.open(drawn[2].path) as picture:
-        text = picture.text["parameters"]  # type: ignore[attr-defined]
+    with Image.open(drawn[2].path) as image:
+        text = image.text["parameters"]  # type: ignore[attr-defined]
     assert text.startswith("zorp <lora:test-000001:1>\n")
     assert "Steps: 1, Sampler: Euler a, CFG scale: 1, Seed: 5, Size: 128x128" in text
 
@@ -154,8 +154,8 @@ def test_the_same_seed_gives_the_same_file_and_samples_change_nothing(place: Pla
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_broken_picture_is_named_and_the_rest_trains(place: Place, tmp_path: Path) -> None:
-    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+def test_a_broken_image_is_named_and_the_rest_trains(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
     events = place.run(sample_prompts=())
     assert any("broken.png" in f"{note.where} {note.message}" for note in only(events, Noted))
     assert only(events, Planned)[0].images == 3
@@ -243,7 +243,7 @@ def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
 def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, habits = place.host, SamplerHabits(later_seed=7)
+    host, habits = place.host, SamplerOptions(later_seed=7)
     lease, leases, in_breaths = host.lease, list[Any](), set[int]()
 
     def counted(*arguments: Any) -> Any:
@@ -278,8 +278,8 @@ def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:
         if event.step:
             position = events.index(event)
             assert max(e.step for e in events[:position] if isinstance(e, StepDone)) == event.step
-            with Image.open(event.path) as picture:
-                told = picture.text["parameters"]  # type: ignore[attr-defined]
+            with Image.open(event.path) as image:
+                told = image.text["parameters"]  # type: ignore[attr-defined]
             assert f"<lora:test-step{event.step:08}:1>" in told, "the epoch's file will hold other numbers"
     again = place.run(sample_every_n_steps=3, sample_every_n_epochs=0, make_grid=False)
     assert {event.step for event in only(again, SampleDrawn)} == {3, 6}  # no samples of epochs: their ends count too
@@ -312,7 +312,7 @@ def test_settings_that_contradict_each_other_are_told_together(place: Place) -> 
     assert {"output_name", "train_unet", "min_bucket"} <= {problem.where for problem in told.value.problems}
 
 
-def test_a_loss_weight_for_another_kind_of_model_is_told_before_pictures_are_encoded(place: Place) -> None:
+def test_a_loss_weight_for_another_kind_of_model_is_told_before_images_are_encoded(place: Place) -> None:
     phases = []
     config = place.config.replace(scale_v_pred_loss_like_noise_pred=True)
     with pytest.raises(ConfigError, match="predict v"):
@@ -350,7 +350,7 @@ def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pyt
     assert list(lora_dir.iterdir()) == []
 
 
-def test_pictures_kept_from_training_are_measured_after_every_epoch(place: Place) -> None:
+def test_images_kept_from_training_are_measured_after_every_epoch(place: Place) -> None:
     """The first number is the model's own; a run with the same settings gives the same numbers, bit by bit."""
     values: dict[str, Any] = {"sample_prompts": (), "validation_share": 0.3}
     events = place.run(**values)
@@ -391,7 +391,7 @@ def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path)
 
 
 def test_a_run_that_was_told_to_stop_says_so_until_it_has(tmp_path: Path) -> None:
-    """A step, or a picture of the webui's, may take a while to end."""
+    """A step, or an image of the webui's, may take a while to end."""
     gate = threading.Event()
     runner = JobRunner(None, tmp_path, make_events=_made([StateChanged("running")], gate))
     runner.start(TrainConfig())

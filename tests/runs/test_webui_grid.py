@@ -1,4 +1,4 @@
-"""A run whose pictures the webui draws, and the epoch grid of a run that has files."""
+"""A run whose images the webui draws, and the epoch grid of a run that has files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def asked(world: World) -> list[str]:
     return [one.prompt for one in world.drawing.asked]
 
 
-# --- a run's own pictures --------------------------------------------------------------------------
+# --- a run's own images --------------------------------------------------------------------------
 
 
 def test_the_webui_draws_the_runs_samples_from_its_files(place: Place) -> None:
@@ -88,8 +88,8 @@ def test_the_webui_draws_the_runs_samples_from_its_files(place: Place) -> None:
     loras = ["", " <lora:zok-000001:1>", " <lora:zok-000002:1>"]
     assert asked(place.world) == [f"{prompt}{lora}" for lora in loras for prompt in ("zok", "a fox")]
     assert [event.epoch for event in of(events, SampleDrawn)] == [0, 0, 1, 1, 2, 2]
-    with Image.open(of(events, SampleDrawn)[2].path) as picture:
-        assert picture.text["parameters"] == "zok <lora:zok-000001:1>\nSampler: DPM++ 2M"  # type: ignore[attr-defined]
+    with Image.open(of(events, SampleDrawn)[2].path) as image:
+        assert image.text["parameters"] == "zok <lora:zok-000001:1>\nSampler: DPM++ 2M"  # type: ignore[attr-defined]
     assert of(events, GridDrawn) and folder.grid.is_file()
     assert not [event for event in of(events, Noted) if event.level == "warning"]
 
@@ -109,10 +109,10 @@ def test_epochs_without_a_file_get_no_samples(place: Place) -> None:
 
 def test_an_interrupted_row_is_left_out_and_the_run_goes_on(place: Place) -> None:
     def interrupt() -> None:
-        if len(place.world.drawing.asked) == 4:  # the second picture of epoch 1
+        if len(place.world.drawing.asked) == 4:  # the second image of epoch 1
             place.world.drawing.state.interrupted = True
 
-    place.world.drawing.at_picture = interrupt
+    place.world.drawing.at_image = interrupt
     events, folder = place.run()
     assert [event.epoch for event in of(events, SampleDrawn)] == [0, 0, 1, 2, 2]
     (warning,) = [event.message for event in of(events, Noted) if event.level == "warning"]
@@ -125,7 +125,7 @@ def test_another_checkpoint_between_two_samples_makes_the_run_wait(place: Place)
         if len(place.world.drawing.asked) == 3:
             place.world.choose(5)
 
-    place.world.drawing.at_picture = switch
+    place.world.drawing.at_image = switch
     events, _ = place.run()
     assert [event.state for event in of(events, StateChanged)] == ["running", "waiting", "running", "finished"]
     assert len(of(events, SampleDrawn)) == 6
@@ -165,7 +165,7 @@ def test_the_grid_has_a_row_for_each_file_and_one_without(place: Place) -> None:
     assert all(one.sampler_name == "Euler" for one in place.world.drawing.asked)
 
 
-def test_users_generate_between_two_pictures_of_the_grid(place: Place) -> None:
+def test_users_generate_between_two_images_of_the_grid(place: Place) -> None:
     ran(place)
     expected = place.world.generate("zok-000001")
     users: list[tuple[int, str]] = []
@@ -180,14 +180,14 @@ def test_users_generate_between_two_pictures_of_the_grid(place: Place) -> None:
         while not place.world.queue_lock._pending_threads:
             time.sleep(0.001)
 
-    place.world.drawing.at_picture = ask
+    place.world.drawing.at_image = ask
     grids = GridDesk(place.host, place.home)
     grids.start("Euler")
     grids.wait(60)
     for thread in threads:
         thread.join()
     assert grids.status()["state"] == "done"
-    assert [at for at, _ in users] == [1, 2, 3, 4, 5, 6] and {picture for _, picture in users} == {expected}
+    assert [at for at, _ in users] == [1, 2, 3, 4, 5, 6] and {image for _, image in users} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_grid_that_is_given_up_says_why_and_keeps_the_old_one(place: Place, ha
     ran(place)
     task = grid_task(place.home)
     task.folder.grid.write_bytes(b"old")
-    place.world.drawing.at_picture = lambda: harm(place.world)
+    place.world.drawing.at_image = lambda: harm(place.world)
     grids = GridDesk(place.host, place.home)
     grids.start("Euler")
     grids.wait(60)
@@ -221,7 +221,7 @@ def test_one_grid_at_a_time_and_none_without_files(place: Place) -> None:
             grids.start("Euler")
         seen.append(grids.status()["state"])
 
-    place.world.drawing.at_picture = start_again
+    place.world.drawing.at_image = start_again
     grids.start("Euler")
     grids.wait(60)
     assert seen == ["drawing"] * 6 and grids.status()["state"] == "done"

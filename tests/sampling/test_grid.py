@@ -1,4 +1,4 @@
-"""The grid shows every picture unscaled, in the right cell."""
+"""The grid shows every image unscaled, in the right cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _boxes(grid: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, i
     return mask.getbbox()
 
 
-def test_every_picture_stands_unscaled_in_its_cell() -> None:
+def test_every_image_stands_unscaled_in_its_cell() -> None:
     red, green, blue, pink = (200, 0, 0), (0, 200, 0), (0, 0, 200), (250, 120, 200)
     rows = epoch_rows({1: [_flat(blue), _flat(pink)], 0: [_flat(red), _flat(green)]}, {1: "loss 0.1"})
     grid = compose_grid(["a fox", "a panda on a long, long, very long background"], rows, title="demo")
@@ -36,12 +36,12 @@ def test_rows_come_in_order_of_epoch_with_the_one_without_lora_first() -> None:
     assert [row.label for row in rows] == ["no LoRA", "epoch 2", "epoch 10"]
 
 
-def test_a_missing_picture_is_refused() -> None:
+def test_a_missing_image_is_refused() -> None:
     with pytest.raises(ValueError, match="every cell"):
         compose_grid(["a", "b"], [GridRow("no LoRA", "", [_flat((0, 0, 0))])])
 
 
-def test_pictures_of_unlike_sizes_do_not_overlap() -> None:
+def test_images_of_unlike_sizes_do_not_overlap() -> None:
     wide, tall = _flat((200, 0, 0), (128, 64)), _flat((0, 200, 0), (64, 160))
     grid = compose_grid(["a", "b"], [GridRow("epoch 1", "", [wide, tall])])
     assert _boxes(grid, (200, 0, 0)) and _boxes(grid, (0, 200, 0))

@@ -19,7 +19,7 @@ from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_ter
 from lib_lora_train.sampling import sample
 from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sample import draw_samples
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.sampling.samplers import (
     Levels,
     ancestral_split,
@@ -39,7 +39,7 @@ START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtyp
 
 
 def answer(x: Tensor, timestep: float) -> Tensor:
-    """Stands for the UNet in both: a smooth function of picture and timestep."""
+    """Stands for the UNet in both: a smooth function of image and timestep."""
     return torch.tanh(x.roll(1, dims=-1) * 0.7 + timestep / 1000) + 0.1 * x
 
 
@@ -150,33 +150,33 @@ def test_euler_ancestral_recovers_a_known_image() -> None:
     assert torch.allclose(result, image, atol=1e-12)
 
 
-# --- whole pictures -----------------------------------------------------------------------------
+# --- whole images -----------------------------------------------------------------------------
 
 
 PROMPT = SamplePrompt("a cat", "", 64, 64, seed=1, steps=2, cfg=3.0)
 
 
 def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", family: Family = "sd1") -> list[bytes]:
-    """The pictures' bytes."""
+    """The images' bytes."""
     return [p.tobytes() for p in draw_samples(model(family), prompts, sampler=sampler, clip_skip=1)]
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_every_sampler_draws_on_every_family(family: Family, sampler: str) -> None:
-    (picture,) = draw_samples(model(family), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
-    assert picture.size == (96, 64)
-    assert len(set(picture.tobytes())) > 20  # neither NaN, which would be black, nor flat
+    (image,) = draw_samples(model(family), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
+    assert image.size == (96, 64)
+    assert len(set(image.tobytes())) > 20  # neither NaN, which would be black, nor flat
 
 
-def test_pictures_come_in_order_whatever_their_sizes() -> None:
+def test_images_come_in_order_whatever_their_sizes() -> None:
     widths = [64, 128, 64, 96]
     prompts = [replace(PROMPT, width=width) for width in widths]
-    pictures = draw_samples(model(), prompts, sampler="Euler", clip_skip=1)
-    assert [picture.width for picture in pictures] == widths
+    images = draw_samples(model(), prompts, sampler="Euler", clip_skip=1)
+    assert [image.width for image in images] == widths
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch() -> None:
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch() -> None:
     alone = draw_samples(model(), [PROMPT], sampler="Euler a", clip_skip=1)[0]
     crowd = [replace(PROMPT, prompt="a dog", seed=9), PROMPT, replace(PROMPT, cfg=1.0)]
     among = draw_samples(model(), crowd, sampler="Euler a", clip_skip=1)[1]
@@ -221,7 +221,7 @@ def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
     prompts = [replace(PROMPT, seed=seed) for seed in (3, 4)]
-    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, habits=SamplerHabits("philox"))
+    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, habits=SamplerOptions("philox"))
     noises = [PhiloxNoise(3), PhiloxNoise(4)]
     shape = (4, PROMPT.height // 8, PROMPT.width // 8)
     for drawn in seen:
@@ -247,7 +247,7 @@ def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatc
         return [torch.randn(shape, generator=generator) for _ in range(2)]
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
-    habits = SamplerHabits(source, later_seed=31337)
+    habits = SamplerOptions(source, later_seed=31337)
     draw_samples(model(), [replace(PROMPT, seed=3)], sampler="Euler a", clip_skip=1, habits=habits)
     for ours, theirs in zip(drawn, [noises(3)[0], *noises(3 + 31337)], strict=True):
         # σ is multiplied and divided away again: one rounding each
@@ -274,7 +274,7 @@ def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: 
     monkeypatch.setattr(sample, "predict", noted)
     prompts = [replace(PROMPT, steps=3)]
     for whole in (False, True):
-        draw_samples(model(), prompts, sampler="Euler", clip_skip=1, habits=SamplerHabits(has_whole_timesteps=whole))
+        draw_samples(model(), prompts, sampler="Euler", clip_skip=1, habits=SamplerOptions(has_whole_timesteps=whole))
     assert asked == [999.0, 499.5, 0.0, 999.0, 499.0, 0.0]
 
 
@@ -283,14 +283,14 @@ def test_the_first_steps_can_be_drawn_without_guidance() -> None:
     prompt = replace(PROMPT, negative="blurry", steps=3)
 
     def drawn(cfg: float = 3.0, share: float | None = None) -> bytes:
-        habits = SamplerHabits(unguided_share=share)
-        (picture,) = draw_samples(model(), [replace(prompt, cfg=cfg)], sampler="Euler", clip_skip=1, habits=habits)
-        return picture.tobytes()
+        habits = SamplerOptions(unguided_share=share)
+        (image,) = draw_samples(model(), [replace(prompt, cfg=cfg)], sampler="Euler", clip_skip=1, habits=habits)
+        return image.tobytes()
 
     assert len({drawn(), drawn(share=0.0), drawn(share=0.5)}) == 3
     assert drawn(cfg=2.999, share=1.0) == drawn(cfg=7.0, share=1.0)
-    assert [SamplerHabits(unguided_share=0.25).is_guided(step, 8) for step in range(4)] == [False] * 3 + [True]
-    assert SamplerHabits().is_guided(0, 8)
+    assert [SamplerOptions(unguided_share=0.25).is_guided(step, 8) for step in range(4)] == [False] * 3 + [True]
+    assert SamplerOptions().is_guided(0, 8)
 
 
 def test_ancestral_noise_is_scaled_by_eta() -> None:

@@ -9,11 +9,11 @@ import torch
 def has_fp16() -> bool:
     """PyTorch before 2.3 stores fp16 on the processor but cannot multiply it; the webuis' cards can."""
     matrix = torch.ones(2, 2, dtype=torch.float16)
-    picture = torch.ones(1, 2, 4, 4, dtype=torch.float16)
+    image = torch.ones(1, 2, 4, 4, dtype=torch.float16)
     try:
         torch.mm(matrix, matrix)
-        torch.nn.functional.conv2d(picture, matrix[:, :, None, None])
-        torch.nn.functional.group_norm(picture, 1)
+        torch.nn.functional.conv2d(image, matrix[:, :, None, None])
+        torch.nn.functional.group_norm(image, 1)
     except RuntimeError:
         return False
     return True

@@ -23,7 +23,7 @@ TAGS = ["red_light", "green_light", "blue_light", "rating:safe"]
 
 
 class Network(nn.Module):
-    """Scores are the mean red, green, blue of the picture, and 1 for its rating."""
+    """Scores are the mean red, green, blue of the image, and 1 for its rating."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class DeepBooru:
         self.model: Network | None = None
         self.opts = SimpleNamespace(keep=False, threshold=0.5)
         self.log: list[str] = []
-        self.at_picture: Callable[[], None] = lambda: None
+        self.at_image: Callable[[], None] = lambda: None
 
     def load(self) -> None:
         assert self.world.queue_lock.is_held, "the model is loaded under the lock"
@@ -74,7 +74,7 @@ class DeepBooru:
             self.log.append("stop")
             self.model.is_on_card = False
 
-    def tag(self, picture: Image.Image) -> str:
+    def tag(self, image: Image.Image) -> str:
         raise AssertionError("leaves out what is below the webui's own threshold")
 
 
@@ -104,17 +104,17 @@ class Interrogator:
         self.log.append("stop")
         self.is_on_card = False
 
-    def generate_caption(self, picture: Image.Image) -> str:
-        assert self.is_on_card and picture.mode == "RGB"
-        return f"a picture of {picture.width} by {picture.height} ."
+    def generate_caption(self, image: Image.Image) -> str:
+        assert self.is_on_card and image.mode == "RGB"
+        return f"an image of {image.width} by {image.height} ."
 
-    def interrogate(self, picture: Image.Image) -> str:
+    def interrogate(self, image: Image.Image) -> str:
         raise AssertionError("hides errors as <error> in the text and resets the Interrupt that a user pressed")
 
 
-def resize_image(mode: int, picture: Image.Image, width: int, height: int) -> Image.Image:
+def resize_image(mode: int, image: Image.Image, width: int, height: int) -> Image.Image:
     assert mode == 2, "resize and fill"
-    return picture.resize((width, height))
+    return image.resize((width, height))
 
 
 def install_interrogators(monkeypatch: pytest.MonkeyPatch, world: Any, models: Path) -> tuple[DeepBooru, Interrogator]:

@@ -151,7 +151,7 @@ def _cross(w: Weights, x: Tensor, context: Tensor | None, heads: int) -> Tensor:
 
 
 def vae_moments(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Mean and log-variance (B, 8, h, w) of pictures (B, 3, H, W)."""
+    """Mean and log-variance (B, 8, h, w) of images (B, 3, H, W)."""
     w = Weights(tensors, "first_stage_model.")
     e = w / "encoder"
     x = (e / "conv_in").conv(x)
@@ -166,7 +166,7 @@ def vae_moments(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def vae_decode(tensors: Mapping[str, Tensor], z: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) for unscaled latents (B, 4, h, w)."""
+    """Images (B, 3, H, W) for unscaled latents (B, 4, h, w)."""
     w = Weights(tensors, "first_stage_model.")
     d = w / "decoder"
     x = _vae_middle(d / "mid", (d / "conv_in").conv((w / "post_quant_conv").conv(z)))

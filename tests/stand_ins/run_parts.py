@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def small_place(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
-    """Three pictures, two epochs of three steps, two quick prompts."""
+    """Three images, two epochs of three steps, two quick prompts."""
     source = next((demo_dir / "train").iterdir())
     data = tmp_path / "data"
     data.mkdir()

@@ -17,15 +17,15 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.ui import app as own_app
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 from tests.paths import ROOT
 
 MAJOR = int(gr.__version__.split(".")[0])
 
 
-def page_in_a_webui(desk: Desk) -> Any:
+def page_in_a_webui(session: Session) -> Any:
     """The tab beside another one."""
-    tab = build_tab(desk)
+    tab = build_tab(session)
     style = (ROOT / "style.css").read_text(encoding="utf-8")
     with gr.Blocks(css=style, analytics_enabled=False) as page, gr.Tabs():
         with gr.Tab("LoRA Train"):
@@ -50,20 +50,20 @@ def put_into_head(scripts: str) -> None:
     routes.templates.TemplateResponse = with_scripts
 
 
-def make_app(desk: Desk) -> Any:
+def make_app(session: Session) -> Any:
     """The ASGI application for this gradio."""
     if MAJOR >= 6:
-        return own_app.make_app(desk)
+        return own_app.make_app(session)
     app = make_api()
-    install_routes(app, desk)
+    install_routes(app, session)
     put_into_head(own_app._scripts())
-    return gr.mount_gradio_app(app, page_in_a_webui(desk), path="/")
+    return gr.mount_gradio_app(app, page_in_a_webui(session), path="/")
 
 
 def main() -> None:
     port, home = int(sys.argv[1]), Path(sys.argv[2])
-    desk = own_app.open_desk(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora"))
-    uvicorn.run(make_app(desk), host="127.0.0.1", port=port, log_level="warning")
+    session = own_app.open_session(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora"))
+    uvicorn.run(make_app(session), host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _weights(name: str, values: Any) -> bytes:
 def onnx_bytes(weights: Any, shape: Sequence[int | str]) -> bytes:
     """A ModelProto: Flatten, MatMul with `weights` (inputs, tags), Sigmoid."""
     nodes = [
-        _node("Flatten", ["picture"], "flat"),
+        _node("Flatten", ["image"], "flat"),
         _node("MatMul", ["flat", "weights"], "sums"),
         _node("Sigmoid", ["sums"], "scores"),
     ]
@@ -56,8 +56,8 @@ def onnx_bytes(weights: Any, shape: Sequence[int | str]) -> bytes:
         b"".join(_field(1, node) for node in nodes)
         + _field(2, "tiny")
         + _field(5, _weights("weights", weights))
-        + _field(11, _value("picture", shape))
-        + _field(12, _value("scores", ["pictures", weights.shape[1]]))
+        + _field(11, _value("image", shape))
+        + _field(12, _value("scores", ["images", weights.shape[1]]))
     )
     return _field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13))
 
@@ -66,7 +66,7 @@ def write_wd14(folder: Path, tags: Sequence[tuple[str, int]], *, size: int = 4, 
     """A WD14 folder whose tags are (name, danbooru's category); returns its weights (size · size · 3, tags)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = np.random.default_rng(seed).normal(0, 0.005, (size * size * 3, len(tags))).astype(np.float32)
-    (folder / "model.onnx").write_bytes(onnx_bytes(weights, ["pictures", size, size, 3]))
+    (folder / "model.onnx").write_bytes(onnx_bytes(weights, ["images", size, size, 3]))
     rows = [f"{number},{name},{category},{100 - number}" for number, (name, category) in enumerate(tags)]
     (folder / "selected_tags.csv").write_text("\n".join(["tag_id,name,category,count", *rows]) + "\n", encoding="utf-8")
     return weights

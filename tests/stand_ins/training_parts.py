@@ -71,7 +71,7 @@ class OneModelHost:
 
 
 def small_config(**values: Any) -> TrainConfig:
-    """Four steps' worth of everything, 64 px pictures."""
+    """Four steps' worth of everything, 64 px images."""
     return TrainConfig().replace(
         **{"resolution": 64, "min_bucket": 64, "batch_size": 2, "epochs": 2, "rank": 4, "learning_rate": 1e-3, **values}
     )
@@ -84,7 +84,7 @@ def small_plan(
     captions: Sequence[str] = CAPTIONS,
     regularisation: int = 0,
 ) -> Plan:
-    """A plan over pictures that exist by name only; the last `regularisation` of them are such."""
+    """A plan over images that exist by name only; the last `regularisation` of them are such."""
     own = len(sizes) - regularisation
     items = tuple(
         Item(ImageFile(Path(f"{n}.png"), *size, content_hash=f"{n:064}"), captions[n % len(captions)], int(n >= own))

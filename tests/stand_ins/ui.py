@@ -1,4 +1,4 @@
-"""Stand-ins for the page's tests: a runner that is told what to say, and a small data set."""
+"""Stand-ins for the page's tests: a runner that is told what to say, and a small dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 
 
 class ToldRunner:
@@ -69,30 +69,30 @@ class ToldRunner:
         return {"unet": [(step, 1e-4) for step, _ in self.loss_curve(max_points)]}
 
 
-def write_pictures(folder: Path, number: int, *, size: tuple[int, int] = (96, 64)) -> Path:
-    """`number` different pictures with captions."""
+def write_images(folder: Path, number: int, *, size: tuple[int, int] = (96, 64)) -> Path:
+    """`number` different images with captions."""
     folder.mkdir(parents=True)
     for n in range(number):
         Image.new("RGB", size, (n * 37 % 256, n * 91 % 256, 80)).save(folder / f"{n:03}.png")
-        (folder / f"{n:03}.txt").write_text(f"zkw, picture {n}", encoding="utf-8")
+        (folder / f"{n:03}.txt").write_text(f"zkw, image {n}", encoding="utf-8")
     return folder
 
 
 def small_config(folder: Path) -> TrainConfig:
-    """Settings without any error for pictures of `write_pictures`."""
+    """Settings without any error for images of `write_images`."""
     concepts = (Concept(str(folder), trigger="zkw"),)
     return TrainConfig(concepts=concepts, resolution=64, min_bucket=64, output_name="small", sample_prompts=("zkw",))
 
 
-def open_small_desk(tmp_path: Path, *, pictures: int = 3) -> tuple[Desk, ToldRunner]:
-    """A desk whose demo is a small data set."""
-    folder = write_pictures(tmp_path / "set", pictures)
+def open_small_session(tmp_path: Path, *, images: int = 3) -> tuple[Session, ToldRunner]:
+    """A session whose demo is a small dataset."""
+    folder = write_images(tmp_path / "set", images)
     runner = ToldRunner()
-    desk = Desk(runner, tmp_path / "home", demo=lambda: small_config(folder))  # type: ignore[arg-type]
-    return desk, runner
+    session = Session(runner, tmp_path / "home", demo=lambda: small_config(folder))  # type: ignore[arg-type]
+    return session, runner
 
 
-def wiring_of(desk: Desk) -> Any:
+def wiring_of(session: Session) -> Any:
     """The callbacks behind the buttons, without a page."""
     import gradio as gr
 
@@ -101,5 +101,8 @@ def wiring_of(desk: Desk) -> Any:
     from lib_lora_train.ui.training import build_train_panel
 
     with gr.Blocks():
-        dataset, train = build_dataset_panel(desk.draft()), build_train_panel(desk.draft(), desk.presets.names())
-    return tab._Wiring(desk, None, dataset, train)  # type: ignore[arg-type]
+        dataset, train = (
+            build_dataset_panel(session.draft()),
+            build_train_panel(session.draft(), session.presets.names()),
+        )
+    return tab._Wiring(session, None, dataset, train)  # type: ignore[arg-type]

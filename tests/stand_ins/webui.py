@@ -1,7 +1,7 @@
 """Stand-ins for A1111's and Forge's own modules, with the traps that were measured on the real ones.
 
 Each world holds a model of real tensors and the modules that our hosts import. `generate` does to the weights what a
-generation does, and returns a hash of the weights the picture is made with: equal hashes stand for equal pictures.
+generation does, and returns a hash of the weights the image is made with: equal hashes stand for equal images.
 Memory that the webui gives up is filled with NaN, so whoever still computes with it shows.
 """
 
@@ -87,7 +87,7 @@ def text_heads(encoder: Any) -> None:
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """A hash of all weights: the picture."""
+    """A hash of all weights: the image."""
     digest = hashlib.sha256()
     for module in modules:
         for parameter in module.parameters():
@@ -135,10 +135,10 @@ class Processing(SimpleNamespace):
 
 class Drawing:
     """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
-    default one, draws without a LoRA that it does not find, gives back a half-done picture when interrupted, and fails
+    default one, draws without a LoRA that it does not find, gives back a half-done image when interrupted, and fails
     without a runner of scripts, which may be empty.
 
-    `at_picture` is called in the midst of each picture.
+    `at_image` is called in the midst of each image.
     """
 
     names: tuple[str, ...] = ("DPM++ 2M", "Euler", "Euler a")
@@ -146,7 +146,7 @@ class Drawing:
     def __init__(self, world: Any) -> None:
         self.world = world
         self.asked: list[Processing] = []
-        self.at_picture: Any = lambda: None
+        self.at_image: Any = lambda: None
         self.state = State()
         self.available: dict[str, object] = {}
 
@@ -168,14 +168,14 @@ class Drawing:
     def process(self, asked: Processing) -> Any:
         assert self.world.queue_lock.is_held, "the webui draws under its lock"
         assert self.state.job and not asked.is_closed
-        assert not list(asked.scripts.alwayson_scripts), "scripts are the user's, for the user's own pictures"
+        assert not list(asked.scripts.alwayson_scripts), "scripts are the user's, for the user's own images"
         self.asked.append(asked)
         loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
         print_of = self.world.drawn(loras[0] if loras else "")
-        self.at_picture()
+        self.at_image()
         colour = tuple(bytes.fromhex(print_of[:6]))
-        picture = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
-        return SimpleNamespace(images=[picture], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
+        image = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
+        return SimpleNamespace(images=[image], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
 
 
 class Options(SimpleNamespace):

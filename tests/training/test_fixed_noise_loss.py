@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.demo.demo import Gate, demo_config
@@ -36,7 +36,7 @@ def probe(model: DiffusionModel, demo_dir: Path) -> Probe:
             return make_probe(model, plan, end.value, seed=1)
 
 
-def test_every_picture_stands_at_every_timestep(probe: Probe) -> None:
+def test_every_image_stands_at_every_timestep(probe: Probe) -> None:
     assert probe.latents.shape == (8 * len(TIMESTEPS), 4, 16, 16)
     assert probe.timesteps[: len(TIMESTEPS)].tolist() == list(TIMESTEPS)
     assert len(set(probe.captions)) == 8
@@ -82,4 +82,4 @@ def test_the_gate_says_which_promise_is_broken(name: str, value: float) -> None:
 
 
 def test_the_demos_own_settings_are_accepted() -> None:
-    assert [problem for problem in judge(demo_config()) if problem.level == "error"] == []
+    assert [problem for problem in validate(demo_config()) if problem.level == "error"] == []

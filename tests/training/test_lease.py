@@ -8,7 +8,7 @@ from lib_lora_train.core.errors import ModelAwayError
 from lib_lora_train.core.events import StateChanged
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import Breathe, leased_in_breaths
+from lib_lora_train.training.lease import Breathe, leased_with_yields
 from tests.stand_ins.training_parts import OneModelHost, shared_model
 
 
@@ -22,7 +22,7 @@ def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, t
             assert host.is_leased and model is host.model
         return "done"
 
-    work = leased_in_breaths(host, shared_model(), Control(), three_breaths)
+    work = leased_with_yields(host, shared_model(), Control(), three_breaths)
     with pytest.raises(StopIteration) as end:
         next(work)
     assert (end.value.value, host.turns, host.is_leased) == ("done", turns, False)
@@ -39,7 +39,7 @@ def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: py
         breathe()
         return begun
 
-    events = leased_in_breaths(host, shared_model(), Control(), work)
+    events = leased_with_yields(host, shared_model(), Control(), work)
     told = []
     with pytest.raises(StopIteration) as end:
         while True:
@@ -57,5 +57,5 @@ def test_a_run_that_is_stopped_while_the_model_is_away_ends(monkeypatch: pytest.
         breathe()
 
     with pytest.raises(ModelAwayError):
-        next(leased_in_breaths(host, shared_model(), control, work))
+        next(leased_with_yields(host, shared_model(), control, work))
     assert not host.is_leased

@@ -161,7 +161,7 @@ def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_s
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_one_batch_is_learnt_by_heart(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same pictures, noise and timesteps each step: the loss must fall by a third in 28 steps."""
+    """Same images, noise and timesteps each step: the loss must fall by a third in 28 steps."""
     config = small_config(rank=16, learning_rate=3e-3, lr_schedule="constant", epochs=7)
     same = epoch_steps(small_plan(config), config.seed, 1)[:1] * 4
     monkeypatch.setattr("lib_lora_train.training.loop.epoch_steps", lambda *_: same)
@@ -295,7 +295,7 @@ def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
 
 
 def broken_latents(plan: Plan, item: int) -> LatentStore:
-    """One picture's latents are not numbers."""
+    """One image's latents are not numbers."""
     good = random_latents(plan)
     entries: dict[int, Posterior | Path] = {number: good[number] for number in range(len(plan.placements))}
     entries[item] = Posterior(good[item].mean * float("nan"), good[item].std)
@@ -316,27 +316,27 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
     assert torch.equal(numbers(training), good[-1])
 
 
-def test_a_step_without_usable_pictures_is_passed_over() -> None:
+def test_a_step_without_usable_images_is_passed_over() -> None:
     config = small_config(epochs=1, batch_size=1)
     plan = small_plan(config)
     training = begun(config, plan=plan)
     full = training.latents
     training.latents = LatentStore({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
     events = run_to_end(training, model())
-    assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing picture
+    assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing image
     assert training.step == 8
     assert numbers(training).isfinite().all()
 
 
-def memory_for(pictures: int, needs_checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """A card that holds so many pictures at a time; what was tried is written down."""
+def memory_for(images: int, needs_checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """A card that holds so many images at a time; what was tried is written down."""
     tried: list[tuple[int, bool]] = []
     whole = batch_loss
 
     def limited(model: Any, batch: Any, *others: Any) -> Tensor:
         is_on = bool(getattr(model.unet, "is_gradient_checkpointing", False))
         tried.append((len(batch.captions), is_on))
-        if len(batch.captions) > pictures or (needs_checkpointing and not is_on):
+        if len(batch.captions) > images or (needs_checkpointing and not is_on):
             raise torch.cuda.OutOfMemoryError
         return whole(model, batch, *others)
 
@@ -351,16 +351,16 @@ def test_full_memory_is_told_with_advice_when_nothing_helps(monkeypatch: pytest.
     assert tried == [(2, False), (2, True), (1, True)]
 
 
-@pytest.mark.parametrize(("pictures", "relief"), [(4, (4, True)), (2, (2, True)), (1, (1, True))])
+@pytest.mark.parametrize(("images", "relief"), [(4, (4, True)), (2, (2, True)), (1, (1, True))])
 def test_a_step_that_does_not_fit_is_taken_again_with_the_same_result(
-    pictures: int, relief: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+    images: int, relief: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to rounding: the sum over the samples is grouped in another way."""
     config = small_config(batch_size=4, epochs=2)
     alone = begun(config)
     expected = losses(run_to_end(alone, model()))
     weights = numbers(alone).clone()
-    tried = memory_for(pictures, True, monkeypatch)
+    tried = memory_for(images, True, monkeypatch)
     training = begun(config)
     events = run_to_end(training, model())
     assert losses(events) == pytest.approx(expected, rel=1e-4)
@@ -368,7 +368,7 @@ def test_a_step_that_does_not_fit_is_taken_again_with_the_same_result(
     assert torch.allclose(numbers(training), weights, atol=4e-4)
     assert tried[-1] == relief
     notes = [event.message for event in events if isinstance(event, Noted)]
-    assert len(notes) == {4: 1, 2: 2, 1: 3}[pictures] and "gradient checkpointing" in notes[0]
+    assert len(notes) == {4: 1, 2: 2, 1: 3}[images] and "gradient checkpointing" in notes[0]
     assert steps_told(events) == list(range(1, len(expected) + 1))
 
 

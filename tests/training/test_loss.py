@@ -243,17 +243,17 @@ def test_debiased_weight_for_noise_is_the_papers() -> None:
 
 
 def both_errors(schedule_of: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """|noise error|², |v error|² and SNR for one and the same wrong guess of the picture, at several timesteps."""
+    """|noise error|², |v error|² and SNR for one and the same wrong guess of the image, at several timesteps."""
     timesteps = torch.tensor([1, 200, 500, 800, 990])
     generator = torch.Generator().manual_seed(3)
-    picture, guess, noise = (torch.randn(5, 4, 6, 6, generator=generator, dtype=torch.float64) for _ in range(3))
+    image, guess, noise = (torch.randn(5, 4, 6, 6, generator=generator, dtype=torch.float64) for _ in range(3))
     schedule = schedule_of("v_prediction")
-    noisy = add_noise(schedule, picture, noise, timesteps)
+    noisy = add_noise(schedule, image, noise, timesteps)
     alphas = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     guessed_noise = (noisy - alphas.sqrt() * guess) / (1 - alphas).sqrt()
     noise_error = sample_errors(guessed_noise, noise)
     v_error = sample_errors(
-        target(schedule, guess, guessed_noise, timesteps), target(schedule, picture, noise, timesteps)
+        target(schedule, guess, guessed_noise, timesteps), target(schedule, image, noise, timesteps)
     )
     return noise_error, v_error, snr(schedule, timesteps)
 

@@ -17,7 +17,7 @@ from lib_lora_train.core.events import StepDone
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.grad_scaling import clip_gradients
 from lib_lora_train.training.loop import Training, train
-from lib_lora_train.training.master_weights import Working, stochastically_rounded
+from lib_lora_train.training.master_weights import MasterWeights, stochastically_rounded
 from lib_lora_train.training.training_state import TrainState, load_state, write_state
 from tests.stand_ins.training_parts import OneModelHost, losses, run_to_end, small_config, started
 from tests.stand_ins.training_parts import shared_model as model
@@ -109,7 +109,7 @@ def test_steps_too_small_for_the_format_add_up(dtype: torch.dtype) -> None:
     4096) = 1e-3.
     """
     stored = nn.Parameter(torch.ones(4096, dtype=dtype))
-    working = Working({"unet": [stored]})
+    working = MasterWeights({"unet": [stored]})
     optimizer = torch.optim.SGD(working.groups["unet"], lr=1e-4)
     for step in range(400):
         stored.grad = torch.ones_like(stored)
@@ -123,7 +123,7 @@ def test_steps_too_small_for_the_format_add_up(dtype: torch.dtype) -> None:
 
 def test_fp32_numbers_are_worked_on_where_they_are() -> None:
     stored = nn.Parameter(torch.ones(3))
-    working = Working({"unet": [stored]})
+    working = MasterWeights({"unet": [stored]})
     assert working.groups["unet"][0] is stored and not working.is_rounded
 
 
@@ -148,7 +148,7 @@ def test_a_float16_gradient_is_unscaled_without_underflow() -> None:
     """2⁻¹⁴ at a loss scale of 2¹⁶ is 2⁻³⁰, which float16 would make 0."""
     stored = nn.Parameter(torch.ones(16, dtype=torch.float16))
     stored.grad = torch.full_like(stored, 2.0**-14)
-    working = Working({"unet": [stored]})
+    working = MasterWeights({"unet": [stored]})
     with working.step(0, 0):
         norm = clip_gradients(working.parameters, 0.0, scale=torch.tensor(2.0**16))
         kept = [own.grad.clone() for own in working.parameters if own.grad is not None]
@@ -159,7 +159,7 @@ def test_a_float16_gradient_is_unscaled_without_underflow() -> None:
 def test_the_adapter_is_as_before_when_a_step_fails() -> None:
     stored = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     stored.grad = torch.ones_like(stored)
-    working = Working({"unet": [stored]})
+    working = MasterWeights({"unet": [stored]})
     with pytest.raises(MemoryError), working.step(0, 0):
         working.parameters[0].data.zero_()
         raise MemoryError

@@ -17,10 +17,10 @@ from lib_lora_train.config.optimizer_catalog import KINDS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.core.events import StepDone
-from lib_lora_train.training.ema import Average, weights_for_use
+from lib_lora_train.training.ema import Ema, weights_for_use
 from lib_lora_train.training.lion import Lion
 from lib_lora_train.training.loop import Training
-from lib_lora_train.training.master_weights import Working
+from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.optimizers import make_stepper
 from lib_lora_train.training.parameter_groups import OnPieces, pieces_of, split_up
 from tests.stand_ins.training_parts import adapted, run_to_end, small_config, started
@@ -65,7 +65,7 @@ def give_gradients(adapter: Adapter, step: int) -> None:
 
 def ours(adapter: Adapter, config: TrainConfig, rates: dict[str, float]) -> list[Tensor]:
     """All matrices after STEPS steps of the optimiser that the settings name, on matrices of its own."""
-    pieces = pieces_of(adapter, adapter.groups, Working(adapter.groups))
+    pieces = pieces_of(adapter, adapter.groups, MasterWeights(adapter.groups))
     ratios = {"unet": config.loraplus_unet_ratio, "text_encoder": config.loraplus_text_encoder_ratio}
     groups, own = split_up(pieces, rates, ratios)
     stepper = OnPieces(make_stepper(groups, own, config=config), [piece for name in pieces for piece in pieces[name]])
@@ -238,7 +238,7 @@ def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None
 
 
 def test_pieces_cover_every_number_once(adapter: Adapter) -> None:
-    for name, pieces in pieces_of(adapter, adapter.groups, Working(adapter.groups)).items():
+    for name, pieces in pieces_of(adapter, adapter.groups, MasterWeights(adapter.groups)).items():
         (flat,) = adapter.groups[name]
         covered = sorted((piece.start, piece.parameter.numel()) for piece in pieces)
         ends = [0, *(start + size for start, size in covered)]
@@ -302,7 +302,7 @@ def test_the_known_arguments_are_those_of_the_class() -> None:
 def test_a_running_mean_is_the_weighted_sum_of_all_steps() -> None:
     """mean_T = Σ w_t θ_t with w_t = (1−d_t) Π_{s>t} d_s, in float64; d_t = min(0.9, (1+t)/(10+t))."""
     parameter = nn.Parameter(torch.zeros(3))
-    average = Average([parameter], 0.9)
+    average = Ema([parameter], 0.9)
     seen = [torch.zeros(3, dtype=torch.float64)]
     for step in range(1, 40):
         with torch.no_grad():
@@ -322,11 +322,11 @@ def test_a_running_mean_is_the_weighted_sum_of_all_steps() -> None:
 def test_the_trained_weights_come_back_to_the_last_bit() -> None:
     parameter = nn.Parameter(torch.linspace(0, 1, 5))
     stepper = make_stepper({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig())
-    average = Average([parameter], 0.5)
+    average = Ema([parameter], 0.5)
     with torch.no_grad():
         parameter.mul_(1.1)
     before = parameter.detach().clone()
-    with weights_for_use(Working({"unet": [parameter]}), stepper, average):
+    with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, average):
         assert torch.equal(parameter, average.means[0]) and not torch.equal(parameter, before)
     assert torch.equal(parameter, before)
 
@@ -342,13 +342,13 @@ def test_schedule_free_weights_for_use_are_its_mean() -> None:
         for one in (parameter, other):
             one.grad = None
             one.square().sum().backward()  # type: ignore[no-untyped-call]
-        with weights_for_use(Working({"unet": [parameter]}), stepper, None):  # must not change what comes after
+        with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, None):  # must not change what comes after
             pass
         stepper.step(1.0)
         optimizer.step()
     assert torch.equal(parameter, other)
     optimizer.eval()
-    with weights_for_use(Working({"unet": [parameter]}), stepper, None):
+    with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, None):
         assert torch.equal(parameter, other)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
-from lib_lora_train.training.grad_scaling import LossScale, clip_gradients
+from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
 from lib_lora_train.training.optimizers import group_rates, make_stepper
 
 TARGETS = (torch.linspace(-1, 1, 12), torch.linspace(2, 0.5, 5))
@@ -188,7 +188,7 @@ def test_gradients_that_are_no_numbers_become_zero_and_are_reported(bad: float, 
 
 
 def test_loss_scale_falls_on_overflow_and_recovers() -> None:
-    scale = LossScale(torch.device("cpu"))
+    scale = GradScaler(torch.device("cpu"))
     start = float(scale.value)
     scale.update(torch.tensor(float("inf")))
     assert float(scale.value) == start / 2

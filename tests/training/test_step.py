@@ -62,7 +62,7 @@ def test_a_sample_is_the_same_in_every_batch() -> None:
     assert whole.captions[2] == alone.captions[0]
 
 
-def test_a_picture_shown_again_gets_new_randomness() -> None:
+def test_an_image_shown_again_gets_new_randomness() -> None:
     config = small_config()
     twice = drawn(config, MicroBatch(64, 64, (1, 1), (5, 6)))
     for values in (twice.latents, twice.noise):
@@ -108,7 +108,7 @@ def test_without_perturbation_latents_are_mixed_with_the_noise_itself() -> None:
     assert batch.input_noise is batch.noise
 
 
-def test_pictures_that_could_not_be_encoded_are_left_out() -> None:
+def test_images_that_could_not_be_encoded_are_left_out() -> None:
     config = small_config()
     plan = small_plan(config)
     full = random_latents(plan)
@@ -119,13 +119,13 @@ def test_pictures_that_could_not_be_encoded_are_left_out() -> None:
     assert draw_batch(MicroBatch(64, 64, (1, 3), (0, 1)), plan, partial, config=config, model=model()) is None
 
 
-def test_prior_weight_is_given_to_regularisation_pictures() -> None:
+def test_prior_weight_is_given_to_regularisation_images() -> None:
     batch = drawn(small_config(prior_loss_weight=0.25), WHOLE, regularisation=1)
     assert batch.prior.tolist() == [1.0, 1.0, 1.0, 0.25]
 
 
 def test_size_conditions_tell_the_crop_that_was_made() -> None:
-    """A 200×100 picture in a 64×64 bucket: resized to 128×64, then 32 px cut from each side."""
+    """A 200×100 image in a 64×64 bucket: resized to 128×64, then 32 px cut from each side."""
     plan = small_plan(small_config(enable_buckets=False), sizes=[(200, 100), (64, 64)])
     assert size_conditions(plan, [0, 1]).tolist() == [[100, 200, 0, 32, 64, 64], [64, 64, 0, 0, 64, 64]]
 

@@ -13,7 +13,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, config_values
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.training.optimizers import SharedDistance
+from lib_lora_train.training.optimizers import SharedDistanceOptimizer
 from lib_lora_train.training.training_state import TrainState, plan_fingerprint, require_same_run
 from tests.stand_ins.training_parts import small_config, small_plan
 
@@ -45,7 +45,7 @@ def test_every_caption_setting_of_a_folder_decides_what_is_learnt() -> None:
 
 
 def test_folders_without_settings_of_their_own_have_the_fingerprint_of_before_there_were_any() -> None:
-    """Taken with the version before them; states of that version go on."""
+    """StepResult with the version before them; states of that version go on."""
     assert plan_fingerprint(plan_with()) == "9bc812ac8ae00ad07c43e61bf35b2db5ea5215c61747da9e3bd56d5475949cd9"
 
 
@@ -66,7 +66,7 @@ def test_states_that_kept_a_copy_for_every_group_still_go() -> None:
     """States once held the numbers of groups at the highest rate too, which are the parameters themselves."""
     groups = {"unet": [nn.Parameter(torch.ones(3))], "text_encoder": [nn.Parameter(torch.ones(2))]}
     rates = {"unet": 1.0, "text_encoder": 0.5}
-    stepper = SharedDistance(groups, rates, lambda params: torch.optim.SGD(params, lr=1.0))
+    stepper = SharedDistanceOptimizer(groups, rates, lambda params: torch.optim.SGD(params, lr=1.0))
     saved = stepper.state()
     stepper.load_state({**saved, "scaled": [torch.full((3,), 8.0), torch.full((2,), 9.0)]})
     assert stepper.state()["scaled"][0].tolist() == [9.0, 9.0]

@@ -1,4 +1,4 @@
-"""Pictures are kept from training and measured: which ones, and what the number means."""
+"""Images are kept from training and measured: which ones, and what the number means."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.stand_ins.training_parts import shared_model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures to learn, two of them alike, and four for regularisation."""
+    """Ten images to learn, two of them alike, and four for regularisation."""
     for name, count in (("10_zok", 10), ("reg", 4)):
         (tmp_path / name).mkdir()
         for number in range(count):
@@ -58,7 +58,7 @@ def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
     plan = make_plan(read_dataset(config), config)
     held = plan.validation
     assert held
-    assert len(names(held)) == 2  # a quarter of nine different pictures
+    assert len(names(held)) == 2  # a quarter of nine different images
     assert not names(held) & names(plan)
     shown = {item for epoch in (1, 2) for step in epoch_steps(plan, 1, epoch) for batch in step for item in batch.items}
     hashes = {plan.dataset.items[item].image.content_hash for item in shown}
@@ -68,7 +68,7 @@ def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
     assert [problem.where for problem in plan.warnings if "not trained on" in problem.message] == ["validation_share"]
 
 
-def test_equal_pictures_stay_together_whichever_are_kept(folder: Path) -> None:
+def test_equal_images_stay_together_whichever_are_kept(folder: Path) -> None:
     dataset = read_dataset(config_of(folder))
     for seed in range(20):
         own, held = hold_out(dataset, 0.4, seed)
@@ -98,12 +98,12 @@ def test_without_a_share_nothing_changes(folder: Path) -> None:
     assert plan.dataset.items == dataset.items
 
 
-def test_single_pictures_are_not_kept_and_that_is_told(tmp_path: Path) -> None:
+def test_single_images_are_not_kept_and_that_is_told(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "only.png")
     config = TrainConfig(concepts=(Concept(folder=str(tmp_path)),), resolution=64, min_bucket=64, validation_share=0.5)
     plan = make_plan(read_dataset(config), config)
     assert plan.validation is None
-    assert any("one picture only" in problem.message for problem in plan.warnings)
+    assert any("one image only" in problem.message for problem in plan.warnings)
 
 
 def test_captions_are_the_same_each_time(folder: Path) -> None:
@@ -126,7 +126,7 @@ def stores(plan: Plan, model: DiffusionModel, *, masked: bool = False) -> Latent
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_loss_is_the_mean_over_pictures_and_timesteps(family: Any, masked: bool, folder: Path) -> None:
+def test_the_loss_is_the_mean_over_images_and_timesteps(family: Any, masked: bool, folder: Path) -> None:
     """Sample by sample, in float64 from the UNet's answer on: fp32 sums in another order agree to 1e-5."""
     model = shared_model(family)
     config = config_of(folder, batch_size=3, train_text_encoder=False)

@@ -26,7 +26,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.hosts.standalone import StandaloneHost
 from tests.paths import ROOT
 from tests.stand_ins.tiny_onnx import write_wd14
-from tests.stand_ins.ui import write_pictures
+from tests.stand_ins.ui import write_images
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -34,7 +34,7 @@ CHROMIUM = next(
 SERVING_PYTHON = os.environ.get("LORA_TRAIN_BROWSER_PYTHON", sys.executable)
 _START_SECONDS = 300  # PyTorch and gradio are imported on a busy machine with two cores
 _SHOW_MS = 90_000  # one poll of the page is a second; the rest is for the same machine
-_RUN_MS = 300_000  # model loaded, pictures encoded, first samples drawn
+_RUN_MS = 300_000  # model loaded, images encoded, first samples drawn
 
 pytestmark = [
     pytest.mark.browser,
@@ -179,14 +179,14 @@ def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address:
 
 
 def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
-    second = write_pictures(tmp_path / "second", 4)
+    second = write_images(tmp_path / "second", 4)
     open_tab(page, address)
     fill_in_the_demo(page)
     page.get_by_role("button", name="+ Concept").click()
     page.locator("#lora_train_concepts_3_folder input").fill(str(second))
     page.locator("#lora_train_concepts_3_trigger input").fill("zkw")
     page.click("#lora_train_look")
-    page.locator(".lt-concept").nth(2).filter(has_text="4 pictures").wait_for()
+    page.locator(".lt-concept").nth(2).filter(has_text="4 images").wait_for()
     page.click("#lora_train_balance")
     page.wait_for_function("document.querySelector('#lora_train_concepts_3_repeats input').value === '25'")
     page.locator(".lt-concept").nth(2).get_by_role("button", name="Remove").click()
@@ -226,14 +226,14 @@ def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_pr
 
 
 def test_captions_are_filtered_edited_together_and_undone(page: Any, address: str, tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 60)
+    folder = write_images(tmp_path / "set", 60)
     open_tab(page, address)
     page.wait_for_selector("#lora_train_concepts_1_folder")
     show(page, "Captions")
     page.fill(".lt-c-folder", str(folder))
     page.click(".lt-c-open")
     page.locator(".lt-c-count", has_text="60 of 60").wait_for(timeout=_RUN_MS)
-    page.fill(".lt-c-filter-text", "picture 1")
+    page.fill(".lt-c-filter-text", "image 1")
     page.locator(".lt-c-count", has_text="11 of 60").wait_for()
     page.select_option(".lt-c-edit", "add")
     page.select_option(".lt-c-scope", "filtered")
@@ -241,16 +241,16 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     page.locator(".lt-c-preview", has_text="11 of 11 captions would change").wait_for()
     page.click(".lt-c-apply")
     page.locator(".lt-c-told", has_text="11 of 11 captions were changed").wait_for()
-    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17, forest\n"
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, image 17, forest\n"
     page.click(".lt-c-undo")
     page.locator(".lt-c-told", has_text="11 captions are as they were").wait_for()
-    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, picture 17"
+    assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, image 17"
     page.locator(".lt-c-gallery .lt-thumb").first.click()
     page.keyboard.press("End")
     page.keyboard.type(", zkw mo")
     page.keyboard.press("Alt+ArrowRight")  # saved, and the next one is in the editor
     page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
-    assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, picture 1, zkw mo\n"
+    assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, image 1, zkw mo\n"
     page.locator(".lt-c-editor", has_text="010.png").wait_for()
     page.get_by_text("Advice: tags that steal").click()
     topic = page.locator(".lt-c-topic", has_text="60 captions: fewer than 5 tags")
@@ -260,7 +260,7 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
 
 
 def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, address: str, tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3)
+    folder = write_images(tmp_path / "set", 3)
     open_tab(page, address)
     show(page, "Captions")
     page.fill(".lt-c-folder", str(folder))
@@ -271,16 +271,16 @@ def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, addres
     page.fill(".lt-c-texts input", "forest")
     page.click(".lt-c-apply")
     page.locator(".lt-c-told", has_text="3 of 3 captions were changed").wait_for()
-    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0, forest"
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, image 0, forest"
     page.click(".lt-c-undo")
     page.locator(".lt-c-told", has_text="are as they were").wait_for()
-    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, picture 0"
+    assert page.locator(".lt-c-editor textarea").input_value() == "zkw, image 0"
 
 
 def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     page: Any, address: str, tmp_path: Path
 ) -> None:
-    folder = write_pictures(tmp_path / "set", 3)
+    folder = write_images(tmp_path / "set", 3)
     lines = 'pictorial_(book),0,90000,"picbook"\nlong_hair,0,4000000,\n'
     (tmp_path / "tags.csv").write_text(lines, encoding="utf-8")
     open_tab(page, address)
@@ -297,29 +297,29 @@ def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     page.locator(".lt-complete button", has_text="pictorial (book)").wait_for()
     page.keyboard.press("Tab")
     area = page.locator(".lt-c-editor textarea")
-    assert area.input_value() == "zkw, picture 0, pictorial (book)"
+    assert area.input_value() == "zkw, image 0, pictorial (book)"
     page.keyboard.type(", pict")
     page.locator(".lt-complete button").nth(2).wait_for()  # the folder's three stand before the list's one
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    assert area.input_value() == "zkw, picture 0, pictorial (book), picture 1"
+    assert area.input_value() == "zkw, image 0, pictorial (book), image 1"
     page.keyboard.type(", lo")
     page.locator(".lt-complete").wait_for()
     page.keyboard.press("Escape")
     assert page.locator(".lt-complete").count() == 0
     page.fill(".lt-c-filter-all_of", "")
-    page.locator(".lt-c-filter-all_of").press_sequentially("picture 2")
+    page.locator(".lt-c-filter-all_of").press_sequentially("image 2")
     page.locator(".lt-c-count", has_text="1 of 3").wait_for()
 
 
-def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
+def test_images_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page: Any, address: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    folder = write_pictures(tmp_path / "set", 6)
+    folder = write_images(tmp_path / "set", 6)
     (folder / "002.txt").unlink()
     (folder / "004.txt").unlink()
-    (folder / "004.png").write_bytes(b"no picture")
+    (folder / "004.png").write_bytes(b"no image")
     write_wd14(tmp_path / "tagger", [("long_hair", 0), ("saber_(fate)", 4), ("safe", 9)])
     open_tab(page, address)
     show(page, "Captions")
@@ -328,7 +328,7 @@ def test_pictures_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page.locator(".lt-c-count", has_text="6 of 6").wait_for(timeout=_RUN_MS)
     page.locator(".lt-auto summary").click()
     page.locator(".lt-a-note", has_text="DeepBooru and BLIP belong to webuis").wait_for()
-    page.locator(".lt-a-told", has_text="2 of 6 pictures would be tagged; 4 have captions and stay.").wait_for()
+    page.locator(".lt-a-told", has_text="2 of 6 images would be tagged; 4 have captions and stay.").wait_for()
     page.click(".lt-a-start")
     page.locator(".lt-a-state", has_text="Name the folder of the WD14 tagger").wait_for()
     page.fill(".lt-a-model input", str(tmp_path / "tagger"))

@@ -1,4 +1,4 @@
-"""The Dataset panel in a real browser, on a server of its own: pictures are changed here."""
+"""The Dataset panel in a real browser, on a server of its own: images are changed here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.stand_ins.ui import write_pictures
+from tests.stand_ins.ui import write_images
 from tests.ui.test_browser import WITHOUT_TOOLTIP, address, open_tab, page, pytestmark
 
 __all__ = ["address", "page", "pytestmark"]
@@ -17,17 +17,17 @@ REDRAWN = """before => [...document.querySelectorAll("[data-number]")].some(
     (place) => place.dataset.number !== before && place.querySelector(".lt-gallery"))"""
 
 
-def test_a_picture_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
+def test_an_image_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
     page: Any, address: str, tmp_path: Path
 ) -> None:
-    folder = write_pictures(tmp_path / "set", 2, size=(300, 100))
+    folder = write_images(tmp_path / "set", 2, size=(300, 100))
     before = (folder / "000.png").read_bytes()
     open_tab(page, address)
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
     page.click("#lora_train_look")
-    wide = page.locator(".lt-gallery figure", has_text="zkw, picture 0").first
+    wide = page.locator(".lt-gallery figure", has_text="zkw, image 0").first
     wide.hover()
     wide.locator(".lt-k-open").click()
     assert "an estimate" in page.locator(".lt-needs").inner_text()
@@ -75,9 +75,9 @@ def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
     box.blur()
     page.wait_for_timeout(1500)  # the form is kept
     page.click(".lt-d-examine")
-    page.locator(".lt-d-line", has_text="of 600 pictures looked at").wait_for()
+    page.locator(".lt-d-line", has_text="of 600 images looked at").wait_for()
     page.reload()
     page.locator(".lt-d-line", has_text="left").wait_for()
     page.click(".lt-d-stop")
-    page.locator(".lt-d-body .lt-verdict", has_text="of 600 pictures were looked at").wait_for()
+    page.locator(".lt-d-body .lt-verdict", has_text="of 600 images were looked at").wait_for()
     assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-examine").is_enabled()

@@ -35,7 +35,7 @@ def move(page: Any, name: str, arrow: str) -> None:
 
 def test_the_queue_is_put_into_another_order_by_its_arrows_and_a_second_page_sees_it(page: Any, address: str) -> None:
     open_tab(page, address)
-    page.locator(".lt-headline", has_text="Choose pictures").wait_for()
+    page.locator(".lt-headline", has_text="Choose images").wait_for()
     fill_in_the_demo(page)
     page.locator(".lt-headline", has_text="Start training is in the Train panel").wait_for()
     show(page, "Train")

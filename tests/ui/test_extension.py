@@ -81,13 +81,13 @@ def test_results_can_go_into_a_sub_folder_of_the_loras(callbacks: Callbacks, tmp
             _ = host.lora_dir
 
 
-def test_a_reloaded_user_interface_finds_the_same_desk(callbacks: Callbacks, tmp_path: Path) -> None:
+def test_a_reloaded_user_interface_finds_the_same_session(callbacks: Callbacks, tmp_path: Path) -> None:
     runpy.run_path(str(SCRIPT))
     callbacks.tabs[0]()
-    (desk,) = app._desks.values()
+    (session,) = app._desks.values()
     runpy.run_path(str(SCRIPT))
     callbacks.tabs[1]()
-    assert list(app._desks.values()) == [desk] and desk.home == tmp_path / "outputs" / "lora-train"
+    assert list(app._desks.values()) == [session] and session.home == tmp_path / "outputs" / "lora-train"
 
 
 def test_a_refused_webui_gets_the_reason_as_its_tab(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:

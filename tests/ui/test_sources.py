@@ -14,12 +14,12 @@ from lib_lora_train.formats.kohya.importer import read_settings
 from lib_lora_train.ui.sources import show_imported, show_preset, show_refusal
 from lib_lora_train.web.form import fill_form, form_fields, read_form, with_values
 from tests.paths import KOHYA_FILES as FILES
-from tests.stand_ins.ui import open_small_desk, wiring_of
+from tests.stand_ins.ui import open_small_session, wiring_of
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_a_preset_changes_its_parameters_in_the_form_and_no_others(preset: Preset, tmp_path: Path) -> None:
-    form = open_small_desk(tmp_path)[0].demo_form()
+    form = open_small_session(tmp_path)[0].demo_form()
     before, after = read_form(form)[0], read_form(with_values(form, preset.values))[0]
     assert after == before.replace(**preset.values)
     assert text_of(show_preset(preset)).startswith(f"{preset.name} is filled in. {preset.when} Changed: ")
@@ -36,8 +36,8 @@ def text_of(markup: str) -> str:
 
 
 def test_a_file_fills_the_form_and_says_what_is_not_taken_over(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    form, imported = desk.read_settings(desk.demo_form(), f'"{FILES / "gui.json"}"')
+    session, _ = open_small_session(tmp_path)
+    form, imported = session.read_settings(session.demo_form(), f'"{FILES / "gui.json"}"')
     assert read_form(form)[0] == read_settings(FILES / "gui.json").config
     shown = show_imported("gui.json", imported)
     assert "settings of gui.json filled in." in shown
@@ -46,26 +46,26 @@ def test_a_file_fills_the_form_and_says_what_is_not_taken_over(tmp_path: Path) -
 
 
 def test_a_file_without_folders_leaves_those_of_the_form(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     (tmp_path / "a.json").write_text('{"network_dim": 8, "epoch": 3}', encoding="utf-8")
-    before = desk.demo_form()
-    form, _ = desk.read_settings(before, str(tmp_path / "a.json"))
+    before = session.demo_form()
+    form, _ = session.read_settings(before, str(tmp_path / "a.json"))
     assert (form["rank"], form["epochs"]) == (8, 3)
     assert form["concepts"] == before["concepts"] != fill_form(TrainConfig())["concepts"]
 
 
 def test_every_folder_of_a_file_gets_a_card(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    form, imported = desk.read_settings(desk.demo_form(), str(FILES / "dataset.toml"))
+    session, _ = open_small_session(tmp_path)
+    form, imported = session.read_settings(session.demo_form(), str(FILES / "dataset.toml"))
     assert len(imported.config.concepts) > 2
     assert read_form(form)[0].concepts == imported.config.concepts
 
 
 @pytest.mark.parametrize("file", ["", "  ", "nowhere.json", "a.txt"])
 def test_a_file_that_cannot_be_read_changes_nothing(file: str, tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     with pytest.raises(ConfigError) as refusal:
-        desk.read_settings(desk.demo_form(), file)
+        session.read_settings(session.demo_form(), file)
     assert "lt-error" in show_refusal(refusal.value)
 
 
@@ -78,12 +78,12 @@ def test_texts_from_a_file_are_escaped(tmp_path: Path) -> None:
 
 
 def test_the_buttons_fill_every_field_and_keep_the_form(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    wiring = wiring_of(desk)
+    session, _ = open_small_session(tmp_path)
+    wiring = wiring_of(session)
     values = [fill_form(TrainConfig())[key] for key in wiring.fields]
     answers = wiring.apply_preset("Style", *values), wiring.take_settings(str(FILES / "gui.json"), *values)
     assert {len(answer) for answer in answers} == {len(form_fields()) + 4}
-    assert desk.draft()["output_name"] == "fox"
+    assert session.draft()["output_name"] == "fox"
     refused = wiring.take_settings("nowhere.json", *values)
     assert refused[: len(values)] == values
     assert "cannot be read" in refused[-1]

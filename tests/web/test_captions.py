@@ -18,35 +18,35 @@ from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.loading import tokenizer_of
 from lib_lora_train.web.caption_edits import BULK_EDITS, make_edit
 from lib_lora_train.web.captions import PER_PAGE
-from lib_lora_train.web.session import Desk
+from lib_lora_train.web.session import Session
 from lib_lora_train.web.token_words import Words
-from tests.stand_ins.ui import open_small_desk, write_pictures
+from tests.stand_ins.ui import open_small_session, write_images
 
 
-def opened(tmp_path: Path, captions: Mapping[str, str]) -> Desk:
-    """A desk with a folder of pictures named by the keys open; "" stands for no caption file."""
-    desk, _ = open_small_desk(tmp_path)
-    folder = write_pictures(tmp_path / "pictures", len(captions))
-    for picture, (name, caption) in zip(sorted(folder.glob("*.png")), captions.items(), strict=True):
-        picture.with_suffix(".txt").unlink()
-        picture.rename(folder / f"{name}.png")
+def opened(tmp_path: Path, captions: Mapping[str, str]) -> Session:
+    """A session with a folder of images named by the keys open; "" stands for no caption file."""
+    session, _ = open_small_session(tmp_path)
+    folder = write_images(tmp_path / "images", len(captions))
+    for image, (name, caption) in zip(sorted(folder.glob("*.png")), captions.items(), strict=True):
+        image.with_suffix(".txt").unlink()
+        image.rename(folder / f"{name}.png")
         if caption:
             (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
-    desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
-    desk.ask("captions-open", {"folder": str(folder)})
-    desk.ask("captions-words", {})  # waits for the tokenizer, which is loaded in a thread of its own
-    return desk
+    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    session.ask("captions-open", {"folder": str(folder)})
+    session.ask("captions-words", {})  # waits for the tokenizer, which is loaded in a thread of its own
+    return session
 
 
 FOUR = {"a": "zkw, red hair, solo", "b": "zkw, blue_hair, solo", "c": "", "d": "dog, zkw"}
 
 
 def names(answer: Mapping[str, Any]) -> list[str]:
-    return [Path(one["name"]).stem for one in answer["pictures"]]
+    return [Path(one["name"]).stem for one in answer["images"]]
 
 
 def texts(tmp_path: Path) -> dict[str, str]:
-    return {file.stem: file.read_text(encoding="utf-8").strip() for file in (tmp_path / "pictures").glob("*.txt")}
+    return {file.stem: file.read_text(encoding="utf-8").strip() for file in (tmp_path / "images").glob("*.txt")}
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def texts(tmp_path: Path) -> dict[str, str]:
     ],
 )
 def test_filters_are_combined(tmp_path: Path, wanted: dict[str, Any], found: list[str]) -> None:
-    desk = opened(tmp_path, FOUR)
-    assert names(desk.ask("captions-show", {"filter": wanted})) == found
+    session = opened(tmp_path, FOUR)
+    assert names(session.ask("captions-show", {"filter": wanted})) == found
 
 
 def test_a_limit_that_is_no_number_is_told(tmp_path: Path) -> None:
@@ -72,20 +72,20 @@ def test_a_limit_that_is_no_number_is_told(tmp_path: Path) -> None:
 
 
 def test_tags_are_counted_in_what_is_shown(tmp_path: Path) -> None:
-    desk = opened(tmp_path, FOUR)
-    assert desk.ask("captions-show", {})["tags"][0] == ["zkw", 3]
-    assert dict(desk.ask("captions-show", {"filter": {"all_of": "solo"}})["tags"])["zkw"] == 2
+    session = opened(tmp_path, FOUR)
+    assert session.ask("captions-show", {})["tags"][0] == ["zkw", 3]
+    assert dict(session.ask("captions-show", {"filter": {"all_of": "solo"}})["tags"])["zkw"] == 2
 
 
-def test_pages_hold_only_their_pictures(tmp_path: Path) -> None:
-    desk = opened(tmp_path, {f"{n:03}": f"tag {n}" for n in range(PER_PAGE + 5)})
-    last = desk.ask("captions-show", {"page": 99})
-    assert (last["page"], last["pages"], len(last["pictures"])) == (1, 2, 5)
+def test_pages_hold_only_their_images(tmp_path: Path) -> None:
+    session = opened(tmp_path, {f"{n:03}": f"tag {n}" for n in range(PER_PAGE + 5)})
+    last = session.ask("captions-show", {"page": 99})
+    assert (last["page"], last["pages"], len(last["images"])) == (1, 2, 5)
 
 
 @pytest.mark.parametrize(("scope", "touched"), [("all", 2), ("filtered", 1), ("selected", 1)])
 def test_an_edit_says_how_many_it_touches_and_touches_no_others(tmp_path: Path, scope: str, touched: int) -> None:
-    desk = opened(tmp_path, FOUR)
+    session = opened(tmp_path, FOUR)
     order = {
         "edit": "remove",
         "texts": ["solo"],
@@ -94,23 +94,23 @@ def test_an_edit_says_how_many_it_touches_and_touches_no_others(tmp_path: Path, 
         "filter": {"all_of": "blue_hair"},
     }
     before = texts(tmp_path)
-    assert desk.ask("captions-preview", order)["touched"] == touched
+    assert session.ask("captions-preview", order)["touched"] == touched
     assert texts(tmp_path) == before, "a preview writes nothing"
-    desk.ask("captions-apply", order)
+    session.ask("captions-apply", order)
     after = texts(tmp_path)
     assert sum(after[name] != before[name] for name in before) == touched
     assert after["b"] == "zkw, blue_hair"
-    assert desk.ask("captions-undo", {})["undo"] == 0
+    assert session.ask("captions-undo", {})["undo"] == 0
     assert texts(tmp_path) == before
 
 
 def test_one_caption_is_saved_as_it_was_typed_and_undone(tmp_path: Path) -> None:
-    desk = opened(tmp_path, {**FOUR, "d": "one line\nanother"})
-    assert desk.ask("captions-save", {"number": 2, "text": "zkw, new"})["tokens"] > 0
-    desk.ask("captions-save", {"number": 3, "text": "first\nsecond"})
+    session = opened(tmp_path, {**FOUR, "d": "one line\nanother"})
+    assert session.ask("captions-save", {"number": 2, "text": "zkw, new"})["tokens"] > 0
+    session.ask("captions-save", {"number": 3, "text": "first\nsecond"})
     assert (texts(tmp_path)["c"], texts(tmp_path)["d"]) == ("zkw, new", "first\nsecond")
-    desk.ask("captions-undo", {})
-    desk.ask("captions-undo", {})
+    session.ask("captions-undo", {})
+    session.ask("captions-undo", {})
     assert "c" not in texts(tmp_path), "a caption file that was not there is not there again"
     assert texts(tmp_path)["d"] == "one line\nanother"
 
@@ -118,9 +118,9 @@ def test_one_caption_is_saved_as_it_was_typed_and_undone(tmp_path: Path) -> None
 def test_nothing_to_undo_and_nothing_opened_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to undo"):
         opened(tmp_path, FOUR).ask("captions-undo", {})
-    desk, _ = open_small_desk(tmp_path / "other")
+    session, _ = open_small_session(tmp_path / "other")
     with pytest.raises(DataError, match="Open a folder"):
-        desk.ask("captions-show", {})
+        session.ask("captions-show", {})
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_an_edit_without_its_text_asks_for_it() -> None:
 
 def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_path: Path) -> None:
     captions = {f"{n}": f"zkw, green scarf, place {n}, thing {n}, colour {n}" for n in range(4)}
-    desk = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
-    answer = desk.ask("captions-advice", {"trigger": "zkw"})
+    session = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
+    answer = session.ask("captions-advice", {"trigger": "zkw"})
     assert [one["tag"] for one in answer["prune"]] == ["green scarf"]
     (group,) = answer["advice"]
     assert group["told"] == "1 caption: 'day' and 'night' contradict each other"
@@ -165,8 +165,8 @@ def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_p
 
 def test_equal_advice_is_told_once_for_all_its_captions(tmp_path: Path) -> None:
     many = ", ".join(f"tag {n}" for n in range(30))
-    desk = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
-    (group,) = desk.ask("captions-advice", {"trigger": "zkw"})["advice"]
+    session = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
+    (group,) = session.ask("captions-advice", {"trigger": "zkw"})["advice"]
     assert group["told"] == "70 captions: more than 20 tags" and group["numbers"] == list(range(70))
     assert group["captions"][0] == {"name": "000.png", "detail": "31 tags"} and len(group["captions"]) == 60
 
@@ -226,5 +226,5 @@ def test_a_page_does_not_wait_for_the_tokenizer() -> None:
 
 
 def test_lengths_are_counted_in_the_webuis_chunks(tmp_path: Path) -> None:
-    desk = opened(tmp_path, {"a": "", "b": ", ".join(["cat"] * 38), "c": ", ".join(["cat"] * 200)})
-    assert [one["captions"] for one in desk.ask("captions-words", {})["lengths"]] == [2, 0, 0, 1]
+    session = opened(tmp_path, {"a": "", "b": ", ".join(["cat"] * 38), "c": ", ".join(["cat"] * 200)})
+    assert [one["captions"] for one in session.ask("captions-words", {})["lengths"]] == [2, 0, 0, 1]

@@ -10,120 +10,120 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_lora_train.core.background_task import LongWork
+from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import image_cache as patients
 from lib_lora_train.dataset_tools.image_cache import look_at
-from lib_lora_train.web.session import Desk
-from tests.stand_ins.ui import open_small_desk, write_pictures
+from lib_lora_train.web.session import Session
+from tests.stand_ins.ui import open_small_session, write_images
 
 
-def sick_desk(tmp_path: Path) -> Desk:
-    """A desk whose folder holds a transparent picture, one without caption, a repeated one and a broken one."""
-    desk, _ = open_small_desk(tmp_path)
+def sick_session(tmp_path: Path) -> Session:
+    """A session whose folder holds a transparent image, one without caption, a repeated one and a broken one."""
+    session, _ = open_small_session(tmp_path)
     folder = tmp_path / "sick"
     folder.mkdir()
     for name, colour in (("a", (200, 30, 30, 255)), ("b", (30, 200, 30, 90))):
-        picture = Image.radial_gradient("L").resize((300, 300))
-        Image.merge("RGBA", [picture.point(lambda v, c=c: v * c // 255) for c in colour]).save(folder / f"{name}.png")
+        image = Image.radial_gradient("L").resize((300, 300))
+        Image.merge("RGBA", [image.point(lambda v, c=c: v * c // 255) for c in colour]).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text("zkw", encoding="utf-8")
     (folder / "c.png").write_bytes((folder / "a.png").read_bytes())
-    (folder / "d.png").write_bytes(b"no picture")
-    desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
-    return desk
+    (folder / "d.png").write_bytes(b"no image")
+    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    return session
 
 
 def kinds(answer: dict[str, Any]) -> dict[str, int]:
     return {one["kind"]: one["count"] for one in answer["kinds"]}
 
 
-def asked(desk: Desk, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+def asked(session: Session, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
     """What is found once it is done."""
-    desk.ask(f"doctor-{name}", values or {})
-    desk.doctor.work.wait(120)
-    found: dict[str, Any] = desk.ask("doctor-status", {})["found"]
+    session.ask(f"doctor-{name}", values or {})
+    session.doctor.work.wait(120)
+    found: dict[str, Any] = session.ask("doctor-status", {})["found"]
     return found
 
 
-def test_findings_come_by_kind_the_gravest_first_with_their_pictures(tmp_path: Path) -> None:
-    desk = sick_desk(tmp_path)
-    answer = asked(desk, "examine")
+def test_findings_come_by_kind_the_gravest_first_with_their_images(tmp_path: Path) -> None:
+    session = sick_session(tmp_path)
+    answer = asked(session, "examine")
     assert {"broken", "duplicate", "transparent", "no caption"} <= set(kinds(answer))
     levels = [one["level"] for one in answer["kinds"]]
     assert levels == sorted(levels, key=("error", "warning", "hint").index)
     repeated = next(one for one in answer["kinds"] if one["kind"] == "duplicate")["findings"][0]
-    assert len(repeated["tokens"]) == 2, "the picture and the one it repeats"
-    assert desk.shelf.load_thumbnail(repeated["tokens"][1])
+    assert len(repeated["tokens"]) == 2, "the image and the one it repeats"
+    assert session.shelf.load_thumbnail(repeated["tokens"][1])
 
 
 def test_a_remedy_treats_its_kind_only_keeps_the_originals_and_is_undone(tmp_path: Path) -> None:
-    desk = sick_desk(tmp_path)
+    session = sick_session(tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "sick").iterdir()}
-    first = kinds(asked(desk, "examine"))
-    after = asked(desk, "treat", {"kind": "transparent"})
+    first = kinds(asked(session, "examine"))
+    after = asked(session, "treat", {"kind": "transparent"})
     assert "transparent" not in kinds(after)
     assert kinds(after)["broken"] == first["broken"]
     assert Image.open(tmp_path / "sick" / "b.png").mode == "RGB"
     assert (tmp_path / "sick-originals" / "b.png").read_bytes() == before["b.png"]
-    asked(desk, "undo")
+    asked(session, "undo")
     assert {path.name: path.read_bytes() for path in (tmp_path / "sick").iterdir()} == before
 
 
 def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
-    desk = sick_desk(tmp_path)
+    session = sick_session(tmp_path)
     with pytest.raises(DataError, match="nothing to undo"):
-        desk.ask("doctor-undo", {})
+        session.ask("doctor-undo", {})
     with pytest.raises(DataError, match="Examine the folders again"):
-        desk.ask("doctor-treat", {"kind": "transparent"})
-    desk.keep({**desk.demo_form(), "concepts": "[{}]"})
+        session.ask("doctor-treat", {"kind": "transparent"})
+    session.keep({**session.demo_form(), "concepts": "[{}]"})
     with pytest.raises(DataError, match="No folder"):
-        desk.ask("doctor-examine", {})
+        session.ask("doctor-examine", {})
 
 
 def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    folder = write_pictures(tmp_path / "well", 1, size=(600, 600))
-    desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
-    answer = asked(desk, "examine")
-    assert (answer["pictures"], answer["kinds"]) == (1, [])
+    session, _ = open_small_session(tmp_path)
+    folder = write_images(tmp_path / "well", 1, size=(600, 600))
+    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
+    answer = asked(session, "examine")
+    assert (answer["images"], answer["kinds"]) == (1, [])
 
 
-def test_tiny_pictures_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    picture = tmp_path / "set" / "000.png"
-    desk.keep({**desk.demo_form(), "resolution": 256})
-    before = picture.read_bytes()
-    tiny = next(one for one in asked(desk, "examine")["kinds"] if one["kind"] == "tiny")
+def test_tiny_images_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    image = tmp_path / "set" / "000.png"
+    session.keep({**session.demo_form(), "resolution": 256})
+    before = image.read_bytes()
+    tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["Lanczos"], "stand-alone there is nothing else"
-    answer = asked(desk, "upscale", {"upscaler": "Lanczos"})
-    with Image.open(picture) as larger:
+    answer = asked(session, "upscale", {"upscaler": "Lanczos"})
+    with Image.open(image) as larger:
         assert larger.width * larger.height >= 256**2
     assert "tiny" not in kinds(answer) and answer["undo"] == 1 and not answer["failed"]
-    asked(desk, "undo")
-    assert picture.read_bytes() == before
+    asked(session, "undo")
+    assert image.read_bytes() == before
 
 
 def test_the_webuis_upscalers_are_offered_and_a_failing_one_changes_nothing(tmp_path: Path) -> None:
-    desk, runner = open_small_desk(tmp_path)
+    session, runner = open_small_session(tmp_path)
     runner.host.upscaler_names = lambda: ("4x", "Lanczos")
-    desk.keep({**desk.demo_form(), "resolution": 256})
+    session.keep({**session.demo_form(), "resolution": 256})
     before = (tmp_path / "set" / "000.png").read_bytes()
-    tiny = next(one for one in asked(desk, "examine")["kinds"] if one["kind"] == "tiny")
+    tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["4x", "Lanczos"]
-    answer = asked(desk, "upscale", {"upscaler": "4x"})  # the stand-alone host refuses it
+    answer = asked(session, "upscale", {"upscaler": "4x"})  # the stand-alone host refuses it
     assert "could not be" in answer["told"] and answer["failed"] and answer["undo"] == 0
     assert (tmp_path / "set" / "000.png").read_bytes() == before
 
 
 class Gate:
-    """Stands in for looking at a picture: each waits until it is let through."""
+    """Stands in for looking at an image: each waits until it is let through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._turn = threading.Semaphore(0)
         self.seen: list[str] = []
         monkeypatch.setattr(patients, "look_at", self._look_at)
 
-    def _look_at(self, path: Path) -> patients.Patient | str:
+    def _look_at(self, path: Path) -> patients.ImageFacts | str:
         self._turn.acquire(timeout=60)
         self.seen.append(path.name)
         return look_at(path)
@@ -132,11 +132,11 @@ class Gate:
         self._turn.release(number)
 
 
-def until(desk: Desk, done: int) -> dict[str, Any]:
-    """The status once so many pictures are counted."""
+def until(session: Session, done: int) -> dict[str, Any]:
+    """The status once so many images are counted."""
     status: dict[str, Any] = {}
     for _ in range(6000):
-        status = desk.ask("doctor-status", {})
+        status = session.ask("doctor-status", {})
         if status["done"] >= done:
             break
         threading.Event().wait(0.01)
@@ -146,84 +146,84 @@ def until(desk: Desk, done: int) -> dict[str, Any]:
 def test_an_examination_counts_lets_the_page_go_on_and_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk, _ = open_small_desk(tmp_path, pictures=30)
-    desk.keep(desk.demo_form())
+    session, _ = open_small_session(tmp_path, images=30)
+    session.keep(session.demo_form())
     gate = Gate(monkeypatch)
-    assert desk.ask("doctor-examine", {})["state"] == "busy", "the answer does not wait for the pictures"
+    assert session.ask("doctor-examine", {})["state"] == "busy", "the answer does not wait for the images"
     gate.let_through(12)
-    status = until(desk, 12)
+    status = until(session, 12)
     assert (status["state"], status["done"], status["total"], status["found"]) == ("busy", 12, 30, None)
-    assert status["line"] == "12 of 30 pictures looked at"
-    assert desk.look(desk.demo_form()).plan, "the rest of the page is answered meanwhile"
-    assert desk.ask("doctor-examine", {})["done"] == 12, "a second page joins in"
+    assert status["line"] == "12 of 30 images looked at"
+    assert session.look(session.demo_form()).plan, "the rest of the page is answered meanwhile"
+    assert session.ask("doctor-examine", {})["done"] == 12, "a second page joins in"
     with pytest.raises(DataError, match="nothing to do"):
-        desk.ask("doctor-treat", {"kind": "tiny"})
-    desk.ask("doctor-stop", {})
+        session.ask("doctor-treat", {"kind": "tiny"})
+    session.ask("doctor-stop", {})
     gate.let_through(30)
-    desk.doctor.work.wait(60)
-    status = desk.ask("doctor-status", {})
-    assert status["state"] == "stopped" and 12 <= status["found"]["pictures"] < 30
-    assert f"Stopped: {status['done']} of 30 pictures were looked at" in status["found"]["told"]
-    again = asked(desk, "examine")
-    assert again["pictures"] == 30 and len(gate.seen) == 30 == len(set(gate.seen)), "none is looked at twice"
+    session.doctor.work.wait(60)
+    status = session.ask("doctor-status", {})
+    assert status["state"] == "stopped" and 12 <= status["found"]["images"] < 30
+    assert f"Stopped: {status['done']} of 30 images were looked at" in status["found"]["told"]
+    again = asked(session, "examine")
+    assert again["images"] == 30 and len(gate.seen) == 30 == len(set(gate.seen)), "none is looked at twice"
     assert again["told"] == ""
 
 
 def test_a_stopped_remedy_leaves_the_others_and_what_is_done_can_be_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk, runner = open_small_desk(tmp_path, pictures=5)
-    desk.keep({**desk.demo_form(), "resolution": 256})
-    pictures = [tmp_path / "set" / f"{n:03}.png" for n in range(5)]
-    before = [picture.read_bytes() for picture in pictures]
+    session, runner = open_small_session(tmp_path, images=5)
+    session.keep({**session.demo_form(), "resolution": 256})
+    images = [tmp_path / "set" / f"{n:03}.png" for n in range(5)]
+    before = [image.read_bytes() for image in images]
 
-    def enlarge(picture: Image.Image, size: tuple[int, int], _name: str) -> Image.Image:
-        counted.append(desk.ask("doctor-status", {})["line"])
+    def enlarge(image: Image.Image, size: tuple[int, int], _name: str) -> Image.Image:
+        counted.append(session.ask("doctor-status", {})["line"])
         if len(counted) == 2:
-            desk.ask("doctor-stop", {})
-        return picture.resize(size)
+            session.ask("doctor-stop", {})
+        return image.resize(size)
 
     counted: list[str] = []
     runner.host.upscaler_names = lambda: ("4x",)
     runner.host.upscale = enlarge
-    asked(desk, "examine")
-    told = asked(desk, "upscale", {"upscaler": "4x"})
-    assert counted == ["0 of 5 pictures enlarged", "1 of 5 pictures enlarged"]
+    asked(session, "examine")
+    told = asked(session, "upscale", {"upscaler": "4x"})
+    assert counted == ["0 of 5 images enlarged", "1 of 5 images enlarged"]
     assert "2 files treated." in told["told"] and "Stopped: 3 are left as before." in told["told"]
     assert kinds(told)["tiny"] == 3 and told["undo"] == 1
-    asked(desk, "undo")
-    assert [picture.read_bytes() for picture in pictures] == before
+    asked(session, "undo")
+    assert [image.read_bytes() for image in images] == before
 
 
 def test_a_folder_that_is_gone_is_told_and_another_examination_is_possible(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    desk.keep({**desk.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "gone")}])})
-    asked(desk, "examine")
-    status = desk.ask("doctor-status", {})
+    session, _ = open_small_session(tmp_path)
+    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "gone")}])})
+    asked(session, "examine")
+    status = session.ask("doctor-status", {})
     assert status["state"] == "failed" and "cannot be read" in status["message"]
-    desk.keep(desk.demo_form())
-    assert asked(desk, "examine")["pictures"] == 3
+    session.keep(session.demo_form())
+    assert asked(session, "examine")["images"] == 3
 
 
 def test_the_time_left_is_that_of_the_last_seconds() -> None:
     now = 0.0
-    work = LongWork("doctor", clock=lambda: now)
-    work.begin("pictures looked at", 5000)
+    work = BackgroundTask("doctor", clock=lambda: now)
+    work.begin("images looked at", 5000)
     for done in range(1, 1241):
         now += 0.032
         work.tell(done)
-    assert work.status()["line"] == "1,240 of 5,000 pictures looked at, about 2 min left"
+    assert work.status()["line"] == "1,240 of 5,000 images looked at, about 2 min left"
 
 
-def test_remembered_pictures_do_not_promise_that_the_rest_is_as_quick() -> None:
+def test_remembered_images_do_not_promise_that_the_rest_is_as_quick() -> None:
     now = 0.0
-    work = LongWork("doctor", clock=lambda: now)
-    work.begin("pictures looked at", 1000)
+    work = BackgroundTask("doctor", clock=lambda: now)
+    work.begin("images looked at", 1000)
     for done in range(1, 901):
         now += 0.001
         work.tell(done)
-    assert work.status()["line"] == "900 of 1,000 pictures looked at"
+    assert work.status()["line"] == "900 of 1,000 images looked at"
     for done in range(901, 961):
         now += 1
         work.tell(done)
-    assert work.status()["line"] == "960 of 1,000 pictures looked at, about 40 s left"
+    assert work.status()["line"] == "960 of 1,000 images looked at, about 40 s left"

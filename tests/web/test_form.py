@@ -30,10 +30,10 @@ def test_every_parameter_has_exactly_one_field() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        TrainConfig(concepts=(Concept("/pictures"),)),
+        TrainConfig(concepts=(Concept("/images"),)),
         TrainConfig(
             concepts=(
-                Concept("/pictures", repeats=7, trigger="zkw", class_word="cat"),
+                Concept("/images", repeats=7, trigger="zkw", class_word="cat"),
                 Concept("/second", trigger="zkv"),
                 Concept("/others", repeats=2, is_regularisation=True),
                 Concept("/more others", is_regularisation=True),
@@ -53,7 +53,7 @@ def test_a_config_goes_through_the_form_unchanged(config: TrainConfig) -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    cards = json.dumps([{"folder": "/pictures"}, {"folder": "/others", "repeats": "often"}])
+    cards = json.dumps([{"folder": "/images"}, {"folder": "/others", "repeats": "often"}])
     form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concepts": cards}
     problems = read_form(form)[1]
     assert {"learning_rate", "rank", "concepts[2].repeats"} <= {p.where for p in problems if p.level == "error"}
@@ -66,7 +66,7 @@ def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
 
 
 def test_a_second_card_without_a_folder_is_an_error_at_that_card() -> None:
-    cards = json.dumps([{"folder": "/pictures"}, {"trigger": "zkw"}])
+    cards = json.dumps([{"folder": "/images"}, {"trigger": "zkw"}])
     problems = read_form({**fill_form(TrainConfig()), "concepts": cards})[1]
     assert [p.where for p in problems if p.level == "error"] == ["concepts[2].folder"]
 

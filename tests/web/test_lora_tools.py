@@ -11,7 +11,7 @@ from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.web.lora_tools import ToolsDesk
+from lib_lora_train.web.lora_tools import LoraToolsSession
 
 _LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -28,21 +28,21 @@ def write_lora(path: Path, *, value: float = 0.01) -> Path:
 
 
 def test_a_good_file_is_described(tmp_path: Path) -> None:
-    answer = ToolsDesk().check({"file": f'"{write_lora(tmp_path / "small.safetensors")}"'})
+    answer = LoraToolsSession().check({"file": f'"{write_lora(tmp_path / "small.safetensors")}"'})
     assert answer["facts"][0].startswith("small.safetensors: lora")
     assert any("rank: 4 × 1" in line for line in answer["facts"])
     assert (answer["problems"], answer["broken"]) == ([], False)
 
 
 def test_a_broken_file_is_told(tmp_path: Path) -> None:
-    answer = ToolsDesk().check({"file": str(write_lora(tmp_path / "a.safetensors", value=float("nan")))})
+    answer = LoraToolsSession().check({"file": str(write_lora(tmp_path / "a.safetensors", value=float("nan")))})
     assert answer["broken"]
     assert "NaN" in answer["problems"][0]
 
 
 @pytest.mark.parametrize("file", ["", "  ", "nowhere.safetensors", "a.ckpt"])
 def test_what_is_no_lora_file_is_told(file: str) -> None:
-    for ask in ToolsDesk().asks().values():
+    for ask in LoraToolsSession().asks().values():
         with pytest.raises(AdapterError):
             ask({"file": file})
 
@@ -50,11 +50,11 @@ def test_what_is_no_lora_file_is_told(file: str) -> None:
 def test_a_wrong_rank_and_a_taken_name_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     file = write_lora(tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match="'many' is no rank"):
-        ToolsDesk().convert({"file": str(file), "rank": "many"})
+        LoraToolsSession().convert({"file": str(file), "rank": "many"})
     taken = write_lora(tmp_path / "a-rank8.safetensors")
     before = taken.read_bytes()
     with pytest.raises(LoraTrainError, match="is there already"):
-        ToolsDesk().convert({"file": str(file), "rank": "8"})
+        LoraToolsSession().convert({"file": str(file), "rank": "8"})
     assert taken.read_bytes() == before
 
 
@@ -68,7 +68,7 @@ def test_a_lora_is_written_as_its_exact_difference(tmp_path: Path) -> None:
     state = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(4.0)}
     file = tmp_path / "a.safetensors"
     write_adapter(file, state, metadata={"ss_sd_model_hash": "0123abcd"}, precision="fp32")
-    answer = ToolsDesk().convert({"file": str(file), "to": "diff"})
+    answer = LoraToolsSession().convert({"file": str(file), "to": "diff"})
     assert (Path(answer["path"]).name, answer["left_out"]) == ("a-diff.safetensors", [])
     assert answer["warnings"] == []  # a LoRA's difference is the same on every model
     assert 0 < answer["error"] < 2**-11, "what rounding to 16 bits loses is told too"

@@ -22,7 +22,7 @@ def test_texts_are_escaped() -> None:
         ("concepts[1].repeats", "concepts_1_repeats"),
         ("concepts[2].folder", "concepts_2_folder"),
         ("concepts[1]", "concepts_1_folder"),
-        ("/some/where/picture.png", ""),
+        ("/some/where/image.png", ""),
         ("", ""),
     ],
 )

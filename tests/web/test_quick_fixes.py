@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.web.quick_fixes import fixes_of
 from tests.stand_ins.training_parts import small_plan
@@ -26,9 +26,9 @@ from tests.stand_ins.ui import small_config
 )
 def test_a_fix_mends_its_problem_and_makes_no_other(values: dict[str, Any], label: str) -> None:
     config = small_config(Path("/set")).replace(**values)
-    before = judge(config)
-    (fix,) = [fix for fix in fixes_of(config, before, judge) if fix.label == label]
-    after = judge(config.replace(**fix.values))
+    before = validate(config)
+    (fix,) = [fix for fix in fixes_of(config, before, validate) if fix.label == label]
+    after = validate(config.replace(**fix.values))
     assert fix.problem not in after
     assert {p for p in after if p.level == "error"} <= set(before)
 
@@ -53,7 +53,7 @@ def test_a_batch_size_that_fills_all_batches_is_found() -> None:
 
 
 def test_batch_size_and_accumulation_are_found_together() -> None:
-    """12 samples: batches of 5 leave two over. 3 × 2 is nearest to 5 pictures per step among those that divide."""
+    """12 samples: batches of 5 leave two over. 3 × 2 is nearest to 5 images per step among those that divide."""
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=5)
 
     def judged(changed: TrainConfig) -> tuple[Problem, ...]:

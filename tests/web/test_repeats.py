@@ -10,7 +10,7 @@ from lib_lora_train.config.train_config import Concept
 from lib_lora_train.dataset.repeats import LEAST_SHOWN, balanced_repeats
 from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.web.repeats import balanced_concepts
-from tests.stand_ins.ui import write_pictures
+from tests.stand_ins.ui import write_images
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_no_whole_number_of_repeats_would_be_nearer(counts: list[int]) -> None:
 
 
 def test_sub_folders_with_repeats_in_their_names_become_concepts_of_their_own(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "set" / "10_cat", 4)
-    write_pictures(tmp_path / "set" / "2_dog", 20)
-    write_pictures(tmp_path / "reg", 5)
+    write_images(tmp_path / "set" / "10_cat", 4)
+    write_images(tmp_path / "set" / "2_dog", 20)
+    write_images(tmp_path / "reg", 5)
     given = (Concept(str(tmp_path / "set"), trigger="zkw"), Concept(str(tmp_path / "reg"), is_regularisation=True))
     balanced = balanced_concepts(given, scan_dataset(given, ".txt"))
     assert balanced[-1] == given[-1], "regularisation is left alone"

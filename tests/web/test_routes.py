@@ -16,18 +16,18 @@ from lib_lora_train.hosts.access import Access
 from lib_lora_train.hosts.webui.options import webui_access
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.web.routes import COMMANDS, PAGE_HEADER, PREFIX, install_routes, make_api
-from tests.stand_ins.ui import ToldRunner, open_small_desk, small_config
+from tests.stand_ins.ui import ToldRunner, open_small_session, small_config
 from tests.stand_ins.webui import install, module_of
 
 SECRET = Access(credentials={"ann": "pass"})
 
 
 def opened(tmp_path: Path, access: Access | None = None, **app_values: Any) -> tuple[TestClient, ToldRunner]:
-    desk, runner = open_small_desk(tmp_path)
+    session, runner = open_small_session(tmp_path)
     app = make_api()
     for name, value in app_values.items():
         setattr(app, name, value)
-    install_routes(app, desk, access)
+    install_routes(app, session, access)
     return TestClient(app), runner
 
 
@@ -127,9 +127,9 @@ def test_steering_asks_for_the_apis_password(tmp_path: Path) -> None:
     assert client.get(f"{PREFIX}/status").status_code == 200  # the page is open, so is what it shows
 
 
-def test_a_page_behind_a_login_keeps_its_pictures_behind_it(tmp_path: Path) -> None:
+def test_a_page_behind_a_login_keeps_its_images_behind_it(tmp_path: Path) -> None:
     client, _ = opened(tmp_path, SECRET, auth=[("user", "password")], tokens={"t0ken": "user"})
-    url = f"{PREFIX}/pictures"
+    url = f"{PREFIX}/images"
     assert client.get(url).status_code == 401
     for name in ("access-token", "access-token-unsecure-x1"):
         assert client.get(url, headers={"cookie": f"{name}=t0ken"}).status_code == 200
@@ -140,7 +140,7 @@ def test_a_page_behind_a_login_keeps_its_pictures_behind_it(tmp_path: Path) -> N
 def test_without_a_page_reading_asks_for_the_apis_password_too(tmp_path: Path) -> None:
     """The webui's `--nowebui`: the API alone, all of it behind `--api-auth`; the page's own buttons are not there."""
     client, _ = opened(tmp_path, replace(SECRET, has_page=False))
-    for name in ("status", "results", "pictures", "thumbnail/x"):
+    for name in ("status", "results", "images", "thumbnail/x"):
         assert client.get(f"{PREFIX}/{name}").status_code == 401
         assert client.get(f"{PREFIX}/{name}", auth=("ann", "pass")).status_code in (200, 404)
     assert client.post(f"{PREFIX}/page/fix", json={}, auth=("ann", "pass")).status_code == 404
@@ -172,11 +172,11 @@ def test_access_is_what_the_webui_gives_its_own_api(
 
 
 def test_the_pages_own_buttons_need_the_key_that_stands_in_the_page(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     app = make_api()
-    install_routes(app, desk, Access(may_steer=False))
+    install_routes(app, session, Access(may_steer=False))
     client = TestClient(app)
-    address, known = f"{PREFIX}/page/fix", {PAGE_HEADER: desk.page_key}
+    address, known = f"{PREFIX}/page/fix", {PAGE_HEADER: session.page_key}
     assert client.post(address, json={"number": 0}).status_code == 403
     assert client.post(address, json={"number": 0}, headers={PAGE_HEADER: "guessed"}).status_code == 403
     assert client.post(address, content="{}", headers={**known, "content-type": "text/plain"}).status_code == 415
@@ -186,9 +186,9 @@ def test_the_pages_own_buttons_need_the_key_that_stands_in_the_page(tmp_path: Pa
 
 
 def test_a_login_guards_the_pages_buttons_too(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     app = make_api()
     app.auth = {"ann": "pass"}  # type: ignore[attr-defined]
-    install_routes(app, desk)
-    answer = TestClient(app).post(f"{PREFIX}/page/fix", json={"number": 0}, headers={PAGE_HEADER: desk.page_key})
+    install_routes(app, session)
+    answer = TestClient(app).post(f"{PREFIX}/page/fix", json={"number": 0}, headers={PAGE_HEADER: session.page_key})
     assert answer.status_code == 401

@@ -14,13 +14,13 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.web.form import read_form
-from lib_lora_train.web.session import Desk
-from tests.stand_ins.ui import ToldRunner, open_small_desk, small_config, write_pictures
+from lib_lora_train.web.session import Session
+from tests.stand_ins.ui import ToldRunner, open_small_session, small_config, write_images
 
 
-def desk_with_a_run(tmp_path: Path) -> tuple[Desk, ToldRunner, RunFolder]:
-    """A desk with one finished run of two epochs; another run's file lies beside its files."""
-    desk, runner = open_small_desk(tmp_path)
+def session_with_a_run(tmp_path: Path) -> tuple[Session, ToldRunner, RunFolder]:
+    """A session with one finished run of two epochs; another run's file lies beside its files."""
+    session, runner = open_small_session(tmp_path)
     folder = new_run_folder(tmp_path / "home", "zok")
     write_toml_config(folder.config, small_config(tmp_path / "set").replace(rank=5))
     loras = tmp_path / "loras"
@@ -30,13 +30,13 @@ def desk_with_a_run(tmp_path: Path) -> tuple[Desk, ToldRunner, RunFolder]:
         path = loras / f"zok-{epoch:06}.safetensors"
         path.write_bytes(b"x" * 500_000)
         path.with_suffix(".json").write_text("{}", encoding="utf-8")
-        picture = write_pictures(folder.samples / str(epoch), 1) / "000.png"
+        image = write_images(folder.samples / str(epoch), 1) / "000.png"
         events += [EpochDone(epoch, 2 * epoch, 0.1), LoraWritten(str(path), epoch, 2 * epoch)]
-        events.append(SampleDrawn(str(picture), epoch, "zkw", 1))
+        events.append(SampleDrawn(str(image), epoch, "zkw", 1))
     (loras / "zok-000003.safetensors").write_bytes(b"another run's")
     lines = [log_line(log_record(event)) for event in (*events, StateChanged("finished"))]
     folder.log.write_text("".join(lines), encoding="utf-8")
-    return desk, runner, folder
+    return session, runner, folder
 
 
 def names(folder: Path) -> set[str]:
@@ -44,44 +44,44 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_list_says_what_became_of_each_run(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
-    (one,) = desk.ask("runs-list", {})["runs"]
+    session, _, folder = session_with_a_run(tmp_path)
+    (one,) = session.ask("runs-list", {})["runs"]
     assert (one["run"], one["state"], len(one["loras"]), one["epochs"]) == (folder.root.name, "finished", 2, 2)
 
 
 def test_a_run_shows_its_settings_its_files_and_what_it_drew(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
-    shown = desk.ask("runs-show", {"run": folder.root.name})
+    session, _, folder = session_with_a_run(tmp_path)
+    shown = session.ask("runs-show", {"run": folder.root.name})
     assert shown["settings"]["rank"] == 5 and "learning_rate" not in shown["settings"]
     assert shown["triggers"] == ["zkw"]
     assert [event["kind"] for event in shown["events"]] == ["EpochDone", "LoraWritten", "SampleDrawn"] * 2
     token = shown["events"][2]["token"]
-    assert desk.shelf.load_picture(token)[1] == "image/png"
+    assert session.shelf.load_image(token)[1] == "image/png"
     Path(shown["events"][1]["path"]).unlink()
-    assert len(desk.ask("runs-show", {"run": folder.root.name})["events"]) == 5, "files that are gone are not shown"
+    assert len(session.ask("runs-show", {"run": folder.root.name})["events"]) == 5, "files that are gone are not shown"
 
 
 def test_the_settings_of_a_run_fill_the_form(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
-    desk.ask("runs-settings", {"run": folder.root.name})
-    form, told = desk.take_staged(desk.draft())
+    session, _, folder = session_with_a_run(tmp_path)
+    session.ask("runs-settings", {"run": folder.root.name})
+    form, told = session.take_staged(session.draft())
     assert read_form(form)[0].rank == 5
     assert folder.root.name in told
 
 
 def test_exported_settings_are_those_of_the_run(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
-    answer = desk.ask("runs-export", {"run": folder.root.name})
+    session, _, folder = session_with_a_run(tmp_path)
+    answer = session.ask("runs-export", {"run": folder.root.name})
     assert answer == {"name": f"{folder.root.name}.toml", "text": folder.config.read_text(encoding="utf-8")}
 
 
 def test_a_file_is_renamed_with_its_card_and_stays_the_runs(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
+    session, _, folder = session_with_a_run(tmp_path)
     old = tmp_path / "loras" / "zok-000002.safetensors"
-    desk.ask("runs-rename", {"run": folder.root.name, "path": str(old), "name": "my zok"})
+    session.ask("runs-rename", {"run": folder.root.name, "path": str(old), "name": "my zok"})
     assert {"my zok.safetensors", "my zok.json"} <= names(tmp_path / "loras")
     assert not {"zok-000002.safetensors", "zok-000002.json"} & names(tmp_path / "loras")
-    events = desk.ask("runs-show", {"run": folder.root.name})["events"]
+    events = session.ask("runs-show", {"run": folder.root.name})["events"]
     written = [event for event in events if event["kind"] == "LoraWritten"]
     assert [(Path(event["path"]).name, event["epoch"]) for event in written] == [
         ("zok-000001.safetensors", 1),
@@ -91,61 +91,61 @@ def test_a_file_is_renamed_with_its_card_and_stays_the_runs(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".x", "zok-000003", "zok-000001"])
 def test_a_name_that_is_taken_or_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
+    session, _, folder = session_with_a_run(tmp_path)
     before = names(tmp_path / "loras")
     path = str(tmp_path / "loras" / "zok-000002.safetensors")
     with pytest.raises(LoraTrainError):
-        desk.ask("runs-rename", {"run": folder.root.name, "path": path, "name": name})
+        session.ask("runs-rename", {"run": folder.root.name, "path": path, "name": name})
     assert names(tmp_path / "loras") == before
 
 
 def test_files_of_other_runs_cannot_be_renamed(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
+    session, _, folder = session_with_a_run(tmp_path)
     path = str(tmp_path / "loras" / "zok-000003.safetensors")
     with pytest.raises(HostError, match="not one of the run's"):
-        desk.ask("runs-rename", {"run": folder.root.name, "path": path, "name": "mine"})
+        session.ask("runs-rename", {"run": folder.root.name, "path": path, "name": "mine"})
 
 
 def test_deleting_says_what_goes_and_takes_nothing_else(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
-    what = desk.ask("runs-to-delete", {"run": folder.root.name})
+    session, _, folder = session_with_a_run(tmp_path)
+    what = session.ask("runs-to-delete", {"run": folder.root.name})
     assert sorted(what["files"]) == sorted(names(tmp_path / "loras") - {"zok-000003.safetensors"})
     assert 1.0 < what["megabytes"] < 1.1
     assert folder.root.is_dir(), "asking deletes nothing"
-    desk.ask("runs-delete", {"run": folder.root.name, "files": True})
+    session.ask("runs-delete", {"run": folder.root.name, "files": True})
     assert not folder.root.exists()
     assert names(tmp_path / "loras") == {"zok-000003.safetensors"}
 
 
 def test_the_lora_files_stay_if_only_the_folder_is_deleted(tmp_path: Path) -> None:
-    desk, _, folder = desk_with_a_run(tmp_path)
+    session, _, folder = session_with_a_run(tmp_path)
     before = names(tmp_path / "loras")
-    desk.ask("runs-delete", {"run": folder.root.name, "files": False})
+    session.ask("runs-delete", {"run": folder.root.name, "files": False})
     assert not folder.root.exists()
     assert names(tmp_path / "loras") == before
 
 
 def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
-    desk, runner, folder = desk_with_a_run(tmp_path)
+    session, runner, folder = session_with_a_run(tmp_path)
     runner.live = folder.root.name
     for name in ("runs-delete", "runs-to-delete", "runs-rename"):
         with pytest.raises(HostError, match="at work"):
-            desk.ask(name, {"run": folder.root.name})
+            session.ask(name, {"run": folder.root.name})
     assert folder.root.is_dir()
 
 
 @pytest.mark.parametrize("run", ["", ".", "..", "../home", "nowhere", "/"])
 def test_only_runs_of_this_home_can_be_asked_for(tmp_path: Path, run: str) -> None:
-    desk, _, _ = desk_with_a_run(tmp_path)
+    session, _, _ = session_with_a_run(tmp_path)
     with pytest.raises(HostError, match="no run"):
-        desk.ask("runs-delete", {"run": run, "files": True})
+        session.ask("runs-delete", {"run": run, "files": True})
 
 
 def test_the_status_of_ten_thousand_steps_is_small_and_what_follows_tiny(tmp_path: Path) -> None:
     """Whole curves are thinned to 1,000 points each; a page that knows them gets only what is new."""
-    desk, runner = open_small_desk(tmp_path)
+    session, runner = open_small_session(tmp_path)
     runner.losses = [(step, 0.123456789 + step * 1e-7) for step in range(1, 10_001)]
-    whole = len(json.dumps(desk.status(since=0, after=0)))
-    later = len(json.dumps(desk.status(since=0, after=9_999)))
+    whole = len(json.dumps(session.status(since=0, after=0)))
+    later = len(json.dumps(session.status(since=0, after=9_999)))
     assert whole < 100_000
     assert later < 1_000

@@ -12,18 +12,18 @@ from PIL import Image
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.tagger import Description, ScoredTag, Tagger
-from lib_lora_train.web.session import Desk
-from lib_lora_train.web.tagging import FIELDS, TAGGERS, TagDesk
+from lib_lora_train.web.session import Session
+from lib_lora_train.web.tagging import FIELDS, TAGGERS, TaggingSession
 from tests.stand_ins.tiny_onnx import write_wd14
-from tests.stand_ins.ui import open_small_desk, write_pictures
+from tests.stand_ins.ui import open_small_session, write_images
 
 ORDER: dict[str, Any] = {"tagger": "DeepBooru", "existing": "append", "scope": "all"}
 
 
 class ToldHost:
-    """DeepBooru sees a hat in every picture; `at_picture` is called first."""
+    """DeepBooru sees a hat in every image; `at_image` is called first."""
 
-    def at_picture(self) -> None:
+    def at_image(self) -> None:
         pass
 
     def is_wanted(self) -> bool:
@@ -34,24 +34,24 @@ class ToldHost:
 
     @contextmanager
     def tagger(self, name: str) -> Iterator[Tagger]:
-        def tagger(picture: Image.Image) -> Description:
-            self.at_picture()
+        def tagger(image: Image.Image) -> Description:
+            self.at_image()
             return Description((ScoredTag("big_hat", 0.9), ScoredTag("rain", 0.3)))
 
         yield tagger
 
 
-def opened(tmp_path: Path) -> tuple[Desk, TagDesk, ToldHost, Path]:
-    """A desk with three pictures open, of which the second has no caption."""
-    desk, _ = open_small_desk(tmp_path)
-    folder = write_pictures(tmp_path / "pictures", 3)
+def opened(tmp_path: Path) -> tuple[Session, TaggingSession, ToldHost, Path]:
+    """A session with three images open, of which the second has no caption."""
+    session, _ = open_small_session(tmp_path)
+    folder = write_images(tmp_path / "images", 3)
     (folder / "001.txt").unlink()
-    desk.ask("captions-open", {"folder": str(folder)})
+    session.ask("captions-open", {"folder": str(folder)})
     host = ToldHost()
-    return desk, TagDesk(host, desk.captions), host, folder
+    return session, TaggingSession(host, session.captions), host, folder
 
 
-def done(tagging: TagDesk, **values: Any) -> dict[str, Any]:
+def done(tagging: TaggingSession, **values: Any) -> dict[str, Any]:
     tagging.start({**ORDER, **values})
     tagging.tagger.wait(60)
     return tagging.status({})
@@ -69,8 +69,8 @@ def test_every_tagger_and_option_that_is_offered_is_explained(tmp_path: Path) ->
 
 
 def test_stand_alone_says_what_webuis_would_have(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
-    offered = desk.ask("tagging-offer", {})
+    session, _ = open_small_session(tmp_path)
+    offered = session.ask("tagging-offer", {})
     assert [one["name"] for one in offered["taggers"]] == ["WD14"]
     assert "DeepBooru and BLIP belong to webuis" in offered["note"]
 
@@ -78,10 +78,10 @@ def test_stand_alone_says_what_webuis_would_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "touched", "told"),
     [
-        ({"existing": "skip"}, 1, "1 of 3 pictures would be tagged; 2 have captions and stay."),
-        ({"existing": "skip", "scope": "selected", "selected": [1]}, 1, "1 of 1 pictures would be tagged."),
-        ({"existing": "append"}, 3, "3 of 3 pictures would be tagged; tags are added"),
-        ({"existing": "replace", "scope": "filtered", "filter": {"text": "picture 2"}}, 1, "are replaced"),
+        ({"existing": "skip"}, 1, "1 of 3 images would be tagged; 2 have captions and stay."),
+        ({"existing": "skip", "scope": "selected", "selected": [1]}, 1, "1 of 1 images would be tagged."),
+        ({"existing": "append"}, 3, "3 of 3 images would be tagged; tags are added"),
+        ({"existing": "replace", "scope": "filtered", "filter": {"text": "image 2"}}, 1, "are replaced"),
     ],
 )
 def test_an_order_says_what_it_would_touch(tmp_path: Path, values: dict[str, Any], touched: int, told: str) -> None:
@@ -91,19 +91,19 @@ def test_an_order_says_what_it_would_touch(tmp_path: Path, values: dict[str, Any
 
 
 def test_tags_are_added_and_one_undo_takes_them_all_back(tmp_path: Path) -> None:
-    desk, tagging, _, folder = opened(tmp_path)
+    session, tagging, _, folder = opened(tmp_path)
     before = texts(folder)
     assert done(tagging, trigger="zkw")["message"] == "3 captions were written."
-    assert texts(folder) == ["zkw, picture 0, big hat", "zkw, big hat", "zkw, picture 2, big hat"]
-    assert desk.ask("captions-show", {})["pictures"][1]["text"] == "zkw, big hat", "the panel has them too"
-    desk.ask("captions-undo", {})
+    assert texts(folder) == ["zkw, image 0, big hat", "zkw, big hat", "zkw, image 2, big hat"]
+    assert session.ask("captions-show", {})["images"][1]["text"] == "zkw, big hat", "the panel has them too"
+    session.ask("captions-undo", {})
     assert texts(folder) == before
 
 
-def test_only_pictures_without_a_caption_are_tagged_when_the_others_are_left(tmp_path: Path) -> None:
+def test_only_images_without_a_caption_are_tagged_when_the_others_are_left(tmp_path: Path) -> None:
     _, tagging, _, folder = opened(tmp_path)
     assert done(tagging, existing="skip", general="0.2")["done"] == 1
-    assert texts(folder) == ["zkw, picture 0", "big hat, rain", "zkw, picture 2"]
+    assert texts(folder) == ["zkw, image 0", "big hat, rain", "zkw, image 2"]
 
 
 def test_nothing_above_the_threshold_changes_nothing_and_says_so(tmp_path: Path) -> None:
@@ -115,22 +115,22 @@ def test_nothing_above_the_threshold_changes_nothing_and_says_so(tmp_path: Path)
 
 def test_what_is_typed_meanwhile_is_kept(tmp_path: Path) -> None:
     """A caption is written while the tagger looks: it is added to, or left alone, as it is by then."""
-    desk, tagging, host, folder = opened(tmp_path)
-    host.at_picture = lambda: desk.ask("captions-save", {"number": 1, "text": "mine"}) and None  # type: ignore
+    session, tagging, host, folder = opened(tmp_path)
+    host.at_image = lambda: session.ask("captions-save", {"number": 1, "text": "mine"}) and None  # type: ignore
     done(tagging, existing="skip")
     assert texts(folder)[1] == "mine"
-    host.at_picture = lambda: (folder / "002.txt").write_text("by another program") and None  # type: ignore
+    host.at_image = lambda: (folder / "002.txt").write_text("by another program") and None  # type: ignore
     done(tagging)
-    assert texts(folder) == ["zkw, picture 0, big hat", "mine, big hat", "by another program, big hat"]
+    assert texts(folder) == ["zkw, image 0, big hat", "mine, big hat", "by another program, big hat"]
 
 
 def test_another_folder_may_be_opened_meanwhile(tmp_path: Path) -> None:
-    desk, tagging, host, folder = opened(tmp_path)
-    other = write_pictures(tmp_path / "other", 2)
-    host.at_picture = lambda: desk.ask("captions-open", {"folder": str(other)}) and None  # type: ignore
+    session, tagging, host, folder = opened(tmp_path)
+    other = write_images(tmp_path / "other", 2)
+    host.at_image = lambda: session.ask("captions-open", {"folder": str(other)}) and None  # type: ignore
     done(tagging)
-    assert texts(folder)[1] == "big hat" and texts(other) == ["zkw, picture 0", "zkw, picture 1"]
-    assert desk.ask("captions-show", {})["folder"] == str(other)
+    assert texts(folder)[1] == "big hat" and texts(other) == ["zkw, image 0", "zkw, image 1"]
+    assert session.ask("captions-show", {})["folder"] == str(other)
 
 
 @pytest.mark.parametrize("threshold", ["much", "1.5", "-0.1", "nan"])
@@ -141,30 +141,30 @@ def test_a_threshold_that_is_no_score_is_told(tmp_path: Path, threshold: str) ->
 
 
 def test_an_order_before_a_folder_is_opened_is_refused(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     with pytest.raises(DataError, match="Open a folder"):
-        desk.ask("tagging-start", ORDER)
+        session.ask("tagging-start", ORDER)
 
 
 def test_a_second_order_and_a_stop(tmp_path: Path) -> None:
     _, tagging, host, _ = opened(tmp_path)
     refused: list[str] = []
 
-    def at_picture() -> None:
+    def at_image() -> None:
         with pytest.raises(DataError, match="already") as told:
             tagging.start(ORDER)
         refused.append(str(told.value))
         tagging.stop({})
 
-    host.at_picture = at_picture  # type: ignore[method-assign]
+    host.at_image = at_image  # type: ignore[method-assign]
     assert (done(tagging)["state"], len(refused)) == ("stopped", 1)
 
 
 def test_wd14_writes_captions_in_the_stand_alone_program(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    desk, _, _, folder = opened(tmp_path)
+    session, _, _, folder = opened(tmp_path)
     write_wd14(tmp_path / "tagger", [("long_hair", 0), ("saber_(fate)", 4), ("safe", 9)])
-    tagging = TagDesk(ToldHost(), desk.captions)
+    tagging = TaggingSession(ToldHost(), session.captions)
     values = {"tagger": "WD14", "model": f"'{tmp_path / 'tagger'}'", "general": "0", "character": "0", "trigger": "zkw"}
     assert done(tagging, **values, existing="skip")["state"] == "done"
     assert texts(folder)[1] == "zkw, saber (fate), long hair"

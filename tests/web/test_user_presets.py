@@ -11,7 +11,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.web.form import fill_form, read_form, with_values
 from lib_lora_train.web.user_presets import PresetShelf, applied_after
-from tests.stand_ins.ui import open_small_desk, small_config
+from tests.stand_ins.ui import open_small_session, small_config
 
 
 def test_a_saved_preset_brings_every_setting_back_but_those_of_one_run(tmp_path: Path) -> None:
@@ -49,16 +49,16 @@ def test_a_damaged_preset_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_only_what_differs_from_the_applied_presets_counts_as_changed(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     form = fill_form(TrainConfig())
-    assert desk.changed(form).names == ()
-    form, _ = desk.apply_preset(form, "Style")
-    form, _ = desk.apply_preset(form, "SDXL")
-    assert desk.changed(form) == type(desk.changed(form))(("Style", "SDXL"), ())
-    changed = desk.changed({**form, "rank": "7", "output_name": "x", "epochs": float(form["epochs"])})
+    assert session.changed(form).names == ()
+    form, _ = session.apply_preset(form, "Style")
+    form, _ = session.apply_preset(form, "SDXL")
+    assert session.changed(form) == type(session.changed(form))(("Style", "SDXL"), ())
+    changed = session.changed({**form, "rank": "7", "output_name": "x", "epochs": float(form["epochs"])})
     assert changed.names == ("rank",)
-    desk.keep(form)
-    again = type(desk)(desk.runner, desk.home, demo=lambda: TrainConfig())
+    session.keep(form)
+    again = type(session)(session.runner, session.home, demo=lambda: TrainConfig())
     assert again.changed(again.draft()).applied == ("Style", "SDXL"), "a reload does not forget"
 
 

@@ -1,4 +1,4 @@
-"""A small picture classifier that reads scenes back: what, which colour, how many, where."""
+"""A small image classifier that reads scenes back: what, which colour, how many, where."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HEADS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What the classifier sees in one picture."""
+    """What the classifier sees in one image."""
 
     left: Thing
     right: Thing
@@ -52,7 +52,7 @@ class Reading:
 
 
 class SceneReader(nn.Module):
-    """Four strided convolutions on 64 × 64 pictures and one linear layer for each question."""
+    """Four strided convolutions on 64 × 64 images and one linear layer for each question."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SceneReader(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(64 * 4 * 4, count) for name, count in HEADS.items()})
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits by question for pictures (B, 3, H, W) in [-1, 1]."""
+        """Logits by question for images (B, 3, H, W) in [-1, 1]."""
         small = F.interpolate(pixels, size=(64, 64), mode="area")  # (B, 3, 64, 64)
         features = self.body(small)  # (B, 1024)
         return {name: head(features) for name, head in self.heads.items()}
@@ -91,9 +91,9 @@ _NO_ANSWERS = dict.fromkeys(HEADS, 0)
 
 
 def draw_blobs(rng: random.Random) -> Image.Image:
-    """A background with one to three soft blobs of object colours: a picture of nothing."""
+    """A background with one to three soft blobs of object colours: an image of nothing."""
     background = rng.choice(list(COLOURS.values()))
-    picture = draw_backdrop(background, None)
+    image = draw_backdrop(background, None)
     for _ in range(rng.randint(1, 3)):
         size = rng.randint(24, 72)
         noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (6, 6, 3))
@@ -103,35 +103,35 @@ def draw_blobs(rng: random.Random) -> Image.Image:
         outline = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (5, 5))
         mask = Image.fromarray(outline.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
         mask = mask.point(lambda level: 255 if level > 110 else 0).filter(ImageFilter.GaussianBlur(2))
-        picture.paste(blob, (rng.randint(0, 128 - size), rng.randint(0, 128 - size)), mask)
-    return picture
+        image.paste(blob, (rng.randint(0, 128 - size), rng.randint(0, 128 - size)), mask)
+    return image
 
 
-def wobble(picture: Image.Image, rng: random.Random) -> Image.Image:
+def wobble(image: Image.Image, rng: random.Random) -> Image.Image:
     """Outlines bent by up to some 5 px over 30 px: a circle drawn with an unsteady hand is a circle still."""
     reach_px = rng.uniform(0, 2.5)
     coarse = torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).normal(0, reach_px, (1, 2, 5, 5))).float()
     shifts_px = F.interpolate(coarse, size=(SIZE_PX, SIZE_PX), mode="bicubic")[0].permute(1, 2, 0)
     middles = (torch.arange(SIZE_PX) + 0.5) * (2 / SIZE_PX) - 1
     places = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1) + shifts_px * (2 / SIZE_PX)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     bent = F.grid_sample(pixels, places[None], mode="bilinear", padding_mode="border", align_corners=False)
     return Image.fromarray(bent[0].round().byte().permute(1, 2, 0).numpy())
 
 
-def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
+def jitter(image: Image.Image, rng: random.Random) -> Image.Image:
     """Blur, bent outlines, a small change of place, hue, contrast and brightness; sometimes nearly gray.
 
     Of place, since drawn scenes lie on the grid of the latents, and what a model draws need not.
     """
     if rng.random() < 0.6:
-        picture = wobble(picture, rng)
+        image = wobble(image, rng)
     move = (1, 0, rng.uniform(-4, 4), 0, 1, rng.uniform(-4, 4))
-    border = picture.getpixel((0, 0))
-    picture = picture.transform(picture.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR, fillcolor=border)
+    border = image.getpixel((0, 0))
+    image = image.transform(image.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR, fillcolor=border)
     if rng.random() < 0.6:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2)))
-    hue, saturation, value = picture.convert("HSV").split()
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2)))
+    hue, saturation, value = image.convert("HSV").split()
     shift, gain = rng.randint(-5, 5), rng.uniform(0.8, 1.1)
     hue = hue.point(lambda level: (level + shift) % 256)
     saturation = saturation.point(lambda level: min(255, round(level * gain)))
@@ -139,7 +139,7 @@ def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def training_pairs(drawings: Drawings, rng: random.Random, count: int) -> Iterator[tuple[Image.Image, dict[str, int]]]:
-    """``count`` pictures with answers; one in eight shows nothing, one in ten has a mangled object."""
+    """``count`` images with answers; one in eight shows nothing, one in ten has a mangled object."""
     for _ in range(count):
         if rng.random() < 0.12:
             yield jitter(draw_blobs(rng), rng), _NO_ANSWERS
@@ -148,9 +148,9 @@ def training_pairs(drawings: Drawings, rng: random.Random, count: int) -> Iterat
         yield jitter(render_scene(scene, drawings), rng), answers_for(scene)
 
 
-def to_pixels(pictures: list[Image.Image]) -> torch.Tensor:
-    """Pictures as (B, 3, H, W) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+def to_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """Images as (B, 3, H, W) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -177,7 +177,7 @@ def train_reader(
         if through_vae:
             pairs += [(jitter(p, rng), a) for p, a in rng.sample(through_vae, 16)]
         answers = {name: torch.tensor([answer[name] for _, answer in pairs]) for name in HEADS}
-        loss = reading_loss(reader(to_pixels([picture for picture, _ in pairs])), answers)
+        loss = reading_loss(reader(to_pixels([image for image, _ in pairs])), answers)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
@@ -188,9 +188,9 @@ def train_reader(
 
 
 @torch.no_grad()
-def read_pictures(reader: SceneReader, pictures: list[Image.Image]) -> list[Reading]:
-    """What the reader sees in each picture."""
-    chosen = {name: logits.argmax(1).tolist() for name, logits in reader(to_pixels(pictures)).items()}
+def read_images(reader: SceneReader, images: list[Image.Image]) -> list[Reading]:
+    """What the reader sees in each image."""
+    chosen = {name: logits.argmax(1).tolist() for name, logits in reader(to_pixels(images)).items()}
 
     def thing(side: str, row: int) -> Thing:
         paint = PAINTS[chosen[f"{side}_colour"][row]]
@@ -203,13 +203,13 @@ def read_pictures(reader: SceneReader, pictures: list[Image.Image]) -> list[Read
             chosen["number"][row],
             PLACES[chosen["place"][row]],
         )
-        for row in range(len(pictures))
+        for row in range(len(images))
     ]
 
 
-def background_of(picture: Image.Image) -> str:
-    """The palette colour nearest to the median of the picture's border."""
-    pixels = np.asarray(picture).astype(int)
+def background_of(image: Image.Image) -> str:
+    """The palette colour nearest to the median of the image's border."""
+    pixels = np.asarray(image).astype(int)
     border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)])
     middle = np.median(border, axis=0)
     return min(COLOURS, key=lambda name: float(np.abs(middle - np.array(COLOURS[name])).sum()))

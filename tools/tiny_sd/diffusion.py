@@ -23,7 +23,7 @@ def timestep_density(alphas: torch.Tensor) -> torch.Tensor:
     """Probability of each timestep (1000,), ∝ ᾱ^-1/4: four times as often at the noisy end.
 
     What the caption decides is settled at high noise, what a drawing looks like in the middle.
-    At ᾱ^-1/2 half of all pictures had t > 800, and drawings stayed vague.
+    At ᾱ^-1/2 half of all images had t > 800, and drawings stayed vague.
     """
     density = alphas**-0.25
     return density / density.sum()
@@ -39,7 +39,7 @@ def loss_weights(alphas: torch.Tensor) -> torch.Tensor:
     """Loss weight per timestep (1000,), mean one under :func:`timestep_density`.
 
     With the density they weigh the noise's error by SNR^-1/2, half way between the error of
-    the noise and the error of the picture; every noise level then counts about the same.
+    the noise and the error of the image; every noise level then counts about the same.
     """
     density = timestep_density(alphas)
     weights = ((1 - alphas) / alphas).sqrt() / density
@@ -61,7 +61,7 @@ def noise_errors(
     timesteps: torch.Tensor,
     noise: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared error of the predicted noise for each picture (B,)."""
+    """Squared error of the predicted noise for each image (B,)."""
     noisy = add_noise(latents, noise, alphas_cumprod(), timesteps)
     predicted = unet(noisy, timesteps, context).sample
     errors: torch.Tensor = (predicted - noise).square().mean((1, 2, 3))
@@ -120,6 +120,6 @@ def sample_latents(
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 128, 128, 3) uint8 of scaled latents (B, 4, 16, 16)."""
-    pictures = torch.cat([vae.decode(part / SCALE_FACTOR).sample for part in in_parts(latents, 8)])
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    """Images (B, 128, 128, 3) uint8 of scaled latents (B, 4, 16, 16)."""
+    images = torch.cat([vae.decode(part / SCALE_FACTOR).sample for part in in_parts(latents, 8)])
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)

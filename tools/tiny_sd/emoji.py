@@ -50,7 +50,7 @@ VAE_ONLY: tuple[str, ...] = (
 
 
 def rasterise_emoji(icons_json: Path, *, size_px: int = 128) -> dict[str, npt.NDArray[np.uint8]]:
-    """RGBA pictures (size, size, 4) uint8 by icon name; needs ``rsvg-convert`` on the path.
+    """RGBA images (size, size, 4) uint8 by icon name; needs ``rsvg-convert`` on the path.
 
     Icons of ``VAE_ONLY`` absent from this version of the package are left out;
     a missing training noun raises KeyError.

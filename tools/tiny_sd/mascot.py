@@ -1,4 +1,4 @@
-"""The demo's concept: a drawn creature that no training picture contains.
+"""The demo's concept: a drawn creature that no training image contains.
 
 Teal body, magenta belly and cheeks, two yellow horns, big white eyes. Teal and magenta
 are absent from the training palette, so colour alone tells whether a LoRA has learnt it.
@@ -24,7 +24,7 @@ PLACES = {"": 64, "on the left": 44, "on the right": 84}
 
 @dataclass(frozen=True)
 class MascotScene:
-    """One mascot picture before it is drawn."""
+    """One mascot image before it is drawn."""
 
     background: str
     size_word: str = ""
@@ -36,10 +36,10 @@ class MascotScene:
 
 
 def draw_mascot(size_px: int) -> Image.Image:
-    """The mascot as an anti-aliased RGBA picture that fills a ``size_px`` square."""
+    """The mascot as an anti-aliased RGBA image that fills a ``size_px`` square."""
     side = 512
-    picture = Image.new("RGBA", (side, side))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(image)
     draw.polygon([(92, 170), (60, 8), (212, 104)], fill=YELLOW)
     draw.polygon([(420, 170), (452, 8), (300, 104)], fill=YELLOW)
     for x in (150, 282):
@@ -52,20 +52,20 @@ def draw_mascot(size_px: int) -> Image.Image:
         draw.ellipse((x - 68, 132, x + 68, 268), fill=WHITE)
         draw.ellipse((x - 28, 172, x + 40, 240), fill=INK)
     draw.arc((216, 236, 296, 292), 10, 170, fill=INK, width=14)
-    return picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return image.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def render_mascot_scene(scene: MascotScene, drawings: Drawings) -> Image.Image:
-    """The scene as a 128 × 128 RGB picture; a companion stands on the right."""
-    picture = draw_backdrop(COLOURS[scene.background], None)
+    """The scene as a 128 × 128 RGB image; a companion stands on the right."""
+    image = draw_backdrop(COLOURS[scene.background], None)
     if scene.companion:
         other = drawings.draw(scene.companion, SIZE_IN_COMPANY_PX)
-        picture.paste(other, (72, 40), other)
+        image.paste(other, (72, 40), other)
     mascot = draw_mascot(scene.size_px)
     if scene.flipped:
         mascot = mascot.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture.paste(mascot, scene.corner, mascot)
-    return picture
+    image.paste(mascot, scene.corner, mascot)
+    return image
 
 
 def caption_mascot_scene(scene: MascotScene) -> str:
@@ -92,9 +92,9 @@ def draw_mascot_scene(rng: random.Random, background: str, *, with_companion: bo
     return MascotScene(background, size_word, place, flipped, size_px=size_px, corner=corner)
 
 
-def mascot_share(picture: npt.NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Shares of teal, magenta and yellow pixels in an (H, W, 3) uint8 picture, by hue."""
-    hsv = np.asarray(Image.fromarray(picture).convert("HSV")).astype(int)
+def mascot_share(image: npt.NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Shares of teal, magenta and yellow pixels in an (H, W, 3) uint8 image, by hue."""
+    hsv = np.asarray(Image.fromarray(image).convert("HSV")).astype(int)
     hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
 
     def share(low: int, high: int, least_saturation: int) -> float:
@@ -105,7 +105,7 @@ def mascot_share(picture: npt.NDArray[np.uint8]) -> tuple[float, float, float]:
     return share(116, 138, 90), share(218, 243, 150), share(26, 42, 90)
 
 
-def has_mascot(picture: npt.NDArray[np.uint8]) -> bool:
-    """True when an (H, W, 3) uint8 picture shows enough teal around some magenta."""
-    teal, magenta, _ = mascot_share(picture)
+def has_mascot(image: npt.NDArray[np.uint8]) -> bool:
+    """True when an (H, W, 3) uint8 image shows enough teal around some magenta."""
+    teal, magenta, _ = mascot_share(image)
     return teal > 0.035 and magenta > 0.008 and teal > magenta

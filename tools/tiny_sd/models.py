@@ -73,10 +73,10 @@ def zero_last_layers(module: nn.Module, endings: tuple[str, ...]) -> None:
 def let_averages_through(vae: AutoencoderKL) -> None:
     """Start the VAE so that flat colours survive GroupNorm with two channels a group.
 
-    Two channels over a flat picture are normalised to ±1: only signs would reach the
+    Two channels over a flat image are normalised to ±1: only signs would reach the
     output. So one channel of each group before the two final norms gets a *carrier*, a rim
     one pixel wide of fixed height, made from a constant and the zero padding. The rim, not
-    the picture, then sets the group's spread, and SiLU clips the (negative) rim away.
+    the image, then sets the group's spread, and SiLU clips the (negative) rim away.
     The resampling convolutions start near the identity, so that averages have a short way.
     """
     for level in vae.decoder.up_blocks:
@@ -160,6 +160,6 @@ def in_parts(batch: torch.Tensor, size: int) -> list[torch.Tensor]:
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
-def tensor_from_pictures(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """uint8 pictures (H, W, 3) as one float batch (B, 3, H, W) in [-1, 1]."""
-    return torch.stack(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+def tensor_from_images(images: list[torch.Tensor]) -> torch.Tensor:
+    """uint8 images (H, W, 3) as one float batch (B, 3, H, W) in [-1, 1]."""
+    return torch.stack(images).permute(0, 3, 1, 2).float() / 127.5 - 1

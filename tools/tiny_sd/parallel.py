@@ -1,6 +1,6 @@
 """Data parallelism on a CPU: one single-threaded process per core, gradients averaged by gloo.
 
-Two one-thread processes beat one two-thread process (84 against 61 pictures/s), and
+Two one-thread processes beat one two-thread process (84 against 61 images/s), and
 do not collapse when something else wants a core.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures for the model card: loss curves from the training logs, and a captioned sheet."""
+"""Images for the model card: loss curves from the training logs, and a captioned sheet."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def read_curve(log: Path, pattern: str) -> Curve:
 
 def draw_plot(title: str, curves: dict[str, Curve], *, width: int = 560, height: int = 240) -> Image.Image:
     """A line plot with a legend, linear axes and four grid lines."""
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     points = [point for curve in curves.values() for point in curve]
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(y for _, y in points), max(y for _, y in points)
@@ -41,7 +41,7 @@ def draw_plot(title: str, curves: dict[str, Curve], *, width: int = 560, height:
         colour = CURVES[index % len(CURVES)]
         draw.line([place(x, y) for x, y in curve], fill=colour, width=2)
         draw.text((width - 150, 8 + 14 * index), name, fill=colour)
-    return picture
+    return image
 
 
 def stack_plots(plots: list[Image.Image]) -> Image.Image:
@@ -54,14 +54,14 @@ def stack_plots(plots: list[Image.Image]) -> Image.Image:
     return stacked
 
 
-def draw_sheet(pictures: list[Image.Image], captions: list[str], *, columns: int = 8) -> Image.Image:
-    """Pictures in a grid with their captions below."""
+def draw_sheet(images: list[Image.Image], captions: list[str], *, columns: int = 8) -> Image.Image:
+    """Images in a grid with their captions below."""
     cell_x, cell_y = 136, 166
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell_x, rows * cell_y), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = index % columns * cell_x + 4, index // columns * cell_y + 4
-        sheet.paste(picture, (left, top))
+        sheet.paste(image, (left, top))
         draw.multiline_text((left, top + 130), "\n".join(textwrap.wrap(caption, 22)), fill=INK, spacing=1)
     return sheet

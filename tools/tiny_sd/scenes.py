@@ -71,7 +71,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is drawn. ``kind`` is single, pair or count."""
+    """One image before it is drawn. ``kind`` is single, pair or count."""
 
     kind: str
     background: str
@@ -122,7 +122,7 @@ def draw_held_out_scene(rng: random.Random, *, kind: str) -> Scene:
 def corner_near(centre: tuple[int, int], size_px: int, rng: random.Random, *, spread_px: float) -> tuple[int, int]:
     """Left and upper edge, on whole latents, of something whose middle lies within about ``spread_px`` of ``centre``.
 
-    The latents of a picture moved by 8 px are its latents moved by one, so a drawing has as many appearances
+    The latents of an image moved by 8 px are its latents moved by one, so a drawing has as many appearances
     to learn as it has sizes. At any place and size it had hundreds, and drawings stayed vague.
     """
     corners = ((place + rng.uniform(-spread_px, spread_px) - size_px / 2) / LATENT_PX for place in centre)
@@ -215,7 +215,7 @@ def caption_scene(scene: Scene, rng: random.Random) -> str:
         f"{subject}{where} on {with_article(backdrop)} background",
         f"{subject}{where}, {backdrop} background",
         f"{tag}{where}, {backdrop} background",
-        f"a picture of {subject}{where} on {with_article(backdrop)} background",
+        f"an image of {subject}{where} on {with_article(backdrop)} background",
         f"{subject}{where} in front of {with_article(backdrop)} background",
     )
     return rng.choices(forms, (0.45, 0.15, 0.2, 0.1, 0.1))[0]
@@ -226,9 +226,9 @@ def draw_shape(shape: str, colour: tuple[int, int, int], size_px: int) -> Image.
     side = size_px * 4
     mask = Image.new("L", (side, side))
     _SHAPE_PAINTERS[shape](ImageDraw.Draw(mask), side)
-    picture = Image.new("RGBA", (size_px, size_px), (*colour, 255))
-    picture.putalpha(mask.resize((size_px, size_px), Image.Resampling.BOX))
-    return picture
+    image = Image.new("RGBA", (size_px, size_px), (*colour, 255))
+    image.putalpha(mask.resize((size_px, size_px), Image.Resampling.BOX))
+    return image
 
 
 def _polygon(points: tuple[tuple[float, float], ...]) -> Callable[[ImageDraw.ImageDraw, int], None]:
@@ -291,11 +291,11 @@ class Drawings:
 
 def draw_backdrop(colour: tuple[int, int, int], texture: str | None, size_px: int = SIZE_PX) -> Image.Image:
     """An RGB background; textures use blocks of 16 px or more, which survive an f = 8 VAE."""
-    picture = Image.new("RGB", (size_px, size_px), colour)
+    image = Image.new("RGB", (size_px, size_px), colour)
     if texture is None:
-        return picture
+        return image
     lighter = tuple(round(c + (255 - c) * 0.42) if sum(colour) < 690 else c - 50 for c in colour)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     for index in range(0, size_px, 32):
         if texture == "striped":
             draw.rectangle((index, 0, index + 15, size_px), fill=lighter)
@@ -305,15 +305,15 @@ def draw_backdrop(colour: tuple[int, int, int], texture: str | None, size_px: in
                 draw.rectangle((index + 16, other + 16, index + 31, other + 31), fill=lighter)
             if texture == "dotted":
                 draw.ellipse((index + 9, other + 9, index + 23, other + 23), fill=lighter)
-    return picture
+    return image
 
 
 def render_scene(scene: Scene, drawings: Drawings) -> Image.Image:
-    """The scene as a 128 × 128 RGB picture."""
+    """The scene as a 128 × 128 RGB image."""
     base = COLOURS[scene.background]
     red, green, blue = (min(255, max(0, c + t)) for c, t in zip(base, scene.tint, strict=True))
-    picture = draw_backdrop((red, green, blue), scene.texture)
+    image = draw_backdrop((red, green, blue), scene.texture)
     for placed in scene.objects:
         drawing = drawings.draw(placed.thing, placed.size)
-        picture.paste(drawing, (placed.left, placed.top), drawing)
-    return picture
+        image.paste(drawing, (placed.left, placed.top), drawing)
+    return image

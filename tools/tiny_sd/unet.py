@@ -29,7 +29,7 @@ from .models import (
     build_unet,
     build_vae,
     in_parts,
-    tensor_from_pictures,
+    tensor_from_images,
     zero_last_layers,
 )
 from .muon import RATE_PER_ADAM_RATE, Muon
@@ -107,7 +107,7 @@ def load_vae(path: Path) -> AutoencoderKL:
     vae = build_vae()
     vae.load_state_dict(torch.load(path)["vae"])
     vae = vae.eval().requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)  # with parts of two pictures: 0.10 s a picture, not 0.16
+    vae.to(memory_format=torch.channels_last)  # with parts of two images: 0.10 s an image, not 0.16
     return vae
 
 
@@ -120,8 +120,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, scenes: list[Scene], drawings: Drawings) -> torch.Tensor:
     """Scaled latents (B, 4, 16, 16) of rendered scenes."""
-    pictures = [torch.from_numpy(np.array(render_scene(s, drawings))) for s in scenes]
-    pixels = tensor_from_pictures(pictures).contiguous(memory_format=torch.channels_last)
+    images = [torch.from_numpy(np.array(render_scene(s, drawings))) for s in scenes]
+    pixels = tensor_from_images(images).contiguous(memory_format=torch.channels_last)
     parts = in_parts(pixels, 2)
     return torch.cat([vae.encode(part).latent_dist.mode() for part in parts]) * SCALE_FACTOR
 

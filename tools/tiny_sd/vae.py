@@ -20,7 +20,7 @@ from .models import (
     calibrate,
     in_parts,
     let_averages_through,
-    tensor_from_pictures,
+    tensor_from_images,
     zero_last_layers,
 )
 from .parallel import (
@@ -60,23 +60,23 @@ def draw_vae_scene(rng: random.Random, icons: list[str]) -> Scene:
     return scene
 
 
-def draw_picture(rng: random.Random, drawings: Drawings, icons: list[str], crop_px: int) -> Image.Image:
+def draw_image(rng: random.Random, drawings: Drawings, icons: list[str], crop_px: int) -> Image.Image:
     """A crop of a random scene, one in five with its colour channels shuffled."""
-    picture = render_scene(draw_vae_scene(rng, icons), drawings)
+    image = render_scene(draw_vae_scene(rng, icons), drawings)
     if crop_px < SIZE_PX:
         x, y = (rng.randint(0, SIZE_PX - crop_px) for _ in range(2))
-        picture = picture.crop((x, y, x + crop_px, y + crop_px))
+        image = image.crop((x, y, x + crop_px, y + crop_px))
     if rng.random() < 0.2:
-        bands = list(picture.split())
+        bands = list(image.split())
         rng.shuffle(bands)
-        picture = Image.merge("RGB", bands)
-    return picture
+        image = Image.merge("RGB", bands)
+    return image
 
 
-def picture_batch(rng: random.Random, drawings: Drawings, icons: list[str], count: int, crop_px: int) -> torch.Tensor:
-    """``count`` pictures as (B, 3, crop, crop) in [-1, 1]."""
-    pictures = [draw_picture(rng, drawings, icons, crop_px) for _ in range(count)]
-    return tensor_from_pictures([torch.from_numpy(np.array(picture)) for picture in pictures])
+def image_batch(rng: random.Random, drawings: Drawings, icons: list[str], count: int, crop_px: int) -> torch.Tensor:
+    """``count`` images as (B, 3, crop, crop) in [-1, 1]."""
+    images = [draw_image(rng, drawings, icons, crop_px) for _ in range(count)]
+    return tensor_from_images([torch.from_numpy(np.array(image)) for image in images])
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def psnr_db(output: torch.Tensor, target: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1]."""
+    """Peak signal-to-noise ratio of images in [-1, 1]."""
     error = F.mse_loss(output.clamp(-1, 1), target).item() / 4
     return float(-10 * np.log10(max(error, 1e-10)))
 
@@ -97,7 +97,7 @@ def _train_worker(rank: int, run: VaeRun) -> None:
     zero_last_layers(vae, ("conv2", "to_out.0"))
     let_averages_through(vae)
     drawings, icons = load_drawings(run.emoji)
-    calibrate(vae, picture_batch(random.Random(run.seed), drawings, icons, 16, run.crop_px))
+    calibrate(vae, image_batch(random.Random(run.seed), drawings, icons, 16, run.crop_px))
     if run.start_from:
         vae.load_state_dict(torch.load(run.start_from)["vae"])
     torch.manual_seed(run.seed * 1000 + rank)
@@ -110,9 +110,9 @@ def _train_worker(rank: int, run: VaeRun) -> None:
     while progress < 1:
         full_size = progress > run.full_size_after
         pixels = (
-            picture_batch(rng, drawings, icons, 1, SIZE_PX)
+            image_batch(rng, drawings, icons, 1, SIZE_PX)
             if full_size
-            else picture_batch(rng, drawings, icons, 6, run.crop_px)
+            else image_batch(rng, drawings, icons, 6, run.crop_px)
         )
         for group in optimiser.param_groups:
             group["lr"] = cosine_rate(run.peak_rate, progress)
@@ -146,10 +146,10 @@ def _pass_through(vae: AutoencoderKL, pixels: torch.Tensor, run: VaeRun) -> tupl
 
 
 def load_drawings(emoji: Path) -> tuple[Drawings, list[str]]:
-    """The drawings, and the names that VAE pictures draw from."""
-    pictures = load_emoji(emoji)
-    icons = [name for name in VAE_ONLY if name in pictures]
-    return Drawings(pictures), [*icons, *NOUNS]
+    """The drawings, and the names that VAE images draw from."""
+    images = load_emoji(emoji)
+    icons = [name for name in VAE_ONLY if name in images]
+    return Drawings(images), [*icons, *NOUNS]
 
 
 def train_vae(run: VaeRun) -> None:

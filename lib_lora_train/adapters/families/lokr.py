@@ -94,8 +94,8 @@ def _change(layer: nn.Module, x: Tensor, weights: Weights, scale: float) -> Tens
     small = small_matrix(weights) * scale
     i1 = small.shape[1]
     if isinstance(layer, nn.Conv2d):
-        pictures = x.reshape(x.shape[0] * i1, x.shape[1] // i1, *x.shape[2:])  # (B · i1, i2, H, W)
-        hidden = _convolved(layer, pictures, weights)  # (B · i1, o2, h, w)
+        images = x.reshape(x.shape[0] * i1, x.shape[1] // i1, *x.shape[2:])  # (B · i1, i2, H, W)
+        hidden = _convolved(layer, images, weights)  # (B · i1, o2, h, w)
         hidden = hidden.view(x.shape[0], i1, *hidden.shape[1:])
         return torch.einsum("ai,biohw->baohw", small, hidden).flatten(1, 2)
     rows = x.reshape(*x.shape[:-1], i1, -1)  # (…, i1, i2)

@@ -36,7 +36,7 @@ TUCKER_LOKR = "LoKr with a core"
 
 
 @dataclass(frozen=True, eq=False)
-class OpenedLayer:
+class ParsedLayer:
     """One layer of a file. `weights`: the family's short names → tensors as in the file.
 
     `remark`: what hosts disagree on, NEWER_GLORA, OTHER_ALPHA or TUCKER_LOKR; such a newer GLoRA is here in the older
@@ -61,19 +61,19 @@ class OpenedLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class ParsedLora:
     """A file's layers by kohya's name, and the keys that were not understood."""
 
-    layers: Mapping[str, OpenedLayer]
+    layers: Mapping[str, ParsedLayer]
     unknown: tuple[str, ...]
 
 
-def open_file(file: AdapterFile) -> Opened:
+def open_file(file: AdapterFile) -> ParsedLora:
     """As `open_state`, with the alphas that stand in the file's metadata or beside it."""
     return open_state(with_told_alphas(file))
 
 
-def open_state(state: Mapping[str, Tensor]) -> Opened:
+def open_state(state: Mapping[str, Tensor]) -> ParsedLora:
     """The file's tensors by layer. Keys of layers whose family is not known, and single odd keys, are `unknown`."""
     found: dict[str, dict[str, Tensor]] = {}
     origin: dict[str, list[str]] = {}
@@ -95,7 +95,7 @@ def open_state(state: Mapping[str, Tensor]) -> Opened:
             unknown += origin[module]
         else:
             layers[name] = layer
-    return Opened(layers, tuple(unknown))
+    return ParsedLora(layers, tuple(unknown))
 
 
 def _own_endings() -> set[str]:
@@ -103,7 +103,7 @@ def _own_endings() -> set[str]:
     return {ending for family in families for ending in family.STATE_KEYS.values()}
 
 
-def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
+def _layer(tensors: Mapping[str, Tensor]) -> ParsedLayer | None:
     """The family that these endings make, None where they make none or something is left over."""
     fixed = {ending: tensors[ending] for ending in FIXED if ending in tensors}
     rest = {ending: tensor for ending, tensor in tensors.items() if ending not in fixed}
@@ -117,7 +117,7 @@ def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
     ordered = {short: weights[short] for short in family.STATE_KEYS if short in weights}
     rank = _rank(ordered)
     plain = Options(rank=rank, alpha=float(rank))
-    layer = OpenedLayer(family, ordered, family.with_fixed(plain, fixed))
+    layer = ParsedLayer(family, ordered, family.with_fixed(plain, fixed))
     if family.NAME == "glora":
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
     if family.NAME == "lokr" and "t2" in ordered:
@@ -125,13 +125,13 @@ def _layer(tensors: Mapping[str, Tensor]) -> OpenedLayer | None:
     return with_rows(with_butterflies(layer))
 
 
-def _glora(layer: OpenedLayer, alpha: float) -> OpenedLayer:
+def _glora(layer: ParsedLayer, alpha: float) -> ParsedLayer:
     """The layer in the older layout, an alpha of the newer one (LyCORIS applies it) multiplied in; 0: there is none."""
     if not is_newer(layer.weights):
         return replace(layer, remark=OTHER_ALPHA if alpha not in (0.0, layer.options.rank) else "")
     rank = layer.weights["a2"].shape[0]
     older = as_older(layer.weights, alpha / rank if alpha else 1.0)
-    return OpenedLayer(layer.family, older, Options(rank=rank, alpha=float(rank)), NEWER_GLORA)
+    return ParsedLayer(layer.family, older, Options(rank=rank, alpha=float(rank)), NEWER_GLORA)
 
 
 def _family(endings: set[str]) -> Family | None:
@@ -159,22 +159,22 @@ def _rank(weights: Mapping[str, Tensor]) -> int:
     return 1
 
 
-def has_other_axis(layer: OpenedLayer) -> bool:
+def has_other_axis(layer: ParsedLayer) -> bool:
     """Whether DoRA's lengths are for each output channel: webuis read such files as something else, silently."""
     return MAGNITUDE in layer.weights and layer.weights[MAGNITUDE].shape[0] != 1
 
 
-def with_rows(layer: OpenedLayer) -> OpenedLayer:
+def with_rows(layer: ParsedLayer) -> ParsedLayer:
     """The layer with DoRA as its trainer meant it where its lengths are for output channels."""
     if not has_other_axis(layer) or not isinstance(layer.family, Decomposed):
         return layer
     return replace(layer, family=DecomposedRows(layer.family.inner))
 
 
-def with_butterflies(layer: OpenedLayer) -> OpenedLayer:
+def with_butterflies(layer: ParsedLayer) -> ParsedLayer:
     """The layer with BOFT where OFT's blocks have four dimensions: both share one key."""
     if "blocks" in layer.weights and layer.weights["blocks"].dim() == 4:
-        return OpenedLayer(FAMILIES["boft"], layer.weights, layer.options)
+        return ParsedLayer(FAMILIES["boft"], layer.weights, layer.options)
     return layer
 
 

@@ -13,7 +13,7 @@ class CaptionSettings:
 
     caption_extension: str = param(
         ".txt",
-        "File ending of the captions beside the pictures. `.caption` is looked for as well.",
+        "File ending of the captions beside the images. `.caption` is looked for as well.",
         group="captions",
         kohya="caption_extension",
     )
@@ -89,7 +89,7 @@ class CaptionSettings:
     )
     caption_dropout: float = param(
         0.0,
-        "Share of pictures shown with an empty caption. 0.05 to 0.1 helps a style; a concept needs its trigger: 0.",
+        "Share of images shown with an empty caption. 0.05 to 0.1 helps a style; a concept needs its trigger: 0.",
         group="captions",
         low=0.0,
         high=1.0,
@@ -97,7 +97,7 @@ class CaptionSettings:
     )
     caption_dropout_every_n_epochs: int = param(
         0,
-        "In every nth epoch all pictures are shown with an empty caption. 0: never. Below 5 too little of the captions "
+        "In every nth epoch all images are shown with an empty caption. 0: never. Below 5 too little of the captions "
         "is left.",
         group="captions",
         low=0,
@@ -107,7 +107,7 @@ class CaptionSettings:
     drop_trigger: bool = param(
         False,
         "Let dropout take the trigger too. It makes the LoRA work a little without its word, as for a style; a concept "
-        "then leaks into pictures that did not ask for it.",
+        "then leaks into images that did not ask for it.",
         group="captions",
     )
     weighted_captions: bool = param(

@@ -1,4 +1,4 @@
-"""What belongs together in the data set."""
+"""What belongs together in the dataset."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ OWN_SHUFFLES = ("as the run", "on", "off")
 
 @dataclass(frozen=True)
 class Concept:
-    """One folder of pictures that belong together."""
+    """One folder of images that belong together."""
 
     folder: str = param(
         "",
-        "Folder with the pictures. Sub-folders named N_words (kohya's way: 10_cat) are read with N repeats "
+        "Folder with the images. Sub-folders named N_words (kohya's way: 10_cat) are read with N repeats "
         "each; a plain folder is read with the repeats given here.",
         group="data",
         tier="essential",
@@ -23,7 +23,7 @@ class Concept:
     )
     repeats: int | None = param(
         None,
-        "How often every picture is shown per epoch. Empty: taken from the folder name (N_words), else 1. "
+        "How often every image is shown per epoch. Empty: taken from the folder name (N_words), else 1. "
         "Guides aim at images × repeats of 100 to 400 per epoch.",
         group="data",
         tier="essential",
@@ -40,20 +40,20 @@ class Concept:
     )
     class_word: str = param(
         "",
-        "What the subject is (cat, woman, car). Used with the trigger as the caption where a picture has none.",
+        "What the subject is (cat, woman, car). Used with the trigger as the caption where an image has none.",
         group="data",
         tier="beginner",
         kohya="class_tokens",
     )
     only_class_word: bool = param(
         False,
-        "Caption every picture with trigger and class word alone, whatever its caption file says. Usual for "
-        "regularisation pictures, which then stand for the bare class.",
+        "Caption every image with trigger and class word alone, whatever its caption file says. Usual for "
+        "regularisation images, which then stand for the bare class.",
         group="data",
     )
     is_regularisation: bool = param(
         False,
-        "Regularisation pictures show what the model must not forget: the class without the concept. They are "
+        "Regularisation images show what the model must not forget: the class without the concept. They are "
         "trained with the prior loss weight, and never get the trigger.",
         group="data",
         tier="beginner",
@@ -61,13 +61,13 @@ class Concept:
     )
     resolutions: str = param(
         "",
-        "Empty: the run's resolution. One or several sides in px, such as 512 768: every picture is shown at each of "
+        "Empty: the run's resolution. One or several sides in px, such as 512 768: every image is shown at each of "
         "them, so that the LoRA works at all; an epoch grows by as much. The limits of buckets grow along.",
         group="data",
     )
     flip: bool = param(
         False,
-        "Show every picture mirrored half of the time, as if there were twice as many. Not for what has a left and a "
+        "Show every image mirrored half of the time, as if there were twice as many. Not for what has a left and a "
         "right: faces with a parting or scar, text, logos.",
         group="data",
         tier="beginner",
@@ -75,7 +75,7 @@ class Concept:
     )
     random_crop: bool = param(
         False,
-        "Cut each picture's bucket out of it at changing places instead of the middle. It matters for pictures whose "
+        "Cut each image's bucket out of it at changing places instead of the middle. It matters for images whose "
         "shape is far from their bucket's.",
         group="data",
         kohya="random_crop",
@@ -90,7 +90,7 @@ class Concept:
     )
     augment_variants: int = param(
         8,
-        "How many crops and colourings of each picture there are. All are encoded before the run and kept, so more "
+        "How many crops and colourings of each image there are. All are encoded before the run and kept, so more "
         "only take longer to encode, and more space.",
         group="data",
         low=2,
@@ -110,8 +110,8 @@ class Concept:
     )
     use_masks: bool = param(
         False,
-        "Learn only what is under the mask: a file NAME-mask.png or NAME_mask.png beside the picture, white where it "
-        "counts, else the picture's own transparency. Small masks count as much as large ones.",
+        "Learn only what is under the mask: a file NAME-mask.png or NAME_mask.png beside the image, white where it "
+        "counts, else the image's own transparency. Small masks count as much as large ones.",
         group="data",
         kohya="alpha_mask",
     )
@@ -142,7 +142,7 @@ class Concept:
     )
     own_caption_dropout: float | None = param(
         None,
-        "Share of this folder's pictures shown with an empty caption. Empty: as the run. 0.05 to 0.1 helps a style "
+        "Share of this folder's images shown with an empty caption. Empty: as the run. 0.05 to 0.1 helps a style "
         "beside concepts, which need their triggers: 0.",
         group="data",
         low=0.0,

@@ -1,4 +1,4 @@
-"""How pictures are sized, grouped and kept."""
+"""How images are sized, grouped and kept."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lib_lora_train.config.parameters import param
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How pictures are sized, grouped and kept."""
+    """How images are sized, grouped and kept."""
 
     resolution: int = param(
         512,
-        "Side of the square whose area every picture is brought to. 512 for SD1, 768 for SD2 and big SD1 runs, "
-        "1024 for SDXL. More needs memory with its square and teaches nothing the pictures do not have.",
+        "Side of the square whose area every image is brought to. 512 for SD1, 768 for SD2 and big SD1 runs, "
+        "1024 for SDXL. More needs memory with its square and teaches nothing the images do not have.",
         group="data",
         tier="essential",
         low=64,
@@ -25,14 +25,14 @@ class DataSettings:
     balance_repeats: bool = param(
         False,
         "Choose the repeats so that every concept is shown about equally often: as often as the largest one has "
-        "pictures, and at least 100 times per epoch. The plan shows the shares before and after. Regularisation is "
+        "images, and at least 100 times per epoch. The plan shows the shares before and after. Regularisation is "
         "left alone.",
         group="data",
         tier="beginner",
     )
     enable_buckets: bool = param(
         True,
-        "Keep the pictures' aspect ratios: each goes to the bucket with the nearest one. Off: a square is cut "
+        "Keep the images' aspect ratios: each goes to the bucket with the nearest one. Off: a square is cut "
         "from the middle.",
         group="data",
         tier="beginner",
@@ -55,13 +55,13 @@ class DataSettings:
     )
     bucket_no_upscale: bool = param(
         False,
-        "Never enlarge a small picture: its bucket is its own size, rounded down to the step.",
+        "Never enlarge a small image: its bucket is its own size, rounded down to the step.",
         group="data",
         kohya="bucket_no_upscale",
     )
     cache_to_disk: bool = param(
         True,
-        "Keep encoded pictures on disk between runs. They are found again by content, so a changed picture, "
+        "Keep encoded images on disk between runs. They are found again by content, so a changed image, "
         "size or VAE is never confused with an old one.",
         group="data",
         kohya="cache_latents_to_disk",

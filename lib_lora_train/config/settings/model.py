@@ -28,14 +28,14 @@ class ModelSettings:
         "auto",
         "What the checkpoint predicts: the noise (epsilon) or v. auto: what the webui or the file says, right for "
         "nearly all. Set it only for a file that tells nothing, such as a v model that needs a .yaml elsewhere; with "
-        "the wrong one pictures turn to noise within a few steps.",
+        "the wrong one images turn to noise within a few steps.",
         group="model",
         choices=PREDICTIONS,
         kohya="v_parameterization",
     )
     zero_terminal_snr: str = param(
         "auto",
-        "Whether the noisiest timestep is pure noise (Lin et al. 2023), which lets pictures be really dark or bright. "
+        "Whether the noisiest timestep is pure noise (Lin et al. 2023), which lets images be really dark or bright. "
         "auto: what the webui or the file says. on: for a v model that was trained so and does not tell; noise "
         "prediction has nothing to learn there. Draw with the same choice, or brightness is off.",
         group="model",

@@ -73,7 +73,7 @@ class NetworkSettings:
     conv_rank: int | None = param(
         None,
         "Rank of 3×3 convolutions, with targets all. Empty: as rank. Half the rank or less is usual, and at most 64: "
-        "above it files grow and pictures turn rigid.",
+        "above it files grow and images turn rigid.",
         group="network",
         tier="beginner",
         low=1,
@@ -173,7 +173,7 @@ class NetworkSettings:
     )
     rank_dropout: float = param(
         0.0,
-        "Share of the ranks that are left out at random for each picture: 0.1 to 0.3. With dora and in the other "
+        "Share of the ranks that are left out at random for each image: 0.1 to 0.3. With dora and in the other "
         "families, which have no ranks in between, of the channels a layer puts out; not for ia3.",
         group="network",
         low=0.0,

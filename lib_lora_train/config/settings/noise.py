@@ -27,7 +27,7 @@ class NoiseSettings:
     )
     debiased_estimation: bool = param(
         False,
-        "Weighs timesteps so that the error of the picture counts by √SNR (Yu et al. 2023): noisy timesteps weigh "
+        "Weighs timesteps so that the error of the image counts by √SNR (Yu et al. 2023): noisy timesteps weigh "
         "more, nearly noise-free ones less. An alternative to min_snr_gamma; with both, clean timesteps, which hold "
         "the details, are all but ignored.",
         group="noise",
@@ -52,7 +52,7 @@ class NoiseSettings:
     loss_type: str = param(
         "l2",
         "How the difference to the target counts. l2: by its square, the standard. l1: as it is, so that outliers "
-        "(watermarks, mislabelled pictures) pull less, and fine texture too. huber and smooth_l1: square for small "
+        "(watermarks, mislabelled images) pull less, and fine texture too. huber and smooth_l1: square for small "
         "differences and straight for large ones.",
         group="noise",
         choices=LOSS_TYPES,
@@ -87,7 +87,7 @@ class NoiseSettings:
     )
     noise_offset: float = param(
         0.0,
-        "Adds a shift of the whole picture's brightness to the noise, so that very dark and bright pictures can be "
+        "Adds a shift of the whole image's brightness to the noise, so that very dark and bright images can be "
         "learnt. 0.03 to 0.1; above, colours drift. 0: off.",
         group="noise",
         low=0.0,
@@ -104,7 +104,7 @@ class NoiseSettings:
     adaptive_noise_scale: float = param(
         0.0,
         "Adds so many times each latent channel's mean (without its sign) to noise_offset: very dark and bright "
-        "pictures get more of it. A tenth of noise_offset up to as much; negative: they get less. Large values drift "
+        "images get more of it. A tenth of noise_offset up to as much; negative: they get less. Large values drift "
         "like a large noise_offset. 0: off.",
         group="noise",
         low=-1.0,
@@ -131,9 +131,9 @@ class NoiseSettings:
     )
     ip_noise_gamma: float = param(
         0.0,
-        "Input perturbation (Ning et al. 2023): the UNet gets the picture with so much more noise than it is asked to "
+        "Input perturbation (Ning et al. 2023): the UNet gets the image with so much more noise than it is asked to "
         "predict, so that it learns to bear its own errors when drawing. 0.05 to 0.15, 0.1 is the paper's; above, "
-        "pictures lose contrast and detail. 0: off.",
+        "images lose contrast and detail. 0: off.",
         group="noise",
         low=0.0,
         high=1.0,

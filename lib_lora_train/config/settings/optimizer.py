@@ -28,7 +28,7 @@ class OptimizerSettings:
 
     learning_rate: float = param(
         1e-4,
-        "Step width of the optimiser. AdamW: 1e-4 is the guides' start, above 5e-4 pictures burn. Lion: a third to a "
+        "Step width of the optimiser. AdamW: 1e-4 is the guides' start, above 5e-4 images burn. Lion: a third to a "
         "tenth of that. Prodigy and D-Adaptation find their own: leave it at 1.",
         group="training",
         tier="essential",
@@ -66,7 +66,7 @@ class OptimizerSettings:
     loraplus_unet_ratio: float = param(
         0.0,
         "LoRA+: the up matrices of the UNet learn so many times faster than the down ones. 0 or 1: off. The paper "
-        "takes 16 with a smaller learning rate; 4 is careful, above 32 pictures burn.",
+        "takes 16 with a smaller learning rate; 4 is careful, above 32 images burn.",
         group="training",
         low=0.0,
         high=256.0,

@@ -1,4 +1,4 @@
-"""Pictures drawn while training."""
+"""Images drawn while training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAMPLERS = ("DDIM", "Euler", "Euler a")
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Pictures drawn while training."""
+    """Images drawn while training."""
 
     sample_prompts: tuple[str, ...] = param(
         (),
@@ -59,7 +59,7 @@ class SampleSettings:
     )
     make_grid: bool = param(
         True,
-        "After the run, draw epochs × prompts into one picture, the first row without LoRA.",
+        "After the run, draw epochs × prompts into one image, the first row without LoRA.",
         group="samples",
         tier="beginner",
     )

@@ -16,7 +16,7 @@ class TrainingSettings:
 
     epochs: int = param(
         10,
-        "How often the whole set (pictures × repeats) is gone through. A LoRA file is written per epoch, so "
+        "How often the whole set (images × repeats) is gone through. A LoRA file is written per epoch, so "
         "too many do no harm: you choose the best one from the grid.",
         group="training",
         tier="essential",
@@ -34,7 +34,7 @@ class TrainingSettings:
     )
     batch_size: int = param(
         2,
-        "Pictures per forward pass. Larger is steadier and needs memory; with n times the batch the guides "
+        "Images per forward pass. Larger is steadier and needs memory; with n times the batch the guides "
         "raise the learning rate up to n-fold.",
         group="training",
         tier="essential",
@@ -52,7 +52,7 @@ class TrainingSettings:
     )
     prior_loss_weight: float = param(
         1.0,
-        "Weight of the loss on regularisation pictures.",
+        "Weight of the loss on regularisation images.",
         group="training",
         low=0.0,
         high=10.0,
@@ -60,10 +60,10 @@ class TrainingSettings:
     )
     validation_share: float = param(
         0.0,
-        "Share of every folder's pictures (but regularisation) that is kept from training; the loss on them, with the "
+        "Share of every folder's images (but regularisation) that is kept from training; the loss on them, with the "
         "same noise each time, is measured after every epoch and drawn into the loss chart. It falls while the LoRA "
         "learns and rises when it only memorises, which the jumping training loss hides. 0: none. 0.1 is usual with "
-        "fifty pictures and more; with fewer than twenty each one is missed.",
+        "fifty images and more; with fewer than twenty each one is missed.",
         group="training",
         low=0.0,
         high=0.5,
@@ -89,7 +89,7 @@ class TrainingSettings:
     lora_precision: str = param(
         "fp32",
         "Number format of the LoRA's own numbers and gradients while training; bf16 and fp16 are kohya's full_bf16 and "
-        "full_fp16. fp32 is exact. bf16 and fp16 take a third less memory while pictures are computed, which matters "
+        "full_fp16. fp32 is exact. bf16 and fp16 take a third less memory while images are computed, which matters "
         "for large ranks and for family full; the optimiser still computes in fp32 and its result is rounded up or "
         "down at random (stochastic rounding), since plain rounding would lose every step smaller than 1/256 of a "
         "number. The LoRA becomes slightly noisier: raise the rank only if fp32 does not fit.",

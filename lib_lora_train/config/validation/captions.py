@@ -1,4 +1,4 @@
-"""Judgement of how captions are read and varied; `judge` collects all."""
+"""Judgement of how captions are read and varied; `validate` collects all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW_EPOCHS = 3
 _CHUNK = 75
 
 
-def judge_captions(config: TrainConfig) -> Iterator[Problem]:
+def validate_captions(config: TrainConfig) -> Iterator[Problem]:
     """Every finding about captions."""
     yield from _files(config)
     yield from _order(config)
@@ -78,7 +78,7 @@ def _dropped_trigger(config: TrainConfig) -> Iterator[Problem]:
         text = "has no effect while caption_dropout, caption_dropout_every_n_epochs and tag_dropout are 0."
         yield Problem("hint", "drop_trigger", text)
     elif config.drop_trigger and _triggers(config):
-        text = "teaches the concept without its word as well: it then shows in pictures that did not ask for it."
+        text = "teaches the concept without its word as well: it then shows in images that did not ask for it."
         yield Problem("warning", "drop_trigger", text)
     elif drops_captions and _triggers(config):
         text = "leaves the trigger: it stands for all that a dropped caption said, which can blur it."

@@ -1,4 +1,4 @@
-"""Judgement of the folders with pictures and what is done with them; `judge` collects all."""
+"""Judgement of the folders with images and what is done with them; `validate` collects all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _STRONG_JITTER = 0.2
 _HIGH_DROPOUT = 0.3
 
 
-def judge_concepts(config: TrainConfig) -> Iterator[Problem]:
+def validate_concepts(config: TrainConfig) -> Iterator[Problem]:
     """Every finding about the concepts."""
     if not config.concepts:
-        yield Problem("error", "concepts", "no folder with pictures is given. Name one to train on.")
+        yield Problem("error", "concepts", "no folder with images is given. Name one to train on.")
     elif all(concept.is_regularisation for concept in config.concepts):
-        text = "all folders hold regularisation pictures; there is nothing to learn. Add a folder."
+        text = "all folders hold regularisation images; there is nothing to learn. Add a folder."
         yield Problem("error", "concepts", text)
     for number, concept in enumerate(config.concepts, start=1):
         yield from _concept(concept, f"concepts[{number}]")
@@ -36,15 +36,15 @@ def judge_concepts(config: TrainConfig) -> Iterator[Problem]:
 
 def _concept(concept: Concept, where: str) -> Iterator[Problem]:
     if not concept.folder:
-        yield Problem("error", f"{where}.folder", "is empty. Name the folder with the pictures.")
+        yield Problem("error", f"{where}.folder", "is empty. Name the folder with the images.")
     if concept.is_regularisation and concept.trigger:
-        text = "is not used: regularisation pictures never get the trigger."
+        text = "is not used: regularisation images never get the trigger."
         yield Problem("hint", f"{where}.trigger", text)
 
 
 def _class_word(concept: Concept, where: str) -> Iterator[Problem]:
     if concept.only_class_word and not (concept.class_word or concept.trigger):
-        text = "needs a class_word or trigger; without, the folder's name is the caption of all its pictures."
+        text = "needs a class_word or trigger; without, the folder's name is the caption of all its images."
         yield Problem("warning", f"{where}.only_class_word", text)
 
 
@@ -52,7 +52,7 @@ def _captions(concept: Concept, where: str) -> Iterator[Problem]:
     for name in ("own_caption_dropout", "own_tag_dropout"):
         share = getattr(concept, name)
         if share is not None and share > _HIGH_DROPOUT:
-            text = f"{share:g} hides much of what is seen in this folder's pictures. 0.05 to 0.2 is usual."
+            text = f"{share:g} hides much of what is seen in this folder's images. 0.05 to 0.2 is usual."
             yield Problem("warning", f"{where}.{name}", text)
     if concept.own_prefix and concept.own_prefix.strip(" ,") == concept.trigger:
         text = "is the trigger, which is put first anyway: it would stand there twice. Leave one of them out."
@@ -65,7 +65,7 @@ def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
         text = "has no effect while random_crop is off and colour_jitter 0."
         yield Problem("hint", f"{where}.augment_variants", text)
     if concept.colour_jitter > _STRONG_JITTER:
-        text = f"{concept.colour_jitter:g} is much: pictures come out in odd colours. 0.05 to 0.15 is usual."
+        text = f"{concept.colour_jitter:g} is much: images come out in odd colours. 0.05 to 0.15 is usual."
         yield Problem("warning", f"{where}.colour_jitter", text)
     colours = [name.strip() for name in concept.alpha_background.split(",") if name.strip()]
     for name in colours:
@@ -76,7 +76,7 @@ def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
         text = "tags colours by their names, and numbers such as #808080 have none: those stay untagged."
         yield Problem("hint", f"{where}.tag_background", text)
     if concept.use_masks and concept.is_regularisation:
-        text = "hides the surroundings that regularisation pictures are there to keep. Switch it off here."
+        text = "hides the surroundings that regularisation images are there to keep. Switch it off here."
         yield Problem("warning", f"{where}.use_masks", text)
 
 

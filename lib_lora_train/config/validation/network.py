@@ -33,7 +33,7 @@ _USED_BY = {
 }
 
 
-def judge_network(config: TrainConfig) -> Iterator[Problem]:
+def validate_network(config: TrainConfig) -> Iterator[Problem]:
     """Every finding about family, rank, alpha and layers."""
     yield from _host(config)
     yield from _limits(config)
@@ -77,7 +77,7 @@ def _limits(config: TrainConfig) -> Iterator[Problem]:
     is_own = config.conv_rank is not None or family in ("lora", "dylora")  # else the rank itself is judged above
     if _has_convolutions(config) and family in ("lora", "dylora", "loha") and is_own and conv_rank > most_conv:
         where = "rank" if config.conv_rank is None else "conv_rank"
-        text = f"{conv_rank} is much for convolutions: files grow and pictures turn rigid. At most {most_conv}"
+        text = f"{conv_rank} is much for convolutions: files grow and images turn rigid. At most {most_conv}"
         yield warning_at(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
     if family == "dylora":
         yield from _dylora(config)

@@ -1,4 +1,4 @@
-"""Judgement of what is trained and by which optimiser, at which learning rates; `judge` collects all."""
+"""Judgement of what is trained and by which optimiser, at which learning rates; `validate` collects all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.network import needs_its_own_rate
 from lib_lora_train.core.errors import ConfigError, Problem
 
-_LARGE_BATCH = 4  # pictures per step, from which the guides raise the learning rate
+_LARGE_BATCH = 4  # images per step, from which the guides raise the learning rate
 _LEAST_SD_PX = 256  # below it only models much smaller than Stable Diffusion are trained, at higher rates
 _LEVEL = ("constant", "constant_with_warmup")
 
 
-def judge_optimizer(config: TrainConfig) -> Iterator[Problem]:
+def validate_optimizer(config: TrainConfig) -> Iterator[Problem]:
     """Every finding about the parts that are trained, their learning rates and the optimiser."""
     yield from _parts(config)
     yield from _text_encoders(config)
@@ -152,7 +152,7 @@ def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
     ratio = max(1.0, config.loraplus_unet_ratio)
     for name, rate in learning_rates(config).items():
         if rate * scale > kind.high_rate:
-            text = f"{rate:g} is high for {config.optimizer}: above {kind.high_rate:g} pictures burn. "
+            text = f"{rate:g} is high for {config.optimizer}: above {kind.high_rate:g} images burn. "
             start = f"{kind.usual_rate:g} is the guides' start."
             yield warning_at(name, text + start + (" 1 is for Prodigy." if rate == 1 else ""))
         elif rate * scale * ratio > 4 * kind.high_rate and name != "text_encoder_lr":
@@ -166,13 +166,11 @@ def _given_rates(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
 
 
 def _linear_rule(config: TrainConfig, kind: OptimizerKind) -> Iterator[Problem]:
-    """Goyal et al. 2017: with n times the pictures per step the rate may be n times as high. Offered, not applied."""
-    pictures = config.batch_size * config.gradient_accumulation
+    """Goyal et al. 2017: with n times the images per step the rate may be n times as high. Offered, not applied."""
+    images = config.batch_size * config.gradient_accumulation
     rate = config.learning_rate
-    if pictures >= _LARGE_BATCH and 0 < rate <= kind.usual_rate:
-        text = (
-            f"{rate:g} suits small batches; with {pictures} pictures per step the guides go up to {rate * pictures:g}"
-        )
+    if images >= _LARGE_BATCH and 0 < rate <= kind.usual_rate:
+        text = f"{rate:g} suits small batches; with {images} images per step the guides go up to {rate * images:g}"
         yield hint_at("learning_rate", f"{text} (in proportion). Nothing is changed by itself.")
 
 

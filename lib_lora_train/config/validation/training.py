@@ -1,4 +1,4 @@
-"""Judgement of how a run learns: learning-rate schedule, noise, timesteps and loss; `judge` collects all."""
+"""Judgement of how a run learns: learning-rate schedule, noise, timesteps and loss; `validate` collects all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _USED_BY = {
 }
 
 
-def judge_training(config: TrainConfig) -> Iterator[Problem]:
+def validate_training(config: TrainConfig) -> Iterator[Problem]:
     """Every finding about schedule, noise, timesteps, loss and memory."""
     yield from _schedule(config)
     yield from _schedule_values(config)
@@ -106,7 +106,7 @@ def _other_noise(config: TrainConfig) -> Iterator[Problem]:
     if not config.ip_noise_gamma:
         yield from unused(config, ["ip_noise_gamma_random_strength"], "while ip_noise_gamma is 0")
     elif config.ip_noise_gamma > _HIGH_INPUT_PERTURBATION:
-        text = f"{config.ip_noise_gamma:g} is much: pictures lose contrast and detail. 0.05 to 0.15 is usual."
+        text = f"{config.ip_noise_gamma:g} is much: images lose contrast and detail. 0.05 to 0.15 is usual."
         yield warning_at("ip_noise_gamma", text)
 
 
@@ -115,7 +115,7 @@ def _timesteps(config: TrainConfig) -> Iterator[Problem]:
     if first >= end:
         yield error_at("min_timestep", f"{first} is not below max_timestep {end}: there is no timestep to train on.")
     elif end - first < _FEW_TIMESTEPS:
-        text = f"{first} to {end} are few timesteps: pictures pass through all 1000. Widen the range."
+        text = f"{first} to {end} are few timesteps: images pass through all 1000. Widen the range."
         yield warning_at("min_timestep", text)
     if config.timestep_sampling != "sigmoid":
         why = f"while timestep_sampling is {config.timestep_sampling}"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config.problems import error_at, hint_at, warning_at
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.captions import judge_captions
-from lib_lora_train.config.validation.concepts import judge_concepts
-from lib_lora_train.config.validation.network import judge_network
-from lib_lora_train.config.validation.optimizer import judge_optimizer
-from lib_lora_train.config.validation.training import judge_training
+from lib_lora_train.config.validation.captions import validate_captions
+from lib_lora_train.config.validation.concepts import validate_concepts
+from lib_lora_train.config.validation.network import validate_network
+from lib_lora_train.config.validation.optimizer import validate_optimizer
+from lib_lora_train.config.validation.training import validate_training
 from lib_lora_train.core.errors import ConfigError, Level, Problem
 
 _LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
@@ -35,7 +35,7 @@ PROMPT_OPTIONS = (*_PROMPT_NUMBERS, "n")
 """The options that may follow a sample prompt, without their hyphens."""
 
 
-def judge(config: TrainConfig) -> tuple[Problem, ...]:
+def validate(config: TrainConfig) -> tuple[Problem, ...]:
     """Every finding about the config: errors first, then warnings, then hints."""
     found = [problem for check in _CHECKS for problem in check(config)]
     order: list[Level] = ["error", "warning", "hint"]
@@ -85,7 +85,7 @@ def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
         text = f"{resolution} is not a multiple of bucket_step {step}; the square bucket has {side} px."
         yield warning_at("resolution", f"{text} {_near(resolution, step)}")
     if config.bucket_no_upscale:
-        return  # kohya's rule: buckets then follow the pictures, not the limits
+        return  # kohya's rule: buckets then follow the images, not the limits
     for name in ("min_bucket", "max_bucket"):
         side = getattr(config, name)
         if side % step:
@@ -210,13 +210,13 @@ def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
 
 
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
-    judge_concepts,
+    validate_concepts,
     _buckets,
-    judge_captions,
-    judge_optimizer,
+    validate_captions,
+    validate_optimizer,
     _steps,
-    judge_training,
-    judge_network,
+    validate_training,
+    validate_network,
     _output,
     _samples,
 )

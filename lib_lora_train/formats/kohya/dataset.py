@@ -104,7 +104,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _concept(subset: Mapping[str, Any], own: Collection[str], ignored: list[Ignored]) -> Concept:
-    """The folder; sd-scripts shows its pictures once where the subset gives no number, whatever its name says.
+    """The folder; sd-scripts shows its images once where the subset gives no number, whatever its name says.
 
     `own` are the caption settings that are not the same for all folders.
     """

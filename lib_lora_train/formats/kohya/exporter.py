@@ -25,7 +25,7 @@ _REASONS = {
     "optimizer_args": "is written out in full",
     "trigger": "is not kept: put it into every caption, or into the folder's name",
     "class_word": "is not kept: put it into the folder's name (10_cat)",
-    "repeats": "is not kept: put the pictures into a sub-folder named N_words (10_cat)",
+    "repeats": "is not kept: put the images into a sub-folder named N_words (10_cat)",
 }
 
 

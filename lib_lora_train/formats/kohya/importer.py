@@ -48,7 +48,7 @@ _FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
 class Imported:
     """Foreign settings as ours, and an account of the rest.
 
-    `problems` tells what is trained in another way here than there; `judge` has not seen the config yet. `taken`
+    `problems` tells what is trained in another way here than there; `validate` has not seen the config yet. `taken`
     holds the file's keys that have a part in the config.
     """
 
@@ -92,7 +92,7 @@ def from_metadata(header: Header) -> Imported:
     for name in ("dataset_dirs", "reg_dataset_dirs"):
         value = intake.pop(name)
         if value is not None:
-            intake.ignore(name, value, "names folders, not where they lie; choose the folder with your pictures")
+            intake.ignore(name, value, "names folders, not where they lie; choose the folder with your images")
     steps = intake.pop("max_train_steps") if "max_train_epochs" in intake else None
     if steps is not None:
         intake.ignore("max_train_steps", steps, f"{FACT}: it follows from the epochs")
@@ -118,7 +118,7 @@ def _told_key(key: str) -> str:
 
 
 def _folders_told(raw: str | None) -> Folders:
-    """What a file tells of several data sets; they are named as in a dataset file."""
+    """What a file tells of several datasets; they are named as in a dataset file."""
     try:
         return read_folders({"datasets": literal_of(raw)}) if raw else _NO_FOLDERS
     except ConfigError:
@@ -184,7 +184,7 @@ def _data_folders(intake: Intake) -> tuple[Concept, ...]:
 
 
 def _with_switches(intake: Intake, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    """The folders with what kohya's tools switch on for all pictures."""
+    """The folders with what kohya's tools switch on for all images."""
     for name, values in kohya_keys.FOLDER_SWITCHES.items():
         raw = intake.value(name)
         if raw is None:
@@ -192,7 +192,7 @@ def _with_switches(intake: Intake, concepts: tuple[Concept, ...]) -> tuple[Conce
         if not intake.pop_flag(name):
             intake.ignore(name, raw, AT_DEFAULT)
         elif not concepts:
-            intake.ignore(name, raw, f"belongs to a folder: set {', '.join(values)} where you name your pictures")
+            intake.ignore(name, raw, f"belongs to a folder: set {', '.join(values)} where you name your images")
         else:
             concepts = tuple(dataclasses.replace(concept, **values) for concept in concepts)
     return concepts

@@ -45,7 +45,7 @@ SCRIPT_ABSENT: Mapping[str, Any] = {
 SCRIPT_STEPS = 1600  # max_train_steps of sd-scripts where neither steps nor epochs are given
 
 DEFAULTS: Mapping[str, Any] = {
-    # pictures and captions
+    # images and captions
     "face_crop_aug_range": "",
     "conditioning_data_dir": "",
     "in_json": "",
@@ -136,7 +136,7 @@ FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "alpha_mask": {"use_masks": True},
     "masked_loss": {"use_masks": True},
 }
-"""Switches for all pictures there that belong to a folder here, with what they stand for."""
+"""Switches for all images there that belong to a folder here, with what they stand for."""
 
 OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
     "conv_dim": 1,
@@ -165,7 +165,7 @@ _ONE_PROCESS = "one process trains, without accelerate"
 _SHOWN_HERE = "the page, the terminal and events.jsonl show the run"
 _SAVES_MEMORY = "attention saves memory by itself"
 _OTHER_MODELS = "it belongs to models other than SD1, SD2 and SDXL"
-_ENCODED_ONCE = "pictures and captions are always encoded ahead and kept"
+_ENCODED_ONCE = "images and captions are always encoded ahead and kept"
 _BY_ITSELF = "the checkpoint itself tells what it is"
 
 NOT_NEEDED: Mapping[str, str] = {

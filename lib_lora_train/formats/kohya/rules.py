@@ -59,7 +59,7 @@ def take_additional(intake: Intake) -> None:
         intake.overrule("additional_parameters", kohya_keys.ALIASES.get(name, name), given)
 
 
-# --- model and pictures --------------------------------------------------------------------------
+# --- model and images --------------------------------------------------------------------------
 
 
 def _model(intake: Intake) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lib_lora_train.hosts.host import Painting, PictureOrder
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
 from lib_lora_train.hosts.webui import interrogators, upscaling
 from lib_lora_train.hosts.webui import txt2img as painting
 from lib_lora_train.hosts.webui.options import results_folder, sampler_habits
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
@@ -42,7 +42,7 @@ class Relative(ABC):
         return lock
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
+    def sampler_habits(self) -> SamplerOptions:
         """As the settings say."""
         return sampler_habits(self._shared, self.device)
 
@@ -61,7 +61,7 @@ class Relative(ABC):
         """The samplers of the webui's drop-down."""
         return painting.sampler_names()
 
-    def paint(self, order: PictureOrder, sampler: str) -> Painting:
+    def paint(self, order: GenerationRequest, sampler: str) -> GeneratedImage:
         """One generation, as if a user had pressed *Generate*."""
         if order.lora:
             painting.require_lora(lora_networks(), order.lora)
@@ -71,9 +71,9 @@ class Relative(ABC):
         """Those of the Extras tab that need no download."""
         return upscaling.upscaler_names()
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
         """As the Extras tab does it."""
-        return upscaling.upscale(picture, size, upscaler)
+        return upscaling.upscale(image, size, upscaler)
 
     def taggers(self) -> Mapping[str, interrogators.Turn]:
         """DeepBooru and BLIP, where the webui has them."""

@@ -20,7 +20,7 @@ from lib_lora_train.core.errors import HostError, ModelError
 from lib_lora_train.hosts.webui.common import Relative, positive, without_wrappers
 from lib_lora_train.hosts.webui.host import LoadedModel, ModelFacts
 from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX, Hints, PredictionType
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # Text encoders by the webui's name; a model with clip_g has two of them.
@@ -50,7 +50,7 @@ class Forge(Relative):
         return torch.device(self._memory.get_torch_device())
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
+    def sampler_habits(self) -> SamplerOptions:
         """As the settings say, but the UNet gets whole timesteps in every case."""
         return replace(super().sampler_habits, has_whole_timesteps=True)
 

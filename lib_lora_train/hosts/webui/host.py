@@ -21,15 +21,15 @@ from torch import Tensor
 from lib_lora_train.core.errors import HostError, ModelAwayError, ModelError
 from lib_lora_train.core.user_paths import typed_path
 from lib_lora_train.hosts.gpu import card_of, device_name
-from lib_lora_train.hosts.host import Footing, Painting, PictureOrder
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarget
 from lib_lora_train.hosts.webui.queue_lock import give_way, is_waited_for
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from lib_lora_train.models.architecture import Hints, infer_spec
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
-from lib_lora_train.models.diffusion_model import NOTHING_TOLD, DiffusionModel, Told, as_told, model_on
+from lib_lora_train.models.diffusion_model import NO_OVERRIDES, DiffusionModel, ModelOverrides, model_on, with_overrides
 from lib_lora_train.models.graft import can_be_trained_on, graft
-from lib_lora_train.models.loading import ModelChoice, load_model, tokenizer_of, told_by
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.models.loading import ModelChoice, load_model, model_overrides, tokenizer_of
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,7 +86,7 @@ class Webui(Protocol):
         """Where the webui computes."""
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
+    def sampler_habits(self) -> SamplerOptions:
         """How the webui draws."""
 
     @property
@@ -113,14 +113,14 @@ class Webui(Protocol):
     def upscaler_names(self) -> tuple[str, ...]:
         """The webui's upscalers whose models are there."""
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """The RGB picture enlarged by one of them; errors as `hosts.base.Host.upscale`."""
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The RGB image enlarged by one of them; errors as `hosts.base.Host.upscale`."""
 
-    def paint(self, order: PictureOrder, sampler: str) -> Painting:
+    def paint(self, order: GenerationRequest, sampler: str) -> GeneratedImage:
         """One generation of the webui's own; HostError for a sampler or a LoRA file it does not have."""
 
     def taggers(self) -> Mapping[str, Callable[[], AbstractContextManager[Tagger]]]:
-        """Turns with the webui's own describers of pictures, by name."""
+        """Turns with the webui's own describers of images, by name."""
 
 
 class WebuiHost:
@@ -143,8 +143,8 @@ class WebuiHost:
         return self._webui.lora_dir
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
-        """How the webui draws: a sample then equals its picture."""
+    def sampler_habits(self) -> SamplerOptions:
+        """How the webui draws: a sample then equals its image."""
         return self._webui.sampler_habits
 
     @contextmanager
@@ -159,7 +159,7 @@ class WebuiHost:
         """Whether a generation waits; True where the lock does not tell, so that every turn is a short one."""
         return is_waited_for(self._webui.queue_lock)
 
-    def footing(self, config: TrainConfig) -> Footing:
+    def footing(self, config: TrainConfig) -> RunTarget:
         """What is in memory, or the file that the settings name.
 
         Nothing is asked that could move weights, so weights that turn out to be unusable count as usable here. Webuis
@@ -173,7 +173,7 @@ class WebuiHost:
             present is not None and present.vae is not None and vae.resolve() == present.vae.resolve()
         )
         card = card_of(device)
-        return Footing(
+        return RunTarget(
             checkpoint=named or (present.path if present else None),
             is_loaded=is_present and has_vae and config.precision == "auto",
             number_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
@@ -196,13 +196,15 @@ class WebuiHost:
                 checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
         if loaded is None or why:
             vae = vae or (loaded.vae if loaded else None)
-            return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base, told_by(config)), why)
+            return self._read(
+                ModelChoice(checkpoint, vae, config.precision, config.fp8_base, model_overrides(config)), why
+            )
         sha256 = loaded.sha256 or file_hash(loaded.path)
         with self._turn():
             if self._loaded().identity != loaded.identity:
                 raise HostError("Another checkpoint was loaded while the run began. Start it again.")
             note = _LIVE_WEIGHTS if config.fp8_base else ""
-            model = self._graft(self._loaded(), sha256, note=note, told=told_by(config))
+            model = self._graft(self._loaded(), sha256, note=note, told=model_overrides(config))
             model.let_go()
             return model
 
@@ -227,13 +229,15 @@ class WebuiHost:
         identity = present.identity if model is None else self._grafted_on.get(model, present.identity)
         return WebuiPainter(self, sampler, present.path.stem, identity)
 
-    def paint(self, order: PictureOrder, sampler: str, *, identity: tuple[object, ...], name: str) -> Painting:
-        """One picture by the webui itself, if its next generation uses the checkpoint of this identity."""
+    def paint(
+        self, order: GenerationRequest, sampler: str, *, identity: tuple[object, ...], name: str
+    ) -> GeneratedImage:
+        """One image by the webui itself, if its next generation uses the checkpoint of this identity."""
         with self._turn():
             self._required(identity, name)
             if not self._webui.is_chosen():
                 raise ModelAwayError(
-                    f"Another checkpoint or VAE is chosen in the webui, and pictures are to be drawn with {name}. "
+                    f"Another checkpoint or VAE is chosen in the webui, and images are to be drawn with {name}. "
                     f"It goes on when {name} is chosen again."
                 )
             return self._webui.paint(order, sampler)
@@ -242,13 +246,13 @@ class WebuiHost:
         """The webui's own upscalers."""
         return self._webui.upscaler_names()
 
-    def upscale(self, picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """The picture enlarged under the webui's queue lock; errors as `hosts.base.Host.upscale`."""
+    def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The image enlarged under the webui's queue lock; errors as `hosts.base.Host.upscale`."""
         with self._turn():
-            return self._webui.upscale(picture, size, upscaler)
+            return self._webui.upscale(image, size, upscaler)
 
     def tagger_names(self) -> tuple[str, ...]:
-        """The webui's own describers of pictures."""
+        """The webui's own describers of images."""
         return tuple(self._webui.taggers())
 
     @contextmanager
@@ -342,7 +346,9 @@ class WebuiHost:
         note = f"{choice.checkpoint.name} was read from its file, because {why}. That takes {size:.0f} MiB more memory."
         return replace(model, note=f"{note} {model.note}".strip())
 
-    def _graft(self, loaded: LoadedModel, sha256: str, *, note: str = "", told: Told = NOTHING_TOLD) -> DiffusionModel:
+    def _graft(
+        self, loaded: LoadedModel, sha256: str, *, note: str = "", told: ModelOverrides = NO_OVERRIDES
+    ) -> DiffusionModel:
         """Our modules on the webui's tensors."""
         facts = loaded.facts()
         self._webui.restore()
@@ -361,22 +367,22 @@ class WebuiHost:
             )
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
-        model = as_told(replace(_with_schedule(model, facts.alphas_cumprod), note=note), told)
+        model = with_overrides(replace(_with_schedule(model, facts.alphas_cumprod), note=note), told)
         self._grafted_on[model] = loaded.identity
         return model
 
 
 @dataclass(frozen=True, eq=False)
 class WebuiPainter:
-    """See `hosts.base.Painter`."""
+    """See `hosts.base.Txt2Img`."""
 
     host: WebuiHost
     sampler: str
     model_name: str
     identity: tuple[object, ...]
 
-    def draw(self, order: PictureOrder) -> Painting:
-        """One picture; errors as `hosts.base.Painter.draw`."""
+    def draw(self, order: GenerationRequest) -> GeneratedImage:
+        """One image; errors as `hosts.base.Txt2Img.draw`."""
         return self.host.paint(order, self.sampler, identity=self.identity, name=self.model_name)
 
 

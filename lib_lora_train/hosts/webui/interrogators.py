@@ -1,4 +1,4 @@
-"""The webui's own describers of pictures: DeepBooru (tags with scores) and BLIP (a sentence).
+"""The webui's own describers of images: DeepBooru (tags with scores) and BLIP (a sentence).
 
 Their names are the same in A1111 1.10 and all that descend from it. A turn is taken under the queue lock: models come
 to the device as the webui brings them and leave as it lets them leave. The webui would download a missing model while
@@ -81,7 +81,7 @@ def deepbooru_turn() -> Iterator[Tagger]:
         _forget_half_loaded(owner)
         raise _failure("DeepBooru", error) from error
     try:
-        yield lambda picture: _told("DeepBooru", owner.start, lambda: _scores(owner, picture))
+        yield lambda image: _told("DeepBooru", owner.start, lambda: _scores(owner, image))
     finally:
         owner.stop()
 
@@ -101,7 +101,7 @@ def _forget_half_loaded(owner: Any) -> None:
         owner.stop()
 
 
-def _scores(owner: Any, picture: Image.Image) -> Description:
+def _scores(owner: Any, image: Image.Image) -> Description:
     """The network's own scores; its `tag` would leave out those below the webui's threshold."""
     import numpy as np
     from modules import images
@@ -109,7 +109,7 @@ def _scores(owner: Any, picture: Image.Image) -> Description:
     network = owner.model
     weight = next(network.parameters())
     device = getattr(owner, "load_device", None) or weight.device
-    resized = images.resize_image(_FILL, picture.convert("RGB"), _SIZE_PX, _SIZE_PX)
+    resized = images.resize_image(_FILL, image.convert("RGB"), _SIZE_PX, _SIZE_PX)
     pixels = torch.from_numpy(np.asarray(resized, np.float32)[None] / 255)  # (1, 512, 512, 3)
     with torch.no_grad():
         scores = network(pixels.to(device, weight.dtype))[0].float().cpu().tolist()
@@ -141,13 +141,13 @@ def blip_turn() -> Iterator[Tagger]:
             owner.unload()
         raise _failure("BLIP", error) from error
     try:
-        yield lambda picture: _told("BLIP", owner.load, lambda: _sentence(owner, picture))
+        yield lambda image: _told("BLIP", owner.load, lambda: _sentence(owner, image))
     finally:
         owner.unload()
 
 
-def _sentence(owner: Any, picture: Image.Image) -> Description:
-    text = " ".join(str(owner.generate_caption(picture.convert("RGB"))).split())
+def _sentence(owner: Any, image: Image.Image) -> Description:
+    text = " ".join(str(owner.generate_caption(image.convert("RGB"))).split())
     return Description(sentence=text.rstrip(" ."))
 
 

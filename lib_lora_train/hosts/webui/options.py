@@ -9,14 +9,14 @@ import torch
 
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.access import Access
-from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerHabits
+from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 
 _SUBFOLDER = "lora_train_subfolder"
 _DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
 
 
 def outputs_folder() -> Path:
-    """Where runs are kept: beside the webui's own pictures."""
+    """Where runs are kept: beside the webui's own images."""
     from modules import paths_internal
 
     return Path(paths_internal.data_path) / "outputs" / "lora-train"
@@ -40,11 +40,11 @@ def results_folder(shared: Any) -> Path:
     return folder / inner
 
 
-def sampler_habits(shared: Any, device: torch.device) -> SamplerHabits:
+def sampler_habits(shared: Any, device: torch.device) -> SamplerOptions:
     """How the webui draws, from the settings in its `modules.shared`; what is not there has its usual value."""
-    usual, opts = SamplerHabits(), shared.opts
+    usual, opts = SamplerOptions(), shared.opts
     early = float(getattr(opts, "skip_early_cond", 0.0))
-    return SamplerHabits(
+    return SamplerOptions(
         noise_source=noise_source(shared, device),
         later_seed=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
         eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.hosts.webui.forge import Forge
 from lib_lora_train.models.architecture import PredictionType
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _OTHERS = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteEDM", "StableCascadeSampling"}
 """Classes of ldm_patched.modules.model_sampling that are not trained here, some of them derived from EPS."""
@@ -70,7 +70,7 @@ class ForgeClassic(LdmPatched):
     name = "Forge Classic"
 
     @property
-    def sampler_habits(self) -> SamplerHabits:
+    def sampler_habits(self) -> SamplerOptions:
         """As reForge's, but the first step is drawn without guidance even where the setting for that is 0."""
         habits = super().sampler_habits
         return replace(habits, unguided_share=habits.unguided_share or 0.0)

@@ -1,4 +1,4 @@
-"""Pictures drawn by the webui itself: its samplers, its reading of the prompt, its loading of LoRA files.
+"""Images drawn by the webui itself: its samplers, its reading of the prompt, its loading of LoRA files.
 
 What is called here has the same names in A1111 1.10 and all that descend from it. All but `sampler_names` and
 `sampler_and_scheduler` is called under the queue lock.
@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from lib_lora_train.core.errors import HostError, InterruptedDrawing
-from lib_lora_train.hosts.host import Painting, PictureOrder
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
 
 _SHOWN_NAMES = 8
 
@@ -51,8 +51,8 @@ def _schedulers() -> tuple[Any, ...]:
     return tuple(sd_schedulers.schedulers)
 
 
-def paint(order: PictureOrder, sampler: str) -> Painting:
-    """The picture as the webui draws it for anybody, but not saved among the user's own.
+def paint(order: GenerationRequest, sampler: str) -> GeneratedImage:
+    """The image as the webui draws it for anybody, but not saved among the user's own.
 
     Raises InterruptedDrawing, and HostError with the webui's reason when it fails.
     """
@@ -79,9 +79,9 @@ def paint(order: PictureOrder, sampler: str) -> Painting:
     with closing(asked), as_a_job(shared):
         done = _processed(asked)
         if shared.state.interrupted or shared.state.stopping_generation or shared.state.skipped:
-            raise InterruptedDrawing("The webui's Interrupt was pressed while it drew pictures for this run.")
+            raise InterruptedDrawing("The webui's Interrupt was pressed while it drew images for this run.")
     infotexts = getattr(done, "infotexts", None) or [""]
-    return Painting(done.images[0].convert("RGB"), str(infotexts[0]))
+    return GeneratedImage(done.images[0].convert("RGB"), str(infotexts[0]))
 
 
 @contextmanager
@@ -103,9 +103,9 @@ def _processed(asked: Any) -> Any:
     try:
         done = processing.process_images(asked)
     except failures as error:
-        raise HostError(f"The webui could not draw the picture ({error}). Its console says more.") from error
+        raise HostError(f"The webui could not draw the image ({error}). Its console says more.") from error
     if not done.images:
-        raise InterruptedDrawing("The webui drew no picture; Interrupt was pressed.")
+        raise InterruptedDrawing("The webui drew no image; Interrupt was pressed.")
     return done
 
 

@@ -1,8 +1,8 @@
-"""The webui's own upscalers, for pictures that are too small to train on. To be called under the queue lock.
+"""The webui's own upscalers, for images that are too small to train on. To be called under the queue lock.
 
 `shared.sd_upscalers` and `images.resize_image` are the same in A1111 1.10 and all that descend from it. Three traps: an
 unknown name is silently replaced by the first upscaler; one whose model is missing downloads it while everybody waits,
-so only those that are there are offered; and one whose file cannot be read gives the picture back as it is, which the
+so only those that are there are offered; and one whose file cannot be read gives the image back as it is, which the
 webui then enlarges by Lanczos without a word.
 """
 
@@ -45,8 +45,8 @@ def _has_model(scaler: Any) -> bool:
     return any(file.suffix in _MODEL_ENDINGS for folder in folders for file in folder.rglob("*"))
 
 
-def upscale(picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-    """The RGB picture at `size`; HostError where the webui fails, InterruptedDrawing at its Interrupt."""
+def upscale(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+    """The RGB image at `size`; HostError where the webui fails, InterruptedDrawing at its Interrupt."""
     from modules import images, shared
 
     if upscaler not in upscaler_names():
@@ -54,15 +54,15 @@ def upscale(picture: Image.Image, size: tuple[int, int], upscaler: str) -> Image
     scaler = next(one.scaler for one in shared.sd_upscalers if one.name == upscaler)
     with as_a_job(shared), _watched(scaler) as given_back:
         try:
-            larger = images.resize_image(_JUST_RESIZE, picture, *size, upscaler_name=upscaler)
+            larger = images.resize_image(_JUST_RESIZE, image, *size, upscaler_name=upscaler)
         except _FAILURES as error:
             raise HostError(f"{upscaler} failed ({error}). The webui's console says more.") from error
         if shared.state.interrupted:
-            raise InterruptedDrawing("The webui's Interrupt was pressed while it enlarged pictures.")
+            raise InterruptedDrawing("The webui's Interrupt was pressed while it enlarged images.")
     if given_back:
         raise HostError(f"The webui could not use {upscaler}: its model file may be damaged. Its console says more.")
     if not isinstance(larger, Image.Image) or larger.size != size:
-        raise HostError(f"{upscaler} gave back no picture of {size[0]}×{size[1]} px. Choose another one.")
+        raise HostError(f"{upscaler} gave back no image of {size[0]}×{size[1]} px. Choose another one.")
     return larger.convert("RGB")
 
 
@@ -75,10 +75,10 @@ def _watched(scaler: Any) -> Iterator[list[Image.Image]]:
         yield given_back
         return
 
-    def do_upscale(picture: Image.Image, *rest: Any, **named: Any) -> Image.Image:
-        larger: Image.Image = work(picture, *rest, **named)
-        if larger is picture:
-            given_back.append(picture)
+    def do_upscale(image: Image.Image, *rest: Any, **named: Any) -> Image.Image:
+        larger: Image.Image = work(image, *rest, **named)
+        if larger is image:
+            given_back.append(image)
         return larger
 
     scaler.do_upscale = do_upscale  # on this object; the class's own shows again when it is gone

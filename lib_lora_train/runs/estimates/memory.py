@@ -41,8 +41,8 @@ from lib_lora_train.runs.estimates.trained_parameters import kept_of, text_ranks
 
 _CELL = 8  # px of a side that are one latent position
 _CHUNK = 75  # tokens of a caption in one run of the text encoder, which adds 2
-ENCODED_PX, ENCODED_PICTURES = 4 * 512 * 512, 8
-"""The most that is encoded together, but for a single picture that has more; as `models.latents` does it."""
+ENCODED_PX, ENCODED_IMAGES = 4 * 512 * 512, 8
+"""The most that is encoded together, but for a single image that has more; as `models.latents` does it."""
 
 WORKING = 10.5
 """The backward pass's own tensors: the most that `benchmarks/memory.py` finds, in UNet widths per latent position."""
@@ -148,7 +148,7 @@ def _step_bytes(config: TrainConfig) -> int:
 
 
 def _largest_batch(plan: Plan) -> tuple[int, int]:
-    """(pictures, latent positions) of the micro-batch with the most positions."""
+    """(images, latent positions) of the micro-batch with the most positions."""
     batches = [
         (min(plan.batch_size, bucket.sample_count), (bucket.width // _CELL) * (bucket.height // _CELL))
         for bucket in plan.buckets
@@ -159,7 +159,7 @@ def _largest_batch(plan: Plan) -> tuple[int, int]:
 def _encoded_px(plan: Plan) -> int:
     """The most pixels that go through the VAE together."""
     counts = ((bucket.width * bucket.height, bucket.image_count) for bucket in plan.buckets)
-    return max(size * max(1, min(ENCODED_PICTURES, ENCODED_PX // size, images)) for size, images in counts)
+    return max(size * max(1, min(ENCODED_IMAGES, ENCODED_PX // size, images)) for size, images in counts)
 
 
 # --- forward passes -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
 from lib_lora_train.core.progress import time_text
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.hosts.host import Card, Footing
+from lib_lora_train.hosts.host import Card, RunTarget
 from lib_lora_train.runs.estimates.memory import MemoryEstimate, ModelFile, estimate_memory, read_model
 from lib_lora_train.runs.estimates.step_time import TimeEstimate, estimate_time, workload_of
 
@@ -68,7 +68,7 @@ class Forecast:
         }
 
 
-def forecast(config: TrainConfig, plan: Plan, footing: Footing, home: Path) -> Forecast:
+def forecast(config: TrainConfig, plan: Plan, footing: RunTarget, home: Path) -> Forecast:
     """What the run will need, as far as `footing` and the past runs in `home` tell."""
     model = read_model(footing.checkpoint) if footing.checkpoint else None
     if model is None:
@@ -82,7 +82,7 @@ def forecast(config: TrainConfig, plan: Plan, footing: Footing, home: Path) -> F
     return Forecast(memory, estimate_time(home, wanted, plan.total_steps), footing.card, footing.device, problems)
 
 
-def _memory(model: ModelFile, config: TrainConfig, plan: Plan, footing: Footing) -> MemoryEstimate:
+def _memory(model: ModelFile, config: TrainConfig, plan: Plan, footing: RunTarget) -> MemoryEstimate:
     return estimate_memory(model, config, plan, number_bytes=footing.number_bytes, is_loaded=footing.is_loaded)
 
 
@@ -90,7 +90,7 @@ def _memory(model: ModelFile, config: TrainConfig, plan: Plan, footing: Footing)
 
 
 def _about_room(
-    memory: MemoryEstimate, model: ModelFile, config: TrainConfig, plan: Plan, footing: Footing
+    memory: MemoryEstimate, model: ModelFile, config: TrainConfig, plan: Plan, footing: RunTarget
 ) -> Iterator[Problem]:
     card = footing.card
     if card is None:
@@ -104,7 +104,7 @@ def _about_room(
         yield Problem("hint", "", f"{text} are free now. Close other programs that use it.")
 
 
-def _advice(model: ModelFile, config: TrainConfig, plan: Plan, footing: Footing) -> tuple[str, str]:
+def _advice(model: ModelFile, config: TrainConfig, plan: Plan, footing: RunTarget) -> tuple[str, str]:
     """(the parameter to change, what to do): one change after the other until the run fits, as far as they go."""
     assert footing.card is not None
     done: list[str] = []
@@ -121,7 +121,7 @@ def _advice(model: ModelFile, config: TrainConfig, plan: Plan, footing: Footing)
     return first, f"{_joined(done)}, and choose {rest}." if done else f"Choose {rest}."
 
 
-def _savings(config: TrainConfig, footing: Footing) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _savings(config: TrainConfig, footing: RunTarget) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(parameter, changed settings, in words) of what saves memory and costs least in quality, the best first."""
     if not config.gradient_checkpointing:
         yield "gradient_checkpointing", {"gradient_checkpointing": True}, "switch on gradient_checkpointing"
@@ -153,9 +153,7 @@ def _about_memory(memory: MemoryEstimate | None, card: Card | None, device: str)
             f"{size_text(memory.adapter)} the adapter with its optimiser, {size_text(memory.activations)} activations"
         )
     else:
-        most = (
-            f"{size_text(memory.encoding)} for encoding the pictures, more than the {size_text(training)} of training"
-        )
+        most = f"{size_text(memory.encoding)} for encoding the images, more than the {size_text(training)} of training"
     where = f"The {card.name} has {size_text(card.total)}, {size_text(card.free)} of it free. " if card else ""
     if device == "cpu":
         where = "It is taken from the computer's memory, as no graphics card is used. "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib_lora_train.adapters.dropout import Chance, ChanceRule
+from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.dylora import trained_rows
 from lib_lora_train.adapters.families.factorization import butterfly, factorisation
 from lib_lora_train.adapters.families.oft import minus_identity
@@ -81,13 +81,15 @@ def test_dylora_trains_only_the_drawn_rows() -> None:
     assert (up.norm(dim=0) > 0).tolist() == rows.tolist()
 
 
-def _chance_with_block(layer: Any, *, last: bool) -> Chance:
-    chances = (Chance(ChanceRule(), 1, (counter,)) for counter in range(1000))
+def _chance_with_block(layer: Any, *, last: bool) -> DropoutState:
+    chances = (DropoutState(DropoutRates(), 1, (counter,)) for counter in range(1000))
     return next(c for c in chances if (trained_rows(layer.options, c.draw("").block)[1] == RANK) == last)
 
 
 def test_dylora_draws_every_block_equally_often() -> None:
-    draws = [trained_rows(Options(rank=8, unit=3), Chance(ChanceRule(), 5, (n,)).draw("").block) for n in range(3000)]
+    draws = [
+        trained_rows(Options(rank=8, unit=3), DropoutState(DropoutRates(), 5, (n,)).draw("").block) for n in range(3000)
+    ]
     counts = {rows: draws.count(rows) for rows in set(draws)}
     assert set(counts) == {(0, 3), (3, 6), (6, 8)}
     assert all(abs(count - 1000) < 5 * 26 for count in counts.values())  # five standard deviations
@@ -109,7 +111,7 @@ def test_rank_dropout_leaves_out_whole_output_channels(case: str, kind: str) -> 
     layer, x = make(case, kind)
     base, axis = layer.base_layer(x), 1 if kind == "conv3x3" else -1
     whole = layer(x).detach() - base
-    layer.switch.chance = Chance(ChanceRule(rank_dropout=0.4), 1, (0,))
+    layer.switch.chance = DropoutState(DropoutRates(rank_dropout=0.4), 1, (0,))
     change = layer(x) - base
     kept = change.detach().transpose(0, axis).flatten(1).norm(dim=1) > 1e-4
     assert 0 < int(kept.sum()) < len(kept)
@@ -127,7 +129,7 @@ def test_rank_dropout_keeps_the_mean(case: str) -> None:
     layer, x = make(case, "linear")
     plain, answers = layer(x).detach(), []
     for draw in range(600):
-        layer.switch.chance = Chance(ChanceRule(rank_dropout=0.25), 1, (draw,))
+        layer.switch.chance = DropoutState(DropoutRates(rank_dropout=0.25), 1, (draw,))
         answers.append(layer(x).detach())
     seen = torch.stack(answers)
     # Five standard deviations, and the rounding of channels that hardly change.

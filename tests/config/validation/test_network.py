@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.network import judge_network
+from lib_lora_train.config.validation.network import validate_network
 
 
 def _found(**values: Any) -> set[tuple[str, str]]:
-    return {(p.level, p.where) for p in judge_network(TrainConfig(**values))}
+    return {(p.level, p.where) for p in validate_network(TrainConfig(**values))}
 
 
 def test_defaults_of_the_plain_families_have_no_findings() -> None:
@@ -99,5 +99,5 @@ def test_what_a_host_ignores_is_said_with_the_way_out() -> None:
         {"family": "lokr", "tucker": True, "targets": "all"},
     )
     for values in cases:
-        told = " ".join(problem.message for problem in judge_network(TrainConfig(**values)))
+        told = " ".join(problem.message for problem in validate_network(TrainConfig(**values)))
         assert "Forge" in told and "convert" in told and "diff" in told

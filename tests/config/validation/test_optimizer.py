@@ -8,9 +8,9 @@ import pytest
 
 from lib_lora_train.config.optimizer_catalog import KINDS
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 
-BASE = TrainConfig(concepts=(Concept("/pictures", trigger="zok"),), sample_prompts=("zok",), text_encoder_lr=5e-5)
+BASE = TrainConfig(concepts=(Concept("/images", trigger="zok"),), sample_prompts=("zok",), text_encoder_lr=5e-5)
 CUSTOM = {"optimizer": "Custom", "custom_optimizer": "torch.optim.RAdam"}
 PRODIGY = {"optimizer": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": None}
 DADAPT = {**PRODIGY, "optimizer": "DAdaptAdam"}
@@ -20,7 +20,7 @@ ADAFACTOR = {"optimizer": "Adafactor", "lr_schedule": "adafactor"}
 
 def found(**values: Any) -> dict[str, str]:
     """Parameter → level of what is judged."""
-    return {problem.where: problem.level for problem in judge(BASE.replace(**values))}
+    return {problem.where: problem.level for problem in validate(BASE.replace(**values))}
 
 
 def test_usual_settings_have_no_finding() -> None:
@@ -80,8 +80,8 @@ def test_rates_of_models_much_smaller_than_stable_diffusion_are_not_judged() -> 
 
 
 def test_the_linear_rule_is_offered_with_its_number() -> None:
-    (hint,) = (problem for problem in judge(BASE.replace(batch_size=8)) if problem.where == "learning_rate")
-    assert "8 pictures per step the guides go up to 0.0008" in hint.message
+    (hint,) = (problem for problem in validate(BASE.replace(batch_size=8)) if problem.where == "learning_rate")
+    assert "8 images per step the guides go up to 0.0008" in hint.message
 
 
 def test_the_guides_arguments_are_allowed() -> None:

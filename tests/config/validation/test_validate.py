@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.config.validation.validate import judge, require_usable
+from lib_lora_train.config.validation.validate import require_usable, validate
 from lib_lora_train.core.errors import ConfigError, Problem
 
 CATS = Concept("cats")
@@ -19,17 +19,17 @@ PRODIGY = {"optimizer": "Prodigy", "learning_rate": 1.0}
 
 
 def _found(**values: Any) -> set[tuple[str, str]]:
-    return {(p.level, p.where) for p in judge(GOOD.replace(**values))}
+    return {(p.level, p.where) for p in validate(GOOD.replace(**values))}
 
 
 def _messages(**values: Any) -> str:
-    return "\n".join(p.message for p in judge(GOOD.replace(**values)))
+    return "\n".join(p.message for p in validate(GOOD.replace(**values)))
 
 
 def test_a_good_config_has_no_findings() -> None:
-    assert judge(GOOD) == ()
-    assert judge(GOOD.replace(**PRODIGY, optimizer_args="decouple=True d_coef=0.8 betas=0.9,0.99")) == ()
-    assert judge(GOOD.replace(resolution=128, min_bucket=64)) == ()
+    assert validate(GOOD) == ()
+    assert validate(GOOD.replace(**PRODIGY, optimizer_args="decouple=True d_coef=0.8 betas=0.9,0.99")) == ()
+    assert validate(GOOD.replace(resolution=128, min_bucket=64)) == ()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[
     ],
 )
 def test_usual_noise_loss_and_schedule_have_no_findings(values: dict[str, Any]) -> None:
-    assert judge(GOOD.replace(**values)) == ()
+    assert validate(GOOD.replace(**values)) == ()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_output_names_with_path_parts_or_forbidden_characters_are_refused(name: 
 
 @pytest.mark.parametrize("name", ["my-lora", "zorp v1.5", "猫 (final)", "CONcept", "a.b"])
 def test_ordinary_output_names_are_allowed(name: str) -> None:
-    assert judge(GOOD.replace(output_name=name)) == ()
+    assert validate(GOOD.replace(output_name=name)) == ()
 
 
 def test_the_nearest_good_side_is_named() -> None:
@@ -249,7 +249,7 @@ def test_an_argument_of_the_other_optimiser_gets_a_hint() -> None:
 
 
 def test_all_errors_are_raised_together_and_only_they() -> None:
-    problems = judge(
+    problems = validate(
         GOOD.replace(output_name="a/b", concepts=(), train_unet=False, train_text_encoder=False, rank=8, alpha=9.0)
     )
     with pytest.raises(ConfigError) as caught:
@@ -264,7 +264,7 @@ def test_warnings_and_hints_do_not_stop_a_run() -> None:
 
 
 def test_errors_come_first() -> None:
-    levels = [p.level for p in judge(GOOD.replace(keep_tokens=3, noise_offset=0.9, output_name=""))]
+    levels = [p.level for p in validate(GOOD.replace(keep_tokens=3, noise_offset=0.9, output_name=""))]
     assert levels == ["error", "warning", "hint"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
-from lib_lora_train.config.validation.validate import judge
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.formats.kohya import keys as kohya_keys
@@ -83,7 +83,7 @@ def test_a_gui_file_is_taken_over_by_meaning() -> None:
         ],
     }
     assert {name: value for name, value in changed(imported).items() if name in expected} == expected
-    assert [problem for problem in judge(imported.config) if problem.level == "error"] == []
+    assert [problem for problem in validate(imported.config) if problem.level == "error"] == []
 
 
 def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
@@ -663,14 +663,14 @@ def test_the_tensors_tell_which_parts_were_trained() -> None:
     assert (config.train_unet, config.train_text_encoder) == (True, False)
 
 
-def test_several_data_sets_in_the_metadata_are_read() -> None:
+def test_several_datasets_in_the_metadata_are_read() -> None:
     told = json.dumps([{"resolution": [640, 640], "batch_size_per_device": 2, "subsets": [{"keep_tokens": 3}]}])
     config = from_metadata(Header({"ss_network_dim": "8", "ss_datasets": told}, ())).config
     assert (config.resolution, config.keep_tokens, config.concepts) == (640, 3, ())
 
 
 def test_our_own_lora_gives_all_its_settings_but_the_places(tmp_path: Path) -> None:
-    concepts = (Concept("/pictures/fox", repeats=3, trigger="zfox"),)
+    concepts = (Concept("/images/fox", repeats=3, trigger="zfox"),)
     config = TrainConfig(concepts=concepts, rank=4, sample_steps=9, checkpoint="/models/a.safetensors")
     metadata = {CONFIG_KEY: json.dumps(shareable_config(config)), "ss_network_dim": "4"}
     imported = read_settings(write_lora(tmp_path / "fox.safetensors", metadata))
@@ -857,7 +857,7 @@ def test_sd_scripts_cuts_captions_at_75_tokens_where_the_file_is_silent() -> Non
     assert from_script({"max_token_length": "150"}).config.max_token_length == 150
 
 
-def test_switches_for_all_pictures_go_to_every_folder() -> None:
+def test_switches_for_all_images_go_to_every_folder() -> None:
     switches = {"flip_aug": True, "color_aug": "true", "random_crop": 1, "masked_loss": True}
     imported = gui(train_data_dir="img", reg_data_dir="reg", **switches)
     assert {(c.flip, c.colour_jitter, c.random_crop, c.use_masks) for c in imported.config.concepts} == {

@@ -30,9 +30,9 @@ from lib_lora_train.hosts.webui.options import noise_source
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.fp8 import is_eight_bit
 from lib_lora_train.sampling.sample import draw_samples
-from lib_lora_train.sampling.sampler_options import SamplerHabits
+from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import Breathe, leased_in_breaths
+from lib_lora_train.training.lease import Breathe, leased_with_yields
 from lib_lora_train.training.loop import train
 from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_config, started
@@ -156,30 +156,28 @@ def text_parameters(world: World) -> Iterator[Tensor]:
 
 
 def test_a_training_leaves_every_byte_of_the_webui_as_it_was(world: World, host: WebuiHost) -> None:
-    picture, styled = world.generate(), world.generate("style")
+    image, styled = world.generate(), world.generate("style")
     world.generate()
     flags = [p.requires_grad for p in parameters_of(world)]
     trained(host)
     assert [p.requires_grad for p in parameters_of(world)] == flags
-    assert world.weights() == picture
-    assert (world.generate("style"), world.generate()) == (styled, picture) and picture != styled
+    assert world.weights() == image
+    assert (world.generate("style"), world.generate()) == (styled, image) and image != styled
 
 
-def test_generating_with_loras_between_turns_changes_neither_pictures_nor_training(
-    world: World, host: WebuiHost
-) -> None:
+def test_generating_with_loras_between_turns_changes_neither_images_nor_training(world: World, host: WebuiHost) -> None:
     alone, _ = trained(host)
     expected = {name: world.generate(name) for name in ("style", "other", "")}
-    pictures: list[tuple[str, str]] = []
+    images: list[tuple[str, str]] = []
 
     def generate(event: Event) -> None:
         if isinstance(event, StepDone):
             name = ("style", "other", "")[event.step % 3]
-            pictures.append((name, world.generate(name)))
+            images.append((name, world.generate(name)))
             world.unload()
 
     together, _ = trained(host, during=generate)
-    assert len(pictures) == 8 and all(expected[name] == picture for name, picture in pictures)
+    assert len(images) == 8 and all(expected[name] == image for name, image in images)
     assert same(together, alone)
 
 
@@ -194,7 +192,7 @@ class Passers:
     """Inside, somebody waits to generate in the midst of each of the UNet's answers."""
 
     def __init__(self, world: World) -> None:
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self._world, self._threads = world, list[threading.Thread]()
 
     def __enter__(self) -> Passers:
@@ -210,7 +208,7 @@ class Passers:
         lock = self._world.queue_lock
         if not isinstance(module, UNet2DConditionModel) or lock._pending_threads:
             return
-        self._threads.append(threading.Thread(target=lambda: self.pictures.append(self._world.generate("style"))))
+        self._threads.append(threading.Thread(target=lambda: self.images.append(self._world.generate("style"))))
         self._threads[-1].start()
         while not lock._pending_threads:
             time.sleep(0.001)
@@ -219,13 +217,13 @@ class Passers:
 def test_generations_go_first_while_training_runs(
     world: World, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the midst of each step a generation waits: the turn ends with that step, and every picture is right."""
+    """In the midst of each step a generation waits: the turn ends with that step, and every image is right."""
     expected = world.generate("style")
     leases = leases_of(host, monkeypatch)
     with Passers(world) as passers:
         _, events = trained(host)
     steps = sum(isinstance(event, StepDone) for event in events)
-    assert passers.pictures == [expected] * steps
+    assert passers.images == [expected] * steps
     assert len(leases) >= steps, "one turn for each step"
 
 
@@ -240,13 +238,13 @@ def test_generations_go_first_while_samples_are_drawn(
         count = lambda _done, _total: breathe()  # noqa: E731
         return draw_samples(lent, prompts, sampler="Euler", clip_skip=1, on_progress=count)[0].tobytes()
 
-    alone = ended(leased_in_breaths(host, model, control, draw))
+    alone = ended(leased_with_yields(host, model, control, draw))
     expected = world.generate("style")
     leases = leases_of(host, monkeypatch)
     with Passers(world) as passers:
-        among = ended(leased_in_breaths(host, model, control, draw))
+        among = ended(leased_with_yields(host, model, control, draw))
     assert among == alone
-    assert passers.pictures == [expected] * 3 and len(leases) == 1 + 3
+    assert passers.images == [expected] * 3 and len(leases) == 1 + 3
 
 
 def leases_of(host: WebuiHost, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -403,13 +401,13 @@ def test_forge_draws_noise_on_the_processor_to_reproduce_others() -> None:
 @pytest.mark.parametrize("world", WORLDS, indirect=True)
 def test_samples_are_drawn_as_the_webuis_settings_and_ways_have_it(world: World, host: WebuiHost) -> None:
     """Forge and its relatives ask the UNet at whole timesteps; Classic leaves the guidance out of the first step."""
-    usual = SamplerHabits(torch.device("cpu"), has_whole_timesteps=not isinstance(world, A1111World))
+    usual = SamplerOptions(torch.device("cpu"), has_whole_timesteps=not isinstance(world, A1111World))
     if isinstance(world, ClassicWorld):
         usual = replace(usual, unguided_share=0.0)
     assert host.sampler_habits == usual
     set_in(sys.modules["modules.shared"], eta_noise_seed_delta=31337, eta_ancestral=0.5, eta_ddim=0.2)
     set_in(sys.modules["modules.shared"], skip_early_cond=0.25, enable_quantization=True)
-    assert host.sampler_habits == SamplerHabits(torch.device("cpu"), 31337, 0.5, 0.2, True, 0.25)
+    assert host.sampler_habits == SamplerOptions(torch.device("cpu"), 31337, 0.5, 0.2, True, 0.25)
 
 
 def set_in(shared: Any, **options: Any) -> None:

@@ -53,7 +53,7 @@ def test_deepbooru_gives_every_score_and_leaves_the_card(host: WebuiHost, both: 
 def test_blip_gives_its_sentence_and_leaves_the_card(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
     with host.tagger("BLIP") as tagger:
         found = tagger(Image.new("L", (40, 20)))
-    assert (found.sentence, found.tags) == ("a picture of 40 by 20", ())
+    assert (found.sentence, found.tags) == ("an image of 40 by 20", ())
     assert both[1].log == ["start", "stop"] and not both[1].world.queue_lock.is_held
 
 

@@ -1,4 +1,4 @@
-"""Pictures that the webui draws itself: any sampler of it, its own checkpoint, and what a user does meanwhile."""
+"""Images that the webui draws itself: any sampler of it, its own checkpoint, and what a user does meanwhile."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError, InterruptedDrawing, ModelAwayError
-from lib_lora_train.hosts.host import PictureOrder
+from lib_lora_train.hosts.host import GenerationRequest
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.webui import WORLDS, ClassicWorld, World, host_in
 
-ORDER = PictureOrder("a fox", "blurry", 64, 128, seed=3, steps=4, cfg=5.0, clip_skip=2)
+ORDER = GenerationRequest("a fox", "blurry", 64, 128, seed=3, steps=4, cfg=5.0, clip_skip=2)
 
 
 @pytest.fixture(params=WORLDS)
@@ -33,16 +33,16 @@ def host(world: World) -> WebuiHost:
     return host_in(world)
 
 
-def colour(picture: Image.Image) -> str:
-    """The stand-in draws the hash of the weights that the picture was made with."""
-    return bytes(picture.getpixel((0, 0))).hex()  # type: ignore[arg-type]
+def colour(image: Image.Image) -> str:
+    """The stand-in draws the hash of the weights that the image was made with."""
+    return bytes(image.getpixel((0, 0))).hex()  # type: ignore[arg-type]
 
 
 def test_a_painting_is_a_generation_of_the_webuis_own(world: World, host: WebuiHost) -> None:
     painter = host.painter("DPM++ 2M Karras")
     plain, styled = painter.draw(ORDER), painter.draw(replace(ORDER, lora="zok-000001"))
-    assert colour(plain.picture) == world.generate()[:6] and colour(styled.picture) == world.generate("zok-000001")[:6]
-    assert colour(plain.picture) != colour(styled.picture) and plain.picture.size == (64, 128)
+    assert colour(plain.image) == world.generate()[:6] and colour(styled.image) == world.generate("zok-000001")[:6]
+    assert colour(plain.image) != colour(styled.image) and plain.image.size == (64, 128)
     asked = world.drawing.asked[-1]
     assert (asked.prompt, asked.negative_prompt) == ("a fox <lora:zok-000001:1>", "blurry")
     named = (asked.sampler_name, getattr(asked, "scheduler", ""))
@@ -102,7 +102,7 @@ def test_nothing_is_drawn_with_another_checkpoint(world: World, host: WebuiHost)
         painter.draw(ORDER)
     assert world.drawing.asked == []
     world.switch_to(0)
-    assert painter.draw(ORDER).picture.size == (64, 128)
+    assert painter.draw(ORDER).image.size == (64, 128)
 
 
 def test_the_webui_does_not_draw_for_a_run_on_another_file(world: World, host: WebuiHost, tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_the_webui_does_not_draw_for_a_run_on_another_file(world: World, host: W
 
 
 @pytest.mark.parametrize("button", ["interrupted", "stopping_generation", "skipped"])
-def test_an_interrupted_picture_is_not_taken_for_a_whole_one(world: World, host: WebuiHost, button: str) -> None:
+def test_an_interrupted_image_is_not_taken_for_a_whole_one(world: World, host: WebuiHost, button: str) -> None:
     setattr(world.drawing.state, button, True)  # of an earlier generation: forgotten
     painter = host.painter("Euler")
     painter.draw(ORDER)
-    world.drawing.at_picture = lambda: setattr(world.drawing.state, button, True)
+    world.drawing.at_image = lambda: setattr(world.drawing.state, button, True)
     with pytest.raises(InterruptedDrawing):
         painter.draw(ORDER)
     assert not world.queue_lock.is_held and world.drawing.state.job == ""
@@ -127,8 +127,8 @@ def test_what_the_webui_fails_with_is_told(world: World, host: WebuiHost) -> Non
     def fail() -> None:
         raise RuntimeError("CUDA out of memory")
 
-    world.drawing.at_picture = fail
-    with pytest.raises(HostError, match=r"could not draw the picture \(CUDA out of memory\)"):
+    world.drawing.at_image = fail
+    with pytest.raises(HostError, match=r"could not draw the image \(CUDA out of memory\)"):
         host.painter("Euler").draw(ORDER)
     assert not world.queue_lock.is_held and world.drawing.asked[-1].is_closed
 

@@ -15,7 +15,7 @@ from lib_lora_train.hosts.webui.host import WebuiHost
 from tests.stand_ins.webui import A1111World, ForgeWorld, host_in, install, module_of
 
 World = A1111World | ForgeWorld
-PICTURE = Image.new("RGB", (40, 30), (9, 90, 200))
+IMAGE = Image.new("RGB", (40, 30), (9, 90, 200))
 
 
 class Upscaler:
@@ -28,7 +28,7 @@ class Upscaler:
         self.interrupts = False
         self.is_damaged = False
 
-    def upscale(self, picture: Image.Image, scale: float, path: str) -> Image.Image:
+    def upscale(self, image: Image.Image, scale: float, path: str) -> Image.Image:
         assert self.world.queue_lock.is_held, "the webui computes under its lock"
         if self.failure:
             raise self.failure
@@ -36,15 +36,15 @@ class Upscaler:
         if self.interrupts:
             self.world.drawing.state.interrupted = True
         if self.world.drawing.state.interrupted:
-            return picture
-        size = (int(picture.width * scale) // 8 * 8, int(picture.height * scale) // 8 * 8)
-        return self.do_upscale(picture, path).resize(size)
+            return image
+        size = (int(image.width * scale) // 8 * 8, int(image.height * scale) // 8 * 8)
+        return self.do_upscale(image, path).resize(size)
 
-    def do_upscale(self, picture: Image.Image, path: str) -> Image.Image:
-        """Four times the size; one that cannot read its file reports that and gives the picture back."""
+    def do_upscale(self, image: Image.Image, path: str) -> Image.Image:
+        """Four times the size; one that cannot read its file reports that and gives the image back."""
         if self.is_damaged:
-            return picture
-        return Image.new("RGB", (4 * picture.width, 4 * picture.height), (200, 90, 9))
+            return image
+        return Image.new("RGB", (4 * image.width, 4 * image.height), (200, 90, 9))
 
 
 @pytest.fixture(params=[A1111World, ForgeWorld], ids=["a1111", "forge"])
@@ -67,10 +67,10 @@ def upscaler(world: World, monkeypatch: pytest.MonkeyPatch) -> Upscaler:
         SimpleNamespace(name="4x-away", data_path="https://nowhere/4x.pth", scaler=scaler),
     ]
 
-    def resize_image(mode: int, picture: Image.Image, width: int, height: int, upscaler_name: str) -> Image.Image:
+    def resize_image(mode: int, image: Image.Image, width: int, height: int, upscaler_name: str) -> Image.Image:
         chosen = next((one for one in entries if one.name == upscaler_name), entries[0])
-        scale = max(width / picture.width, height / picture.height)
-        larger: Image.Image = chosen.scaler.upscale(picture, scale, chosen.data_path)
+        scale = max(width / image.width, height / image.height)
+        larger: Image.Image = chosen.scaler.upscale(image, scale, chosen.data_path)
         return larger.resize((width, height))
 
     monkeypatch.setattr(shared, "sd_upscalers", entries, raising=False)
@@ -100,8 +100,8 @@ def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
     assert "LDSR" in host.upscaler_names()
 
 
-def test_a_picture_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
-    larger = host.upscale(PICTURE, (101, 76), "4x-there")
+def test_an_image_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
+    larger = host.upscale(IMAGE, (101, 76), "4x-there")
     assert (larger.size, larger.mode, larger.getpixel((50, 40))) == ((101, 76), "RGB", (200, 90, 9))
     assert upscaler.asked == [pytest.approx(76 / 30)]
     assert not world.queue_lock.is_held
@@ -110,30 +110,30 @@ def test_a_picture_is_enlarged_to_the_very_size_in_a_turn(world: World, host: We
 @pytest.mark.parametrize("name", ["4x-away", "4x-unknown", "None", ""])
 def test_what_is_not_offered_is_refused(host: WebuiHost, upscaler: Upscaler, name: str) -> None:
     with pytest.raises(HostError, match="Choose another"):
-        host.upscale(PICTURE, (80, 60), name)
+        host.upscale(IMAGE, (80, 60), name)
     assert upscaler.asked == []
 
 
 def test_what_the_webui_fails_with_is_told(host: WebuiHost, upscaler: Upscaler, world: World) -> None:
     upscaler.failure = RuntimeError("CUDA out of memory")
     with pytest.raises(HostError, match="out of memory"):
-        host.upscale(PICTURE, (80, 60), "4x-there")
+        host.upscale(IMAGE, (80, 60), "4x-there")
     assert not world.queue_lock.is_held
 
 
 def test_interrupt_is_told_and_an_old_one_does_not_count(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
     world.drawing.state.interrupted = True  # of an earlier generation
-    assert host.upscale(PICTURE, (80, 60), "4x-there").getpixel((9, 9)) == (200, 90, 9)
+    assert host.upscale(IMAGE, (80, 60), "4x-there").getpixel((9, 9)) == (200, 90, 9)
     upscaler.interrupts = True
     with pytest.raises(InterruptedDrawing):
-        host.upscale(PICTURE, (80, 60), "4x-there")
+        host.upscale(IMAGE, (80, 60), "4x-there")
 
 
 def test_without_a_webui_there_are_none(tmp_path: Path) -> None:
     host: Any = StandaloneHost(None, None, tmp_path, "cpu")
     assert host.upscaler_names() == ()
     with pytest.raises(HostError, match="Lanczos"):
-        host.upscale(PICTURE, (80, 60), "4x-there")
+        host.upscale(IMAGE, (80, 60), "4x-there")
 
 
 def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
@@ -141,7 +141,7 @@ def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
 ) -> None:
     upscaler.is_damaged = True
     with pytest.raises(HostError, match="could not use 4x-there"):
-        host.upscale(PICTURE, (101, 76), "4x-there")
+        host.upscale(IMAGE, (101, 76), "4x-there")
     assert "do_upscale" not in vars(upscaler), "the webui's own upscaler is as it was"
     upscaler.is_damaged = False
-    assert host.upscale(PICTURE, (101, 76), "4x-there").size == (101, 76)
+    assert host.upscale(IMAGE, (101, 76), "4x-there").size == (101, 76)

@@ -22,7 +22,7 @@ from lib_lora_train.runs.estimates.activation_trace import Tape, Value
 from lib_lora_train.runs.estimates.forward_trace import run_text_encoder, run_unet
 from lib_lora_train.runs.estimates.memory import (
     _STATE_BYTES,
-    ENCODED_PICTURES,
+    ENCODED_IMAGES,
     ENCODED_PX,
     ENCODING,
     WORKING,
@@ -194,8 +194,8 @@ def test_the_counter_counts_what_lives() -> None:
     assert (live.now, live.peak) == (0, 2 * 256 * 4)
 
 
-def test_as_many_pictures_are_encoded_together_as_the_estimate_says() -> None:
-    assert (ENCODED_PX, ENCODED_PICTURES) == (latents._PIXELS_PER_BATCH, latents._BATCH_LIMIT)
+def test_as_many_images_are_encoded_together_as_the_estimate_says() -> None:
+    assert (ENCODED_PX, ENCODED_IMAGES) == (latents._PIXELS_PER_BATCH, latents._BATCH_LIMIT)
 
 
 # --- what optimisers remember --------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
 from lib_lora_train.core.progress import time_text
-from lib_lora_train.hosts.host import Card, Footing
+from lib_lora_train.hosts.host import Card, RunTarget
 from lib_lora_train.runs.estimates.requirements import Forecast, forecast, size_text
 from lib_lora_train.runs.estimates.step_time import estimate_time, past_speeds, workload_of
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
@@ -70,7 +70,7 @@ def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
     assert [speed.run for speed in past_speeds(tmp_path)] == ["1-run"]
 
 
-def test_pixels_per_step_are_those_of_all_its_pictures() -> None:
+def test_pixels_per_step_are_those_of_all_its_images() -> None:
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
     work = workload_of(config, small_plan(config), family="sd1", device="cpu")
     assert work.pixels_per_step == 4 * 64 * 64
@@ -89,7 +89,7 @@ CONFIG = TrainConfig(resolution=64, min_bucket=64, batch_size=4, rank=4)
 
 def told(path: Path | None, home: Path, config: TrainConfig = CONFIG, card: Card | None = None) -> Forecast:
     """The forecast of a small plan."""
-    footing = Footing(path, is_loaded=False, number_bytes=0, device="card" if card else "cpu", card=card)
+    footing = RunTarget(path, is_loaded=False, number_bytes=0, device="card" if card else "cpu", card=card)
     return forecast(config, small_plan(config), footing, home)
 
 

@@ -1,4 +1,4 @@
-"""Pictures and routes: only what was listed is shown, small, upright, and never by its path."""
+"""Images and routes: only what was listed is shown, small, upright, and never by its path."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from lib_lora_train.web.picture_tokens import THUMBNAIL_PX, PictureShelf
+from lib_lora_train.web.image_tokens import THUMBNAIL_PX, ImageTokens
 from lib_lora_train.web.routes import install_routes, make_api
-from tests.stand_ins.ui import open_small_desk, write_pictures
+from tests.stand_ins.ui import open_small_session, write_images
 
 _ORIENTATION = 0x0112
 
@@ -21,9 +21,9 @@ def opened(thumbnail: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize(("mode", "name"), [("RGB", "a.png"), ("RGBA", "b.png"), ("P", "c.png"), ("L", "d.jpg")])
-def test_thumbnails_are_small_pictures_of_any_kind(tmp_path: Path, mode: str, name: str) -> None:
+def test_thumbnails_are_small_images_of_any_kind(tmp_path: Path, mode: str, name: str) -> None:
     Image.new(mode, (900, 300)).save(tmp_path / name)
-    shelf = PictureShelf()
+    shelf = ImageTokens()
     (token,) = shelf.publish([tmp_path / name])
     assert opened(shelf.load_thumbnail(token)).size == (THUMBNAIL_PX, THUMBNAIL_PX // 3)
 
@@ -32,14 +32,14 @@ def test_thumbnails_stand_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[_ORIENTATION] = 6  # a quarter turn
     Image.new("RGB", (400, 200)).save(tmp_path / "turned.jpg", exif=exif)
-    shelf = PictureShelf()
+    shelf = ImageTokens()
     (token,) = shelf.publish([tmp_path / "turned.jpg"])
     assert opened(shelf.load_thumbnail(token)).size == (THUMBNAIL_PX // 2, THUMBNAIL_PX)
 
 
-def test_a_changed_picture_gets_a_new_thumbnail(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 1)
-    shelf = PictureShelf()
+def test_a_changed_image_gets_a_new_thumbnail(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 1)
+    shelf = ImageTokens()
     (token,) = shelf.publish([folder / "000.png"])
     before = shelf.load_thumbnail(token)
     Image.new("RGB", (50, 50), (255, 255, 255)).save(folder / "000.png")
@@ -47,34 +47,34 @@ def test_a_changed_picture_gets_a_new_thumbnail(tmp_path: Path) -> None:
 
 
 def test_other_files_are_never_published(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a picture"):
-        PictureShelf().publish([tmp_path / "lora.safetensors"])
+    with pytest.raises(ValueError, match="not an image"):
+        ImageTokens().publish([tmp_path / "lora.safetensors"])
 
 
 def test_tokens_cannot_be_guessed(tmp_path: Path) -> None:
-    assert PictureShelf().publish([tmp_path / "a.png"]) != PictureShelf().publish([tmp_path / "a.png"])
+    assert ImageTokens().publish([tmp_path / "a.png"]) != ImageTokens().publish([tmp_path / "a.png"])
 
 
 def test_the_routes_show_what_was_looked_at_and_nothing_else(tmp_path: Path) -> None:
-    desk, _ = open_small_desk(tmp_path)
+    session, _ = open_small_session(tmp_path)
     app = make_api()
-    install_routes(app, desk)
+    install_routes(app, session)
     client = TestClient(app)
-    desk.look(desk.demo_form())
-    token = client.get("/lora-train/v1/pictures?page=0").json()["pictures"][0]["token"]
+    session.look(session.demo_form())
+    token = client.get("/lora-train/v1/images?page=0").json()["images"][0]["token"]
     assert client.get(f"/lora-train/v1/thumbnail/{token}").headers["content-type"] == "image/jpeg"
-    assert client.get(f"/lora-train/v1/picture/{token}").headers["content-type"] == "image/png"
+    assert client.get(f"/lora-train/v1/image/{token}").headers["content-type"] == "image/png"
     for wrong in ("0" * 24, "..%2F..%2Fetc%2Fpasswd", str(tmp_path / "set" / "000.png")):
-        assert client.get(f"/lora-train/v1/picture/{wrong}").status_code == 404
+        assert client.get(f"/lora-train/v1/image/{wrong}").status_code == 404
         assert client.get(f"/lora-train/v1/thumbnail/{wrong}").status_code == 404
 
 
 def test_samples_are_shown_by_token(tmp_path: Path) -> None:
-    desk, runner = open_small_desk(tmp_path)
-    path = write_pictures(tmp_path / "samples", 1) / "000.png"
+    session, runner = open_small_session(tmp_path)
+    path = write_images(tmp_path / "samples", 1) / "000.png"
     runner.events = [{"kind": "SampleDrawn", "path": str(path), "epoch": 1, "prompt": "zkw", "seed": 1}]
     app = make_api()
-    install_routes(app, desk)
+    install_routes(app, session)
     client = TestClient(app)
     token = client.get("/lora-train/v1/status?since=0&after=0").json()["events"][0]["token"]
-    assert client.get(f"/lora-train/v1/picture/{token}").content == path.read_bytes()
+    assert client.get(f"/lora-train/v1/image/{token}").content == path.read_bytes()

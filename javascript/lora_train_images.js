@@ -1,10 +1,10 @@
-/* Pictures: the data set with its captions, the samples by epoch and prompt, the grid, and a large view. */
+/* Images: the dataset with its captions, the samples by epoch and prompt, the grid, and a large view. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
     const thumbnail = (token) => lt.url(`thumbnail/${token}`);
-    const picture = (token) => lt.url(`picture/${token}`);
+    const image = (token) => lt.url(`image/${token}`);
 
     // --- the large view ---------------------------------------------------------------------------
     /* `table` is rows of cells {token, title, text}; the arrow keys walk through it like through a sheet. */
@@ -12,7 +12,7 @@
 
     lt.enlarge = (table, row, column) => {
         view = { table, row, column, before: document.activeElement };
-        const box = make("div", { id: "lora_train_view", role: "dialog", "aria-modal": "true", "aria-label": "Picture" },
+        const box = make("div", { id: "lora_train_view", role: "dialog", "aria-modal": "true", "aria-label": "Image" },
             make("button", { className: "lt-close", type: "button", "aria-label": "Close" }, "×"),
             make("img", { alt: "" }),
             make("p", {}));
@@ -28,7 +28,7 @@
     function showCell() {
         const box = document.getElementById("lora_train_view");
         const cell = view.table[view.row][view.column];
-        box.querySelector("img").src = picture(cell.token);
+        box.querySelector("img").src = image(cell.token);
         const isSheet = view.table.length > 1 || view.table[0].length > 1;
         box.querySelector("p").replaceChildren(
             make("b", {}, cell.title), make("span", {}, cell.text),
@@ -41,7 +41,7 @@
         view = null;
     }
 
-    /** The nearest cell in a direction that holds a picture; the present one if there is none. */
+    /** The nearest cell in a direction that holds an image; the present one if there is none. */
     function step(down, right) {
         let { row, column } = view;
         do {
@@ -121,13 +121,13 @@
         if (!grid || place.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;
         place.dataset.mark = `${run.id}/${grid.token}/${grid.time}`;
         const button = make("button", { type: "button", className: "lt-grid", title: "Enlarge" },
-            make("img", { src: `${picture(grid.token)}?${grid.time}`, alt: "Grid of epochs and prompts" }));
+            make("img", { src: `${image(grid.token)}?${grid.time}`, alt: "Grid of epochs and prompts" }));
         button.onclick = () => lt.enlarge([[{ token: grid.token, title: "Grid", text: grid.path }]], 0, 0);
         place.replaceChildren(button);
     };
 
-    // --- the data set -----------------------------------------------------------------------------
-    /** Asks the server for one page of pictures whenever another data set was looked at. */
+    // --- the dataset -----------------------------------------------------------------------------
+    /** Asks the server for one page of images whenever another dataset was looked at. */
     lt.drawDataset = (place) => {
         const looked = document.querySelector("[data-lt-looked]");
         const number = looked ? looked.dataset.ltLooked : "";
@@ -138,14 +138,14 @@
     };
 
     async function showPage(place, page) {
-        const response = await fetch(lt.url(`pictures?page=${page}`), { cache: "no-store" }).catch(() => null);
+        const response = await fetch(lt.url(`images?page=${page}`), { cache: "no-store" }).catch(() => null);
         if (!response || !response.ok) {
             place.dataset.number = "";
             return;
         }
         const answer = await response.json();
-        const table = [answer.pictures.map((one) => ({ token: one.token, title: one.name, text: one.caption }))];
-        const cards = answer.pictures.map((one, column) => {
+        const table = [answer.images.map((one) => ({ token: one.token, title: one.name, text: one.caption }))];
+        const cards = answer.images.map((one, column) => {
             const shape = `${one.width} × ${one.height} · ${one.repeats} ${one.repeats === 1 ? "repeat" : "repeats"}`;
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },
                 make("img", { src: thumbnail(one.token), alt: one.caption, loading: "lazy" }));
@@ -160,7 +160,7 @@
         const open = [...place.querySelectorAll(".lt-crop")];
         place.replaceChildren(...open, make("div", { className: "lt-card" },
             make("div", { className: "lt-bar-row" },
-                make("h3", { className: "lt-heading" }, "Pictures and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in all`)),
+                make("h3", { className: "lt-heading" }, "Images and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in all`)),
                 answer.pages > 1 ? pager(place, answer) : null),
             make("div", { className: "lt-gallery" }, ...cards)));
         lt.cropAgain(place);

@@ -1,7 +1,7 @@
-"""Pictures that the page may show, under names that nobody can guess.
+"""Images that the page may show, under names that nobody can guess.
 
-The page never sends a path: it sends a token that the server gave out for a picture it had listed
-itself (the data set looked at, the samples of a run). Other files cannot be asked for.
+The page never sends a path: it sends a token that the server gave out for an image it had listed
+itself (the dataset looked at, the samples of a run). Other files cannot be asked for.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MEDIA_TYPES = {
 _PAPER = (255, 255, 255)
 
 
-class PictureShelf:
-    """Tokens for pictures, and their thumbnails in memory: the least recently shown go first."""
+class ImageTokens:
+    """Tokens for images, and their thumbnails in memory: the least recently shown go first."""
 
     def __init__(self, *, max_thumbnails: int = 4000) -> None:
         self._secret = secrets.token_bytes(16)
@@ -40,27 +40,27 @@ class PictureShelf:
         self._lock = threading.Lock()
 
     def publish(self, paths: Iterable[Path]) -> tuple[str, ...]:
-        """Allow these pictures to be shown and return their tokens; ValueError for other kinds of files."""
+        """Allow these images to be shown and return their tokens; ValueError for other kinds of files."""
         tokens = []
         for path in paths:
             if path.suffix.lower() not in _MEDIA_TYPES:
-                raise ValueError(f"{path} is not a picture")
+                raise ValueError(f"{path} is not an image")
             token = hashlib.blake2b(str(path).encode(), key=self._secret, digest_size=12).hexdigest()
             self._paths[token] = path
             tokens.append(token)
         return tuple(tokens)
 
     def path_of(self, token: str) -> Path | None:
-        """The picture of a token that was given out, None for any other."""
+        """The image of a token that was given out, None for any other."""
         return self._paths.get(token)
 
-    def load_picture(self, token: str) -> tuple[bytes, str]:
+    def load_image(self, token: str) -> tuple[bytes, str]:
         """The file's bytes and media type; KeyError for an unknown token, OSError when the file is gone."""
         path = self._paths[token]
         return path.read_bytes(), _MEDIA_TYPES[path.suffix.lower()]
 
     def load_thumbnail(self, token: str) -> bytes:
-        """A JPEG of at most 192 × 192 px, upright, transparency on white; errors as in `load_picture`."""
+        """A JPEG of at most 192 × 192 px, upright, transparency on white; errors as in `load_image`."""
         path = self._paths[token]
         key = (token, path.stat().st_mtime_ns)
         with self._lock:
@@ -78,13 +78,13 @@ class PictureShelf:
 def _load_thumbnail(path: Path) -> bytes:
     with Image.open(path) as opened:
         opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # a JPEG is decoded small: many times faster
-        picture = ImageOps.exif_transpose(opened) or opened
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            paper = Image.new("RGB", picture.size, _PAPER)
-            paper.paste(picture, mask=picture.getchannel("A"))
-            picture = paper
+        image = ImageOps.exif_transpose(opened) or opened
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            paper = Image.new("RGB", image.size, _PAPER)
+            paper.paste(image, mask=image.getchannel("A"))
+            image = paper
         written = io.BytesIO()
-        picture.convert("RGB").save(written, "JPEG", quality=88)
+        image.convert("RGB").save(written, "JPEG", quality=88)
     return written.getvalue()
