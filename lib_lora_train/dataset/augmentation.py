@@ -1,8 +1,8 @@
-"""The views of an image: each crop, mirroring, colouring and background in which training sees it.
+"""Augmentation: the views of an image, each with its own crop, mirroring, colours and background.
 
-Augmentation and caching agree because an image has a fixed number of views, all encoded before the run and found again
-by content; a draw chooses one. Encoding afresh for every showing would cost more than the UNet's own forward pass and
-need the VAE in every turn. The first view is always the plain one: it is what evaluations look at.
+An image has a fixed number of views. All are encoded before the run and cached by content; each sample draws one of
+them. Encoding every sample again would cost more than the UNet's own forward pass and need the VAE during training.
+The first view is always the unaugmented one, which validation uses.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.seeding import random_for
 from lib_lora_train.dataset.buckets import Placement
-from lib_lora_train.dataset.images import PLAIN, WHITE, Look
+from lib_lora_train.dataset.images import NO_TRANSFORM, WHITE, PixelTransform
 
-MOST_HUE = 0.5  # of the strength, as a share of the whole circle: stronger turns skin green
+MAX_HUE_SHIFT = 0.5  # of the strength, as a share of the colour circle: more turns skin green
 
 
 @dataclass(frozen=True)
 class View:
-    """One view of an item; a mirrored image is mirrored first, so that its crop is that of the mirrored one.
+    """One view of an item. Mirroring comes before the crop, so the crop is measured on the mirrored image.
 
-    `background` is the colour's name where it is put behind transparent parts, "" for opaque images.
+    `background` names the colour behind transparent parts; "" for opaque images.
     """
 
     item: int
     placement: Placement
-    look: Look = PLAIN
+    transform: PixelTransform = NO_TRANSFORM
     background: str = ""
 
 
@@ -43,77 +43,77 @@ class Colour:
     rgb: tuple[int, int, int]
 
 
-def background_colours(text: str) -> tuple[Colour, ...]:
-    """The colours of a list such as `white, #808080`, white for ""; DataError for a name that is none."""
+def parse_background_colours(text: str) -> tuple[Colour, ...]:
+    """The colours of a list such as `white, #808080`; white for "". DataError for an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     colours = []
     for name in names:
         try:
             red, green, blue = ImageColor.getrgb(name)[:3]
         except ValueError:
-            raise DataError(f"{name!r} is no colour. Write a name such as white or grey, or #808080.") from None
+            raise DataError(f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080.") from None
         colours.append(Colour(name, (red, green, blue)))
     return tuple(colours) or (Colour("white", WHITE),)
 
 
-def views_of(item: int, placement: Placement, concept: Concept, *, content: str, has_alpha: bool) -> tuple[View, ...]:
-    """All views of an image, the plain one first; the same for the same content in every run.
+def make_views(item: int, placement: Placement, concept: Concept, *, content: str, has_alpha: bool) -> tuple[View, ...]:
+    """All views of an image, the unaugmented one first. The same content gives the same views in every run.
 
-    Random crops and colour jitter give `augment_variants` views, backgrounds one for each colour at least, mirroring
-    twice as many.
+    Random crops and colour jitter give `augment_variants` views, `alpha_background` at least one per colour, and `flip`
+    doubles the number.
     """
-    colours = background_colours(concept.alpha_background) if has_alpha else ()
+    colours = parse_background_colours(concept.alpha_background) if has_alpha else ()
     changes = concept.random_crop or concept.colour_jitter > 0
     count = max(concept.augment_variants if changes else 1, len(colours))
     views = []
     for number in range(count):
         view = View(item, placement)
         if number and changes:
-            view = _varied(view, concept, random_for(0, "view", int(content[:15], 16), number))
+            view = _augment(view, concept, random_for(0, "view", int(content[:15], 16), number))
         if colours:
             colour = colours[number % len(colours)]
-            view = replace(view, look=replace(view.look, background=colour.rgb), background=colour.name)
+            view = replace(view, transform=replace(view.transform, background=colour.rgb), background=colour.name)
         views.append(view)
-    return tuple(dict.fromkeys([*views, *(map(mirrored, views) if concept.flip else ())]))
+    return tuple(dict.fromkeys([*views, *(map(mirror_view, views) if concept.flip else ())]))
 
 
-def mirrored(view: View) -> View:
-    """The mirror image of a view: the same part of the image, whose crop begins at the other side now."""
+def mirror_view(view: View) -> View:
+    """The view mirrored: the same part of the image, with the crop measured from the other side."""
     place = view.placement
     left = place.resize_width - place.width - place.left
-    return replace(view, placement=replace(place, left=left), look=replace(view.look, is_mirrored=True))
+    return replace(view, placement=replace(place, left=left), transform=replace(view.transform, is_mirrored=True))
 
 
-def _varied(view: View, concept: Concept, luck: random.Random) -> View:
-    """A crop anywhere, and colours up to the strength away. All numbers are drawn whatever the settings."""
-    across, down, *colours = (luck.random() for _ in range(6))
-    place, look, strength = view.placement, view.look, concept.colour_jitter
+def _augment(view: View, concept: Concept, generator: random.Random) -> View:
+    """A random crop and colours changed by up to the strength. The same numbers are drawn for all settings."""
+    across, down, *colours = (generator.random() for _ in range(6))
+    place, transform, strength = view.placement, view.transform, concept.colour_jitter
     if concept.random_crop:
         left = int(across * (place.resize_width - place.width + 1))
         top = int(down * (place.resize_height - place.height + 1))
         place = replace(place, left=left, top=top)
     if strength:
-        brightness, contrast, saturation, hue = (2 * one - 1 for one in colours)
+        brightness, contrast, saturation, hue = (2 * number - 1 for number in colours)
         factors = (1 + strength * brightness, 1 + strength * contrast, 1 + strength * saturation)
-        look = replace(look, jitter=(*factors, strength * MOST_HUE * hue / 2))
-    return replace(view, placement=place, look=look)
+        transform = replace(transform, jitter=(*factors, strength * MAX_HUE_SHIFT * hue / 2))
+    return replace(view, placement=place, transform=transform)
 
 
-def tagged(text: str, view: View, concept: Concept) -> str:
-    """The caption with the background's tag, where the concept wants it and the view has one."""
-    tag = background_tag(view.background) if concept.tag_background else ""
+def add_background_tag(text: str, view: View, concept: Concept) -> str:
+    """The caption with the tag of the view's background, if the concept has `tag_background` on."""
+    tag = make_background_tag(view.background) if concept.tag_background else ""
     if not tag or tag in text.lower():
         return text
     return f"{text}, {tag}" if text else tag
 
 
-def background_tag(name: str) -> str:
-    """`white` → `white background`; "" for what is no word."""
+def make_background_tag(name: str) -> str:
+    """`white` → `white background`; "" for a colour code."""
     return f"{name.lower()} background" if name.isalpha() else ""
 
 
-def asymmetric_word(caption: str) -> str:
-    """The first word of a caption that names something which mirroring makes wrong, "" for none."""
+def find_asymmetric_word(caption: str) -> str:
+    """The first word of a caption that mirroring would make wrong (left, text, scar …); "" for none."""
     words = re.findall(r"[^\W_][\w-]*?(?=[^\w-]|_|$)", caption.lower())
     return next((word for word in words if word in _ASYMMETRIC), "")
 

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets as in kohya's sd-scripts: sides in steps, areas of at most the resolution's square.
+"""Aspect-ratio buckets as in kohya's sd-scripts: sides are multiples of a step, areas at most resolution².
 
-An image goes to the bucket with the nearest width / height, is resized to cover it and trimmed at both ends.
+An image goes to the bucket with the nearest width / height, is resized to cover it and centre-cropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lib_lora_train.config.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class BucketRule:
-    """How buckets are made; all lengths in px. Without `enabled` every image is cut to one square."""
+    """How buckets are made, lengths in px. If `enabled` is False, every image is cropped to one square."""
 
     resolution: int
     min_side: int = 256
@@ -26,7 +26,7 @@ class BucketRule:
 
 @dataclass(frozen=True)
 class Placement:
-    """Resize an image to (resize_width, resize_height), then cut (width, height), its bucket, at (left, top)."""
+    """Resize an image to (resize_width, resize_height), then crop (width, height), its bucket, at (left, top)."""
 
     resize_width: int
     resize_height: int
@@ -36,20 +36,20 @@ class Placement:
     height: int
 
 
-def bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
-    """The rule that a config describes, at another resolution if one is given; the limits grow along with it."""
+def make_bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
+    """The bucket rule of a config. At another `resolution` the bucket limits scale with it."""
     resolution = resolution or config.resolution
     step = config.bucket_step
 
-    def grown(side: int) -> int:
+    def scale(side: int) -> int:
         return (
             side if resolution == config.resolution else max(side * resolution // config.resolution // step, 1) * step
         )
 
     return BucketRule(
         resolution=resolution,
-        min_side=grown(config.min_bucket),
-        max_side=grown(config.max_bucket),
+        min_side=scale(config.min_bucket),
+        max_side=scale(config.max_bucket),
         step=config.bucket_step,
         no_upscale=config.bucket_no_upscale,
         enabled=config.enable_buckets,
@@ -57,11 +57,11 @@ def bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
 
 
 @functools.lru_cache(maxsize=64)
-def bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
-    """All (width, height) that an image can be brought to, sorted; with `no_upscale` there are others too.
+def list_bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
+    """All bucket sizes (width, height), sorted; `no_upscale` can give others too.
 
-    The square, and for every width from `min_side` to `max_side` the largest height within the area and
-    `max_side`, if it reaches `min_side`; each in both orientations.
+    The square, and for every width from `min_side` to `max_side` the largest height that fits the area and
+    `max_side`, if it is at least `min_side`; each in both orientations.
     """
     square = _square_side(rule)
     if not rule.enabled:
@@ -75,13 +75,13 @@ def bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes))
 
 
-def place(width: int, height: int, rule: BucketRule) -> Placement:
-    """Where an image of this (upright) size goes."""
+def place_image(width: int, height: int, rule: BucketRule) -> Placement:
+    """The resize and crop for an image of this (upright) size."""
     if rule.enabled and rule.no_upscale:
         return _place_without_upscaling(width, height, rule)
     ratio = width / height
-    # Of buckets with the same ratio the larger keeps more of the image.
-    bucket = min(bucket_sizes(rule), key=lambda size: (abs(size[0] / size[1] - ratio), -size[0] * size[1]))
+    # Of two buckets with the same ratio, the larger keeps more of the image.
+    bucket = min(list_bucket_sizes(rule), key=lambda size: (abs(size[0] / size[1] - ratio), -size[0] * size[1]))
     return _cover(width, height, bucket)
 
 
@@ -90,44 +90,44 @@ def _square_side(rule: BucketRule) -> int:
 
 
 def _cover(width: int, height: int, bucket: tuple[int, int]) -> Placement:
-    """Resized as little as possible to cover the bucket; whole-number arithmetic, halves rounded up."""
+    """The smallest resize that covers the bucket, cropped at the centre. Integer arithmetic, halves rounded up."""
     bucket_width, bucket_height = bucket
-    if width * bucket_height > height * bucket_width:  # wider than the bucket: the heights meet
-        resized = (_rounded(width * bucket_height, height), bucket_height)
+    if width * bucket_height > height * bucket_width:  # wider than the bucket: match the heights
+        resized = (_divide_rounded(width * bucket_height, height), bucket_height)
     else:
-        resized = (bucket_width, _rounded(height * bucket_width, width))
-    return _centred(resized, bucket)
+        resized = (bucket_width, _divide_rounded(height * bucket_width, width))
+    return _crop_centre(resized, bucket)
 
 
-def _rounded(numerator: int, denominator: int) -> int:
+def _divide_rounded(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def _centred(resized: tuple[int, int], bucket: tuple[int, int]) -> Placement:
+def _crop_centre(resized: tuple[int, int], bucket: tuple[int, int]) -> Placement:
     left, top = ((outer - inner) // 2 for outer, inner in zip(resized, bucket, strict=True))
     return Placement(*resized, left, top, *bucket)
 
 
 def _place_without_upscaling(width: int, height: int, rule: BucketRule) -> Placement:
-    """The bucket is the image's own size in whole steps; only an area above the resolution's is shrunk."""
+    """The bucket is the image's own size rounded down to whole steps; only areas above resolution² are shrunk."""
     is_large = width * height > rule.resolution**2
-    resized = _shrunk(width / height, rule) if is_large else (width, height)
+    resized = _shrink(width / height, rule) if is_large else (width, height)
     bucket = (resized[0] // rule.step * rule.step, resized[1] // rule.step * rule.step)
-    if 0 in bucket:  # smaller than one step: nothing would be left, so this one must grow
+    if 0 in bucket:  # smaller than one step: the crop would be empty, so enlarge
         return _cover(width, height, (max(bucket[0], rule.step), max(bucket[1], rule.step)))
-    return _centred(resized, bucket)
+    return _crop_centre(resized, bucket)
 
 
-def _shrunk(ratio: float, rule: BucketRule) -> tuple[int, int]:
-    """The size with the resolution's area of which one side is in whole steps: the one nearer to `ratio`."""
+def _shrink(ratio: float, rule: BucketRule) -> tuple[int, int]:
+    """The size of area resolution² with one side in whole steps; of the two choices, the one nearer to `ratio`."""
 
-    def in_steps(length: float) -> int:
+    def round_to_steps(length: float) -> int:
         return max(int(length + 0.5) // rule.step, 1) * rule.step
 
     wide, high = rule.resolution * math.sqrt(ratio), rule.resolution / math.sqrt(ratio)
-    width, height = in_steps(wide), in_steps(high)
-    error_of_width = abs(width / in_steps(width / ratio) - ratio)
-    error_of_height = abs(in_steps(height * ratio) / height - ratio)
+    width, height = round_to_steps(wide), round_to_steps(high)
+    error_of_width = abs(width / round_to_steps(width / ratio) - ratio)
+    error_of_height = abs(round_to_steps(height * ratio) / height - ratio)
     if error_of_width < error_of_height:
         return width, int(width / ratio + 0.5)
     return int(height * ratio + 0.5), height

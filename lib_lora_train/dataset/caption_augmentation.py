@@ -57,7 +57,7 @@ class CaptionRule:
         )
 
 
-def caption_rule(config: TrainConfig, trigger: str, own: Concept = _NOTHING_OWN) -> CaptionRule:
+def make_caption_rule(config: TrainConfig, trigger: str, own: Concept = _NOTHING_OWN) -> CaptionRule:
     """The rule that a config describes for the captions of a concept, whose own settings count more."""
     return CaptionRule(
         shuffle=config.shuffle_captions if own.own_shuffle == AS_THE_RUN else own.own_shuffle == "on",
@@ -134,18 +134,18 @@ def _sections(text: str, rule: CaptionRule, is_parted: bool) -> tuple[list[str],
         front, flexible, *end = (split_tags(part, brackets) for part in text.split(rule.separator, 2))
         return front, flexible, end[0] if end else []
     tags = split_tags(text, brackets)
-    kept = max(rule.keep_tokens, trigger_length(tags, rule.trigger))
+    kept = max(rule.keep_tokens, count_trigger_tags(tags, rule.trigger))
     return tags[:kept], tags[kept:], []
 
 
 def _without_trigger(front: list[str], rule: CaptionRule, luck: random.Random) -> list[str]:
     """The kept tags, the trigger among them left out as often as any other tag."""
-    length = trigger_length(front, rule.trigger)
+    length = count_trigger_tags(front, rule.trigger)
     is_dropped = luck.random() < rule.tag_dropout
     return front[length:] if is_dropped else front
 
 
-def trigger_length(tags: Sequence[str], trigger: str) -> int:
+def count_trigger_tags(tags: Sequence[str], trigger: str) -> int:
     """How many tags at the front belong to the trigger."""
     wanted = trigger_tags(trigger)
     if not wanted or not tags:

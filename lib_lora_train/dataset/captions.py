@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib_lora_train.core.errors import DataError, Problem
 
-CAPTION_ENDINGS = (".caption", ".txt")
+CAPTION_EXTENSIONS = (".caption", ".txt")
 """ScannedDataset for after the ending that was asked for."""
 
 _SENTENCE_ENDS = (".", ",", ";", ":", "!", "?")
@@ -21,19 +21,19 @@ _SENTENCE_ENDS = (".", ",", ";", ":", "!", "?")
 # --- files --------------------------------------------------------------------------------------
 
 
-def caption_endings(extension: str) -> tuple[str, ...]:
+def list_caption_extensions(extension: str) -> tuple[str, ...]:
     """The endings to look for, in lower case: `extension` (its dot may be missing), then the usual ones."""
     first = f".{extension.strip().lstrip('.').lower()}"
-    return tuple(dict.fromkeys((first, *CAPTION_ENDINGS) if first != "." else CAPTION_ENDINGS))
+    return tuple(dict.fromkeys((first, *CAPTION_EXTENSIONS) if first != "." else CAPTION_EXTENSIONS))
 
 
 def read_caption(image_path: Path, extension: str) -> str | None:
     """The caption of an image in one line, None when it has no caption file; DataError if that cannot be read."""
-    path = find_caption(image_path, extension, by_ending(image_path.parent.iterdir()))
+    path = find_caption_file(image_path, extension, index_by_extension(image_path.parent.iterdir()))
     return None if path is None else read_caption_file(path)[0].joined
 
 
-def by_ending(files: Iterable[Path]) -> dict[tuple[str, str], Path]:
+def index_by_extension(files: Iterable[Path]) -> dict[tuple[str, str], Path]:
     """Files by (name without ending, ending in lower case); `a.tags.txt` has the endings `.txt` and `.tags.txt`."""
     found = {}
     for file in sorted(files):
@@ -43,9 +43,9 @@ def by_ending(files: Iterable[Path]) -> dict[tuple[str, str], Path]:
     return found
 
 
-def find_caption(image_path: Path, extension: str, beside: Mapping[tuple[str, str], Path]) -> Path | None:
-    """The caption file among the files of a folder (`by_ending`)."""
-    keys = ((image_path.stem, ending) for ending in caption_endings(extension))
+def find_caption_file(image_path: Path, extension: str, beside: Mapping[tuple[str, str], Path]) -> Path | None:
+    """The caption file among the files of a folder (`index_by_extension`)."""
+    keys = ((image_path.stem, ending) for ending in list_caption_extensions(extension))
     return next((beside[key] for key in keys if key in beside), None)
 
 
@@ -122,7 +122,7 @@ def _parts(caption: str, brackets: str) -> list[str]:
     return [*parts, caption[start:]] if depth == 0 else caption.split(",")
 
 
-def with_trigger(caption: str, trigger: str, separator: str = "") -> str:
+def put_trigger_first(caption: str, trigger: str, separator: str = "") -> str:
     """The caption with its trigger in front, once.
 
     A tag that holds the trigger as a whole word is moved to the front; where there is none, the trigger is put
@@ -138,7 +138,7 @@ def with_trigger(caption: str, trigger: str, separator: str = "") -> str:
             ", ".join(tag for tag in split_tags(part) if tag.lower() not in trigger_tags(trigger))
             for part in rest.split(separator)
         ]
-        return f" {separator} ".join((with_trigger(front, trigger), *others))
+        return f" {separator} ".join((put_trigger_first(front, trigger), *others))
     tags = [tag for tag in split_tags(caption) if tag.lower() not in trigger_tags(trigger)]
     if len(tags) < len(split_tags(caption)):  # it was there as a tag
         return ", ".join((trigger, *tags))

@@ -15,13 +15,13 @@ from PIL import Image, ImageEnhance, UnidentifiedImageError
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import Placement
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 """Endings of the files that are read, in lower case."""
 
 WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
-UPRIGHT = {
+TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -61,7 +61,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Look:
+class PixelTransform:
     """What happens to an image's pixels but for size and crop.
 
     `background` is put behind transparent parts. `jitter`: factors of brightness, contrast and saturation, and the
@@ -73,38 +73,38 @@ class Look:
     jitter: tuple[float, float, float, float] | None = None
 
 
-PLAIN = Look()
+NO_TRANSFORM = PixelTransform()
 
 
-def read_image_file(path: Path, *, seek_alpha: bool = True) -> ImageFile:
+def read_image_file(path: Path, *, detect_alpha: bool = True) -> ImageFile:
     """The image's size and hash, after checking that it decodes to its end; DataError when it does not.
 
     The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
     both of which meet every byte but cost a fraction of a full decoding. Images with an alpha channel are decoded
-    wholly to see whether it is used; without `seek_alpha` it is taken as unused.
+    wholly to see whether it is used; without `detect_alpha` it is taken as unused.
     """
     content = read_bytes(path)
     try:
         check_complete(content)
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            if orientation_of(image, content) >= 5:  # 5 to 8 lie on their side
+            if read_orientation(image, content) >= 5:  # 5 to 8 lie on their side
                 width, height = height, width
-            has_alpha = seek_alpha and is_transparent(image)
+            has_alpha = detect_alpha and is_transparent(image)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)
 
 
-def read_pixels(file: ImageFile, placement: Placement, look: Look = PLAIN) -> Image.Image:
+def read_pixels(file: ImageFile, placement: Placement, transform: PixelTransform = NO_TRANSFORM) -> Image.Image:
     """The image as training sees it: RGB, upright, transparency on a colour, resized, mirrored, cut, coloured.
 
     The resampling is Lanczos with its support widened to the scale, which averages over the area when shrinking.
     DataError when the file cannot be decoded or is no longer the one that was scanned.
     """
-    image = _upright(file, lambda opened: flatten(opened, look.background))
-    image = _placed(image, placement, look.is_mirrored)
-    return image if look.jitter is None else jittered(image, look.jitter)
+    image = _upright(file, lambda opened: flatten(opened, transform.background))
+    image = _placed(image, placement, transform.is_mirrored)
+    return image if transform.jitter is None else jitter_colours(image, transform.jitter)
 
 
 def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha: bool) -> Image.Image:
@@ -118,7 +118,7 @@ def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha
     return _placed(grey, placement, is_mirrored)
 
 
-def read_upright(path: Path) -> Image.Image:
+def read_upright_image(path: Path) -> Image.Image:
     """A whole image: RGB, upright, transparency on white; DataError when it does not decode to its end."""
     content = read_bytes(path)
     try:
@@ -139,7 +139,7 @@ def _upright(image: ImageFile, take: Callable[[Image.Image], Image.Image]) -> Im
 def _decoded(path: Path, content: bytes, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            upright = UPRIGHT.get(orientation_of(opened, content))
+            upright = TRANSPOSE_BY_ORIENTATION.get(read_orientation(opened, content))
             image = take(opened)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
@@ -156,7 +156,7 @@ def _placed(image: Image.Image, placement: Placement, is_mirrored: bool) -> Imag
     return image.crop((left, top, left + placement.width, top + placement.height))
 
 
-def jittered(image: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
+def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
     """The RGB image with brightness, contrast, saturation and hue changed, in this order."""
     brightness, contrast, saturation, hue = jitter
     for enhance, factor in (
@@ -186,7 +186,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.")
 
 
-class Source(io.BytesIO):
+class CountedStream(io.BytesIO):
     """An image's bytes; remembers whether more were asked for than there are."""
 
     ran_dry = False
@@ -199,15 +199,15 @@ class Source(io.BytesIO):
 
 def check_complete(content: bytes) -> None:
     """Raises one of `DECODING_ERRORS` unless the image decodes to its last row."""
-    source = Source(content)
+    source = CountedStream(content)
     with Image.open(source) as image:
         if image.format == "PNG":
             image.verify()
         else:
-            load_whole(image, source, (1, 1))
+            load_to_end(image, source, (1, 1))
 
 
-def load_whole(image: Image.Image, source: Source, least: tuple[int, int]) -> None:
+def load_to_end(image: Image.Image, source: CountedStream, least: tuple[int, int]) -> None:
     """Decode an image opened from `source`; a JPEG at the smallest fraction of its size that is no less than `least`.
 
     Raises one of `DECODING_ERRORS` if it ends before its last row.
@@ -219,7 +219,7 @@ def load_whole(image: Image.Image, source: Source, least: tuple[int, int]) -> No
         raise OSError("image file is truncated")
 
 
-def orientation_of(image: Image.Image, content: bytes) -> int:
+def read_orientation(image: Image.Image, content: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged.
 
     Pillow decodes a whole PNG in search of EXIF behind the pixels, so the bytes are looked at first.
@@ -230,7 +230,7 @@ def orientation_of(image: Image.Image, content: bytes) -> int:
         found = image.getexif().get(_ORIENTATION_TAG, 1)
     except DECODING_ERRORS:
         return 1
-    return found if found in UPRIGHT else 1
+    return found if found in TRANSPOSE_BY_ORIENTATION else 1
 
 
 def may_be_transparent(image: Image.Image) -> bool:
@@ -253,10 +253,10 @@ def flatten(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Ima
         layers = image.convert("RGBA")
         paper = Image.new("RGBA", layers.size, (*background, 255))
         return Image.alpha_composite(paper, layers).convert("RGB")
-    return in_eight_bits(image).convert("RGB")
+    return to_eight_bits(image).convert("RGB")
 
 
-def in_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey as 8-bit grey, which `convert` would clip instead of scaling; other images as they are."""
     if not image.mode.startswith("I"):
         return image

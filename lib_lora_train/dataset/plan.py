@@ -15,7 +15,7 @@ from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.seeding import random_for
 from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.buckets import Placement
-from lib_lora_train.dataset.repeats import draw_evenly
+from lib_lora_train.dataset.repeats import draw_systematically
 from lib_lora_train.dataset.scan import Dataset
 
 Size = tuple[int, int]
@@ -87,7 +87,7 @@ class Plan:
             numbers[view.item].append(number)
         return tuple(map(tuple, numbers))
 
-    def drawn_view(self, seed: int, item: int, draw: int) -> int:
+    def draw_view(self, seed: int, item: int, draw: int) -> int:
         """The number of the view in which a sample shows its item, each as likely."""
         numbers = self.view_numbers[item]
         return numbers[0] if len(numbers) == 1 else random_for(seed, "view", draw).choice(numbers)
@@ -136,13 +136,13 @@ def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[
     """The epoch's samples, shuffled within their bucket and cut into batches, bucket after bucket."""
     batches: list[tuple[Size, tuple[int, ...]]] = []
     quotas = {(bucket.width, bucket.height): bucket.regularisation_count for bucket in plan.buckets}
-    for size, items in members_of(plan.placements).items():
+    for size, items in group_by_bucket(plan.placements).items():
         generator = random_for(seed, "sample order", epoch, *size)
         own, regularisation = split_regularisation(plan.dataset, items)
         samples = [item for item in own for _ in range(plan.repeats[item])]
         if quotas[size]:
             weights = [folder_repeats(plan.dataset, item) for item in regularisation]
-            counts = draw_evenly(weights, quotas[size], generator)
+            counts = draw_systematically(weights, quotas[size], generator)
             samples += [item for item, n in zip(regularisation, counts, strict=True) for _ in range(n)]
         generator.shuffle(samples)
         batches += [(size, tuple(group)) for group in _groups(samples, plan.batch_size)]
@@ -161,7 +161,7 @@ def _groups(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def members_of(placements: Sequence[Placement]) -> dict[Size, list[int]]:
+def group_by_bucket(placements: Sequence[Placement]) -> dict[Size, list[int]]:
     """Bucket size → the items in it; sizes sorted, items in their order."""
     members: dict[Size, list[int]] = {}
     for item, placement in enumerate(placements):

@@ -25,7 +25,7 @@ def describe_plan(plan: Plan) -> str:
     lines = []
     for title, texts in sections.items():
         lines += [f"{title if number == 0 else '':<10}{text}".rstrip() for number, text in enumerate(texts)]
-    findings = (*plan.dataset.skipped, *plan.warnings)
+    findings = (*plan.dataset.problems, *plan.warnings)
     if findings:
         lines += ["Findings", *(f"  {problem.level}: {problem}" for problem in findings)]
     return "\n".join(lines)

@@ -6,20 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from lib_lora_train.config.train_config import TrainConfig, steps_of
+from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.errors import Level, Problem
-from lib_lora_train.dataset.augmentation import asymmetric_word
+from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
+from lib_lora_train.dataset.augmentation import find_asymmetric_word
 from lib_lora_train.dataset.plan import BucketSummary, Plan
 from lib_lora_train.dataset.repeats import shares
 from lib_lora_train.dataset.scan import Dataset
 
-_MUCH_ENLARGED = 1.25
 _MUCH_CUT = 0.2
 _UNBALANCED = 2  # times as often as another concept
 _SHOWN = 4
 
 
-def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
+def check_plan(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
     """All findings about a plan, none of which stands against training."""
     return (
         *_about_max_steps(plan, config),
@@ -36,7 +36,7 @@ def plan_findings(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
     )
 
 
-def balance_findings(before: Dataset, after: Dataset) -> tuple[Problem, ...]:
+def report_balancing(before: Dataset, after: Dataset) -> tuple[Problem, ...]:
     """What balancing changed: each concept's repeats and share, before and after; nothing where it changed nothing."""
     if before.concepts == after.concepts:
         return ()
@@ -70,7 +70,7 @@ def _about_warmup(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
 
 
 def _about_decay(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
-    warmup, decay = (steps_of(duration, plan.total_steps) for duration in (config.warmup, config.lr_decay))
+    warmup, decay = (duration_in_steps(duration, plan.total_steps) for duration in (config.warmup, config.lr_decay))
     if config.lr_schedule == "warmup_stable_decay" and config.lr_decay >= 1 and warmup + decay > plan.total_steps:
         text = (
             f"{decay} steps of decay after {warmup} of warm-up are more than the run's {plan.total_steps}: the decay "
@@ -114,7 +114,7 @@ def _level_by_share(part: int, whole: int) -> Level:
     return "warning" if part * 10 >= whole else "hint"
 
 
-def fitting_batch(plan: Plan) -> tuple[int, int] | None:
+def suggest_batch_size(plan: Plan) -> tuple[int, int] | None:
     """(batch size, accumulation) with full batches only, as near as can be to the images per step there are now.
 
     The batch size divides every bucket's samples and is at least 2 and at most the present one; the accumulation
@@ -134,7 +134,7 @@ def fitting_batch(plan: Plan) -> tuple[int, int] | None:
 
 
 def _batch_advice(plan: Plan, open_ones: list[BucketSummary]) -> str:
-    fitting = fitting_batch(plan)
+    fitting = suggest_batch_size(plan)
     if fitting:
         size, accumulation = fitting
         fills = f"A batch size of {size} fills all"
@@ -178,7 +178,7 @@ def _about_regularisation(plan: Plan) -> Iterator[Problem]:
 def _about_enlarged(plan: Plan) -> Iterator[Problem]:
     pairs = zip(plan.dataset.items, plan.placements, strict=True)
     enlarged = [(place.resize_width / item.image.width, item.image) for item, place in pairs]
-    enlarged = [(scale, image) for scale, image in enlarged if scale > _MUCH_ENLARGED]
+    enlarged = [(scale, image) for scale, image in enlarged if scale > MAX_SHARP_ENLARGEMENT]
     if enlarged:
         scale, image = max(enlarged, key=lambda pair: pair[0])
         text = (
@@ -206,7 +206,7 @@ def _about_cut(plan: Plan) -> Iterator[Problem]:
 def _about_mirroring(plan: Plan) -> Iterator[Problem]:
     """Captions that name what has a left and a right."""
     items = [item for item in plan.dataset.items if plan.dataset.concepts[item.concept].settings.flip]
-    named = [(item, asymmetric_word(item.caption)) for item in items]
+    named = [(item, find_asymmetric_word(item.caption)) for item in items]
     named = [(item, word) for item, word in named if word]
     if named:
         item, word = named[0]

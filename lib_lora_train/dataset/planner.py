@@ -8,49 +8,49 @@ from collections.abc import Mapping, Sequence
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.augmentation import View, views_of
-from lib_lora_train.dataset.buckets import Placement, bucket_rule, place
+from lib_lora_train.dataset.augmentation import View, make_views
+from lib_lora_train.dataset.buckets import Placement, make_bucket_rule, place_image
 from lib_lora_train.dataset.plan import (
     BucketSummary,
     Plan,
     Size,
     ceil_div,
     folder_repeats,
+    group_by_bucket,
     is_regularisation,
-    members_of,
     split_regularisation,
 )
-from lib_lora_train.dataset.plan_warnings import balance_findings, plan_findings
-from lib_lora_train.dataset.repeats import balanced_repeats, share_out
+from lib_lora_train.dataset.plan_warnings import check_plan, report_balancing
+from lib_lora_train.dataset.repeats import apportion, balanced_repeats
 from lib_lora_train.dataset.scan import Dataset
-from lib_lora_train.dataset.validation_split import hold_out, holdout_findings
+from lib_lora_train.dataset.validation_split import report_validation_split, split_validation
 
-LEAST_RESOLUTION = 64
+MIN_RESOLUTION = 64
 
 
 def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
     """The plan for a dataset; DataError when all of its images are regularisation."""
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
         raise DataError("There are only regularisation images. Name a folder with images to learn.")
-    own, held = hold_out(dataset, config.validation_share, config.seed)
+    own, held = split_validation(dataset, config.validation_share, config.seed)
     plan = _plan_of(own, config)
     validation = _plan_of(held, config) if held.items else None
     if validation:
         first = validation.views[: len(validation.dataset.items)]
         plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first, warnings=()))
-    findings = holdout_findings(held, config.validation_share)
+    findings = report_validation_split(held, config.validation_share)
     return dataclasses.replace(plan, warnings=(*findings, *plan.warnings))
 
 
 def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
-    dataset = at_resolutions(dataset)
+    dataset = expand_resolutions(dataset)
     before = dataset
     if config.balance_repeats:
         dataset = balanced(dataset)
     placements = tuple(
-        place(item.image.width, item.image.height, bucket_rule(config, item.resolution)) for item in dataset.items
+        place_image(item.image.width, item.image.height, make_bucket_rule(config, item.resolution)) for item in dataset.items
     )
-    members = members_of(placements)
+    members = group_by_bucket(placements)
     quotas = _regularisation_quotas(dataset, members)
     buckets = tuple(
         _summary(dataset, size, items, quota=quotas.get(size, 0), batch_size=config.batch_size)
@@ -73,7 +73,7 @@ def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
         warnings=(),
         views=_views(dataset, placements),
     )
-    return dataclasses.replace(plan, warnings=(*balance_findings(before, dataset), *plan_findings(plan, config)))
+    return dataclasses.replace(plan, warnings=(*report_balancing(before, dataset), *check_plan(plan, config)))
 
 
 def balanced(dataset: Dataset) -> Dataset:
@@ -88,19 +88,19 @@ def balanced(dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, concepts=tuple(concepts))
 
 
-def at_resolutions(dataset: Dataset) -> Dataset:
+def expand_resolutions(dataset: Dataset) -> Dataset:
     """The dataset with each item once for every resolution of its concept; one that is there already stays."""
     items = []
     for item in dataset.items:
-        sides = resolutions_of(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
+        sides = parse_resolutions(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
         items += [dataclasses.replace(item, resolution=side) for side in sides or (0,)]
     return dataclasses.replace(dataset, items=tuple(items))
 
 
-def resolutions_of(concept: Concept) -> tuple[int, ...]:
+def parse_resolutions(concept: Concept) -> tuple[int, ...]:
     """The sides in px that a concept asks for, none for the run's; DataError for what is no number."""
     texts = concept.resolutions.replace(",", " ").split()
-    if not all(text.isdigit() and int(text) >= LEAST_RESOLUTION for text in texts):
+    if not all(text.isdigit() and int(text) >= MIN_RESOLUTION for text in texts):
         raise DataError(
             f"{concept.folder}: resolutions {concept.resolutions!r} are no sides in px. Write 512 or 512 768."
         )
@@ -109,7 +109,7 @@ def resolutions_of(concept: Concept) -> tuple[int, ...]:
 
 def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
     own = [
-        views_of(
+        make_views(
             number,
             placement,
             dataset.concepts[item.concept].settings,
@@ -137,7 +137,7 @@ def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int
     sizes = [size for size, weight in weights.items() if weight]
     if not sizes:
         return {}
-    return dict(zip(sizes, share_out(total, [weights[size] for size in sizes]), strict=True))
+    return dict(zip(sizes, apportion(total, [weights[size] for size in sizes]), strict=True))
 
 
 def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:

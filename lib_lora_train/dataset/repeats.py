@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 
-def share_out(total: int, weights: Sequence[int]) -> list[int]:
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
     """`total` in whole shares proportional to positive `weights`, each at least 1 as long as there is enough.
 
     Largest remainders; of equal claims the earlier one goes first.
@@ -28,7 +28,7 @@ def share_out(total: int, weights: Sequence[int]) -> list[int]:
     return shares
 
 
-def draw_evenly(weights: Sequence[int], total: int, generator: random.Random) -> list[int]:
+def draw_systematically(weights: Sequence[int], total: int, generator: random.Random) -> list[int]:
     """How often each of some images is shown when `total` showings are drawn among them.
 
     Image i gets the whole number below or above its due, total · wᵢ / Σw, and exactly its due on average over
@@ -47,7 +47,7 @@ def draw_evenly(weights: Sequence[int], total: int, generator: random.Random) ->
     return counts
 
 
-LEAST_SHOWN = 100
+MIN_SAMPLES_PER_CONCEPT = 100
 """Showings per epoch and concept where the guides' range of 100 to 400 begins."""
 
 
@@ -55,9 +55,9 @@ def balanced_repeats(image_counts: Sequence[int]) -> list[int]:
     """A number of repeats, 1 or more, for concepts with so many images each.
 
     Each concept's showings, images × repeats, come as near as whole repeats can to the same number: that of the
-    images of the largest concept, and at least `LEAST_SHOWN`.
+    images of the largest concept, and at least `MIN_SAMPLES_PER_CONCEPT`.
     """
-    wanted = max(LEAST_SHOWN, *image_counts)
+    wanted = max(MIN_SAMPLES_PER_CONCEPT, *image_counts)
     return [max(1, (2 * wanted + count) // (2 * count)) for count in image_counts]
 
 

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import random_for
-from lib_lora_train.dataset.augmentation import tagged
-from lib_lora_train.dataset.caption_augmentation import CaptionRule, caption_rule, draw_caption
+from lib_lora_train.dataset.augmentation import add_background_tag
+from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_caption, make_caption_rule
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.dataset.scan import Item
 
 _MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
 
 
-def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
+def caption_for_draw(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
     """The caption that a sample is shown with."""
-    found = _with_background(plan, plan.drawn_view(config.seed, item, draw))
+    found = _with_background(plan, plan.draw_view(config.seed, item, draw))
     rule = _rule(plan, item, config)
     luck = random_for(config.seed, "caption", draw)
     variant = None
@@ -32,7 +32,7 @@ def caption_of(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
     return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch, variant=variant)
 
 
-def steady_caption_of(plan: Plan, item: int, config: TrainConfig) -> str:
+def fixed_caption_for(plan: Plan, item: int, config: TrainConfig) -> str:
     """The caption of an item's first view where it must be the same each time: nothing dropped, nothing shuffled.
 
     Of several lines the first where one of them is drawn otherwise; wildcards have one choice for the whole run.
@@ -44,14 +44,14 @@ def steady_caption_of(plan: Plan, item: int, config: TrainConfig) -> str:
     return draw_caption(found.caption, steady, random_for(config.seed, "steady caption", item), lines=found.lines)
 
 
-def captions_ahead(plan: Plan, config: TrainConfig) -> list[str]:
+def captions_to_cache(plan: Plan, config: TrainConfig) -> list[str]:
     """The captions worth encoding before the run: all that it may show, if they come twice or more on average.
 
     Where shuffles or dropouts make nearly every showing another caption, keeping them saves nothing: the list is
     empty, and each is encoded when its turn comes.
     """
     shown = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
-    rules = [caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
+    rules = [make_caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
     are_many = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
     if config.caption_variants or not are_many:
         captions = dict.fromkeys(_possible(plan, config))
@@ -67,7 +67,7 @@ def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
     for epoch in range(1, plan.epochs + 1):
         for batch in (batch for step in epoch_steps(plan, config.seed, epoch) for batch in step):
             for item, draw in zip(batch.items, batch.draws, strict=True):
-                yield caption_of(plan, item, draw, config)
+                yield caption_for_draw(plan, item, draw, config)
 
 
 def _possible(plan: Plan, config: TrainConfig) -> Iterator[str]:
@@ -103,13 +103,13 @@ def _with_background(plan: Plan, number: int) -> Item:
     settings = plan.dataset.concepts[item.concept].settings
     if not (settings.tag_background and view.background):
         return item
-    lines = tuple(tagged(line, view, settings) for line in item.lines)
-    return dataclasses.replace(item, caption=tagged(item.caption, view, settings), lines=lines)
+    lines = tuple(add_background_tag(line, view, settings) for line in item.lines)
+    return dataclasses.replace(item, caption=add_background_tag(item.caption, view, settings), lines=lines)
 
 
 def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
     concept = plan.dataset.concepts[plan.dataset.items[item].concept]
-    return caption_rule(config, concept.trigger, concept.settings)
+    return make_caption_rule(config, concept.trigger, concept.settings)
 
 
 def _variant(config: TrainConfig, item: int, number: int) -> random.Random:

@@ -10,18 +10,24 @@ from pathlib import Path
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError, Problem
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.captions import (
     CaptionText,
-    by_ending,
-    find_caption,
+    find_caption_file,
     has_word,
+    index_by_extension,
+    put_trigger_first,
     read_caption_file,
-    with_trigger,
 )
-from lib_lora_train.dataset.folder_names import file_words, folder_words, kohya_name, listed, natural_order
-from lib_lora_train.dataset.images import IMAGE_ENDINGS, ImageFile, read_image_file
-from lib_lora_train.dataset.masks import masks_of
+from lib_lora_train.dataset.folder_names import (
+    file_name_to_words,
+    folder_name_to_words,
+    join_names,
+    natural_sort_key,
+    parse_kohya_name,
+)
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, ImageFile, read_image_file
+from lib_lora_train.dataset.masks import find_masks
 
 _UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".psd", ".jfif", ".tga")
 _MOST_READERS = 8
@@ -66,7 +72,7 @@ class Dataset:
 
     items: tuple[Item, ...]
     concepts: tuple[ScannedConcept, ...]
-    skipped: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
 
 
 def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator: str = "|||") -> Dataset:
@@ -114,7 +120,7 @@ class _Scan:
 
     def add(self, concept: Concept) -> None:
         """Read one concept's folder and the sub-folders that belong to it."""
-        root = typed_path(concept.folder)
+        root = user_path(concept.folder)
         reason = _unusable(concept.folder, root)
         if reason:
             self.failures.append(reason)
@@ -138,7 +144,7 @@ class _Scan:
     def _folders(self, root: Path, concept: Concept) -> list[_Folder]:
         """The kohya sub-folders if there are any, else the folder itself; what is passed over is reported."""
         subfolders = {path: _images(path) for path in _listing(root) if path.is_dir()}
-        named = {path: files for path, files in subfolders.items() if kohya_name(path.name)}
+        named = {path: files for path, files in subfolders.items() if parse_kohya_name(path.name)}
         others = [path.name for path, files in subfolders.items() if files and path not in named]
         own = _images(root)
         if any(named.values()):
@@ -150,27 +156,27 @@ class _Scan:
         else:
             folders = [self._plain(root, own, concept)] if own else []
         if folders and others:
-            names = listed(others)
+            names = join_names(others)
             self._warn(root, f"sub-folders not read: {names}. Name them N_words (10_cat) or give them as concepts.")
         return folders
 
     def _named(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
-        repeats, words = kohya_name(path.name) or (1, "")
+        repeats, words = parse_kohya_name(path.name) or (1, "")
         if repeats >= _ODD_REPEATS:
             self._warn(path, f"is shown {repeats} times per epoch, as its name says. Rename it if that was a date.")
         return _Folder(path, repeats, concept.class_word or words, files)
 
     def _plain(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
         """The folder itself; its own name may be kohya's, and repeats given in the settings count more."""
-        if concept.repeats is None and kohya_name(path.resolve().name):
+        if concept.repeats is None and parse_kohya_name(path.resolve().name):
             return self._named(path.resolve(), files, concept)
-        words = (kohya_name(path.resolve().name) or (1, ""))[1]
+        words = (parse_kohya_name(path.resolve().name) or (1, ""))[1]
         return _Folder(path, concept.repeats or 1, concept.class_word or words, files)
 
     # --- what is in them ------------------------------------------------------------------------
     def _read(self, folder: _Folder, concept: Concept) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
-        images = self._readable(folder.files, seek_alpha=_needs_alpha(concept))
+        images = self._readable(folder.files, detect_alpha=_needs_alpha(concept))
         self._report_unread(folder.path)
         if not images:
             self._warn(folder.path, "none of its images can be read; the folder is left out.")
@@ -189,10 +195,10 @@ class _Scan:
 
     def _masks(self, folder: _Folder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
         """Image's path → its mask, for the images that have one and a concept that wants them."""
-        files = masks_of(_listing(folder.path))
+        files = find_masks(_listing(folder.path))
         if not concept.use_masks:
             if files:
-                names = listed([path.name for path in files.values()])
+                names = join_names([path.name for path in files.values()])
                 self._hint(
                     folder.path, f"{len(files)} masks are not used ({names}). Switch on use_masks if they count."
                 )
@@ -202,13 +208,13 @@ class _Scan:
         masks = {image.path: found.get(image.path.stem, image if image.has_alpha else None) for image in images}
         without = [path.name for path, mask in masks.items() if mask is None]
         if without:
-            self._hint(folder.path, f"{len(without)} images have no mask ({listed(without)}); they count wholly.")
+            self._hint(folder.path, f"{len(without)} images have no mask ({join_names(without)}); they count wholly.")
         return {path: mask for path, mask in masks.items() if mask is not None}
 
-    def _readable(self, files: Sequence[Path], *, seek_alpha: bool = False) -> list[ImageFile]:
+    def _readable(self, files: Sequence[Path], *, detect_alpha: bool = False) -> list[ImageFile]:
         """The images that decode, in the order of `files`; the others are reported."""
         images = []
-        for path, found in zip(files, _read_all(files, seek_alpha), strict=True):
+        for path, found in zip(files, _read_all(files, detect_alpha), strict=True):
             if isinstance(found, ImageFile):
                 images.append(found)
             else:
@@ -218,7 +224,7 @@ class _Scan:
     def _report_unread(self, folder: Path) -> None:
         names = [path.name for path in _listing(folder) if path.suffix.lower() in _UNREAD_ENDINGS]
         if names:
-            self._warn(folder, f"not read: {listed(names)}. Save them as PNG, JPEG or WebP.")
+            self._warn(folder, f"not read: {join_names(names)}. Save them as PNG, JPEG or WebP.")
 
     def _captions(
         self, folder: _Folder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
@@ -226,12 +232,12 @@ class _Scan:
         if not use_files:
             stand_ins = (CaptionText(_stand_in(image.path, folder, trigger)) for image in images)
             return [self._with_trigger(caption, trigger) for caption in stand_ins]
-        beside = by_ending(_listing(folder.path))
+        beside = index_by_extension(_listing(folder.path))
         captions: list[CaptionText] = []
         without: list[str] = []
         empty: list[str] = []
         for image in images:
-            path = find_caption(image.path, self.caption_extension, beside)
+            path = find_caption_file(image.path, self.caption_extension, beside)
             caption = CaptionText("") if path is None else self._caption(path)
             if not caption.joined:
                 (without if path is None else empty).append(image.path.name)
@@ -244,7 +250,7 @@ class _Scan:
 
     def _with_trigger(self, caption: CaptionText, trigger: str) -> CaptionText:
         lines = caption.lines if len(caption.lines) > 1 else ()
-        joined, *separate = (with_trigger(text, trigger, self.separator) for text in (caption.joined, *lines))
+        joined, *separate = (put_trigger_first(text, trigger, self.separator) for text in (caption.joined, *lines))
         return CaptionText(joined, tuple(separate))
 
     def _caption(self, path: Path) -> CaptionText:
@@ -262,7 +268,7 @@ class _Scan:
             return
         used = list(dict.fromkeys(repr(captions[name]) for name in names))
         verb = "image has" if len(names) == 1 else "images have"
-        message = f"{len(names)} {verb} {what} ({listed(names)}); used instead: {listed(used)}."
+        message = f"{len(names)} {verb} {what} ({join_names(names)}); used instead: {join_names(used)}."
         self.problems.append(Problem("hint", str(folder), message))
 
 
@@ -285,13 +291,13 @@ def _no_images(root: Path) -> str:
     inside = [path.name for path in _listing(root) if path.is_dir() and _images(path)]
     broken = [path.name for path in _images(root)]
     if broken:
-        return f"{root}: none of its images can be read ({listed(broken)})."
+        return f"{root}: none of its images can be read ({join_names(broken)})."
     if inside:
         return (
-            f"{root} holds no images itself, but sub-folders with some: {listed(inside)}. Name them N_words (10_cat) "
+            f"{root} holds no images itself, but sub-folders with some: {join_names(inside)}. Name them N_words (10_cat) "
             "or give each as a concept."
         )
-    kinds = ", ".join(ending.lstrip(".") for ending in IMAGE_ENDINGS)
+    kinds = ", ".join(ending.lstrip(".") for ending in IMAGE_EXTENSIONS)
     return f"{root} holds no images ({kinds}). Put some in or choose another folder."
 
 
@@ -301,13 +307,13 @@ def _listing(folder: Path) -> list[Path]:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
         return []
-    return sorted(paths, key=lambda path: natural_order(path.name))
+    return sorted(paths, key=lambda path: natural_sort_key(path.name))
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
     """The images in a folder, without those that are masks of others."""
-    files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
-    masks = set(masks_of(files).values())
+    files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
+    masks = set(find_masks(files).values())
     return tuple(path for path in files if path not in masks)
 
 
@@ -316,12 +322,12 @@ def _needs_alpha(concept: Concept) -> bool:
     return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
 
 
-def _read_all(files: Iterable[Path], seek_alpha: bool) -> Iterator[ImageFile | DataError]:
+def _read_all(files: Iterable[Path], detect_alpha: bool) -> Iterator[ImageFile | DataError]:
     """Each file as an image, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
 
     def read(path: Path) -> ImageFile | DataError:
         try:
-            return read_image_file(path, seek_alpha=seek_alpha)
+            return read_image_file(path, detect_alpha=detect_alpha)
         except DataError as error:
             return error
 
@@ -334,8 +340,8 @@ def _stand_in(image: Path, folder: _Folder, trigger: str) -> str:
     words = folder.words
     if trigger and not has_word(words, trigger):
         words = f"{trigger} {words}".strip()
-    own_name = "" if kohya_name(folder.path.name) else folder_words(folder.path.name)
-    return words or file_words(image.stem) or own_name
+    own_name = "" if parse_kohya_name(folder.path.name) else folder_name_to_words(folder.path.name)
+    return words or file_name_to_words(image.stem) or own_name
 
 
 def _repeated_images(scan: _Scan) -> list[Problem]:

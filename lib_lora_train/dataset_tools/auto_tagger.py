@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.images import read_upright
-from lib_lora_train.dataset_tools.tagger import Description, Existing, Tagger, TagRule
-from lib_lora_train.dataset_tools.wd14 import open_wd14
+from lib_lora_train.dataset.images import read_upright_image
+from lib_lora_train.dataset_tools.tagger import Existing, Tagger, TaggerResult, TagRule
+from lib_lora_train.dataset_tools.wd14 import load_wd14
 
 WD14 = "WD14"
 _SHOWN = 20
@@ -26,7 +26,7 @@ _SHOWN = 20
 class TaggerHost(Protocol):
     """The part of a host that is used here; see `hosts.base.Host`."""
 
-    def is_wanted(self) -> bool: ...
+    def has_waiters(self) -> bool: ...
 
     def tagger_names(self) -> tuple[str, ...]: ...
 
@@ -34,7 +34,7 @@ class TaggerHost(Protocol):
 
 
 @dataclass(frozen=True)
-class TagOrder:
+class TaggingRequest:
     """Which images of a folder are described by whom, and what becomes of it. `model` is WD14's folder."""
 
     folder: Path
@@ -45,7 +45,7 @@ class TagOrder:
     existing: Existing
 
 
-Write = Callable[[TagOrder, Mapping[Path, Description]], str]
+Write = Callable[[TaggingRequest, Mapping[Path, TaggerResult]], str]
 """Writes the captions of what was described, and says what it did; LoraTrainError when it cannot."""
 
 
@@ -56,7 +56,7 @@ class AutoTagger:
         self._host = host
         self._write = write
         self._work = BackgroundTask("tagger")
-        self._order: TagOrder | None = None
+        self._order: TaggingRequest | None = None
         self._skipped: list[tuple[str, str]] = []
         self._told = ""
 
@@ -64,7 +64,7 @@ class AutoTagger:
         """The taggers there are: the webui's own, then WD14."""
         return (*self._host.tagger_names(), WD14)
 
-    def start(self, order: TagOrder) -> None:
+    def start(self, order: TaggingRequest) -> None:
         """Begin; DataError when one is at work, or when there is nothing to look at."""
         if not order.images:
             raise DataError("No image is to be tagged: all have captions. Choose to add to them or to replace them.")
@@ -91,42 +91,42 @@ class AutoTagger:
         }
 
     # --- the thread ------------------------------------------------------------------------------
-    def _tag(self, order: TagOrder) -> None:
+    def _tag(self, order: TaggingRequest) -> None:
         """Describe, then write what is described, however it ended."""
         self._order, self._skipped, self._told = order, [], ""
-        self._work.begin("Loading the tagger", 0)
-        found: dict[Path, Description] = {}
+        self._work.start_phase("Loading the tagger", 0)
+        found: dict[Path, TaggerResult] = {}
         try:
             self._describe(order, found)
         finally:
             self._told = self._write(order, found) if found else "Nothing was written."
 
-    def _describe(self, order: TagOrder, found: dict[Path, Description]) -> None:
+    def _describe(self, order: TaggingRequest, found: dict[Path, TaggerResult]) -> None:
         """Fill `found`, turn by turn."""
-        turn, is_wanted = self._source(order)
+        turn, has_waiters = self._source(order)
         left = deque(order.images)
         while left and not self._work.is_stopped():
             with turn() as tagger:
                 if len(left) == len(order.images):
-                    self._work.begin("images tagged", len(left))
+                    self._work.start_phase("images tagged", len(left))
                 while left:
                     self._describe_one(left.popleft(), tagger, found)
-                    self._work.tell(len(order.images) - len(left))
-                    if is_wanted() or self._work.is_stopped():
+                    self._work.report(len(order.images) - len(left))
+                    if has_waiters() or self._work.is_stopped():
                         break
 
-    def _source(self, order: TagOrder) -> tuple[Callable[[], AbstractContextManager[Tagger]], Callable[[], bool]]:
+    def _source(self, order: TaggingRequest) -> tuple[Callable[[], AbstractContextManager[Tagger]], Callable[[], bool]]:
         """How a turn is taken, and whether somebody waits for its end."""
         if order.tagger != WD14:
-            return lambda: self._host.tagger(order.tagger), self._host.is_wanted
+            return lambda: self._host.tagger(order.tagger), self._host.has_waiters
         if order.model is None:
             raise DataError("Name the folder of the WD14 tagger: model.onnx with selected_tags.csv.")
-        tagger = open_wd14(order.model)
+        tagger = load_wd14(order.model)
         return lambda: _given(tagger), lambda: False
 
-    def _describe_one(self, image: Path, tagger: Tagger, found: dict[Path, Description]) -> None:
+    def _describe_one(self, image: Path, tagger: Tagger, found: dict[Path, TaggerResult]) -> None:
         try:
-            pixels = read_upright(image)
+            pixels = read_upright_image(image)
         except DataError as error:
             self._skipped.append((image.name, str(error)))
         else:

@@ -1,6 +1,6 @@
 """Rude words of at most four letters, kept as hashes so that nobody has to read them: slurs, insults, body parts.
 
-To take a word into the list, put its `coded` form into `_TEXT`.
+To take a word into the list, put its `hash_word` form into `_TEXT`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 
 
-def coded(word: str) -> str:
+def hash_word(word: str) -> str:
     """The form in which a word stands in the list: eight hexadecimal digits."""
     return hashlib.blake2b(word.lower().encode(), digest_size=4).hexdigest()
 
 
-def is_rude(word: str) -> bool:
+def is_blocked(word: str) -> bool:
     """Whether the word, or the word without its plural s, is in the list."""
-    return coded(word) in _CODES or coded(word.removesuffix("s")) in _CODES
+    return hash_word(word) in _CODES or hash_word(word.removesuffix("s")) in _CODES
 
 
 _TEXT = """

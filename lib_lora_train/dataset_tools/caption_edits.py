@@ -83,12 +83,12 @@ def move_to_front(tags: Iterable[str]) -> Edit:
     return _edited(edit)
 
 
-def drop_repeats() -> Edit:
+def remove_duplicates() -> Edit:
     """Keeps the first of equal tags."""
     return _edited(_without_repeats)
 
 
-def underscores_to_blanks() -> Edit:
+def underscores_to_spaces() -> Edit:
     """`long_hair` becomes `long hair`; emoticons such as ^_^ and words like score_9 stay."""
 
     def edit(tag: str) -> str:
@@ -108,7 +108,7 @@ def unescape_brackets() -> Edit:
     return lambda text: _ESCAPED_BRACKET.sub(r"\1", text)
 
 
-def in_turn(edits: Iterable[Edit]) -> Edit:
+def chain_edits(edits: Iterable[Edit]) -> Edit:
     """Several edits as one, so that they are undone together."""
     all_of_them = tuple(edits)
 

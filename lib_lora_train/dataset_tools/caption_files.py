@@ -18,14 +18,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, OutputError
-from lib_lora_train.dataset.captions import by_ending, caption_endings, decode_caption, find_caption, split_tags
-from lib_lora_train.dataset.folder_names import kohya_name, natural_order
-from lib_lora_train.dataset.images import IMAGE_ENDINGS
+from lib_lora_train.dataset.captions import (
+    decode_caption,
+    find_caption_file,
+    index_by_extension,
+    list_caption_extensions,
+    split_tags,
+)
+from lib_lora_train.dataset.folder_names import natural_sort_key, parse_kohya_name
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
 from lib_lora_train.dataset.masks import is_mask
 
-BACKUPS = ".caption-backups"
+BACKUPS = ".caption-list_backups"
 """Sub-folder of the data folder with one file per edit; hidden, so that no scan reads it."""
 
 _MOST_BACKUPS = 50
@@ -64,26 +70,26 @@ class CaptionSet:
 def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
     """Every image's caption, as `scan_dataset` finds them; DataError if the folder cannot be read."""
     try:
-        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
+        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
         captions = [caption for path in folders for caption in _load_folder(path, extension)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
-    captions.sort(key=lambda caption: natural_order(caption.image.relative_to(folder).as_posix()))
+    captions.sort(key=lambda caption: natural_sort_key(caption.image.relative_to(folder).as_posix()))
     return CaptionSet(folder, tuple(captions))
 
 
 def _load_folder(folder: Path, extension: str) -> Iterator[Caption]:
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    beside = by_ending(files)
+    beside = index_by_extension(files)
     for image in files:
-        if image.suffix.lower() in IMAGE_ENDINGS and not is_mask(image, files):
-            found = find_caption(image, extension, beside)
-            ending = caption_endings(extension)[0]
+        if image.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(image, files):
+            found = find_caption_file(image, extension, beside)
+            ending = list_caption_extensions(extension)[0]
             text = "" if found is None else decode_caption(found.read_bytes())[0].replace("\0", "").strip()
             yield Caption(image, found or image.with_name(image.stem + ending), text, found is not None)
 
 
-def tag_frequency(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
+def count_tags(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
     """(tag, number of captions with it), the most frequent first; of all captions or of those numbered."""
     numbers = range(len(captions)) if among is None else among
     counts: Counter[str] = Counter()
@@ -111,7 +117,7 @@ class CaptionFilter:
     tokens: tuple[int, int] | None = None
 
 
-def matching(captions: CaptionSet, wanted: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
+def filter_captions(captions: CaptionSet, wanted: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
     """The numbers of the captions that pass the filter, in order."""
     checks = [
         *(_has_tag(tag) for tag in wanted.all_of),
@@ -249,8 +255,8 @@ def write_undo(backup: Path) -> int:
     return len(entries)
 
 
-def backups(folder: Path) -> list[Path]:
-    """The backups of a data folder's edits, the latest first."""
+def list_backups(folder: Path) -> list[Path]:
+    """The list_backups of a data folder's edits, the latest first."""
     return sorted((folder / BACKUPS).glob("*.json"), reverse=True)
 
 
@@ -291,7 +297,7 @@ def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
     try:
         backup.parent.mkdir(exist_ok=True)
         backup.write_text(text, encoding="utf-8")
-        for old in backups(folder)[_MOST_BACKUPS:]:
+        for old in list_backups(folder)[_MOST_BACKUPS:]:
             old.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{backup} cannot be written: {error.strerror or error}. No caption was changed.") from error
@@ -310,8 +316,8 @@ def _values(folder: Path, entry: _Entry) -> dict[str, str | None]:
 
 
 def _entry(folder: Path, values: dict[str, str | None]) -> _Entry:
-    coded, text = values.get("before_base64"), values.get("before")
-    before = base64.b64decode(coded) if coded else None if text is None else text.encode()
+    hash_word, text = values.get("before_base64"), values.get("before")
+    before = base64.b64decode(hash_word) if hash_word else None if text is None else text.encode()
     return _Entry(folder / str(values["file"]), before, str(values["after"]).encode())
 
 
@@ -333,4 +339,4 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    whole_file.write_bytes(file, content, waits=False)  # the backup is there
+    atomic_write.write_bytes(file, content, fsync=False)  # the backup is there

@@ -1,6 +1,6 @@
-"""What is wrong or odd in a data folder, image by image, each finding with its remedy where there is one.
+"""What is wrong or odd in a data folder, image by image, each finding with its repair where there is one.
 
-The doctor only looks; `fixes` does what a remedy says. Every image is decoded once (see `patients`).
+The doctor only looks; `fixes` does what a repair says. Every image is decoded once (see `patients`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Literal
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError, Level
-from lib_lora_train.dataset.captions import by_ending, caption_endings, decode_caption, find_caption
-from lib_lora_train.dataset.folder_names import kohya_name, natural_order
-from lib_lora_train.dataset.images import IMAGE_ENDINGS, read_bytes
+from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
+from lib_lora_train.dataset.captions import (
+    decode_caption,
+    find_caption_file,
+    index_by_extension,
+    list_caption_extensions,
+)
+from lib_lora_train.dataset.folder_names import natural_sort_key, parse_kohya_name
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
 from lib_lora_train.dataset.masks import is_mask
 from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache
-from lib_lora_train.dataset_tools.perceptual_hash import alike_groups
+from lib_lora_train.dataset_tools.perceptual_hash import group_similar
 
 Kind = Literal[
     "broken",
@@ -38,18 +44,17 @@ Kind = Literal[
     "caption encoding",
     "orphan caption",
 ]
-Remedy = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
+Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
 
 HUGE_PX = 3000
 _SHRINK_NEED = 4  # an image this many times the training side gains nothing by being larger
-_BLURRED = 1.25  # enlarged more than this, as the plan judges it too
 UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".heic", ".heif", ".jxl", ".psd")
 _MOST_READERS = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or odd; `remedy` is what `fixes` can do about it, "" where only a person can.
+    """One thing that is wrong or odd; `repair` is what `fixes` can do about it, "" where only a person can.
 
     `like` is the image that a duplicate is one of.
     """
@@ -58,7 +63,7 @@ class Finding:
     level: Level
     path: Path
     message: str
-    remedy: Remedy = ""
+    repair: Repair = ""
     like: Path | None = None
 
     def __str__(self) -> str:
@@ -66,16 +71,16 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Examination:
+class CheckReport:
     """All that was found, in natural order of the files; `images` are those that decode.
 
-    `looked_at` counts those too that do not; once stopped it is less than there are.
+    `checked_count` counts those too that do not; once stopped it is less than there are.
     """
 
     folder: Path
     images: tuple[ImageFacts, ...]
     findings: tuple[Finding, ...]
-    looked_at: int = 0
+    checked_count: int = 0
 
     def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
         """The findings of one kind."""
@@ -83,61 +88,61 @@ class Examination:
 
 
 def count_images(folder: Path) -> int:
-    """How many images `examine` would look at; DataError if the folder cannot be read."""
+    """How many images `check_dataset` would look at; DataError if the folder cannot be read."""
     return len(_images_of(_files_of(folder)))
 
 
-def examine(
+def check_dataset(
     folder: Path,
     *,
     resolution: int = 512,
     caption_extension: str = ".txt",
-    memory: ImageFactsCache | None = None,
-    tell: Callable[[int, int], None] | None = None,
+    cache: ImageFactsCache | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Examination:
+) -> CheckReport:
     """Looks at every image and caption in a data folder and its N_words sub-folders.
 
-    Images in `memory` are not decoded again. `tell` is called with (done, total) images on the way; once
+    Images in `cache` are not decoded again. `on_progress` is called with (done, total) images on the way; once
     `is_stopped`, the other images are left. DataError if the folder cannot be read.
     """
-    files = sorted(_files_of(folder), key=lambda path: natural_order(path.relative_to(folder).as_posix()))
+    files = sorted(_files_of(folder), key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()))
     paths = _images_of(files)
     images: list[ImageFacts] = []
     findings = [_unread(path) for path in files if path.suffix.lower() in UNREAD_ENDINGS]
     done = 0
-    with contextlib.closing(_looked_at(paths, memory or ImageFactsCache())) as looks:
+    with contextlib.closing(_looked_at(paths, cache or ImageFactsCache())) as looks:
         for done, (path, seen) in enumerate(looks, start=1):
             if isinstance(seen, ImageFacts):
                 images.append(seen)
                 findings += _of_image(seen, resolution)
             else:
                 findings.append(_broken(path, seen))
-            if tell:
-                tell(done, len(paths))
+            if on_progress:
+                on_progress(done, len(paths))
             if is_stopped():
                 break
     findings += [*_repeated(images), *_of_captions(files, paths, caption_extension)]
-    in_order = sorted(findings, key=lambda found: natural_order(str(found.path)))
-    return Examination(folder, tuple(images), tuple(in_order), looked_at=done)
+    in_order = sorted(findings, key=lambda found: natural_sort_key(str(found.path)))
+    return CheckReport(folder, tuple(images), tuple(in_order), checked_count=done)
 
 
 def _files_of(folder: Path) -> list[Path]:
     try:
-        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and kohya_name(path.name))]
+        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
         return [path for one in folders for path in one.iterdir() if path.is_file() and path.name[0] != "."]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
 
 
 def _images_of(files: Sequence[Path]) -> list[Path]:
-    return [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not is_mask(path, files)]
+    return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(path, files)]
 
 
 # --- images -----------------------------------------------------------------------------------
 
 
-def _looked_at(paths: Sequence[Path], memory: ImageFactsCache) -> Generator[tuple[Path, ImageFacts | str], None, None]:
+def _looked_at(paths: Sequence[Path], cache: ImageFactsCache) -> Generator[tuple[Path, ImageFacts | str], None, None]:
     """Each image with what was seen, in order; several at once, as Pillow and hashing free the lock.
 
     Half of the processor's cores at most: the webui may be generating, or a training be running. Closing it leaves
@@ -145,7 +150,7 @@ def _looked_at(paths: Sequence[Path], memory: ImageFactsCache) -> Generator[tupl
     """
     with ThreadPoolExecutor(max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2))) as readers:
         try:
-            yield from zip(paths, readers.map(memory.look_at, paths), strict=True)
+            yield from zip(paths, readers.map(cache.inspect_image, paths), strict=True)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)  # of those that nobody waits for any more
 
@@ -163,7 +168,7 @@ def _unread(path: Path) -> Finding:
 def _of_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
     path, size = image.path, f"{image.width}×{image.height}"
     scale = resolution / (image.width * image.height) ** 0.5
-    if scale > _BLURRED:
+    if scale > MAX_SHARP_ENLARGEMENT:
         text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns its blur."
         yield Finding("tiny", "warning", path, text, "set aside")
     if max(image.width, image.height) > HUGE_PX:
@@ -182,7 +187,7 @@ def _of_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
 
 def _repeated(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Same bytes, then same look; of each group the largest image is the one to keep."""
-    for numbers in alike_groups([image.look for image in images]):
+    for numbers in group_similar([image.look for image in images]):
         best = max((images[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
         kept: dict[str, Path] = {best.content_hash: best.path}
         for image in (images[n] for n in numbers):
@@ -201,12 +206,12 @@ def _repeated(images: Sequence[ImageFacts]) -> Iterator[Finding]:
 
 
 def _of_captions(files: Sequence[Path], images: Sequence[Path], extension: str) -> Iterator[Finding]:
-    endings = caption_endings(extension)
+    endings = list_caption_extensions(extension)
     used: set[Path] = set()
     for folder in dict.fromkeys(path.parent for path in files):
-        beside = by_ending(path for path in files if path.parent == folder)
+        beside = index_by_extension(path for path in files if path.parent == folder)
         for image in (path for path in images if path.parent == folder):
-            caption = find_caption(image, extension, beside)
+            caption = find_caption_file(image, extension, beside)
             used.update(beside[key] for ending in endings if (key := (image.stem, ending)) in beside)
             yield from _of_caption(image, caption)
     for path in files:

@@ -13,12 +13,12 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.buckets import BucketRule, Placement, bucket_sizes
-from lib_lora_train.dataset.images import IMAGE_ENDINGS
-from lib_lora_train.dataset.masks import masks_of
-from lib_lora_train.dataset_tools.repairs import Fixed, edited_image, write_replacements, write_undo
+from lib_lora_train.dataset.buckets import BucketRule, Placement, list_bucket_sizes
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
+from lib_lora_train.dataset.masks import find_masks
+from lib_lora_train.dataset_tools.repairs import RepairResult, edited_image, write_replacements, write_undo
 
-LEAST_FRAME = 64
+MIN_CROP_SIDE = 64
 """The shortest side of a frame in px: less holds nothing to learn."""
 
 
@@ -32,7 +32,7 @@ class Frame:
     height: int
 
 
-def trained_frame(placement: Placement, width: int, height: int) -> Frame:
+def compute_trained_frame(placement: Placement, width: int, height: int) -> Frame:
     """What training sees of an image of this size."""
     across, down = width / placement.resize_width, height / placement.resize_height
     return Frame(
@@ -43,16 +43,16 @@ def trained_frame(placement: Placement, width: int, height: int) -> Frame:
     )
 
 
-def near_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
+def list_nearest_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
     """The buckets whose shapes are nearest to an image's, the nearest first."""
     ratio = math.log(width / height)
-    return sorted(bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
+    return sorted(list_bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
 
 
-def write_crop(folder: Path, image: Path, frame: Frame) -> Fixed:
+def write_crop(folder: Path, image: Path, frame: Frame) -> RepairResult:
     """Cut the image, and its mask if it has one, to the frame; the originals are kept beside the data folder.
 
-    DataError, with nothing changed, for a frame that does not lie in the image or is less than `LEAST_FRAME` px wide
+    DataError, with nothing changed, for a frame that does not lie in the image or is less than `MIN_CROP_SIDE` px wide
     or high, where another image has the same mask, and where one of the two cannot be written.
     """
     mask = _own_mask(image)
@@ -74,8 +74,8 @@ def write_crop(folder: Path, image: Path, frame: Frame) -> Fixed:
 
 def _own_mask(image: Path) -> Path | None:
     """The image's mask file, None without one; DataError for one that belongs to several images."""
-    files = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
-    mask = masks_of(files).get(image.stem)
+    files = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS]
+    mask = find_masks(files).get(image.stem)
     others = sorted(path.name for path in files if path.stem == image.stem and path.name != image.name)
     if mask and others:
         raise DataError(
@@ -86,8 +86,8 @@ def _own_mask(image: Path) -> Path | None:
 
 
 def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:
-    if min(frame.width, frame.height) < LEAST_FRAME:
-        raise DataError(f"{name}: the frame is {frame.width}×{frame.height} px. Make it at least {LEAST_FRAME} px.")
+    if min(frame.width, frame.height) < MIN_CROP_SIDE:
+        raise DataError(f"{name}: the frame is {frame.width}×{frame.height} px. Make it at least {MIN_CROP_SIDE} px.")
     is_inside = frame.left >= 0 and frame.top >= 0
     if not is_inside or frame.left + frame.width > size[0] or frame.top + frame.height > size[1]:
         raise DataError(f"{name} has changed since it was shown. Look at the folder again.")

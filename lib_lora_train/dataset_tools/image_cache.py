@@ -12,17 +12,17 @@ from PIL import Image
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.images import (
     DECODING_ERRORS,
-    UPRIGHT,
-    Source,
+    TRANSPOSE_BY_ORIENTATION,
+    CountedStream,
     flatten,
     is_transparent,
-    load_whole,
-    orientation_of,
+    load_to_end,
     read_bytes,
+    read_orientation,
 )
-from lib_lora_train.dataset_tools.perceptual_hash import Fingerprint, fingerprint
+from lib_lora_train.dataset_tools.perceptual_hash import Fingerprint, compute_fingerprint
 
-_LEAST = (64, 64)  # px that a JPEG is decoded to at least: seven for each cell of a fingerprint
+_LEAST = (64, 64)  # px that a JPEG is decoded to at least: seven for each cell of a compute_fingerprint
 _MOST_REMEMBERED = 100_000  # files, of about 1 KB each
 
 
@@ -40,11 +40,11 @@ class ImageFacts:
     orientation: int
 
 
-def look_at(path: Path) -> ImageFacts | str:
+def inspect_image(path: Path) -> ImageFacts | str:
     """The image, or why it does not decode to its end."""
     try:
         content = read_bytes(path)
-        source = Source(content)
+        source = CountedStream(content)
         with Image.open(source) as image:
             return _patient(path, image, source)
     except (DataError, *DECODING_ERRORS) as error:
@@ -60,8 +60,8 @@ class ImageFactsCache:
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[tuple[int, int], ImageFacts | str]] = {}
 
-    def look_at(self, path: Path) -> ImageFacts | str:
-        """As `look_at`, which is called for files that are new or have changed only."""
+    def inspect_image(self, path: Path) -> ImageFacts | str:
+        """As `inspect_image`, which is called for files that are new or have changed only."""
         try:
             stat = path.stat()
         except OSError as error:
@@ -70,32 +70,32 @@ class ImageFactsCache:
         before = self._seen.get(path)
         if before and before[0] == state:
             return before[1]
-        seen = look_at(path)
+        seen = inspect_image(path)
         if len(self._seen) >= _MOST_REMEMBERED:
             self._seen.clear()
         self._seen[path] = state, seen
         return seen
 
 
-def _patient(path: Path, image: Image.Image, source: Source) -> ImageFacts:
+def _patient(path: Path, image: Image.Image, source: CountedStream) -> ImageFacts:
     content = source.getvalue()
     width, height = image.size
-    orientation = orientation_of(image, content)
+    orientation = read_orientation(image, content)
     is_animated = bool(getattr(image, "is_animated", False))
     if image.format == "PNG":
         with Image.open(io.BytesIO(content)) as checked:
             checked.verify()  # the checksums, which decoding passes over
-    load_whole(image, source, _LEAST)
+    load_to_end(image, source, _LEAST)
     has_alpha = is_transparent(image)
     small = image.convert("RGB") if image.mode == "RGBA" and not has_alpha else flatten(image)
-    if orientation in UPRIGHT:
-        small = small.transpose(UPRIGHT[orientation])
+    if orientation in TRANSPOSE_BY_ORIENTATION:
+        small = small.transpose(TRANSPOSE_BY_ORIENTATION[orientation])
     size = (height, width) if orientation >= 5 else (width, height)
     return ImageFacts(
         path,
         *size,
         content_hash=hashlib.sha256(content).hexdigest(),
-        look=fingerprint(small),
+        look=compute_fingerprint(small),
         is_transparent=has_alpha,
         is_animated=is_animated,
         orientation=orientation,

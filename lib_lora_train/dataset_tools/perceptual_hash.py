@@ -1,6 +1,6 @@
-"""Images that look alike: a fingerprint per image, and groups of those whose fingerprints nearly agree.
+"""Images that look alike: a compute_fingerprint per image, and groups of those whose fingerprints nearly agree.
 
-The fingerprint is a difference hash (Krawetz 2013, "Kind of like that"), along rows and columns, of the image at
+The compute_fingerprint is a difference hash (Krawetz 2013, "Kind of like that"), along rows and columns, of the image at
 8 × 8, with its colours at 4 × 4: hashes alone take flat images for one another.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 _SIDE = 8
 _COLOUR_SIDE = 4
 _BITS = 2 * _SIDE * _SIDE
-MOST_DIFFERENT_BITS = 10
+MAX_DIFFERENT_BITS = 10
 """Of 128."""
 _MOST_COLOUR_DIFFERENCE = 10.0  # of 255, on average
 _ENOUGH = 64  # px of a side, before cells are averaged
@@ -30,8 +30,8 @@ class Fingerprint:
     colours: bytes
 
 
-def fingerprint(image: Image.Image) -> Fingerprint:
-    """The fingerprint of an RGB image; resized and re-compressed copies differ by a few bits at most."""
+def compute_fingerprint(image: Image.Image) -> Fingerprint:
+    """The compute_fingerprint of an RGB image; resized and re-compressed copies differ by a few bits at most."""
     small = image.reduce((max(1, image.width // _ENOUGH), max(1, image.height // _ENOUGH)))
     grey = small.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX).convert("L").tobytes()
     side = _SIDE + 1
@@ -44,15 +44,15 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(bits, small.resize((_COLOUR_SIDE, _COLOUR_SIDE), Image.Resampling.BOX).tobytes())
 
 
-def is_alike(one: Fingerprint, other: Fingerprint) -> bool:
+def is_similar(one: Fingerprint, other: Fingerprint) -> bool:
     """Whether two images look the same at a glance."""
-    if (one.bits ^ other.bits).bit_count() > MOST_DIFFERENT_BITS:
+    if (one.bits ^ other.bits).bit_count() > MAX_DIFFERENT_BITS:
         return False
     difference = sum(abs(a - b) for a, b in zip(one.colours, other.colours, strict=True))
     return difference <= _MOST_COLOUR_DIFFERENCE * len(one.colours)
 
 
-def alike_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+def group_similar(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     """Groups of at least two numbers of images that look alike, directly or by way of others, in order."""
     group = list(range(len(fingerprints)))
 
@@ -71,7 +71,7 @@ def alike_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def _alike_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Every pair that `is_alike`; of equal fingerprints only the first is compared with others.
+    """Every pair that `is_similar`; of equal fingerprints only the first is compared with others.
 
     All pairs are compared at once, a block of rows at a time: with bits as ±1, the product of two fingerprints is 128
     less twice the bits in which they differ, which is exact in float32.
@@ -85,7 +85,7 @@ def _alike_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int
     signs = 2 * np.unpackbits(np.frombuffer(packed, np.uint8).reshape(-1, _BITS // 8), axis=1).astype(np.float32) - 1
     colours = np.frombuffer(b"".join(one.colours for one in first), np.uint8).reshape(len(first), -1).astype(np.int16)
     for start in range(0, len(first), _BLOCK):
-        near = signs[start : start + _BLOCK] @ signs[start:].T >= _BITS - 2 * MOST_DIFFERENT_BITS
+        near = signs[start : start + _BLOCK] @ signs[start:].T >= _BITS - 2 * MAX_DIFFERENT_BITS
         rows, columns = np.nonzero(np.triu(near, 1))
         difference = np.abs(colours[start + rows] - colours[start + columns]).sum(axis=1)
         alike = difference <= _MOST_COLOUR_DIFFERENCE * colours.shape[1]

@@ -1,4 +1,4 @@
-"""The doctor's remedies, done on files. Nothing is destroyed: what is changed or put away is kept beside the folder.
+"""The doctor's repairs, done on files. Nothing is destroyed: what is changed or put away is kept beside the folder.
 
 The originals of `cats` lie in `cats-originals`, in the same sub-folders, with a list from which `write_undo` restores.
 """
@@ -18,28 +18,35 @@ from typing import Any
 
 from PIL import Image
 
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError
-from lib_lora_train.dataset.captions import CAPTION_ENDINGS, decode_caption
-from lib_lora_train.dataset.images import DECODING_ERRORS, UPRIGHT, flatten, in_eight_bits, orientation_of, read_bytes
-from lib_lora_train.dataset.masks import masks_of
-from lib_lora_train.dataset_tools.checkup import Finding, Remedy
+from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS, decode_caption
+from lib_lora_train.dataset.images import (
+    DECODING_ERRORS,
+    TRANSPOSE_BY_ORIENTATION,
+    flatten,
+    read_bytes,
+    read_orientation,
+    to_eight_bits,
+)
+from lib_lora_train.dataset.masks import find_masks
+from lib_lora_train.dataset_tools.checkup import Finding, Repair
 
 SHRUNK_SIDE = 2048
 """Longest side of an image after it was shrunk, in px; more than any bucket of a resolution up to 1024 needs."""
 
 _ENCODING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "BMP": {}}
-_ORDER: tuple[Remedy, ...] = ("turn", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
+_ORDER: tuple[Repair, ...] = ("turn", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """What was done: the paths that were treated, those that could not be with the reason, and the list for undoing.
+class RepairResult:
+    """What was done: the paths that were repaired, those that could not be with the reason, and the list for undoing.
 
     `left` is how many were not come to because it was stopped.
     """
 
-    treated: tuple[Path, ...]
+    repaired: tuple[Path, ...]
     failed: tuple[tuple[Path, str], ...]
     undo: Path | None
     left: int = 0
@@ -47,61 +54,61 @@ class Fixed:
     def __str__(self) -> str:
         kept = f" The originals lie in {self.undo.parent}." if self.undo else ""
         failed = f" {len(self.failed)} could not be: {self.failed[0][1]}" if self.failed else ""
-        treated = f"{len(self.treated)} {'file' if len(self.treated) == 1 else 'files'} treated."
+        repaired = f"{len(self.repaired)} {'file' if len(self.repaired) == 1 else 'files'} repaired."
         left = f" Stopped: {self.left} {'is' if self.left == 1 else 'are'} left as before." if self.left else ""
-        return f"{treated}{kept}{failed}{left}"
+        return f"{repaired}{kept}{failed}{left}"
 
 
-def originals_of(folder: Path) -> Path:
+def originals_folder(folder: Path) -> Path:
     """Where the originals of a data folder are kept."""
     return folder.with_name(f"{folder.name}-originals")
 
 
-def write_fixes(
+def write_repairs(
     folder: Path,
     findings: Iterable[Finding],
     *,
     words: str = "",
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Fixed:
-    """Do what the findings' remedies say; `words` (trigger and class word) become the missing captions.
+) -> RepairResult:
+    """Do what the findings' repairs say; `words` (trigger and class word) become the missing captions.
 
-    Files are treated one by one, until it is stopped: what cannot be done is told with its reason and leaves that file
-    as it was. `tell` is called with (done, total).
+    Files are repaired one by one, until it is stopped: what cannot be done is told with its reason and leaves that file
+    as it was. `on_progress` is called with (done, total).
     OutputError if the originals' folder cannot be written.
     """
-    by_path: dict[Path, set[Remedy]] = {}
+    by_path: dict[Path, set[Repair]] = {}
     for finding in findings:
-        if finding.remedy and (finding.remedy != "write caption" or words.strip()):
-            by_path.setdefault(finding.path, set()).add(finding.remedy)
+        if finding.repair and (finding.repair != "write caption" or words.strip()):
+            by_path.setdefault(finding.path, set()).add(finding.repair)
     surgery = _FileEditor(folder.absolute())
-    treated, failed = [], []
-    for number, (path, remedies) in enumerate(by_path.items(), start=1):
+    repaired, failed = [], []
+    for number, (path, repairs) in enumerate(by_path.items(), start=1):
         try:
-            surgery.treat(path.absolute(), remedies, words.strip())
-            treated.append(path)
+            surgery.treat(path.absolute(), repairs, words.strip())
+            repaired.append(path)
         except (LoraTrainError, OSError, *DECODING_ERRORS) as error:
             failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
-        if tell:
-            tell(number, len(by_path))
+        if on_progress:
+            on_progress(number, len(by_path))
         if is_stopped():
             break
-    left = len(by_path) - len(treated) - len(failed)
-    return Fixed(tuple(treated), tuple(failed), surgery.write_list(), left)
+    left = len(by_path) - len(repaired) - len(failed)
+    return RepairResult(tuple(repaired), tuple(failed), surgery.write_list(), left)
 
 
-def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> Fixed:
-    """Write other contents in the place of files, each as (path, bytes); the originals are kept as in `write_fixes`."""
+def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> RepairResult:
+    """Write other contents in the place of files, each as (path, bytes); the originals are kept as in `write_repairs`."""
     surgery = _FileEditor(folder.absolute())
-    treated, failed = [], []
+    repaired, failed = [], []
     for path, (new_path, content) in contents.items():
         try:
             surgery.replace(path.absolute(), content, new_path.absolute())
-            treated.append(path)
+            repaired.append(path)
         except (LoraTrainError, OSError) as error:
             failed.append((path, f"{path.name}: {error}"))
-    return Fixed(tuple(treated), tuple(failed), surgery.write_list())
+    return RepairResult(tuple(repaired), tuple(failed), surgery.write_list())
 
 
 def edited_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[Path, bytes]:
@@ -113,15 +120,15 @@ def edited_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tupl
     try:
         with Image.open(io.BytesIO(content)) as opened:
             kind = opened.format or ""
-            orientation = orientation_of(opened, content)
+            orientation = read_orientation(opened, content)
             opened.seek(0)
             has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            plain = in_eight_bits(opened)
+            plain = to_eight_bits(opened)
             image = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be decoded: {str(error) or repr(error)}. Replace or remove it.") from error
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+    if orientation in TRANSPOSE_BY_ORIENTATION:
+        image = image.transpose(TRANSPOSE_BY_ORIENTATION[orientation])
     if kind not in _ENCODING or (has_alpha and kind in ("JPEG", "BMP")):
         kind, path = "PNG", path.with_suffix(".png")
     written = io.BytesIO()
@@ -196,20 +203,20 @@ def _free(place: Path) -> Path:
 
 
 class _FileEditor:
-    """The files treated so far."""
+    """The files repaired so far."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._originals = originals_of(folder)
+        self._originals = originals_folder(folder)
         self._steps: list[_Step] = []
 
-    def treat(self, path: Path, remedies: set[Remedy], words: str) -> None:
-        """Do all remedies of one file."""
-        if "set aside" in remedies:
+    def treat(self, path: Path, repairs: set[Repair], words: str) -> None:
+        """Do all repairs of one file."""
+        if "set aside" in repairs:
             for file in (path, *_companions(path)):
                 self._steps.append(_Step(file, self._kept(file), None))
             return
-        done = [remedy for remedy in _ORDER if remedy in remedies]
+        done = [repair for repair in _ORDER if repair in repairs]
         if done == ["write caption"]:
             self.replace(_caption_file(path), f"{words}\n".encode())
         elif done == ["to UTF-8"]:
@@ -217,7 +224,7 @@ class _FileEditor:
         else:
             new_path, content = _treated_image(path, done)
             self.replace(path, content, new_path)
-            if "write caption" in remedies:
+            if "write caption" in repairs:
                 self.replace(_caption_file(path), f"{words}\n".encode())
 
     def write_list(self) -> Path | None:
@@ -234,7 +241,7 @@ class _FileEditor:
             for step in self._steps
         ]
         path = self._originals / f"undo-{time.time_ns()}.json"
-        whole_file.write_text(path, json.dumps(rows, indent=1), makes_folder=True)
+        atomic_write.write_text(path, json.dumps(rows, indent=1), make_parents=True)
         return path
 
     def replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
@@ -244,7 +251,7 @@ class _FileEditor:
             raise DataError(f"{target.name} is there already; rename one of the two.")
         kept = self._kept(path) if path.exists() else None
         try:
-            whole_file.write_bytes(target, content)
+            atomic_write.write_bytes(target, content)
         except OSError:
             if kept:
                 shutil.move(kept, path)
@@ -267,13 +274,13 @@ def _companions(path: Path) -> list[Path]:
 
     A mask that stayed behind alone would be taken for an image.
     """
-    if path.suffix.lower() in CAPTION_ENDINGS:
+    if path.suffix.lower() in CAPTION_EXTENSIONS:
         return []
     others = [file for file in path.parent.glob(f"{_escaped(path.stem)}.*") if file != path]
-    captions = [file for file in others if file.suffix.lower() in CAPTION_ENDINGS]
+    captions = [file for file in others if file.suffix.lower() in CAPTION_EXTENSIONS]
     if len(captions) != len(others):
         return []
-    mask = masks_of(path.parent.iterdir()).get(path.stem)
+    mask = find_masks(path.parent.iterdir()).get(path.stem)
     return [*captions, *([mask] if mask else [])]
 
 
@@ -283,23 +290,23 @@ def _escaped(stem: str) -> str:
 
 def _caption_file(image: Path) -> Path:
     """The empty caption file that is there, else the one to be made."""
-    present = [image.with_suffix(ending) for ending in CAPTION_ENDINGS if image.with_suffix(ending).exists()]
+    present = [image.with_suffix(ending) for ending in CAPTION_EXTENSIONS if image.with_suffix(ending).exists()]
     return present[0] if present else image.with_suffix(".txt")
 
 
-def _treated_image(path: Path, remedies: Sequence[Remedy]) -> tuple[Path, bytes]:
-    """(path, content) of the image after the remedies, in its own format where that can be, else as PNG."""
+def _treated_image(path: Path, repairs: Sequence[Repair]) -> tuple[Path, bytes]:
+    """(path, content) of the image after the repairs, in its own format where that can be, else as PNG."""
     content = read_bytes(path)
     with Image.open(io.BytesIO(content)) as opened:
         kind = opened.format or ""
-        orientation = orientation_of(opened, content)
+        orientation = read_orientation(opened, content)
         opened.seek(0)
-        image = flatten(opened) if "flatten" in remedies or opened.mode not in _PLAIN_MODES else opened.copy()
-    if orientation in UPRIGHT:  # the note is lost in writing, so that it must be obeyed
-        image = image.transpose(UPRIGHT[orientation])
-    if "shrink" in remedies:
+        image = flatten(opened) if "flatten" in repairs or opened.mode not in _PLAIN_MODES else opened.copy()
+    if orientation in TRANSPOSE_BY_ORIENTATION:  # the note is lost in writing, so that it must be obeyed
+        image = image.transpose(TRANSPOSE_BY_ORIENTATION[orientation])
+    if "shrink" in repairs:
         image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if "convert" in remedies or kind not in _ENCODING:
+    if "convert" in repairs or kind not in _ENCODING:
         kind, path = "PNG", path.with_suffix(".png")
     written = io.BytesIO()
     image.save(written, kind, **_ENCODING[kind])

@@ -53,7 +53,7 @@ _IMPLIED = {
 
 
 @dataclass(frozen=True)
-class Thief:
+class FrequentTag:
     """A tag that comes with the trigger nearly always: what it names is learnt under it instead of the trigger.
 
     `share` of the captions with the trigger have it, `elsewhere` of those without.
@@ -71,26 +71,26 @@ class Thief:
         )
 
 
-def tags_to_prune(captions: CaptionSet, trigger: str, nearly: float = NEARLY_ALWAYS) -> list[Thief]:
+def find_tags_to_prune(captions: CaptionSet, trigger: str, nearly: float = NEARLY_ALWAYS) -> list[FrequentTag]:
     """The tags that stand in at least the share `nearly` of the captions with the trigger, most frequent first.
 
     Without a trigger all captions count as having it. None for fewer than three captions, where all is frequent.
     """
     own: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    with_trigger = 0
+    put_trigger_first = 0
     for caption in captions.captions:
         tags = {tag.lower() for tag in caption.tags}
         is_own = not trigger or has_word(caption.text, trigger)
-        with_trigger += is_own
+        put_trigger_first += is_own
         (own if is_own else others).update(tags)
-    if with_trigger < _FEW_CAPTIONS:
+    if put_trigger_first < _FEW_CAPTIONS:
         return []
-    rest = max(len(captions) - with_trigger, 1)
+    rest = max(len(captions) - put_trigger_first, 1)
     return [
-        Thief(tag, count, count / with_trigger, others[tag] / rest)
+        FrequentTag(tag, count, count / put_trigger_first, others[tag] / rest)
         for tag, count in sorted(own.items(), key=lambda entry: (-entry[1], entry[0]))
-        if count >= nearly * with_trigger and not (trigger and has_word(tag, trigger))
+        if count >= nearly * put_trigger_first and not (trigger and has_word(tag, trigger))
     ]
 
 
@@ -115,7 +115,7 @@ class Advice:
         return f"{self.detail or self.topic.title}: {self.topic.why}"
 
 
-def advise(captions: CaptionSet) -> list[Advice]:
+def find_advice(captions: CaptionSet) -> list[Advice]:
     """What stands out in single captions, in their order; sentences (no comma, many words) are left alone."""
     found: list[Advice] = []
     for number, caption in enumerate(captions.captions):
@@ -125,7 +125,7 @@ def advise(captions: CaptionSet) -> list[Advice]:
     return found
 
 
-def grouped(advice: Iterable[Advice]) -> list[list[Advice]]:
+def group_advice(advice: Iterable[Advice]) -> list[list[Advice]]:
     """Advice of one topic together, the topic of most captions first."""
     groups: dict[Topic, list[Advice]] = {}
     for one in advice:

@@ -44,8 +44,8 @@ class TagList:
         for tag, aliases in tags:
             number = len(self._tags)
             self._tags.append(tag)
-            names.append((plain_tag(tag.name), number, ""))
-            names += ((plain_tag(alias), number, alias) for alias in aliases)
+            names.append((normalise_tag(tag.name), number, ""))
+            names += ((normalise_tag(alias), number, alias) for alias in aliases)
         names.sort(key=lambda entry: entry[0])
         self._keys = [key for key, _, _ in names]
         self._entries = [(number, alias) for _, number, alias in names]
@@ -58,9 +58,9 @@ class TagList:
         """How many other names the tags have."""
         return len(self._keys) - len(self._tags)
 
-    def beginning_with(self, typed: str, limit: int) -> list[Completion]:
+    def complete_prefix(self, typed: str, limit: int) -> list[Completion]:
         """The most frequent tags whose name or alias begins so, each once; letter case and underscores are alike."""
-        start = plain_tag(typed)
+        start = normalise_tag(typed)
         if not start:
             return []
         low, high = bisect_left(self._keys, start), bisect_left(self._keys, start + _AFTER_ALL)
@@ -71,7 +71,7 @@ class TagList:
         return [Completion(self._tags[number], aliases[number]) for number in best]
 
 
-def plain_tag(name: str) -> str:
+def normalise_tag(name: str) -> str:
     """`Long_Hair` and `long hair` are the same tag."""
     return name.strip().lower().replace("_", " ")
 

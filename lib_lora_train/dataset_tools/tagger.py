@@ -11,8 +11,8 @@ from typing import Literal
 
 from PIL import Image
 
-from lib_lora_train.dataset.captions import split_tags, with_trigger
-from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_blanks, unescape_brackets
+from lib_lora_train.dataset.captions import put_trigger_first, split_tags
+from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces, unescape_brackets
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan
 
 Kind = Literal["general", "character", "rating"]
@@ -30,14 +30,14 @@ class ScoredTag:
 
 
 @dataclass(frozen=True)
-class Description:
+class TaggerResult:
     """What a tagger says of one image: tags, a sentence, or both."""
 
     tags: tuple[ScoredTag, ...] = ()
     sentence: str = ""
 
 
-Tagger = Callable[[Image.Image], Description]
+Tagger = Callable[[Image.Image], TaggerResult]
 """Looks at one image: RGB, upright, transparency on white, of any size."""
 
 
@@ -49,33 +49,33 @@ class TagRule:
     blank or underscore, and * stands for any letters. `trigger` is put in front.
     """
 
-    general: float = 0.35
-    character: float = 0.85
+    general_threshold: float = 0.35
+    character_threshold: float = 0.85
     exclude: tuple[str, ...] = ()
-    blanks: bool = True
-    escape: bool = False
+    underscores_to_spaces: bool = True
+    escape_brackets: bool = False
     trigger: str = ""
 
 
-def caption_of(found: Description, rule: TagRule) -> str:
+def make_caption(found: TaggerResult, rule: TagRule) -> str:
     """The caption: characters, then other tags, each from the surest down, then the sentence.
 
     "" where nothing is kept, whatever the trigger.
     """
-    least = {"general": rule.general, "character": rule.character}
+    least = {"general": rule.general_threshold, "character": rule.character_threshold}
     kept = [tag for tag in found.tags if tag.kind in least and tag.score >= least[tag.kind]]
     kept.sort(key=lambda tag: (tag.kind != "character", -tag.score))
     is_excluded = _matcher(rule.exclude)
     names = (tag.name.replace(",", " ") for tag in kept)
     text = ", ".join(name for name in (*names, *split_tags(found.sentence)) if not is_excluded(name))
-    if rule.blanks:
-        text = underscores_to_blanks()(text)
-    if rule.escape:
+    if rule.underscores_to_spaces:
+        text = underscores_to_spaces()(text)
+    if rule.escape_brackets:
         text = escape_brackets()(text)
-    return with_trigger(text, rule.trigger) if text else ""
+    return put_trigger_first(text, rule.trigger) if text else ""
 
 
-def merged(before: str, tagged: str, existing: Existing, trigger: str = "") -> str:
+def merge_captions(before: str, tagged: str, existing: Existing, trigger: str = "") -> str:
     """The caption file's text afterwards. An image of which nothing was said keeps what it has."""
     if not tagged or (before and existing == "skip"):
         return before
@@ -88,21 +88,21 @@ def _appended(line: str, tagged: str, trigger: str) -> str:
     """The line with the tags it lacks, its trigger in front."""
     present = {_plain(tag) for tag in split_tags(line)}
     missing = [tag for tag in split_tags(tagged) if _plain(tag) not in present]
-    return with_trigger(", ".join((*split_tags(line), *missing)), trigger)
+    return put_trigger_first(", ".join((*split_tags(line), *missing)), trigger)
 
 
-def to_be_tagged(captions: CaptionSet, among: Iterable[int], existing: Existing) -> list[int]:
+def numbers_to_tag(captions: CaptionSet, among: Iterable[int], existing: Existing) -> list[int]:
     """Those of the numbered captions whose images are to be looked at: with "skip", those without a caption."""
     return [number for number in among if existing != "skip" or not captions.captions[number].text]
 
 
-def plan_tags(captions: CaptionSet, found: Mapping[Path, Description], rule: TagRule, existing: Existing) -> EditPlan:
+def plan_tags(captions: CaptionSet, found: Mapping[Path, TaggerResult], rule: TagRule, existing: Existing) -> EditPlan:
     """What the descriptions, by image, would change; a.png and a.jpg share the caption of the first one described."""
     changes: dict[Path, Change] = {}
     for number, caption in enumerate(captions.captions):
         if caption.image in found and caption.file not in changes:
-            tagged = caption_of(found[caption.image], rule)
-            after = merged(caption.text, tagged, existing, rule.trigger)
+            tagged = make_caption(found[caption.image], rule)
+            after = merge_captions(caption.text, tagged, existing, rule.trigger)
             if after != caption.text:
                 changes[caption.file] = Change(number, caption.text, after)
     return EditPlan(captions, tuple(changes.values()), len(found))

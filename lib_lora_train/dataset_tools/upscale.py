@@ -9,40 +9,40 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib_lora_train.core.errors import InterruptedDrawing, LoraTrainError
-from lib_lora_train.dataset_tools.repairs import Fixed, edited_image, write_replacements
+from lib_lora_train.core.errors import GenerationInterrupted, LoraTrainError
+from lib_lora_train.dataset_tools.repairs import RepairResult, edited_image, write_replacements
 
 LANCZOS = "Lanczos"
 """What there is everywhere: it adds no detail, as training itself would enlarge."""
 
-Enlarge = Callable[[Image.Image, tuple[int, int]], Image.Image]
+Upscale = Callable[[Image.Image, tuple[int, int]], Image.Image]
 """An RGB image and the size in px → the image of that size."""
 
 
-def by_lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def upscale_lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image resampled by Lanczos' filter."""
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def enlarged_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+def upscaled_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     """The size of the same shape whose area is that of `resolution`'s square, or a little more; never a smaller one."""
     scale = max(1.0, resolution / math.sqrt(size[0] * size[1]))
     return math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
 
 
-def write_enlarged(
+def write_upscaled(
     folder: Path,
     images: Sequence[Path],
     resolution: int,
-    enlarge: Enlarge,
+    enlarge: Upscale,
     *,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Fixed:
-    """Enlarge the images in place to what a resolution needs; captions stay, a mask lies over its image anyway.
+) -> RepairResult:
+    """Upscale the images in place to what a resolution needs; captions stay, a mask lies over its image anyway.
 
     One that cannot be is told with its reason and stays; after an interruption or a stop the others stay too.
-    `tell` is called with (done, total).
+    `on_progress` is called with (done, total).
     """
     contents: dict[Path, tuple[Path, bytes]] = {}
     failed: list[tuple[Path, str]] = []
@@ -50,23 +50,23 @@ def write_enlarged(
     for done, path in enumerate(images, start=1):
         try:
             contents[path] = edited_image(path, lambda whole: _larger(whole, resolution, enlarge))
-        except InterruptedDrawing as error:
+        except GenerationInterrupted as error:
             failed.append((path, str(error)))
             break
         except LoraTrainError as error:
             failed.append((path, f"{path.name}: {error}"))
-        if tell:
-            tell(done, len(images))
+        if on_progress:
+            on_progress(done, len(images))
         if is_stopped():
             break
     fixed = write_replacements(folder, contents)
     return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(images) - done)
 
 
-def _larger(image: Image.Image, resolution: int, enlarge: Enlarge) -> Image.Image:
+def _larger(image: Image.Image, resolution: int, enlarge: Upscale) -> Image.Image:
     """The image at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
-    size = enlarged_size(image.size, resolution)
+    size = upscaled_size(image.size, resolution)
     larger = enlarge(image.convert("RGB"), size)
     if image.mode == "RGBA":
-        larger.putalpha(by_lanczos(image.getchannel("A"), size))
+        larger.putalpha(upscale_lanczos(image.getchannel("A"), size))
     return larger.convert(image.mode)

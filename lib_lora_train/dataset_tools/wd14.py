@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.dataset.images import WHITE
-from lib_lora_train.dataset_tools.tagger import Description, Kind, ScoredTag, Tagger
+from lib_lora_train.dataset_tools.tagger import Kind, ScoredTag, Tagger, TaggerResult
 
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
 _KINDS: dict[str, Kind] = {"4": "character", "9": "rating"}  # danbooru's categories; 0 and all others are general
@@ -23,7 +23,7 @@ _PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionPro
 """In this order, where there are any; TensorRT is left out, which would compile for minutes first."""
 
 
-def open_wd14(folder: Path) -> Tagger:
+def load_wd14(folder: Path) -> Tagger:
     """The tagger in this folder; ModelError where onnxruntime or a file is missing or cannot be used."""
     folder = folder.parent if folder.name == MODEL else folder
     for name in (MODEL, LABELS):
@@ -34,14 +34,14 @@ def open_wd14(folder: Path) -> Tagger:
     size = _input_size(session, folder / MODEL)
     name = session.get_inputs()[0].name
 
-    def tagger(image: Image.Image) -> Description:
+    def tagger(image: Image.Image) -> TaggerResult:
         try:
-            scores = session.run(None, {name: prepared(image, size)})[0].reshape(-1)
+            scores = session.run(None, {name: prepare_input(image, size)})[0].reshape(-1)
         except _failures() as error:
             raise ModelError(f"{folder / MODEL} failed at an image: {error}") from error
         if len(scores) != len(labels):
             raise ModelError(f"{folder / LABELS} lists {len(labels)} tags, but the model scores {len(scores)}.")
-        return Description(
+        return TaggerResult(
             tuple(ScoredTag(label, float(score), kind) for (label, kind), score in zip(labels, scores, strict=True))
         )
 
@@ -57,7 +57,7 @@ def read_labels(file: Path) -> list[tuple[str, Kind]]:
         raise ModelError(f"{file} cannot be read as a list of tags with the columns name and category.") from error
 
 
-def prepared(image: Image.Image, size: int) -> Any:
+def prepare_input(image: Image.Image, size: int) -> Any:
     """The model's input (1, size, size, 3): float32, 0 to 255, blue green red."""
     import numpy as np
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.core.errors import TrainingError
-from lib_lora_train.dataset.images import PLAIN
+from lib_lora_train.dataset.images import NO_TRANSFORM
 from lib_lora_train.models.tensor_cache import load_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Posterior:
         return self.mean.nbytes + self.std.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
-class LatentStore:
+class LatentCache:
     """The posterior of every view of a dataset, by number; read back from disk where memory was full.
 
     An item's first view has the item's number. `missing` holds the views that could not be encoded; asking for one
@@ -110,8 +110,8 @@ def _keys(vae: str, plan: Plan) -> list[str]:
     for view in plan.all_views:
         item = plan.dataset.items[view.item]
         parts: list[object] = [_FORMAT, vae, item.image.content_hash, *astuple(view.placement)]
-        if view.look != PLAIN:
-            parts += ["look", *astuple(view.look)]
+        if view.transform != NO_TRANSFORM:
+            parts += ["look", *astuple(view.transform)]
         if item.mask is not None:
             parts += ["mask", item.mask.content_hash]
         keys.append(_key(*parts))
@@ -132,10 +132,10 @@ def _first_of_each(keys: Sequence[str]) -> list[int]:
 
 def vae_hash(model: DiffusionModel) -> str:
     """sha256 (hex) over the VAE's weights: the same VAE from another file or host finds the same cache."""
-    return weights_hash([model.vae])
+    return hash_weights([model.vae])
 
 
-def weights_hash(modules: Iterable[Any]) -> str:
+def hash_weights(modules: Iterable[Any]) -> str:
     """sha256 (hex) over the names, shapes and values of all weights."""
     digest = hashlib.sha256()
     for module in modules:

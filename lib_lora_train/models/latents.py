@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.events import Event, Noted, Progress
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.dataset.images import read_mask, read_pixels
 from lib_lora_train.models.latent_cache import (
-    LatentStore,
+    LatentCache,
     Posterior,
     _Collected,
     _finite,
@@ -37,13 +38,12 @@ if TYPE_CHECKING:
 
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 8
-_CELL = 8  # px per latent cell
 
 
 # --- encoding -----------------------------------------------------------------------------------
 
 
-def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) -> Generator[Event, None, LatentStore]:
+def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) -> Generator[Event, None, LatentCache]:
     """Yields the progress of encoding every view of the plan and returns, as the generator's value, the store.
 
     Views of one size are encoded together. What was encoded before, by content of image, mask and VAE, placement
@@ -65,7 +65,7 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
             try:
                 view = views[index]
                 masks[index] = _mask(items[view.item], view)
-                images[index] = read_pixels(items[view.item].image, view.placement, view.look)
+                images[index] = read_pixels(items[view.item].image, view.placement, view.transform)
             except DataError as reason:
                 yield Noted("warning", str(items[views[index].item].image.path), f"left out: {reason}")
         for index, posterior in zip(images, encoder.encode(list(images.values())), strict=True):
@@ -84,16 +84,16 @@ def _mask(item: Item, view: View) -> Tensor | None:
     if item.mask is None:
         return None
     is_alpha = item.mask.path == item.image.path
-    grey = read_mask(item.mask, view.placement, is_mirrored=view.look.is_mirrored, alpha=is_alpha)
+    grey = read_mask(item.mask, view.placement, is_mirrored=view.transform.is_mirrored, alpha=is_alpha)
     raw = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 1, grey.height, grey.width)
-    return torch.nn.functional.avg_pool2d(raw.float() / 255.0, _CELL)[0, 0]
+    return torch.nn.functional.avg_pool2d(raw.float() / 255.0, LATENT_CELL_PX)[0, 0]
 
 
-def _store(keys: Sequence[str], collected: _Collected) -> LatentStore:
+def _store(keys: Sequence[str], collected: _Collected) -> LatentCache:
     entries = {index: collected.entries[key] for index, key in enumerate(keys) if key in collected.entries}
     if not entries:
         raise DataError("None of the images could be encoded; see the warnings above for each of them.")
-    return LatentStore(entries, frozenset(range(len(keys))) - entries.keys())
+    return LatentCache(entries, frozenset(range(len(keys))) - entries.keys())
 
 
 def _batches(indices: Sequence[int], plan: Plan) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from lib_lora_train.dataset.scan import read_dataset
 
 
 @dataclass(frozen=True)
-class JobPlan:
+class RunPlan:
     """A config that can be trained, its plan, and all that should be known of both; no problem is an error."""
 
     config: TrainConfig
@@ -21,7 +21,7 @@ class JobPlan:
     problems: tuple[Problem, ...]
 
 
-def plan_job(config: TrainConfig) -> JobPlan:
+def plan_run(config: TrainConfig) -> RunPlan:
     """What would be trained; ConfigError or DataError when it cannot be.
 
     `problems` begins with the settings', then come the images' and the plan's.
@@ -30,4 +30,4 @@ def plan_job(config: TrainConfig) -> JobPlan:
     require_usable(judged)
     dataset = read_dataset(config)
     plan = make_plan(dataset, config)
-    return JobPlan(config, plan, (*judged, *dataset.skipped, *plan.warnings))
+    return RunPlan(config, plan, (*judged, *dataset.problems, *plan.warnings))

@@ -1,11 +1,15 @@
-"""The training loop: plan and latents in, events and a trained adapter out.
+"""The training loop, in the order in which things happen: the parts of a run, its turns, their steps.
 
     training = start_training(model, adapter, plan=plan, latents=latents, config=config)
     for event in train(training, host=host, control=control): ...
 
-The loop borrows the model from the host in turns of whole optimiser steps and yields between turns only, so
-whoever listens may take the lease: to save, to draw samples, to measure. It performs no other input or output.
-Losses stay on the device during a turn and are read once at its end.
+The model belongs to the host. The loop leases it for turns of whole optimiser steps and yields between turns only, so
+whoever handles an event may lease it too: to save, to generate samples, to validate. It does no other input or output.
+
+What is separate has the usual name: `lease` and `wait_for_model` (borrowing the model), `oom_fallback`, `grad_scaling`,
+`master_weights`, `ema`, `optimizers`; `step` has a micro-batch's draws and its loss.
+
+B: samples of a micro-batch; C, h, w: a latent's channels, height and width; L: tokens of a caption; D: their width.
 """
 
 from __future__ import annotations
@@ -14,310 +18,383 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.max_norm import NormLimit
-from lib_lora_train.adapters.registry import chance_from_config
-from lib_lora_train.config.optimizer_catalog import KINDS
-from lib_lora_train.config.train_config import TrainConfig, config_values, steps_of
-from lib_lora_train.core.errors import ModelAwayError, TrainingError
-from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged
+from lib_lora_train.adapters.registry import dropout_from_config
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
+from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
+from lib_lora_train.core.errors import ModelUnavailableError, TrainingError
+from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
-from lib_lora_train.dataset.sample_captions import captions_ahead
+from lib_lora_train.dataset.sample_captions import captions_to_cache
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore
+from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.ema import Ema, weights_for_use
+from lib_lora_train.training.ema import Ema, copy_into, eval_weights
 from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
-from lib_lora_train.training.lease import Lender, leased
-from lib_lora_train.training.loss import LossRule
+from lib_lora_train.training.lease import ModelHost, run_leased
+from lib_lora_train.training.loss import LossOptions, loss_options
 from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
 from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.oom_fallback import (
     OomFallback,
-    checkpointing,
-    describe_relief,
-    more_relief,
-    out_of_memory,
-    parted,
+    describe_fallback,
+    gradient_checkpointing,
+    next_fallback,
+    out_of_memory_message,
+    split_micro_batches,
 )
-from lib_lora_train.training.optimizers import Optimizer
+from lib_lora_train.training.optimizers import Optimizer, group_rates
+from lib_lora_train.training.parameter_groups import optimizer_for_adapter
 from lib_lora_train.training.step import batch_loss, draw_batch
-from lib_lora_train.training.step_result import StepResult, is_sound, not_a_number
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
-from lib_lora_train.training.training_state import TrainState, copied, plan_fingerprint
+from lib_lora_train.training.training_state import TrainState, copy_to_cpu, plan_fingerprint, require_same_run
 
-_TURN_SECONDS = 1.0  # the longest time without news for the page; who waits elsewhere is looked at after each step
-Step = Sequence[MicroBatch]
+_TURN_SECONDS = 1.0  # how long the page waits for progress at most; other waiters are looked for after every step
+
+
+# --- the parts of a run ---------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Training:
-    """A run under way. `step` counts the optimiser steps taken; all else that changes lies in the parts."""
+    """A run in progress. `step` counts finished optimiser steps; everything else that changes is in the parts."""
 
     model: DiffusionModel
     adapter: Adapter
     plan: Plan
-    latents: LatentStore
+    latents: LatentCache
     config: TrainConfig
-    loss_rule: LossRule
-    working: MasterWeights
-    stepper: Optimizer
-    conditions: TextConditions
-    scale: GradScaler | None
-    average: Ema | None
-    norm_limit: NormLimit | None = None
-    relief: OomFallback = field(default_factory=OomFallback)
+    loss_options: LossOptions
+    master_weights: MasterWeights
+    optimizer: Optimizer
+    text_conditions: TextConditions
+    grad_scaler: GradScaler | None
+    norm_limit: NormLimit | None
+    ema: Ema | None = None
+    oom_fallback: OomFallback = field(default_factory=OomFallback)
     step: int = 0
     epoch_loss: float = 0.0
     epoch_count: int = 0
-    is_exact: bool = True
-    """Whether `state` is the one after `step`; not after a NaN, which only the weights were saved from."""
+    is_resumable: bool = True
+    """Whether `state()` belongs to `step`; False once the weights were rolled back and the optimiser was not."""
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step belongs to, from 1."""
+        """The epoch of the next step, from 1."""
         return self.step // self.plan.steps_per_epoch + 1
 
     @property
-    def text_is_over(self) -> bool:
-        """Whether the text encoders have stopped learning."""
+    def text_encoders_stopped(self) -> bool:
+        """Whether `stop_text_encoder` has been reached."""
         stop = self.config.stop_text_encoder
-        return bool(stop) and self.step >= steps_of(stop, self.plan.total_steps)
+        return bool(stop) and self.step >= duration_in_steps(stop, self.plan.total_steps)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's parameters of all groups."""
         return [parameter for group in self.adapter.groups.values() for parameter in group]
 
-    def for_use(self) -> AbstractContextManager[None]:
-        """Inside, the adapter holds the weights to be saved, drawn with and measured; see `weights_for_use`."""
-        if not self.average and not KINDS[self.config.optimizer].has_own_weights:
+    def eval_weights(self) -> AbstractContextManager[None]:
+        """Inside, the adapter holds the weights to save, sample and validate with; see `ema.eval_weights`."""
+        if not self.ema and not OPTIMIZER_CATALOG[self.config.optimizer].may_average_weights:
             return nullcontext()
-        return weights_for_use(self.working, self.stepper, self.average)
+        return eval_weights(self.master_weights, self.optimizer, self.ema)
 
-    def captions_ahead(self) -> list[str]:
-        """The captions to encode before the run; none while a text encoder learns."""
-        return [] if self.conditions.trained else captions_ahead(self.plan, self.config)
+    def captions_to_cache(self) -> list[str]:
+        """The captions to encode before the run; none while a text encoder is trained."""
+        return [] if self.text_conditions.trained else captions_to_cache(self.plan, self.config)
 
     def state(self) -> TrainState:
-        """Where the run stands; exact whenever the loop has yielded."""
+        """Everything needed to resume from here; exact whenever the loop has yielded."""
         return TrainState(
             step=self.step,
-            parameters=copied({name: [p.detach() for p in group] for name, group in self.adapter.groups.items()}),
-            optimizer=copied(self.stepper.state()),
-            loss_scale=copied(self.scale.state()) if self.scale else {},
+            parameters=copy_to_cpu({name: [p.detach() for p in group] for name, group in self.adapter.groups.items()}),
+            optimizer=copy_to_cpu(self.optimizer.state()),
+            loss_scale=copy_to_cpu(self.grad_scaler.state()) if self.grad_scaler else {},
             epoch_losses=(self.epoch_loss, self.epoch_count),
             config=config_values(self.config),
             fingerprint=plan_fingerprint(self.plan),
-            average=copied(self.average.means) if self.average else [],
+            average=copy_to_cpu(self.ema.means) if self.ema else [],
         )
 
+    def load_state(self, state: TrainState) -> None:
+        """Continue from a state, whose parameters are on the adapter already."""
+        self.step = state.step
+        self.epoch_loss, self.epoch_count = state.epoch_losses
+        self.optimizer.load_state(state.optimizer)
+        if self.grad_scaler and state.loss_scale:
+            self.grad_scaler.load_state(state.loss_scale)
+        if self.ema:
+            self.ema.load_state(state.average)
 
-def stop_text_encoders(training: Training) -> None:
-    """From here on they stay as they are; what they say of a caption is then encoded once and kept."""
-    for name, group in training.adapter.groups.items():
-        if name != "unet":
-            for parameter in group:
-                parameter.requires_grad_(False)
-                parameter.grad = None
-    training.conditions = text_conditions(training.config, trained=False)
+
+def start_training(
+    model: DiffusionModel,
+    adapter: Adapter,
+    *,
+    plan: Plan,
+    latents: LatentCache,
+    config: TrainConfig,
+    state: TrainState | None = None,
+    text_cache: Path | None = None,
+) -> Training:
+    """A run before its first step, or resumed from `state`; the adapter is on the model already.
+
+    Encoded captions are cached in the folder `text_cache`, if it is given and no adapter changes the text encoders.
+
+    ConfigError if the optimiser cannot be created from the settings, a loss weight is not for this kind of model, or
+    the state belongs to another run.
+    """
+    if state:
+        require_same_run(state, config, plan)
+        for name, group in adapter.groups.items():
+            copy_into(group, state.parameters[name])  # before the optimiser and the EMA copy them
+    rates = group_rates(config, list(adapter.groups))
+    master_weights = MasterWeights(adapter.groups)
+    uses_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
+    training = Training(
+        model=model,
+        adapter=adapter,
+        plan=plan,
+        latents=latents,
+        config=config,
+        loss_options=loss_options(config, model.schedule.prediction_type),
+        master_weights=master_weights,
+        optimizer=optimizer_for_adapter(adapter, master_weights, rates, config=config),
+        text_conditions=text_conditions(
+            config,
+            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
+            folder=text_cache if list(adapter.groups) == ["unet"] else None,
+        ),
+        grad_scaler=GradScaler(model.device) if uses_fp16 else None,
+        norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
+    )
+    if config.ema_decay:
+        training.ema = Ema(training.parameters, config.ema_decay)
+    if state:
+        training.load_state(state)
+    if training.text_encoders_stopped:
+        _stop_text_encoders(training)
+    return training
 
 
-def train(training: Training, *, host: Lender, control: Control) -> Iterator[Event]:
-    """Take the run's remaining steps, and tell of each; ends early, after a whole step, when `control` is stopped.
+# --- the loop -------------------------------------------------------------------------------------
 
-    When memory runs out, the step is taken again in a way that needs less (see `OomFallback`), and that is told. Raises
-    TrainingError, with the adapter as it was at the last good step, when nothing helps, or when the loss is no number
-    any more.
+
+def train(training: Training, *, host: ModelHost, control: Control) -> Iterator[Event]:
+    """Run the remaining steps and yield what happens; ends early, after a whole step, once `control` is stopped.
+
+    When memory runs out, the step is repeated in a way that needs less (see `OomFallback`), with a warning. Raises
+    TrainingError when nothing is left to try, or when the loss is NaN; the adapter then has the last good weights.
     """
     plan = training.plan
     while training.step < plan.total_steps:
-        epoch, first = training.epoch, (training.epoch - 1) * plan.steps_per_epoch
+        epoch, first_step = training.epoch, (training.epoch - 1) * plan.steps_per_epoch
         steps = epoch_steps(plan, training.config.seed, epoch)
-        while training.step < first + len(steps):
-            yield from _hold(control)
-            if control.stopped:
+        while training.step < first_step + len(steps):
+            # Between turns nothing is leased: whoever handles one of these events may lease the model.
+            was_paused = control.is_paused
+            while control.is_paused:
+                yield StateChanged("paused")  # again after every request, so that Save and Sample work in a pause too
+                control.wait_for_request()
+            if control.is_stopped:
                 yield StateChanged("stopping")
                 return
-            turn = _Turn(training, steps[training.step - first :], host, control)
+            if was_paused:
+                yield StateChanged("running")
+            turn = partial(_run_turn, training, steps[training.step - first_step :], host, control)
             try:
-                news = yield from leased(host, training.model, control, turn.take)
-            except ModelAwayError:  # stopped while the model was away
+                result = yield from run_leased(host, training.model, control, turn)
+            except ModelUnavailableError:  # stopped while another model was loaded
                 continue
-            yield from news.told
-            if news.failure:
-                raise TrainingError(news.failure)
+            yield from result.events
+            if result.failure:
+                raise TrainingError(result.failure)
             yield Progress("train", training.step, plan.total_steps)
-        mean = training.epoch_loss / max(1, training.epoch_count)
-        training.epoch_loss, training.epoch_count = 0.0, 0  # before it is told: a state kept now begins the next epoch
-        yield EpochDone(epoch, training.step, mean)
+        mean_loss = training.epoch_loss / max(1, training.epoch_count)
+        training.epoch_loss, training.epoch_count = 0.0, 0  # before the event: a state saved now starts the next epoch
+        yield EpochDone(epoch, training.step, mean_loss)
 
 
 def is_due(config: TrainConfig, step: int) -> bool:
-    """Whether something has to be written after this very step, so that the turn ends with it."""
+    """Whether something is written after this very step, so that the turn ends with it."""
     every = (config.save_every_n_steps, config.save_state_every_n_steps, config.sample_every_n_steps)
     return any(number and step % number == 0 for number in every)
 
 
-def _hold(control: Control) -> Iterator[Event]:
-    """While paused: nothing but news. Each piece of it is told, so that saving and sampling work in a pause too."""
-    was_paused = control.paused
-    while control.paused:
-        yield StateChanged("paused")
-        control.wait_for_news()
-    if was_paused and not control.stopped:
-        yield StateChanged("running")
-
-
-# --- a turn -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Turn:
-    """The steps that may be taken while the model is lent."""
-
-    training: Training
-    steps: Sequence[Step]
-    host: Lender
-    control: Control
-
-    def take(self, model: DiffusionModel) -> _News:
-        """See `_take_turn`."""
-        on = self.training.config.gradient_checkpointing or self.training.relief.checkpointing
-        with checkpointing(model.unet, on):
-            return _take_turn(self.training, model, steps=self.steps, host=self.host, control=self.control)
-
-
 @dataclass(frozen=True)
-class _News:
-    """What a turn did, as events, and why the run cannot go on ("" if it can)."""
+class _TurnResult:
+    """What happened in a turn, and why the run cannot continue ("" if it can)."""
 
-    told: Sequence[Event]
+    events: Sequence[Event]
     failure: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class _StepResult:
+    """A finished step. `numbers` are still on the device: loss, gradient norm, loss scale, and max norm's three."""
+
+    step: int
+    epoch: int
+    rates: dict[str, float]
+    numbers: Tensor  # (3,) or (6,)
+
+    def event(self, row: Sequence[float], seconds: float) -> StepDone:
+        """The step's event, from its numbers as read from the device."""
+        norms = (row[3], row[4], row[5]) if len(row) > 3 else None
+        return StepDone(self.step, self.epoch, row[0], self.rates, row[1], seconds, norms)
+
+
 class _TornStepError(Exception):
-    """Memory ran out within the optimiser's own step, of which nobody knows how far it came."""
+    """Memory ran out inside the optimiser's step: some weights may have moved and others not."""
 
 
-def _take_turn(
-    training: Training, model: DiffusionModel, *, steps: Sequence[Step], host: Lender, control: Control
-) -> _News:
-    """Take one step, and more while nobody waits."""
-    began, good, first = time.perf_counter(), [p.detach().clone() for p in training.parameters], training.step
-    taken: list[StepResult] = []
-    relieved: list[Event] = []
+def _run_turn(
+    training: Training, steps: Sequence[Sequence[MicroBatch]], host: ModelHost, control: Control, model: DiffusionModel
+) -> _TurnResult:
+    """Run one optimiser step, and more as long as nobody waits for the model."""
+    config = training.config
+    began, first_step = time.perf_counter(), training.step
+    last_good = [parameter.detach().clone() for parameter in training.parameters]  # a NaN is noticed only at the end
+    finished: list[_StepResult] = []
+    warnings: list[Event] = []
     failure = ""
-    try:
-        for step in steps:
-            taken += _take_step(training, model, step)
-            late = time.perf_counter() - began > _TURN_SECONDS
-            if late or host.is_wanted() or control.needs_attention or is_due(training.config, training.step):
-                break
-    except torch.cuda.OutOfMemoryError:
-        relieved, failure = _relieve(training)
-    except _TornStepError:
-        _restore(training, good, first)
-        return _News([], out_of_memory(first + 1, training.config))
-    numbers = torch.stack([one.numbers for one in taken]).tolist() if taken else []  # the turn's only wait
-    bad = next((i for i, row in enumerate(numbers) if not is_sound(*row[:3])), None)
+    with gradient_checkpointing(model.unet, config.gradient_checkpointing or training.oom_fallback.checkpointing):
+        try:
+            for step in steps:
+                finished += _run_step(training, model, step)
+                is_late = time.perf_counter() - began > _TURN_SECONDS
+                if is_late or host.has_waiters() or control.has_requests or is_due(config, training.step):
+                    break
+        except torch.cuda.OutOfMemoryError:
+            warnings, failure = _fall_back(training)
+        except _TornStepError:
+            _roll_back(training, last_good, first_step)
+            return _TurnResult([], out_of_memory_message(first_step + 1, config))
+
+    # The turn's only wait for the device. Each row: loss, gradient norm, loss scale, and max norm's three numbers.
+    rows = torch.stack([result.numbers for result in finished]).tolist() if finished else []
+    bad = next((i for i, row in enumerate(rows) if not _is_finite(*row[:3])), None)
     if bad is not None:
-        failure = not_a_number(taken[bad].step, numbers[bad][0])
-        taken, numbers = taken[:bad], numbers[:bad]
-        _restore(training, good, first)
-    seconds = (time.perf_counter() - began) / max(1, len(taken))
-    training.epoch_loss += sum(row[0] for row in numbers)
-    training.epoch_count += len(numbers)
-    told = [one.told(row, seconds) for one, row in zip(taken, numbers, strict=True)]
-    return _News([*told, *relieved], failure)
+        failure = _not_finite_message(finished[bad].step, rows[bad][0])
+        finished, rows = finished[:bad], rows[:bad]
+        _roll_back(training, last_good, first_step)
+    seconds = (time.perf_counter() - began) / max(1, len(finished))
+    training.epoch_loss += sum(row[0] for row in rows)
+    training.epoch_count += len(rows)
+    done = [result.event(row, seconds) for result, row in zip(finished, rows, strict=True)]
+    return _TurnResult([*done, *warnings], failure)
 
 
-def _relieve(training: Training) -> tuple[list[Event], str]:
-    """Forget the step that did not fit and choose what saves memory; the reason if nothing is left to choose."""
-    for parameter in training.parameters:
-        parameter.grad = None
-    relief = more_relief(training.relief, training.config)
-    if relief is None:
-        return [], out_of_memory(training.step + 1, training.config)
-    training.relief = relief
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the pieces of the failed step lie scattered; the next one needs them whole
-    text = f"Step {training.step + 1} did not fit into the graphics card's memory: "
-    return [Noted("warning", "batch_size", f"{text}{describe_relief(relief, training.config)}.")], ""
+def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBatch]) -> list[_StepResult]:
+    """Forward, backward, optimiser; empty if none of the images could be encoded. Never waits for the device.
 
-
-def _take_step(training: Training, model: DiffusionModel, step: Step) -> list[StepResult]:
-    """Forward, backward, optimiser; nothing is read from the device. Empty if none of the images is usable."""
-    if training.text_is_over and training.conditions.trained:
-        stop_text_encoders(training)
+    _TornStepError if memory runs out inside the optimiser's step.
+    """
+    config, grad_scaler = training.config, training.grad_scaler
+    if training.text_encoders_stopped and training.text_conditions.trained:
+        _stop_text_encoders(training)
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
-    loss = _add_gradients(training, model, step=step, usable=usable)
-    epoch, factor = training.epoch, _factor(training)
+    loss = _accumulate_gradients(training, model, step=step, usable=usable)  # ()
+    epoch = training.epoch
+    factor = lr_factor(lr_schedule(config, training.plan.total_steps), training.step)
     training.step += 1
     if not usable:
         return []
-    numbers = _optimise(training, loss, factor=factor)
-    return [StepResult(training.step, epoch, _rates(training), numbers)]
+
+    scale = grad_scaler.value if grad_scaler else None
+    try:
+        with training.master_weights.step(config.seed, training.step):
+            if training.norm_limit or training.master_weights.is_rounded:
+                training.optimizer.reload_parameters()  # they are not where the last step left them
+            norm = clip_gradients(training.master_weights.parameters, config.max_grad_norm, scale=scale)  # ()
+            training.optimizer.step(factor)
+    except torch.cuda.OutOfMemoryError as reason:
+        raise _TornStepError from reason
+    numbers = torch.stack([loss, norm, torch.ones_like(norm) if scale is None else scale])  # (3,)
+    if training.norm_limit:
+        numbers = torch.cat([numbers, training.norm_limit.apply()])  # (6,)
+    if grad_scaler:
+        grad_scaler.update(norm)
+    if training.ema:
+        training.ema.update(training.step)
+
+    rates = training.optimizer.effective_rates()
+    if training.text_encoders_stopped and not training.text_conditions.trained:
+        rates = {name: rate if name.startswith("unet") else 0.0 for name, rate in rates.items()}
+    return [_StepResult(training.step, epoch, rates, numbers)]
 
 
-def _add_gradients(training: Training, model: DiffusionModel, *, step: Step, usable: int) -> Tensor:
-    """The step's loss, 0-d, a mean over its `usable` images; its gradients are added, times float16's loss scale."""
-    config = training.config
+def _accumulate_gradients(
+    training: Training, model: DiffusionModel, *, step: Sequence[MicroBatch], usable: int
+) -> Tensor:
+    """The step's loss, 0-d: a mean over its `usable` images. Its gradients are added, times float16's loss scale.
+
+    A function of its own so that the last micro-batch is freed before the optimiser needs memory.
+    """
+    config, grad_scaler = training.config, training.grad_scaler
     total = torch.zeros((), device=model.device)
-    for number, micro_batch in enumerate(parted(step, training.relief.split)):
-        batch = draw_batch(micro_batch, training.plan, training.latents, config=config, model=model)
+    for number, micro_batch in enumerate(split_micro_batches(step, training.oom_fallback.split)):
+        batch = draw_batch(micro_batch, training.plan, training.latents, config=config, model=model)  # (B, C, h, w)
         if batch is None:
             continue
-        with training.adapter.training(chance_from_config(config), config.seed, training.step, number):
-            condition = training.conditions.of(model, batch.captions)
-            loss = batch_loss(model, batch, condition, training.loss_rule) / usable
-            scaled = loss * training.scale.value if training.scale else loss
+        with training.adapter.training(dropout_from_config(config), config.seed, training.step, number):
+            condition = training.text_conditions.encode(model, batch.captions)  # (B, L, D)
+            loss = batch_loss(model, batch, condition, training.loss_options) / usable  # ()
+            scaled = loss * grad_scaler.value if grad_scaler else loss
             scaled.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 
 
-def _optimise(training: Training, loss: Tensor, *, factor: float) -> Tensor:
-    """The parameters moved by their gradients; loss, gradient norm, loss scale and limited norms, on the device.
-
-    _TornStepError if memory runs out on the way.
-    """
-    config, scale = training.config, training.scale.value if training.scale else None
-    try:
-        with training.working.step(config.seed, training.step):
-            if training.norm_limit or training.working.is_rounded:
-                training.stepper.take_over()
-            norm = clip_gradients(training.working.parameters, config.max_grad_norm, scale=scale)
-            training.stepper.step(factor)
-    except torch.cuda.OutOfMemoryError as reason:
-        raise _TornStepError from reason
-    numbers = torch.stack([loss, norm, torch.ones_like(norm) if scale is None else scale])
-    if training.norm_limit:
-        numbers = torch.cat([numbers, training.norm_limit.apply()])
-    if training.scale:
-        training.scale.update(norm)
-    if training.average:
-        training.average.update(training.step)
-    return numbers
+# --- when something goes wrong, or stops ----------------------------------------------------------
 
 
-def _rates(training: Training) -> dict[str, float]:
-    """The step's learning rates; 0 for text encoders that learn no more."""
-    over = training.text_is_over and not training.conditions.trained
-    rates = training.stepper.effective_rates()
-    return {name: 0.0 if over and not name.startswith("unet") else rate for name, rate in rates.items()}
+def _stop_text_encoders(training: Training) -> None:
+    """Freeze the text encoders; every caption is then encoded once more and cached."""
+    for name, group in training.adapter.groups.items():
+        if name != "unet":
+            for parameter in group:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+    training.text_conditions = text_conditions(training.config, trained=False)
 
 
-def _factor(training: Training) -> float:
-    return lr_factor(lr_schedule(training.config, training.plan.total_steps), training.step)
+def _fall_back(training: Training) -> tuple[list[Event], str]:
+    """Discard the step that did not fit and switch to what needs less memory: the warning, or why the run must end."""
+    for parameter in training.parameters:
+        parameter.grad = None
+    fallback = next_fallback(training.oom_fallback, training.config)
+    if fallback is None:
+        return [], out_of_memory_message(training.step + 1, training.config)
+    training.oom_fallback = fallback
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the failed step's blocks are scattered; the next one needs them whole
+    text = f"Step {training.step + 1} did not fit into the graphics card's memory: "
+    return [Noted("warning", "batch_size", f"{text}{describe_fallback(fallback, training.config)}.")], ""
 
 
-def _restore(training: Training, good: list[Tensor], step: int) -> None:
-    training.step, training.is_exact = step, False
-    with torch.no_grad():
-        for parameter, before in zip(training.parameters, good, strict=True):
-            parameter.copy_(before)
+def _roll_back(training: Training, parameters: Sequence[Tensor], step: int) -> None:
+    training.step, training.is_resumable = step, False
+    copy_into(training.parameters, parameters)
+
+
+def _is_finite(loss: float, norm: float, scale: float) -> bool:
+    """Whether a step is sound: in float16 the gradients may overflow as long as the loss scale can still fall."""
+    finite = torch.isfinite(torch.tensor([loss, norm])).tolist()
+    return finite[0] and (finite[1] or scale > 1)
+
+
+def _not_finite_message(step: int, loss: float) -> str:
+    what = "the loss" if loss != loss or abs(loss) == float("inf") else "the gradient"
+    return (
+        f"Step {step}: {what} is NaN or infinite. Lower the learning rate, or choose precision bf16 or fp32 if the "
+        "model is in fp16. The last good weights were kept."
+    )

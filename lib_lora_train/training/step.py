@@ -14,19 +14,19 @@ from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import MicroBatch, Plan
-from lib_lora_train.dataset.sample_captions import caption_of
+from lib_lora_train.dataset.sample_captions import caption_for_draw
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore
-from lib_lora_train.models.noise_schedule import add_noise, snr, target
+from lib_lora_train.models.latent_cache import LatentCache
+from lib_lora_train.models.noise_schedule import add_noise, snr, prediction_target
 from lib_lora_train.models.text_encoding import TextCondition, size_condition
-from lib_lora_train.training.loss import LossRule, huber_bound, sample_errors, sample_weights, weighted_sum
+from lib_lora_train.training.loss import LossOptions, huber_bound, sample_errors, sample_weights, weighted_sum
 from lib_lora_train.training.noise import (
     draw_input_noise,
     draw_noise,
     draw_posterior,
     draw_timestep,
-    noise_rule,
-    timestep_rule,
+    noise_options,
+    timestep_options,
 )
 
 
@@ -51,13 +51,13 @@ class Batch:
 
 
 def draw_batch(
-    micro_batch: MicroBatch, plan: Plan, latents: LatentStore, *, config: TrainConfig, model: DiffusionModel
+    micro_batch: MicroBatch, plan: Plan, latents: LatentCache, *, config: TrainConfig, model: DiffusionModel
 ) -> Batch | None:
     """The micro-batch with all its randomness; None if none of its images could be encoded."""
     pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
     if not pairs:
         return None
-    views = [drawn_view(plan, latents, item, draw, config.seed) for item, draw in pairs]
+    views = [draw_view(plan, latents, item, draw, config.seed) for item, draw in pairs]
     samples = [
         _draw_sample(latents, view, draw, config=config, model=model)
         for view, (_, draw) in zip(views, pairs, strict=True)
@@ -72,14 +72,14 @@ def draw_batch(
         timesteps=torch.tensor([sample.timestep for sample in samples]),
         prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
         sizes=to_device(size_conditions(plan, views), model.device),
-        captions=tuple(caption_of(plan, item, draw, config) for item, draw in pairs),
+        captions=tuple(caption_for_draw(plan, item, draw, config) for item, draw in pairs),
         masks=_masks(samples, model),
     )
 
 
-def drawn_view(plan: Plan, latents: LatentStore, item: int, draw: int, seed: int) -> int:
+def draw_view(plan: Plan, latents: LatentCache, item: int, draw: int, seed: int) -> int:
     """The number of the view that a sample shows; the item's first where the drawn one could not be encoded."""
-    view = plan.drawn_view(seed, item, draw)
+    view = plan.draw_view(seed, item, draw)
     return view if view in latents else item
 
 
@@ -102,15 +102,15 @@ class _Sample:
     mask: Tensor | None
 
 
-def _draw_sample(latents: LatentStore, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
-    posterior, seed, rule = latents[view], config.seed, noise_rule(config)
+def _draw_sample(latents: LatentCache, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
+    posterior, seed, rule = latents[view], config.seed, noise_options(config)
     latent = posterior.draw(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
     noise = draw_noise(seed, draw, latent, rule)
     return _Sample(
         latent=latent,
         noise=noise,
         input_noise=draw_input_noise(seed, draw, noise, rule),
-        timestep=draw_timestep(seed, draw, timestep_rule(config, len(model.schedule))),
+        timestep=draw_timestep(seed, draw, timestep_options(config, len(model.schedule))),
         mask=posterior.mask,
     )
 
@@ -155,11 +155,11 @@ def predict(
     return answer
 
 
-def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, rule: LossRule) -> Tensor:
+def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, rule: LossOptions) -> Tensor:
     """Sum of the samples' weighted losses, 0-d float32, with gradients."""
     schedule = model.schedule
     noisy = add_noise(schedule, batch.latents, batch.input_noise, batch.timesteps)
-    wanted = target(schedule, batch.latents, batch.noise, batch.timesteps)
+    wanted = prediction_target(schedule, batch.latents, batch.noise, batch.timesteps)
     answer = predict(model, noisy, batch.timesteps, condition, batch.sizes)
     ratios = snr(schedule, batch.timesteps)
     bound = huber_bound(rule, ratios, batch.timesteps.double() / len(schedule))

@@ -15,10 +15,10 @@ from torch import Tensor
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.dataset.sample_captions import steady_caption_of
+from lib_lora_train.dataset.sample_captions import fixed_caption_for
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore
-from lib_lora_train.models.noise_schedule import add_noise, target
+from lib_lora_train.models.latent_cache import LatentCache
+from lib_lora_train.models.noise_schedule import add_noise, prediction_target
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
 from lib_lora_train.training.loss import sample_errors
 from lib_lora_train.training.step import predict, size_conditions
@@ -34,19 +34,19 @@ class Validation:
     `plan` is the plan of the images kept from training and `latents` their posteriors, of which the mean is taken.
     """
 
-    def __init__(self, plan: Plan, latents: LatentStore, config: TrainConfig) -> None:
+    def __init__(self, plan: Plan, latents: LatentCache, config: TrainConfig) -> None:
         self._plan = plan
         self._latents = latents
         self._config = config
         self._conditions: TextConditions = text_conditions(config, trained=config.train_text_encoder)
 
     @torch.no_grad()
-    def measure(self, model: DiffusionModel, breathe: Callable[[], None]) -> float:
-        """The loss of the model as it is now, adapter and all; between two batches it lets others breathe."""
+    def measure(self, model: DiffusionModel, yield_lease: Callable[[], None]) -> float:
+        """The loss of the model as it is now, adapter and all; between two batches it lets others yield_lease."""
         errors: list[float] = []
         for samples in self._batches():
             errors += self._errors(model, samples).tolist()
-            breathe()
+            yield_lease()
         return sum(errors) / len(errors)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
@@ -68,11 +68,11 @@ class Validation:
         clean = torch.stack([posterior.mean * model.spec.scale_factor for posterior in found]).to(model.device)
         noise = torch.stack([self._noise(sample, clean.shape[1:]) for sample in samples]).to(model.device)
         timesteps = torch.tensor([timestep for _, timestep in samples])
-        condition = self._conditions.of(model, [steady_caption_of(self._plan, item, self._config) for item in items])
+        condition = self._conditions.of(model, [fixed_caption_for(self._plan, item, self._config) for item in items])
         noisy = add_noise(model.schedule, clean, noise, timesteps)
         answer = predict(model, noisy, timesteps, condition, size_conditions(self._plan, items))
         masks = [torch.ones_like(one.mean[0]) if one.mask is None else one.mask for one in found]
-        wanted = target(model.schedule, clean, noise, timesteps)
+        wanted = prediction_target(model.schedule, clean, noise, timesteps)
         return sample_errors(answer, wanted, masks=torch.stack(masks)[:, None])
 
     def _noise(self, sample: tuple[int, int], shape: torch.Size) -> Tensor:

@@ -11,12 +11,12 @@ import gradio as gr
 
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
-from lib_lora_train.runs.estimates.requirements import Forecast
+from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
-from lib_lora_train.web.form_check import Checked, ScannedDataset
+from lib_lora_train.web.form_check import FormCheck, ScannedDataset
 from lib_lora_train.web.markup import count, heading, problem_list, text, tiles
-from lib_lora_train.web.repeats import RULE, found_in
+from lib_lora_train.web.repeats import RULE, scanned_folders
 
 _STEPS = (
     ("Give a folder", "in a card on the left, with a trigger word. Or press Fill in the demo, to see how it goes."),
@@ -85,12 +85,12 @@ def _declaration(field: Field) -> dict[str, Any]:
     }
 
 
-def show_found(looked: ScannedDataset | None, checked: Checked) -> str:
+def render_dataset(scanned: ScannedDataset | None, checked: FormCheck) -> str:
     """What stands in the folders, what was skipped and why, and the plan."""
-    if looked is None or not looked.is_of(checked.config):
+    if scanned is None or not scanned.is_of(checked.config):
         return NOTHING_YET
-    dataset, plan = looked.dataset, checked.plan
-    findings = count(len(dataset.skipped), "finding")
+    dataset, plan = scanned.dataset, checked.plan
+    findings = count(len(dataset.problems), "finding")
     why = "title='What was left out or is odd, and why'"
     skipped = f"<details class='lt-skipped' {why}><summary>{findings} in the folders</summary>"
     parts = [
@@ -98,26 +98,26 @@ def show_found(looked: ScannedDataset | None, checked: Checked) -> str:
         heading("Found"),
         _found_tiles(dataset),
         _concept_table(dataset),
-        f"{skipped}{problem_list(dataset.skipped)}</details>" if dataset.skipped else "",
+        f"{skipped}{problem_list(dataset.problems)}</details>" if dataset.problems else "",
         "</div>",
-        show_plan(plan, checked) if plan else "",
+        render_plan(plan, checked) if plan else "",
     ]
-    cards = text(json.dumps(_card_facts(looked)))
-    return f"<div data-lt-looked='{looked.number}' data-cards='{cards}'>{''.join(parts)}</div>"
+    cards = text(json.dumps(_card_facts(scanned)))
+    return f"<div data-lt-looked='{scanned.number}' data-cards='{cards}'>{''.join(parts)}</div>"
 
 
-def _card_facts(looked: ScannedDataset) -> list[dict[str, Any]]:
+def _card_facts(scanned: ScannedDataset) -> list[dict[str, Any]]:
     """For every card: its images, how often one epoch shows them, and which share of the epoch that is."""
-    found = [found_in(concept, looked.dataset) for concept in looked.concepts]
+    found = [scanned_folders(concept, scanned.dataset) for concept in scanned.concepts]
     shown = [sum(folder.image_count * folder.repeats for folder in folders) for folders in found]
-    whole = sum(n for n, concept in zip(shown, looked.concepts, strict=True) if not concept.is_regularisation)
+    whole = sum(n for n, concept in zip(shown, scanned.concepts, strict=True) if not concept.is_regularisation)
     return [
         {
             "images": sum(folder.image_count for folder in folders),
             "shown": number,
             "share": None if concept.is_regularisation else number / max(whole, 1),
         }
-        for folders, number, concept in zip(found, shown, looked.concepts, strict=True)
+        for folders, number, concept in zip(found, shown, scanned.concepts, strict=True)
     ]
 
 
@@ -128,7 +128,7 @@ def _found_tiles(dataset: Dataset) -> str:
         ("images", f"{len(dataset.items) - regularisation:,}"),
         ("regularisation", f"{regularisation:,}"),
         ("different captions", f"{captions:,}"),
-        ("findings", f"{len(dataset.skipped):,}"),
+        ("findings", f"{len(dataset.problems):,}"),
     ]
     return tiles(fact for fact in facts if fact[1] != "0" or fact[0] == "images")
 
@@ -158,34 +158,34 @@ def _bar(value: int, most: int) -> str:
     )
 
 
-def show_plan(plan: Plan, checked: Checked) -> str:
+def render_plan(plan: Plan, checked: FormCheck) -> str:
     """Steps, time and memory, buckets and warnings, before anything heavy starts."""
-    needs = checked.needs
+    requirements = checked.requirements
     fixes = {fix.problem: fix.label for fix in checked.fixes}
     facts = [
         ("steps per epoch", f"{plan.steps_per_epoch:,}"),
         ("epochs", f"{plan.epochs:,}"),
         ("steps in all", f"{plan.total_steps:,}"),
         ("images per step", f"{plan.batch_size * plan.accumulation:,}"),
-        *(needs.tiles if needs else ()),
+        *(requirements.tiles if requirements else ()),
     ]
     return "".join(
         [
             "<div class='lt-card'>",
             heading("Plan"),
             tiles(facts),
-            _needs_note(needs) if needs else "",
+            _requirements_note(requirements) if requirements else "",
             _bucket_chart(plan),
-            problem_list(checked.findings, fixes),
+            problem_list(checked.plan_problems, fixes),
             "</div>",
         ]
     )
 
 
-def _needs_note(needs: Forecast) -> str:
+def _requirements_note(requirements: Requirements) -> str:
     return (
         "<div class='lt-needs'>"
-        + "".join(f"<p class='lt-faint'>{text(line)}</p>" for line in needs.sentences)
+        + "".join(f"<p class='lt-faint'>{text(line)}</p>" for line in requirements.sentences)
         + "</div>"
     )
 
@@ -210,14 +210,14 @@ def _shape(width: int, height: int) -> str:
     return f"<i class='lt-shape'><i style='width:{width * unit:.0f}px;height:{height * unit:.0f}px'></i></i>"
 
 
-def plan_sentence(plan: Plan | None, needs: Forecast | None = None) -> str:
+def plan_sentence(plan: Plan | None, requirements: Requirements | None = None) -> str:
     """The plan in one line, for beside the Start button: steps, images, time, memory."""
     if plan is None:
         return "<p class='lt-faint'>Press Look in the Dataset panel to see the plan before you start.</p>"
     images = count(len(plan.dataset.items), "image")
     total = count(plan.total_steps, "step")
-    more = f" · time {needs.time_words} · memory {needs.memory_words}" if needs else ""
-    why = " ".join(needs.sentences) if needs else ""
+    more = f" · time {requirements.time_summary} · memory {requirements.memory_summary}" if requirements else ""
+    why = " ".join(requirements.sentences) if requirements else ""
     return (
         f"<p class='lt-plan' title='{text(why)}'><b>{text(total)}</b><span>{text(images)} · "
         f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}{text(more)}</span></p>"

@@ -1,4 +1,4 @@
-"""The bulk edits of the Captions panel: what they are called, what they ask for, and what they do."""
+"""The bulk edits of the Captions panel: their labels, text boxes and effects."""
 
 from __future__ import annotations
 
@@ -9,107 +9,107 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.caption_edits import (
     Edit,
     add_tags,
-    drop_repeats,
+    remove_duplicates,
     escape_brackets,
-    in_turn,
+    chain_edits,
     move_to_front,
     remove_tags,
     replace_pattern,
     replace_tag,
     sort_tags,
-    underscores_to_blanks,
+    underscores_to_spaces,
     unescape_brackets,
 )
 
 
 @dataclass(frozen=True)
 class BulkEdit:
-    """One kind of edit: `asks` names its text boxes, in the order of `make`'s arguments."""
+    """One kind of edit. `inputs` are the labels of its text boxes, in the order of the arguments of `make`."""
 
     label: str
     help: str
-    asks: tuple[str, ...]
+    inputs: tuple[str, ...]
     make: Callable[..., Edit]
 
 
-def _needed(text: str, what: str) -> str:
+def _required(text: str, what: str) -> str:
     if not text.strip():
-        raise DataError(f"Give {what}.")
+        raise DataError(f"Enter {what}.")
     return text
 
 
 def _sorted(kept: str) -> Edit:
     if kept.strip() and not kept.strip().isdigit():
-        raise DataError(f"{kept!r} is not a number of tags to keep in front.")
+        raise DataError(f"{kept!r} is not a whole number. Enter how many tags to keep in front, or leave it empty for 1.")
     return sort_tags(int(kept.strip() or 1))
 
 
 def _trigger_first(trigger: str, class_word: str) -> Edit:
-    wanted = [_needed(trigger, "the trigger"), *([class_word] if class_word.strip() else [])]
-    return in_turn([add_tags(wanted, front=True), move_to_front(wanted)])
+    wanted = [_required(trigger, "the trigger"), *([class_word] if class_word.strip() else [])]
+    return chain_edits([add_tags(wanted, front=True), move_to_front(wanted)])
 
 
 BULK_EDITS: Mapping[str, BulkEdit] = {
     "add": BulkEdit(
         "Add tags at the end",
-        "Adds those that are missing; several are separated by commas.",
+        "Adds the tags that are missing. Separate several by commas.",
         ("Tags",),
-        lambda tags: add_tags([_needed(tags, "the tags to add")]),
+        lambda tags: add_tags([_required(tags, "the tags to add")]),
     ),
     "add in front": BulkEdit(
         "Add tags in front",
-        "Adds those that are missing before all others.",
+        "Adds the tags that are missing before all others.",
         ("Tags",),
-        lambda tags: add_tags([_needed(tags, "the tags to add")], front=True),
+        lambda tags: add_tags([_required(tags, "the tags to add")], front=True),
     ),
     "remove": BulkEdit(
         "Remove tags",
-        "Takes the tags out, in any letter case.",
+        "Removes the tags, ignoring case.",
         ("Tags",),
-        lambda tags: remove_tags([_needed(tags, "the tags to remove")]),
+        lambda tags: remove_tags([_required(tags, "the tags to remove")]),
     ),
     "replace": BulkEdit(
         "Replace a tag",
-        "Puts other tags, or none, in a tag's place.",
-        ("Tag", "By"),
-        lambda old, new: replace_tag(_needed(old, "the tag to replace"), new),
+        "Replaces a tag with other tags, or with none.",
+        ("Tag", "Replace with"),
+        lambda old, new: replace_tag(_required(old, "the tag to replace"), new),
     ),
     "pattern": BulkEdit(
         "Replace by pattern",
-        r"A regular expression over the whole caption; \1 is what its first group found.",
-        ("Pattern", "By"),
-        lambda pattern, by: replace_pattern(_needed(pattern, "a pattern"), by),
+        r"A regular expression for the whole caption; \1 is its first group.",
+        ("Pattern", "Replace with"),
+        lambda pattern, by: replace_pattern(_required(pattern, "a pattern"), by),
     ),
     "trigger first": BulkEdit(
         "Trigger first",
-        "Puts the trigger first and the class word second, and adds them where they are missing.",
+        "Moves the trigger to the front and the class word behind it; adds them if they are missing.",
         ("Trigger", "Class word"),
         _trigger_first,
     ),
     "sort": BulkEdit(
         "Sort tags",
-        "By letters, all but the first ones; 1 stay in front if nothing is given.",
+        "Sorts alphabetically; the first tag stays in front by default.",
         ("Keep in front",),
         _sorted,
     ),
-    "de-duplicate": BulkEdit("Drop repeated tags", "Keeps the first of equal tags.", (), drop_repeats),
+    "de-duplicate": BulkEdit("Remove duplicate tags", "Keeps the first of each.", (), remove_duplicates),
     "underscores": BulkEdit(
         "Underscores to spaces",
-        "long_hair becomes long hair; faces like ^_^ and words like score_9 stay.",
+        "long_hair becomes long hair; emoticons like ^_^ and words like score_9 stay.",
         (),
-        underscores_to_blanks,
+        underscores_to_spaces,
     ),
     "escape": BulkEdit(
-        "Escape brackets", r"saber (fate) becomes saber \(fate\), as prompts need it.", (), escape_brackets
+        "Escape brackets", r"saber (fate) becomes saber \(fate\), as prompts need.", (), escape_brackets
     ),
     "unescape": BulkEdit("Unescape brackets", r"saber \(fate\) becomes saber (fate).", (), unescape_brackets),
 }
 
 
-def make_edit(name: str, given: Sequence[str]) -> Edit:
-    """The edit of that name with these texts; DataError when one is missing or cannot be used."""
+def make_edit(name: str, entered: Sequence[str]) -> Edit:
+    """The edit of that name with these texts; DataError if one is missing or invalid."""
     kind = BULK_EDITS.get(name)
     if kind is None:
-        raise DataError(f"There is no edit {name!r}. Reload the page.")
-    texts = [*given, *("" for _ in kind.asks)][: len(kind.asks)]
+        raise DataError(f"Unknown edit {name!r}. Reload the page.")
+    texts = [*entered, *("" for _ in kind.inputs)][: len(kind.inputs)]
     return kind.make(*texts)

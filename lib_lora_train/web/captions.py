@@ -13,26 +13,26 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.caption_files import (
     CaptionFilter,
     CaptionSet,
     Change,
     EditPlan,
-    backups,
+    list_backups,
     load_captions,
-    matching,
+    filter_captions,
     plan_edit,
-    tag_frequency,
+    count_tags,
     write_plan,
     write_undo,
 )
-from lib_lora_train.dataset_tools.tag_advice import Advice, advise, grouped, tags_to_prune
+from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, group_advice, find_tags_to_prune
 from lib_lora_train.web.caption_edits import make_edit
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
-from lib_lora_train.web.token_words import Words
+from lib_lora_train.web.token_analysis import TokenAnalysis
 
 PER_PAGE = 48
 _TAGS_SHOWN = 200
@@ -44,15 +44,15 @@ _EXAMPLES = 3
 class CaptionSession:
     """One data folder at a time. `config` gives the form's settings as they were last kept."""
 
-    def __init__(self, shelf: ImageTokens, words: Words, config: Callable[[], TrainConfig]) -> None:
-        self._shelf = shelf
+    def __init__(self, image_tokens: ImageTokens, words: TokenAnalysis, config: Callable[[], TrainConfig]) -> None:
+        self._image_tokens = image_tokens
         self._words = words
         self._config = config
         self._captions: CaptionSet | None = None
         self._lock = threading.Lock()
 
-    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        """What the page's buttons ask, by name."""
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
         return {
             "captions-folders": self.folders,
             "captions-open": self.open,
@@ -81,7 +81,7 @@ class CaptionSession:
         folder = str(values.get("folder", "")).strip()
         if not folder:
             raise DataError("No folder is given. Name one in the Dataset panel.")
-        loaded = load_captions(typed_path(folder), self._config().caption_extension)
+        loaded = load_captions(user_path(folder), self._config().caption_extension)
         if not loaded.captions:
             raise DataError(f"{folder} holds no images. Choose another folder.")
         self._captions = loaded
@@ -92,7 +92,7 @@ class CaptionSession:
 
         `tokens` are None while the tokenizer is being loaded: the page asks again a little later.
         """
-        captions = self._opened()
+        captions = self._require_open()
         numbers = self._filtered(captions, values)
         pages = max(1, math.ceil(len(numbers) / PER_PAGE))
         page = min(max(0, int(values.get("page", 0))), pages - 1)
@@ -103,14 +103,14 @@ class CaptionSession:
             "page": page,
             "pages": pages,
             "images": self._images(captions, numbers[page * PER_PAGE : (page + 1) * PER_PAGE]),
-            "tags": tag_frequency(captions, numbers)[:_TAGS_SHOWN],
-            "undo": len(backups(captions.folder)),
+            "tags": count_tags(captions, numbers)[:_TAGS_SHOWN],
+            "undo": len(list_backups(captions.folder)),
         }
 
     def _images(self, captions: CaptionSet, numbers: Sequence[int]) -> list[dict[str, Any]]:
         shown = [captions.captions[number] for number in numbers]
-        tokens = self._shelf.publish(caption.image for caption in shown)
-        counts: Sequence[int | None] | None = self._words.count_at_once([caption.text for caption in shown])
+        tokens = self._image_tokens.publish(caption.image for caption in shown)
+        counts: Sequence[int | None] | None = self._words.count_if_loaded([caption.text for caption in shown])
         return [
             {"number": number, "token": token, "name": caption.image.name, "text": caption.text, "tokens": count}
             for number, token, caption, count in zip(numbers, tokens, shown, counts or [None] * len(shown), strict=True)
@@ -120,13 +120,13 @@ class CaptionSession:
         """The captions that are open, None before any are."""
         return self._captions
 
-    def _opened(self) -> CaptionSet:
+    def _require_open(self) -> CaptionSet:
         if self._captions is None:
             raise DataError("Open a folder first.")
         return self._captions
 
     def _filtered(self, captions: CaptionSet, values: Mapping[str, Any]) -> tuple[int, ...]:
-        return matching(captions, read_filter(values.get("filter") or {}), self._words.count)
+        return filter_captions(captions, read_filter(values.get("filter") or {}), self._words.count)
 
     # --- editing -------------------------------------------------------------------------------
     def save(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,13 +134,13 @@ class CaptionSession:
         text = str(values["text"]).replace("\r", "").strip()
         number = int(values["number"])
         with self._lock:
-            captions = self._opened()
+            captions = self._require_open()
             if not 0 <= number < len(captions):
                 raise DataError("This image is not shown any more. Open the folder again.")
             before = captions.captions[number].text
             changes = (Change(number, before, text),) if text != before else ()
             self._captions, _ = write_plan(EditPlan(captions, changes, 1))
-        return {"tokens": self._words.count([text])[0], "undo": len(backups(captions.folder))}
+        return {"tokens": self._words.count([text])[0], "undo": len(list_backups(captions.folder))}
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """How many captions an edit would touch, and the first of them before and after."""
@@ -158,8 +158,8 @@ class CaptionSession:
     def undo(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Take the latest edit back; the page afterwards."""
         with self._lock:
-            captions = self._opened()
-            kept = backups(captions.folder)
+            captions = self._require_open()
+            kept = list_backups(captions.folder)
             if not kept:
                 raise DataError("There is nothing to undo.")
             number = write_undo(kept[0])
@@ -168,11 +168,11 @@ class CaptionSession:
         return {**self.show(values), "told": f"{count(number, 'caption')} {were} before the last edit."}
 
     def _planned(self, values: Mapping[str, Any]) -> EditPlan:
-        captions = self._opened()
+        captions = self._require_open()
         edit = make_edit(str(values.get("edit", "")), [str(text) for text in values.get("texts", ())])
-        return plan_edit(captions, edit, self._among(captions, values))
+        return plan_edit(captions, edit, self._numbers_in_scope(captions, values))
 
-    def _among(self, captions: CaptionSet, values: Mapping[str, Any]) -> Iterable[int]:
+    def _numbers_in_scope(self, captions: CaptionSet, values: Mapping[str, Any]) -> Iterable[int]:
         """All captions, those that pass the filter, or those that are selected."""
         scope = values.get("scope", "all")
         if scope == "filtered":
@@ -184,8 +184,8 @@ class CaptionSession:
     # --- for the taggers -----------------------------------------------------------------------
     def chosen(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
         """The opened captions, and the numbers of those that `scope` means, as for an edit."""
-        captions = self._opened()
-        return captions, list(self._among(captions, values))
+        captions = self._require_open()
+        return captions, list(self._numbers_in_scope(captions, values))
 
     def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet], EditPlan]) -> EditPlan:
         """Write what `make_plan` makes of the folder's captions as they are on the disk now; the plan that was done."""
@@ -199,12 +199,12 @@ class CaptionSession:
     # --- advice --------------------------------------------------------------------------------
     def advice(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Tags that steal from the trigger, and what stands out in captions, by topic."""
-        captions = self._opened()
+        captions = self._require_open()
         trigger = str(values.get("trigger", ""))
-        groups = grouped(advise(captions))
+        groups = group_advice(find_advice(captions))
         return {
-            "prune": [{"tag": thief.tag, "share": thief.share} for thief in tags_to_prune(captions, trigger)],
-            "advice": [_told_together(captions, group) for group in groups[:_TOPICS_SHOWN]],
+            "prune": [{"tag": thief.tag, "share": thief.share} for thief in find_tags_to_prune(captions, trigger)],
+            "advice": [_topic_summary(captions, group) for group in groups[:_TOPICS_SHOWN]],
             "more": max(0, len(groups) - _TOPICS_SHOWN),
         }
 
@@ -217,13 +217,13 @@ class CaptionSession:
         used = {word.lower() for caption in captions for word in caption.text.replace(",", " ").split()}
         return {
             "lengths": _lengths(counts),
-            "triggers": [{"word": word, "tokens": self._words.pieces(word)} for word in (*triggers, *extra)],
-            "shared": self._words.shared((*triggers, *extra)),
-            "rare": self._words.rare(used),
+            "triggers": [{"word": word, "tokens": self._words.tokenize(word)} for word in (*triggers, *extra)],
+            "shared": self._words.shared_tokens((*triggers, *extra)),
+            "rare": self._words.rare_words(used),
         }
 
 
-def _told_together(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, Any]:
+def _topic_summary(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, Any]:
     """A topic, the numbers of all captions that it is about, and the first of these by name."""
     numbers = list(dict.fromkeys(one.number for one in group))
     topic = group[0].topic

@@ -11,12 +11,12 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import typed_path
-from lib_lora_train.dataset.images import IMAGE_ENDINGS
-from lib_lora_train.dataset_tools.checkup import Examination, Finding, count_images, examine
+from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
+from lib_lora_train.dataset_tools.checkup import CheckReport, Finding, check_dataset, count_images
 from lib_lora_train.dataset_tools.image_cache import ImageFactsCache
-from lib_lora_train.dataset_tools.repairs import Fixed, write_fixes, write_undo
-from lib_lora_train.dataset_tools.upscale import LANCZOS, Enlarge, by_lanczos, write_enlarged
+from lib_lora_train.dataset_tools.repairs import RepairResult, write_repairs, write_undo
+from lib_lora_train.dataset_tools.upscale import LANCZOS, Upscale, upscale_lanczos, write_upscaled
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
 
@@ -33,7 +33,7 @@ class Upscaling(Protocol):
 
 
 Tell = Callable[[int, int], None]
-Remedy = Callable[[Path, Concept, Sequence[Finding], Tell], Fixed]
+Repair = Callable[[Path, Concept, Sequence[Finding], Tell], RepairResult]
 """Treats the findings in a folder, telling (done, total)."""
 
 
@@ -43,25 +43,25 @@ class CheckupSession:
     It works in a thread of its own, on one thing at a time; every answer is the status.
     """
 
-    def __init__(self, shelf: ImageTokens, config: Callable[[], TrainConfig], host: Upscaling) -> None:
-        self._shelf = shelf
+    def __init__(self, image_tokens: ImageTokens, config: Callable[[], TrainConfig], host: Upscaling) -> None:
+        self._image_tokens = image_tokens
         self._host = host
         self._config = config
         self._memory = ImageFactsCache()
-        self._found: list[tuple[Concept, Examination]] = []
+        self._found: list[tuple[Concept, CheckReport]] = []
         self._undo: list[Path] = []
         self._told, self._failed = "", False
         self.work = BackgroundTask("doctor")
 
-    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        """What the page's buttons ask, by name."""
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
         return {
-            "doctor-examine": self.examine,
-            "doctor-treat": self.treat,
-            "doctor-upscale": self.upscale,
-            "doctor-undo": self.undo,
-            "doctor-stop": self.stop,
-            "doctor-status": self.status,
+            "checkup-run": self.examine,
+            "checkup-fix": self.treat,
+            "checkup-upscale": self.upscale,
+            "checkup-undo": self.undo,
+            "checkup-stop": self.stop,
+            "checkup-status": self.status,
         }
 
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,24 +81,24 @@ class CheckupSession:
             raise DataError("No folder is given. Name one in a card first.")
         if self.work.status()["state"] == "busy":
             return self.status(values)
-        return self._start(lambda: self._look(config))
+        return self._start(lambda: self._scan(config))
 
     def treat(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Do the remedy of every finding of one kind; the originals are kept beside the folders."""
         kind = str(values.get("kind", ""))
 
-        def remedy(folder: Path, concept: Concept, findings: Sequence[Finding], tell: Tell) -> Fixed:
-            return write_fixes(folder, findings, words=_words(concept), tell=tell, is_stopped=self.work.is_stopped)
+        def remedy(folder: Path, concept: Concept, findings: Sequence[Finding], tell: Tell) -> RepairResult:
+            return write_repairs(folder, findings, words=_words(concept), on_progress=tell, is_stopped=self.work.is_stopped)
 
-        return self._fix("files treated", lambda finding: finding.kind == kind and finding.remedy != "", remedy)
+        return self._fix("files treated", lambda finding: finding.kind == kind and finding.repair != "", remedy)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Enlarge every tiny image to the training resolution by the named upscaler; the originals are kept."""
+        """Upscale every tiny image to the training resolution by the named upscaler; the originals are kept."""
         enlarge, resolution = self._enlarge(str(values.get("upscaler", ""))), self._config().resolution
 
-        def remedy(folder: Path, _: Concept, findings: Sequence[Finding], tell: Tell) -> Fixed:
+        def remedy(folder: Path, _: Concept, findings: Sequence[Finding], tell: Tell) -> RepairResult:
             tiny = [finding.path for finding in findings]
-            return write_enlarged(folder, tiny, resolution, enlarge, tell=tell, is_stopped=self.work.is_stopped)
+            return write_upscaled(folder, tiny, resolution, enlarge, on_progress=tell, is_stopped=self.work.is_stopped)
 
         return self._fix("images enlarged", lambda finding: finding.kind == "tiny", remedy)
 
@@ -109,10 +109,10 @@ class CheckupSession:
         config = self._config()
 
         def work() -> None:
-            self.work.begin("Putting the originals back", 0)
+            self.work.start_phase("Putting the originals back", 0)
             number = write_undo(self._undo.pop())
             self._told = f"{count(number, 'file')} {'is as it was' if number == 1 else 'are as they were'}."
-            self._look(config)
+            self._scan(config)
 
         return self._start(work)
 
@@ -125,33 +125,33 @@ class CheckupSession:
         self.work.start(begun)
         return self.status({})
 
-    def _look(self, config: TrainConfig) -> None:
+    def _scan(self, config: TrainConfig) -> None:
         """Examine the folders; what was found before stays until then. Once stopped, the other folders are left."""
-        self.work.begin("Reading the folders", 0)
+        self.work.start_phase("Reading the folders", 0)
         concepts = [concept for concept in config.concepts if concept.folder]
-        total = sum(count_images(typed_path(concept.folder)) for concept in concepts)
-        self.work.begin("images looked at", total)
-        found: list[tuple[Concept, Examination]] = []
+        total = sum(count_images(user_path(concept.folder)) for concept in concepts)
+        self.work.start_phase("images looked at", total)
+        found: list[tuple[Concept, CheckReport]] = []
         done = 0
         for concept in concepts:
             if self.work.is_stopped():
                 break
-            examination = examine(
-                typed_path(concept.folder),
+            examination = check_dataset(
+                user_path(concept.folder),
                 resolution=config.resolution,
                 caption_extension=config.caption_extension,
-                memory=self._memory,
-                tell=self._counted_from(done),
+                cache=self._memory,
+                on_progress=self._counted_from(done),
                 is_stopped=self.work.is_stopped,
             )
             found.append((concept, examination))
-            done += examination.looked_at
+            done += examination.checked_count
         self._found = found
         if done < total:
             told = f"Stopped: {done:,} of {total:,} images were looked at, and this is about them."
             self._told = f"{self._told} {told}".strip()
 
-    def _fix(self, what: str, is_meant: Callable[[Finding], bool], remedy: Remedy) -> dict[str, Any]:
+    def _fix(self, what: str, is_meant: Callable[[Finding], bool], remedy: Repair) -> dict[str, Any]:
         """Treat what is meant of the findings, then look again."""
         wanted = [(concept, found.folder, list(filter(is_meant, found.findings))) for concept, found in self._found]
         total = sum(len(findings) for _, _, findings in wanted)
@@ -160,18 +160,18 @@ class CheckupSession:
         config = self._config()
 
         def work() -> None:
-            self.work.begin(what, total)
+            self.work.start_phase(what, total)
             done = 0
             for concept, folder, findings in wanted:
                 if findings and not self.work.is_stopped():
                     self._note(remedy(folder, concept, findings, self._counted_from(done)))
                     done += len(findings)
-            self.work.forget_stop()
-            self._look(config)
+            self.work.clear_stop()
+            self._scan(config)
 
         return self._start(work)
 
-    def _note(self, fixed: Fixed) -> None:
+    def _note(self, fixed: RepairResult) -> None:
         """What was done, and that it can be undone."""
         if fixed.undo:
             self._undo.append(fixed.undo)
@@ -179,11 +179,11 @@ class CheckupSession:
         self._failed = self._failed or bool(fixed.failed)
 
     def _counted_from(self, before: int) -> Tell:
-        return lambda done, _total: self.work.tell(before + done)
+        return lambda done, _total: self.work.report(before + done)
 
-    def _enlarge(self, name: str) -> Enlarge:
+    def _enlarge(self, name: str) -> Upscale:
         if name == LANCZOS and name not in self._host.upscaler_names():
-            return by_lanczos
+            return upscale_lanczos
         return lambda image, size: self._host.upscale(image, size, name)
 
     # --- what was found --------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class CheckupSession:
         }
 
     def _kind(self, kind: str, findings: Sequence[Finding]) -> dict[str, Any]:
-        remedies = sorted({finding.remedy for finding in findings if finding.remedy})
+        remedies = sorted({finding.repair for finding in findings if finding.repair})
         return {
             "kind": kind,
             "level": findings[0].level,
@@ -216,8 +216,8 @@ class CheckupSession:
 
     def _images(self, finding: Finding) -> list[str]:
         """Tokens of the image and of the one that it repeats, if any."""
-        paths = [path for path in (finding.path, finding.like) if path and path.suffix.lower() in IMAGE_ENDINGS]
-        return list(self._shelf.publish(paths))
+        paths = [path for path in (finding.path, finding.like) if path and path.suffix.lower() in IMAGE_EXTENSIONS]
+        return list(self._image_tokens.publish(paths))
 
 
 def _words(concept: Concept) -> str:

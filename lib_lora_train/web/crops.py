@@ -9,10 +9,10 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import typed_path
-from lib_lora_train.dataset.buckets import bucket_rule, place
+from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.dataset.buckets import make_bucket_rule, place_image
 from lib_lora_train.dataset.scan import Item, ScannedConcept
-from lib_lora_train.dataset_tools.crops import LEAST_FRAME, Frame, near_buckets, trained_frame, write_crop
+from lib_lora_train.dataset_tools.crops import MIN_CROP_SIDE, Frame, list_nearest_buckets, compute_trained_frame, write_crop
 from lib_lora_train.dataset_tools.repairs import write_undo
 from lib_lora_train.web.form_check import ScannedDataset
 from lib_lora_train.web.image_tokens import ImageTokens
@@ -22,27 +22,27 @@ class CropSession:
     """Shows and writes crops of the dataset that was looked at; the last ones can be undone."""
 
     def __init__(
-        self, shelf: ImageTokens, looked: Callable[[], ScannedDataset | None], config: Callable[[], TrainConfig]
+        self, image_tokens: ImageTokens, scanned: Callable[[], ScannedDataset | None], config: Callable[[], TrainConfig]
     ) -> None:
-        self._shelf = shelf
-        self._looked = looked
+        self._image_tokens = image_tokens
+        self._scanned = scanned
         self._config = config
         self._undo: list[Path] = []
         self._lock = threading.Lock()
 
-    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        """What the page's buttons ask, by name."""
-        return {"crop-look": self.look, "crop-write": self.write, "crop-undo": self.undo}
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
+        return {"crop-open": self.look, "crop-write": self.write, "crop-undo": self.undo}
 
-    def look(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def scan(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """An image's size, its bucket, what training would see of it, and the buckets of nearly its shape."""
         item, _ = self._found(values)
         image = item.image
-        rule = bucket_rule(self._config(), item.resolution)
-        placement = place(image.width, image.height, rule)
-        frame = trained_frame(placement, image.width, image.height)
+        rule = make_bucket_rule(self._config(), item.resolution)
+        placement = place_image(image.width, image.height, rule)
+        frame = compute_trained_frame(placement, image.width, image.height)
         own = (placement.width, placement.height)
-        others = [size for size in near_buckets(image.width, image.height, rule) if size != own]
+        others = [size for size in list_nearest_buckets(image.width, image.height, rule) if size != own]
         return {
             "token": str(values["token"]),
             "name": image.path.name,
@@ -50,7 +50,7 @@ class CropSession:
             "height": image.height,
             "frame": [frame.left, frame.top, frame.width, frame.height],
             "lost": 1 - frame.width * frame.height / (image.width * image.height),
-            "least": LEAST_FRAME,
+            "least": MIN_CROP_SIDE,
             "buckets": [list(size) for size in (own, *others)],
             "undo": len(self._undo),
         }
@@ -79,16 +79,16 @@ class CropSession:
 
     def _found(self, values: Mapping[str, Any]) -> tuple[Item, ScannedConcept]:
         """The image that the page means, and the folder it is in."""
-        looked = self._looked()
-        path = self._shelf.path_of(str(values.get("token", "")))
-        items = looked.dataset.items if looked and path else ()
+        scanned = self._scanned()
+        path = self._image_tokens.path_of(str(values.get("token", "")))
+        items = scanned.dataset.items if scanned and path else ()
         item = next((one for one in items if one.image.path == path), None)
-        if looked is None or item is None:
+        if scanned is None or item is None:
             raise DataError("This image is not in the dataset any more. Press Look.")
-        return item, looked.dataset.concepts[item.concept]
+        return item, scanned.dataset.concepts[item.concept]
 
 
 def _folder_of(image: Path, concept: ScannedConcept) -> Path:
     """The card's folder that the image was found by; originals lie beside it, where training does not look."""
-    folder = typed_path(concept.settings.folder).resolve()
+    folder = user_path(concept.settings.folder).resolve()
     return folder if folder in image.parents else image.parent

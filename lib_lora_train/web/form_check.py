@@ -1,4 +1,4 @@
-"""What is known of the form as it stands: the dataset looked at, problems with their fixes, the plan."""
+"""The result of checking the form: its problems with their fixes, and the plan if the dataset was scanned."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset
-from lib_lora_train.runs.estimates.requirements import Forecast
+from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.web.quick_fixes import Fix
 
 
 @dataclass(frozen=True)
 class ScannedDataset:
-    """A dataset that was looked at; `number` counts the looks, so that the page knows a new one."""
+    """A dataset that was scanned. `number` counts the scans, so that the page recognises a new one."""
 
     number: int
     concepts: tuple[Concept, ...]
@@ -23,39 +23,39 @@ class ScannedDataset:
     seconds: float = 0.0
 
     def is_of(self, config: TrainConfig) -> bool:
-        """Whether looking again would find the same."""
+        """Whether the dataset was scanned with the concepts and captions of `config`."""
         return (self.concepts, self.caption_extension) == (config.concepts, config.caption_extension)
 
     def has_folders_of(self, config: TrainConfig) -> bool:
-        """Whether the same folders were looked at, with other repeats or words perhaps."""
+        """Whether the same folders were scanned; repeats and caption words may differ."""
         return [c.folder for c in self.concepts] == [c.folder for c in config.concepts]
 
 
 @dataclass(frozen=True)
-class Changed:
-    """The presets that were applied one after the other, and the parameters that differ from them by now."""
+class ChangedSettings:
+    """The presets in the order they were applied, and the names of the settings that differ from them now."""
 
     applied: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What is known of the form as it stands: `plan` and `needs` are None until its dataset was looked at."""
+class FormCheck:
+    """`plan` and `requirements` are None until the dataset is scanned."""
 
     config: TrainConfig
     problems: tuple[Problem, ...]
     plan: Plan | None
-    needs: Forecast | None = None
+    requirements: Requirements | None = None
     fixes: tuple[Fix, ...] = ()
-    changed: Changed = Changed()
+    changed: ChangedSettings = ChangedSettings()
 
     @property
-    def findings(self) -> tuple[Problem, ...]:
-        """The plan's, and those of what it needs."""
-        return (*(self.plan.warnings if self.plan else ()), *(self.needs.problems if self.needs else ()))
+    def plan_problems(self) -> tuple[Problem, ...]:
+        """The warnings of the plan, then the problems of its memory and time requirements."""
+        return (*(self.plan.warnings if self.plan else ()), *(self.requirements.problems if self.requirements else ()))
 
     @property
-    def is_usable(self) -> bool:
-        """True when nothing stands against starting."""
+    def can_start(self) -> bool:
+        """True when no problem is an error."""
         return not any(problem.level == "error" for problem in self.problems)

@@ -1,6 +1,6 @@
-"""Mechanical fixes: values of a parameter, or of two that go together, that make a problem vanish and bring no other.
+"""Quick fixes: new values for one or two settings that solve a problem without causing another.
 
-A fix is never taken from a table alone: the settings are judged again with it before it is offered.
+Every candidate is validated before it is offered.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.dataset.plan_warnings import fitting_batch
+from lib_lora_train.dataset.plan_warnings import suggest_batch_size
 from lib_lora_train.web.form import number_text
 from lib_lora_train.web.markup import place
 
-Judge = Callable[[TrainConfig], Sequence[Problem]]
+ProblemsWith = Callable[[TrainConfig], Sequence[Problem]]
 
-_GOOD: Mapping[str, tuple[Any, ...]] = {
+_GOOD_VALUES: Mapping[str, tuple[Any, ...]] = {
     "warmup": (0.05, 0.0),
     "learning_rate": (1.0, 1e-4),
     "max_steps": (0,),
@@ -35,36 +35,35 @@ _SIZES = ("resolution", "min_bucket", "max_bucket")
 
 @dataclass(frozen=True)
 class Fix:
-    """Values by parameter, and the problem that they mend together."""
+    """A problem, and the values by setting that solve it."""
 
     problem: Problem
     values: Mapping[str, Any]
 
     @property
     def label(self) -> str:
-        """What a click changes: `Set warmup to 0.05`."""
+        """Text of the button: `Set warmup to 0.05`."""
         return "Set " + " and ".join(f"{place(name).lower()} to {_shown(value)}" for name, value in self.values.items())
 
     @property
-    def places(self) -> str:
-        """The parameters, for a sentence about them."""
+    def setting_names(self) -> str:
+        """The settings that change, for a message."""
         return " and ".join(place(name) for name in self.values)
 
 
-def fixes_of(
-    config: TrainConfig, problems: Sequence[Problem], validate: Judge, plan: Plan | None = None
+def find_fixes(
+    config: TrainConfig, problems: Sequence[Problem], problems_with: ProblemsWith, plan: Plan | None = None
 ) -> tuple[Fix, ...]:
-    """A fix for every problem that has one; `validate` gives the problems of changed settings.
+    """A fix for every problem that has one. `problems_with(config)` returns the problems that changed settings would have.
 
-    With the `plan`, batch size and accumulation are looked for together.
+    With a `plan`, batch size and gradient accumulation can be changed together.
     """
     known = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
-    wrong = [problem for problem in problems if problem.where in known]
     found = []
-    for problem in wrong:
+    for problem in (problem for problem in problems if problem.where in known):
         parameter = known[problem.where]
         for values in (*_from_plan(problem, plan), *({parameter.name: v} for v in _candidates(parameter, config))):
-            after = validate(dataclasses.replace(config, **values))
+            after = problems_with(dataclasses.replace(config, **values))
             if problem not in after and not any(_is_new(other, problem.where, problems) for other in after):
                 found.append(Fix(problem, values))
                 break
@@ -72,19 +71,19 @@ def fixes_of(
 
 
 def _is_new(problem: Problem, name: str, before: Sequence[Problem]) -> bool:
-    """Whether a change of `name` made this one, and it matters: at the parameter itself anything does.
+    """Whether changing `name` caused this problem and it matters: errors, and anything about `name` itself.
 
-    What balancing says of itself is no problem.
+    The hint that reports what balancing did does not count.
     """
     is_report = problem.level == "hint" and problem.where == "balance_repeats"
     return problem not in before and not is_report and (problem.where == name or problem.level == "error")
 
 
 def _from_plan(problem: Problem, plan: Plan | None) -> Iterator[dict[str, Any]]:
-    """What only the plan's own counts tell: batches and steps that are all whole, else single images."""
+    """Batch sizes and accumulation that leave no incomplete batch or step, else batches of one image."""
     if plan is None or problem.where not in ("batch_size", "gradient_accumulation"):
         return
-    fitting = fitting_batch(plan)
+    fitting = suggest_batch_size(plan)
     if problem.where == "batch_size" and fitting:
         yield {"batch_size": fitting[0], "gradient_accumulation": fitting[1]}
     if problem.where == "batch_size" and plan.batch_size > 1:
@@ -97,11 +96,11 @@ def _from_plan(problem: Problem, plan: Plan | None) -> Iterator[dict[str, Any]]:
 
 def _candidates(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
     now = getattr(config, parameter.name)
-    return (value for value in _ideas(parameter, config) if value != now and _is_usable(parameter, value))
+    return (value for value in _suggestions(parameter, config) if value != now and _is_usable(parameter, value))
 
 
-def _ideas(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
-    yield from _GOOD.get(parameter.name, ())
+def _suggestions(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
+    yield from _GOOD_VALUES.get(parameter.name, ())
     if parameter.name in _SIZES:
         step, side = config.bucket_step, getattr(config, parameter.name)
         yield from (max(step, side // step * step), (side // step + 1) * step)

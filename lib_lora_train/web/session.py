@@ -1,6 +1,6 @@
-"""What the tab knows beyond one page: the runner, the form's draft and the dataset last looked at.
+"""The state of the tab: the runner, the draft of the form and the dataset scanned last.
 
-One session per process; every page that is opened or reloaded sees the same. No gradio here.
+There is one session per process. Every page that is opened or reloaded shows the same one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable, validate
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.formats.kohya.importer import Imported, read_settings
-from lib_lora_train.runs.estimates.requirements import Forecast, forecast
+from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
-from lib_lora_train.runs.planning import plan_job
-from lib_lora_train.runs.webui_grid import GridDesk
+from lib_lora_train.runs.planning import plan_run
+from lib_lora_train.runs.webui_grid import GridGenerator
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.crops import CropSession
@@ -42,269 +42,269 @@ from lib_lora_train.web.form import (
     with_config,
     with_values,
 )
-from lib_lora_train.web.form_check import Changed, Checked, ScannedDataset
+from lib_lora_train.web.form_check import ChangedSettings, FormCheck, ScannedDataset
 from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
-from lib_lora_train.web.quick_fixes import Fix, fixes_of
+from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.runs import RunSession
-from lib_lora_train.web.tag_completion import Completer
+from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
-from lib_lora_train.web.token_words import Words
-from lib_lora_train.web.user_presets import PresetShelf, applied_after
+from lib_lora_train.web.token_analysis import TokenAnalysis
+from lib_lora_train.web.user_presets import PresetStore, applied_presets
 
 if TYPE_CHECKING:
-    from lib_lora_train.runs.runner import JobRunner
+    from lib_lora_train.runs.runner import Runner
 
 _CURVE_POINTS = 1000
 _ALL_POINTS = 2**31
-_QUICK_SECONDS = 2.0
+_QUICK_SCAN_SECONDS = 2.0
 
 Change = Callable[[Form], tuple[dict[str, Any], str]]
-Ask = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+Action = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 class Session:
-    """Answers for the page. `home` holds the draft; `demo` gives the demo's settings."""
+    """Everything that the page can show or do. `home` holds the draft; `demo` returns the settings of the demo."""
 
-    def __init__(self, runner: JobRunner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
+    def __init__(self, runner: Runner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
         self.runner = runner
-        self._grids = GridDesk(runner.host, home)
+        self._grids = GridGenerator(runner.host, home)
         self.home = home
-        self.shelf = ImageTokens()
-        self.looked: ScannedDataset | None = None
+        self.image_tokens = ImageTokens()
+        self.scanned: ScannedDataset | None = None
         self.page_key = secrets.token_urlsafe(16)
         self._demo = demo
         self._lock = threading.Lock()
-        self.turn = threading.RLock()
-        """Held while one of the form's questions is answered."""
-        self.presets = PresetShelf(home / "presets")
+        self.form_lock = threading.RLock()
+        """Held while a callback of the form runs."""
+        self.presets = PresetStore(home / "presets")
         self._applied: tuple[str, ...] = ()
-        self._staged: Change | None = None
+        self._staged_change: Change | None = None
         self._fixes: tuple[Fix, ...] = ()
-        self.captions = CaptionSession(self.shelf, Words(self._tokenizer), self._kept_config)
-        self.doctor = CheckupSession(self.shelf, self._kept_config, runner.host)
-        self.runs = RunSession(runner, home, self.shelf, self._stage_settings)
-        self._asks: dict[str, Ask] = {
+        self.captions = CaptionSession(self.image_tokens, TokenAnalysis(self._tokenizer), self._draft_config)
+        self.checkup = CheckupSession(self.image_tokens, self._draft_config, runner.host)
+        self.runs = RunSession(runner, home, self.image_tokens, self._stage_settings)
+        self._actions: dict[str, Action] = {
             "fix": self._stage_fix,
             "command": lambda values: self.command(str(values["name"])),
-            **self.captions.asks(),
-            **Completer(self.captions.opened).asks(),
-            **self.doctor.asks(),
-            **CropSession(self.shelf, lambda: self.looked, self._kept_config).asks(),
-            **self.runs.asks(),
-            **LoraToolsSession(lambda: runner.host.footing(self._kept_config()).checkpoint).asks(),
-            **TaggingSession(runner.host, self.captions).asks(),
+            **self.captions.actions(),
+            **TagCompleter(self.captions.opened).actions(),
+            **self.checkup.actions(),
+            **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
+            **self.runs.actions(),
+            **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
+            **TaggingSession(runner.host, self.captions).actions(),
         }
 
-    # --- what the page's own buttons ask -------------------------------------------------------
-    def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one of the page's own buttons; KeyError for a name that is not known."""
-        answer: dict[str, Any] = json_ready(self._asks[name](values) or {})
-        return answer
+    # --- actions of the page -------------------------------------------------------------------
+    def run_action(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of an action that the page requests; KeyError for an unknown name."""
+        result: dict[str, Any] = json_ready(self._actions[name](values) or {})
+        return result
 
-    def stage(self, change: Change) -> None:
-        """Keep a change of the form until the page comes for it with the form's values."""
-        self._staged = change
+    def stage_change(self, change: Change) -> None:
+        """Hold a change until the page sends the values of its form (see `pop_staged_change`)."""
+        self._staged_change = change
 
-    def take_staged(self, form: Form) -> tuple[dict[str, Any], str]:
-        """The form changed as staged, once, and what to tell about it."""
-        change, self._staged = self._staged, None
+    def pop_staged_change(self, form: Form) -> tuple[dict[str, Any], str]:
+        """The form with the staged change applied, and a message about it. Later calls change nothing."""
+        change, self._staged_change = self._staged_change, None
         return change(form) if change else (dict(form), "")
 
     def _stage_fix(self, values: Mapping[str, Any]) -> None:
         number = int(values["number"])
         if not 0 <= number < len(self._fixes):
-            raise HostError("The settings have changed since. Press the button of the newer list.")
+            raise HostError("The settings have changed in the meantime. Use the button in the updated list.")
         fix = self._fixes[number]
-        told = f"{fix.places} changed: {fix.label[0].lower()}{fix.label[1:]}."
-        self.stage(lambda form: (with_values(form, fix.values), told))
+        message = f"{fix.setting_names} changed: {fix.label[0].lower()}{fix.label[1:]}."
+        self.stage_change(lambda form: (with_values(form, fix.values), message))
 
     def _stage_settings(self, config: TrainConfig, run: str) -> None:
         def change(form: Form) -> tuple[dict[str, Any], str]:
             self._applied = ()
-            return with_config(form, config), f"The settings of {run} are filled in."
+            return with_config(form, config), f"Settings of {run} applied."
 
-        self.stage(change)
+        self.stage_change(change)
 
     # --- the form ------------------------------------------------------------------------------
     def draft(self) -> dict[str, Any]:
-        """The form as it was left; at first the defaults."""
+        """The form as it was saved last, or the defaults."""
         draft, self._applied = load_draft(self.home)
         return draft or fill_form(TrainConfig())
 
     def demo_form(self) -> dict[str, Any]:
-        """The form of the shipped demo."""
+        """The form filled in for the demo."""
         return fill_form(self._demo())
 
-    def read_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
-        """The form with other people's settings, and the account of them; ConfigError for a file without any."""
+    def import_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
+        """The form with the settings of a file, and a report on them; ConfigError if the file has none."""
         name = file.strip().strip("\"'")
         if not name:
-            raise ConfigError([Problem("error", "", "Name a file to import: a .json, .toml or .safetensors.")])
-        imported = read_settings(typed_path(name))
+            raise ConfigError([Problem("error", "", "Enter the path of a .json, .toml or .safetensors file to import.")])
+        imported = read_settings(user_path(name))
         return with_config(form, imported.config), imported
 
-    def keep(self, form: Form) -> None:
-        """Remember the form for the next page load."""
+    def save_draft(self, form: Form) -> None:
+        """Save the form for the next page load; OutputError when the folder cannot be written."""
         save_draft(self.home, form, self._applied)
 
-    def _kept_config(self) -> TrainConfig:
-        """The settings of the form as it was last kept."""
+    def _draft_config(self) -> TrainConfig:
+        """The settings of the saved draft."""
         form, _ = load_draft(self.home)
         return read_form(form)[0] if form else TrainConfig()
 
     def _tokenizer(self) -> Any:
-        """The tokenizer of the checkpoint to be trained; it needs PyTorch, so it is loaded when it is asked for."""
+        """The tokenizer of the checkpoint to train. Imported here because it needs PyTorch."""
         from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-        from lib_lora_train.models.loading import tokenizer_of
+        from lib_lora_train.models.loading import load_checkpoint_tokenizer
 
-        checkpoint = self._kept_config().checkpoint
-        return tokenizer_of(typed_path(checkpoint) if checkpoint else EMBEDDED_CHECKPOINT)
+        checkpoint = self._draft_config().checkpoint
+        return load_checkpoint_tokenizer(user_path(checkpoint) if checkpoint else EMBEDDED_CHECKPOINT)
 
     def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
-        """The form with a preset's values; LoraTrainError when there is none of that name."""
+        """The form with the values of a preset; LoraTrainError for an unknown name."""
         preset = self.presets.find(name)
-        self._applied = applied_after(self._applied, preset)
+        self._applied = applied_presets(self._applied, preset)
         return with_values(form, preset.values), preset
 
     def save_preset(self, form: Form, name: str) -> None:
-        """Keep the form's settings as the user's preset; LoraTrainError for a name or settings that cannot be."""
+        """Save the settings of the form as a preset; LoraTrainError for an invalid name or invalid settings."""
         self.presets.save(name, form)
         self._applied = (name.strip(),)
 
     def delete_preset(self, name: str) -> None:
-        """Remove one of the user's presets."""
+        """Delete a preset of the user; LoraTrainError for any other."""
         self.presets.delete(name)
         self._applied = tuple(other for other in self._applied if other != name)
 
-    def changed(self, form: Form) -> Changed:
-        """Which settings differ from the applied presets, or from the defaults where none was."""
+    def changed_settings(self, form: Form) -> ChangedSettings:
+        """The settings that differ from the applied presets, or from the defaults if none was applied."""
         try:
-            return Changed(self._applied, self.presets.changed(form, self._applied))
-        except LoraTrainError:  # a preset that was deleted by hand is no reason for the page to fail
-            return Changed((), self.presets.changed(form, ()))
+            return ChangedSettings(self._applied, self.presets.changed_names(form, self._applied))
+        except LoraTrainError:  # the file of an applied preset was deleted by hand
+            return ChangedSettings((), self.presets.changed_names(form, ()))
 
-    def check(self, form: Form) -> Checked:
-        """Every problem of the form with its fix, and the plan if its dataset was looked at.
+    def check(self, form: Form) -> FormCheck:
+        """All problems of the form with their fixes, and the plan if the dataset was scanned.
 
-        Folders that were quick to read are read again when only repeats or words have changed.
+        When only repeats or caption words changed, folders that were quick to scan are scanned again.
         """
         config, problems = read_form(form)
-        looked = self.looked
-        if looked and not looked.is_of(config) and looked.has_folders_of(config) and looked.seconds < _QUICK_SECONDS:
+        scanned = self.scanned
+        if scanned and not scanned.is_of(config) and scanned.has_folders_of(config) and scanned.seconds < _QUICK_SCAN_SECONDS:
             with contextlib.suppress(LoraTrainError):
-                self._look(config)
-        plan, found = self._planned(config)
-        everything = (*problems, *found)
-        needs = self._needs(config, plan) if plan else None
-        checked = Checked(config, everything, plan, needs, changed=self.changed(form))
-        room = bool(needs and needs.problems)
-        self._fixes = fixes_of(config, (*everything, *checked.findings), partial(self._judged, room=room), plan)
+                self._scan(config)
+        plan, plan_errors = self._make_plan(config)
+        all_problems = (*problems, *plan_errors)
+        requirements = self._requirements(config, plan) if plan else None
+        checked = FormCheck(config, all_problems, plan, requirements, changed=self.changed_settings(form))
+        lacks_memory = bool(requirements and requirements.problems)
+        problems_with = partial(self._problems_with, checks_memory=lacks_memory)
+        self._fixes = find_fixes(config, (*all_problems, *checked.plan_problems), problems_with, plan)
         return dataclasses.replace(checked, fixes=self._fixes)
 
-    def _needs(self, config: TrainConfig, plan: Plan) -> Forecast:
-        return forecast(config, plan, self.runner.host.footing(config), self.home)
+    def _requirements(self, config: TrainConfig, plan: Plan) -> Requirements:
+        return estimate_requirements(config, plan, self.runner.host.run_target(config), self.home)
 
-    def _planned(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
-        """The plan if the dataset was looked at, else None; and why there can be none."""
-        looked = self.looked
-        if looked is None or not looked.is_of(config):
+    def _make_plan(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
+        """The plan, None if the dataset was not scanned or cannot be trained on; and the reason in that case."""
+        scanned = self.scanned
+        if scanned is None or not scanned.is_of(config):
             return None, ()
         try:
-            return make_plan(looked.dataset, config), ()
+            return make_plan(scanned.dataset, config), ()
         except LoraTrainError as error:
             return None, (Problem("error", "", str(error)),)
 
-    def _judged(self, config: TrainConfig, *, room: bool) -> tuple[Problem, ...]:
-        """Everything there is to say about settings, those of the plan included; of the card's `room` if asked."""
-        plan, found = self._planned(config)
-        full = self._needs(config, plan).problems if plan and room else ()
-        return (*validate(config), *found, *(plan.warnings if plan else ()), *full)
+    def _problems_with(self, config: TrainConfig, *, checks_memory: bool) -> tuple[Problem, ...]:
+        """All problems that changed settings would have, including those of the plan."""
+        plan, plan_errors = self._make_plan(config)
+        memory = self._requirements(config, plan).problems if plan and checks_memory else ()
+        return (*validate(config), *plan_errors, *(plan.warnings if plan else ()), *memory)
 
-    def look(self, form: Form) -> Checked:
-        """Read the folders of the form; DataError when there is nothing to train on."""
-        self._look(read_form(form)[0])
+    def scan(self, form: Form) -> FormCheck:
+        """Scan the folders of the form; DataError when there is nothing to train on."""
+        self._scan(read_form(form)[0])
         return self.check(form)
 
-    def _look(self, config: TrainConfig) -> None:
+    def _scan(self, config: TrainConfig) -> None:
         began = time.monotonic()
         dataset = read_dataset(config)
-        self.shelf.publish(item.image.path for item in dataset.items)
+        self.image_tokens.publish(item.image.path for item in dataset.items)
         with self._lock:
-            number = self.looked.number + 1 if self.looked else 1
+            number = self.scanned.number + 1 if self.scanned else 1
             seconds = time.monotonic() - began
-            self.looked = ScannedDataset(number, config.concepts, config.caption_extension, dataset, seconds)
+            self.scanned = ScannedDataset(number, config.concepts, config.caption_extension, dataset, seconds)
 
     def balance(self, form: Form) -> tuple[dict[str, Any], str]:
-        """The form with balanced repeats, and the rule; DataError when there is nothing to balance."""
+        """The form with balanced repeats, and the rule that was applied; DataError when there is nothing to balance."""
         config = read_form(form)[0]
-        if self.looked is None or not self.looked.is_of(config):
-            self._look(config)
-        assert self.looked is not None  # _look has set it
-        concepts = balanced_concepts(config.concepts, self.looked.dataset)
-        self._look(config.replace(concepts=concepts))
+        if self.scanned is None or not self.scanned.is_of(config):
+            self._scan(config)
+        assert self.scanned is not None  # _scan has set it
+        concepts = balanced_concepts(config.concepts, self.scanned.dataset)
+        self._scan(config.replace(concepts=concepts))
         return {**form, CONCEPTS: concepts_text(concepts)}, RULE
 
-    def start(self, form: Form) -> Checked:
-        """Begin a run if nothing stands against it; the reasons otherwise are in the result."""
+    def start(self, form: Form) -> FormCheck:
+        """Start a run unless the form has errors, which are in the result."""
         checked = self.check(form)
-        if not checked.is_usable:
+        if not checked.can_start:
             return checked
         try:
-            self.keep(form)
+            self.save_draft(form)
             self.runner.start(checked.config)
         except LoraTrainError as error:
-            refusal = Problem("error", "", str(error))
-            return dataclasses.replace(checked, problems=(*checked.problems, refusal))
+            return dataclasses.replace(checked, problems=(*checked.problems, Problem("error", "", str(error))))
         return checked
 
-    def enqueue(self, form: Form) -> Checked:
-        """Let a run with these settings wait if nothing stands against it; the reasons otherwise are in the result."""
+    def enqueue(self, form: Form) -> FormCheck:
+        """Add a run to the queue unless the form has errors, which are in the result."""
         checked = self.check(form)
-        if checked.is_usable:
-            self.keep(form)
+        if checked.can_start:
+            self.save_draft(form)
             self.runner.enqueue(checked.config)
         return checked
 
-    # --- the same without the form ---------------------------------------------------------------
+    # --- the HTTP API ----------------------------------------------------------------------------
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What these settings would train; ConfigError or DataError when they cannot."""
-        job = plan_job(_config_of(values))
+        """The plan of a run with these settings; ConfigError or DataError if they are unusable."""
+        job = plan_run(_usable_config(values))
         plan = job.plan
-        needs = self._needs(job.config, plan)
+        requirements = self._requirements(job.config, plan)
         return {
             "images": len(plan.dataset.items),
             "steps_per_epoch": plan.steps_per_epoch,
             "epochs": plan.epochs,
             "total_steps": plan.total_steps,
-            **needs.values,
-            "warnings": [str(problem) for problem in (*job.problems, *needs.problems)],
+            **requirements.values,
+            "warnings": [str(problem) for problem in (*job.problems, *requirements.problems)],
         }
 
     def start_values(self, values: Mapping[str, Any]) -> str:
-        """Begin a run and return its id; ConfigError, DataError, HostError when it cannot."""
-        job = plan_job(_config_of(values))
+        """Start a run and return its id; ConfigError, DataError or HostError if that is impossible."""
+        job = plan_run(_usable_config(values))
         return self.runner.start(job.config, job)
 
-    def go_on(self, run: str, more_epochs: int) -> str:
+    def resume_run(self, run: str, more_epochs: int) -> str:
         """Resume an interrupted run, or extend a finished one, and return its id; LoraTrainError when it cannot."""
-        return self.runner.go_on(run, more_epochs=more_epochs)
+        return self.runner.resume_run(run, more_epochs=more_epochs)
 
     # --- the queue -------------------------------------------------------------------------------
     def waiting(self) -> list[dict[str, Any]]:
-        """The runs that wait, the next one first."""
-        return self.runner.waiting()
+        """The queued runs, next one first."""
+        return self.runner.queued_runs()
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
         """Let a run with these settings wait, and return the entry's id; ConfigError or DataError when it cannot."""
-        return self.runner.enqueue(plan_job(_config_of(values)).config)
+        return self.runner.enqueue(plan_run(_usable_config(values)).config)
 
-    def enqueue_going_on(self, run: str, more_epochs: int) -> str:
+    def enqueue_resume(self, run: str, more_epochs: int) -> str:
         """Let an interrupted or finished run wait for its turn to go on; LoraTrainError when it cannot."""
-        return self.runner.enqueue_going_on(run, more_epochs=more_epochs)
+        return self.runner.enqueue_resume(run, more_epochs=more_epochs)
 
     def move_waiting(self, entry: str, place: int) -> None:
         """Put a waiting run at a place, from 0; HostError if it does not wait any more."""
@@ -315,11 +315,11 @@ class Session:
         self.runner.queue.remove(entry)
 
     def start_queue(self) -> str:
-        """Begin the first waiting run and return its id; HostError if none waits or one is at work."""
+        """Start the first queued run and return its id; HostError if the queue is empty or a run is active."""
         return self.runner.start_queue()
 
     def command(self, name: str) -> None:
-        """Pause, resume, stop, save or sample; HostError when nothing runs."""
+        """Pause, resume, stop, save or sample; HostError when no run is active."""
         runner = self.runner
         commands = {
             "pause": runner.pause,
@@ -330,11 +330,11 @@ class Session:
         }
         commands[name]()
 
-    # --- the routes ----------------------------------------------------------------------------
+    # --- what the page polls -------------------------------------------------------------------
     def status(self, since: int, after: int) -> dict[str, Any]:
-        """The runner's status, with tokens for its images, and the curves after step `after`.
+        """The status of the run with tokens for its images, and the curves after step `after`.
 
-        With `after` 0 they are whole, thinned to 1,000 points each.
+        `after` 0 means the whole curves, thinned to 1,000 points each.
         """
         answer = self.runner.status(since)
         points = _CURVE_POINTS if after <= 0 else _ALL_POINTS
@@ -343,54 +343,54 @@ class Session:
             "norm": self.runner.norm_curve(points),
             **self.runner.rate_curves(points),
         }
-        fresh = {name: [p for p in curve if p[0] > after][-_CURVE_POINTS:] for name, curve in curves.items()}
-        events = [self._with_address(event) for event in answer["events"]]
-        whole: dict[str, Any] = json_ready(
+        recent = {name: [p for p in curve if p[0] > after][-_CURVE_POINTS:] for name, curve in curves.items()}
+        events = [self._with_token(event) for event in answer["events"]]
+        complete: dict[str, Any] = json_ready(
             {
                 **answer,
                 "events": events,
-                "loss": fresh.pop("loss"),
-                "norm": fresh.pop("norm"),
-                "learning_rates": fresh,
+                "loss": recent.pop("loss"),
+                "norm": recent.pop("norm"),
+                "learning_rates": recent,
                 "memory": self.runner.memory(),
                 "grid": self._grid(),
             }
         )
-        return whole
+        return complete
 
-    def _with_address(self, event: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
         if event["kind"] not in ("SampleDrawn", "GridDrawn"):
             return dict(event)
-        return {**event, "token": self.shelf.publish([Path(event["path"])])[0]}
+        return {**event, "token": self.image_tokens.publish([Path(event["path"])])[0]}
 
     def _grid(self) -> dict[str, Any]:
-        """How far the webui's own grid is, with a token for it once it is drawn."""
+        """The progress of the webui's epoch grid, with a token for the image once it is drawn."""
         status = self._grids.status()
-        token = self.shelf.publish([Path(status["path"])])[0] if status["path"] else ""
+        token = self.image_tokens.publish([Path(status["path"])])[0] if status["path"] else ""
         return {**status, "token": token}
 
     def sampler_names(self) -> tuple[str, ...]:
-        """The samplers of the webui; () without one."""
+        """The samplers of the webui; () if stand-alone."""
         return self._grids.sampler_names()
 
     def draw_grid(self, sampler: str) -> str:
-        """Let the webui draw the newest run's epochs and return the run's id; HostError when it cannot."""
+        """Let the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
         return self._grids.start(sampler)
 
     def results(self) -> list[dict[str, Any]]:
-        """The runs in the home folder, the newest first, with the files they wrote that are still there."""
-        return list(past_runs(self.home, self.runner.live))
+        """The runs in the home folder, newest first, with those of their files that still exist."""
+        return list(past_runs(self.home, self.runner.active_run))
 
     def xyz_text(self) -> str:
-        """Infotext for the webui's X/Y/Z plot: the files of the newest run that has any, on its first prompt."""
+        """Infotext for the X/Y/Z plot of the webui: the files of the newest run that has any, with its first prompt."""
         return xyz_text(self.home)
 
     def images(self, page: int) -> dict[str, Any]:
-        """One page of the dataset last looked at: a token, caption and facts per image."""
-        return image_page(self.looked, self.shelf, page)
+        """One page of the scanned dataset: token, caption, size and repeats of each image."""
+        return image_page(self.scanned, self.image_tokens, page)
 
 
-def _config_of(values: Mapping[str, Any]) -> TrainConfig:
+def _usable_config(values: Mapping[str, Any]) -> TrainConfig:
     config, problems = read_config(values)
     require_usable(problems)
     return config

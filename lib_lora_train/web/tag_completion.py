@@ -1,4 +1,4 @@
-"""What may be meant while a tag is typed: the folder's own tags, then those of a list that the user supplies."""
+"""Tag completion: tags of the open folder first, then those of a list that the user supplies."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import typed_path
-from lib_lora_train.dataset_tools.caption_edits import underscores_to_blanks
-from lib_lora_train.dataset_tools.caption_files import CaptionSet, tag_frequency
-from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list, plain_tag
+from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.dataset_tools.caption_edits import underscores_to_spaces
+from lib_lora_train.dataset_tools.caption_files import CaptionSet, count_tags
+from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list, normalise_tag
 from lib_lora_train.web.markup import count
 
 _SHOWN = 8
 
 
-class Completer:
-    """Answers while somebody types. `opened` gives the captions that are shown; nothing is searched in the page."""
+class TagCompleter:
+    """Completes tags on the server. `opened` returns the open captions."""
 
     def __init__(self, opened: Callable[[], CaptionSet | None]) -> None:
         self._opened = opened
@@ -25,34 +25,34 @@ class Completer:
         self._list: tuple[tuple[str, int], TagList] | None = None
         self._lock = threading.Lock()
 
-    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        """What the page asks, by name."""
-        return {"completing-list": self.use, "completing": self.complete}
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
+        return {"tag-list": self.load_list, "complete-tag": self.complete}
 
-    def use(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Read the list now, so that the first letter does not wait for it; how much is in it."""
-        found = self._listed(values)
+    def load_list(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the list ahead of the first completion; the number of its tags."""
+        found = self._tag_list(values)
         if found is None:
-            return {"told": ""}
-        return {"told": f"{count(len(found), 'tag')}, {count(found.alias_count, 'alias', 'aliases')}"}
+            return {"message": ""}
+        return {"message": f"{count(len(found), 'tag')}, {count(found.alias_count, 'alias', 'aliases')}"}
 
     def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A few tags that begin as `typed`: {tag, count, alias, own}. A list that cannot be read gives none."""
+        """Some tags that begin with `typed`: {tag, count, alias, own}. An unreadable list contributes none."""
         typed = str(values.get("typed", ""))
         try:
-            known = self._listed(values)
+            known = self._tag_list(values)
         except DataError:
             known = None
-        own = self._own_tags()
-        found = [_shown(one, is_own=True) for one in (own.beginning_with(typed, _SHOWN) if own else ())]
-        taken = {plain_tag(one["tag"]) for one in found}
+        own = self._folder_tags()
+        found = [_shown(one, is_own=True) for one in (own.complete_prefix(typed, _SHOWN) if own else ())]
+        taken = {normalise_tag(one["tag"]) for one in found}
         if known is not None:
-            written = (lambda name: name) if "_" in typed else underscores_to_blanks()
-            more = known.beginning_with(typed, 2 * _SHOWN)
-            found += [_shown(one, written(one.tag.name)) for one in more if plain_tag(one.tag.name) not in taken]
+            written = (lambda name: name) if "_" in typed else underscores_to_spaces()
+            more = known.complete_prefix(typed, 2 * _SHOWN)
+            found += [_shown(one, written(one.tag.name)) for one in more if normalise_tag(one.tag.name) not in known_names]
         return {"found": [one for one in found if one["tag"] != typed.strip()][:_SHOWN]}
 
-    def _own_tags(self) -> TagList | None:
+    def _folder_tags(self) -> TagList | None:
         captions = self._opened()
         if captions is None:
             return None
@@ -61,12 +61,12 @@ class Completer:
                 self._own = captions, TagList(_counted(captions))
             return self._own[1]
 
-    def _listed(self, values: Mapping[str, Any]) -> TagList | None:
-        """The list that the page names, read again only when the file changed; DataError when it cannot be read."""
+    def _tag_list(self, values: Mapping[str, Any]) -> TagList | None:
+        """The list that the page names, reloaded only when the file changes; DataError if it is unreadable."""
         text = str(values.get("list") or "").strip().strip("\"'")
         if not text:
             return None
-        file = typed_path(text)
+        file = user_path(text)
         with self._lock:
             state = (text, file.stat().st_mtime_ns if file.is_file() else 0)
             if self._list is None or self._list[0] != state:
@@ -75,7 +75,7 @@ class Completer:
 
 
 def _counted(captions: CaptionSet) -> Iterator[tuple[KnownTag, tuple[str, ...]]]:
-    for tag, number in tag_frequency(captions):
+    for tag, number in count_tags(captions):
         yield KnownTag(tag, number), ()
 
 

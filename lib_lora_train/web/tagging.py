@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.captions import split_tags
-from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TagOrder
-from lib_lora_train.dataset_tools.tagger import EXISTING, Description, TagRule, plan_tags, to_be_tagged
+from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
+from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, plan_tags, numbers_to_tag
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.markup import count
 
@@ -85,10 +85,10 @@ class TaggingSession:
         self._captions = captions
         self.tagger = AutoTagger(host, self._write)
 
-    def asks(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        """What the page's buttons ask, by name."""
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
         return {
-            "tagging-offer": self.offer,
+            "tagging-options": self.offer,
             "tagging-preview": self.preview,
             "tagging-start": self.start,
             "tagging-stop": self.stop,
@@ -131,25 +131,25 @@ class TaggingSession:
         """How far it is."""
         return self.tagger.status()
 
-    def _order(self, values: Mapping[str, Any]) -> tuple[TagOrder, int]:
+    def _order(self, values: Mapping[str, Any]) -> tuple[TaggingRequest, int]:
         """What is asked for, and how many images are meant before those with captions are left out."""
         captions, numbers = self._captions.chosen(values)
         existing = next((one for one in EXISTING if one == values.get("existing")), None)
         if existing is None or values.get("tagger") not in TAGGERS:
             raise DataError("The page is older than the server. Reload it.")
-        wanted = to_be_tagged(captions, numbers, existing)
+        wanted = numbers_to_tag(captions, numbers, existing)
         model = str(values.get("model") or "").strip().strip("\"'")
-        order = TagOrder(
+        order = TaggingRequest(
             folder=captions.folder,
             images=tuple(captions.captions[number].image for number in wanted),
             tagger=str(values["tagger"]),
-            model=typed_path(model) if model else None,
+            model=user_path(model) if model else None,
             rule=read_rule(values),
             existing=existing,
         )
         return order, len(numbers)
 
-    def _write(self, order: TagOrder, found: Mapping[Path, Description]) -> str:
+    def _write(self, order: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
         """The captions as they are by now are what is added to; one edit, that Undo takes back."""
         plan = self._captions.rewrite(
             order.folder, lambda captions: plan_tags(captions, found, order.rule, order.existing)
@@ -163,11 +163,11 @@ class TaggingSession:
 def read_rule(values: Mapping[str, Any]) -> TagRule:
     """The rule that the page's boxes describe; DataError for a threshold that is none."""
     return TagRule(
-        general=_threshold(values, "general"),
-        character=_threshold(values, "character"),
+        general_threshold=_threshold(values, "general"),
+        character_threshold=_threshold(values, "character"),
         exclude=tuple(split_tags(str(values.get("exclude") or ""))),
-        blanks=bool(values.get("blanks", FIELDS["blanks"].start)),
-        escape=bool(values.get("escape", FIELDS["escape"].start)),
+        underscores_to_spaces=bool(values.get("blanks", FIELDS["blanks"].start)),
+        escape_brackets=bool(values.get("escape", FIELDS["escape"].start)),
         trigger=str(values.get("trigger") or "").strip(),
     )
 

@@ -14,12 +14,26 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.augmentation import View, asymmetric_word, background_colours, mirrored, views_of
+from lib_lora_train.dataset.augmentation import (
+    View,
+    find_asymmetric_word,
+    make_views,
+    mirror_view,
+    parse_background_colours,
+)
 from lib_lora_train.dataset.buckets import Placement
-from lib_lora_train.dataset.images import WHITE, ImageFile, Look, jittered, read_image_file, read_mask, read_pixels
+from lib_lora_train.dataset.images import (
+    WHITE,
+    ImageFile,
+    PixelTransform,
+    jitter_colours,
+    read_image_file,
+    read_mask,
+    read_pixels,
+)
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.dataset.planner import make_plan
-from lib_lora_train.dataset.sample_captions import caption_of, captions_ahead
+from lib_lora_train.dataset.sample_captions import caption_for_draw, captions_to_cache
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept, scan_dataset
 from lib_lora_train.training.step import size_conditions
 
@@ -28,7 +42,7 @@ CONFIG = TrainConfig(resolution=64, min_bucket=64, bucket_step=64, enable_bucket
 
 
 def views(place: Placement = PLACE, *, has_alpha: bool = False, content: str = "ab" * 32, **values: Any) -> list[View]:
-    return list(views_of(0, place, Concept("x", **values), content=content, has_alpha=has_alpha))
+    return list(make_views(0, place, Concept("x", **values), content=content, has_alpha=has_alpha))
 
 
 def noise(size: tuple[int, int] = (96, 64), seed: int = 0) -> Image.Image:
@@ -62,9 +76,9 @@ def test_the_first_view_is_always_the_plain_one() -> None:
 
 def test_mirroring_doubles_the_views_and_mirrors_the_crop() -> None:
     plain, flipped = views(Placement(96, 64, 20, 0, 64, 64), flip=True)
-    assert flipped.look.is_mirrored and not plain.look.is_mirrored
+    assert flipped.transform.is_mirrored and not plain.transform.is_mirrored
     assert flipped.placement.left == 96 - 64 - 20
-    assert mirrored(flipped).placement == plain.placement
+    assert mirror_view(flipped).placement == plain.placement
 
 
 def test_crops_lie_within_the_image_and_reach_its_edges() -> None:
@@ -74,7 +88,7 @@ def test_crops_lie_within_the_image_and_reach_its_edges() -> None:
 
 
 def test_jitter_stays_within_its_strength() -> None:
-    jitters = [v.look.jitter for n in range(50) for v in views(colour_jitter=0.2, content=f"{n:015x}")]
+    jitters = [v.transform.jitter for n in range(50) for v in views(colour_jitter=0.2, content=f"{n:015x}")]
     assert jitters[0] is None
     for jitter in jitters:
         if jitter is not None:
@@ -98,7 +112,7 @@ def test_variants_follow_from_the_content_alone() -> None:
 
 def test_backgrounds_take_turns_behind_transparent_images() -> None:
     found = views(has_alpha=True, alpha_background="white, black, #808080")
-    assert [(v.background, v.look.background) for v in found] == [
+    assert [(v.background, v.transform.background) for v in found] == [
         ("white", WHITE),
         ("black", (0, 0, 0)),
         ("#808080", (128, 128, 128)),
@@ -110,16 +124,16 @@ def test_backgrounds_take_turns_behind_transparent_images() -> None:
 
 
 def test_an_unknown_colour_is_refused() -> None:
-    with pytest.raises(DataError, match="'blorange' is no colour"):
-        background_colours("white, blorange")
+    with pytest.raises(DataError, match="'blorange' is not a colour"):
+        parse_background_colours("white, blorange")
 
 
 def test_every_view_is_drawn_equally_often_and_by_the_sample_alone() -> None:
     plan = plan_of((96, 64), flip=True)
     assert plan.view_numbers == ((0, 1),)
-    drawn = [plan.drawn_view(7, 0, draw) for draw in range(2000)]
+    drawn = [plan.draw_view(7, 0, draw) for draw in range(2000)]
     assert abs(drawn.count(1) - 1000) < 112  # 5 standard deviations of a fair coin
-    assert drawn == [plan.drawn_view(7, 0, draw) for draw in range(2000)]
+    assert drawn == [plan.draw_view(7, 0, draw) for draw in range(2000)]
 
 
 def test_the_views_of_several_items_are_numbered_first_views_first() -> None:
@@ -140,20 +154,20 @@ def image(tmp_path: Path) -> ImageFile:
 def test_a_mirrored_view_is_the_mirror_image_of_the_plain_one(image: ImageFile) -> None:
     for left in (0, 5, 32):
         view = View(0, Placement(96, 64, left, 0, 64, 64))
-        other = mirrored(view)
-        plain = read_pixels(image, view.placement, view.look)
-        flipped = read_pixels(image, other.placement, other.look)
+        other = mirror_view(view)
+        plain = read_pixels(image, view.placement, view.transform)
+        flipped = read_pixels(image, other.placement, other.transform)
         assert flipped.tobytes() == plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
 
 
 def test_a_crop_is_the_part_that_its_corner_tells(image: ImageFile) -> None:
     for view in views(random_crop=True, flip=True):
         whole = noise()
-        if view.look.is_mirrored:
+        if view.transform.is_mirrored:
             whole = whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         left, top = view.placement.left, view.placement.top
         expected = whole.crop((left, top, left + 64, top + 64))
-        assert read_pixels(image, view.placement, view.look).tobytes() == expected.tobytes()
+        assert read_pixels(image, view.placement, view.transform).tobytes() == expected.tobytes()
 
 
 def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
@@ -167,17 +181,17 @@ def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
 
 def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
     image = noise()
-    assert jittered(image, (1.0, 1.0, 1.0, 0.0)).tobytes() == image.tobytes()
+    assert jitter_colours(image, (1.0, 1.0, 1.0, 0.0)).tobytes() == image.tobytes()
 
     def mean(one: Image.Image) -> float:
         pixels = one.tobytes()
         return sum(pixels) / len(pixels)
 
-    assert mean(jittered(image, (0.5, 1.0, 1.0, 0.0))) == pytest.approx(mean(image) / 2, abs=1)  # rounding
-    grey = jittered(image, (1.0, 1.0, 0.0, 0.0))
+    assert mean(jitter_colours(image, (0.5, 1.0, 1.0, 0.0))) == pytest.approx(mean(image) / 2, abs=1)  # rounding
+    grey = jitter_colours(image, (1.0, 1.0, 0.0, 0.0))
     assert all(r == g == b for r, g, b in zip(*[iter(grey.tobytes())] * 3, strict=True))
     red = Image.new("RGB", (1, 1), (255, 0, 0))
-    red_value, green, _ = jittered(red, (1.0, 1.0, 1.0, 1 / 3)).tobytes()  # a third of the circle on: green
+    red_value, green, _ = jitter_colours(red, (1.0, 1.0, 1.0, 1 / 3)).tobytes()  # a third of the circle on: green
     assert green > 240 and red_value < 15
 
 
@@ -187,7 +201,7 @@ def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     file = read_image_file(tmp_path / "a.png")
     assert file.has_alpha
-    found = read_pixels(file, Placement(64, 64, 0, 0, 64, 64), Look(background=(1, 2, 3)))
+    found = read_pixels(file, Placement(64, 64, 0, 0, 64, 64), PixelTransform(background=(1, 2, 3)))
     assert (found.getpixel((5, 5)), found.getpixel((60, 5))) == ((1, 2, 3), (255, 0, 0))
 
 
@@ -197,7 +211,7 @@ def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
 def test_the_caption_names_the_background_that_is_shown() -> None:
     plan = plan_of((64, 64), alpha=True, alpha_background="white, black, #123456", tag_background=True)
     found = {
-        (plan.all_views[plan.drawn_view(CONFIG.seed, 0, draw)].background, caption_of(plan, 0, draw, CONFIG))
+        (plan.all_views[plan.draw_view(CONFIG.seed, 0, draw)].background, caption_for_draw(plan, 0, draw, CONFIG))
         for draw in range(50)
     }
     assert found == {
@@ -205,13 +219,13 @@ def test_the_caption_names_the_background_that_is_shown() -> None:
         ("black", "zok, red, black background"),
         ("#123456", "zok, red"),
     }
-    assert set(captions_ahead(plan, CONFIG.replace(epochs=10))) == {caption for _, caption in found}
+    assert set(captions_to_cache(plan, CONFIG.replace(epochs=10))) == {caption for _, caption in found}
 
 
 def test_a_background_that_is_named_already_is_not_repeated() -> None:
     captions = ("zok, White Background",)
     plan = plan_of((64, 64), captions=captions, alpha=True, tag_background=True)
-    assert caption_of(plan, 0, 0, CONFIG) == captions[0]
+    assert caption_for_draw(plan, 0, 0, CONFIG) == captions[0]
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -238,10 +252,10 @@ def test_masks_are_found_beside_their_images_and_are_no_images(tmp_path: Path) -
     dataset = scan_dataset([Concept(str(tmp_path), use_masks=True)], ".txt")
     found = {item.image.path.name: item.mask.path.name if item.mask else "" for item in dataset.items}
     assert found == {"a.png": "a-mask.png", "b.jpg": "b_mask.png", "c.png": "", "theater_mask.png": ""}
-    assert any("2 images have no mask" in str(problem) for problem in dataset.skipped)
+    assert any("2 images have no mask" in str(problem) for problem in dataset.problems)
     unused = scan_dataset([Concept(str(tmp_path))], ".txt")
     assert len(unused.items) == 4 and not any(item.mask for item in unused.items)
-    assert any("2 masks are not used" in str(problem) for problem in unused.skipped)
+    assert any("2 masks are not used" in str(problem) for problem in unused.problems)
 
 
 def test_transparency_is_the_mask_where_there_is_no_file(tmp_path: Path) -> None:
@@ -259,7 +273,7 @@ def test_a_mask_is_placed_and_mirrored_like_its_image(tmp_path: Path) -> None:
     mask = read_image_file(tmp_path / "m.png")
     plain = View(0, Placement(96, 64, 20, 0, 64, 64))
     straight = read_mask(mask, plain.placement, is_mirrored=False, alpha=False)
-    flipped = read_mask(mask, mirrored(plain).placement, is_mirrored=True, alpha=False)
+    flipped = read_mask(mask, mirror_view(plain).placement, is_mirrored=True, alpha=False)
     assert straight.tobytes() == flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
     assert (straight.getpixel((0, 0)), straight.getpixel((63, 0))) == (255, 0)
 
@@ -308,7 +322,7 @@ def test_a_resolution_that_is_none_is_refused() -> None:
     ],
 )
 def test_words_with_a_left_and_a_right_are_noticed(caption: str, word: str) -> None:
-    assert asymmetric_word(caption) == word
+    assert find_asymmetric_word(caption) == word
 
 
 def test_the_plan_warns_of_mirrored_words_and_of_crops_without_room() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.dataset.buckets import BucketRule, bucket_rule, bucket_sizes, place
+from lib_lora_train.dataset.buckets import BucketRule, list_bucket_sizes, make_bucket_rule, place_image
 
 STEPS = st.sampled_from([8, 32, 64])
 SIDES = st.integers(1, 5000)
@@ -39,12 +39,12 @@ def _brute_force(rule: BucketRule) -> set[tuple[int, int]]:
 
 @given(_rules())
 def test_the_list_is_the_brute_force_one(rule: BucketRule) -> None:
-    assert set(bucket_sizes(rule)) == _brute_force(rule)
+    assert set(list_bucket_sizes(rule)) == _brute_force(rule)
 
 
 @given(_rules(), SIDES, SIDES)
 def test_an_image_goes_to_the_nearest_ratio(rule: BucketRule, width: int, height: int) -> None:
-    placement = place(width, height, rule)
+    placement = place_image(width, height, rule)
     ratio = Fraction(width, height)
     chosen = abs(Fraction(placement.width, placement.height) - ratio)
     nearest = min(abs(Fraction(w, h) - ratio) for w, h in _brute_force(rule))
@@ -56,7 +56,7 @@ def test_every_placement_covers_its_bucket_and_cuts_evenly(
     rule: BucketRule, width: int, height: int, enabled: bool, no_upscale: bool
 ) -> None:
     rule = BucketRule(rule.resolution, rule.min_side, rule.max_side, rule.step, no_upscale, enabled)
-    p = place(width, height, rule)
+    p = place_image(width, height, rule)
     assert p.width % rule.step == p.height % rule.step == 0
     assert p.width > 0 < p.height
     assert p.left == (p.resize_width - p.width) // 2 >= 0
@@ -72,7 +72,7 @@ def test_every_placement_covers_its_bucket_and_cuts_evenly(
 @given(_rules(), SIDES, SIDES)
 def test_no_upscale_never_enlarges_what_holds_one_step(rule: BucketRule, width: int, height: int) -> None:
     rule = BucketRule(rule.resolution, rule.min_side, rule.max_side, rule.step, no_upscale=True)
-    p = place(width, height, rule)
+    p = place_image(width, height, rule)
     if min(width, height) >= rule.step and width * height <= rule.resolution**2:
         assert (p.resize_width, p.resize_height) == (width, height)
         assert (p.width, p.height) == (width - width % rule.step, height - height % rule.step)
@@ -80,15 +80,15 @@ def test_no_upscale_never_enlarges_what_holds_one_step(rule: BucketRule, width: 
 
 def test_sdxl_with_wide_limits_has_kohyas_41_buckets() -> None:
     rule = BucketRule(resolution=1024, min_side=256, max_side=2048, step=64)
-    sizes = bucket_sizes(rule)
+    sizes = list_bucket_sizes(rule)
     assert len(sizes) == 41
     assert min(w * h for w, h in sizes) == 1024**2 // 2
 
 
 def test_small_models_have_buckets_too() -> None:
     rule = BucketRule(resolution=128, min_side=64, max_side=1024, step=64)
-    assert bucket_sizes(rule) == ((64, 192), (64, 256), (128, 128), (192, 64), (256, 64))
-    placement = place(128, 128, rule)
+    assert list_bucket_sizes(rule) == ((64, 192), (64, 256), (128, 128), (192, 64), (256, 64))
+    placement = place_image(128, 128, rule)
     assert (placement.resize_width, placement.resize_height, placement.left, placement.top) == (128, 128, 0, 0)
 
 
@@ -97,18 +97,18 @@ def test_small_models_have_buckets_too() -> None:
     [((1000, 1000), (512, 512)), ((1920, 1080), (640, 384)), ((1080, 1920), (384, 640)), ((4000, 500), (1024, 256))],
 )
 def test_known_sizes_at_512(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    placement = place(*size, BucketRule(resolution=512))
+    placement = place_image(*size, BucketRule(resolution=512))
     assert (placement.width, placement.height) == expected
 
 
 def test_without_buckets_a_square_is_cut_from_the_middle() -> None:
-    placement = place(1024, 512, BucketRule(resolution=256, enabled=False))
+    placement = place_image(1024, 512, BucketRule(resolution=256, enabled=False))
     assert (placement.resize_width, placement.resize_height) == (512, 256)
     assert (placement.left, placement.top, placement.width, placement.height) == (128, 0, 256, 256)
 
 
 def test_no_upscale_shrinks_large_images_to_the_area() -> None:
-    placement = place(2000, 1000, BucketRule(resolution=512, no_upscale=True))
+    placement = place_image(2000, 1000, BucketRule(resolution=512, no_upscale=True))
     # by hand: the area asks for 724 × 362; 724 → 704 gives 704 × 320 (ratio 2.2), 362 → 320 gives 640 × 320 (ratio 2)
     assert (placement.resize_width, placement.resize_height) == (640, 320)
     assert (placement.width, placement.height) == (640, 320)
@@ -116,4 +116,4 @@ def test_no_upscale_shrinks_large_images_to_the_area() -> None:
 
 def test_the_rule_comes_from_the_settings() -> None:
     config = TrainConfig(resolution=768, min_bucket=320, max_bucket=960, bucket_step=32, bucket_no_upscale=True)
-    assert bucket_rule(config) == BucketRule(768, 320, 960, 32, True, True)
+    assert make_bucket_rule(config) == BucketRule(768, 320, 960, 32, True, True)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.dataset.caption_augmentation import CaptionRule, caption_rule, draw_caption, resolve_wildcards
-from lib_lora_train.dataset.captions import CaptionText, read_caption, read_caption_file, split_tags, with_trigger
+from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_caption, make_caption_rule, resolve_wildcards
+from lib_lora_train.dataset.captions import CaptionText, put_trigger_first, read_caption, read_caption_file, split_tags
 
 TAGS = st.lists(st.sampled_from(["zorp", "red", "a cat", "zorp hat", "night", "blue sky"]), max_size=6)
 LONG = "zorp, a, b, c, d, e, f, g"
@@ -93,11 +93,11 @@ def test_lines_become_one(tmp_path: Path, text: str, caption: str) -> None:
     ],
 )
 def test_the_trigger_stands_first_once(caption: str, expected: str) -> None:
-    assert with_trigger(caption, "zorp") == expected
+    assert put_trigger_first(caption, "zorp") == expected
 
 
 def test_a_trigger_of_several_tags_stays_together() -> None:
-    assert with_trigger("cat, red", "zorp, cat") == "zorp, cat, red"
+    assert put_trigger_first("cat, red", "zorp, cat") == "zorp, cat, red"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_trigger_of_several_tags_stays_together() -> None:
     ],
 )
 def test_the_trigger_stands_before_the_first_separator(caption: str, expected: str) -> None:
-    assert with_trigger(caption, "zorp", "|||") == expected
+    assert put_trigger_first(caption, "zorp", "|||") == expected
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_a_comma_in_braces_parts_no_tag_unless_they_do_not_pair_up(caption: str,
 
 
 def test_without_a_trigger_the_caption_stays() -> None:
-    assert with_trigger(" a, b ", "") == "a, b"
+    assert put_trigger_first(" a, b ", "") == "a, b"
 
 
 @given(TAGS)
 def test_adding_the_trigger_again_changes_nothing(tags: list[str]) -> None:
-    once = with_trigger(", ".join(tags), "zorp")
-    assert with_trigger(once, "zorp") == once
+    once = put_trigger_first(", ".join(tags), "zorp")
+    assert put_trigger_first(once, "zorp") == once
     assert "zorp" in split_tags(once)[0].split()
     assert set(split_tags(once)) == set(tags) | ({"zorp"} if "zorp" in split_tags(once) else set())
 
@@ -189,7 +189,7 @@ def test_dropout_does_not_change_the_shuffles() -> None:
 
 def test_the_rule_comes_from_the_settings() -> None:
     config = TrainConfig(shuffle_captions=True, keep_tokens=2, caption_dropout=0.1)
-    assert caption_rule(config, "zorp") == CaptionRule(True, 2, 0.1, "zorp")
+    assert make_caption_rule(config, "zorp") == CaptionRule(True, 2, 0.1, "zorp")
     config = TrainConfig(
         tag_dropout=0.2,
         keep_tokens_separator="~",
@@ -201,7 +201,7 @@ def test_the_rule_comes_from_the_settings() -> None:
         caption_lines="random",
         weighted_captions=True,
     )
-    assert caption_rule(config, "") == CaptionRule(
+    assert make_caption_rule(config, "") == CaptionRule(
         keep_tokens=1,
         separator="~",
         tag_dropout=0.2,
@@ -318,7 +318,7 @@ def test_a_concepts_own_settings_count_more_than_the_runs() -> None:
     config = TrainConfig(
         shuffle_captions=True, keep_tokens=3, caption_dropout=0.1, tag_dropout=0.2, caption_prefix="p,"
     )
-    assert caption_rule(config, "zorp", Concept()) == caption_rule(config, "zorp")
+    assert make_caption_rule(config, "zorp", Concept()) == make_caption_rule(config, "zorp")
     own = Concept(
         own_shuffle="off",
         own_keep_tokens=0,
@@ -327,8 +327,8 @@ def test_a_concepts_own_settings_count_more_than_the_runs() -> None:
         own_suffix=", s",
         own_prefix="q,",
     )
-    assert caption_rule(config, "zorp", own) == CaptionRule(trigger="zorp", prefix="q,", suffix=", s")
-    assert caption_rule(TrainConfig(), "", Concept(own_shuffle="on")).shuffle
+    assert make_caption_rule(config, "zorp", own) == CaptionRule(trigger="zorp", prefix="q,", suffix=", s")
+    assert make_caption_rule(TrainConfig(), "", Concept(own_shuffle="on")).shuffle
 
 
 def test_a_weighted_group_is_one_tag() -> None:

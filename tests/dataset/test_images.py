@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.buckets import BucketRule, Placement, place
+from lib_lora_train.dataset.buckets import BucketRule, Placement, place_image
 from lib_lora_train.dataset.images import read_image_file, read_pixels
 
 SQUARE = BucketRule(resolution=64, min_side=64, max_side=64, step=8, enabled=False)
@@ -142,7 +142,7 @@ def test_pixels_are_resized_then_cut_from_the_middle(tmp_path: Path) -> None:
     image.paste("green", (64, 0, 128, 64))
     path = tmp_path / "a.png"
     image.save(path)
-    pixels = read_pixels(read_image_file(path), place(192, 64, SQUARE))
+    pixels = read_pixels(read_image_file(path), place_image(192, 64, SQUARE))
     assert pixels.size == (64, 64)
     assert pixels.getcolors() == [(64 * 64, (0, 128, 0))]
 

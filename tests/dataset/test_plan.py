@@ -17,9 +17,15 @@ from lib_lora_train.core.seeding import random_for
 from lib_lora_train.dataset.images import ImageFile
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.dataset.plan_text import describe_plan
-from lib_lora_train.dataset.plan_warnings import fitting_batch
+from lib_lora_train.dataset.plan_warnings import suggest_batch_size
 from lib_lora_train.dataset.planner import make_plan
-from lib_lora_train.dataset.repeats import LEAST_SHOWN, balanced_repeats, draw_evenly, share_out, shares
+from lib_lora_train.dataset.repeats import (
+    MIN_SAMPLES_PER_CONCEPT,
+    apportion,
+    balanced_repeats,
+    draw_systematically,
+    shares,
+)
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
 
 SIZES = ((512, 512), (768, 512), (512, 768), (1024, 256))
@@ -209,7 +215,7 @@ def test_only_regularisation_is_refused() -> None:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(0, 500))
 def test_shares_are_whole_complete_and_near_their_due(weights: list[int], total: int) -> None:
-    shares = share_out(total, weights)
+    shares = apportion(total, weights)
     assert sum(shares) == total
     assert min(shares) >= (1 if total >= len(weights) else 0)
     if all(total * w >= sum(weights) for w in weights):  # nobody needs to be lifted to 1
@@ -218,7 +224,7 @@ def test_shares_are_whole_complete_and_near_their_due(weights: list[int], total:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(0, 500), st.integers(0, 99))
 def test_draws_are_complete_and_the_whole_numbers_beside_their_due(weights: list[int], total: int, seed: int) -> None:
-    counts = draw_evenly(weights, total, random_for(seed, "test"))
+    counts = draw_systematically(weights, total, random_for(seed, "test"))
     assert sum(counts) == total
     for count, weight in zip(counts, weights, strict=True):
         due = total * weight / sum(weights)
@@ -229,7 +235,7 @@ def test_draws_are_unbiased_for_uneven_weights() -> None:
     weights, total = [1, 2, 4], 5
     sums = [0, 0, 0]
     for number in range(7000):
-        drawn = draw_evenly(weights, total, random_for(1, "test", number))
+        drawn = draw_systematically(weights, total, random_for(1, "test", number))
         sums = [a + b for a, b in zip(sums, drawn, strict=True)]
     dues = [7000 * total * weight / 7 for weight in weights]
     # a count's spread is at most that of a coin: 5 · √(7000 / 4)
@@ -302,7 +308,7 @@ def test_the_description_holds_all_counts_in_aligned_columns() -> None:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
 def test_balanced_concepts_are_shown_about_equally_often(counts: list[int]) -> None:
     """Each is off the wanted number by at most half of its images, or shown once."""
-    wanted = max(LEAST_SHOWN, *counts)
+    wanted = max(MIN_SAMPLES_PER_CONCEPT, *counts)
     for count, repeats in zip(counts, balanced_repeats(counts), strict=True):
         assert repeats >= 1
         assert 2 * abs(count * repeats - wanted) <= count or repeats == 1
@@ -322,7 +328,7 @@ def test_balancing_is_told_with_the_shares_before_and_after() -> None:
 
 @given(_plans())
 def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) -> None:
-    advice = fitting_batch(plan)
+    advice = suggest_batch_size(plan)
     if advice is None:
         common = math.gcd(*(bucket.sample_count for bucket in plan.buckets))
         assert all(common % size for size in range(2, plan.batch_size + 1))
@@ -338,6 +344,6 @@ def test_the_advice_keeps_the_images_per_step() -> None:
     plan = make_plan(
         _dataset(([(512, 512)] * 12, 1, False), ([(768, 512)] * 20, 1, False)), CONFIG.replace(batch_size=8)
     )
-    assert fitting_batch(plan) == (4, 2)
+    assert suggest_batch_size(plan) == (4, 2)
     told = next(problem.message for problem in plan.warnings if problem.where == "batch_size")
     assert "A batch size of 4 fills all; with gradient_accumulation 2 a step then has 8 images." in told

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.folder_names import file_words, kohya_name, natural_order
+from lib_lora_train.dataset.folder_names import file_name_to_words, natural_sort_key, parse_kohya_name
 from lib_lora_train.dataset.scan import Dataset, scan_dataset
 from tests.stand_ins.work import calls_of
 
@@ -33,7 +33,7 @@ def _captions(dataset: Dataset) -> list[str]:
 
 
 def _messages(dataset: Dataset) -> str:
-    return "\n".join(map(str, dataset.skipped))
+    return "\n".join(map(str, dataset.problems))
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_a_broken_image_among_good_ones_is_named_and_skipped(tmp_path: Path) -> 
     (tmp_path / "2.png").write_bytes(b"broken")
     dataset = _scan(Concept(str(tmp_path)))
     assert [item.image.path for item in dataset.items] == good
-    assert [p.where for p in dataset.skipped if "left out" in p.message] == [str(tmp_path / "2.png")]
+    assert [p.where for p in dataset.problems if "left out" in p.message] == [str(tmp_path / "2.png")]
 
 
 def test_only_broken_images_are_refused_by_name(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_hidden_files_are_passed_over_and_endings_may_be_upper_case(tmp_path: Pa
     (tmp_path / "._A.PNG").write_bytes(b"macOS keeps attributes here")
     dataset = _scan(Concept(str(tmp_path)))
     assert [item.image.path.name for item in dataset.items] == ["A.PNG"]
-    assert dataset.skipped == ()
+    assert dataset.problems == ()
 
 
 def test_image_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_caption_that_is_not_utf8_is_used_and_reported(tmp_path: Path) -> None
     ],
 )
 def test_kohya_names(name: str, found: tuple[int, str] | None) -> None:
-    assert kohya_name(name) == found
+    assert parse_kohya_name(name) == found
 
 
 @pytest.mark.parametrize(
@@ -270,12 +270,12 @@ def test_kohya_names(name: str, found: tuple[int, str] | None) -> None:
     [("a red fox", "a red fox"), ("a_red_fox-03", "a red fox"), ("IMG_2041", ""), ("fox", ""), ("00012-1234567", "")],
 )
 def test_file_names_are_captions_only_if_written_as_such(stem: str, words: str) -> None:
-    assert file_words(stem) == words
+    assert file_name_to_words(stem) == words
 
 
 def test_natural_order_tells_all_names_apart() -> None:
-    assert natural_order("a01") != natural_order("a1")
-    assert natural_order("A") != natural_order("a")
+    assert natural_sort_key("a01") != natural_sort_key("a1")
+    assert natural_sort_key("A") != natural_sort_key("a")
 
 
 def test_the_class_word_can_stand_for_all_captions(tmp_path: Path) -> None:

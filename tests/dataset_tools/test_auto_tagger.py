@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError, HostError, OutputError
-from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TagOrder
-from lib_lora_train.dataset_tools.tagger import Description, ScoredTag, Tagger, TagRule
+from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
+from lib_lora_train.dataset_tools.tagger import ScoredTag, Tagger, TaggerResult, TagRule
 from lib_lora_train.hosts.standalone import StandaloneHost
 from tests.stand_ins.interrogators import install_interrogators
 from tests.stand_ins.tiny_onnx import write_wd14
@@ -30,7 +30,7 @@ class ToldHost:
     def at_image(self) -> None:
         pass
 
-    def is_wanted(self) -> bool:
+    def has_waiters(self) -> bool:
         return self.waiting
 
     def tagger_names(self) -> tuple[str, ...]:
@@ -40,9 +40,9 @@ class ToldHost:
     def tagger(self, name: str) -> Iterator[Tagger]:
         self.turns += 1
 
-        def tagger(image: Image.Image) -> Description:
+        def tagger(image: Image.Image) -> TaggerResult:
             self.at_image()
-            return Description((ScoredTag("hat", 0.9),))
+            return TaggerResult((ScoredTag("hat", 0.9),))
 
         yield tagger
 
@@ -51,18 +51,18 @@ class Written:
     """Takes what was found instead of writing it."""
 
     def __init__(self) -> None:
-        self.found: Mapping[Path, Description] = {}
+        self.found: Mapping[Path, TaggerResult] = {}
 
-    def __call__(self, order: TagOrder, found: Mapping[Path, Description]) -> str:
+    def __call__(self, order: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
         self.found = dict(found)
         return f"{len(found)} captions were written."
 
 
-def order_for(folder: Path, *, tagger: str = "DeepBooru", model: Path | None = None) -> TagOrder:
-    return TagOrder(folder, tuple(sorted(folder.glob("*.png"))), tagger, model, TagRule(), "append")
+def order_for(folder: Path, *, tagger: str = "DeepBooru", model: Path | None = None) -> TaggingRequest:
+    return TaggingRequest(folder, tuple(sorted(folder.glob("*.png"))), tagger, model, TagRule(), "append")
 
 
-def tagged(host: TaggerHost, order: TagOrder) -> tuple[AutoTagger, Written]:
+def tagged(host: TaggerHost, order: TaggingRequest) -> tuple[AutoTagger, Written]:
     written = Written()
     work = AutoTagger(host, written)
     work.start(order)
@@ -127,11 +127,11 @@ def test_a_fault_of_the_tagger_keeps_what_was_tagged_by_then(tmp_path: Path) -> 
     host.at_image = lambda: next(left)  # type: ignore[assignment, method-assign]
     work, written = tagged(host, order_for(write_images(tmp_path / "set", 4)))
     assert work.status()["state"] == "failed" and len(written.found) == 2
-    assert work.status()["message"] == "It ended with a fault; the console says more. 2 captions were written."
+    assert work.status()["message"] == "It failed unexpectedly; see the console. 2 captions were written."
 
 
 def test_captions_that_cannot_be_written_are_told(tmp_path: Path) -> None:
-    def full(order: TagOrder, found: Mapping[Path, Description]) -> str:
+    def full(order: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
         raise OutputError("The disk is full.")
 
     work = AutoTagger(ToldHost(), full)
@@ -141,11 +141,11 @@ def test_captions_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 
 
 def test_one_set_is_tagged_at_a_time(tmp_path: Path) -> None:
-    host, go_on, is_at_work = ToldHost(), threading.Event(), threading.Event()
+    host, resume_run, is_at_work = ToldHost(), threading.Event(), threading.Event()
 
     def hold() -> None:
         is_at_work.set()
-        go_on.wait(60)
+        resume_run.wait(60)
 
     host.at_image = hold  # type: ignore[method-assign]
     work = AutoTagger(host, Written())
@@ -154,7 +154,7 @@ def test_one_set_is_tagged_at_a_time(tmp_path: Path) -> None:
     assert is_at_work.wait(60)
     with pytest.raises(DataError, match="already"):
         work.start(order)
-    go_on.set()
+    resume_run.set()
     work.wait(60)
     work.start(order)
     work.wait(60)
@@ -163,7 +163,7 @@ def test_one_set_is_tagged_at_a_time(tmp_path: Path) -> None:
 
 def test_nothing_to_tag_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="all have captions"):
-        AutoTagger(ToldHost(), Written()).start(TagOrder(tmp_path, (), WD14, None, TagRule(), "skip"))
+        AutoTagger(ToldHost(), Written()).start(TaggingRequest(tmp_path, (), WD14, None, TagRule(), "skip"))
 
 
 def test_a_generation_of_the_webuis_goes_between_and_finds_its_image(

@@ -15,30 +15,30 @@ from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools import caption_files as tags_module
 from lib_lora_train.dataset_tools.caption_edits import (
     add_tags,
-    drop_repeats,
+    chain_edits,
     escape_brackets,
-    in_turn,
     move_to_front,
+    remove_duplicates,
     remove_tags,
     replace_pattern,
     replace_tag,
     sort_tags,
-    underscores_to_blanks,
+    underscores_to_spaces,
     unescape_brackets,
 )
 from lib_lora_train.dataset_tools.caption_files import (
     Caption,
     CaptionFilter,
     CaptionSet,
-    backups,
+    count_tags,
+    filter_captions,
+    list_backups,
     load_captions,
-    matching,
     plan_edit,
-    tag_frequency,
     write_plan,
     write_undo,
 )
-from lib_lora_train.dataset_tools.tag_advice import Advice, advise, grouped, tags_to_prune
+from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
 from tests.stand_ins.work import calls_of
 
 
@@ -87,8 +87,8 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_tags_are_counted_once_per_caption() -> None:
     captions = set_of("a, b, a", "a", "c", "")
-    assert tag_frequency(captions) == [("a", 2), ("b", 1), ("c", 1)]
-    assert tag_frequency(captions, [2, 3]) == [("c", 1)]
+    assert count_tags(captions) == [("a", 2), ("b", 1), ("c", 1)]
+    assert count_tags(captions, [2, 3]) == [("c", 1)]
 
 
 FILTERED = set_of("red hair, smile", "blue hair, smile, hat", "Red Hair, hat", "", "a long sentence about a hat")
@@ -115,12 +115,12 @@ def test_filters_join_what_they_are_asked(wanted: CaptionFilter, numbers: tuple[
     def count(texts: Sequence[str]) -> list[int]:
         return [len(text.split(",")) if "," in text else len(text.split()) for text in texts]
 
-    assert matching(FILTERED, wanted, count) == (numbers if wanted.tokens != (1, 2) else (0, 2))
+    assert filter_captions(FILTERED, wanted, count) == (numbers if wanted.tokens != (1, 2) else (0, 2))
 
 
 def test_a_filter_by_tokens_needs_a_counter() -> None:
     with pytest.raises(ValueError, match="counts them"):
-        matching(FILTERED, CaptionFilter(tokens=(0, 9)))
+        filter_captions(FILTERED, CaptionFilter(tokens=(0, 9)))
 
 
 # --- edits --------------------------------------------------------------------------------------
@@ -144,11 +144,11 @@ def test_a_filter_by_tokens_needs_a_counter() -> None:
         (sort_tags(), "c, A, b", "A, b, c"),
         (sort_tags(1), "z, c, a", "z, a, c"),
         (move_to_front(["zorp", "cat"]), "red, Cat, zorp", "zorp, Cat, red"),
-        (drop_repeats(), "a, b, A, b", "a, b"),
-        (underscores_to_blanks(), "long_hair, ^_^, score_9, ab_", "long hair, ^_^, score_9, ab"),
+        (remove_duplicates(), "a, b, A, b", "a, b"),
+        (underscores_to_spaces(), "long_hair, ^_^, score_9, ab_", "long hair, ^_^, score_9, ab"),
         (escape_brackets(), r"saber (fate), \(x\)", r"saber \(fate\), \(x\)"),
         (unescape_brackets(), r"saber \(fate\)", "saber (fate)"),
-        (in_turn([underscores_to_blanks(), escape_brackets(), sort_tags()]), "bee_(x), a", r"a, bee \(x\)"),
+        (chain_edits([underscores_to_spaces(), escape_brackets(), sort_tags()]), "bee_(x), a", r"a, bee \(x\)"),
     ],
 )
 def test_edits_do_what_they_say(edit: Callable[[str], str], before: str, after: str) -> None:
@@ -167,7 +167,7 @@ def test_edits_of_order_and_spelling_lose_no_tag(tags: list[str], keep: int) -> 
     for edit in (sort_tags(keep), move_to_front(["d", "a"])):
         assert sorted(split_tags(edit(text))) == sorted(tags)
     assert unescape_brackets()(escape_brackets()(text)) == text
-    assert len(split_tags(underscores_to_blanks()(text))) == len(tags)
+    assert len(split_tags(underscores_to_spaces()(text))) == len(tags)
 
 
 # --- plan, write, undo ----------------------------------------------------------------------------
@@ -193,12 +193,12 @@ def test_written_captions_can_be_taken_back_to_the_byte(tmp_path: Path) -> None:
     between = snapshot(folder)
     _, second_backup = write_plan(plan_edit(first, remove_tags(["a", "x"])))
     assert first_backup is not None and second_backup is not None
-    assert backups(folder) == [second_backup, first_backup]
+    assert list_backups(folder) == [second_backup, first_backup]
     assert write_undo(second_backup) == 2
     assert snapshot(folder) == between
     assert write_undo(first_backup) == 5
     assert snapshot(folder) == before
-    assert backups(folder) == []
+    assert list_backups(folder) == []
 
 
 def test_a_caption_changed_by_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_an_edit_that_changes_nothing_leaves_no_backup(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a"])
     captions = load_captions(folder)
     assert write_plan(plan_edit(captions, add_tags(["a"]))) == (captions, None)
-    assert backups(folder) == []
+    assert list_backups(folder) == []
 
 
 def test_a_damaged_backup_changes_nothing(tmp_path: Path) -> None:
@@ -262,14 +262,14 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path) -> None:
 
 def test_what_nearly_always_comes_with_the_trigger_is_named() -> None:
     zorps = [f"zorp, blue hair, {'hat, ' if n != 0 else ''}pose {n}" for n in range(10)]
-    thieves = tags_to_prune(set_of(*zorps, "hat, tree", "tree"), "zorp")
+    thieves = find_tags_to_prune(set_of(*zorps, "hat, tree", "tree"), "zorp")
     assert [(thief.tag, thief.count, thief.share, thief.elsewhere) for thief in thieves] == [
         ("blue hair", 10, 1.0, 0.0),
         ("hat", 9, 0.9, 0.5),
     ]
     assert "100% of the captions" in str(thieves[0])
-    assert tags_to_prune(set_of("zorp, a", "zorp, a"), "zorp") == []
-    assert [thief.tag for thief in tags_to_prune(set_of("a", "a, b", "a"), "")] == ["a"]
+    assert find_tags_to_prune(set_of("zorp, a", "zorp, a"), "zorp") == []
+    assert [thief.tag for thief in find_tags_to_prune(set_of("a", "a, b", "a"), "")] == ["a"]
 
 
 def _about(advice: list[Advice]) -> list[tuple[str, ...]]:
@@ -278,7 +278,7 @@ def _about(advice: list[Advice]) -> list[tuple[str, ...]]:
 
 def test_contradictions_implications_and_repeats_are_named() -> None:
     def about(caption: str) -> list[tuple[str, ...]]:
-        return _about(advise(set_of(caption)))
+        return _about(find_advice(set_of(caption)))
 
     assert about("1girl, red hair, blue hair, smile, hat") == [("blue hair", "red hair")]
     assert about("1girl, red eyes, blue eyes, heterochromia, hat") == []
@@ -291,13 +291,13 @@ def test_contradictions_implications_and_repeats_are_named() -> None:
 
 def test_five_to_twenty_tags_are_advised_but_not_for_sentences() -> None:
     few, many = "a, b", ", ".join(f"tag{n}" for n in range(21))
-    found = advise(set_of(few, many, "a woman in a red coat walks through the rain at night", ""))
+    found = find_advice(set_of(few, many, "a woman in a red coat walks through the rain at night", ""))
     assert [(one.number, str(one)[:8]) for one in found] == [(0, "2 tags: "), (1, "21 tags:")]
 
 
 def test_equal_advice_stands_together_the_most_frequent_first() -> None:
     many = [", ".join(f"tag{n}" for n in range(number)) for number in (21, 25)]
-    groups = grouped(advise(set_of("1girl, hat, smile, day, night", *many, "1girl, hat, hat, tree, day, night")))
+    groups = group_advice(find_advice(set_of("1girl, hat, smile, day, night", *many, "1girl, hat, hat, tree, day, night")))
     assert [(group[0].topic.title, [one.number for one in group]) for group in groups] == [
         ("'day' and 'night' contradict each other", [0, 3]),
         ("more than 20 tags", [1, 2]),
@@ -319,11 +319,11 @@ def test_the_work_grows_with_the_captions_and_not_with_their_pairs(tmp_path: Pat
 
         def everything() -> None:
             captions = load_captions(folder)
-            tag_frequency(captions)
-            matching(captions, CaptionFilter(all_of=("tag 1",), none_of=("tag 2",), text="tag"))
+            count_tags(captions)
+            filter_captions(captions, CaptionFilter(all_of=("tag 1",), none_of=("tag 2",), text="tag"))
             assert plan_edit(captions, replace_tag("tag 3", "other")).changes
-            advise(captions)
-            tags_to_prune(captions, "tag 5")
+            find_advice(captions)
+            find_tags_to_prune(captions, "tag 5")
 
         return calls_of(everything)
 

@@ -15,16 +15,16 @@ from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.dataset_tools import image_cache as patients
-from lib_lora_train.dataset_tools.checkup import Examination, examine
-from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache, look_at
+from lib_lora_train.dataset_tools.checkup import CheckReport, check_dataset
+from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache, inspect_image
 from lib_lora_train.dataset_tools.perceptual_hash import (
-    MOST_DIFFERENT_BITS,
+    MAX_DIFFERENT_BITS,
     Fingerprint,
-    alike_groups,
-    fingerprint,
-    is_alike,
+    compute_fingerprint,
+    group_similar,
+    is_similar,
 )
-from lib_lora_train.dataset_tools.repairs import SHRUNK_SIDE, originals_of, write_fixes, write_undo
+from lib_lora_train.dataset_tools.repairs import SHRUNK_SIDE, originals_folder, write_repairs, write_undo
 from tests.stand_ins.work import calls_of
 
 
@@ -51,7 +51,7 @@ def put(folder: Path, name: str, image: Image.Image, caption: str | None = "a, b
     return path
 
 
-def found(examination: Examination) -> dict[str, list[str]]:
+def found(examination: CheckReport) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for finding in examination.findings:
         kinds.setdefault(finding.kind, []).append(finding.path.name)
@@ -90,7 +90,7 @@ def ailing(folder: Path) -> None:
 def test_everything_is_found_and_nothing_else(folder: Path) -> None:
     ailing(folder)
     told: list[tuple[int, int]] = []
-    examination = examine(folder, tell=lambda done, total: told.append((done, total)))
+    examination = check_dataset(folder, on_progress=lambda done, total: told.append((done, total)))
     assert found(examination) == {
         "broken": ["broken.png"],
         "no caption": ["broken.png", "uncaptioned.png"],
@@ -114,18 +114,18 @@ def test_everything_is_found_and_nothing_else(folder: Path) -> None:
 def test_sub_folders_of_kohya_are_examined_too(folder: Path) -> None:
     put(folder, "10_cat/a.png", scene(1), None)
     put(folder, "other/b.png", scene(2), None)
-    assert found(examine(folder)) == {"no caption": ["a.png"]}
+    assert found(check_dataset(folder)) == {"no caption": ["a.png"]}
 
 
 def test_how_small_is_tiny_follows_the_resolution(folder: Path) -> None:
     put(folder, "a.png", scene(1, (600, 600)))
-    assert found(examine(folder)) == {}
-    assert found(examine(folder, resolution=1024)) == {"tiny": ["a.png"]}
+    assert found(check_dataset(folder)) == {}
+    assert found(check_dataset(folder, resolution=1024)) == {"tiny": ["a.png"]}
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        examine(tmp_path / "none")
+        check_dataset(tmp_path / "none")
 
 
 # --- likeness -----------------------------------------------------------------------------------
@@ -133,16 +133,16 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_copies_look_alike_and_others_do_not() -> None:
     original = scene(1)
-    looks = fingerprint(original)
+    looks = compute_fingerprint(original)
     buffer = io.BytesIO()
     original.resize((300, 300)).save(buffer, "JPEG", quality=40)
     with Image.open(buffer) as copy:
-        assert is_alike(looks, fingerprint(copy.convert("RGB")))
-    assert is_alike(looks, fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
-    others = [fingerprint(scene(seed)) for seed in range(2, 200)]
-    assert not any(is_alike(looks, other) for other in others)
-    flat = [fingerprint(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue", "white")]
-    assert not is_alike(flat[0], flat[1]) and not is_alike(flat[1], flat[2])
+        assert is_similar(looks, compute_fingerprint(copy.convert("RGB")))
+    assert is_similar(looks, compute_fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
+    others = [compute_fingerprint(scene(seed)) for seed in range(2, 200)]
+    assert not any(is_similar(looks, other) for other in others)
+    flat = [compute_fingerprint(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue", "white")]
+    assert not is_similar(flat[0], flat[1]) and not is_similar(flat[1], flat[2])
 
 
 def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
@@ -155,7 +155,7 @@ def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
             left, top, size = (rng.randrange(first, last) for first, last in ((0, 400), (0, 340), (20, 120)))
             draw.ellipse((left, top, left + size, top + size // 2), fill=rng.randrange(1 << 24))
         copy = original.resize((rng.randrange(200, 700), rng.randrange(200, 700)), Image.Resampling.LANCZOS)
-        assert is_alike(fingerprint(original), fingerprint(copy)), seed
+        assert is_similar(compute_fingerprint(original), compute_fingerprint(copy)), seed
 
 
 def test_groups_are_those_of_comparing_every_pair() -> None:
@@ -164,11 +164,11 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
     bits = [rng.getrandbits(128) for _ in range(60)]
     for _ in range(60):
         flipped = rng.choice(bits)
-        for place in rng.sample(range(128), rng.randrange(MOST_DIFFERENT_BITS + 4)):
+        for place in rng.sample(range(128), rng.randrange(MAX_DIFFERENT_BITS + 4)):
             flipped ^= 1 << place
         bits.append(flipped)
     looks = [Fingerprint(one, bytes(48)) for one in bits]
-    near = {n: {m for m in range(len(bits)) if is_alike(looks[n], looks[m])} for n in range(len(bits))}
+    near = {n: {m for m in range(len(bits)) if is_similar(looks[n], looks[m])} for n in range(len(bits))}
     expected: list[set[int]] = []
     for number in range(len(bits)):
         reached, edge = {number}, {number}
@@ -177,7 +177,7 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
             reached |= edge
         if len(reached) > 1 and reached not in expected:
             expected.append(reached)
-    assert [set(group) for group in alike_groups(looks)] == expected
+    assert [set(group) for group in group_similar(looks)] == expected
     assert len(expected) > 10
 
 
@@ -187,7 +187,7 @@ def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
     rng = random.Random(1)
     looks = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
     groups: list[list[int]] = []
-    assert calls_of(lambda: groups.extend(alike_groups([*looks, looks[7]]))) < 20 * len(looks)
+    assert calls_of(lambda: groups.extend(group_similar([*looks, looks[7]]))) < 20 * len(looks)
     assert groups == [[7, 2000]]
 
 
@@ -200,16 +200,16 @@ def test_images_are_decoded_again_only_if_they_have_changed(folder: Path, monkey
 
     def counted(path: Path) -> ImageFacts | str:
         decoded.append(path.name)
-        return look_at(path)
+        return inspect_image(path)
 
-    monkeypatch.setattr(patients, "look_at", counted)
-    memory = ImageFactsCache()
-    first = examine(folder, memory=memory)
+    monkeypatch.setattr(patients, "inspect_image", counted)
+    cache = ImageFactsCache()
+    first = check_dataset(folder, cache=cache)
     assert len(decoded) == 14
     decoded.clear()
-    assert examine(folder, memory=memory) == first and decoded == []
+    assert check_dataset(folder, cache=cache) == first and decoded == []
     put(folder, "broken.png", scene(20))
-    again = examine(folder, memory=memory)
+    again = check_dataset(folder, cache=cache)
     assert decoded == ["broken.png"] and "broken" not in found(again)
 
 
@@ -225,17 +225,17 @@ def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
     def in_turn(path: Path) -> ImageFacts | str:
         if turn.acquire(timeout=1):
             looked.append(path)
-        return look_at(path)
+        return inspect_image(path)
 
-    monkeypatch.setattr(patients, "look_at", in_turn)
+    monkeypatch.setattr(patients, "inspect_image", in_turn)
     told: list[int] = []
 
     def tell(done: int, _total: int) -> None:
         told.append(done)
         turn.release()
 
-    examination = examine(folder, tell=tell, is_stopped=lambda: len(told) == 5)
-    assert told == [1, 2, 3, 4, 5] and examination.looked_at == 5
+    examination = check_dataset(folder, on_progress=tell, is_stopped=lambda: len(told) == 5)
+    assert told == [1, 2, 3, 4, 5] and examination.checked_count == 5
     assert len(examination.images) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
     assert len(looked) <= 6
 
@@ -246,23 +246,23 @@ def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
 def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byte(folder: Path) -> None:
     ailing(folder)
     before = snapshot(folder)
-    fixed = write_fixes(folder, examine(folder).findings, words="zorp cat")
+    fixed = write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
     assert fixed.failed == ()
-    left = found(examine(folder))
+    left = found(check_dataset(folder))
     assert left == {"no caption": ["old.png"]}  # the converted one has none yet
     assert (folder / "uncaptioned.txt").read_text() == (folder / "empty.txt").read_text() == "zorp cat\n"
     assert (folder / "latin.txt").read_text(encoding="utf-8") == "schön"
-    assert fixed.undo is not None and fixed.undo.parent == originals_of(folder)
+    assert fixed.undo is not None and fixed.undo.parent == originals_folder(folder)
     put_away = ["broken.png", "tiny.png", "tiny.txt", "twin.png", "twin.txt", "twin smaller.jpg", "twin smaller.txt"]
     changed = ["huge.jpg", "holes.png", "moving.webp", "turned.jpg", "latin.txt", "empty.txt", "old.gif"]
     assert write_undo(fixed.undo) == len([*put_away, "nobody.txt", *changed, "uncaptioned.txt"])
     assert snapshot(folder) == before
-    assert not originals_of(folder).exists()
+    assert not originals_folder(folder).exists()
 
 
 def test_remedies_do_what_they_are_called(folder: Path) -> None:
     ailing(folder)
-    write_fixes(folder, examine(folder).findings)
+    write_repairs(folder, check_dataset(folder).findings)
     with Image.open(folder / "huge.jpg") as image:
         assert image.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
     with Image.open(folder / "holes.png") as image:
@@ -278,23 +278,23 @@ def test_a_converted_image_does_not_overwrite_another(folder: Path) -> None:
     scene(1).save(folder / "a.gif")
     put(folder, "a.png", scene(2))
     before = snapshot(folder)
-    fixed = write_fixes(folder, examine(folder).of_kind("unread format"))
-    assert fixed.treated == () and "a.png is there already" in fixed.failed[0][1]
+    fixed = write_repairs(folder, check_dataset(folder).of_kind("unread format"))
+    assert fixed.repaired == () and "a.png is there already" in fixed.failed[0][1]
     assert snapshot(folder) == before and fixed.undo is None
 
 
 def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
     for seed in (1, 2):
         put(folder, "a.png", scene(seed, (100, 100)))
-        write_fixes(folder, examine(folder).findings)
-    kept = sorted(path.name for path in originals_of(folder).glob("*.png"))
+        write_repairs(folder, check_dataset(folder).findings)
+    kept = sorted(path.name for path in originals_folder(folder).glob("*.png"))
     assert kept == ["a (2).png", "a.png"]
 
 
 def test_a_shared_caption_stays_with_the_image_that_is_left(folder: Path) -> None:
     put(folder, "a.png", scene(1, (100, 100)))
     put(folder, "a.jpg", scene(2))
-    write_fixes(folder, examine(folder).of_kind("tiny"))
+    write_repairs(folder, check_dataset(folder).of_kind("tiny"))
     assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
 
 
@@ -302,7 +302,7 @@ def test_a_mask_goes_aside_with_its_image_and_both_come_back(folder: Path) -> No
     put(folder, "small.png", scene(1, (40, 40)))
     put(folder, "small-mask.png", scene(2, (40, 40)).convert("L"), caption=None)
     before = snapshot(folder)
-    fixed = write_fixes(folder, examine(folder).of_kind("tiny"))
+    fixed = write_repairs(folder, check_dataset(folder).of_kind("tiny"))
     assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as an image"
     assert fixed.undo is not None
     write_undo(fixed.undo)
@@ -311,6 +311,6 @@ def test_a_mask_goes_aside_with_its_image_and_both_come_back(folder: Path) -> No
 
 def test_the_treated_folder_can_be_trained_on(folder: Path) -> None:
     ailing(folder)
-    write_fixes(folder, examine(folder).findings, words="zorp cat")
+    write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
     dataset = scan_dataset([Concept(str(folder), trigger="zorp")], ".txt")
-    assert [problem for problem in dataset.skipped if problem.level == "warning"] == []
+    assert [problem for problem in dataset.problems if problem.level == "warning"] == []

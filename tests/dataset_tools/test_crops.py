@@ -8,14 +8,14 @@ import pytest
 from PIL import Image, ImageChops
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.buckets import bucket_rule, place
+from lib_lora_train.dataset.buckets import make_bucket_rule, place_image
 from lib_lora_train.dataset.images import read_image_file, read_pixels
-from lib_lora_train.dataset_tools.crops import Frame, near_buckets, trained_frame, write_crop
+from lib_lora_train.dataset_tools.crops import Frame, compute_trained_frame, list_nearest_buckets, write_crop
 from lib_lora_train.dataset_tools.repairs import write_undo
 
-RULE = bucket_rule(TrainConfig(resolution=256, min_bucket=128, max_bucket=320))
+RULE = make_bucket_rule(TrainConfig(resolution=256, min_bucket=128, max_bucket=320))
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -44,8 +44,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_frame_is_what_training_sees(folder: Path) -> None:
     """The pixels that training reads are those of the frame, resized: within Lanczos' 8 levels at the edges."""
     image = read_image_file(folder / "wide.png")
-    placement = place(image.width, image.height, RULE)
-    frame = trained_frame(placement, image.width, image.height)
+    placement = place_image(image.width, image.height, RULE)
+    frame = compute_trained_frame(placement, image.width, image.height)
     assert frame.width < image.width
     seen = read_pixels(image, placement)
     with Image.open(image.path) as whole:
@@ -56,12 +56,12 @@ def test_the_frame_is_what_training_sees(folder: Path) -> None:
 
 
 def test_an_image_that_fits_its_bucket_is_seen_whole() -> None:
-    assert trained_frame(place(512, 512, RULE), 512, 512) == Frame(0, 0, 512, 512)
+    assert compute_trained_frame(place_image(512, 512, RULE), 512, 512) == Frame(0, 0, 512, 512)
 
 
 def test_the_nearest_bucket_is_the_images_own() -> None:
-    placement = place(600, 200, RULE)
-    assert near_buckets(600, 200, RULE)[0] == (placement.width, placement.height)
+    placement = place_image(600, 200, RULE)
+    assert list_nearest_buckets(600, 200, RULE)[0] == (placement.width, placement.height)
 
 
 def test_a_crop_cuts_image_and_mask_keeps_both_and_is_undone(folder: Path) -> None:
@@ -79,11 +79,11 @@ def test_a_crop_cuts_image_and_mask_keeps_both_and_is_undone(folder: Path) -> No
 
 
 def test_the_cropped_image_goes_to_its_bucket_whole(folder: Path) -> None:
-    size = near_buckets(600, 200, RULE)[1]
+    size = list_nearest_buckets(600, 200, RULE)[1]
     unit = min(600 / size[0], 200 / size[1])
     write_crop(folder, folder / "wide.png", Frame(0, 0, round(size[0] * unit), round(size[1] * unit)))
     image = read_image_file(folder / "wide.png")
-    placement = place(image.width, image.height, RULE)
+    placement = place_image(image.width, image.height, RULE)
     assert (placement.width, placement.height) == size
     lost = 1 - placement.width * placement.height / (placement.resize_width * placement.resize_height)
     assert lost < 0.02, "whole pixels only"
@@ -122,14 +122,14 @@ def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
 
 
 def test_where_the_mask_cannot_be_written_the_image_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, write = contents(folder), whole_file.write_bytes
+    before, write = contents(folder), atomic_write.write_bytes
 
     def write_all_but_masks(path: Path, content: bytes) -> None:
         if "mask" in path.name:
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(whole_file, "write_bytes", write_all_but_masks)
+    monkeypatch.setattr(atomic_write, "write_bytes", write_all_but_masks)
     with pytest.raises(DataError, match="No space left"):
         write_crop(folder, folder / "wide.png", Frame(100, 0, 200, 200))
     assert contents(folder) == before

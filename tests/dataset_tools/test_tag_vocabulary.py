@@ -30,14 +30,14 @@ def names(found: list[Completion]) -> list[str]:
 
 def test_the_most_frequent_tags_come_first_and_only_a_few(tags: TagList) -> None:
     assert (len(tags), tags.alias_count) == (6, 7)
-    assert names(tags.beginning_with("long", 9)) == ["long_hair", "long_sleeves", "longcat_(meme)"]
-    assert names(tags.beginning_with("long", 2)) == ["long_hair", "long_sleeves"]
-    assert tags.beginning_with("long", 1)[0].tag == KnownTag("long_hair", 4_000_000, "0")
+    assert names(tags.complete_prefix("long", 9)) == ["long_hair", "long_sleeves", "longcat_(meme)"]
+    assert names(tags.complete_prefix("long", 2)) == ["long_hair", "long_sleeves"]
+    assert tags.complete_prefix("long", 1)[0].tag == KnownTag("long_hair", 4_000_000, "0")
 
 
 @pytest.mark.parametrize("typed", ["long_h", "LONG H", " long h", "Long_H"])
 def test_letter_case_and_underscores_do_not_matter(tags: TagList, typed: str) -> None:
-    assert names(tags.beginning_with(typed, 9)) == ["long_hair"]
+    assert names(tags.complete_prefix(typed, 9)) == ["long_hair"]
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_letter_case_and_underscores_do_not_matter(tags: TagList, typed: str) ->
     ],
 )
 def test_an_alias_leads_to_its_tag(tags: TagList, typed: str, name: str, alias: str) -> None:
-    (found,) = tags.beginning_with(typed, 9)
+    (found,) = tags.complete_prefix(typed, 9)
     assert (found.tag.name, found.alias) == (name, alias)
 
 
 def test_a_tag_that_fits_itself_and_by_an_alias_is_given_once_as_itself(tags: TagList) -> None:
-    assert tags.beginning_with("1g", 9) == [Completion(KnownTag("1girl", 5_000_000, "0"))]
-    assert tags.beginning_with("solo", 9) == [Completion(KnownTag("solo", 4_500_000, "0"))]
+    assert tags.complete_prefix("1g", 9) == [Completion(KnownTag("1girl", 5_000_000, "0"))]
+    assert tags.complete_prefix("solo", 9) == [Completion(KnownTag("solo", 4_500_000, "0"))]
 
 
 @pytest.mark.parametrize("typed", ["", "  ", "zzz", "girl"])
 def test_nothing_is_given_for_nothing(tags: TagList, typed: str) -> None:
-    assert tags.beginning_with(typed, 9) == []
+    assert tags.complete_prefix(typed, 9) == []
 
 
 def test_a_plain_list_and_one_with_a_header_will_do(tmp_path: Path) -> None:
     file = tmp_path / "tags.csv"
     file.write_text("cat\n\ndog\n", encoding="utf-8")
-    assert names(load_tag_list(file).beginning_with("c", 9)) == ["cat"]
+    assert names(load_tag_list(file).complete_prefix("c", 9)) == ["cat"]
     file.write_bytes(b"\xef\xbb\xbftag,category,count,alias\ncat,0,7,\n")
     assert len(load_tag_list(file)) == 1
 
@@ -93,6 +93,6 @@ def test_a_hundred_thousand_tags_are_all_found(tmp_path: Path) -> None:
         begin = typed.replace("_", " ").removeprefix("other ")
         fitting = [(name, count) for name, count in rows if name.replace("_", " ").startswith(begin)]
         best = sorted(count for _, count in fitting)[::-1][:8]
-        found = tags.beginning_with(typed, 8)
+        found = tags.complete_prefix(typed, 8)
         assert [one.tag.count for one in found] == best
         assert {one.tag.name for one in found} <= {name for name, _ in fitting}

@@ -10,22 +10,22 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError, ModelError
-from lib_lora_train.dataset.images import read_upright
+from lib_lora_train.dataset.images import read_upright_image
 from lib_lora_train.dataset_tools.caption_files import load_captions, write_plan, write_undo
 from lib_lora_train.dataset_tools.tagger import (
-    Description,
     ScoredTag,
+    TaggerResult,
     TagRule,
-    caption_of,
-    merged,
+    make_caption,
+    merge_captions,
+    numbers_to_tag,
     plan_tags,
-    to_be_tagged,
 )
-from lib_lora_train.dataset_tools.wd14 import open_wd14, prepared, read_labels
+from lib_lora_train.dataset_tools.wd14 import load_wd14, prepare_input, read_labels
 from tests.stand_ins.tiny_onnx import write_wd14
 from tests.stand_ins.ui import write_images
 
-FOUND = Description(
+FOUND = TaggerResult(
     (
         ScoredTag("general", 0.99, "rating"),
         ScoredTag("1girl", 0.98),
@@ -43,23 +43,23 @@ FOUND = Description(
     ("rule", "caption"),
     [
         (TagRule(), "saber (fate), 1girl, long hair, ^_^, hat"),
-        (TagRule(general=0.5, character=0.5), "saber (fate), lancer, 1girl, long hair"),
-        (TagRule(general=1.0, character=0.9, trigger="zkw"), "zkw, saber (fate)"),
-        (TagRule(general=0.9, blanks=False, escape=True), r"saber_\(fate\), 1girl"),
-        (TagRule(general=0.4, exclude=("Long hair", "saber*")), "1girl, ^_^"),
+        (TagRule(general_threshold=0.5, character_threshold=0.5), "saber (fate), lancer, 1girl, long hair"),
+        (TagRule(general_threshold=1.0, character_threshold=0.9, trigger="zkw"), "zkw, saber (fate)"),
+        (TagRule(general_threshold=0.9, underscores_to_spaces=False, escape_brackets=True), r"saber_\(fate\), 1girl"),
+        (TagRule(general_threshold=0.4, exclude=("Long hair", "saber*")), "1girl, ^_^"),
         (TagRule(exclude=("saber_(fate)", "1GIRL", "?_?", "h*")), "long hair, ^_^"),
-        (TagRule(trigger="zkw (new)", escape=True, general=0.9), r"zkw (new), saber \(fate\), 1girl"),
-        (TagRule(general=1.0, character=1.0, trigger="zkw"), ""),
+        (TagRule(trigger="zkw (new)", escape_brackets=True, general_threshold=0.9), r"zkw (new), saber \(fate\), 1girl"),
+        (TagRule(general_threshold=1.0, character_threshold=1.0, trigger="zkw"), ""),
     ],
 )
 def test_a_caption_holds_what_the_rule_keeps_surest_first(rule: TagRule, caption: str) -> None:
-    assert caption_of(FOUND, rule) == caption
+    assert make_caption(FOUND, rule) == caption
 
 
 def test_a_sentence_gets_the_trigger_in_front() -> None:
-    said = Description(sentence="a girl with a hat, standing in rain")
-    assert caption_of(said, TagRule(trigger="zkw")) == "zkw, a girl with a hat, standing in rain"
-    assert caption_of(said, TagRule(exclude=("standing *",))) == "a girl with a hat"
+    said = TaggerResult(sentence="a girl with a hat, standing in rain")
+    assert make_caption(said, TagRule(trigger="zkw")) == "zkw, a girl with a hat, standing in rain"
+    assert make_caption(said, TagRule(exclude=("standing *",))) == "a girl with a hat"
 
 
 @pytest.mark.parametrize(
@@ -74,19 +74,19 @@ def test_a_sentence_gets_the_trigger_in_front() -> None:
     ],
 )
 def test_captions_that_are_there_are_left_added_to_or_replaced(before: str, existing: str, after: str) -> None:
-    assert merged(before, "zkw, long hair, hat", existing, "zkw") == after  # type: ignore[arg-type]
+    assert merge_captions(before, "zkw, long hair, hat", existing, "zkw") == after  # type: ignore[arg-type]
 
 
 def test_an_image_of_which_nothing_is_said_keeps_its_caption() -> None:
-    assert merged("red", "", "replace") == "red"
+    assert merge_captions("red", "", "replace") == "red"
 
 
 def test_only_images_without_a_caption_are_looked_at_when_others_are_left_alone(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     (folder / "001.txt").unlink()
     captions = load_captions(folder)
-    assert to_be_tagged(captions, range(3), "skip") == [1]
-    assert to_be_tagged(captions, [0, 2], "append") == [0, 2]
+    assert numbers_to_tag(captions, range(3), "skip") == [1]
+    assert numbers_to_tag(captions, [0, 2], "append") == [0, 2]
 
 
 def test_tags_are_written_as_one_edit_that_can_be_undone(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_tags_are_written_as_one_edit_that_can_be_undone(tmp_path: Path) -> None
     (folder / "001.txt").unlink()
     captions = load_captions(folder)
     found = {folder / "000.png": FOUND, folder / "001.png": FOUND, folder / "gone.png": FOUND}
-    plan = plan_tags(captions, found, TagRule(general=0.9), "append")
+    plan = plan_tags(captions, found, TagRule(general_threshold=0.9), "append")
     assert [change.number for change in plan.changes] == [0, 1]
     _, backup = write_plan(plan)
     assert (folder / "000.txt").read_text() == "zkw, image 0, saber (fate), 1girl\n"
@@ -116,11 +116,11 @@ def test_images_that_share_a_caption_file_change_it_once(tmp_path: Path) -> None
 
 def test_an_image_is_read_whole_upright_and_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_upright(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_upright_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_upright(tmp_path / "turned.jpg").size == (4, 6)
+    assert read_upright_image(tmp_path / "turned.jpg").size == (4, 6)
 
 
 def test_a_damaged_image_is_refused_even_where_pillow_was_told_to_fill_it(
@@ -131,17 +131,17 @@ def test_a_damaged_image_is_refused_even_where_pillow_was_told_to_fill_it(
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)  # as webuis do
     with pytest.raises(DataError, match=r"half\.jpg cannot be decoded"):
-        read_upright(file)
+        read_upright_image(file)
 
 
 def test_wd14_input_is_a_white_square_blue_first() -> None:
     """Two rows of red pad to four: white above and below, in the middle red as (0, 0, 255)."""
     expected = np.full((1, 4, 4, 3), 255, np.float32)
     expected[:, 1:3, :, :2] = 0
-    made = prepared(Image.new("RGB", (4, 2), (255, 0, 0)), 4)
+    made = prepare_input(Image.new("RGB", (4, 2), (255, 0, 0)), 4)
     assert made.dtype == np.float32 and made.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(made, expected)
-    assert prepared(Image.new("RGB", (30, 90)), 4).shape == (1, 4, 4, 3)
+    assert prepare_input(Image.new("RGB", (30, 90)), 4).shape == (1, 4, 4, 3)
 
 
 TAGS = [("general", 9), ("1girl", 0), ("long_hair", 0), ("saber_(fate)", 4), ("odd", 7)]
@@ -156,7 +156,7 @@ def test_a_wd14_folder_is_run_and_says_what_its_network_says(tmp_path: Path) -> 
     values = np.asarray(image, np.float64)[:, :, [2, 1, 0]].reshape(-1)
     expected = 1 / (1 + np.exp(-(values @ weights.astype(np.float64))))
     for place in ("tagger", "tagger/model.onnx"):
-        found = open_wd14(tmp_path / place)(image)
+        found = load_wd14(tmp_path / place)(image)
         assert [(tag.name, tag.kind) for tag in found.tags] == [
             ("general", "rating"),
             ("1girl", "general"),
@@ -170,12 +170,12 @@ def test_a_wd14_folder_is_run_and_says_what_its_network_says(tmp_path: Path) -> 
 def test_the_size_is_read_from_the_model(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     write_wd14(tmp_path, TAGS, size=7)
-    assert len(open_wd14(tmp_path)(Image.new("RGB", (30, 20))).tags) == 5
+    assert len(load_wd14(tmp_path)(Image.new("RGB", (30, 20))).tags) == 5
 
 
 def test_a_folder_that_is_no_wd14_tagger_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model\.onnx.*WD14 tagger"):
-        open_wd14(tmp_path)
+        load_wd14(tmp_path)
     write_wd14(tmp_path, TAGS)
     (tmp_path / "selected_tags.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ModelError, match="columns name and category"):
@@ -190,17 +190,17 @@ def test_a_model_that_does_not_fit_its_list_or_is_no_model_is_told(tmp_path: Pat
     labels = tmp_path / "selected_tags.csv"
     labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:-1]), encoding="utf-8")
     with pytest.raises(ModelError, match="lists 4 tags, but the model scores 5"):
-        open_wd14(tmp_path)(Image.new("RGB", (4, 4)))
+        load_wd14(tmp_path)(Image.new("RGB", (4, 4)))
     (tmp_path / "model.onnx").write_bytes(onnx_bytes(weights, ["images", 3, 4, 4]))
     with pytest.raises(ModelError, match=r"takes .*3, 4, 4.* WD14 taggers take"):
-        open_wd14(tmp_path)
+        load_wd14(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"version https://git-lfs")
     with pytest.raises(ModelError, match="cannot be opened as an ONNX model"):
-        open_wd14(tmp_path)
+        load_wd14(tmp_path)
 
 
 def test_without_onnxruntime_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wd14(tmp_path, TAGS)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match="pip install onnxruntime"):
-        open_wd14(tmp_path)
+        load_wd14(tmp_path)

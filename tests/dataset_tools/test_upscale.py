@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_lora_train.core.errors import HostError, InterruptedDrawing
-from lib_lora_train.dataset_tools.checkup import examine
+from lib_lora_train.core.errors import GenerationInterrupted, HostError
+from lib_lora_train.dataset_tools.checkup import check_dataset
 from lib_lora_train.dataset_tools.repairs import write_undo
-from lib_lora_train.dataset_tools.upscale import by_lanczos, enlarged_size, write_enlarged
+from lib_lora_train.dataset_tools.upscale import upscale_lanczos, upscaled_size, write_upscaled
 
 
 @pytest.fixture
@@ -33,22 +33,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [(100, 50), (60, 60), (33, 97), (512, 512)])
 def test_the_area_is_reached_and_the_shape_kept(size: tuple[int, int]) -> None:
-    width, height = enlarged_size(size, 512)
+    width, height = upscaled_size(size, 512)
     assert 512**2 <= width * height <= 1.02 * 512**2, "whole pixels, rounded up"
     assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
 def test_large_images_stay() -> None:
-    assert enlarged_size((2000, 1500), 512) == (2000, 1500)
+    assert upscaled_size((2000, 1500), 512) == (2000, 1500)
 
 
 def test_after_enlarging_the_doctor_finds_nothing_tiny_and_undo_brings_all_back(folder: Path) -> None:
     before = contents(folder)
-    tiny = [found.path for found in examine(folder, resolution=512).findings if found.kind == "tiny"]
+    tiny = [found.path for found in check_dataset(folder, resolution=512).findings if found.kind == "tiny"]
     assert len(tiny) == 2
-    fixed = write_enlarged(folder, tiny, 512, by_lanczos)
+    fixed = write_upscaled(folder, tiny, 512, upscale_lanczos)
     assert not fixed.failed and fixed.undo is not None
-    assert not [found for found in examine(folder, resolution=512).findings if found.kind == "tiny"]
+    assert not [found for found in check_dataset(folder, resolution=512).findings if found.kind == "tiny"]
     with Image.open(folder / "b.png") as clear, Image.open(folder / "a.jpg") as plain:
         assert (clear.mode, clear.size, plain.format) == ("RGBA", (512, 512), "JPEG")
     assert (folder / "a.txt").read_bytes() == before["a.txt"]
@@ -63,7 +63,7 @@ def test_the_enlarger_gets_plain_colours_and_its_answer_is_kept(folder: Path) ->
         asked.append((image.mode, size))
         return Image.new("RGB", size, (9, 90, 200))
 
-    write_enlarged(folder, [folder / "b.png"], 256, painted)
+    write_upscaled(folder, [folder / "b.png"], 256, painted)
     assert asked == [("RGB", (256, 256))]
     with Image.open(folder / "b.png") as clear:
         assert clear.convert("RGB").getpixel((128, 128)) == (9, 90, 200)
@@ -75,10 +75,10 @@ def test_one_failure_is_told_and_the_others_are_done(folder: Path) -> None:
     def picky(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if image.size == (60, 60):
             raise HostError("no square ones")
-        return by_lanczos(image, size)
+        return upscale_lanczos(image, size)
 
-    fixed = write_enlarged(folder, [folder / "b.png", folder / "a.jpg"], 256, picky)
-    assert [path.name for path in fixed.treated] == ["a.jpg"]
+    fixed = write_upscaled(folder, [folder / "b.png", folder / "a.jpg"], 256, picky)
+    assert [path.name for path in fixed.repaired] == ["a.jpg"]
     assert "no square ones" in fixed.failed[0][1]
     assert contents(folder)["b.png"] == before["b.png"]
 
@@ -87,8 +87,8 @@ def test_an_interruption_leaves_the_rest_alone(folder: Path) -> None:
     before = contents(folder)
 
     def interrupted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        raise InterruptedDrawing("Interrupt was pressed.")
+        raise GenerationInterrupted("Interrupt was pressed.")
 
-    fixed = write_enlarged(folder, [folder / "a.jpg", folder / "b.png"], 256, interrupted)
-    assert fixed.treated == () and len(fixed.failed) == 1 and fixed.undo is None
+    fixed = write_upscaled(folder, [folder / "a.jpg", folder / "b.png"], 256, interrupted)
+    assert fixed.repaired == () and len(fixed.failed) == 1 and fixed.undo is None
     assert contents(folder) == before

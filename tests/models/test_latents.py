@@ -22,7 +22,7 @@ from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.models import latents as latents_module
 from lib_lora_train.models import tensor_cache as cache_file
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore, Posterior, load_posterior, vae_hash, write_posterior
+from lib_lora_train.models.latent_cache import LatentCache, Posterior, load_posterior, vae_hash, write_posterior
 from lib_lora_train.models.latents import decode_latents, encode_dataset, pixels_to_tensor, tensor_to_pixels
 from tests.stand_ins.half_precision import needs_fp16
 from tests.stand_ins.tiny_models import tiny_model
@@ -56,13 +56,13 @@ def _plan(folder: Path, config: TrainConfig = CONFIG) -> Plan:
     return make_plan(scan_dataset([Concept(folder=str(folder))], ".txt"), config)
 
 
-def _run(generator: Generator[Event, None, LatentStore]) -> tuple[LatentStore, list[Event]]:
+def _run(generator: Generator[Event, None, LatentCache]) -> tuple[LatentCache, list[Event]]:
     events = []
     while True:
         try:
             events.append(next(generator))
         except StopIteration as stop:
-            store: LatentStore = stop.value
+            store: LatentCache = stop.value
             return store, events
 
 
@@ -260,7 +260,7 @@ def test_each_view_is_encoded_as_it_is_seen(model: DiffusionModel, folder: Path,
     assert len(plan.all_views) == 5 * 4 and len(store) == 5 * 4
     for number in (0, 7, 19):
         view = plan.all_views[number]
-        image = read_pixels(plan.dataset.items[view.item].image, view.placement, view.look)
+        image = read_pixels(plan.dataset.items[view.item].image, view.placement, view.transform)
         with torch.no_grad():
             expected = model.vae.encode(pixels_to_tensor(image)[None]).latent_dist.mean[0]
         # batched and single convolutions add in another order

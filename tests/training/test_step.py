@@ -14,14 +14,14 @@ from torch import Tensor
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import MicroBatch, Plan
 from lib_lora_train.dataset.planner import make_plan
-from lib_lora_train.dataset.sample_captions import caption_of
-from lib_lora_train.models.architecture import Family
+from lib_lora_train.dataset.sample_captions import caption_for_draw
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.noise_schedule import add_noise, rescale_zero_terminal_snr, scaled_linear_schedule, snr
-from lib_lora_train.models.text_encoding import encode_text, tokenize, weighted_tokens
+from lib_lora_train.models.text_encoding import encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training.grad_scaling import clip_gradients
-from lib_lora_train.training.loss import LossRule, loss_rule
+from lib_lora_train.training.loss import LossOptions, loss_options
 from lib_lora_train.training.oom_fallback import checkpointing
 from lib_lora_train.training.step import Batch, batch_loss, draw_batch, predict, size_conditions
 from lib_lora_train.training.text_conditions import Recent, TextConditions, text_conditions
@@ -30,10 +30,10 @@ from tests.stand_ins.training_parts import adapted, random_latents, small_config
 from tests.stand_ins.training_parts import shared_model as model
 
 
-def drawn(config: TrainConfig, micro_batch: MicroBatch, family: Family = "sd1", **plan: Any) -> Batch:
+def drawn(config: TrainConfig, micro_batch: MicroBatch, architecture: Architecture = "sd1", **plan: Any) -> Batch:
     """A micro-batch of the small plan."""
     small = small_plan(config, **plan)
-    batch = draw_batch(micro_batch, small, random_latents(small), config=config, model=model(family))
+    batch = draw_batch(micro_batch, small, random_latents(small), config=config, model=model(architecture))
     assert batch is not None
     return batch
 
@@ -112,7 +112,7 @@ def test_images_that_could_not_be_encoded_are_left_out() -> None:
     config = small_config()
     plan = small_plan(config)
     full = random_latents(plan)
-    partial = LatentStore({0: full[0], 2: full[2]}, frozenset({1, 3}))
+    partial = LatentCache({0: full[0], 2: full[2]}, frozenset({1, 3}))
     batch = draw_batch(WHOLE, plan, partial, config=config, model=model())
     assert batch is not None
     assert batch.timesteps.tolist() == drawn(config, WHOLE).timesteps[[0, 2]].tolist()
@@ -134,19 +134,19 @@ def test_size_conditions_tell_the_crop_that_was_made() -> None:
 
 
 def gradients(
-    config: TrainConfig, parts: list[MicroBatch], family: Family = "sd1", **plan: Any
+    config: TrainConfig, parts: list[MicroBatch], architecture: Architecture = "sd1", **plan: Any
 ) -> tuple[float, Tensor]:
     """Loss and all gradients of one optimiser step over these micro-batches, LoRA on UNet and text encoder."""
-    adapter = adapted(model(family), config)
+    adapter = adapted(model(architecture), config)
     with torch.no_grad():  # away from the start, where half of the gradients are zero
         for name, (parameter,) in adapter.groups.items():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     conditions = TextConditions(trained=True, clip_skip=1)
     total, count = 0.0, sum(len(part.items) for part in parts)
     for part in parts:
-        batch = drawn(config, part, family, **plan)
-        condition = conditions.of(model(family), batch.captions)
-        loss = batch_loss(model(family), batch, condition, loss_rule(config, "epsilon")) / count
+        batch = drawn(config, part, architecture, **plan)
+        condition = conditions.of(model(architecture), batch.captions)
+        loss = batch_loss(model(architecture), batch, condition, loss_options(config, "epsilon")) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     found = torch.cat([p.grad for (p,) in adapter.groups.values() if p.grad is not None])
@@ -154,12 +154,12 @@ def gradients(
     return total, found
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_accumulated_micro_batches_equal_one_large_batch(family: Family) -> None:
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_accumulated_micro_batches_equal_one_large_batch(architecture: Architecture) -> None:
     """Micro-batches of 3 and 1: each sample must weigh the same, not each micro-batch."""
     config = small_config(min_snr_gamma=5.0, prior_loss_weight=0.5)
     small = [MicroBatch(64, 64, (0, 1, 2), (10, 11, 12)), MicroBatch(64, 64, (3,), (13,))]
-    large, many = (gradients(config, parts, family, regularisation=1) for parts in ([WHOLE], small))
+    large, many = (gradients(config, parts, architecture, regularisation=1) for parts in ([WHOLE], small))
     assert many[0] == pytest.approx(large[0], rel=1e-5)
     # float32 sums in another order
     assert float((many[1] - large[1]).norm() / large[1].norm()) < 1e-4
@@ -173,15 +173,15 @@ def test_min_snr_and_prior_weight_change_the_loss() -> None:
     assert less_prior < plain
 
 
-def as_v(family: Family = "sd1", *, zero_terminal: bool = False) -> DiffusionModel:
+def as_v(architecture: Architecture = "sd1", *, zero_terminal: bool = False) -> DiffusionModel:
     """The tiny model, taken as one that predicts v."""
     schedule = scaled_linear_schedule("v_prediction")
     if zero_terminal:
         schedule = replace(schedule, alphas_cumprod=rescale_zero_terminal_snr(schedule.alphas_cumprod))
-    return replace(model(family), schedule=schedule)
+    return replace(model(architecture), schedule=schedule)
 
 
-def loss_of(rule: LossRule, lent: DiffusionModel, batch: Batch) -> float:
+def loss_of(rule: LossOptions, lent: DiffusionModel, batch: Batch) -> float:
     with torch.no_grad():
         condition = TextConditions(trained=False, clip_skip=1).of(lent, batch.captions)
         return float(batch_loss(lent, batch, condition, rule))
@@ -196,25 +196,25 @@ def test_the_default_loss_is_what_it_always_was() -> None:
         answer = predict(model(), noisy, batch.timesteps, condition)
         errors = (answer - batch.noise).square().flatten(1).mean(dim=1)
         expected = float((errors * batch.prior.to(errors.dtype)).sum())
-    assert loss_of(LossRule(), model(), batch) == expected
+    assert loss_of(LossOptions(), model(), batch) == expected
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (LossRule(), LossRule("l1")),
-        (LossRule(), LossRule("huber")),
-        (LossRule("huber"), LossRule("smooth_l1")),
-        (LossRule("huber"), LossRule("huber", "exponential")),
-        (LossRule("huber"), LossRule("huber", "constant")),
-        (LossRule("huber"), LossRule("huber", "snr", 0.3)),
-        (LossRule(), LossRule(min_snr_gamma=5.0)),
-        (LossRule(), LossRule(is_debiased=True)),
-        (LossRule(), LossRule(scale_v_like_noise=True)),
+        (LossOptions(), LossOptions("l1")),
+        (LossOptions(), LossOptions("huber")),
+        (LossOptions("huber"), LossOptions("smooth_l1")),
+        (LossOptions("huber"), LossOptions("huber", "exponential")),
+        (LossOptions("huber"), LossOptions("huber", "constant")),
+        (LossOptions("huber"), LossOptions("huber", "snr", 0.3)),
+        (LossOptions(), LossOptions(min_snr_gamma=5.0)),
+        (LossOptions(), LossOptions(is_debiased=True)),
+        (LossOptions(), LossOptions(scale_v_like_noise=True)),
     ],
 )
-def test_every_loss_setting_changes_the_loss(before: LossRule, after: LossRule, zero_terminal: bool) -> None:
+def test_every_loss_setting_changes_the_loss(before: LossOptions, after: LossOptions, zero_terminal: bool) -> None:
     """Pure noise, timestep 999, is among the samples: the weights have to be finite there."""
     lent = as_v(zero_terminal=zero_terminal)
     batch = replace(drawn(small_config(), WHOLE), timesteps=torch.tensor([0, 300, 700, 999]))
@@ -227,7 +227,7 @@ def test_v_pred_like_loss_adds_its_share() -> None:
     """One sample: the loss grows by λ (SNR + 1) / SNR."""
     batch = drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
     ratio = float(snr(model().schedule, batch.timesteps))
-    plain, more = (loss_of(rule, model(), batch) for rule in (LossRule(), LossRule(v_pred_like=0.5)))
+    plain, more = (loss_of(rule, model(), batch) for rule in (LossOptions(), LossOptions(v_pred_like=0.5)))
     assert more == pytest.approx(plain * (1 + 0.5 * (ratio + 1) / ratio), rel=1e-6)
 
 
@@ -236,7 +236,7 @@ def test_weights_belong_to_the_rescaled_schedule() -> None:
     lent, batch = as_v(zero_terminal=True), drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
     ratio = float(snr(lent.schedule, batch.timesteps))
     assert ratio != pytest.approx(float(snr(as_v().schedule, batch.timesteps)), rel=0.01)
-    plain, debiased = (loss_of(rule, lent, batch) for rule in (LossRule(), LossRule(is_debiased=True)))
+    plain, debiased = (loss_of(rule, lent, batch) for rule in (LossOptions(), LossOptions(is_debiased=True)))
     assert debiased == pytest.approx(plain * ratio**0.5 / (ratio + 1), rel=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_perturbed_input_leaves_the_target_alone() -> None:
         noisy = add_noise(model().schedule, batch.latents, batch.input_noise, batch.timesteps)
         answer = predict(model(), noisy, batch.timesteps, condition)
         expected = float((answer - batch.noise).square().flatten(1).mean(dim=1).sum())
-    assert loss_of(LossRule(), model(), batch) == pytest.approx(expected, rel=1e-6)
+    assert loss_of(LossOptions(), model(), batch) == pytest.approx(expected, rel=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
@@ -274,7 +274,7 @@ def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
         assert batch is not None
         scale = 4096.0 if precision == torch.float16 else 1.0
         condition = TextConditions(trained=False, clip_skip=1).of(half, batch.captions)
-        (batch_loss(half, batch, condition, LossRule()) * scale).backward()  # type: ignore[no-untyped-call]
+        (batch_loss(half, batch, condition, LossOptions()) * scale).backward()  # type: ignore[no-untyped-call]
         norms.append(float(clip_gradients(adapter.groups["unet"], 0.0, scale=torch.tensor(scale))))
         adapter.remove()
     assert norms[1] == pytest.approx(norms[0], rel=0.02)  # bfloat16 has 8 bits
@@ -290,14 +290,14 @@ def flipping_plan(config: TrainConfig) -> Plan:
     return make_plan(replace(plan.dataset, concepts=concepts), config)
 
 
-def store_of(plan: Plan, masks: dict[int, Tensor] | None = None, missing: tuple[int, ...] = ()) -> LatentStore:
+def store_of(plan: Plan, masks: dict[int, Tensor] | None = None, missing: tuple[int, ...] = ()) -> LatentCache:
     """A posterior without spread per view, of the view's number."""
     entries = {
         number: Posterior(torch.full((4, 8, 8), float(number)), torch.zeros(4, 8, 8), (masks or {}).get(number))
         for number in range(len(plan.all_views))
         if number not in missing
     }
-    return LatentStore(entries, frozenset(missing))
+    return LatentCache(entries, frozenset(missing))
 
 
 def test_a_sample_shows_the_view_that_its_number_draws() -> None:
@@ -306,7 +306,7 @@ def test_a_sample_shows_the_view_that_its_number_draws() -> None:
     part = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
     batch = draw_batch(part, plan, store_of(plan), config=config, model=model())
     assert batch is not None
-    wanted = [plan.drawn_view(config.seed, item, draw) for item, draw in zip(part.items, part.draws, strict=True)]
+    wanted = [plan.draw_view(config.seed, item, draw) for item, draw in zip(part.items, part.draws, strict=True)]
     assert (batch.latents[:, 0, 0, 0] / model().spec.scale_factor).round().tolist() == wanted
     assert set(wanted) & {4, 5, 6, 7}  # a mirrored one among them
 
@@ -336,7 +336,7 @@ def test_only_what_is_under_the_mask_is_learnt() -> None:
         answer = predict(model(), noisy, batch.timesteps, condition)
         errors = (answer - batch.noise).square()
         expected = float(errors[0].mean() + errors[1, :, :, :3].mean())
-        assert loss_of(LossRule(), model(), batch) == pytest.approx(expected, rel=1e-6)
+        assert loss_of(LossOptions(), model(), batch) == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_masks_a_batch_has_none() -> None:
@@ -346,22 +346,22 @@ def test_without_masks_a_batch_has_none() -> None:
 # --- text conditions ----------------------------------------------------------------------------
 
 
-def encoded(captions: list[str], family: Family = "sd1", chunks: int = 1) -> Tensor:
+def encoded(captions: list[str], architecture: Architecture = "sd1", chunks: int = 1) -> Tensor:
     """Without any cache."""
     with torch.no_grad():
-        return encode_text(model(family), tokenize(model(family), captions, chunks), 2).hidden
+        return encode_text(model(architecture), tokenize(model(architecture), captions, chunks), 2).hidden
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("trained", [False, True])
-def test_conditions_are_the_encoders_output(trained: bool, family: Family) -> None:
+def test_conditions_are_the_encoders_output(trained: bool, architecture: Architecture) -> None:
     """An empty caption (dropped) is encoded too; a repeated one comes at all its places."""
     captions = ["a cat", "", "a dog", "a cat"]
     conditions = TextConditions(trained=trained, clip_skip=2)
     for _ in range(2):  # fresh and kept
-        found = conditions.of(model(family), captions)
-        assert torch.allclose(found.hidden, encoded(captions, family), atol=1e-5)
-        assert (found.pooled is not None) == (family == "sdxl")
+        found = conditions.of(model(architecture), captions)
+        assert torch.allclose(found.hidden, encoded(captions, architecture), atol=1e-5)
+        assert (found.pooled is not None) == (architecture == "sdxl")
 
 
 def test_a_kept_condition_does_not_depend_on_its_neighbours() -> None:
@@ -392,7 +392,7 @@ def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
     captions = ["a (cat:1.5)", "a (cat:1.2)", "a cat"]
     found = conditions.of(model(), captions).hidden
     with torch.no_grad():
-        ids, weights = weighted_tokens(model(), captions, 1)
+        ids, weights = tokenize_weighted(model(), captions, 1)
         expected = encode_text(model(), ids, 1, weights).hidden
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=1e-4)
@@ -411,11 +411,11 @@ def test_the_caption_of_a_draw_follows_from_its_number_alone() -> None:
     config = small_config(shuffle_captions=True, tag_dropout=0.3, caption_dropout_every_n_epochs=2)
     plan = small_plan(config)
     per_epoch = plan.samples_per_epoch
-    assert [caption_of(plan, 0, draw, config) for draw in range(9)] == [
-        caption_of(plan, 0, draw, config) for draw in range(9)
+    assert [caption_for_draw(plan, 0, draw, config) for draw in range(9)] == [
+        caption_for_draw(plan, 0, draw, config) for draw in range(9)
     ]
-    assert {caption_of(plan, 0, draw, config) for draw in range(per_epoch, 2 * per_epoch)} == {"zok"}
-    assert len({caption_of(plan, 0, draw, config) for draw in range(per_epoch)}) > 3
+    assert {caption_for_draw(plan, 0, draw, config) for draw in range(per_epoch, 2 * per_epoch)} == {"zok"}
+    assert len({caption_for_draw(plan, 0, draw, config) for draw in range(per_epoch)}) > 3
 
 
 def test_trained_text_encoders_get_gradients_frozen_ones_do_not() -> None:

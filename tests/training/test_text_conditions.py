@@ -14,12 +14,12 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Progress
 from lib_lora_train.dataset.plan import epoch_steps
-from lib_lora_train.dataset.sample_captions import caption_of, captions_ahead
+from lib_lora_train.dataset.sample_captions import caption_for_draw, captions_to_cache
 from lib_lora_train.models import tensor_cache as cache_file
 from lib_lora_train.models import text_cache as text_store
-from lib_lora_train.models.architecture import Family
-from lib_lora_train.models.text_cache import TextStore, load_condition
-from lib_lora_train.models.text_encoding import TextCondition, encode_text, tokenize, weighted_tokens
+from lib_lora_train.models.architecture import Architecture
+from lib_lora_train.models.text_cache import TextCache, load_condition
+from lib_lora_train.models.text_encoding import TextCondition, encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training import text_conditions as conditions_module
 from lib_lora_train.training.setup import start_training
 from lib_lora_train.training.text_conditions import text_conditions
@@ -31,17 +31,17 @@ LONG = ", ".join(f"word {n}" for n in range(40))
 CAPTIONS = ["a (cat:1.3)", "", "a [dog] BREAK at night", LONG]
 
 
-def anew(caption: str, config: TrainConfig, family: Family = "sd1") -> TextCondition:
+def anew(caption: str, config: TrainConfig, architecture: Architecture = "sd1") -> TextCondition:
     """One caption, chunk by chunk, without anything kept."""
     weighted = config.weighted_captions
-    ids = tokenize(model(family), [caption], 2, weighted=weighted)
-    _, weights = weighted_tokens(model(family), [caption], 2)
+    ids = tokenize(model(architecture), [caption], 2, weighted=weighted)
+    _, weights = tokenize_weighted(model(architecture), [caption], 2)
     found = []
     with torch.no_grad():
         for start in (0, 77):
             part = [one[:, start : start + 77] for one in ids]
             own = weights[:, start : start + 77] if weighted else None
-            found.append(encode_text(model(family), part, config.clip_skip, own))
+            found.append(encode_text(model(architecture), part, config.clip_skip, own))
     return TextCondition(torch.cat([one.hidden for one in found], dim=1), found[0].pooled)
 
 
@@ -52,27 +52,27 @@ def equal(one: TextCondition, other: TextCondition) -> bool:
     return torch.equal(one.hidden, other.hidden) and same_pooled
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_kept_conditions_are_bit_equal_to_encoding_anew(family: Family, weighted: bool, tmp_path: Path) -> None:
+def test_kept_conditions_are_bit_equal_to_encoding_anew(architecture: Architecture, weighted: bool, tmp_path: Path) -> None:
     config = small_config(weighted_captions=weighted, clip_skip=2)
-    expected = [anew(caption, config, family) for caption in CAPTIONS]
+    expected = [anew(caption, config, architecture) for caption in CAPTIONS]
     together = TextCondition(
         torch.cat([one.hidden for one in expected]),
         None if expected[0].pooled is None else torch.cat([one.pooled for one in expected if one.pooled is not None]),
     )
     first = text_conditions(config, trained=False, folder=tmp_path)
-    list(first.encode_ahead(model(family), CAPTIONS))
+    list(first.encode_captions(model(architecture), CAPTIONS))
     for conditions in (
         text_conditions(config, trained=False),  # encoded when asked for
         first,  # in memory
         text_conditions(config, trained=False, folder=tmp_path),  # from disk
     ):
-        assert equal(conditions.of(model(family), CAPTIONS), together)
+        assert equal(conditions.of(model(architecture), CAPTIONS), together)
 
 
 def test_from_disk_nothing_is_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_ahead(model(), CAPTIONS))
+    list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_captions(model(), CAPTIONS))
     monkeypatch.setattr(conditions_module, "encode_text", None)
     text_conditions(small_config(), trained=False, folder=tmp_path).of(model(), CAPTIONS)
 
@@ -80,7 +80,7 @@ def test_from_disk_nothing_is_encoded_again(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("change", ["clip skip", "encoders", "dtype", "tokens", "weights"])
 def test_anything_else_is_encoded_anew(change: str, tmp_path: Path) -> None:
     captions, config, lent = ["a (cat:1.3)"], small_config(weighted_captions=True), model()
-    list(text_conditions(config, trained=False, folder=tmp_path).encode_ahead(lent, captions))
+    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(lent, captions))
     before = set(tmp_path.rglob("*.safetensors"))
     if change == "clip skip":
         config = config.replace(clip_skip=2)
@@ -90,12 +90,12 @@ def test_anything_else_is_encoded_anew(change: str, tmp_path: Path) -> None:
         lent = dataclasses.replace(lent, unet=tiny_model("sd1").unet.to(torch.bfloat16))
     else:
         captions = ["a (dog:1.3)"] if change == "tokens" else ["a (cat:1.4)"]
-    list(text_conditions(config, trained=False, folder=tmp_path).encode_ahead(lent, captions))
+    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(lent, captions))
     assert len(set(tmp_path.rglob("*.safetensors")) - before) == 1
 
 
 def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
-    list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_ahead(model(), ["a"]))
+    list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_captions(model(), ["a"]))
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     assert equal(
@@ -107,11 +107,11 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
 
 def test_beyond_the_memory_limit_conditions_come_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_store, "_MEMORY_LIMIT", 0)
-    store, condition = TextStore(tmp_path), TextCondition(torch.rand(1, 77, 4), None)
+    store, condition = TextCache(tmp_path), TextCondition(torch.rand(1, 77, 4), None)
     store.put("abc", condition)
     found = store.get("abc")
     assert found is not None and equal(found, condition)
-    assert TextStore().get("abc") is None
+    assert TextCache().get("abc") is None
 
 
 def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cache_file, "save_file", full)
     with pytest.raises(OutputError, match=r"No space left.*cache_to_disk"):
-        TextStore(tmp_path).put("abc", TextCondition(torch.rand(1, 77, 4), None))
+        TextCache(tmp_path).put("abc", TextCondition(torch.rand(1, 77, 4), None))
 
 
 # --- which captions -----------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def all_drawn(config: TrainConfig, **plan: Any) -> Counter[str]:
     made = small_plan(config, **plan)
     return Counter(
-        caption_of(made, item, draw, config)
+        caption_for_draw(made, item, draw, config)
         for epoch in range(1, made.epochs + 1)
         for step in epoch_steps(made, config.seed, epoch)
         for batch in step
@@ -152,7 +152,7 @@ VARIED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", VARIED)
 def test_what_is_encoded_ahead_is_all_that_is_shown(values: dict[str, Any]) -> None:
     config = small_config(**values)
-    ahead = captions_ahead(small_plan(config), config)
+    ahead = captions_to_cache(small_plan(config), config)
     assert set(all_drawn(config)) <= set(ahead)
     assert len(set(ahead)) == len(ahead)
 
@@ -160,9 +160,9 @@ def test_what_is_encoded_ahead_is_all_that_is_shown(values: dict[str, Any]) -> N
 def test_captions_that_hardly_come_twice_are_not_encoded_ahead() -> None:
     many = ", ".join(f"tag {n}" for n in range(12))
     config = small_config(shuffle_captions=True, epochs=10)
-    assert captions_ahead(small_plan(config, captions=[many]), config) == []
+    assert captions_to_cache(small_plan(config, captions=[many]), config) == []
     endless = config.replace(epochs=10_000)
-    assert captions_ahead(small_plan(endless, captions=[many]), endless) == []  # and that is known without drawing
+    assert captions_to_cache(small_plan(endless, captions=[many]), endless) == []  # and that is known without drawing
 
 
 def test_variants_are_as_many_as_asked_for_and_equally_frequent() -> None:
@@ -171,7 +171,7 @@ def test_variants_are_as_many_as_asked_for_and_equally_frequent() -> None:
     counts = all_drawn(config, sizes=[(64, 64)], captions=[many])
     assert len(counts) == 4
     assert all(abs(count - 500) < 97 for count in counts.values())  # 5 standard deviations of 2,000 fair draws
-    assert len(captions_ahead(small_plan(config, sizes=[(64, 64)], captions=[many]), config)) == 4
+    assert len(captions_to_cache(small_plan(config, sizes=[(64, 64)], captions=[many]), config)) == 4
 
 
 def captions_of_a_run(**values: Any) -> list[str]:
@@ -180,7 +180,7 @@ def captions_of_a_run(**values: Any) -> list[str]:
     adapter = adapted(model(), config)
     try:
         training = start_training(model(), adapter, plan=plan, latents=random_latents(plan), config=config)
-        return training.captions_ahead()
+        return training.captions_to_cache()
     finally:
         adapter.remove()
 
@@ -191,5 +191,5 @@ def test_a_run_encodes_ahead_unless_its_text_encoder_learns() -> None:
 
 
 def test_encoding_ahead_tells_how_far_it_is() -> None:
-    events = list(text_conditions(small_config(), trained=False).encode_ahead(model(), ["a", "b", "c"]))
+    events = list(text_conditions(small_config(), trained=False).encode_captions(model(), ["a", "b", "c"]))
     assert events == [Progress("text", 0, 3), Progress("text", 3, 3)]

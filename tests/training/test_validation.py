@@ -14,11 +14,11 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.dataset.plan_text import describe_plan
 from lib_lora_train.dataset.planner import make_plan
-from lib_lora_train.dataset.sample_captions import steady_caption_of
+from lib_lora_train.dataset.sample_captions import fixed_caption_for
 from lib_lora_train.dataset.scan import read_dataset
-from lib_lora_train.dataset.validation_split import hold_out
+from lib_lora_train.dataset.validation_split import split_validation
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
 from lib_lora_train.training.validation import Validation
@@ -71,7 +71,7 @@ def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
 def test_equal_images_stay_together_whichever_are_kept(folder: Path) -> None:
     dataset = read_dataset(config_of(folder))
     for seed in range(20):
-        own, held = hold_out(dataset, 0.4, seed)
+        own, held = split_validation(dataset, 0.4, seed)
         assert not {i.image.content_hash for i in own.items} & {i.image.content_hash for i in held.items}
         assert len(own.items) + len(held.items) == len(dataset.items)
         assert [c.image_count for c in own.concepts][1] == 4  # regularisation stays whole
@@ -79,15 +79,15 @@ def test_equal_images_stay_together_whichever_are_kept(folder: Path) -> None:
 
 def test_the_choice_depends_on_seed_and_contents_only(folder: Path) -> None:
     dataset = read_dataset(config_of(folder))
-    held = hold_out(dataset, 0.25, 1)[1]
+    held = split_validation(dataset, 0.25, 1)[1]
     (folder / "10_zok").rename(folder / "10_moved")
     config = config_of(folder)
     moved = config.replace(
         concepts=(dataclasses.replace(config.concepts[0], folder=str(folder / "10_moved")), config.concepts[1])
     )
-    again = hold_out(read_dataset(moved), 0.25, 1)[1]
+    again = split_validation(read_dataset(moved), 0.25, 1)[1]
     assert [i.image.content_hash for i in held.items] == [i.image.content_hash for i in again.items]
-    assert len({hold_out(dataset, 0.25, seed)[1].items for seed in range(10)}) > 1
+    assert len({split_validation(dataset, 0.25, seed)[1].items for seed in range(10)}) > 1
 
 
 def test_without_a_share_nothing_changes(folder: Path) -> None:
@@ -111,24 +111,24 @@ def test_captions_are_the_same_each_time(folder: Path) -> None:
     config = config_of(folder, caption_prefix="best", **values)
     held = make_plan(read_dataset(config), config).validation
     assert held
-    assert steady_caption_of(held, 0, config) == f"best {held.dataset.items[0].caption}"
+    assert fixed_caption_for(held, 0, config) == f"best {held.dataset.items[0].caption}"
 
 
-def stores(plan: Plan, model: DiffusionModel, *, masked: bool = False) -> LatentStore:
+def stores(plan: Plan, model: DiffusionModel, *, masked: bool = False) -> LatentCache:
     entries = {}
     for item, place in enumerate(plan.placements):
         generator = torch.Generator().manual_seed(item)
         mean = torch.randn((4, place.height // 8, place.width // 8), generator=generator)
         mask = (torch.rand(mean.shape[1:], generator=generator) > 0.5).float() if masked else None
         entries[item] = Posterior(mean, torch.ones_like(mean), mask)
-    return LatentStore(entries, frozenset())
+    return LatentCache(entries, frozenset())
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_loss_is_the_mean_over_images_and_timesteps(family: Any, masked: bool, folder: Path) -> None:
+def test_the_loss_is_the_mean_over_images_and_timesteps(architecture: Any, masked: bool, folder: Path) -> None:
     """Sample by sample, in float64 from the UNet's answer on: fp32 sums in another order agree to 1e-5."""
-    model = shared_model(family)
+    model = shared_model(architecture)
     config = config_of(folder, batch_size=3, train_text_encoder=False)
     plan = make_plan(read_dataset(config), config).validation
     assert plan
@@ -150,7 +150,7 @@ def _error(
     validation: Validation,
     model: DiffusionModel,
     plan: Plan,
-    latents: LatentStore,
+    latents: LatentCache,
     sample: tuple[int, int],
     config: TrainConfig,
 ) -> float:

@@ -13,13 +13,13 @@ import pytest
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import blocked_words as rude_words
-from lib_lora_train.dataset_tools.blocked_words import is_rude
+from lib_lora_train.dataset_tools.blocked_words import is_blocked
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.models.loading import tokenizer_of
+from lib_lora_train.models.loading import load_checkpoint_tokenizer
 from lib_lora_train.web.caption_edits import BULK_EDITS, make_edit
 from lib_lora_train.web.captions import PER_PAGE
 from lib_lora_train.web.session import Session
-from lib_lora_train.web.token_words import Words
+from lib_lora_train.web.token_analysis import TokenAnalysis
 from tests.stand_ins.ui import open_small_session, write_images
 
 
@@ -32,9 +32,9 @@ def opened(tmp_path: Path, captions: Mapping[str, str]) -> Session:
         image.rename(folder / f"{name}.png")
         if caption:
             (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
-    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
-    session.ask("captions-open", {"folder": str(folder)})
-    session.ask("captions-words", {})  # waits for the tokenizer, which is loaded in a thread of its own
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    session.run_action("captions-open", {"folder": str(folder)})
+    session.run_action("captions-words", {})  # waits for the tokenizer, which is loaded in a thread of its own
     return session
 
 
@@ -63,23 +63,23 @@ def texts(tmp_path: Path) -> dict[str, str]:
 )
 def test_filters_are_combined(tmp_path: Path, wanted: dict[str, Any], found: list[str]) -> None:
     session = opened(tmp_path, FOUR)
-    assert names(session.ask("captions-show", {"filter": wanted})) == found
+    assert names(session.run_action("captions-show", {"filter": wanted})) == found
 
 
 def test_a_limit_that_is_no_number_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="whole numbers"):
-        opened(tmp_path, FOUR).ask("captions-show", {"filter": {"most": "many"}})
+        opened(tmp_path, FOUR).run_action("captions-show", {"filter": {"most": "many"}})
 
 
 def test_tags_are_counted_in_what_is_shown(tmp_path: Path) -> None:
     session = opened(tmp_path, FOUR)
-    assert session.ask("captions-show", {})["tags"][0] == ["zkw", 3]
-    assert dict(session.ask("captions-show", {"filter": {"all_of": "solo"}})["tags"])["zkw"] == 2
+    assert session.run_action("captions-show", {})["tags"][0] == ["zkw", 3]
+    assert dict(session.run_action("captions-show", {"filter": {"all_of": "solo"}})["tags"])["zkw"] == 2
 
 
 def test_pages_hold_only_their_images(tmp_path: Path) -> None:
     session = opened(tmp_path, {f"{n:03}": f"tag {n}" for n in range(PER_PAGE + 5)})
-    last = session.ask("captions-show", {"page": 99})
+    last = session.run_action("captions-show", {"page": 99})
     assert (last["page"], last["pages"], len(last["images"])) == (1, 2, 5)
 
 
@@ -94,33 +94,33 @@ def test_an_edit_says_how_many_it_touches_and_touches_no_others(tmp_path: Path, 
         "filter": {"all_of": "blue_hair"},
     }
     before = texts(tmp_path)
-    assert session.ask("captions-preview", order)["touched"] == touched
+    assert session.run_action("captions-preview", order)["touched"] == touched
     assert texts(tmp_path) == before, "a preview writes nothing"
-    session.ask("captions-apply", order)
+    session.run_action("captions-apply", order)
     after = texts(tmp_path)
     assert sum(after[name] != before[name] for name in before) == touched
     assert after["b"] == "zkw, blue_hair"
-    assert session.ask("captions-undo", {})["undo"] == 0
+    assert session.run_action("captions-undo", {})["undo"] == 0
     assert texts(tmp_path) == before
 
 
 def test_one_caption_is_saved_as_it_was_typed_and_undone(tmp_path: Path) -> None:
     session = opened(tmp_path, {**FOUR, "d": "one line\nanother"})
-    assert session.ask("captions-save", {"number": 2, "text": "zkw, new"})["tokens"] > 0
-    session.ask("captions-save", {"number": 3, "text": "first\nsecond"})
+    assert session.run_action("captions-save", {"number": 2, "text": "zkw, new"})["tokens"] > 0
+    session.run_action("captions-save", {"number": 3, "text": "first\nsecond"})
     assert (texts(tmp_path)["c"], texts(tmp_path)["d"]) == ("zkw, new", "first\nsecond")
-    session.ask("captions-undo", {})
-    session.ask("captions-undo", {})
+    session.run_action("captions-undo", {})
+    session.run_action("captions-undo", {})
     assert "c" not in texts(tmp_path), "a caption file that was not there is not there again"
     assert texts(tmp_path)["d"] == "one line\nanother"
 
 
 def test_nothing_to_undo_and_nothing_opened_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to undo"):
-        opened(tmp_path, FOUR).ask("captions-undo", {})
+        opened(tmp_path, FOUR).run_action("captions-undo", {})
     session, _ = open_small_session(tmp_path / "other")
     with pytest.raises(DataError, match="Open a folder"):
-        session.ask("captions-show", {})
+        session.run_action("captions-show", {})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_every_bulk_edit_does_what_it_is_called(edit: str, given: list[str], bef
 
 def test_an_edit_without_its_text_asks_for_it() -> None:
     for name, kind in BULK_EDITS.items():
-        if kind.asks and name != "sort":
+        if kind.inputs and name != "sort":
             with pytest.raises(DataError, match="Give"):
                 make_edit(name, [""])
     with pytest.raises(DataError, match="not a number"):
@@ -156,7 +156,7 @@ def test_an_edit_without_its_text_asks_for_it() -> None:
 def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_path: Path) -> None:
     captions = {f"{n}": f"zkw, green scarf, place {n}, thing {n}, colour {n}" for n in range(4)}
     session = opened(tmp_path, {**captions, "9": "zkw, green scarf, day, night, x"})
-    answer = session.ask("captions-advice", {"trigger": "zkw"})
+    answer = session.run_action("captions-advice", {"trigger": "zkw"})
     assert [one["tag"] for one in answer["prune"]] == ["green scarf"]
     (group,) = answer["advice"]
     assert group["told"] == "1 caption: 'day' and 'night' contradict each other"
@@ -166,41 +166,41 @@ def test_advice_names_the_tag_that_steals_and_the_caption_that_contradicts(tmp_p
 def test_equal_advice_is_told_once_for_all_its_captions(tmp_path: Path) -> None:
     many = ", ".join(f"tag {n}" for n in range(30))
     session = opened(tmp_path, {f"{n:03}": f"{many}, extra {n}" for n in range(70)})
-    (group,) = session.ask("captions-advice", {"trigger": "zkw"})["advice"]
+    (group,) = session.run_action("captions-advice", {"trigger": "zkw"})["advice"]
     assert group["told"] == "70 captions: more than 20 tags" and group["numbers"] == list(range(70))
     assert group["captions"][0] == {"name": "000.png", "detail": "31 tags"} and len(group["captions"]) == 60
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
-    return Words(lambda: tokenizer_of(EMBEDDED_CHECKPOINT))
+def words() -> TokenAnalysis:
+    return TokenAnalysis(lambda: load_checkpoint_tokenizer(EMBEDDED_CHECKPOINT))
 
 
-def test_tokens_are_counted_as_the_tokenizer_does_without_begin_and_end(words: Words) -> None:
+def test_tokens_are_counted_as_the_tokenizer_does_without_begin_and_end(words: TokenAnalysis) -> None:
     captions = ["", "a cat", "zkw, red hair, solo"]
-    plain = tokenizer_of(EMBEDDED_CHECKPOINT)
+    plain = load_checkpoint_tokenizer(EMBEDDED_CHECKPOINT)
     assert words.count(captions) == [len(plain(text)["input_ids"]) - 2 for text in captions]
 
 
-def test_triggers_that_share_a_token_are_told(words: Words) -> None:
-    assert words.pieces("jinxdef")[0] == words.pieces("jinxarcane")[0] == "jin"
-    (told,) = words.shared(["jinxdef", "jinxarcane", "zkw"])
+def test_triggers_that_share_a_token_are_told(words: TokenAnalysis) -> None:
+    assert words.tokenize("jinxdef")[0] == words.tokenize("jinxarcane")[0] == "jin"
+    (told,) = words.shared_tokens(["jinxdef", "jinxarcane", "zkw"])
     assert "jinxdef and jinxarcane share the token 'jin'" in told
-    assert words.shared(["jinxdef", "jinxdef"]) == []
+    assert words.shared_tokens(["jinxdef", "jinxdef"]) == []
 
 
-def test_rare_words_are_single_tokens_that_the_set_does_not_use(words: Words) -> None:
-    rare = words.rare(())
+def test_rare_words_are_single_tokens_that_the_set_does_not_use(words: TokenAnalysis) -> None:
+    rare = words.rare_words(())
     assert all(words.count([word]) == [1] and 3 <= len(word) <= 4 for word in rare)
     assert not {"cat", "girl", "red", "blue"} & set(rare)
-    assert rare[0] not in words.rare({rare[0]})
+    assert rare[0] not in words.rare_words({rare[0]})
 
 
-def test_rude_words_are_not_offered(words: Words) -> None:
-    assert all(is_rude(word) for word in ("fart", "Farts", "poop", "crap"))
-    assert not any(is_rude(word) for word in ("cat", "zkw", "ohwx", "sks", "girl", "glas", "", "s"))
-    all_of_them = words.rare((), 10**6)
-    assert "ohwx" in all_of_them and not any(map(is_rude, all_of_them))
+def test_rude_words_are_not_offered(words: TokenAnalysis) -> None:
+    assert all(is_blocked(word) for word in ("fart", "Farts", "poop", "crap"))
+    assert not any(is_blocked(word) for word in ("cat", "zkw", "ohwx", "sks", "girl", "glas", "", "s"))
+    all_of_them = words.rare_words((), 10**6)
+    assert "ohwx" in all_of_them and not any(map(is_blocked, all_of_them))
     known = {token.removesuffix("</w>") for token in words.tokenizer.get_vocab()}
     assert {"fart", "crap"} <= known, "they are tokens, and would be offered"
 
@@ -217,14 +217,14 @@ def test_a_page_does_not_wait_for_the_tokenizer() -> None:
 
     def load() -> Any:
         loaded.wait(60)
-        return tokenizer_of(EMBEDDED_CHECKPOINT)
+        return load_checkpoint_tokenizer(EMBEDDED_CHECKPOINT)
 
-    slow = Words(load)
-    assert slow.count_at_once(["a cat"]) is None
+    slow = TokenAnalysis(load)
+    assert slow.count_if_loaded(["a cat"]) is None
     loaded.set()
-    assert slow.count(["a cat"]) == slow.count_at_once(["a cat"]) == [2]
+    assert slow.count(["a cat"]) == slow.count_if_loaded(["a cat"]) == [2]
 
 
 def test_lengths_are_counted_in_the_webuis_chunks(tmp_path: Path) -> None:
     session = opened(tmp_path, {"a": "", "b": ", ".join(["cat"] * 38), "c": ", ".join(["cat"] * 200)})
-    assert [one["captions"] for one in session.ask("captions-words", {})["lengths"]] == [2, 0, 0, 1]
+    assert [one["captions"] for one in session.run_action("captions-words", {})["lengths"]] == [2, 0, 0, 1]

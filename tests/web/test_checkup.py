@@ -13,7 +13,7 @@ from PIL import Image
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import image_cache as patients
-from lib_lora_train.dataset_tools.image_cache import look_at
+from lib_lora_train.dataset_tools.image_cache import inspect_image
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session, write_images
 
@@ -29,7 +29,7 @@ def sick_session(tmp_path: Path) -> Session:
         (folder / f"{name}.txt").write_text("zkw", encoding="utf-8")
     (folder / "c.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "d.png").write_bytes(b"no image")
-    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
     return session
 
 
@@ -39,9 +39,9 @@ def kinds(answer: dict[str, Any]) -> dict[str, int]:
 
 def asked(session: Session, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
     """What is found once it is done."""
-    session.ask(f"doctor-{name}", values or {})
-    session.doctor.work.wait(120)
-    found: dict[str, Any] = session.ask("doctor-status", {})["found"]
+    session.run_action(f"checkup-{name}", values or {})
+    session.checkup.work.wait(120)
+    found: dict[str, Any] = session.run_action("checkup-status", {})["found"]
     return found
 
 
@@ -53,7 +53,7 @@ def test_findings_come_by_kind_the_gravest_first_with_their_images(tmp_path: Pat
     assert levels == sorted(levels, key=("error", "warning", "hint").index)
     repeated = next(one for one in answer["kinds"] if one["kind"] == "duplicate")["findings"][0]
     assert len(repeated["tokens"]) == 2, "the image and the one it repeats"
-    assert session.shelf.load_thumbnail(repeated["tokens"][1])
+    assert session.image_tokens.load_thumbnail(repeated["tokens"][1])
 
 
 def test_a_remedy_treats_its_kind_only_keeps_the_originals_and_is_undone(tmp_path: Path) -> None:
@@ -72,18 +72,18 @@ def test_a_remedy_treats_its_kind_only_keeps_the_originals_and_is_undone(tmp_pat
 def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
     session = sick_session(tmp_path)
     with pytest.raises(DataError, match="nothing to undo"):
-        session.ask("doctor-undo", {})
+        session.run_action("checkup-undo", {})
     with pytest.raises(DataError, match="Examine the folders again"):
-        session.ask("doctor-treat", {"kind": "transparent"})
-    session.keep({**session.demo_form(), "concepts": "[{}]"})
+        session.run_action("checkup-fix", {"kind": "transparent"})
+    session.save_draft({**session.demo_form(), "concepts": "[{}]"})
     with pytest.raises(DataError, match="No folder"):
-        session.ask("doctor-examine", {})
+        session.run_action("checkup-run", {})
 
 
 def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     folder = write_images(tmp_path / "well", 1, size=(600, 600))
-    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
     answer = asked(session, "examine")
     assert (answer["images"], answer["kinds"]) == (1, [])
 
@@ -91,7 +91,7 @@ def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
 def test_tiny_images_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     image = tmp_path / "set" / "000.png"
-    session.keep({**session.demo_form(), "resolution": 256})
+    session.save_draft({**session.demo_form(), "resolution": 256})
     before = image.read_bytes()
     tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["Lanczos"], "stand-alone there is nothing else"
@@ -106,7 +106,7 @@ def test_tiny_images_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) ->
 def test_the_webuis_upscalers_are_offered_and_a_failing_one_changes_nothing(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     runner.host.upscaler_names = lambda: ("4x", "Lanczos")
-    session.keep({**session.demo_form(), "resolution": 256})
+    session.save_draft({**session.demo_form(), "resolution": 256})
     before = (tmp_path / "set" / "000.png").read_bytes()
     tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["4x", "Lanczos"]
@@ -121,12 +121,12 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._turn = threading.Semaphore(0)
         self.seen: list[str] = []
-        monkeypatch.setattr(patients, "look_at", self._look_at)
+        monkeypatch.setattr(patients, "inspect_image", self._look_at)
 
     def _look_at(self, path: Path) -> patients.ImageFacts | str:
         self._turn.acquire(timeout=60)
         self.seen.append(path.name)
-        return look_at(path)
+        return inspect_image(path)
 
     def let_through(self, number: int) -> None:
         self._turn.release(number)
@@ -136,7 +136,7 @@ def until(session: Session, done: int) -> dict[str, Any]:
     """The status once so many images are counted."""
     status: dict[str, Any] = {}
     for _ in range(6000):
-        status = session.ask("doctor-status", {})
+        status = session.run_action("checkup-status", {})
         if status["done"] >= done:
             break
         threading.Event().wait(0.01)
@@ -147,21 +147,21 @@ def test_an_examination_counts_lets_the_page_go_on_and_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, _ = open_small_session(tmp_path, images=30)
-    session.keep(session.demo_form())
+    session.save_draft(session.demo_form())
     gate = Gate(monkeypatch)
-    assert session.ask("doctor-examine", {})["state"] == "busy", "the answer does not wait for the images"
+    assert session.run_action("checkup-run", {})["state"] == "busy", "the answer does not wait for the images"
     gate.let_through(12)
     status = until(session, 12)
     assert (status["state"], status["done"], status["total"], status["found"]) == ("busy", 12, 30, None)
     assert status["line"] == "12 of 30 images looked at"
-    assert session.look(session.demo_form()).plan, "the rest of the page is answered meanwhile"
-    assert session.ask("doctor-examine", {})["done"] == 12, "a second page joins in"
+    assert session.scan(session.demo_form()).plan, "the rest of the page is answered meanwhile"
+    assert session.run_action("checkup-run", {})["done"] == 12, "a second page joins in"
     with pytest.raises(DataError, match="nothing to do"):
-        session.ask("doctor-treat", {"kind": "tiny"})
-    session.ask("doctor-stop", {})
+        session.run_action("checkup-fix", {"kind": "tiny"})
+    session.run_action("checkup-stop", {})
     gate.let_through(30)
-    session.doctor.work.wait(60)
-    status = session.ask("doctor-status", {})
+    session.checkup.work.wait(60)
+    status = session.run_action("checkup-status", {})
     assert status["state"] == "stopped" and 12 <= status["found"]["images"] < 30
     assert f"Stopped: {status['done']} of 30 images were looked at" in status["found"]["told"]
     again = asked(session, "examine")
@@ -173,14 +173,14 @@ def test_a_stopped_remedy_leaves_the_others_and_what_is_done_can_be_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, runner = open_small_session(tmp_path, images=5)
-    session.keep({**session.demo_form(), "resolution": 256})
+    session.save_draft({**session.demo_form(), "resolution": 256})
     images = [tmp_path / "set" / f"{n:03}.png" for n in range(5)]
     before = [image.read_bytes() for image in images]
 
     def enlarge(image: Image.Image, size: tuple[int, int], _name: str) -> Image.Image:
-        counted.append(session.ask("doctor-status", {})["line"])
+        counted.append(session.run_action("checkup-status", {})["line"])
         if len(counted) == 2:
-            session.ask("doctor-stop", {})
+            session.run_action("checkup-stop", {})
         return image.resize(size)
 
     counted: list[str] = []
@@ -197,33 +197,33 @@ def test_a_stopped_remedy_leaves_the_others_and_what_is_done_can_be_undone(
 
 def test_a_folder_that_is_gone_is_told_and_another_examination_is_possible(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
-    session.keep({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "gone")}])})
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "gone")}])})
     asked(session, "examine")
-    status = session.ask("doctor-status", {})
+    status = session.run_action("checkup-status", {})
     assert status["state"] == "failed" and "cannot be read" in status["message"]
-    session.keep(session.demo_form())
+    session.save_draft(session.demo_form())
     assert asked(session, "examine")["images"] == 3
 
 
 def test_the_time_left_is_that_of_the_last_seconds() -> None:
     now = 0.0
     work = BackgroundTask("doctor", clock=lambda: now)
-    work.begin("images looked at", 5000)
+    work.start_phase("images looked at", 5000)
     for done in range(1, 1241):
         now += 0.032
-        work.tell(done)
+        work.report(done)
     assert work.status()["line"] == "1,240 of 5,000 images looked at, about 2 min left"
 
 
 def test_remembered_images_do_not_promise_that_the_rest_is_as_quick() -> None:
     now = 0.0
     work = BackgroundTask("doctor", clock=lambda: now)
-    work.begin("images looked at", 1000)
+    work.start_phase("images looked at", 1000)
     for done in range(1, 901):
         now += 0.001
-        work.tell(done)
+        work.report(done)
     assert work.status()["line"] == "900 of 1,000 images looked at"
     for done in range(901, 961):
         now += 1
-        work.tell(done)
+        work.report(done)
     assert work.status()["line"] == "960 of 1,000 images looked at, about 40 s left"

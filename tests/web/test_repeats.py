@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.config.train_config import Concept
-from lib_lora_train.dataset.repeats import LEAST_SHOWN, balanced_repeats
+from lib_lora_train.dataset.repeats import MIN_SAMPLES_PER_CONCEPT, balanced_repeats
 from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.web.repeats import balanced_concepts
 from tests.stand_ins.ui import write_images
@@ -31,7 +31,7 @@ def test_the_guides_numbers(counts: list[int], repeats: list[int]) -> None:
 
 @pytest.mark.parametrize("counts", [[13, 29, 57], [3, 400], [99, 101], [1, 2, 3, 4]])
 def test_no_whole_number_of_repeats_would_be_nearer(counts: list[int]) -> None:
-    wanted = max(LEAST_SHOWN, *counts)
+    wanted = max(MIN_SAMPLES_PER_CONCEPT, *counts)
     for count, repeats in zip(counts, balanced_repeats(counts), strict=True):
         nearest = min(abs(count * other - wanted) for other in range(1, 1000))
         assert abs(count * repeats - wanted) == nearest

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.dataset_tools.tagger import Description, ScoredTag, Tagger
+from lib_lora_train.dataset_tools.tagger import ScoredTag, Tagger, TaggerResult
 
 _SIZE_PX = 512  # what DeepBooru's network was trained on
 _FILL = 2  # the webui's "resize and fill"
@@ -35,16 +35,16 @@ _FAILURES = (
 )
 """What the webui's loading raises: packages or files that are missing, damaged, or too large for the memory."""
 
-Turn = Callable[[], AbstractContextManager[Tagger]]
+TaggerSession = Callable[[], AbstractContextManager[Tagger]]
 
 
-def turns() -> Mapping[str, Turn]:
+def find_taggers() -> Mapping[str, TaggerSession]:
     """The describers that this webui has, by name."""
-    found: dict[str, Turn] = {}
+    found: dict[str, TaggerSession] = {}
     if _has(_deepbooru(), "start", "stop", "load"):
-        found["DeepBooru"] = deepbooru_turn
+        found["DeepBooru"] = open_deepbooru
     if _has(_interrogator(), "load", "unload", "generate_caption"):
-        found["BLIP"] = blip_turn
+        found["BLIP"] = open_blip
     return found
 
 
@@ -69,7 +69,7 @@ def _interrogator() -> Any:
 
 
 @contextmanager
-def deepbooru_turn() -> Iterator[Tagger]:
+def open_deepbooru() -> Iterator[Tagger]:
     """DeepBooru on the device; every tag with its score, whatever the webui's own threshold and options are."""
     owner = _deepbooru()
     if getattr(owner, "model", None) is None:
@@ -101,7 +101,7 @@ def _forget_half_loaded(owner: Any) -> None:
         owner.stop()
 
 
-def _scores(owner: Any, image: Image.Image) -> Description:
+def _scores(owner: Any, image: Image.Image) -> TaggerResult:
     """The network's own scores; its `tag` would leave out those below the webui's threshold."""
     import numpy as np
     from modules import images
@@ -113,7 +113,7 @@ def _scores(owner: Any, image: Image.Image) -> Description:
     pixels = torch.from_numpy(np.asarray(resized, np.float32)[None] / 255)  # (1, 512, 512, 3)
     with torch.no_grad():
         scores = network(pixels.to(device, weight.dtype))[0].float().cpu().tolist()
-    return Description(
+    return TaggerResult(
         tuple(
             ScoredTag(str(name), float(score), "rating" if str(name).startswith("rating:") else "general")
             for name, score in zip(network.tags, scores, strict=True)
@@ -125,7 +125,7 @@ def _scores(owner: Any, image: Image.Image) -> Description:
 
 
 @contextmanager
-def blip_turn() -> Iterator[Tagger]:
+def open_blip() -> Iterator[Tagger]:
     """BLIP on the device; sentences without the artists and styles that the webui's *Interrogate CLIP* appends.
 
     The webui's settings for it (beams, lengths) hold. The webui loads CLIP together with it.
@@ -146,9 +146,9 @@ def blip_turn() -> Iterator[Tagger]:
         owner.unload()
 
 
-def _sentence(owner: Any, image: Image.Image) -> Description:
+def _sentence(owner: Any, image: Image.Image) -> TaggerResult:
     text = " ".join(str(owner.generate_caption(image.convert("RGB"))).split())
-    return Description(sentence=text.rstrip(" ."))
+    return TaggerResult(sentence=text.rstrip(" ."))
 
 
 def _make_room() -> None:
@@ -172,7 +172,7 @@ def _require_file(name: str, folder: str, pattern: str) -> None:
         )
 
 
-def _told(name: str, bring: Callable[[], object], describe: Callable[[], Description]) -> Description:
+def _told(name: str, bring: Callable[[], object], describe: Callable[[], TaggerResult]) -> TaggerResult:
     """The description; the model is brought to the device again first.
 
     The webui's own Interrogate buttons take no lock, and send it away when they are done.
