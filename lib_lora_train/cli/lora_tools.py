@@ -10,7 +10,7 @@ from typing import Any
 from lib_lora_train.cli.settings import refuse
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 
 BROKEN = 2
 _ROUNDING = 5e-3  # of an update: more than what numbers of 16 bits lose
@@ -53,10 +53,10 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
 def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print what is in the file; 2 where it cannot be used as it is."""
     refuse(unknown)
-    from lib_lora_train.lora_tools.check import check_file, report
+    from lib_lora_train.lora_tools.check import check_file, format_report
 
     checked = check_file(options.file)
-    print(report(checked))
+    print(format_report(checked))
     return BROKEN if checked.broken else 0
 
 
@@ -64,7 +64,7 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the converted file and print how much was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
-    from lib_lora_train.lora_tools.convert import convert, other_base, write_converted
+    from lib_lora_train.lora_tools.convert import base_mismatch, convert, write_converted
 
     file, checkpoint = read_adapter(options.file), _checkpoint(options)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
@@ -77,7 +77,7 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(f"Most was lost in {converted.worst}. A higher --rank loses less; --to diff loses nothing but rounding.")
     if converted.left_out:
         print("Left out:", *converted.left_out, sep="\n  - ")
-    _warn([other_base(file, checkpoint)])
+    _warn([base_mismatch(file, checkpoint)])
     return 0
 
 
@@ -85,16 +85,16 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the sum of the files, or the checkpoint with it, and print what was lost."""
     refuse(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
-    from lib_lora_train.lora_tools.convert import other_base
+    from lib_lora_train.lora_tools.convert import base_mismatch
     from lib_lora_train.lora_tools.merge import merge_into_file
-    from lib_lora_train.lora_tools.merge_into_checkpoint import weighted, write_baked
+    from lib_lora_train.lora_tools.merge_into_checkpoint import weighted, write_merged_checkpoint
 
     files = weighted([read_adapter(path) for path in options.files], options.weights)
     checkpoint = _checkpoint(options)
     named = "+".join(path.stem for path in options.files)
     if options.into:
         place = options.out or _new_file(f"{checkpoint.stem}+{named}.safetensors")
-        baked = write_baked(checkpoint, files, place)
+        baked = write_merged_checkpoint(checkpoint, files, place)
         print(f"Written: {place} ({baked.size_bytes / 2**20:.1f} MiB), {baked.layers} layers changed.")
         left_out = baked.left_out
     else:
@@ -107,7 +107,7 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         left_out = merged.left_out
     if left_out:
         print("Left out:", *left_out, sep="\n  - ")
-    _warn([other_base(file, checkpoint) for file, _ in files])
+    _warn([base_mismatch(file, checkpoint) for file, _ in files])
     return 0
 
 
@@ -120,7 +120,7 @@ def _checkpoint(options: argparse.Namespace) -> Path:
     """The one that is named, else the tiny model's."""
     from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 
-    return typed_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
+    return user_path(options.ckpt) if options.ckpt else EMBEDDED_CHECKPOINT
 
 
 def _model(checkpoint: Path, folder: Path) -> Any:

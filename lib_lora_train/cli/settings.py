@@ -12,12 +12,12 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import LoraTrainError, Problem
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 
 PATHS = ("checkpoint", "vae", "output_dir")
 
 
-def config_of(options: argparse.Namespace, unknown: Sequence[str], file: str = "") -> TrainConfig:
+def read_cli_config(options: argparse.Namespace, unknown: Sequence[str], file: str = "") -> TrainConfig:
     """The config from a file (of the first one named, if none is given) and the flags.
 
     ConfigError with everything that is wrong in either.
@@ -58,7 +58,7 @@ def override(values: dict[str, Any], flags: dict[str, Any], unknown: Sequence[st
 
 def _from_here(text: str) -> str:
     """A path on the command line is meant from the folder one is in, one in a TOML file from the file's."""
-    return os.path.normpath(Path.cwd() / typed_path(text)) if text.strip() else text
+    return os.path.normpath(Path.cwd() / user_path(text)) if text.strip() else text
 
 
 def unknown_names(words: Sequence[str]) -> list[str]:

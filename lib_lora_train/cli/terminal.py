@@ -31,7 +31,7 @@ from lib_lora_train.core.events import (
     StateChanged,
     StepDone,
 )
-from lib_lora_train.core.progress import Eta, clock_text
+from lib_lora_train.core.progress import Eta, format_clock
 
 TITLES: dict[Phase, str] = {
     "load": "Loading the model",
@@ -86,7 +86,7 @@ class Terminal:
             self._is_line_open = False
 
     def _learn(self, event: Event) -> None:
-        self._eta.take(event)
+        self._eta.handle(event)
         if isinstance(event, PhaseStarted):
             self._shown_at = float("-inf")
         elif isinstance(event, StepDone):
@@ -110,7 +110,7 @@ class Terminal:
         """`Training   34% |███   | 204/600, 0:42 left, loss 0.123`."""
         facts = []
         if event.done < event.total:
-            facts.append(f"{clock_text(self._eta.remaining_seconds())} left")
+            facts.append(f"{format_clock(self._eta.remaining_seconds())} left")
         if event.phase == "train" and self._losses:
             facts.append(f"loss {sum(self._losses) / len(self._losses):.4f}")
         is_terminal = self.out.isatty()
@@ -137,7 +137,7 @@ def describe(event: Event) -> str:
             f"{event.total_steps} steps in all"
         )
     if isinstance(event, PhaseEnded):
-        return f"{TITLES[event.phase]}: done in {clock_text(event.seconds)}"
+        return f"{TITLES[event.phase]}: done in {format_clock(event.seconds)}"
     if isinstance(event, EpochDone):
         return f"Epoch {event.epoch}: mean loss {event.mean_loss:.4f}"
     if isinstance(event, Measured):

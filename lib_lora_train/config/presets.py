@@ -86,7 +86,7 @@ def kind(name: str, when: str, **values: Any) -> Preset:
     return Preset(name, when, {**_NETWORK, **values})
 
 
-KINDS: tuple[Preset, ...] = (
+FAMILY_PRESETS: tuple[Preset, ...] = (
     kind("LoRA", "For everything else, and to come back from another kind: small, robust, read by every webui."),
     kind(
         "LoCon",
@@ -262,7 +262,7 @@ PRESETS: tuple[Preset, ...] = (
         "overtrain sooner.",
         {**_PRODIGY, "optimizer_args": _FAST_PRODIGY_ARGS},
     ),
-    *KINDS,
+    *FAMILY_PRESETS,
 )
 
 

@@ -1,4 +1,4 @@
-"""The words that all judgements share: a problem of each level, and settings that have no effect."""
+"""What all validation shares: problems of each level, limits and sentences."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from collections.abc import Iterable, Iterator
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 
+HIGH_DROPOUT = 0.3
+"""Caption and tag dropout above this share is warned of."""
+
+TRIGGER_TWICE = "is the trigger, which is put first anyway, so it would appear twice. Remove one of them."
+
 
 def error_at(where: str, message: str) -> Problem:
-    """Training cannot start like this."""
+    """A problem that prevents the start."""
     return Problem("error", where, message)
 
 
 def warning_at(where: str, message: str) -> Problem:
-    """It can, and will probably disappoint."""
+    """A problem that will probably spoil the result."""
     return Problem("warning", where, message)
 
 
 def hint_at(where: str, message: str) -> Problem:
-    """Worth knowing."""
+    """Something worth knowing."""
     return Problem("hint", where, message)
 
 
 def unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Problem]:
-    """A hint for each of these parameters that was given a value of its own."""
+    """A hint for each of these settings that is not at its default: it has no effect, `why` says when."""
     default = TrainConfig()
     for name in names:
         if getattr(config, name) != getattr(default, name):

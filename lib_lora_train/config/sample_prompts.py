@@ -1,23 +1,56 @@
-"""Prompt lines with kohya's options: `a cat on grass --n blurry --w 512 --h 768 --d 7 --s 20 --l 7.5`."""
+"""Sample prompts in kohya's syntax: `a cat on grass --n blurry --w 512 --h 768 --d 7 --s 20 --l 7.5`.
+
+Validation, the sampler and the import of kohya's settings all read prompt lines here. As in sd-scripts, lines that
+begin with # are comments, options may be upper case, and an option may follow a number without a space
+(`--w 512--h 512`; sd-scripts drops everything after that number, here the second option counts too).
+Unlike sd-scripts, an invalid option is an error: it is not ignored, rounded or clamped.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 
-_OPTION = re.compile(r"(?:^|\s)--(\S+)")
-_SIZE_STEP, _LEAST_SIZE, _MOST_SIZE = 8, 64, 4096
-_KNOWN = "--w width, --h height, --d seed, --s steps, --l cfg scale, --n negative prompt"
-_ELSEWHERE = {"ss": "The sampler is the same for all prompts: set sample_sampler."}
+_OPTION = re.compile(r"(?:^|\s+)--(?=\w)")
+_JOINED = re.compile(r"(--[a-z]+\s+[\d.]+)(?=--[a-z])", re.IGNORECASE)  # `--w 512` of `--w 512--h 512`
+_MIN_SIZE, _MAX_SIZE = 64, 4096
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option: the `SamplePrompt` field it sets, its title, type and inclusive range. Text has no range."""
+
+    field: str
+    title: str
+    kind: type = int
+    low: int = 0
+    high: int = 0
+
+
+_OPTIONS = {
+    "w": _Option("width", "width", int, _MIN_SIZE, _MAX_SIZE),
+    "h": _Option("height", "height", int, _MIN_SIZE, _MAX_SIZE),
+    "d": _Option("seed", "seed", int, 0, 2**63 - 1),
+    "s": _Option("steps", "steps", int, 1, 1000),
+    "l": _Option("cfg", "CFG scale", float, 0, 100),
+    "n": _Option("negative", "negative prompt", str),
+}
+_KNOWN = ", ".join(f"--{name} {option.title}" for name, option in _OPTIONS.items())
+_UNSUPPORTED = {
+    "ss": "All samples use one sampler; set it with sample_sampler.",
+    "cn": "ControlNet is not supported in samples.",
+}
 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One image to draw; sizes in px, multiples of 8."""
+    """One sample image to generate; sizes in px, multiples of 8."""
 
     prompt: str
     negative: str
@@ -28,27 +61,11 @@ class SamplePrompt:
     cfg: float
 
 
-def parse_prompt(line: str, defaults: SamplePrompt) -> SamplePrompt:
-    """The image that a prompt line asks for; what it does not say is taken from `defaults`.
-
-    ConfigError, with every problem of the line, for an unknown option, or a value that cannot be used.
-    """
-    pieces = _OPTION.split(line.strip())
-    values: dict[str, Any] = {"prompt": pieces[0].strip()}
-    problems = []
-    for option, raw in zip(pieces[1::2], pieces[2::2], strict=True):
-        try:
-            name, value = _parsed(option, raw.strip())
-            values[name] = value
-        except ValueError as reason:
-            problems.append(Problem("error", "sample_prompts", f"“{line.strip()}”: {reason}"))
-    if problems:
-        raise ConfigError(problems)
-    return replace(defaults, **values)
-
-
 def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
-    """The prompt lines with the run's defaults filled in; each prompt without `--d` gets a seed of its own."""
+    """The run's sample prompts. Without `--d`, the n-th prompt (from 0) gets the run's seed + n.
+
+    ConfigError with every problem of every line.
+    """
     defaults = SamplePrompt(
         prompt="",
         negative="",
@@ -58,43 +75,86 @@ def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
         steps=config.sample_steps,
         cfg=config.sample_cfg,
     )
-    return tuple(
-        parse_prompt(line, replace(defaults, seed=config.seed + number))
-        for number, line in enumerate(config.sample_prompts)
-    )
+    lines = prompt_lines(config.sample_prompts)
+    return tuple(parse_prompt(line, replace(defaults, seed=config.seed + n)) for n, line in enumerate(lines))
 
 
-def _parsed(option: str, raw: str) -> tuple[str, Any]:
+def prompt_lines(lines: Iterable[str]) -> tuple[str, ...]:
+    """The lines that are prompts, without comments."""
+    return tuple(line.strip() for line in lines if not is_comment(line))
+
+
+def is_comment(line: str) -> bool:
+    """Whether the line is a comment, which begins with #."""
+    return line.lstrip().startswith("#")
+
+
+def parse_prompt(line: str, defaults: SamplePrompt) -> SamplePrompt:
+    """The sample image that a line describes; `defaults` fill in what it does not set.
+
+    ConfigError with every problem of the line.
+    """
+    prompt, options = split_options(line)
+    values: dict[str, Any] = {"prompt": prompt}
+    problems = []
+    for name, raw in options:
+        try:
+            field, value = _parse_option(name, raw)
+            values[field] = value
+        except ValueError as reason:
+            problems.append(Problem("error", "sample_prompts", f"“{line.strip()}”: {reason}"))
+    if problems:
+        raise ConfigError(problems)
+    return replace(defaults, **values)
+
+
+def validate_prompt(line: str) -> Iterator[str]:
+    """A sentence for every problem of a prompt line."""
+    for name, raw in split_options(line)[1]:
+        try:
+            _parse_option(name, raw)
+        except ValueError as reason:
+            yield str(reason)
+
+
+def split_options(line: str) -> tuple[str, list[tuple[str, str]]]:
+    """The prompt, and its options as (lower-case name, raw value): `a cat --W 512` → ("a cat", [("w", "512")])."""
+    prompt, *parts = _OPTION.split(_JOINED.sub(r"\1 ", line.strip()))
+    words = (part.split(maxsplit=1) for part in parts)
+    return prompt.strip(), [(name.lower(), rest[0].strip() if rest else "") for name, *rest in words]
+
+
+def is_option(name: str) -> bool:
+    """Whether prompts have an option of this name (without hyphens)."""
+    return name in _OPTIONS
+
+
+def _parse_option(name: str, raw: str) -> tuple[str, Any]:
     """Field name and value; ValueError with a sentence for the user."""
-    if option == "n":
-        return "negative", raw
-    if option in ("w", "h"):
-        return {"w": "width", "h": "height"}[option], _size(option, raw)
-    if option == "d":
-        return "seed", int(_number(option, raw, low=0, high=2**63 - 1, whole=True))
-    if option == "s":
-        return "steps", int(_number(option, raw, low=1, high=1000, whole=True))
-    if option == "l":
-        return "cfg", float(_number(option, raw, low=0, high=100))
-    raise ValueError(f"--{option} is not an option here. {_ELSEWHERE.get(option, f'There are {_KNOWN}.')}")
+    option = _OPTIONS.get(name)
+    if option is None:
+        raise ValueError(f"--{name} is not supported. {_UNSUPPORTED.get(name, f'The options are {_KNOWN}.')}")
+    if option.kind is str:
+        return option.field, raw
+    value = _parse_number(name, raw.rstrip(" ,;"), option)
+    if option.field in ("width", "height"):
+        _check_size(name, int(value))
+    return option.field, value
 
 
-def _size(option: str, raw: str) -> int:
-    size = int(_number(option, raw, low=_LEAST_SIZE, high=_MOST_SIZE, whole=True))
-    lower = size // _SIZE_STEP * _SIZE_STEP
-    if lower != size:
-        raise ValueError(
-            f"--{option} {size} is not a multiple of {_SIZE_STEP}. Nearest: {lower} or {lower + _SIZE_STEP}."
-        )
-    return size
-
-
-def _number(option: str, raw: str, *, low: int, high: int, whole: bool = False) -> int | float:
-    kind = "a whole number" if whole else "a number"
+def _parse_number(name: str, raw: str, option: _Option) -> int | float:
     try:
-        value = int(raw) if whole else float(raw)
+        value: int | float = option.kind(raw)
     except ValueError:
-        raise ValueError(f"--{option} needs {kind}, not {raw!r}.") from None
-    if not low <= value <= high:
-        raise ValueError(f"--{option} {raw} is outside {low}…{high}.")
+        kind = "a whole number" if option.kind is int else "a number"
+        raise ValueError(f"--{name} needs {kind}, not {raw!r}.") from None
+    if not option.low <= value <= option.high:
+        raise ValueError(f"--{name} {raw} is outside {option.low}…{option.high}.")
     return value
+
+
+def _check_size(name: str, size: int) -> None:
+    below = size // LATENT_CELL_PX * LATENT_CELL_PX
+    if below != size:
+        nearest = f"{below} or {below + LATENT_CELL_PX}"
+        raise ValueError(f"--{name} {size} is not a multiple of {LATENT_CELL_PX}. Nearest: {nearest}.")

@@ -1,8 +1,7 @@
-"""Every setting of a training run, in one value.
+"""All settings of a training run.
 
-The parameters are declared in `settings/`, one file per group. `TrainConfig` and `Concept` are frozen.
-`read_config` makes them from plain values (TOML, form, JSON) and reports all problems together; `validate`
-(in `validate.py`) looks at combinations.
+They are declared in `settings/`, one file per group. `read_config` makes a `TrainConfig` from plain values (TOML, form,
+JSON) and reports all invalid values together; `validation/` checks combinations.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from lib_lora_train.config.settings.samples import SampleSettings
 from lib_lora_train.config.settings.training import TrainingSettings
 from lib_lora_train.core.errors import Problem
 
-__all__ = ["Concept", "TrainConfig", "config_values", "read_config", "steps_of"]
+__all__ = ["Concept", "TrainConfig", "config_values", "duration_in_steps", "read_config"]
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,29 @@ class TrainConfig(
     DataSettings,
     ModelSettings,
 ):
-    """A whole run. Every field is a parameter but `concepts`, which are declared by `Concept`.
+    """The settings of one run: every field but `concepts` is declared with `param()`.
 
-    A dataclass takes its fields from the last base to the first: pages and files list the model first.
+    A dataclass collects its fields from the last base to the first, so that forms and files begin with the model.
     """
 
     concepts: tuple[Concept, ...] = ()
 
     @property
     def effective_alpha(self) -> float:
-        """`alpha`, or the rank where none was given."""
+        """`alpha`, or the rank if it is empty."""
         return float(self.rank) if self.alpha is None else self.alpha
 
     @property
     def effective_conv_alpha(self) -> float | None:
-        """`conv_alpha`, or the conv rank where only that was given; None where convolutions are as all layers."""
+        """`conv_alpha`, or `conv_rank` if only that is set; None if convolutions are like all other layers."""
         if self.conv_alpha is None and self.conv_rank is not None:
             return float(self.conv_rank)
         return self.conv_alpha
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The trigger words of all concepts but regularisation."""
+        return tuple(c.trigger for c in self.concepts if c.trigger and not c.is_regularisation)
 
     def replace(self, **values: Any) -> TrainConfig:
         """A copy with some values changed."""
@@ -65,17 +69,19 @@ class TrainConfig(
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, ...]]:
-    """The config that plain values describe, and every problem found on the way.
+    """The config from plain values, and all their problems.
 
-    `values` holds parameter names and, under `concepts`, a list of tables with `Concept`'s names.
-    Values with a problem are left at their defaults; callers stop when a problem is an error.
+    `values` maps setting names to values; `concepts` is a list of tables with the settings of `Concept`.
+    Invalid values are replaced by the defaults; callers must stop if a problem is an error.
     """
     plain = {name: value for name, value in values.items() if name != "concepts"}
     parsed, problems = read_values(TrainConfig, plain)
     concepts = []
     tables = values.get("concepts", ())
     if not isinstance(tables, (list, tuple)):
-        problems.append(Problem("error", "concepts", "is not a list of tables; write [[concepts]] for each folder."))
+        problems.append(
+            Problem("error", "concepts", "is not a list of tables. Write a [[concepts]] table for each folder.")
+        )
         tables = ()
     for number, table in enumerate(tables, start=1):
         if not isinstance(table, Mapping):
@@ -87,16 +93,15 @@ def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, 
     return TrainConfig(concepts=tuple(concepts), **parsed), tuple(problems)
 
 
-def steps_of(duration: float, total_steps: int) -> int:
-    """A duration in steps: below 1 it is a share of `total_steps`, from 1 on a number of steps; rounded down.
-
-    A share is rounded to a millionth of a step before: 0.29 × 100 is a little less than 29 in binary.
-    """
-    return int(round(duration * total_steps, 6)) if duration < 1 else int(duration)
+def duration_in_steps(duration: float, total_steps: int) -> int:
+    """A duration in whole steps, rounded down: below 1 it is a share of `total_steps`, from 1 on a number of steps."""
+    if duration >= 1:
+        return int(duration)
+    return int(round(duration * total_steps, 6))  # in binary, 0.29 × 100 is slightly less than 29
 
 
 def config_values(config: TrainConfig, *, only_changed: bool = False) -> dict[str, Any]:
-    """The inverse of `read_config`: plain, JSON-ready values. None stands for "not set"."""
+    """The inverse of `read_config`: JSON-ready values, None for "not set"."""
     values = _plain(config, only_changed)
     if config.concepts:
         values["concepts"] = [_plain(concept, True) for concept in config.concepts]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: a reader, or a machine that loses power, finds the old content or the new."""
+"""Atomic file writes: after a crash or power loss a reader finds either the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from pathlib import Path
 from lib_lora_train.core.errors import OutputError
 
 
-def write_text(path: Path, text: str, *, makes_folder: bool = False) -> None:
-    """Write a UTF-8 file; OutputError, leaving what was there, if that fails.
+def write_text(path: Path, text: str, *, make_parents: bool = False) -> None:
+    """Write a UTF-8 file. On failure the old file stays and OutputError is raised.
 
-    A missing folder is made only if asked for: in a place that a person typed it is a slip.
+    Missing folders are created only with `make_parents`: in a path the user typed they are probably a typo.
     """
     try:
-        if makes_folder:
+        if make_parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode("utf-8"))
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
+            f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another folder."
         ) from error
 
 
-def write_bytes(path: Path, content: bytes, *, waits: bool = True) -> None:
-    """As `write_text`, but OSError is left to the caller, who knows what was being done."""
-    with unfinished(path, waits=waits) as place:
-        place.write_bytes(content)
+def write_bytes(path: Path, content: bytes, *, fsync: bool = True) -> None:
+    """Like `write_text`, but raises OSError, so that the caller can say what it was doing."""
+    with replacing(path, fsync=fsync) as part:
+        part.write_bytes(content)
 
 
 @contextlib.contextmanager
-def unfinished(path: Path, *, waits: bool = True) -> Iterator[Path]:
-    """A place beside `path` to write to: at the end it takes the place of `path`, after an exception it is gone.
+def replacing(path: Path, *, fsync: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to. It replaces `path` on success and is deleted after an exception.
 
-    `waits` for the disk, which a loss of power asks for; thousands of files that can be had again are written without.
+    `fsync` guards against power loss; skip it for caches of many files that can be computed again.
     """
-    # Not named after the file, whose name may be as long as names can be; a thread writes one file at a time.
-    place = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
+    # The name does not contain `path.name`, which may already have the longest length allowed. A thread writes one
+    # file at a time, so process and thread make it unique.
+    part = path.with_name(f".lora-train-{os.getpid()}-{threading.get_ident()}.part")
     try:
-        yield place
-        if waits:
-            with place.open("rb+") as file:
+        yield part
+        if fsync:
+            with part.open("rb+") as file:
                 os.fsync(file.fileno())
-        place.replace(path)
+        part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            place.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         raise

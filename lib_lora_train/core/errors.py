@@ -1,20 +1,20 @@
 """The errors a user can meet, as one tree.
 
 LoraTrainError
-├── ConfigError      settings that contradict each other or are out of range (all of them at once)
+├── ConfigError      settings that are out of range or contradict each other (all of them at once)
 ├── DataError        the dataset folders, images or captions
 ├── ModelError       a checkpoint, VAE or tokenizer that cannot be used
-├── AdapterError     a LoRA file or a layer that cannot be adapted
-├── HostError        the webui around us is in a state that does not allow the request
-│   ├── ModelAwayError   the model of a run is not loaded at the moment; the run waits for it
-│   └── InterruptedDrawing   the user pressed the webui's Interrupt or Skip while it drew for us
-├── OutputError      a file that cannot be written: disk full, folder missing, bad name
-└── TrainingError    training itself went wrong: NaN, out of memory
-    ├── MemoryFullError  the graphics card's memory is full outside of a step, which has its own remedies
-    └── GateError    the demo ended but did not learn what it must
+├── AdapterError     a LoRA file that cannot be used, or a layer that cannot be adapted
+├── HostError        the webui is in a state that does not allow the request
+│   ├── ModelUnavailableError   the run's model is not loaded right now; the run waits for it
+│   └── GenerationInterrupted   the user pressed the webui's Interrupt or Skip while it generated for us
+├── OutputError      a file that cannot be written: disk full, folder missing, invalid name
+└── TrainingError    training itself failed: NaN, out of memory
+    ├── MemoryFullError  the graphics card ran out of memory outside a training step, which has its own fallbacks
+    └── GateError    the demo finished but did not learn what it must
 
-Every message says what is wrong, where, and what to do, in one or two sentences: it is shown
-in the page and in the log as it stands.
+Every message is one or two sentences for the user: what is wrong, where, and what to do. The page and the log show
+it unchanged.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Level = Literal["error", "warning", "hint"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding about the settings or the data, with its reason.
+    """A problem with the settings or the dataset.
 
-    `where` names a parameter, a file or a folder, so that the page can mark the place.
+    `where` names the setting, file or folder, so that the page can mark it; `message` continues it as a sentence.
     """
 
     level: Level
@@ -42,11 +42,11 @@ class Problem:
 
 
 class LoraTrainError(Exception):
-    """Anything that a user can mend; its text is a complete sentence for them."""
+    """Any error that a user can fix; its text is a complete sentence."""
 
 
 class ConfigError(LoraTrainError):
-    """Settings that cannot be trained with; `problems` holds every one of them, not only the first."""
+    """Invalid settings; `problems` holds all of them, not only the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -60,7 +60,7 @@ class DataError(LoraTrainError):
 
 
 class ModelError(LoraTrainError):
-    """A checkpoint, VAE or tokenizer is missing, damaged or of a kind we cannot train."""
+    """A checkpoint, VAE or tokenizer is missing, damaged or of an unsupported kind."""
 
 
 class AdapterError(LoraTrainError):
@@ -71,25 +71,25 @@ class HostError(LoraTrainError):
     """The webui is in a state that does not allow the request."""
 
 
-class ModelAwayError(HostError):
-    """Another model is loaded than the one asked for, or none; it may come back."""
+class ModelUnavailableError(HostError):
+    """The run's model is not loaded: another one is, or none. It may come back."""
 
 
-class InterruptedDrawing(HostError):
-    """The user interrupted what the webui drew for us."""
+class GenerationInterrupted(HostError):
+    """The user interrupted an image that the webui was generating for us."""
 
 
 class OutputError(LoraTrainError):
-    """A result could not be written."""
+    """A file could not be written."""
 
 
 class TrainingError(LoraTrainError):
-    """Training cannot go on; the last good state was kept."""
+    """Training cannot continue; the last good state was kept."""
 
 
 class MemoryFullError(TrainingError):
-    """The graphics card's memory is full outside of a training step."""
+    """The graphics card ran out of memory outside a training step."""
 
 
 class GateError(TrainingError):
-    """The run finished, but the measured result is below the promised one."""
+    """The run finished, but its measured result is below the promised one."""

@@ -1,8 +1,7 @@
-"""Typed progress: everything a run has to tell, as frozen values in the order they happened.
+"""Progress events of a run, as frozen values in the order they happened.
 
-The training loop and the arrows around it *yield* these; the job writes them to its log, the page,
-the command line and TensorBoard read them from there. `to_record` and `from_record` translate
-to and from one line of JSON.
+The training loop and the steps around it *yield* them. The trainer appends them to the run's log; the page, the
+command line and TensorBoard all show the same events. `to_record` and `from_record` convert to and from JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase of the run began; `total` is its number of units (images, steps, samples), 0 if unknown."""
+    """A phase began; `total` is its number of units (images, steps, samples), 0 if unknown."""
 
     phase: Phase
     total: int = 0
@@ -42,7 +41,7 @@ class PhaseEnded:
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan in numbers, before anything heavy starts."""
+    """The plan's numbers, before anything heavy starts."""
 
     images: int
     regularisation_images: int
@@ -53,10 +52,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the run's steps work on: with their seconds, it tells how long later runs will take.
+    """What each step processes; with the measured seconds per step it predicts the duration of later runs.
 
-    `family` is the model's (sd1 …), `device` the card's name, `pixels_per_step` those of all images of a step on
-    average, `adapter` its mathematics and targets.
+    `family` is the model's architecture (sd1, sd2, sdxl), `device` the card's name, `pixels_per_step` the mean over
+    all images of a step, `adapter` the LoRA's family and targets.
     """
 
     family: str
@@ -71,8 +70,8 @@ class Workload:
 class StepDone:
     """One optimiser step: `loss` is the mean over its micro-batches, `learning_rates` by group name.
 
-    `learning_rates` are the effective ones: d·lr for the adaptive optimisers. `norms`, where they are limited: how many
-    layers were scaled down, and the average and largest norm after that.
+    `learning_rates` are the effective ones: d·lr for the adaptive optimisers. `norms`, if max norm is
+    on: the number of layers scaled down, then the mean and the largest norm after scaling.
     """
 
     step: int
@@ -86,7 +85,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """All steps of `epoch` (1-based) were taken; `mean_loss` is over these steps."""
+    """All steps of `epoch` (1-based) are done; `mean_loss` is over these steps."""
 
     epoch: int
     step: int
@@ -95,7 +94,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class LoraWritten:
-    """A LoRA file stands complete at `path`."""
+    """A LoRA file was written to `path`."""
 
     path: str
     epoch: int
@@ -104,14 +103,14 @@ class LoraWritten:
 
 @dataclass(frozen=True)
 class LoraRemoved:
-    """A LoRA file of this run was deleted, since only the last ones are kept."""
+    """A LoRA file of this run was deleted, as only the latest ones are kept."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class StateSaved:
-    """From `path` the run can go on after `step`, exactly as if it had never been interrupted."""
+    """A training state was saved: the run can be resumed exactly after `step` from `path`."""
 
     path: str
     step: int
@@ -119,14 +118,14 @@ class StateSaved:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run goes on after `step`; what was told of later steps before is void."""
+    """The run was resumed after `step`; earlier events of later steps are void."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """A sample image stands at `path`; `epoch` 0 means without LoRA, `step` 0 the end of the epoch."""
+    """A sample image was saved to `path`; `epoch` 0 is without LoRA, `step` 0 is the end of the epoch."""
 
     path: str
     epoch: int
@@ -137,18 +136,18 @@ class SampleDrawn:
 
 @dataclass(frozen=True)
 class GridDrawn:
-    """The epochs × prompts grid stands at `path`."""
+    """The epochs × prompts grid was saved to `path`."""
 
     path: str
 
 
 VALIDATION_LOSS = "validation_loss"
-"""The loss on images kept from training, among the numbers that are measured."""
+"""Key in `Measured.values`: the loss on the validation images."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Numbers measured for one epoch (0: without LoRA), by name."""
+    """Metrics of one epoch (0: without LoRA), by name."""
 
     epoch: int
     values: Mapping[str, float]
@@ -156,7 +155,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something the user should know; the run goes on. `where` is a file or a parameter."""
+    """A warning or hint during the run, which continues. `where` is a file or a setting."""
 
     level: Literal["warning", "hint"]
     where: str
@@ -165,7 +164,7 @@ class Noted:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """The run as a whole changed its state."""
+    """The state of the whole run changed."""
 
     state: Literal["queued", "running", "paused", "waiting", "stopping", "stopped", "finished", "failed"]
     message: str = ""
@@ -214,11 +213,11 @@ _KINDS: dict[str, type[Event]] = {
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """The event as JSON-ready values, its class name under `kind`."""
+    """The event as a JSON-ready dict, with its class name under `kind`."""
     return {"kind": type(event).__name__, **dataclasses.asdict(event)}
 
 
 def from_record(record: Mapping[str, Any]) -> Event:
-    """The event that `to_record` described; KeyError for an unknown kind."""
+    """The event from a `to_record` dict. KeyError for an unknown kind, TypeError for wrong fields."""
     values = dict(record)
     return _KINDS[values.pop("kind")](**values)

@@ -1,6 +1,6 @@
-"""How far a run is and how long it will take, from its events alone.
+"""Progress and remaining time of a run, computed from its events.
 
-Shared by the page and the terminal, so that both show the same numbers.
+The page and the terminal share it, so that both show the same numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from lib_lora_train.core.events import Event, PhaseEnded, PhaseStarted, Progress, StateChanged
 
-_MEMORY_SECONDS = 30.0  # the speed is measured over this stretch, so that it follows a busy machine
+_WINDOW_SECONDS = 30.0  # the speed is measured over the last seconds only, so that it follows a busy machine
 
 
 @dataclass
 class _Phase:
-    """One phase under way, and when it had come how far."""
+    """A running phase; `marks` are (time, finished units) within the window."""
 
     name: str
     total: int
@@ -26,10 +26,10 @@ class _Phase:
 
 @dataclass
 class Eta:
-    """The innermost phase under way, what is done of it, and the time it still needs at the present speed.
+    """The innermost running phase, its progress, and the time it still needs at the current speed.
 
-    Phases may lie inside others (samples inside training); the time of an inner one, like that of a pause,
-    does not count as slowness of the outer one.
+    Phases can be nested (samples inside training). Time spent in an inner phase or a pause does not slow down the
+    outer phase's estimate.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -37,21 +37,21 @@ class Eta:
 
     @property
     def phase(self) -> str:
-        """Name of the innermost phase, "" before the first and after the last."""
+        """Name of the innermost phase, "" if none is running."""
         return self._open[-1].name if self._open else ""
 
     @property
     def done(self) -> int:
-        """Finished units of the phase."""
+        """Finished units of the innermost phase."""
         return self._open[-1].done if self._open else 0
 
     @property
     def total(self) -> int:
-        """All units of the phase, 0 if unknown."""
+        """All units of the innermost phase, 0 if unknown."""
         return self._open[-1].total if self._open else 0
 
-    def take(self, event: Event) -> None:
-        """Learn from one event."""
+    def handle(self, event: Event) -> None:
+        """Update the estimate; call it with every event of the run."""
         now = self.clock()
         if isinstance(event, PhaseStarted):
             self._open.append(_Phase(event.phase, event.total, [(now, 0)]))
@@ -59,9 +59,9 @@ class Eta:
             self._advance(event, now)
         elif isinstance(event, PhaseEnded):
             self._open = [phase for phase in self._open if phase.name != event.phase]
-            self._forget(now)
+            self._restart_measurement(now)
         elif isinstance(event, StateChanged):
-            self._forget(now)
+            self._restart_measurement(now)
 
     def _advance(self, event: Progress, now: float) -> None:
         phase = next((phase for phase in self._open if phase.name == event.phase), None)
@@ -70,16 +70,16 @@ class Eta:
             self._open.append(phase)
         phase.done, phase.total = event.done, event.total
         phase.marks.append((now, event.done))
-        recent = [mark for mark in phase.marks if now - mark[0] <= _MEMORY_SECONDS]
+        recent = [mark for mark in phase.marks if now - mark[0] <= _WINDOW_SECONDS]
         phase.marks = recent if len(recent) >= 2 else phase.marks[-2:]
 
-    def _forget(self, now: float) -> None:
-        """Measure anew from here: what lies behind was a pause or another phase."""
+    def _restart_measurement(self, now: float) -> None:
+        """Drop the measurements so far, as a pause or an inner phase came after them."""
         for phase in self._open:
             phase.marks = [(now, phase.done)]
 
     def remaining_seconds(self) -> float | None:
-        """Seconds until the phase ends, None while nothing can be said."""
+        """Seconds until the innermost phase ends, None if not yet known."""
         marks = self._open[-1].marks if self._open else []
         if len(marks) < 2:
             return None
@@ -89,7 +89,7 @@ class Eta:
         return (self.total - last) * (end - start) / (last - first)
 
 
-def clock_text(seconds: float | None) -> str:
+def format_clock(seconds: float | None) -> str:
     """75 → `1:15`, 3725 → `1:02:05`, None → `–`."""
     if seconds is None:
         return "–"
@@ -98,8 +98,8 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def time_text(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`: as exact as an estimate can be."""
+def format_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`: rounded as an estimate should be."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

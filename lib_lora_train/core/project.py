@@ -1,4 +1,4 @@
-"""Where this project's own folder is: the checkout, or the extension's folder inside a webui."""
+"""The project's folder: the checkout, or the extension's folder inside a webui."""
 
 from __future__ import annotations
 

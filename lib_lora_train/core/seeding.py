@@ -1,7 +1,7 @@
-"""Counter-based randomness: every draw is a function of (seed, purpose, counters), never of history.
+"""Counter-based randomness: every draw is a function of (seed, purpose, counters), never of earlier draws.
 
-A resumed run, a paused run and a run that drew samples in between therefore see the same noise,
-timesteps, shuffles and dropouts, bit for bit, on any number of workers.
+A run that was paused, resumed or drew samples in between therefore sees the same noise, timesteps, shuffles and
+dropouts, bit for bit, with any number of workers.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ def seed_for(seed: int, purpose: str, *counters: int) -> int:
 
 
 def random_for(seed: int, purpose: str, *counters: int) -> random.Random:
-    """A stdlib generator private to one purpose and one set of counters."""
+    """A `random.Random` for one purpose and one set of counters."""
     return random.Random(seed_for(seed, purpose, *counters))

@@ -1,14 +1,14 @@
-"""Paths as people type them: with blanks, quotes and ~. Every text that becomes a path goes through here."""
+"""Paths typed by users, with spaces, quotes and ~. Every text that becomes a path goes through here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def typed_path(text: str) -> Path:
-    """The path that is meant: blanks and quotes around it are gone, a leading ~ or ~NAME is that person's home.
+def user_path(text: str) -> Path:
+    """The path in `text`, without surrounding spaces and quotes, and with a leading ~ or ~NAME expanded.
 
-    Where nobody has that NAME the text stays as it is, so that whoever looks there says that nothing is there.
+    If there is no user NAME, the path is returned as typed, so that opening it reports it as missing.
     """
     path = Path(text.strip().strip("\"'"))
     try:

@@ -16,7 +16,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.optimizer_catalog import CUSTOM
-from lib_lora_train.config.train_config import TrainConfig, config_values, steps_of
+from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network import metadata_network
 
@@ -112,7 +112,7 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
         "ss_optimizer": f"{optimizer}({config.optimizer_args})" if config.optimizer_args else optimizer,
         "ss_lr_scheduler": config.lr_schedule,
-        "ss_lr_warmup_steps": steps_of(config.warmup, plan.total_steps),
+        "ss_lr_warmup_steps": duration_in_steps(config.warmup, plan.total_steps),
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_fp8_base": config.fp8_base,
@@ -142,11 +142,11 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
 
 
 def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
-    version = _BASE_VERSIONS[model.spec.family]
-    if model.spec.family != "sdxl" and model.spec.prediction_type == "v_prediction":
+    version = _BASE_VERSIONS[model.spec.architecture]
+    if model.spec.architecture != "sdxl" and model.spec.prediction_type == "v_prediction":
         version += "_v"
     return {
-        "ss_v2": model.spec.family == "sd2",
+        "ss_v2": model.spec.architecture == "sd2",
         "ss_base_model_version": version,
         "ss_sd_model_name": model.path.name if model.path else model.name,
         "ss_sd_model_hash": run.checkpoint_legacy_hash or None,
@@ -271,9 +271,9 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
     }
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architectures[spec.family],
+        "modelspec.architecture": architectures[spec.architecture],
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if spec.family == "sdxl"
+        if spec.architecture == "sdxl"
         else "diffusers",
         "modelspec.title": run.output_name,
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),

@@ -15,9 +15,9 @@ from tomlkit.exceptions import TOMLKitError
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig, config_values
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import ConfigError, Problem
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 
 _PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 
@@ -46,7 +46,7 @@ def write_toml_config(path: Path, config: TrainConfig) -> None:
     Paths are written absolute; what is not set is left out. The file appears whole or not at all; OutputError
     when it cannot be written.
     """
-    whole_file.write_text(path, _toml_text(config))
+    atomic_write.write_text(path, _toml_text(config))
 
 
 def _unusable(path: Path, message: str) -> ConfigError:
@@ -70,7 +70,7 @@ def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value.strip() or PureWindowsPath(value.strip()).is_absolute():
         return value  # a Windows path stays one, wherever the file is read
-    return os.path.normpath(base / typed_path(value))
+    return os.path.normpath(base / user_path(value))
 
 
 def _toml_text(config: TrainConfig) -> str:

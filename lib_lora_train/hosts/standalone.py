@@ -1,4 +1,4 @@
-"""The host without a webui: it reads a checkpoint file itself and lends the model to the app's threads."""
+"""The host without a webui: it reads a checkpoint file itself and leases the model to the app's threads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.fair_lock import FairLock
-from lib_lora_train.hosts.gpu import card_of, device_name
+from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import RunTarget
-from lib_lora_train.models.diffusion_model import (
-    DiffusionModel,
-)
+from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.models.loading import ModelChoice, load_model, model_overrides
+from lib_lora_train.models.loading import ModelChoice, load_model, overrides_from_config
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def default_device() -> torch.device:
-    """CUDA if there is one, else Apple's MPS, else the processor."""
+    """CUDA if there is one, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -39,7 +37,7 @@ def default_device() -> torch.device:
 
 
 class StandaloneHost:
-    """Lends a model it has read from a file; see `hosts.base.Host`. Nothing is read before the first use."""
+    """Implements `hosts.host.Host` with a model read from a file on first use."""
 
     name = "stand-alone"
 
@@ -59,90 +57,88 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
-    def sampler_habits(self) -> SamplerOptions:
-        """The usual ones, with noise from the processor: the same images on every machine."""
+    def sampler_options(self) -> SamplerOptions:
+        """The defaults, with noise generated on the CPU, so that images are the same on every machine."""
         return SamplerOptions()
 
     @contextmanager
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
-        """`model` itself, else the loaded one, for this thread alone; the default one if none was loaded yet."""
+        """Exclusive use of `model`, else of the loaded model, else of the default one, which is loaded first."""
         self._lock.acquire()
         try:
-            yield model or self._loaded(self._choice or self._default)
+            yield model or self._load(self._choice or self._default)
         finally:
             self._lock.release()
 
-    def is_wanted(self) -> bool:
-        """Whether another thread waits for the lease."""
-        return self._lock.is_wanted()
+    def has_waiters(self) -> bool:
+        """Whether another thread is waiting for the lease."""
+        return self._lock.has_waiters()
 
-    def footing(self, config: TrainConfig) -> RunTarget:
-        """The file that would be read, and whether it was read before."""
-        choice, card = self._chosen(config), card_of(self.device)
+    def run_target(self, config: TrainConfig) -> RunTarget:
+        """The file that would be read, and whether it is already loaded."""
+        choice, gpu = self._choose_model(config), find_gpu(self.device)
         return RunTarget(
             checkpoint=choice.checkpoint or EMBEDDED_CHECKPOINT,
             is_loaded=self._model is not None and choice == self._choice,
-            number_bytes=4
+            dtype_bytes=4
             if choice.precision == "fp32" or (choice.precision, self.device.type) == ("auto", "cpu")
             else 0,
-            device=device_name(self.device, card),
-            card=card,
+            device=device_name(self.device, gpu),
+            gpu=gpu,
         )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
-        """The config's model; where the config names none, the one this host was started with.
+        """The config's model, or the one this host was started with if the config names none.
 
-        Waits for the lease, so that no turn loses its model in the middle.
+        Waits for the lease, so that no lease loses its model.
         """
         self._lock.acquire()
         try:
-            return self._loaded(self._chosen(config))
+            return self._load(self._choose_model(config))
         finally:
             self._lock.release()
 
-    def show_loras(self) -> None:
-        """Nothing to do: no list of LoRAs is kept here."""
+    def refresh_loras(self) -> None:
+        """Nothing to do: there is no list of LoRAs here."""
 
     def sampler_names(self) -> tuple[str, ...]:
-        """None: everything is drawn by the trainer here."""
+        """None: the trainer generates all images itself."""
         return ()
 
     def upscaler_names(self) -> tuple[str, ...]:
-        """None."""
+        """None: upscalers belong to webuis."""
         return ()
 
     def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """HostError."""
-        wanted = f"{image.width}×{image.height} px to {size[0]}×{size[1]}"
-        raise HostError(
-            f"{upscaler} is an upscaler of a webui, and there is none here to bring {wanted}. Take Lanczos."
-        )
+        """HostError: there is no webui."""
+        sizes = f"{image.width}×{image.height} px to {size[0]}×{size[1]}"
+        raise HostError(f"Cannot enlarge {sizes}: {upscaler} needs a webui. Use Lanczos instead.")
 
-    def painter(self, sampler: str, model: DiffusionModel | None = None) -> Txt2Img:
-        """HostError: there is no webui to draw for `model`."""
+    def txt2img(self, sampler: str, model: DiffusionModel | None = None) -> Txt2Img:
+        """HostError: there is no webui."""
         name = model.name if model else "the model"
-        raise HostError(f"{sampler} is a sampler of a webui, and there is none here to draw with {name}.")
+        raise HostError(f"{sampler} needs a webui to generate images with {name}. Leave webui_sampler empty.")
 
     def tagger_names(self) -> tuple[str, ...]:
         """None: DeepBooru and BLIP belong to webuis."""
         return ()
 
     def tagger(self, name: str) -> AbstractContextManager[Tagger]:
-        """HostError: there is no webui to ask."""
-        raise HostError(f"{name} belongs to a webui, and there is none here. Use a WD14 model instead.")
+        """HostError: there is no webui."""
+        raise HostError(f"{name} needs a webui. Use a WD14 model instead.")
 
-    def _chosen(self, config: TrainConfig) -> ModelChoice:
-        own = self._default
-        checkpoint = typed_path(config.checkpoint) if config.checkpoint else own.checkpoint
-        vae = typed_path(config.vae) if config.vae else None
-        if vae is None and checkpoint == own.checkpoint:
-            vae = own.vae
-        precision = own.precision if config.precision == "auto" else config.precision
-        return ModelChoice(checkpoint, vae, precision, config.fp8_base, model_overrides(config))
+    def _choose_model(self, config: TrainConfig) -> ModelChoice:
+        default = self._default
+        checkpoint = user_path(config.checkpoint) if config.checkpoint else default.checkpoint
+        vae = user_path(config.vae) if config.vae else None
+        if vae is None and checkpoint == default.checkpoint:
+            vae = default.vae
+        precision = default.precision if config.precision == "auto" else config.precision
+        return ModelChoice(checkpoint, vae, precision, config.fp8_base, overrides_from_config(config))
 
-    def _loaded(self, choice: ModelChoice) -> DiffusionModel:
+    def _load(self, choice: ModelChoice) -> DiffusionModel:
         if self._model is None or choice != self._choice:
-            self._model = None  # frees the old weights before the new ones are read
+            self._model = None  # free the old weights before reading the new ones
             self._model = load_model(choice, self.device)
             self._choice = choice
         return self._model

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from lib_lora_train.adapters.files.lora_file import AdapterFile
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
 from lib_lora_train.lora_tools.merge import Weighted, add_to_layers, merged_metadata
 from lib_lora_train.models.architecture import VAE_PREFIX, infer_spec
@@ -19,7 +19,7 @@ from lib_lora_train.models.diffusion_model import assemble
 
 
 @dataclass(frozen=True)
-class Baked:
+class MergedCheckpoint:
     """`layers`: how many were changed; `left_out`: what of the files fits nowhere."""
 
     path: Path
@@ -28,7 +28,7 @@ class Baked:
     left_out: tuple[str, ...]
 
 
-def write_baked(checkpoint: Path, files: Weighted, place: Path) -> Baked:
+def write_merged_checkpoint(checkpoint: Path, files: Weighted, place: Path) -> MergedCheckpoint:
     """Write `checkpoint` with the files' updates to `place`, in its own number formats; a .yaml beside it goes along.
 
     LoraTrainError if `place` is there already, ModelError for a checkpoint that cannot be used or is stored in 8 bit,
@@ -46,14 +46,14 @@ def write_baked(checkpoint: Path, files: Weighted, place: Path) -> Baked:
     layers, left_out = add_to_layers(files, model)
     metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
     try:
-        with whole_file.unfinished(place) as part:
+        with atomic_write.replacing(place) as part:
             save_file(tensors, part, metadata=metadata)
         beside = checkpoint.with_suffix(".yaml")
         if beside.is_file() and not place.with_suffix(".yaml").exists():
             shutil.copy(beside, place.with_suffix(".yaml"))
     except OSError as error:
         raise OutputError(f"{place} could not be written: {error.strerror or error}. Choose another place.") from error
-    return Baked(place, place.stat().st_size, layers, left_out)
+    return MergedCheckpoint(place, place.stat().st_size, layers, left_out)
 
 
 def weighted(files: list[AdapterFile], weights: list[float]) -> Weighted:

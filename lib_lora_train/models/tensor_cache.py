@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
 
 
@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
     """Writes a file that is either complete or not there; OutputError, naming `what`, if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file.unfinished(path, waits=False) as place:
+        with atomic_write.replacing(path, fsync=False) as place:
             save_file(dict(tensors), place)
     except (OSError, SafetensorError) as reason:
         raise OutputError(

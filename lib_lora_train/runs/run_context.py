@@ -13,20 +13,20 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lib_lora_train.adapters.create import start_adapter
+from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError, OutputError
 from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
-from lib_lora_train.runs.history import History, read_history
+from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import leased
+from lib_lora_train.training.lease import run_leased
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import TrainState
 from lib_lora_train.training.validation import Validation
@@ -40,7 +40,7 @@ Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
 
 
 @dataclass
-class JobRun:
+class RunContext:
     """One run. `state` is where it goes on from, None for one that begins; `history` what it has done so far."""
 
     config: TrainConfig
@@ -53,7 +53,7 @@ class JobRun:
     model: DiffusionModel
     adapter: Adapter
     state: TrainState | None
-    history: History
+    history: RunHistory
     images: dict[int, list[Image.Image]] = field(default_factory=dict)
     cards: dict[Path, int] = field(default_factory=dict)
     """Cards that were written, with the time of that."""
@@ -61,10 +61,10 @@ class JobRun:
     """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
     validation: Validation | None = None
     """Measures the loss on the images kept from training, if there are any."""
-    painter: Txt2Img | None = None
+    txt2img: Txt2Img | None = None
     """The webui's own sampler, if it draws the images; from files then."""
-    written_step: int = 0
-    kept_step: int = 0
+    saved_lora_step: int = 0
+    saved_state_step: int = 0
     """The step of the newest state file; the one before the first step needs none."""
 
     @property
@@ -77,16 +77,16 @@ class JobRun:
         """Where the LoRA files go."""
         return Path(self.identity.lora_dir)
 
-    def for_use(self) -> AbstractContextManager[None]:
+    def eval_weights(self) -> AbstractContextManager[None]:
         """Inside, the adapter holds the weights to be saved, drawn with and measured."""
-        return self.training.for_use() if self.training else nullcontext()
+        return self.training.eval_weights() if self.training else nullcontext()
 
     def is_due(self, epoch: int, every: int) -> bool:
         """Whether something done every so many epochs is done after this one; the last one always counts."""
         return every > 0 and (epoch % every == 0 or epoch == self.plan.epochs)
 
 
-def prepared(
+def prepare_run(
     config: TrainConfig,
     host: Host,
     *,
@@ -95,21 +95,21 @@ def prepared(
     plan: Plan,
     model: DiffusionModel,
     state: TrainState | None,
-) -> Generator[Event, None, JobRun]:
+) -> Generator[Event, None, RunContext]:
     """Prompts parsed, the place for the files made, the adapter put onto the model."""
     prompts = sample_prompts(config)
     identity = read_identity(folder) if state else _new_identity(config, host)
     _make_folder(Path(identity.lora_dir))
-    adapter = yield from leased(host, model, control, lambda lent: start_adapter(lent, config))
+    adapter = yield from run_leased(host, model, control, lambda lent: create_adapter(lent, config))
     try:
-        _require_room(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
+        _require_disk_space(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
         write_identity(folder, identity)
     except OutputError:
         adapter.remove()
         raise
-    history = read_history(folder, state.step) if state else History()
+    history = read_history(folder, state.step) if state else RunHistory()
     step = state.step if state else 0
-    return JobRun(
+    return RunContext(
         config=config,
         host=host,
         folder=folder,
@@ -121,13 +121,13 @@ def prepared(
         adapter=adapter,
         state=state,
         history=history,
-        written_step=step if any(file.step == step for file in history.files.values()) else 0,
-        kept_step=step,
+        saved_lora_step=step if any(file.step == step for file in history.files.values()) else 0,
+        saved_state_step=step,
     )
 
 
 def _new_identity(config: TrainConfig, host: Host) -> Identity:
-    lora_dir = typed_path(config.output_dir) if config.output_dir else host.lora_dir
+    lora_dir = user_path(config.output_dir) if config.output_dir else host.lora_dir
     name = free_name(lora_dir, config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 
@@ -139,17 +139,19 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"Cannot make the folder {folder}: {error.strerror}. Choose another output_dir.") from error
 
 
-def _require_room(lora_dir: Path, folder: RunFolder, *, adapter: Adapter, config: TrainConfig, plan: Plan) -> None:
+def _require_disk_space(
+    lora_dir: Path, folder: RunFolder, *, adapter: Adapter, config: TrainConfig, plan: Plan
+) -> None:
     """OutputError now rather than after hours of training, if LoRA files or states will not fit on the disk."""
     numbers = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
     files = _count_files(config, plan)
     size = numbers * _BYTES[config.save_precision]
     advice = "Make room, lower the rank, or raise save_every_n_epochs."
-    _require_free(lora_dir, files * size, what=f"{files} LoRA files of this run need", advice=advice)
+    _require_free_bytes(lora_dir, files * size, what=f"{files} LoRA files of this run need", advice=advice)
     if config.save_state:
         advice = "Make room, lower the rank, or switch save_state off."
         size = numbers * _STATE_BYTES * (config.keep_last_states + 1)  # the new one stands before the old one goes
-        _require_free(folder.root, size, what="the training states need", advice=advice)
+        _require_free_bytes(folder.root, size, what="the training states need", advice=advice)
 
 
 def _count_files(config: TrainConfig, plan: Plan) -> int:
@@ -161,7 +163,7 @@ def _count_files(config: TrainConfig, plan: Plan) -> int:
     return epochs + steps + 1
 
 
-def _require_free(folder: Path, wanted: int, *, what: str, advice: str) -> None:
+def _require_free_bytes(folder: Path, wanted: int, *, what: str, advice: str) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
         text = f"{folder} has {free / 2**20:.0f} MiB free, and {what} {wanted / 2**20:.0f}."
@@ -178,7 +180,7 @@ def free_name(folder: Path, name: str) -> str:
     return next(c for c in (name, *(f"{name}-{n}" for n in range(2, 100_000))) if not is_taken(c))
 
 
-def noted_names(run: JobRun) -> Iterator[Event]:
+def report_notices(run: RunContext) -> Iterator[Event]:
     """What the user must know before the first step: another file name, layers that get no LoRA."""
     asked = run.config.output_name
     if run.name != asked and not run.state:
@@ -193,16 +195,16 @@ def noted_names(run: JobRun) -> Iterator[Event]:
         yield Noted("warning", "targets", message)
 
 
-def with_painter(run: JobRun) -> Iterator[Event]:
+def select_txt2img(run: RunContext) -> Iterator[Event]:
     """The webui draws the run's images if the settings say so and it can; else why not."""
     if run.config.webui_sampler and run.prompts:
         try:
-            run.painter = run.host.painter(run.config.webui_sampler, run.model)
+            run.txt2img = run.host.txt2img(run.config.webui_sampler, run.model)
         except HostError as reason:
             yield Noted("warning", "webui_sampler", f"{reason} Samples are drawn with {run.config.sample_sampler}.")
 
 
-def timed(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
+def time_phase(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
     """The same events between the phase's start and its end."""
     yield PhaseStarted(phase, total)
     began = time.monotonic()

@@ -1,7 +1,7 @@
 """The job's home: a thread that outlives every page, what it has told so far, and the runs that wait.
 
-One `JobRunner` per process. The page, the REST routes and the command line only ever ask it; the
-thread runs `jobs.run_job` and appends each event to memory and to `events.jsonl` in the run's folder.
+One `Runner` per process. The page, the REST routes and the command line only ever ask it; the
+thread runs `jobs.run_training` and appends each event to memory and to `events.jsonl` in the run's folder.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from lib_lora_train.core.events import (
 from lib_lora_train.core.progress import Eta
 from lib_lora_train.runs.event_log import log_line, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.past_runs import Continuation, continuation
-from lib_lora_train.runs.planning import JobPlan
-from lib_lora_train.runs.queue import RunQueue, Waiting
-from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
+from lib_lora_train.runs.planning import RunPlan
+from lib_lora_train.runs.queue import QueuedRun, RunQueue
+from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 
 log = logging.getLogger("lora_train")
@@ -50,7 +50,7 @@ class _Run:
     folder: RunFolder
     config: TrainConfig
     control: Control
-    job: JobPlan | None = None
+    job: RunPlan | None = None
     from_state: Path | None = None
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
@@ -97,13 +97,13 @@ class _Run:
             self.learn(event, record)
 
 
-class JobRunner:
+class Runner:
     """Runs one job at a time in a thread of its own, remembers what it told, and goes on with the queue.
 
     `home` is where run folders and the queue's file are; `make_events` is replaced in tests.
     """
 
-    def __init__(self, host: Any, home: Path, *, make_events: Callable[..., Iterator[Event]] = run_job) -> None:
+    def __init__(self, host: Any, home: Path, *, make_events: Callable[..., Iterator[Event]] = run_training) -> None:
         self.host = host
         self.home = home
         self.queue = RunQueue(home / "queue.json")
@@ -113,18 +113,18 @@ class JobRunner:
         self._thread: threading.Thread | None = None
 
     # --- commands ------------------------------------------------------------------------------
-    def start(self, config: TrainConfig, job: JobPlan | None = None) -> str:
+    def start(self, config: TrainConfig, job: RunPlan | None = None) -> str:
         """Begin a run and return its id; HostError while another one is at work. `job` spares planning it again."""
         with self._lock:
             self._require_idle()
             return self._begin(self._new_run(config, job))
 
-    def go_on(self, run: str, *, more_epochs: int = 0, step: int | None = None) -> str:
+    def resume_run(self, run: str, *, more_epochs: int = 0, step: int | None = None) -> str:
         """Resume an interrupted run by its id, or extend a finished one; returns the id.
 
         HostError while another one is at work, TrainingError or ConfigError if it cannot go on.
         """
-        way = continuation(self._folder(run), more_epochs=more_epochs, step=step)
+        way = find_resume_point(self._folder(run), more_epochs=more_epochs, step=step)
         with self._lock:
             self._require_idle()
             return self._begin(_continued(way))
@@ -136,9 +136,9 @@ class JobRunner:
         """
         return self.queue.add(config)
 
-    def enqueue_going_on(self, run: str, *, more_epochs: int = 0) -> str:
-        """Let an interrupted or finished run wait for its turn to go on; errors as `go_on`."""
-        way = continuation(self._folder(run), more_epochs=more_epochs)
+    def enqueue_resume(self, run: str, *, more_epochs: int = 0) -> str:
+        """Let an interrupted or finished run wait for its turn to go on; errors as `resume_run`."""
+        way = find_resume_point(self._folder(run), more_epochs=more_epochs)
         return self.queue.add(way.config, run=way.folder.root.name, more_epochs=more_epochs)
 
     def start_queue(self) -> str:
@@ -178,7 +178,7 @@ class JobRunner:
     # --- questions -----------------------------------------------------------------------------
     def status(self, since: int = 0) -> dict[str, Any]:
         """The state in numbers, the events from number `since` on, and what waits."""
-        queue = self.waiting()
+        queue = self.queued_runs()
         with self._lock:
             run = self._run
             if run is None:
@@ -194,7 +194,7 @@ class JobRunner:
             return {
                 "run": run.folder.root.name,
                 "folder": str(run.folder.root),
-                "state": "stopping" if run.control.stopped and run.state in _LIVE else run.state,
+                "state": "stopping" if run.control.is_stopped and run.state in _LIVE else run.state,
                 "message": run.message,
                 "phase": run.eta.phase,
                 "done": run.eta.done,
@@ -211,12 +211,12 @@ class JobRunner:
                 "queue": queue,
             }
 
-    def waiting(self) -> list[dict[str, Any]]:
+    def queued_runs(self) -> list[dict[str, Any]]:
         """The queue, the next one first: `id`, `name` of the files, and the `run` that shall go on ("": a new one)."""
-        return [{"id": entry.id, "name": entry.name, "run": entry.run} for entry in self.queue.waiting()]
+        return [{"id": entry.id, "name": entry.name, "run": entry.run} for entry in self.queue.entries()]
 
     @property
-    def live(self) -> str:
+    def active_run(self) -> str:
         """The id of the run that is at work, "" if none is."""
         with self._lock:
             return self._run.folder.root.name if self._run and self._run.state in _LIVE else ""
@@ -263,7 +263,7 @@ class JobRunner:
             raise HostError("A training is already running. Stop it or wait for its end, then start the next one.")
 
     # --- the thread ----------------------------------------------------------------------------
-    def _new_run(self, config: TrainConfig, job: JobPlan | None = None) -> _Run:
+    def _new_run(self, config: TrainConfig, job: RunPlan | None = None) -> _Run:
         return _Run(new_run_folder(self.home, config.output_name), config, Control(), job)
 
     def _begin(self, run: _Run) -> str:
@@ -284,18 +284,18 @@ class JobRunner:
 
     def _next_waiting(self) -> _Run | None:
         """The next run of the queue that can be begun; why another one cannot stands in the program's own log."""
-        for _ in self.queue.waiting():
-            entry = self.queue.take()
+        for _ in self.queue.entries():
+            entry = self.queue.pop()
             try:
                 return None if entry is None else self._of(entry)
             except LoraTrainError as error:
                 log.error("a waiting run cannot begin: %s", error)
         return None
 
-    def _of(self, entry: Waiting) -> _Run:
+    def _of(self, entry: QueuedRun) -> _Run:
         if not entry.run:
             return self._new_run(entry.config())
-        return _continued(continuation(self._folder(entry.run), more_epochs=entry.more_epochs))
+        return _continued(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
 
     def _folder(self, run: str) -> RunFolder:
         return RunFolder(self.home / Path(run).name)
@@ -323,12 +323,12 @@ class JobRunner:
             log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
         with self._lock:
             run.learn(event, record)
-            run.eta.take(event)
+            run.eta.handle(event)
             if isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
 
 
-def _continued(way: Continuation) -> _Run:
+def _continued(way: ResumePoint) -> _Run:
     run = _Run(way.folder, way.config, Control(), from_state=way.state)
     run.recall()
     return run

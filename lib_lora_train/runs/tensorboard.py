@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import VALIDATION_LOSS, EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
 from lib_lora_train.runs.folder import RunFolder
@@ -33,24 +33,24 @@ _PARTS = {
 }
 
 
-def board_folder(home: Path) -> Path:
+def tensorboard_folder(home: Path) -> Path:
     """Where the logs of all runs of an outputs folder lie, one folder each."""
     return home / "tensorboard"
 
 
-def start_board(home: Path, port: int = PORT) -> subprocess.Popen[bytes]:
+def start_tensorboard(home: Path, port: int = PORT) -> subprocess.Popen[bytes]:
     """TensorBoard for all runs in `home`, on this machine only; HostError if it is not installed.
 
     Whoever starts it ends it, with `terminate`.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise HostError(f"TensorBoard {_MISSING}.")
-    logs = board_folder(home)
+    logs = tensorboard_folder(home)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
     return subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-class BoardServer:
+class TensorBoardServer:
     """At most one TensorBoard over the runs in `home`; it ends with this process."""
 
     def __init__(self, home: Path) -> None:
@@ -61,12 +61,12 @@ class BoardServer:
 
     def address(self) -> str:
         """Where it answers, started first if it does not run; HostError if there is nothing to show, or it fails."""
-        if not any(board_folder(self._home).glob("*/events.out.*")):
+        if not any(tensorboard_folder(self._home).glob("*/events.out.*")):
             raise HostError("No run has written TensorBoard logs yet. Switch tensorboard on for the next run.")
         with self._guard:
             if self._process is None or self._process.poll() is not None:
                 self._port = _free_port()
-                self._process = start_board(self._home, self._port)
+                self._process = start_tensorboard(self._home, self._port)
                 atexit.register(self._process.terminate)
             self._await(self._process)
         return f"http://127.0.0.1:{self._port}/"
@@ -90,17 +90,21 @@ def _free_port() -> int:
     raise HostError("There is no free port for TensorBoard. Close some programs.")
 
 
-def with_tensorboard(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:
+def log_to_tensorboard(events: Iterator[Event], folder: RunFolder, optimizer: str) -> Iterator[Event]:
     """The same events, each also logged; without the package a warning comes first and nothing is logged."""
     open_writer = _summary_writer()
     if open_writer is None:
         yield Noted("warning", "tensorboard", f"{_MISSING}, or switch it off. The run goes on without it.")
         yield from events
         return
-    board = Board(open_writer, board_folder(folder.root.parent) / folder.root.name, KINDS[optimizer].finds_rate)
+    board = TensorBoardLogger(
+        open_writer,
+        tensorboard_folder(folder.root.parent) / folder.root.name,
+        OPTIMIZER_CATALOG[optimizer].estimates_lr,
+    )
     try:
         for event in events:
-            board.take(event)
+            board.log(event)
             yield event
     finally:
         board.close()
@@ -115,21 +119,21 @@ def _summary_writer() -> Callable[..., Any] | None:
     return SummaryWriter
 
 
-class Board:
+class TensorBoardLogger:
     """Writes events as scalars. Nothing is written before the first number.
 
-    `open_writer` is torch's SummaryWriter; `finds_rate` says that rates are d·lr.
+    `open_writer` is torch's SummaryWriter; `estimates_lr` says that rates are d·lr.
     """
 
-    def __init__(self, open_writer: Callable[..., Any], folder: Path, finds_rate: bool) -> None:
+    def __init__(self, open_writer: Callable[..., Any], folder: Path, estimates_lr: bool) -> None:
         self._open_writer = open_writer
         self._folder = folder
-        self._rates = "lr/d*lr" if finds_rate else "lr"
+        self._rates = "lr/d*lr" if estimates_lr else "lr"
         self._losses: deque[float] = deque(maxlen=1)
         self._purge: int | None = None
         self._writer: Any = None
 
-    def take(self, event: Event) -> None:
+    def log(self, event: Event) -> None:
         """Log what the event tells; most tell no numbers."""
         if isinstance(event, Planned):
             self._losses = deque(maxlen=max(1, event.steps_per_epoch))  # the mean over an epoch's length, as kohya's
@@ -143,7 +147,7 @@ class Board:
         elif isinstance(event, EpochDone):
             self._write({"loss/epoch_average": event.mean_loss}, event.epoch)
         elif isinstance(event, Measured):
-            self._write({_measured(name): value for name, value in event.values.items()}, event.epoch)
+            self._write({_measure(name): value for name, value in event.values.items()}, event.epoch)
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -158,7 +162,7 @@ class Board:
                 self._writer.add_scalar(name, value, step)
 
 
-def _measured(name: str) -> str:
+def _measure(name: str) -> str:
     """A measured value's name there; kohya's where it has one."""
     return "loss/validation/epoch_average" if name == VALIDATION_LOSS else f"measured/{name}"
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.core.errors import HostError, LoraTrainError, ModelAwayError
+from lib_lora_train.core.errors import HostError, LoraTrainError, ModelUnavailableError
 from lib_lora_train.core.events import Event
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Host, Txt2Img
@@ -30,14 +30,14 @@ from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import wait_for_model
 
 
-def paint_samples(
-    painter: Txt2Img, prompts: Sequence[SamplePrompt], *, lora: str, clip_skip: int, control: Control
+def generate_samples(
+    txt2img: Txt2Img, prompts: Sequence[SamplePrompt], *, lora: str, clip_skip: int, control: Control
 ) -> Generator[Event, None, list[GeneratedImage]]:
     """One image per prompt with the LoRA file called `lora`, without any for ""; waits while the model is away."""
     drawn = []
     for prompt in prompts:
         order = _order(prompt, lora=lora, clip_skip=clip_skip)
-        drawn.append((yield from wait_for_model(control, lambda order=order: painter.draw(order))))  # type: ignore[misc]
+        drawn.append((yield from wait_for_model(control, lambda order=order: txt2img.generate(order))))  # type: ignore[misc]
     return drawn
 
 
@@ -74,7 +74,7 @@ class GridTask:
         return len(self.prompts) * (len(self.rows) + 1)
 
 
-def grid_task(home: Path) -> GridTask:
+def find_grid_task(home: Path) -> GridTask:
     """The grid of the newest run in `home` that has LoRA files; HostError if there is none."""
     run = next((run for run in past_runs(home) if run["loras"]), None)
     if run is None:
@@ -97,7 +97,7 @@ def _read_rows(folder: RunFolder) -> Iterator[tuple[str, str]]:
             yield (f"epoch {file.epoch}" if file.epoch else f"step {file.step}"), file.path.stem
 
 
-def paint_grid(task: GridTask, painter: Txt2Img, told: Callable[[int], None]) -> Path:
+def generate_grid(task: GridTask, txt2img: Txt2Img, told: Callable[[int], None]) -> Path:
     """Draws the grid into the run's folder and returns its path; `told` hears how many images are done.
 
     Raises HostError as `Txt2Img.draw` does: a grid over two checkpoints would compare nothing.
@@ -107,11 +107,11 @@ def paint_grid(task: GridTask, painter: Txt2Img, told: Callable[[int], None]) ->
     for label, lora in (("no LoRA", ""), *task.rows):
         images: list[Image.Image] = []
         for prompt in task.prompts:
-            images.append(painter.draw(_order(prompt, lora=lora, clip_skip=task.clip_skip)).image)
+            images.append(txt2img.generate(_order(prompt, lora=lora, clip_skip=task.clip_skip)).image)
             done += 1
             told(done)
         rows.append(GridRow(label, "", images))
-    title = f"{task.name} on {painter.model_name}, {painter.sampler}"
+    title = f"{task.name} on {txt2img.model_name}, {txt2img.sampler}"
     write_image(task.folder.grid, compose_grid([prompt.prompt for prompt in task.prompts], rows, title=title))
     return task.folder.grid
 
@@ -119,7 +119,7 @@ def paint_grid(task: GridTask, painter: Txt2Img, told: Callable[[int], None]) ->
 _NOTHING = {"state": "idle", "run": None, "done": 0, "total": 0, "message": "", "path": "", "time": 0.0}
 
 
-class GridDesk:
+class GridGenerator:
     """Draws one grid at a time in a thread of its own, while a training goes on or not."""
 
     def __init__(self, host: Host, home: Path) -> None:
@@ -140,7 +140,7 @@ class GridDesk:
 
     def start(self, sampler: str) -> str:
         """Begin with the newest run's grid and return the run's id; HostError when that cannot be."""
-        task = grid_task(self._home)
+        task = find_grid_task(self._home)
         with self._lock:
             if self._status["state"] == "drawing":
                 raise HostError("A grid is being drawn already. The webui's Interrupt ends it.")
@@ -159,11 +159,11 @@ class GridDesk:
         """Whatever happens is told in the status; a fault of ours too, before it reaches the console."""
         message = "The drawing ended with a fault; the console says more."
         try:
-            painter = self._host.painter(sampler)
-            path = paint_grid(task, painter, lambda done: self._tell(done=done))
+            txt2img = self._host.txt2img(sampler)
+            path = generate_grid(task, txt2img, lambda done: self._tell(done=done))
             message = ""
             self._tell(state="done", path=str(path), time=time.time())
-        except ModelAwayError:
+        except ModelUnavailableError:
             message = "Another checkpoint was chosen while the grid was drawn. Draw it again with one of them."
         except (LoraTrainError, OSError) as error:
             message = str(error)

@@ -14,14 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import decode_latents
 from lib_lora_train.models.text_encoding import (
     TextCondition,
-    chunks_needed,
+    count_chunks,
     encode_text,
     size_condition,
-    weighted_tokens,
+    tokenize_weighted,
 )
 from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
@@ -43,16 +44,15 @@ Normal = Callable[[tuple[int, ...]], Tensor]
 _USUAL = SamplerOptions()
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
-_LATENT_SCALE = 8
 
 
-def draw_samples(
+def sample_images(
     model: DiffusionModel,
     prompts: Sequence[SamplePrompt],
     *,
     sampler: str,
     clip_skip: int,
-    habits: SamplerOptions = _USUAL,
+    sampler_options: SamplerOptions = _USUAL,
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
     """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
@@ -74,7 +74,7 @@ def draw_samples(
     with torch.no_grad():
         for batch in batches:
             wanted = [prompts[i] for i in batch]
-            drawing = _Drawing(model, wanted, clip_skip=clip_skip, habits=habits, count=count)
+            drawing = _Drawing(model, wanted, clip_skip=clip_skip, sampler_options=sampler_options, count=count)
             images.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
     return [images[index] for index in range(len(prompts))]
 
@@ -93,7 +93,7 @@ def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[lis
 
 
 def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
-    return chunks_needed(model, [prompt.prompt, prompt.negative], weighted=True)
+    return count_chunks(model, [prompt.prompt, prompt.negative], weighted=True)
 
 
 class _Drawing:
@@ -105,12 +105,12 @@ class _Drawing:
         prompts: Sequence[SamplePrompt],
         *,
         clip_skip: int,
-        habits: SamplerOptions,
+        sampler_options: SamplerOptions,
         count: Callable[[], None],
     ) -> None:
         self._model = model
         self._count = count
-        self._habits = habits
+        self._habits = sampler_options
         self._steps = prompts[0].steps
         self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
         self._guided = any(prompt.cfg != 1 for prompt in prompts)
@@ -118,12 +118,12 @@ class _Drawing:
         self._condition = _encoded(model, texts, clip_skip)
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
-        self._noises = [_noise_of(prompt.seed, habits) for prompt in prompts]
-        self._shape = (4, size[0] // _LATENT_SCALE, size[1] // _LATENT_SCALE)
+        self._noises = [_noise_of(prompt.seed, sampler_options) for prompt in prompts]
+        self._shape = (4, size[0] // LATENT_CELL_PX, size[1] // LATENT_CELL_PX)
 
     def latents(self, sampler: str) -> Tensor:
         """(B, 4, h, w) float32, scaled as the UNet has them."""
-        schedule, habits = self._model.schedule, self._habits
+        schedule, sampler_options = self._model.schedule, self._habits
         start = self._noise()
         if sampler == "DDIM":
             timesteps = ddim_timesteps(schedule, self._steps)
@@ -132,11 +132,11 @@ class _Drawing:
                 start,
                 schedule,
                 timesteps,
-                eta=habits.eta_ddim,
+                eta=sampler_options.eta_ddim,
                 noise=self._noise,
             )
         levels = sigma_levels(schedule, self._steps)
-        if habits.has_whole_timesteps:
+        if sampler_options.quantize_timesteps:
             levels = levels.on_whole_timesteps
         start = start * levels.sigmas[0]
 
@@ -146,7 +146,7 @@ class _Drawing:
         if sampler == "Euler":
             return sample_euler(denoise, start, levels)
         assert sampler == "Euler a", sampler
-        return sample_euler_ancestral(denoise, start, levels, self._noise, eta=habits.eta_ancestral)
+        return sample_euler_ancestral(denoise, start, levels, self._noise, eta=sampler_options.eta_ancestral)
 
     def _noise(self) -> Tensor:
         """The next standard normal numbers of every prompt's generator."""
@@ -170,12 +170,12 @@ class _Drawing:
         return unwanted + self._cfg * (wanted - unwanted) if self._habits.is_guided(index, self._steps) else wanted
 
 
-def _noise_of(seed: int, habits: SamplerOptions) -> Normal:
+def _noise_of(seed: int, sampler_options: SamplerOptions) -> Normal:
     """A prompt's noise: the start's, then the steps'."""
-    start = _normal(seed, habits.noise_source)
-    if not habits.later_seed:
+    start = _normal(seed, sampler_options.noise_source)
+    if not sampler_options.eta_noise_seed_delta:
         return start
-    draws = chain([start], repeat(_normal(seed + habits.later_seed, habits.noise_source)))
+    draws = chain([start], repeat(_normal(seed + sampler_options.eta_noise_seed_delta, sampler_options.noise_source)))
     return lambda shape: next(draws)(shape)
 
 
@@ -188,5 +188,5 @@ def _normal(seed: int, source: NoiseSource) -> Normal:
 
 def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
     """The prompts with brackets read as weights, as the webuis read every prompt."""
-    ids, weights = weighted_tokens(model, texts)
+    ids, weights = tokenize_weighted(model, texts)
     return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

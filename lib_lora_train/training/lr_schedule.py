@@ -1,7 +1,7 @@
 """Learning-rate factors as pure functions of the step.
 
-`step` counts the optimiser steps already taken, so the first step uses factor(0): with a warm-up that is 0,
-as in diffusers and sd-scripts, whose names the schedules have.
+`step` counts finished optimiser steps, so the first step uses factor(0): with a warm-up that is 0, as in diffusers and
+sd-scripts, whose names the schedules have.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lib_lora_train.config.train_config import TrainConfig, steps_of
+from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 
-_LONG_TIMESCALE = 10_000  # steps; what transformers takes for inverse_sqrt where neither timescale nor warm-up is given
+_LONG_TIMESCALE = 10_000  # steps; transformers' default for inverse_sqrt without a timescale or warm-up
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LrSchedule:
     """A schedule with everything it depends on; lengths in optimiser steps.
 
     `decay` is warmup_stable_decay's, `cycles` cosine_with_restarts', `power` polynomial's, `timescale`
-    inverse_sqrt's (None: as long as the warm-up); `min_ratio` is the factor in the end for polynomial,
+    inverse_sqrt's (None: as long as the warm-up); `min_ratio` is the final factor of polynomial,
     warmup_stable_decay and cosine_with_min_lr.
     """
 
@@ -35,12 +35,12 @@ class LrSchedule:
 
 
 def lr_schedule(config: TrainConfig, total_steps: int) -> LrSchedule:
-    """The schedule that the settings describe for a run of so many steps."""
+    """The schedule that the settings describe for a run of `total_steps`."""
     return LrSchedule(
         kind=config.lr_schedule,
         total_steps=total_steps,
-        warmup=steps_of(config.warmup, total_steps),
-        decay=steps_of(config.lr_decay, total_steps),
+        warmup=duration_in_steps(config.warmup, total_steps),
+        decay=duration_in_steps(config.lr_decay, total_steps),
         cycles=config.lr_cycles,
         power=config.lr_power,
         timescale=config.lr_timescale,
@@ -49,13 +49,13 @@ def lr_schedule(config: TrainConfig, total_steps: int) -> LrSchedule:
 
 
 def lr_factor(schedule: LrSchedule, step: int) -> float:
-    """What the learning rate is multiplied by at `step`, in [0, 1].
+    """The factor of the learning rate at `step`, in [0, 1].
 
-    The warm-up is a line from 0; warmup_stable_decay's begins at `min_ratio`, as in transformers.
+    The warm-up rises linearly from 0; warmup_stable_decay's starts at `min_ratio`, as in transformers.
     """
     if step < schedule.warmup:
         start = schedule.min_ratio if schedule.kind == "warmup_stable_decay" else 0.0
-        return _between(start, step / schedule.warmup)
+        return _rescale(start, step / schedule.warmup)
     return _CURVES[schedule.kind](schedule, step)
 
 
@@ -84,9 +84,9 @@ def _progress(schedule: LrSchedule, step: int) -> float:
     return (step - schedule.warmup) / max(1, schedule.total_steps - schedule.warmup)
 
 
-def _between(least: float, factor: float) -> float:
-    """`factor` of 0…1 laid onto least…1."""
-    return factor * (1.0 - least) + least
+def _rescale(minimum: float, factor: float) -> float:
+    """`factor` in 0…1 scaled to minimum…1."""
+    return factor * (1.0 - minimum) + minimum
 
 
 def _constant(schedule: LrSchedule, step: int) -> float:  # noqa: ARG001  one signature for all
@@ -102,18 +102,18 @@ def _cosine(schedule: LrSchedule, step: int) -> float:
 
 
 def _cosine_with_restarts(schedule: LrSchedule, step: int) -> float:
-    """Reckoned in whole numbers: each restart is at the full rate, where rounding could make it 0."""
+    """Computed in integers, so that each restart is at the full rate; rounding could make it 0."""
     length = max(1, schedule.total_steps - schedule.warmup)
     done = step - schedule.warmup
     return 0.0 if done >= length else cosine(schedule.cycles * done % length / length)
 
 
 def _cosine_with_min_lr(schedule: LrSchedule, step: int) -> float:
-    return _between(schedule.min_ratio, _cosine(schedule, step))
+    return _rescale(schedule.min_ratio, _cosine(schedule, step))
 
 
 def _polynomial(schedule: LrSchedule, step: int) -> float:
-    return _between(schedule.min_ratio, polynomial(_progress(schedule, step), schedule.power))
+    return _rescale(schedule.min_ratio, polynomial(_progress(schedule, step), schedule.power))
 
 
 def _inverse_sqrt(schedule: LrSchedule, step: int) -> float:
@@ -125,7 +125,7 @@ def _warmup_stable_decay(schedule: LrSchedule, step: int) -> float:
     start = max(schedule.warmup, schedule.total_steps - schedule.decay)
     if step < start:
         return 1.0
-    return _between(schedule.min_ratio, cosine((step - start) / max(1, schedule.total_steps - start)))
+    return _rescale(schedule.min_ratio, cosine((step - start) / max(1, schedule.total_steps - start)))
 
 
 _CURVES: dict[str, Callable[[LrSchedule, int], float]] = {
@@ -138,5 +138,5 @@ _CURVES: dict[str, Callable[[LrSchedule, int], float]] = {
     "polynomial": _polynomial,
     "inverse_sqrt": _inverse_sqrt,
     "warmup_stable_decay": _warmup_stable_decay,
-    "adafactor": _constant,  # the optimiser chooses its steps itself
+    "adafactor": _constant,  # the optimiser chooses its own step size
 }

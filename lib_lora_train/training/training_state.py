@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import ConfigError, OutputError, Problem, TrainingError
 from lib_lora_train.dataset.plan import Plan
 
@@ -63,14 +63,14 @@ class TrainState:
     average: list[Tensor] = field(default_factory=list)
 
 
-def copied(tree: Any) -> Any:
-    """The same nest of dicts, lists and tuples with every tensor copied to the processor."""
+def copy_to_cpu(tree: Any) -> Any:
+    """The same nest of dicts, lists and tuples with every tensor copy_to_cpu to the processor."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, Mapping):
-        return {key: copied(value) for key, value in tree.items()}
+        return {key: copy_to_cpu(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(copied(value) for value in tree)
+        return type(tree)(copy_to_cpu(value) for value in tree)
     return tree
 
 
@@ -120,7 +120,7 @@ def write_state(path: Path, state: TrainState) -> None:
     """Write a file that is either complete or the previous one; OutputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file.unfinished(path) as place, place.open("wb") as file:
+        with atomic_write.replacing(path) as place, place.open("wb") as file:
             torch.save({"format": _FORMAT, **_fields(state)}, file)
     except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
         raise OutputError(

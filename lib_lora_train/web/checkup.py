@@ -1,4 +1,4 @@
-"""The dataset doctor's side of the server: findings in the concepts' folders, and their remedies. No gradio here."""
+"""The dataset check in the Dataset panel: findings in the folders of the concepts, and repairs."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from lib_lora_train.dataset_tools.upscale import LANCZOS, Upscale, upscale_lancz
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
 
-_SHOWN = 40
+_FINDINGS_SHOWN = 40
 _LEVELS = ("error", "warning", "hint")
 
 
-class Upscaling(Protocol):
-    """The part of a host that enlarges images."""
+class UpscalerHost(Protocol):
+    """The part of a host that upscales images."""
 
     def upscaler_names(self) -> tuple[str, ...]: ...
 
     def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image: ...
 
 
-Tell = Callable[[int, int], None]
-Repair = Callable[[Path, Concept, Sequence[Finding], Tell], RepairResult]
-"""Treats the findings in a folder, telling (done, total)."""
+OnProgress = Callable[[int, int], None]
+RepairFolder = Callable[[Path, Concept, Sequence[Finding], OnProgress], RepairResult]
+"""Repairs the findings in a folder and reports (done, total)."""
 
 
 class CheckupSession:
-    """Examines the folders of the form as it was last kept; what was done last can be undone.
+    """Checks the folders of the draft, and repairs what was found. Repairs can be undone, latest first.
 
-    It works in a thread of its own, on one thing at a time; every answer is the status.
+    The work runs in a background thread, one task at a time. Every action returns the status.
     """
 
-    def __init__(self, image_tokens: ImageTokens, config: Callable[[], TrainConfig], host: Upscaling) -> None:
+    def __init__(self, image_tokens: ImageTokens, config: Callable[[], TrainConfig], host: UpscalerHost) -> None:
         self._image_tokens = image_tokens
         self._host = host
         self._config = config
-        self._memory = ImageFactsCache()
-        self._found: list[tuple[Concept, CheckReport]] = []
+        self._cache = ImageFactsCache()
+        self._reports: list[tuple[Concept, CheckReport]] = []
         self._undo: list[Path] = []
-        self._told, self._failed = "", False
-        self.work = BackgroundTask("doctor")
+        self._message, self._has_failures = "", False
+        self.task = BackgroundTask("dataset check")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
         return {
-            "checkup-run": self.examine,
-            "checkup-fix": self.treat,
+            "checkup-run": self.check,
+            "checkup-repair": self.repair,
             "checkup-upscale": self.upscale,
             "checkup-undo": self.undo,
             "checkup-stop": self.stop,
@@ -65,161 +65,163 @@ class CheckupSession:
         }
 
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """How far it is; `found` is None until it is done: the findings by kind, the gravest first."""
-        status = self.work.status()
+        """The progress, and the findings by kind, most severe first; `found` is None until the check has ended."""
+        status = self.task.status()
         return {**status, "found": None if status["state"] in ("idle", "busy") else self._findings()}
 
     def stop(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """End after the present image; what was found or done by then is told."""
-        self.work.stop()
+        """Stop after the current image; results so far are kept."""
+        self.task.stop()
         return self.status(values)
 
-    def examine(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Look at every image and caption of every concept; a second page joins in."""
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Check every image and caption of every concept; while a check is running, return its status."""
         config = self._config()
         if not any(concept.folder for concept in config.concepts):
-            raise DataError("No folder is given. Name one in a card first.")
-        if self.work.status()["state"] == "busy":
+            raise DataError("No folder to check. Enter the folder of a concept first.")
+        if self.task.status()["state"] == "busy":
             return self.status(values)
-        return self._start(lambda: self._scan(config))
+        return self._start(lambda: self._check_folders(config))
 
-    def treat(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Do the remedy of every finding of one kind; the originals are kept beside the folders."""
+    def repair(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Repair all findings of one kind; the originals are kept beside the folders."""
         kind = str(values.get("kind", ""))
 
-        def remedy(folder: Path, concept: Concept, findings: Sequence[Finding], tell: Tell) -> RepairResult:
-            return write_repairs(folder, findings, words=_words(concept), on_progress=tell, is_stopped=self.work.is_stopped)
+        def repair(
+            folder: Path, concept: Concept, findings: Sequence[Finding], on_progress: OnProgress
+        ) -> RepairResult:
+            words, is_stopped = _caption_words(concept), self.task.is_stopped
+            return write_repairs(folder, findings, words=words, on_progress=on_progress, is_stopped=is_stopped)
 
-        return self._fix("files treated", lambda finding: finding.kind == kind and finding.repair != "", remedy)
+        return self._repair("files repaired", lambda finding: finding.kind == kind and finding.repair != "", repair)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Upscale every tiny image to the training resolution by the named upscaler; the originals are kept."""
-        enlarge, resolution = self._enlarge(str(values.get("upscaler", ""))), self._config().resolution
+        """Upscale every tiny image to the training resolution; the originals are kept beside the folders."""
+        upscale, resolution = self._upscale_function(str(values.get("upscaler", ""))), self._config().resolution
 
-        def remedy(folder: Path, _: Concept, findings: Sequence[Finding], tell: Tell) -> RepairResult:
-            tiny = [finding.path for finding in findings]
-            return write_upscaled(folder, tiny, resolution, enlarge, on_progress=tell, is_stopped=self.work.is_stopped)
+        def repair(folder: Path, _: Concept, findings: Sequence[Finding], on_progress: OnProgress) -> RepairResult:
+            tiny, is_stopped = [finding.path for finding in findings], self.task.is_stopped
+            return write_upscaled(folder, tiny, resolution, upscale, on_progress=on_progress, is_stopped=is_stopped)
 
-        return self._fix("images enlarged", lambda finding: finding.kind == "tiny", remedy)
+        return self._repair("images upscaled", lambda finding: finding.kind == "tiny", repair)
 
     def undo(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Put back what the last remedy changed."""
+        """Restore what the latest repair changed."""
         if not self._undo:
             raise DataError("There is nothing to undo.")
         config = self._config()
 
         def work() -> None:
-            self.work.start_phase("Putting the originals back", 0)
-            number = write_undo(self._undo.pop())
-            self._told = f"{count(number, 'file')} {'is as it was' if number == 1 else 'are as they were'}."
-            self._scan(config)
+            self.task.start_phase("Restoring the originals", 0)
+            self._message = f"{count(write_undo(self._undo.pop()), 'file')} restored."
+            self._check_folders(config)
 
         return self._start(work)
 
-    # --- in the thread ---------------------------------------------------------------------------
+    # --- in the background thread ----------------------------------------------------------------
     def _start(self, work: Callable[[], None]) -> dict[str, Any]:
-        def begun() -> None:
-            self._told, self._failed = "", False
+        def run() -> None:
+            self._message, self._has_failures = "", False
             work()
 
-        self.work.start(begun)
+        self.task.start(run)
         return self.status({})
 
-    def _scan(self, config: TrainConfig) -> None:
-        """Examine the folders; what was found before stays until then. Once stopped, the other folders are left."""
-        self.work.start_phase("Reading the folders", 0)
+    def _check_folders(self, config: TrainConfig) -> None:
+        """Replace the reports by new ones. When stopped, the remaining folders are skipped."""
+        self.task.start_phase("Reading the folders", 0)
         concepts = [concept for concept in config.concepts if concept.folder]
         total = sum(count_images(user_path(concept.folder)) for concept in concepts)
-        self.work.start_phase("images looked at", total)
-        found: list[tuple[Concept, CheckReport]] = []
+        self.task.start_phase("images checked", total)
+        reports: list[tuple[Concept, CheckReport]] = []
         done = 0
         for concept in concepts:
-            if self.work.is_stopped():
+            if self.task.is_stopped():
                 break
-            examination = check_dataset(
+            report = check_dataset(
                 user_path(concept.folder),
                 resolution=config.resolution,
                 caption_extension=config.caption_extension,
-                cache=self._memory,
-                on_progress=self._counted_from(done),
-                is_stopped=self.work.is_stopped,
+                cache=self._cache,
+                on_progress=self._progress_from(done),
+                is_stopped=self.task.is_stopped,
             )
-            found.append((concept, examination))
-            done += examination.checked_count
-        self._found = found
+            reports.append((concept, report))
+            done += report.checked_count
+        self._reports = reports
         if done < total:
-            told = f"Stopped: {done:,} of {total:,} images were looked at, and this is about them."
-            self._told = f"{self._told} {told}".strip()
+            stopped = f"Stopped: only {done:,} of {total:,} images were checked."
+            self._message = f"{self._message} {stopped}".strip()
 
-    def _fix(self, what: str, is_meant: Callable[[Finding], bool], remedy: Repair) -> dict[str, Any]:
-        """Treat what is meant of the findings, then look again."""
-        wanted = [(concept, found.folder, list(filter(is_meant, found.findings))) for concept, found in self._found]
-        total = sum(len(findings) for _, _, findings in wanted)
+    def _repair(self, label: str, is_included: Callable[[Finding], bool], repair: RepairFolder) -> dict[str, Any]:
+        """Repair the findings that are included, then check again."""
+        tasks = [(concept, found.folder, list(filter(is_included, found.findings))) for concept, found in self._reports]
+        total = sum(len(findings) for _, _, findings in tasks)
         if not total:
-            raise DataError("There is nothing to do about these. Examine the folders again.")
+            raise DataError("There is nothing to repair. Check the images again.")
         config = self._config()
 
         def work() -> None:
-            self.work.start_phase(what, total)
+            self.task.start_phase(label, total)
             done = 0
-            for concept, folder, findings in wanted:
-                if findings and not self.work.is_stopped():
-                    self._note(remedy(folder, concept, findings, self._counted_from(done)))
+            for concept, folder, findings in tasks:
+                if findings and not self.task.is_stopped():
+                    self._record(repair(folder, concept, findings, self._progress_from(done)))
                     done += len(findings)
-            self.work.clear_stop()
-            self._scan(config)
+            self.task.clear_stop()
+            self._check_folders(config)
 
         return self._start(work)
 
-    def _note(self, fixed: RepairResult) -> None:
-        """What was done, and that it can be undone."""
-        if fixed.undo:
-            self._undo.append(fixed.undo)
-        self._told = f"{self._told} {fixed}".strip()
-        self._failed = self._failed or bool(fixed.failed)
+    def _record(self, result: RepairResult) -> None:
+        if result.undo:
+            self._undo.append(result.undo)
+        self._message = f"{self._message} {result}".strip()
+        self._has_failures = self._has_failures or bool(result.failed)
 
-    def _counted_from(self, before: int) -> Tell:
-        return lambda done, _total: self.work.report(before + done)
+    def _progress_from(self, before: int) -> OnProgress:
+        return lambda done, _total: self.task.report(before + done)
 
-    def _enlarge(self, name: str) -> Upscale:
+    def _upscale_function(self, name: str) -> Upscale:
         if name == LANCZOS and name not in self._host.upscaler_names():
             return upscale_lanczos
         return lambda image, size: self._host.upscale(image, size, name)
 
-    # --- what was found --------------------------------------------------------------------------
+    # --- for the page ----------------------------------------------------------------------------
     def _findings(self) -> dict[str, Any]:
         kinds: dict[str, list[Finding]] = {}
-        for _, found in self._found:
-            for finding in found.findings:
+        for _, report in self._reports:
+            for finding in report.findings:
                 kinds.setdefault(finding.kind, []).append(finding)
         ordered = sorted(kinds.items(), key=lambda entry: _LEVELS.index(entry[1][0].level))
         return {
-            "images": sum(len(found.images) for _, found in self._found),
+            "images": sum(len(report.images) for _, report in self._reports),
             "kinds": [self._kind(kind, findings) for kind, findings in ordered],
             "undo": len(self._undo),
-            "told": self._told,
-            "failed": self._failed,
+            "message": self._message,
+            "failed": self._has_failures,
         }
 
     def _kind(self, kind: str, findings: Sequence[Finding]) -> dict[str, Any]:
-        remedies = sorted({finding.repair for finding in findings if finding.repair})
+        repairs = sorted({finding.repair for finding in findings if finding.repair})
         return {
             "kind": kind,
             "level": findings[0].level,
             "count": len(findings),
-            "remedy": " or ".join(remedies),
+            "repair": " or ".join(repairs),
             "upscalers": list(self._host.upscaler_names() or (LANCZOS,)) if kind == "tiny" else [],
             "findings": [
-                {"name": f.path.name, "message": f.message, "tokens": self._images(f)} for f in findings[:_SHOWN]
+                {"name": f.path.name, "message": f.message, "tokens": self._tokens(f)}
+                for f in findings[:_FINDINGS_SHOWN]
             ],
         }
 
-    def _images(self, finding: Finding) -> list[str]:
-        """Tokens of the image and of the one that it repeats, if any."""
+    def _tokens(self, finding: Finding) -> list[str]:
+        """Tokens of the image, and of the image that it duplicates if any."""
         paths = [path for path in (finding.path, finding.like) if path and path.suffix.lower() in IMAGE_EXTENSIONS]
         return list(self._image_tokens.publish(paths))
 
 
-def _words(concept: Concept) -> str:
-    """What a missing caption becomes."""
+def _caption_words(concept: Concept) -> str:
+    """The caption of images that have none."""
     return " ".join(word for word in (concept.trigger, concept.class_word) if word)

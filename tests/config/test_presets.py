@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
-from lib_lora_train.config.presets import KINDS, PRESETS, Preset, find_preset, likeness
+from lib_lora_train.config.presets import FAMILY_PRESETS, PRESETS, Preset, find_preset, likeness
 from lib_lora_train.config.settings.network import FAMILIES
 from lib_lora_train.config.settings.optimizer import OPTIMIZERS
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
@@ -47,14 +47,14 @@ def test_a_purpose_and_a_machine_go_together(purpose: str, machine: str) -> None
 
 
 def test_every_family_has_a_preset_and_each_takes_anothers_settings_back() -> None:
-    shared = set(KINDS[0].values)
+    shared = set(FAMILY_PRESETS[0].values)
     extra = {"batch_size", "gradient_accumulation"}  # DyLoRA's, which suit every family
-    assert {preset.values["family"] for preset in KINDS} == set(FAMILIES)
-    assert all(shared <= set(preset.values) <= shared | extra for preset in KINDS)
+    assert {preset.values["family"] for preset in FAMILY_PRESETS} == set(FAMILIES)
+    assert all(shared <= set(preset.values) <= shared | extra for preset in FAMILY_PRESETS)
 
 
 @pytest.mark.parametrize("machine", ["SDXL", "Low VRAM"])
-@pytest.mark.parametrize("preset", KINDS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", FAMILY_PRESETS, ids=lambda preset: preset.name)
 def test_a_kind_and_a_machine_go_together(preset: Preset, machine: str) -> None:
     config = BASE.replace(**{**preset.values, **find_preset(machine).values})
     found = [problem for problem in validate(config) if problem.level != "hint"]

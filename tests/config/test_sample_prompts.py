@@ -1,22 +1,35 @@
-"""Promises of train/prompt.py."""
+"""Prompt lines have one parser: validation, the sampler and the import of kohya's settings agree on every line."""
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from lib_lora_train.config.sample_prompts import SamplePrompt, parse_prompt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_lora_train.config.sample_prompts import SamplePrompt, parse_prompt, sample_prompts
+from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import ConfigError
+from lib_lora_train.formats.kohya.importer import from_gui
 
 DEFAULTS = SamplePrompt("", "ugly", 512, 512, 42, 20, 7.0)
 
 
-def test_all_of_kohyas_options_are_read() -> None:
+def _messages(line: str) -> list[str]:
+    """What validation says about a prompt line."""
+    config = TrainConfig(concepts=(Concept("cats"),), sample_prompts=(line,))
+    return [problem.message for problem in validate(config) if problem.where == "sample_prompts[1]"]
+
+
+def test_all_options_of_kohya_are_read() -> None:
     line = "a cat, on grass --n blurry, two-headed --w 640 --h 384 --d 7 --s 30 --l 5.5"
     expected = SamplePrompt("a cat, on grass", "blurry, two-headed", 640, 384, 7, 30, 5.5)
     assert parse_prompt(line, DEFAULTS) == expected
 
 
-def test_what_is_not_said_comes_from_the_defaults() -> None:
+def test_options_not_given_come_from_the_defaults() -> None:
     assert parse_prompt("  a cat ", DEFAULTS) == SamplePrompt("a cat", "ugly", 512, 512, 42, 20, 7.0)
 
 
@@ -24,30 +37,106 @@ def test_an_empty_negative_prompt_overrides_the_default() -> None:
     assert parse_prompt("a cat --n --d 3", DEFAULTS) == SamplePrompt("a cat", "", 512, 512, 3, 20, 7.0)
 
 
-def test_words_with_hyphens_are_no_options() -> None:
-    assert parse_prompt("a well-known cat - grey", DEFAULTS).prompt == "a well-known cat - grey"
+@pytest.mark.parametrize("prompt", ["a well-known cat - grey", "a cat -- really, a well-known cat", "1990--style"])
+def test_hyphens_in_a_prompt_are_not_options(prompt: str) -> None:
+    assert parse_prompt(prompt, DEFAULTS).prompt == prompt
+    assert _messages(prompt) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "values"),
     [
-        ("a --x 3", "--x is not an option here"),
-        ("a --ss euler_a", "set sample_sampler"),
+        ("a --w 512--h 768--s 35", {"width": 512, "height": 768, "steps": 35}),
+        ("a --w 512--h 768--n bad", {"width": 512, "height": 768, "negative": "bad"}),
+        ("a --w\t640", {"width": 640}),
+        ("a\t--w  640", {"width": 640}),
+        ("a --W 640 --L 5", {"width": 640, "cfg": 5.0}),
+        ("a --w 640, --h 768;", {"width": 640, "height": 768}),
+        ("a --l 0", {"cfg": 0.0}),
+        ("a --l .5", {"cfg": 0.5}),
+        ("a --n two--headed --d 3", {"negative": "two--headed", "seed": 3}),
+        ("a --d 1 --d 2", {"seed": 2}),
+    ],
+)
+def test_whatever_sd_scripts_reads_is_read_too(line: str, values: dict[str, object]) -> None:
+    assert parse_prompt(line, DEFAULTS) == replace(DEFAULTS, prompt="a", **values)
+    assert _messages(line) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a --x 3", "--x is not supported. The options are --w width,"),
+        ("a --w640", "--w640 is not supported"),
+        ("a --ss euler_a", "set it with sample_sampler"),
+        ("a --cn pose.png", "ControlNet is not supported"),
         ("a --w 500", "--w 500 is not a multiple of 8. Nearest: 496 or 504."),
         ("a --h 8", "--h 8 is outside 64…4096"),
         ("a --s many", "--s needs a whole number, not 'many'"),
+        ("a --s 0", "--s 0 is outside 1…1000"),
         ("a --l", "--l needs a number, not ''"),
         ("a --l nan", "--l nan is outside"),
         ("a --d -1", "--d -1 is outside"),
     ],
 )
-def test_a_bad_option_gets_a_sentence(line: str, told: str) -> None:
+def test_an_invalid_option_is_explained_by_validation_and_sampler_alike(line: str, message: str) -> None:
     with pytest.raises(ConfigError, match="sample_prompts") as raised:
         parse_prompt(line, DEFAULTS)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
+    (said,) = _messages(line)
+    assert message in said
 
 
-def test_all_problems_of_a_line_are_told_together() -> None:
+def test_all_problems_of_a_line_are_reported_together() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_prompt("a --w 500 --q 1", DEFAULTS)
     assert len(raised.value.problems) == 2
+    assert len(_messages("a --w 500 --q 1")) == 2
+
+
+@given(st.text(alphabet="a-whdslnqW 0156.,\t", max_size=30))
+def test_validation_and_sampler_agree_on_any_line(line: str) -> None:
+    try:
+        parse_prompt(line, DEFAULTS)
+    except ConfigError as error:
+        assert _messages(line) and len(error.problems) == len(_messages(line))
+    else:
+        assert _messages(line) == []
+
+
+# --- comments -----------------------------------------------------------------------------------
+
+
+def test_comment_lines_are_not_drawn_and_not_validated() -> None:
+    config = TrainConfig(concepts=(Concept("cats"),), sample_prompts=("# --x 1", "a --d 1", "  # b", "c"))
+    assert [prompt.prompt for prompt in sample_prompts(config)] == ["a", "c"]
+    assert validate(config) == ()
+
+
+def test_comments_do_not_change_the_seeds_of_the_prompts() -> None:
+    plain = TrainConfig(sample_prompts=("a", "b"))
+    assert sample_prompts(plain.replace(sample_prompts=("# first", "a", "# second", "b"))) == sample_prompts(plain)
+
+
+def test_prompts_that_are_all_comments_are_reported_as_empty() -> None:
+    found = validate(TrainConfig(concepts=(Concept("cats"),), sample_prompts=("# a cat",)))
+    assert [(problem.where, problem.level) for problem in found] == [("sample_prompts", "hint")]
+
+
+def test_a_trigger_in_a_comment_does_not_count() -> None:
+    config = TrainConfig(concepts=(Concept("cats", trigger="zok"),), sample_prompts=("# zok", "a cat"))
+    assert [problem.where for problem in validate(config)] == ["sample_prompts"]
+
+
+def test_an_invalid_line_is_named_by_its_number_in_the_setting() -> None:
+    config = TrainConfig(concepts=(Concept("cats"),), sample_prompts=("# a", "b", "c --x 1"))
+    assert [problem.where for problem in validate(config) if problem.level == "error"] == ["sample_prompts[3]"]
+
+
+# --- import -------------------------------------------------------------------------------------
+
+
+def test_an_imported_prompt_file_is_read_by_the_same_parser() -> None:
+    text = "# mine\na cat --w 512--h 512--s 35\na dog --ss euler_a --L 5"
+    imported = from_gui({"sample_prompts": text, "train_data_dir": "x"})
+    assert imported.config.sample_prompts == ("a cat --w 512 --h 512 --s 35", "a dog --l 5")

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and whoever is told of a failure learns what to do."""
+"""Files are written completely or not at all, and a failure says what to do."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lib_lora_train.core.atomic_write import write_text
 from lib_lora_train.core.errors import OutputError
 
 
-def test_a_text_is_written_as_utf8_and_nothing_else_stays(tmp_path: Path) -> None:
+def test_text_is_written_as_utf8_and_no_temporary_file_remains(tmp_path: Path) -> None:
     write_text(tmp_path / "a.json", "Füchse\n")
     write_text(tmp_path / "a.json", "Hasen\n")
     assert (tmp_path / "a.json").read_bytes() == b"Hasen\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_name_may_be_as_long_as_file_systems_allow(tmp_path: Path) -> None:
+def test_a_file_name_may_have_the_longest_length_allowed(tmp_path: Path) -> None:
     path = tmp_path / f"{'a' * 251}.txt"
     write_text(path, "caption")
     assert path.read_text(encoding="utf-8") == "caption"
 
 
-def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a.json", "old")
 
     def full(_descriptor: int) -> None:
@@ -37,14 +37,14 @@ def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_missing_folder_is_made_only_if_asked_for(tmp_path: Path) -> None:
+def test_a_missing_folder_is_created_only_with_make_parents(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_text(tmp_path / "none" / "a.json", "text")
-    write_text(tmp_path / "none" / "a.json", "text", makes_folder=True)
+    write_text(tmp_path / "none" / "a.json", "text", make_parents=True)
     assert (tmp_path / "none" / "a.json").read_text(encoding="utf-8") == "text"
 
 
-def test_two_writers_at_once_leave_the_whole_text_of_one(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_the_complete_text_of_one(tmp_path: Path) -> None:
     texts = [letter * 200_000 for letter in "ab"]
     threads = [threading.Thread(target=write_text, args=(tmp_path / "a", text)) for text in texts * 4]
     for thread in threads:

@@ -1,11 +1,11 @@
-"""The remaining time follows the present speed and does not count pauses."""
+"""The remaining time follows the current speed, and pauses do not count."""
 
 from __future__ import annotations
 
 import pytest
 
 from lib_lora_train.core.events import PhaseEnded, PhaseStarted, Progress, StateChanged
-from lib_lora_train.core.progress import Eta, clock_text
+from lib_lora_train.core.progress import Eta, format_clock
 
 
 class _Clock:
@@ -19,14 +19,14 @@ class _Clock:
 def _eta_after(seconds_per_unit: float, units: int, total: int) -> tuple[Eta, _Clock]:
     clock = _Clock()
     eta = Eta(clock=clock)
-    eta.take(PhaseStarted("train", total))
+    eta.handle(PhaseStarted("train", total))
     for done in range(1, units + 1):
         clock.now += seconds_per_unit
-        eta.take(Progress("train", done, total))
+        eta.handle(Progress("train", done, total))
     return eta, clock
 
 
-def test_remaining_time_is_what_is_left_at_the_measured_speed() -> None:
+def test_remaining_time_is_the_remaining_units_at_the_measured_speed() -> None:
     eta, _ = _eta_after(0.5, 10, 100)
     assert eta.remaining_seconds() == pytest.approx(45.0)
 
@@ -35,43 +35,43 @@ def test_the_estimate_forgets_a_slow_start() -> None:
     eta, clock = _eta_after(20.0, 2, 1000)
     for done in range(3, 103):
         clock.now += 0.5
-        eta.take(Progress("train", done, 1000))
+        eta.handle(Progress("train", done, 1000))
     assert eta.remaining_seconds() == pytest.approx((1000 - 102) * 0.5, rel=0.02)
 
 
-def test_a_pause_is_not_slowness() -> None:
+def test_a_pause_does_not_slow_down_the_estimate() -> None:
     eta, clock = _eta_after(0.5, 10, 100)
     clock.now += 3600
-    eta.take(StateChanged("running"))
+    eta.handle(StateChanged("running"))
     for done in range(11, 21):
         clock.now += 0.5
-        eta.take(Progress("train", done, 100))
+        eta.handle(Progress("train", done, 100))
     assert eta.remaining_seconds() == pytest.approx(40.0)
 
 
-def test_time_in_an_inner_phase_is_not_slowness_of_the_outer_one() -> None:
+def test_an_inner_phase_does_not_slow_down_the_estimate_of_the_outer_one() -> None:
     eta, clock = _eta_after(0.5, 10, 100)
-    eta.take(PhaseStarted("samples", 4))
+    eta.handle(PhaseStarted("samples", 4))
     clock.now += 600
-    eta.take(Progress("samples", 4, 4))
+    eta.handle(Progress("samples", 4, 4))
     assert (eta.phase, eta.done) == ("samples", 4)
-    eta.take(PhaseEnded("samples", 600))
+    eta.handle(PhaseEnded("samples", 600))
     assert (eta.phase, eta.done) == ("train", 10)
     for done in range(11, 21):
         clock.now += 0.5
-        eta.take(Progress("train", done, 100))
+        eta.handle(Progress("train", done, 100))
     assert eta.remaining_seconds() == pytest.approx(40.0)
 
 
-def test_nothing_is_said_before_something_is_known() -> None:
+def test_there_is_no_estimate_before_two_measurements_and_after_the_end() -> None:
     eta = Eta(clock=_Clock())
     assert eta.remaining_seconds() is None
-    eta.take(PhaseStarted("train", 10))
+    eta.handle(PhaseStarted("train", 10))
     assert eta.remaining_seconds() is None
-    eta.take(PhaseEnded("train", 1.0))
+    eta.handle(PhaseEnded("train", 1.0))
     assert eta.remaining_seconds() is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (4.6, "0:05"), (75, "1:15"), (3725, "1:02:05")])
-def test_times_read_like_a_clock(seconds: float | None, text: str) -> None:
-    assert clock_text(seconds) == text
+def test_format_clock(seconds: float | None, text: str) -> None:
+    assert format_clock(seconds) == text

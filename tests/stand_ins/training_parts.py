@@ -13,36 +13,35 @@ import torch
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import LoraTrainError, ModelAwayError
+from lib_lora_train.core.errors import LoraTrainError, ModelUnavailableError
 from lib_lora_train.core.events import Event, StepDone
 from lib_lora_train.dataset.images import ImageFile
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
-from lib_lora_train.models.architecture import Family
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore, Posterior
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.loop import Training, train
-from lib_lora_train.training.setup import start_training
+from lib_lora_train.training.loop import Training, start_training, train
 from lib_lora_train.training.training_state import TrainState
 from tests.stand_ins.tiny_models import tiny_model
 
 CAPTIONS = ("zok, red, small, on grass", "zok, blue, tall", "zok", "a zok, in the rain, at night, green")
 
 
-def shared_model(family: Family = "sd1") -> DiffusionModel:
-    """One tiny model per family for all tests, which take their adapters off again."""
-    return _model(family)
+def shared_model(architecture: Architecture = "sd1") -> DiffusionModel:
+    """One tiny model per architecture for all tests, which take their adapters off again."""
+    return _model(architecture)
 
 
 @cache
-def _model(family: Family) -> DiffusionModel:
-    return tiny_model(family)
+def _model(architecture: Architecture) -> DiffusionModel:
+    return tiny_model(architecture)
 
 
 class OneModelHost:
-    """Lends one model; `is_wanted` answers what it is told to, as another thread would make it."""
+    """Lends one model; `has_waiters` answers what it is told to, as another thread would make it."""
 
     def __init__(self, model: DiffusionModel, *, wanted: bool = False, away: int = 0) -> None:
         self.model = model
@@ -57,7 +56,7 @@ class OneModelHost:
         assert not self.is_leased
         if self.away:
             self.away -= 1
-            raise ModelAwayError("Another model is loaded.")
+            raise ModelUnavailableError("Another model is loaded.")
         self.is_leased = True
         self.turns += 1
         try:
@@ -65,7 +64,7 @@ class OneModelHost:
         finally:
             self.is_leased = False
 
-    def is_wanted(self) -> bool:
+    def has_waiters(self) -> bool:
         """As told."""
         return self.wanted
 
@@ -96,7 +95,7 @@ def small_plan(
     return make_plan(Dataset(items, tuple(concepts), ()), config)
 
 
-def random_latents(plan: Plan, *, seed: int = 0) -> LatentStore:
+def random_latents(plan: Plan, *, seed: int = 0) -> LatentCache:
     """Random posteriors of the plan's sizes, about as large as a VAE's."""
     generator = torch.Generator().manual_seed(seed)
     posteriors: dict[int, Posterior | Path] = {}
@@ -104,7 +103,7 @@ def random_latents(plan: Plan, *, seed: int = 0) -> LatentStore:
         shape = (4, place.height // 8, place.width // 8)
         mean = 5 * torch.randn(shape, generator=generator)
         posteriors[item] = Posterior(mean, 0.1 * torch.rand(shape, generator=generator))
-    return LatentStore(posteriors, frozenset())
+    return LatentCache(posteriors, frozenset())
 
 
 def adapted(model: DiffusionModel, config: TrainConfig) -> Adapter:

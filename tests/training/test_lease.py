@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lib_lora_train.core.errors import ModelAwayError
+from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import StateChanged
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import Breathe, leased_with_yields
+from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 from tests.stand_ins.training_parts import OneModelHost, shared_model
 
 
@@ -16,13 +16,13 @@ from tests.stand_ins.training_parts import OneModelHost, shared_model
 def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, turns: int) -> None:
     host = OneModelHost(shared_model(), wanted=wanted)
 
-    def three_breaths(model: DiffusionModel, breathe: Breathe) -> str:
+    def three_breaths(model: DiffusionModel, yield_lease: YieldLease) -> str:
         for _ in range(3):
-            breathe()
+            yield_lease()
             assert host.is_leased and model is host.model
         return "done"
 
-    work = leased_with_yields(host, shared_model(), Control(), three_breaths)
+    work = run_leased_cooperatively(host, shared_model(), Control(), three_breaths)
     with pytest.raises(StopIteration) as end:
         next(work)
     assert (end.value.value, host.turns, host.is_leased) == ("done", turns, False)
@@ -32,14 +32,14 @@ def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: py
     monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.001)
     host, begun = OneModelHost(shared_model(), wanted=True), 0
 
-    def work(_model: DiffusionModel, breathe: Breathe) -> int:
+    def work(_model: DiffusionModel, yield_lease: YieldLease) -> int:
         nonlocal begun
         begun += 1
         host.away = 2 if begun == 1 else 0
-        breathe()
+        yield_lease()
         return begun
 
-    events = leased_with_yields(host, shared_model(), Control(), work)
+    events = run_leased_cooperatively(host, shared_model(), Control(), work)
     told = []
     with pytest.raises(StopIteration) as end:
         while True:
@@ -51,11 +51,11 @@ def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: py
 def test_a_run_that_is_stopped_while_the_model_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     host, control = OneModelHost(shared_model(), wanted=True), Control()
 
-    def work(_model: DiffusionModel, breathe: Breathe) -> None:
+    def work(_model: DiffusionModel, yield_lease: YieldLease) -> None:
         host.away = 1
         control.stop()
-        breathe()
+        yield_lease()
 
-    with pytest.raises(ModelAwayError):
-        next(leased_with_yields(host, shared_model(), control, work))
+    with pytest.raises(ModelUnavailableError):
+        next(run_leased_cooperatively(host, shared_model(), control, work))
     assert not host.is_leased

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.dataset.plan import Plan, epoch_steps
-from lib_lora_train.models.architecture import Family
-from lib_lora_train.models.latent_cache import LatentStore, Posterior
+from lib_lora_train.models.architecture import Architecture
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.loop import Training, train
 from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor
@@ -47,12 +47,16 @@ def _remove_adapters() -> Iterator[None]:
 
 
 def begun(
-    config: TrainConfig, *, family: Family = "sd1", plan: Plan | None = None, state: TrainState | None = None
+    config: TrainConfig,
+    *,
+    architecture: Architecture = "sd1",
+    plan: Plan | None = None,
+    state: TrainState | None = None,
 ) -> Training:
     """A run whose adapter leaves the model before the next one begins, and after the test."""
     while _live:
         _live.pop().adapter.remove()
-    _live.append(started(model(family), config, plan=plan, state=state))
+    _live.append(started(model(architecture), config, plan=plan, state=state))
     return _live[0]
 
 
@@ -159,13 +163,13 @@ def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_s
 # --- learning -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_one_batch_is_learnt_by_heart(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_one_batch_is_learnt_by_heart(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same images, noise and timesteps each step: the loss must fall by a third in 28 steps."""
     config = small_config(rank=16, learning_rate=3e-3, lr_schedule="constant", epochs=7)
     same = epoch_steps(small_plan(config), config.seed, 1)[:1] * 4
     monkeypatch.setattr("lib_lora_train.training.loop.epoch_steps", lambda *_: same)
-    told = losses(run_to_end(begun(config, family=family), model(family)))
+    told = losses(run_to_end(begun(config, architecture=architecture), model(architecture)))
     assert told[-1] < 0.67 * told[0]
 
 
@@ -258,7 +262,7 @@ def test_saving_can_be_asked_for_in_a_pause() -> None:
     assert next(events) == StateChanged("paused")
     control.save_now()
     assert next(events) == StateChanged("paused")
-    assert control.take_save()
+    assert control.pop_save_request()
     control.stop()
     assert next(events) == StateChanged("stopping")
 
@@ -294,12 +298,12 @@ def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
 # --- trouble ------------------------------------------------------------------------------------
 
 
-def broken_latents(plan: Plan, item: int) -> LatentStore:
+def broken_latents(plan: Plan, item: int) -> LatentCache:
     """One image's latents are not numbers."""
     good = random_latents(plan)
     entries: dict[int, Posterior | Path] = {number: good[number] for number in range(len(plan.placements))}
     entries[item] = Posterior(good[item].mean * float("nan"), good[item].std)
-    return LatentStore(entries, frozenset())
+    return LatentCache(entries, frozenset())
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
@@ -321,7 +325,7 @@ def test_a_step_without_usable_images_is_passed_over() -> None:
     plan = small_plan(config)
     training = begun(config, plan=plan)
     full = training.latents
-    training.latents = LatentStore({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
+    training.latents = LatentCache({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
     events = run_to_end(training, model())
     assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing image
     assert training.step == 8
@@ -381,10 +385,10 @@ def test_memory_that_runs_out_within_the_optimiser_restores_the_weights(monkeypa
             training.parameters[0].add_(1)
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(training.stepper, "step", torn)
+    monkeypatch.setattr(training.optimizer, "step", torn)
     with pytest.raises(TrainingError, match="memory is full"):
         run_to_end(training, model())
-    assert torch.equal(numbers(training), before) and not training.is_exact
+    assert torch.equal(numbers(training), before) and not training.is_resumable
 
 
 # --- state --------------------------------------------------------------------------------------
@@ -456,7 +460,7 @@ _LIMITED = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, 
 )
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(changed: dict[str, Any], tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, with everything that draws, counts or remembers switched on."""
-    pytest.importorskip(KINDS[str(changed.get("optimizer", "Prodigy"))].origin.partition(":")[0])
+    pytest.importorskip(OPTIMIZER_CATALOG[str(changed.get("optimizer", "Prodigy"))].origin.partition(":")[0])
     config = small_config(**{**EVERYTHING, **changed})
     parts: dict[str, Any] = {"sizes": [(64, 64), (64, 64), (128, 64), (64, 64)], "regularisation": 1}
     whole = begun(config, plan=small_plan(config, **parts))

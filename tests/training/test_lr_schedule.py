@@ -16,7 +16,7 @@ from transformers import optimization as transformers_schedules
 from lib_lora_train.cli import main as cli
 from lib_lora_train.cli import settings as cli_settings
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
-from lib_lora_train.config.train_config import TrainConfig, read_config, steps_of
+from lib_lora_train.config.train_config import TrainConfig, read_config, duration_in_steps
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.formats.kohya.importer import read_settings
 from lib_lora_train.formats.toml import read_toml_config
@@ -151,7 +151,7 @@ def test_warmup_stable_decay_stays_and_falls_at_the_end() -> None:
     ("value", "steps"), [(0.0, 0), (0.05, 5), (0.29, 29), (0.999, 99), (1.0, 1), (30.0, 30), (7.9, 7)]
 )
 def test_a_duration_is_a_share_below_one_and_steps_from_one_on(value: float, steps: int) -> None:
-    assert steps_of(value, 100) == steps
+    assert duration_in_steps(value, 100) == steps
 
 
 def test_settings_become_the_schedule() -> None:

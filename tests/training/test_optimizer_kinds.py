@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from lib_lora_train.adapters.inject import Adapter
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.core.events import StepDone
-from lib_lora_train.training.ema import Ema, weights_for_use
+from lib_lora_train.training.ema import Ema, eval_weights
 from lib_lora_train.training.lion import Lion
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.master_weights import MasterWeights
-from lib_lora_train.training.optimizers import make_stepper
-from lib_lora_train.training.parameter_groups import OnPieces, pieces_of, split_up
+from lib_lora_train.training.optimizers import make_optimizer
+from lib_lora_train.training.parameter_groups import MatrixOptimizer, matrix_views, split_loraplus_groups
 from tests.stand_ins.training_parts import adapted, run_to_end, small_config, started
 from tests.stand_ins.training_parts import shared_model as model
 
@@ -50,12 +50,12 @@ def gradients(step: int, like: Sequence[Tensor]) -> list[Tensor]:
 
 def matrices(adapter: Adapter) -> list[Tensor]:
     """Copies of all matrices, in model order."""
-    return [view.clone() for layer in adapter.layers.values() for view in layer.slices.named().values()]
+    return [view.clone() for layer in adapter.layers.values() for view in layer.slices.fp32().values()]
 
 
 def give_gradients(adapter: Adapter, step: int) -> None:
     """The step's gradients, written as layers do it: into their slices of the flat gradient."""
-    slices = [(layer.slices, name) for layer in adapter.layers.values() for name in layer.slices.named()]
+    slices = [(layer.slices, name) for layer in adapter.layers.values() for name in layer.slices.fp32()]
     for group in adapter.groups.values():
         for flat in group:
             flat.grad = torch.zeros_like(flat)
@@ -65,10 +65,12 @@ def give_gradients(adapter: Adapter, step: int) -> None:
 
 def ours(adapter: Adapter, config: TrainConfig, rates: dict[str, float]) -> list[Tensor]:
     """All matrices after STEPS steps of the optimiser that the settings name, on matrices of its own."""
-    pieces = pieces_of(adapter, adapter.groups, MasterWeights(adapter.groups))
+    pieces = matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups))
     ratios = {"unet": config.loraplus_unet_ratio, "text_encoder": config.loraplus_text_encoder_ratio}
-    groups, own = split_up(pieces, rates, ratios)
-    stepper = OnPieces(make_stepper(groups, own, config=config), [piece for name in pieces for piece in pieces[name]])
+    groups, own = split_loraplus_groups(pieces, rates, ratios)
+    stepper = MatrixOptimizer(
+        make_optimizer(groups, own, config=config), [piece for name in pieces for piece in pieces[name]]
+    )
     for step in range(STEPS):
         give_gradients(adapter, step)
         stepper.step(1 - step / STEPS)
@@ -123,7 +125,7 @@ def test_adafactors_own_rate_is_told() -> None:
     """Shazeer & Stern 2018, algorithm 5: min(10⁻², 1/√t)."""
     parameter = nn.Parameter(torch.ones(3, 2))
     config = TrainConfig(optimizer="Adafactor", lr_schedule="adafactor")
-    stepper = make_stepper({"unet": [parameter]}, {"unet": 1.0}, config=config)
+    stepper = make_optimizer({"unet": [parameter]}, {"unet": 1.0}, config=config)
     told = []
     for _ in range(2):
         parameter.grad = torch.ones_like(parameter)
@@ -131,7 +133,7 @@ def test_adafactors_own_rate_is_told() -> None:
         told.append(stepper.effective_rates()["unet"])
     assert told == [1e-2, 1e-2]
     config = config.replace(optimizer_args="warmup_init=True")
-    stepper = make_stepper({"unet": [parameter]}, {"unet": 1.0}, config=config)
+    stepper = make_optimizer({"unet": [parameter]}, {"unet": 1.0}, config=config)
     for _ in range(3):
         parameter.grad = torch.ones_like(parameter)
         stepper.step(1.0)
@@ -164,7 +166,7 @@ def test_sgd_is_nesterovs(adapter: Adapter) -> None:
     ("kind", "arguments"), [("CAME", {"weight_decay": 0.01}), ("AdamWScheduleFree", {"weight_decay": 0.01})]
 )
 def test_extras_do_what_their_packages_do(kind: str, arguments: dict[str, float], adapter: Adapter) -> None:
-    module, _, name = KINDS[kind].origin.partition(":")
+    module, _, name = OPTIMIZER_CATALOG[kind].origin.partition(":")
     wanted = getattr(pytest.importorskip(module), name)
     start = matrices(adapter)
 
@@ -178,7 +180,7 @@ def test_extras_do_what_their_packages_do(kind: str, arguments: dict[str, float]
     assert_same(ours(adapter, config, BOTH), theirs(start, make, 1e-3))
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.package == "dadaptation"])
+@pytest.mark.parametrize("kind", [name for name, kind in OPTIMIZER_CATALOG.items() if kind.package == "dadaptation"])
 def test_dadaptation_has_one_distance_for_all_groups(kind: str) -> None:
     """Equal rates: the package's own on all parameters. A quarter: the same in coordinates φ = 4θ."""
     wanted = getattr(pytest.importorskip("dadaptation"), kind)
@@ -187,7 +189,7 @@ def test_dadaptation_has_one_distance_for_all_groups(kind: str) -> None:
         plain, scaled = nn.Parameter(first.detach().clone()), nn.Parameter(second.detach() / ratio)
         rates = {"unet": 1.0, "text_encoder": ratio}
         config = TrainConfig(optimizer=kind)
-        stepper = make_stepper({"unet": [first], "text_encoder": [second]}, rates, config=config)
+        stepper = make_optimizer({"unet": [first], "text_encoder": [second]}, rates, config=config)
         optimizer = wanted([plain, scaled], lr=1.0)
         for _ in range(STEPS):
             (first.square().sum() + second.square().sum()).backward()  # type: ignore[no-untyped-call]
@@ -210,7 +212,7 @@ def test_8_bit_adamw_stays_close_to_adamw() -> None:
     ends = []
     for kind in ("AdamW", "AdamW8bit"):
         parameter = nn.Parameter(torch.linspace(-1, 1, 8192, device=device))
-        stepper = make_stepper({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig(optimizer=kind))
+        stepper = make_optimizer({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig(optimizer=kind))
         for _ in range(50):
             parameter.square().sum().backward()  # type: ignore[no-untyped-call]
             stepper.step(1.0)
@@ -226,7 +228,7 @@ def test_8_bit_adamw_stays_close_to_adamw() -> None:
 
 def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None:
     start = matrices(adapter)
-    keys = [(key, name) for key, layer in adapter.layers.items() for name in layer.slices.named()]
+    keys = [(key, name) for key, layer in adapter.layers.items() for name in layer.slices.fp32()]
     is_up = [
         key.startswith("lora_unet") and adapter.layers[key].family.STATE_KEYS[n] == "lora_up.weight" for key, n in keys
     ]
@@ -238,7 +240,7 @@ def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None
 
 
 def test_pieces_cover_every_number_once(adapter: Adapter) -> None:
-    for name, pieces in pieces_of(adapter, adapter.groups, MasterWeights(adapter.groups)).items():
+    for name, pieces in matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups)).items():
         (flat,) = adapter.groups[name]
         covered = sorted((piece.start, piece.parameter.numel()) for piece in pieces)
         ends = [0, *(start + size for start, size in covered)]
@@ -272,23 +274,23 @@ def test_any_class_of_an_optimiser_can_be_used(adapter: Adapter) -> None:
 )
 def test_nothing_but_an_optimiser_is_made(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        make_stepper({"unet": [nn.Parameter(torch.ones(2))]}, {"unet": 1.0}, config=custom(name))
+        make_optimizer({"unet": [nn.Parameter(torch.ones(2))]}, {"unet": 1.0}, config=custom(name))
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.package])
+@pytest.mark.parametrize("kind", [name for name, kind in OPTIMIZER_CATALOG.items() if kind.package])
 def test_a_missing_package_says_what_to_install(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, KINDS[kind].origin.partition(":")[0].partition(".")[0], None)
-    monkeypatch.setitem(sys.modules, KINDS[kind].origin.partition(":")[0], None)
-    with pytest.raises(ConfigError, match=f"pip install {KINDS[kind].package}"):
+    monkeypatch.setitem(sys.modules, OPTIMIZER_CATALOG[kind].origin.partition(":")[0].partition(".")[0], None)
+    monkeypatch.setitem(sys.modules, OPTIMIZER_CATALOG[kind].origin.partition(":")[0], None)
+    with pytest.raises(ConfigError, match=f"pip install {OPTIMIZER_CATALOG[kind].package}"):
         parameters = {"unet": [nn.Parameter(torch.ones(2))]}
-        make_stepper(parameters, {"unet": 1.0}, config=TrainConfig(optimizer=kind))
+        make_optimizer(parameters, {"unet": 1.0}, config=TrainConfig(optimizer=kind))
 
 
 def test_the_known_arguments_are_those_of_the_class() -> None:
     """What judging allows must be what the class takes; only of packages that are here."""
     import inspect
 
-    for kind in KINDS.values():
+    for kind in OPTIMIZER_CATALOG.values():
         module, _, name = kind.origin.partition(":")
         if not module or importlib.util.find_spec(module.partition(".")[0]) is None:
             continue
@@ -321,12 +323,12 @@ def test_a_running_mean_is_the_weighted_sum_of_all_steps() -> None:
 
 def test_the_trained_weights_come_back_to_the_last_bit() -> None:
     parameter = nn.Parameter(torch.linspace(0, 1, 5))
-    stepper = make_stepper({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig())
+    stepper = make_optimizer({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig())
     average = Ema([parameter], 0.5)
     with torch.no_grad():
         parameter.mul_(1.1)
     before = parameter.detach().clone()
-    with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, average):
+    with eval_weights(MasterWeights({"unet": [parameter]}), stepper, average):
         assert torch.equal(parameter, average.means[0]) and not torch.equal(parameter, before)
     assert torch.equal(parameter, before)
 
@@ -335,20 +337,20 @@ def test_schedule_free_weights_for_use_are_its_mean() -> None:
     schedulefree = pytest.importorskip("schedulefree")
     parameter, other = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
     config = TrainConfig(optimizer="AdamWScheduleFree")
-    stepper = make_stepper({"unet": [parameter]}, {"unet": 1e-2}, config=config)
+    stepper = make_optimizer({"unet": [parameter]}, {"unet": 1e-2}, config=config)
     optimizer = schedulefree.AdamWScheduleFree([other], lr=1e-2)
     optimizer.train()
     for _ in range(STEPS):
         for one in (parameter, other):
             one.grad = None
             one.square().sum().backward()  # type: ignore[no-untyped-call]
-        with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, None):  # must not change what comes after
+        with eval_weights(MasterWeights({"unet": [parameter]}), stepper, None):  # must not change what comes after
             pass
         stepper.step(1.0)
         optimizer.step()
     assert torch.equal(parameter, other)
     optimizer.eval()
-    with weights_for_use(MasterWeights({"unet": [parameter]}), stepper, None):
+    with eval_weights(MasterWeights({"unet": [parameter]}), stepper, None):
         assert torch.equal(parameter, other)
 
 
@@ -392,12 +394,12 @@ def test_the_text_encoder_stops_and_the_unet_goes_on(run: Callable[..., Training
 def test_a_running_mean_is_what_a_run_saves(run: Callable[..., Training]) -> None:
     training = run(epochs=1, ema_decay=0.9)
     run_to_end(training, model())
-    assert training.average is not None
+    assert training.ema is not None
     trained = training.adapter.state()
-    with training.for_use():
+    with training.eval_weights():
         saved = training.adapter.state()
     assert any(not torch.equal(trained[key], saved[key]) for key in trained)
-    flat = torch.cat([mean.flatten() for mean in training.average.means])
+    flat = torch.cat([mean.flatten() for mean in training.ema.means])
     assert float(flat.square().sum()) == pytest.approx(
         sum(float(t.square().sum()) for key, t in saved.items() if not key.endswith("alpha")), rel=1e-5
     )

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib_lora_train.adapters.precisions import PRECISIONS
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import AdapterError, OutputError
 
 _DTYPE_NAMES = {
@@ -69,7 +69,7 @@ def write_adapter(
     OutputError, leaving no partial file behind, if the file cannot be written.
     """
     path = Path(path)
-    tensors = _in_file_order({key: as_stored(key, tensor, precision) for key, tensor in state.items()})
+    tensors = _in_file_order({key: cast_for_file(key, tensor, precision) for key, tensor in state.items()})
     vanished, overflowed = _rounding_losses(state, tensors)
     header = _header(tensors, {**metadata, **_hashes(tensors, metadata)})
     size = _write_atomically(path, header, tensors)
@@ -87,14 +87,14 @@ def read_adapter(path: Path | str) -> AdapterFile:
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
-            f"{path.name} is damaged or no safetensors file ({error}). Download or train it again."
+            f"{path.name} is damaged or not a safetensors file ({error}). Download or train it again."
         ) from error
     if not state:
         raise AdapterError(f"{path.name} holds no tensors. Download or train it again.")
     return AdapterFile(path=path, state=state, metadata=metadata)
 
 
-def as_stored(key: str, tensor: Tensor, precision: str) -> Tensor:
+def cast_for_file(key: str, tensor: Tensor, precision: str) -> Tensor:
     """As a file of `precision` has it: on the CPU, contiguous; scalars, whole numbers and factors of W as they are."""
     stored = tensor.detach().to("cpu")
     if stored.dim() > 0 and stored.is_floating_point() and not key.endswith(_FACTORS):
@@ -170,7 +170,7 @@ def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[
 def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> int:
     """Write beside the target, force it to the disk, then rename; returns the size."""
     try:
-        with whole_file.unfinished(path) as place:
+        with atomic_write.replacing(path) as place:
             with place.open("wb") as file:
                 file.write(header)
                 file.writelines(_blocks(tensors))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lib_lora_train.config.parameters import param
 
+MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -17,8 +19,8 @@ class DataSettings:
         "1024 for SDXL. More needs memory with its square and teaches nothing the images do not have.",
         group="data",
         tier="essential",
-        low=64,
-        high=2048,
+        low=MIN_RESOLUTION,
+        high=MAX_RESOLUTION,
         unit="px",
         kohya="resolution",
     )

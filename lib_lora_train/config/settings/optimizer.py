@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.parameters import STEPS_OR_SHARE, param
 
-OPTIMIZERS = tuple(KINDS)
+OPTIMIZERS = tuple(OPTIMIZER_CATALOG)
 LR_SCHEDULES = (
     "cosine",
     "constant",

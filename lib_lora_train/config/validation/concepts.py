@@ -1,24 +1,24 @@
-"""Judgement of the folders with images and what is done with them; `validate` collects all."""
+"""Validation of the concepts: their folders, captions and augmentation."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE
+from lib_lora_train.config.settings.dataset import MAX_RESOLUTION, MIN_RESOLUTION
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
 
-_LEAST_RESOLUTION, _MOST_RESOLUTION = 64, 2048
 _STRONG_JITTER = 0.2
-_HIGH_DROPOUT = 0.3
 
 
 def validate_concepts(config: TrainConfig) -> Iterator[Problem]:
-    """Every finding about the concepts."""
+    """All problems of the concepts."""
     if not config.concepts:
-        yield Problem("error", "concepts", "no folder with images is given. Name one to train on.")
+        yield Problem("error", "concepts", "no image folder is given. Add the folder to train on.")
     elif all(concept.is_regularisation for concept in config.concepts):
-        text = "all folders hold regularisation images; there is nothing to learn. Add a folder."
+        text = "all folders contain regularisation images, so there is nothing to learn. Add a folder to train on."
         yield Problem("error", "concepts", text)
     for number, concept in enumerate(config.concepts, start=1):
         yield from _concept(concept, f"concepts[{number}]")
@@ -36,27 +36,26 @@ def validate_concepts(config: TrainConfig) -> Iterator[Problem]:
 
 def _concept(concept: Concept, where: str) -> Iterator[Problem]:
     if not concept.folder:
-        yield Problem("error", f"{where}.folder", "is empty. Name the folder with the images.")
+        yield Problem("error", f"{where}.folder", "is empty. Enter the folder with the images.")
     if concept.is_regularisation and concept.trigger:
-        text = "is not used: regularisation images never get the trigger."
+        text = "is ignored: regularisation images never get the trigger."
         yield Problem("hint", f"{where}.trigger", text)
 
 
 def _class_word(concept: Concept, where: str) -> Iterator[Problem]:
     if concept.only_class_word and not (concept.class_word or concept.trigger):
-        text = "needs a class_word or trigger; without, the folder's name is the caption of all its images."
+        text = "needs a class_word or trigger; without one, the folder name becomes the caption of all its images."
         yield Problem("warning", f"{where}.only_class_word", text)
 
 
 def _captions(concept: Concept, where: str) -> Iterator[Problem]:
     for name in ("own_caption_dropout", "own_tag_dropout"):
         share = getattr(concept, name)
-        if share is not None and share > _HIGH_DROPOUT:
-            text = f"{share:g} hides much of what is seen in this folder's images. 0.05 to 0.2 is usual."
+        if share is not None and share > HIGH_DROPOUT:
+            text = f"{share:g} drops too much of this folder's captions. 0.05 to 0.2 is usual."
             yield Problem("warning", f"{where}.{name}", text)
     if concept.own_prefix and concept.own_prefix.strip(" ,") == concept.trigger:
-        text = "is the trigger, which is put first anyway: it would stand there twice. Leave one of them out."
-        yield Problem("warning", f"{where}.own_prefix", text)
+        yield Problem("warning", f"{where}.own_prefix", TRIGGER_TWICE)
 
 
 def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
@@ -65,26 +64,26 @@ def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
         text = "has no effect while random_crop is off and colour_jitter 0."
         yield Problem("hint", f"{where}.augment_variants", text)
     if concept.colour_jitter > _STRONG_JITTER:
-        text = f"{concept.colour_jitter:g} is much: images come out in odd colours. 0.05 to 0.15 is usual."
+        text = f"{concept.colour_jitter:g} is high: generated images get odd colours. 0.05 to 0.15 is usual."
         yield Problem("warning", f"{where}.colour_jitter", text)
     colours = [name.strip() for name in concept.alpha_background.split(",") if name.strip()]
     for name in colours:
         if not re.fullmatch(r"[A-Za-z]+|#(?:[0-9A-Fa-f]{3}){1,2}", name):
-            text = f"{name!r} is no colour. Write a name such as white or grey, or #808080."
+            text = f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080."
             yield Problem("error", f"{where}.alpha_background", text)
     if concept.tag_background and any(name.startswith("#") for name in colours):
-        text = "tags colours by their names, and numbers such as #808080 have none: those stay untagged."
+        text = "adds colour names; codes such as #808080 have none and are not added."
         yield Problem("hint", f"{where}.tag_background", text)
     if concept.use_masks and concept.is_regularisation:
-        text = "hides the surroundings that regularisation images are there to keep. Switch it off here."
+        text = "ignores the surroundings, which regularisation images should preserve. Switch it off here."
         yield Problem("warning", f"{where}.use_masks", text)
 
 
 def _sides(concept: Concept, config: TrainConfig, where: str) -> Iterator[Problem]:
     for text in concept.resolutions.replace(",", " ").split():
         side = int(text) if text.isdigit() else 0
-        if not _LEAST_RESOLUTION <= side <= _MOST_RESOLUTION:
-            message = f"{text!r} is no side of {_LEAST_RESOLUTION} to {_MOST_RESOLUTION} px. Write 512 or 512 768."
+        if not MIN_RESOLUTION <= side <= MAX_RESOLUTION:
+            message = f"{text!r} is not a size from {MIN_RESOLUTION} to {MAX_RESOLUTION} px. Example: 512 768."
             yield Problem("error", where, message)
         elif side % config.bucket_step:
             nearest = max(side // config.bucket_step, 1) * config.bucket_step

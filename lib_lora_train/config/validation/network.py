@@ -1,4 +1,4 @@
-"""Judgement of the network: the guides' limits of each family, what webuis ignore, settings without effect."""
+"""Validation of the network: each family's usual limits, what webuis cannot read, settings without effect."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 
 _SMALL_SCALE = 1 / 64
-_MOST_RANK = {"loha": 32, "glora": 64}
-_MOST_CONV_RANK = 64
-_MUCH_DROPOUT = 0.5
-_LEAST_IA3_RATE = 1e-3
-_MOST_FULL_RATE = 5e-5
+_MAX_RANK = {"loha": 32, "glora": 64}
+_MAX_CONV_RANK = 64
+_HIGH_DROPOUT = 0.5
+_MIN_IA3_LR = 1e-3
+_MAX_FULL_LR = 5e-5
 _DECOMPOSABLE = ("lora", "loha", "lokr")
 _ROTATIONS = ("oft", "boft")
 _CONVOLUTIONAL = ("lora", "loha", "lokr", "dylora")
@@ -34,7 +34,7 @@ _USED_BY = {
 
 
 def validate_network(config: TrainConfig) -> Iterator[Problem]:
-    """Every finding about family, rank, alpha and layers."""
+    """All problems of family, rank, alpha and layers."""
     yield from _host(config)
     yield from _limits(config)
     yield from _scale(config)
@@ -44,8 +44,8 @@ def validate_network(config: TrainConfig) -> Iterator[Problem]:
     yield from _without_effect(config)
 
 
-def needs_its_own_rate(config: TrainConfig) -> bool:
-    """Whether the family's usual learning rates lie outside of LoRA's, so that those limits do not hold."""
+def has_family_specific_lr(config: TrainConfig) -> bool:
+    """Whether the family needs other learning rates than LoRA, so that the optimiser's limits do not apply."""
     return config.family == "ia3"
 
 
@@ -54,64 +54,66 @@ def _has_convolutions(config: TrainConfig) -> bool:
 
 
 def _host(config: TrainConfig) -> Iterator[Problem]:
-    """What a webui would leave out without a word."""
-    way_out = (
-        "Afterwards one click beside the file in Results, or `convert`, writes it as a LoRA or as an exact diff, which "
-        "all read; what is lost is measured."
+    """Files that a webui silently ignores."""
+    advice = (
+        "After training, convert the file to a LoRA or an exact diff, which all webuis read: with one click in Results "
+        "or with `convert`. It reports what is lost."
     )
     if config.family in ("ia3", *_ROTATIONS):
-        yield warning_at("family", f"{config.family} is read by A1111; Forge ignores such files. {way_out}")
+        yield warning_at("family", f"{config.family} files are read by A1111, but ignored by Forge. {advice}")
     if config.family == "lokr" and config.tucker and _has_convolutions(config):
-        yield warning_at("tucker", f"makes a LoKr that Forge fails to draw with; A1111 reads it. {way_out}")
+        yield warning_at("tucker", f"makes a LoKr that A1111 reads, but Forge fails with. {advice}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
     family, rank = config.family, config.rank
     if config.dora and family not in _DECOMPOSABLE:
-        yield error_at("dora", f"does not go with {family}, only with {', '.join(_DECOMPOSABLE)}. Switch it off.")
-    if rank > _MOST_RANK.get(family, rank):
-        text = f"{rank} is much for {family}, whose update is of a higher rank than this. At most {_MOST_RANK[family]}."
+        yield error_at("dora", f"does not work with {family}, only with {', '.join(_DECOMPOSABLE)}. Switch it off.")
+    if rank > _MAX_RANK.get(family, rank):
+        text = (
+            f"{rank} is high for {family}, whose update has a higher rank than this. Use at most {_MAX_RANK[family]}."
+        )
         yield warning_at("rank", text)
     conv_rank = rank if config.conv_rank is None else config.conv_rank
-    most_conv = min(_MOST_CONV_RANK, _MOST_RANK.get(family, _MOST_CONV_RANK))
-    is_own = config.conv_rank is not None or family in ("lora", "dylora")  # else the rank itself is judged above
-    if _has_convolutions(config) and family in ("lora", "dylora", "loha") and is_own and conv_rank > most_conv:
+    max_conv = min(_MAX_CONV_RANK, _MAX_RANK.get(family, _MAX_CONV_RANK))
+    is_checked = config.conv_rank is not None or family in ("lora", "dylora")  # otherwise `rank` is checked above
+    if _has_convolutions(config) and family in ("lora", "dylora", "loha") and is_checked and conv_rank > max_conv:
         where = "rank" if config.conv_rank is None else "conv_rank"
-        text = f"{conv_rank} is much for convolutions: files grow and images turn rigid. At most {most_conv}"
+        text = f"{conv_rank} is high for convolutions: files grow and images become rigid. Use at most {max_conv}"
         yield warning_at(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
     if family == "dylora":
         yield from _dylora(config)
     if family == "glora" and _has_convolutions(config):
-        yield warning_at("targets", "has convolutions, which glora cannot adapt: webuis read it on linear layers only.")
+        yield warning_at("targets", "includes convolutions, but webuis read glora on linear layers only.")
     if family == "full":
-        text = "full trains and saves every number of these layers: gigabytes on a real model, four times in memory."
-        yield warning_at("family", f"{text} A LoRA, or lokr with full_matrix, is nearly as good for most purposes.")
+        text = "full trains and saves all weights of these layers: gigabytes on disk, and four times that in memory."
+        yield warning_at("family", f"{text} A LoRA, or lokr with full_matrix, is nearly as good in most cases.")
 
 
 def _dylora(config: TrainConfig) -> Iterator[Problem]:
     if config.batch_size > 1:
         text = (
-            f"{config.batch_size} with dylora: each micro-batch trains one slice of ranks, and a large batch few. "
+            f"{config.batch_size} with dylora: each micro-batch trains one slice of ranks, so large batches cover few. "
             f"Set it to 1 and gradient_accumulation to {config.batch_size * config.gradient_accumulation}."
         )
         yield warning_at("batch_size", text)
     if config.rank % config.dylora_unit:
-        text = f"{config.dylora_unit} does not divide the rank {config.rank}: the last slice is smaller."
+        text = f"{config.dylora_unit} does not divide the rank {config.rank}, so the last slice is smaller."
         yield warning_at("dylora_unit", text)
 
 
 def _scale(config: TrainConfig) -> Iterator[Problem]:
-    """alpha / rank, where there is one."""
+    """The scale alpha / rank, in families that have one."""
     if config.family in ("glora", "full", "ia3", *_ROTATIONS) or (config.family == "lokr" and config.full_matrix):
         if config.alpha is not None:
-            yield hint_at("alpha", f"has no effect with {_named(config)}: the file format has no scale there.")
+            yield hint_at("alpha", f"has no effect with {_named(config)}: its file format has no scale.")
         return
     root = config.rank**0.5 if config.rank_stabilized else 1.0
     scale = config.effective_alpha / config.rank * root
     if scale > 1:
         text = (
             f"{config.effective_alpha:g} with rank {config.rank} multiplies every update by {scale:g}, "
-            "as if the learning rate were higher. Half the rank to the rank is usual."
+            "like a higher learning rate. Half the rank to the full rank is usual."
         )
         if config.rank_stabilized:
             text = (
@@ -120,9 +122,11 @@ def _scale(config: TrainConfig) -> Iterator[Problem]:
             )
         yield warning_at("alpha", text)
     if scale < _SMALL_SCALE:
-        text = f"{config.effective_alpha:g} with rank {config.rank} scales every update by {scale:g}: little is learnt"
-        lost = ", and weights this small lose digits in fp16" if config.save_precision == "fp16" else ""
-        yield warning_at("alpha", f"{text}{lost}. Half the rank to the rank is usual.")
+        text = (
+            f"{config.effective_alpha:g} with rank {config.rank} scales every update by {scale:g}, so little is learnt"
+        )
+        lost = ", and such small weights lose precision in fp16" if config.save_precision == "fp16" else ""
+        yield warning_at("alpha", f"{text}{lost}. Half the rank to the full rank is usual.")
 
 
 def _named(config: TrainConfig) -> str:
@@ -130,24 +134,24 @@ def _named(config: TrainConfig) -> str:
 
 
 def _rates(config: TrainConfig) -> Iterator[Problem]:
-    """Families whose learning rates are not LoRA's."""
+    """Learning rates of the families that need others than LoRA."""
     if config.optimizer == "Prodigy":
         return
     rate = config.learning_rate if config.unet_lr is None else config.unet_lr
     where = "learning_rate" if config.unet_lr is None else "unet_lr"
-    if config.family == "ia3" and config.train_unet and 0 < rate < _LEAST_IA3_RATE:
-        yield warning_at(where, f"{rate:g} is low for ia3: its few factors need 5e-3 to 1e-2.")
+    if config.family == "ia3" and config.train_unet and 0 < rate < _MIN_IA3_LR:
+        yield warning_at(where, f"{rate:g} is low for ia3, whose few factors need 5e-3 to 1e-2.")
     if config.family == "ia3" and config.train_text_encoder:
-        own = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-        told = "learning_rate" if config.text_encoder_lr is None else "text_encoder_lr"
-        if 0 < own < _LEAST_IA3_RATE and (told != where or not config.train_unet):
-            yield warning_at(told, f"{own:g} is low for ia3: its few factors need 2e-3 to 1e-2.")
-    if config.family == "full" and config.train_unet and rate > _MOST_FULL_RATE:
-        yield warning_at(where, f"{rate:g} is high for full: the whole layers move. 1e-6 to 1e-5 is usual.")
+        text_rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+        text_where = "learning_rate" if config.text_encoder_lr is None else "text_encoder_lr"
+        if 0 < text_rate < _MIN_IA3_LR and (text_where != where or not config.train_unet):
+            yield warning_at(text_where, f"{text_rate:g} is low for ia3, whose few factors need 2e-3 to 1e-2.")
+    if config.family == "full" and config.train_unet and rate > _MAX_FULL_LR:
+        yield warning_at(where, f"{rate:g} is high for full, which trains whole layers. 1e-6 to 1e-5 is usual.")
 
 
 def _blocks(config: TrainConfig) -> Iterator[Problem]:
-    """Lists that cannot be read; whether they are as long as the model has blocks is seen when it is known."""
+    """Lists that cannot be read. Their length is checked later, when the model is known."""
     readers: dict[str, Callable[[str], object]] = {
         "block_ranks": parse_ranks,
         "block_alphas": parse_alphas,
@@ -161,35 +165,40 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
         except ValueError as reason:
             yield error_at(name, f"{reason}.")
     if not config.train_unet:
-        yield from unused(config, readers, "while train_unet is off: blocks are the UNet's")
+        yield from unused(config, readers, "while train_unet is off: the blocks are those of the UNet")
     if config.family not in (*_CONVOLUTIONAL, "glora"):
-        yield from unused(config, ["block_ranks", "block_alphas"], f"with {config.family}: its rank is another")
+        yield from unused(
+            config, ["block_ranks", "block_alphas"], f"with {config.family}, whose rank works differently"
+        )
 
 
 def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     what = "dora" if config.dora else config.family
     if what not in ("lora", "dylora"):
-        yield from unused(config, ["network_dropout"], f"with {what}: rank_dropout is for every family but ia3")
+        yield from unused(
+            config, ["network_dropout"], f"with {what}: use rank_dropout, which works with every family but ia3"
+        )
     if config.family == "ia3":
-        yield from unused(config, ["rank_dropout"], "with ia3: module_dropout is for every family")
+        yield from unused(config, ["rank_dropout"], "with ia3: use module_dropout, which works with every family")
     for name in ("network_dropout", "rank_dropout", "module_dropout"):
         rate = getattr(config, name)
-        if rate > _MUCH_DROPOUT:
-            yield warning_at(name, f"{rate:g} leaves out most of what should learn. 0.1 to 0.3 is usual.")
+        if rate > _HIGH_DROPOUT:
+            yield warning_at(name, f"{rate:g} drops more than half of the update. 0.1 to 0.3 is usual.")
     if config.scale_weight_norms and "ScheduleFree" in config.optimizer:
-        text = f"has little hold with {config.optimizer}, which keeps weights of its own. Choose AdamW or Prodigy."
+        text = f"has little effect with {config.optimizer}, which saves averaged weights. Use AdamW or Prodigy."
         yield warning_at("scale_weight_norms", text)
     if what in ("dora", *_ROTATIONS):
-        yield from unused(config, ["scale_weight_norms"], f"with {what}, whose length is not one of its own")
+        reason = "it sets the norm of the weights itself" if what == "dora" else "rotations have no norm to limit"
+        yield from unused(config, ["scale_weight_norms"], f"with {what}: {reason}")
 
 
 def _without_effect(config: TrainConfig) -> Iterator[Problem]:
     for name, families in _USED_BY.items():
         if config.family not in families:
-            yield from unused(config, [name], f"with {config.family}: it is for {', '.join(families)}")
+            yield from unused(config, [name], f"with {config.family}, only with {', '.join(families)}")
     if not _has_convolutions(config) and config.family in _CONVOLUTIONAL:
         why = f"with targets {config.targets}: there are no 3×3 convolutions"
         names = ["conv_rank", "conv_alpha", *(["tucker"] if config.family in _DECOMPOSABLE else [])]
         yield from unused(config, names, why)
     if config.targets == "attention":
-        yield from unused(config, ["train_norm"], "with targets attention: norms belong to whole blocks")
+        yield from unused(config, ["train_norm"], "with targets attention, which include no norm layers")

@@ -1,4 +1,4 @@
-"""Judgement of how a run learns: learning-rate schedule, noise, timesteps and loss; `validate` collects all."""
+"""Validation of learning-rate schedule, noise, timesteps, loss and memory settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _USED_BY = {
 
 
 def validate_training(config: TrainConfig) -> Iterator[Problem]:
-    """Every finding about schedule, noise, timesteps, loss and memory."""
+    """All problems of schedule, noise, timesteps, loss and memory settings."""
     yield from _schedule(config)
     yield from _schedule_values(config)
     yield from _offset(config)
@@ -39,38 +39,40 @@ def validate_training(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _schedule(config: TrainConfig) -> Iterator[Problem]:
-    """A schedule that is another one under its settings, or that reads otherwise in sd-scripts."""
+    """Schedules that turn into another one with these settings, or that differ from sd-scripts."""
     kind = config.lr_schedule
     if kind == "constant" and config.warmup:
-        text = "is taken with constant too; sd-scripts leaves it out there. Set it to 0 if you want that."
+        text = "also applies to constant; sd-scripts ignores warm-up there. Set it to 0 for the same result."
         yield hint_at("warmup", text)
     if kind == "constant_with_warmup" and not config.warmup:
-        yield hint_at("lr_schedule", "constant_with_warmup without a warmup is constant. 0.05 is usual.")
+        yield hint_at(
+            "lr_schedule", "constant_with_warmup without warmup is the same as constant. A warmup of 0.05 is usual."
+        )
     if kind == "cosine_with_restarts" and config.lr_cycles == 1:
-        yield hint_at("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is cosine.")
+        yield hint_at("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is the same as cosine.")
     if kind == "inverse_sqrt" and not config.warmup and config.lr_timescale is None:
-        text = "is empty and there is no warm-up: it is 10,000 then, and shorter runs have a nearly constant rate."
+        text = "is empty and there is no warm-up, so it is 10,000: in shorter runs the rate hardly changes."
         yield hint_at("lr_timescale", text)
     for name, kinds in _USED_BY.items():
         if kind not in kinds:
-            yield from unused(config, [name], f"with lr_schedule {kind}: it is for {' and '.join(kinds)}")
+            yield from unused(config, [name], f"with lr_schedule {kind}, only with {' and '.join(kinds)}")
 
 
 def _schedule_values(config: TrainConfig) -> Iterator[Problem]:
     kind = config.lr_schedule
     if kind == "cosine_with_min_lr" and not config.lr_min_ratio:
-        yield warning_at("lr_min_ratio", "is 0: the learning rate falls to 0 as with cosine. 0.1 is usual.")
+        yield warning_at("lr_min_ratio", "is 0: the learning rate falls to 0, as with cosine. 0.1 is usual.")
     if kind in _USED_BY["lr_min_ratio"] and config.lr_min_ratio == 1:
         yield warning_at("lr_min_ratio", "is 1: the learning rate never falls. 0.1 is usual.")
     if kind != "warmup_stable_decay":
         return
     if not config.lr_decay:
-        text = "is 0: the learning rate never falls, and the last steps leave the LoRA rough. 0.1 to 0.2 is usual."
+        text = "is 0: the learning rate never falls, so the LoRA is left noisy. 0.1 to 0.2 is usual."
         yield warning_at("lr_decay", text)
     if config.warmup < 1 and config.lr_decay < 1 and config.warmup + config.lr_decay > 1:
         text = (
-            f"{config.lr_decay:g} and warmup {config.warmup:g} are more than the whole run: the decay is shortened, "
-            "and no step is at the full learning rate. 0.1 to 0.2 is usual."
+            f"{config.lr_decay:g} and warmup {config.warmup:g} exceed the run: the decay is shortened, and no step "
+            "has the full learning rate. 0.1 to 0.2 is usual."
         )
         yield warning_at("lr_decay", text)
 
@@ -82,14 +84,14 @@ def _offset(config: TrainConfig) -> Iterator[Problem]:
     offset = config.noise_offset
     strength = offset / 2 if config.noise_offset_random_strength else offset  # on average
     if strength > _HIGH_NOISE_OFFSET:
-        yield warning_at("noise_offset", f"{offset:g} is much: colours and brightness drift. 0.03 to 0.1 is usual.")
+        yield warning_at("noise_offset", f"{offset:g} is high: colours and brightness drift. 0.03 to 0.1 is usual.")
     if not offset:
         yield from unused(config, ["noise_offset_random_strength"], "while noise_offset is 0")
     if config.adaptive_noise_scale < 0 and not offset:
-        text = "is negative and noise_offset is 0: there is nothing to take away from, so it has no effect."
+        text = "is negative and noise_offset is 0, so there is nothing to reduce and it has no effect."
         yield warning_at("adaptive_noise_scale", text)
     elif config.adaptive_noise_scale > _HIGH_NOISE_OFFSET:
-        text = "is much: latents have means up to 1, and colours drift. Up to 0.1 is usual."
+        text = "is high: latents have means up to 1, and colours drift. Up to 0.1 is usual."
         yield warning_at("adaptive_noise_scale", f"{config.adaptive_noise_scale:g} {text}")
 
 
@@ -98,24 +100,24 @@ def _other_noise(config: TrainConfig) -> Iterator[Problem]:
         yield from unused(config, ["multires_noise_discount"], "while multires_noise_iterations is 0")
     else:
         if config.noise_offset or config.adaptive_noise_scale:
-            text = "and a noise offset both shift whole areas' brightness, and together drift. Choose one of the two."
+            text = "and a noise offset both shift the brightness of large areas; together, colours drift. Use only one."
             yield warning_at("multires_noise_iterations", text)
         if config.multires_noise_discount > _HIGH_MULTIRES_DISCOUNT:
-            text = f"{config.multires_noise_discount:g} makes noise mostly of blots. 0.1 to 0.3 is usual for a LoRA."
+            text = f"{config.multires_noise_discount:g} turns the noise into large blotches. 0.1 to 0.3 is usual."
             yield warning_at("multires_noise_discount", text)
     if not config.ip_noise_gamma:
         yield from unused(config, ["ip_noise_gamma_random_strength"], "while ip_noise_gamma is 0")
     elif config.ip_noise_gamma > _HIGH_INPUT_PERTURBATION:
-        text = f"{config.ip_noise_gamma:g} is much: images lose contrast and detail. 0.05 to 0.15 is usual."
+        text = f"{config.ip_noise_gamma:g} is high: images lose contrast and detail. 0.05 to 0.15 is usual."
         yield warning_at("ip_noise_gamma", text)
 
 
 def _timesteps(config: TrainConfig) -> Iterator[Problem]:
     first, end = config.min_timestep, config.max_timestep
     if first >= end:
-        yield error_at("min_timestep", f"{first} is not below max_timestep {end}: there is no timestep to train on.")
+        yield error_at("min_timestep", f"{first} is not below max_timestep {end}, so there is no timestep to train on.")
     elif end - first < _FEW_TIMESTEPS:
-        text = f"{first} to {end} are few timesteps: images pass through all 1000. Widen the range."
+        text = f"{first} to {end} is a narrow range, but generating an image uses all 1000 timesteps. Widen it."
         yield warning_at("min_timestep", text)
     if config.timestep_sampling != "sigmoid":
         why = f"while timestep_sampling is {config.timestep_sampling}"
@@ -130,39 +132,37 @@ def _loss(config: TrainConfig) -> Iterator[Problem]:
         names = ("huber_schedule", "huber_c", "huber_scale")
         yield from unused(config, names, f"while loss_type is {config.loss_type}")
     elif config.huber_schedule == "snr":
-        yield from unused(config, ["huber_scale"], "with huber_schedule snr: it is for exponential and constant")
+        yield from unused(config, ["huber_scale"], "with huber_schedule snr, only with exponential and constant")
     if 0 < config.min_snr_gamma < 1:
-        yield warning_at(
-            "min_snr_gamma", f"{config.min_snr_gamma:g} leaves little weight to most timesteps. 5 is usual."
-        )
+        yield warning_at("min_snr_gamma", f"{config.min_snr_gamma:g} gives most timesteps little weight. 5 is usual.")
 
 
 def _kind_of_model(config: TrainConfig) -> Iterator[Problem]:
     if config.zero_terminal_snr == "on" and config.prediction_type == "epsilon":
         text = (
-            "with prediction_type epsilon: at pure noise the answer is the input, and nothing is learnt. It is for v."
+            "with prediction_type epsilon: at pure noise, predicting the noise teaches nothing. It is for v-prediction."
         )
         yield warning_at("zero_terminal_snr", text)
 
 
 def _weights(config: TrainConfig) -> Iterator[Problem]:
-    """Each weight is a whole rule for all timesteps; their product is none."""
+    """Each loss weighting is designed to be used alone; products of two are not meaningful."""
     v_to_noise = config.scale_v_pred_loss_like_noise_pred
     if config.min_snr_gamma and config.debiased_estimation:
         text = (
-            "and min_snr_gamma each lower the weight of clean timesteps; their product leaves almost nothing of the "
-            "details. Choose one of the two."
+            "and min_snr_gamma both lower the weight of nearly noise-free timesteps; together, hardly any detail is "
+            "learnt. Use only one."
         )
         yield warning_at("debiased_estimation", text)
     if v_to_noise and config.v_pred_like_loss:
-        text = "is for checkpoints that predict noise, scale_v_pred_loss_like_noise_pred for those that predict v."
+        text = "is for epsilon checkpoints, scale_v_pred_loss_like_noise_pred for v-prediction checkpoints."
         yield error_at("v_pred_like_loss", f"{text} Use the one that fits your checkpoint.")
     if v_to_noise and (config.min_snr_gamma or config.debiased_estimation):
         other = "min_snr_gamma" if config.min_snr_gamma else "debiased_estimation"
-        text = f"is part of {other} for v already; together, the noisiest timesteps are all but ignored. Choose one."
+        text = f"is already part of {other} for v-prediction; with both, the noisiest timesteps hardly count. Use one."
         yield warning_at("scale_v_pred_loss_like_noise_pred", text)
     if config.v_pred_like_loss and config.min_snr_gamma:
-        text = "raises the weight of noisy timesteps and min_snr_gamma lowers that of clean ones: both do the same. "
+        text = "gives noisy timesteps more weight, and min_snr_gamma gives the others less: both do the same. "
         yield hint_at("v_pred_like_loss", f"{text}One of the two is usual.")
 
 
@@ -171,10 +171,13 @@ def _weights(config: TrainConfig) -> Iterator[Problem]:
 
 def _memory(config: TrainConfig) -> Iterator[Problem]:
     if config.lora_precision != "fp32" and config.family == "lora" and config.rank <= _SMALL_RANK:
-        text = f"{config.lora_precision} saves little at rank {config.rank} and adds rounding noise. fp32 is exact."
+        text = (
+            f"{config.lora_precision} saves little memory at rank {config.rank} and adds rounding noise. fp32 is exact."
+        )
         yield hint_at("lora_precision", text)
     if config.fp8_base and not config.gradient_checkpointing:
         text = (
-            "without gradient_checkpointing: all layers keep a larger copy until the backward pass. Switch that on too."
+            "saves little without gradient_checkpointing: every layer keeps a larger copy until the backward pass. "
+            "Switch that on too."
         )
         yield hint_at("fp8_base", text)

@@ -1,6 +1,6 @@
-"""Judgement of a config as a whole: what cannot work, what will disappoint, and why.
+"""Validation of a whole config: what cannot work, what will probably disappoint, and why.
 
-`read_config` has checked every value by itself. Here they are looked at together, without touching the disk.
+`read_config` has checked each value by itself. Here combinations are checked, without touching the disk.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config.problems import error_at, hint_at, warning_at
+from lib_lora_train.config.sample_prompts import is_comment, prompt_lines, validate_prompt
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.captions import validate_captions
 from lib_lora_train.config.validation.concepts import validate_concepts
@@ -16,34 +17,23 @@ from lib_lora_train.config.validation.network import validate_network
 from lib_lora_train.config.validation.optimizer import validate_optimizer
 from lib_lora_train.config.validation.training import validate_training
 from lib_lora_train.core.errors import ConfigError, Level, Problem
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 
-_LATENT_STEP = 8  # px per latent cell in every Stable Diffusion
-_UNET_STEP = 64  # px: the UNet of SD1 and SD2 halves the latent three times
-_MOST_NAME_BYTES = 200  # file systems allow 255; room for the epoch's number and an unfinished file's ending
-
+_UNET_STEP = 8 * LATENT_CELL_PX  # the UNet of SD1 and SD2 halves the latent three times
+_MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for the epoch number and the file ending
 _FORBIDDEN_IN_NAMES = '<>:"|?*'
 _RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
-_PROMPT_NUMBERS: dict[str, tuple[type, float, float]] = {
-    "w": (int, 64, 4096),
-    "h": (int, 64, 4096),
-    "d": (int, 0, 2**63 - 1),
-    "s": (int, 1, 1000),
-    "l": (float, 1, 100),
-}
-
-PROMPT_OPTIONS = (*_PROMPT_NUMBERS, "n")
-"""The options that may follow a sample prompt, without their hyphens."""
 
 
 def validate(config: TrainConfig) -> tuple[Problem, ...]:
-    """Every finding about the config: errors first, then warnings, then hints."""
+    """All problems of the config: errors first, then warnings, then hints."""
     found = [problem for check in _CHECKS for problem in check(config)]
     order: list[Level] = ["error", "warning", "hint"]
     return tuple(sorted(found, key=lambda problem: order.index(problem.level)))
 
 
 def require_usable(problems: Iterable[Problem]) -> None:
-    """Raises ConfigError with all errors among `problems`, if there are any."""
+    """Raise ConfigError with all errors among `problems`, if there are any."""
     errors = [problem for problem in dict.fromkeys(problems) if problem.level == "error"]
     if errors:
         raise ConfigError(errors)
@@ -54,15 +44,16 @@ def require_usable(problems: Iterable[Problem]) -> None:
 
 def _buckets(config: TrainConfig) -> Iterator[Problem]:
     step = config.bucket_step
-    if step % _LATENT_STEP:
+    if step % LATENT_CELL_PX:
         yield error_at(
-            "bucket_step", f"{step} is not a multiple of {_LATENT_STEP}, the size of a latent cell. {_near(step, 8)}"
+            "bucket_step",
+            f"{step} is not a multiple of {LATENT_CELL_PX}, the size of a latent cell. {_near(step, LATENT_CELL_PX)}",
         )
     elif step % _UNET_STEP:
         yield warning_at(
             "bucket_step",
-            f"{step} is not a multiple of {_UNET_STEP}: SD1 and SD2 halve the latent three times and round odd sides "
-            "on the way. 64 suits all models, 32 SDXL.",
+            f"{step} is not a multiple of {_UNET_STEP}: SD1 and SD2 halve the latent three times and round odd sides. "
+            "64 works for all models, 32 for SDXL.",
         )
     if config.enable_buckets:
         yield from _bucket_limits(config)
@@ -79,13 +70,13 @@ def _buckets(config: TrainConfig) -> Iterator[Problem]:
 def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
     step, resolution = config.bucket_step, config.resolution
     if resolution < step:
-        yield error_at("resolution", f"{resolution} is smaller than one bucket_step, {step}.")
+        yield error_at("resolution", f"{resolution} is smaller than bucket_step {step}.")
     elif resolution % step:
         side = resolution // step * step
         text = f"{resolution} is not a multiple of bucket_step {step}; the square bucket has {side} px."
         yield warning_at("resolution", f"{text} {_near(resolution, step)}")
     if config.bucket_no_upscale:
-        return  # kohya's rule: buckets then follow the images, not the limits
+        return  # as in sd-scripts, buckets then follow the images and ignore the limits
     for name in ("min_bucket", "max_bucket"):
         side = getattr(config, name)
         if side % step:
@@ -113,10 +104,10 @@ def _near(value: int, step: int) -> str:
 def _steps(config: TrainConfig) -> Iterator[Problem]:
     if config.max_steps and config.warmup >= max(1, config.max_steps):
         yield warning_at(
-            "warmup", f"{config.warmup:g} steps are not over when max_steps {config.max_steps} ends the run."
+            "warmup", f"{config.warmup:g} steps is not shorter than the run (max_steps {config.max_steps})."
         )
     if config.save_every_n_epochs > config.epochs:
-        yield hint_at("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is written.")
+        yield hint_at("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is saved.")
 
 
 # --- output and samples -------------------------------------------------------------------------
@@ -131,82 +122,58 @@ def _output(config: TrainConfig) -> Iterator[Problem]:
 
 def _kept_files(config: TrainConfig) -> Iterator[Problem]:
     if config.save_from_epoch > config.epochs:
-        yield hint_at("save_from_epoch", f"is beyond the {config.epochs} epochs: only the last one is written.")
+        yield hint_at("save_from_epoch", f"is after the last of {config.epochs} epochs: only that one is saved.")
     if config.keep_last_step_files and not config.save_every_n_steps:
         yield hint_at("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
     if config.keep_last_epochs:
-        text = f"deletes all but the last {config.keep_last_epochs} of this run; the best one is often earlier."
+        text = f"deletes all but the last {config.keep_last_epochs} files of this run; the best epoch is often earlier."
         yield hint_at("keep_last_epochs", text)
     if not config.save_state:
-        text = "is off: if the run is stopped or the machine fails, it cannot be resumed or made longer."
+        text = "is off: the run cannot be resumed after a stop or crash, nor extended."
         yield hint_at("save_state", text)
         if config.save_state_every_n_steps:
             yield hint_at("save_state_every_n_steps", "has no effect while save_state is off.")
 
 
 def _unusable_name(name: str) -> str:
-    """Why this cannot be a file's name on every system and a LoRA's name in a prompt, "" when it can."""
+    """Why this cannot be a file name on every system and a LoRA name in prompts; "" if it can."""
     if not name:
         return "is empty. Give the LoRA a name."
     if re.search(r"[\\/]", name) or name in (".", ".."):
-        return f"{name!r} has path parts. Give the name only; the folder is output_dir."
+        return f"{name!r} contains a path. Enter only the name here; the folder is output_dir."
     forbidden = sorted({c for c in name if c in _FORBIDDEN_IN_NAMES or not c.isprintable()})
     if forbidden:
         shown = " ".join(c if c.isprintable() else repr(c) for c in forbidden)
-        return f"{name!r} has characters that file names and <lora:name:1> cannot have: {shown}"
+        return f"{name!r} contains characters that are not allowed in file names or <lora:name:1>: {shown}"
     if name.lower().endswith(".safetensors"):
-        return f"{name!r} has an ending; it is added. Write {name[: -len('.safetensors')]!r}."
+        return f"{name!r} has a file ending, which is added automatically. Enter {name[: -len('.safetensors')]!r}."
     if name[0] in ". " or name[-1] in ". ":
-        return f"{name!r} begins or ends with a dot or blank, which hides the file or is lost on Windows."
+        return f"{name!r} begins or ends with a dot or space, which hides the file or is lost on Windows."
     if name.split(".")[0].upper() in _RESERVED_NAMES:
         return f"{name!r} is a reserved name on Windows. Choose another."
-    if len(name.encode()) > _MOST_NAME_BYTES:
-        return f"is too long: {len(name.encode())} bytes, at most {_MOST_NAME_BYTES}."
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        return f"is too long: {len(name.encode())} bytes, but at most {_MAX_NAME_BYTES} are allowed."
     return ""
 
 
 def _samples(config: TrainConfig) -> Iterator[Problem]:
-    if not config.sample_prompts:
+    prompts = prompt_lines(config.sample_prompts)
+    if not prompts:
         if config.make_grid:
             yield hint_at("sample_prompts", "is empty: there will be no samples and no grid to choose an epoch from.")
         return
     for number, line in enumerate(config.sample_prompts, start=1):
-        yield from _prompt_line(line, f"sample_prompts[{number}]")
-    triggers = [concept.trigger for concept in config.concepts if concept.trigger and not concept.is_regularisation]
+        if not is_comment(line):
+            for message in validate_prompt(line):
+                yield error_at(f"sample_prompts[{number}]", message)
     if config.webui_sampler and config.sample_every_n_epochs % config.save_every_n_epochs:
+        text = "needs LoRA files: epochs without one (see save_every_n_epochs) get no samples."
+        yield hint_at("webui_sampler", text)
+    text = "\n".join(prompts).lower()
+    if config.triggers and not any(trigger.lower() in text for trigger in config.triggers):
         yield hint_at(
-            "webui_sampler", "the webui draws from files: epochs without one (save_every_n_epochs) get no samples."
+            "sample_prompts", f"do not contain the trigger {config.triggers[0]!r}: samples may not show the concept."
         )
-    prompts = "\n".join(config.sample_prompts).lower()
-    if triggers and not any(trigger.lower() in prompts for trigger in triggers):
-        yield hint_at("sample_prompts", f"none holds the trigger {triggers[0]!r}: the concept may not be seen.")
-
-
-def _prompt_line(line: str, where: str) -> Iterator[Problem]:
-    """Checks kohya's options behind a prompt; their meaning is given by `train.prompt`."""
-    _, *options = re.split(r"(?:^|\s)--(?=\w)", line)
-    for option in options:
-        name, _, value = option.strip().partition(" ")
-        if name == "n":
-            continue
-        if name not in _PROMPT_NUMBERS:
-            yield error_at(where, f"--{name} is not an option. There are --w --h --d --s --l --n.")
-            continue
-        yield from _prompt_number(name, value.strip(), where)
-
-
-def _prompt_number(name: str, value: str, where: str) -> Iterator[Problem]:
-    kind, low, high = _PROMPT_NUMBERS[name]
-    try:
-        number = kind(value)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        yield error_at(where, f"--{name} needs {what}, not {value!r}.")
-        return
-    if not low <= number <= high:
-        yield error_at(where, f"--{name} {value} is outside {low:g}…{high:g}.")
-    elif name in "wh" and number % _LATENT_STEP:
-        yield error_at(where, f"--{name} {value} is not a multiple of {_LATENT_STEP}. {_near(number, _LATENT_STEP)}")
 
 
 _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (

@@ -10,7 +10,7 @@ from typing import Any
 from lib_lora_train.config.optimizer_catalog import CUSTOM
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core import atomic_write as whole_file
+from lib_lora_train.core import atomic_write
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.importer import from_gui, with_repetitions_empty
 from lib_lora_train.formats.kohya.intake import Ignored, kohya_parameters
@@ -50,7 +50,7 @@ def to_gui(config: TrainConfig) -> Exported:
 def write_gui_settings(path: Path, config: TrainConfig) -> Exported:
     """Write the GUI's .json; the file appears whole or not at all. OutputError when it cannot be written."""
     exported = to_gui(config)
-    whole_file.write_text(path, json.dumps(exported.values, indent=2, ensure_ascii=False))
+    atomic_write.write_text(path, json.dumps(exported.values, indent=2, ensure_ascii=False))
     return exported
 
 

@@ -18,7 +18,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from lib_lora_train.core.errors import AdapterError, ConfigError, Problem
 from lib_lora_train.core.safetensors_header import Header, read_header
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import Folders, read_folders
 from lib_lora_train.formats.kohya.intake import (
@@ -287,7 +287,7 @@ def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
     if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
         return values
     try:
-        text = (base / typed_path(named)).read_text(encoding="utf-8-sig")
+        text = (base / user_path(named)).read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         return values
     return {**values, "sample_prompts": text}
@@ -338,7 +338,7 @@ def _placed(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
     moved: list[str] = []
 
     def place(path: str) -> str:
-        expanded = typed_path(path)
+        expanded = user_path(path)
         if not path or expanded.is_absolute() or PureWindowsPath(path).is_absolute():
             return str(expanded) if path else path
         moved.append(path)

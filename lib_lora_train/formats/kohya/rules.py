@@ -14,8 +14,8 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
+from lib_lora_train.config.sample_prompts import is_option, prompt_lines, split_options
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.validate import PROMPT_OPTIONS
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.intake import (
     AT_DEFAULT,
@@ -235,20 +235,19 @@ def _samples(intake: Intake) -> None:
     if len(lines) == 1 and re.search(r"\.(txt|toml|json)$", str(lines[0]).strip().lower()):
         intake.ignore("sample_prompts", raw, "names a file that cannot be read; copy its prompts")
         return
-    prompts = tuple(_prompt(intake, str(line).strip()) for line in lines if not str(line).strip().startswith("#"))
+    prompts = tuple(_prompt(intake, line) for line in prompt_lines(map(str, lines)))
     intake.values["sample_prompts"] = tuple(prompt for prompt in prompts if prompt)
 
 
 def _prompt(intake: Intake, line: str) -> str:
     """The line without the options that samples do not have here."""
-    prompt, *options = re.split(r"(?:^|\s+)--(?=\w)", line)
-    kept = [prompt.strip()]
-    for option in options:
-        name, _, value = option.strip().partition(" ")
-        if name in PROMPT_OPTIONS:
-            kept.append(f"--{option.strip()}")
+    prompt, options = split_options(line)
+    kept = [prompt]
+    for name, value in options:
+        if is_option(name):
+            kept.append(f"--{name} {value}".strip())
         else:
-            intake.ignore_part("sample_prompts", f"--{name}", value.strip(), "is no option of a prompt here")
+            intake.ignore_part("sample_prompts", f"--{name}", value, "is not a prompt option here")
     return " ".join(filter(None, kept))
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
-from lib_lora_train.config.optimizer_catalog import CUSTOM, KINDS
+from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
@@ -119,7 +119,7 @@ def _optimizer_args(intake: Intake, raw: Any) -> None:
         intake.ignore("optimizer_args", text, "; ".join(p.message.rstrip(".") for p in error.problems))
         return
     optimizer = intake.values.get("optimizer", _OURS["optimizer"].default)
-    known = KINDS[optimizer].arguments or tuple(arguments)
+    known = OPTIMIZER_CATALOG[optimizer].arguments or tuple(arguments)
     for name in arguments.keys() - set(known):
         intake.ignore_part("optimizer_args", name, arguments[name], f"is no argument of {optimizer}")
     kept = {name: value for name, value in arguments.items() if name in known}

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.safetensors_header import TensorEntry, read_header
-from lib_lora_train.core.user_paths import typed_path
+from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
@@ -31,15 +32,14 @@ from lib_lora_train.models.architecture import (
     VAE_PREFIX,
     ModelSpec,
     TextEncoderSpec,
+    add_text_model_prefix,
     infer_spec,
-    with_text_model_level,
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
-from lib_lora_train.runs.estimates.activation_trace import Tape, Value
+from lib_lora_train.runs.estimates.activation_trace import Trace, Activation
 from lib_lora_train.runs.estimates.forward_trace import run_text_encoder, run_unet
-from lib_lora_train.runs.estimates.trained_parameters import kept_of, text_ranks, trained_numbers, unet_ranks
+from lib_lora_train.runs.estimates.trained_parameters import count_parameters, saved_by_layer, text_ranks, unet_ranks
 
-_CELL = 8  # px of a side that are one latent position
 _CHUNK = 75  # tokens of a caption in one run of the text encoder, which adds 2
 ENCODED_PX, ENCODED_IMAGES = 4 * 512 * 512, 8
 """The most that is encoded together, but for a single image that has more; as `models.latents` does it."""
@@ -70,7 +70,7 @@ _NUMBER_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class CheckpointSizes:
     """What a checkpoint's header tells: the kind of model, and the numbers of its three parts with their bytes."""
 
     spec: ModelSpec
@@ -79,7 +79,7 @@ class ModelFile:
     vae: tuple[int, int]
 
     @property
-    def number_bytes(self) -> int:
+    def dtype_bytes(self) -> int:
         """Of one number of the UNet as it lies in the file."""
         return max(1, round(self.unet[1] / max(1, self.unet[0])))
 
@@ -106,21 +106,21 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: ModelFile, config: TrainConfig, plan: Plan, *, number_bytes: int = 0, is_loaded: bool = False
+    model: CheckpointSizes, config: TrainConfig, plan: Plan, *, dtype_bytes: int = 0, is_loaded: bool = False
 ) -> MemoryEstimate:
-    """The run's memory; `number_bytes` of the format it computes in, 0: as the settings or the file say.
+    """The run's memory; `dtype_bytes` of the format it computes in, 0: as the settings or the file say.
 
     AdapterError for lists of block settings that do not fit the model.
     """
-    size = number_bytes or _NUMBER_BYTES.get(config.precision, model.number_bytes)
-    batch, places = _largest_batch(plan)
-    unet, texts, count = _passes(model.spec, config, places)
+    size = dtype_bytes or _NUMBER_BYTES.get(config.precision, model.dtype_bytes)
+    batch, positions = _largest_batch(plan)
+    unet, texts, count = _passes(model.spec, config, positions)
     trained = _numbers_in(config.continue_from) or count
-    working = WORKING * model.spec.unet["block_out_channels"][0] * places
-    kept = batch * (unet.most + working + sum(tape.kept for tape in texts))
+    working = WORKING * model.spec.unet["block_out_channels"][0] * positions
+    kept = batch * (unet.peak + working + sum(trace.saved for trace in texts))
     vae_bytes = 4 if size == 4 or config.precision == "bf16" else 2
     return MemoryEstimate(
-        base=_base(model, size, vae_bytes, is_eight_bit=config.fp8_base and not is_loaded),
+        base=_base(model, size, vae_bytes, is_fp8=config.fp8_base and not is_loaded),
         adapter=round(trained * _adapter_bytes(config, size)),
         activations=round(max(kept * size, trained * _step_bytes(config))),
         encoding=round(ENCODING * model.spec.vae["block_out_channels"][0] * _encoded_px(plan) * vae_bytes),
@@ -128,8 +128,8 @@ def estimate_memory(
     )
 
 
-def _base(model: ModelFile, size: int, vae_bytes: int, *, is_eight_bit: bool) -> int:
-    unet = model.unet[0] * (1 if is_eight_bit else size)
+def _base(model: CheckpointSizes, size: int, vae_bytes: int, *, is_fp8: bool) -> int:
+    unet = model.unet[0] * (1 if is_fp8 else size)
     return unet + model.text[0] * size + model.vae[0] * vae_bytes
 
 
@@ -150,7 +150,7 @@ def _step_bytes(config: TrainConfig) -> int:
 def _largest_batch(plan: Plan) -> tuple[int, int]:
     """(images, latent positions) of the micro-batch with the most positions."""
     batches = [
-        (min(plan.batch_size, bucket.sample_count), (bucket.width // _CELL) * (bucket.height // _CELL))
+        (min(plan.batch_size, bucket.sample_count), bucket.width * bucket.height // LATENT_CELL_PX**2)
         for bucket in plan.buckets
     ]
     return max(batches, key=lambda batch: batch[0] * batch[1])
@@ -165,42 +165,44 @@ def _encoded_px(plan: Plan) -> int:
 # --- forward passes -----------------------------------------------------------------------------
 
 
-def _passes(spec: ModelSpec, config: TrainConfig, places: int) -> tuple[Tape, list[Tape], int]:
+def _passes(spec: ModelSpec, config: TrainConfig, positions: int) -> tuple[Trace, list[Trace], int]:
     """The UNet's pass and those of the trained text encoders with their adapters, and how many numbers these have."""
     tokens = config.max_token_length // _CHUNK * (_CHUNK + 2)
     texts = [_text_pass(spec, encoder, config, tokens) for encoder in spec.text_encoders if config.train_text_encoder]
-    unet, count = unet_pass(spec, config, places=places, tokens=tokens)
-    kept = [tape for tape, _ in texts] if _learns_text(config) else []
+    unet, count = unet_pass(spec, config, positions=positions, tokens=tokens)
+    kept = [trace for trace, _ in texts] if _learns_text(config) else []
     return unet, kept, count + sum(numbers for _, numbers in texts)
 
 
-def unet_pass(spec: ModelSpec, config: TrainConfig, *, places: int, tokens: int) -> tuple[Tape, int]:
-    """The UNet's forward pass with its adapter, one sample of `places` latent positions, and the trained numbers."""
-    text = Value(spec.unet["cross_attention_dim"], tokens, learns=_learns_text(config))
-    plain = Tape(lambda _: None)
-    run_unet(plain, spec.unet, places=places, text=text)
-    ranks = unet_ranks(plain.layers, config, family=spec.family) if config.train_unet else {}
-    tape, count = _adapted(plain, ranks, config)
-    run_unet(tape, spec.unet, places=places, text=text)
-    return tape, count
+def unet_pass(spec: ModelSpec, config: TrainConfig, *, positions: int, tokens: int) -> tuple[Trace, int]:
+    """The UNet's forward pass with its adapter, one sample of `positions` latent positions, and the trained numbers."""
+    text = Activation(spec.unet["cross_attention_dim"], tokens, requires_grad=_learns_text(config))
+    plain = Trace(lambda _: None)
+    run_unet(plain, spec.unet, positions=positions, text=text)
+    ranks = unet_ranks(plain.layers, config, architecture=spec.architecture) if config.train_unet else {}
+    trace, count = _adapted(plain, ranks, config)
+    run_unet(trace, spec.unet, positions=positions, text=text)
+    return trace, count
 
 
-def _text_pass(spec: ModelSpec, encoder: TextEncoderSpec, config: TrainConfig, tokens: int) -> tuple[Tape, int]:
-    plain = Tape(lambda _: None)
+def _text_pass(
+    spec: ModelSpec, encoder: TextEncoderSpec, config: TrainConfig, tokens: int
+) -> tuple[Trace, int]:
+    plain = Trace(lambda _: None)
     run_text_encoder(plain, encoder.config, tokens=tokens)
     is_packed = encoder.layout == "open_clip"
-    ranks = text_ranks(plain.layers, config, family=spec.family, is_packed=is_packed)
-    tape, count = _adapted(plain, ranks, config)
-    run_text_encoder(tape, encoder.config, tokens=tokens)
-    return tape, count
+    ranks = text_ranks(plain.layers, config, architecture=spec.architecture, is_packed=is_packed)
+    trace, count = _adapted(plain, ranks, config)
+    run_text_encoder(trace, encoder.config, tokens=tokens)
+    return trace, count
 
 
-def _adapted(plain: Tape, ranks: Mapping[str, int], config: TrainConfig) -> tuple[Tape, int]:
-    """A tape for the same pass with adapters in place, and the numbers they train."""
+def _adapted(plain: Trace, ranks: Mapping[str, int], config: TrainConfig) -> tuple[Trace, int]:
+    """A trace for the same pass with adapters in place, and the numbers they train."""
     known = {layer.name: layer for layer in plain.layers}
-    kept = {name: kept_of(known[name], config, rank) for name, rank in ranks.items()}
-    numbers = sum(trained_numbers(known[name], config, rank) for name, rank in ranks.items())
-    return Tape(kept.get, checkpointing=config.gradient_checkpointing), numbers
+    kept = {name: saved_by_layer(known[name], config, rank) for name, rank in ranks.items()}
+    numbers = sum(count_parameters(known[name], config, rank) for name, rank in ranks.items())
+    return Trace(kept.get, checkpointing=config.gradient_checkpointing), numbers
 
 
 def _learns_text(config: TrainConfig) -> bool:
@@ -211,7 +213,7 @@ def _learns_text(config: TrainConfig) -> bool:
 # --- files --------------------------------------------------------------------------------------
 
 
-def read_model(path: Path) -> ModelFile | None:
+def read_checkpoint_sizes(path: Path) -> CheckpointSizes | None:
     """What the checkpoint's header tells; None for a file that is not there, not readable or of another kind."""
     try:
         stat = path.stat()
@@ -221,12 +223,12 @@ def read_model(path: Path) -> ModelFile | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_model(path: Path, _changed: int, _size: int) -> ModelFile:
+def _read_model(path: Path, _changed: int, _size: int) -> CheckpointSizes:
     header = read_header(path)
-    entries = with_text_model_level(header.entries)
+    entries = add_text_model_prefix(header.entries)
     shapes = {name: entry.shape for name, entry in entries.items()}
     spec = infer_spec(shapes, hints=read_hints(path, header.metadata))
-    return ModelFile(
+    return CheckpointSizes(
         spec,
         unet=_part(header.entries, (UNET_PREFIX,)),
         text=_part(header.entries, TEXT_PREFIXES),
@@ -237,7 +239,7 @@ def _read_model(path: Path, _changed: int, _size: int) -> ModelFile:
 def _part(entries: Mapping[str, TensorEntry], prefixes: tuple[str, ...]) -> tuple[int, int]:
     """(numbers, bytes) of the tensors with these prefixes."""
     found = [entry for name, entry in entries.items() if name.startswith(prefixes)]
-    return sum(entry.numbers for entry in found), sum(entry.bytes for entry in found)
+    return sum(entry.element_count for entry in found), sum(entry.bytes for entry in found)
 
 
 def _numbers_in(continue_from: str) -> int:
@@ -245,6 +247,6 @@ def _numbers_in(continue_from: str) -> int:
     if not continue_from:
         return 0
     try:
-        return sum(entry.numbers for entry in read_header(typed_path(continue_from)).entries.values())
+        return sum(entry.element_count for entry in read_header(user_path(continue_from)).entries.values())
     except LoraTrainError:
         return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 
@@ -90,8 +90,8 @@ def test_the_guides_arguments_are_allowed() -> None:
     assert "optimizer_args" not in found(optimizer="CAME", optimizer_args="betas=0.9,0.999,0.9999 eps=1e-30,1e-16")
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "Custom"])
+@pytest.mark.parametrize("kind", [name for name in OPTIMIZER_CATALOG if name != "Custom"])
 def test_every_optimiser_is_without_warning_at_its_usual_rate(kind: str) -> None:
-    rate = KINDS[kind].usual_rate
+    rate = OPTIMIZER_CATALOG[kind].usual_lr
     values = {"optimizer": kind, "learning_rate": rate, "text_encoder_lr": None, "lr_schedule": "constant"}
     assert [level for level in found(**values).values() if level != "hint"] == []

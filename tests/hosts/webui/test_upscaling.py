@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_lora_train.core.errors import HostError, InterruptedDrawing
+from lib_lora_train.core.errors import GenerationInterrupted, HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from tests.stand_ins.webui import A1111World, ForgeWorld, host_in, install, module_of
@@ -19,11 +19,11 @@ IMAGE = Image.new("RGB", (40, 30), (9, 90, 200))
 
 
 class Upscaler:
-    """One of the webui's: it goes in steps of 8 px, and gives up without a word once Interrupt was pressed."""
+    """Like a webui upscaler: works in steps of 8 px and returns silently once Interrupt was pressed."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.asked: list[float] = []
+        self.scales: list[float] = []
         self.failure: Exception | None = None
         self.interrupts = False
         self.is_damaged = False
@@ -32,16 +32,16 @@ class Upscaler:
         assert self.world.queue_lock.is_held, "the webui computes under its lock"
         if self.failure:
             raise self.failure
-        self.asked.append(scale)
+        self.scales.append(scale)
         if self.interrupts:
-            self.world.drawing.state.interrupted = True
-        if self.world.drawing.state.interrupted:
+            self.world.txt2img.state.interrupted = True
+        if self.world.txt2img.state.interrupted:
             return image
         size = (int(image.width * scale) // 8 * 8, int(image.height * scale) // 8 * 8)
         return self.do_upscale(image, path).resize(size)
 
     def do_upscale(self, image: Image.Image, path: str) -> Image.Image:
-        """Four times the size; one that cannot read its file reports that and gives the image back."""
+        """The image at four times the size, or unchanged if the model file cannot be read."""
         if self.is_damaged:
             return image
         return Image.new("RGB", (4 * image.width, 4 * image.height), (200, 90, 9))
@@ -56,7 +56,7 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.fixture
 def upscaler(world: World, monkeypatch: pytest.MonkeyPatch) -> Upscaler:
-    """The webui's list of upscalers and its `resize_image`, which takes the first one for a name it does not know."""
+    """The webui's list of upscalers and its `resize_image`, which uses the first one for an unknown name."""
     from modules import shared  # the stand-in
 
     scaler = Upscaler(world)
@@ -83,11 +83,11 @@ def host(world: World) -> WebuiHost:
     return host_in(world)
 
 
-def test_only_upscalers_that_need_no_download_are_offered(host: WebuiHost, upscaler: Upscaler) -> None:
+def test_only_upscalers_that_need_no_download_are_listed(host: WebuiHost, upscaler: Upscaler) -> None:
     assert host.upscaler_names() == ("Lanczos", "4x-there")
 
 
-def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
+def test_upscaler_without_a_file_is_listed_once_its_folder_has_a_model(
     host: WebuiHost, upscaler: Upscaler, tmp_path: Path
 ) -> None:
     from modules import shared  # the stand-in
@@ -100,48 +100,48 @@ def test_one_that_names_no_file_is_offered_once_its_folder_holds_a_model(
     assert "LDSR" in host.upscaler_names()
 
 
-def test_an_image_is_enlarged_to_the_very_size_in_a_turn(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
+def test_image_is_enlarged_to_the_exact_size_under_the_lock(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
     larger = host.upscale(IMAGE, (101, 76), "4x-there")
     assert (larger.size, larger.mode, larger.getpixel((50, 40))) == ((101, 76), "RGB", (200, 90, 9))
-    assert upscaler.asked == [pytest.approx(76 / 30)]
+    assert upscaler.scales == [pytest.approx(76 / 30)]
     assert not world.queue_lock.is_held
 
 
 @pytest.mark.parametrize("name", ["4x-away", "4x-unknown", "None", ""])
-def test_what_is_not_offered_is_refused(host: WebuiHost, upscaler: Upscaler, name: str) -> None:
+def test_upscaler_that_is_not_listed_is_refused(host: WebuiHost, upscaler: Upscaler, name: str) -> None:
     with pytest.raises(HostError, match="Choose another"):
         host.upscale(IMAGE, (80, 60), name)
-    assert upscaler.asked == []
+    assert upscaler.scales == []
 
 
-def test_what_the_webui_fails_with_is_told(host: WebuiHost, upscaler: Upscaler, world: World) -> None:
+def test_webui_failure_is_reported_with_its_reason(host: WebuiHost, upscaler: Upscaler, world: World) -> None:
     upscaler.failure = RuntimeError("CUDA out of memory")
     with pytest.raises(HostError, match="out of memory"):
         host.upscale(IMAGE, (80, 60), "4x-there")
     assert not world.queue_lock.is_held
 
 
-def test_interrupt_is_told_and_an_old_one_does_not_count(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
-    world.drawing.state.interrupted = True  # of an earlier generation
+def test_interrupt_is_reported_and_an_earlier_one_ignored(world: World, host: WebuiHost, upscaler: Upscaler) -> None:
+    world.txt2img.state.interrupted = True  # from an earlier generation
     assert host.upscale(IMAGE, (80, 60), "4x-there").getpixel((9, 9)) == (200, 90, 9)
     upscaler.interrupts = True
-    with pytest.raises(InterruptedDrawing):
+    with pytest.raises(GenerationInterrupted):
         host.upscale(IMAGE, (80, 60), "4x-there")
 
 
-def test_without_a_webui_there_are_none(tmp_path: Path) -> None:
+def test_standalone_host_has_no_upscalers(tmp_path: Path) -> None:
     host: Any = StandaloneHost(None, None, tmp_path, "cpu")
     assert host.upscaler_names() == ()
     with pytest.raises(HostError, match="Lanczos"):
         host.upscale(IMAGE, (80, 60), "4x-there")
 
 
-def test_a_model_that_the_webui_cannot_read_is_told_and_not_replaced_by_lanczos(
+def test_unreadable_upscaler_model_is_reported_and_not_replaced_by_lanczos(
     world: World, host: WebuiHost, upscaler: Upscaler
 ) -> None:
     upscaler.is_damaged = True
     with pytest.raises(HostError, match="could not use 4x-there"):
         host.upscale(IMAGE, (101, 76), "4x-there")
-    assert "do_upscale" not in vars(upscaler), "the webui's own upscaler is as it was"
+    assert "do_upscale" not in vars(upscaler), "the webui's upscaler is restored"
     upscaler.is_damaged = False
     assert host.upscale(IMAGE, (101, 76), "4x-there").size == (101, 76)

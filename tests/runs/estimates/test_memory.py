@@ -13,12 +13,12 @@ from torch import nn
 from benchmarks.memory import LiveBytes, count_encoding, count_step, flash_on_meta, meta_unet
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import spec_from_config
-from lib_lora_train.config.optimizer_catalog import KINDS
+from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models import latents
-from lib_lora_train.models.architecture import Family, ModelSpec, infer_spec
-from lib_lora_train.runs.estimates.activation_trace import Tape, Value
+from lib_lora_train.models.architecture import Architecture, ModelSpec, infer_spec
+from lib_lora_train.runs.estimates.activation_trace import Trace, Activation
 from lib_lora_train.runs.estimates.forward_trace import run_text_encoder, run_unet
 from lib_lora_train.runs.estimates.memory import (
     _STATE_BYTES,
@@ -26,28 +26,28 @@ from lib_lora_train.runs.estimates.memory import (
     ENCODED_PX,
     ENCODING,
     WORKING,
-    ModelFile,
+    CheckpointSizes,
     estimate_memory,
     unet_pass,
 )
-from lib_lora_train.runs.estimates.trained_parameters import trained_numbers, unet_ranks
-from lib_lora_train.training.optimizers import make_stepper
+from lib_lora_train.runs.estimates.trained_parameters import count_parameters, unet_ranks
+from lib_lora_train.training.optimizers import make_optimizer
 from tests.stand_ins.tiny_models import full_shapes, tiny_model
 from tests.stand_ins.training_parts import small_plan
 
-SIDE: dict[Family, int] = {"sd1": 64, "sd2": 96, "sdxl": 128}
+SIDE: dict[Architecture, int] = {"sd1": 64, "sd2": 96, "sdxl": 128}
 
 
-def plain_tape(spec: ModelSpec, **values: Any) -> Tape:
+def plain_tape(spec: ModelSpec, **values: Any) -> Trace:
     """A frozen UNet's pass."""
-    tape = Tape(lambda _: None)
-    run_unet(tape, spec.unet, places=64, text=Value(spec.unet["cross_attention_dim"], 77))
-    return tape
+    trace = Trace(lambda _: None)
+    run_unet(trace, spec.unet, positions=64, text=Activation(spec.unet["cross_attention_dim"], 77))
+    return trace
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_the_pass_goes_through_every_layer_of_the_real_unet(family: Family) -> None:
-    spec = infer_spec(full_shapes(family))
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_the_pass_goes_through_every_layer_of_the_real_unet(architecture: Architecture) -> None:
+    spec = infer_spec(full_shapes(architecture))
     real = {
         name: tuple(module.weight.shape)
         for name, module in meta_unet(spec, torch.float32).named_modules()
@@ -56,18 +56,18 @@ def test_the_pass_goes_through_every_layer_of_the_real_unet(family: Family) -> N
     assert {layer.name: layer.shape for layer in plain_tape(spec).layers} == real
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_the_pass_goes_through_every_layer_of_the_real_text_encoders(family: Family) -> None:
-    model = tiny_model(family)
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_the_pass_goes_through_every_layer_of_the_real_text_encoders(architecture: Architecture) -> None:
+    model = tiny_model(architecture)
     for spec, module in zip(model.spec.text_encoders, model.text_encoders, strict=True):
-        tape = Tape(lambda _: None)
-        run_text_encoder(tape, spec.config, tokens=77)
+        trace = Trace(lambda _: None)
+        run_text_encoder(trace, spec.config, tokens=77)
         real = {
             name.removeprefix("text_model."): tuple(layer.weight.shape)
             for name, layer in module.named_modules()
             if isinstance(layer, (nn.Linear, nn.LayerNorm)) and "projection" not in name
         }
-        assert {layer.name: layer.shape for layer in tape.layers} == real
+        assert {layer.name: layer.shape for layer in trace.layers} == real
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -99,13 +99,13 @@ def test_as_many_numbers_are_counted_as_an_adapter_has(values: dict[str, Any]) -
     adapter = inject(model, spec_from_config(config), seed=0)
     real = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
     layers = {layer.name: layer for layer in plain_tape(model.spec).layers}
-    ranks = unet_ranks(layers.values(), config, family="sd1")
-    assert sum(trained_numbers(layers[name], config, rank) for name, rank in ranks.items()) == real
+    ranks = unet_ranks(layers.values(), config, architecture="sd1")
+    assert sum(count_parameters(layers[name], config, rank) for name, rank in ranks.items()) == real
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_text_encoders_are_counted_with_the_unet(family: Family) -> None:
-    model = tiny_model(family)
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_text_encoders_are_counted_with_the_unet(architecture: Architecture) -> None:
+    model = tiny_model(architecture)
     config = TrainConfig(rank=4)
     adapter = inject(model, spec_from_config(config), seed=0)
     real = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
@@ -131,7 +131,7 @@ def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> N
     known |= {parameter.untyped_storage().data_ptr() for (parameter,) in adapter.groups.values()}
     kept: dict[int, Any] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage
@@ -141,12 +141,12 @@ def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> N
         answer = model.unet(torch.zeros(2, 4, 16, 16), torch.zeros(2), torch.zeros(2, 77, width)).sample
     real = sum(storage.nbytes() for storage in kept.values())
     del answer
-    tape, _ = unet_pass(model.spec, config, places=256, tokens=77)
-    assert 2 * 4 * tape.kept == pytest.approx(real, rel=0.04)
+    trace, _ = unet_pass(model.spec, config, positions=256, tokens=77)
+    assert 2 * 4 * trace.saved == pytest.approx(real, rel=0.04)
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing"),
+    ("architecture", "checkpointing"),
     [
         ("sd1", False),
         ("sd1", True),
@@ -155,22 +155,22 @@ def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> N
         pytest.param("sdxl", True, marks=pytest.mark.slow),
     ],
 )
-def test_memory_of_a_full_size_step_is_predicted(family: Family, checkpointing: bool) -> None:
+def test_memory_of_a_full_size_step_is_predicted(architecture: Architecture, checkpointing: bool) -> None:
     """Every tensor of a step of the published size, counted on the meta device while it lives, batch 1, bf16.
 
     Kept after the forward pass: 2 %, with checkpointing, where it is a tenth of that, 3 %: statistics of norms
     and other small tensors are left out. The peak: never more than predicted, and at least 85 % of it, since the
-    working memory is the most that any family needs.
+    working memory is the most that any architecture needs.
     """
-    spec, side = infer_spec(full_shapes(family)), SIDE[family]
+    spec, side = infer_spec(full_shapes(architecture)), SIDE[architecture]
     config = TrainConfig(train_text_encoder=False, gradient_checkpointing=checkpointing)
     unet = meta_unet(spec, torch.bfloat16)
     adapter = inject(SimpleNamespace(unet=unet, text_encoders=(), spec=spec), spec_from_config(config), seed=0)
     with flash_on_meta():
         kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
-    tape, _ = unet_pass(spec, config, places=side * side, tokens=77)
-    assert 2 * tape.kept == pytest.approx(kept, rel=0.03 if checkpointing else 0.02)
-    predicted = 2 * (tape.most + WORKING * 320 * side * side)
+    trace, _ = unet_pass(spec, config, positions=side * side, tokens=77)
+    assert 2 * trace.saved == pytest.approx(kept, rel=0.03 if checkpointing else 0.02)
+    predicted = 2 * (trace.peak + WORKING * 320 * side * side)
     assert 0.85 * predicted <= peak <= predicted
 
 
@@ -202,17 +202,17 @@ def test_as_many_images_are_encoded_together_as_the_estimate_says() -> None:
 
 
 def test_every_optimiser_has_its_bytes() -> None:
-    assert set(_STATE_BYTES) == set(KINDS)
+    assert set(_STATE_BYTES) == set(OPTIMIZER_CATALOG)
 
 
-@pytest.mark.parametrize("name", sorted(set(KINDS) - {"Custom", "AdamW8bit"}))
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZER_CATALOG) - {"Custom", "AdamW8bit"}))
 def test_an_optimiser_remembers_as_much_as_is_said(name: str) -> None:
     """On a matrix of 512 × 512, where factored moments are 0.4 %; 1 % for these and for counters."""
-    pytest.importorskip(KINDS[name].origin.partition(":")[0].partition(".")[0])
+    pytest.importorskip(OPTIMIZER_CATALOG[name].origin.partition(":")[0].partition(".")[0])
     parameter = nn.Parameter(torch.randn(512, 512))
     config = TrainConfig(optimizer=name)
-    rate = KINDS[name].usual_rate
-    stepper = make_stepper({"unet": [parameter]}, {"unet": rate}, config=config)
+    rate = OPTIMIZER_CATALOG[name].usual_lr
+    stepper = make_optimizer({"unet": [parameter]}, {"unet": rate}, config=config)
     parameter.grad = torch.randn(512, 512)
     stepper.step(1.0)
     found = sum(value.numel() * value.element_size() for value in _tensors(stepper.state()["optimizer"]["state"]))
@@ -229,10 +229,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def model_file(spec: ModelSpec, *, number_bytes: int = 4) -> ModelFile:
+def model_file(spec: ModelSpec, *, dtype_bytes: int = 4) -> CheckpointSizes:
     """A checkpoint of a million numbers in each part."""
-    part = (1_000_000, 1_000_000 * number_bytes)
-    return ModelFile(spec, part, part, part)
+    part = (1_000_000, 1_000_000 * dtype_bytes)
+    return CheckpointSizes(spec, part, part, part)
 
 
 def estimated(spec: ModelSpec, config: TrainConfig, plan: Plan | None = None, **values: Any) -> Any:
@@ -244,13 +244,13 @@ def test_numbers_of_16_bits_take_less_until_the_optimisers_step_needs_them_in_fp
     spec = tiny_model("sd1").spec
     exact = TrainConfig(resolution=64, min_bucket=64, rank=4)
     half = exact.replace(lora_precision="bf16")
-    numbers = estimated(spec, exact, number_bytes=2).adapter // 22  # 3 × 4, a 16-bit copy to compute with, 8 of AdamW
-    assert estimated(spec, half, number_bytes=2).adapter == numbers * (3 * 2 + 8)
-    assert estimated(spec, half, number_bytes=4).adapter == numbers * (3 * 2 + 4 + 8), "cast for a model in fp32"
+    numbers = estimated(spec, exact, dtype_bytes=2).adapter // 22  # 3 × 4, a 16-bit copy to compute with, 8 of AdamW
+    assert estimated(spec, half, dtype_bytes=2).adapter == numbers * (3 * 2 + 8)
+    assert estimated(spec, half, dtype_bytes=4).adapter == numbers * (3 * 2 + 4 + 8), "cast for a model in fp32"
     assert estimated(spec, half).activations == estimated(spec, exact).activations
     large = half.replace(family="full", batch_size=1)
-    numbers = estimated(spec, large, number_bytes=2).adapter // 14
-    assert estimated(spec, large, number_bytes=2).activations == numbers * 8
+    numbers = estimated(spec, large, dtype_bytes=2).adapter // 14
+    assert estimated(spec, large, dtype_bytes=2).activations == numbers * 8
 
 
 def test_the_base_counts_only_where_it_is_not_loaded() -> None:

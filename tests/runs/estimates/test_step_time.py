@@ -11,10 +11,10 @@ import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
-from lib_lora_train.core.progress import time_text
-from lib_lora_train.hosts.host import Card, RunTarget
-from lib_lora_train.runs.estimates.requirements import Forecast, forecast, size_text
-from lib_lora_train.runs.estimates.step_time import estimate_time, past_speeds, workload_of
+from lib_lora_train.core.progress import format_duration
+from lib_lora_train.hosts.host import Gpu, RunTarget
+from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements, size_text
+from lib_lora_train.runs.estimates.step_time import describe_workload, estimate_time, past_speeds
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_plan
 
@@ -42,7 +42,7 @@ def test_time_grows_with_steps_and_pixels(tmp_path: Path) -> None:
     twice = estimate_time(tmp_path, dataclasses.replace(WANTED, pixels_per_step=16384.0), 100)
     assert same is not None and twice is not None
     assert (same.seconds, twice.seconds) == (200.0, 400.0), "the median of the warm steps, 2 s"
-    assert (same.run, same.is_far) == ("1-run", False)
+    assert (same.run, same.is_extrapolated) == ("1-run", False)
 
 
 @pytest.mark.parametrize("other", [{"family": "sdxl"}, {"device": "other card"}, {"checkpointing": True}])
@@ -72,11 +72,11 @@ def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
 
 def test_pixels_per_step_are_those_of_all_its_images() -> None:
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
-    work = workload_of(config, small_plan(config), family="sd1", device="cpu")
+    work = describe_workload(config, small_plan(config), architecture="sd1", device="cpu")
     assert work.pixels_per_step == 4 * 64 * 64
 
 
-# --- the forecast --------------------------------------------------------------------------------
+# --- the estimate_requirements --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -87,36 +87,36 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONFIG = TrainConfig(resolution=64, min_bucket=64, batch_size=4, rank=4)
 
 
-def told(path: Path | None, home: Path, config: TrainConfig = CONFIG, card: Card | None = None) -> Forecast:
-    """The forecast of a small plan."""
-    footing = RunTarget(path, is_loaded=False, number_bytes=0, device="card" if card else "cpu", card=card)
-    return forecast(config, small_plan(config), footing, home)
+def told(path: Path | None, home: Path, config: TrainConfig = CONFIG, card: Gpu | None = None) -> Requirements:
+    """The estimate_requirements of a small plan."""
+    run_target = RunTarget(path, is_loaded=False, dtype_bytes=0, device="card" if card else "cpu", gpu=card)
+    return estimate_requirements(config, small_plan(config), run_target, home)
 
 
 def test_an_unreadable_checkpoint_gives_no_figures(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no checkpoint")
     for path in (None, tmp_path / "nowhere.safetensors", tmp_path / "model.safetensors"):
         found = told(path, tmp_path)
-        assert (found.memory_words, found.time_words) == ("not known", "not known yet")
+        assert (found.memory_summary, found.time_summary) == ("not known", "not known yet")
         assert "not known" in found.sentences[0]
 
 
 def test_both_figures_are_called_estimates(checkpoint: Path, tmp_path: Path) -> None:
     write_run(tmp_path, "1-run", [60.0] * 9, pixels_per_step=4 * 4096.0)
     found = told(checkpoint, tmp_path)
-    assert found.memory_words.startswith("about ")
-    assert found.time_words == "about 20 min", "10 epochs of 2 steps of a minute"
+    assert found.memory_summary.startswith("about ")
+    assert found.time_summary == "about 20 min", "10 epochs of 2 steps of a minute"
     assert "estimate" in found.sentences[0] and "1-run" in found.sentences[1]
     assert found.values["seconds"] == 1200.0
     assert found.values["memory_bytes"]["total"] == found.memory.total if found.memory else False
 
 
 def test_a_run_that_fits_has_no_warning(checkpoint: Path, tmp_path: Path) -> None:
-    assert told(checkpoint, tmp_path, card=Card("card", 2**33, 2**32)).problems == ()
+    assert told(checkpoint, tmp_path, gpu=Gpu("card", 2**33, 2**32)).problems == ()
 
 
 def test_a_card_that_is_full_is_told(checkpoint: Path, tmp_path: Path) -> None:
-    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", 2**33, 2**20)).problems
+    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", 2**33, 2**20)).problems
     assert problem.level == "hint" and "free now" in problem.message
 
 
@@ -124,13 +124,13 @@ def test_advice_names_the_first_change_that_makes_it_fit(checkpoint: Path, tmp_p
     plain = told(checkpoint, tmp_path).memory
     frugal = told(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
     assert plain is not None and frugal is not None and frugal.total < plain.total
-    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", plain.total - 1, plain.total)).problems
+    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", plain.total - 1, plain.total)).problems
     assert (problem.level, problem.where) == ("warning", "gradient_checkpointing")
     assert size_text(frugal.total) in problem.message and "batch_size" not in problem.message
 
 
 def test_where_nothing_suffices_everything_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    (problem,) = told(checkpoint, tmp_path, card=Card("RTX", 2**20, 2**20)).problems
+    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", 2**20, 2**20)).problems
     for name in ("gradient_checkpointing", "batch_size 1", "fp8_base", "train_text_encoder", "resolution"):
         assert name in problem.message
 
@@ -148,7 +148,7 @@ def test_where_nothing_suffices_everything_is_named(checkpoint: Path, tmp_path: 
     ],
 )
 def test_time_in_words(seconds: float, words: str) -> None:
-    assert time_text(seconds) == words
+    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(

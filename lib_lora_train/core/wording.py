@@ -1,0 +1,10 @@
+"""Small pieces of text that messages of all rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def shorten_list(names: Sequence[str], limit: int) -> str:
+    """The first `limit` names, separated by commas, and "…" if there are more."""
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
