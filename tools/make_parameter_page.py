@@ -1,4 +1,4 @@
-"""Writes docs/parameters.md from the declarations in `lib_lora_train/config.py`.
+"""Writes docs/parameters.md from the declarations in `lib_lora_train/config/settings/`.
 
 python -m tools.make_parameter_page
 """
@@ -16,21 +16,20 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parameters.md"
 
-
 _HEAD = """# Parameters
 
-<!-- Made by tools/make_parameter_page.py from the declarations in lib_lora_train/config.py. Do not edit. -->
+<!-- Made by tools/make_parameter_page.py from lib_lora_train/config/settings/. Do not edit. -->
 
-Every setting of a run, with the same name in the tab, in TOML files and on the command line (`rank` is `--rank`,
-`learning_rate` is `--learning-rate`). *Tier* says who needs it: **essential** for every run, **beginner** worth
-knowing early, advanced when you have a reason. *kohya* is the name that sd-scripts gives to the same thing.
+All settings of a run. They have the same names in the web page, in TOML files and on the command line (`rank` is
+`--rank`, `learning_rate` is `--learning-rate`). *Tier* says when you need a setting: **essential** for every run,
+**beginner** soon, advanced only for a reason. *kohya* is the name of the same setting in sd-scripts.
 """
 _CONCEPT = """## One concept
 
-A run trains one or more concepts. In TOML each is a `[[concepts]]` table; on the command line the same names are
-flags for a run with a single one (`--folder`, `--trigger`).
+A run trains one or more concepts. In TOML each is a `[[concepts]]` table. On the command line the same names are flags
+(`--folder`, `--trigger`) for a run with a single concept.
 """
-_KINDS = {int: "whole number", float: "number", bool: "on or off", str: "text", tuple: "list of texts"}
+_TYPES = {int: "whole number", float: "number", bool: "on or off", str: "text", tuple: "list of texts"}
 
 
 def parameter_page() -> str:
@@ -42,7 +41,7 @@ def parameter_page() -> str:
 
 
 def _table(parameters: Iterable[Parameter]) -> str:
-    rows = ["| parameter | what it does | default | values | tier | kohya |", "|---|---|---|---|---|---|"]
+    rows = ["| setting | what it does | default | values | tier | kohya |", "|---|---|---|---|---|---|"]
     return "\n".join([*rows, *(_row(parameter) for parameter in parameters)]) + "\n"
 
 
@@ -54,17 +53,17 @@ def _row(parameter: Parameter) -> str:
 
 
 def values_text(parameter: Parameter) -> str:
-    """Choices, range or kind: `1…256 px`, `text`."""
+    """Choices, range or type: `1…256 px`, `text`."""
     if parameter.choices:
         return ", ".join(f"`{choice}`" for choice in parameter.choices)
     if parameter.low is None or parameter.high is None:
-        return _KINDS[parameter.kind]
+        return _TYPES[parameter.kind]
     unit = f" {parameter.unit}" if parameter.unit else ""
     return f"{_number(parameter.low)}…{_number(parameter.high)}{unit}"
 
 
 def _number(value: float) -> str:
-    """`10000000.0` → `10 million`, `2.0**53` → `2^53`, whole numbers without a point."""
+    """`10000000.0` → `10 million`, `2.0**53` → `2^53`, whole numbers without a decimal point."""
     if value > 2**20 and math.log2(value).is_integer():
         return f"2^{int(math.log2(value))}"
     if value >= 1e6 and value % 1e6 == 0:
@@ -73,7 +72,7 @@ def _number(value: float) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page to docs/."""
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(parameter_page(), encoding="utf-8", newline="\n")
     print(f"Written: {PAGE}")

@@ -1,14 +1,14 @@
-"""Images described by a tagger, one after the other in a thread of its own, and their captions written at the end.
+"""Auto-tagging: images are tagged one by one in a background thread, and the captions are written at the end.
 
-A webui's own tagger is used in turns: whoever waits for the webui goes between two images. What was described before
-a stop or a failure is written too.
+The webui's own taggers share the card with the webui: a waiting generation runs between two images. Tags found before
+a stop or a failure are written too.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.images import read_upright_image
 from lib_lora_train.dataset_tools.tagger import Existing, Tagger, TaggerResult, TagRule
-from lib_lora_train.dataset_tools.wd14 import load_wd14
+from lib_lora_train.dataset_tools.wd14 import LABELS, MODEL, load_wd14
 
 WD14 = "WD14"
-_SHOWN = 20
+_MAX_LISTED = 20
 
 
 class TaggerHost(Protocol):
-    """The part of a host that is used here; see `hosts.base.Host`."""
+    """The part of `hosts.host.Host` that tagging needs."""
 
     def has_waiters(self) -> bool: ...
 
@@ -35,7 +35,7 @@ class TaggerHost(Protocol):
 
 @dataclass(frozen=True)
 class TaggingRequest:
-    """Which images of a folder are described by whom, and what becomes of it. `model` is WD14's folder."""
+    """Which images of a folder to tag, with which tagger, and how to write the captions. `model` is WD14's folder."""
 
     folder: Path
     images: tuple[Path, ...]
@@ -45,94 +45,91 @@ class TaggingRequest:
     existing: Existing
 
 
-Write = Callable[[TaggingRequest, Mapping[Path, TaggerResult]], str]
-"""Writes the captions of what was described, and says what it did; LoraTrainError when it cannot."""
+WriteCaptions = Callable[[TaggingRequest, Mapping[Path, TaggerResult]], str]
+"""Writes the captions and returns a sentence about what it did; LoraTrainError if it cannot."""
 
 
 class AutoTagger:
-    """Describes one set of images at a time, while a training goes on or not."""
+    """Tags one set of images at a time; training may run at the same time."""
 
-    def __init__(self, host: TaggerHost, write: Write) -> None:
+    def __init__(self, host: TaggerHost, write: WriteCaptions) -> None:
         self._host = host
         self._write = write
-        self._work = BackgroundTask("tagger")
-        self._order: TaggingRequest | None = None
+        self._task = BackgroundTask("tagger")
+        self._request: TaggingRequest | None = None
         self._skipped: list[tuple[str, str]] = []
-        self._told = ""
+        self._write_report = ""
 
-    def names(self) -> tuple[str, ...]:
-        """The taggers there are: the webui's own, then WD14."""
+    def tagger_names(self) -> tuple[str, ...]:
+        """The available taggers: the webui's own, then WD14."""
         return (*self._host.tagger_names(), WD14)
 
-    def start(self, order: TaggingRequest) -> None:
-        """Begin; DataError when one is at work, or when there is nothing to look at."""
-        if not order.images:
-            raise DataError("No image is to be tagged: all have captions. Choose to add to them or to replace them.")
-        self._work.start(lambda: self._tag(order))
+    def start(self, request: TaggingRequest) -> None:
+        """Start tagging; DataError if tagging is under way already or there is nothing to tag."""
+        if not request.images:
+            raise DataError("Nothing to tag: every image already has a caption. Choose Add or Replace.")
+        self._task.start(lambda: self._tag(request))
 
     def stop(self) -> None:
-        """End after the present image; what is described by then is written."""
-        self._work.stop()
+        """Stop after the current image; the tags found so far are written."""
+        self._task.stop()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
-        """Block until all is written or given up."""
-        self._work.wait(timeout_seconds)
+        """Block until the captions are written or tagging has failed."""
+        self._task.wait(timeout_seconds)
 
     def status(self) -> dict[str, Any]:
-        """How far it is; `skipped` names the first of the images that could not be read, with the reason."""
-        status, skipped = self._work.status(), list(self._skipped)
+        """The progress; `skipped` lists the first images that could not be read, with the reason."""
+        status, skipped = self._task.status(), list(self._skipped)
         return {
             **status,
-            "message": " ".join(filter(None, (status["message"], self._told))),
-            "folder": str(self._order.folder) if self._order else "",
-            "tagger": self._order.tagger if self._order else "",
-            "skipped": [{"name": name, "reason": reason} for name, reason in skipped[:_SHOWN]],
+            "message": " ".join(filter(None, (status["message"], self._write_report))),
+            "folder": str(self._request.folder) if self._request else "",
+            "tagger": self._request.tagger if self._request else "",
+            "skipped": [{"name": name, "reason": reason} for name, reason in skipped[:_MAX_LISTED]],
             "skipped_count": len(skipped),
         }
 
     # --- the thread ------------------------------------------------------------------------------
-    def _tag(self, order: TaggingRequest) -> None:
-        """Describe, then write what is described, however it ended."""
-        self._order, self._skipped, self._told = order, [], ""
-        self._work.start_phase("Loading the tagger", 0)
+    def _tag(self, request: TaggingRequest) -> None:
+        """Tag the images, then write the captions even if tagging was stopped or failed."""
+        self._request, self._skipped, self._write_report = request, [], ""
+        self._task.start_phase("Loading the tagger", 0)
         found: dict[Path, TaggerResult] = {}
         try:
-            self._describe(order, found)
+            self._tag_images(request, found)
         finally:
-            self._told = self._write(order, found) if found else "Nothing was written."
+            self._write_report = self._write(request, found) if found else "Nothing was written."
 
-    def _describe(self, order: TaggingRequest, found: dict[Path, TaggerResult]) -> None:
-        """Fill `found`, turn by turn."""
-        turn, has_waiters = self._source(order)
-        left = deque(order.images)
-        while left and not self._work.is_stopped():
-            with turn() as tagger:
-                if len(left) == len(order.images):
-                    self._work.start_phase("images tagged", len(left))
-                while left:
-                    self._describe_one(left.popleft(), tagger, found)
-                    self._work.report(len(order.images) - len(left))
-                    if has_waiters() or self._work.is_stopped():
+    def _tag_images(self, request: TaggingRequest, found: dict[Path, TaggerResult]) -> None:
+        """Fill `found`, releasing the tagger between two images whenever a generation is waiting."""
+        acquire_tagger, has_waiters = self._choose_tagger(request)
+        remaining = deque(request.images)
+        while remaining and not self._task.is_stopped():
+            with acquire_tagger() as tagger:
+                if len(remaining) == len(request.images):
+                    self._task.start_phase("images tagged", len(remaining))
+                while remaining:
+                    self._tag_image(remaining.popleft(), tagger, found)
+                    self._task.report(len(request.images) - len(remaining))
+                    if has_waiters() or self._task.is_stopped():
                         break
 
-    def _source(self, order: TaggingRequest) -> tuple[Callable[[], AbstractContextManager[Tagger]], Callable[[], bool]]:
-        """How a turn is taken, and whether somebody waits for its end."""
-        if order.tagger != WD14:
-            return lambda: self._host.tagger(order.tagger), self._host.has_waiters
-        if order.model is None:
-            raise DataError("Name the folder of the WD14 tagger: model.onnx with selected_tags.csv.")
-        tagger = load_wd14(order.model)
-        return lambda: _given(tagger), lambda: False
+    def _choose_tagger(
+        self, request: TaggingRequest
+    ) -> tuple[Callable[[], AbstractContextManager[Tagger]], Callable[[], bool]]:
+        """(how to acquire the tagger, whether a generation is waiting for it)."""
+        if request.tagger != WD14:
+            return lambda: self._host.tagger(request.tagger), self._host.has_waiters
+        if request.model is None:
+            raise DataError(f"Enter the folder of the WD14 tagger, with {MODEL} and {LABELS}.")
+        tagger = load_wd14(request.model)
+        return lambda: nullcontext(tagger), lambda: False
 
-    def _describe_one(self, image: Path, tagger: Tagger, found: dict[Path, TaggerResult]) -> None:
+    def _tag_image(self, image: Path, tagger: Tagger, found: dict[Path, TaggerResult]) -> None:
         try:
             pixels = read_upright_image(image)
         except DataError as error:
             self._skipped.append((image.name, str(error)))
         else:
             found[image] = tagger(pixels)
-
-
-@contextmanager
-def _given(tagger: Tagger) -> Iterator[Tagger]:
-    yield tagger

@@ -1,14 +1,13 @@
-"""The captions of a folder for editing: loaded, counted, filtered, changed by plan, written with a backup, undone.
+"""Editing the captions of a folder: load, count, filter, edit with a backup, undo.
 
-An edit is a function from text to text (`tag_edits`). `plan_edit` says what it would change, `write_plan` does it, and
-`write_undo` takes it back. Only files whose text really changes are written.
+An edit is a function from text to text (see `caption_edits`). `plan_edit` returns what it would change, `write_plan`
+writes that, and `write_undo` reverts it. Only files whose text changes are written.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import fnmatch
 import hashlib
 import json
 import re
@@ -27,20 +26,21 @@ from lib_lora_train.dataset.captions import (
     list_caption_extensions,
     split_tags,
 )
-from lib_lora_train.dataset.folder_names import natural_sort_key, parse_kohya_name
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
+from lib_lora_train.dataset.folder_names import list_data_folders, natural_sort_key
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
 from lib_lora_train.dataset.masks import is_mask
+from lib_lora_train.dataset_tools.tag_vocabulary import wildcard_regex
 
 BACKUPS = ".caption-list_backups"
-"""Sub-folder of the data folder with one file per edit; hidden, so that no scan reads it."""
+"""Sub-folder of the data folder with one file per edit; hidden, so that scans ignore it."""
 
-_MOST_BACKUPS = 50
+_MAX_BACKUPS = 50
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One image's caption; `text` is "" where there is no file yet, and `file` where it would be written."""
+    """The caption of one image. If there is no file yet, `text` is "" and `file` is where it would be written."""
 
     image: Path
     file: Path
@@ -55,7 +55,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """The captions of a data folder and its N_words sub-folders, in natural order."""
+    """The captions of a data folder and its `N_words` sub-folders, in natural order."""
 
     folder: Path
     captions: tuple[Caption, ...]
@@ -68,10 +68,9 @@ class CaptionSet:
 
 
 def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
-    """Every image's caption, as `scan_dataset` finds them; DataError if the folder cannot be read."""
+    """The caption of every image, as `scan_dataset` finds it; DataError if the folder cannot be read."""
     try:
-        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
-        captions = [caption for path in folders for caption in _load_folder(path, extension)]
+        captions = [caption for path in list_data_folders(folder) for caption in _load_folder(path, extension)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
     captions.sort(key=lambda caption: natural_sort_key(caption.image.relative_to(folder).as_posix()))
@@ -80,17 +79,17 @@ def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
 
 def _load_folder(folder: Path, extension: str) -> Iterator[Caption]:
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    beside = index_by_extension(files)
+    by_extension = index_by_extension(files)
     for image in files:
         if image.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(image, files):
-            found = find_caption_file(image, extension, beside)
-            ending = list_caption_extensions(extension)[0]
-            text = "" if found is None else decode_caption(found.read_bytes())[0].replace("\0", "").strip()
-            yield Caption(image, found or image.with_name(image.stem + ending), text, found is not None)
+            found = find_caption_file(image, extension, by_extension)
+            file = found or image.with_name(image.stem + list_caption_extensions(extension)[0])
+            text = "" if found is None else strip_caption(decode_caption(found.read_bytes())[0])
+            yield Caption(image, file, text, found is not None)
 
 
 def count_tags(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
-    """(tag, number of captions with it), the most frequent first; of all captions or of those numbered."""
+    """(tag, number of captions with it), most frequent first; `among` limits this to some caption numbers."""
     numbers = range(len(captions)) if among is None else among
     counts: Counter[str] = Counter()
     for number in numbers:
@@ -103,10 +102,10 @@ def count_tags(captions: CaptionSet, among: Collection[int] | None = None) -> li
 
 @dataclass(frozen=True)
 class CaptionFilter:
-    """Which captions are meant; what is left empty asks nothing, and all that is asked must hold.
+    """Conditions on captions. Empty ones are ignored; a caption must meet all others.
 
-    Tags compare whatever their letter case, * stands for any letters. `text` may stand in the caption or in the
-    image's name. `tokens` are the fewest and the most, and need a function that counts them.
+    Tags are compared without case, and * matches any text. `text` is searched in the caption and the image's name.
+    `tokens` is (minimum, maximum), for which `filter_captions` needs a function that counts tokens.
     """
 
     all_of: tuple[str, ...] = ()
@@ -117,17 +116,18 @@ class CaptionFilter:
     tokens: tuple[int, int] | None = None
 
 
-def filter_captions(captions: CaptionSet, wanted: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
+def filter_captions(
+    captions: CaptionSet, conditions: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
     """The numbers of the captions that pass the filter, in order."""
     checks = [
-        *(_has_tag(tag) for tag in wanted.all_of),
-        *(_negated(_has_tag(tag)) for tag in wanted.none_of),
-        *([_any(tuple(_has_tag(tag) for tag in wanted.any_of))] if wanted.any_of else []),
+        *(_has_tag(tag) for tag in conditions.all_of),
+        *(_none(_has_tag(tag)) for tag in conditions.none_of),
+        *([_any(tuple(_has_tag(tag) for tag in conditions.any_of))] if conditions.any_of else []),
     ]
-    text = wanted.text.lower()
+    text = conditions.text.lower()
     found = []
     for number, caption in enumerate(captions.captions):
-        if wanted.untagged and caption.text:
+        if conditions.untagged and caption.text:
             continue
         if text and text not in caption.text.lower() and text not in caption.image.name.lower():
             continue
@@ -136,21 +136,21 @@ def filter_captions(captions: CaptionSet, wanted: CaptionFilter, count_tokens: C
             if not all(check(tags) for check in checks):
                 continue
         found.append(number)
-    return _within(captions, found, wanted.tokens, count_tokens)
+    return _filter_by_tokens(captions, found, conditions.tokens, count_tokens)
 
 
 _Check = Callable[[Sequence[str]], bool]
 
 
 def _has_tag(tag: str) -> _Check:
-    plain = tag.strip().lower()
-    if "*" not in plain:
-        return lambda tags: plain in tags
-    pattern = re.compile(fnmatch.translate(plain.replace("[", "[[]").replace("?", "[?]")))
-    return lambda tags: any(pattern.match(one) for one in tags)
+    name = tag.strip().lower()
+    if "*" not in name:
+        return lambda tags: name in tags
+    pattern = re.compile(wildcard_regex(name))
+    return lambda tags: any(pattern.match(tag) for tag in tags)
 
 
-def _negated(check: _Check) -> _Check:
+def _none(check: _Check) -> _Check:
     return lambda tags: not check(tags)
 
 
@@ -158,13 +158,13 @@ def _any(checks: Sequence[_Check]) -> _Check:
     return lambda tags: any(check(tags) for check in checks)
 
 
-def _within(
+def _filter_by_tokens(
     captions: CaptionSet, numbers: Sequence[int], limits: tuple[int, int] | None, count_tokens: CountTokens | None
 ) -> tuple[int, ...]:
     if limits is None or not numbers:
         return tuple(numbers)
     if count_tokens is None:
-        raise ValueError("captions cannot be filtered by tokens without a function that counts them")
+        raise ValueError("filtering by tokens needs a function that counts them")
     counts = count_tokens([captions.captions[number].text for number in numbers])
     return tuple(n for n, count in zip(numbers, counts, strict=True) if limits[0] <= count <= limits[1])
 
@@ -174,7 +174,7 @@ def _within(
 
 @dataclass(frozen=True)
 class Change:
-    """What would be written into one caption file."""
+    """The new content of one caption file."""
 
     number: int
     before: str
@@ -183,23 +183,23 @@ class Change:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an edit would change. `asked` is the number of captions it was asked to look at."""
+    """What an edit would change; `considered` is the number of captions it was applied to."""
 
     captions: CaptionSet
     changes: tuple[Change, ...]
-    asked: int
+    considered: int
 
     def __str__(self) -> str:
         touched = len(self.changes)
         new = sum(not self.captions.captions[change.number].has_file for change in self.changes)
         if not touched:
-            return f"None of {self.asked} captions would change."
+            return f"None of {self.considered} captions would change."
         more = f", {new} of them {'is' if new == 1 else 'are'} new" if new else ""
-        return f"{touched} of {self.asked} captions would change{more}."
+        return f"{touched} of {self.considered} captions would change{more}."
 
 
 def plan_edit(captions: CaptionSet, edit: Callable[[str], str], among: Iterable[int] | None = None) -> EditPlan:
-    """What `edit` would do to each caption, or to those numbered. Each line of a file is edited by itself."""
+    """What `edit` would change in all captions, or in those numbered; each line of a file is edited separately."""
     numbers = range(len(captions)) if among is None else list(among)
     changes = []
     for number in numbers:
@@ -211,10 +211,10 @@ def plan_edit(captions: CaptionSet, edit: Callable[[str], str], among: Iterable[
 
 
 def write_plan(plan: EditPlan) -> tuple[CaptionSet, Path | None]:
-    """Write the changed captions as UTF-8; the captions as they are now, and the backup that `write_undo` takes.
+    """(the captions afterwards, the backup for `write_undo`): writes the changed captions as UTF-8.
 
-    No backup where nothing changes. DataError if a file was changed by somebody else meanwhile, before anything is
-    written; OutputError if a file cannot be written, with all that were written taken back.
+    There is no backup if nothing changes. DataError, before anything is written, if another program has changed a
+    file; OutputError if a file cannot be written, after reverting those that were.
     """
     if not plan.changes:
         return plan.captions, None
@@ -226,30 +226,30 @@ def write_plan(plan: EditPlan) -> tuple[CaptionSet, Path | None]:
     backup = _write_backup(plan.captions.folder, list(entries.values()))
     _write_all([(entry.file, entry.after, entry.before) for entry in entries.values()])
     written = {captions[change.number].file: change.after for change in plan.changes}
-    now = tuple(_rewritten(caption, written) for caption in captions)
-    return CaptionSet(plan.captions.folder, now), backup
+    updated = tuple(_updated(caption, written) for caption in captions)
+    return CaptionSet(plan.captions.folder, updated), backup
 
 
-def _rewritten(caption: Caption, written: Mapping[Path, str]) -> Caption:
-    """The caption as it is after an edit; a.png and a.jpg share one file."""
+def _updated(caption: Caption, written: Mapping[Path, str]) -> Caption:
+    """The caption after an edit; a.png and a.jpg share one file."""
     if caption.file not in written:
         return caption
     return Caption(caption.image, caption.file, written[caption.file], True)
 
 
 def write_undo(backup: Path) -> int:
-    """Put back what an edit changed; how many files. The backup is used up.
+    """The number of files restored from a backup, which is then deleted.
 
-    DataError, before anything is written, if a file was changed since, or the backup cannot be read.
+    DataError, before anything is written, if a file has changed since or the backup cannot be read.
     """
     folder = backup.parent.parent
     try:
         entries = [_entry(folder, values) for values in json.loads(backup.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{backup} cannot be read; the captions stay as they are.") from error
+        raise DataError(f"{backup} cannot be read; no caption was changed.") from error
     changed = [entry.file.name for entry in entries if _bytes(entry.file) != entry.after]
     if changed:
-        raise DataError(f"{changed[0]} was changed after this edit; it is not undone. The backup is {backup}.")
+        raise DataError(f"{changed[0]} has changed since this edit, so nothing was undone. The backup is {backup}.")
     _write_all([(entry.file, entry.before, entry.after) for entry in entries])
     backup.unlink(missing_ok=True)
     return len(entries)
@@ -262,7 +262,7 @@ def list_backups(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A caption file before (None: it was not there) and after an edit."""
+    """A caption file before (None: no file) and after an edit."""
 
     file: Path
     before: bytes | None
@@ -270,21 +270,16 @@ class _Entry:
 
 
 def _current(caption: Caption) -> bytes | None:
-    """The file's bytes; DataError if they are no longer those that were loaded."""
+    """The file's bytes; DataError if the text has changed since it was loaded."""
     content = _bytes(caption.file)
-    text = "" if content is None else decode_caption(content)[0].replace("\0", "").strip()
+    text = "" if content is None else strip_caption(decode_caption(content)[0])
     if text != caption.text:
         raise DataError(f"{caption.file} has changed since it was read. Read the folder again.")
     return content
 
 
 def _bytes(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+    return read_bytes(file) if file.exists() else None
 
 
 def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
@@ -297,7 +292,7 @@ def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
     try:
         backup.parent.mkdir(exist_ok=True)
         backup.write_text(text, encoding="utf-8")
-        for old in list_backups(folder)[_MOST_BACKUPS:]:
+        for old in list_backups(folder)[_MAX_BACKUPS:]:
             old.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{backup} cannot be written: {error.strerror or error}. No caption was changed.") from error
@@ -305,7 +300,7 @@ def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
 
 
 def _values(folder: Path, entry: _Entry) -> dict[str, str | None]:
-    """Readable, but for bytes that are not UTF-8."""
+    """The entry as JSON: text, or base64 for bytes that are not UTF-8."""
     before = {"before": None if entry.before is None else ""}
     if entry.before is not None:
         try:
@@ -316,13 +311,13 @@ def _values(folder: Path, entry: _Entry) -> dict[str, str | None]:
 
 
 def _entry(folder: Path, values: dict[str, str | None]) -> _Entry:
-    hash_word, text = values.get("before_base64"), values.get("before")
-    before = base64.b64decode(hash_word) if hash_word else None if text is None else text.encode()
+    encoded, text = values.get("before_base64"), values.get("before")
+    before = base64.b64decode(encoded) if encoded else None if text is None else text.encode()
     return _Entry(folder / str(values["file"]), before, str(values["after"]).encode())
 
 
 def _write_all(files: Sequence[tuple[Path, bytes | None, bytes | None]]) -> None:
-    """(file, new content, old content); None is no file. What was written is taken back when one fails."""
+    """Write (file, new content, old content), None for no file; if one fails, all are reverted."""
     for number, (file, new, _) in enumerate(files):
         try:
             _write(file, new)
@@ -339,4 +334,4 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    atomic_write.write_bytes(file, content, fsync=False)  # the backup is there
+    atomic_write.write_bytes(file, content, fsync=False)  # the backup is written already

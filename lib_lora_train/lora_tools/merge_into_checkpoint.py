@@ -1,4 +1,4 @@
-"""A checkpoint with adapters written into its weights, as a new file; the old one is not touched."""
+"""A new checkpoint with adapters merged into its weights; the original file is not changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
-from lib_lora_train.lora_tools.merge import Weighted, add_to_layers, merged_metadata
+from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata, refuse_existing
 from lib_lora_train.models.architecture import VAE_PREFIX, infer_spec
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
 from lib_lora_train.models.checkpoint_hints import read_hints
@@ -20,7 +20,7 @@ from lib_lora_train.models.diffusion_model import assemble
 
 @dataclass(frozen=True)
 class MergedCheckpoint:
-    """`layers`: how many were changed; `left_out`: what of the files fits nowhere."""
+    """`layers`: how many were changed; `left_out`: what of the files does not fit the checkpoint."""
 
     path: Path
     size_bytes: int
@@ -28,36 +28,35 @@ class MergedCheckpoint:
     left_out: tuple[str, ...]
 
 
-def write_merged_checkpoint(checkpoint: Path, files: Weighted, place: Path) -> MergedCheckpoint:
-    """Write `checkpoint` with the files' updates to `place`, in its own number formats; a .yaml beside it goes along.
+def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) -> MergedCheckpoint:
+    """Write `checkpoint` with the files' updates to `path`, in its own dtypes; a .yaml beside it is copied too.
 
-    LoraTrainError if `place` is there already, ModelError for a checkpoint that cannot be used or is stored in 8 bit,
-    AdapterError for files that do not fit it, OutputError if it cannot be written.
+    LoraTrainError if `path` exists, ModelError for a checkpoint that cannot be used or is stored in 8 bit, AdapterError
+    for files that do not fit it, OutputError if it cannot be written.
     """
-    if place.exists():
-        raise LoraTrainError(f"{place} is there already. Choose another name.")
+    refuse_existing(path)
     file = load_checkpoint(checkpoint)
-    # The tensors lie in the file itself: what is written to must be copies. The VAE stays as it is.
+    # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
     spec = infer_spec(shapes_of(tensors), hints=read_hints(checkpoint, file.metadata))
     model = assemble(tensors, spec=spec, tokenizers=(), name=checkpoint.stem, file_hash="", path=checkpoint)
-    if any(slot.is_own for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
+    if any(slot.is_copy for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
         raise ModelError(f"{checkpoint.name} is stored in 8 bit or less. Merge into its 16-bit or 32-bit version.")
     layers, left_out = add_to_layers(files, model)
     metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
     try:
-        with atomic_write.replacing(place) as part:
+        with atomic_write.replacing(path) as part:
             save_file(tensors, part, metadata=metadata)
         beside = checkpoint.with_suffix(".yaml")
-        if beside.is_file() and not place.with_suffix(".yaml").exists():
-            shutil.copy(beside, place.with_suffix(".yaml"))
+        if beside.is_file() and not path.with_suffix(".yaml").exists():
+            shutil.copy(beside, path.with_suffix(".yaml"))
     except OSError as error:
-        raise OutputError(f"{place} could not be written: {error.strerror or error}. Choose another place.") from error
-    return MergedCheckpoint(place, place.stat().st_size, layers, left_out)
+        raise OutputError(f"{path} could not be written: {error.strerror or error}. Choose another folder.") from error
+    return MergedCheckpoint(path, path.stat().st_size, layers, left_out)
 
 
-def weighted(files: list[AdapterFile], weights: list[float]) -> Weighted:
-    """Files with their weights; 1 for those that none is given for, LoraTrainError for too many."""
+def pair_weights(files: list[AdapterFile], weights: list[float]) -> WeightedFiles:
+    """Files with their weights, 1 where none is given; LoraTrainError for more weights than files."""
     if len(weights) > len(files):
-        raise LoraTrainError(f"{len(weights)} weights for {len(files)} files. Give at most one for each.")
+        raise LoraTrainError(f"{len(weights)} weights for {len(files)} files. Give at most one per file.")
     return list(zip(files, [*weights, *[1.0] * (len(files) - len(weights))], strict=True))

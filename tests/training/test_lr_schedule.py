@@ -16,7 +16,7 @@ from transformers import optimization as transformers_schedules
 from lib_lora_train.cli import main as cli
 from lib_lora_train.cli import settings as cli_settings
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
-from lib_lora_train.config.train_config import TrainConfig, read_config, duration_in_steps
+from lib_lora_train.config.train_config import TrainConfig, duration_in_steps, read_config
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.formats.kohya.importer import read_settings
 from lib_lora_train.formats.toml import read_toml_config

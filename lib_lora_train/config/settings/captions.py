@@ -1,4 +1,4 @@
-"""How captions are read and varied."""
+"""Settings: how captions are read and varied."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ class CaptionSettings:
 
     caption_extension: str = param(
         ".txt",
-        "File ending of the captions beside the images. `.caption` is looked for as well.",
+        "File extension of the captions beside the images. `.caption` files are found too.",
         group="captions",
         kohya="caption_extension",
     )
     shuffle_captions: bool = param(
         False,
-        "Shuffle the comma-separated tags anew each time, so that their order is not learnt. For tag captions, "
-        "not for sentences.",
+        "Shuffle the comma-separated tags each time an image is used, so that their order is not learnt. For tag "
+        "captions, not for sentences.",
         group="captions",
         tier="beginner",
         kohya="shuffle_caption",
     )
     caption_variants: int = param(
         0,
-        "How many forms of each caption there are when tags are shuffled or dropped or wildcards drawn. 0: a new one "
-        "each time. With a few, such as 8, a frozen text encoder encodes them once before the run, which saves time "
-        "with SDXL.",
+        "Number of fixed variants of each caption when tags are shuffled or dropped, or wildcards are used. 0: a new "
+        "variant every time. With a few, such as 8, captions are encoded once before training if the text encoder is "
+        "not trained, which saves time with SDXL.",
         group="captions",
         low=0,
         high=1000,
     )
     keep_tokens: int = param(
         1,
-        "How many tags at the front are never shuffled or dropped; the trigger word stands there.",
+        "Number of tags at the start of a caption that are never shuffled or dropped. The trigger word is one of them.",
         group="captions",
         tier="beginner",
         low=0,
@@ -45,43 +45,44 @@ class CaptionSettings:
     )
     keep_tokens_separator: str = param(
         "|||",
-        "Where this mark stands in a caption, the tags before it are never shuffled or dropped; after a second one "
-        "neither. It counts instead of keep_tokens there, and is itself never seen.",
+        "Tags before this separator are never shuffled or dropped, nor are tags after a second one. It overrides "
+        "keep_tokens in captions that contain it, and is removed from them.",
         group="captions",
         kohya="keep_tokens_separator",
     )
     caption_lines: str = param(
         "joined",
-        "What the lines of a caption file are: joined into one caption, the first one only (as in sd-scripts), or "
-        "variants of which one is drawn at random each time.",
+        "How caption files with several lines are read. joined: all lines form one caption; first: only the first "
+        "line, as in sd-scripts; random: each line is a caption, and one is chosen at random each time.",
         group="captions",
         choices=("joined", "first", "random"),
     )
     caption_wildcards: bool = param(
         False,
-        "Replace wildcards such as {a|b|c} in captions by one of their choices, drawn anew each time. {{ and }} are "
-        "braces that stay.",
+        "Replace wildcards such as {a|b|c} in captions with a random choice each time. Write {{ and }} for literal "
+        "braces.",
         group="captions",
         kohya="enable_wildcard",
     )
     caption_prefix: str = param(
         "",
-        "Put before every caption, the trigger too; never shuffled or dropped with single tags. End it with a comma "
-        "if it is a tag of its own.",
+        "Text put before every caption, even before the trigger. It is never shuffled or dropped with single tags. "
+        "End it with a comma if it is a tag.",
         group="captions",
         kohya="caption_prefix",
     )
     caption_suffix: str = param(
         "",
-        "Put behind every caption; never shuffled or dropped with single tags. Begin it with a comma if it is a tag "
-        "of its own.",
+        "Text put after every caption. It is never shuffled or dropped with single tags. Begin it with a comma if it "
+        "is a tag.",
         group="captions",
         kohya="caption_suffix",
     )
     tag_dropout: float = param(
         0.0,
-        "Share of the tags left out each time, so that no tag is leant on. 0.05 to 0.2 is usual; more leaves captions "
-        "that do not tell what is seen. Kept tags and the trigger stay.",
+        "Share of the tags that are left out at random each time, so that the LoRA does not depend on single tags. "
+        "0.05 to 0.2 is usual; with more, captions no longer describe the image. Kept tags and the trigger always "
+        "stay.",
         group="captions",
         low=0.0,
         high=1.0,
@@ -89,7 +90,8 @@ class CaptionSettings:
     )
     caption_dropout: float = param(
         0.0,
-        "Share of images shown with an empty caption. 0.05 to 0.1 helps a style; a concept needs its trigger: 0.",
+        "Share of the images that are trained with an empty caption. 0.05 to 0.1 helps a style; use 0 for a concept, "
+        "which needs its trigger.",
         group="captions",
         low=0.0,
         high=1.0,
@@ -97,8 +99,7 @@ class CaptionSettings:
     )
     caption_dropout_every_n_epochs: int = param(
         0,
-        "In every nth epoch all images are shown with an empty caption. 0: never. Below 5 too little of the captions "
-        "is left.",
+        "Train every nth epoch with empty captions. 0: never. Below 5, too few captions are left.",
         group="captions",
         low=0,
         high=10_000,
@@ -106,21 +107,21 @@ class CaptionSettings:
     )
     drop_trigger: bool = param(
         False,
-        "Let dropout take the trigger too. It makes the LoRA work a little without its word, as for a style; a concept "
-        "then leaks into images that did not ask for it.",
+        "Let caption and tag dropout remove the trigger too. The LoRA then has some effect without the trigger, "
+        "which suits a style; a concept would leak into other images.",
         group="captions",
     )
     weighted_captions: bool = param(
         False,
-        "Read (word:1.2), (word) and [word] in captions as weights, as the webui does in prompts. Off: brackets are "
-        "letters. Tags with brackets in their name then need a backslash: zorp \\(fox\\).",
+        "Read (word:1.2), (word) and [word] in captions as weights, like the webui does in prompts. If off, brackets "
+        "are ordinary text. If on, escape brackets in tag names with a backslash: zorp \\(fox\\).",
         group="captions",
         kohya="weighted_captions",
     )
     max_token_length: int = param(
         225,
-        "Longest caption in tokens: 75, 150 or 225. What is beyond is cut off. Captions are read in the webui's chunks "
-        "of 75, parted at commas and at BREAK; a batch is only as long as its longest caption.",
+        "Maximum length of a caption in tokens: 75, 150 or 225. The rest is cut off. Captions are split into chunks "
+        "of 75 at commas and BREAK, as in the webui, and each batch is only as long as its longest caption.",
         group="captions",
         low=75,
         high=225,

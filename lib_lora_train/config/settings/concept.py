@@ -1,4 +1,4 @@
-"""What belongs together in the dataset."""
+"""Settings of a concept: one folder of the dataset."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ OWN_SHUFFLES = ("as the run", "on", "off")
 
 @dataclass(frozen=True)
 class Concept:
-    """One folder of images that belong together."""
+    """One folder of images, with its trigger and augmentation."""
 
     folder: str = param(
         "",
-        "Folder with the images. Sub-folders named N_words (kohya's way: 10_cat) are read with N repeats "
-        "each; a plain folder is read with the repeats given here.",
+        "Folder with the images. Subfolders named like 10_cat (kohya's N_words) are read with that number of "
+        "repeats; images directly in the folder use the repeats set here.",
         group="data",
         tier="essential",
         kohya="image_dir",
     )
     repeats: int | None = param(
         None,
-        "How often every image is shown per epoch. Empty: taken from the folder name (N_words), else 1. "
-        "Guides aim at images × repeats of 100 to 400 per epoch.",
+        "How often each image is used per epoch. Empty: the number in the folder name (10_cat), or 1. Guides aim for "
+        "100 to 400 images × repeats per epoch.",
         group="data",
         tier="essential",
         low=1,
@@ -33,125 +33,126 @@ class Concept:
     )
     trigger: str = param(
         "",
-        "Activation word. It is put first into every caption that does not have it and is never shuffled or "
-        "dropped. Choose a rare word that the model does not know yet.",
+        "Trigger word that activates the concept in prompts. It is added to the start of every caption without it, "
+        "and never shuffled or dropped. Choose a rare word that the model does not know.",
         group="data",
         tier="essential",
     )
     class_word: str = param(
         "",
-        "What the subject is (cat, woman, car). Used with the trigger as the caption where an image has none.",
+        "What the subject is: cat, woman, car. Images without a caption get the trigger and this word.",
         group="data",
         tier="beginner",
         kohya="class_tokens",
     )
     only_class_word: bool = param(
         False,
-        "Caption every image with trigger and class word alone, whatever its caption file says. Usual for "
-        "regularisation images, which then stand for the bare class.",
+        "Use only the trigger and class word as the caption of every image, and ignore caption files. Usual for "
+        "regularisation images, which show the plain class.",
         group="data",
     )
     is_regularisation: bool = param(
         False,
-        "Regularisation images show what the model must not forget: the class without the concept. They are "
-        "trained with the prior loss weight, and never get the trigger.",
+        "These are regularisation images: they show the class without the concept, so that the model does not forget "
+        "it. They are weighted with prior_loss_weight and never get the trigger.",
         group="data",
         tier="beginner",
         kohya="is_reg",
     )
     resolutions: str = param(
         "",
-        "Empty: the run's resolution. One or several sides in px, such as 512 768: every image is shown at each of "
-        "them, so that the LoRA works at all; an epoch grows by as much. The limits of buckets grow along.",
+        "Train each image at several resolutions, for example 512 768 (in px), so that the LoRA works at all of "
+        "them. Each adds as many steps to an epoch, and the bucket limits scale with it. Empty: the run's resolution.",
         group="data",
     )
     flip: bool = param(
         False,
-        "Show every image mirrored half of the time, as if there were twice as many. Not for what has a left and a "
-        "right: faces with a parting or scar, text, logos.",
+        "Mirror each image half of the time, as if there were twice as many. Not for anything with a distinct left "
+        "and right: faces with a parting or scar, text, logos.",
         group="data",
         tier="beginner",
         kohya="flip_aug",
     )
     random_crop: bool = param(
         False,
-        "Cut each image's bucket out of it at changing places instead of the middle. It matters for images whose "
-        "shape is far from their bucket's.",
+        "Crop each image at random positions instead of the centre. This matters for images whose aspect ratio "
+        "differs a lot from their bucket's.",
         group="data",
         kohya="random_crop",
     )
     colour_jitter: float = param(
         0.0,
-        "Change brightness, contrast, saturation and hue by up to this share, so that colours are not learnt. 0.1 is "
-        "usual for shapes and poses; 0 for characters and styles, whose colours belong to them.",
+        "Randomly change brightness, contrast, saturation and hue by up to this share, so that colours are not "
+        "learnt. 0.1 is usual for shapes and poses; use 0 for characters and styles, whose colours matter.",
         group="data",
         low=0.0,
         high=0.5,
     )
     augment_variants: int = param(
         8,
-        "How many crops and colourings of each image there are. All are encoded before the run and kept, so more "
-        "only take longer to encode, and more space.",
+        "Number of crops and colour variants per image. They are encoded and cached before training, so more take "
+        "longer to encode and more disk space.",
         group="data",
         low=2,
         high=64,
     )
     alpha_background: str = param(
         "white",
-        "Colour behind transparent parts, as a name or #808080. Several, such as white, black, grey, take turns, so "
-        "that none is learnt.",
+        "Background colour for transparent areas, as a name or a code such as #808080. With several, such as white, "
+        "black, grey, they alternate, so that none is learnt.",
         group="data",
     )
     tag_background: bool = param(
         False,
-        "Add the colour behind transparent parts to the caption (white background), so that it can be asked for or "
-        "not.",
+        "Add the background colour of transparent images to the caption (white background), so that prompts can "
+        "control it.",
         group="data",
     )
     use_masks: bool = param(
         False,
-        "Learn only what is under the mask: a file NAME-mask.png or NAME_mask.png beside the image, white where it "
-        "counts, else the image's own transparency. Small masks count as much as large ones.",
+        "Train only on the masked area. The mask is a file NAME-mask.png or NAME_mask.png beside the image, white "
+        "where the image counts; without one, the image's transparency is used. Small masks count as much as large "
+        "ones.",
         group="data",
         kohya="alpha_mask",
     )
     own_shuffle: str = param(
         "as the run",
-        "Shuffle this folder's tags, whatever the run does: on for tag captions, off for sentences.",
+        "Shuffle the tags of this folder, whatever the run's setting: on for tag captions, off for sentences.",
         group="data",
         choices=OWN_SHUFFLES,
     )
     own_keep_tokens: int | None = param(
         None,
-        "How many tags at the front of this folder's captions are never shuffled or dropped. Empty: as the run.",
+        "Number of tags at the start of this folder's captions that are never shuffled or dropped. Empty: the run's "
+        "setting.",
         group="data",
         low=0,
         high=32,
     )
     own_prefix: str = param(
         "",
-        "Put before every caption of this folder instead of the run's prefix. Empty: the run's. End it with a comma if "
-        "it is a tag of its own.",
+        "Caption prefix for this folder, in place of the run's. Empty: the run's. End it with a comma if it is a tag.",
         group="data",
     )
     own_suffix: str = param(
         "",
-        "Put behind every caption of this folder instead of the run's suffix. Empty: the run's. Begin it with a comma "
-        "if it is a tag of its own.",
+        "Caption suffix for this folder, in place of the run's. Empty: the run's. Begin it with a comma if it is a "
+        "tag.",
         group="data",
     )
     own_caption_dropout: float | None = param(
         None,
-        "Share of this folder's images shown with an empty caption. Empty: as the run. 0.05 to 0.1 helps a style "
-        "beside concepts, which need their triggers: 0.",
+        "Share of this folder's images that are trained with an empty caption. Empty: the run's setting. 0.05 to 0.1 "
+        "helps a style; use 0 for concepts, which need their triggers.",
         group="data",
         low=0.0,
         high=1.0,
     )
     own_tag_dropout: float | None = param(
         None,
-        "Share of the tags left out each time in this folder. Empty: as the run. 0.05 to 0.2 is usual; more leaves "
-        "captions that do not tell what is seen.",
+        "Share of the tags in this folder that are left out at random each time. Empty: the run's setting. 0.05 to "
+        "0.2 is usual; with more, captions no longer describe the image.",
         group="data",
         low=0.0,
         high=1.0,

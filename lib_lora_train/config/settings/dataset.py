@@ -1,4 +1,4 @@
-"""How images are sized, grouped and kept."""
+"""Settings: how images are resized, bucketed and cached."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How images are sized, grouped and kept."""
+    """How images are resized, bucketed and cached."""
 
     resolution: int = param(
         512,
-        "Side of the square whose area every image is brought to. 512 for SD1, 768 for SD2 and big SD1 runs, "
-        "1024 for SDXL. More needs memory with its square and teaches nothing the images do not have.",
+        "Training resolution: the side of a square with the same area as the resized images. 512 for SD1, 768 for "
+        "SD2, 1024 for SDXL. Memory grows with its square, and values above the images' own size teach nothing.",
         group="data",
         tier="essential",
         low=MIN_RESOLUTION,
@@ -26,29 +26,30 @@ class DataSettings:
     )
     balance_repeats: bool = param(
         False,
-        "Choose the repeats so that every concept is shown about equally often: as often as the largest one has "
-        "images, and at least 100 times per epoch. The plan shows the shares before and after. Regularisation is "
-        "left alone.",
+        "Choose the repeats automatically, so that all concepts are used about equally often. The target is the "
+        "image count of the largest concept, but at least 100 per epoch. The plan shows the shares before and after; "
+        "regularisation images are not changed.",
         group="data",
         tier="beginner",
     )
     enable_buckets: bool = param(
         True,
-        "Keep the images' aspect ratios: each goes to the bucket with the nearest one. Off: a square is cut "
-        "from the middle.",
+        "Keep the aspect ratio of images: each goes to the bucket with the nearest one. Off: every image is cropped "
+        "to a square at its centre.",
         group="data",
         tier="beginner",
         kohya="enable_bucket",
     )
     min_bucket: int = param(
-        256, "Shortest side of a bucket.", group="data", low=64, high=2048, unit="px", kohya="min_bucket_reso"
+        256, "Minimum side length of a bucket.", group="data", low=64, high=2048, unit="px", kohya="min_bucket_reso"
     )
     max_bucket: int = param(
-        1024, "Longest side of a bucket.", group="data", low=64, high=4096, unit="px", kohya="max_bucket_reso"
+        1024, "Maximum side length of a bucket.", group="data", low=64, high=4096, unit="px", kohya="max_bucket_reso"
     )
     bucket_step: int = param(
         64,
-        "Bucket sides are multiples of this. A smaller step cuts less away and fills fewer batches.",
+        "Bucket sides are multiples of this value. A smaller step crops less, but makes more buckets, so fewer "
+        "batches are full.",
         group="data",
         low=8,
         high=256,
@@ -57,14 +58,14 @@ class DataSettings:
     )
     bucket_no_upscale: bool = param(
         False,
-        "Never enlarge a small image: its bucket is its own size, rounded down to the step.",
+        "Never enlarge small images: their bucket is their own size, rounded down to bucket_step.",
         group="data",
         kohya="bucket_no_upscale",
     )
     cache_to_disk: bool = param(
         True,
-        "Keep encoded images on disk between runs. They are found again by content, so a changed image, "
-        "size or VAE is never confused with an old one.",
+        "Keep encoded images on disk for later runs. They are identified by content, so a changed image, size or VAE "
+        "is always encoded again.",
         group="data",
         kohya="cache_latents_to_disk",
     )

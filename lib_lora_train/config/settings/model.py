@@ -1,4 +1,4 @@
-"""What is trained on."""
+"""Settings: the model that is trained on."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ SWITCHES = ("auto", "on", "off")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What is trained on."""
+    """The model that is trained on."""
 
     checkpoint: str = param(
         "",
-        "Checkpoint file to train on. Empty: the one the webui has loaded (stand-alone: the embedded tiny model).",
+        "Checkpoint file to train on. Empty: the checkpoint loaded in the webui (stand-alone: the built-in tiny "
+        "model).",
         group="model",
         tier="essential",
         kohya="pretrained_model_name_or_path",
     )
     vae: str = param(
-        "", "VAE file to use instead of the checkpoint's own. Empty: the checkpoint's.", group="model", kohya="vae"
+        "", "VAE file to use in place of the checkpoint's own. Empty: the checkpoint's own.", group="model", kohya="vae"
     )
     prediction_type: str = param(
         "auto",
-        "What the checkpoint predicts: the noise (epsilon) or v. auto: what the webui or the file says, right for "
-        "nearly all. Set it only for a file that tells nothing, such as a v model that needs a .yaml elsewhere; with "
-        "the wrong one images turn to noise within a few steps.",
+        "What the checkpoint predicts: noise (epsilon) or v (v_prediction). auto uses what the webui or the file "
+        "says, which is nearly always right. Set it only for files that do not say, such as a v-prediction model "
+        "without its .yaml; with the wrong type, images turn into noise within a few steps.",
         group="model",
         choices=PREDICTIONS,
         kohya="v_parameterization",
     )
     zero_terminal_snr: str = param(
         "auto",
-        "Whether the noisiest timestep is pure noise (Lin et al. 2023), which lets images be really dark or bright. "
-        "auto: what the webui or the file says. on: for a v model that was trained so and does not tell; noise "
-        "prediction has nothing to learn there. Draw with the same choice, or brightness is off.",
+        "Train the last timestep on pure noise (zero terminal SNR, Lin et al. 2023), which allows really dark and "
+        "bright images. auto uses what the webui or the file says. Use on for v-prediction models that were trained "
+        "this way but do not say so; epsilon models learn nothing at pure noise. Generate with the same setting, or "
+        "brightness will be off.",
         group="model",
         choices=SWITCHES,
         kohya="zero_terminal_snr",
     )
     clip_skip: int = param(
         1,
-        "Which text-encoder layer is used, counted from the end. 1 for photographs and most models, 2 for anime "
-        "models. Use the value you will generate with; SDXL ignores it.",
+        "Text encoder layer to use, counted from the end. 1 for most models, 2 for anime models. Use the same value "
+        "when generating images; SDXL ignores it.",
         group="model",
         tier="beginner",
         low=1,

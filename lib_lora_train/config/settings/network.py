@@ -1,4 +1,4 @@
-"""What the LoRA is and where it sits."""
+"""Settings: the type, size and layers of the LoRA."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ TARGETS = ("attention", "standard", "all", "full")
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """What the LoRA is and where it sits."""
+    """The type, size and layers of the LoRA."""
 
     family: str = param(
         "lora",
-        "Mathematics of the update. lora: small, robust, read by every webui; with targets all it is LoCon. loha, "
-        "lokr: more from few numbers. dylora: every smaller rank comes with it. glora: a LoRA that also reuses the "
-        "model's weights. ia3: less than a megabyte, learning rate near 0.005. oft, boft: rotations. full: native "
-        "fine-tuning, as large as the model. Forge ignores ia3, oft and boft.",
+        "Type of LoRA: how updates are computed and stored. lora: small, robust, read by every webui; with targets "
+        "all it is a LoCon. loha, lokr: more capacity in a small file. dylora: can be cut down to smaller ranks. "
+        "glora: a LoRA that also reuses the model's weights. ia3: less than a megabyte, needs a learning rate near "
+        "0.005. oft, boft: rotations. full: fine-tuning of whole layers, in a file as large as the model. Forge "
+        "ignores ia3, oft and boft.",
         group="network",
         tier="beginner",
         choices=FAMILIES,
     )
     rank: int = param(
         16,
-        "Rank of the low-rank update (network dim): how much the LoRA can hold; the file grows with it. 8 to 32 for a "
-        "character or concept, up to 128 for a style; at most 64 with convolutions, 32 for loha. oft and boft: the "
-        "largest block.",
+        "Rank of the LoRA (network dim): its capacity and file size. 8 to 32 for a character or concept, up to 128 "
+        "for a style; at most 64 with convolutions, 32 for loha. For oft and boft it is the largest block size.",
         group="network",
         tier="essential",
         low=1,
@@ -37,7 +37,7 @@ class NetworkSettings:
     )
     alpha: float | None = param(
         None,
-        "The update is scaled by alpha / rank. Empty: as large as the rank (scale 1). A smaller alpha needs a larger "
+        "Updates are scaled by alpha / rank. Empty: same as rank, so the scale is 1. A smaller alpha needs a higher "
         "learning rate.",
         group="network",
         tier="essential",
@@ -47,33 +47,32 @@ class NetworkSettings:
     )
     targets: str = param(
         "standard",
-        "Which layers get a LoRA. attention: attention projections only. standard: attention and feed-forward blocks, "
-        "what kohya calls LoRA. all: convolutions too (LoCon), for styles. full: also the first and last convolution "
-        "and the time embedding. ia3: keys, values and the end of feed-forward blocks, but with all and full every "
-        "linear layer.",
+        "Layers that are trained. attention: only the attention projections. standard: attention and feed-forward "
+        "blocks, which kohya calls LoRA. all: convolutions too (LoCon), for styles. full: also the first and last "
+        "convolution and the time embedding. With ia3, attention and standard mean keys, values and the last "
+        "feed-forward layer; all and full mean every linear layer.",
         group="network",
         tier="beginner",
         choices=TARGETS,
     )
-    train_unet: bool = param(True, "Train a LoRA on the UNet, which draws.", group="network", tier="beginner")
+    train_unet: bool = param(True, "Train the UNet, which generates the image.", group="network", tier="beginner")
     train_text_encoder: bool = param(
         True,
-        "Train a LoRA on the text encoder, which reads the prompt: new words are learnt faster, and spoil other words "
-        "sooner.",
+        "Train the text encoder, which reads the prompt. New words are learnt faster, but other words suffer sooner.",
         group="network",
         tier="beginner",
     )
     continue_from: str = param(
         "",
-        "A LoRA file to go on with, of any origin. Family, ranks, alphas and layers are then the file's, and the "
-        "settings for them have no effect. Empty: a fresh one.",
+        "LoRA file to continue training from, made with any tool. Its family, ranks, alphas and layers replace the "
+        "settings here. Empty: start a new LoRA.",
         group="network",
         kohya="network_weights",
     )
     conv_rank: int | None = param(
         None,
-        "Rank of 3×3 convolutions, with targets all. Empty: as rank. Half the rank or less is usual, and at most 64: "
-        "above it files grow and images turn rigid.",
+        "Rank of the 3×3 convolutions, with targets all. Empty: same as rank. Half the rank or less is usual, and at "
+        "most 64: above, files grow and images become rigid.",
         group="network",
         tier="beginner",
         low=1,
@@ -82,7 +81,7 @@ class NetworkSettings:
     )
     conv_alpha: float | None = param(
         None,
-        "Alpha of 3×3 convolutions. Empty: as alpha, or as large as conv_rank where that is given.",
+        "Alpha of the 3×3 convolutions. Empty: same as conv_rank if that is set, otherwise same as alpha.",
         group="network",
         low=0.001,
         high=1024.0,
@@ -90,37 +89,37 @@ class NetworkSettings:
     )
     dora: bool = param(
         False,
-        "DoRA for lora, loha and lokr: direction and length of the weights are learnt apart, closer to full "
-        "fine-tuning at a small rank. Half as slow again; a lower learning rate suits it.",
+        "Train the direction and the magnitude of weights separately (DoRA), for lora, loha and lokr. It comes "
+        "closer to full fine-tuning at a small rank, but is about 50 % slower and needs a lower learning rate.",
         group="network",
         kohya="dora_wd",
     )
     rank_stabilized: bool = param(
         False,
-        "Scale by alpha / √rank in place of alpha / rank, so that large ranks learn as fast as small ones. Above rank "
-        "32; lower alpha with it.",
+        "Scale updates by alpha / √rank instead of alpha / rank, so that large ranks learn as fast as small ones. "
+        "Useful above rank 32; lower alpha as well.",
         group="network",
         kohya="rs_lora",
     )
     scalar: bool = param(
         False,
-        "A factor of each layer's whole update is learnt too, from 0 on, for lora, loha, lokr and glora: matrices "
-        "begin at random, and the first steps only find how strongly each layer should change. Give it some more "
-        "steps; the file is as ever, with the factor in it.",
+        "Also train a scale factor for each layer, starting at 0, for lora, loha, lokr and glora. All matrices start "
+        "at random values, and the first steps find how much each layer should change, so train a few more steps. "
+        "The factor is merged into the saved file, which any tool can read.",
         group="network",
         kohya="use_scalar",
     )
     tucker: bool = param(
         False,
-        "Tucker form of 3×3 convolutions in lora, loha and lokr: much smaller files, slightly less exact. Forge cannot "
-        "read a lokr of this kind.",
+        "Use Tucker decomposition for the 3×3 convolutions of lora, loha and lokr: much smaller files, slightly less "
+        "exact. Forge cannot read lokr files of this type.",
         group="network",
         kohya="use_tucker",
     )
     lokr_factor: int = param(
         -1,
-        "LoKr: size of the small matrix. 4 to 16; the smaller, the more it holds and the larger the file. -1: as "
-        "square as possible, the smallest file.",
+        "LoKr: size of the small matrix, usually 4 to 16. The smaller, the more capacity and the larger the file. "
+        "-1: as square as possible, for the smallest file.",
         group="network",
         low=-1,
         high=128,
@@ -128,20 +127,20 @@ class NetworkSettings:
     )
     decompose_both: bool = param(
         False,
-        "LoKr: the small matrix is split by the rank too, for the smallest files.",
+        "LoKr: decompose the small matrix by rank too, for the smallest files.",
         group="network",
         kohya="decompose_both",
     )
     full_matrix: bool = param(
         False,
-        "LoKr: nothing is split by the rank. Rank and alpha then have no effect; choose a factor of 8 or more.",
+        "LoKr: do not decompose any matrix. Rank and alpha then have no effect; use a factor of 8 or more.",
         group="network",
         kohya="full_matrix",
     )
     dylora_unit: int = param(
         1,
-        "DyLoRA: how many ranks are trained at a time. It should divide the rank; 4 is usual. The file can be cut at "
-        "every multiple of it.",
+        "DyLoRA: number of ranks trained at a time. It should divide the rank; 4 is usual. The file can later be cut "
+        "down to any multiple of it.",
         group="network",
         low=1,
         high=1024,
@@ -149,8 +148,8 @@ class NetworkSettings:
     )
     constraint: float = param(
         0.0,
-        "OFT and BOFT: bounds how far weights are turned, per output channel. 0: no bound. 1e-5 to 1e-3 keeps the "
-        "model's knowledge longer; too small learns nothing.",
+        "OFT and BOFT: limit on how far the weights of each output channel are rotated. 0: no limit. 1e-5 to 1e-3 "
+        "preserves the model's knowledge longer; if too small, nothing is learnt.",
         group="network",
         low=0.0,
         high=10.0,
@@ -158,14 +157,14 @@ class NetworkSettings:
     )
     rescaled: bool = param(
         False,
-        "OFT and BOFT: a factor for each output channel is trained along, since rotations cannot change lengths.",
+        "OFT and BOFT: also train a scale factor for each output channel, as rotations cannot change magnitudes.",
         group="network",
         kohya="rescaled",
     )
     network_dropout: float = param(
         0.0,
-        "Share of the LoRA's inner numbers that are left out at random in each step, against overfitting: 0.1 to 0.3, "
-        "with more steps. For lora and dylora, without dora.",
+        "Share of the LoRA's inner values that are dropped at random in each step, against overfitting. 0.1 to 0.3 "
+        "is usual, with more training steps. Only for lora and dylora, without dora.",
         group="network",
         low=0.0,
         high=0.95,
@@ -173,8 +172,8 @@ class NetworkSettings:
     )
     rank_dropout: float = param(
         0.0,
-        "Share of the ranks that are left out at random for each image: 0.1 to 0.3. With dora and in the other "
-        "families, which have no ranks in between, of the channels a layer puts out; not for ia3.",
+        "Share of the ranks that are dropped at random for each image. 0.1 to 0.3 is usual. With dora and families "
+        "without ranks, output channels are dropped instead; no effect with ia3.",
         group="network",
         low=0.0,
         high=0.95,
@@ -182,8 +181,8 @@ class NetworkSettings:
     )
     module_dropout: float = param(
         0.0,
-        "Share of the layers whose update is left out at random in each micro-batch: 0.1 to 0.2; above 0.5 little is "
-        "learnt. For every family.",
+        "Share of the layers whose update is skipped at random in each micro-batch. 0.1 to 0.2 is usual; above 0.5 "
+        "little is learnt. Works with every family.",
         group="network",
         low=0.0,
         high=0.95,
@@ -191,8 +190,8 @@ class NetworkSettings:
     )
     scale_weight_norms: float = param(
         0.0,
-        "Longest update a layer may have; longer ones are scaled down after each step, so that no layer burns and the "
-        "LoRA mixes well with others. 0: no limit. 1 is usual; below 0.5 the concept fades.",
+        "Maximum norm of each layer's update. Larger updates are scaled down after each step, so that no layer is "
+        "overtrained and the LoRA combines well with others. 0: no limit. 1 is usual; below 0.5 the concept fades.",
         group="network",
         low=0.0,
         high=1000.0,
@@ -200,41 +199,42 @@ class NetworkSettings:
     )
     block_ranks: str = param(
         "",
-        "A rank for each UNet block, separated by commas: 25 numbers for SD1 and SD2, 23 for SDXL, from the first to "
-        "the last; 0 leaves a block out. Empty: rank everywhere.",
+        "A rank for each UNet block, separated by commas: 25 numbers for SD1 and SD2, 23 for SDXL, from first to "
+        "last. 0 skips a block. Empty: rank for all blocks.",
         group="network",
         kohya="block_dims",
     )
     block_alphas: str = param(
         "",
-        "An alpha for each UNet block, as many numbers as block_ranks. Empty: each block has the scale of the others.",
+        "An alpha for each UNet block, as many numbers as in block_ranks. Empty: all blocks get the same scale.",
         group="network",
         kohya="block_alphas",
     )
     down_lr_weight: str = param(
         "",
-        "Learning-rate weights of the blocks on the way down: 12 numbers for SD1 and SD2, 9 for SDXL, or a curve: "
-        "sine, cosine, linear, reverse_linear, zeros, with +0.25 to raise it. 0 leaves a block out. They carry layout.",
+        "Learning rate factors of the down blocks: 12 numbers for SD1 and SD2, 9 for SDXL. Or a curve: sine, cosine, "
+        "linear, reverse_linear or zeros, with for example +0.25 to raise it. 0 skips a block. Down blocks determine "
+        "the composition.",
         group="network",
         kohya="down_lr_weight",
     )
     mid_lr_weight: str = param(
         "",
-        "Learning-rate weight of the middle block: 1 number, 3 for SDXL. 0 leaves it out. Empty: 1.",
+        "Learning rate factor of the middle block: 1 number, or 3 for SDXL. 0 skips the block. Empty: 1.",
         group="network",
         kohya="mid_lr_weight",
     )
     up_lr_weight: str = param(
         "",
-        "Learning-rate weights of the blocks on the way up, as down_lr_weight. They carry style and detail: for a "
-        "style alone, weaken the others.",
+        "Learning rate factors of the up blocks, in the same format as down_lr_weight. Up blocks determine style and "
+        "detail; to train only a style, lower the other blocks.",
         group="network",
         kohya="up_lr_weight",
     )
     train_norm: bool = param(
         False,
-        "The UNet's norm layers within the targets are trained too: a few kilobytes that shift contrast and colour, "
-        "good for styles.",
+        "Also train the UNet's norm layers within the targets. They add a few kilobytes and shift contrast and "
+        "colour, which helps styles.",
         group="network",
         kohya="train_norm",
     )

@@ -1,4 +1,4 @@
-"""Noise, timesteps and the loss."""
+"""Settings: noise, timesteps and loss."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TIMESTEP_SAMPLINGS = ("uniform", "sigmoid")
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Noise, timesteps and the loss."""
+    """Noise, timesteps and loss."""
 
     min_snr_gamma: float = param(
         0.0,
-        "Lowers the weight of nearly noise-free timesteps (Hang et al. 2023); 5 is the paper's and the guides' value. "
-        "0: off, every timestep weighs the same.",
+        "Give nearly noise-free timesteps less weight (Min-SNR, Hang et al. 2023). 5 is the value of the paper and "
+        "the guides. 0: off, all timesteps have the same weight.",
         group="noise",
         tier="beginner",
         low=0.0,
@@ -27,23 +27,23 @@ class NoiseSettings:
     )
     debiased_estimation: bool = param(
         False,
-        "Weighs timesteps so that the error of the image counts by √SNR (Yu et al. 2023): noisy timesteps weigh "
-        "more, nearly noise-free ones less. An alternative to min_snr_gamma; with both, clean timesteps, which hold "
-        "the details, are all but ignored.",
+        "Weight timesteps so that errors of the predicted image count by √SNR (Debiased estimation, Yu et al. 2023): "
+        "noisy timesteps count more, nearly noise-free ones less. Use either this or min_snr_gamma; with both, the "
+        "timesteps that hold details are almost ignored.",
         group="noise",
         kohya="debiased_estimation_loss",
     )
     scale_v_pred_loss_like_noise_pred: bool = param(
         False,
-        "For checkpoints that predict v: weighs timesteps as a noise-predicting checkpoint does, by SNR / (SNR + 1), "
-        "which puts details before composition. min_snr_gamma and debiased_estimation do so themselves.",
+        "For v-prediction checkpoints: weight timesteps by SNR / (SNR + 1), as an epsilon checkpoint does, which "
+        "favours details over composition. min_snr_gamma and debiased_estimation already include this.",
         group="noise",
         kohya="scale_v_pred_loss_like_noise_pred",
     )
     v_pred_like_loss: float = param(
         0.0,
-        "For checkpoints that predict noise: adds so many times the loss that a v-predicting checkpoint would have, "
-        "which puts composition before details. 0.1 to 1; above, the noisiest timesteps decide everything. 0: off.",
+        "For epsilon checkpoints: add this factor × the loss of a v-prediction checkpoint, which favours composition "
+        "over details. 0.1 to 1 is usual; above, the noisiest timesteps dominate. 0: off.",
         group="noise",
         low=0.0,
         high=10.0,
@@ -51,26 +51,26 @@ class NoiseSettings:
     )
     loss_type: str = param(
         "l2",
-        "How the difference to the target counts. l2: by its square, the standard. l1: as it is, so that outliers "
-        "(watermarks, mislabelled images) pull less, and fine texture too. huber and smooth_l1: square for small "
-        "differences and straight for large ones.",
+        "How the difference between prediction and target is measured. l2: squared, the standard. l1: absolute, so "
+        "outliers (watermarks, mislabelled images) count less, but so does fine texture. huber, smooth_l1: quadratic "
+        "for small differences, linear for large ones.",
         group="noise",
         choices=LOSS_TYPES,
         kohya="loss_type",
     )
     huber_schedule: str = param(
         "snr",
-        "For huber and smooth_l1: how the bound between small and large differences goes from 1 at noise-free "
-        "timesteps to huber_c at the noisiest: by the signal-to-noise ratio, exponentially with the timestep, or "
-        "constant: huber_c everywhere.",
+        "For huber and smooth_l1: how the threshold between small and large differences changes from 1 at noise-free "
+        "timesteps to huber_c at the noisiest ones. snr: with the signal-to-noise ratio; exponential: with the "
+        "timestep; constant: huber_c everywhere.",
         group="noise",
         choices=HUBER_SCHEDULES,
         kohya="huber_schedule",
     )
     huber_c: float = param(
         0.1,
-        "For huber and smooth_l1: the bound between small and large differences at the noisiest timesteps. 0.1 is "
-        "usual; near 1 it is nearly l2, at 0.01 nearly l1, and huber's gradients become as small.",
+        "For huber and smooth_l1: threshold between small and large differences at the noisiest timesteps. 0.1 is "
+        "usual; near 1 the loss is almost l2, at 0.01 almost l1 (for huber, with gradients that small too).",
         group="noise",
         low=0.001,
         high=1.0,
@@ -78,8 +78,8 @@ class NoiseSettings:
     )
     huber_scale: float = param(
         1.0,
-        "For huber and smooth_l1 with huber_schedule exponential or constant: the bound times this. 1 is usual; above, "
-        "more differences count by their square, towards 0 all count straight.",
+        "For huber and smooth_l1 with huber_schedule exponential or constant: factor on the threshold. 1 is usual; "
+        "with more, larger differences are still quadratic; near 0, all are linear.",
         group="noise",
         low=0.001,
         high=100.0,
@@ -87,8 +87,8 @@ class NoiseSettings:
     )
     noise_offset: float = param(
         0.0,
-        "Adds a shift of the whole image's brightness to the noise, so that very dark and bright images can be "
-        "learnt. 0.03 to 0.1; above, colours drift. 0: off.",
+        "Add a random brightness shift of the whole image to the noise, so that very dark and bright images can be "
+        "learnt. 0.03 to 0.1 is usual; above, colours drift. 0: off.",
         group="noise",
         low=0.0,
         high=1.0,
@@ -96,16 +96,16 @@ class NoiseSettings:
     )
     noise_offset_random_strength: bool = param(
         False,
-        "Draws the strength of the noise offset anew for every sample, from 0 to noise_offset: milder, so that up to "
-        "0.15 can be set without colours drifting.",
+        "Use a random strength between 0 and noise_offset for each image. This is milder, so values up to 0.15 work "
+        "without colour drift.",
         group="noise",
         kohya="noise_offset_random_strength",
     )
     adaptive_noise_scale: float = param(
         0.0,
-        "Adds so many times each latent channel's mean (without its sign) to noise_offset: very dark and bright "
-        "images get more of it. A tenth of noise_offset up to as much; negative: they get less. Large values drift "
-        "like a large noise_offset. 0: off.",
+        "Add this factor × each latent channel's absolute mean to noise_offset, so that very dark and bright images "
+        "get more of it. Up to the value of noise_offset is usual; negative values give them less. Large values make "
+        "colours drift. 0: off.",
         group="noise",
         low=-1.0,
         high=1.0,
@@ -113,8 +113,8 @@ class NoiseSettings:
     )
     multires_noise_iterations: int = param(
         0,
-        "Mixes coarser and coarser noise into the noise (pyramid noise, Whitaker 2023), so that large areas can become "
-        "darker or brighter. 6 to 10 is usual; noise_offset is the simpler cure for the same. 0: off.",
+        "Mix coarser noise into the noise (multi-resolution or pyramid noise, Whitaker 2023), so that large areas "
+        "can become darker or brighter. 6 to 10 is usual; noise_offset is a simpler way to the same result. 0: off.",
         group="noise",
         low=0,
         high=32,
@@ -122,8 +122,8 @@ class NoiseSettings:
     )
     multires_noise_discount: float = param(
         0.3,
-        "How much each coarser layer of multires noise weighs against the one before. 0.1 to 0.3 for a LoRA; at 0.8 "
-        "and above the noise is mostly blots, which small sets learn as blotches.",
+        "Strength of each coarser noise layer compared to the one before. 0.1 to 0.3 for a LoRA; from 0.8 on, the "
+        "noise is mostly large blotches, which small datasets learn as such.",
         group="noise",
         low=0.0,
         high=1.0,
@@ -131,9 +131,9 @@ class NoiseSettings:
     )
     ip_noise_gamma: float = param(
         0.0,
-        "Input perturbation (Ning et al. 2023): the UNet gets the image with so much more noise than it is asked to "
-        "predict, so that it learns to bear its own errors when drawing. 0.05 to 0.15, 0.1 is the paper's; above, "
-        "images lose contrast and detail. 0: off.",
+        "Input perturbation (Ning et al. 2023): add this much extra noise to the UNet's input only, so that it "
+        "learns to tolerate its own errors when generating. 0.05 to 0.15 is usual, 0.1 in the paper; above, images "
+        "lose contrast and detail. 0: off.",
         group="noise",
         low=0.0,
         high=1.0,
@@ -141,14 +141,14 @@ class NoiseSettings:
     )
     ip_noise_gamma_random_strength: bool = param(
         False,
-        "Draws the strength of the input perturbation anew for every sample, from 0 to ip_noise_gamma.",
+        "Use a random strength between 0 and ip_noise_gamma for each image.",
         group="noise",
         kohya="ip_noise_gamma_random_strength",
     )
     min_timestep: int = param(
         0,
-        "First timestep that is trained on; 0 is nearly noise-free. Low timesteps hold texture and detail, high ones "
-        "composition and colour; what lies outside the range is not learnt.",
+        "Lowest timestep to train on; 0 is nearly noise-free. Low timesteps hold texture and detail, high ones "
+        "composition and colour; nothing outside the range is learnt.",
         group="noise",
         low=0,
         high=999,
@@ -156,8 +156,8 @@ class NoiseSettings:
     )
     max_timestep: int = param(
         1000,
-        "Timesteps below this are trained on; 1000 includes pure noise. Leave the whole range 0 to 1000 unless only "
-        "details (to about 500) or only composition (from about 500) is to be learnt.",
+        "Upper limit of the timesteps to train on, not included; 1000 includes pure noise. Keep 0 to 1000 unless "
+        "only details (up to about 500) or only composition (from about 500) should be learnt.",
         group="noise",
         low=1,
         high=1000,
@@ -165,23 +165,23 @@ class NoiseSettings:
     )
     timestep_sampling: str = param(
         "uniform",
-        "How often each timestep of the range is drawn. uniform: all alike, the standard of Stable Diffusion. sigmoid "
-        "(logit-normal): mostly the middle, where subjects take shape; the ends are learnt slowly.",
+        "How timesteps are chosen within the range. uniform: all equally often, the standard of Stable Diffusion. "
+        "sigmoid (logit-normal): mostly from the middle, where subjects take shape; the ends are learnt slowly.",
         group="noise",
         choices=TIMESTEP_SAMPLINGS,
     )
     sigmoid_scale: float = param(
         1.0,
-        "For timestep_sampling sigmoid: how wide the timesteps spread. 1 is usual; 0.5 keeps to the middle half, from "
-        "2 on the two ends are drawn most.",
+        "For timestep_sampling sigmoid: width of the distribution. 1 is usual; 0.5 stays in the middle half; from 2 "
+        "on, both ends are chosen most.",
         group="noise",
         low=0.1,
         high=5.0,
     )
     sigmoid_mean: float = param(
         0.0,
-        "For timestep_sampling sigmoid: where most timesteps lie: 0 the middle of the range, 1 to 73 % of it "
-        "(noisier: composition), -1 to 27 % (details). Beyond 2, one end is all that is learnt.",
+        "For timestep_sampling sigmoid: centre of the distribution. 0 is the middle of the range, 1 is at 73 % "
+        "(noisier: composition), -1 at 27 % (details). Beyond 2, only one end is learnt.",
         group="noise",
         low=-5.0,
         high=5.0,

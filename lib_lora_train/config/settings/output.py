@@ -1,4 +1,4 @@
-"""Files that are written."""
+"""Settings: the files that a run writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Files that are written."""
+    """The files that a run writes."""
 
     output_name: str = param(
         "my-lora",
-        "File name of the LoRA, without folder and ending. Epochs are numbered: NAME-000001.safetensors.",
+        "File name of the LoRA, without folder and extension. Epochs are numbered: NAME-000001.safetensors.",
         group="output",
         tier="essential",
         kohya="output_name",
@@ -28,7 +28,7 @@ class OutputSettings:
     )
     save_every_n_epochs: int = param(
         1,
-        "Write a LoRA file after every so many epochs; the last epoch is always written.",
+        "Save a LoRA file every N epochs. The last epoch is always saved.",
         group="output",
         tier="beginner",
         low=1,
@@ -37,16 +37,16 @@ class OutputSettings:
     )
     save_from_epoch: int = param(
         1,
-        "The first epoch that is written as a file; earlier ones are passed over. Useful where many short epochs come "
-        "first; a late start hides the epoch at which the LoRA was best.",
+        "First epoch that is saved as a LoRA file. Useful if there are many short epochs; if it is too late, you may "
+        "miss the best one.",
         group="output",
         low=1,
         high=10_000,
     )
     save_every_n_steps: int = param(
         0,
-        "Also write a LoRA file after every so many steps: NAME-step00000100.safetensors. 0: never. For long epochs; "
-        "with few steps in between the folder fills up.",
+        "Also save a LoRA file every N steps: NAME-step00000100.safetensors. 0: never. Useful for long epochs; small "
+        "values fill the folder.",
         group="output",
         low=0,
         high=10_000_000,
@@ -54,7 +54,7 @@ class OutputSettings:
     )
     keep_last_epochs: int = param(
         0,
-        "Keep the files of the last so many epochs and delete this run's older ones. 0: keep all. The guides keep all, "
+        "Keep only the files of the last N epochs and delete this run's older ones. 0: keep all, as the guides do, "
         "since the best epoch is often not among the last.",
         group="output",
         low=0,
@@ -63,50 +63,51 @@ class OutputSettings:
     )
     keep_last_step_files: int = param(
         0,
-        "Of the files written every n steps, keep the last so many and delete this run's older ones. 0: keep all.",
+        "Keep only the last N files saved by save_every_n_steps and delete this run's older ones. 0: keep all.",
         group="output",
         low=0,
         high=10_000,
     )
     save_state: bool = param(
         True,
-        "Keep the training state in the run's folder after each epoch, in a pause and at a stop, so that the run can "
-        "be resumed exactly where it was, after a crash too. It takes six to ten times the size of an fp16 LoRA file.",
+        "Save the training state after each epoch and when paused or stopped, so that the run can be resumed "
+        "exactly, even after a crash. It takes six to ten times the space of an fp16 LoRA file.",
         group="output",
         tier="beginner",
     )
     save_state_every_n_steps: int = param(
         0,
-        "Also keep the state after every so many steps: how much a crash can cost. 0: after each epoch only. Below 50 "
-        "the writing slows the training down.",
+        "Also save the training state every N steps, so that a crash costs at most that many. 0: only after each "
+        "epoch. Below 50, saving slows down training.",
         group="output",
         low=0,
         high=10_000_000,
     )
     keep_last_states: int = param(
         1,
-        "How many training states are kept; older ones are deleted. More than 1 lets a run go on from an earlier step, "
-        "and takes as much room again.",
+        "Number of training states to keep; older ones are deleted. With more than 1, the run can also be resumed "
+        "from an earlier step, but each takes as much space again.",
         group="output",
         low=1,
         high=1000,
     )
     tensorboard: bool = param(
         False,
-        "Write logs for TensorBoard, with kohya's names, into the folder tensorboard beside the runs. It needs the "
+        "Write TensorBoard logs, with kohya's tag names, to the folder tensorboard beside the runs. This needs the "
         "package tensorboard (pip install tensorboard).",
         group="output",
     )
     save_precision: str = param(
         "fp16",
-        "Number format of the LoRA file. fp16 is what everybody shares; bf16 is less precise; fp32 doubles the size.",
+        "Number format of the LoRA file. fp16 is what everyone shares; bf16 is less precise; fp32 doubles the size.",
         group="output",
         choices=SAVE_PRECISIONS,
         kohya="save_precision",
     )
     write_card: bool = param(
         True,
-        "Write a .json with the activation words and a .png beside each LoRA file: the card that the webui shows.",
+        "Write a .json file with the trigger words and a .png preview beside each LoRA file, which the webui shows "
+        "as its card.",
         group="output",
     )
-    comment: str = param("", "A note that is stored in the LoRA file.", group="output", kohya="training_comment")
+    comment: str = param("", "Comment stored in the LoRA file's metadata.", group="output", kohya="training_comment")

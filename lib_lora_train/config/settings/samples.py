@@ -1,4 +1,4 @@
-"""Images drawn while training."""
+"""Settings: sample images and the grid."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SAMPLERS = ("DDIM", "Euler", "Euler a")
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Images drawn while training."""
+    """Sample images and the grid."""
 
     sample_prompts: tuple[str, ...] = param(
         (),
-        "One prompt per line, drawn after each epoch and in the grid. kohya's options may follow a prompt: --w width "
-        "--h height --d seed --s steps --l cfg scale --n negative prompt.",
+        "Prompts for the sample images and the grid, one per line. Options can follow a prompt, as in kohya: --w "
+        "width --h height --d seed --s steps --l CFG scale --n negative prompt. Lines that begin with # are comments.",
         group="samples",
         tier="essential",
         kohya="sample_prompts",
     )
     sample_every_n_epochs: int = param(
         1,
-        "Draw samples after every so many epochs. 0: only the grid at the end.",
+        "Generate samples every N epochs. 0: only the grid at the end.",
         group="samples",
         tier="beginner",
         low=0,
@@ -32,8 +32,9 @@ class SampleSettings:
     )
     sample_every_n_steps: int = param(
         0,
-        "Draw samples after every so many steps too, in rows of their own; the grid holds epochs only. 0: no. For long "
-        "epochs; below 50 the drawing takes longer than the training. Where the webui draws, each writes a file.",
+        "Also generate samples every N steps, shown in extra rows; the grid contains only epochs. 0: never. Useful "
+        "for long epochs; below 50, sampling takes longer than training. If the webui generates the samples, each "
+        "time also writes a LoRA file.",
         group="samples",
         low=0,
         high=10_000_000,
@@ -41,25 +42,23 @@ class SampleSettings:
     )
     sample_sampler: str = param(
         "Euler a",
-        "Sampler of the samples and the grid.",
+        "Sampler for the samples and the grid.",
         group="samples",
         choices=SAMPLERS,
         kohya="sample_sampler",
     )
     webui_sampler: str = param(
         "",
-        "Name of a sampler of the webui, e.g. DPM++ 2M Karras: the webui then draws samples and grid, in its queue and "
-        "from the LoRA files. Empty: the trainer draws them, several at a time, with sample_sampler. Inside a webui "
-        "only. It takes longer, and epochs without a file get no samples.",
+        "Generate samples and grid with this sampler of the webui, for example DPM++ 2M Karras. The webui then "
+        "generates from the LoRA files, in its own queue: this is slower, and epochs without a file get no samples. "
+        "Empty: the trainer generates several at a time with sample_sampler. Only inside a webui.",
         group="samples",
     )
-    sample_steps: int = param(20, "Sampling steps where a prompt gives none.", group="samples", low=1, high=150)
-    sample_cfg: float = param(
-        7.0, "Guidance (cfg) scale where a prompt gives none.", group="samples", low=1.0, high=30.0
-    )
+    sample_steps: int = param(20, "Sampling steps for prompts without --s.", group="samples", low=1, high=150)
+    sample_cfg: float = param(7.0, "CFG scale for prompts without --l.", group="samples", low=1.0, high=30.0)
     make_grid: bool = param(
         True,
-        "After the run, draw epochs × prompts into one image, the first row without LoRA.",
+        "After training, generate a grid of epochs × prompts. The first row is without the LoRA.",
         group="samples",
         tier="beginner",
     )
