@@ -15,6 +15,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from lib_lora_train.core.events import (
+    PHASE_TITLES,
     EpochDone,
     Event,
     GridDrawn,
@@ -22,7 +23,6 @@ from lib_lora_train.core.events import (
     LoraWritten,
     Measured,
     Noted,
-    Phase,
     PhaseEnded,
     PhaseStarted,
     Planned,
@@ -33,16 +33,6 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.progress import Eta, format_clock
 
-TITLES: dict[Phase, str] = {
-    "load": "Loading the model",
-    "scan": "Looking at the images",
-    "latents": "Encoding the images",
-    "text": "Encoding the captions",
-    "train": "Training",
-    "samples": "Drawing samples",
-    "grid": "Drawing the grid",
-    "evaluate": "Measuring",
-}
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 _LOSS_STEPS = 50  # the loss of one step is mostly noise; the mean over these is shown
 _REDRAW_SECONDS = 0.1
@@ -120,7 +110,7 @@ class Terminal:
                 total=max(event.total, 1),
                 elapsed=0,
                 ncols=self.width or (_columns() if is_terminal else 100),
-                prefix=f"{TITLES[event.phase]:<24}",
+                prefix=f"{PHASE_TITLES[event.phase]:<24}",
                 ascii=not _can_encode(self.out, "█▏"),
                 postfix=", ".join(facts) or None,
                 bar_format=_METER if is_terminal else _METER.replace("|{bar}| ", ""),
@@ -137,7 +127,7 @@ def describe(event: Event) -> str:
             f"{event.total_steps} steps in all"
         )
     if isinstance(event, PhaseEnded):
-        return f"{TITLES[event.phase]}: done in {format_clock(event.seconds)}"
+        return f"{PHASE_TITLES[event.phase]}: done in {format_clock(event.seconds)}"
     if isinstance(event, EpochDone):
         return f"Epoch {event.epoch}: mean loss {event.mean_loss:.4f}"
     if isinstance(event, Measured):

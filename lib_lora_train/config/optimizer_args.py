@@ -1,4 +1,4 @@
-"""Optimiser arguments as the guides write them: `weight_decay=0.01 betas=0.9,0.99 decouple=True`."""
+"""Optimiser arguments in the guides' syntax: `weight_decay=0.01 betas=0.9,0.99 decouple=True`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:
-    """The arguments by name, their values read as Python literals; `0.9,0.99` is a tuple.
+    """The arguments by name, with values read as Python literals; `0.9,0.99` is a tuple.
 
-    Quotation marks around a pair, as on kohya's command line, and commas behind one are ignored.
+    Quotes around pairs, as on kohya's command line, and commas after them are ignored.
     ConfigError with every pair that cannot be read.
     """
     text = re.sub(r"[\"'`]", " ", text).strip()
@@ -23,17 +23,17 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
     problems = []
     lead = text[: names[0].start()] if names else text
     if lead.strip():
-        problems.append(_problem(f"{lead.strip()!r} is not of the form name=value."))
+        problems.append(_problem(f"{lead.strip()!r} is not in the form name=value."))
     arguments: dict[str, Any] = {}
     ends = [match.start() for match in names[1:]] + [len(text)]
-    for match, end in zip(names, ends, strict=False):  # without names there is an end too
+    for match, end in zip(names, ends, strict=False):  # `ends` has one entry even without names
         name, raw = match[1], text[match.end() : end].strip().rstrip(",;").strip()
         if name in arguments:
             problems.append(_problem(f"{name} is given twice."))
         try:
             arguments[name] = _parse_literal(raw)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            reason = "has no value" if not raw else f"{raw!r} is not a number, a word of True/False/None or a tuple"
+            reason = "has no value" if not raw else f"{raw!r} is not a number, a tuple, True, False or None"
             problems.append(_problem(f"{name}: {reason}."))
     if problems:
         raise ConfigError(problems)

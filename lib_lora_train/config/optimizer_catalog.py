@@ -1,6 +1,6 @@
-"""The optimisers that can be chosen: where each comes from, what it takes, and how it wants to be treated.
+"""Facts about the available optimisers: class, package, arguments and usual learning rates.
 
-Facts only, so that judging settings needs no PyTorch; `train.optim` makes the optimisers.
+They are used to validate settings without importing PyTorch; `training/optimizers.py` creates the optimisers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ CUSTOM = "Custom"
 class OptimizerInfo:
     """One optimiser.
 
-    `origin` is `module:Class`; `package` what pip installs where it is not a requirement; `arguments` what
-    `optimizer_args` may hold, empty where only the class knows. `estimates_lr`: it estimates the learning rate itself,
-    and multiplies the given one by its estimate d. `per_matrix`: it treats each matrix by itself (factored moments,
-    clipping by a matrix's size). `schedule_free`: it averages instead of a falling rate, and has weights of its own for
-    use. `usual_lr` is where the guides start.
+    `origin` is `module:Class`, `package` the pip package if it is not a requirement, and `arguments` the names allowed
+    in `optimizer_args` (empty: only the class knows). `estimates_lr`: it estimates a factor d and multiplies the given
+    learning rate by it. `per_matrix`: it processes each matrix separately (factored moments, clipping by a matrix's
+    size). `schedule_free`: it averages weights instead of lowering the learning rate, and the averaged ones are saved.
+    Guides start with `usual_lr`; above `high_lr` images look overcooked.
     """
 
     origin: str
@@ -33,7 +33,7 @@ class OptimizerInfo:
 
     @property
     def may_average_weights(self) -> bool:
-        """Whether the weights for use may be others than those in training; only the class itself knows for sure."""
+        """Whether the weights to save may differ from those in training; for custom classes this is not known."""
         return self.schedule_free or not self.origin
 
 
@@ -106,16 +106,16 @@ OPTIMIZER_CATALOG: Mapping[str, OptimizerInfo] = {
     ),
     CUSTOM: OptimizerInfo("", per_matrix=True),
 }
-"""By the name that `optimizer` takes."""
+"""By the value of the setting `optimizer`."""
 
 ARGUMENT_LENGTHS: Mapping[str, Mapping[str, int]] = {
     "CAME": {"betas": 3, "eps": 2},
     "DAdaptAdan": {"betas": 3},
     "Adafactor": {"eps": 2},
 }
-"""How many numbers an argument takes, where that is not two for `betas` and one for all others."""
+"""Number of values of an argument, if not two for `betas` and one for all others."""
 
 
 def uses_relative_step(optimizer: str, lr_schedule: str) -> bool:
-    """Whether Adafactor chooses its steps itself, whatever learning rate is given."""
+    """Whether Adafactor chooses its step size itself and ignores the learning rate."""
     return optimizer == "Adafactor" and lr_schedule == "adafactor"

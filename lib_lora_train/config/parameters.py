@@ -1,8 +1,8 @@
-"""One declaration per parameter, and what is derived from it.
+"""One declaration per setting, from which everything else is derived.
 
-`param()` declares a dataclass field with its default, help text and limits. `parameters_of` reads
-the declarations back as `Parameter` records; widgets, command-line flags, TOML keys, validation,
-kohya import, file metadata and `docs/parameters.md` are all made from these records.
+`param()` declares a dataclass field with its default, help text and limits. `parameters_of` returns the declarations as
+`Parameter` records. Widgets, command-line flags, TOML keys, validation, kohya import, file metadata and
+`docs/parameters.md` are made from them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lib_lora_train.core.errors import Problem
 
 Tier = Literal["essential", "beginner", "advanced"]
 STEPS_OR_SHARE = "steps or share"
-"""The unit of durations that are steps from 1 on, and below 1 a share of the run, which may be written 10%."""
+"""Unit of durations: below 1 a share of the run, which can be written as 10%; from 1 on a number of steps."""
 
 Group = Literal["model", "data", "captions", "training", "network", "noise", "output", "samples"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Everything known about one parameter.
+    """The declaration of one setting.
 
-    `kind` is the value's type; `optional` says that None (written "" or "auto") is allowed too.
-    `kohya` is the sd-scripts argument of the same meaning, "" where there is none.
+    `kind` is the type of its value; if `optional`, None (written "" or "auto") is allowed too. `kohya` is the
+    sd-scripts argument with the same meaning, "" if there is none.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Parameter:
 
     @property
     def label(self) -> str:
-        """The name as a person reads it: `unet_lr` → `Unet lr`."""
+        """The name in words: `unet_lr` → `Unet lr`."""
         return self.name.replace("_", " ").capitalize()
 
 
@@ -62,10 +62,10 @@ def param(
     kohya: str = "",
     unit: str = "",
 ) -> Any:
-    """A dataclass field that carries its whole declaration.
+    """A dataclass field with its declaration as metadata.
 
-    `help` tells what the parameter does, the guides' range and what goes wrong outside it;
-    `low` and `high` are inclusive.
+    `help` says what the setting does, which values are usual and what goes wrong otherwise. Its first sentence is shown
+    below the widget. `low` and `high` are inclusive.
     """
     declared = {
         "help": help,
@@ -81,7 +81,7 @@ def param(
 
 
 def parameters_of(config_class: type) -> tuple[Parameter, ...]:
-    """The declared parameters of a config dataclass, in order of declaration."""
+    """The settings declared in a config dataclass, in order of declaration."""
     hints = typing.get_type_hints(config_class)
     found = []
     for field in dataclasses.fields(config_class):
@@ -104,9 +104,9 @@ def _unwrap(hint: Any) -> tuple[type, bool]:
 
 
 def parse_value(parameter: Parameter, raw: Any) -> Any:
-    """`raw` (from TOML, a widget, a flag or an old JSON file) as the parameter's type.
+    """`raw` (from TOML, a widget, a flag or a JSON file) converted to the setting's type and checked.
 
-    Accepts numbers written as text and "" for "not set". Raises ValueError with a sentence for the user.
+    Numbers can be written as text, and "" means "not set". ValueError with a sentence for the user.
     """
     if raw is None or (isinstance(raw, str) and raw.strip().lower() in ("", "auto") and parameter.kind is not str):
         if parameter.optional:
@@ -115,7 +115,7 @@ def parse_value(parameter: Parameter, raw: Any) -> Any:
             return ()
         raise ValueError(f"needs a value ({_describe(parameter)})")
     try:
-        value = _PARSERS[parameter.kind](_share(raw) if parameter.unit == STEPS_OR_SHARE else raw)
+        value = _PARSERS[parameter.kind](_percent_to_share(raw) if parameter.unit == STEPS_OR_SHARE else raw)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{raw!r} is not {_describe(parameter)}") from None
     _check_range(parameter, value)
@@ -171,8 +171,8 @@ def _to_bool(raw: Any) -> bool:
     return words[text]
 
 
-def _share(raw: Any) -> Any:
-    """ "10%" as 0.1; the whole run and more is refused, since 1 would be read as one step."""
+def _percent_to_share(raw: Any) -> Any:
+    """ "10%" → 0.1. 100% and more are refused, as 1 would mean one step."""
     if not isinstance(raw, str) or not raw.strip().endswith("%"):
         return raw
     share = float(raw.strip()[:-1]) / 100
@@ -188,7 +188,7 @@ def _to_text(raw: Any) -> str:
 
 
 def _to_texts(raw: Any) -> tuple[str, ...]:
-    """A list of texts; one text with several lines is split into its non-empty lines."""
+    """A tuple of non-empty texts, from a list or from the lines of a text."""
     if isinstance(raw, str):
         return tuple(line.strip() for line in raw.splitlines() if line.strip())
     if not isinstance(raw, (list, tuple)):
@@ -200,16 +200,13 @@ _PARSERS: dict[type, Any] = {int: _to_int, float: _to_float, bool: _to_bool, str
 
 
 def read_values(config_class: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The values parsed by their declarations, and a problem for every one that cannot be used.
-
-    Unknown names are problems too, with the nearest known name.
-    """
+    """The parsed values, and a problem for every invalid value or unknown name."""
     known = {parameter.name: parameter for parameter in parameters_of(config_class)}
     parsed: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, raw in values.items():
         if name not in known:
-            problems.append(Problem("error", name, _unknown(name, known)))
+            problems.append(Problem("error", name, _explain_unknown(name, known)))
             continue
         try:
             parsed[name] = parse_value(known[name], raw)
@@ -219,9 +216,9 @@ def read_values(config_class: type, values: Mapping[str, Any]) -> tuple[dict[str
     return parsed, problems
 
 
-def _unknown(name: str, known: Mapping[str, Parameter]) -> str:
+def _explain_unknown(name: str, known: Mapping[str, Parameter]) -> str:
     by_kohya = {p.kohya: p.name for p in known.values() if p.kohya}
     if name in by_kohya:
         return f"is called {by_kohya[name]!r} here."
     near = difflib.get_close_matches(name, known, 1)
-    return f"is not a parameter. Did you mean {near[0]!r}?" if near else "is not a parameter."
+    return f"is not a setting. Did you mean {near[0]!r}?" if near else "is not a setting."

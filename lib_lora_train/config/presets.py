@@ -1,7 +1,7 @@
-"""The guides' advice as data: for each purpose, the parameters that differ from the defaults.
+"""The guides' advice as presets: the settings that differ from the defaults for a purpose.
 
-A preset changes only what it names, so that one for a purpose (Character, Style …) and one for a model or machine
-(SDXL, Low VRAM) can be applied one after the other.
+A preset changes only its own settings, so that one for a purpose (Character, Style …) and one for a model or machine
+(SDXL, Low VRAM) can be combined.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PRODIGY: Mapping[str, Any] = {
     "warmup": 0.0,
 }
 _ADAFACTOR_ARGS = "scale_parameter=False relative_step=False warmup_init=False"
-# What the kinds of LoRA differ in; each kind's preset sets all of it, so that it takes another kind's back.
+# All settings in which the LoRA types differ. Each type's preset sets all of them, and so undoes another type's.
 _NETWORK: Mapping[str, Any] = {
     **_ADAMW,
     "family": "lora",
@@ -64,64 +64,64 @@ _NETWORK: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Advice for one purpose: `when` is a sentence for the user, `values` the parameters to change."""
+    """Settings for one purpose: `when` is a sentence for the user, `values` the settings to change."""
 
     name: str
     when: str
     values: Mapping[str, Any]
 
 
-def likeness(optimizers: Sequence[str]) -> Preset:
-    """The guides' rank 96 with alpha 72 for a real face; Adafactor where there is one, else AdamW."""
-    when = "For the face of a real person from twenty or more photographs: a large rank holds the small differences"
+def likeness_preset(optimizers: Sequence[str]) -> Preset:
+    """The guides' rank 96 with alpha 72 for a real face, with Adafactor if it is in `optimizers`, otherwise AdamW."""
+    when = "For the face of a real person, with twenty or more photographs: a large rank for subtle details"
     values = {**_ADAMW, "rank": 96, "alpha": 72.0, "targets": "standard", "shuffle_captions": False, "clip_skip": 1}
     if "Adafactor" not in optimizers:
-        return Preset("Likeness", f"{when} (the guides use Adafactor; AdamW is the nearest here).", values)
+        return Preset("Likeness", f"{when} (the guides use Adafactor; here AdamW comes closest).", values)
     adafactor = {"optimizer": "Adafactor", "optimizer_args": _ADAFACTOR_ARGS, "lr_schedule": "constant"}
     return Preset("Likeness", f"{when}, trained with Adafactor.", {**values, **adafactor})
 
 
-def kind(name: str, when: str, **values: Any) -> Preset:
-    """The guides' settings of a kind of LoRA: family, layers, sizes and rates."""
+def _family_preset(name: str, when: str, **values: Any) -> Preset:
+    """The guides' settings for one LoRA type: family, layers, ranks and learning rates."""
     return Preset(name, when, {**_NETWORK, **values})
 
 
 FAMILY_PRESETS: tuple[Preset, ...] = (
-    kind("LoRA", "For everything else, and to come back from another kind: small, robust, read by every webui."),
-    kind(
+    _family_preset("LoRA", "For most purposes, and to undo another LoRA type: small, robust, read by every webui."),
+    _family_preset(
         "LoCon",
-        "For styles and textures: a LoRA on the convolutions too, which every webui reads.",
+        "For styles and textures: a LoRA that includes the convolutions, read by every webui.",
         targets="all",
         alpha=8.0,
         conv_rank=8,
         conv_alpha=4.0,
     ),
-    kind(
+    _family_preset(
         "DoRA",
-        "For a small rank that should act like a larger one; half as slow again.",
+        "For a small rank that should work like a larger one; about 50 % slower.",
         dora=True,
         rank=8,
         alpha=4.0,
         learning_rate=5e-5,
         text_encoder_lr=2.5e-5,
     ),
-    kind(
+    _family_preset(
         "LoHa",
         "For several concepts or much detail in a small file.",
         family="loha",
         rank=8,
         alpha=4.0,
     ),
-    kind(
+    _family_preset(
         "LoKr",
         "For nearly full fine-tuning in a file no larger than that of a LoRA.",
         family="lokr",
         lokr_factor=8,
         full_matrix=True,
     ),
-    kind(
+    _family_preset(
         "DyLoRA",
-        "For finding out which rank is enough: the file may be cut at every fourth rank.",
+        "For finding out which rank is enough: the file can be cut down to every fourth rank.",
         family="dylora",
         rank=32,
         alpha=16.0,
@@ -129,37 +129,37 @@ FAMILY_PRESETS: tuple[Preset, ...] = (
         batch_size=1,
         gradient_accumulation=4,
     ),
-    kind(
+    _family_preset(
         "GLoRA",
-        "For styles that lie near what the model knows, since its own weights are used again.",
+        "For styles close to what the model knows, as it reuses the model's weights.",
         family="glora",
         rank=8,
         learning_rate=5e-5,
         text_encoder_lr=2.5e-5,
     ),
-    kind(
+    _family_preset(
         "IA3",
-        "For a style the model nearly knows, in less than a megabyte that A1111 reads and Forge does not.",
+        "For a style the model almost knows, in less than a megabyte; A1111 reads it, Forge does not.",
         family="ia3",
         targets="all",
         learning_rate=5e-3,
         text_encoder_lr=2e-3,
     ),
-    kind(
+    _family_preset(
         "Diag-OFT",
-        "For a new look that keeps what the model knows, in a file that A1111 reads and Forge does not.",
+        "For a new look that preserves what the model knows; A1111 reads it, Forge does not.",
         family="oft",
         rank=8,
     ),
-    kind(
+    _family_preset(
         "BOFT",
-        "For rotations that mix all channels, finer than Diag-OFT, in a file that A1111 reads and Forge does not.",
+        "For a finer version of Diag-OFT that mixes all channels; A1111 reads it, Forge does not.",
         family="boft",
         rank=4,
     ),
-    kind(
+    _family_preset(
         "Native",
-        "For when nothing else is enough: every number of the layers is trained, and the file has gigabytes.",
+        "For when nothing else is enough: trains all weights of the layers, in a file of several gigabytes.",
         family="full",
         learning_rate=5e-6,
         text_encoder_lr=1e-6,
@@ -169,7 +169,7 @@ FAMILY_PRESETS: tuple[Preset, ...] = (
 PRESETS: tuple[Preset, ...] = (
     Preset(
         "Character",
-        "For a drawn or rendered character from ten to thirty images with tag captions.",
+        "For a drawn or rendered character, with ten to thirty images and tag captions.",
         {
             **_ADAMW,
             "rank": 16,
@@ -183,7 +183,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "Style",
-        "For the look that many different images share: the convolutions learn too, where brush strokes lie.",
+        "For the look that many different images share: also trains the convolutions, which hold brush strokes.",
         {
             **_ADAMW,
             "rank": 32,
@@ -197,7 +197,8 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "Concept",
-        "For an object, a garment or a pose: small, so that only the concept is learnt and not its surroundings.",
+        "For an object, a garment or a pose: a small rank, so that only the concept is learnt and not its "
+        "surroundings.",
         {
             **_ADAMW,
             "rank": 8,
@@ -208,11 +209,11 @@ PRESETS: tuple[Preset, ...] = (
             "min_snr_gamma": 5.0,
         },
     ),
-    likeness(OPTIMIZERS),
+    likeness_preset(OPTIMIZERS),
     Preset(
         "Multi-concept",
-        "For several characters or outfits in one file: each shown equally often, with its own trigger, and a rank "
-        "that holds them all.",
+        "For several characters or outfits in one file: equal shares, a trigger for each, and a rank that fits them "
+        "all.",
         {
             **_ADAMW,
             "rank": 32,
@@ -227,7 +228,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "SDXL",
-        "For an SDXL checkpoint: its resolution, the UNet alone, and memory for a card of 12 GiB.",
+        "For SDXL checkpoints: their resolution, only the UNet, and memory for a 12 GiB card.",
         {
             "resolution": 1024,
             "min_bucket": 512,
@@ -242,7 +243,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "Low VRAM",
-        "For a small graphics card: the same training in smaller pieces, which takes longer.",
+        "For a graphics card with little memory: the same training in smaller batches, which takes longer.",
         {
             "batch_size": 1,
             "gradient_accumulation": 2,
@@ -253,12 +254,12 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "Prodigy",
-        "For no guessing of learning rates: Prodigy finds them itself and needs more memory for that.",
+        "For training without choosing learning rates: Prodigy finds them itself, but needs more memory.",
         _PRODIGY,
     ),
     Preset(
         "Prodigy fast",
-        "For a short run with Prodigy: steps two and a half times as large (d_coef=2), which learn in fewer epochs and "
+        "For a short run with Prodigy: steps two and a half times as large (d_coef=2), which learn in fewer epochs but "
         "overtrain sooner.",
         {**_PRODIGY, "optimizer_args": _FAST_PRODIGY_ARGS},
     ),
@@ -267,15 +268,15 @@ PRESETS: tuple[Preset, ...] = (
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name, whatever the case, blanks and hyphens; LoraTrainError with the nearest for another."""
-    by_name = {_plain(preset.name): preset for preset in PRESETS}
-    if _plain(name) in by_name:
-        return by_name[_plain(name)]
-    near = difflib.get_close_matches(_plain(name), by_name, 1)
+    """The preset with this name; case, spaces and hyphens are ignored. LoraTrainError if there is none."""
+    by_name = {_normalised(preset.name): preset for preset in PRESETS}
+    if _normalised(name) in by_name:
+        return by_name[_normalised(name)]
+    near = difflib.get_close_matches(_normalised(name), by_name, 1)
     names = ", ".join(preset.name for preset in PRESETS)
-    hint = f"Did you mean {by_name[near[0]].name!r}?" if near else f"There are: {names}."
+    hint = f"Did you mean {by_name[near[0]].name!r}?" if near else f"Available: {names}."
     raise LoraTrainError(f"There is no preset {name!r}. {hint}")
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())

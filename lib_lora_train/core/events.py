@@ -13,6 +13,18 @@ from typing import Any, Literal
 
 Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate"]
 
+PHASE_TITLES: Mapping[Phase, str] = {
+    "load": "Loading the model",
+    "scan": "Reading the dataset",
+    "latents": "Encoding images",
+    "text": "Encoding captions",
+    "train": "Training",
+    "samples": "Drawing samples",
+    "grid": "Drawing the grid",
+    "evaluate": "Measuring",
+}
+"""What a phase is called in the terminal and on the page."""
+
 
 @dataclass(frozen=True)
 class PhaseStarted:

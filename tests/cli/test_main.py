@@ -65,7 +65,7 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 def parsed(*words: str) -> TrainConfig:
     """The config that `train` makes of these words."""
     options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli_settings.config_of(options, unknown)
+    return cli_settings.read_cli_config(options, unknown)
 
 
 # --- flags -----------------------------------------------------------------------------------------
@@ -178,14 +178,14 @@ def test_no_concept_at_all_is_refused() -> None:
 def test_an_unknown_setting_is_answered_with_the_nearest(images: Path) -> None:
     (images.parent / "c.toml").write_text('rankk = 8\n[[concepts]]\nfolder = "images"\ntriger = "zorp"\n')
     message = _refusal(run("train", "c.toml", "--dry-run", folder=images.parent))
-    assert "rankk: is not a parameter. Did you mean 'rank'?" in message
-    assert "concepts[1].triger: is not a parameter. Did you mean 'trigger'?" in message
+    assert "rankk: is not a setting. Did you mean 'rank'?" in message
+    assert "concepts[1].triger: is not a setting. Did you mean 'trigger'?" in message
 
 
 def test_an_unknown_flag_is_answered_like_an_unknown_setting(images: Path) -> None:
     message = _refusal(run("train", "--folder", images, "--network_dim", "8", "--epoch=3", "--dry-run"))
     assert "network_dim: is called 'rank' here" in message
-    assert "epoch: is not a parameter. Did you mean 'epochs'?" in message
+    assert "epoch: is not a setting. Did you mean 'epochs'?" in message
 
 
 def test_all_problems_are_told_at_once(images: Path) -> None:
@@ -272,7 +272,7 @@ def test_ctrl_c_stops_and_keeps_and_the_second_one_ends() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), cli.stopping_on_interrupt(control, told.append):
         os.kill(os.getpid(), signal.SIGINT)
-        assert control.stopped, "the run goes on to the end of its step"
+        assert control.is_stopped, "the run goes on to the end of its step"
         os.kill(os.getpid(), signal.SIGINT)
     assert len(told) == 1
     assert signal.getsignal(signal.SIGINT) is before
@@ -280,7 +280,7 @@ def test_ctrl_c_stops_and_keeps_and_the_second_one_ends() -> None:
 
 def test_a_run_leaves_its_events_in_a_file(tmp_path: Path) -> None:
     events: list[Event] = [StateChanged("running"), Noted("hint", "rank", "why"), StateChanged("finished")]
-    assert list(cli.recorded(iter(events), tmp_path / "events.jsonl")) == events
+    assert list(cli.log_events(iter(events), tmp_path / "events.jsonl")) == events
     lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert [from_record({k: v for k, v in json.loads(line).items() if k != "time"}) for line in lines] == events
 
@@ -291,7 +291,7 @@ def test_events_are_kept_up_to_the_failure(tmp_path: Path) -> None:
         raise LoraTrainError("The disk is full.")
 
     with pytest.raises(LoraTrainError):
-        list(cli.recorded(failing(), tmp_path / "events.jsonl"))
+        list(cli.log_events(failing(), tmp_path / "events.jsonl"))
     first, last = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
     assert (first["state"], last["state"], last["message"]) == ("running", "failed", "The disk is full.")
 

@@ -1,4 +1,4 @@
-"""Presets: the guides' advice is valid, says when to use it, and changes nothing else."""
+"""Presets are valid, say when to use them, and can be combined."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
-from lib_lora_train.config.presets import FAMILY_PRESETS, PRESETS, Preset, find_preset, likeness
+from lib_lora_train.config.presets import FAMILY_PRESETS, PRESETS, Preset, find_preset, likeness_preset
 from lib_lora_train.config.settings.network import FAMILIES
 from lib_lora_train.config.settings.optimizer import OPTIMIZERS
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
@@ -18,20 +18,20 @@ from tests.paths import ROOT
 
 BASE = TrainConfig(concepts=(Concept("cats", trigger="zkw"),), sample_prompts=("zkw on a hill",))
 NAMES = [preset.name for preset in PRESETS]
-DOUBTED = ("IA3", "Diag-OFT", "BOFT", "Native")  # Forge ignores the first three; the last needs gigabytes
+WARNED = ("IA3", "Diag-OFT", "BOFT", "Native")  # Forge ignores the first three; the last needs gigabytes
 PURPOSES = ["Character", "Style", "Concept", "Likeness", "Multi-concept"]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
-def test_a_preset_is_valid_and_nothing_speaks_against_it(preset: Preset) -> None:
+def test_a_preset_is_valid_and_has_no_warnings(preset: Preset) -> None:
     config, problems = read_config({**config_values(BASE), **preset.values})
     assert problems == ()
     assert config == BASE.replace(**preset.values), "values are of the declared types"
-    spoken = [problem for problem in validate(config) if problem.level != "hint"]
-    if preset.name in DOUBTED:
-        assert [(problem.level, problem.where) for problem in spoken] == [("warning", "family")]
+    warnings = [problem for problem in validate(config) if problem.level != "hint"]
+    if preset.name in WARNED:
+        assert [(problem.level, problem.where) for problem in warnings] == [("warning", "family")]
     else:
-        assert spoken == []
+        assert warnings == []
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
@@ -40,13 +40,13 @@ def test_a_preset_says_in_one_sentence_when_to_use_it(preset: Preset) -> None:
 
 
 @pytest.mark.parametrize(("purpose", "machine"), itertools.product(PURPOSES, ["SDXL", "Low VRAM"]))
-def test_a_purpose_and_a_machine_go_together(purpose: str, machine: str) -> None:
+def test_presets_for_a_purpose_and_a_machine_can_be_combined(purpose: str, machine: str) -> None:
     for names in ((purpose, machine), (purpose, "Prodigy", machine), (purpose, "Prodigy fast", machine)):
         values = {name: value for chosen in names for name, value in find_preset(chosen).values.items()}
         assert [problem for problem in validate(BASE.replace(**values)) if problem.level != "hint"] == []
 
 
-def test_every_family_has_a_preset_and_each_takes_anothers_settings_back() -> None:
+def test_every_family_has_a_preset_and_each_undoes_the_others() -> None:
     shared = set(FAMILY_PRESETS[0].values)
     extra = {"batch_size", "gradient_accumulation"}  # DyLoRA's, which suit every family
     assert {preset.values["family"] for preset in FAMILY_PRESETS} == set(FAMILIES)
@@ -55,14 +55,14 @@ def test_every_family_has_a_preset_and_each_takes_anothers_settings_back() -> No
 
 @pytest.mark.parametrize("machine", ["SDXL", "Low VRAM"])
 @pytest.mark.parametrize("preset", FAMILY_PRESETS, ids=lambda preset: preset.name)
-def test_a_kind_and_a_machine_go_together(preset: Preset, machine: str) -> None:
+def test_presets_for_a_family_and_a_machine_can_be_combined(preset: Preset, machine: str) -> None:
     config = BASE.replace(**{**preset.values, **find_preset(machine).values})
     found = [problem for problem in validate(config) if problem.level != "hint"]
-    assert [problem.where for problem in found] == (["family"] if preset.name in DOUBTED else [])
+    assert [problem.where for problem in found] == (["family"] if preset.name in WARNED else [])
 
 
-def test_both_sets_of_prodigys_arguments_are_there() -> None:
-    """The two that guides and colabs pass on: careful (0.8, 0.99) and fast (2, 0.999); all else is the same."""
+def test_there_are_presets_for_both_usual_sets_of_prodigy_arguments() -> None:
+    """Guides and colabs share two: careful (0.8, 0.99) and fast (2, 0.999); all else is the same."""
     careful, fast = (
         parse_optimizer_args(find_preset(name).values["optimizer_args"]) for name in ("prodigy", "prodigyfast")
     )
@@ -72,29 +72,29 @@ def test_both_sets_of_prodigys_arguments_are_there() -> None:
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_a_purpose_takes_prodigys_arguments_back(purpose: str) -> None:
+def test_presets_for_a_purpose_undo_the_prodigy_preset(purpose: str) -> None:
     values = {**find_preset("Prodigy").values, **find_preset(purpose).values}
     assert "d_coef" not in values["optimizer_args"] and values["learning_rate"] == 1e-4
 
 
-def test_a_likeness_is_trained_with_adafactor_only_where_there_is_one() -> None:
-    with_it = likeness(("AdamW", "Adafactor"))
-    without = likeness(("AdamW",))
+def test_the_likeness_preset_uses_adafactor_only_if_available() -> None:
+    with_it = likeness_preset(("AdamW", "Adafactor"))
+    without = likeness_preset(("AdamW",))
     assert (with_it.values["optimizer"], without.values["optimizer"]) == ("Adafactor", "AdamW")
-    assert "AdamW is the nearest here" in without.when
+    assert "here AdamW comes closest" in without.when
     assert (without.values["rank"], without.values["alpha"]) == (96, 72.0)
-    assert find_preset("likeness") == likeness(OPTIMIZERS)
+    assert find_preset("likeness") == likeness_preset(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", ["Low VRAM", "low-vram", "low_vram", "LOWVRAM"])
-def test_a_preset_is_found_in_every_spelling(name: str) -> None:
+def test_a_preset_is_found_in_any_spelling(name: str) -> None:
     assert find_preset(name).name == "Low VRAM"
 
 
-def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+def test_an_unknown_preset_gets_a_suggestion() -> None:
     with pytest.raises(LoraTrainError, match="Did you mean 'Character'"):
         find_preset("charakter")
-    with pytest.raises(LoraTrainError, match="There are: Character, Style"):
+    with pytest.raises(LoraTrainError, match="Available: Character, Style"):
         find_preset("xyz")
 
 

@@ -1,4 +1,4 @@
-"""Every parameter is declared completely, and every value finds its way in or is refused with a reason."""
+"""Every setting is declared completely, and every value is read or refused with a reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _another_value(parameter: Parameter) -> Any:
 # --- completeness -------------------------------------------------------------------------------
 
 
-def test_every_field_but_the_concepts_is_a_parameter() -> None:
+def test_every_field_except_concepts_is_declared() -> None:
     for config_class in CONFIGS:
         fields = {field.name for field in dataclasses.fields(config_class)} - {"concepts"}
         assert {parameter.name for parameter in parameters_of(config_class)} == fields
@@ -69,7 +69,7 @@ def test_every_default_is_valid(parameter: Parameter) -> None:
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
-def test_kohya_names_are_unique_and_no_name_of_another_parameter(config_class: type) -> None:
+def test_kohya_names_are_unique_and_differ_from_other_settings(config_class: type) -> None:
     parameters = parameters_of(config_class)
     aliases = [p.kohya for p in parameters if p.kohya]
     assert len(set(aliases)) == len(aliases)
@@ -118,21 +118,21 @@ def test_any_raw_value_is_parsed_or_refused_with_a_sentence(parameter: Parameter
 @pytest.mark.parametrize(
     ("written", "value"), [("10%", 0.1), (" 7.5 % ", 0.075), ("0%", 0.0), ("0.1", 0.1), ("200", 200.0), (1, 1.0)]
 )
-def test_a_duration_is_steps_a_share_or_percent(name: str, written: Any, value: float) -> None:
+def test_a_duration_is_a_number_of_steps_a_share_or_a_percentage(name: str, written: Any, value: float) -> None:
     config, problems = read_config({name: written})
     assert problems == ()
     assert getattr(config, name) == value
 
 
 @pytest.mark.parametrize("written", ["100%", "150%", "-5%", "ten%", "%"])
-def test_percent_that_are_no_part_of_a_run_are_refused(written: str) -> None:
-    """100 % as 1 would be one step."""
+def test_percentages_outside_0_to_100_are_refused(written: str) -> None:
+    """As 1 means one step, 100 % is refused too."""
     _, problems = read_config({"warmup": written})
     assert [problem.where for problem in problems] == ["warmup"]
     assert "below 100%" in problems[0].message
 
 
-def test_percent_belong_to_durations_only() -> None:
+def test_only_durations_can_be_percentages() -> None:
     _, problems = read_config({"tag_dropout": "10%"})
     assert [problem.where for problem in problems] == ["tag_dropout"]
 
@@ -150,11 +150,11 @@ def test_all_problems_are_reported_together() -> None:
     assert "Did you mean 'AdamW'?" in texts["optimizer"]
 
 
-def test_unknown_names_are_reported_with_the_nearest() -> None:
+def test_unknown_names_get_a_suggestion() -> None:
     _, problems = read_config({"lerning_rate": 1, "xyzzy": 2, "network_dim": 8})
     texts = {p.where: p.message for p in problems}
     assert "Did you mean 'learning_rate'?" in texts["lerning_rate"]
-    assert texts["xyzzy"] == "is not a parameter."
+    assert texts["xyzzy"] == "is not a setting."
     assert "is called 'rank' here" in texts["network_dim"]
 
 
@@ -184,7 +184,7 @@ def test_concepts_must_be_a_list() -> None:
         ("sample_prompts", ["a cat", ""], ("a cat",)),
     ],
 )
-def test_values_written_as_text_are_understood(name: str, raw: Any, value: Any) -> None:
+def test_values_written_as_text_are_read(name: str, raw: Any, value: Any) -> None:
     config, problems = read_config({name: raw})
     assert not problems
     assert getattr(config, name) == value
@@ -212,6 +212,6 @@ def test_unusable_values_are_refused(name: str, raw: Any) -> None:
     assert config == TrainConfig()
 
 
-def test_alpha_is_the_rank_where_none_is_given() -> None:
+def test_alpha_is_the_rank_if_empty() -> None:
     assert TrainConfig(rank=8).effective_alpha == 8.0
     assert TrainConfig(rank=8, alpha=4.0).effective_alpha == 4.0

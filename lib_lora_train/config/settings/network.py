@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lib_lora_train.config.parameters import param
 
 FAMILIES = ("lora", "loha", "lokr", "dylora", "glora", "ia3", "oft", "boft", "full")
+DORA_FAMILIES = ("lora", "loha", "lokr")
+SCALAR_FAMILIES = (*DORA_FAMILIES, "glora")  # as in LyCORIS
 TARGETS = ("attention", "standard", "all", "full")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
+from lib_lora_train.config.settings.network import DORA_FAMILIES, SCALAR_FAMILIES
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 
@@ -22,7 +23,7 @@ _USED_BY = {
     "conv_rank": _CONVOLUTIONAL,
     "conv_alpha": _CONVOLUTIONAL,
     "rank_stabilized": ("lora", "loha", "lokr", "dylora"),
-    "scalar": (*_DECOMPOSABLE, "glora"),
+    "scalar": SCALAR_FAMILIES,
     "tucker": _DECOMPOSABLE,
     "lokr_factor": ("lokr",),
     "decompose_both": ("lokr",),
@@ -67,8 +68,8 @@ def _host(config: TrainConfig) -> Iterator[Problem]:
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
     family, rank = config.family, config.rank
-    if config.dora and family not in _DECOMPOSABLE:
-        yield error_at("dora", f"does not work with {family}, only with {', '.join(_DECOMPOSABLE)}. Switch it off.")
+    if config.dora and family not in DORA_FAMILIES:
+        yield error_at("dora", f"does not work with {family}, only with {', '.join(DORA_FAMILIES)}. Switch it off.")
     if rank > _MAX_RANK.get(family, rank):
         text = (
             f"{rank} is high for {family}, whose update has a higher rank than this. Use at most {_MAX_RANK[family]}."

@@ -1,4 +1,4 @@
-"""The network's settings are judged: the guides' limits, what webuis ignore, and settings without effect."""
+"""Validation of the network settings: usual limits, what webuis cannot read, settings without effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _found(**values: Any) -> set[tuple[str, str]]:
     return {(p.level, p.where) for p in validate_network(TrainConfig(**values))}
 
 
-def test_defaults_of_the_plain_families_have_no_findings() -> None:
+def test_defaults_of_the_common_families_have_no_problems() -> None:
     for family in ("lora", "loha", "lokr"):
         assert _found(family=family) == set()
     assert _found(family="dylora", dylora_unit=4, batch_size=1, gradient_accumulation=4) == set()
@@ -63,7 +63,7 @@ def test_defaults_of_the_plain_families_have_no_findings() -> None:
         ({"scale_weight_norms": 1.0, "optimizer": "AdamWScheduleFree"}, ("warning", "scale_weight_norms")),
     ],
 )
-def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) -> None:
+def test_a_problematic_combination_is_reported(values: dict[str, Any], finding: tuple[str, str]) -> None:
     assert finding in _found(**values)
 
 
@@ -88,16 +88,16 @@ def test_combination_is_found(values: dict[str, Any], finding: tuple[str, str]) 
         ({"dora": True, "rank_dropout": 0.1}, "rank_dropout"),
     ],
 )
-def test_sound_combination_is_left_alone(values: dict[str, Any], place: str) -> None:
+def test_a_sound_combination_is_not_reported(values: dict[str, Any], place: str) -> None:
     assert place not in {where for _, where in _found(**values)}
 
 
-def test_what_a_host_ignores_is_said_with_the_way_out() -> None:
+def test_a_warning_about_an_unreadable_family_says_how_to_convert_it() -> None:
     cases: tuple[dict[str, Any], ...] = (
         {"family": "ia3"},
         {"family": "oft"},
         {"family": "lokr", "tucker": True, "targets": "all"},
     )
     for values in cases:
-        told = " ".join(problem.message for problem in validate_network(TrainConfig(**values)))
-        assert "Forge" in told and "convert" in told and "diff" in told
+        message = " ".join(problem.message for problem in validate_network(TrainConfig(**values)))
+        assert "Forge" in message and "convert" in message and "diff" in message

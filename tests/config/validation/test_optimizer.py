@@ -1,4 +1,4 @@
-"""What is judged of optimisers, learning rates and files, with the reason each time."""
+"""Validation of optimisers, learning rates and saved files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ADAFACTOR = {"optimizer": "Adafactor", "lr_schedule": "adafactor"}
 
 
 def found(**values: Any) -> dict[str, str]:
-    """Parameter → level of what is judged."""
+    """Setting → level of its problem."""
     return {problem.where: problem.level for problem in validate(BASE.replace(**values))}
 
 
-def test_usual_settings_have_no_finding() -> None:
+def test_usual_settings_have_no_problems() -> None:
     assert found() == {}
     assert found(**FREE) == {}
     assert found(**PRODIGY) == {}
@@ -70,28 +70,28 @@ def test_usual_settings_have_no_finding() -> None:
         ({"save_state": False}, "save_state", "hint"),
     ],
 )
-def test_combinations_are_judged(values: dict[str, Any], where: str, level: str) -> None:
+def test_a_problematic_combination_is_reported(values: dict[str, Any], where: str, level: str) -> None:
     assert found(**values).get(where) == level
 
 
-def test_rates_of_models_much_smaller_than_stable_diffusion_are_not_judged() -> None:
+def test_high_learning_rates_are_accepted_for_tiny_models() -> None:
     assert found(learning_rate=5e-3)["learning_rate"] == "warning"
     assert "learning_rate" not in found(learning_rate=5e-3, resolution=128, min_bucket=64)
 
 
-def test_the_linear_rule_is_offered_with_its_number() -> None:
+def test_large_batches_get_a_hint_with_the_scaled_learning_rate() -> None:
     (hint,) = (problem for problem in validate(BASE.replace(batch_size=8)) if problem.where == "learning_rate")
     assert "8 images per step the guides go up to 0.0008" in hint.message
 
 
-def test_the_guides_arguments_are_allowed() -> None:
+def test_the_arguments_of_the_guides_are_allowed() -> None:
     args = "decouple=True weight_decay=0.01 d_coef=0.8 use_bias_correction=True safeguard_warmup=True betas=0.9,0.99"
     assert "optimizer_args" not in found(**PRODIGY, optimizer_args=args)
     assert "optimizer_args" not in found(optimizer="CAME", optimizer_args="betas=0.9,0.999,0.9999 eps=1e-30,1e-16")
 
 
 @pytest.mark.parametrize("kind", [name for name in OPTIMIZER_CATALOG if name != "Custom"])
-def test_every_optimiser_is_without_warning_at_its_usual_rate(kind: str) -> None:
+def test_no_optimiser_has_a_warning_at_its_usual_learning_rate(kind: str) -> None:
     rate = OPTIMIZER_CATALOG[kind].usual_lr
     values = {"optimizer": kind, "learning_rate": rate, "text_encoder_lr": None, "lr_schedule": "constant"}
     assert [level for level in found(**values).values() if level != "hint"] == []

@@ -1,4 +1,4 @@
-"""Combinations are judged all together, each at the right place, level and with its reason."""
+"""All problems of a config are reported together, each at the right setting and level."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _messages(**values: Any) -> str:
     return "\n".join(p.message for p in validate(GOOD.replace(**values)))
 
 
-def test_a_good_config_has_no_findings() -> None:
+def test_a_good_config_has_no_problems() -> None:
     assert validate(GOOD) == ()
     assert validate(GOOD.replace(**PRODIGY, optimizer_args="decouple=True d_coef=0.8 betas=0.9,0.99")) == ()
     assert validate(GOOD.replace(resolution=128, min_bucket=64)) == ()
@@ -177,7 +177,7 @@ def test_a_good_config_has_no_findings() -> None:
         ({"concepts": (Concept("a", trigger="zorp"),)}, ("hint", "sample_prompts")),
     ],
 )
-def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[str, str]) -> None:
+def test_a_problematic_combination_is_reported_at_its_setting(values: dict[str, Any], finding: tuple[str, str]) -> None:
     assert finding in _found(**values)
 
 
@@ -203,14 +203,14 @@ def test_the_finding_stands_at_its_place(values: dict[str, Any], finding: tuple[
         {"v_pred_like_loss": 0.5},
     ],
 )
-def test_usual_noise_loss_and_schedule_have_no_findings(values: dict[str, Any]) -> None:
+def test_usual_noise_loss_and_schedule_settings_have_no_problems(values: dict[str, Any]) -> None:
     assert validate(GOOD.replace(**values)) == ()
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"resolution": 2048, "max_bucket": 1024, "bucket_no_upscale": True},  # no_upscale does not look at the limits
+        {"resolution": 2048, "max_bucket": 1024, "bucket_no_upscale": True},  # no_upscale ignores the limits
         {"resolution": 128, "enable_buckets": False},
         {**PRODIGY, "warmup": 0.05, "optimizer_args": "safeguard_warmup=True"},
         {"learning_rate": 1e-3, "rank": 32, "alpha": 1.0},  # a small alpha needs a larger rate
@@ -218,7 +218,7 @@ def test_usual_noise_loss_and_schedule_have_no_findings(values: dict[str, Any]) 
         {"sample_prompts": ("a cat",), "concepts": (Concept("a", trigger="Cat"),)},
     ],
 )
-def test_what_works_gives_no_error_nor_warning(values: dict[str, Any]) -> None:
+def test_working_combinations_get_no_error_or_warning(values: dict[str, Any]) -> None:
     assert {level for level, _ in _found(**values)} <= {"hint"}
 
 
@@ -238,17 +238,17 @@ def test_ordinary_output_names_are_allowed(name: str) -> None:
     assert validate(GOOD.replace(output_name=name)) == ()
 
 
-def test_the_nearest_good_side_is_named() -> None:
+def test_the_nearest_valid_size_is_suggested() -> None:
     assert "840 is not a multiple of bucket_step 64. Nearest: 832 or 896." in _messages(max_bucket=840)
 
 
-def test_an_argument_of_the_other_optimiser_gets_a_hint() -> None:
+def test_a_misspelt_optimiser_argument_gets_a_suggestion() -> None:
     assert "AdamW has no argument weight_decai. Did you mean weight_decay?" in _messages(
         optimizer_args="weight_decai=0"
     )
 
 
-def test_all_errors_are_raised_together_and_only_they() -> None:
+def test_all_errors_are_raised_together_without_warnings() -> None:
     problems = validate(
         GOOD.replace(output_name="a/b", concepts=(), train_unet=False, train_text_encoder=False, rank=8, alpha=9.0)
     )
