@@ -65,6 +65,13 @@ def test_every_parameter_is_documented(declared: type) -> None:
     assert {p.group for p in parameters_of(declared)} <= set(GROUPS)
 
 
+def test_the_glossary_is_sorted_and_has_one_line_per_term() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([^|]+) \| [^|]+\. \|$", page, re.MULTILINE)
+    assert len(terms) == page.count("\n| ") - 1
+    assert terms == sorted(terms, key=str.lower)
+
+
 def test_every_parameter_has_a_whole_sentence_of_help() -> None:
     parameters = [*parameters_of(TrainConfig), *parameters_of(Concept)]
     assert [p.name for p in parameters if len(p.help) < 15 or p.help[-1] not in ".`"] == []

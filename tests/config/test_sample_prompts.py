@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -58,7 +59,7 @@ def test_hyphens_in_a_prompt_are_not_options(prompt: str) -> None:
         ("a --d 1 --d 2", {"seed": 2}),
     ],
 )
-def test_whatever_sd_scripts_reads_is_read_too(line: str, values: dict[str, object]) -> None:
+def test_whatever_sd_scripts_reads_is_read_too(line: str, values: dict[str, Any]) -> None:
     assert parse_prompt(line, DEFAULTS) == replace(DEFAULTS, prompt="a", **values)
     assert _messages(line) == []
 

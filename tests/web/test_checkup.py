@@ -1,4 +1,4 @@
-"""The doctor in the Dataset panel: findings by kind, remedies that keep the originals, undo."""
+"""The dataset check on the server: findings by kind, repairs that keep the originals, undo."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset_tools import image_cache as patients
+from lib_lora_train.dataset_tools import image_cache
 from lib_lora_train.dataset_tools.image_cache import inspect_image
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session, write_images
 
 
-def sick_session(tmp_path: Path) -> Session:
-    """A session whose folder holds a transparent image, one without caption, a repeated one and a broken one."""
+def faulty_session(tmp_path: Path) -> Session:
+    """A session whose folder holds a transparent image, one without caption, a duplicate and a broken one."""
     session, _ = open_small_session(tmp_path)
-    folder = tmp_path / "sick"
+    folder = tmp_path / "faulty"
     folder.mkdir()
     for name, colour in (("a", (200, 30, 30, 255)), ("b", (30, 200, 30, 90))):
         image = Image.radial_gradient("L").resize((300, 300))
@@ -37,93 +37,93 @@ def kinds(answer: dict[str, Any]) -> dict[str, int]:
     return {one["kind"]: one["count"] for one in answer["kinds"]}
 
 
-def asked(session: Session, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is found once it is done."""
+def finish(session: Session, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The findings after the action has finished."""
     session.run_action(f"checkup-{name}", values or {})
-    session.checkup.work.wait(120)
+    session.checkup.task.wait(120)
     found: dict[str, Any] = session.run_action("checkup-status", {})["found"]
     return found
 
 
-def test_findings_come_by_kind_the_gravest_first_with_their_images(tmp_path: Path) -> None:
-    session = sick_session(tmp_path)
-    answer = asked(session, "examine")
+def test_findings_are_grouped_by_kind_most_severe_first(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    answer = finish(session, "run")
     assert {"broken", "duplicate", "transparent", "no caption"} <= set(kinds(answer))
     levels = [one["level"] for one in answer["kinds"]]
     assert levels == sorted(levels, key=("error", "warning", "hint").index)
     repeated = next(one for one in answer["kinds"] if one["kind"] == "duplicate")["findings"][0]
-    assert len(repeated["tokens"]) == 2, "the image and the one it repeats"
+    assert len(repeated["tokens"]) == 2, "the image and the one it duplicates"
     assert session.image_tokens.load_thumbnail(repeated["tokens"][1])
 
 
-def test_a_remedy_treats_its_kind_only_keeps_the_originals_and_is_undone(tmp_path: Path) -> None:
-    session = sick_session(tmp_path)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "sick").iterdir()}
-    first = kinds(asked(session, "examine"))
-    after = asked(session, "treat", {"kind": "transparent"})
+def test_a_repair_changes_one_kind_keeps_the_originals_and_can_be_undone(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "faulty").iterdir()}
+    first = kinds(finish(session, "run"))
+    after = finish(session, "repair", {"kind": "transparent"})
     assert "transparent" not in kinds(after)
     assert kinds(after)["broken"] == first["broken"]
-    assert Image.open(tmp_path / "sick" / "b.png").mode == "RGB"
-    assert (tmp_path / "sick-originals" / "b.png").read_bytes() == before["b.png"]
-    asked(session, "undo")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "sick").iterdir()} == before
+    assert Image.open(tmp_path / "faulty" / "b.png").mode == "RGB"
+    assert (tmp_path / "faulty-originals" / "b.png").read_bytes() == before["b.png"]
+    finish(session, "undo")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "faulty").iterdir()} == before
 
 
-def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
-    session = sick_session(tmp_path)
+def test_actions_that_are_impossible_are_errors(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
     with pytest.raises(DataError, match="nothing to undo"):
         session.run_action("checkup-undo", {})
-    with pytest.raises(DataError, match="Examine the folders again"):
-        session.run_action("checkup-fix", {"kind": "transparent"})
+    with pytest.raises(DataError, match="Check the images again"):
+        session.run_action("checkup-repair", {"kind": "transparent"})
     session.save_draft({**session.demo_form(), "concepts": "[{}]"})
     with pytest.raises(DataError, match="No folder"):
         session.run_action("checkup-run", {})
 
 
-def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
+def test_a_clean_dataset_has_no_findings(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     folder = write_images(tmp_path / "well", 1, size=(600, 600))
     session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
-    answer = asked(session, "examine")
+    answer = finish(session, "run")
     assert (answer["images"], answer["kinds"]) == (1, [])
 
 
-def test_tiny_images_are_upscaled_by_what_there_is_and_undone(tmp_path: Path) -> None:
+def test_tiny_images_are_upscaled_with_lanczos_when_stand_alone_and_can_be_undone(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     image = tmp_path / "set" / "000.png"
     session.save_draft({**session.demo_form(), "resolution": 256})
     before = image.read_bytes()
-    tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
-    assert tiny["upscalers"] == ["Lanczos"], "stand-alone there is nothing else"
-    answer = asked(session, "upscale", {"upscaler": "Lanczos"})
+    tiny = next(one for one in finish(session, "run")["kinds"] if one["kind"] == "tiny")
+    assert tiny["upscalers"] == ["Lanczos"], "no other upscaler is available stand-alone"
+    answer = finish(session, "upscale", {"upscaler": "Lanczos"})
     with Image.open(image) as larger:
         assert larger.width * larger.height >= 256**2
     assert "tiny" not in kinds(answer) and answer["undo"] == 1 and not answer["failed"]
-    asked(session, "undo")
+    finish(session, "undo")
     assert image.read_bytes() == before
 
 
-def test_the_webuis_upscalers_are_offered_and_a_failing_one_changes_nothing(tmp_path: Path) -> None:
+def test_upscalers_of_the_webui_are_listed_and_a_failing_one_changes_nothing(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     runner.host.upscaler_names = lambda: ("4x", "Lanczos")
     session.save_draft({**session.demo_form(), "resolution": 256})
     before = (tmp_path / "set" / "000.png").read_bytes()
-    tiny = next(one for one in asked(session, "examine")["kinds"] if one["kind"] == "tiny")
+    tiny = next(one for one in finish(session, "run")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["4x", "Lanczos"]
-    answer = asked(session, "upscale", {"upscaler": "4x"})  # the stand-alone host refuses it
-    assert "could not be" in answer["told"] and answer["failed"] and answer["undo"] == 0
+    answer = finish(session, "upscale", {"upscaler": "4x"})  # the stand-alone host does not support it
+    assert "could not be" in answer["message"] and answer["failed"] and answer["undo"] == 0
     assert (tmp_path / "set" / "000.png").read_bytes() == before
 
 
 class Gate:
-    """Stands in for looking at an image: each waits until it is let through."""
+    """Replaces reading an image: each call waits until it is let through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._turn = threading.Semaphore(0)
         self.seen: list[str] = []
-        monkeypatch.setattr(patients, "inspect_image", self._look_at)
+        monkeypatch.setattr(image_cache, "inspect_image", self._look_at)
 
-    def _look_at(self, path: Path) -> patients.ImageFacts | str:
+    def _look_at(self, path: Path) -> image_cache.ImageFacts | str:
         self._turn.acquire(timeout=60)
         self.seen.append(path.name)
         return inspect_image(path)
@@ -133,7 +133,7 @@ class Gate:
 
 
 def until(session: Session, done: int) -> dict[str, Any]:
-    """The status once so many images are counted."""
+    """The status once `done` images are finished."""
     status: dict[str, Any] = {}
     for _ in range(6000):
         status = session.run_action("checkup-status", {})
@@ -143,33 +143,33 @@ def until(session: Session, done: int) -> dict[str, Any]:
     return status
 
 
-def test_an_examination_counts_lets_the_page_go_on_and_is_stopped(
+def test_a_check_reports_progress_in_the_background_and_can_be_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, _ = open_small_session(tmp_path, images=30)
     session.save_draft(session.demo_form())
     gate = Gate(monkeypatch)
-    assert session.run_action("checkup-run", {})["state"] == "busy", "the answer does not wait for the images"
+    assert session.run_action("checkup-run", {})["state"] == "busy", "the request returns before the images are checked"
     gate.let_through(12)
     status = until(session, 12)
     assert (status["state"], status["done"], status["total"], status["found"]) == ("busy", 12, 30, None)
-    assert status["line"] == "12 of 30 images looked at"
-    assert session.scan(session.demo_form()).plan, "the rest of the page is answered meanwhile"
-    assert session.run_action("checkup-run", {})["done"] == 12, "a second page joins in"
-    with pytest.raises(DataError, match="nothing to do"):
-        session.run_action("checkup-fix", {"kind": "tiny"})
+    assert status["line"] == "12 of 30 images checked"
+    assert session.scan(session.demo_form()).plan, "other requests work in the meantime"
+    assert session.run_action("checkup-run", {})["done"] == 12, "a second page sees the same check"
+    with pytest.raises(DataError, match="nothing to repair"):
+        session.run_action("checkup-repair", {"kind": "tiny"})
     session.run_action("checkup-stop", {})
     gate.let_through(30)
-    session.checkup.work.wait(60)
+    session.checkup.task.wait(60)
     status = session.run_action("checkup-status", {})
     assert status["state"] == "stopped" and 12 <= status["found"]["images"] < 30
-    assert f"Stopped: {status['done']} of 30 images were looked at" in status["found"]["told"]
-    again = asked(session, "examine")
-    assert again["images"] == 30 and len(gate.seen) == 30 == len(set(gate.seen)), "none is looked at twice"
-    assert again["told"] == ""
+    assert f"Stopped: only {status['done']} of 30 images were checked" in status["found"]["message"]
+    again = finish(session, "run")
+    assert again["images"] == 30 and len(gate.seen) == 30 == len(set(gate.seen)), "no image is read twice"
+    assert again["message"] == ""
 
 
-def test_a_stopped_remedy_leaves_the_others_and_what_is_done_can_be_undone(
+def test_a_stopped_repair_leaves_the_other_files_and_can_be_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, runner = open_small_session(tmp_path, images=5)
@@ -186,44 +186,44 @@ def test_a_stopped_remedy_leaves_the_others_and_what_is_done_can_be_undone(
     counted: list[str] = []
     runner.host.upscaler_names = lambda: ("4x",)
     runner.host.upscale = enlarge
-    asked(session, "examine")
-    told = asked(session, "upscale", {"upscaler": "4x"})
-    assert counted == ["0 of 5 images enlarged", "1 of 5 images enlarged"]
-    assert "2 files treated." in told["told"] and "Stopped: 3 are left as before." in told["told"]
-    assert kinds(told)["tiny"] == 3 and told["undo"] == 1
-    asked(session, "undo")
+    finish(session, "run")
+    found = finish(session, "upscale", {"upscaler": "4x"})
+    assert counted == ["0 of 5 images upscaled", "1 of 5 images upscaled"]
+    assert "2 files treated." in found["message"] and "Stopped: 3 are left as before." in found["message"]
+    assert kinds(found)["tiny"] == 3 and found["undo"] == 1
+    finish(session, "undo")
     assert [image.read_bytes() for image in images] == before
 
 
-def test_a_folder_that_is_gone_is_told_and_another_examination_is_possible(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_and_the_next_check_works(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "gone")}])})
-    asked(session, "examine")
+    finish(session, "run")
     status = session.run_action("checkup-status", {})
     assert status["state"] == "failed" and "cannot be read" in status["message"]
     session.save_draft(session.demo_form())
-    assert asked(session, "examine")["images"] == 3
+    assert finish(session, "run")["images"] == 3
 
 
-def test_the_time_left_is_that_of_the_last_seconds() -> None:
+def test_the_remaining_time_follows_the_recent_speed() -> None:
     now = 0.0
-    work = BackgroundTask("doctor", clock=lambda: now)
-    work.start_phase("images looked at", 5000)
+    work = BackgroundTask("dataset check", clock=lambda: now)
+    work.start_phase("images checked", 5000)
     for done in range(1, 1241):
         now += 0.032
         work.report(done)
-    assert work.status()["line"] == "1,240 of 5,000 images looked at, about 2 min left"
+    assert work.status()["line"] == "1,240 of 5,000 images checked, about 2 min left"
 
 
-def test_remembered_images_do_not_promise_that_the_rest_is_as_quick() -> None:
+def test_cached_images_do_not_shorten_the_remaining_time() -> None:
     now = 0.0
-    work = BackgroundTask("doctor", clock=lambda: now)
-    work.start_phase("images looked at", 1000)
+    work = BackgroundTask("dataset check", clock=lambda: now)
+    work.start_phase("images checked", 1000)
     for done in range(1, 901):
         now += 0.001
         work.report(done)
-    assert work.status()["line"] == "900 of 1,000 images looked at"
+    assert work.status()["line"] == "900 of 1,000 images checked"
     for done in range(901, 961):
         now += 1
         work.report(done)
-    assert work.status()["line"] == "960 of 1,000 images looked at, about 40 s left"
+    assert work.status()["line"] == "960 of 1,000 images checked, about 40 s left"
