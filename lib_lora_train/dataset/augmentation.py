@@ -51,7 +51,9 @@ def parse_background_colours(text: str) -> tuple[Colour, ...]:
         try:
             red, green, blue = ImageColor.getrgb(name)[:3]
         except ValueError:
-            raise DataError(f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080.") from None
+            raise DataError(
+                f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080."
+            ) from None
         colours.append(Colour(name, (red, green, blue)))
     return tuple(colours) or (Colour("white", WHITE),)
 

@@ -1,7 +1,7 @@
-"""How a caption varies from showing to showing, all of it a function of the draw's own generator.
+"""Caption augmentation: how a caption varies from sample to sample, as a function of the sample's generator.
 
-In order: dropout; one of several lines; wildcards; then the tags behind the kept ones are shuffled and some left out;
-prefix and suffix last. The order is sd-scripts', but that prefix and suffix are never shuffled nor dropped.
+The order is that of sd-scripts: caption dropout, line choice, wildcards, shuffling and tag dropout of the tags after
+the kept ones, prefix and suffix. Unlike there, prefix and suffix are never shuffled or dropped.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from lib_lora_train.config.settings.concept import OWN_SHUFFLES
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.dataset.captions import split_tags, trigger_tags
 
-AS_THE_RUN = OWN_SHUFFLES[0]
-_NOTHING_OWN = Concept()
+AS_IN_RUN = OWN_SHUFFLES[0]
+_NO_OVERRIDES = Concept()
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
-_DOUBLED = {"{{": "\ue000", "}}": "\ue001"}  # private-use letters stand in for literal braces meanwhile
-_NO_BLANK_BEFORE = (",", ".", ";", ":", "!", "?")
+_DOUBLED = {"{{": "\ue000", "}}": "\ue001"}  # private-use characters replace literal braces during the substitution
+_NO_SPACE_BEFORE = (",", ".", ";", ":", "!", "?")
 
 
 @dataclass(frozen=True)
 class CaptionRule:
-    """How a caption is varied.
+    """How captions are varied.
 
-    `dropout` and `tag_dropout` are probabilities; `keep_tokens` is a number of tags at the front, `dropout_epochs` n
-    for every nth epoch without captions. `lines` is joined, first or random.
+    `dropout` and `tag_dropout` are probabilities. `keep_tokens` is the number of tags kept at the front.
+    `dropout_epochs` = n drops all captions in every nth epoch. `lines` is joined, first or random.
     """
 
     shuffle: bool = False
@@ -46,7 +46,7 @@ class CaptionRule:
 
     @property
     def is_fixed(self) -> bool:
-        """True where every showing of an image has the same caption."""
+        """Whether every sample of an image has the same caption."""
         return not (
             self.shuffle
             or self.dropout
@@ -57,10 +57,10 @@ class CaptionRule:
         )
 
 
-def make_caption_rule(config: TrainConfig, trigger: str, own: Concept = _NOTHING_OWN) -> CaptionRule:
-    """The rule that a config describes for the captions of a concept, whose own settings count more."""
+def make_caption_rule(config: TrainConfig, trigger: str, own: Concept = _NO_OVERRIDES) -> CaptionRule:
+    """The caption rule of a concept: its own settings where given, else those of the config."""
     return CaptionRule(
-        shuffle=config.shuffle_captions if own.own_shuffle == AS_THE_RUN else own.own_shuffle == "on",
+        shuffle=config.shuffle_captions if own.own_shuffle == AS_IN_RUN else own.own_shuffle == "on",
         keep_tokens=config.keep_tokens if own.own_keep_tokens is None else own.own_keep_tokens,
         dropout=config.caption_dropout if own.own_caption_dropout is None else own.own_caption_dropout,
         trigger=trigger,
@@ -85,11 +85,11 @@ def draw_caption(
     epoch: int = 1,
     variant: random.Random | None = None,
 ) -> str:
-    """The caption as one showing of its image sees it: dropped, or else varied behind the kept tags.
+    """The caption of one sample: dropped, or varied after the kept tags.
 
-    `lines` are the file's, where it has several; `variant` has all luck but that of dropout. Dropout leaves the trigger
-    alone unless the rule says otherwise. The same numbers are drawn whatever the settings, so that one setting does not
-    change the luck of another.
+    `lines` are the lines of a caption file that has several. `variant` is the generator of everything but dropout.
+    Dropout keeps the trigger word unless the rule has `drops_trigger`. The same numbers are drawn for all settings, so
+    that changing one setting does not change the random draws of another.
     """
     is_dropped = generator.random() < rule.dropout
     order, line, wildcard, tags = (random.Random((variant or generator).getrandbits(63)) for _ in range(4))
@@ -100,37 +100,37 @@ def draw_caption(
         text = line.choice(lines) if rule.lines == "random" else lines[0]
     if rule.has_wildcards:
         text = resolve_wildcards(text, wildcard)
-    return _between(rule.prefix, _varied(text, rule, order, tags), rule.suffix)
+    return _join_with_spaces(rule.prefix, _vary(text, rule, order, tags), rule.suffix)
 
 
 def resolve_wildcards(text: str, generator: random.Random) -> str:
-    """The text with each {a|b|c} replaced by one of its choices; {{ and }} are braces that stay."""
+    """The text with each {a|b|c} replaced by one of its choices; {{ and }} become literal braces."""
     for doubled, letter in _DOUBLED.items():
         text = text.replace(doubled, letter)
-    while _WILDCARD.search(text):  # from the inside out
+    while _WILDCARD.search(text):  # innermost first
         text = _WILDCARD.sub(lambda found: generator.choice(found[1].split("|")), text)
     return text.replace("\ue000", "{").replace("\ue001", "}")
 
 
-def _varied(text: str, rule: CaptionRule, order: random.Random, luck: random.Random) -> str:
-    """The text with its flexible tags shuffled and some left out; as it is where the rule wants neither."""
-    is_parted = bool(rule.separator) and rule.separator in text
-    if not (rule.shuffle or rule.tag_dropout or is_parted):
+def _vary(text: str, rule: CaptionRule, order: random.Random, dropout: random.Random) -> str:
+    """The text with its flexible tags shuffled and some dropped; unchanged if the rule does neither."""
+    has_separator = bool(rule.separator) and rule.separator in text
+    if not (rule.shuffle or rule.tag_dropout or has_separator):
         return text
-    front, flexible, end = _sections(text, rule, is_parted)
+    front, flexible, end = _split_sections(text, rule, has_separator)
     if rule.drops_trigger:
-        front = _without_trigger(front, rule, luck)
-    stays = [luck.random() >= rule.tag_dropout for _ in flexible]
+        front = _maybe_drop_trigger(front, rule, dropout)
+    is_kept = [dropout.random() >= rule.tag_dropout for _ in flexible]
     numbers = list(range(len(flexible)))
     if rule.shuffle:
         order.shuffle(numbers)
-    return ", ".join((*front, *(flexible[number] for number in numbers if stays[number]), *end))
+    return ", ".join((*front, *(flexible[number] for number in numbers if is_kept[number]), *end))
 
 
-def _sections(text: str, rule: CaptionRule, is_parted: bool) -> tuple[list[str], list[str], list[str]]:
-    """(kept in front, flexible, kept at the end) tags; commas in brackets that weigh a group do not part it."""
+def _split_sections(text: str, rule: CaptionRule, has_separator: bool) -> tuple[list[str], list[str], list[str]]:
+    """(kept at the front, flexible, kept at the end) tags. Commas in the brackets of a weighted group do not split."""
     brackets = "{}()[]" if rule.is_weighted else "{}"
-    if is_parted:
+    if has_separator:
         front, flexible, *end = (split_tags(part, brackets) for part in text.split(rule.separator, 2))
         return front, flexible, end[0] if end else []
     tags = split_tags(text, brackets)
@@ -138,25 +138,25 @@ def _sections(text: str, rule: CaptionRule, is_parted: bool) -> tuple[list[str],
     return tags[:kept], tags[kept:], []
 
 
-def _without_trigger(front: list[str], rule: CaptionRule, luck: random.Random) -> list[str]:
-    """The kept tags, the trigger among them left out as often as any other tag."""
+def _maybe_drop_trigger(front: list[str], rule: CaptionRule, dropout: random.Random) -> list[str]:
+    """The kept tags; the trigger is dropped as often as any other tag."""
     length = count_trigger_tags(front, rule.trigger)
-    is_dropped = luck.random() < rule.tag_dropout
+    is_dropped = dropout.random() < rule.tag_dropout
     return front[length:] if is_dropped else front
 
 
 def count_trigger_tags(tags: Sequence[str], trigger: str) -> int:
-    """How many tags at the front belong to the trigger."""
+    """How many tags at the front belong to the trigger word."""
     wanted = trigger_tags(trigger)
     if not wanted or not tags:
         return 0
     return len(wanted) if [tag.lower() for tag in tags[: len(wanted)]] == wanted else 1
 
 
-def _between(prefix: str, text: str, suffix: str) -> str:
-    """The three with blanks between them, but not before a mark."""
+def _join_with_spaces(prefix: str, text: str, suffix: str) -> str:
+    """The three joined by spaces, without a space before punctuation."""
     joined = ""
     for part in (prefix, text, suffix):
-        blank = " " if joined and part and not part.startswith(_NO_BLANK_BEFORE) else ""
-        joined += blank + part
+        space = " " if joined and part and not part.startswith(_NO_SPACE_BEFORE) else ""
+        joined += space + part
     return joined

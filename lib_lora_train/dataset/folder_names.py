@@ -1,44 +1,50 @@
-"""What file and folder names say: their order, kohya's repeats, and words for captions."""
+"""File and folder names: natural sort order, kohya's repeats, and words for captions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-_SHOWN = 3
+_MAX_LISTED = 3
 
 
 def natural_sort_key(name: str) -> tuple[tuple[int, str], ...]:
-    """A sort key that puts `pic2` before `pic10`, whatever the letter case; equal only for equal names."""
+    """A sort key that puts `pic2` before `pic10` and ignores case; equal only for equal names."""
     parts = re.split(r"(\d+)", name.lower())
     return (*((int(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)), (0, name))
 
 
 def parse_kohya_name(folder_name: str) -> tuple[int, str] | None:
-    """(repeats, words) of a folder named `N_words`, None for any other name; `10_zorp_cat` → (10, "zorp cat")."""
+    """(repeats, words) of a folder named `N_words`: `10_zorp_cat` → (10, "zorp cat"). None for other names."""
     match = re.fullmatch(r"([0-9]+)_(.*)", folder_name)
     if not match or int(match[1]) < 1:
         return None
     return int(match[1]), folder_name_to_words(match[2])
 
 
+def list_data_folders(folder: Path) -> list[Path]:
+    """The folder itself and its `N_words` sub-folders; OSError if it cannot be read."""
+    return [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
+
+
 def folder_name_to_words(folder_name: str) -> str:
-    """A folder's name as a caption: `grey_cat` → `grey cat`."""
+    """A folder name as a caption: `grey_cat` → `grey cat`."""
     return " ".join(folder_name.replace("_", " ").split())
 
 
 def file_name_to_words(stem: str) -> str:
-    """A file's name as a caption if people wrote it as one, else "".
+    """A file name as a caption if it reads like one, else "".
 
-    At least two words of letters, with at most a number behind: `a red fox (2)` → `a red fox`; `IMG_2041` → "".
+    At least two words of letters, optionally followed by a number: `a red fox (2)` → `a red fox`; `IMG_2041` → "".
     """
     text = re.sub(r"[\s_-]*\(?\d*\)?$", "", stem)
     words = re.split(r"[\s_]+", text)
-    is_written = len(words) >= 2 and all(re.fullmatch(r"[^\W\d_][^\W\d_'’,-]*,?", word) for word in words)
-    return " ".join(words) if is_written else ""
+    is_caption = len(words) >= 2 and all(re.fullmatch(r"[^\W\d_][^\W\d_'’,-]*,?", word) for word in words)
+    return " ".join(words) if is_caption else ""
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    """The first three names and how many more there are: `a, b, c and 2 more`."""
+    shown = ", ".join(names[:_MAX_LISTED])
+    return shown if len(names) <= _MAX_LISTED else f"{shown} and {len(names) - _MAX_LISTED} more"

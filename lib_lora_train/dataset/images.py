@@ -1,4 +1,4 @@
-"""Image files: checked and measured once, later read as the pixels of their bucket."""
+"""Image files: checked and measured once, later read as pixels of the bucket's size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import Placement
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
-"""Endings of the files that are read, in lower case."""
+"""Extensions of the files that are read, in lower case."""
+UNSUPPORTED_EXTENSIONS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".psd", ".jfif", ".tga")
+"""Image formats that training does not read; they are reported instead of being ignored silently."""
+SUPPORTED_FORMATS_ADVICE = "Save as PNG, JPEG or WebP."
 
 WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
@@ -30,7 +33,7 @@ TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of an EXIF orientation upright; orientation 1 is not in it."""
+"""EXIF orientation → the transpose that makes the image upright; 1 (upright already) is left out."""
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -43,14 +46,14 @@ DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise for damaged files; they have no common base class."""
+"""What Pillow raises for damaged files; these exceptions have no common base class."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that decodes. Its size is the upright one (EXIF applied); the hash is the sha256 (hex) of its bytes.
+    """An image that decodes. The size is that of the upright image (EXIF applied).
 
-    `has_alpha` says that parts of it are transparent.
+    `content_hash` is the sha256 (hex) of the file's bytes; `has_alpha` is True if any pixel is transparent.
     """
 
     path: Path
@@ -62,10 +65,10 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """What happens to an image's pixels but for size and crop.
+    """What happens to an image's pixels besides resizing and cropping.
 
-    `background` is put behind transparent parts. `jitter`: factors of brightness, contrast and saturation, and the
-    share of the colour circle by which hues are turned.
+    `background` is the RGB colour behind transparent parts. `jitter` holds factors of brightness, contrast and
+    saturation, and the hue shift as a share of the colour circle.
     """
 
     is_mirrored: bool = False
@@ -77,76 +80,76 @@ NO_TRANSFORM = PixelTransform()
 
 
 def read_image_file(path: Path, *, detect_alpha: bool = True) -> ImageFile:
-    """The image's size and hash, after checking that it decodes to its end; DataError when it does not.
+    """The image's size and hash; DataError if it does not decode completely.
 
-    The file is read once. JPEGs are decoded at an eighth of their size and PNGs checked by their checksums,
-    both of which meet every byte but cost a fraction of a full decoding. Images with an alpha channel are decoded
-    wholly to see whether it is used; without `detect_alpha` it is taken as unused.
+    The file is read once. JPEGs are decoded at an eighth of their size and PNGs verified by their checksums: both
+    cover every byte at a fraction of the cost of full decoding. With `detect_alpha`, images with an alpha channel are
+    fully decoded to see whether any pixel is transparent; without it, `has_alpha` is False.
     """
     content = read_bytes(path)
     try:
         check_complete(content)
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            if read_orientation(image, content) >= 5:  # 5 to 8 lie on their side
+            if read_orientation(image, content) >= 5:  # 5 to 8 are rotated by 90°
                 width, height = height, width
             has_alpha = detect_alpha and is_transparent(image)
     except DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise decoding_error(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)
 
 
 def read_pixels(file: ImageFile, placement: Placement, transform: PixelTransform = NO_TRANSFORM) -> Image.Image:
-    """The image as training sees it: RGB, upright, transparency on a colour, resized, mirrored, cut, coloured.
+    """The image as training sees it: RGB, upright, flattened on a colour, resized, mirrored, cropped, colour-jittered.
 
-    The resampling is Lanczos with its support widened to the scale, which averages over the area when shrinking.
-    DataError when the file cannot be decoded or is no longer the one that was scanned.
+    Resampling is Lanczos with its support scaled, which averages over the area when shrinking. DataError if the file
+    cannot be decoded or has changed since the scan.
     """
-    image = _upright(file, lambda opened: flatten(opened, transform.background))
-    image = _placed(image, placement, transform.is_mirrored)
+    image = _read_scanned(file, lambda opened: flatten(opened, transform.background))
+    image = _resize_and_crop(image, placement, transform.is_mirrored)
     return image if transform.jitter is None else jitter_colours(image, transform.jitter)
 
 
 def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha: bool) -> Image.Image:
-    """What of a placed image counts, as grey: a mask file's brightness, or an image's own alpha channel.
+    """The mask of an image, as grey: a mask file's brightness or, with `alpha`, the image's own alpha channel.
 
-    A file of another size than its image is laid over it as a whole. DataError as for `read_pixels`.
+    A mask of another size is stretched over the whole image. DataError as for `read_pixels`.
     """
-    grey = _upright(
+    grey = _read_scanned(
         mask, lambda opened: opened.convert("RGBA").getchannel("A") if alpha else flatten(opened).convert("L")
     )
-    return _placed(grey, placement, is_mirrored)
+    return _resize_and_crop(grey, placement, is_mirrored)
 
 
 def read_upright_image(path: Path) -> Image.Image:
-    """A whole image: RGB, upright, transparency on white; DataError when it does not decode to its end."""
+    """The whole image: RGB, upright, transparency on white. DataError if it does not decode completely."""
     content = read_bytes(path)
     try:
         check_complete(content)
     except DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
-    return _decoded(path, content, flatten)
+        raise decoding_error(path, error) from error
+    return _decode(path, content, flatten)
 
 
-def _upright(image: ImageFile, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What `take` makes of the opened image, turned as its EXIF says."""
+def _read_scanned(image: ImageFile, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The converted image, upright; DataError if the file has changed since the scan."""
     content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
         raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
-    return _decoded(image.path, content, take)
+    return _decode(image.path, content, convert)
 
 
-def _decoded(path: Path, content: bytes, take: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _decode(path: Path, content: bytes, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             upright = TRANSPOSE_BY_ORIENTATION.get(read_orientation(opened, content))
-            image = take(opened)
+            image = convert(opened)
     except DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise decoding_error(path, error) from error
     return image if upright is None else image.transpose(upright)
 
 
-def _placed(image: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
+def _resize_and_crop(image: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
     size = (placement.resize_width, placement.resize_height)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -157,7 +160,7 @@ def _placed(image: Image.Image, placement: Placement, is_mirrored: bool) -> Imag
 
 
 def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
-    """The RGB image with brightness, contrast, saturation and hue changed, in this order."""
+    """The RGB image with brightness, contrast, saturation and hue changed, in that order."""
     brightness, contrast, saturation, hue = jitter
     for enhance, factor in (
         (ImageEnhance.Brightness, brightness),
@@ -169,68 +172,69 @@ def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float]
     if not shift:
         return image
     hues, *others = image.convert("HSV").split()
-    turned = hues.point([(value + shift) % 256 for value in range(256)])
-    return Image.merge("HSV", (turned, *others)).convert("RGB")
+    shifted = hues.point([(value + shift) % 256 for value in range(256)])
+    return Image.merge("HSV", (shifted, *others)).convert("RGB")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content; DataError when it cannot be read."""
+    """The file's content; DataError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def decoding_error(path: Path, error: Exception) -> DataError:
+    """The error to raise for an image that does not decode."""
     reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
     return DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.")
 
 
-class CountedStream(io.BytesIO):
-    """An image's bytes; remembers whether more were asked for than there are."""
+class ImageStream(io.BytesIO):
+    """An image's bytes; `hit_end` records whether a read found nothing left."""
 
-    ran_dry = False
+    hit_end = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        found = super().read(size)
-        self.ran_dry = self.ran_dry or (not found and size != 0)
-        return found
+        chunk = super().read(size)
+        self.hit_end = self.hit_end or (not chunk and size != 0)
+        return chunk
 
 
 def check_complete(content: bytes) -> None:
-    """Raises one of `DECODING_ERRORS` unless the image decodes to its last row."""
-    source = CountedStream(content)
-    with Image.open(source) as image:
+    """Raise one of `DECODING_ERRORS` unless the image decodes to its last row."""
+    stream = ImageStream(content)
+    with Image.open(stream) as image:
         if image.format == "PNG":
             image.verify()
         else:
-            load_to_end(image, source, (1, 1))
+            load_to_end(image, stream, (1, 1))
 
 
-def load_to_end(image: Image.Image, source: CountedStream, least: tuple[int, int]) -> None:
-    """Decode an image opened from `source`; a JPEG at the smallest fraction of its size that is no less than `least`.
+def load_to_end(image: Image.Image, stream: ImageStream, min_size: tuple[int, int]) -> None:
+    """Decode an image opened from `stream`; a JPEG at the smallest fraction of its size that covers `min_size`.
 
-    Raises one of `DECODING_ERRORS` if it ends before its last row.
+    Raises one of `DECODING_ERRORS` if the file ends before the last row.
     """
-    image.draft("RGB", least)
-    source.ran_dry = False
+    image.draft("RGB", min_size)
+    stream.hit_end = False
     image.load()
-    if source.ran_dry:  # webuis may have told Pillow to fill truncated images with grey instead of raising
+    if stream.hit_end:  # webuis may have set Pillow to fill truncated images with grey instead of raising
         raise OSError("image file is truncated")
 
 
 def read_orientation(image: Image.Image, content: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged.
+    """The EXIF orientation, 1 to 8; 1 if there is none or the EXIF block is damaged.
 
-    Pillow decodes a whole PNG in search of EXIF behind the pixels, so the bytes are looked at first.
+    Pillow decodes a whole PNG to find EXIF after the pixels, so the bytes are searched first.
     """
     if image.format == "PNG" and not any(mark in content for mark in _ORIENTATION_MARKS):
         return 1
     try:
-        found = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except DECODING_ERRORS:
         return 1
-    return found if found in TRANSPOSE_BY_ORIENTATION else 1
+    return orientation if orientation in TRANSPOSE_BY_ORIENTATION else 1
 
 
 def may_be_transparent(image: Image.Image) -> bool:
@@ -239,7 +243,7 @@ def may_be_transparent(image: Image.Image) -> bool:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel lets the background through; decodes images that have an alpha channel."""
+    """Whether any pixel is not fully opaque; decodes images that have an alpha channel."""
     if not may_be_transparent(image):
         return False
     layers = image if "A" in image.getbands() else image.convert("RGBA")
@@ -248,16 +252,16 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """RGB, 8 bit; transparent parts on the background's colour."""
+    """The image as 8-bit RGB, transparent parts on the background colour."""
     if may_be_transparent(image):
         layers = image.convert("RGBA")
-        paper = Image.new("RGBA", layers.size, (*background, 255))
-        return Image.alpha_composite(paper, layers).convert("RGB")
+        canvas = Image.new("RGBA", layers.size, (*background, 255))
+        return Image.alpha_composite(canvas, layers).convert("RGB")
     return to_eight_bits(image).convert("RGB")
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which `convert` would clip instead of scaling; other images as they are."""
+    """16-bit grey scaled to 8-bit grey, which `convert` would clip; other images unchanged."""
     if not image.mode.startswith("I"):
         return image
     return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")

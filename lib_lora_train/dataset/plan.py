@@ -1,7 +1,7 @@
-"""What a plan is: which images are in which bucket, how many steps follow, and what each step of an epoch shows.
+"""The plan of a run: buckets, repeats, steps, and the samples in each step of an epoch.
 
-A sample is one showing of an image. A micro-batch holds samples of one bucket only; an optimiser step is up to
-`accumulation` micro-batches. Every epoch has the same number of each, so all counts are known beforehand.
+A sample is one use of an image in training. A micro-batch holds samples of one bucket only; an optimiser step is up to
+`accumulation` micro-batches. Every epoch has the same number of each, so all counts are known before the run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class BucketSummary:
-    """One bucket; counts are per epoch.
+    """One bucket, with its counts per epoch.
 
-    `sample_count` counts images with their repeats, `regularisation_count` those of them that are regularisation;
-    `last_batch_fill` is the number of samples in the bucket's last micro-batch, 1 to the batch size.
+    `sample_count` is the number of samples (images × repeats), `regularisation_count` how many of them are
+    regularisation; `last_batch_fill` is the number of samples in the bucket's last micro-batch, 1 to the batch size.
     """
 
     width: int
@@ -40,9 +40,9 @@ class BucketSummary:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: `items` index the dataset; `draws` number the samples through the whole run, from 0.
+    """The samples of one forward pass: `items` index the dataset, `draws` number the samples of the whole run from 0.
 
-    A draw number never comes twice: it is the counter of the sample's randomness (noise, timestep, caption).
+    A draw number is unique in a run: it seeds the sample's randomness (noise, timestep, caption).
     """
 
     width: int
@@ -53,12 +53,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a run that is known before it starts.
+    """Everything about a run that is known before it starts.
 
-    `placements` and `repeats` are per item; a regularisation image's repeats are the most it can get in one epoch,
-    as its showings are drawn anew for each. `epochs` counts the last one even where `total_steps` ends within it.
-    `views` are all views of all items: the first ones in the order of the items, then the others. Without any, each
-    item has its plain one. `validation` plans the images that are kept from training, one view of each.
+    `placements` and `repeats` are per item. The repeats of a regularisation image are the maximum in one epoch, as its
+    samples are drawn separately for each epoch. `epochs` includes the last one even if `total_steps` ends inside it.
+    `views` holds the first view of every item, in the order of the items, then all others; if empty, each item has its
+    unaugmented view only. `validation` is the plan of the validation images, one view each.
     """
 
     dataset: Dataset
@@ -76,7 +76,7 @@ class Plan:
 
     @cached_property
     def all_views(self) -> tuple[View, ...]:
-        """`views`, or the plain ones."""
+        """`views`, or the unaugmented ones if there are none."""
         return self.views or tuple(View(item, place) for item, place in enumerate(self.placements))
 
     @cached_property
@@ -88,13 +88,13 @@ class Plan:
         return tuple(map(tuple, numbers))
 
     def draw_view(self, seed: int, item: int, draw: int) -> int:
-        """The number of the view in which a sample shows its item, each as likely."""
+        """The number of the view that a sample uses, drawn uniformly from its item's views."""
         numbers = self.view_numbers[item]
         return numbers[0] if len(numbers) == 1 else random_for(seed, "view", draw).choice(numbers)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Showings per epoch, regularisation included."""
+        """Samples per epoch, including regularisation."""
         return sum(bucket.sample_count for bucket in self.buckets)
 
     @property
@@ -103,7 +103,7 @@ class Plan:
         return sum(ceil_div(bucket.sample_count, self.batch_size) for bucket in self.buckets)
 
     def is_regularisation(self, item: int) -> bool:
-        """Whether an item shows what must not be forgotten."""
+        """Whether an item belongs to a regularisation folder."""
         return is_regularisation(self.dataset, item)
 
 
@@ -113,10 +113,10 @@ def is_regularisation(dataset: Dataset, item: int) -> bool:
 
 
 def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
-    """The optimiser steps of `epoch` (from 1), each the micro-batches whose gradients it combines.
+    """The optimiser steps of `epoch` (from 1), each a tuple of the micro-batches that it accumulates.
 
-    A function of its arguments alone: earlier epochs, pauses and samples do not matter. An epoch in which the run
-    ends (`max_steps`) is cut there; epochs behind the end are empty. ValueError for an epoch below 1.
+    A pure function of its arguments: earlier epochs, pauses and sample images do not matter. The epoch in which the
+    run ends (`max_steps`) is cut short; later epochs are empty. ValueError for an epoch below 1.
     """
     if epoch < 1:
         raise ValueError(f"epochs are counted from 1, not {epoch}")
@@ -127,25 +127,25 @@ def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ..
     for (width, height), items in batches:
         micro_batches.append(MicroBatch(width, height, items, tuple(range(draw, draw + len(items)))))
         draw += len(items)
-    steps = [tuple(group) for group in _groups(micro_batches, plan.accumulation)]
-    left = plan.total_steps - (epoch - 1) * plan.steps_per_epoch
-    return tuple(steps[: max(left, 0)])
+    steps = [tuple(group) for group in _chunks(micro_batches, plan.accumulation)]
+    remaining = plan.total_steps - (epoch - 1) * plan.steps_per_epoch
+    return tuple(steps[: max(remaining, 0)])
 
 
 def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[int, ...]]]:
-    """The epoch's samples, shuffled within their bucket and cut into batches, bucket after bucket."""
+    """The epoch's micro-batches, bucket by bucket, with the samples of each bucket shuffled."""
     batches: list[tuple[Size, tuple[int, ...]]] = []
     quotas = {(bucket.width, bucket.height): bucket.regularisation_count for bucket in plan.buckets}
     for size, items in group_by_bucket(plan.placements).items():
         generator = random_for(seed, "sample order", epoch, *size)
-        own, regularisation = split_regularisation(plan.dataset, items)
-        samples = [item for item in own for _ in range(plan.repeats[item])]
+        to_learn, regularisation = split_regularisation(plan.dataset, items)
+        samples = [item for item in to_learn for _ in range(plan.repeats[item])]
         if quotas[size]:
             weights = [folder_repeats(plan.dataset, item) for item in regularisation]
             counts = draw_systematically(weights, quotas[size], generator)
             samples += [item for item, n in zip(regularisation, counts, strict=True) for _ in range(n)]
         generator.shuffle(samples)
-        batches += [(size, tuple(group)) for group in _groups(samples, plan.batch_size)]
+        batches += [(size, tuple(group)) for group in _chunks(samples, plan.batch_size)]
     return batches
 
 
@@ -157,12 +157,12 @@ def ceil_div(number: int, divisor: int) -> int:
     return -(-number // divisor)
 
 
-def _groups(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
+def _chunks(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def group_by_bucket(placements: Sequence[Placement]) -> dict[Size, list[int]]:
-    """Bucket size → the items in it; sizes sorted, items in their order."""
+    """Bucket size → its items; sizes sorted, items in their order."""
     members: dict[Size, list[int]] = {}
     for item, placement in enumerate(placements):
         members.setdefault((placement.width, placement.height), []).append(item)
@@ -170,11 +170,11 @@ def group_by_bucket(placements: Sequence[Placement]) -> dict[Size, list[int]]:
 
 
 def split_regularisation(dataset: Dataset, items: Sequence[int]) -> tuple[list[int], list[int]]:
-    """(those to be learnt, those of regularisation folders)."""
-    own = [item for item in items if not is_regularisation(dataset, item)]
-    return own, [item for item in items if is_regularisation(dataset, item)]
+    """(items to learn, items of regularisation folders)."""
+    to_learn = [item for item in items if not is_regularisation(dataset, item)]
+    return to_learn, [item for item in items if is_regularisation(dataset, item)]
 
 
 def folder_repeats(dataset: Dataset, item: int) -> int:
-    """How often an epoch shows an item by its folder's repeats."""
+    """The repeats of an item's folder."""
     return dataset.concepts[dataset.items[item].concept].repeats

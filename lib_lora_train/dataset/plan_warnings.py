@@ -90,8 +90,8 @@ def _check_shares(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     most, least = max(samples, key=lambda n: samples[n]), min(samples, key=lambda n: samples[n])
     if samples[most] > _MAX_IMBALANCE * samples[least]:
         text = (
-            f"{concepts[most].name} has {samples[most]} samples per epoch, {concepts[least].name} only {samples[least]}: "
-            "the first is learnt long before the second. Balanced repeats show both about equally often."
+            f"{concepts[most].name} has {samples[most]} samples per epoch, {concepts[least].name} only "
+            f"{samples[least]}: the first is learnt long before the second. Balanced repeats even this out."
         )
         yield Problem("hint", "balance_repeats", text)
 
@@ -101,7 +101,9 @@ def _check_batches(plan: Plan) -> Iterator[Problem]:
     unfilled = [b for b in plan.buckets if 0 < b.last_batch_fill < plan.batch_size]
     if not unfilled:
         return
-    shown = ", ".join(f"{b.width}×{b.height} ({b.last_batch_fill} of {plan.batch_size})" for b in unfilled[:_MAX_LISTED])
+    shown = ", ".join(
+        f"{b.width}×{b.height} ({b.last_batch_fill} of {plan.batch_size})" for b in unfilled[:_MAX_LISTED]
+    )
     more = f" and {len(unfilled) - _MAX_LISTED} more" if len(unfilled) > _MAX_LISTED else ""
     text = (
         f"{len(unfilled)} of {plan.micro_batches_per_epoch} batches per epoch are not full: {shown}{more}. "
@@ -152,8 +154,8 @@ def _check_accumulation(plan: Plan) -> Iterator[Problem]:
     left_over = plan.micro_batches_per_epoch % plan.accumulation
     if left_over:
         text = (
-            f"the last step of each epoch accumulates only {left_over} of {plan.accumulation} micro-batches, as an epoch "
-            f"has {plan.micro_batches_per_epoch}."
+            f"the last step of each epoch accumulates only {left_over} of {plan.accumulation} micro-batches, as an "
+            f"epoch has {plan.micro_batches_per_epoch}."
         )
         yield Problem("hint", "gradient_accumulation", text)
 
@@ -165,8 +167,8 @@ def _check_regularisation(plan: Plan) -> Iterator[Problem]:
     most = max((n for item, n in enumerate(plan.repeats) if plan.is_regularisation(item)), default=0)
     if most > 1:
         text = (
-            f"there are only {count} images for {quota} samples per epoch, so one image is shown up to {most} times and "
-            "may be memorised. Add more regularisation images."
+            f"there are only {count} images for {quota} samples per epoch, so one image is used up to {most} times "
+            "and may be memorised. Add more regularisation images."
         )
         yield Problem("hint", "regularisation", text)
     never = [b for b in plan.buckets if b.sample_count == 0]

@@ -1,4 +1,4 @@
-"""Makes the plan of a run from a dataset, before anything heavy starts."""
+"""Makes the plan of a run from a dataset, before anything slow starts."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ MIN_RESOLUTION = 64
 
 
 def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
-    """The plan for a dataset; DataError when all of its images are regularisation."""
+    """The plan for a dataset; DataError if all of its images are regularisation."""
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
-        raise DataError("There are only regularisation images. Name a folder with images to learn.")
-    own, held = split_validation(dataset, config.validation_share, config.seed)
-    plan = _plan_of(own, config)
-    validation = _plan_of(held, config) if held.items else None
-    if validation:
-        first = validation.views[: len(validation.dataset.items)]
-        plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first, warnings=()))
-    findings = report_validation_split(held, config.validation_share)
-    return dataclasses.replace(plan, warnings=(*findings, *plan.warnings))
+        raise DataError("There are only regularisation images. Add a folder with images to learn.")
+    training_set, validation_set = split_validation(dataset, config.validation_share, config.seed)
+    plan = _make_plan(training_set, config)
+    if validation_set.items:
+        validation = _make_plan(validation_set, config)
+        first_views = validation.views[: len(validation.dataset.items)]
+        plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first_views, warnings=()))
+    split_report = report_validation_split(validation_set, config.validation_share)
+    return dataclasses.replace(plan, warnings=(*split_report, *plan.warnings))
 
 
-def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
+def _make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
     dataset = expand_resolutions(dataset)
     before = dataset
     if config.balance_repeats:
-        dataset = balanced(dataset)
+        dataset = balance_dataset(dataset)
     placements = tuple(
-        place_image(item.image.width, item.image.height, make_bucket_rule(config, item.resolution)) for item in dataset.items
+        place_image(item.image.width, item.image.height, make_bucket_rule(config, item.resolution))
+        for item in dataset.items
     )
     members = group_by_bucket(placements)
     quotas = _regularisation_quotas(dataset, members)
@@ -71,16 +72,16 @@ def _plan_of(dataset: Dataset, config: TrainConfig) -> Plan:
         epochs=ceil_div(total_steps, steps_per_epoch),
         total_steps=total_steps,
         warnings=(),
-        views=_views(dataset, placements),
+        views=_all_views(dataset, placements),
     )
     return dataclasses.replace(plan, warnings=(*report_balancing(before, dataset), *check_plan(plan, config)))
 
 
-def balanced(dataset: Dataset) -> Dataset:
-    """The dataset with repeats that show every concept but regularisation about equally often."""
+def balance_dataset(dataset: Dataset) -> Dataset:
+    """The dataset with repeats that show all concepts except regularisation about equally often."""
     counts = Counter(item.concept for item in dataset.items)
-    own = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
-    repeats = dict(zip(own, balanced_repeats([counts[n] for n in own]), strict=True))
+    to_learn = [n for n, concept in enumerate(dataset.concepts) if not concept.is_regularisation and counts[n]]
+    repeats = dict(zip(to_learn, balanced_repeats([counts[n] for n in to_learn]), strict=True))
     concepts = (
         dataclasses.replace(concept, repeats=repeats.get(number, concept.repeats))
         for number, concept in enumerate(dataset.concepts)
@@ -89,26 +90,29 @@ def balanced(dataset: Dataset) -> Dataset:
 
 
 def expand_resolutions(dataset: Dataset) -> Dataset:
-    """The dataset with each item once for every resolution of its concept; one that is there already stays."""
+    """The dataset with each item once per resolution of its concept; items that have a resolution stay as they are."""
     items = []
     for item in dataset.items:
-        sides = parse_resolutions(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
+        sides = (
+            parse_resolutions(dataset.concepts[item.concept].settings) if not item.resolution else (item.resolution,)
+        )
         items += [dataclasses.replace(item, resolution=side) for side in sides or (0,)]
     return dataclasses.replace(dataset, items=tuple(items))
 
 
 def parse_resolutions(concept: Concept) -> tuple[int, ...]:
-    """The sides in px that a concept asks for, none for the run's; DataError for what is no number."""
+    """The resolutions of a concept in px, empty for that of the run; DataError if one is not a number of px."""
     texts = concept.resolutions.replace(",", " ").split()
     if not all(text.isdigit() and int(text) >= MIN_RESOLUTION for text in texts):
         raise DataError(
-            f"{concept.folder}: resolutions {concept.resolutions!r} are no sides in px. Write 512 or 512 768."
+            f"{concept.folder}: resolutions {concept.resolutions!r} must be sides in px, {MIN_RESOLUTION} or more, "
+            "such as 512 or 512 768."
         )
     return tuple(dict.fromkeys(map(int, texts)))
 
 
-def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
-    own = [
+def _all_views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:
+    per_item = [
         make_views(
             number,
             placement,
@@ -118,14 +122,14 @@ def _views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...
         )
         for number, (item, placement) in enumerate(zip(dataset.items, placements, strict=True))
     ]
-    return (*(views[0] for views in own), *(view for views in own for view in views[1:]))
+    return (*(views[0] for views in per_item), *(view for views in per_item for view in views[1:]))
 
 
 def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int]]) -> dict[Size, int]:
-    """Regularisation samples per epoch and bucket, together as many as there are samples to be learnt.
+    """Regularisation samples per epoch and bucket, in total as many as there are samples to learn.
 
-    They are shared out over the buckets once for the whole run, so that every epoch has the same number of steps;
-    which images fill a bucket's share is drawn anew for each epoch.
+    They are divided among the buckets once per run, so that every epoch has the same number of steps; which images
+    fill a bucket's quota is drawn for each epoch.
     """
     total = sum(
         folder_repeats(dataset, item) for items in members.values() for item in split_regularisation(dataset, items)[0]
@@ -141,7 +145,7 @@ def _regularisation_quotas(dataset: Dataset, members: Mapping[Size, Sequence[int
 
 
 def _repeats(dataset: Dataset, members: Mapping[Size, Sequence[int]], quotas: Mapping[Size, int]) -> tuple[int, ...]:
-    """Per item, the showings per epoch; of a regularisation image the most that can fall to it."""
+    """Per item, the samples per epoch; for a regularisation image the maximum."""
     repeats = [folder_repeats(dataset, item) for item in range(len(dataset.items))]
     for size, items in members.items():
         regularisation = split_regularisation(dataset, items)[1]

@@ -1,6 +1,6 @@
-"""Which caption each showing of an image has, and which of them are worth encoding before the run.
+"""The caption of each sample, and which captions are worth encoding before the run.
 
-Every draw follows from the seed and the showing's number, so all captions of a run are known beforehand.
+Every draw is a function of the seed and the sample's number, so all captions of a run are known in advance.
 """
 
 from __future__ import annotations
@@ -16,77 +16,79 @@ from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_captio
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.dataset.scan import Item
 
-_MOST_DRAWN_AHEAD = 20_000  # showings; drawing them takes about two seconds
+_MAX_PREDRAWN = 20_000  # samples; drawing their captions takes about two seconds
 
 
 def caption_for_draw(plan: Plan, item: int, draw: int, config: TrainConfig) -> str:
-    """The caption that a sample is shown with."""
-    found = _with_background(plan, plan.draw_view(config.seed, item, draw))
+    """The caption of one sample: `draw` is its number in the run."""
+    source = _item_with_background(plan, plan.draw_view(config.seed, item, draw))
     rule = _rule(plan, item, config)
-    luck = random_for(config.seed, "caption", draw)
+    generator = random_for(config.seed, "caption", draw)
     variant = None
     if config.caption_variants:
         number = random_for(config.seed, "caption variant", draw).randrange(config.caption_variants)
-        variant = _variant(config, item, number)
+        variant = _variant_generator(config, item, number)
     epoch = draw // plan.samples_per_epoch + 1
-    return draw_caption(found.caption, rule, luck, lines=found.lines, epoch=epoch, variant=variant)
+    return draw_caption(source.caption, rule, generator, lines=source.lines, epoch=epoch, variant=variant)
 
 
 def fixed_caption_for(plan: Plan, item: int, config: TrainConfig) -> str:
-    """The caption of an item's first view where it must be the same each time: nothing dropped, nothing shuffled.
+    """The caption of an item's first view, the same every time: without dropout or shuffling.
 
-    Of several lines the first where one of them is drawn otherwise; wildcards have one choice for the whole run.
+    If lines are drawn at random, this uses the first; wildcards keep one choice for the whole run.
     """
-    found = _with_background(plan, item)
+    source = _item_with_background(plan, item)
     rule = _rule(plan, item, config)
     lines = "first" if rule.lines == "random" else rule.lines
-    steady = dataclasses.replace(rule, shuffle=False, dropout=0.0, tag_dropout=0.0, dropout_epochs=0, lines=lines)
-    return draw_caption(found.caption, steady, random_for(config.seed, "steady caption", item), lines=found.lines)
+    fixed = dataclasses.replace(rule, shuffle=False, dropout=0.0, tag_dropout=0.0, dropout_epochs=0, lines=lines)
+    return draw_caption(source.caption, fixed, random_for(config.seed, "steady caption", item), lines=source.lines)
 
 
 def captions_to_cache(plan: Plan, config: TrainConfig) -> list[str]:
-    """The captions worth encoding before the run: all that it may show, if they come twice or more on average.
+    """The captions worth encoding before the run: all that it can use, if each is used at least twice on average.
 
-    Where shuffles or dropouts make nearly every showing another caption, keeping them saves nothing: the list is
-    empty, and each is encoded when its turn comes.
+    If shuffling or dropout gives nearly every sample a caption of its own, caching saves nothing: the list is empty,
+    and each caption is encoded when it is needed.
     """
-    shown = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
+    samples = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
     rules = [make_caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
-    are_many = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
-    if config.caption_variants or not are_many:
-        captions = dict.fromkeys(_possible(plan, config))
-    elif shown > _MOST_DRAWN_AHEAD:
+    has_many_forms = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
+    if config.caption_variants or not has_many_forms:
+        captions = dict.fromkeys(_possible_captions(plan, config))
+    elif samples > _MAX_PREDRAWN:
         return []
     else:
-        captions = dict.fromkeys(_drawn(plan, config))
-    return list(captions) if 2 * len(captions) <= shown or all(rule.is_fixed for rule in rules) else []
+        captions = dict.fromkeys(_drawn_captions(plan, config))
+    return list(captions) if 2 * len(captions) <= samples or all(rule.is_fixed for rule in rules) else []
 
 
-def _drawn(plan: Plan, config: TrainConfig) -> Iterator[str]:
-    """The captions of all showings, in order."""
+def _drawn_captions(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """The captions of all samples, in order."""
     for epoch in range(1, plan.epochs + 1):
         for batch in (batch for step in epoch_steps(plan, config.seed, epoch) for batch in step):
             for item, draw in zip(batch.items, batch.draws, strict=True):
                 yield caption_for_draw(plan, item, draw, config)
 
 
-def _possible(plan: Plan, config: TrainConfig) -> Iterator[str]:
-    """Every caption that can be drawn, some of them several times."""
+def _possible_captions(plan: Plan, config: TrainConfig) -> Iterator[str]:
+    """Every caption that can be drawn, some more than once."""
     for number, view in enumerate(plan.all_views):
-        item = _with_background(plan, number)
+        item = _item_with_background(plan, number)
         rule = _rule(plan, view.item, config)
         if rule.dropout or rule.dropout_epochs:
             yield "" if rule.drops_trigger else rule.trigger
         if rule.dropout < 1:
-            yield from _forms(item, view.item, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config)
+            yield from _undropped_captions(
+                item, view.item, dataclasses.replace(rule, dropout=0.0, dropout_epochs=0), config
+            )
 
 
-def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> Iterator[str]:
-    """What an item's caption can be where it is not dropped."""
+def _undropped_captions(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> Iterator[str]:
+    """All captions of an item that dropout leaves."""
     if config.caption_variants and not rule.is_fixed:
         for variant in range(config.caption_variants):
-            luck = _variant(config, number, variant)
-            yield draw_caption(item.caption, rule, random.Random(0), lines=item.lines, variant=luck)
+            generator = _variant_generator(config, number, variant)
+            yield draw_caption(item.caption, rule, random.Random(0), lines=item.lines, variant=generator)
         return
     plain = dataclasses.replace(rule, lines="joined")
     texts = [item.caption]
@@ -96,8 +98,8 @@ def _forms(item: Item, number: int, rule: CaptionRule, config: TrainConfig) -> I
         yield draw_caption(text, plain, random.Random(0))
 
 
-def _with_background(plan: Plan, number: int) -> Item:
-    """The item of a view, its caption with the tag of the view's background."""
+def _item_with_background(plan: Plan, number: int) -> Item:
+    """The item of a view, with the tag of the view's background in its caption."""
     view = plan.all_views[number]
     item = plan.dataset.items[view.item]
     settings = plan.dataset.concepts[item.concept].settings
@@ -112,5 +114,5 @@ def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
     return make_caption_rule(config, concept.trigger, concept.settings)
 
 
-def _variant(config: TrainConfig, item: int, number: int) -> random.Random:
+def _variant_generator(config: TrainConfig, item: int, number: int) -> random.Random:
     return random_for(config.seed, "caption variants", item, number)

@@ -1,4 +1,4 @@
-"""Folders to a dataset: which images there are, how often each is shown, and what its caption says."""
+"""Scans folders into a dataset: the images, their repeats and their captions."""
 
 from __future__ import annotations
 
@@ -26,20 +26,26 @@ from lib_lora_train.dataset.folder_names import (
     natural_sort_key,
     parse_kohya_name,
 )
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, ImageFile, read_image_file
+from lib_lora_train.dataset.images import (
+    IMAGE_EXTENSIONS,
+    SUPPORTED_FORMATS_ADVICE,
+    UNSUPPORTED_EXTENSIONS,
+    ImageFile,
+    read_image_file,
+)
 from lib_lora_train.dataset.masks import find_masks
 
-_UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".psd", ".jfif", ".tga")
-_MOST_READERS = 8
-_ODD_REPEATS = 1000
+_MAX_THREADS = 8
+_SUSPICIOUS_REPEATS = 1000  # probably a year
+_SUB_FOLDER_ADVICE = "Rename them to N_words, such as 10_cat, or add each as a concept."
 
 
 @dataclass(frozen=True)
 class Item:
     """An image with its caption; `concept` is an index into `Dataset.concepts`.
 
-    `lines` are there where the caption file has several; each is a caption of its own, `caption` is all of them.
-    `mask` is the image itself where its alpha channel is the mask; `resolution` is 0 where it is the run's.
+    `lines` is set if the caption file has several: each is a caption itself, and `caption` is all of them joined.
+    `mask` is the image itself if its alpha channel is the mask. `resolution` is 0 for that of the run.
     """
 
     image: ImageFile
@@ -52,9 +58,9 @@ class Item:
 
 @dataclass(frozen=True)
 class ScannedConcept:
-    """One folder that holds images. Names need not be unique: two parents may both have a `10_cat`.
+    """One folder with images. Names need not be unique: two parents may both have a `10_cat`.
 
-    `settings` are those of the concept that the folder was found by.
+    `settings` is the concept in the config that led to this folder.
     """
 
     name: str
@@ -68,7 +74,7 @@ class ScannedConcept:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every usable image, in natural order folder by folder; `skipped` tells what was left out or is odd, and why."""
+    """All usable images, folder by folder in natural order; `problems` says what was skipped or is odd, and why."""
 
     items: tuple[Item, ...]
     concepts: tuple[ScannedConcept, ...]
@@ -76,29 +82,29 @@ class Dataset:
 
 
 def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator: str = "|||") -> Dataset:
-    """The images and captions in the concepts' folders, the same for the same files on every machine.
+    """The images and captions in the concepts' folders; the same files give the same dataset on every machine.
 
-    Before the first `separator` of a caption the trigger has its place. DataError, naming every such folder at once,
-    when one is missing or holds no image that can be read.
+    The trigger word goes before the first `separator` of a caption. DataError if folders are missing or contain no
+    readable image, with all such folders in one message.
     """
     if not concepts:
-        raise DataError("No folder with images is given. Name one to train on.")
+        raise DataError("No folder with images is given. Add one to train on.")
     scan = _Scan(caption_extension, separator)
     for concept in concepts:
         scan.add(concept)
     if scan.failures:
         raise DataError("\n".join(scan.failures))
-    return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_repeated_images(scan)))
+    return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_report_duplicates(scan)))
 
 
 def read_dataset(config: TrainConfig) -> Dataset:
-    """The dataset of a run; see `scan_dataset`."""
+    """The dataset of a run; DataError as for `scan_dataset`."""
     return scan_dataset(config.concepts, config.caption_extension, config.keep_tokens_separator)
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder with images directly in it, before they are opened. `words` stand in for missing captions."""
+    """A folder with images directly in it, before they are opened. `words` are used for missing captions."""
 
     path: Path
     repeats: int
@@ -119,18 +125,21 @@ class _Scan:
         self._seen: set[Path] = set()
 
     def add(self, concept: Concept) -> None:
-        """Read one concept's folder and the sub-folders that belong to it."""
+        """Scan one concept's folder and the sub-folders that belong to it."""
         root = user_path(concept.folder)
-        reason = _unusable(concept.folder, root)
+        reason = _why_unusable(concept.folder, root)
         if reason:
             self.failures.append(reason)
             return
         if root.resolve() in self._seen:
-            self._warn(root, "is given twice; its images count double. Remove one entry or raise the repeats.")
+            self._warn(
+                root,
+                "is given twice, so its images are trained on twice. Remove one entry, or raise the repeats instead.",
+            )
         self._seen.add(root.resolve())
         before = len(self.items)
         for folder in self._folders(root, concept):
-            self._read(folder, concept)
+            self._add_folder(folder, concept)
         if len(self.items) == before:
             self.failures.append(_no_images(root))
 
@@ -142,44 +151,47 @@ class _Scan:
 
     # --- which folders --------------------------------------------------------------------------
     def _folders(self, root: Path, concept: Concept) -> list[_Folder]:
-        """The kohya sub-folders if there are any, else the folder itself; what is passed over is reported."""
+        """The kohya sub-folders if there are any, else the folder itself; what is ignored is reported."""
         subfolders = {path: _images(path) for path in _listing(root) if path.is_dir()}
         named = {path: files for path, files in subfolders.items() if parse_kohya_name(path.name)}
         others = [path.name for path, files in subfolders.items() if files and path not in named]
         own = _images(root)
         if any(named.values()):
             if own:
-                self._warn(root, f"{len(own)} images beside the N_words sub-folders are not read: put them into one.")
+                self._warn(
+                    root,
+                    f"{len(own)} images outside the N_words sub-folders are not read: move them into one of these.",
+                )
             if concept.repeats is not None:
-                self._warn(root, f"repeats {concept.repeats} is not used: the sub-folders' names give their own.")
+                self._warn(root, f"repeats {concept.repeats} is not used: the names of the sub-folders set them.")
             folders = [self._named(path, files, concept) for path, files in named.items() if files]
         else:
             folders = [self._plain(root, own, concept)] if own else []
         if folders and others:
             names = join_names(others)
-            self._warn(root, f"sub-folders not read: {names}. Name them N_words (10_cat) or give them as concepts.")
+            self._warn(root, f"sub-folders not read: {names}. {_SUB_FOLDER_ADVICE}")
         return folders
 
     def _named(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
         repeats, words = parse_kohya_name(path.name) or (1, "")
-        if repeats >= _ODD_REPEATS:
-            self._warn(path, f"is shown {repeats} times per epoch, as its name says. Rename it if that was a date.")
+        if repeats >= _SUSPICIOUS_REPEATS:
+            self._warn(path, f"has {repeats} repeats, according to its name. Rename the folder if that is a date.")
         return _Folder(path, repeats, concept.class_word or words, files)
 
     def _plain(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
-        """The folder itself; its own name may be kohya's, and repeats given in the settings count more."""
+        """The folder itself. It may have a kohya name, but repeats in the settings override it."""
         if concept.repeats is None and parse_kohya_name(path.resolve().name):
             return self._named(path.resolve(), files, concept)
         words = (parse_kohya_name(path.resolve().name) or (1, ""))[1]
         return _Folder(path, concept.repeats or 1, concept.class_word or words, files)
 
-    # --- what is in them ------------------------------------------------------------------------
-    def _read(self, folder: _Folder, concept: Concept) -> None:
+    # --- their contents ------------------------------------------------------------------------
+    def _add_folder(self, folder: _Folder, concept: Concept) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
         images = self._readable(folder.files, detect_alpha=_needs_alpha(concept))
-        self._report_unread(folder.path)
+        self._report_unsupported(folder.path)
         if not images:
-            self._warn(folder.path, "none of its images can be read; the folder is left out.")
+            self._warn(folder.path, "none of its images can be read; the folder is skipped.")
             return
         captions = self._captions(folder, images, trigger, use_files=not concept.only_class_word)
         number = len(self.concepts)
@@ -194,61 +206,62 @@ class _Scan:
         )
 
     def _masks(self, folder: _Folder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
-        """Image's path → its mask, for the images that have one and a concept that wants them."""
+        """Image path → its mask, if the concept uses masks."""
         files = find_masks(_listing(folder.path))
         if not concept.use_masks:
             if files:
                 names = join_names([path.name for path in files.values()])
-                self._hint(
-                    folder.path, f"{len(files)} masks are not used ({names}). Switch on use_masks if they count."
-                )
+                self._hint(folder.path, f"{len(files)} masks are not used ({names}). Turn on use_masks to use them.")
             return {}
         readable = {mask.path: mask for mask in self._readable(list(files.values()))}
         found = {stem: readable[path] for stem, path in files.items() if path in readable}
         masks = {image.path: found.get(image.path.stem, image if image.has_alpha else None) for image in images}
         without = [path.name for path, mask in masks.items() if mask is None]
         if without:
-            self._hint(folder.path, f"{len(without)} images have no mask ({join_names(without)}); they count wholly.")
+            self._hint(
+                folder.path,
+                f"{len(without)} images have no mask ({join_names(without)}): their whole area is trained on.",
+            )
         return {path: mask for path, mask in masks.items() if mask is not None}
 
     def _readable(self, files: Sequence[Path], *, detect_alpha: bool = False) -> list[ImageFile]:
-        """The images that decode, in the order of `files`; the others are reported."""
+        """The images that decode, in the order of `files`; others are reported."""
         images = []
         for path, found in zip(files, _read_all(files, detect_alpha), strict=True):
             if isinstance(found, ImageFile):
                 images.append(found)
             else:
-                self._warn(path, f"left out: {found}")
+                self._warn(path, f"skipped: {found}")
         return images
 
-    def _report_unread(self, folder: Path) -> None:
-        names = [path.name for path in _listing(folder) if path.suffix.lower() in _UNREAD_ENDINGS]
+    def _report_unsupported(self, folder: Path) -> None:
+        names = [path.name for path in _listing(folder) if path.suffix.lower() in UNSUPPORTED_EXTENSIONS]
         if names:
-            self._warn(folder, f"not read: {join_names(names)}. Save them as PNG, JPEG or WebP.")
+            self._warn(folder, f"not read: {join_names(names)}. {SUPPORTED_FORMATS_ADVICE}")
 
     def _captions(
         self, folder: _Folder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
     ) -> list[CaptionText]:
         if not use_files:
-            stand_ins = (CaptionText(_stand_in(image.path, folder, trigger)) for image in images)
-            return [self._with_trigger(caption, trigger) for caption in stand_ins]
-        beside = index_by_extension(_listing(folder.path))
+            fallbacks = (CaptionText(_fallback_caption(image.path, folder, trigger)) for image in images)
+            return [self._put_trigger_first(caption, trigger) for caption in fallbacks]
+        files = index_by_extension(_listing(folder.path))
         captions: list[CaptionText] = []
         without: list[str] = []
         empty: list[str] = []
         for image in images:
-            path = find_caption_file(image.path, self.caption_extension, beside)
+            path = find_caption_file(image.path, self.caption_extension, files)
             caption = CaptionText("") if path is None else self._caption(path)
             if not caption.joined:
                 (without if path is None else empty).append(image.path.name)
-                caption = CaptionText(_stand_in(image.path, folder, trigger))
-            captions.append(self._with_trigger(caption, trigger))
-        instead = {image.path.name: caption.joined for image, caption in zip(images, captions, strict=True)}
-        self._report_stand_ins(folder.path, "no caption", without, instead)
-        self._report_stand_ins(folder.path, "an empty caption file", empty, instead)
+                caption = CaptionText(_fallback_caption(image.path, folder, trigger))
+            captions.append(self._put_trigger_first(caption, trigger))
+        used = {image.path.name: caption.joined for image, caption in zip(images, captions, strict=True)}
+        self._report_fallbacks(folder.path, "no caption", without, used)
+        self._report_fallbacks(folder.path, "an empty caption file", empty, used)
         return captions
 
-    def _with_trigger(self, caption: CaptionText, trigger: str) -> CaptionText:
+    def _put_trigger_first(self, caption: CaptionText, trigger: str) -> CaptionText:
         lines = caption.lines if len(caption.lines) > 1 else ()
         joined, *separate = (put_trigger_first(text, trigger, self.separator) for text in (caption.joined, *lines))
         return CaptionText(joined, tuple(separate))
@@ -257,13 +270,13 @@ class _Scan:
         try:
             caption, problem = read_caption_file(path)
         except DataError as error:
-            self._warn(path, f"left out: {error}")
+            self._warn(path, f"caption ignored: {error}")
             return CaptionText("")
         if problem:
             self.problems.append(problem)
         return caption
 
-    def _report_stand_ins(self, folder: Path, what: str, names: Sequence[str], captions: Mapping[str, str]) -> None:
+    def _report_fallbacks(self, folder: Path, what: str, names: Sequence[str], captions: Mapping[str, str]) -> None:
         if not names:
             return
         used = list(dict.fromkeys(repr(captions[name]) for name in names))
@@ -272,14 +285,14 @@ class _Scan:
         self.problems.append(Problem("hint", str(folder), message))
 
 
-def _unusable(given: str, folder: Path) -> str:
-    """Why a concept's folder cannot be read, "" when it can."""
+def _why_unusable(given: str, folder: Path) -> str:
+    """Why a concept's folder cannot be used, "" if it can."""
     if not given.strip():
-        return "A concept has no folder. Name the folder with its images."
+        return "A concept has no folder. Enter the folder with its images."
     if not folder.exists():
-        return f"{folder} does not exist. Check the spelling of the folder."
+        return f"{folder} does not exist. Check its spelling."
     if not folder.is_dir():
-        return f"{folder} is a file. Give the folder that holds the images."
+        return f"{folder} is a file. Enter the folder that contains the images."
     try:
         next(folder.iterdir(), None)
     except OSError as error:
@@ -293,16 +306,13 @@ def _no_images(root: Path) -> str:
     if broken:
         return f"{root}: none of its images can be read ({join_names(broken)})."
     if inside:
-        return (
-            f"{root} holds no images itself, but sub-folders with some: {join_names(inside)}. Name them N_words (10_cat) "
-            "or give each as a concept."
-        )
-    kinds = ", ".join(ending.lstrip(".") for ending in IMAGE_EXTENSIONS)
-    return f"{root} holds no images ({kinds}). Put some in or choose another folder."
+        return f"{root} contains no images, but these sub-folders do: {join_names(inside)}. {_SUB_FOLDER_ADVICE}"
+    kinds = ", ".join(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
+    return f"{root} contains no images ({kinds}). Add some or choose another folder."
 
 
 def _listing(folder: Path) -> list[Path]:
-    """What lies in a folder, in natural order; hidden files, macOS's `._` doubles among them, are passed over."""
+    """The entries of a folder in natural order, without hidden ones such as macOS's `._` files."""
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
@@ -311,19 +321,19 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    """The images in a folder, without those that are masks of others."""
+    """The images in a folder, without masks."""
     files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
     masks = set(find_masks(files).values())
     return tuple(path for path in files if path not in masks)
 
 
 def _needs_alpha(concept: Concept) -> bool:
-    """Whether it matters which images are transparent; by default they simply lie on white."""
+    """Whether it matters which images are transparent; by default all are flattened on white."""
     return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
 
 
 def _read_all(files: Iterable[Path], detect_alpha: bool) -> Iterator[ImageFile | DataError]:
-    """Each file as an image, or why it is none, in order; several at once, as Pillow and hashing free the lock."""
+    """Each file as an image or an error, in order. Several threads: Pillow and hashing release the GIL."""
 
     def read(path: Path) -> ImageFile | DataError:
         try:
@@ -331,12 +341,12 @@ def _read_all(files: Iterable[Path], detect_alpha: bool) -> Iterator[ImageFile |
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(min(_MOST_READERS, (os.cpu_count() or 1) + 1)) as readers:
-        yield from readers.map(read, files)
+    with ThreadPoolExecutor(min(_MAX_THREADS, (os.cpu_count() or 1) + 1)) as pool:
+        yield from pool.map(read, files)
 
 
-def _stand_in(image: Path, folder: _Folder, trigger: str) -> str:
-    """The caption of an image that has none: trigger and class word, else the file's or the folder's name."""
+def _fallback_caption(image: Path, folder: _Folder, trigger: str) -> str:
+    """The caption of an image that has none: trigger and class word, else the file name, else the folder name."""
     words = folder.words
     if trigger and not has_word(words, trigger):
         words = f"{trigger} {words}".strip()
@@ -344,8 +354,8 @@ def _stand_in(image: Path, folder: _Folder, trigger: str) -> str:
     return words or file_name_to_words(image.stem) or own_name
 
 
-def _repeated_images(scan: _Scan) -> list[Problem]:
-    """A hint for every image that is there more than once under different names."""
+def _report_duplicates(scan: _Scan) -> list[Problem]:
+    """A hint for every image that duplicates another under a different name."""
     first: dict[str, Path] = {}
     problems = []
     for item in scan.items:

@@ -1,6 +1,6 @@
-"""Rude words of at most four letters, kept as hashes so that nobody has to read them: slurs, insults, body parts.
+"""Blocked words of at most four letters (slurs, insults, body parts), stored as hashes so that nobody must read them.
 
-To take a word into the list, put its `hash_word` form into `_TEXT`.
+To add a word, put its `hash_word` into `_TEXT`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import hashlib
 
 
 def hash_word(word: str) -> str:
-    """The form in which a word stands in the list: eight hexadecimal digits."""
+    """The hash of a word as in the list: eight hexadecimal digits."""
     return hashlib.blake2b(word.lower().encode(), digest_size=4).hexdigest()
 
 
 def is_blocked(word: str) -> bool:
-    """Whether the word, or the word without its plural s, is in the list."""
-    return hash_word(word) in _CODES or hash_word(word.removesuffix("s")) in _CODES
+    """Whether the word, or the word without a plural s, is in the list."""
+    return hash_word(word) in _HASHES or hash_word(word.removesuffix("s")) in _HASHES
 
 
 _TEXT = """
@@ -37,4 +37,4 @@ e207f9c9 e2320721 e262eba6 e328c83c e3ef9532 e44c6b6a e64f5cdf e71aed52 ebaec219
 eed3ab5f ef991779 efcdabfe eff4a280 f117f9fb f3d591bb f565e36c f68febbb fa147ae9 fba33e1b fcda0955 fdef4fed
 ff3f4838
 """
-_CODES = frozenset(_TEXT.split())
+_HASHES = frozenset(_TEXT.split())

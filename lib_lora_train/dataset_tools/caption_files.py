@@ -25,6 +25,7 @@ from lib_lora_train.dataset.captions import (
     index_by_extension,
     list_caption_extensions,
     split_tags,
+    strip_caption,
 )
 from lib_lora_train.dataset.folder_names import list_data_folders, natural_sort_key
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
@@ -117,7 +118,8 @@ class CaptionFilter:
 
 
 def filter_captions(
-    captions: CaptionSet, conditions: CaptionFilter, count_tokens: CountTokens | None = None) -> tuple[int, ...]:
+    captions: CaptionSet, conditions: CaptionFilter, count_tokens: CountTokens | None = None
+) -> tuple[int, ...]:
     """The numbers of the captions that pass the filter, in order."""
     checks = [
         *(_has_tag(tag) for tag in conditions.all_of),
@@ -256,7 +258,7 @@ def write_undo(backup: Path) -> int:
 
 
 def list_backups(folder: Path) -> list[Path]:
-    """The list_backups of a data folder's edits, the latest first."""
+    """The list_backups of a data folder's edits, latest first."""
     return sorted((folder / BACKUPS).glob("*.json"), reverse=True)
 
 

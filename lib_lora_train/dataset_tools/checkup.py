@@ -1,6 +1,6 @@
-"""What is wrong or odd in a data folder, image by image, each finding with its repair where there is one.
+"""Dataset checkup: problems of the images and captions in a data folder, with a repair where there is one.
 
-The doctor only looks; `fixes` does what a repair says. Every image is decoded once (see `patients`).
+The checkup changes nothing; `repairs.write_repairs` does. Every image is decoded once and cached (`image_cache`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from lib_lora_train.dataset.captions import (
     find_caption_file,
     index_by_extension,
     list_caption_extensions,
+    strip_caption,
 )
-from lib_lora_train.dataset.folder_names import natural_sort_key, parse_kohya_name
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
+from lib_lora_train.dataset.folder_names import list_data_folders, natural_sort_key
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, UNSUPPORTED_EXTENSIONS, read_bytes
 from lib_lora_train.dataset.masks import is_mask
 from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache
 from lib_lora_train.dataset_tools.perceptual_hash import group_similar
@@ -47,16 +48,14 @@ Kind = Literal[
 Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
 
 HUGE_PX = 3000
-_SHRINK_NEED = 4  # an image this many times the training side gains nothing by being larger
-UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".heic", ".heif", ".jxl", ".psd")
-_MOST_READERS = 4
+_MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or odd; `repair` is what `fixes` can do about it, "" where only a person can.
+    """One problem of a file; `repair` is what `write_repairs` can do about it, "" if only the user can.
 
-    `like` is the image that a duplicate is one of.
+    `like` is the image that a duplicate is a copy of.
     """
 
     kind: Kind
@@ -72,9 +71,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All that was found, in natural order of the files; `images` are those that decode.
+    """All findings in natural order of the files; `images` are those that decode.
 
-    `checked_count` counts those too that do not; once stopped it is less than there are.
+    `checked_count` includes images that do not decode; it is less than the total if the checkup was stopped.
     """
 
     folder: Path
@@ -82,14 +81,10 @@ class CheckReport:
     findings: tuple[Finding, ...]
     checked_count: int = 0
 
-    def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
-        """The findings of one kind."""
-        return tuple(finding for finding in self.findings if finding.kind == kind)
-
 
 def count_images(folder: Path) -> int:
-    """How many images `check_dataset` would look at; DataError if the folder cannot be read."""
-    return len(_images_of(_files_of(folder)))
+    """The number of images that `check_dataset` would check; DataError if the folder cannot be read."""
+    return len(_select_images(_list_files(folder)))
 
 
 def check_dataset(
@@ -101,111 +96,111 @@ def check_dataset(
     on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> CheckReport:
-    """Looks at every image and caption in a data folder and its N_words sub-folders.
+    """The findings about all images and captions in a data folder and its `N_words` sub-folders.
 
-    Images in `cache` are not decoded again. `on_progress` is called with (done, total) images on the way; once
-    `is_stopped`, the other images are left. DataError if the folder cannot be read.
+    Images in `cache` are not decoded again. `on_progress` is called with (done, total) images; once `is_stopped`
+    returns True, the remaining images are skipped. DataError if the folder cannot be read.
     """
-    files = sorted(_files_of(folder), key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()))
-    paths = _images_of(files)
+    files = sorted(_list_files(folder), key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()))
+    paths = _select_images(files)
     images: list[ImageFacts] = []
-    findings = [_unread(path) for path in files if path.suffix.lower() in UNREAD_ENDINGS]
+    findings = [_report_unsupported(path) for path in files if path.suffix.lower() in UNSUPPORTED_EXTENSIONS]
     done = 0
-    with contextlib.closing(_looked_at(paths, cache or ImageFactsCache())) as looks:
-        for done, (path, seen) in enumerate(looks, start=1):
-            if isinstance(seen, ImageFacts):
-                images.append(seen)
-                findings += _of_image(seen, resolution)
+    with contextlib.closing(_inspect_all(paths, cache or ImageFactsCache())) as results:
+        for done, (path, result) in enumerate(results, start=1):
+            if isinstance(result, ImageFacts):
+                images.append(result)
+                findings += _check_image(result, resolution)
             else:
-                findings.append(_broken(path, seen))
+                findings.append(_report_broken(path, result))
             if on_progress:
                 on_progress(done, len(paths))
             if is_stopped():
                 break
-    findings += [*_repeated(images), *_of_captions(files, paths, caption_extension)]
-    in_order = sorted(findings, key=lambda found: natural_sort_key(str(found.path)))
+    findings += [*_check_duplicates(images), *_check_captions(files, paths, caption_extension)]
+    in_order = sorted(findings, key=lambda finding: natural_sort_key(str(finding.path)))
     return CheckReport(folder, tuple(images), tuple(in_order), checked_count=done)
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     try:
-        folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
-        return [path for one in folders for path in one.iterdir() if path.is_file() and path.name[0] != "."]
+        folders = list_data_folders(folder)
+        return [path for sub in folders for path in sub.iterdir() if path.is_file() and path.name[0] != "."]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
 
 
-def _images_of(files: Sequence[Path]) -> list[Path]:
+def _select_images(files: Sequence[Path]) -> list[Path]:
     return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(path, files)]
 
 
 # --- images -----------------------------------------------------------------------------------
 
 
-def _looked_at(paths: Sequence[Path], cache: ImageFactsCache) -> Generator[tuple[Path, ImageFacts | str], None, None]:
-    """Each image with what was seen, in order; several at once, as Pillow and hashing free the lock.
+def _inspect_all(paths: Sequence[Path], cache: ImageFactsCache) -> Generator[tuple[Path, ImageFacts | str], None, None]:
+    """Each image with its facts or error, in order. Several threads: Pillow and hashing release the GIL.
 
-    Half of the processor's cores at most: the webui may be generating, or a training be running. Closing it leaves
-    those that have not begun.
+    At most half of the CPU cores are used, as the webui may be generating or training. Closing the generator skips
+    the images that have not been started.
     """
-    with ThreadPoolExecutor(max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2))) as readers:
+    with ThreadPoolExecutor(max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2))) as pool:
         try:
-            yield from zip(paths, readers.map(cache.inspect_image, paths), strict=True)
+            yield from zip(paths, pool.map(cache.inspect, paths), strict=True)
         finally:
-            readers.shutdown(wait=False, cancel_futures=True)  # of those that nobody waits for any more
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for the rest
 
 
-def _broken(path: Path, reason: str) -> Finding:
-    return Finding("broken", "warning", path, f"cannot be decoded ({reason}). Training leaves it out.", "set aside")
+def _report_broken(path: Path, reason: str) -> Finding:
+    return Finding("broken", "warning", path, f"cannot be decoded ({reason}). Training skips it.", "set aside")
 
 
-def _unread(path: Path) -> Finding:
-    text = f"is {path.suffix[1:].upper()}, which training does not read. Save it as PNG, JPEG or WebP."
+def _report_unsupported(path: Path) -> Finding:
+    text = f"is a {path.suffix[1:].upper()} file, which training does not read. {SUPPORTED_FORMATS_ADVICE}"
     can_open = path.suffix.lower() in Image.registered_extensions()
     return Finding("unread format", "warning", path, text, "convert" if can_open else "")
 
 
-def _of_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
+def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
     path, size = image.path, f"{image.width}×{image.height}"
     scale = resolution / (image.width * image.height) ** 0.5
     if scale > MAX_SHARP_ENLARGEMENT:
-        text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns its blur."
+        text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns the blur."
         yield Finding("tiny", "warning", path, text, "set aside")
     if max(image.width, image.height) > HUGE_PX:
-        text = f"is {size}, far more than {resolution} px needs: reading it takes long."
+        text = f"is {size}, far more than {resolution} px needs, and slow to read."
         yield Finding("huge", "hint", path, text, "shrink")
     if image.is_transparent:
-        text = "is transparent in places; training puts a colour behind it (`alpha_background`)."
+        text = "has transparent parts; training fills them with a colour (`alpha_background`)."
         yield Finding("transparent", "hint", path, text, "flatten")
     if image.is_animated:
-        text = "is animated; training sees the first frame only."
+        text = "is animated; training uses the first frame only."
         yield Finding("animated", "hint", path, text, "first frame")
     if image.orientation != 1:
-        text = "lies on its side and has a note to turn it (EXIF). Training obeys it, other programs may not."
+        text = "has an EXIF rotation tag. Training applies it; other programs may not."
         yield Finding("rotated", "hint", path, text, "turn")
 
 
-def _repeated(images: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Same bytes, then same look; of each group the largest image is the one to keep."""
-    for numbers in group_similar([image.look for image in images]):
-        best = max((images[n] for n in numbers), key=lambda p: p.width * p.height)  # of several, the first
-        kept: dict[str, Path] = {best.content_hash: best.path}
+def _check_duplicates(images: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Images with the same bytes or the same look; the largest of each group is the one to keep."""
+    for numbers in group_similar([image.fingerprint for image in images]):
+        best = max((images[n] for n in numbers), key=lambda p: p.width * p.height)  # the first of several
+        originals: dict[str, Path] = {best.content_hash: best.path}
         for image in (images[n] for n in numbers):
             if image is best:
                 continue
-            original = kept.setdefault(image.content_hash, image.path)
+            original = originals.setdefault(image.content_hash, image.path)
             if original != image.path:
-                text = f"is the same file as {original.name}; it counts double."
+                text = f"is the same file as {original.name}; it is trained on twice."
                 yield Finding("duplicate", "warning", image.path, text, "set aside", original)
             else:
-                text = f"looks like {best.path.name}; what is shown twice is learnt twice as fast."
+                text = f"looks like {best.path.name}; images shown twice are learnt twice as fast."
                 yield Finding("near-duplicate", "hint", image.path, text, "set aside", best.path)
 
 
 # --- captions -----------------------------------------------------------------------------------
 
 
-def _of_captions(files: Sequence[Path], images: Sequence[Path], extension: str) -> Iterator[Finding]:
+def _check_captions(files: Sequence[Path], images: Sequence[Path], extension: str) -> Iterator[Finding]:
     endings = list_caption_extensions(extension)
     used: set[Path] = set()
     for folder in dict.fromkeys(path.parent for path in files):
@@ -213,16 +208,16 @@ def _of_captions(files: Sequence[Path], images: Sequence[Path], extension: str) 
         for image in (path for path in images if path.parent == folder):
             caption = find_caption_file(image, extension, beside)
             used.update(beside[key] for ending in endings if (key := (image.stem, ending)) in beside)
-            yield from _of_caption(image, caption)
+            yield from _check_caption(image, caption)
     for path in files:
         if path not in used and path.name.lower().endswith(endings):
-            text = "is a caption without an image of its name. Rename it or put it away."
+            text = "is a caption without an image of the same name. Rename it or set it aside."
             yield Finding("orphan caption", "hint", path, text, "set aside")
 
 
-def _of_caption(image: Path, caption: Path | None) -> Iterator[Finding]:
+def _check_caption(image: Path, caption: Path | None) -> Iterator[Finding]:
     if caption is None:
-        text = "has no caption; trigger and class word stand in for it."
+        text = "has no caption; trigger and class word are used instead."
         yield Finding("no caption", "hint", image, text, "write caption")
         return
     try:
@@ -230,8 +225,8 @@ def _of_caption(image: Path, caption: Path | None) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("caption encoding", "warning", caption, str(error))
         return
-    if not text.replace("\0", "").strip():
+    if not strip_caption(text):
         yield Finding("empty caption", "hint", image, f"has an empty caption, {caption.name}.", "write caption")
     elif not is_unicode:
-        message = "is not UTF-8; letters beyond a to z may be read wrongly."
+        message = "is not UTF-8; letters other than a to z may be read wrongly."
         yield Finding("caption encoding", "warning", caption, message, "to UTF-8")

@@ -1,4 +1,4 @@
-"""Crops that a person chooses: what training would cut off an image, and a frame of its bucket's shape instead.
+"""Manual crops: the part of an image that training uses, and cropping to a frame chosen by the user.
 
 All frames are in pixels of the upright image.
 """
@@ -16,10 +16,10 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import BucketRule, Placement, list_bucket_sizes
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
 from lib_lora_train.dataset.masks import find_masks
-from lib_lora_train.dataset_tools.repairs import RepairResult, edited_image, write_replacements, write_undo
+from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements, write_undo
 
 MIN_CROP_SIDE = 64
-"""The shortest side of a frame in px: less holds nothing to learn."""
+"""The shortest allowed side of a frame in px: less contains nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Frame:
 
 
 def compute_trained_frame(placement: Placement, width: int, height: int) -> Frame:
-    """What training sees of an image of this size."""
+    """The part of an image of this size that training uses."""
     across, down = width / placement.resize_width, height / placement.resize_height
     return Frame(
         round(placement.left * across),
@@ -44,43 +44,43 @@ def compute_trained_frame(placement: Placement, width: int, height: int) -> Fram
 
 
 def list_nearest_buckets(width: int, height: int, rule: BucketRule, count: int = 12) -> Sequence[tuple[int, int]]:
-    """The buckets whose shapes are nearest to an image's, the nearest first."""
+    """The buckets with the most similar aspect ratio to an image's, nearest first."""
     ratio = math.log(width / height)
     return sorted(list_bucket_sizes(rule), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))[:count]
 
 
 def write_crop(folder: Path, image: Path, frame: Frame) -> RepairResult:
-    """Cut the image, and its mask if it has one, to the frame; the originals are kept beside the data folder.
+    """Crop the image, and its mask if there is one, to the frame; the originals are kept beside the data folder.
 
-    DataError, with nothing changed, for a frame that does not lie in the image or is less than `MIN_CROP_SIDE` px wide
-    or high, where another image has the same mask, and where one of the two cannot be written.
+    DataError, with nothing changed, if the frame exceeds the image or is smaller than `MIN_CROP_SIDE`, if another image
+    has the same mask, or if image or mask cannot be written.
     """
-    mask = _own_mask(image)
+    mask = _find_own_mask(image)
     sizes: list[tuple[int, int]] = []
 
-    def cut(whole: Image.Image) -> Image.Image:
-        sizes.append(whole.size)  # the image's comes first; its mask lies over it as a whole
+    def crop(whole: Image.Image) -> Image.Image:
+        sizes.append(whole.size)  # the image is first; its mask covers it as a whole
         _require_inside(frame, sizes[0], image.name)
-        return _cut(whole, frame, sizes[0])
+        return _crop(whole, frame, sizes[0])
 
-    contents = {path: edited_image(path, cut) for path in (image, mask) if path}
-    fixed = write_replacements(folder, contents)
-    if fixed.failed:
-        if fixed.undo:
-            write_undo(fixed.undo)
-        raise DataError(fixed.failed[0][1])
-    return fixed
+    contents = {path: edit_image(path, crop) for path in (image, mask) if path}
+    result = write_replacements(folder, contents)
+    if result.failed:
+        if result.undo:
+            write_undo(result.undo)
+        raise DataError(result.failed[0][1])
+    return result
 
 
-def _own_mask(image: Path) -> Path | None:
-    """The image's mask file, None without one; DataError for one that belongs to several images."""
+def _find_own_mask(image: Path) -> Path | None:
+    """The image's mask file, None without one; DataError if it belongs to several images."""
     files = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS]
     mask = find_masks(files).get(image.stem)
     others = sorted(path.name for path in files if path.stem == image.stem and path.name != image.name)
     if mask and others:
         raise DataError(
-            f"{mask.name} is the mask of {image.name} and of {others[0]}: a crop of one would shift it on the other. "
-            "Rename one of the two images, with a copy of the mask."
+            f"{mask.name} is the mask of {image.name} and of {others[0]}: cropping one would misalign it on the other. "
+            "Rename one of the two images together with a copy of the mask."
         )
     return mask
 
@@ -90,11 +90,11 @@ def _require_inside(frame: Frame, size: tuple[int, int], name: str) -> None:
         raise DataError(f"{name}: the frame is {frame.width}×{frame.height} px. Make it at least {MIN_CROP_SIDE} px.")
     is_inside = frame.left >= 0 and frame.top >= 0
     if not is_inside or frame.left + frame.width > size[0] or frame.top + frame.height > size[1]:
-        raise DataError(f"{name} has changed since it was shown. Look at the folder again.")
+        raise DataError(f"{name} has changed since it was shown. Scan the folder again.")
 
 
-def _cut(image: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
-    """The frame of an image, or of a mask that lies over an image of `size` as a whole."""
+def _crop(image: Image.Image, frame: Frame, size: tuple[int, int]) -> Image.Image:
+    """The frame of an image, or of a mask that covers an image of `size` as a whole."""
     across, down = image.width / size[0], image.height / size[1]
     left, top = round(frame.left * across), round(frame.top * down)
     right = max(left + 1, round((frame.left + frame.width) * across))

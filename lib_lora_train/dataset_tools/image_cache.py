@@ -1,4 +1,4 @@
-"""An image as the doctor sees it: decoded once, at a fraction of its size where the format can, and remembered."""
+"""Facts about images for the dataset checkup: each is decoded once, at reduced size if possible, and cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.images import (
     DECODING_ERRORS,
     TRANSPOSE_BY_ORIENTATION,
-    CountedStream,
+    ImageStream,
     flatten,
     is_transparent,
     load_to_end,
@@ -22,70 +22,70 @@ from lib_lora_train.dataset.images import (
 )
 from lib_lora_train.dataset_tools.perceptual_hash import Fingerprint, compute_fingerprint
 
-_LEAST = (64, 64)  # px that a JPEG is decoded to at least: seven for each cell of a compute_fingerprint
-_MOST_REMEMBERED = 100_000  # files, of about 1 KB each
+_MIN_DECODED_SIZE = (64, 64)  # px, for JPEGs: seven for each cell of a fingerprint
+_MAX_ENTRIES = 100_000  # of about 1 KB each
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image that decodes: its upright size in px, content and look."""
+    """What the checkup knows about an image that decodes; the size in px is that of the upright image."""
 
     path: Path
     width: int
     height: int
     content_hash: str
-    look: Fingerprint
+    fingerprint: Fingerprint
     is_transparent: bool
     is_animated: bool
     orientation: int
 
 
 def inspect_image(path: Path) -> ImageFacts | str:
-    """The image, or why it does not decode to its end."""
+    """The facts about an image, or why it does not decode completely."""
     try:
         content = read_bytes(path)
-        source = CountedStream(content)
-        with Image.open(source) as image:
-            return _patient(path, image, source)
+        stream = ImageStream(content)
+        with Image.open(stream) as image:
+            return _collect_facts(path, image, stream)
     except (DataError, *DECODING_ERRORS) as error:
         return (str(error) or repr(error)).rstrip(".")
 
 
 class ImageFactsCache:
-    """What was seen of files before; a file is the same while its size and its time of change are.
+    """A cache of `inspect_image`; an entry is valid while the file's size and modification time are the same.
 
     May be used by several threads at once.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Path, tuple[tuple[int, int], ImageFacts | str]] = {}
+        self._entries: dict[Path, tuple[tuple[int, int], ImageFacts | str]] = {}
 
-    def inspect_image(self, path: Path) -> ImageFacts | str:
-        """As `inspect_image`, which is called for files that are new or have changed only."""
+    def inspect(self, path: Path) -> ImageFacts | str:
+        """As `inspect_image`, which is called only for new or changed files."""
         try:
             stat = path.stat()
         except OSError as error:
             return f"{error.strerror or error}"
         state = (stat.st_size, stat.st_mtime_ns)
-        before = self._seen.get(path)
-        if before and before[0] == state:
-            return before[1]
-        seen = inspect_image(path)
-        if len(self._seen) >= _MOST_REMEMBERED:
-            self._seen.clear()
-        self._seen[path] = state, seen
-        return seen
+        entry = self._entries.get(path)
+        if entry and entry[0] == state:
+            return entry[1]
+        result = inspect_image(path)
+        if len(self._entries) >= _MAX_ENTRIES:
+            self._entries.clear()
+        self._entries[path] = state, result
+        return result
 
 
-def _patient(path: Path, image: Image.Image, source: CountedStream) -> ImageFacts:
-    content = source.getvalue()
+def _collect_facts(path: Path, image: Image.Image, stream: ImageStream) -> ImageFacts:
+    content = stream.getvalue()
     width, height = image.size
     orientation = read_orientation(image, content)
     is_animated = bool(getattr(image, "is_animated", False))
     if image.format == "PNG":
         with Image.open(io.BytesIO(content)) as checked:
-            checked.verify()  # the checksums, which decoding passes over
-    load_to_end(image, source, _LEAST)
+            checked.verify()  # the checksums, which decoding ignores
+    load_to_end(image, stream, _MIN_DECODED_SIZE)
     has_alpha = is_transparent(image)
     small = image.convert("RGB") if image.mode == "RGBA" and not has_alpha else flatten(image)
     if orientation in TRANSPOSE_BY_ORIENTATION:
@@ -95,7 +95,7 @@ def _patient(path: Path, image: Image.Image, source: CountedStream) -> ImageFact
         path,
         *size,
         content_hash=hashlib.sha256(content).hexdigest(),
-        look=compute_fingerprint(small),
+        fingerprint=compute_fingerprint(small),
         is_transparent=has_alpha,
         is_animated=is_animated,
         orientation=orientation,

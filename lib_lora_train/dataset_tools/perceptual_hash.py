@@ -1,7 +1,7 @@
-"""Images that look alike: a compute_fingerprint per image, and groups of those whose fingerprints nearly agree.
+"""Similar images: a fingerprint per image, and groups of images with nearly the same fingerprint.
 
-The compute_fingerprint is a difference hash (Krawetz 2013, "Kind of like that"), along rows and columns, of the image at
-8 × 8, with its colours at 4 × 4: hashes alone take flat images for one another.
+The fingerprint is a difference hash (Krawetz 2013, "Kind of like that") along rows and columns at 8 × 8, plus the
+colours at 4 × 4, as hashes alone cannot tell flat images apart.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ _SIDE = 8
 _COLOUR_SIDE = 4
 _BITS = 2 * _SIDE * _SIDE
 MAX_DIFFERENT_BITS = 10
-"""Of 128."""
-_MOST_COLOUR_DIFFERENCE = 10.0  # of 255, on average
-_ENOUGH = 64  # px of a side, before cells are averaged
+"""Of the 128 bits of two fingerprints, to count as similar."""
+_MAX_COLOUR_DIFFERENCE = 10.0  # of 255, on average
+_REDUCED_SIDE = 64  # px, before cells are averaged
 _BLOCK = 64  # rows of pairs compared at once: 5,000 images take 1.3 MB
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`bits` (128) say where brightness rises along rows and columns; `colours` are 4 × 4 × RGB."""
+    """`bits` (128) mark where brightness rises along rows and columns; `colours` are 4 × 4 RGB pixels."""
 
     bits: int
     colours: bytes
 
 
 def compute_fingerprint(image: Image.Image) -> Fingerprint:
-    """The compute_fingerprint of an RGB image; resized and re-compressed copies differ by a few bits at most."""
-    small = image.reduce((max(1, image.width // _ENOUGH), max(1, image.height // _ENOUGH)))
+    """The fingerprint of an RGB image; resized and re-compressed copies differ by a few bits at most."""
+    small = image.reduce((max(1, image.width // _REDUCED_SIDE), max(1, image.height // _REDUCED_SIDE)))
     grey = small.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX).convert("L").tobytes()
     side = _SIDE + 1
-    places = [row * side + column for row in range(_SIDE) for column in range(_SIDE)]
-    along_rows = (grey[place + 1] > grey[place] for place in places)
-    along_columns = (grey[place + side] > grey[place] for place in places)
+    cells = [row * side + column for row in range(_SIDE) for column in range(_SIDE)]
+    along_rows = (grey[cell + 1] > grey[cell] for cell in cells)
+    along_columns = (grey[cell + side] > grey[cell] for cell in cells)
     bits = 0
     for bit in (*along_rows, *along_columns):
         bits = bits << 1 | bit
@@ -45,36 +45,36 @@ def compute_fingerprint(image: Image.Image) -> Fingerprint:
 
 
 def is_similar(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two images look the same at a glance."""
+    """Whether two images look nearly the same."""
     if (one.bits ^ other.bits).bit_count() > MAX_DIFFERENT_BITS:
         return False
     difference = sum(abs(a - b) for a, b in zip(one.colours, other.colours, strict=True))
-    return difference <= _MOST_COLOUR_DIFFERENCE * len(one.colours)
+    return difference <= _MAX_COLOUR_DIFFERENCE * len(one.colours)
 
 
 def group_similar(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of at least two numbers of images that look alike, directly or by way of others, in order."""
-    group = list(range(len(fingerprints)))
+    """Groups of at least two indices of similar images, linked directly or through others, in order."""
+    parents = list(range(len(fingerprints)))
 
-    def leader(number: int) -> int:
-        while group[number] != number:
-            group[number] = number = group[group[number]]
+    def find_root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = number = parents[parents[number]]
         return number
 
-    for one, other in _alike_pairs(fingerprints):
-        first, second = sorted((leader(one), leader(other)))
-        group[second] = first
+    for one, other in _similar_pairs(fingerprints):
+        first, second = sorted((find_root(one), find_root(other)))
+        parents[second] = first
     members: dict[int, list[int]] = {}
     for number in range(len(fingerprints)):
-        members.setdefault(leader(number), []).append(number)
+        members.setdefault(find_root(number), []).append(number)
     return [numbers for numbers in members.values() if len(numbers) > 1]
 
 
-def _alike_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Every pair that `is_similar`; of equal fingerprints only the first is compared with others.
+def _similar_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
+    """All pairs that are `is_similar`; of equal fingerprints only the first is compared with others.
 
-    All pairs are compared at once, a block of rows at a time: with bits as ±1, the product of two fingerprints is 128
-    less twice the bits in which they differ, which is exact in float32.
+    Pairs are compared by matrix products, a block of rows at a time: with bits as ±1, the product of two fingerprints
+    is 128 minus twice the number of different bits, which is exact in float32.
     """
     first: dict[Fingerprint, int] = {}
     for number, one in enumerate(fingerprints):
@@ -88,5 +88,5 @@ def _alike_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int
         near = signs[start : start + _BLOCK] @ signs[start:].T >= _BITS - 2 * MAX_DIFFERENT_BITS
         rows, columns = np.nonzero(np.triu(near, 1))
         difference = np.abs(colours[start + rows] - colours[start + columns]).sum(axis=1)
-        alike = difference <= _MOST_COLOUR_DIFFERENCE * colours.shape[1]
+        alike = difference <= _MAX_COLOUR_DIFFERENCE * colours.shape[1]
         yield from zip(numbers[start + rows[alike]].tolist(), numbers[start + columns[alike]].tolist(), strict=True)

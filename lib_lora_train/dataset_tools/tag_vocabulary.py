@@ -1,11 +1,12 @@
-"""A list of known tags that the user supplies, for completing what is typed.
+"""A tag list supplied by the user, for completing tags while typing; and how tags are compared.
 
-The format is the one of webuis' tag-completion extensions: CSV without a header, `tag,category,count,"alias,alias"`.
+The format is that of the webui's tag-completion extensions: CSV without a header, `tag,category,count,"alias,alias"`.
 """
 
 from __future__ import annotations
 
 import csv
+import fnmatch
 import heapq
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -14,12 +15,12 @@ from pathlib import Path
 
 from lib_lora_train.core.errors import DataError
 
-_AFTER_ALL = chr(0x10FFFF)
+_LAST_CHARACTER = chr(0x10FFFF)
 
 
 @dataclass(frozen=True)
 class KnownTag:
-    """A tag as it is written in the list, and how many images have it."""
+    """A tag as written in the list, and how many images have it."""
 
     name: str
     count: int
@@ -28,17 +29,17 @@ class KnownTag:
 
 @dataclass(frozen=True)
 class Completion:
-    """A tag that fits what was typed; `alias` is the other name that fits, "" where the tag's own one does."""
+    """A tag that matches the typed text; `alias` is the alias that matched, "" if the tag's own name did."""
 
     tag: KnownTag
     alias: str = ""
 
 
 class TagList:
-    """Tags by how they begin: names and aliases in order, of which a few are picked by their tags' counts."""
+    """Tags for completion by prefix: names and aliases, sorted; the most frequent matches are returned."""
 
     def __init__(self, tags: Iterable[tuple[KnownTag, Iterable[str]]]) -> None:
-        """`tags`: each with its aliases."""
+        """`tags` are pairs of a tag and its aliases."""
         self._tags: list[KnownTag] = []
         names: list[tuple[str, int, str]] = []
         for tag, aliases in tags:
@@ -55,42 +56,47 @@ class TagList:
 
     @property
     def alias_count(self) -> int:
-        """How many other names the tags have."""
+        """How many aliases the tags have in total."""
         return len(self._keys) - len(self._tags)
 
     def complete_prefix(self, typed: str, limit: int) -> list[Completion]:
-        """The most frequent tags whose name or alias begins so, each once; letter case and underscores are alike."""
+        """The most frequent tags whose name or alias starts with `typed`, each once; ignores case and underscores."""
         start = normalise_tag(typed)
         if not start:
             return []
-        low, high = bisect_left(self._keys, start), bisect_left(self._keys, start + _AFTER_ALL)
+        low, high = bisect_left(self._keys, start), bisect_left(self._keys, start + _LAST_CHARACTER)
         aliases: dict[int, str] = {}
         for number, alias in self._entries[low:high]:
-            aliases[number] = alias if aliases.get(number, alias) else ""  # its own name says more than an alias
+            aliases[number] = alias if aliases.get(number, alias) else ""  # prefer the tag's own name to an alias
         best = heapq.nsmallest(limit, aliases, key=lambda number: (-self._tags[number].count, number))
         return [Completion(self._tags[number], aliases[number]) for number in best]
 
 
 def normalise_tag(name: str) -> str:
-    """`Long_Hair` and `long hair` are the same tag."""
+    """The tag in the form in which tags are compared: `Long_Hair` → `long hair`."""
     return name.strip().lower().replace("_", " ")
 
 
+def wildcard_regex(pattern: str) -> str:
+    """The regular expression of a tag pattern in which only * is a wildcard."""
+    return fnmatch.translate(pattern.replace("[", "[[]").replace("?", "[?]"))
+
+
 def load_tag_list(file: Path) -> TagList:
-    """The list in this file; DataError when it cannot be read or holds no tags."""
+    """The tags in this file; DataError if it cannot be read or contains no tags."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             found = TagList(_rows(csv.reader(lines)))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file} cannot be read as a list of tags: {reason}.") from error
+        raise DataError(f"{file} cannot be read as a tag list: {reason}.") from error
     if not len(found):
-        raise DataError(f'{file} holds no tags. It should have lines such as: long_hair,0,4350743,"longhair".')
+        raise DataError(f'{file} contains no tags. It should have lines such as: long_hair,0,4350743,"longhair".')
     return found
 
 
 def _rows(lines: Iterable[list[str]]) -> Iterator[tuple[KnownTag, list[str]]]:
-    """Lines may end early: a plain list of tags will do. A line whose count is no number is a header."""
+    """The tags with their aliases. Columns may be missing; a line whose count is not a number is a header."""
     for line in lines:
         name, category, count, aliases, *_ = (*(cell.strip() for cell in line), "", "", "", "")
         if name and (not count or count.isdigit()):

@@ -1,8 +1,7 @@
-"""Captions from taggers: what one says of an image, how much of it is kept, and what becomes of captions there are."""
+"""Captions from taggers: what a tagger returns, which tags are kept, and how existing captions are treated."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 from lib_lora_train.dataset.captions import put_trigger_first, split_tags
 from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces, unescape_brackets
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan
+from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag, wildcard_regex
 
 Kind = Literal["general", "character", "rating"]
 Existing = Literal["skip", "append", "replace"]
@@ -22,7 +22,7 @@ EXISTING: tuple[Existing, ...] = ("skip", "append", "replace")
 
 @dataclass(frozen=True)
 class ScoredTag:
-    """A tag as the tagger calls it, and how sure it is, 0 to 1."""
+    """A tag as the tagger names it, with its confidence, 0 to 1."""
 
     name: str
     score: float
@@ -31,22 +31,22 @@ class ScoredTag:
 
 @dataclass(frozen=True)
 class TaggerResult:
-    """What a tagger says of one image: tags, a sentence, or both."""
+    """What a tagger returns for one image: tags, a sentence, or both."""
 
     tags: tuple[ScoredTag, ...] = ()
     sentence: str = ""
 
 
 Tagger = Callable[[Image.Image], TaggerResult]
-"""Looks at one image: RGB, upright, transparency on white, of any size."""
+"""Tags one image: RGB, upright, transparency on white, of any size."""
 
 
 @dataclass(frozen=True)
 class TagRule:
-    """What of a description becomes the caption.
+    """Which tags go into the caption, and how they are written.
 
-    A tag is kept from the threshold of its kind on; ratings never are. `exclude` compares whatever the letter case,
-    blank or underscore, and * stands for any letters. `trigger` is put in front.
+    A tag is kept if its score reaches the threshold of its kind; ratings are never kept. `exclude` ignores case and
+    underscores, and * matches any text. `trigger` is put first.
     """
 
     general_threshold: float = 0.35
@@ -58,14 +58,14 @@ class TagRule:
 
 
 def make_caption(found: TaggerResult, rule: TagRule) -> str:
-    """The caption: characters, then other tags, each from the surest down, then the sentence.
+    """The caption: characters, then other tags, both by descending score, then the sentence.
 
-    "" where nothing is kept, whatever the trigger.
+    "" if no tag is kept, even if there is a trigger.
     """
-    least = {"general": rule.general_threshold, "character": rule.character_threshold}
-    kept = [tag for tag in found.tags if tag.kind in least and tag.score >= least[tag.kind]]
+    thresholds = {"general": rule.general_threshold, "character": rule.character_threshold}
+    kept = [tag for tag in found.tags if tag.kind in thresholds and tag.score >= thresholds[tag.kind]]
     kept.sort(key=lambda tag: (tag.kind != "character", -tag.score))
-    is_excluded = _matcher(rule.exclude)
+    is_excluded = _make_matcher(rule.exclude)
     names = (tag.name.replace(",", " ") for tag in kept)
     text = ", ".join(name for name in (*names, *split_tags(found.sentence)) if not is_excluded(name))
     if rule.underscores_to_spaces:
@@ -76,28 +76,28 @@ def make_caption(found: TaggerResult, rule: TagRule) -> str:
 
 
 def merge_captions(before: str, tagged: str, existing: Existing, trigger: str = "") -> str:
-    """The caption file's text afterwards. An image of which nothing was said keeps what it has."""
+    """The new text of a caption file; unchanged if the tagger returned nothing."""
     if not tagged or (before and existing == "skip"):
         return before
     if not before or existing == "replace":
         return tagged
-    return "\n".join(_appended(line, tagged, trigger) for line in before.splitlines())
+    return "\n".join(_append_tags(line, tagged, trigger) for line in before.splitlines())
 
 
-def _appended(line: str, tagged: str, trigger: str) -> str:
-    """The line with the tags it lacks, its trigger in front."""
-    present = {_plain(tag) for tag in split_tags(line)}
-    missing = [tag for tag in split_tags(tagged) if _plain(tag) not in present]
+def _append_tags(line: str, tagged: str, trigger: str) -> str:
+    """The line with the missing tags appended and the trigger first."""
+    present = {_comparable(tag) for tag in split_tags(line)}
+    missing = [tag for tag in split_tags(tagged) if _comparable(tag) not in present]
     return put_trigger_first(", ".join((*split_tags(line), *missing)), trigger)
 
 
 def numbers_to_tag(captions: CaptionSet, among: Iterable[int], existing: Existing) -> list[int]:
-    """Those of the numbered captions whose images are to be looked at: with "skip", those without a caption."""
+    """The caption numbers whose images should be tagged; with "skip", only those without a caption."""
     return [number for number in among if existing != "skip" or not captions.captions[number].text]
 
 
 def plan_tags(captions: CaptionSet, found: Mapping[Path, TaggerResult], rule: TagRule, existing: Existing) -> EditPlan:
-    """What the descriptions, by image, would change; a.png and a.jpg share the caption of the first one described."""
+    """What the taggers' results would change; a.png and a.jpg share the caption of the first one tagged."""
     changes: dict[Path, Change] = {}
     for number, caption in enumerate(captions.captions):
         if caption.image in found and caption.file not in changes:
@@ -108,13 +108,13 @@ def plan_tags(captions: CaptionSet, found: Mapping[Path, TaggerResult], rule: Ta
     return EditPlan(captions, tuple(changes.values()), len(found))
 
 
-def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a tag is one of the patterns."""
-    plain = (_plain(pattern).replace("[", "[[]").replace("?", "[?]") for pattern in patterns if pattern.strip())
-    one_of_them = re.compile("|".join(fnmatch.translate(pattern) for pattern in plain) or r"(?!)")
-    return lambda tag: one_of_them.match(_plain(tag)) is not None
+def _make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A function that returns whether a tag matches one of the patterns."""
+    expressions = (wildcard_regex(_comparable(pattern)) for pattern in patterns if pattern.strip())
+    any_of_them = re.compile("|".join(expressions) or r"(?!)")
+    return lambda tag: any_of_them.match(_comparable(tag)) is not None
 
 
-def _plain(tag: str) -> str:
+def _comparable(tag: str) -> str:
     r"""`Saber_\(Fate\)` and `saber (fate)` are the same tag."""
-    return " ".join(unescape_brackets()(tag).lower().replace("_", " ").split())
+    return " ".join(normalise_tag(unescape_brackets()(tag)).split())

@@ -1,4 +1,4 @@
-"""Tiny images made as large as training needs them, by whatever enlarges best; the originals are kept."""
+"""Upscales tiny images to the training resolution; the originals are kept."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.core.errors import GenerationInterrupted, LoraTrainError
-from lib_lora_train.dataset_tools.repairs import RepairResult, edited_image, write_replacements
+from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements
 
 LANCZOS = "Lanczos"
-"""What there is everywhere: it adds no detail, as training itself would enlarge."""
+"""The upscaler that is always available: like training itself, it adds no detail."""
 
 Upscale = Callable[[Image.Image, tuple[int, int]], Image.Image]
-"""An RGB image and the size in px → the image of that size."""
+"""(RGB image, size in px) → the image at that size."""
 
 
 def upscale_lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image resampled by Lanczos' filter."""
+    """The image resampled with the Lanczos filter."""
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def upscaled_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """The size of the same shape whose area is that of `resolution`'s square, or a little more; never a smaller one."""
+    """The size with the same aspect ratio and an area of at least resolution²; never smaller than `size`."""
     scale = max(1.0, resolution / math.sqrt(size[0] * size[1]))
     return math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
 
@@ -34,14 +34,14 @@ def write_upscaled(
     folder: Path,
     images: Sequence[Path],
     resolution: int,
-    enlarge: Upscale,
+    upscale: Upscale,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> RepairResult:
-    """Upscale the images in place to what a resolution needs; captions stay, a mask lies over its image anyway.
+    """Upscale the images in place for a resolution; captions and masks stay as they are (masks are stretched anyway).
 
-    One that cannot be is told with its reason and stays; after an interruption or a stop the others stay too.
+    A failure is reported and leaves that image unchanged; after an interruption or a stop, so are the remaining ones.
     `on_progress` is called with (done, total).
     """
     contents: dict[Path, tuple[Path, bytes]] = {}
@@ -49,7 +49,7 @@ def write_upscaled(
     done = 0
     for done, path in enumerate(images, start=1):
         try:
-            contents[path] = edited_image(path, lambda whole: _larger(whole, resolution, enlarge))
+            contents[path] = edit_image(path, lambda whole: _upscale(whole, resolution, upscale))
         except GenerationInterrupted as error:
             failed.append((path, str(error)))
             break
@@ -59,14 +59,14 @@ def write_upscaled(
             on_progress(done, len(images))
         if is_stopped():
             break
-    fixed = write_replacements(folder, contents)
-    return dataclasses.replace(fixed, failed=(*failed, *fixed.failed), left=len(images) - done)
+    result = write_replacements(folder, contents)
+    return dataclasses.replace(result, failed=(*failed, *result.failed), remaining=len(images) - done)
 
 
-def _larger(image: Image.Image, resolution: int, enlarge: Upscale) -> Image.Image:
-    """The image at its new size, in its own mode; transparency and grey are resampled, colours enlarged."""
+def _upscale(image: Image.Image, resolution: int, upscale: Upscale) -> Image.Image:
+    """The image at its new size and in its own mode. `upscale` gets the colours; alpha is resampled."""
     size = upscaled_size(image.size, resolution)
-    larger = enlarge(image.convert("RGB"), size)
+    larger = upscale(image.convert("RGB"), size)
     if image.mode == "RGBA":
         larger.putalpha(upscale_lanczos(image.getchannel("A"), size))
     return larger.convert(image.mode)

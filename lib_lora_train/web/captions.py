@@ -1,11 +1,7 @@
-"""The Captions panel's side of the server: one folder's captions, filtered, paged, edited in bulk and undone.
-
-No gradio here; every public method answers one button of the page with plain values.
-"""
+"""The Captions panel: the captions of one folder, filtered, in pages, edited in bulk, with undo."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,21 +16,21 @@ from lib_lora_train.dataset_tools.caption_files import (
     CaptionSet,
     Change,
     EditPlan,
+    count_tags,
+    filter_captions,
     list_backups,
     load_captions,
-    filter_captions,
     plan_edit,
-    count_tags,
     write_plan,
     write_undo,
 )
-from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, group_advice, find_tags_to_prune
+from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
 from lib_lora_train.web.caption_edits import make_edit
+from lib_lora_train.web.gallery import paginate
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.markup import count
 from lib_lora_train.web.token_analysis import TokenAnalysis
 
-PER_PAGE = 48
 _TAGS_SHOWN = 200
 _TOPICS_SHOWN = 40
 _CAPTIONS_SHOWN = 60
@@ -42,7 +38,7 @@ _EXAMPLES = 3
 
 
 class CaptionSession:
-    """One data folder at a time. `config` gives the form's settings as they were last kept."""
+    """One open folder at a time. `config` returns the settings of the saved draft."""
 
     def __init__(self, image_tokens: ImageTokens, words: TokenAnalysis, config: Callable[[], TrainConfig]) -> None:
         self._image_tokens = image_tokens
@@ -65,9 +61,9 @@ class CaptionSession:
             "captions-words": self.words,
         }
 
-    # --- looking -------------------------------------------------------------------------------
+    # --- browsing ------------------------------------------------------------------------------
     def folders(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """The concepts' folders to choose from, with the words that their edits begin with."""
+        """The folders of the concepts, with their trigger and class word."""
         concepts = [concept for concept in self._config().concepts if concept.folder]
         return {
             "folders": [
@@ -77,32 +73,31 @@ class CaptionSession:
         }
 
     def open(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a folder's captions, and show the first page."""
+        """Load the captions of a folder; the first page."""
         folder = str(values.get("folder", "")).strip()
         if not folder:
-            raise DataError("No folder is given. Name one in the Dataset panel.")
+            raise DataError("No folder given. Enter one, or add a concept in the Dataset panel.")
         loaded = load_captions(user_path(folder), self._config().caption_extension)
         if not loaded.captions:
-            raise DataError(f"{folder} holds no images. Choose another folder.")
+            raise DataError(f"{folder} contains no images. Choose another folder.")
         self._captions = loaded
         return self.show({})
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """One page of the captions that pass the filter, and how often each tag stands in them.
+        """One page of the captions that match the filter, and the frequency of each tag in them.
 
-        `tokens` are None while the tokenizer is being loaded: the page asks again a little later.
+        `tokens` are None while the tokenizer is loading; the page requests them again.
         """
         captions = self._require_open()
         numbers = self._filtered(captions, values)
-        pages = max(1, math.ceil(len(numbers) / PER_PAGE))
-        page = min(max(0, int(values.get("page", 0))), pages - 1)
+        shown, page, pages = paginate(numbers, int(values.get("page", 0)))
         return {
             "folder": str(captions.folder),
             "total": len(captions),
             "found": len(numbers),
             "page": page,
             "pages": pages,
-            "images": self._images(captions, numbers[page * PER_PAGE : (page + 1) * PER_PAGE]),
+            "images": self._images(captions, shown),
             "tags": count_tags(captions, numbers)[:_TAGS_SHOWN],
             "undo": len(list_backups(captions.folder)),
         }
@@ -116,8 +111,8 @@ class CaptionSession:
             for number, token, caption, count in zip(numbers, tokens, shown, counts or [None] * len(shown), strict=True)
         ]
 
-    def opened(self) -> CaptionSet | None:
-        """The captions that are open, None before any are."""
+    def open_captions(self) -> CaptionSet | None:
+        """The captions of the open folder, None before one is opened."""
         return self._captions
 
     def _require_open(self) -> CaptionSet:
@@ -130,50 +125,49 @@ class CaptionSession:
 
     # --- editing -------------------------------------------------------------------------------
     def save(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one caption as it was typed."""
+        """Write one caption as typed."""
         text = str(values["text"]).replace("\r", "").strip()
         number = int(values["number"])
         with self._lock:
             captions = self._require_open()
             if not 0 <= number < len(captions):
-                raise DataError("This image is not shown any more. Open the folder again.")
+                raise DataError("This image is no longer available. Open the folder again.")
             before = captions.captions[number].text
             changes = (Change(number, before, text),) if text != before else ()
             self._captions, _ = write_plan(EditPlan(captions, changes, 1))
         return {"tokens": self._words.count([text])[0], "undo": len(list_backups(captions.folder))}
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """How many captions an edit would touch, and the first of them before and after."""
-        plan = self._planned(values)
+        """How many captions an edit would change, and some of them before and after."""
+        plan = self._plan_edit(values)
         examples = [{"before": c.before, "after": c.after} for c in plan.changes[:_EXAMPLES]]
-        return {"told": str(plan), "touched": len(plan.changes), "examples": examples}
+        return {"message": str(plan), "number": len(plan.changes), "examples": examples}
 
     def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Do an edit, with a backup; the page afterwards, and what was done."""
+        """Apply an edit, with a backup; the page after it, and a message."""
         with self._lock:
-            plan = self._planned(values)
+            plan = self._plan_edit(values)
             self._captions, _ = write_plan(plan)
-        return {**self.show(values), "told": f"{len(plan.changes)} of {plan.asked} captions were changed."}
+        return {**self.show(values), "message": f"{len(plan.changes)} of {plan.considered} captions changed."}
 
     def undo(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the latest edit back; the page afterwards."""
+        """Undo the latest edit; the page after it, and a message."""
         with self._lock:
             captions = self._require_open()
-            kept = list_backups(captions.folder)
-            if not kept:
+            undoable = list_backups(captions.folder)
+            if not undoable:
                 raise DataError("There is nothing to undo.")
-            number = write_undo(kept[0])
+            number = write_undo(undoable[0])
             self._captions = load_captions(captions.folder, self._config().caption_extension)
-        were = "is as it was" if number == 1 else "are as they were"
-        return {**self.show(values), "told": f"{count(number, 'caption')} {were} before the last edit."}
+        return {**self.show(values), "message": f"Last edit undone: {count(number, 'caption')} restored."}
 
-    def _planned(self, values: Mapping[str, Any]) -> EditPlan:
+    def _plan_edit(self, values: Mapping[str, Any]) -> EditPlan:
         captions = self._require_open()
         edit = make_edit(str(values.get("edit", "")), [str(text) for text in values.get("texts", ())])
         return plan_edit(captions, edit, self._numbers_in_scope(captions, values))
 
     def _numbers_in_scope(self, captions: CaptionSet, values: Mapping[str, Any]) -> Iterable[int]:
-        """All captions, those that pass the filter, or those that are selected."""
+        """All captions, those that match the filter, or the selected ones."""
         scope = values.get("scope", "all")
         if scope == "filtered":
             return self._filtered(captions, values)
@@ -181,14 +175,14 @@ class CaptionSession:
             return sorted({int(n) for n in values.get("selected", ()) if 0 <= int(n) < len(captions)})
         return range(len(captions))
 
-    # --- for the taggers -----------------------------------------------------------------------
-    def chosen(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
-        """The opened captions, and the numbers of those that `scope` means, as for an edit."""
+    # --- for Auto-tag --------------------------------------------------------------------------
+    def selection(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
+        """The open captions, and the numbers of those in `scope`, as for an edit."""
         captions = self._require_open()
         return captions, list(self._numbers_in_scope(captions, values))
 
     def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet], EditPlan]) -> EditPlan:
-        """Write what `make_plan` makes of the folder's captions as they are on the disk now; the plan that was done."""
+        """Apply the plan that `make_plan` makes from the captions on disk now; that plan."""
         with self._lock:
             plan = make_plan(load_captions(folder, self._config().caption_extension))
             written, _ = write_plan(plan)
@@ -198,18 +192,18 @@ class CaptionSession:
 
     # --- advice --------------------------------------------------------------------------------
     def advice(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tags that steal from the trigger, and what stands out in captions, by topic."""
+        """Tags that compete with the trigger word, and other advice, by topic."""
         captions = self._require_open()
         trigger = str(values.get("trigger", ""))
         groups = group_advice(find_advice(captions))
         return {
-            "prune": [{"tag": thief.tag, "share": thief.share} for thief in find_tags_to_prune(captions, trigger)],
+            "prune": [{"tag": one.tag, "share": one.share} for one in find_tags_to_prune(captions, trigger)],
             "advice": [_topic_summary(captions, group) for group in groups[:_TOPICS_SHOWN]],
             "more": max(0, len(groups) - _TOPICS_SHOWN),
         }
 
     def words(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """How many captions fit in 75, 150 and 225 tokens; the triggers' tokens; rare words for new triggers."""
+        """Captions by length in tokens; the tokens of the trigger words; rare words for new ones."""
         captions = self._captions.captions if self._captions else ()
         counts = self._words.count([caption.text for caption in captions])
         triggers = [concept.trigger for concept in self._config().concepts if concept.trigger]
@@ -224,14 +218,14 @@ class CaptionSession:
 
 
 def _topic_summary(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, Any]:
-    """A topic, the numbers of all captions that it is about, and the first of these by name."""
+    """A topic, the numbers of all its captions, and the first of them by name."""
     numbers = list(dict.fromkeys(one.number for one in group))
     topic = group[0].topic
     shown = [
         {"name": captions.captions[one.number].image.name, "detail": one.detail} for one in group[:_CAPTIONS_SHOWN]
     ]
-    told = f"{count(len(numbers), 'caption')}: {topic.title}"
-    return {"told": told, "why": topic.why, "numbers": numbers, "captions": shown}
+    title = f"{count(len(numbers), 'caption')}: {topic.title}"
+    return {"title": title, "why": topic.why, "numbers": numbers, "captions": shown}
 
 
 def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -242,10 +236,10 @@ def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def read_filter(values: Mapping[str, Any]) -> CaptionFilter:
-    """The filter that the page's boxes describe; tags are separated by commas, a missing token limit is open."""
+    """The filter that the text boxes describe. Tags are separated by commas; an empty token limit means none."""
     low, high = (str(values.get(name) or "").strip() for name in ("fewest", "most"))
     if not all(text == "" or text.isdigit() for text in (low, high)):
-        raise DataError("The token limits must be whole numbers, or empty.")
+        raise DataError("Token limits must be whole numbers or empty.")
     return CaptionFilter(
         all_of=tuple(split_tags(str(values.get("all_of") or ""))),
         any_of=tuple(split_tags(str(values.get("any_of") or ""))),

@@ -1,4 +1,4 @@
-"""The Captions panel's *Auto-tag*: which taggers there are, what an order would touch, how far it is."""
+"""Auto-tag in the Captions panel: the taggers and their options, a preview, and progress."""
 
 from __future__ import annotations
 
@@ -8,78 +8,82 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
-from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, plan_tags, numbers_to_tag
+from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, numbers_to_tag, plan_tags
 from lib_lora_train.web.captions import CaptionSession
+from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.markup import count
 
 TAGGERS: Mapping[str, str] = {
-    "DeepBooru": "The webui's own: danbooru tags with scores. It waits for your generations and goes on after them.",
-    "BLIP": "The webui's own: one sentence. Its lengths and beams are those of the webui's Interrogate settings.",
-    WD14: "A WD14 model of yours: newer danbooru tags, characters apart. Needs the package onnxruntime.",
+    "DeepBooru": "Built into the webui: danbooru tags with scores. Pauses while you generate images.",
+    "BLIP": "Built into the webui: one sentence. Uses the lengths and beams of the webui's Interrogate settings.",
+    WD14: "Your own WD14 model: newer danbooru tags, separate threshold for characters. Needs the package onnxruntime.",
 }
 
 
 @dataclass(frozen=True)
 class TagField:
-    """One option of an order; `only` names the taggers that it is for, () for all."""
+    """One option of a request. `taggers` are those that have it, () means all."""
 
     label: str
     help: str
     kind: str
-    start: str | bool
-    only: tuple[str, ...] = ()
+    default: str | bool
+    taggers: tuple[str, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
 
 
 FIELDS: Mapping[str, TagField] = {
     "model": TagField(
-        "Model folder", "A folder with model.onnx and selected_tags.csv, as WD14 taggers come.", "wide", "", (WD14,)
+        "Model folder",
+        "A folder with model.onnx and selected_tags.csv, as WD14 taggers are distributed.",
+        "wide",
+        "",
+        (WD14,),
     ),
     "general": TagField(
         "Threshold",
-        "Tags below this score are left out. 0.35 is usual; lower gives more tags and more wrong ones.",
+        "Tags below this score are left out. 0.35 is typical; lower values give more tags, and more wrong ones.",
         "number",
         "0.35",
         ("DeepBooru", WD14),
     ),
     "character": TagField(
-        "Threshold for characters",
-        "The same for names of characters, which are wrong more often: 0.85 is usual. 1 leaves all out.",
+        "Character threshold",
+        "The same for character names, which are wrong more often. 0.85 is typical; 1 leaves all of them out.",
         "number",
         "0.85",
         (WD14,),
     ),
     "exclude": TagField(
-        "Leave out",
-        "Tags that are never written, separated by commas; * stands for any letters. What belongs to the concept "
-        "itself is best left out, so that the trigger learns it.",
+        "Exclude",
+        "Tags that are never written, separated by commas; * matches anything. Exclude what belongs to the concept "
+        "itself, so that the trigger word learns it.",
         "wide",
         "",
     ),
-    "trigger": TagField("Trigger in front", "Put before the tags, also before those that are there.", "text", ""),
+    "trigger": TagField("Trigger word", "Written before all tags, including existing ones.", "text", ""),
     "existing": TagField(
-        "Captions that are there",
-        "Leave them: only images without a caption are tagged. Add: new tags go behind. Replace: they are gone, "
-        "until you undo it.",
+        "Existing captions",
+        "Keep: only images without a caption are tagged. Add: new tags are appended. Replace: old captions are "
+        "overwritten. Undo restores them.",
         "choice",
         EXISTING[0],
-        choices=(("skip", "leave them"), ("append", "add to them"), ("replace", "replace them")),
+        choices=(("skip", "keep"), ("append", "add to them"), ("replace", "replace")),
     ),
-    "blanks": TagField("Underscores to spaces", "long_hair becomes long hair; ^_^ stays.", "tick", True),
+    "blanks": TagField("Underscores to spaces", "long_hair becomes long hair; ^_^ stays.", "checkbox", True),
     "escape": TagField(
         "Escape brackets",
-        r"saber (fate) becomes saber \(fate\). Only for weighted_captions, where brackets are weights.",
-        "tick",
+        r"saber (fate) becomes saber \(fate\). Only needed with weighted_captions, where brackets are weights.",
+        "checkbox",
         False,
     ),
 }
 
 
 class TaggingSession:
-    """Answers the page's buttons; one set of images is tagged at a time."""
+    """Runs a tagger on the open captions, one request at a time."""
 
     def __init__(self, host: TaggerHost, captions: CaptionSession) -> None:
         self._captions = captions
@@ -88,17 +92,19 @@ class TaggingSession:
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
         return {
-            "tagging-options": self.offer,
+            "tagging-options": self.options,
             "tagging-preview": self.preview,
             "tagging-start": self.start,
             "tagging-stop": self.stop,
             "tagging-status": self.status,
         }
 
-    def offer(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """The taggers that can be used here, and how far one is that is at work."""
-        names = self.tagger.names()
-        note = "" if len(names) > 1 else "DeepBooru and BLIP belong to webuis; here a WD14 model of yours does it."
+    def options(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+        """The taggers that are available, and the progress of a running one."""
+        names = self.tagger.tagger_names()
+        note = (
+            "" if len(names) > 1 else "DeepBooru and BLIP are available inside a webui. Stand-alone, use a WD14 model."
+        )
         return {
             "taggers": [{"name": name, "help": TAGGERS[name]} for name in names],
             "note": note,
@@ -106,79 +112,82 @@ class TaggingSession:
         }
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """How many images an order would tag."""
-        order, asked = self._order(values)
-        number, left = len(order.images), asked - len(order.images)
-        told = f"{number:,} of {asked:,} images would be tagged"
-        more = {
-            "skip": f"; {left:,} {'has a caption and stays as it is' if left == 1 else 'have captions and stay'}",
-            "append": "; tags are added to captions that are there",
-            "replace": "; captions that are there are replaced",
+        """How many images a request would tag."""
+        request, selected = self._request(values)
+        number, skipped = len(request.images), selected - len(request.images)
+        notes = {
+            "skip": f"; {skipped:,} already {'has a caption' if skipped == 1 else 'have captions'}" if skipped else "",
+            "append": "; tags are appended to existing captions",
+            "replace": "; existing captions are overwritten",
         }
-        return {"told": f"{told}{more[order.existing] if left or order.existing != 'skip' else ''}.", "touched": number}
+        return {
+            "message": f"{number:,} of {selected:,} images would be tagged{notes[request.existing]}.",
+            "number": number,
+        }
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin; the status."""
-        self.tagger.start(self._order(values)[0])
+        """Start tagging; the status."""
+        self.tagger.start(self._request(values)[0])
         return self.tagger.status()
 
     def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """End after the present image; the status."""
+        """Stop after the current image; the status."""
         self.tagger.stop()
         return self.tagger.status()
 
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """How far it is."""
+        """The progress of the tagger."""
         return self.tagger.status()
 
-    def _order(self, values: Mapping[str, Any]) -> tuple[TaggingRequest, int]:
-        """What is asked for, and how many images are meant before those with captions are left out."""
-        captions, numbers = self._captions.chosen(values)
+    def _request(self, values: Mapping[str, Any]) -> tuple[TaggingRequest, int]:
+        """The request, and the number of selected images including those it skips."""
+        captions, numbers = self._captions.selection(values)
         existing = next((one for one in EXISTING if one == values.get("existing")), None)
         if existing is None or values.get("tagger") not in TAGGERS:
-            raise DataError("The page is older than the server. Reload it.")
-        wanted = numbers_to_tag(captions, numbers, existing)
-        model = str(values.get("model") or "").strip().strip("\"'")
-        order = TaggingRequest(
+            raise DataError("This page is out of date. Reload it.")
+        to_tag = numbers_to_tag(captions, numbers, existing)
+        request = TaggingRequest(
             folder=captions.folder,
-            images=tuple(captions.captions[number].image for number in wanted),
+            images=tuple(captions.captions[number].image for number in to_tag),
             tagger=str(values["tagger"]),
-            model=user_path(model) if model else None,
+            model=optional_path(values, "model"),
             rule=read_rule(values),
             existing=existing,
         )
-        return order, len(numbers)
+        return request, len(numbers)
 
-    def _write(self, order: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
-        """The captions as they are by now are what is added to; one edit, that Undo takes back."""
+    def _write(self, request: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
+        """Write the captions as one edit, starting from the captions on disk now; a message."""
         plan = self._captions.rewrite(
-            order.folder, lambda captions: plan_tags(captions, found, order.rule, order.existing)
+            request.folder, lambda captions: plan_tags(captions, found, request.rule, request.existing)
         )
         changed = len(plan.changes)
-        told = f"{count(changed, 'caption')} {'was' if changed == 1 else 'were'} written"
-        same = len(found) - changed
-        return f"{told}; {same:,} of {len(found):,} need no change." if same else f"{told}."
+        unchanged = len(found) - changed
+        note = f"; {unchanged:,} of {len(found):,} needed no change" if unchanged else ""
+        return f"{count(changed, 'caption')} written{note}."
 
 
 def read_rule(values: Mapping[str, Any]) -> TagRule:
-    """The rule that the page's boxes describe; DataError for a threshold that is none."""
+    """The rule that the options on the page describe; DataError for an invalid threshold."""
     return TagRule(
         general_threshold=_threshold(values, "general"),
         character_threshold=_threshold(values, "character"),
         exclude=tuple(split_tags(str(values.get("exclude") or ""))),
-        underscores_to_spaces=bool(values.get("blanks", FIELDS["blanks"].start)),
-        escape_brackets=bool(values.get("escape", FIELDS["escape"].start)),
+        underscores_to_spaces=bool(values.get("blanks", FIELDS["blanks"].default)),
+        escape_brackets=bool(values.get("escape", FIELDS["escape"].default)),
         trigger=str(values.get("trigger") or "").strip(),
     )
 
 
 def _threshold(values: Mapping[str, Any], name: str) -> float:
-    text = str(values.get(name) or FIELDS[name].start).strip().replace(",", ".")
+    text = str(values.get(name) or FIELDS[name].default).strip().replace(",", ".")
     try:
         threshold = float(text)
     except ValueError:
         threshold = -1.0
     if not 0 <= threshold <= 1:
         field = FIELDS[name]
-        raise DataError(f"{field.label}: {text!r} is no score. Give a number from 0 to 1; {field.start} is usual.")
+        raise DataError(
+            f"{field.label}: {text!r} is not a valid score. Enter a number from 0 to 1; {field.default} is typical."
+        )
     return threshold

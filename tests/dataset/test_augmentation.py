@@ -1,4 +1,4 @@
-"""Augmented views: drawn fairly, the same for the same content, with crops that are told as they were made."""
+"""Augmented views: drawn uniformly, the same for the same content; SDXL is conditioned on their real crop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def noise(size: tuple[int, int] = (96, 64), seed: int = 0) -> Image.Image:
 def plan_of(
     *sizes: tuple[int, int], captions: tuple[str, ...] = ("zok, red",), alpha: bool = False, **values: Any
 ) -> Plan:
-    """A plan over images that exist by name only."""
+    """A plan of images that exist only by name."""
     items = tuple(
         Item(ImageFile(Path(f"{n}.png"), *size, f"{n:064x}", alpha), captions[n % len(captions)], 0)
         for n, size in enumerate(sizes)
@@ -65,7 +65,7 @@ def plan_of(
 # --- which views ---------------------------------------------------------------------------------
 
 
-def test_without_augmentation_there_is_the_plain_view_alone() -> None:
+def test_without_augmentation_there_is_only_the_plain_view() -> None:
     assert views() == [View(0, PLACE)]
     assert views(alpha_background="black, white") == [View(0, PLACE)]  # opaque
 
@@ -96,21 +96,21 @@ def test_jitter_stays_within_its_strength() -> None:
             assert abs(jitter[3]) <= 0.05
 
 
-def test_the_number_of_variants_is_the_one_asked_for() -> None:
+def test_augment_variants_sets_the_number_of_views() -> None:
     assert len(views(colour_jitter=0.1)) == 8
     assert len(views(colour_jitter=0.1, augment_variants=3, flip=True)) == 6
     assert len(views(Placement(64, 64, 0, 0, 64, 64), random_crop=True)) == 1  # no room: all crops are the same
 
 
-def test_variants_follow_from_the_content_alone() -> None:
+def test_views_depend_only_on_the_content() -> None:
     one = views(random_crop=True, colour_jitter=0.1)
     assert one == views(random_crop=True, colour_jitter=0.1)
     assert one[1:] != views(random_crop=True, colour_jitter=0.1, content="cd" * 32)[1:]
-    # one setting does not change the luck of the other
+    # one setting does not change the random draws of another
     assert [v.placement for v in one] == [v.placement for v in views(random_crop=True, colour_jitter=0.3)]
 
 
-def test_backgrounds_take_turns_behind_transparent_images() -> None:
+def test_background_colours_alternate_behind_transparent_images() -> None:
     found = views(has_alpha=True, alpha_background="white, black, #808080")
     assert [(v.background, v.transform.background) for v in found] == [
         ("white", WHITE),
@@ -128,7 +128,7 @@ def test_an_unknown_colour_is_refused() -> None:
         parse_background_colours("white, blorange")
 
 
-def test_every_view_is_drawn_equally_often_and_by_the_sample_alone() -> None:
+def test_views_are_drawn_uniformly_and_depend_only_on_the_sample() -> None:
     plan = plan_of((96, 64), flip=True)
     assert plan.view_numbers == ((0, 1),)
     drawn = [plan.draw_view(7, 0, draw) for draw in range(2000)]
@@ -136,7 +136,7 @@ def test_every_view_is_drawn_equally_often_and_by_the_sample_alone() -> None:
     assert drawn == [plan.draw_view(7, 0, draw) for draw in range(2000)]
 
 
-def test_the_views_of_several_items_are_numbered_first_views_first() -> None:
+def test_the_first_views_of_all_items_are_numbered_first() -> None:
     plan = plan_of((96, 64), (96, 64), flip=True)
     assert plan.view_numbers == ((0, 2), (1, 3))
     assert [view.item for view in plan.all_views] == [0, 1, 0, 1]
@@ -160,7 +160,7 @@ def test_a_mirrored_view_is_the_mirror_image_of_the_plain_one(image: ImageFile) 
         assert flipped.tobytes() == plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
 
 
-def test_a_crop_is_the_part_that_its_corner_tells(image: ImageFile) -> None:
+def test_a_crop_starts_at_its_left_top_corner(image: ImageFile) -> None:
     for view in views(random_crop=True, flip=True):
         whole = noise()
         if view.transform.is_mirrored:
@@ -170,7 +170,7 @@ def test_a_crop_is_the_part_that_its_corner_tells(image: ImageFile) -> None:
         assert read_pixels(image, view.placement, view.transform).tobytes() == expected.tobytes()
 
 
-def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
+def test_sdxl_is_conditioned_on_the_corner_of_the_crop() -> None:
     plan = plan_of((192, 64), random_crop=True, flip=True, augment_variants=4)
     found = size_conditions(plan, range(len(plan.all_views))).tolist()
     assert found == [[64, 192, v.placement.top, v.placement.left, 64, 64] for v in plan.all_views]
@@ -179,7 +179,7 @@ def test_sdxl_is_told_the_corner_of_the_crop_that_was_made() -> None:
     assert len(pairs) >= 4  # every crop has its mirror image
 
 
-def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
+def test_each_jitter_factor_changes_only_its_own_property() -> None:
     image = noise()
     assert jitter_colours(image, (1.0, 1.0, 1.0, 0.0)).tobytes() == image.tobytes()
 
@@ -195,7 +195,7 @@ def test_jitter_of_nothing_changes_nothing_and_each_factor_its_own() -> None:
     assert green > 240 and red_value < 15
 
 
-def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
+def test_transparent_parts_get_the_background_of_the_view(tmp_path: Path) -> None:
     image = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     image.save(tmp_path / "a.png")
@@ -208,7 +208,7 @@ def test_transparent_parts_get_the_views_colour(tmp_path: Path) -> None:
 # --- captions ------------------------------------------------------------------------------------
 
 
-def test_the_caption_names_the_background_that_is_shown() -> None:
+def test_the_caption_names_the_background_of_the_view() -> None:
     plan = plan_of((64, 64), alpha=True, alpha_background="white, black, #123456", tag_background=True)
     found = {
         (plan.all_views[plan.draw_view(CONFIG.seed, 0, draw)].background, caption_for_draw(plan, 0, draw, CONFIG))
@@ -222,7 +222,7 @@ def test_the_caption_names_the_background_that_is_shown() -> None:
     assert set(captions_to_cache(plan, CONFIG.replace(epochs=10))) == {caption for _, caption in found}
 
 
-def test_a_background_that_is_named_already_is_not_repeated() -> None:
+def test_a_background_tag_is_not_added_twice() -> None:
     captions = ("zok, White Background",)
     plan = plan_of((64, 64), captions=captions, alpha=True, tag_background=True)
     assert caption_for_draw(plan, 0, 0, CONFIG) == captions[0]
@@ -242,7 +242,7 @@ def half_white(size: tuple[int, int] = (96, 64)) -> Image.Image:
     return mask
 
 
-def test_masks_are_found_beside_their_images_and_are_no_images(tmp_path: Path) -> None:
+def test_masks_are_found_next_to_their_images_and_not_trained_on(tmp_path: Path) -> None:
     put(tmp_path, "a.png", noise())
     put(tmp_path, "a-mask.png", half_white())
     put(tmp_path, "b.jpg", noise(seed=1))
@@ -258,7 +258,7 @@ def test_masks_are_found_beside_their_images_and_are_no_images(tmp_path: Path) -
     assert any("2 masks are not used" in str(problem) for problem in unused.problems)
 
 
-def test_transparency_is_the_mask_where_there_is_no_file(tmp_path: Path) -> None:
+def test_transparency_is_the_mask_if_there_is_no_mask_file(tmp_path: Path) -> None:
     image = noise().convert("RGBA")
     image.putalpha(half_white())
     put(tmp_path, "a.png", image)
@@ -268,7 +268,7 @@ def test_transparency_is_the_mask_where_there_is_no_file(tmp_path: Path) -> None
     assert (mask.getpixel((0, 0)), mask.getpixel((31, 9)), mask.getpixel((32, 9))) == (255, 255, 0)
 
 
-def test_a_mask_is_placed_and_mirrored_like_its_image(tmp_path: Path) -> None:
+def test_a_mask_is_cropped_and_mirrored_like_its_image(tmp_path: Path) -> None:
     put(tmp_path, "m.png", half_white((48, 32)))  # half the image's size
     mask = read_image_file(tmp_path / "m.png")
     plain = View(0, Placement(96, 64, 20, 0, 64, 64))
@@ -278,10 +278,10 @@ def test_a_mask_is_placed_and_mirrored_like_its_image(tmp_path: Path) -> None:
     assert (straight.getpixel((0, 0)), straight.getpixel((63, 0))) == (255, 0)
 
 
-# --- several resolutions, findings ----------------------------------------------------------------
+# --- several resolutions, warnings ----------------------------------------------------------------
 
 
-def test_every_image_is_shown_at_each_resolution() -> None:
+def test_every_image_is_trained_at_each_resolution() -> None:
     plan = plan_of((256, 256), (256, 128), resolutions="64 128")
     assert [
         (item.resolution, place.width) for item, place in zip(plan.dataset.items, plan.placements, strict=True)
@@ -299,15 +299,15 @@ def test_every_image_is_shown_at_each_resolution() -> None:
     assert again.dataset == plan.dataset
 
 
-def test_bucket_limits_grow_with_the_resolution() -> None:
+def test_bucket_limits_scale_with_the_resolution() -> None:
     config = TrainConfig(resolution=512, min_bucket=256, max_bucket=1024)
     dataset = plan_of((3000, 1000), resolutions="1024").dataset
     (place,) = make_plan(dataset, config).placements
     assert (place.width, place.height) == (1728, 576)  # 1024 would be the longest side at 512
 
 
-def test_a_resolution_that_is_none_is_refused() -> None:
-    with pytest.raises(DataError, match="no sides in px"):
+def test_an_invalid_resolution_is_refused() -> None:
+    with pytest.raises(DataError, match="must be sides in px"):
         plan_of((64, 64), resolutions="512 big")
 
 
@@ -321,11 +321,11 @@ def test_a_resolution_that_is_none_is_refused() -> None:
         ("brightly lit", ""),
     ],
 )
-def test_words_with_a_left_and_a_right_are_noticed(caption: str, word: str) -> None:
+def test_asymmetric_words_are_found(caption: str, word: str) -> None:
     assert find_asymmetric_word(caption) == word
 
 
-def test_the_plan_warns_of_mirrored_words_and_of_crops_without_room() -> None:
+def test_the_plan_warns_of_mirrored_words_and_of_crops_without_effect() -> None:
     captions = ("zok, text", "zok")
     plan = plan_of((64, 64), (64, 64), captions=captions, flip=True, random_crop=True)
     found = {problem.where: problem.message for problem in plan.warnings}
@@ -334,13 +334,13 @@ def test_the_plan_warns_of_mirrored_words_and_of_crops_without_room() -> None:
     assert "flip" not in {problem.where for problem in plan_of((64, 64), captions=captions).warnings}
 
 
-def test_a_plan_without_views_has_the_plain_ones() -> None:
+def test_a_plan_without_views_uses_the_plain_ones() -> None:
     plan = dataclasses.replace(plan_of((64, 64), (64, 64)), views=())
     assert plan.all_views == (View(0, plan.placements[0]), View(1, plan.placements[1]))
     assert torch.equal(size_conditions(plan, [1]), size_conditions(plan_of((64, 64), (64, 64)), [1]))
 
 
-def test_transparency_is_looked_for_only_where_it_matters(tmp_path: Path) -> None:
+def test_transparency_is_detected_only_if_it_matters(tmp_path: Path) -> None:
     image = noise().convert("RGBA")
     image.putalpha(half_white())
     put(tmp_path, "a.png", image)

@@ -1,4 +1,4 @@
-"""Captions are found beside their image, hold their trigger in front, and vary as the rule says."""
+"""Captions are found next to their image, start with the trigger word, and vary as the rule says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_caption, make_caption_rule, resolve_wildcards
-from lib_lora_train.dataset.captions import CaptionText, put_trigger_first, read_caption, read_caption_file, split_tags
+from lib_lora_train.dataset.captions import (
+    CaptionText,
+    find_caption_file,
+    index_by_extension,
+    put_trigger_first,
+    read_caption_file,
+    split_tags,
+)
 
 TAGS = st.lists(st.sampled_from(["zorp", "red", "a cat", "zorp hat", "night", "blue sky"]), max_size=6)
 LONG = "zorp, a, b, c, d, e, f, g"
@@ -21,7 +28,12 @@ LONG = "zorp, a, b, c, d, e, f, g"
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_the_ending_asked_for_goes_first_then_the_usual_ones(tmp_path: Path) -> None:
+def read_caption(image: Path, extension: str) -> str | None:
+    path = find_caption_file(image, extension, index_by_extension(image.parent.iterdir()))
+    return None if path is None else read_caption_file(path)[0].joined
+
+
+def test_the_configured_extension_is_tried_before_the_usual_ones(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     assert read_caption(image, ".tags") is None
     (tmp_path / "a.txt").write_text("from txt")
@@ -34,18 +46,18 @@ def test_the_ending_asked_for_goes_first_then_the_usual_ones(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["a.TXT", "a.Caption"])
-def test_letter_case_of_the_ending_does_not_matter(tmp_path: Path, name: str) -> None:
+def test_the_case_of_the_extension_does_not_matter(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("found")
     assert read_caption(tmp_path / "a.PNG", ".txt") == "found"
 
 
-def test_endings_of_several_parts_are_found(tmp_path: Path) -> None:
+def test_extensions_with_several_dots_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.b.wd14.txt").write_text("found")
     assert read_caption(tmp_path / "a.b.png", ".wd14.txt") == "found"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_unicode_captions_are_read_with_and_without_mark(tmp_path: Path, encoding: str) -> None:
+def test_unicode_captions_are_read_with_and_without_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("ein schöner Käfer, 猫", encoding=encoding)
     assert read_caption_file(path) == (CaptionText("ein schöner Käfer, 猫", ("ein schöner Käfer, 猫",)), None)
@@ -71,7 +83,7 @@ def test_a_caption_in_another_encoding_is_read_and_reported(tmp_path: Path) -> N
         (" \n\n", ""),
     ],
 )
-def test_lines_become_one(tmp_path: Path, text: str, caption: str) -> None:
+def test_lines_are_joined_into_one(tmp_path: Path, text: str, caption: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(text, newline="")
     assert read_caption(tmp_path / "a.png", ".txt") == caption
@@ -92,7 +104,7 @@ def test_lines_become_one(tmp_path: Path, text: str, caption: str) -> None:
         ("zorps everywhere", "zorp, zorps everywhere"),
     ],
 )
-def test_the_trigger_stands_first_once(caption: str, expected: str) -> None:
+def test_the_trigger_comes_first_exactly_once(caption: str, expected: str) -> None:
     assert put_trigger_first(caption, "zorp") == expected
 
 
@@ -107,7 +119,7 @@ def test_a_trigger_of_several_tags_stays_together() -> None:
         ("night, zorp ||| red", "zorp, night ||| red"),
     ],
 )
-def test_the_trigger_stands_before_the_first_separator(caption: str, expected: str) -> None:
+def test_the_trigger_comes_before_the_first_separator(caption: str, expected: str) -> None:
     assert put_trigger_first(caption, "zorp", "|||") == expected
 
 
@@ -121,11 +133,11 @@ def test_the_trigger_stands_before_the_first_separator(caption: str, expected: s
         (" , ,a", ["a"]),
     ],
 )
-def test_a_comma_in_braces_parts_no_tag_unless_they_do_not_pair_up(caption: str, tags: list[str]) -> None:
+def test_a_comma_in_balanced_braces_does_not_split_a_tag(caption: str, tags: list[str]) -> None:
     assert split_tags(caption) == tags
 
 
-def test_without_a_trigger_the_caption_stays() -> None:
+def test_without_a_trigger_the_caption_is_unchanged() -> None:
     assert put_trigger_first(" a, b ", "") == "a, b"
 
 
@@ -140,12 +152,12 @@ def test_adding_the_trigger_again_changes_nothing(tags: list[str]) -> None:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-def test_without_shuffle_and_dropout_the_caption_stays_as_it_is() -> None:
+def test_without_shuffle_and_dropout_the_caption_is_unchanged() -> None:
     assert draw_caption("A sentence,  with blanks.", CaptionRule(), random.Random(1)) == "A sentence,  with blanks."
 
 
 @given(st.integers(0, 1000), st.integers(0, 10))
-def test_shuffle_keeps_the_front_and_loses_nothing(seed: int, keep: int) -> None:
+def test_shuffle_keeps_the_first_tags_and_loses_none(seed: int, keep: int) -> None:
     drawn = split_tags(draw_caption(LONG, CaptionRule(shuffle=True, keep_tokens=keep), random.Random(seed)))
     tags = split_tags(LONG)
     assert drawn[:keep] == tags[:keep]
@@ -160,14 +172,14 @@ def test_shuffle_never_moves_the_trigger(seed: int) -> None:
     assert draw_caption("photo of zorp, a, b, c", in_sentence, random.Random(seed)).startswith("photo of zorp, ")
 
 
-def test_shuffle_reaches_every_order_equally() -> None:
+def test_every_order_is_equally_likely() -> None:
     rule = CaptionRule(shuffle=True, keep_tokens=1)
     orders = Counter(draw_caption("zorp, a, b, c", rule, random.Random(seed)) for seed in range(6000))
     assert len(orders) == 6
     assert all(abs(count - 1000) < 150 for count in orders.values())  # 5 standard deviations of a fair draw
 
 
-def test_dropout_has_its_share() -> None:
+def test_dropout_happens_at_its_rate() -> None:
     drawn = [draw_caption("a, b", CaptionRule(dropout=0.1), random.Random(seed)) for seed in range(5000)]
     assert abs(drawn.count("") / 5000 - 0.1) < 0.022  # 5 standard deviations
     assert set(drawn) == {"", "a, b"}
@@ -178,7 +190,7 @@ def test_caption_dropout_keeps_trigger_word() -> None:
     assert draw_caption("zorp, red", rule, random.Random(0)) == "zorp"
 
 
-def test_dropout_does_not_change_the_shuffles() -> None:
+def test_dropout_does_not_change_the_shuffling() -> None:
     plain = CaptionRule(shuffle=True, keep_tokens=1)
     dropping = CaptionRule(shuffle=True, keep_tokens=1, dropout=0.5)
     pairs = [
@@ -187,7 +199,7 @@ def test_dropout_does_not_change_the_shuffles() -> None:
     assert all(dropped in ("", kept) for kept, dropped in pairs)
 
 
-def test_the_rule_comes_from_the_settings() -> None:
+def test_the_caption_rule_comes_from_the_settings() -> None:
     config = TrainConfig(shuffle_captions=True, keep_tokens=2, caption_dropout=0.1)
     assert make_caption_rule(config, "zorp") == CaptionRule(True, 2, 0.1, "zorp")
     config = TrainConfig(
@@ -232,7 +244,7 @@ def drawn(caption: str, rule: CaptionRule, seed: int = 0, *, lines: tuple[str, .
 
 
 @given(st.integers(0, 1000))
-def test_tags_around_the_separators_stay(seed: int) -> None:
+def test_tags_outside_the_separators_are_kept_in_place(seed: int) -> None:
     rule = CaptionRule(shuffle=True, tag_dropout=0.5, keep_tokens=9)
     tags = split_tags(drawn("zorp, cat ||| a, b, c ||| best, x", rule, seed))
     assert tags[:2] == ["zorp", "cat"]
@@ -240,13 +252,13 @@ def test_tags_around_the_separators_stay(seed: int) -> None:
     assert set(tags[2:-2]) <= {"a", "b", "c"}
 
 
-def test_the_separator_is_never_seen() -> None:
+def test_the_separator_is_removed_from_the_caption() -> None:
     assert drawn("zorp ||| a, b", CaptionRule()) == "zorp, a, b"
     assert drawn("zorp ~ a", CaptionRule(separator="~")) == "zorp, a"
     assert drawn("zorp ||| a", CaptionRule(separator="")) == "zorp ||| a"
 
 
-def test_tag_dropout_has_its_share_and_never_takes_the_trigger() -> None:
+def test_tag_dropout_happens_at_its_rate_and_never_drops_the_trigger() -> None:
     rule = CaptionRule(tag_dropout=0.2, trigger="zorp")
     found = [split_tags(drawn(LONG, rule, seed)) for seed in range(2000)]
     assert all(tags[0] == "zorp" for tags in found)
@@ -261,7 +273,7 @@ def test_kept_tags_are_never_dropped() -> None:
     assert drawn(LONG, rule) == "zorp, a, b"
 
 
-def test_the_trigger_is_dropped_only_when_asked() -> None:
+def test_the_trigger_is_dropped_only_with_drop_trigger() -> None:
     kept = CaptionRule(tag_dropout=0.5, keep_tokens=1, trigger="zorp")
     asked = CaptionRule(tag_dropout=0.5, keep_tokens=1, trigger="zorp", drops_trigger=True)
     assert all(drawn(LONG, kept, seed).startswith("zorp") for seed in range(50))
@@ -270,7 +282,7 @@ def test_the_trigger_is_dropped_only_when_asked() -> None:
     assert drawn(LONG, CaptionRule(dropout=1.0, trigger="zorp", drops_trigger=True)) == ""
 
 
-def test_tag_dropout_does_not_change_the_order_of_the_others() -> None:
+def test_tag_dropout_does_not_change_the_order_of_the_other_tags() -> None:
     for seed in range(50):
         whole = split_tags(drawn(LONG, CaptionRule(shuffle=True, keep_tokens=1), seed))
         some = split_tags(drawn(LONG, CaptionRule(shuffle=True, keep_tokens=1, tag_dropout=0.5), seed))
@@ -282,7 +294,7 @@ def test_every_nth_epoch_has_no_captions() -> None:
     assert [drawn("a", rule, epoch=epoch) for epoch in range(1, 7)] == ["a", "a", "", "a", "a", ""]
 
 
-def test_lines_are_joined_first_or_drawn_alike() -> None:
+def test_lines_are_joined_or_the_first_is_used_or_one_is_drawn_uniformly() -> None:
     lines = ("a cat", "a dog", "a bird")
     assert drawn("all", CaptionRule(), lines=lines) == "all"
     assert drawn("all", CaptionRule(lines="first"), lines=lines) == "a cat"
@@ -292,7 +304,7 @@ def test_lines_are_joined_first_or_drawn_alike() -> None:
     assert all(abs(count - 1000) < 130 for count in counts.values())  # 5 standard deviations
 
 
-def test_wildcards_choose_alike_and_double_braces_stay() -> None:
+def test_wildcards_choose_uniformly_and_double_braces_become_braces() -> None:
     counts = Counter(resolve_wildcards("a {red|green|} hat", random.Random(seed)) for seed in range(3000))
     assert set(counts) == {"a red hat", "a green hat", "a  hat"}
     assert all(abs(count - 1000) < 130 for count in counts.values())  # 5 standard deviations
@@ -302,19 +314,19 @@ def test_wildcards_choose_alike_and_double_braces_stay() -> None:
     assert drawn("{a|a}", CaptionRule()) == "{a|a}"
 
 
-def test_a_chosen_wildcard_is_shuffled_as_the_tags_it_is() -> None:
+def test_tags_from_a_wildcard_are_shuffled_one_by_one() -> None:
     rule = CaptionRule(shuffle=True, has_wildcards=True)
     assert {drawn("{a, b|a, b}", rule, seed) for seed in range(20)} == {"a, b", "b, a"}
 
 
-def test_prefix_and_suffix_stand_still() -> None:
+def test_prefix_and_suffix_are_never_shuffled_or_dropped() -> None:
     rule = CaptionRule(shuffle=True, tag_dropout=1.0, keep_tokens=1, prefix="a photo of", suffix=", best quality")
     assert drawn("zorp, a, b", rule) == "a photo of zorp, best quality"
     assert drawn("zorp", CaptionRule(prefix="x,", suffix="by night")) == "x, zorp by night"
     assert drawn("zorp", CaptionRule(dropout=1.0, prefix="x,", trigger="zorp")) == "zorp"
 
 
-def test_a_concepts_own_settings_count_more_than_the_runs() -> None:
+def test_a_concepts_settings_override_those_of_the_run() -> None:
     config = TrainConfig(
         shuffle_captions=True, keep_tokens=3, caption_dropout=0.1, tag_dropout=0.2, caption_prefix="p,"
     )
@@ -337,6 +349,6 @@ def test_a_weighted_group_is_one_tag() -> None:
     assert split_tags("(a, b:1.2), c") == ["(a", "b:1.2)", "c"]
 
 
-def test_only_a_rule_that_varies_nothing_is_fixed() -> None:
+def test_only_a_rule_without_variation_is_fixed() -> None:
     assert CaptionRule(prefix="p", lines="first", keep_tokens=3).is_fixed
     assert not any(rule.is_fixed for rule in VARYING)

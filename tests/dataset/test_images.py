@@ -1,4 +1,4 @@
-"""Images are measured upright, broken ones are refused by name, pixels are what the placement says."""
+"""Images are measured upright, broken ones are refused by name, and pixels follow the placement."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _colour(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
-def test_size_and_hash_are_the_files(tmp_path: Path, ending: str) -> None:
+def test_size_and_hash_are_those_of_the_file(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     _noise().save(path)
     image = read_image_file(path)
@@ -53,7 +53,7 @@ def test_a_truncated_image_is_refused_by_name(
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
@@ -68,7 +68,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_to_size_and_pixels(tmp_path: Path, orientation: int, ending: str) -> None:
-    """An image stored as a camera does for each orientation comes back upright: red left, blue right of the top."""
+    """An image stored as cameras do for each orientation is read upright: red at the top left, blue top right."""
     upright = Image.new("RGB", (96, 64), "white")
     upright.paste((220, 0, 0), (0, 0, 32, 32))
     upright.paste((0, 0, 220), (64, 0, 96, 32))
@@ -93,20 +93,20 @@ def test_exif_rotation_is_applied_to_size_and_pixels(tmp_path: Path, orientation
     image = read_image_file(path)
     assert (image.width, image.height) == (96, 64)
     pixels = read_pixels(image, _whole(96, 64))
-    # 60: JPEG and WebP bend saturated colours; red, blue and white are more than twice as far apart
+    # 60: JPEG and WebP shift saturated colours; red, blue and white are more than twice as far apart
     for point, colour in (((16, 16), (220, 0, 0)), ((80, 16), (0, 0, 220)), ((48, 48), (255, 255, 255))):
         assert all(abs(a - b) < 60 for a, b in zip(_colour(pixels, *point), colour, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_counts_as_none(tmp_path: Path) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     _noise().save(path, exif=b"Exif\0\0MM\0*garbage")
     assert read_image_file(path).width == 96
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_images_are_flattened_on_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.png"
     if mode == "P":
         palette = Image.new("P", (64, 64), 0)
@@ -123,21 +123,21 @@ def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
     assert _colour(pixels, 56, 8) == (255, 255, 255)
 
 
-def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
+def test_half_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGBA", (64, 64), (0, 0, 0, 128)).save(path)
     pixels = read_pixels(read_image_file(path), _whole(64, 64))
     assert _colour(pixels, 0, 0) == (127, 127, 127)
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("I;16", (64, 64), 257 * 100).save(path)
     pixels = read_pixels(read_image_file(path), _whole(64, 64))
     assert all(abs(value - 100) <= 1 for value in _colour(pixels, 0, 0))  # 1: rounding of the division
 
 
-def test_pixels_are_resized_then_cut_from_the_middle(tmp_path: Path) -> None:
+def test_pixels_are_resized_then_cropped_at_the_centre(tmp_path: Path) -> None:
     image = Image.new("RGB", (192, 64), "red")
     image.paste("green", (64, 0, 128, 64))
     path = tmp_path / "a.png"

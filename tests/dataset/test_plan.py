@@ -1,4 +1,4 @@
-"""The plan's counts are what an epoch really holds, and an epoch is a function of (seed, epoch) alone."""
+"""The plan's counts are those of the real epochs, and an epoch is a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lib_lora_train.dataset.repeats import (
     apportion,
     balanced_repeats,
     draw_systematically,
-    shares,
+    proportions,
 )
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
 
@@ -103,7 +103,7 @@ def test_draws_are_unique_over_the_run(plan: Plan) -> None:
 
 
 @given(_plans())
-def test_every_image_is_shown_as_often_as_its_repeats_say(plan: Plan) -> None:
+def test_every_image_is_used_as_often_as_its_repeats(plan: Plan) -> None:
     if plan.total_steps < plan.steps_per_epoch:
         return
     counts = _counts(plan, 1)
@@ -131,7 +131,7 @@ def test_accumulation_groups_consecutive_micro_batches() -> None:
     assert draws == list(range(10))
 
 
-def test_max_steps_cuts_the_run_and_says_so() -> None:
+def test_max_steps_ends_the_run_early_and_is_reported() -> None:
     dataset = _dataset(([(512, 512)] * 10, 1, False))
     plan = make_plan(dataset, CONFIG.replace(batch_size=2, epochs=10, max_steps=12))
     assert (plan.steps_per_epoch, plan.epochs, plan.total_steps) == (5, 3, 12)
@@ -148,7 +148,7 @@ def test_max_steps_beyond_the_epochs_changes_nothing() -> None:
 # --- order --------------------------------------------------------------------------------------
 
 
-def test_an_epoch_depends_on_seed_and_number_only() -> None:
+def test_an_epoch_depends_only_on_seed_and_number() -> None:
     dataset = _dataset((list(SIZES) * 5, 2, False), (list(SIZES) * 9, 1, True))
     plan = make_plan(dataset, CONFIG.replace(batch_size=3))
     third = epoch_steps(plan, 5, 3)
@@ -157,14 +157,14 @@ def test_an_epoch_depends_on_seed_and_number_only() -> None:
     assert [b.items for b in _batches(plan, 4, 5)] != [b.items for b in _batches(plan, 3, 5)]
 
 
-def test_bucket_order_is_mixed_over_the_epoch() -> None:
+def test_batches_of_different_buckets_are_shuffled() -> None:
     plan = make_plan(_dataset((list(SIZES) * 20, 1, False)), CONFIG.replace(batch_size=2))
     sizes = [(batch.width, batch.height) for batch in _batches(plan, 1)]
     changes = sum(a != b for a, b in itertools.pairwise(sizes))
     assert changes > 20  # bucket after bucket would change 3 times; a fair shuffle about 30 times
 
 
-def test_every_image_is_as_likely_to_come_first() -> None:
+def test_every_image_is_equally_likely_to_come_first() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 4, 1, False)), CONFIG.replace(batch_size=1))
     first = Counter(_batches(plan, 1, seed)[0].items[0] for seed in range(2000))
     assert all(abs(first[item] - 500) < 100 for item in range(4))  # 5 standard deviations of a fair draw
@@ -180,7 +180,7 @@ def test_epochs_are_counted_from_one() -> None:
 
 
 @given(_plans())
-def test_regularisation_has_as_many_samples_as_there_are_to_be_learnt(plan: Plan) -> None:
+def test_regularisation_has_as_many_samples_as_the_images_to_learn(plan: Plan) -> None:
     if plan.total_steps < plan.steps_per_epoch or not any(map(plan.is_regularisation, range(len(plan.repeats)))):
         return
     counts = _counts(plan, 1)
@@ -188,7 +188,7 @@ def test_regularisation_has_as_many_samples_as_there_are_to_be_learnt(plan: Plan
     assert regularisation == counts.total() - regularisation
 
 
-def test_many_regularisation_images_are_each_used_equally_often_over_the_epochs() -> None:
+def test_regularisation_images_are_used_equally_often_over_the_epochs() -> None:
     """kohya takes the first ones in order and never the rest."""
     dataset = _dataset(([(512, 512)] * 10, 1, False), ([(512, 512)] * 25, 1, True))
     plan = make_plan(dataset, CONFIG.replace(batch_size=1, epochs=2000))
@@ -200,7 +200,7 @@ def test_many_regularisation_images_are_each_used_equally_often_over_the_epochs(
     assert all(abs(total[item] - 200) < 55 for item in range(10, 35))  # 5 standard deviations of 500 draws of 10 in 25
 
 
-def test_few_regularisation_images_are_used_evenly() -> None:
+def test_few_regularisation_images_are_repeated_evenly() -> None:
     dataset = _dataset(([(512, 512)] * 10, 2, False), ([(512, 512)] * 3, 1, True))
     plan = make_plan(dataset, CONFIG)
     counts = _counts(plan, 1)
@@ -208,22 +208,22 @@ def test_few_regularisation_images_are_used_evenly() -> None:
     assert any(p.where == "regularisation" for p in plan.warnings)
 
 
-def test_only_regularisation_is_refused() -> None:
+def test_a_dataset_with_only_regularisation_is_refused() -> None:
     with pytest.raises(DataError, match="only regularisation"):
         make_plan(_dataset(([(512, 512)], 1, True)), CONFIG)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(0, 500))
-def test_shares_are_whole_complete_and_near_their_due(weights: list[int], total: int) -> None:
+def test_apportioned_shares_add_up_and_are_within_one_of_exact(weights: list[int], total: int) -> None:
     shares = apportion(total, weights)
     assert sum(shares) == total
     assert min(shares) >= (1 if total >= len(weights) else 0)
-    if all(total * w >= sum(weights) for w in weights):  # nobody needs to be lifted to 1
+    if all(total * w >= sum(weights) for w in weights):  # none needs to be raised to 1
         assert all(abs(share - total * w / sum(weights)) < 1 for share, w in zip(shares, weights, strict=True))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(0, 500), st.integers(0, 99))
-def test_draws_are_complete_and_the_whole_numbers_beside_their_due(weights: list[int], total: int, seed: int) -> None:
+def test_systematic_draws_add_up_and_are_the_exact_share_rounded(weights: list[int], total: int, seed: int) -> None:
     counts = draw_systematically(weights, total, random_for(seed, "test"))
     assert sum(counts) == total
     for count, weight in zip(counts, weights, strict=True):
@@ -231,7 +231,7 @@ def test_draws_are_complete_and_the_whole_numbers_beside_their_due(weights: list
         assert math.floor(due) <= count <= math.ceil(due)
 
 
-def test_draws_are_unbiased_for_uneven_weights() -> None:
+def test_systematic_draws_are_unbiased_for_uneven_weights() -> None:
     weights, total = [1, 2, 4], 5
     sums = [0, 0, 0]
     for number in range(7000):
@@ -242,56 +242,56 @@ def test_draws_are_unbiased_for_uneven_weights() -> None:
     assert all(abs(found - due) < 210 for found, due in zip(sums, dues, strict=True))
 
 
-# --- findings -----------------------------------------------------------------------------------
+# --- warnings -----------------------------------------------------------------------------------
 
 
-def _findings(plan: Plan) -> str:
+def _warnings(plan: Plan) -> str:
     return "\n".join(map(str, plan.warnings))
 
 
-def test_under_filled_batches_are_named_with_advice() -> None:
+def test_incomplete_batches_are_reported_with_advice() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 6 + [(768, 512)] * 2, 1, False)), CONFIG.replace(batch_size=4))
-    assert "2 of 3 batches per epoch are not full" in _findings(plan)
-    assert "(2 of 4)" in _findings(plan)
-    assert "A batch size of 2 fills all" in _findings(plan)
+    assert "2 of 3 batches per epoch are not full" in _warnings(plan)
+    assert "(2 of 4)" in _warnings(plan)
+    assert "A batch size of 2 fills every batch" in _warnings(plan)
 
 
-def test_a_single_open_batch_tells_how_many_samples_are_missing() -> None:
+def test_a_single_incomplete_batch_reports_the_missing_samples() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 7, 1, False)), CONFIG.replace(batch_size=4))
-    assert "1 more samples per epoch" in _findings(plan)
+    assert "1 more sample per epoch" in _warnings(plan)
 
 
-def test_full_batches_give_no_finding() -> None:
+def test_full_batches_give_no_warning() -> None:
     assert not make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(batch_size=4)).warnings
 
 
-def test_enlarged_and_cut_images_are_named() -> None:
+def test_enlarged_and_cropped_images_are_reported() -> None:
     dataset = _dataset(([(512, 512)] * 6 + [(100, 100), (5000, 500)], 1, False))
-    findings = _findings(make_plan(dataset, CONFIG))
-    assert "6.png (100×100) the most: 5.1 times" in findings
-    assert "7.png (5000×500) the most: 60%" in findings
+    warnings = _warnings(make_plan(dataset, CONFIG))
+    assert "6.png (100×100) the most: 5.1×" in warnings
+    assert "7.png (5000×500) the most: 60%" in warnings
 
 
-def test_a_warm_up_longer_than_the_run_is_named() -> None:
+def test_a_warm_up_longer_than_the_run_is_reported() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(epochs=1, warmup=100.0))
-    assert "100 steps of warm-up are not over" in _findings(plan)
+    assert "100 warm-up steps are more than the" in _warnings(plan)
 
 
-def test_a_decay_longer_than_the_run_is_named() -> None:
+def test_a_decay_longer_than_the_run_is_reported() -> None:
     config = CONFIG.replace(epochs=1, lr_schedule="warmup_stable_decay", warmup=2.0, lr_decay=100.0)
     plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), config)
-    assert "100 steps of decay after 2 of warm-up are more than the run's" in _findings(plan)
+    assert "100 decay steps after 2 warm-up steps are more than the" in _warnings(plan)
 
 
-def test_an_incomplete_last_accumulation_is_named() -> None:
+def test_an_incomplete_last_accumulation_is_reported() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(gradient_accumulation=3))
-    assert "1 of 3 forward passes" in _findings(plan)
+    assert "1 of 3 micro-batches" in _warnings(plan)
 
 
 # --- the printed plan ---------------------------------------------------------------------------
 
 
-def test_the_description_holds_all_counts_in_aligned_columns() -> None:
+def test_the_printed_plan_has_all_counts_in_aligned_columns() -> None:
     dataset = _dataset((list(SIZES) * 5, 10, False), ([(512, 512)] * 300, 1, True))
     text = describe_plan(make_plan(dataset, CONFIG.replace(epochs=3, max_steps=500)))
     for part in ("200 samples per epoch", "balanced to 200", "max_steps", "512 × 512", "batch 2 × accumulation 1"):
@@ -306,28 +306,28 @@ def test_the_description_holds_all_counts_in_aligned_columns() -> None:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
-def test_balanced_concepts_are_shown_about_equally_often(counts: list[int]) -> None:
-    """Each is off the wanted number by at most half of its images, or shown once."""
+def test_balanced_concepts_have_about_equally_many_samples(counts: list[int]) -> None:
+    """Each is off the target by at most half of its images, or has one repeat."""
     wanted = max(MIN_SAMPLES_PER_CONCEPT, *counts)
     for count, repeats in zip(counts, balanced_repeats(counts), strict=True):
         assert repeats >= 1
         assert 2 * abs(count * repeats - wanted) <= count or repeats == 1
 
 
-def test_balancing_is_told_with_the_shares_before_and_after() -> None:
+def test_balancing_is_reported_with_the_shares_before_and_after() -> None:
     dataset = _dataset(([(512, 512)] * 40, 2, False), ([(512, 512)] * 10, 1, False), ([(512, 512)] * 5, 3, True))
     plan = make_plan(dataset, CONFIG.replace(balance_repeats=True))
     assert [concept.repeats for concept in plan.dataset.concepts] == [3, 10, 3]  # regularisation is left alone
-    told = next(problem.message for problem in plan.warnings if problem.where == "balance_repeats")
-    assert "folder0 × 2 → × 3 (89% → 55%), folder1 × 1 → × 10 (11% → 45%)" in told
-    assert shares([2, 6]) == [0.25, 0.75]
+    message = next(problem.message for problem in plan.warnings if problem.where == "balance_repeats")
+    assert "folder0 × 2 → × 3 (89% → 55%), folder1 × 1 → × 10 (11% → 45%)" in message
+    assert proportions([2, 6]) == [0.25, 0.75]
     again = make_plan(plan.dataset, CONFIG.replace(balance_repeats=True))
     assert again.dataset == plan.dataset and "balance_repeats" not in {p.where for p in again.warnings}
     assert make_plan(dataset, CONFIG).dataset == dataset
 
 
 @given(_plans())
-def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) -> None:
+def test_the_suggested_batch_size_leaves_no_batch_or_step_incomplete(plan: Plan) -> None:
     advice = suggest_batch_size(plan)
     if advice is None:
         common = math.gcd(*(bucket.sample_count for bucket in plan.buckets))
@@ -340,10 +340,10 @@ def test_the_advised_batch_is_always_full_and_so_is_the_last_step(plan: Plan) ->
     assert better.micro_batches_per_epoch % accumulation == 0
 
 
-def test_the_advice_keeps_the_images_per_step() -> None:
+def test_the_suggestion_keeps_the_images_per_step() -> None:
     plan = make_plan(
         _dataset(([(512, 512)] * 12, 1, False), ([(768, 512)] * 20, 1, False)), CONFIG.replace(batch_size=8)
     )
     assert suggest_batch_size(plan) == (4, 2)
-    told = next(problem.message for problem in plan.warnings if problem.where == "batch_size")
-    assert "A batch size of 4 fills all; with gradient_accumulation 2 a step then has 8 images." in told
+    message = next(problem.message for problem in plan.warnings if problem.where == "batch_size")
+    assert "A batch size of 4 fills every batch; with gradient_accumulation 2 a step then has 8 images." in message

@@ -1,4 +1,4 @@
-"""Folders are read as kohya's users expect, completely, in a fixed order, and nothing is lost silently."""
+"""Folders are read as kohya users expect, completely, in a fixed order, and nothing is skipped silently."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_kohya_sub_folders_give_repeats_and_class_words(tmp_path: Path) -> None:
     assert [item.concept for item in dataset.items] == [0, 1]
 
 
-def test_a_plain_folder_takes_the_given_repeats(tmp_path: Path) -> None:
+def test_a_plain_folder_uses_the_repeats_of_the_settings(tmp_path: Path) -> None:
     _image(tmp_path / "cats" / "1.png")
     assert _scan(Concept(str(tmp_path / "cats"), repeats=7)).concepts[0].repeats == 7
     assert _scan(Concept(str(tmp_path / "cats"))).concepts[0].repeats == 1
 
 
-def test_a_kohya_folder_given_directly_gives_its_repeats_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_kohya_folder_given_directly_uses_its_repeats_unless_they_are_set(tmp_path: Path) -> None:
     _image(tmp_path / "10_cat" / "1.png")
     (concept,) = _scan(Concept(str(tmp_path / "10_cat"))).concepts
     assert (concept.name, concept.repeats) == ("10_cat", 10)
@@ -66,7 +66,7 @@ def test_a_kohya_folder_given_directly_gives_its_repeats_unless_told_otherwise(t
     assert _captions(_scan(Concept(str(tmp_path / "10_cat")))) == ["cat"]
 
 
-def test_images_beside_kohya_folders_and_other_sub_folders_are_named_as_not_read(tmp_path: Path) -> None:
+def test_images_outside_kohya_folders_are_reported_as_not_read(tmp_path: Path) -> None:
     _image(tmp_path / "10_cat" / "1.png")
     _image(tmp_path / "10_cat" / "deep" / "2.png")
     _image(tmp_path / "loose.png")
@@ -74,12 +74,12 @@ def test_images_beside_kohya_folders_and_other_sub_folders_are_named_as_not_read
     _image(tmp_path / "0_none" / "4.png")
     dataset = _scan(Concept(str(tmp_path), repeats=5))
     assert len(dataset.items) == 1
-    assert "1 images beside" in _messages(dataset)
+    assert "1 images outside" in _messages(dataset)
     assert "0_none, more" in _messages(dataset)
     assert "repeats 5 is not used" in _messages(dataset)
 
 
-def test_sub_folders_of_a_plain_folder_are_named_as_not_read(tmp_path: Path) -> None:
+def test_sub_folders_of_a_plain_folder_are_reported_as_not_read(tmp_path: Path) -> None:
     _image(tmp_path / "1.png")
     _image(tmp_path / "old" / "2.png")
     dataset = _scan(Concept(str(tmp_path)))
@@ -104,10 +104,10 @@ def test_a_folder_given_twice_is_reported(tmp_path: Path) -> None:
 
 def test_a_date_read_as_repeats_is_reported(tmp_path: Path) -> None:
     _image(tmp_path / "2023_holiday" / "1.png")
-    assert "2023 times" in _messages(_scan(Concept(str(tmp_path))))
+    assert "2023 repeats" in _messages(_scan(Concept(str(tmp_path))))
 
 
-def test_all_unusable_folders_are_named_at_once(tmp_path: Path) -> None:
+def test_all_unusable_folders_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     file = _image(tmp_path / "file.png")
     _image(tmp_path / "nested" / "inner" / "1.png")
@@ -116,13 +116,13 @@ def test_all_unusable_folders_are_named_at_once(tmp_path: Path) -> None:
         _scan(*given, Concept(str(file)), Concept(""))
     text = str(caught.value)
     assert "none does not exist" in text
-    assert "empty holds no images" in text
+    assert "empty contains no images" in text
     assert "file.png is a file" in text
-    assert "sub-folders with some: inner" in text
+    assert "these sub-folders do: inner" in text
     assert "A concept has no folder" in text
 
 
-def test_no_concept_at_all_is_refused() -> None:
+def test_an_empty_list_of_concepts_is_refused() -> None:
     with pytest.raises(DataError, match="No folder"):
         _scan()
 
@@ -130,15 +130,15 @@ def test_no_concept_at_all_is_refused() -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_a_broken_image_among_good_ones_is_named_and_skipped(tmp_path: Path) -> None:
+def test_a_broken_image_is_reported_and_skipped(tmp_path: Path) -> None:
     good = [_image(tmp_path / f"{n}.png") for n in (1, 3)]
     (tmp_path / "2.png").write_bytes(b"broken")
     dataset = _scan(Concept(str(tmp_path)))
     assert [item.image.path for item in dataset.items] == good
-    assert [p.where for p in dataset.problems if "left out" in p.message] == [str(tmp_path / "2.png")]
+    assert [p.where for p in dataset.problems if "skipped" in p.message] == [str(tmp_path / "2.png")]
 
 
-def test_only_broken_images_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_with_only_broken_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"none of its images can be read \(2\.png\)"):
         _scan(Concept(str(tmp_path)))
@@ -150,17 +150,17 @@ def test_a_sub_folder_with_only_broken_images_does_not_stop_the_others(tmp_path:
     (tmp_path / "1_b" / "1.png").write_bytes(b"broken")
     dataset = _scan(Concept(str(tmp_path)))
     assert [c.name for c in dataset.concepts] == ["1_a"]
-    assert "the folder is left out" in _messages(dataset)
+    assert "the folder is skipped" in _messages(dataset)
 
 
-def test_the_order_is_natural(tmp_path: Path) -> None:
+def test_images_are_in_natural_order(tmp_path: Path) -> None:
     for name in ("pic10.png", "pic2.png", "Pic1.png", "b.png", "A.png"):
         _image(tmp_path / name)
     names = [item.image.path.name for item in _scan(Concept(str(tmp_path))).items]
     assert names == ["A.png", "b.png", "Pic1.png", "pic2.png", "pic10.png"]
 
 
-def test_hidden_files_are_passed_over_and_endings_may_be_upper_case(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored_and_extensions_may_be_upper_case(tmp_path: Path) -> None:
     _image(tmp_path / "A.PNG", "a hat")
     _image(tmp_path / ".hidden.png")
     (tmp_path / "._A.PNG").write_bytes(b"macOS keeps attributes here")
@@ -169,7 +169,7 @@ def test_hidden_files_are_passed_over_and_endings_may_be_upper_case(tmp_path: Pa
     assert dataset.problems == ()
 
 
-def test_image_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+def test_unsupported_image_formats_are_reported(tmp_path: Path) -> None:
     _image(tmp_path / "1.png")
     (tmp_path / "2.HEIC").write_bytes(b"")
     assert "not read: 2.HEIC" in _messages(_scan(Concept(str(tmp_path))))
@@ -181,7 +181,7 @@ def test_the_same_image_under_two_names_is_reported(tmp_path: Path) -> None:
     assert "2.png: is the same image as" in _messages(_scan(Concept(str(tmp_path))))
 
 
-def test_the_work_of_a_scan_grows_with_the_images_and_not_with_their_pairs(tmp_path: Path) -> None:
+def test_the_work_of_a_scan_is_linear_in_the_images(tmp_path: Path) -> None:
     content = _image(tmp_path / "0.png").read_bytes()
 
     def scan_of(images: int) -> int:
@@ -198,7 +198,7 @@ def test_the_work_of_a_scan_grows_with_the_images_and_not_with_their_pairs(tmp_p
 # --- captions -----------------------------------------------------------------------------------
 
 
-def test_captions_get_the_trigger_and_regularisation_does_not(tmp_path: Path) -> None:
+def test_captions_get_the_trigger_but_not_those_of_regularisation(tmp_path: Path) -> None:
     _image(tmp_path / "a" / "1.png", "red hat")
     _image(tmp_path / "b" / "1.png", "a cat")
     own = Concept(str(tmp_path / "a"), trigger="zorp")
@@ -221,7 +221,7 @@ def test_captions_get_the_trigger_and_regularisation_does_not(tmp_path: Path) ->
         ("my_cats", "a red fox (2)", Concept(), "a red fox"),
     ],
 )
-def test_a_missing_caption_is_stood_in_for(
+def test_a_missing_caption_is_replaced_by_trigger_class_word_or_name(
     tmp_path: Path, folder: str, name: str, concept: Concept, caption: str
 ) -> None:
     _image(tmp_path / folder / f"{name}.png")
@@ -231,7 +231,7 @@ def test_a_missing_caption_is_stood_in_for(
     assert repr(caption) in _messages(dataset)
 
 
-def test_an_empty_caption_file_is_reported_and_stood_in_for(tmp_path: Path) -> None:
+def test_an_empty_caption_file_is_reported_and_replaced(tmp_path: Path) -> None:
     _image(tmp_path / "1.png", " \n")
     _image(tmp_path / "2.png", "a hat")
     dataset = _scan(Concept(str(tmp_path), trigger="zorp"))
@@ -261,7 +261,7 @@ def test_a_caption_that_is_not_utf8_is_used_and_reported(tmp_path: Path) -> None
         ("cat_10", None),
     ],
 )
-def test_kohya_names(name: str, found: tuple[int, str] | None) -> None:
+def test_kohya_names_give_repeats_and_words(name: str, found: tuple[int, str] | None) -> None:
     assert parse_kohya_name(name) == found
 
 
@@ -269,16 +269,16 @@ def test_kohya_names(name: str, found: tuple[int, str] | None) -> None:
     ("stem", "words"),
     [("a red fox", "a red fox"), ("a_red_fox-03", "a red fox"), ("IMG_2041", ""), ("fox", ""), ("00012-1234567", "")],
 )
-def test_file_names_are_captions_only_if_written_as_such(stem: str, words: str) -> None:
+def test_file_names_are_captions_only_if_they_read_like_one(stem: str, words: str) -> None:
     assert file_name_to_words(stem) == words
 
 
-def test_natural_order_tells_all_names_apart() -> None:
+def test_natural_sort_keys_of_different_names_differ() -> None:
     assert natural_sort_key("a01") != natural_sort_key("a1")
     assert natural_sort_key("A") != natural_sort_key("a")
 
 
-def test_the_class_word_can_stand_for_all_captions(tmp_path: Path) -> None:
+def test_the_class_word_can_replace_all_captions(tmp_path: Path) -> None:
     _image(tmp_path / "cats" / "1.png", "a long caption")
     _image(tmp_path / "cats" / "2.png")
     folder = str(tmp_path / "cats")

@@ -1,4 +1,4 @@
-"""Captions are counted, filtered and changed as planned, and every edit can be taken back to the byte."""
+"""Captions are counted, filtered and edited as planned, and every edit can be undone byte for byte."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib_lora_train.core.errors import DataError, OutputError
 from lib_lora_train.dataset.captions import split_tags
-from lib_lora_train.dataset_tools import caption_files as tags_module
+from lib_lora_train.dataset_tools import caption_files
 from lib_lora_train.dataset_tools.caption_edits import (
     add_tags,
     chain_edits,
@@ -67,7 +67,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # --- reading, counting, filtering ----------------------------------------------------------------
 
 
-def test_captions_are_found_as_training_finds_them(tmp_path: Path) -> None:
+def test_captions_are_found_in_the_same_way_as_for_training(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a, b", None, "", "schön".encode("latin-1"), "c".encode("utf-16")])
     (folder / "10_cat").mkdir()
     (folder / "10_cat" / "x.webp").touch()
@@ -111,7 +111,7 @@ FILTERED = set_of("red hair, smile", "blue hair, smile, hat", "Red Hair, hat", "
         (CaptionFilter(all_of=("[hat]",)), ()),
     ],
 )
-def test_filters_join_what_they_are_asked(wanted: CaptionFilter, numbers: tuple[int, ...]) -> None:
+def test_a_caption_passes_a_filter_if_it_meets_all_conditions(wanted: CaptionFilter, numbers: tuple[int, ...]) -> None:
     def count(texts: Sequence[str]) -> list[int]:
         return [len(text.split(",")) if "," in text else len(text.split()) for text in texts]
 
@@ -151,7 +151,7 @@ def test_a_filter_by_tokens_needs_a_counter() -> None:
         (chain_edits([underscores_to_spaces(), escape_brackets(), sort_tags()]), "bee_(x), a", r"a, bee \(x\)"),
     ],
 )
-def test_edits_do_what_they_say(edit: Callable[[str], str], before: str, after: str) -> None:
+def test_each_edit_changes_the_text_as_named(edit: Callable[[str], str], before: str, after: str) -> None:
     assert edit(before) == after
 
 
@@ -162,7 +162,7 @@ def test_an_unusable_pattern_is_refused(pattern: str, replacement: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "b_c", "D", "e (f)", "^_^"]), max_size=6), st.integers(0, 4))
-def test_edits_of_order_and_spelling_lose_no_tag(tags: list[str], keep: int) -> None:
+def test_sorting_and_spelling_edits_lose_no_tag(tags: list[str], keep: int) -> None:
     text = ", ".join(tags)
     for edit in (sort_tags(keep), move_to_front(["d", "a"])):
         assert sorted(split_tags(edit(text))) == sorted(tags)
@@ -173,7 +173,7 @@ def test_edits_of_order_and_spelling_lose_no_tag(tags: list[str], keep: int) -> 
 # --- plan, write, undo ----------------------------------------------------------------------------
 
 
-def test_a_plan_says_how_many_it_touches_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_plan_counts_the_changes_before_anything_is_written(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a", "a, b", None])
     captions, before = load_captions(folder), snapshot(folder)
     plan = plan_edit(captions, add_tags(["b"]))
@@ -183,7 +183,7 @@ def test_a_plan_says_how_many_it_touches_before_anything_is_written(tmp_path: Pa
     assert snapshot(folder) == before
 
 
-def test_written_captions_can_be_taken_back_to_the_byte(tmp_path: Path) -> None:
+def test_written_captions_can_be_undone_byte_for_byte(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a\r\n", None, b"\xef\xbb\xbfwith mark", "schön".encode("latin-1"), "x, y\n\nz"])
     before = snapshot(folder)
     first, first_backup = write_plan(plan_edit(load_captions(folder), add_tags(["new"])))
@@ -201,7 +201,7 @@ def test_written_captions_can_be_taken_back_to_the_byte(tmp_path: Path) -> None:
     assert list_backups(folder) == []
 
 
-def test_a_caption_changed_by_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_caption_changed_by_another_program_is_not_overwritten(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a", "b"])
     plan = plan_edit(load_captions(folder), add_tags(["c"]))
     (folder / "1.txt").write_text("changed")
@@ -211,28 +211,28 @@ def test_a_caption_changed_by_somebody_else_is_not_overwritten(tmp_path: Path) -
     _, backup = write_plan(plan_edit(load_captions(folder), add_tags(["c"])))
     assert backup is not None
     (folder / "0.txt").write_text("changed too")
-    with pytest.raises(DataError, match=r"0\.txt was changed after"):
+    with pytest.raises(DataError, match=r"0\.txt has changed since this edit"):
         write_undo(backup)
     assert (folder / "1.txt").read_text() == "changed, c\n"
 
 
-def test_a_failed_write_takes_back_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_reverts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path, ["a", "b", "c"])
     before, plan = snapshot(folder), plan_edit(load_captions(folder), add_tags(["x"]))
-    write = tags_module._write
+    write = caption_files._write
 
     def failing(file: Path, content: bytes | None) -> None:
         if file.name == "2.txt":
             raise OSError(28, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(tags_module, "_write", failing)
+    monkeypatch.setattr(caption_files, "_write", failing)
     with pytest.raises(OutputError, match="No space left"):
         write_plan(plan)
     assert snapshot(folder) == before
 
 
-def test_two_images_may_share_one_caption_file(tmp_path: Path) -> None:
+def test_two_images_can_share_one_caption_file(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a"])
     (folder / "0.jpg").touch()
     captions, backup = write_plan(plan_edit(load_captions(folder), add_tags(["b"]), among=[0]))
@@ -240,7 +240,7 @@ def test_two_images_may_share_one_caption_file(tmp_path: Path) -> None:
     assert backup is not None and write_undo(backup) == 1
 
 
-def test_an_edit_that_changes_nothing_leaves_no_backup(tmp_path: Path) -> None:
+def test_an_edit_without_changes_writes_no_backup(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a"])
     captions = load_captions(folder)
     assert write_plan(plan_edit(captions, add_tags(["a"]))) == (captions, None)
@@ -260,23 +260,23 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path) -> None:
 # --- advice -------------------------------------------------------------------------------------
 
 
-def test_what_nearly_always_comes_with_the_trigger_is_named() -> None:
+def test_tags_in_nearly_all_captions_with_the_trigger_are_found() -> None:
     zorps = [f"zorp, blue hair, {'hat, ' if n != 0 else ''}pose {n}" for n in range(10)]
-    thieves = find_tags_to_prune(set_of(*zorps, "hat, tree", "tree"), "zorp")
-    assert [(thief.tag, thief.count, thief.share, thief.elsewhere) for thief in thieves] == [
+    frequent = find_tags_to_prune(set_of(*zorps, "hat, tree", "tree"), "zorp")
+    assert [(found.tag, found.count, found.share, found.share_elsewhere) for found in frequent] == [
         ("blue hair", 10, 1.0, 0.0),
         ("hat", 9, 0.9, 0.5),
     ]
-    assert "100% of the captions" in str(thieves[0])
+    assert "100% of the captions" in str(frequent[0])
     assert find_tags_to_prune(set_of("zorp, a", "zorp, a"), "zorp") == []
-    assert [thief.tag for thief in find_tags_to_prune(set_of("a", "a, b", "a"), "")] == ["a"]
+    assert [found.tag for found in find_tags_to_prune(set_of("a", "a, b", "a"), "")] == ["a"]
 
 
 def _about(advice: list[Advice]) -> list[tuple[str, ...]]:
     return [one.tags for one in advice if one.tags]
 
 
-def test_contradictions_implications_and_repeats_are_named() -> None:
+def test_contradicting_implied_and_duplicate_tags_are_found() -> None:
     def about(caption: str) -> list[tuple[str, ...]]:
         return _about(find_advice(set_of(caption)))
 
@@ -289,19 +289,21 @@ def test_contradictions_implications_and_repeats_are_named() -> None:
     assert about("1girl, hat, smile, day, tree") == []
 
 
-def test_five_to_twenty_tags_are_advised_but_not_for_sentences() -> None:
+def test_five_to_twenty_tags_are_recommended_except_for_sentences() -> None:
     few, many = "a, b", ", ".join(f"tag{n}" for n in range(21))
     found = find_advice(set_of(few, many, "a woman in a red coat walks through the rain at night", ""))
     assert [(one.number, str(one)[:8]) for one in found] == [(0, "2 tags: "), (1, "21 tags:")]
 
 
-def test_equal_advice_stands_together_the_most_frequent_first() -> None:
+def test_advice_is_grouped_by_topic_the_most_frequent_first() -> None:
     many = [", ".join(f"tag{n}" for n in range(number)) for number in (21, 25)]
-    groups = group_advice(find_advice(set_of("1girl, hat, smile, day, night", *many, "1girl, hat, hat, tree, day, night")))
+    groups = group_advice(
+        find_advice(set_of("1girl, hat, smile, day, night", *many, "1girl, hat, hat, tree, day, night"))
+    )
     assert [(group[0].topic.title, [one.number for one in group]) for group in groups] == [
         ("'day' and 'night' contradict each other", [0, 3]),
         ("more than 20 tags", [1, 2]),
-        ("tags that stand there more than once", [3]),
+        ("duplicate tags", [3]),
     ]
     assert [one.detail for one in groups[1]] == ["21 tags", "25 tags"]
 
@@ -309,7 +311,7 @@ def test_equal_advice_stands_together_the_most_frequent_first() -> None:
 # --- many captions ------------------------------------------------------------------------------
 
 
-def test_the_work_grows_with_the_captions_and_not_with_their_pairs(tmp_path: Path) -> None:
+def test_the_work_is_linear_in_the_captions(tmp_path: Path) -> None:
     words = [f"tag {n}" for n in range(400)]
 
     def work_on(number: int) -> int:
@@ -317,7 +319,7 @@ def test_the_work_grows_with_the_captions_and_not_with_their_pairs(tmp_path: Pat
         (tmp_path / str(number)).mkdir()
         folder = folder_of(tmp_path / str(number), [", ".join(rng.sample(words, 20)) for _ in range(number)])
 
-        def everything() -> None:
+        def use_all() -> None:
             captions = load_captions(folder)
             count_tags(captions)
             filter_captions(captions, CaptionFilter(all_of=("tag 1",), none_of=("tag 2",), text="tag"))
@@ -325,6 +327,6 @@ def test_the_work_grows_with_the_captions_and_not_with_their_pairs(tmp_path: Pat
             find_advice(captions)
             find_tags_to_prune(captions, "tag 5")
 
-        return calls_of(everything)
+        return calls_of(use_all)
 
     assert work_on(1000) < 2.2 * work_on(500)

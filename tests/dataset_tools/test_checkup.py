@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong in a folder, and its remedies keep every original."""
+"""The checkup finds all problems in a folder, and its repairs keep every original."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageEnhance
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.scan import scan_dataset
-from lib_lora_train.dataset_tools import image_cache as patients
-from lib_lora_train.dataset_tools.checkup import CheckReport, check_dataset
+from lib_lora_train.dataset_tools import image_cache
+from lib_lora_train.dataset_tools.checkup import CheckReport, Finding, check_dataset
 from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache, inspect_image
 from lib_lora_train.dataset_tools.perceptual_hash import (
     MAX_DIFFERENT_BITS,
@@ -29,7 +29,7 @@ from tests.stand_ins.work import calls_of
 
 
 def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
-    """Soft blots, as different from seed to seed as photos are."""
+    """Soft blotches, as different between seeds as photos are."""
     rng = random.Random(seed)
     small = Image.frombytes("RGB", (6, 6), rng.randbytes(108))
     return small.resize(size, Image.Resampling.BICUBIC)
@@ -51,19 +51,23 @@ def put(folder: Path, name: str, image: Image.Image, caption: str | None = "a, b
     return path
 
 
-def found(examination: CheckReport) -> dict[str, list[str]]:
+def found(report: CheckReport) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
-    for finding in examination.findings:
+    for finding in report.findings:
         kinds.setdefault(finding.kind, []).append(finding.path.name)
     return kinds
+
+
+def of_kind(report: CheckReport, kind: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.kind == kind]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def ailing(folder: Path) -> None:
-    """One of everything."""
+def write_all_problems(folder: Path) -> None:
+    """A folder with every kind of problem."""
     put(folder, "fine.png", scene(1))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbut no more")
     put(folder, "tiny.png", scene(2, (200, 300)))
@@ -87,11 +91,11 @@ def ailing(folder: Path) -> None:
     put(folder, "fine-mask.png", Image.new("L", (512, 512)), None)
 
 
-def test_everything_is_found_and_nothing_else(folder: Path) -> None:
-    ailing(folder)
-    told: list[tuple[int, int]] = []
-    examination = check_dataset(folder, on_progress=lambda done, total: told.append((done, total)))
-    assert found(examination) == {
+def test_every_problem_is_found_and_nothing_else(folder: Path) -> None:
+    write_all_problems(folder)
+    progress: list[tuple[int, int]] = []
+    report = check_dataset(folder, on_progress=lambda done, total: progress.append((done, total)))
+    assert found(report) == {
         "broken": ["broken.png"],
         "no caption": ["broken.png", "uncaptioned.png"],
         "tiny": ["tiny.png"],
@@ -106,18 +110,18 @@ def test_everything_is_found_and_nothing_else(folder: Path) -> None:
         "orphan caption": ["nobody.txt"],
         "unread format": ["old.gif"],
     }
-    assert told[-1] == (14, 14) and len(examination.images) == 13
-    assert examination.of_kind("duplicate")[0].like == folder / "twin copy.png"
-    assert next(p for p in examination.images if p.path.name == "turned.jpg").height == 768
+    assert progress[-1] == (14, 14) and len(report.images) == 13
+    assert of_kind(report, "duplicate")[0].like == folder / "twin copy.png"
+    assert next(p for p in report.images if p.path.name == "turned.jpg").height == 768
 
 
-def test_sub_folders_of_kohya_are_examined_too(folder: Path) -> None:
+def test_kohya_sub_folders_are_checked_too(folder: Path) -> None:
     put(folder, "10_cat/a.png", scene(1), None)
     put(folder, "other/b.png", scene(2), None)
     assert found(check_dataset(folder)) == {"no caption": ["a.png"]}
 
 
-def test_how_small_is_tiny_follows_the_resolution(folder: Path) -> None:
+def test_the_limit_for_tiny_images_follows_the_resolution(folder: Path) -> None:
     put(folder, "a.png", scene(1, (600, 600)))
     assert found(check_dataset(folder)) == {}
     assert found(check_dataset(folder, resolution=1024)) == {"tiny": ["a.png"]}
@@ -128,24 +132,24 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         check_dataset(tmp_path / "none")
 
 
-# --- likeness -----------------------------------------------------------------------------------
+# --- similar images -----------------------------------------------------------------------------------
 
 
-def test_copies_look_alike_and_others_do_not() -> None:
+def test_copies_are_similar_and_other_images_are_not() -> None:
     original = scene(1)
-    looks = compute_fingerprint(original)
+    prints = compute_fingerprint(original)
     buffer = io.BytesIO()
     original.resize((300, 300)).save(buffer, "JPEG", quality=40)
     with Image.open(buffer) as copy:
-        assert is_similar(looks, compute_fingerprint(copy.convert("RGB")))
-    assert is_similar(looks, compute_fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
+        assert is_similar(prints, compute_fingerprint(copy.convert("RGB")))
+    assert is_similar(prints, compute_fingerprint(ImageEnhance.Brightness(original).enhance(1.03)))
     others = [compute_fingerprint(scene(seed)) for seed in range(2, 200)]
-    assert not any(is_similar(looks, other) for other in others)
+    assert not any(is_similar(prints, other) for other in others)
     flat = [compute_fingerprint(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue", "white")]
     assert not is_similar(flat[0], flat[1]) and not is_similar(flat[1], flat[2])
 
 
-def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
+def test_copies_of_other_sizes_and_aspect_ratios_are_similar() -> None:
     """Drawings with hard edges, which a coarse grid of cells would see differently at each size."""
     rng = random.Random(3)
     for seed in range(40):
@@ -158,8 +162,8 @@ def test_copies_of_other_sizes_and_shapes_are_known_again() -> None:
         assert is_similar(compute_fingerprint(original), compute_fingerprint(copy)), seed
 
 
-def test_groups_are_those_of_comparing_every_pair() -> None:
-    """Random fingerprints, some a few bits away from others; found through bands, checked pair by pair."""
+def test_groups_equal_those_of_comparing_every_pair() -> None:
+    """Random fingerprints, some a few bits away from others; found by matrix products, checked pair by pair."""
     rng = random.Random(0)
     bits = [rng.getrandbits(128) for _ in range(60)]
     for _ in range(60):
@@ -167,8 +171,8 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
         for place in rng.sample(range(128), rng.randrange(MAX_DIFFERENT_BITS + 4)):
             flipped ^= 1 << place
         bits.append(flipped)
-    looks = [Fingerprint(one, bytes(48)) for one in bits]
-    near = {n: {m for m in range(len(bits)) if is_similar(looks[n], looks[m])} for n in range(len(bits))}
+    prints = [Fingerprint(one, bytes(48)) for one in bits]
+    near = {n: {m for m in range(len(bits)) if is_similar(prints[n], prints[m])} for n in range(len(bits))}
     expected: list[set[int]] = []
     for number in range(len(bits)):
         reached, edge = {number}, {number}
@@ -177,32 +181,32 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
             reached |= edge
         if len(reached) > 1 and reached not in expected:
             expected.append(reached)
-    assert [set(group) for group in group_similar(looks)] == expected
+    assert [set(group) for group in group_similar(prints)] == expected
     assert len(expected) > 10
 
 
 @pytest.mark.parametrize("bits", ["all different", "all the same"])
-def test_of_thousands_of_fingerprints_no_pair_costs_a_call(bits: str) -> None:
+def test_grouping_thousands_of_fingerprints_makes_no_call_per_pair(bits: str) -> None:
     """2,000 images make two million pairs; drawings on white have many bits in common."""
     rng = random.Random(1)
-    looks = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
+    prints = [Fingerprint(rng.getrandbits(128) * (bits == "all different"), rng.randbytes(48)) for _ in range(2000)]
     groups: list[list[int]] = []
-    assert calls_of(lambda: groups.extend(group_similar([*looks, looks[7]]))) < 20 * len(looks)
+    assert calls_of(lambda: groups.extend(group_similar([*prints, prints[7]]))) < 20 * len(prints)
     assert groups == [[7, 2000]]
 
 
-# --- what is remembered -------------------------------------------------------------------------
+# --- cache, progress, stop -------------------------------------------------------------------------
 
 
 def test_images_are_decoded_again_only_if_they_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ailing(folder)
+    write_all_problems(folder)
     decoded: list[str] = []
 
     def counted(path: Path) -> ImageFacts | str:
         decoded.append(path.name)
         return inspect_image(path)
 
-    monkeypatch.setattr(patients, "inspect_image", counted)
+    monkeypatch.setattr(image_cache, "inspect_image", counted)
     cache = ImageFactsCache()
     first = check_dataset(folder, cache=cache)
     assert len(decoded) == 14
@@ -213,43 +217,43 @@ def test_images_are_decoded_again_only_if_they_have_changed(folder: Path, monkey
     assert decoded == ["broken.png"] and "broken" not in found(again)
 
 
-def test_a_stopped_examination_tells_how_far_it_came_and_decodes_no_more(
+def test_a_stopped_checkup_reports_how_far_it_got_and_decodes_no_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n in range(30):
         put(folder, f"{n}.png", scene(n, (64, 64)), None)
     (folder / "nobody.txt").write_text("whose caption?")
-    looked: list[Path] = []
-    turn = threading.Semaphore(1)  # the readers do not run ahead, so that the count is the same on every machine
+    inspected: list[Path] = []
+    turn = threading.Semaphore(1)  # the threads do not run ahead, so that the count is the same on every machine
 
     def in_turn(path: Path) -> ImageFacts | str:
         if turn.acquire(timeout=1):
-            looked.append(path)
+            inspected.append(path)
         return inspect_image(path)
 
-    monkeypatch.setattr(patients, "inspect_image", in_turn)
-    told: list[int] = []
+    monkeypatch.setattr(image_cache, "inspect_image", in_turn)
+    progress: list[int] = []
 
-    def tell(done: int, _total: int) -> None:
-        told.append(done)
+    def on_progress(done: int, _total: int) -> None:
+        progress.append(done)
         turn.release()
 
-    examination = check_dataset(folder, on_progress=tell, is_stopped=lambda: len(told) == 5)
-    assert told == [1, 2, 3, 4, 5] and examination.checked_count == 5
-    assert len(examination.images) == 5 and found(examination)["orphan caption"] == ["nobody.txt"]
-    assert len(looked) <= 6
+    report = check_dataset(folder, on_progress=on_progress, is_stopped=lambda: len(progress) == 5)
+    assert progress == [1, 2, 3, 4, 5] and report.checked_count == 5
+    assert len(report.images) == 5 and found(report)["orphan caption"] == ["nobody.txt"]
+    assert len(inspected) <= 6
 
 
-# --- remedies -----------------------------------------------------------------------------------
+# --- repairs -----------------------------------------------------------------------------------
 
 
-def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byte(folder: Path) -> None:
-    ailing(folder)
+def test_after_the_repairs_nothing_is_found_and_undo_restores_every_byte(folder: Path) -> None:
+    write_all_problems(folder)
     before = snapshot(folder)
     fixed = write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
     assert fixed.failed == ()
     left = found(check_dataset(folder))
-    assert left == {"no caption": ["old.png"]}  # the converted one has none yet
+    assert left == {"no caption": ["old.png"]}  # the converted image has none yet
     assert (folder / "uncaptioned.txt").read_text() == (folder / "empty.txt").read_text() == "zorp cat\n"
     assert (folder / "latin.txt").read_text(encoding="utf-8") == "schön"
     assert fixed.undo is not None and fixed.undo.parent == originals_folder(folder)
@@ -260,8 +264,8 @@ def test_after_the_remedies_the_doctor_finds_nothing_and_undo_restores_every_byt
     assert not originals_folder(folder).exists()
 
 
-def test_remedies_do_what_they_are_called(folder: Path) -> None:
-    ailing(folder)
+def test_each_repair_does_what_its_name_says(folder: Path) -> None:
+    write_all_problems(folder)
     write_repairs(folder, check_dataset(folder).findings)
     with Image.open(folder / "huge.jpg") as image:
         assert image.size == (SHRUNK_SIDE, SHRUNK_SIDE // 2)
@@ -278,12 +282,12 @@ def test_a_converted_image_does_not_overwrite_another(folder: Path) -> None:
     scene(1).save(folder / "a.gif")
     put(folder, "a.png", scene(2))
     before = snapshot(folder)
-    fixed = write_repairs(folder, check_dataset(folder).of_kind("unread format"))
-    assert fixed.repaired == () and "a.png is there already" in fixed.failed[0][1]
+    fixed = write_repairs(folder, of_kind(check_dataset(folder), "unread format"))
+    assert fixed.repaired == () and "a.png exists already" in fixed.failed[0][1]
     assert snapshot(folder) == before and fixed.undo is None
 
 
-def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
+def test_the_originals_of_two_repairs_are_both_kept(folder: Path) -> None:
     for seed in (1, 2):
         put(folder, "a.png", scene(seed, (100, 100)))
         write_repairs(folder, check_dataset(folder).findings)
@@ -291,26 +295,26 @@ def test_originals_of_two_rounds_are_both_kept(folder: Path) -> None:
     assert kept == ["a (2).png", "a.png"]
 
 
-def test_a_shared_caption_stays_with_the_image_that_is_left(folder: Path) -> None:
+def test_a_shared_caption_stays_with_the_remaining_image(folder: Path) -> None:
     put(folder, "a.png", scene(1, (100, 100)))
     put(folder, "a.jpg", scene(2))
-    write_repairs(folder, check_dataset(folder).of_kind("tiny"))
+    write_repairs(folder, of_kind(check_dataset(folder), "tiny"))
     assert (folder / "a.txt").exists() and not (folder / "a.png").exists()
 
 
-def test_a_mask_goes_aside_with_its_image_and_both_come_back(folder: Path) -> None:
+def test_a_mask_is_set_aside_and_restored_with_its_image(folder: Path) -> None:
     put(folder, "small.png", scene(1, (40, 40)))
     put(folder, "small-mask.png", scene(2, (40, 40)).convert("L"), caption=None)
     before = snapshot(folder)
-    fixed = write_repairs(folder, check_dataset(folder).of_kind("tiny"))
-    assert not list(folder.glob("small*")), "a mask that is left alone would be trained on as an image"
+    fixed = write_repairs(folder, of_kind(check_dataset(folder), "tiny"))
+    assert not list(folder.glob("small*")), "a mask left behind would be trained on as an image"
     assert fixed.undo is not None
     write_undo(fixed.undo)
     assert snapshot(folder) == before
 
 
-def test_the_treated_folder_can_be_trained_on(folder: Path) -> None:
-    ailing(folder)
+def test_the_repaired_folder_can_be_trained_on(folder: Path) -> None:
+    write_all_problems(folder)
     write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
     dataset = scan_dataset([Concept(str(folder), trigger="zorp")], ".txt")
     assert [problem for problem in dataset.problems if problem.level == "warning"] == []

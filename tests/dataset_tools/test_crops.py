@@ -1,4 +1,4 @@
-"""Crops by hand: what training cuts off is shown as it is, and a crop keeps the original, mask and caption."""
+"""Manual crops: the part that training uses is shown exactly, and a crop keeps original, mask and caption."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_frame_is_what_training_sees(folder: Path) -> None:
+def test_the_frame_is_the_part_that_training_uses(folder: Path) -> None:
     """The pixels that training reads are those of the frame, resized: within Lanczos' 8 levels at the edges."""
     image = read_image_file(folder / "wide.png")
     placement = place_image(image.width, image.height, RULE)
@@ -55,7 +55,7 @@ def test_the_frame_is_what_training_sees(folder: Path) -> None:
         assert max(level for level, count in enumerate(difference.histogram()) if count) <= 8
 
 
-def test_an_image_that_fits_its_bucket_is_seen_whole() -> None:
+def test_an_image_that_fits_its_bucket_is_used_whole() -> None:
     assert compute_trained_frame(place_image(512, 512, RULE), 512, 512) == Frame(0, 0, 512, 512)
 
 
@@ -64,7 +64,7 @@ def test_the_nearest_bucket_is_the_images_own() -> None:
     assert list_nearest_buckets(600, 200, RULE)[0] == (placement.width, placement.height)
 
 
-def test_a_crop_cuts_image_and_mask_keeps_both_and_is_undone(folder: Path) -> None:
+def test_a_crop_applies_to_image_and_mask_and_can_be_undone(folder: Path) -> None:
     before = contents(folder)
     fixed = write_crop(folder, folder / "wide.png", Frame(300, 50, 200, 100))
     assert not fixed.failed and fixed.undo is not None
@@ -78,7 +78,7 @@ def test_a_crop_cuts_image_and_mask_keeps_both_and_is_undone(folder: Path) -> No
     assert contents(folder) == before and not kept.exists()
 
 
-def test_the_cropped_image_goes_to_its_bucket_whole(folder: Path) -> None:
+def test_an_image_cropped_to_a_bucket_is_used_whole(folder: Path) -> None:
     size = list_nearest_buckets(600, 200, RULE)[1]
     unit = min(600 / size[0], 200 / size[1])
     write_crop(folder, folder / "wide.png", Frame(0, 0, round(size[0] * unit), round(size[1] * unit)))
@@ -89,11 +89,11 @@ def test_the_cropped_image_goes_to_its_bucket_whole(folder: Path) -> None:
     assert lost < 0.02, "whole pixels only"
 
 
-def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
+def test_a_crop_keeps_transparency_and_applies_orientation(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: 200 × 100 is shown as 100 × 200
+    exif[0x0112] = 6  # rotated: 200 × 100 is shown as 100 × 200
     gradient(200, 100).save(folder / "turned.jpg", exif=exif, quality=95)
     clear = gradient(200, 100).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize((200, 100)))
@@ -104,8 +104,8 @@ def test_transparency_and_orientation_survive(tmp_path: Path) -> None:
     assert read_image_file(folder / "clear.png").has_alpha
 
 
-def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
-    """Crops and the doctor's remedies have undo lists of their own."""
+def test_undoing_crops_in_another_order_loses_nothing(folder: Path) -> None:
+    """Every crop and every repair has its own undo list."""
     image = folder / "wide.png"
     whole = image.read_bytes()
     first = write_crop(folder, image, Frame(0, 0, 300, 200))
@@ -121,7 +121,7 @@ def test_undone_in_another_order_nothing_is_lost(folder: Path) -> None:
     assert {whole, quarter} <= kept
 
 
-def test_where_the_mask_cannot_be_written_the_image_stays_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_mask_cannot_be_written_the_image_is_unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, write = contents(folder), atomic_write.write_bytes
 
     def write_all_but_masks(path: Path, content: bytes) -> None:
@@ -135,7 +135,7 @@ def test_where_the_mask_cannot_be_written_the_image_stays_too(folder: Path, monk
     assert contents(folder) == before
 
 
-def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: Path) -> None:
+def test_16_bit_grey_becomes_8_bit_with_the_same_brightness(tmp_path: Path) -> None:
     """Pillow's own conversion clips at 255 of 65535, which makes such images white."""
     grey = tmp_path / "set" / "grey.png"
     grey.parent.mkdir()
@@ -146,14 +146,14 @@ def test_sixteen_bits_of_grey_become_eight_and_keep_their_brightness(tmp_path: P
 
 
 @pytest.mark.parametrize("frame", [Frame(0, 0, 20, 100), Frame(500, 0, 200, 100), Frame(-1, 0, 100, 100)])
-def test_an_impossible_frame_is_refused_and_nothing_is_changed(folder: Path, frame: Frame) -> None:
+def test_an_invalid_frame_is_refused_and_nothing_is_changed(folder: Path, frame: Frame) -> None:
     before = contents(folder)
     with pytest.raises(DataError, match=r"wide\.png"):
         write_crop(folder, folder / "wide.png", frame)
     assert contents(folder) == before
 
 
-def test_a_mask_of_two_images_is_cut_for_neither(folder: Path) -> None:
+def test_images_that_share_a_mask_are_not_cropped(folder: Path) -> None:
     gradient(600, 200).save(folder / "wide.jpg")
     before = contents(folder)
     with pytest.raises(DataError, match=r"wide-mask.png is the mask of wide.png and of wide.jpg"):
@@ -161,7 +161,7 @@ def test_a_mask_of_two_images_is_cut_for_neither(folder: Path) -> None:
     assert contents(folder) == before
 
 
-def test_two_images_of_one_name_without_a_mask_are_cut_each_for_itself(folder: Path) -> None:
+def test_images_with_the_same_stem_and_no_mask_are_cropped_separately(folder: Path) -> None:
     (folder / "wide-mask.png").unlink()
     gradient(600, 200).save(folder / "wide.jpg")
     before = contents(folder)

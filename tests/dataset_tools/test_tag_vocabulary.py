@@ -1,4 +1,4 @@
-"""The user's list of known tags: read as completion extensions write it, asked by how tags begin."""
+"""The user's tag list: read in the format of tag-completion extensions, and searched by prefix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(found: list[Completion]) -> list[str]:
     return [one.tag.name for one in found]
 
 
-def test_the_most_frequent_tags_come_first_and_only_a_few(tags: TagList) -> None:
+def test_the_most_frequent_tags_come_first_up_to_the_limit(tags: TagList) -> None:
     assert (len(tags), tags.alias_count) == (6, 7)
     assert names(tags.complete_prefix("long", 9)) == ["long_hair", "long_sleeves", "longcat_(meme)"]
     assert names(tags.complete_prefix("long", 2)) == ["long_hair", "long_sleeves"]
@@ -54,17 +54,17 @@ def test_an_alias_leads_to_its_tag(tags: TagList, typed: str, name: str, alias: 
     assert (found.tag.name, found.alias) == (name, alias)
 
 
-def test_a_tag_that_fits_itself_and_by_an_alias_is_given_once_as_itself(tags: TagList) -> None:
+def test_a_tag_that_matches_by_name_and_alias_is_returned_once_by_name(tags: TagList) -> None:
     assert tags.complete_prefix("1g", 9) == [Completion(KnownTag("1girl", 5_000_000, "0"))]
     assert tags.complete_prefix("solo", 9) == [Completion(KnownTag("solo", 4_500_000, "0"))]
 
 
 @pytest.mark.parametrize("typed", ["", "  ", "zzz", "girl"])
-def test_nothing_is_given_for_nothing(tags: TagList, typed: str) -> None:
+def test_text_without_matches_gives_no_completions(tags: TagList, typed: str) -> None:
     assert tags.complete_prefix(typed, 9) == []
 
 
-def test_a_plain_list_and_one_with_a_header_will_do(tmp_path: Path) -> None:
+def test_a_plain_list_and_one_with_a_header_are_read(tmp_path: Path) -> None:
     file = tmp_path / "tags.csv"
     file.write_text("cat\n\ndog\n", encoding="utf-8")
     assert names(load_tag_list(file).complete_prefix("c", 9)) == ["cat"]
@@ -72,19 +72,19 @@ def test_a_plain_list_and_one_with_a_header_will_do(tmp_path: Path) -> None:
     assert len(load_tag_list(file)) == 1
 
 
-def test_what_is_no_list_of_tags_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read as a list of tags"):
+def test_a_file_that_is_not_a_tag_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read as a tag list"):
         load_tag_list(tmp_path / "missing.csv")
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read as a list of tags"):
+    with pytest.raises(DataError, match="cannot be read as a tag list"):
         load_tag_list(tmp_path / "image.csv")
     (tmp_path / "empty.csv").write_text("\n")
-    with pytest.raises(DataError, match="holds no tags"):
+    with pytest.raises(DataError, match="contains no tags"):
         load_tag_list(tmp_path / "empty.csv")
 
 
-def test_a_hundred_thousand_tags_are_all_found(tmp_path: Path) -> None:
-    """Against a plain search through all of them."""
+def test_all_of_a_hundred_thousand_tags_are_found(tmp_path: Path) -> None:
+    """Compared with a linear search."""
     file = tmp_path / "many.csv"
     rows = [(f"tag_{n * 7919 % 100_003}", n * 31 % 5000) for n in range(100_000)]
     file.write_text("".join(f'{name},0,{count},"other_{name}"\n' for name, count in rows), encoding="utf-8")

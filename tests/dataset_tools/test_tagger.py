@@ -1,4 +1,4 @@
-"""Captions from taggers: what is kept of what they say, what becomes of captions there are, and WD14's own input."""
+"""Captions from taggers: which tags are kept, how existing captions are treated, and WD14's input."""
 
 from __future__ import annotations
 
@@ -48,15 +48,18 @@ FOUND = TaggerResult(
         (TagRule(general_threshold=0.9, underscores_to_spaces=False, escape_brackets=True), r"saber_\(fate\), 1girl"),
         (TagRule(general_threshold=0.4, exclude=("Long hair", "saber*")), "1girl, ^_^"),
         (TagRule(exclude=("saber_(fate)", "1GIRL", "?_?", "h*")), "long hair, ^_^"),
-        (TagRule(trigger="zkw (new)", escape_brackets=True, general_threshold=0.9), r"zkw (new), saber \(fate\), 1girl"),
+        (
+            TagRule(trigger="zkw (new)", escape_brackets=True, general_threshold=0.9),
+            r"zkw (new), saber \(fate\), 1girl",
+        ),
         (TagRule(general_threshold=1.0, character_threshold=1.0, trigger="zkw"), ""),
     ],
 )
-def test_a_caption_holds_what_the_rule_keeps_surest_first(rule: TagRule, caption: str) -> None:
+def test_a_caption_has_the_tags_that_the_rule_keeps_by_descending_score(rule: TagRule, caption: str) -> None:
     assert make_caption(FOUND, rule) == caption
 
 
-def test_a_sentence_gets_the_trigger_in_front() -> None:
+def test_a_sentence_gets_the_trigger_first() -> None:
     said = TaggerResult(sentence="a girl with a hat, standing in rain")
     assert make_caption(said, TagRule(trigger="zkw")) == "zkw, a girl with a hat, standing in rain"
     assert make_caption(said, TagRule(exclude=("standing *",))) == "a girl with a hat"
@@ -73,15 +76,15 @@ def test_a_sentence_gets_the_trigger_in_front() -> None:
         ("one, hat\ntwo", "append", "zkw, one, hat, long hair\nzkw, two, long hair, hat"),
     ],
 )
-def test_captions_that_are_there_are_left_added_to_or_replaced(before: str, existing: str, after: str) -> None:
+def test_existing_captions_are_skipped_appended_to_or_replaced(before: str, existing: str, after: str) -> None:
     assert merge_captions(before, "zkw, long hair, hat", existing, "zkw") == after  # type: ignore[arg-type]
 
 
-def test_an_image_of_which_nothing_is_said_keeps_its_caption() -> None:
+def test_an_image_without_tags_keeps_its_caption() -> None:
     assert merge_captions("red", "", "replace") == "red"
 
 
-def test_only_images_without_a_caption_are_looked_at_when_others_are_left_alone(tmp_path: Path) -> None:
+def test_with_skip_only_images_without_a_caption_are_tagged(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     (folder / "001.txt").unlink()
     captions = load_captions(folder)
@@ -123,7 +126,7 @@ def test_an_image_is_read_whole_upright_and_on_white(tmp_path: Path) -> None:
     assert read_upright_image(tmp_path / "turned.jpg").size == (4, 6)
 
 
-def test_a_damaged_image_is_refused_even_where_pillow_was_told_to_fill_it(
+def test_a_damaged_image_is_refused_even_if_pillow_is_set_to_fill_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "half.jpg"
@@ -134,7 +137,7 @@ def test_a_damaged_image_is_refused_even_where_pillow_was_told_to_fill_it(
         read_upright_image(file)
 
 
-def test_wd14_input_is_a_white_square_blue_first() -> None:
+def test_wd14_input_is_padded_to_a_white_square_in_bgr() -> None:
     """Two rows of red pad to four: white above and below, in the middle red as (0, 0, 255)."""
     expected = np.full((1, 4, 4, 3), 255, np.float32)
     expected[:, 1:3, :, :2] = 0
@@ -147,7 +150,7 @@ def test_wd14_input_is_a_white_square_blue_first() -> None:
 TAGS = [("general", 9), ("1girl", 0), ("long_hair", 0), ("saber_(fate)", 4), ("odd", 7)]
 
 
-def test_a_wd14_folder_is_run_and_says_what_its_network_says(tmp_path: Path) -> None:
+def test_a_wd14_tagger_returns_the_scores_of_its_network(tmp_path: Path) -> None:
     """Against sigmoid(x · W) of the very file, in float64; 1e-5 is float32's rounding over 48 products below 255."""
     pytest.importorskip("onnxruntime")
     weights = write_wd14(tmp_path / "tagger", TAGS)
@@ -167,13 +170,13 @@ def test_a_wd14_folder_is_run_and_says_what_its_network_says(tmp_path: Path) -> 
         np.testing.assert_allclose([tag.score for tag in found.tags], expected, atol=1e-5)
 
 
-def test_the_size_is_read_from_the_model(tmp_path: Path) -> None:
+def test_the_input_size_is_read_from_the_model(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     write_wd14(tmp_path, TAGS, size=7)
     assert len(load_wd14(tmp_path)(Image.new("RGB", (30, 20))).tags) == 5
 
 
-def test_a_folder_that_is_no_wd14_tagger_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_wd14_tagger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model\.onnx.*WD14 tagger"):
         load_wd14(tmp_path)
     write_wd14(tmp_path, TAGS)
@@ -182,7 +185,7 @@ def test_a_folder_that_is_no_wd14_tagger_is_told(tmp_path: Path) -> None:
         read_labels(tmp_path / "selected_tags.csv")
 
 
-def test_a_model_that_does_not_fit_its_list_or_is_no_model_is_told(tmp_path: Path) -> None:
+def test_a_model_that_does_not_match_its_list_or_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from tests.stand_ins.tiny_onnx import onnx_bytes
 
@@ -199,7 +202,7 @@ def test_a_model_that_does_not_fit_its_list_or_is_no_model_is_told(tmp_path: Pat
         load_wd14(tmp_path)
 
 
-def test_without_onnxruntime_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wd14(tmp_path, TAGS)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match="pip install onnxruntime"):

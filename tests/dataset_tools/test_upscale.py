@@ -1,4 +1,4 @@
-"""Tiny images are brought to the size training needs; the originals are kept."""
+"""Tiny images are upscaled to the training resolution; the originals are kept."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("size", [(100, 50), (60, 60), (33, 97), (512, 512)])
-def test_the_area_is_reached_and_the_shape_kept(size: tuple[int, int]) -> None:
+def test_the_area_is_reached_and_the_aspect_ratio_kept(size: tuple[int, int]) -> None:
     width, height = upscaled_size(size, 512)
     assert 512**2 <= width * height <= 1.02 * 512**2, "whole pixels, rounded up"
     assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
-def test_large_images_stay() -> None:
+def test_large_images_keep_their_size() -> None:
     assert upscaled_size((2000, 1500), 512) == (2000, 1500)
 
 
-def test_after_enlarging_the_doctor_finds_nothing_tiny_and_undo_brings_all_back(folder: Path) -> None:
+def test_after_upscaling_nothing_is_tiny_and_undo_restores_everything(folder: Path) -> None:
     before = contents(folder)
     tiny = [found.path for found in check_dataset(folder, resolution=512).findings if found.kind == "tiny"]
     assert len(tiny) == 2
@@ -56,34 +56,34 @@ def test_after_enlarging_the_doctor_finds_nothing_tiny_and_undo_brings_all_back(
     assert contents(folder) == before
 
 
-def test_the_enlarger_gets_plain_colours_and_its_answer_is_kept(folder: Path) -> None:
-    asked = []
+def test_the_upscaler_gets_rgb_and_its_result_is_used(folder: Path) -> None:
+    calls = []
 
-    def painted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        asked.append((image.mode, size))
+    def upscale_in_one_colour(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        calls.append((image.mode, size))
         return Image.new("RGB", size, (9, 90, 200))
 
-    write_upscaled(folder, [folder / "b.png"], 256, painted)
-    assert asked == [("RGB", (256, 256))]
+    write_upscaled(folder, [folder / "b.png"], 256, upscale_in_one_colour)
+    assert calls == [("RGB", (256, 256))]
     with Image.open(folder / "b.png") as clear:
         assert clear.convert("RGB").getpixel((128, 128)) == (9, 90, 200)
 
 
-def test_one_failure_is_told_and_the_others_are_done(folder: Path) -> None:
+def test_a_failure_is_reported_and_the_others_are_upscaled(folder: Path) -> None:
     before = contents(folder)
 
-    def picky(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    def refuse_squares(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if image.size == (60, 60):
-            raise HostError("no square ones")
+            raise HostError("no square images")
         return upscale_lanczos(image, size)
 
-    fixed = write_upscaled(folder, [folder / "b.png", folder / "a.jpg"], 256, picky)
+    fixed = write_upscaled(folder, [folder / "b.png", folder / "a.jpg"], 256, refuse_squares)
     assert [path.name for path in fixed.repaired] == ["a.jpg"]
-    assert "no square ones" in fixed.failed[0][1]
+    assert "no square images" in fixed.failed[0][1]
     assert contents(folder)["b.png"] == before["b.png"]
 
 
-def test_an_interruption_leaves_the_rest_alone(folder: Path) -> None:
+def test_an_interruption_leaves_the_remaining_images_unchanged(folder: Path) -> None:
     before = contents(folder)
 
     def interrupted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
