@@ -7,6 +7,7 @@ command line and TensorBoard all show the same events. `to_record` and `from_rec
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -201,27 +202,7 @@ Event = (
     | StateChanged
 )
 
-_KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (
-        PhaseStarted,
-        Progress,
-        PhaseEnded,
-        Planned,
-        Workload,
-        StepDone,
-        EpochDone,
-        LoraWritten,
-        LoraRemoved,
-        StateSaved,
-        Resumed,
-        SampleDrawn,
-        GridDrawn,
-        Measured,
-        Noted,
-        StateChanged,
-    )
-}
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in typing.get_args(Event)}
 
 
 def to_record(event: Event) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def test_a_file_name_may_have_the_longest_length_allowed(tmp_path: Path) -> None
     assert path.read_text(encoding="utf-8") == "caption"
 
 
-def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text(tmp_path / "a.json", "old")
 
     def full(_descriptor: int) -> None:

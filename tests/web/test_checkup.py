@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import image_cache
 from lib_lora_train.dataset_tools.image_cache import inspect_image
@@ -203,27 +202,3 @@ def test_a_missing_folder_is_an_error_and_the_next_check_works(tmp_path: Path) -
     assert status["state"] == "failed" and "cannot be read" in status["message"]
     session.save_draft(session.demo_form())
     assert finish(session, "run")["images"] == 3
-
-
-def test_the_remaining_time_follows_the_recent_speed() -> None:
-    now = 0.0
-    work = BackgroundTask("dataset check", clock=lambda: now)
-    work.start_phase("images checked", 5000)
-    for done in range(1, 1241):
-        now += 0.032
-        work.report(done)
-    assert work.status()["line"] == "1,240 of 5,000 images checked, about 2 min left"
-
-
-def test_cached_images_do_not_shorten_the_remaining_time() -> None:
-    now = 0.0
-    work = BackgroundTask("dataset check", clock=lambda: now)
-    work.start_phase("images checked", 1000)
-    for done in range(1, 901):
-        now += 0.001
-        work.report(done)
-    assert work.status()["line"] == "900 of 1,000 images checked"
-    for done in range(901, 961):
-        now += 1
-        work.report(done)
-    assert work.status()["line"] == "960 of 1,000 images checked, about 40 s left"
