@@ -1,7 +1,7 @@
-"""The command line: `app`, `demo`, `train`, `resume`, `import` and `export`.
+"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert` and `merge`.
 
-Every setting is a flag of `train`, made from its one declaration; flags win over the TOML file. Heavy rooms
-are imported inside the commands, so that help, typing errors and the plan come without waiting for PyTorch.
+Every setting is a flag of `train`, generated from its declaration; flags override the TOML file. Heavy packages are
+imported inside the commands, so that help, errors and the plan appear without waiting for PyTorch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.cli.lora_tools import add_tools
-from lib_lora_train.cli.settings import config_of, refuse
+from lib_lora_train.cli.lora_tools import add_lora_tools
+from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require_new_file
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
@@ -45,13 +45,13 @@ GROUPS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. A user's mistake is told in its sentence, without a traceback."""
+    """Run a command and return the exit status. User errors are printed as one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console that lacks × or – must not end a run
+            stream.reconfigure(errors="replace")  # a console without × or – must not crash a run
     words = [_hyphenated(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options, unknown = make_parser().parse_known_args(words)
-    if getattr(options, "configs", None):  # the value of an unknown flag may have been taken for a file
+    if getattr(options, "configs", None):  # the value of an unknown flag may have been parsed as a file
         options.configs = [file for file in options.configs if words[words.index(file) - 1] not in unknown]
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when torch is imported
@@ -74,7 +74,7 @@ def _hyphenated(word: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands and flags."""
+    """The parser of all commands and flags."""
     parser = argparse.ArgumentParser(prog="lora-train", description="Train LoRAs for Stable Diffusion.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -82,62 +82,70 @@ def make_parser() -> argparse.ArgumentParser:
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     app.add_argument("--port", type=int, default=7861, help="port to listen on (default: 7861)")
 
-    demo = _command(commands, "demo", run_demo, "Train a new concept on the embedded tiny model and draw the grid.")
-    demo.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the demo makes")
+    demo = _command(commands, "demo", run_demo, "Train a new concept on the embedded tiny model and generate the grid.")
+    demo.add_argument("--out", type=Path, metavar="DIR", help="folder for all files of the demo")
 
-    train = _command(commands, "train", run_train, "Train what the TOML file, the flags or both say.")
+    train = _command(commands, "train", run_train, "Train with the settings of a TOML file, flags or both.")
     train.usage = (
         "lora-train train [CONFIG.toml …] [--preset NAME] [--out DIR] [--resume RUN] [--dry-run] [--cpu] "
         "[--SETTING VALUE …]"
     )
-    files = "settings; flags win over them. Several files are trained one after the other"
+    files = "settings, which flags override. Several files are trained one after the other"
     train.add_argument("configs", nargs="*", metavar="CONFIG.toml", help=files)
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
     train.add_argument("--preset", action="append", default=[], metavar="NAME", help=_preset_help())
-    train.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run's folder")
+    train.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run folder")
     train.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     groups = {key: train.add_argument_group(title) for key, title in GROUPS.items()}
     for parameter in parameters_of(TrainConfig):
         _add_flag(groups[parameter.group], parameter)
-    concept = train.add_argument_group("one concept, without a [[concepts]] table")
+    concept = train.add_argument_group("a single concept, instead of a [[concepts]] table")
     for parameter in parameters_of(Concept):
         _add_flag(concept, parameter, prefix="concept.")
-    resume = _command(commands, "resume", run_resume, "Go on with an interrupted run, or make a finished one longer.")
-    resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder: outputs/DATE-NAME")
-    resume.add_argument("--more-epochs", type=int, default=0, metavar="N", help="go on beyond the planned end")
-    resume.add_argument("--from-step", type=int, metavar="N", help="from an earlier state, if several are kept")
-    _add_exchange(commands)
-    add_tools(commands, _command)
+    resume = _command(commands, "resume", run_resume, "Resume an interrupted run or extend a finished one.")
+    resume.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    resume.add_argument("--more-epochs", type=int, default=0, metavar="N", help="add N epochs to the planned end")
+    resume.add_argument(
+        "--from-step", type=int, metavar="N", help="resume from an earlier training state, if several are kept"
+    )
+    _add_import_export(commands)
+    add_lora_tools(commands, _command)
     return parser
 
 
-def _add_exchange(commands: Any) -> None:
-    """The commands for other programs' settings."""
-    take = _command(commands, "import", run_import, "Make a TOML file of kohya's settings or of a LoRA's metadata.")
-    take.add_argument("file", type=Path, metavar="FILE", help="a kohya_ss .json, an sd-scripts .toml or a .safetensors")
-    take.add_argument("--dataset", type=Path, metavar="DATASET.toml", help="sd-scripts' dataset file, if there is one")
-    take.add_argument("--out", type=Path, metavar="CONFIG.toml", help="where to write (default: FILE's name, here)")
+def _add_import_export(commands: Any) -> None:
+    """Add the commands for other programs' settings."""
+    importer = _command(commands, "import", run_import, "Convert kohya settings or a LoRA's metadata to TOML.")
+    importer.add_argument(
+        "file", type=Path, metavar="FILE", help="a kohya_ss .json, an sd-scripts .toml or a .safetensors"
+    )
+    importer.add_argument("--dataset", type=Path, metavar="DATASET.toml", help="sd-scripts' dataset file, if any")
+    importer.add_argument(
+        "--out", type=Path, metavar="CONFIG.toml", help="output file (default: FILE's name in the current folder)"
+    )
 
-    give = _command(commands, "export", run_export, "Make a kohya_ss .json of a TOML file.")
-    give.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings")
-    give.add_argument("--out", type=Path, metavar="FILE.json", help="where to write (default: CONFIG's name, here)")
+    exporter = _command(commands, "export", run_export, "Convert a TOML file to a kohya_ss .json.")
+    exporter.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings file")
+    exporter.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="output file (default: CONFIG's name in the current folder)"
+    )
 
 
 def _preset_help() -> str:
-    told = " ".join(f"{preset.name.lower().replace(' ', '-')}: {preset.when}" for preset in PRESETS)
-    return f"advice for a purpose, over the file's settings; may be given several times. {told}".replace("%", "%%")
+    presets = " ".join(f"{preset.name.lower().replace(' ', '-')}: {preset.when}" for preset in PRESETS)
+    return f"settings for a purpose, which override the file; may be given several times. {presets}".replace("%", "%%")
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     command.set_defaults(run=run)
-    command.add_argument("--cpu", action="store_true", help="do not use a graphics card")
-    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    command.add_argument("--debug", action="store_true", help="show the traceback of errors")
     return command
 
 
 def _add_flag(group: argparse._ArgumentGroup, parameter: Parameter, *, prefix: str = "") -> None:
-    """A flag whose raw text is judged later, together with everything else; absent flags leave no trace."""
+    """Add a flag whose raw text is validated later with everything else; absent flags set nothing."""
     flags = [f"--{parameter.name.replace('_', '-')}"]
     if parameter.name == "checkpoint":
         flags.append("--ckpt")
@@ -156,7 +164,7 @@ def _add_flag(group: argparse._ArgumentGroup, parameter: Parameter, *, prefix: s
 
 
 def default_text(parameter: Parameter) -> str:
-    """The default as a person reads it."""
+    """The default as text."""
     if parameter.default is None or parameter.default in ("", ()):
         return "empty"
     if isinstance(parameter.default, bool):
@@ -170,8 +178,8 @@ def default_text(parameter: Parameter) -> str:
 
 def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Serve the app until it is stopped."""
-    refuse(unknown)
-    print("Starting the app …", flush=True)  # what is imported next takes a minute on a slow disk, and says nothing
+    refuse_unknown(unknown)
+    print("Starting the app …", flush=True)  # the imports below can take a minute on a slow disk
     from lib_lora_train.ui.app import serve
 
     serve(host=options.host, port=options.port)
@@ -179,8 +187,8 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Train, measure and show the demo; LoraTrainError when it has not learnt what it must."""
-    refuse(unknown)
+    """Run the demo; LoraTrainError if its LoRA does not pass the gate."""
+    refuse_unknown(unknown)
     from lib_lora_train.demo import demo
     from lib_lora_train.training.control import Control
 
@@ -190,21 +198,21 @@ def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Judge the settings, then plan (`--dry-run`) or train; several files one after the other."""
+    """Validate the settings, then plan (`--dry-run`) or train; several files one after the other."""
     if options.resume and len(options.configs) > 1:
-        raise LoraTrainError("--resume goes on with one run; give one settings file, or none to use the run's own.")
+        raise LoraTrainError("--resume takes at most one settings file; without one, it uses the run's own.")
     if options.resume and not options.configs:
         options.configs = [str(options.resume / "config.toml")]
-    configs = [config_of(options, unknown, file) for file in options.configs or [""]]
+    configs = [read_cli_config(options, unknown, file) for file in options.configs or [""]]
     if options.dry_run:
         outputs = (options.out or PROJECT_ROOT).absolute() / "outputs"
-        print("\n\n".join(plan_text(config, outputs, on_processor=options.cpu) for config in configs))
+        print("\n\n".join(plan_text(config, outputs, on_cpu=options.cpu) for config in configs))
     elif options.resume:
         from lib_lora_train.runs.folder import RunFolder
-        from lib_lora_train.runs.past_runs import continuation
+        from lib_lora_train.runs.past_runs import find_resume_point
 
-        way = continuation(RunFolder(options.resume.absolute()), config=configs[0])
-        _train(options, way.config, folder=way.folder, state=way.state)
+        resume_point = find_resume_point(RunFolder(options.resume.absolute()), config=configs[0])
+        _train(options, resume_point.config, folder=resume_point.folder, state=resume_point.state)
     elif len(configs) == 1:
         _train(options, configs[0])
     else:
@@ -213,7 +221,7 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def _train_all(options: argparse.Namespace, configs: Sequence[TrainConfig]) -> int:
-    """Each in its turn; one that fails is told and does not stop the next, Ctrl-C ends all."""
+    """Train one after the other; a failure is printed and does not stop the next run, Ctrl-C ends all."""
     failed = []
     for number, config in enumerate(configs, start=1):
         print(f"Run {number} of {len(configs)}: {config.output_name}")
@@ -229,79 +237,71 @@ def _train_all(options: argparse.Namespace, configs: Sequence[TrainConfig]) -> i
 
 
 def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Go on with the run in a folder, in the same series of files."""
-    refuse(unknown)
+    """Resume or extend the run in a folder, continuing its series of files."""
+    refuse_unknown(unknown)
     from lib_lora_train.runs.folder import RunFolder
-    from lib_lora_train.runs.past_runs import continuation
+    from lib_lora_train.runs.past_runs import find_resume_point
 
     folder = RunFolder(options.folder.absolute())
-    way = continuation(folder, more_epochs=options.more_epochs, step=options.from_step)
-    _train(options, way.config, folder=folder, state=way.state)
+    resume_point = find_resume_point(folder, more_epochs=options.more_epochs, step=options.from_step)
+    _train(options, resume_point.config, folder=folder, state=resume_point.state)
     return 0
 
 
 def _train(
     options: argparse.Namespace, config: TrainConfig, *, folder: RunFolder | None = None, state: Path | None = None
 ) -> bool:
-    """One run, a new one or, in its `folder` from its `state`, one that goes on; False if it was stopped."""
+    """Train a new run, or resume the one in `folder` from `state`; False if it was stopped."""
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.folder import new_run_folder
-    from lib_lora_train.runs.trainer import run_job
+    from lib_lora_train.runs.trainer import run_training
     from lib_lora_train.training.control import Control
 
-    place = (getattr(options, "out", None) or PROJECT_ROOT).absolute()
+    out_dir = (getattr(options, "out", None) or PROJECT_ROOT).absolute()
     host = StandaloneHost(
-        _path(config.checkpoint), _path(config.vae), place / "models" / "Lora", "cpu" if options.cpu else None
+        _path(config.checkpoint), _path(config.vae), out_dir / "models" / "Lora", "cpu" if options.cpu else None
     )
-    folder = folder or new_run_folder(place / "outputs", config.output_name)
+    folder = folder or new_run_folder(out_dir / "outputs", config.output_name)
     control = Control()
-    events = run_job(config, host, folder=folder, control=control, state=state)
-    show_run(recorded(events, folder.log), control)
-    return not control.stopped
+    events = run_training(config, host, folder=folder, control=control, state=state)
+    show_run(log_events(events, folder.log), control)
+    return not control.is_stopped
 
 
 def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Write other people's settings as ours, and tell what was not taken over and why."""
-    refuse(unknown)
+    """Write imported settings as TOML, and print what was not imported and why."""
+    refuse_unknown(unknown)
     from lib_lora_train.config.validation.validate import validate
     from lib_lora_train.formats.kohya.importer import read_settings
-    from lib_lora_train.formats.kohya.report import lost_lines, quiet_lines
+    from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
     from lib_lora_train.formats.toml import write_toml_config
 
     imported = read_settings(options.file, options.dataset)
-    place = options.out or _new_file(options.file, ".toml")
-    write_toml_config(place, imported.config)
-    print(f"{len(imported.taken)} settings of {options.file.name} are taken over. Written: {place}")
-    _print_list("Trained in another way here", [f"{p.level}: {p}" for p in imported.problems])
-    _print_list("Not taken over", lost_lines(imported.ignored))
-    _print_list("Without effect here", quiet_lines(imported.ignored))
-    _print_list("To mend before training", [str(p) for p in validate(imported.config) if p.level == "error"])
+    path = options.out or require_new_file(f"{options.file.stem}.toml")
+    write_toml_config(path, imported.config)
+    print(f"{len(imported.used_keys)} settings of {options.file.name} imported. Saved to {path}")
+    _print_list("Imported with differences", [f"{p.level}: {p}" for p in imported.problems])
+    _print_list("Not imported", describe_lost(imported.ignored))
+    _print_list("Not needed here", describe_unneeded(imported.ignored))
+    _print_list("Fix before training", [str(p) for p in validate(imported.config) if p.level == "error"])
     return 0
 
 
 def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Write our settings for the kohya_ss GUI, and tell what it cannot hold."""
-    refuse(unknown)
+    """Write the settings for the kohya_ss GUI, and print what it does not support."""
+    refuse_unknown(unknown)
     from lib_lora_train.config.validation.validate import require_usable
     from lib_lora_train.formats.kohya.exporter import write_gui_settings
-    from lib_lora_train.formats.kohya.report import lost_lines
+    from lib_lora_train.formats.kohya.report import describe_lost
     from lib_lora_train.formats.toml import read_toml_config
 
     config, problems = read_config(read_toml_config(options.file))
     require_usable(problems)
-    place = options.out or _new_file(options.file, ".json")
-    exported = write_gui_settings(place, config)
-    print(f"Written: {place}")
-    _print_list("The GUI cannot hold", lost_lines(exported.lost))
+    path = options.out or require_new_file(f"{options.file.stem}.json")
+    exported = write_gui_settings(path, config)
+    print(f"Saved to {path}")
+    _print_list("Not supported by the kohya_ss GUI", describe_lost(exported.lost))
     return 0
-
-
-def _new_file(file: Path, ending: str) -> Path:
-    """The file's name with another ending, in the folder one is in; what is there already is never overwritten."""
-    place = Path(file.stem).with_name(f"{file.stem}{ending}")
-    if place.exists():
-        raise LoraTrainError(f"{place} is there already. Choose another place with --out.")
-    return place
 
 
 def _print_list(title: str, lines: Sequence[str]) -> None:
@@ -309,26 +309,26 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines)]))
 
 
-def plan_text(config: TrainConfig, home: Path, *, on_processor: bool) -> str:
-    """The plan in several lines, warnings last; nothing heavy is loaded for it."""
+def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
+    """The plan in several lines, warnings last; loads nothing heavy."""
     from lib_lora_train.config.validation.validate import validate
     from lib_lora_train.dataset.plan_text import describe_plan
-    from lib_lora_train.hosts.host import file_footing
-    from lib_lora_train.runs.estimates.requirements import forecast, forecast_lines
-    from lib_lora_train.runs.planning import plan_job
+    from lib_lora_train.hosts.host import checkpoint_target
+    from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
+    from lib_lora_train.runs.planning import plan_run
 
-    plan = plan_job(config).plan
-    needs = forecast(config, plan, file_footing(config, on_processor=on_processor), home)
-    noted = [f"{p.level}: {p}" for p in validate(config)]
-    return "\n".join([describe_plan(plan), *forecast_lines(needs), *noted])
+    plan = plan_run(config).plan
+    needs = estimate_requirements(config, plan, checkpoint_target(config, on_cpu=on_cpu), home)
+    notes = [f"{p.level}: {p}" for p in validate(config)]
+    return "\n".join([describe_plan(plan), *requirement_lines(needs), *notes])
 
 
 def show_run(events: Iterable[Event], control: Control) -> None:
-    """Follow a run to its end on the terminal; the first Ctrl-C stops it after the step and keeps the result."""
+    """Show a run's events on the terminal; the first Ctrl-C stops it after the step and saves the result."""
     from lib_lora_train.cli.terminal import Terminal
 
     terminal = Terminal(sys.stdout)
-    with stopping_on_interrupt(control, terminal.write):
+    with stop_on_interrupt(control, terminal.write):
         try:
             for event in events:
                 terminal.show(event)
@@ -336,8 +336,8 @@ def show_run(events: Iterable[Event], control: Control) -> None:
             terminal.close()
 
 
-def recorded(events: Iterable[Event], log: Path) -> Iterator[Event]:
-    """The same events, each also written to `log` as a line of JSON with its time; a failure's reason last."""
+def log_events(events: Iterable[Event], log: Path) -> Iterator[Event]:
+    """The same events, each also written to `log` as a line of JSON with its time, with a failure's reason last."""
     from lib_lora_train.core.events import StateChanged
     from lib_lora_train.runs.event_log import log_line, log_record
 
@@ -357,23 +357,23 @@ def recorded(events: Iterable[Event], log: Path) -> Iterator[Event]:
 
 
 @contextlib.contextmanager
-def stopping_on_interrupt(control: Control, tell: Any) -> Iterator[None]:
-    """Within it, the first Ctrl-C asks the run to stop and keep what it has; a second one ends at once.
+def stop_on_interrupt(control: Control, on_stop: Callable[[str], object]) -> Iterator[None]:
+    """Inside, the first Ctrl-C stops the run after its step and saves the result; a second one aborts.
 
-    A KeyboardInterrupt would be raised somewhere in the middle of a step, and lose it.
+    A plain KeyboardInterrupt would be raised in the middle of a step and lose it.
     """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        if control.stopped:
+        if control.is_stopped:
             raise KeyboardInterrupt
         control.stop()
-        tell("Stopping after this step; what was learnt is kept. Ctrl-C again ends at once.")
+        on_stop("Stopping after this step and saving the LoRA. Press Ctrl-C again to abort.")
 
-    before = signal.signal(signal.SIGINT, stop)
+    previous = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _path(text: str) -> Path | None:

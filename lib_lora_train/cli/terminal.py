@@ -1,6 +1,6 @@
-"""A run's events as lines on a terminal, with one moving line that shows the current phase and its ETA.
+"""Show a run's events as lines on a terminal, with a progress line for the current phase and its ETA.
 
-Where the output is not a terminal (a log file), the moving line becomes a plain line every ten seconds.
+If the output is not a terminal (a log file), the progress line is a plain line every ten seconds.
 """
 
 from __future__ import annotations
@@ -34,60 +34,60 @@ from lib_lora_train.core.events import (
 from lib_lora_train.core.progress import Eta, format_clock
 
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
-_LOSS_STEPS = 50  # the loss of one step is mostly noise; the mean over these is shown
+_LOSS_STEPS = 50  # the mean over these steps is shown, because the loss of one step is mostly noise
 _REDRAW_SECONDS = 0.1
 _LOG_SECONDS = 10.0
 
 
 @dataclass
 class Terminal:
-    """Shows events on `out`; `width` is the number of columns, None to ask the terminal."""
+    """Shows events on `out`; `width` is the number of columns, None for the terminal's width."""
 
     out: TextIO
     width: int | None = None
     clock: Callable[[], float] = time.monotonic
     _eta: Eta = field(init=False)
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSS_STEPS))
-    _shown_at: float = float("-inf")
+    _drawn_at: float = float("-inf")
     _is_line_open: bool = False
 
     def __post_init__(self) -> None:
         self._eta = Eta(self.clock)
 
     def show(self, event: Event) -> None:
-        """Print what the event tells; many tell nothing that is worth a line."""
-        self._learn(event)
+        """Print the event's line, if it has one, and update the progress line."""
+        self._update(event)
         line = describe(event)
         if line:
             self.write(line)
         if isinstance(event, Progress):
-            self._draw(event)
+            self._draw_meter(event)
 
     def write(self, line: str) -> None:
-        """A line that stays, above the moving one."""
+        """Print a permanent line above the progress line."""
         self.close()
         self.out.write(f"{line}\n")
         self.out.flush()
 
     def close(self) -> None:
-        """Take the moving line away."""
+        """Remove the progress line."""
         if self._is_line_open:
             self.out.write("\r\x1b[K")
             self._is_line_open = False
 
-    def _learn(self, event: Event) -> None:
+    def _update(self, event: Event) -> None:
         self._eta.handle(event)
         if isinstance(event, PhaseStarted):
-            self._shown_at = float("-inf")
+            self._drawn_at = float("-inf")
         elif isinstance(event, StepDone):
             self._losses.append(event.loss)
 
-    def _draw(self, event: Progress) -> None:
+    def _draw_meter(self, event: Progress) -> None:
         now = self.clock()
         pause = _REDRAW_SECONDS if self.out.isatty() else _LOG_SECONDS
-        if now - self._shown_at < pause and event.done < event.total:
+        if now - self._drawn_at < pause and event.done < event.total:
             return
-        self._shown_at = now
+        self._drawn_at = now
         meter = self.meter(event)
         if self.out.isatty():
             self.out.write(f"\r\x1b[K{meter}")
@@ -119,12 +119,12 @@ class Terminal:
 
 
 def describe(event: Event) -> str:
-    """The line that stays on the screen for an event, "" for those that only move the meter."""
+    """The permanent line for an event, "" for events that only update the progress line."""
     if isinstance(event, Planned):
-        extra = f" and {event.regularisation_images} for regularisation" if event.regularisation_images else ""
+        extra = f" and {event.regularisation_images} regularisation images" if event.regularisation_images else ""
         return (
             f"Plan: {event.images} images{extra}; {event.steps_per_epoch} steps × {event.epochs} epochs, "
-            f"{event.total_steps} steps in all"
+            f"{event.total_steps} steps in total"
         )
     if isinstance(event, PhaseEnded):
         return f"{PHASE_TITLES[event.phase]}: done in {format_clock(event.seconds)}"
@@ -134,11 +134,11 @@ def describe(event: Event) -> str:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
         return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
     if isinstance(event, LoraWritten):
-        return f"Written: {event.path}"
+        return f"Saved: {event.path}"
     if isinstance(event, LoraRemoved):
-        return f"Deleted, as only the last ones are kept: {event.path}"
+        return f"Deleted old file: {event.path}"
     if isinstance(event, Resumed):
-        return f"Going on after step {event.step}"
+        return f"Resuming after step {event.step}"
     if isinstance(event, GridDrawn):
         return f"Grid: {event.path}"
     if isinstance(event, Noted):
@@ -157,5 +157,5 @@ def _can_encode(out: TextIO, text: str) -> bool:
 
 
 def _columns() -> int:
-    """One less than the terminal has: some wrap when the last column is written."""
+    """One less than the terminal's width, because some terminals wrap at the last column."""
     return shutil.get_terminal_size().columns - 1

@@ -33,10 +33,10 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.trainer import run_job
-from lib_lora_train.sampling.sample import draw_samples
+from lib_lora_train.runs.trainer import run_training
+from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.fixed_noise_loss import Probe, answers, drift, make_probe, probe_loss
+from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, probe_loss, probe_predictions
 
 DEMO_SET = PROJECT_ROOT / "assets" / "demo"
 
@@ -140,7 +140,7 @@ class _Before:
 
 
 @dataclass
-class Examiner:
+class DemoEvaluator:
     """Measures an epoch; what it compares with comes from its first call, which must be without LoRA.
 
     `concept_seeds`: every concept prompt is drawn once with each.
@@ -175,12 +175,12 @@ class Examiner:
         return make_probe(model, plan, _last_value(encode_dataset(model, plan, None)), seed=config.seed)
 
     def _answers(self, model: DiffusionModel, name: str, *, captioned: bool = True) -> torch.Tensor:
-        return answers(model, self._probes[name], clip_skip=self.config.clip_skip, captioned=captioned)
+        return probe_predictions(model, self._probes[name], clip_skip=self.config.clip_skip, captioned=captioned)
 
     def _draw(self, model: DiffusionModel, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
         side, steps, cfg = self.config.resolution, self.config.sample_steps, self.config.sample_cfg
         wanted = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
-        return draw_samples(model, wanted, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
+        return sample_images(model, wanted, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
 
 
 def _last_value(events: Any) -> Any:
@@ -206,11 +206,11 @@ def run_demo(out_dir: Path, control: Control, *, config: TrainConfig | None = No
     config = config or demo_config()
     host = StandaloneHost(None, None, out_dir / "models" / "Lora")
     folder = new_run_folder(out_dir / "outputs", "demo")
-    examiner, report = Examiner(config), Report(config)
-    for event in run_job(config, host, folder=folder, control=control, measure=examiner.measure):
+    examiner, report = DemoEvaluator(config), Report(config)
+    for event in run_training(config, host, folder=folder, control=control, measure=examiner.measure):
         report.take(event)
         yield event
-    failures = None if control.stopped else report.failures()
+    failures = None if control.is_stopped else report.failures()
     report.write(folder, failures)
     if failures:
         raise GateError(f"The demo did not pass its gate: {'; '.join(failures)}. Numbers: {folder.report}.")

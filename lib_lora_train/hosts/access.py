@@ -1,4 +1,4 @@
-"""Who may call the routes, as the host decides it."""
+"""Who may call the HTTP routes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Access:
-    """Who may call the routes, as the webui decides it for its own.
+class ApiAccess:
+    """Who may call the HTTP routes, following the webui's own access rules.
 
-    Reading is as open as the page: to everybody, or to those logged in on it; where there is no page (`has_page`), as
-    open as the API. Steering routes are there only where the webui's API is (`may_steer`), and ask for the API's
-    `credentials` (user → password) if there are any.
+    Read-only routes are as open as the page: to everybody, or to users logged in there. Without a page (`has_page`),
+    they are as open as the API. Routes that control runs exist only if the webui's API is on (`allows_control`) and
+    require the API's `credentials` (user → password) if there are any.
     """
 
-    may_steer: bool = True
+    allows_control: bool = True
     has_page: bool = True
     credentials: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A lock that threads get in the order in which they asked for it."""
+"""A lock that threads acquire in the order in which they requested it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections import deque
 
 from lib_lora_train.core.errors import HostError
 
+NESTED_LEASE = "This thread already leases the model; leases cannot be nested."
+
 
 class FairLock:
-    """A lock whose waiters get it in the order they came, and which knows whether anybody waits.
+    """A first-come, first-served lock that knows whether anybody is waiting.
 
-    Not re-entrant: taking it twice in one thread raises HostError instead of hanging for ever.
+    Not re-entrant: acquiring it twice in one thread raises HostError instead of deadlocking.
     """
 
     def __init__(self) -> None:
@@ -20,11 +22,11 @@ class FairLock:
         self._queue: deque[tuple[int, threading.Event]] = deque()
 
     def acquire(self) -> None:
-        """Returns when the lock is this thread's."""
+        """Wait until this thread holds the lock."""
         me = threading.get_ident()
         with self._guard:
             if self._owner == me:
-                raise HostError("The model is already leased by this thread: a lease must not be taken inside another.")
+                raise HostError(NESTED_LEASE)
             if self._owner is None:
                 self._owner = me
                 return
@@ -34,7 +36,7 @@ class FairLock:
         try:
             has_turn = turn.wait()
         finally:
-            if not has_turn:  # Ctrl-C: nobody must be left waiting for a thread that has gone
+            if not has_turn:  # Ctrl-C: otherwise the queue would wait for a thread that is gone
                 self._leave(me, turn)
 
     def _leave(self, me: int, turn: threading.Event) -> None:
@@ -45,7 +47,7 @@ class FairLock:
         self.release()
 
     def release(self) -> None:
-        """Hands the lock to the thread that has waited longest."""
+        """Hand the lock to the thread that has waited longest."""
         with self._guard:
             if not self._queue:
                 self._owner = None
@@ -53,6 +55,6 @@ class FairLock:
             self._owner, turn = self._queue.popleft()
             turn.set()
 
-    def is_wanted(self) -> bool:
-        """Whether a thread waits for it."""
+    def has_waiters(self) -> bool:
+        """Whether a thread is waiting for the lock."""
         return bool(self._queue)

@@ -1,4 +1,4 @@
-"""The files of a run while it goes on: LoRAs with their cards, training states, and which of them are kept."""
+"""Saving during a run: LoRA files with their cards, training states, and the removal of old ones."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, S
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.models.checkpoint import legacy_hash
-from lib_lora_train.runs.history import Written, epoch_name, step_name
-from lib_lora_train.runs.run_context import JobRun
+from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
+from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import write_state
 
-_MANY_VANISHED = 0.01  # share of matrices; below it, half precision loses nothing that is seen
+_NOTICEABLE_UNDERFLOW = 0.01  # share of matrices; below it, the loss from half precision is invisible
 
 
 # --- LoRA files -----------------------------------------------------------------------------------
 
 
-def write_epoch(run: JobRun, epoch: int, step: int) -> Iterator[Event]:
-    """The epoch's LoRA file, then the removal of those that are not kept any more."""
-    yield from _written(run, Written(_place(run, epoch_name(run.name, epoch)), epoch, step), epoch)
-    yield from _thinned(run, run.history.epoch_files(), run.config.keep_last_epochs)
+def save_epoch_lora(run: RunContext, epoch: int, step: int) -> Iterator[Event]:
+    """Save the epoch's LoRA file, then remove old ones as keep_last_epochs says."""
+    yield from _write_lora(run, SavedLora(_lora_path(run, epoch_name(run.name, epoch)), epoch, step), epoch)
+    yield from _remove_oldest(run, run.history.epoch_files(), run.config.keep_last_epochs)
 
 
-def write_due_step(run: JobRun, training: Training) -> Iterator[Event]:
-    """The LoRA file of a step that is due, then the removal of those that are not kept any more."""
-    yield from write_step(run, training)
-    yield from _thinned(run, run.history.step_files(), run.config.keep_last_step_files)
+def save_due_step_lora(run: RunContext, training: Training) -> Iterator[Event]:
+    """Save the LoRA file of this step, then remove old ones as keep_last_step_files says."""
+    yield from save_step_lora(run, training)
+    yield from _remove_oldest(run, run.history.step_files(), run.config.keep_last_step_files)
 
 
-def write_step(run: JobRun, training: Training) -> Iterator[Event]:
-    """What is learnt so far, as a file named after the step; nothing if it stands in a file already."""
+def save_step_lora(run: RunContext, training: Training) -> Iterator[Event]:
+    """Save a LoRA file named after the step, unless this step is already saved."""
     step = training.step
-    if step > run.written_step:
-        file = Written(_place(run, step_name(run.name, step)), 0, step)
-        yield from _written(run, file, training.epoch)
+    if step > run.saved_lora_step:
+        file = SavedLora(_lora_path(run, step_name(run.name, step)), 0, step)
+        yield from _write_lora(run, file, training.epoch)
 
 
-def _place(run: JobRun, name: str) -> Path:
+def _lora_path(run: RunContext, name: str) -> Path:
     return run.lora_dir / f"{name}.safetensors"
 
 
-def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:
-    """The adapter as a LoRA file of its own name."""
+def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]:
+    """Write the LoRA file and its card; warns if the save precision loses too much."""
     path = file.path
     facts = RunFacts(
         output_name=path.stem,
@@ -62,40 +62,40 @@ def _written(run: JobRun, file: Written, epoch: int) -> Iterator[Event]:
         checkpoint_legacy_hash=legacy_hash(run.model.path) if run.model.path else "",
     )
     metadata = run_metadata(run.config, run.plan, run.model, facts)
-    with run.for_use():
+    with run.eval_weights():
         saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
-    run.written_step = file.step
-    run.history.take(file)
-    yield from carded(run, path, partial(_write_card, run, path, epoch, file.step))
-    run.host.show_loras()
+    run.saved_lora_step = file.step
+    run.history.add(file)
+    yield from try_write_card(run, path, partial(_write_card, run, path, epoch, file.step))
+    run.host.refresh_loras()
     yield LoraWritten(str(path), epoch, file.step)
-    if saved.vanished > _MANY_VANISHED or saved.overflowed:
+    if saved.vanished > _NOTICEABLE_UNDERFLOW or saved.overflowed:
         message = (
-            f"In {run.config.save_precision} {saved.vanished:.1%} of the matrices lost more than a hundredth of their "
-            f"size to zeros, and {saved.overflowed:.1%} of the numbers became infinite. "
-            "Choose save_precision bf16 or fp32, or a larger alpha."
+            f"In {run.config.save_precision}, {saved.vanished:.1%} of the matrices lost more than 1 % of their norm to "
+            f"underflow and {saved.overflowed:.1%} of the values overflowed. "
+            "Set save_precision to bf16 or fp32, or use a larger alpha."
         )
         yield Noted("warning", str(path), message)
 
 
-def _thinned(run: JobRun, files: Mapping[int, Path], keep: int) -> Iterator[Event]:
-    """The oldest of these files deleted, so that `keep` are left (0: all); they are this run's own, and no others."""
+def _remove_oldest(run: RunContext, files: Mapping[int, Path], keep: int) -> Iterator[Event]:
+    """Delete the oldest of these files so that `keep` remain (0: all). Only this run's own files are listed."""
     for number in sorted(files)[:-keep] if keep else ():
         path = files[number]
-        with contextlib.suppress(OSError):  # in use, or gone already: no reason to end a run
+        with contextlib.suppress(OSError):  # in use or already gone; not worth ending the run
             path.unlink()
         for card in (path.with_suffix(".json"), path.with_suffix(".png")):
             _remove_card(run, card)
         del run.history.files[path]
-        run.host.show_loras()
+        run.host.refresh_loras()
         yield LoraRemoved(str(path))
 
 
 # --- cards ----------------------------------------------------------------------------------------
 
 
-def carded(run: JobRun, lora: Path, write: Callable[[], Path | None]) -> Iterator[Event]:
-    """A part of the LoRA's card written; one that cannot be is told, and harms nothing."""
+def try_write_card(run: RunContext, lora: Path, write: Callable[[], Path | None]) -> Iterator[Event]:
+    """Write part of the LoRA's card with `write`; a failure is only a warning."""
     if not run.config.write_card:
         return
     try:
@@ -103,21 +103,23 @@ def carded(run: JobRun, lora: Path, write: Callable[[], Path | None]) -> Iterato
         if card:
             run.cards[card] = card.stat().st_mtime_ns
     except OSError as error:
-        yield Noted("warning", str(lora), f"Its card could not be written: {error.strerror}. The LoRA is complete.")
+        yield Noted(
+            "warning", str(lora), f"The card could not be written: {error.strerror}. The LoRA file itself is complete."
+        )
 
 
-def _remove_card(run: JobRun, card: Path) -> None:
-    """Delete a card that this run wrote and nobody has changed since."""
+def _remove_card(run: RunContext, card: Path) -> None:
+    """Delete a card that this run wrote, unless it was changed since."""
     with contextlib.suppress(OSError):
         if run.cards.get(card) == card.stat().st_mtime_ns:
             card.unlink()
 
 
-def _write_card(run: JobRun, lora: Path, epoch: int, step: int) -> Path | None:
+def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | None:
     progress = f"epoch {epoch} of {run.plan.epochs}, step {step}"
     notes = [progress, run.history.loss_text(epoch), f"trained on {run.model.name}"]
     values = card_values(
-        family=run.model.spec.family,
+        architecture=run.model.spec.architecture,
         triggers=[concept.trigger for concept in run.plan.dataset.concepts],
         description=run.config.comment,
         notes=", ".join(note for note in notes if note),
@@ -128,21 +130,21 @@ def _write_card(run: JobRun, lora: Path, epoch: int, step: int) -> Path | None:
 # --- training states ------------------------------------------------------------------------------
 
 
-def keep_state(run: JobRun, training: Training) -> Iterator[Event]:
-    """The training state as a file, if it is wanted, exact and new; the oldest ones go when it stands.
+def save_training_state(run: RunContext, training: Training) -> Iterator[Event]:
+    """Save the training state if save_state is on and the state is exact and new, then remove old states.
 
-    A state that cannot be written is told and does not end the run: the LoRA files are what counts.
+    A failure is only a warning, because the LoRA files matter more.
     """
-    path = run.folder.state_after(training.step)
-    if not (run.config.save_state and training.is_exact) or training.step == run.kept_step:
+    path = run.folder.state_path(training.step)
+    if not (run.config.save_state and training.is_resumable) or training.step == run.saved_state_step:
         return
     try:
         write_state(path, training.state())
     except OutputError as error:
-        yield Noted("warning", str(path), f"{error} Without it the run can only be resumed from an earlier step.")
+        yield Noted("warning", str(path), f"{error} The run can only be resumed from an earlier step.")
         return
-    run.kept_step = training.step
+    run.saved_state_step = training.step
     for step in run.folder.state_steps()[: -run.config.keep_last_states]:
         with contextlib.suppress(OSError):
-            run.folder.state_after(step).unlink()
+            run.folder.state_path(step).unlink()
     yield StateSaved(str(path), training.step)

@@ -1,4 +1,4 @@
-"""A run's log: one event per line of JSON, each with its time; it survives the program."""
+"""A run's log file: one event per line of JSON, with its time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lib_lora_train.core.events import Event, to_record
 
 
 def log_record(event: Event) -> dict[str, Any]:
-    """The event as it stands in the log, with the time of now."""
+    """The event's record for the log, with the current time."""
     return {**to_record(event), "time": time.time()}
 
 
 def log_line(record: dict[str, Any]) -> str:
-    """One line, its end included."""
+    """The record as one line, including the newline."""
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The records in order; none if there is no log. Lines cut short when the machine went down are left out.
+    """The records in order, none if there is no log; skips lines cut short by a crash.
 
-    A run that was resumed after a crash takes some steps again: what the log tells of them stands in it twice.
+    After a crash a resumed run repeats some steps, so their records appear twice.
     """
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""What a run has done so far, read from its log; no PyTorch is needed for that."""
+"""What a run has done so far, read from its log. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lib_lora_train.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Written:
-    """A LoRA file of the run; `epoch` is 0 for one that is named after its step."""
+class SavedLora:
+    """A LoRA file of the run; `epoch` is 0 if it is named after its step."""
 
     path: Path
     epoch: int
@@ -21,33 +21,33 @@ class Written:
 
 
 def epoch_name(run: str, epoch: int) -> str:
-    """A LoRA file's name, without ending, after an epoch: as kohya's tools write it, so that files sort."""
+    """The stem of an epoch's LoRA file, as kohya's tools write it; such names sort."""
     return f"{run}-{epoch:06}"
 
 
 def step_name(run: str, step: int) -> str:
-    """A LoRA file's name, without ending, after a step."""
+    """The stem of a step's LoRA file."""
     return f"{run}-step{step:08}"
 
 
 @dataclass
-class History:
+class RunHistory:
     """What a run has done.
 
-    `losses`: the mean loss by epoch that is over; `samples`: how many images were drawn after its end; `files`: the
-    LoRA files that were not deleted, by path, in order of writing.
+    `losses`: mean loss by finished epoch; `samples`: number of samples by finished epoch; `files`: the LoRA files that
+    were not deleted, by path, in the order they were saved.
     """
 
     losses: dict[int, float] = field(default_factory=dict)
     samples: dict[int, int] = field(default_factory=dict)
-    files: dict[Path, Written] = field(default_factory=dict)
+    files: dict[Path, SavedLora] = field(default_factory=dict)
 
     def loss_text(self, epoch: int) -> str:
-        """`loss 0.1234`, "" for an epoch that is not over."""
+        """`loss 0.1234`, or "" for an unfinished epoch."""
         return f"loss {self.losses[epoch]:.4f}" if epoch in self.losses else ""
 
-    def take(self, file: Written) -> None:
-        """Remember a file; one of the same path gives way."""
+    def add(self, file: SavedLora) -> None:
+        """Add a file, replacing one with the same path."""
         self.files.pop(file.path, None)
         self.files[file.path] = file
 
@@ -60,10 +60,10 @@ class History:
         return {file.step: file.path for file in self.files.values() if not file.epoch}
 
 
-def read_history(folder: RunFolder, step: int) -> History:
-    """What the run in the folder had done when it had taken `step` steps, as far as its files are still there.
+def read_history(folder: RunFolder, step: int) -> RunHistory:
+    """What the run had done after `step` steps, without files that no longer exist.
 
-    Files of later steps are kept in it: they are this run's, and will be written again.
+    Files of later steps are included: they belong to this run and will be overwritten.
     """
     history = read_records(read_log(folder.log))
     history.files = {path: file for path, file in history.files.items() if path.is_file()}
@@ -72,9 +72,9 @@ def read_history(folder: RunFolder, step: int) -> History:
     return history
 
 
-def read_records(records: Iterable[Mapping[str, Any]]) -> History:
-    """The history that these records tell."""
-    history = History()
+def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
+    """The history from these log records."""
+    history = RunHistory()
     for record in records:
         if record["kind"] == "EpochDone":
             history.losses[record["epoch"]] = record["mean_loss"]
@@ -84,7 +84,7 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> History:
         elif record["kind"] == "LoraWritten":
             path = Path(record["path"])
             is_step_file = path.stem.endswith(step_name("", record["step"]))
-            history.take(Written(path, 0 if is_step_file else record["epoch"], record["step"]))
+            history.add(SavedLora(path, 0 if is_step_file else record["epoch"], record["step"]))
         elif record["kind"] == "LoraRemoved":
             history.files.pop(Path(record["path"]), None)
     return history

@@ -1,4 +1,4 @@
-"""Runs that are over or interrupted, read from their folders; no PyTorch is needed for that."""
+"""Finished and interrupted runs, read from their folders. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -21,38 +21,31 @@ _NO_PLAN = {"steps_per_epoch": 0, "epochs": 0, "total_steps": 0}
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """How a run goes on: in its own folder, with its settings (the length may be another), from a state file."""
+class ResumePoint:
+    """Where to resume a run: its folder, its settings (possibly with a new length) and a state file."""
 
     folder: RunFolder
     config: TrainConfig
     state: Path
 
 
-def past_runs(home: Path, live: str = "") -> Iterator[dict[str, Any]]:
-    """What became of the runs in `home`, the newest first.
+def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
+    """A summary of each run in `home`, newest first.
 
-    `run` (its id), `state`, `loras` and `grid` as far as they are there; `step` of the newest training state (0: none),
-    `total_steps` and `epochs` as planned; `can_resume`: it was cut short and has a state; `can_extend`: it took all of
-    its steps and could take more; neither for the run `live`, which is at work. Each log is read when its run is asked
-    for: whoever wants the newest one does not wait for all.
+    Keys: `run` (its id), `state`, `loras` and `grid` (existing files only), `step` of the newest training state (0 if
+    none), the planned `total_steps` and `epochs`, `can_resume` (it was interrupted and has a state) and `can_extend`
+    (it is finished and has a state); neither applies to `active_run`. The iterator is lazy: it reads a run's log only
+    when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
-    return (_past_run(RunFolder(folder), folder.name == live) for folder in folders)
+    return (_past_run(RunFolder(folder), folder.name == active_run) for folder in folders)
 
 
-def _past_run(folder: RunFolder, is_live: bool) -> dict[str, Any]:
-    state, files, plan = "", dict[str, None](), _NO_PLAN
-    for record in read_log(folder.log):
-        if record["kind"] == "StateChanged":
-            state = str(record["state"])
-        elif record["kind"] == "LoraWritten":
-            files[record["path"]] = None
-        elif record["kind"] == "Planned":
-            plan = record
+def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
+    plan, state, files = _read_summary(folder)
     steps = folder.state_steps()
     step = steps[-1] if steps else 0
-    can_go_on, is_over = bool(steps) and not is_live, state == "finished"
+    has_state, is_finished = bool(steps) and not is_active, state == "finished"
     return {
         "run": folder.root.name,
         "state": state,
@@ -61,56 +54,59 @@ def _past_run(folder: RunFolder, is_live: bool) -> dict[str, Any]:
         "step": step,
         "total_steps": plan["total_steps"],
         "epochs": plan["epochs"],
-        "can_resume": can_go_on and not is_over,
-        "can_extend": can_go_on and is_over,
+        "can_resume": has_state and not is_finished,
+        "can_extend": has_state and is_finished,
     }
 
 
-def continuation(
+def find_resume_point(
     folder: RunFolder, *, more_epochs: int = 0, step: int | None = None, config: TrainConfig | None = None
-) -> Continuation:
-    """How the run in the folder can go on: from its newest state or the one after `step`, to its planned end or
-    `more_epochs` beyond it. With a `config`, that one says how long the run is.
+) -> ResumePoint:
+    """Where to resume the run in the folder: from its newest state or the one after `step`, to its planned end or
+    `more_epochs` beyond it. If given, `config` decides the length instead.
 
-    TrainingError, in one sentence, if it cannot go on; ConfigError if its settings cannot be read.
+    TrainingError if it cannot be resumed, ConfigError if its settings cannot be read.
     """
     read_identity(folder)
     steps = folder.state_steps()
     if not steps:
-        text = "no training state was kept. Only a new run helps; save_state has to be on for it"
+        text = "no training state was saved. Start a new run, with save_state on"
         raise TrainingError(f"{folder.root.name}: {text}.")
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps))
-        raise TrainingError(f"{folder.root.name}: there is no state after step {step}. There are: {known}.")
+        raise TrainingError(f"{folder.root.name}: there is no training state after step {step}. Choose one of {known}.")
     if config is None:
-        config = _config_to_go_on_with(folder, more_epochs, is_earlier=step is not None and step < steps[-1])
-    return Continuation(folder, config, folder.state_after(step or steps[-1]))
+        config = _config_to_resume(folder, more_epochs, is_earlier=step is not None and step < steps[-1])
+    return ResumePoint(folder, config, folder.state_path(step or steps[-1]))
 
 
-def _config_to_go_on_with(folder: RunFolder, more_epochs: int, *, is_earlier: bool) -> TrainConfig:
+def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) -> TrainConfig:
     if more_epochs < 0:
-        raise TrainingError(f"more_epochs is {more_epochs}; a run can only be made longer.")
-    plan, ending = _plan_and_ending(folder)
-    if ending == "finished" and not more_epochs and not is_earlier:
-        text = f"all {plan['total_steps']} steps are taken. Say by how many epochs to extend it"
+        raise TrainingError(f"more_epochs is {more_epochs}, but a run can only be extended. Use 0 or more.")
+    plan, state, _ = _read_summary(folder)
+    if state == "finished" and not more_epochs and not is_earlier:
+        text = f"all {plan['total_steps']} steps are done. Enter how many epochs to add"
         raise TrainingError(f"{folder.root.name}: {text}.")
     config, problems = read_config(read_toml_config(folder.config))
     require_usable(problems)
-    return _longer(config, plan, more_epochs)
+    return _extend(config, plan, more_epochs)
 
 
-def _plan_and_ending(folder: RunFolder) -> tuple[Mapping[str, Any], str]:
-    plan, ending = _NO_PLAN, ""
+def _read_summary(folder: RunFolder) -> tuple[Mapping[str, Any], str, list[str]]:
+    """The plan, the last state and the paths of all LoRA files, from the run's log."""
+    plan, state, files = _NO_PLAN, "", dict[str, None]()
     for record in read_log(folder.log):
         if record["kind"] == "Planned":
             plan = record
         elif record["kind"] == "StateChanged":
-            ending = str(record["state"])
-    return plan, ending
+            state = str(record["state"])
+        elif record["kind"] == "LoraWritten":
+            files[record["path"]] = None
+    return plan, state, list(files)
 
 
-def _longer(config: TrainConfig, plan: Mapping[str, Any], more_epochs: int) -> TrainConfig:
-    """The settings with so many more epochs; a limit of steps moves along."""
+def _extend(config: TrainConfig, plan: Mapping[str, Any], more_epochs: int) -> TrainConfig:
+    """The settings with `more_epochs` added, and max_steps raised accordingly."""
     if not more_epochs:
         return config
     if not config.max_steps:
@@ -119,15 +115,20 @@ def _longer(config: TrainConfig, plan: Mapping[str, Any], more_epochs: int) -> T
     return config.replace(epochs=max(config.epochs, plan["epochs"] + more_epochs), max_steps=steps)
 
 
+def newest_run_with_loras(home: Path) -> dict[str, Any] | None:
+    """The summary of the newest run in `home` that has LoRA files; None if none has."""
+    return next((run for run in past_runs(home) if run["loras"]), None)
+
+
 def xyz_text(home: Path) -> str:
-    """Infotext for an X/Y/Z plot over the LoRA files of the newest run in `home` that has any; "" if none has."""
-    run = next((run for run in past_runs(home) if run["loras"]), None)
+    """Infotext for an X/Y/Z plot of the newest run in `home` that has LoRA files; "" if none has."""
+    run = newest_run_with_loras(home)
     if run is None:
         return ""
     try:
         config, _ = read_config(read_toml_config(RunFolder(home / run["run"]).config))
         prompts = sample_prompts(config)
-    except LoraTrainError:  # a settings file that somebody edited is no reason for the page to fail
+    except LoraTrainError:  # a hand-edited settings file must not break the page
         config, prompts = TrainConfig(), ()
     first = prompts[0] if prompts else sample_prompts(config.replace(sample_prompts=("",)))[0]
     seeds = [first.seed + number for number in range(_XYZ_SEEDS)]

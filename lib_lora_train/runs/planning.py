@@ -1,4 +1,4 @@
-"""What a config would train, before anything heavy starts; no PyTorch is needed for that."""
+"""Plan a run before anything heavy starts. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lib_lora_train.dataset.scan import read_dataset
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A config that can be trained, its plan, and all that should be known of both; no problem is an error."""
+    """A valid config, its plan, and warnings and hints about both; none of the problems is an error."""
 
     config: TrainConfig
     plan: Plan
@@ -22,12 +22,12 @@ class RunPlan:
 
 
 def plan_run(config: TrainConfig) -> RunPlan:
-    """What would be trained; ConfigError or DataError when it cannot be.
+    """The plan of a run; ConfigError or DataError if it cannot be trained.
 
-    `problems` begins with the settings', then come the images' and the plan's.
+    `problems` lists those of the settings first, then those of the images and of the plan.
     """
-    judged = validate(config)
-    require_usable(judged)
+    problems = validate(config)
+    require_usable(problems)
     dataset = read_dataset(config)
     plan = make_plan(dataset, config)
-    return RunPlan(config, plan, (*judged, *dataset.problems, *plan.warnings))
+    return RunPlan(config, plan, (*problems, *dataset.problems, *plan.warnings))

@@ -1,6 +1,6 @@
-"""Runs that wait for their turn, in order, as one file; they survive the end of the program.
+"""The queue of runs, stored in one file so that it survives a restart.
 
-One queue per outputs folder. Nothing starts here: the runner takes the first one when it is free.
+There is one queue per outputs folder. The runner starts the first entry when it is idle.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lib_lora_train.runs.folder import write_json
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A run that waits. `values` are its settings; `run` is the id of the run that shall go on, "" for a new one."""
+class QueuedRun:
+    """A queued run. `values` are its settings; `run` is the id of the run to resume, "" for a new one."""
 
     id: str
     values: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Waiting:
 
     @property
     def name(self) -> str:
-        """What its files will be called."""
+        """The name of its LoRA files."""
         return str(self.values.get("output_name", ""))
 
     def config(self) -> TrainConfig:
@@ -41,67 +41,67 @@ class Waiting:
 
 
 class RunQueue:
-    """The waiting runs, the next one first. All methods are safe to call from any thread.
+    """The queued runs, the next one first. Thread-safe.
 
-    HostError for an id that does not wait (any more), OutputError when the file cannot be written.
+    HostError for an id that is not (or no longer) in the queue, OutputError if the file cannot be written.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._waiting = _load(file)
+        self._entries = _load(file)
 
-    def waiting(self) -> tuple[Waiting, ...]:
-        """The waiting runs in order."""
+    def entries(self) -> tuple[QueuedRun, ...]:
+        """The queued runs in order."""
         with self._lock:
-            return tuple(self._waiting)
+            return tuple(self._entries)
 
     def add(self, config: TrainConfig, *, run: str = "", more_epochs: int = 0) -> str:
-        """Put a run at the end; returns the entry's id."""
-        entry = Waiting(uuid.uuid4().hex[:12], config_values(config), run, more_epochs)
+        """Add a run at the end; returns the entry's id."""
+        entry = QueuedRun(uuid.uuid4().hex[:12], config_values(config), run, more_epochs)
         with self._lock:
-            self._replace([*self._waiting, entry])
+            self._replace([*self._entries, entry])
         return entry.id
 
-    def move(self, entry_id: str, place: int) -> None:
-        """Put a waiting run at a place, from 0; beyond the end is the end."""
+    def move(self, entry_id: str, position: int) -> None:
+        """Move a queued run to a position from 0; positions beyond the end mean the end."""
         with self._lock:
             entry = self._find(entry_id)
-            others = [other for other in self._waiting if other is not entry]
-            place = max(0, place)
-            self._replace([*others[:place], entry, *others[place:]])
+            others = [other for other in self._entries if other is not entry]
+            position = max(0, position)
+            self._replace([*others[:position], entry, *others[position:]])
 
     def remove(self, entry_id: str) -> None:
-        """Let a run not wait any more."""
+        """Remove a run from the queue."""
         with self._lock:
             entry = self._find(entry_id)
-            self._replace([other for other in self._waiting if other is not entry])
+            self._replace([other for other in self._entries if other is not entry])
 
-    def take(self) -> Waiting | None:
-        """The next run, which does not wait any more; None if none waits."""
+    def pop(self) -> QueuedRun | None:
+        """Remove and return the next run; None if the queue is empty."""
         with self._lock:
-            if not self._waiting:
+            if not self._entries:
                 return None
-            first, *rest = self._waiting
+            first, *rest = self._entries
             self._replace(rest)
             return first
 
-    def _find(self, entry_id: str) -> Waiting:
-        for entry in self._waiting:
+    def _find(self, entry_id: str) -> QueuedRun:
+        for entry in self._entries:
             if entry.id == entry_id:
                 return entry
-        raise HostError("This run does not wait any more. Look at the queue again.")
+        raise HostError("This run is no longer in the queue. Refresh the queue.")
 
-    def _replace(self, waiting: list[Waiting]) -> None:
-        """On the disk first, so that what is told is true after a crash as well."""
+    def _replace(self, entries: list[QueuedRun]) -> None:
+        """Write the new queue to disk first, so that memory never runs ahead of the file."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"waiting": [asdict(entry) for entry in waiting]})
-        self._waiting = waiting
+        write_json(self._file, {"waiting": [asdict(entry) for entry in entries]})
+        self._entries = entries
 
 
-def _load(file: Path) -> list[Waiting]:
-    """The waiting runs in a file; none if there is no file, or it was damaged by hand."""
+def _load(file: Path) -> list[QueuedRun]:
+    """The queued runs in a file; none if the file is missing or damaged."""
     try:
-        return [Waiting(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))["waiting"]]
+        return [QueuedRun(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))["waiting"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -1,4 +1,4 @@
-"""What the arrows of one run share: its value, and how it is made ready."""
+"""The shared state of one run, and its preparation."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.training.control import Control
@@ -32,8 +33,7 @@ from lib_lora_train.training.training_state import TrainState
 from lib_lora_train.training.validation import Validation
 
 _T = TypeVar("_T")
-_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
-_STATE_BYTES = 20  # per number: fp32 weights and what the hungriest optimiser, Prodigy, remembers
+_STATE_BYTES = 20  # per trained parameter: fp32 weight and Prodigy's state, the largest of the built-in optimisers
 
 Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
 """Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
@@ -41,7 +41,7 @@ Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
 
 @dataclass
 class RunContext:
-    """One run. `state` is where it goes on from, None for one that begins; `history` what it has done so far."""
+    """One run. `state` is where it resumes from, None for a new run; `history` is what it has done so far."""
 
     config: TrainConfig
     host: Host
@@ -56,34 +56,34 @@ class RunContext:
     history: RunHistory
     images: dict[int, list[Image.Image]] = field(default_factory=dict)
     cards: dict[Path, int] = field(default_factory=dict)
-    """Cards that were written, with the time of that."""
+    """Cards written by this run, with their modification times in ns."""
     training: Training | None = None
-    """The training under way; until then, and when it is over, the adapter holds what is to be saved and drawn."""
+    """The training in progress. Before and after it, the adapter itself holds the weights to save and sample with."""
     validation: Validation | None = None
-    """Measures the loss on the images kept from training, if there are any."""
+    """Measures the validation loss if any images are held out."""
     txt2img: Txt2Img | None = None
-    """The webui's own sampler, if it draws the images; from files then."""
+    """The webui's own sampler if it generates the images, which it does from saved files."""
     saved_lora_step: int = 0
     saved_state_step: int = 0
-    """The step of the newest state file; the one before the first step needs none."""
+    """The step of the newest state file; 0 needs none."""
 
     @property
     def name(self) -> str:
-        """What all files of the run are called, before the epoch's number."""
+        """The stem of the run's LoRA files, before the epoch's number."""
         return self.identity.name
 
     @property
     def lora_dir(self) -> Path:
-        """Where the LoRA files go."""
+        """The folder for the LoRA files."""
         return Path(self.identity.lora_dir)
 
     def eval_weights(self) -> AbstractContextManager[None]:
-        """Inside, the adapter holds the weights to be saved, drawn with and measured."""
+        """Inside, the adapter holds the weights to save, sample with and validate (such as the EMA)."""
         return self.training.eval_weights() if self.training else nullcontext()
 
-    def is_due(self, epoch: int, every: int) -> bool:
-        """Whether something done every so many epochs is done after this one; the last one always counts."""
-        return every > 0 and (epoch % every == 0 or epoch == self.plan.epochs)
+    def is_due(self, epoch: int, every_n_epochs: int) -> bool:
+        """Whether an action for every N epochs (0: never) is due after this epoch; the last epoch always is."""
+        return every_n_epochs > 0 and (epoch % every_n_epochs == 0 or epoch == self.plan.epochs)
 
 
 def prepare_run(
@@ -96,7 +96,7 @@ def prepare_run(
     model: DiffusionModel,
     state: TrainState | None,
 ) -> Generator[Event, None, RunContext]:
-    """Prompts parsed, the place for the files made, the adapter put onto the model."""
+    """The run's context, with the sample prompts parsed, the LoRA folder created and the adapter attached."""
     prompts = sample_prompts(config)
     identity = read_identity(folder) if state else _new_identity(config, host)
     _make_folder(Path(identity.lora_dir))
@@ -128,7 +128,7 @@ def prepare_run(
 
 def _new_identity(config: TrainConfig, host: Host) -> Identity:
     lora_dir = user_path(config.output_dir) if config.output_dir else host.lora_dir
-    name = free_name(lora_dir, config.output_name)
+    name = unused_name(lora_dir, config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 
 
@@ -136,26 +136,28 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"Cannot make the folder {folder}: {error.strerror}. Choose another output_dir.") from error
+        raise OutputError(f"Cannot create the folder {folder}: {error.strerror}. Choose another output_dir.") from error
 
 
 def _require_disk_space(
     lora_dir: Path, folder: RunFolder, *, adapter: Adapter, config: TrainConfig, plan: Plan
 ) -> None:
-    """OutputError now rather than after hours of training, if LoRA files or states will not fit on the disk."""
-    numbers = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
+    """OutputError if the LoRA files or training states will not fit on the disk."""
+    parameters = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
     files = _count_files(config, plan)
-    size = numbers * _BYTES[config.save_precision]
-    advice = "Make room, lower the rank, or raise save_every_n_epochs."
-    _require_free_bytes(lora_dir, files * size, what=f"{files} LoRA files of this run need", advice=advice)
+    size = parameters * DTYPE_BYTES[config.save_precision]
+    advice = "Free some space, lower the rank, or raise save_every_n_epochs."
+    _require_free_bytes(lora_dir, files * size, what=f"{files} LoRA files", advice=advice)
     if config.save_state:
-        advice = "Make room, lower the rank, or switch save_state off."
-        size = numbers * _STATE_BYTES * (config.keep_last_states + 1)  # the new one stands before the old one goes
-        _require_free_bytes(folder.root, size, what="the training states need", advice=advice)
+        advice = "Free some space, lower the rank, or turn save_state off."
+        size = (
+            parameters * _STATE_BYTES * (config.keep_last_states + 1)
+        )  # the old state is removed only after the new one is written
+        _require_free_bytes(folder.root, size, what="the training states", advice=advice)
 
 
 def _count_files(config: TrainConfig, plan: Plan) -> int:
-    """How many LoRA files of the run can stand at a time, the one of a stop among them."""
+    """The most LoRA files the run can have at a time, including one saved at a stop."""
     epochs = -(-plan.epochs // config.save_every_n_epochs)
     steps = plan.total_steps // config.save_every_n_steps if config.save_every_n_steps else 0
     epochs = min(epochs, config.keep_last_epochs + 1) if config.keep_last_epochs else epochs
@@ -163,49 +165,62 @@ def _count_files(config: TrainConfig, plan: Plan) -> int:
     return epochs + steps + 1
 
 
-def _require_free_bytes(folder: Path, wanted: int, *, what: str, advice: str) -> None:
+def _require_free_bytes(folder: Path, needed: int, *, what: str, advice: str) -> None:
     free = shutil.disk_usage(folder).free
-    if wanted > free:
-        text = f"{folder} has {free / 2**20:.0f} MiB free, and {what} {wanted / 2**20:.0f}."
+    if needed > free:
+        text = f"{folder} has {free / 2**20:.0f} MiB free, but {what} need {needed / 2**20:.0f} MiB."
         raise OutputError(f"{text} {advice}")
 
 
-def free_name(folder: Path, name: str) -> str:
-    """`name`, or `name-2`, `name-3`…: the first under which `folder` holds no LoRA file yet."""
-    taken = {path.stem for path in folder.glob("*.safetensors")}
+def unused_name(folder: Path, name: str) -> str:
+    """`name`, or `name-2`, `name-3`…: the first one without LoRA files in `folder`."""
+    stems = {path.stem for path in folder.glob("*.safetensors")}
 
-    def is_taken(candidate: str) -> bool:
-        return any(stem == candidate or stem.startswith((f"{candidate}-0", f"{candidate}-step")) for stem in taken)
+    def is_used(candidate: str) -> bool:
+        return any(stem == candidate or stem.startswith((f"{candidate}-0", f"{candidate}-step")) for stem in stems)
 
-    return next(c for c in (name, *(f"{name}-{n}" for n in range(2, 100_000))) if not is_taken(c))
+    return next(c for c in (name, *(f"{name}-{n}" for n in range(2, 100_000))) if not is_used(c))
 
 
 def report_notices(run: RunContext) -> Iterator[Event]:
-    """What the user must know before the first step: another file name, layers that get no LoRA."""
-    asked = run.config.output_name
-    if run.name != asked and not run.state:
-        message = f"LoRA files called {asked} are there already and stay; this run is written as {run.name}."
+    """Notes before the first step: a changed file name, and keys or layers that were left out."""
+    requested = run.config.output_name
+    if run.name != requested and not run.state:
+        message = f"There already are LoRA files named {requested}, so this run is saved as {run.name}."
         yield Noted("hint", "output_name", message)
-    left = run.adapter.left_out
-    if left:
-        shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
-        yield Noted("warning", "continue_from", f"{len(left)} keys or layers of the file have no place here: {shown}.")
+    left_out = run.adapter.left_out
+    if left_out:
+        shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        yield Noted(
+            "warning",
+            "continue_from",
+            f"{len(left_out)} keys or layers of the file do not exist in this model: {shown}.",
+        )
     if run.adapter.skipped:
-        message = f"{len(run.adapter.skipped)} layers cannot carry this kind of LoRA and stay as they are."
+        message = f"{len(run.adapter.skipped)} layers do not support this LoRA type and are not trained."
         yield Noted("warning", "targets", message)
 
 
 def select_txt2img(run: RunContext) -> Iterator[Event]:
-    """The webui draws the run's images if the settings say so and it can; else why not."""
+    """Use the webui's sampler if webui_sampler is set; a warning if it cannot be used."""
     if run.config.webui_sampler and run.prompts:
         try:
             run.txt2img = run.host.txt2img(run.config.webui_sampler, run.model)
         except HostError as reason:
-            yield Noted("warning", "webui_sampler", f"{reason} Samples are drawn with {run.config.sample_sampler}.")
+            yield Noted("warning", "webui_sampler", f"{reason} Samples use {run.config.sample_sampler} instead.")
+
+
+def time_call(phase: Phase, function: Callable[[], _T]) -> Generator[Event, None, _T]:
+    """The start and end events of a phase that is one function call; returns its result."""
+    yield PhaseStarted(phase)
+    began = time.monotonic()
+    value = function()
+    yield PhaseEnded(phase, time.monotonic() - began)
+    return value
 
 
 def time_phase(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
-    """The same events between the phase's start and its end."""
+    """The same events, between the start and end events of a phase; returns what `events` returns."""
     yield PhaseStarted(phase, total)
     began = time.monotonic()
     value = yield from events

@@ -1,7 +1,7 @@
-"""The job's home: a thread that outlives every page, what it has told so far, and the runs that wait.
+"""Runs training in a thread that outlives every page, collects its events, and works through the queue.
 
-One `Runner` per process. The page, the REST routes and the command line only ever ask it; the
-thread runs `jobs.run_training` and appends each event to memory and to `events.jsonl` in the run's folder.
+There is one `Runner` per process, used by the page and the REST routes. Its thread runs `trainer.run_training` and
+appends each event to memory and to `events.jsonl` in the run's folder.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from lib_lora_train.training.control import Control
 
 log = logging.getLogger("lora_train")
 
-_LIVE = ("running", "paused", "waiting", "stopping")
+_ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
 
 
 @dataclasses.dataclass
 class _Run:
-    """What is known of one run; written by its thread, read under the runner's lock."""
+    """The current run; written by its thread, read under the runner's lock."""
 
     folder: RunFolder
     config: TrainConfig
     control: Control
-    job: RunPlan | None = None
+    run_plan: RunPlan | None = None
     from_state: Path | None = None
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
@@ -64,8 +64,8 @@ class _Run:
     epoch: int = 0
     plan: Planned | None = None
 
-    def learn(self, event: Event, record: dict[str, Any]) -> None:
-        """Take in an event and its record."""
+    def record(self, event: Event, record: dict[str, Any]) -> None:
+        """Store an event and its log record."""
         self.events.append(record)
         if isinstance(event, StepDone):
             self.losses.append((event.step, event.loss))
@@ -79,28 +79,28 @@ class _Run:
         elif isinstance(event, Planned):
             self.plan = event
         elif isinstance(event, Resumed):
-            self._forget_after(event.step)
+            self._drop_after(event.step)
 
-    def _forget_after(self, step: int) -> None:
-        """These steps are taken again."""
+    def _drop_after(self, step: int) -> None:
+        """Drop the values of later steps, which will be repeated."""
         self.losses = [point for point in self.losses if point[0] <= step]
         self.norms = [point for point in self.norms if point[0] <= step]
         self.rates = {name: [p for p in points if p[0] <= step] for name, points in self.rates.items()}
 
-    def recall(self) -> None:
-        """Take in what the log tells of the run before it was interrupted, so that its curves are whole."""
+    def load_log(self) -> None:
+        """Load the events from before the interruption, so that the curves are complete."""
         for record in read_log(self.folder.log):
             try:
                 event = from_record({name: value for name, value in record.items() if name != "time"})
-            except (KeyError, TypeError):  # of another version
+            except (KeyError, TypeError):  # written by another version
                 continue
-            self.learn(event, record)
+            self.record(event, record)
 
 
 class Runner:
-    """Runs one job at a time in a thread of its own, remembers what it told, and goes on with the queue.
+    """Trains one run at a time in a thread, keeps its events, and then starts the next one from the queue.
 
-    `home` is where run folders and the queue's file are; `make_events` is replaced in tests.
+    `home` holds the run folders and the queue's file; `make_events` is replaced in tests.
     """
 
     def __init__(self, host: Any, home: Path, *, make_events: Callable[..., Iterator[Event]] = run_training) -> None:
@@ -113,71 +113,71 @@ class Runner:
         self._thread: threading.Thread | None = None
 
     # --- commands ------------------------------------------------------------------------------
-    def start(self, config: TrainConfig, job: RunPlan | None = None) -> str:
-        """Begin a run and return its id; HostError while another one is at work. `job` spares planning it again."""
+    def start(self, config: TrainConfig, run_plan: RunPlan | None = None) -> str:
+        """Start a run and return its id; HostError while another one is active. `run_plan` avoids planning it again."""
         with self._lock:
             self._require_idle()
-            return self._begin(self._new_run(config, job))
+            return self._start_thread(self._new_run(config, run_plan))
 
     def resume_run(self, run: str, *, more_epochs: int = 0, step: int | None = None) -> str:
         """Resume an interrupted run by its id, or extend a finished one; returns the id.
 
-        HostError while another one is at work, TrainingError or ConfigError if it cannot go on.
+        HostError while another run is active, TrainingError or ConfigError if it cannot be resumed.
         """
-        way = find_resume_point(self._folder(run), more_epochs=more_epochs, step=step)
+        resume_point = find_resume_point(self._folder(run), more_epochs=more_epochs, step=step)
         with self._lock:
             self._require_idle()
-            return self._begin(_continued(way))
+            return self._start_thread(_resumed(resume_point))
 
     def enqueue(self, config: TrainConfig) -> str:
-        """Let a run wait for its turn: it begins when the one at work, and those before it, have ended.
+        """Add a run to the queue and return the entry's id.
 
-        Returns the entry's id. While nothing is at work it waits until something is started.
+        It starts when the active run and those before it have ended. If no run is active, it waits for one to start.
         """
         return self.queue.add(config)
 
     def enqueue_resume(self, run: str, *, more_epochs: int = 0) -> str:
-        """Let an interrupted or finished run wait for its turn to go on; errors as `resume_run`."""
-        way = find_resume_point(self._folder(run), more_epochs=more_epochs)
-        return self.queue.add(way.config, run=way.folder.root.name, more_epochs=more_epochs)
+        """Add an interrupted or finished run to the queue, to be resumed or extended; errors as in `resume_run`."""
+        resume_point = find_resume_point(self._folder(run), more_epochs=more_epochs)
+        return self.queue.add(resume_point.config, run=resume_point.folder.root.name, more_epochs=more_epochs)
 
     def start_queue(self) -> str:
-        """Begin the first waiting run and return its id; the others follow. HostError if none waits or one runs."""
+        """Start the first queued run and return its id; the others follow. HostError if none, or if one is active."""
         with self._lock:
             self._require_idle()
-            run = self._next_waiting()
+            run = self._pop_startable()
             if run is None:
-                raise HostError("No run is waiting. Add one to the queue first.")
-            return self._begin(run)
+                raise HostError("The queue is empty. Add a run first.")
+            return self._start_thread(run)
 
     def pause(self) -> None:
-        """Hold after the current step; the graphics card is free meanwhile."""
+        """Pause after the current step; the GPU is free meanwhile."""
         self._require_run().control.pause()
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Continue after a pause."""
         self._require_run().control.resume()
 
     def stop(self) -> None:
-        """End after the current step and keep what was learnt as a file; what waits in the queue goes on waiting."""
+        """Stop after the current step and save the LoRA; queued runs stay in the queue."""
         self._require_run().control.stop()
 
     def save_now(self) -> None:
-        """Write a LoRA file after the current step."""
+        """Save a LoRA file after the current step."""
         self._require_run().control.save_now()
 
     def sample_now(self) -> None:
-        """Draw the sample prompts after the current step."""
+        """Generate the sample prompts after the current step."""
         self._require_run().control.sample_now()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
-        """Block until the current run, and what follows it from the queue, has ended."""
+        """Block until the current run and the queued runs after it have ended."""
         if self._thread:
             self._thread.join(timeout_seconds)
 
-    # --- questions -----------------------------------------------------------------------------
+    # --- status --------------------------------------------------------------------------
     def status(self, since: int = 0) -> dict[str, Any]:
-        """The state in numbers, the events from number `since` on, and what waits."""
+        """The state, the events from index `since` on, and the queue."""
         queue = self.queued_runs()
         with self._lock:
             run = self._run
@@ -194,7 +194,7 @@ class Runner:
             return {
                 "run": run.folder.root.name,
                 "folder": str(run.folder.root),
-                "state": "stopping" if run.control.is_stopped and run.state in _LIVE else run.state,
+                "state": "stopping" if run.control.is_stopped and run.state in _ACTIVE_STATES else run.state,
                 "message": run.message,
                 "phase": run.eta.phase,
                 "done": run.eta.done,
@@ -212,35 +212,35 @@ class Runner:
             }
 
     def queued_runs(self) -> list[dict[str, Any]]:
-        """The queue, the next one first: `id`, `name` of the files, and the `run` that shall go on ("": a new one)."""
+        """The queue, next run first: `id`, `name` of the files, and the id of the `run` to resume ("": a new one)."""
         return [{"id": entry.id, "name": entry.name, "run": entry.run} for entry in self.queue.entries()]
 
     @property
     def active_run(self) -> str:
-        """The id of the run that is at work, "" if none is."""
+        """The id of the active run, "" if there is none."""
         with self._lock:
-            return self._run.folder.root.name if self._run and self._run.state in _LIVE else ""
+            return self._run.folder.root.name if self._run and self._run.state in _ACTIVE_STATES else ""
 
     def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
-        """(step, mean loss) pairs, at most `max_points`, each the mean over an equal stretch of steps."""
+        """(step, mean loss) pairs, at most `max_points`, each the mean of an equal number of steps."""
         with self._lock:
             losses = list(self._run.losses) if self._run else []
         return downsample(losses, max_points)
 
     def rate_curves(self, max_points: int = 1000) -> dict[str, list[tuple[int, float]]]:
-        """By parameter group, (step, effective learning rate) pairs, thinned like the loss curve."""
+        """By parameter group, (step, effective learning rate) pairs, downsampled like the loss curve."""
         with self._lock:
             rates = {group: list(points) for group, points in self._run.rates.items()} if self._run else {}
         return {group: downsample(points, max_points) for group, points in rates.items()}
 
     def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
-        """(step, gradient norm before clipping) pairs, thinned like the loss curve."""
+        """(step, gradient norm before clipping) pairs, downsampled like the loss curve."""
         with self._lock:
             norms = list(self._run.norms) if self._run else []
         return downsample(norms, max_points)
 
     def memory(self) -> dict[str, float] | None:
-        """GiB of the graphics card in use by everybody, and in all; None where there is no such card in use."""
+        """GPU memory in use by all programs and in total, in GiB; None if CUDA is not in use."""
         if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return None
         free, total = torch.cuda.mem_get_info()
@@ -248,96 +248,98 @@ class Runner:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Images of the current run that the page may show."""
+        """The current run's images, which the page may show."""
         with self._lock:
             return tuple(self._run.files) if self._run else ()
 
     def _require_run(self) -> _Run:
         with self._lock:
-            if self._run is None or self._run.state not in _LIVE:
+            if self._run is None or self._run.state not in _ACTIVE_STATES:
                 raise HostError("No training is running.")
             return self._run
 
     def _require_idle(self) -> None:
-        if self._run and self._run.state in _LIVE:
-            raise HostError("A training is already running. Stop it or wait for its end, then start the next one.")
+        if self._run and self._run.state in _ACTIVE_STATES:
+            raise HostError("A training is already running. Stop it or wait until it ends, then start the next one.")
 
     # --- the thread ----------------------------------------------------------------------------
-    def _new_run(self, config: TrainConfig, job: RunPlan | None = None) -> _Run:
-        return _Run(new_run_folder(self.home, config.output_name), config, Control(), job)
+    def _new_run(self, config: TrainConfig, run_plan: RunPlan | None = None) -> _Run:
+        return _Run(new_run_folder(self.home, config.output_name), config, Control(), run_plan)
 
-    def _begin(self, run: _Run) -> str:
+    def _start_thread(self, run: _Run) -> str:
         self._run = run
-        self._thread = threading.Thread(target=self._work, args=(run,), name="lora-train", daemon=True)
+        self._thread = threading.Thread(target=self._run_all, args=(run,), name="lora-train", daemon=True)
         self._thread.start()
         return run.folder.root.name
 
-    def _work(self, first: _Run) -> None:
-        """The run, then what waits, one after the other; a failure ends its own run only."""
+    def _run_all(self, first: _Run) -> None:
+        """Train the run, then the queued runs in order; a failure ends only its own run."""
         run: _Run | None = first
         while run:
-            self._run_through(run)
+            self._run_one(run)
             with self._lock:
-                is_mine = self._run is run and run.state != "stopped"
-                run = self._next_waiting() if is_mine else None
+                continues = self._run is run and run.state != "stopped"
+                run = self._pop_startable() if continues else None
                 self._run = run or self._run
 
-    def _next_waiting(self) -> _Run | None:
-        """The next run of the queue that can be begun; why another one cannot stands in the program's own log."""
+    def _pop_startable(self) -> _Run | None:
+        """The next queued run that can start; logs why others cannot."""
         for _ in self.queue.entries():
             entry = self.queue.pop()
             try:
-                return None if entry is None else self._of(entry)
+                return None if entry is None else self._run_from(entry)
             except LoraTrainError as error:
-                log.error("a waiting run cannot begin: %s", error)
+                log.error("a queued run cannot start: %s", error)
         return None
 
-    def _of(self, entry: QueuedRun) -> _Run:
+    def _run_from(self, entry: QueuedRun) -> _Run:
         if not entry.run:
             return self._new_run(entry.config())
-        return _continued(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
+        return _resumed(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
 
     def _folder(self, run: str) -> RunFolder:
         return RunFolder(self.home / Path(run).name)
 
-    def _run_through(self, run: _Run) -> None:
-        extras = {name: value for name, value in (("job", run.job), ("state", run.from_state)) if value is not None}
+    def _run_one(self, run: _Run) -> None:
+        extras = {
+            name: value for name, value in (("run_plan", run.run_plan), ("state", run.from_state)) if value is not None
+        }
         with run.folder.log.open("a", encoding="utf-8") as lines:
             try:
                 events = self._make_events(run.config, self.host, folder=run.folder, control=run.control, **extras)
                 for event in events:
-                    self._take(run, event, lines)
+                    self._handle(run, event, lines)
             except LoraTrainError as error:
-                self._take(run, StateChanged("failed", str(error)), lines)
-            except Exception as error:  # the job's edge: whatever happens must reach the page, not only the console
+                self._handle(run, StateChanged("failed", str(error)), lines)
+            except Exception as error:  # the edge of the run: any error must reach the page, not only the console
                 log.exception("training failed")
                 run.folder.crash_report.write_text(traceback.format_exc(), encoding="utf-8")
                 reason = f"{type(error).__name__}: {error}. Details: {run.folder.crash_report}"
-                self._take(run, StateChanged("failed", reason), lines)
+                self._handle(run, StateChanged("failed", reason), lines)
 
-    def _take(self, run: _Run, event: Event, lines: TextIO) -> None:
+    def _handle(self, run: _Run, event: Event, lines: TextIO) -> None:
         record = log_record(event)
         lines.write(log_line(record))
         lines.flush()
         if isinstance(event, StateChanged) and event.message:
             log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
         with self._lock:
-            run.learn(event, record)
+            run.record(event, record)
             run.eta.handle(event)
             if isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
 
 
-def _continued(way: ResumePoint) -> _Run:
-    run = _Run(way.folder, way.config, Control(), from_state=way.state)
-    run.recall()
+def _resumed(resume_point: ResumePoint) -> _Run:
+    run = _Run(resume_point.folder, resume_point.config, Control(), from_state=resume_point.state)
+    run.load_log()
     return run
 
 
 def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:
-    """At most `max_points` points: means over equal stretches, each at the last step of its stretch."""
+    """At most `max_points` points: means over equal parts, each at the last step of its part."""
     if len(points) <= max_points:
         return points
     edges = [len(points) * i // max_points for i in range(max_points + 1)]
-    stretches = [points[a:b] for a, b in itertools.pairwise(edges)]
-    return [(stretch[-1][0], sum(loss for _, loss in stretch) / len(stretch)) for stretch in stretches]
+    parts = [points[a:b] for a, b in itertools.pairwise(edges)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]

@@ -1,4 +1,4 @@
-"""The images of a run: samples as it goes on, and the grid at its end."""
+"""A run's images: samples during training and the grid at the end."""
 
 from __future__ import annotations
 
@@ -23,56 +23,54 @@ from lib_lora_train.sampling.infotext import infotext, write_image
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 
-_IMAGES_AT_ONCE = 4  # so that the first ones are soon to be seen
+_BATCH_SIZE = 4  # so that the first images appear early
 
 
 def load_sample_rows(run: RunContext) -> None:
-    """Take the images that a resumed run drew before, if its prompts are still the same ones."""
+    """Load the samples a resumed run made before, if its prompts have not changed."""
     prompts = run.state.config.get("sample_prompts") if run.state else None
     if not run.prompts or list(run.config.sample_prompts) != prompts:
         return
     for epoch in (0, *run.history.losses):
         row = [run.folder.sample(epoch, number) for number in range(1, len(run.prompts) + 1)]
         if all(path.is_file() for path in row):
-            run.images[epoch] = [_loaded(path) for path in row]
+            run.images[epoch] = [_load_image(path) for path in row]
 
 
-def _loaded(path: Path) -> Image.Image:
+def _load_image(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[Event]:
-    """The sample prompts with the adapter as it stands; epoch 0 without it. `step`: within the epoch, as its own row.
+    """Generate the sample prompts with the current adapter; epoch 0 is without it. `step`: samples within the epoch.
 
-    What the webui was to draw and could not is told, and harms nothing.
+    If the webui cannot generate them or they do not fit into memory, that is only a warning.
     """
     if not run.prompts:
         return
     moment = f"step {step}" if step else f"epoch {epoch}"
     try:
-        yield from time_phase("samples", len(run.prompts), _draw_row(run, epoch, step))
+        yield from time_phase("samples", len(run.prompts), _generate_row(run, epoch, step))
     except ModelUnavailableError:
         raise
     except MemoryFullError:
-        text = (
-            f"The samples of {moment} did not fit into the graphics card's memory and are left out. Draw smaller ones"
-        )
-        yield Noted("warning", "sample_prompts", f"{text}: --w 512 --h 512 behind the prompt.")
+        text = f"The samples of {moment} were skipped because they did not fit into GPU memory. Use smaller images"
+        yield Noted("warning", "sample_prompts", f"{text}: append --w 512 --h 512 to the prompt.")
         return
     except HostError as reason:
-        yield Noted("warning", "webui_sampler", f"{reason} The samples of {moment} are left out.")
+        yield Noted("warning", "webui_sampler", f"{reason} The samples of {moment} were skipped.")
         return
     path = run.history.epoch_files().get(epoch)
     if path and not step:
         yield from try_write_card(run, path, partial(write_preview, path, run.images[epoch][0].save))
 
 
-def _draw_row(run: RunContext, epoch: int, step: int) -> Generator[Event, None, None]:
+def _generate_row(run: RunContext, epoch: int, step: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
-    at_once = 1 if run.txt2img else _IMAGES_AT_ONCE
-    for start in range(0, len(run.prompts), at_once):
-        prompts = run.prompts[start : start + at_once]
+    batch = 1 if run.txt2img else _BATCH_SIZE
+    for start in range(0, len(run.prompts), batch):
+        prompts = run.prompts[start : start + batch]
         for prompt, (image, text) in zip(prompts, (yield from _images(run, prompts, epoch, step)), strict=True):
             row.append(image)
             path = run.folder.sample(epoch, len(row), step)
@@ -86,33 +84,35 @@ def _draw_row(run: RunContext, epoch: int, step: int) -> Generator[Event, None, 
 def _images(
     run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, step: int
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
-    """Each prompt's image and infotext: by the webui from a file, or by us with the adapter in place."""
+    """Each prompt's image and infotext: from the webui with a saved file, or from our sampler with the adapter."""
     config = run.config
     if run.txt2img:
-        painting = generate_samples(
-            run.txt2img, prompts, lora=_file_to_draw(run, epoch), clip_skip=config.clip_skip, control=run.control
+        generation = generate_samples(
+            run.txt2img, prompts, lora=_lora_for_webui(run, epoch), clip_skip=config.clip_skip, control=run.control
         )
-        return [(painted.image, painted.infotext) for painted in (yield from painting)]
-    drawn = yield from run_leased_cooperatively(run.host, run.model, run.control, partial(_draw, run, prompts, epoch))
-    shared = {"sampler": config.sample_sampler, "model": run.model.name}
+        return [(one.image, one.infotext) for one in (yield from generation)]
+    images = yield from run_leased_cooperatively(
+        run.host, run.model, run.control, partial(_sample, run, prompts, epoch)
+    )
+    common = {"sampler": config.sample_sampler, "model": run.model.name}
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
-    texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **shared) for prompt in prompts]
-    return list(zip(drawn, texts, strict=True))
+    texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **common) for prompt in prompts]
+    return list(zip(images, texts, strict=True))
 
 
-def _file_to_draw(run: RunContext, epoch: int) -> str:
-    """The name of the LoRA file that holds the adapter as it stands; "" without."""
+def _lora_for_webui(run: RunContext, epoch: int) -> str:
+    """The stem of the LoRA file with the current weights; "" for epoch 0."""
     if not epoch:
         return ""
-    of_epoch = run.history.epoch_files().get(epoch)
+    epoch_file = run.history.epoch_files().get(epoch)
     newest = next(reversed(run.history.files.values()), None)
-    file = of_epoch or (newest.path if newest else None)
+    file = epoch_file or (newest.path if newest else None)
     if file is None:
-        raise HostError("The webui draws from LoRA files, and the run has written none yet.")
+        raise HostError("The webui generates from LoRA files, and this run has not saved one yet.")
     return file.stem
 
 
-def _draw(
+def _sample(
     run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel, yield_lease: YieldLease
 ) -> list[Image.Image]:
     with run.adapter.enabled(epoch > 0), run.eval_weights():
@@ -127,12 +127,12 @@ def _draw(
 
 
 def draw_grid(run: RunContext) -> Iterator[Event]:
-    """The grid from the rows drawn while training; rows nobody asked for earlier are drawn from the files."""
+    """Compose the grid; if samples were off during training, generate them from the saved files first."""
     if not (run.config.make_grid and run.prompts):
         return
     if not run.config.sample_every_n_epochs:
         yield from generate_sample_row(run, 0)
-        run.training = None  # from here on the adapter holds what the files hold
+        run.training = None  # the adapter now holds the files' weights
         for epoch, path in run.history.epoch_files().items():
             run.adapter.load_state(read_adapter(path).state)
             yield from generate_sample_row(run, epoch)

@@ -136,7 +136,9 @@ class TensorBoardLogger:
     def log(self, event: Event) -> None:
         """Log the event's values; most kinds of events have none."""
         if isinstance(event, Planned):
-            self._losses = deque(maxlen=max(1, event.steps_per_epoch))  # the mean over one epoch's steps, as in kohya's tools
+            self._losses = deque(
+                maxlen=max(1, event.steps_per_epoch)
+            )  # the mean over one epoch's steps, as in kohya's tools
         elif isinstance(event, Resumed):
             self._purge = event.step + 1  # drop what was logged for later steps
         elif isinstance(event, StepDone):

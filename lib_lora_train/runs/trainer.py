@@ -1,12 +1,11 @@
-"""The arrows, composed: folder → dataset → plan → caches → training → files → grid.
+"""A whole run: folder → dataset → plan → caches → training → files → grid.
 
-The sole entry for page, command line and REST. `run_training` is a generator of events: whoever iterates
-it decides the pace; all disk writing of a run happens here and in `job_files`, `job_images`.
+`run_training` is the only entry point for the page, the command line and REST. It is a generator of events, so its
+caller sets the pace. A run writes to disk only here and in `checkpoints` and `samples`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from lib_lora_train.core.events import (
     Event,
     Measured,
     Noted,
-    PhaseEnded,
-    PhaseStarted,
     Planned,
     Progress,
     Resumed,
@@ -34,24 +31,31 @@ from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
-from lib_lora_train.runs.checkpoints import save_training_state, write_due_step, write_epoch, write_step
+from lib_lora_train.runs.checkpoints import save_due_step_lora, save_epoch_lora, save_step_lora, save_training_state
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.planning import RunPlan, plan_run
-from lib_lora_train.runs.run_context import Measure, RunContext, prepare_run, report_notices, select_txt2img, time_phase
+from lib_lora_train.runs.run_context import (
+    Measure,
+    RunContext,
+    prepare_run,
+    report_notices,
+    select_txt2img,
+    time_call,
+    time_phase,
+)
 from lib_lora_train.runs.samples import draw_grid, generate_sample_row, load_sample_rows
 from lib_lora_train.runs.tensorboard import log_to_tensorboard
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.lease import YieldLease, run_leased, run_leased_cooperatively
-from lib_lora_train.training.loop import Training, train
+from lib_lora_train.training.loop import Training, start_training, train
 from lib_lora_train.training.loss import loss_options
 from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
-from lib_lora_train.training.setup import start_training
 from lib_lora_train.training.training_state import TrainState, load_state, require_same_run
 from lib_lora_train.training.validation import Validation
 
 _T = TypeVar("_T")
-_ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not depend on the length
+_LENGTH_INDEPENDENT = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not depend on the length
 
 
 def run_training(
@@ -61,17 +65,18 @@ def run_training(
     folder: RunFolder,
     control: Control,
     measure: Measure | None = None,
-    job: RunPlan | None = None,
+    run_plan: RunPlan | None = None,
     state: Path | None = None,
 ) -> Iterator[Event]:
-    """Train as `config` says and tell everything as it happens; ends with a `StateChanged`.
+    """Train with `config` and yield events; the last one is a `StateChanged`.
 
-    Files: LoRAs into the host's LoRA folder (or `config.output_dir`), all else into `folder`. Nothing is held
-    while an event is handed out, so whoever listens may take the lease. The adapter leaves the model however
-    the run ends. `job` is the config's plan where it was made already. With `state`, a file of the run in `folder`,
-    that run goes on, in the same series of files. Raises LoraTrainError for what a user can mend.
+    LoRA files go to the host's LoRA folder (or `config.output_dir`), everything else to `folder`. No lease is held
+    while an event is yielded, so the caller may take it. The adapter is removed from the model however the run ends.
+    `run_plan` is the config's plan if it was made already. With `state`, a training state of the run in `folder`, that
+    run is resumed and its series of files continued. `measure` adds values to those measured after each epoch. Raises
+    LoraTrainError for errors that the user can fix.
     """
-    events = _run_phases(config, host, folder=folder, control=control, measure=measure, job=job, state=state)
+    events = _run_phases(config, host, folder=folder, control=control, measure=measure, run_plan=run_plan, state=state)
     yield from log_to_tensorboard(events, folder, config.optimizer) if config.tensorboard else events
 
 
@@ -82,96 +87,89 @@ def _run_phases(
     folder: RunFolder,
     control: Control,
     measure: Measure | None,
-    job: RunPlan | None,
+    run_plan: RunPlan | None,
     state: Path | None,
 ) -> Iterator[Event]:
-    """See `run_training`."""
     yield StateChanged("running")
     if state is None:
         write_toml_config(folder.config, config)
-    plan = yield from _plan(config, job)
-    before = _load_state_to_resume(state, config, job=plan, folder=folder) if state else None
-    yield PhaseStarted("load")
-    began = time.monotonic()
-    model = host.load_model(config)
-    yield PhaseEnded("load", time.monotonic() - began)
+    run_plan = yield from _plan(config, run_plan)
+    before = _load_state_to_resume(state, config, run_plan=run_plan, folder=folder) if state else None
+    model = yield from time_call("load", lambda: host.load_model(config))
     if model.note:
         yield Noted("hint", model.name, model.note)
-    loss_options(config, model.schedule.prediction_type)  # refused now rather than after all images are encoded
+    loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
     try:
-        latents = yield from _encode(model, plan.plan, config, host=host, folder=folder, control=control)
+        latents = yield from _encode(model, run_plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepare_run(
-            config, host, folder=folder, control=control, plan=plan.plan, model=model, state=before
+            config, host, folder=folder, control=control, plan=run_plan.plan, model=model, state=before
         )
         yield from _run_through(run, latents, measure)
     except ModelUnavailableError:
-        if not control.is_stopped:  # stopped while it waited for the model is no failure
+        if not control.is_stopped:  # stopping while waiting for the model is not a failure
             raise
-    yield StateChanged("stopped" if control.is_stopped else "finished", f"Everything of this run lies in {folder.root}.")
+    yield StateChanged("stopped" if control.is_stopped else "finished", f"All files of this run are in {folder.root}.")
 
 
-def _plan(config: TrainConfig, job: RunPlan | None) -> Generator[Event, None, RunPlan]:
-    """Settings judged, images scanned, batches planned, unless that was done already; what is known of them."""
-    if job is None:
-        yield PhaseStarted("scan")
-        began = time.monotonic()
-        job = plan_run(config)
-        yield PhaseEnded("scan", time.monotonic() - began)
-    yield from _report_problems(job.problems)
-    plan = job.plan
+def _plan(config: TrainConfig, run_plan: RunPlan | None) -> Generator[Event, None, RunPlan]:
+    """The run's plan, made now unless it is given; reports its warnings and its numbers."""
+    if run_plan is None:
+        run_plan = yield from time_call("scan", lambda: plan_run(config))
+    yield from _report_problems(run_plan.problems)
+    plan = run_plan.plan
     regularisation = sum(plan.is_regularisation(item) for item in range(len(plan.dataset.items)))
     images = len(plan.dataset.items) - regularisation
     yield Planned(images, regularisation, plan.steps_per_epoch, plan.epochs, plan.total_steps)
-    return job
+    return run_plan
 
 
 def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:
     return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
-def _load_state_to_resume(path: Path, config: TrainConfig, *, job: RunPlan, folder: RunFolder) -> TrainState:
-    """The state, of which it is sure that it belongs to these settings; only then do they replace the run's.
+def _load_state_to_resume(path: Path, config: TrainConfig, *, run_plan: RunPlan, folder: RunFolder) -> TrainState:
+    """The training state, if it belongs to these settings, which then replace those in the run's folder.
 
-    States of later steps are void and go.
+    States of later steps are deleted.
     """
     state = load_state(path)
-    require_same_run(state, config, job.plan)
+    require_same_run(state, config, run_plan.plan)
     write_toml_config(folder.config, config)
     for step in folder.state_steps():
         if step > state.step:
-            folder.state_after(step).unlink(missing_ok=True)
+            folder.state_path(step).unlink(missing_ok=True)
     return state
 
 
 def _encode(
     model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
 ) -> Generator[Event, None, LatentCache]:
-    """The latents of a plan's images, encoded in turns."""
+    """The latents of the plan's images, encoded under one lease per batch."""
     cache = folder.root.parent / "latents" if config.cache_to_disk else None
     encoding = lease_per_event(host, model, control, encode_dataset(model, plan, cache))
     return (yield from time_phase("latents", len(plan.dataset.items), encoding))
 
 
-def _validation(run: RunContext) -> Generator[Event, None, Validation | None]:
-    """What measures the loss on the images kept from training; none if none are kept or can be encoded."""
+def _prepare_validation(run: RunContext) -> Generator[Event, None, Validation | None]:
+    """The validation on held-out images; None if there are none or they cannot be encoded."""
     plan = run.plan.validation
     if plan is None:
         return None
     try:
         latents = yield from _encode(run.model, plan, run.config, host=run.host, folder=run.folder, control=run.control)
     except DataError as reason:
-        yield Noted("warning", "validation_share", f"{reason} Nothing is measured.")
+        yield Noted("warning", "validation_share", f"{reason} Validation is skipped.")
         return None
     return Validation(plan, latents, run.config)
 
 
 def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None) -> Iterator[Event]:
-    """Samples without LoRA, the training with all that comes between, the grid; the adapter leaves the model."""
+    """Samples without LoRA, training with saving and sampling, then the grid; removes the adapter at the end."""
     try:
         yield from report_notices(run)
         yield from select_txt2img(run)
         load_sample_rows(run)
-        run.validation = yield from _validation(run)
+        run.validation = yield from _prepare_validation(run)
         if run.state:
             yield from _report_resume(run, run.state)
         if run.config.sample_every_n_epochs and 0 not in run.images:
@@ -192,7 +190,7 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
         yield describe_workload(run.config, run.plan, architecture=run.model.spec.architecture, device=device)
         captions = training.captions_to_cache()
         if captions:
-            encoding = training.conditions.encode_captions(run.model, captions)
+            encoding = training.text_conditions.encode_captions(run.model, captions)
             yield from time_phase("text", len(captions), lease_per_event(run.host, run.model, run.control, encoding))
         yield from time_phase("train", run.plan.total_steps, _train(run, training, measure))
         yield from draw_grid(run)
@@ -201,44 +199,42 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
 
 
 def _report_resume(run: RunContext, state: TrainState) -> Iterator[Event]:
-    """Where the run goes on, and what becomes of all that is reckoned by its length if that is another one now."""
+    """Report the step the run resumes from and, if its length changed, what that changes."""
     yield Resumed(state.step)
     if all(state.config.get(name) == getattr(run.config, name) for name in ("epochs", "max_steps")):
         return
     end = duration_in_steps(run.config.stop_text_encoder, run.plan.total_steps)
     if run.config.train_text_encoder and 0 < run.config.stop_text_encoder < 1 and end > state.step:
-        text = f"{run.config.stop_text_encoder:g} is meant of the new length: the text encoders learn until step {end}"
-        yield Noted("hint", "stop_text_encoder", f"{text}. To leave them as they are, start a new run from the file.")
-    if run.config.lr_schedule in _ENDLESS:
+        text = f"{run.config.stop_text_encoder:g} now refers to the new length: text encoders train until step {end}"
+        yield Noted("hint", "stop_text_encoder", f"{text}. To keep them frozen, start a new run from the LoRA file.")
+    if run.config.lr_schedule in _LENGTH_INDEPENDENT:
         return
     factor = lr_factor(lr_schedule(run.config, run.plan.total_steps), state.step)
-    text = (
-        f"the {run.config.lr_schedule} schedule is stretched over the new length of {run.plan.total_steps} steps; the"
-    )
-    yield Noted("hint", "lr_schedule", f"{text} learning rate goes on at {factor:.0%} of its full value.")
+    text = f"the {run.config.lr_schedule} schedule is stretched to the new length of {run.plan.total_steps} steps"
+    yield Noted("hint", "lr_schedule", f"{text}; the learning rate continues at {factor:.0%} of its full value.")
 
 
 def lease_per_event(
     host: Host, model: DiffusionModel, control: Control, events: Generator[Event, None, _T]
 ) -> Generator[Event, None, _T]:
-    """The same events, each made under a lease of its own: between two of them others may use the model."""
+    """The same events, each produced under a separate lease, so that others may use the model in between."""
 
-    def next_event(_: DiffusionModel) -> Event | _Ended[_T]:
+    def next_event(_: DiffusionModel) -> Event | _Returned[_T]:
         try:
             return next(events)
         except StopIteration as end:
-            return _Ended(end.value)
+            return _Returned(end.value)
 
     while True:
         event = yield from run_leased(host, model, control, next_event)
-        if isinstance(event, _Ended):
+        if isinstance(event, _Returned):
             return event.value
         yield event
 
 
 @dataclass(frozen=True)
-class _Ended(Generic[_T]):
-    """What a generator returned."""
+class _Returned(Generic[_T]):
+    """A generator's return value."""
 
     value: _T
 
@@ -247,7 +243,7 @@ class _Ended(Generic[_T]):
 
 
 def _train(run: RunContext, training: Training, measure: Measure | None) -> Generator[Event, None, None]:
-    """The loop's events; after each epoch its file, samples and numbers, and what was asked for in between."""
+    """The training loop's events, with saving, sampling and measuring after epochs, at due steps and on request."""
     try:
         yield from _finish_interrupted_epoch(run, training)
         for event in train(training, host=run.host, control=run.control):
@@ -267,16 +263,16 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
                 if event == StateChanged("paused"):
                     yield from save_training_state(run, training)
     except (TrainingError, ModelUnavailableError):
-        yield from write_step(run, training)
+        yield from save_step_lora(run, training)
         yield from save_training_state(run, training)
         raise
     if run.control.is_stopped:
-        yield from write_step(run, training)
+        yield from save_step_lora(run, training)
         yield from save_training_state(run, training)
 
 
 def _finish_interrupted_epoch(run: RunContext, training: Training) -> Iterator[Event]:
-    """What the interruption cut off after the last epoch: its file and samples, as far as they are not there."""
+    """Save the last epoch's file and samples if the run was interrupted before they were made."""
     step, length = training.step, run.plan.steps_per_epoch
     epoch = -(-step // length)
     if not run.state or not step or (step % length and step != run.plan.total_steps):
@@ -289,62 +285,59 @@ def _finish_interrupted_epoch(run: RunContext, training: Training) -> Iterator[E
 
 
 def _save_epoch(run: RunContext, epoch: int, step: int) -> Iterator[Event]:
-    is_wanted = epoch >= run.config.save_from_epoch or epoch == run.plan.epochs
-    if is_wanted and run.is_due(epoch, run.config.save_every_n_epochs):
-        yield from write_epoch(run, epoch, step)
+    is_selected = epoch >= run.config.save_from_epoch or epoch == run.plan.epochs
+    if is_selected and run.is_due(epoch, run.config.save_every_n_epochs):
+        yield from save_epoch_lora(run, epoch, step)
 
 
 def _sample_epoch(run: RunContext, epoch: int) -> Iterator[Event]:
-    has_what_is_drawn_from = not run.txt2img or epoch in run.history.epoch_files()
-    if has_what_is_drawn_from and run.is_due(epoch, run.config.sample_every_n_epochs):
+    has_lora = not run.txt2img or epoch in run.history.epoch_files()
+    if has_lora and run.is_due(epoch, run.config.sample_every_n_epochs):
         yield from generate_sample_row(run, epoch)
 
 
 def _save_due_step(run: RunContext, training: Training) -> Iterator[Event]:
-    """File and state of a step that is due; at an epoch's end they come after the epoch was told."""
+    """Save and sample at a due step; steps that end an epoch are handled after `EpochDone`."""
     config, step = run.config, training.step
     if step % run.plan.steps_per_epoch == 0 or step == run.plan.total_steps:
         return
     if config.save_every_n_steps and step % config.save_every_n_steps == 0:
-        yield from write_due_step(run, training)
+        yield from save_due_step_lora(run, training)
     if config.save_state_every_n_steps and step % config.save_state_every_n_steps == 0:
         yield from save_training_state(run, training)
     yield from _sample_due_step(run, training)
 
 
 def _sample_due_step(run: RunContext, training: Training) -> Iterator[Event]:
-    """The samples of a step that is due."""
+    """Generate samples if the step is due."""
     every = run.config.sample_every_n_steps
     if not every or training.step % every or not run.prompts:
         return
-    if run.txt2img:  # the webui draws from files only
-        yield from write_step(run, training)
+    if run.txt2img:  # the webui generates only from files
+        yield from save_step_lora(run, training)
     epoch = -(-training.step // run.plan.steps_per_epoch)
     yield from generate_sample_row(run, epoch, training.step)
 
 
 def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
-    """ "Save now" and "sample now", obeyed between two steps."""
+    """Handle "save now" and "sample now" between two steps."""
     if run.control.pop_save_request():
-        yield from write_step(run, training)
+        yield from save_step_lora(run, training)
     if run.control.pop_sample_request():
-        if run.txt2img:  # the webui draws from files only
-            yield from write_step(run, training)
+        if run.txt2img:  # the webui generates only from files
+            yield from save_step_lora(run, training)
         yield from generate_sample_row(run, training.epoch)
 
 
 def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    """What is to be known after an epoch: the loss on images kept from training, and what `measure` tells."""
+    """Report the validation loss and the values of `measure` for an epoch (0: without LoRA)."""
     if measure is None and run.validation is None:
         return
-    yield PhaseStarted("evaluate")
-    began = time.monotonic()
 
-    def values_of(model: DiffusionModel, yield_lease: YieldLease) -> Mapping[str, float]:
+    def measure_all(model: DiffusionModel, yield_lease: YieldLease) -> Mapping[str, float]:
         with run.adapter.enabled(epoch > 0), run.eval_weights():
-            validated = {VALIDATION_LOSS: run.validation.measure(model, yield_lease)} if run.validation else {}
-            return {**validated, **(measure(model, run.adapter) if measure else {})}
+            losses = {VALIDATION_LOSS: run.validation.measure(model, yield_lease)} if run.validation else {}
+            return {**losses, **(measure(model, run.adapter) if measure else {})}
 
-    values = yield from run_leased_cooperatively(run.host, run.model, run.control, values_of)
-    yield PhaseEnded("evaluate", time.monotonic() - began)
-    yield Measured(epoch, values)
+    measuring = run_leased_cooperatively(run.host, run.model, run.control, measure_all)
+    yield Measured(epoch, (yield from time_phase("evaluate", 0, measuring)))

@@ -1,4 +1,4 @@
-"""`import`, `export` and `--preset`: other people's settings and the guides' advice from the command line."""
+"""`import`, `export` and `--preset` on the command line."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from tests.paths import KOHYA_FILES as FILES
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that one is in."""
+    """An empty folder, made the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def written(path: Path) -> TrainConfig:
+def read_written(path: Path) -> TrainConfig:
     config, problems = read_config(read_toml_config(path))
     assert problems == ()
     return config
 
 
-def test_import_writes_the_settings_and_tells_what_is_lost(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_import_writes_settings_and_prints_what_is_lost(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert cli.main(["import", str(FILES / "gui.json")]) == 0
-    assert written(folder / "gui.toml") == read_settings(FILES / "gui.json").config
+    assert read_written(folder / "gui.toml") == read_settings(FILES / "gui.json").config
     shown = capsys.readouterr().out
-    assert "settings of gui.json are taken over. Written: gui.toml" in shown
+    assert "settings of gui.json imported. Saved to gui.toml" in shown
     assert "  - optimizer_args: percentile_clipping = 95 is no argument of AdamW8bit." in shown
     assert "  - some_future_option = 3 is not known here." in shown
     assert "At kohya's default: " in shown
-    assert "To mend" not in shown
+    assert "Fix before training" not in shown
 
 
-def test_import_takes_a_dataset_file_and_a_place(folder: Path) -> None:
-    place = folder / "tram.toml"
-    words = ["import", str(FILES / "args.toml"), "--dataset", str(FILES / "dataset.toml"), "--out", str(place)]
+def test_import_accepts_dataset_file_and_output_file(folder: Path) -> None:
+    path = folder / "tram.toml"
+    words = ["import", str(FILES / "args.toml"), "--dataset", str(FILES / "dataset.toml"), "--out", str(path)]
     assert cli.main(words) == 0
-    assert len(written(place).concepts) == 3
+    assert len(read_written(path).concepts) == 3
 
 
-def test_import_says_what_must_be_mended(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_import_prints_what_must_be_fixed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.json").write_text('{"network_dim": 8}', encoding="utf-8")
     assert cli.main(["import", "a.json"]) == 0
-    assert "To mend before training:\n  - concepts: no folder with images" in capsys.readouterr().out
+    assert "Fix before training:\n  - concepts: no folder with images" in capsys.readouterr().out
 
 
-def test_import_never_overwrites_unasked(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_import_does_not_overwrite_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "gui.toml").write_text("rank = 4", encoding="utf-8")
     assert cli.main(["import", str(FILES / "gui.json")]) == 2
-    assert "gui.toml is there already" in capsys.readouterr().err
+    assert "gui.toml already exists" in capsys.readouterr().err
     assert (folder / "gui.toml").read_text(encoding="utf-8") == "rank = 4"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "gone.json", "a.json"])
-def test_a_file_that_is_neither_is_refused(name: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_import_refuses_other_files(name: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.txt").write_text("x", encoding="utf-8")
     (folder / "a.json").write_text('{"colour": 1}', encoding="utf-8")
     assert cli.main(["import", name]) == 2
@@ -73,35 +73,35 @@ def test_a_file_that_is_neither_is_refused(name: str, capsys: pytest.CaptureFixt
     assert not (folder / "a.toml").exists()
 
 
-def test_export_writes_what_import_reads(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_exported_settings_can_be_imported(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     cli.main(["import", str(FILES / "gui.json"), "--out", "fox.toml"])
     assert cli.main(["export", "fox.toml", "--out", "again.json"]) == 0
     assert json.loads((folder / "again.json").read_text(encoding="utf-8"))["LoRA_type"] == "Kohya LoCon"
-    assert read_settings(folder / "again.json").config == written(folder / "fox.toml")
-    assert "cannot hold" not in capsys.readouterr().out
+    assert read_settings(folder / "again.json").config == read_written(folder / "fox.toml")
+    assert "Not supported" not in capsys.readouterr().out
 
 
-def test_export_says_what_the_gui_cannot_hold(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_export_prints_what_the_gui_does_not_support(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.toml").write_text('make_grid = false\n[[concepts]]\nfolder = "a"\ntrigger = "zkw"', encoding="utf-8")
     assert cli.main(["export", "a.toml"]) == 0
     shown = capsys.readouterr().out
-    assert "make_grid = False has no place in the GUI." in shown
+    assert "make_grid = False has no path in the GUI." in shown
     assert "concepts[1].trigger = zkw" in shown
 
 
-def config_of(*words: str) -> TrainConfig:
+def read_cli_config(*words: str) -> TrainConfig:
     options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli_settings.config_of(options, unknown)
+    return cli_settings.read_cli_config(options, unknown)
 
 
-def test_a_preset_wins_over_the_file_and_flags_over_both(folder: Path) -> None:
+def test_presets_override_the_file_and_flags_override_both(folder: Path) -> None:
     (folder / "a.toml").write_text('rank = 4\nepochs = 3\n[[concepts]]\nfolder = "a"', encoding="utf-8")
-    config = config_of("a.toml", "--preset", "style", "--preset", "low-vram", "--alpha", "2")
+    config = read_cli_config("a.toml", "--preset", "style", "--preset", "low-vram", "--alpha", "2")
     assert (config.rank, config.epochs, config.alpha, config.targets) == (32, 3, 2.0, "all")
     assert config.gradient_checkpointing
-    assert config == config.replace(**find_preset("Low VRAM").values)
+    assert config == config.repath(**find_preset("Low VRAM").values)
 
 
-def test_an_unknown_preset_is_refused() -> None:
+def test_unknown_preset_is_refused() -> None:
     with pytest.raises(LoraTrainError, match="Did you mean 'SDXL'"):
-        config_of("--folder", "a", "--preset", "sdx")
+        read_cli_config("--folder", "a", "--preset", "sdx")

@@ -1,4 +1,4 @@
-"""The command line: every parameter is a flag, mistakes are one clear message, a run shows where it is."""
+"""The command line: every setting is a flag, errors are one clear message, progress is shown."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line as a user starts it."""
+    """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "lib_lora_train", *map(str, arguments)],
         cwd=folder,
@@ -63,7 +63,7 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 
 
 def parsed(*words: str) -> TrainConfig:
-    """The config that `train` makes of these words."""
+    """The config that `train` parses from these words."""
     options, unknown = cli.make_parser().parse_known_args(["train", *words])
     return cli_settings.read_cli_config(options, unknown)
 
@@ -88,7 +88,7 @@ def _other_value(parameter: Parameter) -> Any:
 
 
 @pytest.mark.parametrize("parameter", parameters_of(TrainConfig), ids=lambda parameter: parameter.name)
-def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_a_flag(parameter: Parameter, monkeypatch: pytest.MonkeyPatch) -> None:
     value = _other_value(parameter)
     flag = f"--{parameter.name.replace('_', '-')}"
     words = [flag if value else f"--no-{flag[2:]}"] if parameter.kind is bool else [flag, str(value)]
@@ -98,41 +98,41 @@ def test_every_parameter_is_a_flag(parameter: Parameter, monkeypatch: pytest.Mon
     config, problems = read_config(values)
     assert problems == ()
     expected = (value,) if parameter.kind is tuple else value
-    if parameter.name in cli_settings.PATHS:
+    if parameter.name in cli_settings.PATH_SETTINGS:
         expected = str(Path.cwd() / value)
     assert getattr(config, parameter.name) == expected
     assert config == TrainConfig().replace(**{parameter.name: expected}), "and nothing else changed"
 
 
-def test_no_flag_of_the_program_hides_a_parameter() -> None:
+def test_command_flags_do_not_hide_settings() -> None:
     names = {p.name for p in (*parameters_of(TrainConfig), *parameters_of(Concept))}
     assert names & {"configs", "resume", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
     assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
 
 
-def test_flags_win_over_the_file(tmp_path: Path, images: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path, images: Path) -> None:
     (tmp_path / "c.toml").write_text('rank = 4\nepochs = 3\n[[concepts]]\nfolder = "images"\ntrigger = "zorp"\n')
     config = parsed(str(tmp_path / "c.toml"), "--rank", "8", "--trigger", "blick", "--no-train-text-encoder")
     assert (config.rank, config.epochs, config.train_text_encoder) == (8, 3, False)
     assert config.concepts == (Concept(folder=str(images), trigger="blick"),)
 
 
-def test_a_concept_can_be_given_without_a_file(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concept_can_be_given_without_a_file(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(images.parent)
     config = parsed("--folder", "images", "--repeats", "5", "--ckpt", "model.safetensors")
     assert config.concepts == (Concept(folder=str(images), repeats=5),)
     assert config.checkpoint == str(images.parent / "model.safetensors")
 
 
-def test_underscores_in_flags_are_understood() -> None:
+def test_underscores_in_flags_are_accepted() -> None:
     assert cli._hyphenated("--learning_rate=1e-4") == "--learning-rate=1e-4"
     assert cli._hyphenated("a_fox --w 128") == "a_fox --w 128"
     assert cli._hyphenated("--sample_prompts=a_fox --w 128") == "--sample-prompts=a_fox --w 128"
 
 
-def test_concept_flags_do_not_guess_among_several(tmp_path: Path) -> None:
+def test_concept_flags_are_refused_for_several_concepts(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[[concepts]]\nfolder = "a"\n[[concepts]]\nfolder = "b"\n')
-    with pytest.raises(ConfigError, match=r"trigger: flags can only change a single concept"):
+    with pytest.raises(ConfigError, match=r"trigger: flags can only set a single concept"):
         parsed(str(tmp_path / "c.toml"), "--trigger", "zorp")
 
 
@@ -148,48 +148,48 @@ def _refusal(answer: subprocess.CompletedProcess[str]) -> str:
     return answer.stderr
 
 
-def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
+def test_missing_settings_file_is_named(tmp_path: Path) -> None:
     message = _refusal(run("train", "nowhere.toml", folder=tmp_path))
     assert "nowhere.toml: cannot be read: No such file" in message
 
 
-def test_broken_toml_is_told_with_its_line(tmp_path: Path) -> None:
+def test_broken_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("rank = 8\nepochs = = 3\n")
     message = _refusal(run("train", "c.toml", folder=tmp_path))
     assert "c.toml: is not TOML" in message
     assert "line 2" in message
 
 
-def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
+def test_missing_image_folder_is_named(tmp_path: Path) -> None:
     message = _refusal(run("train", "--folder", "nowhere", "--dry-run", folder=tmp_path))
     assert str(tmp_path / "nowhere") in message
 
 
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     assert str(tmp_path / "empty") in _refusal(run("train", "--folder", "empty", "--dry-run", folder=tmp_path))
 
 
-def test_no_concept_at_all_is_refused() -> None:
+def test_missing_concept_is_refused() -> None:
     assert "concepts" in _refusal(run("train", "--dry-run"))
 
 
-def test_an_unknown_setting_is_answered_with_the_nearest(images: Path) -> None:
+def test_unknown_setting_suggests_the_nearest(images: Path) -> None:
     (images.parent / "c.toml").write_text('rankk = 8\n[[concepts]]\nfolder = "images"\ntriger = "zorp"\n')
     message = _refusal(run("train", "c.toml", "--dry-run", folder=images.parent))
     assert "rankk: is not a setting. Did you mean 'rank'?" in message
     assert "concepts[1].triger: is not a setting. Did you mean 'trigger'?" in message
 
 
-def test_an_unknown_flag_is_answered_like_an_unknown_setting(images: Path) -> None:
+def test_unknown_flag_suggests_the_nearest_setting(images: Path) -> None:
     message = _refusal(run("train", "--folder", images, "--network_dim", "8", "--epoch=3", "--dry-run"))
     assert "network_dim: is called 'rank' here" in message
     assert "epoch: is not a setting. Did you mean 'epochs'?" in message
 
 
-def test_all_problems_are_told_at_once(images: Path) -> None:
-    """What cannot be read, what is out of range and what contradicts itself, in one message."""
+def test_all_problems_are_reported_together(images: Path) -> None:
+    """Unreadable values, values out of range and contradictions, in one message."""
     (images.parent / "c.toml").write_text(
         'rank = "many"\nepochs = 0\noptimizer = "AdamWW"\noutput_name = "../elsewhere"\n'
         "train_unet = false\ntrain_text_encoder = false\nmin_bucket = 1024\nmax_bucket = 512\n"
@@ -202,11 +202,11 @@ def test_all_problems_are_told_at_once(images: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x", "C:\\x"])
-def test_an_output_name_with_path_parts_is_refused(images: Path, name: str) -> None:
+def test_output_name_with_path_parts_is_refused(images: Path, name: str) -> None:
     assert "output_name" in _refusal(run("train", "--folder", images, f"--output-name={name}", "--dry-run"))
 
 
-def test_a_broken_image_is_named_and_the_rest_is_planned(images: Path) -> None:
+def test_broken_image_is_named_and_skipped(images: Path) -> None:
     (images / "broken.png").write_bytes(b"not an image")
     answer = run("train", "--folder", images, "--resolution", "64", "--min-bucket", "64", "--dry-run")
     assert answer.returncode == 0, answer.stderr
@@ -214,7 +214,7 @@ def test_a_broken_image_is_named_and_the_rest_is_planned(images: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_is_none_is_refused(images: Path, tmp_path: Path) -> None:
+def test_invalid_checkpoint_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
     answer = run("train", "--folder", images, "--ckpt", "model.safetensors", "--out", "out", folder=tmp_path)
     assert answer.returncode == 2, answer.stderr
@@ -222,24 +222,24 @@ def test_a_checkpoint_that_is_none_is_refused(images: Path, tmp_path: Path) -> N
     assert "Traceback" not in answer.stderr
 
 
-def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     answer = run("train", "nowhere.toml", "--debug", folder=tmp_path)
     assert answer.returncode == 2
     assert "Traceback" in answer.stderr
 
 
-def test_a_surplus_word_is_refused(tmp_path: Path) -> None:
+def test_unknown_argument_is_refused(tmp_path: Path) -> None:
     assert "surplus" in _refusal(run("export", "c.toml", "surplus", folder=tmp_path))
 
 
-def test_the_demo_refuses_settings() -> None:
+def test_demo_refuses_settings() -> None:
     assert "--rank" in _refusal(run("demo", "--rank", "8"))
 
 
 # --- planning and running --------------------------------------------------------------------------
 
 
-def test_the_plan_is_shown_without_loading_anything_heavy(images: Path) -> None:
+def test_dry_run_loads_nothing_heavy(images: Path) -> None:
     script = f"""
 import sys
 from lib_lora_train.cli.main import main
@@ -253,39 +253,39 @@ print(sorted({{"torch", "diffusers", "gradio"}} & set(sys.modules)))
     assert loaded == "[]"
     assert "18" in plan, "3 images × 4 repeats × 3 epochs / batch 2"
     assert "time not known yet" in plan or "time about" in plan
-    assert "memory about" in plan and "an estimate" in plan
+    assert "memory about" in plan and "Estimated memory" in plan
 
 
 class FakeControl:
-    """What `stopping_on_interrupt` uses of a Control."""
+    """The part of Control that `stop_on_interrupt` uses."""
 
-    stopped = False
+    is_stopped = False
 
     def stop(self) -> None:
-        self.stopped = True
+        self.is_stopped = True
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself Ctrl-C")
-def test_ctrl_c_stops_and_keeps_and_the_second_one_ends() -> None:
+def test_first_ctrl_c_stops_the_run_and_second_aborts() -> None:
     control: Any = FakeControl()
-    told: list[str] = []
+    messages: list[str] = []
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli.stopping_on_interrupt(control, told.append):
+    with pytest.raises(KeyboardInterrupt), cli.stop_on_interrupt(control, messages.append):
         os.kill(os.getpid(), signal.SIGINT)
-        assert control.is_stopped, "the run goes on to the end of its step"
+        assert control.is_stopped, "the run continues to the end of its step"
         os.kill(os.getpid(), signal.SIGINT)
-    assert len(told) == 1
+    assert len(messages) == 1
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_run_leaves_its_events_in_a_file(tmp_path: Path) -> None:
+def test_events_are_written_to_a_file(tmp_path: Path) -> None:
     events: list[Event] = [StateChanged("running"), Noted("hint", "rank", "why"), StateChanged("finished")]
     assert list(cli.log_events(iter(events), tmp_path / "events.jsonl")) == events
     lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert [from_record({k: v for k, v in json.loads(line).items() if k != "time"}) for line in lines] == events
 
 
-def test_events_are_kept_up_to_the_failure(tmp_path: Path) -> None:
+def test_events_before_a_failure_are_written(tmp_path: Path) -> None:
     def failing() -> Iterator[Event]:
         yield StateChanged("running")
         raise LoraTrainError("The disk is full.")
@@ -300,7 +300,7 @@ def test_events_are_kept_up_to_the_failure(tmp_path: Path) -> None:
 
 
 class Screen(io.StringIO):
-    """A terminal, or a file, that remembers what was written."""
+    """A terminal or file that keeps what was written."""
 
     encoding = "utf-8"
 
@@ -328,7 +328,7 @@ def _train(terminal: Terminal, clock: Clock, steps: range, *, total: int, second
         terminal.show(Progress("train", step, total))
 
 
-def test_the_meter_shows_share_eta_and_loss() -> None:
+def test_progress_line_shows_percentage_eta_and_loss() -> None:
     screen, clock = Screen(is_terminal=True), Clock()
     terminal = Terminal(screen, width=90, clock=clock)
     terminal.show(PhaseStarted("train", 100))
@@ -340,7 +340,7 @@ def test_the_meter_shows_share_eta_and_loss() -> None:
     assert len(last.replace("\x1b[K", "")) <= 90
 
 
-def test_drawing_samples_in_between_does_not_confuse_the_training_eta() -> None:
+def test_samples_in_between_do_not_change_the_training_eta() -> None:
     screen, clock = Screen(is_terminal=True), Clock()
     terminal = Terminal(screen, width=90, clock=clock)
     terminal.show(PhaseStarted("train", 20))
@@ -353,7 +353,7 @@ def test_drawing_samples_in_between_does_not_confuse_the_training_eta() -> None:
     assert "0:05 left" in screen.getvalue().rpartition("\r")[2]
 
 
-def test_lines_that_stay_are_not_mixed_with_the_meter() -> None:
+def test_permanent_lines_do_not_mix_with_the_progress_line() -> None:
     screen, clock = Screen(is_terminal=True), Clock()
     terminal = Terminal(screen, width=90, clock=clock)
     terminal.show(PhaseStarted("train", 4))
@@ -361,10 +361,10 @@ def test_lines_that_stay_are_not_mixed_with_the_meter() -> None:
     terminal.show(EpochDone(1, 2, 0.25))
     terminal.show(LoraWritten("models/Lora/a-000001.safetensors", 1, 2))
     shown = screen.getvalue()
-    assert "\r\x1b[KEpoch 1: mean loss 0.2500\nWritten: models/Lora/a-000001.safetensors\n" in shown
+    assert "\r\x1b[KEpoch 1: mean loss 0.2500\nSaved: models/Lora/a-000001.safetensors\n" in shown
 
 
-def test_a_log_file_gets_whole_lines_and_not_too_many() -> None:
+def test_log_file_gets_whole_lines_and_not_too_many() -> None:
     screen, clock = Screen(is_terminal=False), Clock()
     terminal = Terminal(screen, clock=clock)
     terminal.show(Planned(16, 24, 5, 4, 20))
@@ -373,12 +373,12 @@ def test_a_log_file_gets_whole_lines_and_not_too_many() -> None:
     terminal.show(PhaseEnded("train", 100.0))
     lines = screen.getvalue().splitlines()
     assert "\r" not in screen.getvalue() and "\x1b" not in screen.getvalue()
-    assert lines[0] == "Plan: 16 images and 24 for regularisation; 5 steps × 4 epochs, 20 steps in all"
+    assert lines[0] == "Plan: 16 images and 24 regularisation images; 5 steps × 4 epochs, 20 steps in total"
     assert lines[-1] == "Training: done in 1:40"
     assert 10 <= len(lines) <= 14, "one line every 10 s of 100 s, the first, the last, and these two"
 
 
-def test_measured_numbers_and_notes_are_told() -> None:
+def test_measured_values_and_notes_are_shown() -> None:
     screen = Screen(is_terminal=False)
     terminal = Terminal(screen)
     terminal.show(Measured(0, {"concept": 0.0}))
@@ -391,7 +391,7 @@ def test_measured_numbers_and_notes_are_told() -> None:
     ]
 
 
-def test_a_console_without_unicode_gets_plain_bars() -> None:
+def test_console_without_unicode_gets_ascii_bars() -> None:
     screen, clock = Screen(is_terminal=True), Clock()
     screen.encoding = "cp1252"
     terminal = Terminal(screen, width=90, clock=clock)

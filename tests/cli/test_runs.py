@@ -1,4 +1,4 @@
-"""Several runs one after the other, and runs that go on, from the command line."""
+"""Several runs one after the other, and resumed runs, on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.stand_ins.run_parts import small_place
 
 @pytest.fixture
 def settings(demo_dir: Path, tmp_path: Path) -> list[Path]:
-    """Two settings files, of one epoch each."""
+    """Two settings files with one epoch each."""
     host = StandaloneHost(None, None, tmp_path, "cpu")
     config = small_place(host, demo_dir, tmp_path).config.replace(epochs=1, sample_prompts=(), lr_schedule="constant")
     files = []
@@ -26,37 +26,37 @@ def settings(demo_dir: Path, tmp_path: Path) -> list[Path]:
     return files
 
 
-def test_a_failing_run_does_not_stop_the_next(
+def test_failing_run_does_not_stop_the_next(
     settings: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     def train(_: Any, config: Any) -> bool:
-        begun.append(config.output_name)
+        started.append(config.output_name)
         if config.output_name == "one":
             raise TrainingError("Step 1: the loss is not a number any more.")
         return True
 
     monkeypatch.setattr(cli, "_train", train)
     status = cli.main(["train", *map(str, settings), "--rank", "3"])
-    assert begun == ["one", "two"] and status == cli.EXIT_USER_ERROR
-    told = capsys.readouterr().err
-    assert "the loss is not a number" in told and "1 of 2 runs failed: one" in told
+    assert started == ["one", "two"] and status == cli.EXIT_USER_ERROR
+    errors = capsys.readouterr().err
+    assert "the loss is not a number" in errors and "1 of 2 runs failed: one" in errors
 
 
-def test_a_stop_ends_all(settings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[str] = []
+def test_stop_ends_all_runs(settings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
 
     def stopped(_: Any, config: Any) -> bool:
-        begun.append(config.output_name)
+        started.append(config.output_name)
         return False
 
     monkeypatch.setattr(cli, "_train", stopped)
     assert cli.main(["train", *map(str, settings)]) == cli.EXIT_INTERRUPTED
-    assert begun == ["one"]
+    assert started == ["one"]
 
 
-def test_wrong_settings_in_any_file_are_told_before_the_first_run(
+def test_invalid_settings_in_any_file_are_reported_before_the_first_run(
     settings: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings[1].write_text("rank = 0\n", encoding="utf-8")
@@ -64,14 +64,12 @@ def test_wrong_settings_in_any_file_are_told_before_the_first_run(
     assert "rank" in capsys.readouterr().err
 
 
-def test_a_run_is_made_longer_by_command(
-    settings: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_is_extended(settings: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", str(settings[0]), "--out", str(tmp_path / "out")]) == 0
     (folder,) = (tmp_path / "out" / "outputs").glob("*-one")
     loras = tmp_path / "out" / "models" / "Lora"
     assert cli.main(["resume", str(folder)]) == cli.EXIT_USER_ERROR
-    assert "all 3 steps are taken" in capsys.readouterr().err
+    assert "all 3 steps are done" in capsys.readouterr().err
     assert cli.main(["resume", str(folder), "--more-epochs", "1"]) == 0
     assert sorted(path.stem for path in loras.glob("*.safetensors")) == ["one-000001", "one-000002"]
     assert cli.main(["train", str(settings[0]), "--resume", str(folder), "--epochs", "3"]) == 0

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib_lora_train.adapters.files.decode import open_file
+from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
-from lib_lora_train.adapters.inject import Adapter, inject_opened
+from lib_lora_train.adapters.inject import Adapter, inject_parsed
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.models.architecture import Family
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.runs import trainer as jobs
@@ -30,7 +30,7 @@ from tests.stand_ins.webui_formulas import a1111_delta
 
 pytestmark = pytest.mark.slow
 
-KINDS: tuple[Family, ...] = ("sd1", "sd2", "sdxl")
+KINDS: tuple[Architecture, ...] = ("sd1", "sd2", "sdxl")
 PARTS = {
     "sd1": ("lora_unet_down_blocks_", "lora_te_text_model_"),
     "sd2": ("lora_unet_down_blocks_", "lora_te_text_model_"),
@@ -124,7 +124,7 @@ def test_a_run_writes_what_it_trained_in_the_webuis_terms(
         return {}
 
     run = new_run_folder(tmp_path / "outputs", "a")
-    events = list(jobs.run_job(config, host, folder=run, control=Control(), measure=measure))
+    events = list(jobs.run_training(config, host, folder=run, control=Control(), measure=measure))
     before, trained = answers[0], answers[-1]
     model = host.load_model(config)
     assert torch.equal(answer(model), before), "the run left something behind"
@@ -132,9 +132,9 @@ def test_a_run_writes_what_it_trained_in_the_webuis_terms(
 
     (written,) = [event.path for event in events if isinstance(event, LoraWritten)]
     file = read_adapter(written)
-    opened = open_file(file)
+    opened = parse_file(file)
     assert opened.unknown == ()
-    adapter, left = inject_opened(model, opened)
+    adapter, left = inject_parsed(model, opened)
     try:
         assert left == ()
         # The same numbers; only the order in which a DyLoRA's or a DoRA's are multiplied may differ.

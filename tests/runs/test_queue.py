@@ -1,4 +1,4 @@
-"""Waiting runs: their order, their file, and how the runner goes through them."""
+"""QueuedRun runs: their order, their file, and how the runner goes through them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.queue import RunQueue
-from lib_lora_train.runs.runner import JobRunner
+from lib_lora_train.runs.runner import Runner
 from lib_lora_train.training.control import Control
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session
@@ -29,7 +29,7 @@ def named(name: str) -> TrainConfig:
 
 
 def names(queue: RunQueue) -> list[str]:
-    return [entry.name for entry in queue.waiting()]
+    return [entry.name for entry in queue.entries()]
 
 
 def test_runs_wait_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_runs_wait_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None
     assert names(queue) == ["d", "c", "a"]
     with pytest.raises(HostError, match="does not wait any more"):
         queue.remove(ids[1])
-    first = queue.take()
+    first = queue.pop()
     assert first is not None and first.config() == named("d")
     assert names(queue) == ["c", "a"]
 
@@ -53,15 +53,15 @@ def test_waiting_runs_survive_the_end_of_the_program(tmp_path: Path) -> None:
     queue.add(named("a").replace(rank=7))
     queue.add(named("b"), run="20260101-b", more_epochs=3)
     again = RunQueue(tmp_path / "queue.json")
-    assert again.waiting() == queue.waiting()
-    assert again.waiting()[0].config().rank == 7
+    assert again.entries() == queue.entries()
+    assert again.entries()[0].config().rank == 7
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"waiting": [{"id": "a"}]}', "[]"])
 def test_a_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
     (tmp_path / "queue.json").write_text(text, encoding="utf-8")
     queue = RunQueue(tmp_path / "queue.json")
-    assert queue.waiting() == () and queue.take() is None
+    assert queue.entries() == () and queue.pop() is None
 
 
 # --- the runner -------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ class Works:
         if config.output_name == "refused":
             raise TrainingError("This run cannot be trained.")
         yield StepDone(1, 1, 0.5, {"unet": 1e-4}, 1.0, 0.1)
-        yield StateChanged("stopped" if control.stopped else "finished")
+        yield StateChanged("stopped" if control.is_stopped else "finished")
 
 
 def test_one_run_at_a_time_and_a_failing_one_does_not_stop_the_next(tmp_path: Path) -> None:
     works = Works()
-    runner = JobRunner(None, tmp_path, make_events=works)
+    runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
     for name in ("broken", "refused", "last"):
         runner.enqueue(named(name))
@@ -98,33 +98,33 @@ def test_one_run_at_a_time_and_a_failing_one_does_not_stop_the_next(tmp_path: Pa
     works.gate.set()
     runner.wait(20)
     assert works.begun == ["first", "broken", "refused", "last"]
-    states = {row["run"].split("-", 2)[2]: row["state"] for row in past_runs(tmp_path, runner.live)}
+    states = {row["run"].split("-", 2)[2]: row["state"] for row in past_runs(tmp_path, runner.active_run)}
     assert states == {"first": "finished", "broken": "failed", "refused": "failed", "last": "finished"}
-    assert runner.status()["state"] == "finished" and runner.waiting() == []
+    assert runner.status()["state"] == "finished" and runner.queued_runs() == []
 
 
 def test_after_a_restart_waiting_runs_wait_until_they_are_started(tmp_path: Path) -> None:
-    JobRunner(None, tmp_path, make_events=Works()).enqueue(named("a"))
+    Runner(None, tmp_path, make_events=Works()).enqueue(named("a"))
     works = Works()
     works.gate.set()
-    runner = JobRunner(None, tmp_path, make_events=works)
+    runner = Runner(None, tmp_path, make_events=works)
     assert runner.status()["state"] == "idle" and works.begun == []
     runner.start_queue()
     runner.wait(20)
     assert works.begun == ["a"]
-    with pytest.raises(HostError, match="No run is waiting"):
+    with pytest.raises(HostError, match="queue is empty"):
         runner.start_queue()
 
 
 def test_a_stop_holds_the_queue(tmp_path: Path) -> None:
     works = Works()
-    runner = JobRunner(None, tmp_path, make_events=works)
+    runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
     runner.enqueue(named("second"))
     runner.stop()
     works.gate.set()
     runner.wait(20)
-    assert works.begun == ["first"] and [entry["name"] for entry in runner.waiting()] == ["second"]
+    assert works.begun == ["first"] and [entry["name"] for entry in runner.queued_runs()] == ["second"]
 
 
 def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> Non
     (tmp_path / "queue.json").write_text(json.dumps({"waiting": entries}), encoding="utf-8")
     works = Works()
     works.gate.set()
-    runner = JobRunner(None, tmp_path, make_events=works)
+    runner = Runner(None, tmp_path, make_events=works)
     runner.start_queue()
     runner.wait(20)
     assert works.begun == ["good"]
@@ -148,7 +148,7 @@ def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> Non
 def test_the_queue_is_steered_by_program(tmp_path: Path) -> None:
     works = Works()
     works.gate.set()
-    runner = JobRunner(None, tmp_path / "home", make_events=works)
+    runner = Runner(None, tmp_path / "home", make_events=works)
     config = small_config(write_images(tmp_path / "set", 3))
     session = Session(runner, tmp_path / "home", demo=lambda: config)
     app = make_api()

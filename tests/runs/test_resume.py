@@ -32,9 +32,9 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.event_log import log_line, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.past_runs import continuation, past_runs
-from lib_lora_train.runs.runner import JobRunner
-from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.runs.past_runs import find_resume_point, past_runs
+from lib_lora_train.runs.runner import Runner
+from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 from tests.paths import ROOT
 from tests.stand_ins.run_parts import Place, ending, only, small_place
@@ -87,7 +87,7 @@ def run_logged(
     control = Control()
 
     def watched() -> Iterable[Event]:
-        for event in run_job(config, place.host, folder=folder or place.folder, control=control):
+        for event in run_training(config, place.host, folder=folder or place.folder, control=control):
             if isinstance(event, StepDone) and event.step == stop_after:
                 control.stop()
             yield event
@@ -97,8 +97,10 @@ def run_logged(
 
 def gone_on(place: Place, **ways: Any) -> list[Event]:
     """The events of the run in the folder as it goes on."""
-    way = continuation(place.folder, **ways)
-    return logged(run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state), place.folder)
+    way = find_resume_point(place.folder, **ways)
+    return logged(
+        run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state), place.folder
+    )
 
 
 def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +163,11 @@ def test_a_running_mean_is_saved_and_survives_an_interruption(
 _CHILD = """
 import sys
 from pathlib import Path
-from lib_lora_train.cli.main import recorded
+from lib_lora_train.cli.main import log_events
 from lib_lora_train.config.train_config import read_config
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.training.control import Control
 import lib_lora_train.training.loop as loop
@@ -173,7 +175,7 @@ loop._TURN_SECONDS = 0.0
 folder = RunFolder(Path(sys.argv[2]))
 config, _ = read_config(read_toml_config(Path(sys.argv[1])))
 host = StandaloneHost(None, None, Path(sys.argv[3]), "cpu")
-for event in recorded(run_job(config, host, folder=folder, control=Control()), folder.log):
+for event in log_events(run_training(config, host, folder=folder, control=Control()), folder.log):
     if type(event).__name__ == "StepDone" and event.step == 5:
         print("at step 5", flush=True)
         sys.stdin.read()
@@ -232,7 +234,7 @@ def test_a_pause_keeps_the_state(place: Place, monkeypatch: pytest.MonkeyPatch) 
     one_step_a_turn(monkeypatch)
     control = Control()
     saved = []
-    for event in run_job(place.config, place.host, folder=place.folder, control=control):
+    for event in run_training(place.config, place.host, folder=place.folder, control=control):
         if isinstance(event, StepDone) and event.step == 2:
             control.pause()
         if isinstance(event, StateSaved):
@@ -244,8 +246,8 @@ def test_a_pause_keeps_the_state(place: Place, monkeypatch: pytest.MonkeyPatch) 
 def test_without_states_nothing_is_kept_and_the_reason_is_told(place: Place) -> None:
     run_logged(place, place.config.replace(save_state=False, epochs=1))
     assert place.folder.state_steps() == []
-    with pytest.raises(TrainingError, match=r"no training state was kept.*save_state"):
-        continuation(place.folder)
+    with pytest.raises(TrainingError, match=r"no training state was saved.*save_state"):
+        find_resume_point(place.folder)
 
 
 def test_a_state_that_cannot_be_written_is_told_and_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +266,8 @@ def test_a_state_that_cannot_be_written_is_told_and_ends_nothing(place: Place, m
 def test_a_finished_run_is_extended_in_the_same_series(place: Place, tmp_path: Path) -> None:
     config = place.config.replace(lr_schedule="constant")
     run_logged(place, config)
-    with pytest.raises(TrainingError, match="all 6 steps are taken"):
-        continuation(place.folder)
+    with pytest.raises(TrainingError, match="all 6 steps are done"):
+        find_resume_point(place.folder)
     (row,) = past_runs(place.folder.root.parent)
     assert (row["can_resume"], row["can_extend"], row["epochs"]) == (False, True, 2)
     rest = gone_on(place, more_epochs=1)
@@ -303,10 +305,10 @@ def test_a_limit_of_steps_moves_along_when_a_run_is_extended(place: Place) -> No
 def test_a_run_goes_on_from_an_earlier_state_and_later_ones_are_void(place: Place) -> None:
     run_logged(place, place.config.replace(keep_last_states=2))
     assert place.folder.state_steps() == [3, 6]
-    with pytest.raises(TrainingError, match=r"no state after step 4\. There are: 3, 6"):
-        continuation(place.folder, step=4)
-    way = continuation(place.folder, step=3)
-    events = run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state)
+    with pytest.raises(TrainingError, match=r"no training state after step 4\. Choose one of 3, 6"):
+        find_resume_point(place.folder, step=4)
+    way = find_resume_point(place.folder, step=3)
+    events = run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state)
     assert next(event for event in events if isinstance(event, Resumed)) == Resumed(3)
     assert place.folder.state_steps() == [3]
     events.close()  # type: ignore[attr-defined]
@@ -315,29 +317,29 @@ def test_a_run_goes_on_from_an_earlier_state_and_later_ones_are_void(place: Plac
 def test_settings_of_another_run_are_refused_and_the_runs_own_stay(place: Place) -> None:
     run_logged(place, place.config.replace(epochs=1))
     before = place.folder.config.read_bytes()
-    way = continuation(place.folder, config=place.config.replace(rank=4, seed=1))
+    way = find_resume_point(place.folder, config=place.config.replace(rank=4, seed=1))
     with pytest.raises(ConfigError) as told:
-        list(run_job(way.config, place.host, folder=way.folder, control=Control(), state=way.state))
+        list(run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state))
     assert {problem.where for problem in told.value.problems} == {"rank", "seed"}
     assert place.folder.config.read_bytes() == before
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no folder of a run"):
-        continuation(RunFolder(tmp_path))
+        find_resume_point(RunFolder(tmp_path))
 
 
 def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place) -> None:
     run_logged(place, place.config.replace(lr_schedule="constant"), stop_after=3)
-    runner = JobRunner(place.host, place.folder.root.parent)
+    runner = Runner(place.host, place.folder.root.parent)
     run = place.folder.root.name
-    assert runner.go_on(run) == run
+    assert runner.resume_run(run) == run
     runner.wait(120)
     assert runner.status()["state"] == "finished"
     assert [step for step, _ in runner.loss_curve()] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(TrainingError, match="all 6 steps are taken"):
-        runner.go_on(run)
-    runner.enqueue_going_on(run, more_epochs=1)
+    with pytest.raises(TrainingError, match="all 6 steps are done"):
+        runner.resume_run(run)
+    runner.enqueue_resume(run, more_epochs=1)
     assert runner.start_queue() == run
     runner.wait(120)
     assert [step for step, _ in runner.loss_curve()] == list(range(1, 10))
@@ -362,7 +364,7 @@ def test_only_the_last_files_of_this_run_are_kept(place: Place) -> None:
     control = Control()
 
     def watched() -> Iterable[Event]:
-        for event in run_job(config, place.host, folder=place.folder, control=control):
+        for event in run_training(config, place.host, folder=place.folder, control=control):
             if isinstance(event, LoraWritten) and event.path.endswith("test-000002.safetensors"):
                 time.sleep(0.01)
                 own_card.write_text("{}", encoding="utf-8")  # edited by its owner

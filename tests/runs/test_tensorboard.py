@@ -14,7 +14,7 @@ import pytest
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StateChanged, StepDone
 from lib_lora_train.runs.folder import new_run_folder
-from lib_lora_train.runs.tensorboard import BoardServer, board_folder, start_board, with_tensorboard
+from lib_lora_train.runs.tensorboard import TensorBoardServer, log_to_tensorboard, start_tensorboard, tensorboard_folder
 
 RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
 
@@ -43,8 +43,8 @@ def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     events = list(told(1.0, 0.5, 0.25, 0.125))
-    assert list(with_tensorboard(iter(events), folder, "AdamW")) == events
-    found = scalars(board_folder(tmp_path) / folder.root.name)
+    assert list(log_to_tensorboard(iter(events), folder, "AdamW")) == events
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
     assert found["loss/average"] == [(1, 1.0), (2, 0.75), (3, 0.375), (4, 0.1875)]
     assert found["loss/epoch_average"] == [(1, 0.5), (2, 0.125)]
@@ -56,21 +56,21 @@ def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_pat
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     list(
-        with_tensorboard(
+        log_to_tensorboard(
             iter([Measured(0, {"validation_loss": 0.5}), Measured(1, {"validation_loss": 0.25, "drift": 1.0})]),
             folder,
             "AdamW",
         )
     )
-    found = scalars(board_folder(tmp_path) / folder.root.name)
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found == {"loss/validation/epoch_average": [(0, 0.5), (1, 0.25)], "measured/drift": [(1, 1.0)]}
 
 
 def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(with_tensorboard(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
-    found = scalars(board_folder(tmp_path) / folder.root.name)
+    list(log_to_tensorboard(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
 
 
@@ -78,8 +78,8 @@ def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     step = StepDone(1, 1, 0.5, RATES, 1.0, 0.1, norms=(3.0, 0.25, 1.0))
-    list(with_tensorboard(iter([step]), folder, "AdamW"))
-    found = scalars(board_folder(tmp_path) / folder.root.name)
+    list(log_to_tensorboard(iter([step]), folder, "AdamW"))
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     names = ("max_norm/keys_scaled", "norm/avg_key_norm", "max_norm/max_key_norm")
     assert [found[name] for name in names] == [[(1, 3.0)], [(1, 0.25)], [(1, 1.0)]]
 
@@ -87,19 +87,19 @@ def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(with_tensorboard(told(1.0, 0.5, 9.0), folder, "AdamW"))
-    list(with_tensorboard(told(0.25, 0.125, first=3), folder, "AdamW"))
-    found = scalars(board_folder(tmp_path) / folder.root.name)
+    list(log_to_tensorboard(told(1.0, 0.5, 9.0), folder, "AdamW"))
+    list(log_to_tensorboard(told(0.25, 0.125, first=3), folder, "AdamW"))
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
 
 
 def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.runs.tensorboard._summary_writer", lambda: None)
     folder = new_run_folder(tmp_path, "zok")
-    first, *rest = with_tensorboard(told(1.0), folder, "AdamW")
+    first, *rest = log_to_tensorboard(told(1.0), folder, "AdamW")
     assert isinstance(first, Noted) and "pip install tensorboard" in first.message
     assert rest == list(told(1.0))
-    assert not board_folder(tmp_path).exists()
+    assert not tensorboard_folder(tmp_path).exists()
 
 
 def test_the_board_is_started_for_all_runs_or_says_what_to_install(
@@ -108,12 +108,12 @@ def test_the_board_is_started_for_all_runs_or_says_what_to_install(
     started: list[Any] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    start_board(tmp_path, 6007)
+    start_tensorboard(tmp_path, 6007)
     assert started[0][:3] == [sys.executable, "-m", "tensorboard.main"]
     assert started[0][3:5] == ["--logdir", str(tmp_path / "tensorboard")] and started[0][-1] == "6007"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(HostError, match="pip install tensorboard"):
-        start_board(tmp_path)
+        start_tensorboard(tmp_path)
 
 
 def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +125,11 @@ def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.Monkey
         started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return started[-1]
 
-    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_board", start)
-    server = BoardServer(tmp_path)
+    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_tensorboard", start)
+    server = TensorBoardServer(tmp_path)
     with pytest.raises(HostError, match="No run has written TensorBoard logs yet"):
         server.address()
-    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    log = tensorboard_folder(tmp_path) / "run" / "events.out.tfevents.1"
     log.parent.mkdir(parents=True)
     log.touch()
     try:
@@ -153,9 +153,9 @@ def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_board_that_ends_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "raise SystemExit(1)"]
-    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_board", lambda *_: subprocess.Popen(command))
-    log = board_folder(tmp_path) / "run" / "events.out.tfevents.1"
+    monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_tensorboard", lambda *_: subprocess.Popen(command))
+    log = tensorboard_folder(tmp_path) / "run" / "events.out.tfevents.1"
     log.parent.mkdir(parents=True)
     log.touch()
     with pytest.raises(HostError, match="does not start"):
-        BoardServer(tmp_path).address()
+        TensorBoardServer(tmp_path).address()

@@ -39,7 +39,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer as jobs
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.runner import JobRunner, downsample
+from lib_lora_train.runs.runner import Runner, downsample
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import Place, ending, only, small_place
@@ -124,7 +124,7 @@ def test_the_model_is_as_it_was_after_a_run_and_after_a_broken_one(place: Place)
     with place.host.lease() as model:
         before = weights_of(model)
     place.run(sample_prompts=())
-    broken = jobs.run_job(place.config, place.host, folder=place.folder, control=Control())
+    broken = jobs.run_training(place.config, place.host, folder=place.folder, control=Control())
     next(event for event in broken if isinstance(event, StepDone))
     broken.close()  # type: ignore[attr-defined]
     with place.host.lease() as model:
@@ -165,7 +165,7 @@ def test_a_broken_image_is_named_and_the_rest_trains(place: Place, tmp_path: Pat
 def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> None:
     control = Control()
     events = []
-    for event in jobs.run_job(place.config, place.host, folder=place.folder, control=control):
+    for event in jobs.run_training(place.config, place.host, folder=place.folder, control=control):
         events.append(event)
         if isinstance(event, EpochDone):
             control.stop()
@@ -176,7 +176,7 @@ def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> Non
 
 def test_stop_in_the_middle_of_an_epoch_writes_a_file_of_that_step(place: Place) -> None:
     control = Control()
-    run = jobs.run_job(place.config, place.host, folder=place.folder, control=control)
+    run = jobs.run_training(place.config, place.host, folder=place.folder, control=control)
     events = []
     for event in run:
         events.append(event)
@@ -186,7 +186,7 @@ def test_stop_in_the_middle_of_an_epoch_writes_a_file_of_that_step(place: Place)
     assert only(events, LoraWritten) == []  # nothing was learnt yet, so there is nothing to keep
     control = Control()
     events = []
-    for event in jobs.run_job(
+    for event in jobs.run_training(
         place.config.replace(epochs=1, gradient_accumulation=1),
         place.host,
         folder=place.folder,
@@ -212,7 +212,7 @@ def test_samples_that_do_not_fit_are_left_out_and_the_run_goes_on(
     def full(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr("lib_lora_train.runs.samples.draw_samples", full)
+    monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", full)
     events = place.run()
     notes = [event for event in only(events, Noted) if event.where == "sample_prompts"]
     assert [note.level for note in notes] == ["warning"] * 3 and "did not fit" in notes[0].message
@@ -230,7 +230,7 @@ def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
         return {}
 
     told: list[Event] = []
-    run = jobs.run_job(place.config, place.host, folder=place.folder, control=Control(), measure=full)
+    run = jobs.run_training(place.config, place.host, folder=place.folder, control=Control(), measure=full)
     with pytest.raises(MemoryFullError, match=r"memory is full\. Close other programs .* resume the run"):
         for event in run:
             told.append(event)
@@ -243,7 +243,7 @@ def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
 def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, habits = place.host, SamplerOptions(later_seed=7)
+    host, sampler_options = place.host, SamplerOptions(eta_noise_seed_delta=7)
     lease, leases, in_breaths = host.lease, list[Any](), set[int]()
 
     def counted(*arguments: Any) -> Any:
@@ -251,16 +251,16 @@ def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
         return lease(*arguments)
 
     def drawn(_model: Any, prompts: Any, *, on_progress: Any, **others: Any) -> list[Image.Image]:
-        assert others["habits"] == habits
+        assert others["sampler_options"] == sampler_options
         before = len(leases)
         on_progress(1, 2)
         in_breaths.add(len(leases) - before)
         return [Image.new("RGB", (64, 64))] * len(prompts)
 
     monkeypatch.setattr(host, "lease", counted)
-    monkeypatch.setattr(host, "is_wanted", lambda: True)
-    monkeypatch.setattr(type(host), "sampler_habits", habits)
-    monkeypatch.setattr("lib_lora_train.runs.samples.draw_samples", drawn)
+    monkeypatch.setattr(host, "has_waiters", lambda: True)
+    monkeypatch.setattr(type(host), "sampler_options", sampler_options)
+    monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", drawn)
     place.run(epochs=1)
     assert in_breaths == {1}
 
@@ -292,7 +292,7 @@ def test_the_measure_sees_the_model_without_lora_first(place: Place) -> None:
         seen.append(any(norm > 0 for norm in adapter.norms().values()))
         return {"number": float(len(seen))}
 
-    run = jobs.run_job(
+    run = jobs.run_training(
         place.config.replace(sample_prompts=()), place.host, folder=place.folder, control=Control(), measure=measure
     )
     events = list(run)
@@ -316,7 +316,7 @@ def test_a_loss_weight_for_another_kind_of_model_is_told_before_images_are_encod
     phases = []
     config = place.config.replace(scale_v_pred_loss_like_noise_pred=True)
     with pytest.raises(ConfigError, match="predict v"):
-        for event in jobs.run_job(config, place.host, folder=place.folder, control=Control()):
+        for event in jobs.run_training(config, place.host, folder=place.folder, control=Control()):
             phases += [event.phase] if isinstance(event, PhaseStarted) else []
     assert phases == ["scan", "load"]
 
@@ -377,7 +377,7 @@ def _made(events: list[Event], gate: threading.Event) -> Any:
 def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path) -> None:
     gate = threading.Event()
     steps: list[Event] = [StepDone(n, 1, 1.0 / n, {"unet": 1e-4}, 1.0, 0.1) for n in range(1, 4)]
-    runner = JobRunner(None, tmp_path, make_events=_made([StateChanged("running"), *steps], gate))
+    runner = Runner(None, tmp_path, make_events=_made([StateChanged("running"), *steps], gate))
     run = runner.start(TrainConfig(output_name="first"))
     with pytest.raises(HostError, match="already running"):
         runner.start(TrainConfig())
@@ -393,7 +393,7 @@ def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path)
 def test_a_run_that_was_told_to_stop_says_so_until_it_has(tmp_path: Path) -> None:
     """A step, or an image of the webui's, may take a while to end."""
     gate = threading.Event()
-    runner = JobRunner(None, tmp_path, make_events=_made([StateChanged("running")], gate))
+    runner = Runner(None, tmp_path, make_events=_made([StateChanged("running")], gate))
     runner.start(TrainConfig())
     runner.stop()
     assert runner.status()["state"] == "stopping"
@@ -407,7 +407,7 @@ def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) ->
         yield StateChanged("running")
         raise RuntimeError("something unforeseen")
 
-    runner = JobRunner(None, tmp_path, make_events=broken)
+    runner = Runner(None, tmp_path, make_events=broken)
     run = runner.start(TrainConfig())
     runner.wait(10)
     assert runner.status()["state"] == "failed"
@@ -416,7 +416,7 @@ def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) ->
 
 
 def test_commands_without_a_run_are_told(tmp_path: Path) -> None:
-    runner = JobRunner(None, tmp_path)
+    runner = Runner(None, tmp_path)
     for command in (runner.pause, runner.resume, runner.stop):
         with pytest.raises(HostError, match="No training"):
             command()

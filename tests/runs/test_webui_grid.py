@@ -18,8 +18,8 @@ from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Noted, Sam
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.runs import trainer as jobs
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.runner import JobRunner
-from lib_lora_train.runs.webui_grid import GridDesk, grid_task
+from lib_lora_train.runs.runner import Runner
+from lib_lora_train.runs.webui_grid import GridGenerator, find_grid_task
 from lib_lora_train.training.control import Control
 from tests.stand_ins.webui import WORLDS, World, host_in
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
         folder = new_run_folder(self.home, "zok")
         control = Control()
         events = []
-        for event in jobs.run_job(self.config.replace(**values), self.host, folder=folder, control=control):
+        for event in jobs.run_training(self.config.replace(**values), self.host, folder=folder, control=control):
             events.append(event)
             during(event)
             if isinstance(event, StateChanged) and event.state == "waiting":
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 def place(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_dir: Path
 ) -> Iterator[Place]:
-    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.01)
     monkeypatch.setattr(
         "lib_lora_train.runs.checkpoints.legacy_hash", lambda path: ""
     )  # the stand-ins' checkpoint has no file
@@ -77,7 +77,7 @@ def of(events: list[Event], kind: type[Any]) -> list[Any]:
 
 
 def asked(world: World) -> list[str]:
-    return [one.prompt for one in world.drawing.asked]
+    return [one.prompt for one in world.txt2img.jobs]
 
 
 # --- a run's own images --------------------------------------------------------------------------
@@ -109,10 +109,10 @@ def test_epochs_without_a_file_get_no_samples(place: Place) -> None:
 
 def test_an_interrupted_row_is_left_out_and_the_run_goes_on(place: Place) -> None:
     def interrupt() -> None:
-        if len(place.world.drawing.asked) == 4:  # the second image of epoch 1
-            place.world.drawing.state.interrupted = True
+        if len(place.world.txt2img.jobs) == 4:  # the second image of epoch 1
+            place.world.txt2img.state.interrupted = True
 
-    place.world.drawing.at_image = interrupt
+    place.world.txt2img.during_image = interrupt
     events, folder = place.run()
     assert [event.epoch for event in of(events, SampleDrawn)] == [0, 0, 1, 2, 2]
     (warning,) = [event.message for event in of(events, Noted) if event.level == "warning"]
@@ -122,10 +122,10 @@ def test_an_interrupted_row_is_left_out_and_the_run_goes_on(place: Place) -> Non
 
 def test_another_checkpoint_between_two_samples_makes_the_run_wait(place: Place) -> None:
     def switch() -> None:
-        if len(place.world.drawing.asked) == 3:
-            place.world.choose(5)
+        if len(place.world.txt2img.jobs) == 3:
+            place.world.select(5)
 
-    place.world.drawing.at_image = switch
+    place.world.txt2img.during_image = switch
     events, _ = place.run()
     assert [event.state for event in of(events, StateChanged)] == ["running", "waiting", "running", "finished"]
     assert len(of(events, SampleDrawn)) == 6
@@ -135,25 +135,25 @@ def test_a_sampler_the_webui_lacks_leaves_the_drawing_to_the_trainer(place: Plac
     events, _ = place.run(webui_sampler="Euler z", sample_sampler="Euler", sample_steps=1, epochs=1)
     (warning,) = [event.message for event in of(events, Noted) if event.level == "warning"]
     assert "no sampler called Euler z" in warning and "Samples are drawn with Euler." in warning
-    assert place.world.drawing.asked == [] and len(of(events, SampleDrawn)) == 4
+    assert place.world.txt2img.jobs == [] and len(of(events, SampleDrawn)) == 4
 
 
 # --- the grid of a run that has files --------------------------------------------------------------
 
 
-def ran(place: Place) -> JobRunner:
+def ran(place: Place) -> Runner:
     """A runner whose run has ended, drawn without the webui."""
-    runner = JobRunner(place.host, place.home)
+    runner = Runner(place.host, place.home)
     runner.start(place.config.replace(webui_sampler="", sample_every_n_epochs=0, make_grid=False))
     runner.wait(120)
     assert runner.status()["state"] == "finished", runner.status()["message"]
-    place.world.drawing.asked.clear()
+    place.world.txt2img.jobs.clear()
     return runner
 
 
 def test_the_grid_has_a_row_for_each_file_and_one_without(place: Place) -> None:
     ran(place)
-    grids = GridDesk(place.host, place.home)
+    grids = GridGenerator(place.host, place.home)
     run = grids.start("Euler")
     grids.wait(60)
     status = grids.status()
@@ -162,7 +162,7 @@ def test_the_grid_has_a_row_for_each_file_and_one_without(place: Place) -> None:
     with Image.open(status["path"]) as grid:
         assert grid.width > 2 * 64 and grid.height > 3 * 64
     assert [prompt.count("<lora:") for prompt in asked(place.world)] == [0, 0, 1, 1, 1, 1]
-    assert all(one.sampler_name == "Euler" for one in place.world.drawing.asked)
+    assert all(one.sampler_name == "Euler" for one in place.world.txt2img.jobs)
 
 
 def test_users_generate_between_two_images_of_the_grid(place: Place) -> None:
@@ -172,7 +172,7 @@ def test_users_generate_between_two_images_of_the_grid(place: Place) -> None:
     threads = []
 
     def generate() -> None:
-        users.append((len(place.world.drawing.asked), place.world.generate("zok-000001")))
+        users.append((len(place.world.txt2img.jobs), place.world.generate("zok-000001")))
 
     def ask() -> None:
         threads.append(threading.Thread(target=generate))
@@ -180,8 +180,8 @@ def test_users_generate_between_two_images_of_the_grid(place: Place) -> None:
         while not place.world.queue_lock._pending_threads:
             time.sleep(0.001)
 
-    place.world.drawing.at_image = ask
-    grids = GridDesk(place.host, place.home)
+    place.world.txt2img.during_image = ask
+    grids = GridGenerator(place.host, place.home)
     grids.start("Euler")
     grids.wait(60)
     for thread in threads:
@@ -193,35 +193,35 @@ def test_users_generate_between_two_images_of_the_grid(place: Place) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda world: setattr(world.drawing.state, "interrupted", True), "Interrupt was pressed"),
-        (lambda world: world.choose(5), "Another checkpoint was chosen"),
+        (lambda world: setattr(world.txt2img.state, "interrupted", True), "Interrupt was pressed"),
+        (lambda world: world.select(5), "Another checkpoint was selected"),
     ],
 )
 def test_a_grid_that_is_given_up_says_why_and_keeps_the_old_one(place: Place, harm: Any, message: str) -> None:
     ran(place)
-    task = grid_task(place.home)
+    task = find_grid_task(place.home)
     task.folder.grid.write_bytes(b"old")
-    place.world.drawing.at_image = lambda: harm(place.world)
-    grids = GridDesk(place.host, place.home)
+    place.world.txt2img.during_image = lambda: harm(place.world)
+    grids = GridGenerator(place.host, place.home)
     grids.start("Euler")
     grids.wait(60)
     assert grids.status()["state"] == "failed" and message in grids.status()["message"]
-    assert len(place.world.drawing.asked) == 1 and task.folder.grid.read_bytes() == b"old"
+    assert len(place.world.txt2img.jobs) == 1 and task.folder.grid.read_bytes() == b"old"
 
 
 def test_one_grid_at_a_time_and_none_without_files(place: Place) -> None:
-    grids = GridDesk(place.host, place.home)
+    grids = GridGenerator(place.host, place.home)
     with pytest.raises(HostError, match="No run has written a LoRA file yet"):
         grids.start("Euler")
     ran(place)
     seen: list[str] = []
 
     def start_again() -> None:
-        with pytest.raises(HostError, match="being drawn already"):
+        with pytest.raises(HostError, match="already being generated"):
             grids.start("Euler")
         seen.append(grids.status()["state"])
 
-    place.world.drawing.at_image = start_again
+    place.world.txt2img.during_image = start_again
     grids.start("Euler")
     grids.wait(60)
     assert seen == ["drawing"] * 6 and grids.status()["state"] == "done"
@@ -239,6 +239,6 @@ def test_a_run_without_prompts_is_looked_at_with_its_trigger(place: Place) -> No
         )
         + '{"kind": "LoraWr'
     )
-    task = grid_task(place.home)
+    task = find_grid_task(place.home)
     assert [prompt.prompt for prompt in task.prompts] == ["zok"]
     assert task.rows == (("epoch 1", "zok-000001"), ("epoch 2", "zok-000002"))

@@ -1,8 +1,7 @@
 """Stand-ins for A1111's and Forge's own modules, with the traps that were measured on the real ones.
 
-Each world holds a model of real tensors and the modules that our hosts import. `generate` does to the weights what a
-generation does, and returns a hash of the weights the image is made with: equal hashes stand for equal images.
-Memory that the webui gives up is filled with NaN, so whoever still computes with it shows.
+Each world holds a model of real tensors and the modules that our hosts import. `generate` changes the weights as a
+generation does and returns a hash of the weights used for the image: equal hashes mean equal images.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX
 from tests.stand_ins.tiny_models import tiny_tensors
 
 TEXT_PREFIX = "cond_stage_model."
-BAKED = ("attn1.to_q.weight", "attn2.to_v.weight", "fc1.weight")  # what the webui's own LoRA changes
+LORA_LAYERS = ("attn1.to_q.weight", "attn2.to_v.weight", "fc1.weight")  # the layers that the webui's LoRAs change
 
 
 class QueueLock:
-    """First come, first served; but whoever asks right after a release may take it before the first one wakes up."""
+    """First come, first served, but a thread that acquires it right after a release may overtake the next in line."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,9 +44,9 @@ class QueueLock:
         with self._guard:
             if self._lock.acquire(blocking=False):
                 return
-            called = threading.Event()
-            self._pending_threads.append(called)
-        called.wait()
+            woken = threading.Event()
+            self._pending_threads.append(woken)
+        woken.wait()
         self._lock.acquire()
 
     @property
@@ -62,7 +61,7 @@ class QueueLock:
 
 
 class Node(nn.Module):
-    """A module that has whatever children and parameters it was given."""
+    """A module with the given parameters, nested by their dotted names."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -82,12 +81,12 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def text_heads(encoder: Any) -> None:
-    """What a transformers text encoder tells of itself."""
+    """Give the encoder a config as transformers' text encoders have."""
     encoder.transformer.config = SimpleNamespace(num_attention_heads=4)
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """A hash of all weights: the image."""
+    """A hash of all weights, which stands for the image."""
     digest = hashlib.sha256()
     for module in modules:
         for parameter in module.parameters():
@@ -96,7 +95,7 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
 
 
 def delta(name: str, weight: Tensor) -> Tensor:
-    """What the LoRA called `name` adds to a weight."""
+    """What the LoRA woken `name` adds to a weight."""
     return torch.full_like(weight, 0.01 * (1 + sum(map(ord, name)) % 7))
 
 
@@ -112,7 +111,7 @@ def module_of(name: str, **values: Any) -> ModuleType:
 
 
 class State(SimpleNamespace):
-    """`shared.state`: what is drawn, and what the user pressed meanwhile."""
+    """`shared.state`: the running job, and which buttons the user pressed meanwhile."""
 
     def __init__(self) -> None:
         super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False)
@@ -133,20 +132,20 @@ class Processing(SimpleNamespace):
         self.is_closed = True
 
 
-class Drawing:
-    """The webui's own drawing, with its traps: it may load another checkpoint first, takes an unknown sampler for its
-    default one, draws without a LoRA that it does not find, gives back a half-done image when interrupted, and fails
-    without a runner of scripts, which may be empty.
+class Txt2Img:
+    """The webui's txt2img, with its traps: it may load another checkpoint first, replaces an unknown sampler by its
+    default one, ignores a LoRA that it does not find, returns an unfinished image when interrupted, and fails without
+    a script runner, which may be empty.
 
-    `at_image` is called in the midst of each image.
+    `during_image` is called during each image.
     """
 
     names: tuple[str, ...] = ("DPM++ 2M", "Euler", "Euler a")
 
     def __init__(self, world: Any) -> None:
         self.world = world
-        self.asked: list[Processing] = []
-        self.at_image: Any = lambda: None
+        self.jobs: list[Processing] = []
+        self.during_image: Any = lambda: None
         self.state = State()
         self.available: dict[str, object] = {}
 
@@ -165,17 +164,17 @@ class Drawing:
             module_of("modules.sd_schedulers", schedulers=schedulers),
         ]
 
-    def process(self, asked: Processing) -> Any:
-        assert self.world.queue_lock.is_held, "the webui draws under its lock"
-        assert self.state.job and not asked.is_closed
-        assert not list(asked.scripts.alwayson_scripts), "scripts are the user's, for the user's own images"
-        self.asked.append(asked)
-        loras = [name for name in re.findall(r"<lora:(.+?):1>", asked.prompt) if name in self.available]
-        print_of = self.world.drawn(loras[0] if loras else "")
-        self.at_image()
-        colour = tuple(bytes.fromhex(print_of[:6]))
-        image = Image.new("RGB", (asked.width, asked.height), (0, 0, 0) if self.state.interrupted else colour)
-        return SimpleNamespace(images=[image], infotexts=[f"{asked.prompt}\nSampler: {asked.sampler_name}"])
+    def process(self, job: Processing) -> Any:
+        assert self.world.queue_lock.is_held, "the webui generates under its lock"
+        assert self.state.job and not job.is_closed
+        assert not list(job.scripts.alwayson_scripts), "the user's scripts are only for the user's own images"
+        self.jobs.append(job)
+        loras = [name for name in re.findall(r"<lora:(.+?):1>", job.prompt) if name in self.available]
+        image_hash = self.world.generate_unlocked(loras[0] if loras else "")
+        self.during_image()
+        colour = tuple(bytes.fromhex(image_hash[:6]))
+        image = Image.new("RGB", (job.width, job.height), (0, 0, 0) if self.state.interrupted else colour)
+        return SimpleNamespace(images=[image], infotexts=[f"{job.prompt}\nSampler: {job.sampler_name}"])
 
 
 class Options(SimpleNamespace):
@@ -220,8 +219,8 @@ class A1111World:
         self.loaded: list[str] = []
         self.listed = 0
         self.model_data = SimpleNamespace(sd_model=None)
-        self.drawing = Drawing(self)
-        self.chosen = 0
+        self.txt2img = Txt2Img(self)
+        self.selected = 0
         self.switch_to(0)
         install(
             monkeypatch,
@@ -232,16 +231,16 @@ class A1111World:
                 "modules.sd_models",
                 model_data=self.model_data,
                 send_model_to_device=self._send_to_device,
-                select_checkpoint=lambda: checkpoint(self.chosen),
+                select_checkpoint=lambda: checkpoint(self.selected),
             ),
-            *self.drawing.modules(),
-            shared_module(lora_dir, sd_model=self.model, state=self.drawing.state),
+            *self.txt2img.modules(),
+            shared_module(lora_dir, sd_model=self.model, state=self.txt2img.state),
             module_of(
                 "networks",
                 load_networks=self._load_networks,
                 network_apply_weights=self._apply_weights,
                 list_available_networks=self._list,
-                available_networks=self.drawing.available,
+                available_networks=self.txt2img.available,
             ),
         )
 
@@ -249,13 +248,13 @@ class A1111World:
     def model(self) -> Any:
         return self.model_data.sd_model
 
-    def choose(self, seed: int) -> None:
-        """The drop-down shows it; it is loaded as soon as the lock is free, by whoever comes first."""
-        self.chosen = seed
+    def select(self, seed: int) -> None:
+        """Select it in the drop-down; the next generation loads it."""
+        self.selected = seed
 
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
-        """Load another checkpoint: into new objects, the old ones going to meta, or into the very same storage."""
-        self.chosen = seed
+        """Load another checkpoint, into new objects while the old ones go to meta, or into the same storage."""
+        self.selected = seed
         tensors = tiny_tensors("sd1", seed=seed)
         if in_place:
             with torch.no_grad():
@@ -276,7 +275,7 @@ class A1111World:
         model.model.diffusion_model.num_heads, model.model.diffusion_model.num_head_channels = 8, -1
         text_heads(model.cond_stage_model.wrapped)
         for name, module in model.named_modules():
-            if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+            if any(f"{name}.weight".endswith(ending) for ending in LORA_LAYERS):
                 module.network_layer_name, module.network_current_names = name, ()
         return model
 
@@ -292,13 +291,13 @@ class A1111World:
         return fingerprint([self.model])
 
     def generate(self, lora: str = "") -> str:
-        """LoRAs are written into the layers when these are called, and stay there afterwards."""
+        """An image; LoRAs are merged into the layers and stay there afterwards."""
         with self.queue_lock:
-            return self.drawn(lora)
+            return self.generate_unlocked(lora)
 
-    def drawn(self, lora: str) -> str:
-        if Path(self.model.sd_checkpoint_info.filename) != Path(checkpoint(self.chosen).filename):
-            self.switch_to(self.chosen)
+    def generate_unlocked(self, lora: str) -> str:
+        if Path(self.model.sd_checkpoint_info.filename) != Path(checkpoint(self.selected).filename):
+            self.switch_to(self.selected)
         self._load_networks([lora] if lora else [])
         for module in self.model.modules():
             if hasattr(module, "network_layer_name"):
@@ -306,7 +305,7 @@ class A1111World:
         return self.weights()
 
     def unload(self) -> None:
-        """Not under the lock: everything moves, while somebody may be in the middle of a step."""
+        """Move all weights, without the lock, so possibly during a training step."""
         for parameter in self.model.parameters():
             moved = parameter.data.clone()
             parameter.data = moved
@@ -318,7 +317,7 @@ class A1111World:
         self.loaded = list(names)
 
     def _apply_weights(self, module: Any) -> None:
-        """Numbers come back from a backup, into the same storage; each layer remembers what it carries."""
+        """Restore weights from the backup into the same storage, then merge the LoRAs; each layer records its LoRAs."""
         if module.network_current_names == tuple(self.loaded):
             return
         with torch.no_grad():
@@ -331,7 +330,7 @@ class A1111World:
 
     def _list(self) -> None:
         self.listed += 1
-        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+        self.txt2img.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
 
 
 # --- Forge ---------------------------------------------------------------------------------------
@@ -345,26 +344,26 @@ class ForgeObjects(SimpleNamespace):
 
 
 class ForgeWorld:
-    """`modules` and `backend` of Forge: nothing is loaded at first, and every parameter is an inference tensor."""
+    """`modules` and `backend` of Forge: nothing is loaded at first; every parameter is an inference tensor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         self.queue_lock = QueueLock()
         self.listed = 0
         self.lora_dir = lora_dir
-        self.drawing = self._drawing()
+        self.txt2img = self._make_txt2img()
         self.backups: dict[tuple[nn.Module, str], Tensor] = {}
         self.model_data = SimpleNamespace(sd_model=SimpleNamespace(cond_stage_model=None), forge_hash="")
-        self.choose(0)
-        self.shared: Any = shared_module(lora_dir, sd_model=None, state=self.drawing.state)
+        self.select(0)
+        self.shared: Any = shared_module(lora_dir, sd_model=None, state=self.txt2img.state)
         install(
             monkeypatch,
             module_of("modules"),
             module_of("modules.call_queue", queue_lock=self.queue_lock),
             self._sd_models(),
             module_of("modules.devices"),
-            *self.drawing.modules(),
+            *self.txt2img.modules(),
             self.shared,
-            module_of("networks", list_available_networks=self._list, available_networks=self.drawing.available),
+            module_of("networks", list_available_networks=self._list, available_networks=self.txt2img.available),
             *self._memory(),
         )
 
@@ -372,8 +371,8 @@ class ForgeWorld:
     def model(self) -> Any:
         return self.model_data.sd_model
 
-    def _drawing(self) -> Drawing:
-        return Drawing(self)
+    def _make_txt2img(self) -> Txt2Img:
+        return Txt2Img(self)
 
     def _sd_models(self) -> ModuleType:
         return module_of("modules.sd_models", model_data=self.model_data, forge_model_reload=self._reload)
@@ -387,17 +386,17 @@ class ForgeWorld:
         objects = self.model.forge_objects_original
         return [objects.unet.model.diffusion_model, objects.clip.cond_stage_model.clip_l, objects.vae.first_stage_model]
 
-    def choose(self, seed: int, *, vae: str = "") -> None:
-        """The drop-downs show it; the next generation loads it."""
-        self.chosen = seed
+    def select(self, seed: int, *, vae: str = "") -> None:
+        """Select it in the drop-downs; the next generation loads it."""
+        self.selected = seed
         modules = [vae] if vae else []
-        chosen = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
-        self.model_data.forge_loading_parameters = chosen
+        selected = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
+        self.model_data.forge_loading_parameters = selected
 
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
-        """Only noted; the model is made anew by the next generation. Forge never writes over the old one."""
+        """Load another checkpoint, as a new model; Forge never overwrites the old one."""
         assert not in_place
-        self.choose(seed)
+        self.select(seed)
         if hasattr(self.model, "forge_objects_original"):
             self.generate()
 
@@ -405,7 +404,7 @@ class ForgeWorld:
         if self.model_data.forge_hash == str(self.model_data.forge_loading_parameters):
             return
         self.model_data.forge_hash = str(self.model_data.forge_loading_parameters)
-        tensors = tiny_tensors("sd1", seed=self.chosen)
+        tensors = tiny_tensors("sd1", seed=self.selected)
         with torch.inference_mode():
             unet: Any = Node(under(tensors, UNET_PREFIX))
             clip: Any = Node(under(tensors, TEXT_PREFIX))
@@ -423,8 +422,8 @@ class ForgeWorld:
         )
         self.backups.clear()
         self.model_data.sd_model = SimpleNamespace(
-            seed=self.chosen,
-            sd_checkpoint_info=checkpoint(self.chosen),
+            seed=self.selected,
+            sd_checkpoint_info=checkpoint(self.selected),
             model_config=SimpleNamespace(),
             forge_objects_original=objects,
             forge_objects=objects.shallow_copy(),
@@ -440,37 +439,37 @@ class ForgeWorld:
         return fingerprint(self.parts)
 
     def generate(self, lora: str = "") -> str:
-        """LoRAs are baked in as new parameters, under inference mode; they stay until others are asked for."""
+        """An image; LoRAs are merged as new inference-mode parameters and stay until other LoRAs are requested."""
         with self.queue_lock:
-            return self.drawn(lora)
+            return self.generate_unlocked(lora)
 
-    def drawn(self, lora: str) -> str:
+    def generate_unlocked(self, lora: str) -> str:
         with torch.inference_mode():
             self._reload()
             wanted = str([lora]) if lora else str([])
             if self.model.current_lora_hash != wanted:
                 self._load_models([])
-                self._bake(lora)
+                self._merge_lora(lora)
                 self.model.current_lora_hash = wanted
             return self.weights()
 
-    def _bake(self, lora: str) -> None:
+    def _merge_lora(self, lora: str) -> None:
         for part in self.parts if lora else ():
             for name, module in part.named_modules():
-                if any(f"{name}.weight".endswith(ending) for ending in BAKED):
+                if any(f"{name}.weight".endswith(ending) for ending in LORA_LAYERS):
                     weight: Tensor = module.weight
                     self.backups[module, "weight"] = weight.data.clone()
                     module.weight = nn.Parameter(weight + delta(lora, weight), requires_grad=False)
 
     def _load_models(self, patchers: list[Any]) -> None:
-        """Loading the original patchers takes LoRAs out again, as new inference tensors."""
+        """Load the original patchers, which removes LoRAs, as new inference tensors."""
         with torch.inference_mode():
             for (module, name), backup in self.backups.items():
                 setattr(module, name, nn.Parameter(backup.clone(), requires_grad=False))
         self.backups.clear()
 
     def unload(self) -> None:
-        """Memory management moves everything about."""
+        """Move all weights, as memory management does."""
         with torch.inference_mode():
             for part in self.parts:
                 for module in part.modules():
@@ -480,7 +479,7 @@ class ForgeWorld:
 
     def _list(self) -> None:
         self.listed += 1
-        self.drawing.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+        self.txt2img.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
 
 
 # --- reForge -------------------------------------------------------------------------------------
@@ -491,11 +490,11 @@ class EPS:
 
 
 class V_PREDICTION(EPS):
-    """Derived from EPS, there too."""
+    """Derived from EPS, as in the original."""
 
 
 class EDM(V_PREDICTION):
-    """And this one from both."""
+    """Derived from both, as in the original."""
 
 
 class LoadingShared(ModuleType):
@@ -511,14 +510,14 @@ class LoadingShared(ModuleType):
 class ReforgeWorld(ForgeWorld):
     """`modules` and `ldm_patched` of reForge: Forge's patchers, loaded without inference mode, σ instead of ᾱ.
 
-    `prediction` is the schedule's class; `model_type` stays what the file looked like.
+    `prediction` is the schedule's class; `model_type` stays as detected from the file.
     """
 
     prediction: type = EPS
 
     def _sd_models(self) -> ModuleType:
-        chosen = lambda: checkpoint(self.chosen)  # noqa: E731
-        return module_of("modules.sd_models", model_data=self.model_data, select_checkpoint=chosen)
+        selected = lambda: checkpoint(self.selected)  # noqa: E731
+        return module_of("modules.sd_models", model_data=self.model_data, select_checkpoint=selected)
 
     def _memory(self) -> list[ModuleType]:
         memory = {"get_torch_device": lambda: torch.device("cpu"), "load_models_gpu": self._load_models}
@@ -547,7 +546,7 @@ class ReforgeWorld(ForgeWorld):
 
 
 class OldProcessing(Processing):
-    """It knows no scheduler."""
+    """As in Forge Classic, without a scheduler."""
 
     def __init__(self, **values: Any) -> None:
         if "scheduler" in values:
@@ -555,28 +554,28 @@ class OldProcessing(Processing):
         super().__init__(**values)
 
 
-class ClassicDrawing(Drawing):
-    """Forge Classic's: no `modules.sd_schedulers`, every pair of sampler and schedule is a sampler of its own."""
+class ClassicTxt2Img(Txt2Img):
+    """Forge Classic's: no `modules.sd_schedulers`, every pair of sampler and schedule is a separate sampler."""
 
     names = ("DPM++ 2M Karras", "Euler a", "Euler")
 
     def modules(self) -> list[ModuleType]:
         names = self.names
-        kept = [module for module in super().modules() if module.__name__ == "modules.scripts"]
+        scripts = [module for module in super().modules() if module.__name__ == "modules.scripts"]
         samplers = {"all_samplers_map": dict.fromkeys(names), "visible_sampler_names": lambda: list(names)}
         processing = {"StableDiffusionProcessingTxt2Img": OldProcessing, "process_images": self.process}
         return [
-            *kept,
+            *scripts,
             module_of("modules.processing", **processing),
             module_of("modules.sd_samplers", **samplers),
         ]
 
 
 class ClassicWorld(ReforgeWorld):
-    """reForge's relative."""
+    """Forge Classic, which is derived from reForge."""
 
-    def _drawing(self) -> Drawing:
-        return ClassicDrawing(self)
+    def _make_txt2img(self) -> Txt2Img:
+        return ClassicTxt2Img(self)
 
 
 World: TypeAlias = "A1111World | ForgeWorld"

@@ -1,6 +1,6 @@
-"""AUTOMATIC1111's webui 1.10 as a host: where its model is, and how its weights become pristine.
+"""AUTOMATIC1111's webui 1.10 as a host: where its model is, and how LoRAs are removed from its weights.
 
-`modules` is the webui's own package; it exists only where the webui runs us.
+`modules` is the webui's own package and can be imported only inside the webui.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.core.errors import HostError, ModelError
-from lib_lora_train.hosts.webui.common import Relative, lora_networks, positive, without_wrappers
+from lib_lora_train.hosts.webui.common import CommonWebui, lora_networks, positive_attribute, without_wrappers
 from lib_lora_train.hosts.webui.host import LoadedModel, ModelFacts
-from lib_lora_train.models.architecture import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, Hints
+from lib_lora_train.models.architecture import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, CheckpointHints
 
 _USED = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
 
 
-class A1111(Relative):
-    """See `hosts.webui.Webui`."""
+class A1111(CommonWebui):
+    """Implements `hosts.webui.host.Webui`."""
 
     name = "AUTOMATIC1111"
 
@@ -33,16 +33,16 @@ class A1111(Relative):
 
     @property
     def device(self) -> torch.device:
-        """The webui's choice."""
+        """The device the webui computes on."""
         return torch.device(self._devices.device)
 
     def load(self) -> None:
-        """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
+        """Load the checkpoint selected at the top of the page, by reading the attribute."""
         if self._shared.sd_model is None:
-            raise HostError("The webui could not load its checkpoint: its console says why. Choose another one.")
+            raise HostError("The webui could not load its checkpoint; see its console. Select another one.")
 
-    def present(self) -> LoadedModel | None:
-        """The model in memory, wherever its weights are."""
+    def loaded_model(self) -> LoadedModel | None:
+        """The model in memory, wherever its weights currently are."""
         model = self._models.model_data.sd_model
         if model is None:
             return None
@@ -57,15 +57,15 @@ class A1111(Relative):
             tensors=lambda: tensors_of(model),
         )
 
-    def is_chosen(self) -> bool:
-        """A generation first loads the checkpoint that the settings name."""
+    def is_selected(self) -> bool:
+        """Whether the loaded checkpoint is the selected one; a generation loads the selected one first."""
         loaded = self._models.model_data.sd_model.sd_checkpoint_info
         return bool(self._models.select_checkpoint().filename == loaded.filename)
 
-    def restore(self) -> None:
-        """On the device, and every LoRA taken out of the layers it was written into.
+    def restore_weights(self) -> None:
+        """Move the model to the device and remove every LoRA from the layers it was merged into.
 
-        Which LoRAs the webui believes to be active says nothing about the layers: each one knows for itself.
+        Each layer records what was merged into it; the webui's list of active LoRAs does not tell.
         """
         model = self._models.model_data.sd_model
         self._models.send_model_to_device(model)
@@ -80,26 +80,26 @@ class A1111(Relative):
 
 
 def facts_of(model: Any) -> ModelFacts:
-    """ModelError for a model that is none of SD1, SD2, SDXL."""
+    """What the webui knows of the model; ModelError unless it is SD1, SD2 or SDXL."""
     if getattr(model, "is_sd3", False):
-        raise ModelError("The loaded model is SD3, which is not trained here. Load an SD1, SD2 or SDXL model.")
+        raise ModelError("The loaded model is SD3, which is not supported. Load an SD1, SD2 or SDXL model.")
     terminal = bool(getattr(model, "ztsnr", False))
     return ModelFacts(
-        hints=Hints(
+        hints=CheckpointHints(
             prediction_type="v_prediction" if model.parameterization == "v" else "epsilon",
             zero_terminal_snr=terminal,
             scale_factor=float(model.scale_factor),
-            unet_heads=positive(model.model.diffusion_model, "num_heads"),
-            unet_head_dim=positive(model.model.diffusion_model, "num_head_channels"),
+            unet_heads=positive_attribute(model.model.diffusion_model, "num_heads"),
+            unet_head_dim=positive_attribute(model.model.diffusion_model, "num_head_channels"),
             text_heads=tuple(_heads(encoder) for encoder in _text_encoders(model)),
         ),
         alphas_cumprod=None if terminal else getattr(model, "alphas_cumprod_original", None),
-        why_copied="the webui moves the weights about (--medvram or --lowvram)" if model.lowvram else "",
+        why_copied="the webui moves its weights between CPU and GPU (--medvram or --lowvram)" if model.lowvram else "",
     )
 
 
 def tensors_of(model: Any) -> Mapping[str, Tensor]:
-    """The model's parameters by ldm name; the modules around them are the webui's business."""
+    """The model's parameters by ldm name."""
     named = ((without_wrappers(name), parameter) for name, parameter in model.named_parameters())
     return {name: parameter for name, parameter in named if name.startswith(_USED)}
 
@@ -112,7 +112,7 @@ def _text_encoders(model: Any) -> list[Any]:
 
 
 def _heads(encoder: Any) -> int:
-    """Attention heads of a transformers CLIP or of an open_clip text tower."""
+    """Number of attention heads of a transformers CLIP or an open_clip text encoder."""
     if hasattr(encoder, "model"):
         return int(encoder.model.transformer.resblocks[0].attn.num_heads)
     return int(encoder.transformer.config.num_attention_heads)

@@ -1,4 +1,4 @@
-"""What A1111 and every webui that descends from it have in common, in the same places and under the same names."""
+"""What A1111 and all webuis derived from it share, in the same places and under the same names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import torch
 from PIL import Image
 
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
-from lib_lora_train.hosts.webui import interrogators, upscaling
-from lib_lora_train.hosts.webui import txt2img as painting
-from lib_lora_train.hosts.webui.options import results_folder, sampler_habits
+from lib_lora_train.hosts.webui import interrogators, txt2img, upscaling
+from lib_lora_train.hosts.webui.options import lora_folder, sampler_options
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
 
-class Relative(ABC):
-    """The common half of `hosts.webui.Webui`. The objects of `modules` are found once, at the script's load."""
+class CommonWebui(ABC):
+    """The common half of `hosts.webui.host.Webui`. The webui's modules are imported once, when the script loads."""
 
     def __init__(self) -> None:
         from modules import call_queue, sd_models, shared
@@ -33,7 +32,7 @@ class Relative(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """The webui's choice."""
+        """The device the webui computes on."""
 
     @property
     def queue_lock(self) -> AbstractContextManager[Any]:
@@ -42,56 +41,56 @@ class Relative(ABC):
         return lock
 
     @property
-    def sampler_habits(self) -> SamplerOptions:
-        """As the settings say."""
-        return sampler_habits(self._shared, self.device)
+    def sampler_options(self) -> SamplerOptions:
+        """How the webui samples, from its settings."""
+        return sampler_options(self._shared, self.device)
 
     @property
     def lora_dir(self) -> Path:
-        """`--lora-dir`, and the sub-folder of the settings."""
-        return results_folder(self._shared)
+        """`--lora-dir`, with the sub-folder from the settings."""
+        return lora_folder(self._shared)
 
-    def show_loras(self) -> None:
-        """What the list's own refresh button does."""
+    def refresh_loras(self) -> None:
+        """Rescan the LoRA folder, as the list's refresh button does."""
         networks = lora_networks()
         if networks is not None:
             networks.list_available_networks()
 
     def sampler_names(self) -> tuple[str, ...]:
-        """The samplers of the webui's drop-down."""
-        return painting.sampler_names()
+        """The samplers in the webui's drop-down."""
+        return txt2img.sampler_names()
 
-    def paint(self, order: GenerationRequest, sampler: str) -> GeneratedImage:
-        """One generation, as if a user had pressed *Generate*."""
-        if order.lora:
-            painting.require_lora(lora_networks(), order.lora)
-        return painting.paint(order, sampler)
+    def generate(self, request: GenerationRequest, sampler: str) -> GeneratedImage:
+        """One image, as if a user had pressed *Generate*."""
+        if request.lora:
+            txt2img.require_lora(lora_networks(), request.lora)
+        return txt2img.generate(request, sampler)
 
     def upscaler_names(self) -> tuple[str, ...]:
-        """Those of the Extras tab that need no download."""
+        """The upscalers of the Extras tab that need no download."""
         return upscaling.upscaler_names()
 
     def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """As the Extras tab does it."""
+        """The enlarged image, as the Extras tab makes it."""
         return upscaling.upscale(image, size, upscaler)
 
-    def taggers(self) -> Mapping[str, interrogators.Turn]:
-        """DeepBooru and BLIP, where the webui has them."""
-        return interrogators.turns()
+    def taggers(self) -> Mapping[str, interrogators.TaggerSession]:
+        """DeepBooru and BLIP, if the webui has them."""
+        return interrogators.find_taggers()
 
 
 def lora_networks() -> Any:
-    """The webui's built-in extension for LoRAs, None where it is switched off."""
+    """The module of the webui's built-in LoRA extension, None if that is disabled."""
     return sys.modules.get("networks")
 
 
 def without_wrappers(name: str) -> str:
-    """A parameter's name without the webui's own layer around text encoders and token embeddings."""
+    """A parameter's name without the webui's wrappers around text encoders and token embeddings."""
     return _WRAPPER.sub("", name)
 
 
-def positive(module: Any, name: str) -> int | None:
-    """A number above 0 that a UNet has as an attribute or in its config; -1 stands for "not used"."""
+def positive_attribute(module: Any, name: str) -> int | None:
+    """The UNet's attribute or config value `name` if it is above 0, else None; -1 means "not used"."""
     value = getattr(module, name, None)
     if value is None:
         config = getattr(module, "config", None)

@@ -1,4 +1,4 @@
-"""Which webui runs us, told by what it can do, never by its name alone."""
+"""Detect which webui we run in, by its modules rather than by its name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lib_lora_train.hosts.webui.reforge import ForgeClassic, LdmPatched
 
 
 def detect_host() -> WebuiHost:
-    """The webui around us as a host; HostError if it is one that this extension has not been run in."""
+    """The webui we run in, as a host; HostError for Forge Neo, which is not supported."""
     if _has("backend.diffusion_engine.base"):
         if _forge_version() == "neo":
             raise HostError(
-                "Forge Neo is not supported yet: its models are kept differently. Everything else in the webui works; "
-                "to train, run `python launch.py` in this extension's folder."
+                "Forge Neo is not supported yet because it stores models differently. "
+                "To train, run `python launch.py` in this extension's folder."
             )
         return WebuiHost(Forge())
     if _has("ldm_patched.modules.model_management"):
@@ -33,7 +33,7 @@ def _forge_version() -> str:
 
 
 def _has(name: str) -> bool:
-    """Whether a module can be imported; a missing parent package is a no."""
+    """Whether a module can be imported; False if its parent package is missing."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

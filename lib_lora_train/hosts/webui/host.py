@@ -25,7 +25,7 @@ from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarget
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
-from lib_lora_train.models.architecture import Hints, infer_spec
+from lib_lora_train.models.architecture import CheckpointHints, infer_spec
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
@@ -56,7 +56,7 @@ class ModelFacts:
     cannot be shared, "" if they can.
     """
 
-    hints: Hints
+    hints: CheckpointHints
     alphas_cumprod: Tensor | None
     why_copied: str = ""
 

@@ -1,8 +1,8 @@
-"""The webui's own describers of images: DeepBooru (tags with scores) and BLIP (a sentence).
+"""The webui's own taggers: DeepBooru (tags with scores) and BLIP (a sentence).
 
-Their names are the same in A1111 1.10 and all that descend from it. A turn is taken under the queue lock: models come
-to the device as the webui brings them and leave as it lets them leave. The webui would download a missing model while
-everybody waits; so a missing one is refused with what to do.
+Their names are the same in A1111 1.10 and all webuis derived from it. Both run under the queue lock, and the webui's
+own functions load and unload their models. The webui would download a missing model while holding the lock, so a
+missing model raises HostError with the remedy instead.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _FAILURES = (
     AttributeError,
     pickle.UnpicklingError,
 )
-"""What the webui's loading raises: packages or files that are missing, damaged, or too large for the memory."""
+"""What the webui raises if packages or files are missing, damaged or too large for the memory."""
 
 TaggerSession = Callable[[], AbstractContextManager[Tagger]]
 
 
 def find_taggers() -> Mapping[str, TaggerSession]:
-    """The describers that this webui has, by name."""
+    """The taggers that this webui has: by name, a function that opens one."""
     found: dict[str, TaggerSession] = {}
     if _has(_deepbooru(), "start", "stop", "load"):
         found["DeepBooru"] = open_deepbooru
@@ -70,7 +70,7 @@ def _interrogator() -> Any:
 
 @contextmanager
 def open_deepbooru() -> Iterator[Tagger]:
-    """DeepBooru on the device; every tag with its score, whatever the webui's own threshold and options are."""
+    """DeepBooru on the device; returns every tag with its score, regardless of the webui's threshold and options."""
     owner = _deepbooru()
     if getattr(owner, "model", None) is None:
         _require_file("DeepBooru", "torch_deepdanbooru", "*.pt")
@@ -78,21 +78,21 @@ def open_deepbooru() -> Iterator[Tagger]:
         owner.start()
         _require_loaded(owner)
     except _FAILURES as error:
-        _forget_half_loaded(owner)
+        _discard_half_loaded(owner)
         raise _failure("DeepBooru", error) from error
     try:
-        yield lambda image: _told("DeepBooru", owner.start, lambda: _scores(owner, image))
+        yield lambda image: _describe("DeepBooru", owner.start, lambda: _scores(owner, image))
     finally:
         owner.stop()
 
 
 def _require_loaded(owner: Any) -> None:
     if not getattr(owner.model, "tags", None):
-        raise ValueError("its file holds no list of tags")
+        raise ValueError("its file contains no list of tags")
 
 
-def _forget_half_loaded(owner: Any) -> None:
-    """A network whose file could not be read stays behind untrained, and the webui would go on with it."""
+def _discard_half_loaded(owner: Any) -> None:
+    """Remove a network whose file could not be read; otherwise the webui would use it untrained."""
     if getattr(owner, "model", None) is None:
         return
     if not getattr(owner.model, "tags", None):
@@ -102,7 +102,7 @@ def _forget_half_loaded(owner: Any) -> None:
 
 
 def _scores(owner: Any, image: Image.Image) -> TaggerResult:
-    """The network's own scores; its `tag` would leave out those below the webui's threshold."""
+    """The network's scores; the webui's own `tag` omits those below its threshold."""
     import numpy as np
     from modules import images
 
@@ -126,22 +126,22 @@ def _scores(owner: Any, image: Image.Image) -> TaggerResult:
 
 @contextmanager
 def open_blip() -> Iterator[Tagger]:
-    """BLIP on the device; sentences without the artists and styles that the webui's *Interrogate CLIP* appends.
+    """BLIP on the device; returns sentences without the artists and styles that *Interrogate CLIP* appends.
 
-    The webui's settings for it (beams, lengths) hold. The webui loads CLIP together with it.
+    The webui's settings for BLIP (beams, lengths) apply. The webui loads CLIP together with it.
     """
     owner = _interrogator()
     if getattr(owner, "blip_model", None) is None:
         _require_file("BLIP", "BLIP", "*.pth")
     try:
-        _make_room()
+        _free_gpu()
         owner.load()
     except _FAILURES as error:
         if getattr(owner, "blip_model", None) is not None:
             owner.unload()
         raise _failure("BLIP", error) from error
     try:
-        yield lambda image: _told("BLIP", owner.load, lambda: _sentence(owner, image))
+        yield lambda image: _describe("BLIP", owner.load, lambda: _sentence(owner, image))
     finally:
         owner.unload()
 
@@ -151,14 +151,14 @@ def _sentence(owner: Any, image: Image.Image) -> TaggerResult:
     return TaggerResult(sentence=text.rstrip(" ."))
 
 
-def _make_room() -> None:
-    """With --medvram and --lowvram the webui first takes its own model off the card."""
+def _free_gpu() -> None:
+    """With --medvram and --lowvram, move the webui's own model off the GPU first, as the webui does."""
     empty = getattr(sys.modules.get("modules.lowvram"), "send_everything_to_cpu", None)
     if empty is not None:
         empty()
 
 
-# --- what goes wrong ----------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------
 
 
 def _require_file(name: str, folder: str, pattern: str) -> None:
@@ -167,23 +167,23 @@ def _require_file(name: str, folder: str, pattern: str) -> None:
     place = Path(paths.models_path) / folder
     if next(place.rglob(pattern), None) is None:
         raise HostError(
-            f"{name}'s model is not in {place} yet. Press the webui's own Interrogate button in img2img once: "
-            "it downloads the model."
+            f"{name}'s model is not in {place} yet. Press the webui's Interrogate button in img2img once "
+            "to download it."
         )
 
 
-def _told(name: str, bring: Callable[[], object], describe: Callable[[], TaggerResult]) -> TaggerResult:
-    """The description; the model is brought to the device again first.
+def _describe(name: str, load: Callable[[], object], describe: Callable[[], TaggerResult]) -> TaggerResult:
+    """The description; first moves the model to the device again.
 
-    The webui's own Interrogate buttons take no lock, and send it away when they are done.
+    The webui's own Interrogate buttons take no lock and move it away when they are done.
     """
     try:
-        bring()
+        load()
         return describe()
     except _FAILURES as error:
         raise _failure(name, error) from error
 
 
 def _failure(name: str, error: Exception) -> HostError:
-    reason = " ".join(str(error).split())  # some webuis write several lines
-    return HostError(f"The webui's {name} failed ({type(error).__name__}: {reason}). The webui's console may say more.")
+    reason = " ".join(str(error).split())  # some webuis raise multi-line messages
+    return HostError(f"The webui's {name} failed ({type(error).__name__}: {reason}). See the webui's console.")

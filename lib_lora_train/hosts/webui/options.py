@@ -1,4 +1,4 @@
-"""What the webui gives us besides its model: a folder, its access rules, and the way into its txt2img tab."""
+"""The webui's folders, settings and access rules, and the button that fills its txt2img tab."""
 
 from __future__ import annotations
 
@@ -8,58 +8,56 @@ from typing import Any
 import torch
 
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.hosts.access import Access
+from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 
 _SUBFOLDER = "lora_train_subfolder"
-_DRAWN_ON_PROCESSOR = ("ComfyUI", "DrawThings")
+_CPU_NOISE_PROGRAMS = ("ComfyUI", "DrawThings")
 
 
 def outputs_folder() -> Path:
-    """Where runs are kept: beside the webui's own images."""
+    """The folder for runs, beside the webui's own images."""
     from modules import paths_internal
 
     return Path(paths_internal.data_path) / "outputs" / "lora-train"
 
 
 def add_settings() -> None:
-    """Our section in the webui's settings."""
+    """Add our section to the webui's settings."""
     from modules import shared
 
     info = shared.OptionInfo("", "Sub-folder of the LoRA folder for new files", section=("lora_train", "LoRA Train"))
     shared.opts.add_option(_SUBFOLDER, info)
 
 
-def results_folder(shared: Any) -> Path:
-    """Where new LoRAs go, from the webui's `modules.shared`; HostError for a sub-folder that leads elsewhere."""
+def lora_folder(shared: Any) -> Path:
+    """Where new LoRAs go, from the webui's `modules.shared`; HostError for a sub-folder outside it."""
     folder, inner = Path(shared.cmd_opts.lora_dir), Path(getattr(shared.opts, _SUBFOLDER, "") or "")
     if inner.is_absolute() or ".." in inner.parts:
-        raise HostError(
-            f"Settings, LoRA Train: {inner} does not lie inside the webui's LoRA folder. Give a plain name."
-        )
+        raise HostError(f"Settings, LoRA Train: {inner} is outside the webui's LoRA folder. Enter a plain folder name.")
     return folder / inner
 
 
-def sampler_habits(shared: Any, device: torch.device) -> SamplerOptions:
-    """How the webui draws, from the settings in its `modules.shared`; what is not there has its usual value."""
+def sampler_options(shared: Any, device: torch.device) -> SamplerOptions:
+    """How the webui samples, from the settings in its `modules.shared`; missing settings have their defaults."""
     usual, opts = SamplerOptions(), shared.opts
     early = float(getattr(opts, "skip_early_cond", 0.0))
     return SamplerOptions(
         noise_source=noise_source(shared, device),
-        later_seed=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
+        eta_noise_seed_delta=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
         eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),
         eta_ddim=float(getattr(opts, "eta_ddim", usual.eta_ddim)),
-        has_whole_timesteps=bool(getattr(opts, "enable_quantization", False)),
-        unguided_share=early if early > 0 else None,
+        quantize_timesteps=bool(getattr(opts, "enable_quantization", False)),
+        skip_early_cond=early if early > 0 else None,
     )
 
 
 def noise_source(shared: Any, device: torch.device) -> NoiseSource:
-    """Where the webui draws noise, from its `modules.shared`: on its device only if so set, and never on Apple's.
+    """Where the webui generates noise, from its `modules.shared`: on the GPU only if set so, and never on Apple's MPS.
 
-    Forge draws on the processor when it is to reproduce programs that do, whatever else is set.
+    Forge always generates it on the CPU while it reproduces a program that does so.
     """
-    if getattr(shared.opts, "forge_try_reproduce", "None") in _DRAWN_ON_PROCESSOR:
+    if getattr(shared.opts, "forge_try_reproduce", "None") in _CPU_NOISE_PROGRAMS:
         return torch.device("cpu")
     source = getattr(shared.opts, "randn_source", "GPU")
     if source == "NV":
@@ -67,22 +65,22 @@ def noise_source(shared: Any, device: torch.device) -> NoiseSource:
     return device if source == "GPU" and device.type != "mps" else torch.device("cpu")
 
 
-def webui_access() -> Access:
-    """What the webui's own API allows: off without `--api`, and behind `--api-auth` where that is given.
+def webui_access() -> ApiAccess:
+    """The access rules of the webui's own API: off without `--api`, protected by `--api-auth` if given.
 
-    With `--nowebui` there is the API alone, and no page.
+    With `--nowebui` there is only the API and no page.
     """
     from modules import shared
 
     options = shared.cmd_opts
     pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
-    return Access(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
+    return ApiAccess(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
 
 
 def bind_paste_button(button: Any, source: Any) -> None:
-    """Let a click on `button` fill txt2img with the infotext in the text box `source`, and show that tab.
+    """Make a click on `button` fill txt2img with the infotext in the text box `source` and show that tab.
 
-    To be called while the tab is built: the webui connects all such buttons afterwards.
+    Call this while the tab is built: the webui connects all such buttons afterwards.
     """
     from modules import infotext_utils
 

@@ -1,29 +1,29 @@
-"""A webui's queue lock from outside: whether somebody waits for it, and letting them have it."""
+"""Whether somebody is waiting for a webui's queue lock, and handing it over to them."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-_MOMENT_SECONDS = 0.02
-_LONGEST_SECONDS = 0.5  # a thread of a busy machine takes its time to wake up
+_PAUSE_SECONDS = 0.02
+_TIMEOUT_SECONDS = 0.5  # threads wake up slowly on a busy machine
 
 
-def is_waited_for(lock: Any) -> bool:
-    """Whether a thread waits for the lock; True where the lock does not tell."""
+def has_waiters(lock: Any) -> bool:
+    """Whether a thread is waiting for the lock; True if the lock cannot say."""
     waiting = getattr(lock, "_pending_threads", None)
     return waiting is None or bool(waiting)
 
 
-def give_way(lock: Any) -> None:
-    """After a release: wait until whoever waited has the lock.
+def wait_for_handover(lock: Any) -> None:
+    """After a release, wait until the next waiting thread has the lock.
 
-    The lock wakes the next one up, but a quicker thread, such as the one that released it, could take it first.
+    The lock wakes that thread up, but a faster one, such as the thread that released it, could take it first.
     """
     inner = getattr(lock, "_lock", None)
     if inner is None or not hasattr(inner, "locked"):
-        time.sleep(_MOMENT_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
         return
-    end = time.monotonic() + _LONGEST_SECONDS
+    end = time.monotonic() + _TIMEOUT_SECONDS
     while not inner.locked() and time.monotonic() < end:
         time.sleep(0.001)

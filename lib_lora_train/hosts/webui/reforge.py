@@ -7,17 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lib_lora_train.core.errors import ModelError
-from lib_lora_train.hosts.webui.forge import Forge
+from lib_lora_train.hosts.webui.forge import Forge, unsupported_prediction
 from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
-_OTHERS = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteEDM", "StableCascadeSampling"}
-"""Classes of ldm_patched.modules.model_sampling that are not trained here, some of them derived from EPS."""
+_UNSUPPORTED = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteEDM", "StableCascadeSampling"}
+"""Classes of ldm_patched.modules.model_sampling that are not supported, some of them derived from EPS."""
 
 
 class LdmPatched(Forge):
-    """See `hosts.webui.Webui`."""
+    """Implements `hosts.webui.host.Webui`."""
 
     name = "reForge"
 
@@ -27,37 +26,37 @@ class LdmPatched(Forge):
         return model_management
 
     def load(self) -> None:
-        """Reading the attribute loads the checkpoint that is chosen at the top of the page."""
+        """Load the checkpoint selected at the top of the page, by reading the attribute."""
         _ = self._shared.sd_model
 
-    def is_chosen(self) -> bool:
-        """A generation first loads the checkpoint that the settings name."""
+    def is_selected(self) -> bool:
+        """Whether the loaded checkpoint is the selected one; a generation loads the selected one first."""
         loaded = self._models.model_data.sd_model.sd_checkpoint_info
         return bool(self._models.select_checkpoint().filename == loaded.filename)
 
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
-        """What the schedule's own class says: it is changed for a .yaml beside the file, and `model_type` is not."""
+        """Prediction type and zero-terminal SNR, from the schedule's class, which is all a .yaml file changes."""
         names = {kind.__name__ for kind in type(network.model_sampling).__mro__}
-        if "EPS" not in names or names & _OTHERS:
-            kind = next(iter(sorted(names & _OTHERS)), type(network.model_sampling).__name__)
-            raise ModelError(f"The loaded model predicts {kind}, which is not trained here. Load an SD or SDXL model.")
+        if "EPS" not in names or names & _UNSUPPORTED:
+            kind = next(iter(sorted(names & _UNSUPPORTED)), type(network.model_sampling).__name__)
+            raise unsupported_prediction(kind)
         terminal = getattr(network.model_sampling, "zsnr", False) or getattr(model, "ztsnr", False)
         return ("v_prediction" if "V_PREDICTION" in names else "epsilon"), bool(terminal)
 
     def _alphas_cumprod(self, network: Any) -> Tensor | None:
-        """ᾱ = 1 / (σ² + 1); only σ is kept."""
+        """ᾱ = 1 / (σ² + 1); the webui stores only σ."""
         sigmas: Tensor = network.model_sampling.sigmas
         return 1 / (sigmas.double() ** 2 + 1)
 
     def _scale_factor(self, objects: Any) -> float:
         return float(objects.unet.model.latent_format.scale_factor)
 
-    def _more_files(self) -> tuple[str, ...]:
+    def _extra_files(self) -> tuple[str, ...]:
         file = getattr(self._models.model_data.sd_model, "loaded_vae_file", None)
         return (str(file),) if file else ()
 
     def _heads(self, encoder: Any) -> int:
-        """Some have transformers' text model; another's keeps no configuration, but its attention layers know."""
+        """From transformers' config or, for text models without one, from an attention layer."""
         config = getattr(encoder.transformer, "config", None)
         if config is not None:
             return int(config.num_attention_heads)
@@ -65,12 +64,12 @@ class LdmPatched(Forge):
 
 
 class ForgeClassic(LdmPatched):
-    """See `hosts.webui.Webui`."""
+    """Implements `hosts.webui.host.Webui`."""
 
     name = "Forge Classic"
 
     @property
-    def sampler_habits(self) -> SamplerOptions:
-        """As reForge's, but the first step is drawn without guidance even where the setting for that is 0."""
-        habits = super().sampler_habits
-        return replace(habits, unguided_share=habits.unguided_share or 0.0)
+    def sampler_options(self) -> SamplerOptions:
+        """As in reForge, but the first step is always sampled without guidance, even if the setting for that is 0."""
+        options = super().sampler_options
+        return replace(options, skip_early_cond=options.skip_early_cond or 0.0)

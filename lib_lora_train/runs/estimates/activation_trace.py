@@ -1,8 +1,8 @@
-"""What autograd keeps of a forward pass, counted on sizes alone; no PyTorch is needed for that.
+"""Count what autograd saves during a forward pass, from sizes alone. Does not import PyTorch.
 
-`Tape` plays autograd: every operation is told the sizes of what goes in and answers with the size of what comes out,
-and notes what its backward pass will ask for. `anatomy` runs the UNet on it. What each operation keeps stands in
-PyTorch's derivatives.yaml; for an adapted layer it is what `adapters.lora` and `adapters.rebuilt` save.
+`Trace` imitates autograd: each operation takes the sizes of its inputs, returns the size of its output and records what
+its backward pass will need. `forward_trace` runs the UNet on it. What each operation saves is listed in PyTorch's
+derivatives.yaml; for an adapted layer it is what the adapter's `forward` and `adapters.delta_autograd` save.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Keeps:
-    """What an adapted layer keeps for its backward pass: its input or not, and so many more numbers per position."""
+class SavedForBackward:
+    """What an adapted layer saves for its backward pass: its input or not, and `more` values per position."""
 
-    is_input: bool = True
+    saves_input: bool = True
     more: int = 0
 
 
-Adapted = Callable[[str], "Keeps | None"]
-"""Layer name → what it keeps, None for a frozen layer."""
+SavedByName = Callable[[str], "SavedForBackward | None"]
+"""Layer name → what it saves, None for a frozen layer."""
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor of one sample: `width` numbers at each of `places` positions.
+class Activation:
+    """A tensor of one sample: `width` values at each of `positions` positions.
 
-    `learns`: a gradient will flow through it. `home`: the tensor whose memory it lies in, if that is not its own.
+    `requires_grad`: a gradient will flow through it. `storage`: the tensor whose memory it shares, if not its own.
     """
 
     width: int
-    places: int
-    learns: bool = False
-    home: Value | None = None
+    positions: int
+    requires_grad: bool = False
+    storage: Activation | None = None
 
     @property
     def size(self) -> int:
-        """Numbers in it."""
-        return self.width * self.places
+        """Number of values."""
+        return self.width * self.positions
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with a weight: Linear and convolution (outputs, inputs[, kernel, kernel]), norms (outputs,)."""
+    """A layer with a weight: Linear or convolution (outputs, inputs[, kernel, kernel]) or norm (outputs,)."""
 
     name: str
     outputs: int
@@ -54,119 +54,119 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's."""
+        """The weight's shape."""
         if not self.inputs:
             return (self.outputs,)
         return (self.outputs, self.inputs, self.kernel, self.kernel) if self.kernel else (self.outputs, self.inputs)
 
 
 @dataclass
-class Tape:
-    """The pass so far: its layers, and what is kept of it."""
+class Trace:
+    """A forward pass: its layers so far, and what is saved for the backward pass."""
 
-    adapted: Adapted
+    adapted: SavedByName
     checkpointing: bool = False
     layers: list[Layer] = field(default_factory=list)
-    _most_again: int = 0
-    _kept: dict[int, Value] = field(default_factory=dict)
+    _recompute_peak: int = 0
+    _saved: dict[int, Activation] = field(default_factory=dict)
 
     @property
-    def kept(self) -> int:
-        """Numbers kept for the backward pass, per sample."""
-        return sum(value.size for value in self._kept.values())
+    def saved(self) -> int:
+        """Number of values saved for the backward pass, per sample."""
+        return sum(value.size for value in self._saved.values())
 
     @property
-    def most(self) -> int:
-        """Numbers there at the worst moment of the backward pass, per sample, without its own temporary ones.
+    def peak(self) -> int:
+        """The most values held at once during the backward pass, per sample, without its temporary tensors.
 
-        When a checkpoint is computed again, what was kept after it is gone already.
+        When a checkpoint is recomputed, what was saved after it has already been freed.
         """
-        return max(self.kept, self._most_again)
+        return max(self.saved, self._recompute_peak)
 
-    def keep(self, *values: Value) -> None:
-        """Note that the backward pass will ask for these; what shares memory counts once."""
+    def save(self, *values: Activation) -> None:
+        """Record that the backward pass needs these; tensors that share memory count once."""
         for value in values:
-            home = value.home or value
-            self._kept[id(home)] = home
+            storage = value.storage or value
+            self._saved[id(storage)] = storage
 
     @contextmanager
-    def again(self, *inputs: Value) -> Iterator[None]:
-        """Inside is a checkpoint: only its inputs are kept, if it keeps anything, and the rest is computed again."""
+    def checkpoint(self, *inputs: Activation) -> Iterator[None]:
+        """A checkpoint: of what is saved inside, only the inputs are kept and the rest is recomputed."""
         if not self.checkpointing:
             yield
             return
-        outer, self._kept = self._kept, {}
+        outer, self._saved = self._saved, {}
         yield
-        inner, self._kept = self._kept, outer
+        inner, self._saved = self._saved, outer
         if inner:
-            self.keep(*inputs)
-            fresh = sum(value.size for key, value in inner.items() if key not in self._kept)
-            self._most_again = max(self._most_again, self.kept + fresh)
+            self.save(*inputs)
+            fresh = sum(value.size for key, value in inner.items() if key not in self._saved)
+            self._recompute_peak = max(self._recompute_peak, self.saved + fresh)
 
     # --- operations ----------------------------------------------------------------------------
-    def norm(self, name: str, x: Value) -> Value:
-        """GroupNorm or LayerNorm: keeps its input (and two numbers per group or row, which are not counted)."""
+    def norm(self, name: str, x: Activation) -> Activation:
+        """GroupNorm or LayerNorm: saves its input (and two values per group or row, not counted)."""
         self.layers.append(Layer(name, x.width))
-        learns = x.learns or self.adapted(name) is not None
-        if learns:
-            self.keep(x)
-        return Value(x.width, x.places, learns)
+        requires_grad = x.requires_grad or self.adapted(name) is not None
+        if requires_grad:
+            self.save(x)
+        return Activation(x.width, x.positions, requires_grad)
 
-    def silu(self, x: Value) -> Value:
-        """SiLU or GELU: keeps its input."""
-        if x.learns:
-            self.keep(x)
-        return Value(x.width, x.places, x.learns)
+    def silu(self, x: Activation) -> Activation:
+        """SiLU or GELU: saves its input."""
+        if x.requires_grad:
+            self.save(x)
+        return Activation(x.width, x.positions, x.requires_grad)
 
-    def weighted(self, layer: Layer, x: Value, places: int = 0) -> Value:
-        """Linear or convolution; adapted it keeps what the adapter needs.
+    def weight_layer(self, layer: Layer, x: Activation, positions: int = 0) -> Activation:
+        """Linear or convolution; an adapted layer saves what its adapter needs.
 
-        A frozen Linear keeps nothing; a frozen convolution keeps its input though nobody asks for it: its backward
-        pass is one function for all three gradients.
+        A frozen Linear saves nothing. A frozen convolution saves its input without needing it, because its backward
+        pass computes all three gradients in one function.
         """
         self.layers.append(layer)
-        keeps = self.adapted(layer.name)
-        places = places or x.places
-        if (keeps and keeps.is_input) or (layer.kernel and x.learns):
-            self.keep(x)
-        if keeps and keeps.more:
-            self.keep(Value(keeps.more, places))
-        return Value(layer.outputs, places, x.learns or keeps is not None)
+        saves = self.adapted(layer.name)
+        positions = positions or x.positions
+        if (saves and saves.saves_input) or (layer.kernel and x.requires_grad):
+            self.save(x)
+        if saves and saves.more:
+            self.save(Activation(saves.more, positions))
+        return Activation(layer.outputs, positions, x.requires_grad or saves is not None)
 
-    def linear(self, name: str, x: Value, outputs: int, *, has_bias: bool = True) -> Value:
-        """`weighted` for a Linear layer."""
-        return self.weighted(Layer(name, outputs, x.width, has_bias=has_bias), x)
+    def linear(self, name: str, x: Activation, outputs: int, *, has_bias: bool = True) -> Activation:
+        """`weight_layer` for a Linear layer."""
+        return self.weight_layer(Layer(name, outputs, x.width, has_bias=has_bias), x)
 
-    def conv(self, name: str, x: Value, outputs: int, *, kernel: int = 3, places: int = 0) -> Value:
-        """`weighted` for a convolution; `places` where it changes the number of positions."""
-        return self.weighted(Layer(name, outputs, x.width, kernel), x, places)
+    def conv(self, name: str, x: Activation, outputs: int, *, kernel: int = 3, positions: int = 0) -> Activation:
+        """`weight_layer` for a convolution; `positions` where it changes the number of positions."""
+        return self.weight_layer(Layer(name, outputs, x.width, kernel), x, positions)
 
-    def gated(self, x: Value) -> Value:
-        """GEGLU (Shazeer 2020): half of `x` times the GELU of its other half; keeps `x` and that GELU."""
+    def geglu(self, x: Activation) -> Activation:
+        """GEGLU (Shazeer 2020): half of `x` times the GELU of its other half; saves `x` and that GELU."""
         half = x.width // 2
-        if x.learns:
-            self.keep(x, Value(half, x.places))
-        return Value(half, x.places, x.learns)
+        if x.requires_grad:
+            self.save(x, Activation(half, x.positions))
+        return Activation(half, x.positions, x.requires_grad)
 
-    def quick_gelu(self, x: Value) -> Value:
-        """x · sigmoid(1.702 x): keeps its input and the sigmoid."""
-        if x.learns:
-            self.keep(x, Value(x.width, x.places))
-        return Value(x.width, x.places, x.learns)
+    def quick_gelu(self, x: Activation) -> Activation:
+        """x · sigmoid(1.702 x): saves its input and the sigmoid."""
+        if x.requires_grad:
+            self.save(x, Activation(x.width, x.positions))
+        return Activation(x.width, x.positions, x.requires_grad)
 
-    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
-        """Flash attention (Dao et al. 2022): keeps q, k, v, its output and one number per row and head."""
-        learns = q.learns or k.learns or v.learns
-        out = Value(q.width, q.places, learns)
-        if learns:
-            self.keep(q, k, v, out, Value(heads, q.places))
+    def attention(self, q: Activation, k: Activation, v: Activation, heads: int) -> Activation:
+        """Flash attention (Dao et al. 2022): saves q, k, v, its output and one value per row and head."""
+        requires_grad = q.requires_grad or k.requires_grad or v.requires_grad
+        out = Activation(q.width, q.positions, requires_grad)
+        if requires_grad:
+            self.save(q, k, v, out, Activation(heads, q.positions))
         return out
 
-    def add(self, a: Value, b: Value) -> Value:
-        """Keeps nothing."""
-        return Value(a.width, a.places, a.learns or b.learns)
+    def add(self, a: Activation, b: Activation) -> Activation:
+        """Addition: saves nothing."""
+        return Activation(a.width, a.positions, a.requires_grad or b.requires_grad)
 
-    def cat(self, values: Sequence[Value]) -> Value:
-        """Channels of all, one after the other, in new memory."""
+    def cat(self, values: Sequence[Activation]) -> Activation:
+        """Concatenation along channels, in new memory."""
         width = sum(value.width for value in values)
-        return Value(width, values[0].places, any(value.learns for value in values))
+        return Activation(width, values[0].positions, any(value.requires_grad for value in values))

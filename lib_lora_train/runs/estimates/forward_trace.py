@@ -1,7 +1,7 @@
-"""The UNet and the text encoders run through on sizes alone (`tape`), from their configs as `family` gives them.
+"""Trace the forward passes of the UNet and the text encoders on sizes alone, from their configs.
 
-The order of operations, and where checkpoints stand, are those of diffusers' UNet2DConditionModel and transformers'
-CLIPTextModel; names are theirs. Tests hold both against the real modules: names, shapes, and what autograd keeps.
+The order of operations, the checkpoints and the names are those of diffusers' UNet2DConditionModel and transformers'
+CLIPTextModel. Tests compare names, shapes and what autograd saves with the real modules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib_lora_train.runs.estimates.activation_trace import Tape, Value
+from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class _Plan:
     is_linear: bool
 
 
-def run_unet(tape: Tape, config: Mapping[str, Any], *, places: int, text: Value) -> None:
-    """One sample of `places` latent positions and the caption `text` (width and tokens) through the UNet.
+def trace_unet(trace: Trace, config: Mapping[str, Any], *, positions: int, text: Activation) -> None:
+    """Trace one sample of `positions` latent positions and the caption `text` (width, tokens) through the UNet.
 
-    `config`: diffusers' arguments, as `ModelSpec.unet` has them.
+    `config`: diffusers' arguments, as in `ModelSpec.unet`.
     """
     widths = tuple(config["block_out_channels"])
     plan = _Plan(
@@ -39,109 +39,118 @@ def run_unet(tape: Tape, config: Mapping[str, Any], *, places: int, text: Value)
         config["layers_per_block"],
         config["use_linear_projection"],
     )
-    time = _time(tape, config)
-    x = tape.conv("conv_in", Value(config["in_channels"], places), widths[0])
-    x, skips = _down(tape, x, time, text, plan)
+    time = _time(trace, config)
+    x = trace.conv("conv_in", Activation(config["in_channels"], positions), widths[0])
+    x, skips = _down(trace, x, time, text, plan)
     last = len(widths) - 1
-    x = _resnet(tape, "mid_block.resnets.0", x, time, widths[last])
-    x = _transformer(tape, "mid_block.attentions.0", x, text, plan, last)
-    x = _resnet(tape, "mid_block.resnets.1", x, time, widths[last])
-    x = _up(tape, x, skips, time, text, plan)
-    x = tape.silu(tape.norm("conv_norm_out", x))
-    tape.conv("conv_out", x, config["out_channels"])
+    x = _resnet(trace, "mid_block.resnets.0", x, time, widths[last])
+    x = _transformer(trace, "mid_block.attentions.0", x, text, plan, last)
+    x = _resnet(trace, "mid_block.resnets.1", x, time, widths[last])
+    x = _up(trace, x, skips, time, text, plan)
+    x = trace.silu(trace.norm("conv_norm_out", x))
+    trace.conv("conv_out", x, config["out_channels"])
 
 
-def _time(tape: Tape, config: Mapping[str, Any]) -> Value:
-    """The embedding of the timestep, and of SDXL's sizes."""
+def _time(trace: Trace, config: Mapping[str, Any]) -> Activation:
+    """The embedding of the timestep and of SDXL's sizes."""
     width = config["block_out_channels"][0]
-    time = tape.silu(tape.linear("time_embedding.linear_1", Value(width, 1), 4 * width))
-    time = tape.linear("time_embedding.linear_2", time, 4 * width)
+    time = trace.silu(trace.linear("time_embedding.linear_1", Activation(width, 1), 4 * width))
+    time = trace.linear("time_embedding.linear_2", time, 4 * width)
     if config.get("addition_embed_type") == "text_time":
-        added = Value(config["projection_class_embeddings_input_dim"], 1)
-        added = tape.silu(tape.linear("add_embedding.linear_1", added, 4 * width))
-        time = tape.add(time, tape.linear("add_embedding.linear_2", added, 4 * width))
+        added = Activation(config["projection_class_embeddings_input_dim"], 1)
+        added = trace.silu(trace.linear("add_embedding.linear_1", added, 4 * width))
+        time = trace.add(time, trace.linear("add_embedding.linear_2", added, 4 * width))
     return time
 
 
-def _down(tape: Tape, x: Value, time: Value, text: Value, plan: _Plan) -> tuple[Value, list[Value]]:
+def _down(
+    trace: Trace, x: Activation, time: Activation, text: Activation, plan: _Plan
+) -> tuple[Activation, list[Activation]]:
     skips = [x]
     for level, width in enumerate(plan.widths):
         name = f"down_blocks.{level}"
         for number in range(plan.layers):
-            x = _resnet(tape, f"{name}.resnets.{number}", x, time, width)
+            x = _resnet(trace, f"{name}.resnets.{number}", x, time, width)
             if plan.has_attention[level]:
-                x = _transformer(tape, f"{name}.attentions.{number}", x, text, plan, level)
+                x = _transformer(trace, f"{name}.attentions.{number}", x, text, plan, level)
             skips.append(x)
         if level < len(plan.widths) - 1:
-            x = tape.conv(f"{name}.downsamplers.0.conv", x, width, places=x.places // 4)
+            x = trace.conv(f"{name}.downsamplers.0.conv", x, width, positions=x.positions // 4)
             skips.append(x)
     return x, skips
 
 
-def _up(tape: Tape, x: Value, skips: list[Value], time: Value, text: Value, plan: _Plan) -> Value:
+def _up(
+    trace: Trace,
+    x: Activation,
+    skips: list[Activation],
+    time: Activation,
+    text: Activation,
+    plan: _Plan,
+) -> Activation:
     for number, level in enumerate(reversed(range(len(plan.widths)))):
         name = f"up_blocks.{number}"
         for layer in range(plan.layers + 1):
-            x = tape.cat([x, skips.pop()])
-            x = _resnet(tape, f"{name}.resnets.{layer}", x, time, plan.widths[level])
+            x = trace.cat([x, skips.pop()])
+            x = _resnet(trace, f"{name}.resnets.{layer}", x, time, plan.widths[level])
             if plan.has_attention[level]:
-                x = _transformer(tape, f"{name}.attentions.{layer}", x, text, plan, level)
+                x = _transformer(trace, f"{name}.attentions.{layer}", x, text, plan, level)
         if level:
-            larger = Value(x.width, 4 * x.places, x.learns)
-            x = tape.conv(f"{name}.upsamplers.0.conv", larger, x.width)
+            larger = Activation(x.width, 4 * x.positions, x.requires_grad)
+            x = trace.conv(f"{name}.upsamplers.0.conv", larger, x.width)
     return x
 
 
-def _resnet(tape: Tape, name: str, x: Value, time: Value, width: int) -> Value:
-    with tape.again(x):
-        hidden = tape.silu(tape.norm(f"{name}.norm1", x))
-        hidden = tape.conv(f"{name}.conv1", hidden, width)
-        shift = tape.linear(f"{name}.time_emb_proj", tape.silu(time), width)
-        hidden = tape.add(hidden, shift)
-        hidden = tape.silu(tape.norm(f"{name}.norm2", hidden))
-        hidden = tape.conv(f"{name}.conv2", hidden, width)
+def _resnet(trace: Trace, name: str, x: Activation, time: Activation, width: int) -> Activation:
+    with trace.checkpoint(x):
+        hidden = trace.silu(trace.norm(f"{name}.norm1", x))
+        hidden = trace.conv(f"{name}.conv1", hidden, width)
+        shift = trace.linear(f"{name}.time_emb_proj", trace.silu(time), width)
+        hidden = trace.add(hidden, shift)
+        hidden = trace.silu(trace.norm(f"{name}.norm2", hidden))
+        hidden = trace.conv(f"{name}.conv2", hidden, width)
         if x.width != width:
-            x = tape.conv(f"{name}.conv_shortcut", x, width, kernel=1)
-        return tape.add(x, hidden)
+            x = trace.conv(f"{name}.conv_shortcut", x, width, kernel=1)
+        return trace.add(x, hidden)
 
 
-def _transformer(tape: Tape, name: str, x: Value, text: Value, plan: _Plan, level: int) -> Value:
+def _transformer(trace: Trace, name: str, x: Activation, text: Activation, plan: _Plan, level: int) -> Activation:
     width, kernel = plan.widths[level], 0 if plan.is_linear else 1
-    hidden = tape.conv(f"{name}.proj_in", tape.norm(f"{name}.norm", x), width, kernel=kernel)
+    hidden = trace.conv(f"{name}.proj_in", trace.norm(f"{name}.norm", x), width, kernel=kernel)
     for number in range(plan.depths[level]):
-        hidden = _transformer_block(tape, f"{name}.transformer_blocks.{number}", hidden, text, plan.heads[level])
-    return tape.add(tape.conv(f"{name}.proj_out", hidden, width, kernel=kernel), x)
+        hidden = _transformer_block(trace, f"{name}.transformer_blocks.{number}", hidden, text, plan.heads[level])
+    return trace.add(trace.conv(f"{name}.proj_out", hidden, width, kernel=kernel), x)
 
 
-def _transformer_block(tape: Tape, name: str, x: Value, text: Value, heads: int) -> Value:
-    with tape.again(x):
-        normed = tape.norm(f"{name}.norm1", x)
-        x = tape.add(_attention(tape, f"{name}.attn1", normed, normed, heads), x)
-        normed = tape.norm(f"{name}.norm2", x)
-        x = tape.add(_attention(tape, f"{name}.attn2", normed, text, heads), x)
-        normed = tape.norm(f"{name}.norm3", x)
-        inner = tape.gated(tape.linear(f"{name}.ff.net.0.proj", normed, 8 * x.width))
-        return tape.add(tape.linear(f"{name}.ff.net.2", inner, x.width), x)
+def _transformer_block(trace: Trace, name: str, x: Activation, text: Activation, heads: int) -> Activation:
+    with trace.checkpoint(x):
+        normed = trace.norm(f"{name}.norm1", x)
+        x = trace.add(_attention(trace, f"{name}.attn1", normed, normed, heads), x)
+        normed = trace.norm(f"{name}.norm2", x)
+        x = trace.add(_attention(trace, f"{name}.attn2", normed, text, heads), x)
+        normed = trace.norm(f"{name}.norm3", x)
+        inner = trace.geglu(trace.linear(f"{name}.ff.net.0.proj", normed, 8 * x.width))
+        return trace.add(trace.linear(f"{name}.ff.net.2", inner, x.width), x)
 
 
-def _attention(tape: Tape, name: str, x: Value, context: Value, heads: int) -> Value:
-    q = tape.linear(f"{name}.to_q", x, x.width, has_bias=False)
-    k = tape.linear(f"{name}.to_k", context, x.width, has_bias=False)
-    v = tape.linear(f"{name}.to_v", context, x.width, has_bias=False)
-    return tape.linear(f"{name}.to_out.0", tape.attention(q, k, v, heads), x.width)
+def _attention(trace: Trace, name: str, x: Activation, context: Activation, heads: int) -> Activation:
+    q = trace.linear(f"{name}.to_q", x, x.width, has_bias=False)
+    k = trace.linear(f"{name}.to_k", context, x.width, has_bias=False)
+    v = trace.linear(f"{name}.to_v", context, x.width, has_bias=False)
+    return trace.linear(f"{name}.to_out.0", trace.attention(q, k, v, heads), x.width)
 
 
-def run_text_encoder(tape: Tape, config: Mapping[str, Any], *, tokens: int) -> Value:
-    """One caption of `tokens` tokens through a text encoder; `config` as `TextEncoderSpec` has it."""
+def trace_text_encoder(trace: Trace, config: Mapping[str, Any], *, tokens: int) -> Activation:
+    """Trace a caption of `tokens` tokens through a text encoder; `config` as in `TextEncoderSpec`."""
     width, inner = config["hidden_size"], config["intermediate_size"]
-    x = Value(width, tokens)
+    x = Activation(width, tokens)
     for number in range(config["num_hidden_layers"]):
         name = f"encoder.layers.{number}"
-        normed = tape.norm(f"{name}.layer_norm1", x)
-        q, k, v = (tape.linear(f"{name}.self_attn.{part}_proj", normed, width) for part in "qkv")
-        out = tape.attention(q, k, v, config["num_attention_heads"])
-        x = tape.add(tape.linear(f"{name}.self_attn.out_proj", out, width), x)
-        hidden = tape.linear(f"{name}.mlp.fc1", tape.norm(f"{name}.layer_norm2", x), inner)
-        hidden = tape.quick_gelu(hidden) if config["hidden_act"] == "quick_gelu" else tape.silu(hidden)
-        x = tape.add(tape.linear(f"{name}.mlp.fc2", hidden, width), x)
-    return tape.norm("final_layer_norm", x)
+        normed = trace.norm(f"{name}.layer_norm1", x)
+        q, k, v = (trace.linear(f"{name}.self_attn.{part}_proj", normed, width) for part in "qkv")
+        out = trace.attention(q, k, v, config["num_attention_heads"])
+        x = trace.add(trace.linear(f"{name}.self_attn.out_proj", out, width), x)
+        hidden = trace.linear(f"{name}.mlp.fc1", trace.norm(f"{name}.layer_norm2", x), inner)
+        hidden = trace.quick_gelu(hidden) if config["hidden_act"] == "quick_gelu" else trace.silu(hidden)
+        x = trace.add(trace.linear(f"{name}.mlp.fc2", hidden, width), x)
+    return trace.norm("final_layer_norm", x)

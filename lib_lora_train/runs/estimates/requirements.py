@@ -1,6 +1,6 @@
-"""What a planned run will need, in words: memory beside what the card has, time by what past runs took.
+"""The memory and time a planned run will need, as text: memory compared with the GPU's, time from past runs.
 
-Both are estimates and say so; where nothing is known they say that. No PyTorch is needed here.
+Both are estimates and labelled as such. Does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Requirements:
-    """Memory and time of a run, None where they are not known, and what is worth a warning."""
+    """Memory and time of a run, None if unknown, and warnings about them."""
 
     memory: MemoryEstimate | None
     time: TimeEstimate | None
@@ -35,29 +35,29 @@ class Requirements:
 
     @property
     def memory_summary(self) -> str:
-        """`about 6.3 GB`, or why it is not known."""
+        """`about 6.3 GB`, or `not known`."""
         return f"about {size_text(self.memory.total)}" if self.memory else "not known"
 
     @property
     def time_summary(self) -> str:
-        """`about 12 min`, or that the first run will tell."""
+        """`about 12 min`, or `not known yet`."""
         return f"about {format_duration(self.time.seconds)}" if self.time else "not known yet"
 
     @property
     def tiles(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """(name, figure) of time and memory, for where there is little room."""
+        """(label, value) of time and memory, for the summary tiles."""
         time = ("time, about", format_duration(self.time.seconds)) if self.time else ("time, not known yet", "–")
         memory = ("memory, about", size_text(self.memory.total)) if self.memory else ("memory, not known", "–")
         return time, memory
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What stands behind the two figures, one sentence each."""
-        return (_about_memory(self.memory, self.gpu, self.device), _about_time(self.time))
+        """One explanation for each of the two values."""
+        return (_memory_text(self.memory, self.gpu, self.device), _time_text(self.time))
 
     @property
     def values(self) -> dict[str, Any]:
-        """For other programs: bytes and seconds, None where they are not known."""
+        """For the REST API: bytes and seconds, None if unknown."""
         memory = self.memory
         parts = ("total", "base", "adapter", "activations", "encoding", "extra", "is_loaded")
         return {
@@ -69,16 +69,16 @@ class Requirements:
 
 
 def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget, home: Path) -> Requirements:
-    """What the run will need, as far as `run_target` and the past runs in `home` tell."""
+    """What the run will need, from `run_target` and the past runs in `home`."""
     model = read_checkpoint_sizes(run_target.checkpoint) if run_target.checkpoint else None
     if model is None:
         return Requirements(None, None, run_target.gpu, run_target.device)
     try:
         memory = _memory(model, config, plan, run_target)
-    except AdapterError:  # block lists that do not fit this model: the run refuses them
+    except AdapterError:  # block lists that do not fit this model; the run will report them
         return Requirements(None, None, run_target.gpu, run_target.device)
     wanted = describe_workload(config, plan, architecture=model.spec.architecture, device=run_target.device)
-    problems = tuple(_about_room(memory, model, config, plan, run_target))
+    problems = tuple(_check_memory(memory, model, config, plan, run_target))
     return Requirements(
         memory, estimate_time(home, wanted, plan.total_steps), run_target.gpu, run_target.device, problems
     )
@@ -88,26 +88,26 @@ def _memory(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target:
     return estimate_memory(model, config, plan, dtype_bytes=run_target.dtype_bytes, is_loaded=run_target.is_loaded)
 
 
-# --- room on the card ---------------------------------------------------------------------------
+# --- memory of the GPU ------------------------------------------------------------------------
 
 
-def _about_room(
+def _check_memory(
     memory: MemoryEstimate, model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget
 ) -> Iterator[Problem]:
     gpu = run_target.gpu
     if gpu is None:
         return
     if memory.total > gpu.total:
-        text = f"The run needs about {size_text(memory.total)}, and the {gpu.name} has {size_text(gpu.total)}."
+        text = f"The run needs about {size_text(memory.total)}, but the {gpu.name} has {size_text(gpu.total)}."
         where, advice = _advice(model, config, plan, run_target)
         yield Problem("warning", where, f"{text} {advice}")
     elif memory.extra > gpu.free:
-        text = f"The run needs about {size_text(memory.extra)} more, and {size_text(gpu.free)} of the {gpu.name}"
-        yield Problem("hint", "", f"{text} are free now. Close other programs that use it.")
+        text = f"The run needs about {size_text(memory.extra)} more, but only {size_text(gpu.free)} of the {gpu.name}"
+        yield Problem("hint", "", f"{text} is free now. Close other programs that use the GPU.")
 
 
 def _advice(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget) -> tuple[str, str]:
-    """(the parameter to change, what to do): one change after the other until the run fits, as far as they go."""
+    """(the first setting to change, what to do): adds changes until the run fits or none is left."""
     assert run_target.gpu is not None
     done: list[str] = []
     first = "resolution"
@@ -118,66 +118,65 @@ def _advice(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target:
         done.append(words)
         memory = _memory(model, config, plan, run_target)
         if memory.total <= run_target.gpu.total:
-            return first, f"{_joined(done)}: then it is about {size_text(memory.total)}."
-    rest = "a lower resolution or a smaller rank"
-    return first, f"{_joined(done)}, and choose {rest}." if done else f"Choose {rest}."
+            return first, f"{_join(done)}. It then needs about {size_text(memory.total)}."
+    rest = "a lower resolution or rank"
+    return first, f"{_join(done)}, and use {rest}." if done else f"Use {rest}."
 
 
 def _savings(config: TrainConfig, run_target: RunTarget) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(parameter, changed settings, in words) of what saves memory and costs least in quality, the best first."""
+    """(setting, changes, description) of ways to save memory, those that cost least quality first."""
     if not config.gradient_checkpointing:
-        yield "gradient_checkpointing", {"gradient_checkpointing": True}, "switch on gradient_checkpointing"
+        yield "gradient_checkpointing", {"gradient_checkpointing": True}, "turn on gradient_checkpointing"
     if config.batch_size > 1:
         steps = min(256, config.gradient_accumulation * config.batch_size)
         changes = {"batch_size": 1, "gradient_accumulation": steps}
-        yield "batch_size", changes, f"take batch_size 1 with gradient_accumulation {steps}"
+        yield "batch_size", changes, f"set batch_size to 1 and gradient_accumulation to {steps}"
     if not run_target.is_loaded and not config.fp8_base:
-        yield "fp8_base", {"fp8_base": True}, "switch on fp8_base"
+        yield "fp8_base", {"fp8_base": True}, "turn on fp8_base"
     if config.train_text_encoder and config.train_unet:
-        yield "train_text_encoder", {"train_text_encoder": False}, "switch off train_text_encoder"
+        yield "train_text_encoder", {"train_text_encoder": False}, "turn off train_text_encoder"
 
 
-def _joined(words: list[str]) -> str:
+def _join(words: list[str]) -> str:
     text = ", ".join(words)
     return text[:1].upper() + text[1:]
 
 
-# --- in words -----------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------
 
 
-def _about_memory(memory: MemoryEstimate | None, gpu: Gpu | None, device: str) -> str:
+def _memory_text(memory: MemoryEstimate | None, gpu: Gpu | None, device: str) -> str:
     if memory is None:
-        return "Memory is not known: the checkpoint's header cannot be read, or no checkpoint is loaded."
-    base = "the model you already have loaded" if memory.is_loaded else "the model's weights"
+        return "Memory: unknown, because no checkpoint is loaded or its header cannot be read."
+    base = "the model that is already loaded" if memory.is_loaded else "the model's weights"
     training = memory.adapter + memory.activations
     if training >= memory.encoding:
-        most = (
-            f"{size_text(memory.adapter)} the adapter with its optimiser, {size_text(memory.activations)} activations"
-        )
+        lora, activations = size_text(memory.adapter), size_text(memory.activations)
+        rest = f"{lora} for the LoRA and its optimiser, {activations} for activations"
     else:
-        most = f"{size_text(memory.encoding)} for encoding the images, more than the {size_text(training)} of training"
-    where = f"The {gpu.name} has {size_text(gpu.total)}, {size_text(gpu.free)} of it free. " if card else ""
+        rest = f"{size_text(memory.encoding)} for encoding the images (training: {size_text(training)})"
+    where = f"The {gpu.name} has {size_text(gpu.total)}, {size_text(gpu.free)} of it free. " if gpu else ""
     if device == "cpu":
-        where = "It is taken from the computer's memory, as no graphics card is used. "
-    text = f"Memory, an estimate: {size_text(memory.total)}, of which {size_text(memory.base)} {base}, {most}."
-    return f"{text} {where}PyTorch and the driver take some hundred MB more."
+        where = "This is system memory, because no GPU is used. "
+    text = f"Estimated memory: {size_text(memory.total)}, of which {size_text(memory.base)} for {base}, {rest}."
+    return f"{text} {where}PyTorch and the driver need a few hundred MB more."
 
 
-def _about_time(time: TimeEstimate | None) -> str:
+def _time_text(time: TimeEstimate | None) -> str:
     if time is None:
-        return "Time: not known yet. The first run with this kind of model on this machine tells."
-    far = ", whose steps were of quite another size" if time.is_extrapolated else ""
-    return f"Time of the steps alone, without samples and files, by the speed of {time.run}{far}."
+        return "Time: unknown until a first run with this architecture on this machine."
+    far = ", whose steps were a very different size" if time.is_extrapolated else ""
+    return f"The time is for the steps only, without samples and files, at the speed of {time.run}{far}."
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: `6.3 GB` (of 2³⁰ bytes, as cards are sold), `340 MB`."""
+    """Bytes as text: `6.3 GB` (of 2³⁰ bytes, as GPU memory is sold), `340 MB`."""
     if size >= 10 * _GIB:
         return f"{size / _GIB:.0f} GB"
     return f"{size / _GIB:.1f} GB" if size >= 0.95 * _GIB else f"{size / _MIB:.0f} MB"
 
 
-def requirement_lines(found: Requirements) -> list[str]:
-    """The two estimates for the command line, in the plan's columns."""
-    lines = [f"time {found.time_summary}, memory {found.memory_summary}", *found.sentences]
+def requirement_lines(requirements: Requirements) -> list[str]:
+    """The estimates for the command line, aligned with the plan."""
+    lines = [f"time {requirements.time_summary}, memory {requirements.memory_summary}", *requirements.sentences]
     return [f"{'' if number else 'Needs':<10}{line}" for number, line in enumerate(lines)]

@@ -1,7 +1,7 @@
-"""How long a run's steps will take, from the speed of past runs on this machine; no PyTorch is needed for that.
+"""Estimate how long a run's steps will take, from past runs on this machine. Does not import PyTorch.
 
-A past run's log tells what it worked on (`Workload`) and how long each step took. The time of a step is taken as
-proportional to the pixels that go through the UNet in it. Nothing is guessed: without a run to go by there is no time.
+A past run's log has its `Workload` and the time of each step. The time per step is assumed to be proportional to the
+pixels that go through the UNet. Without a comparable run there is no estimate.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lib_lora_train.runs.folder import RunFolder
 
 _RUNS_READ = 40
 _STEPS_READ = 60
-_COLD_STEPS = 3  # the first ones wait for kernels to be chosen
+_COLD_STEPS = 3  # the first steps are slow while kernels are selected
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A past run: what it worked on, and the median of its steps' seconds."""
+    """A past run's workload and its median seconds per step."""
 
     run: str
     workload: Workload
@@ -35,24 +35,24 @@ class Speed:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of all steps; `run` is the past one that this was taken from, `pixels` its pixels per step."""
+    """Seconds for all steps, estimated from the past `run`, which had `pixels` per step."""
 
     seconds: float
     run: str
     pixels: float
-    wanted_pixels: float
+    target_pixels: float
 
     @property
-    def is_far(self) -> bool:
-        """Whether that run's steps were so much smaller or larger that proportion says little."""
-        return not 0.25 <= self.wanted_pixels / self.pixels <= 4
+    def is_extrapolated(self) -> bool:
+        """Whether that run's steps were more than 4 times smaller or larger, which makes the estimate unreliable."""
+        return not 0.25 <= self.target_pixels / self.pixels <= 4
 
 
-def workload_of(config: TrainConfig, plan: Plan, *, family: str, device: str) -> Workload:
-    """What each step of the plan works on."""
+def describe_workload(config: TrainConfig, plan: Plan, *, architecture: str, device: str) -> Workload:
+    """The workload of the plan's steps."""
     pixels = sum(bucket.width * bucket.height * bucket.sample_count for bucket in plan.buckets)
     return Workload(
-        family=family,
+        family=architecture,
         device=device,
         pixels_per_step=pixels / max(1, plan.steps_per_epoch),
         adapter="dora " * config.dora + f"{config.family} {config.targets}",
@@ -61,22 +61,22 @@ def workload_of(config: TrainConfig, plan: Plan, *, family: str, device: str) ->
     )
 
 
-def estimate_time(home: Path, wanted: Workload, steps: int) -> TimeEstimate | None:
-    """The time of so many steps, by the past run in `home` that is most alike; None where none is comparable.
+def estimate_time(home: Path, target: Workload, steps: int) -> TimeEstimate | None:
+    """The time for `steps`, from the most similar past run in `home`; None if none is comparable.
 
-    Comparable is the same kind of model, on the same device (where it is known), with checkpointing as now. Of those,
-    the same adapter and text encoders count first, then steps of about the same size, then the newest.
+    Comparable runs have the same architecture, device (if known) and gradient checkpointing. Among those, runs with the
+    same adapter and text encoder training come first, then those with a similar step size, then the newest.
     """
-    known = [speed for speed in past_speeds(home) if _is_comparable(speed.workload, wanted)]
-    if not known:
+    comparable = [speed for speed in past_speeds(home) if _is_comparable(speed.workload, target)]
+    if not comparable:
         return None
-    best = min(known, key=lambda speed: _distance(speed.workload, wanted))
-    seconds = best.seconds * wanted.pixels_per_step / best.workload.pixels_per_step * steps
-    return TimeEstimate(seconds, best.run, best.workload.pixels_per_step, wanted.pixels_per_step)
+    best = min(comparable, key=lambda speed: _dissimilarity(speed.workload, target))
+    seconds = best.seconds * target.pixels_per_step / best.workload.pixels_per_step * steps
+    return TimeEstimate(seconds, best.run, best.workload.pixels_per_step, target.pixels_per_step)
 
 
 def past_speeds(home: Path) -> Iterator[Speed]:
-    """The newest runs in `home` whose logs tell a speed, the newest first."""
+    """Speeds of the newest runs in `home`, newest first; skips runs without enough steps."""
     logs = (RunFolder(path).log for path in sorted(home.glob("*/"), reverse=True))
     for log in islice((log for log in logs if log.is_file()), _RUNS_READ):
         speed = _speed(log)
@@ -85,10 +85,10 @@ def past_speeds(home: Path) -> Iterator[Speed]:
 
 
 def _speed(log: Path) -> Speed | None:
-    """The speed of the log's first steps, None where it tells none; no more of it is read."""
+    """The speed in the log's first steps, None if there are too few; does not read the rest."""
     try:
         workload, seconds = _first_steps(log)
-    except (OSError, KeyError, TypeError, ValueError):  # removed meanwhile, or of another version
+    except (OSError, KeyError, TypeError, ValueError):  # removed meanwhile, or written by another version
         return None
     warm = seconds[_COLD_STEPS:]
     if workload is None or workload.pixels_per_step <= 0 or not warm:
@@ -97,7 +97,7 @@ def _speed(log: Path) -> Speed | None:
 
 
 def _first_steps(log: Path) -> tuple[Workload | None, list[float]]:
-    """What the run worked on, and its first steps' seconds."""
+    """The run's workload and the seconds of its first steps."""
     workload, seconds = None, list[float]()
     for record in read_log(log):
         if record["kind"] == "Workload":
@@ -109,11 +109,11 @@ def _first_steps(log: Path) -> tuple[Workload | None, list[float]]:
     return workload, seconds
 
 
-def _is_comparable(known: Workload, wanted: Workload) -> bool:
-    is_here = wanted.device in ("", known.device)
-    return is_here and (known.family, known.checkpointing) == (wanted.family, wanted.checkpointing)
+def _is_comparable(known: Workload, target: Workload) -> bool:
+    same_device = target.device in ("", known.device)
+    return same_device and (known.family, known.checkpointing) == (target.family, target.checkpointing)
 
 
-def _distance(known: Workload, wanted: Workload) -> tuple[int, float]:
-    unlike = (known.adapter != wanted.adapter) + (known.text_encoder != wanted.text_encoder)
-    return unlike, round(abs(math.log(known.pixels_per_step / wanted.pixels_per_step)), 1)
+def _dissimilarity(known: Workload, target: Workload) -> tuple[int, float]:
+    differences = (known.adapter != target.adapter) + (known.text_encoder != target.text_encoder)
+    return differences, round(abs(math.log(known.pixels_per_step / target.pixels_per_step)), 1)

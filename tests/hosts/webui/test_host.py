@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 @pytest.fixture(params=["a1111", "forge", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.01)
     return WORLDS[request.param](monkeypatch, tmp_path / "Lora")
 
 

@@ -1,4 +1,4 @@
-"""The webui's own DeepBooru and BLIP: offered where they are, used under its lock, left as the webui leaves them."""
+"""The webui's own DeepBooru and BLIP: listed if present, used under its lock, unloaded as the webui does."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def host(world: World) -> WebuiHost:
 
 
 @pytest.fixture
-def both(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DeepBooru, Interrogator]:
+def taggers(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DeepBooru, Interrogator]:
     return install_interrogators(monkeypatch, world, tmp_path / "models")
 
 
-def test_a_webui_offers_what_it_has(host: WebuiHost) -> None:
+def test_missing_taggers_are_not_listed(host: WebuiHost) -> None:
     assert host.tagger_names() == ()
     with pytest.raises(HostError, match="has no DeepBooru"), host.tagger("DeepBooru"):
         pass
 
 
-def test_deepbooru_gives_every_score_and_leaves_the_card(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+def test_deepbooru_returns_all_scores_and_is_unloaded(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
     assert host.tagger_names() == ("DeepBooru", "BLIP")
-    booru, _ = both
+    booru, _ = taggers
     with host.tagger("DeepBooru") as tagger:
         found = tagger(Image.new("RGBA", (40, 20), (255, 51, 0)))
     scores = {tag.name: tag.score for tag in found.tags}
@@ -50,45 +50,41 @@ def test_deepbooru_gives_every_score_and_leaves_the_card(host: WebuiHost, both: 
     assert booru.log == ["start", "stop"] and not booru.world.queue_lock.is_held
 
 
-def test_blip_gives_its_sentence_and_leaves_the_card(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+def test_blip_returns_its_sentence_and_is_unloaded(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
     with host.tagger("BLIP") as tagger:
         found = tagger(Image.new("L", (40, 20)))
     assert (found.sentence, found.tags) == ("an image of 40 by 20", ())
-    assert both[1].log == ["start", "stop"] and not both[1].world.queue_lock.is_held
+    assert taggers[1].log == ["start", "stop"] and not taggers[1].world.queue_lock.is_held
 
 
-def test_a_user_who_interrogates_meanwhile_does_not_break_the_turn(
-    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
-) -> None:
-    """The webui's buttons take no lock: its own use ends with the model sent away."""
+def test_tagging_survives_a_users_own_interrogation(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
+    """The webui's buttons take no lock and unload the model when they are done."""
     with host.tagger("DeepBooru") as tagger:
-        both[0].stop()
+        taggers[0].stop()
         assert tagger(Image.new("RGB", (4, 4))).tags
 
 
-def test_a_webui_told_to_keep_models_keeps_them(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
-    both[0].opts.keep = True
+def test_models_stay_loaded_if_the_webui_is_set_so(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
+    taggers[0].opts.keep = True
     with host.tagger("DeepBooru"):
         pass
-    assert both[0].model is not None and both[0].model.is_on_card
+    assert taggers[0].model is not None and taggers[0].model.is_on_card
 
 
 @pytest.mark.parametrize("name", ["DeepBooru", "BLIP"])
-def test_a_missing_model_is_told_and_not_downloaded(
-    host: WebuiHost, both: tuple[DeepBooru, Interrogator], name: str
+def test_missing_model_is_reported_and_not_downloaded(
+    host: WebuiHost, taggers: tuple[DeepBooru, Interrogator], name: str
 ) -> None:
-    for one in both:
+    for one in taggers:
         for file in one.folder.iterdir():
             file.unlink()
     with pytest.raises(HostError, match=rf"{name}'s model is not in .* img2img once"), host.tagger(name):
         pass
-    assert not both[0].world.queue_lock.is_held
+    assert not taggers[0].world.queue_lock.is_held
 
 
-def test_a_damaged_model_is_told_and_not_used_the_next_time(
-    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
-) -> None:
-    booru, _ = both
+def test_damaged_model_is_reported_and_discarded(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
+    booru, _ = taggers
     file = booru.folder / "model.pt"
     file.write_bytes(b"half")
     with (
@@ -103,18 +99,18 @@ def test_a_damaged_model_is_told_and_not_used_the_next_time(
         assert tagger(Image.new("RGB", (4, 4))).tags
 
 
-def test_a_model_too_large_for_the_card_is_told_and_sent_away(
-    host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+def test_model_too_large_for_the_gpu_is_reported_and_unloaded(
+    host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]
 ) -> None:
-    _, blip = both
+    _, blip = taggers
     blip.is_too_large = True
     with pytest.raises(HostError, match=r"BLIP failed \(OutOfMemoryError: CUDA out of memory"), host.tagger("BLIP"):
         pass
     assert blip.log == ["stop"] and not blip.world.queue_lock.is_held
 
 
-def test_a_tagger_does_not_touch_the_model_that_is_trained(
-    world: World, host: WebuiHost, both: tuple[DeepBooru, Interrogator]
+def test_tagger_leaves_the_trained_model_unchanged(
+    world: World, host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]
 ) -> None:
     model = host.load_model(TrainConfig())
     before = world.weights()
@@ -124,17 +120,17 @@ def test_a_tagger_does_not_touch_the_model_that_is_trained(
         assert world.weights() == before
 
 
-def test_a_tagger_inside_a_lease_is_refused(host: WebuiHost, both: tuple[DeepBooru, Interrogator]) -> None:
+def test_tagger_inside_a_lease_is_refused(host: WebuiHost, taggers: tuple[DeepBooru, Interrogator]) -> None:
     with (
         host.lease(),
-        pytest.raises(HostError, match="must not be taken inside another"),
+        pytest.raises(HostError, match="cannot be nested"),
         host.tagger("DeepBooru"),
     ):
         pass
 
 
-def test_stand_alone_there_is_none_and_it_says_so(tmp_path: Path) -> None:
+def test_standalone_host_has_no_taggers_and_says_what_to_use(tmp_path: Path) -> None:
     host = StandaloneHost(None, None, tmp_path, "cpu")
     assert host.tagger_names() == ()
-    with pytest.raises(HostError, match=r"belongs to a webui.*WD14"):
+    with pytest.raises(HostError, match=r"needs a webui.*WD14"):
         host.tagger("BLIP")

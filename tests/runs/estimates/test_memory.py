@@ -19,11 +19,9 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models import latents
 from lib_lora_train.models.architecture import Architecture, ModelSpec, infer_spec
 from lib_lora_train.runs.estimates.activation_trace import Trace, Activation
-from lib_lora_train.runs.estimates.forward_trace import run_text_encoder, run_unet
+from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.memory import (
     _STATE_BYTES,
-    ENCODED_IMAGES,
-    ENCODED_PX,
     ENCODING,
     WORKING,
     CheckpointSizes,
@@ -41,7 +39,7 @@ SIDE: dict[Architecture, int] = {"sd1": 64, "sd2": 96, "sdxl": 128}
 def plain_tape(spec: ModelSpec, **values: Any) -> Trace:
     """A frozen UNet's pass."""
     trace = Trace(lambda _: None)
-    run_unet(trace, spec.unet, positions=64, text=Activation(spec.unet["cross_attention_dim"], 77))
+    trace_unet(trace, spec.unet, positions=64, text=Activation(spec.unet["cross_attention_dim"], 77))
     return trace
 
 
@@ -61,7 +59,7 @@ def test_the_pass_goes_through_every_layer_of_the_real_text_encoders(architectur
     model = tiny_model(architecture)
     for spec, module in zip(model.spec.text_encoders, model.text_encoders, strict=True):
         trace = Trace(lambda _: None)
-        run_text_encoder(trace, spec.config, tokens=77)
+        trace_text_encoder(trace, spec.config, tokens=77)
         real = {
             name.removeprefix("text_model."): tuple(layer.weight.shape)
             for name, layer in module.named_modules()
@@ -193,9 +191,6 @@ def test_the_counter_counts_what_lives() -> None:
         del view
     assert (live.now, live.peak) == (0, 2 * 256 * 4)
 
-
-def test_as_many_images_are_encoded_together_as_the_estimate_says() -> None:
-    assert (ENCODED_PX, ENCODED_IMAGES) == (latents._PIXELS_PER_BATCH, latents._BATCH_LIMIT)
 
 
 # --- what optimisers remember --------------------------------------------------------------------
