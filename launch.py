@@ -1,20 +1,21 @@
 """Start the LoRA trainer without a webui.
 
-Makes `.venv` beside this file, installs what is needed (once), and goes on inside it. Needs Python 3.10
-or newer and nothing else; only the standard library is used here.
+Creates `.venv` beside this file, installs what is needed (once) and continues inside it. Needs only Python 3.10 or
+newer and uses only the standard library.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,21 +29,21 @@ USAGE = """usage: python launch.py [COMMAND] [options] [--cpu] [--no-venv]
 
 commands
   (nothing)            open the app in the browser
-  demo [--out DIR]     train a new concept on the embedded tiny model and draw the grid: a few minutes
-  train CONFIG.toml    train what the file says [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
-  resume RUN           go on with an interrupted run, or make a finished one longer [--more-epochs N]
-  import FILE          make a CONFIG.toml of kohya's .json or .toml or of a LoRA [--dataset FILE] [--out FILE]
-  export CONFIG.toml   make a kohya_ss .json of it [--out FILE]
-  check FILE           what is in a LoRA file of any family, and what is wrong with it
-  convert FILE         write it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
-  merge FILE FILE ...  add LoRA files of any family up, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
+  demo [--out DIR]     train a new concept on the embedded tiny model and generate the grid: a few minutes
+  train CONFIG.toml    train with these settings [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
+  resume RUN           resume an interrupted run or extend a finished one [--more-epochs N]
+  import FILE          convert kohya's .json or .toml or a LoRA's metadata to TOML [--dataset FILE] [--out FILE]
+  export CONFIG.toml   convert it to a kohya_ss .json [--out FILE]
+  check FILE           show what a LoRA file of any family contains and what is wrong with it
+  convert FILE         save it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
+  merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--ckpt FILE] [--out FILE]
-  test [pytest args]   linters, types and all tests; with arguments: pytest alone, with them
+  test [pytest args]   run linters, the type checker and all tests; with arguments only pytest
   setup                only install
 
 options
-  --cpu                install PyTorch for the processor, and do not use a graphics card
-  --no-venv            install nothing: run with this very Python and what it has
+  --cpu                install PyTorch for the CPU and do not use a GPU
+  --no-venv            install nothing and use this Python with its packages
 
 `python launch.py train --help` lists all settings.
 """
@@ -50,25 +51,27 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", "demo", "train", "resume", "import", "export", "check", "convert", "merge", "test", "setup")
+COMMANDS = ("app", *re.findall(r"^  ([a-z]+) ", USAGE, re.MULTILINE))
 TORCH = "2.13.0"
-OLDEST_TORCH = (2, 6)  # what the pinned diffusers and transformers accept
+OLDEST_TORCH = (2, 6)  # the oldest that the pinned diffusers and transformers support
 TORCH_INDEX = "https://download.pytorch.org/whl"
-# Once everything is installed, nothing asks the network.
+# Once everything is installed, no library may use the network.
 QUIET_LIBRARIES = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-# Spinning OpenMP threads starve each other when several processes share few cores. Some virtual machines
-# announce AMX but trap its instructions; AVX-512 is there wherever AMX is.
+# Spinning OpenMP threads slow each other down when several processes share few cores. Some virtual machines
+# advertise AMX but trap its instructions; every CPU with AMX also has AVX-512.
 TEST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 PIN = re.compile(r'^([\w.-]+)==([^;\s]+)(?:; python_version (<|>=) "3\.(\d+)")?$')
 
+say = functools.partial(print, flush=True)  # flushed, so that it appears before the output of pip and pytest
+
 
 class SetupError(Exception):
-    """Something that the user must mend before we can start; its text says what."""
+    """A problem that the user must fix first; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The command line: our own options, and the rest, which belongs to the command."""
+    """The command line: our own options, and the rest for the command."""
 
     command: str
     rest: tuple[str, ...]
@@ -79,7 +82,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What decides where PyTorch comes from. `build` is PyTorch's own name for a build: cpu, cu126, cu130."""
+    """What decides where to get PyTorch. `build` is PyTorch's name for a build: cpu, cu126, cu130."""
 
     system: str
     build: str
@@ -88,14 +91,13 @@ class Machine:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the command; returns the exit status."""
+    """Run the command and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # Windows' encoding of a pipe or a file lacks ─ and others
-    if sys.version_info < (3, 10):  # noqa: UP036 an older Python is told so instead of failing somewhere
-        print(f"This is Python {platform.python_version()}; start launch.py with 3.10 or newer.", file=sys.stderr)
-        return 2
+            stream.reconfigure(errors="replace")  # Windows' encoding for pipes and files lacks characters such as ─
     try:
+        if sys.version_info < (3, 10):  # noqa: UP036 a clear message instead of a later crash
+            raise SetupError(f"This is Python {platform.python_version()}. Use Python 3.10 or newer.")
         options = read_options(arguments)
         if options.help:
             print(USAGE, end="")
@@ -105,61 +107,52 @@ def main(arguments: Sequence[str]) -> int:
         print(f"launch.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The next start goes on from here.", file=sys.stderr)
+        print("\nInterrupted. The next start continues from here.", file=sys.stderr)
         return 130
     if options.command == "setup":
         say(f"Everything is installed. Python: {python}")
         return 0
-    if options.command == "test":
-        return run_tests(python, options)
-    return run_command(python, options)
+    return run_tests(python, options) if options.command == "test" else run_command(python, options)
 
 
 def read_options(arguments: Sequence[str]) -> Options:
-    """Our options may stand anywhere; the command, if there is one, stands first of what remains."""
+    """The options. Ours may be anywhere; the command, if any, is the first of the remaining words."""
     rest = [word for word in arguments if word not in ("--cpu", "--no-venv")]
-    named = bool(rest) and not rest[0].startswith("-")
-    command = rest.pop(0) if named else "app"
+    has_command = bool(rest) and not rest[0].startswith("-")
+    command = rest.pop(0) if has_command else "app"
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."
+        hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
         raise SetupError(f"{command!r} is not a command. {hint}")
-    wants_help = not named and bool(rest) and rest[0] in ("-h", "--help")
+    wants_help = not has_command and bool(rest) and rest[0] in ("-h", "--help")
     return Options(command, tuple(rest), "--cpu" in arguments, "--no-venv" in arguments, wants_help)
-
-
-def say(sentence: str) -> None:
-    """Print at once, so that it stands before what pip and pytest print."""
-    print(sentence, flush=True)
 
 
 # --- the environment -------------------------------------------------------------------------------
 
 
 def prepare(options: Options) -> Path:
-    """The Python to go on with, everything installed."""
+    """The Python to continue with, after installing what is missing."""
     files = ("requirements.txt", "requirements-test.txt") if options.command == "test" else ("requirements.txt",)
     if options.no_venv:
         wanted = ["torch", *(name for file in files for name in read_pins(ROOT / file))]
         missing = ", ".join(name for name in wanted if installed_version(name) is None)
         if missing:
-            raise SetupError(f"--no-venv: this Python lacks {missing}. Install that, or start without --no-venv.")
+            raise SetupError(f"--no-venv: this Python lacks {missing}. Install that or start without --no-venv.")
         return Path(sys.executable)
-    if is_complete_venv(files):
-        return Path(sys.executable)
-    return prepared_venv(files, cpu=options.cpu)
+    return Path(sys.executable) if is_complete_venv(files) else prepare_venv(files, cpu=options.cpu)
 
 
 def is_complete_venv(files: Sequence[str]) -> bool:
-    """Whether we already run inside some virtual environment that has every pin and a usable PyTorch."""
+    """Whether we already run in another virtual environment that has every pin and a usable PyTorch."""
     if sys.prefix == sys.base_prefix or Path(sys.prefix) == VENV:
         return False
     pins = {name: version for file in files for name, version in read_pins(ROOT / file).items()}
     return is_new_enough(installed_version("torch")) and all(installed_version(n) == v for n, v in pins.items())
 
 
-def prepared_venv(files: Sequence[str], *, cpu: bool) -> Path:
-    """The Python of `.venv`, which is made and filled where needed; instantly when nothing changed."""
+def prepare_venv(files: Sequence[str], *, cpu: bool) -> Path:
+    """The Python of `.venv`, which is created and updated if necessary; immediate if nothing changed."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = read_stamp() if python.exists() else {}
     todo = [file for file in files if done.get(file) != fingerprint(ROOT / file)]
@@ -171,29 +164,28 @@ def prepared_venv(files: Sequence[str], *, cpu: bool) -> Path:
     install_torch(python, cpu=cpu)
     install_requirements(python, todo)
     STAMP.write_text(json.dumps({**done, **{file: fingerprint(ROOT / file) for file in todo}}), encoding="utf-8")
-    say(f"Installed in {time.monotonic() - began:.0f} s; this is not needed again.")
+    say(f"Installed in {time.monotonic() - began:.0f} s; this is needed only once.")
     return python
 
 
 def make_venv() -> None:
-    """A fresh `.venv`; a PyTorch that this Python already has is seen from inside it."""
-    say(f"Making {VENV} with Python {platform.python_version()} …")
-    options = ["--clear"]
-    if sys.prefix == sys.base_prefix and is_new_enough(installed_version("torch")):
-        options.append("--system-site-packages")
+    """Create a fresh `.venv`, which can use a PyTorch that this Python already has."""
+    say(f"Creating {VENV} with Python {platform.python_version()} …")
+    has_torch = sys.prefix == sys.base_prefix and is_new_enough(installed_version("torch"))
+    options = ["--clear", *(["--system-site-packages"] if has_torch else [])]
     if subprocess.call([sys.executable, "-m", "venv", *options, str(VENV)]):
-        raise SetupError(f"{VENV} could not be made. Debian and Ubuntu need `sudo apt install python3-venv` first.")
+        raise SetupError(f"{VENV} could not be created. Debian and Ubuntu need `sudo apt install python3-venv` first.")
 
 
 def install_requirements(python: Path, files: Sequence[str]) -> None:
-    """Install the pins of `files` without touching PyTorch."""
+    """Install the pins of `files` without changing PyTorch."""
     say("Installing the libraries …")
     with tempfile.TemporaryDirectory() as folder:
         constraint = Path(folder) / "torch.txt"
         constraint.write_text(f"torch=={version_in(python, 'torch')}\n", encoding="utf-8")
         wanted = [argument for file in files for argument in ("-r", str(ROOT / file))]
         if not pip_installs(python, *wanted, "-c", str(constraint)):
-            raise SetupError("The libraries could not be installed. Is there a network? pip's message stands above.")
+            raise SetupError("The libraries could not be installed. Check the network and pip's message above.")
 
 
 def pip_installs(python: Path, *arguments: str) -> bool:
@@ -204,17 +196,17 @@ def pip_installs(python: Path, *arguments: str) -> bool:
 
 
 def has_pip(python: Path) -> bool:
-    """Whether this Python starts and has pip: an interrupted set-up leaves one that does not."""
+    """Whether this Python starts and has pip, which an interrupted set-up may lack."""
     return python.exists() and output_of(str(python), "-m", "pip", "--version") != ""
 
 
 def fingerprint(file: Path) -> str:
-    """Changes when the file's text does, on any system's line endings."""
+    """A hash of the file's text, independent of line endings."""
     return hashlib.sha256(file.read_text(encoding="utf-8").encode()).hexdigest()
 
 
 def read_stamp() -> Mapping[str, str]:
-    """The fingerprints of what was installed completely; empty when there is no (readable) stamp."""
+    """The fingerprints of the completely installed files; empty without a readable stamp."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
         return stamp if isinstance(stamp, dict) else {}
@@ -230,7 +222,7 @@ def read_pins(file: Path, minor: int = sys.version_info.minor) -> dict[str, str]
             continue
         match = PIN.match(line.strip())
         if match is None:
-            raise SetupError(f"{file.name}: {line!r} is not of the form NAME==VERSION.")
+            raise SetupError(f"{file.name}: {line!r} must have the form NAME==VERSION.")
         name, version, sign, limit = match.groups()
         if sign is None or (minor < int(limit)) == (sign == "<"):
             pins[name] = version
@@ -238,7 +230,7 @@ def read_pins(file: Path, minor: int = sys.version_info.minor) -> dict[str, str]
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a package in this Python, None if it is not there."""
+    """The version of a package in this Python, None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -246,27 +238,27 @@ def installed_version(name: str) -> str | None:
 
 
 def version_in(python: Path, name: str) -> str | None:
-    """The version of a package in another Python, None if it is not there."""
-    question = f"import importlib.metadata as m; print(m.version({name!r}))"
-    return output_of(str(python), "-c", question).strip() or None
+    """The version of a package in another Python, None if it is not installed."""
+    script = f"import importlib.metadata as m; print(m.version({name!r}))"
+    return output_of(str(python), "-c", script).strip() or None
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------
 
 
 def install_torch(python: Path, *, cpu: bool) -> None:
-    """Keep the PyTorch that is there if it is new enough, else install the build this machine needs."""
-    present = version_in(python, "torch")
-    if is_new_enough(present):
-        say(f"Keeping PyTorch {present}.")
+    """Keep an installed PyTorch if it is new enough, else install the build for this machine."""
+    installed = version_in(python, "torch")
+    if is_new_enough(installed):
+        say(f"Keeping PyTorch {installed}.")
         return
-    for source in torch_sources(look_at_machine(python, cpu=cpu)):
+    for source in torch_sources(inspect_machine(python, cpu=cpu)):
         say(f"Installing {' '.join(source)} …")
         if pip_installs(python, *source):
             return
     raise SetupError(
-        "PyTorch could not be installed. Is there a network, and is this Python not too new for it (3.10 to 3.13)? "
-        f"If you install it yourself into {VENV}, it is kept."
+        "PyTorch could not be installed. Check the network, and that this Python is 3.10 to 3.13. "
+        f"If you install PyTorch into {VENV} yourself, it is kept."
     )
 
 
@@ -277,7 +269,7 @@ def is_new_enough(version: str | None) -> bool:
 
 
 def torch_sources(machine: Machine) -> tuple[tuple[str, ...], ...]:
-    """pip's arguments that get PyTorch, best first; each later one is for when the earlier ones fail."""
+    """pip arguments that install PyTorch, in the order to try them."""
     default = (f"torch=={TORCH}",)
     if machine.offers_cpu_build:
         return ((f"torch=={TORCH}+cpu",), default)
@@ -288,12 +280,12 @@ def torch_sources(machine: Machine) -> tuple[tuple[str, ...], ...]:
 
 
 def registry_build(system: str) -> str:
-    """The build that pip gets without further sources."""
+    """The build that pip installs by default."""
     return "cu130" if system == "Linux" else "cpu"
 
 
 def cuda_build(cuda: tuple[int, int], capability: float | None) -> str:
-    """The newest build that the driver runs and that still has code for the card.
+    """The newest build that supports both the driver and the GPU.
 
     CUDA 13 dropped everything before Turing (compute capability 7.5).
     """
@@ -302,8 +294,8 @@ def cuda_build(cuda: tuple[int, int], capability: float | None) -> str:
     return "cu126" if cuda >= (12, 0) else "cu118"
 
 
-def look_at_machine(python: Path, *, cpu: bool) -> Machine:
-    """What `torch_sources` needs to know; the network is asked one short question, and only where it matters."""
+def inspect_machine(python: Path, *, cpu: bool) -> Machine:
+    """What `torch_sources` needs to know; uses the network only if it matters, for one short request."""
     system = platform.system()
     cuda, capability = (None, None) if cpu or system == "Darwin" else find_nvidia()
     build = "cpu" if cuda is None else cuda_build(cuda, capability)
@@ -311,54 +303,49 @@ def look_at_machine(python: Path, *, cpu: bool) -> Machine:
         return Machine(system, build)
     if build == "cpu" and offers_cpu_build(python):
         return Machine(system, build, offers_cpu_build=True)
-    return Machine(system, build, reaches_torch_index=answers(f"{TORCH_INDEX}/{build}/"))
+    return Machine(system, build, reaches_torch_index=is_reachable(f"{TORCH_INDEX}/{build}/"))
 
 
 def find_nvidia() -> tuple[tuple[int, int] | None, float | None]:
-    """The CUDA version of the NVIDIA driver and the weakest card's compute capability; Nones without them."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None, None
-    driver = re.search(r"CUDA[^:|]*Version: *(\d+)\.(\d+)", output_of(tool))
-    numbers = re.findall(r"^\d+\.\d+$", output_of(tool, "--query-gpu=compute_cap", "--format=csv,noheader"), re.M)
+    """The CUDA version of the NVIDIA driver and the lowest compute capability of the GPUs; None if unknown."""
+    driver = re.search(r"CUDA[^:|]*Version: *(\d+)\.(\d+)", output_of("nvidia-smi"))
+    capabilities = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
     cuda = (int(driver[1]), int(driver[2])) if driver else None
-    return cuda, min(map(float, numbers), default=None)
+    return cuda, min(map(float, re.findall(r"^\d+\.\d+$", capabilities, re.M)), default=None)
 
 
 def offers_cpu_build(python: Path) -> bool:
-    """Whether pip, as it is set up here, finds a processor build of our PyTorch without further sources."""
+    """Whether pip's configured sources have a CPU build of our PyTorch."""
     return f"{TORCH}+cpu" in output_of(str(python), "-m", "pip", "index", "versions", "torch")
 
 
 def output_of(*command: str) -> str:
-    """What a command prints, "" when it fails or takes longer than a minute."""
+    """The output of a command, "" if it fails or takes longer than a minute."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return answer.stdout if answer.returncode == 0 else ""
+    return result.stdout if result.returncode == 0 else ""
 
 
-def answers(url: str, seconds: float = 3.0) -> bool:
-    """Whether the address answers in time. In a thread, since a name look-up knows no timeout."""
+def is_reachable(url: str, seconds: float = 3.0) -> bool:
+    """Whether the URL responds in time. Uses a thread because name look-ups have no timeout."""
     answered = threading.Event()
 
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
-                answered.set()
-        except (OSError, ValueError):
-            return
+    def request() -> None:
+        head = urllib.request.Request(url, method="HEAD")
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(head, timeout=seconds):
+            answered.set()
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=request, daemon=True).start()
     return answered.wait(seconds)
 
 
-# --- going on inside -------------------------------------------------------------------------------
+# --- running the command ---------------------------------------------------------------------------
 
 
 def run_command(python: Path, options: Options) -> int:
-    """Hand over to `python -m lib_lora_train`, in the caller's folder so that relative paths mean the same."""
+    """Run `python -m lib_lora_train`, in the caller's folder so that relative paths keep their meaning."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, **QUIET_LIBRARIES, "PYTHONPATH": path}
     flags = ("--cpu",) if options.cpu else ()
@@ -370,11 +357,11 @@ def run_command(python: Path, options: Options) -> int:
             try:
                 return process.wait()
             except KeyboardInterrupt:
-                continue  # the console sends Ctrl-C to the trainer as well, which ends in its own time
+                continue  # the console sends Ctrl-C to the trainer too, which stops after its step
 
 
 def run_tests(python: Path, options: Options) -> int:
-    """Linters, types, then pytest, whose closing line stands last; 0 only when all of them passed."""
+    """Run the linters, the type checker and then pytest, whose summary comes last; 0 only if all pass."""
     environment = {**os.environ, **QUIET_LIBRARIES, **TEST_ENVIRONMENT}
     if options.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -385,24 +372,20 @@ def run_tests(python: Path, options: Options) -> int:
 
 
 def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Name and `python -m` arguments of every check; with arguments for pytest, pytest alone."""
+    """Name and `python -m` arguments of every check; with arguments for pytest only pytest."""
     if pytest_arguments:
         return [("pytest", ["pytest", *pytest_arguments])]
+    workers = str(min(os.cpu_count() or 1, 4))  # each takes up to 3 GB
     return [
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *side_by_side(), "--durations=10", "--cov", "--cov-report=term"]),
+        ("pytest", ["pytest", "-n", workers, "--dist", "loadfile", "--durations=10", "--cov", "--cov-report=term"]),
     ]
 
 
-def side_by_side() -> list[str]:
-    """pytest's arguments to run test files in several processes, as many as cores; each takes up to 3 GB."""
-    return ["--numprocesses", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
-
-
 def passes(python: Path, name: str, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Run one check from the repository's root."""
+    """Run one check from the repository root; whether it passed."""
     say(f"── {name}")
     began = time.monotonic()
     status = subprocess.call([str(python), "-m", *command], cwd=ROOT, env=dict(environment))

@@ -1,17 +1,17 @@
-"""What the webui executes at its start: imports the whole package, then registers the tab and its routes.
+"""Run by the webui when it starts: import the whole package, then register the tab, settings and routes.
 
-Everything is imported here and now, because a webui's script path is only valid while its scripts load.
+Everything is imported now because a webui's script path is only valid while its scripts load.
 """
 
 from modules import script_callbacks
 
-from lib_lora_train.ui.unavailable import build_refusal, missing_packages, missing_sentence
+from lib_lora_train.ui.unavailable import build_error_tab, missing_packages, missing_sentence
 
 missing = missing_packages()
 if missing:
     sentence = missing_sentence(missing)
     print(f"[LoRA Train] {sentence}")
-    script_callbacks.on_ui_tabs(lambda: [(build_refusal(sentence), "LoRA Train", "lora_train_tab")])
+    script_callbacks.on_ui_tabs(lambda: [(build_error_tab(sentence), "LoRA Train", "lora_train_tab")])
 else:
     from lib_lora_train.hosts.webui.options import add_settings
     from lib_lora_train.ui.extension import add_routes, tabs

@@ -1,7 +1,7 @@
-"""install.py, run as the webuis run it, adds packages to their environment and moves none.
+"""install.py, run as by the webuis, adds packages to their environment and changes none.
 
-Each webui's pins (of its `requirements_versions.txt`) that share dependencies with ours are really installed into an
-environment of its own; only PyTorch is a stand-in of its metadata, since pip looks at nothing else of it here.
+The pins of each webui's `requirements_versions.txt` that share dependencies with ours are really installed into a
+separate environment. Only PyTorch is replaced by its metadata, which is all that pip reads of it here.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def webui(tmp_path: Path) -> Webui:
 @pytest.mark.parametrize(
     ("pins", "lacking"), [(A1111, OURS), (FORGE, {"prodigyopt", "tomlkit"})], ids=["a1111", "forge"]
 )
-def test_everything_of_the_webui_stays_as_it_was(webui: Webui, pins: list[str], lacking: set[str]) -> None:
+def test_no_package_of_the_webui_changes(webui: Webui, pins: list[str], lacking: set[str]) -> None:
     torch, *others = pins
     webui.pretend(torch)
     prepared = webui.run(*PIP, "install", "--quiet", "--only-binary", ":all:", *others)
@@ -174,7 +174,7 @@ def test_everything_of_the_webui_stays_as_it_was(webui: Webui, pins: list[str], 
     assert webui.packages() == after
 
 
-def test_what_only_fits_by_moving_a_package_is_not_installed(webui: Webui) -> None:
+def test_package_that_would_change_another_is_not_installed(webui: Webui) -> None:
     """No diffusers we can use runs with safetensors 0.3.0. pip by itself would replace it; install.py gives up."""
     webui.pretend("torch==2.1.2", "transformers==4.30.2", "accelerate==0.21.0", "safetensors==0.3.0")
     before = webui.packages()

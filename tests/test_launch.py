@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,21 +27,21 @@ def test_no_command_opens_the_app() -> None:
     assert launch.read_options(["--port", "7000"]) == launch.Options("app", ("--port", "7000"))
 
 
-def test_own_options_may_stand_anywhere() -> None:
+def test_own_options_may_be_anywhere() -> None:
     expected = launch.Options("demo", ("--out", "x"), cpu=True, no_venv=True)
     assert launch.read_options(["demo", "--cpu", "--out", "x", "--no-venv"]) == expected
     assert launch.read_options(["--cpu", "--no-venv", "demo", "--out", "x"]) == expected
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_console_that_lacks_letters_ends_nothing(encoding: str, tmp_path: Path) -> None:
+def test_limited_console_encoding_causes_no_crash(encoding: str, tmp_path: Path) -> None:
     """As on Windows, where what goes into a file or a pipe is in the code page of the country."""
-    webui = tmp_path / "modules" / "launch_utils.py"  # what install.py takes for a webui
+    webui = tmp_path / "modules" / "launch_utils.py"  # makes install.py detect a webui
     webui.parent.mkdir()
     webui.touch()
     code = (
         "import launch, install; launch.main(['--help']); launch.say('── pytest …');"
-        "install.suitable = lambda found: {}; install.main(); install.give_up(['a'], 'ж')"
+        "install.compatible_requirements = lambda found: {}; install.main(); install.report_failure(['a'], 'ж')"
     )
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
@@ -50,7 +49,7 @@ def test_a_console_that_lacks_letters_ends_nothing(encoding: str, tmp_path: Path
     assert b"?? pytest" in done.stdout and b"(?)" in done.stdout
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["tran", "x.toml"]) == 2
     assert "Did you mean 'train'?" in capsys.readouterr().err
 
@@ -62,12 +61,12 @@ def test_help_needs_no_installation(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert all(command in shown for command in launch.COMMANDS if command != "app")
 
 
-def test_test_arguments_run_pytest_alone() -> None:
+def test_test_arguments_run_only_pytest() -> None:
     assert [name for name, _ in launch.checks(())] == ["ruff check", "ruff format", "mypy", "pytest"]
     assert launch.checks(["-k", "plan"]) == [("pytest", ["pytest", "-k", "plan"])]
 
 
-def test_a_failed_linter_fails_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_linter_fails_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "passes", lambda python, name, command, environment: name != "mypy")
     assert launch.run_tests(Path("python"), launch.Options("test", ())) == 1
     monkeypatch.setattr(launch, "passes", lambda *rest: True)
@@ -79,19 +78,19 @@ def test_a_failed_linter_fails_the_tests(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
 @pytest.mark.parametrize("file", REQUIREMENTS)
-def test_every_requirement_is_pinned_once_for_every_python(file: str, minor: int) -> None:
+def test_every_requirement_has_one_pin_per_python_version(file: str, minor: int) -> None:
     names = [line.partition("==")[0] for line in (ROOT / file).read_text().splitlines() if "==" in line]
     assert set(launch.read_pins(ROOT / file, minor)) == set(names)
 
 
-def test_a_marker_chooses_by_python_version(tmp_path: Path) -> None:
+def test_marker_selects_by_python_version(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text('# why\nnumpy==2.4.6; python_version >= "3.11"\nnumpy==2.2.6; python_version < "3.11"\npeft==1.0\n')
     assert launch.read_pins(file, 10) == {"numpy": "2.2.6", "peft": "1.0"}
     assert launch.read_pins(file, 11) == {"numpy": "2.4.6", "peft": "1.0"}
 
 
-def test_an_unpinned_requirement_is_refused(tmp_path: Path) -> None:
+def test_unpinned_requirement_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("numpy>=2\n")
     with pytest.raises(launch.SetupError, match="numpy>=2"):
@@ -119,10 +118,10 @@ REGISTRY = (f"torch=={launch.TORCH}",)
         (launch.Machine("Darwin", "cpu"), REGISTRY),
     ],
 )
-def test_the_torch_build_fits_the_machine(machine: launch.Machine, first: tuple[str, ...]) -> None:
+def test_torch_build_fits_the_machine(machine: launch.Machine, first: tuple[str, ...]) -> None:
     sources = launch.torch_sources(machine)
     assert sources[0] == first
-    assert sources[-1] == REGISTRY, "where all else fails, the registry is asked"
+    assert sources[-1] == REGISTRY, "the registry is the last resort"
 
 
 @pytest.mark.parametrize(
@@ -135,43 +134,42 @@ def test_the_torch_build_fits_the_machine(machine: launch.Machine, first: tuple[
         ((11, 8), 7.5, "cu118"),
     ],
 )
-def test_the_cuda_build_runs_on_driver_and_card(cuda: tuple[int, int], capability: float | None, build: str) -> None:
+def test_cuda_build_supports_driver_and_gpu(cuda: tuple[int, int], capability: float | None, build: str) -> None:
     assert launch.cuda_build(cuda, capability) == build
 
 
-def test_the_driver_and_the_weakest_card_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_version_and_lowest_compute_capability_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(tool: str, *arguments: str) -> str:
         return "8.9\n6.1\n" if arguments else "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA Version: 13.0  |"
 
-    monkeypatch.setattr(shutil, "which", lambda name: "nvidia-smi")
     monkeypatch.setattr(launch, "output_of", answer)
     assert launch.find_nvidia() == ((13, 0), 6.1)
     monkeypatch.setattr(launch, "output_of", lambda *command: "")
     assert launch.find_nvidia() == (None, None)
 
 
-def test_cpu_asks_for_no_graphics_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_option_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "find_nvidia", lambda: pytest.fail("--cpu must not look for a card"))
     monkeypatch.setattr(launch, "offers_cpu_build", lambda python: False)
-    monkeypatch.setattr(launch, "answers", lambda url: False)
-    assert launch.look_at_machine(Path("python"), cpu=True).build == "cpu"
+    monkeypatch.setattr(launch, "is_reachable", lambda url: False)
+    assert launch.inspect_machine(Path("python"), cpu=True).build == "cpu"
 
 
 @pytest.mark.parametrize(
     ("version", "usable"),
     [("2.13.0+cpu", True), ("2.6.0", True), ("10.0", True), ("2.5.1+cu121", False), (None, False), ("", False)],
 )
-def test_a_torch_that_is_new_enough_is_recognised(version: str | None, usable: bool) -> None:
+def test_torch_version_is_compared_numerically(version: str | None, usable: bool) -> None:
     assert launch.is_new_enough(version) is usable
 
 
-def test_a_usable_torch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_torch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "version_in", lambda python, name: "2.9.1+rocm6.4")
     monkeypatch.setattr(launch, "pip_installs", lambda *arguments: pytest.fail("it must be kept"))
     launch.install_torch(Path("python"), cpu=False)
 
 
-def test_the_next_source_is_tried_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_sources_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, ...]] = []
 
     def fail(python: Path, *arguments: str) -> bool:
@@ -180,16 +178,16 @@ def test_the_next_source_is_tried_when_one_fails(monkeypatch: pytest.MonkeyPatch
 
     machine = launch.Machine("Linux", "cpu", reaches_torch_index=True)
     monkeypatch.setattr(launch, "version_in", lambda python, name: None)
-    monkeypatch.setattr(launch, "look_at_machine", lambda python, cpu: machine)
+    monkeypatch.setattr(launch, "inspect_machine", lambda python, cpu: machine)
     monkeypatch.setattr(launch, "pip_installs", fail)
     with pytest.raises(launch.SetupError, match="PyTorch could not be installed"):
         launch.install_torch(Path("python"), cpu=True)
     assert tried == list(launch.torch_sources(machine))
 
 
-def test_an_address_that_does_not_answer_is_given_up() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
-        assert not launch.answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.2)
+def test_unresponsive_url_times_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection and never responds
+        assert not launch.is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.2)
 
 
 # --- the environment -------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ def test_an_address_that_does_not_answer_is_given_up() -> None:
 
 @pytest.fixture
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """launch.py's own folder is an empty one with two requirement files; what would be done is only recorded."""
+    """Point launch.py at an empty folder with two requirement files; installation steps are only recorded."""
     done: list[str] = []
     for file in REQUIREMENTS:
         (tmp_path / file).write_text("peft==0.21.2\n")
@@ -219,28 +217,26 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_the_second_start_installs_nothing(empty_home: list[str]) -> None:
-    python = launch.prepared_venv(["requirements.txt"], cpu=True)
+def test_second_start_installs_nothing(empty_home: list[str]) -> None:
+    python = launch.prepare_venv(["requirements.txt"], cpu=True)
     assert empty_home == ["venv", "torch", "requirements.txt"]
     empty_home.clear()
-    assert launch.prepared_venv(["requirements.txt"], cpu=True) == python
+    assert launch.prepare_venv(["requirements.txt"], cpu=True) == python
     assert empty_home == []
 
 
-def test_only_changed_requirements_are_installed_again(empty_home: list[str]) -> None:
-    launch.prepared_venv(["requirements.txt"], cpu=True)
+def test_only_changed_requirements_are_reinstalled(empty_home: list[str]) -> None:
+    launch.prepare_venv(["requirements.txt"], cpu=True)
     empty_home.clear()
-    launch.prepared_venv(REQUIREMENTS, cpu=True)
+    launch.prepare_venv(REQUIREMENTS, cpu=True)
     assert empty_home == ["torch", "requirements-test.txt"]
     empty_home.clear()
     (launch.ROOT / "requirements.txt").write_text("peft==0.21.3\n")
-    launch.prepared_venv(REQUIREMENTS, cpu=True)
+    launch.prepare_venv(REQUIREMENTS, cpu=True)
     assert empty_home == ["torch", "requirements.txt"]
 
 
-def test_an_interrupted_installation_is_not_taken_for_complete(
-    empty_home: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_installation_is_repeated(empty_home: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(python: Path, files: Any) -> None:
         raise KeyboardInterrupt
 
@@ -248,28 +244,28 @@ def test_an_interrupted_installation_is_not_taken_for_complete(
         patched.setattr(launch, "install_requirements", interrupt)
         assert launch.main(["setup"]) == 130
     empty_home.clear()
-    launch.prepared_venv(["requirements.txt"], cpu=True)
+    launch.prepare_venv(["requirements.txt"], cpu=True)
     assert empty_home == ["torch", "requirements.txt"]
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(empty_home: list[str]) -> None:
-    python = launch.prepared_venv(["requirements.txt"], cpu=True)
+def test_environment_without_python_is_recreated(empty_home: list[str]) -> None:
+    python = launch.prepare_venv(["requirements.txt"], cpu=True)
     python.unlink()
     python.parent.rmdir()
     empty_home.clear()
-    launch.prepared_venv(["requirements.txt"], cpu=True)
+    launch.prepare_venv(["requirements.txt"], cpu=True)
     assert empty_home == ["venv", "torch", "requirements.txt"]
 
 
-def test_no_venv_tells_what_is_missing(empty_home: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_venv_reports_missing_packages(empty_home: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (launch.ROOT / "requirements.txt").write_text("surely-not-installed==1.0\n")
     assert launch.main(["demo", "--no-venv"]) == 2
     assert "lacks surely-not-installed" in capsys.readouterr().err
     assert empty_home == []
 
 
-def test_the_command_sees_the_callers_folder_and_our_package(tmp_path: Path) -> None:
-    """`train x.toml` means the x.toml where the user stands, wherever launch.py lies."""
+def test_command_runs_in_the_callers_folder(tmp_path: Path) -> None:
+    """`train x.toml` means x.toml in the user's current folder, wherever launch.py is."""
     (tmp_path / "x.toml").write_text("rankk = 8\n")
     script = ROOT / "launch.py"
     command = [sys.executable, str(script), "--no-venv", "train", "x.toml", "--dry-run"]
@@ -293,14 +289,14 @@ NEO = {"torch": "2.11.0", "transformers": "4.57.6", "accelerate": "1.14.0", "saf
         (NEO, "diffusers>=0.36,<=0.42.1", "peft>=0.17,<=0.21.2"),
     ],
 )
-def test_versions_fit_the_webui(host: dict[str, str | None], diffusers: str, peft: str) -> None:
-    chosen = install.suitable(host)
+def test_requirements_fit_the_webuis_versions(host: dict[str, str | None], diffusers: str, peft: str) -> None:
+    chosen = install.compatible_requirements(host)
     assert (chosen["diffusers"], chosen["peft"]) == (diffusers, peft)
 
 
 @pytest.fixture
 def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """We are run by a webui whose packages the returned dictionary names."""
+    """Run as in a webui with the packages in the returned dictionary."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "launch_utils.py").touch()
     monkeypatch.chdir(tmp_path)
@@ -316,28 +312,28 @@ def test_install_does_nothing_when_nothing_is_missing(webui: dict[str, str], mon
     install.main()
 
 
-def test_install_asks_only_for_what_is_missing_and_pins_the_webui(
+def test_install_requests_only_missing_packages_and_pins_the_rest(
     webui: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     webui.update(diffusers="0.31.0", tomlkit="0.12.0")
-    asked: list[str] = []
+    arguments: list[str] = []
 
     def run(command: list[str], **rest: Any) -> subprocess.CompletedProcess[str]:
-        asked.extend(command)
-        asked.append(Path(command[-1]).read_text())
+        arguments.extend(command)
+        arguments.append(Path(command[-1]).read_text())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
     install.main()
-    assert "peft==0.13.2" in asked
-    assert "prodigyopt==1.1.2" in asked
-    assert not any(word.startswith(("diffusers", "tomlkit")) for word in asked[:-1])
-    assert asked[-2].endswith("constraints.txt") and asked[-3] == "-c"
-    assert "torch==2.1.2+cu121" in asked[-1] and "diffusers==0.31.0" in asked[-1]
+    assert "peft==0.13.2" in arguments
+    assert "prodigyopt==1.1.2" in arguments
+    assert not any(word.startswith(("diffusers", "tomlkit")) for word in arguments[:-1])
+    assert arguments[-2].endswith("constraints.txt") and arguments[-3] == "-c"
+    assert "torch==2.1.2+cu121" in arguments[-1] and "diffusers==0.31.0" in arguments[-1]
 
 
 @pytest.mark.parametrize("failure", ["pip says no", "timeout", "no pip"])
-def test_a_failed_installation_leaves_the_webui_starting(
+def test_failed_installation_does_not_stop_the_webui(
     webui: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: str
 ) -> None:
     def run(command: list[str], **rest: Any) -> subprocess.CompletedProcess[str]:
@@ -352,7 +348,7 @@ def test_a_failed_installation_leaves_the_webui_starting(
     assert "could not be installed" in capsys.readouterr().out
 
 
-def test_an_old_package_of_the_webui_is_told_and_left_alone(
+def test_old_package_of_the_webui_is_reported_and_not_changed(
     webui: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     webui.update(diffusers="0.25.0", peft="0.13.2", prodigyopt="1.1.2", tomlkit="0.12.0")
@@ -368,7 +364,7 @@ def test_install_does_nothing_outside_a_webui(tmp_path: Path) -> None:
     assert "torch" not in answer.stderr.split()
 
 
-def test_constraints_are_lines_that_pip_accepts() -> None:
+def test_constraints_are_accepted_by_pip() -> None:
     lines = install.constraints()
     names = [line.partition("==")[0] for line in lines]
     assert len(names) == len(set(names)), "pip refuses two pins of one package"
@@ -376,8 +372,8 @@ def test_constraints_are_lines_that_pip_accepts() -> None:
     assert all(install._CLEAN_VERSION.fullmatch(line.partition("==")[2]) for line in lines)
 
 
-def test_a_damaged_stamp_means_that_nothing_is_installed(empty_home: list[str]) -> None:
-    launch.prepared_venv(["requirements.txt"], cpu=True)
+def test_damaged_stamp_counts_as_nothing_installed(empty_home: list[str]) -> None:
+    launch.prepare_venv(["requirements.txt"], cpu=True)
     launch.STAMP.write_text("{")
     assert launch.read_stamp() == {}
     launch.STAMP.write_text(json.dumps([1]))

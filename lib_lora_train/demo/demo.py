@@ -1,8 +1,7 @@
-"""The demo: a LoRA of a creature the tiny model has never seen, measured epoch by epoch.
+"""The demo: train a LoRA of a creature the tiny model has never seen, and measure every epoch.
 
-Everything is the product's own: the job, the files, the grid. The demo adds the shipped dataset, settings
-that suit it, numbers after every epoch, and a gate that fails loudly when the LoRA has not learnt the
-concept or has harmed its neighbours.
+The run, its files and the grid are those of normal training. The demo adds the included dataset, suitable settings,
+measurements after every epoch and a gate, which fails if the LoRA has not learnt the concept or harms other prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Measured, 
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
-from lib_lora_train.demo.concept_detector import ColourSign, ConceptDetector
+from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
@@ -41,8 +40,8 @@ from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, p
 DEMO_SET = PROJECT_ROOT / "assets" / "demo"
 
 MASCOT = ConceptDetector(
-    body=ColourSign(low=160, high=197, least_share=0.03),  # teal, absent from the tiny model's training images
-    marks=(ColourSign(low=305, high=345, least_share=0.006),),  # the magenta belly
+    body=HueRange(low=160, high=197, min_share=0.03),  # teal, absent from the tiny model's training images
+    marks=(HueRange(low=305, high=345, min_share=0.006),),  # the magenta belly
 )
 
 GRID_PROMPTS = (
@@ -66,7 +65,7 @@ CONCEPT_SEEDS, CONTROL_SEEDS = (1, 2, 3), (1,)
 
 
 def demo_config() -> TrainConfig:
-    """Settings that teach the demo's concept in a few minutes on two processor cores."""
+    """Settings that learn the demo's concept in a few minutes on two CPU cores."""
     return TrainConfig(
         concepts=(
             Concept(folder=str(DEMO_SET / "train"), trigger="zorp"),
@@ -82,7 +81,7 @@ def demo_config() -> TrainConfig:
         text_encoder_lr=2e-3,
         rank=8,
         min_snr_gamma=0.0,
-        debiased_estimation=True,  # as the tiny model itself was trained: every noise level counts about the same
+        debiased_estimation=True,  # as in the tiny model's own training: all noise levels have about the same weight
         sample_prompts=GRID_PROMPTS,
         sample_sampler="Euler",
         sample_steps=10,
@@ -93,11 +92,11 @@ def demo_config() -> TrainConfig:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the last epoch must reach; measured on fresh seeds, compared with the model without LoRA.
+    """What the last epoch must reach, measured with new seeds and relative to the model without LoRA.
 
-    Measured with these settings: after 40 steps the concept loss had fallen by 50 % and the concept showed in none of
-    its samples; after 200 steps by 56 %, in all of them, with the base loss up by 17 %. The base loss is small, so that
-    its rise is large: from 0.032 to 0.037.
+    Measured with these settings: after 40 steps the concept loss was down 50 % and no sample showed the concept; after
+    200 steps it was down 56 % and all samples showed it, with the base loss up 17 %. That is a large relative increase
+    only because the base loss is small: from 0.032 to 0.037.
     """
 
     least_concept_share: float = 0.75
@@ -106,13 +105,13 @@ class Gate:
     most_base_loss_rise: float = 0.3
 
     def failures(self, before: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
-        """A sentence for each promise that the last epoch does not keep."""
+        """A sentence for each criterion that the last epoch does not meet."""
         fall = 1 - last["concept_loss"] / before["concept_loss"]
         rise = last["base_loss"] / before["base_loss"] - 1
         checks = [
             (
                 last["concept_share"] >= self.least_concept_share,
-                f"the concept shows in {last['concept_share']:.0%} of its samples, not {self.least_concept_share:.0%}",
+                f"{last['concept_share']:.0%} of its samples show the concept, not {self.least_concept_share:.0%}",
             ),
             (
                 last["leak_share"] <= self.most_leak_share,
@@ -127,12 +126,12 @@ class Gate:
                 f"the loss on other images rose by {rise:.0%}, more than {self.most_base_loss_rise:.0%}",
             ),
         ]
-        return [sentence for kept, sentence in checks if not kept]
+        return [sentence for passed, sentence in checks if not passed]
 
 
 @dataclass(frozen=True, eq=False)
-class _Before:
-    """What the model without LoRA answered, with and without captions, and drew."""
+class _Baseline:
+    """Predictions of the model without LoRA, with and without captions, and its images."""
 
     answers: torch.Tensor
     uncaptioned: torch.Tensor
@@ -141,32 +140,32 @@ class _Before:
 
 @dataclass
 class DemoEvaluator:
-    """Measures an epoch; what it compares with comes from its first call, which must be without LoRA.
+    """Measures an epoch, relative to its first call, which must be without LoRA.
 
-    `concept_seeds`: every concept prompt is drawn once with each.
+    `concept_seeds`: seeds for every concept prompt.
     """
 
     config: TrainConfig
     concept_seeds: tuple[int, ...] = CONCEPT_SEEDS
     _probes: dict[str, Probe] = field(default_factory=dict)
-    _before: _Before | None = None
+    _baseline: _Baseline | None = None
 
     def measure(self, model: DiffusionModel, _adapter: Adapter) -> dict[str, float]:
         """`concept_share` and `leak_share` 0…1, `concept_loss`, `base_loss`, `drift`, `image_change` 0…1."""
         if not self._probes:
             self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}
-        given = {name: self._answers(model, name) for name in self._probes}
+        predictions = {name: self._answers(model, name) for name in self._probes}
         concept = self._draw(model, CONCEPT_PROMPTS, self.concept_seeds)
         control = self._draw(model, CONTROL_PROMPTS, CONTROL_SEEDS)
-        if self._before is None:
-            self._before = _Before(given["base"], self._answers(model, "base", captioned=False), control)
+        if self._baseline is None:
+            self._baseline = _Baseline(predictions["base"], self._answers(model, "base", captioned=False), control)
         return {
             "concept_share": MASCOT.share(concept),
             "leak_share": MASCOT.share(control),
-            "concept_loss": probe_loss(model, self._probes["concept"], given["concept"]),
-            "base_loss": probe_loss(model, self._probes["base"], given["base"]),
-            "drift": drift(given["base"], self._before.answers, self._before.uncaptioned),
-            "image_change": _mean_change(control, self._before.images),
+            "concept_loss": probe_loss(model, self._probes["concept"], predictions["concept"]),
+            "base_loss": probe_loss(model, self._probes["base"], predictions["base"]),
+            "drift": drift(predictions["base"], self._baseline.answers, self._baseline.uncaptioned),
+            "image_change": _mean_change(control, self._baseline.images),
         }
 
     def _make_probe(self, model: DiffusionModel, folder: Path) -> Probe:
@@ -184,7 +183,7 @@ class DemoEvaluator:
 
 
 def _last_value(events: Any) -> Any:
-    """What a generator of events returns at its end."""
+    """The return value of a generator of events."""
     while True:
         try:
             next(events)
@@ -193,32 +192,32 @@ def _last_value(events: Any) -> Any:
 
 
 def _mean_change(images: list[Image.Image], before: list[Image.Image]) -> float:
-    """Mean absolute difference of the pixels, 0…1."""
+    """Mean absolute difference of pixels, 0…1."""
     pairs = zip(images, before, strict=True)
     return float(np.mean([np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() / 255 for a, b in pairs]))
 
 
 def run_demo(out_dir: Path, control: Control, *, config: TrainConfig | None = None) -> Iterator[Event]:
-    """Train the demo into `out_dir/models/Lora`, its grid and report into `out_dir/outputs/…`.
+    """Train the demo: LoRA files go to `out_dir/models/Lora`, grid and report to `out_dir/outputs/…`.
 
-    The last epoch must pass `Gate`: GateError otherwise, after everything is written.
+    GateError, after everything is saved, if the last epoch does not pass `Gate`.
     """
     config = config or demo_config()
     host = StandaloneHost(None, None, out_dir / "models" / "Lora")
     folder = new_run_folder(out_dir / "outputs", "demo")
-    examiner, report = DemoEvaluator(config), Report(config)
-    for event in run_training(config, host, folder=folder, control=control, measure=examiner.measure):
-        report.take(event)
+    evaluator, report = DemoEvaluator(config), Report(config)
+    for event in run_training(config, host, folder=folder, control=control, measure=evaluator.measure):
+        report.record(event)
         yield event
     failures = None if control.is_stopped else report.failures()
     report.write(folder, failures)
     if failures:
-        raise GateError(f"The demo did not pass its gate: {'; '.join(failures)}. Numbers: {folder.report}.")
+        raise GateError(f"The demo did not pass its gate: {'; '.join(failures)}. See {folder.report}.")
 
 
 @dataclass
 class Report:
-    """What `report.json` says, gathered from the events."""
+    """The contents of `report.json`, collected from the events."""
 
     config: TrainConfig
     began: float = field(default_factory=time.monotonic)
@@ -227,8 +226,8 @@ class Report:
     files: list[str] = field(default_factory=list)
     grid: str = ""
 
-    def take(self, event: Event) -> None:
-        """Learn from one event."""
+    def record(self, event: Event) -> None:
+        """Add one event."""
         if isinstance(event, PhaseEnded):
             self.phases[event.phase] = self.phases.get(event.phase, 0.0) + event.seconds
         elif isinstance(event, Measured):
@@ -239,11 +238,11 @@ class Report:
             self.grid = event.path
 
     def failures(self) -> list[str]:
-        """What the last epoch lacks."""
+        """The gate's criteria that the last epoch does not meet."""
         return Gate().failures(self.epochs[0], self.epochs[max(self.epochs)])
 
     def write(self, folder: RunFolder, failures: list[str] | None) -> None:
-        """Save `report.json`; a run that was stopped is not judged, its `failures` are None."""
+        """Write `report.json`; `failures` is None for a stopped run, which is not checked."""
         inner = self.phases.get("samples", 0.0) + self.phases.get("evaluate", 0.0)
         seconds = {**self.phases, "train": self.phases.get("train", 0.0) - inner}
         values = {
