@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import LoraWritten
-from lib_lora_train.demo.demo import Examiner, demo_config
+from lib_lora_train.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
 from lib_lora_train.runs.folder import new_run_folder
-from lib_lora_train.runs.trainer import run_job
+from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -80,7 +80,7 @@ def config_of(lesson: Lesson) -> TrainConfig:
 def measured(lesson: Lesson, out: Path) -> dict[str, Any]:
     """Train one family and tell its numbers; measuring is done before the first and after the last epoch only."""
     config = config_of(lesson)
-    examiner, numbers = Examiner(config, concept_seeds=()), []
+    examiner, numbers = DemoEvaluator(config, concept_seeds=()), []
     calls, marks = 0, []
 
     def measure(model: Any, adapter: Any) -> Mapping[str, float]:
@@ -96,7 +96,7 @@ def measured(lesson: Lesson, out: Path) -> dict[str, Any]:
         return numbers[-1]
 
     host = StandaloneHost(None, None, out / "Lora")
-    events = run_job(config, host, folder=new_run_folder(out, "f"), control=Control(), measure=measure)
+    events = run_training(config, host, folder=new_run_folder(out, "f"), control=Control(), measure=measure)
     *_, written = (event for event in events if isinstance(event, LoraWritten))
     before, last = numbers
     return {

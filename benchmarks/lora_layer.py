@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from peft import LoraConfig, inject_adapter_in_model
 
-from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.families.lora import delta
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
@@ -44,7 +44,7 @@ def fused(base: nn.Module) -> nn.Module:
     weights = FAMILIES["lora"].init_weights(base, OPTIONS, torch.Generator().manual_seed(0))
     buffer = FlatBuffer(list(weights.values()), torch.device("cpu"))
     slices = Slices(buffer, {name: n for n, name in enumerate(weights)})
-    return AdaptedLayer(base, FAMILIES["lora"], slices, options=OPTIONS, switch=Switch())
+    return AdaptedLayer(base, FAMILIES["lora"], slices, options=OPTIONS, switch=AdapterSwitch())
 
 
 def peft_layer(base: nn.Module) -> nn.Module:

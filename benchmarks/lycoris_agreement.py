@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.families.base import base_weight
-from lib_lora_train.adapters.files.decode import fitted, open_file
+from lib_lora_train.adapters.files.decode import parse_file, reshape_for_layer
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter, write_adapter
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 
@@ -156,12 +156,12 @@ def read_by_lycoris(state: Mapping[str, Tensor], base: nn.Module) -> Any:
 
 def read_by_us(state: Mapping[str, Tensor], base: nn.Module) -> AdaptedLayer:
     """The layer that we make of a file's tensors."""
-    (layer,) = open_file(through_file(state)).layers.values()
-    weights = fitted(layer.weights, base_weight(base))
+    (layer,) = parse_file(through_file(state)).layers.values()
+    weights = reshape_for_layer(layer.weights, base_weight(base))
     assert weights is not None
     buffer = FlatBuffer(list(weights.values()), torch.device("cpu"))
     slices = Slices(buffer, {name: position for position, name in enumerate(weights)})
-    return AdaptedLayer(base, layer.family, slices, options=layer.options, switch=Switch(), key=NAME)
+    return AdaptedLayer(base, layer.family, slices, options=layer.options, switch=AdapterSwitch(), key=NAME)
 
 
 def through_file(state: Mapping[str, Tensor]) -> AdapterFile:

@@ -118,15 +118,15 @@ def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
     return int(live.peak)
 
 
-def estimated(spec: Any, config: Any, places: int) -> tuple[int, int]:
+def estimated(spec: Any, config: Any, positions: int) -> tuple[int, int]:
     """(numbers kept, numbers there at the worst moment) per image, by the estimate's own model."""
     from lib_lora_train.runs.estimates.memory import unet_pass
 
-    tape, _ = unet_pass(spec, config, places=places, tokens=77)
-    return tape.kept, tape.most
+    trace, _ = unet_pass(spec, config, positions=positions, tokens=77)
+    return trace.saved, trace.peak
 
 
-def print_steps(family: str, spec: Any, side: int) -> None:
+def print_steps(architecture: str, spec: Any, side: int) -> None:
     """A line for each choice of targets, with and without checkpointing."""
     from types import SimpleNamespace
 
@@ -142,7 +142,7 @@ def print_steps(family: str, spec: Any, side: int) -> None:
         kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
         own, most = (2 * number for number in estimated(spec, config, side * side))
         working = (peak - most) / (2 * spec.unet["block_out_channels"][0] * side * side)
-        name = f"{family} {8 * side} px, {targets}{', checkpointing' if checkpointing else ''}"
+        name = f"{architecture} {8 * side} px, {targets}{', checkpointing' if checkpointing else ''}"
         sizes = "".join(f"{number / 2**20:10.1f}" for number in (kept, own, peak))
         print(f"{name:42}{sizes}{working:9.2f}", flush=True)
 
@@ -155,13 +155,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--families", default="sd1,sd2,sdxl")
     print(f"{'':42}{'kept MiB':>10}{'estimate':>10}{'peak':>10}{'working':>9}")
-    for family in parser.parse_args().families.split(","):
-        spec = infer_spec(full_shapes(family))
-        side = {"sd1": 64, "sd2": 96, "sdxl": 128}[family]
+    for architecture in parser.parse_args().families.split(","):
+        spec = infer_spec(full_shapes(architecture))
+        side = {"sd1": 64, "sd2": 96, "sdxl": 128}[architecture]
         with flash_on_meta():
-            print_steps(family, spec, side)
+            print_steps(architecture, spec, side)
             most = count_encoding(spec, torch.float16, 8 * side)
-        print(f"{family} VAE: {most / (2 * spec.vae['block_out_channels'][0] * (8 * side) ** 2):.2f} widths per pixel")
+        print(
+            f"{architecture} VAE: {most / (2 * spec.vae['block_out_channels'][0] * (8 * side) ** 2):.2f} widths per pixel"
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.models.architecture import Family, infer_spec
+from lib_lora_train.models.architecture import Architecture, infer_spec
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.training.ema import Ema
@@ -56,11 +56,11 @@ class Counted(TorchDispatchMode):
 class Bench:
     """One UNet with a LoRA on it, and everything that a step may do."""
 
-    def __init__(self, family: Family, *, rank: int, pixels: int, device: str) -> None:
-        spec = infer_spec(full_shapes(family))
+    def __init__(self, architecture: Architecture, *, rank: int, pixels: int, device: str) -> None:
+        spec = infer_spec(full_shapes(architecture))
         with torch.device(device):
             unet = UNet2DConditionModel(**spec.unet).requires_grad_(False).eval()
-        self.model = DiffusionModel(spec, unet, None, (), (), schedule_for(spec), family, "")
+        self.model = DiffusionModel(spec, unet, None, (), (), schedule_for(spec), architecture, "")
         self.adapter = self._adapter(rank, torch.float32)
         (self.parameter,) = self.adapter.groups["unet"]
         self.limit = self.adapter.norm_limit(LIMIT)
@@ -69,7 +69,7 @@ class Bench:
         self.x = torch.randn(1, 4, pixels // 8, pixels // 8, device=device)
         self.text = torch.randn(1, 77, spec.unet["cross_attention_dim"], device=device)
         sizes = {"text_embeds": torch.randn(1, 1280, device=device), "time_ids": torch.ones(1, 6, device=device)}
-        self.added = sizes if family == "sdxl" else None
+        self.added = sizes if architecture == "sdxl" else None
         self.stored = torch.nn.Parameter(self.parameter.detach().to(torch.bfloat16))
         self.working = MasterWeights({"unet": [self.stored]})
         if device != "meta":
@@ -100,7 +100,7 @@ class Bench:
         is_real = self.parameter.device.type != "meta"
         with torch.no_grad():
             for layer in self.adapter.layers.values():
-                down, up = (tensor.flatten(1) for tensor in layer.slices.stored().values())
+                down, up = (tensor.flatten(1) for tensor in layer.slices.tensors().values())
                 norm = ((up @ down) * layer.scale).norm().clamp(min=LIMIT / 2)
                 factor = (norm.clamp(max=LIMIT) / norm).sqrt()
                 if not is_real or float(factor) != 1:
@@ -154,9 +154,9 @@ def measure(rank: int, pixels: int, repeats: int) -> None:
 
 def count(rank: int) -> None:
     """The tables of operations."""
-    families: list[tuple[str, Family, int]] = [("SD1.5", "sd1", 512), ("SDXL", "sdxl", 1024)]
-    for name, family, pixels in families:
-        bench = Bench(family, rank=rank, pixels=pixels, device="meta")
+    families: list[tuple[str, Architecture, int]] = [("SD1.5", "sd1", 512), ("SDXL", "sdxl", 1024)]
+    for name, architecture, pixels in families:
+        bench = Bench(architecture, rank=rank, pixels=pixels, device="meta")
         bench.passes()
         found = {}
         for part, work in list(parts(bench).items())[:4]:

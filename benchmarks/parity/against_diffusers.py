@@ -28,8 +28,8 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import TextCondition
 from lib_lora_train.training.grad_scaling import clip_gradients
-from lib_lora_train.training.loss import LossRule
-from lib_lora_train.training.optimizers import make_stepper
+from lib_lora_train.training.loss import LossOptions
+from lib_lora_train.training.optimizers import make_optimizer
 from lib_lora_train.training.step import Batch, batch_loss
 
 RANK, ALPHA, RATE, GAMMA, CLIP, DECAY = 4, 2.0, 1e-3, 5.0, 1.0, 0.01
@@ -95,7 +95,7 @@ def small_model(prediction_type: PredictionType) -> DiffusionModel:
 
 def train_ours(model: DiffusionModel, adapter: Adapter, steps: list[Inputs]) -> Outcome:
     """By the product's own step: micro-batches, fused LoRA, flat parameters."""
-    stepper = make_stepper(adapter.groups, {"unet": RATE}, config=TrainConfig(optimizer_args=f"weight_decay={DECAY}"))
+    stepper = make_optimizer(adapter.groups, {"unet": RATE}, config=TrainConfig(optimizer_args=f"weight_decay={DECAY}"))
     losses = []
     for inputs in steps:
         total = 0.0
@@ -115,11 +115,11 @@ def _our_loss(model: DiffusionModel, inputs: Inputs, part: slice) -> Tensor:
         noise=inputs.noise[part],
         input_noise=inputs.noise[part],
         timesteps=inputs.timesteps[part],
-        prior=torch.ones(MICRO).double(),
+        prior_weights=torch.ones(MICRO).double(),
         sizes=torch.zeros(MICRO, 6),
         captions=(),
     )
-    return batch_loss(model, batch, TextCondition(inputs.text[part], None), LossRule(min_snr_gamma=GAMMA))
+    return batch_loss(model, batch, TextCondition(inputs.text[part], None), LossOptions(min_snr_gamma=GAMMA))
 
 
 def _adapted(unet: nn.Module) -> dict[str, AdaptedLayer]:

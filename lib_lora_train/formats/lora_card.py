@@ -13,11 +13,11 @@ from typing import Any
 VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
-def card_values(*, family: str, triggers: Sequence[str], description: str, notes: str) -> dict[str, Any]:
+def card_values(*, architecture: str, triggers: Sequence[str], description: str, notes: str) -> dict[str, Any]:
     """The card's fields; a click on the card puts the activation text into the prompt, at the preferred weight."""
     return {
         "description": description,
-        "sd version": VERSIONS[family],
+        "sd version": VERSIONS[architecture],
         "activation text": ", ".join(dict.fromkeys(trigger for trigger in triggers if trigger)),
         "preferred weight": 1,
         "negative text": "",

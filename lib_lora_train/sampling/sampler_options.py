@@ -16,19 +16,19 @@ NoiseSource: TypeAlias = "torch.device | Literal['cpu', 'philox']"
 class SamplerOptions:
     """What a sampler's name leaves open.
 
-    `later_seed` is added to the seed for all noise but the start's (the webuis' "eta noise seed delta", ENSD).
-    `eta_ancestral`, `eta_ddim`: how much fresh noise Euler a and DDIM add, 0…1. `has_whole_timesteps`: the UNet is
-    given the nearest whole timestep where the Euler samplers' levels lie between two. `unguided_share`: in these first
+    `eta_noise_seed_delta` is added to the seed for all noise but the start's (the webuis' "eta noise seed delta", ENSD).
+    `eta_ancestral`, `eta_ddim`: how much fresh noise Euler a and DDIM add, 0…1. `quantize_timesteps`: the UNet is
+    given the nearest whole timestep where the Euler samplers' levels lie between two. `skip_early_cond`: in these first
     parts of the steps, the end included, the negative prompt and the CFG scale have no effect; None for nowhere.
     """
 
     noise_source: NoiseSource = "cpu"
-    later_seed: int = 0
+    eta_noise_seed_delta: int = 0
     eta_ancestral: float = 1.0
     eta_ddim: float = 0.0
-    has_whole_timesteps: bool = False
-    unguided_share: float | None = None
+    quantize_timesteps: bool = False
+    skip_early_cond: float | None = None
 
     def is_guided(self, index: int, steps: int) -> bool:
         """Whether step `index` of `steps`, from 0, obeys the negative prompt and the CFG scale."""
-        return self.unguided_share is None or index / steps > self.unguided_share
+        return self.skip_early_cond is None or index / steps > self.skip_early_cond

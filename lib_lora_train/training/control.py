@@ -1,6 +1,6 @@
-"""What people ask of a run while it goes on: pause, resume, stop, save now, sample now.
+"""Requests to a running training: pause, resume, stop, save now, sample now.
 
-Any thread may ask. The training loop looks between optimiser steps only, so a step is never torn.
+Any thread may make them. The training loop checks between optimiser steps only, so a step is never cut short.
 """
 
 from __future__ import annotations
@@ -9,70 +9,70 @@ import threading
 
 
 class Control:
-    """The requests to one run. All methods are safe to call from any thread, in any order, repeatedly."""
+    """The requests to one run. All methods may be called from any thread, in any order, repeatedly."""
 
     def __init__(self) -> None:
         self._paused = threading.Event()
         self._stopped = threading.Event()
         self._save = threading.Event()
         self._sample = threading.Event()
-        self._news = threading.Event()
+        self._requested = threading.Event()
 
     def pause(self) -> None:
-        """Hold after the current step."""
-        self._ask(self._paused)
+        """Pause after the current step."""
+        self._request(self._paused)
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Continue after a pause."""
         self._paused.clear()
-        self._news.set()
+        self._requested.set()
 
     def stop(self) -> None:
         """End after the current step, paused or not; what was learnt is kept."""
-        self._ask(self._stopped)
+        self._request(self._stopped)
 
     def save_now(self) -> None:
         """Write a LoRA file after the current step."""
-        self._ask(self._save)
+        self._request(self._save)
 
     def sample_now(self) -> None:
-        """Draw the sample prompts after the current step."""
-        self._ask(self._sample)
+        """Generate the sample images after the current step."""
+        self._request(self._sample)
 
     @property
-    def paused(self) -> bool:
-        """Whether the run has to hold; a stopped run does not."""
+    def is_paused(self) -> bool:
+        """Whether the run has to pause; a stopped run does not."""
         return self._paused.is_set() and not self._stopped.is_set()
 
     @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether the run has to end."""
         return self._stopped.is_set()
 
     @property
-    def needs_attention(self) -> bool:
-        """Whether anything was asked that is not done yet: the loop ends its turn early."""
+    def has_requests(self) -> bool:
+        """Whether any request is unanswered: the loop then ends its turn early."""
         return any(flag.is_set() for flag in (self._paused, self._stopped, self._save, self._sample))
 
-    def take_save(self) -> bool:
-        """Whether `save_now` was asked since the last call."""
-        return _take(self._save)
+    def pop_save_request(self) -> bool:
+        """Whether `save_now` was called since the last call."""
+        return _pop(self._save)
 
-    def take_sample(self) -> bool:
-        """Whether `sample_now` was asked since the last call."""
-        return _take(self._sample)
+    def pop_sample_request(self) -> bool:
+        """Whether `sample_now` was called since the last call."""
+        return _pop(self._sample)
 
-    def wait_for_news(self, timeout_seconds: float | None = None) -> None:
-        """Block until something is asked, or so long; returns at once if that happened since the last call."""
-        self._news.wait(timeout_seconds)
-        self._news.clear()
+    def wait_for_request(self, timeout_seconds: float | None = None) -> None:
+        """Block until the next request or the timeout; returns at once if there was one since the last call."""
+        self._requested.wait(timeout_seconds)
+        self._requested.clear()
 
-    def _ask(self, flag: threading.Event) -> None:
+    def _request(self, flag: threading.Event) -> None:
         flag.set()
-        self._news.set()  # after the flag: whoever wakes up sees it
+        self._requested.set()  # after the flag, so that the woken thread sees it
 
 
-def _take(flag: threading.Event) -> bool:
+def _pop(flag: threading.Event) -> bool:
     was_set = flag.is_set()
     flag.clear()
     return was_set

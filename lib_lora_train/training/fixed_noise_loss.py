@@ -1,7 +1,7 @@
-"""Steady numbers from fixed noise: what is learnt (held-out loss) and what is harmed (drift).
+"""Losses with fixed noise: how much was learnt (held-out loss) and how much else has changed (drift).
 
-The training loss jumps because every step draws new noise and timesteps. A probe keeps images, noise and
-timesteps fixed, so that its numbers change for one reason only: the adapter.
+The training loss is noisy because every step draws new noise and timesteps. A probe fixes images, noise and timesteps,
+so that its numbers change only with the adapter.
 
 Notation: N samples (images × timesteps), C channels, h × w the latent's size.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.latent_cache import LatentStore
-from lib_lora_train.models.noise_schedule import add_noise, target
-from lib_lora_train.models.text_encoding import chunks_needed, encode_text, tokenize
+from lib_lora_train.models.latent_cache import LatentCache
+from lib_lora_train.models.noise_schedule import add_noise, prediction_target
+from lib_lora_train.models.text_encoding import count_chunks, encode_text, tokenize
 from lib_lora_train.training.step import predict, size_conditions
 
 TIMESTEPS = (100, 300, 500, 700, 900)
@@ -38,11 +38,11 @@ class Probe:
 
 
 def make_probe(
-    model: DiffusionModel, plan: Plan, latents: LatentStore, *, seed: int, timesteps: Sequence[int] = TIMESTEPS
+    model: DiffusionModel, plan: Plan, latents: LatentCache, *, seed: int, timesteps: Sequence[int] = TIMESTEPS
 ) -> Probe:
-    """Every image of `plan` at each of `timesteps`, with noise that depends on the seed and its place only.
+    """Every image of `plan` at each of `timesteps`, with noise that depends only on the seed and its position.
 
-    All images must fall into one bucket; ValueError otherwise.
+    All images must be in one bucket; ValueError otherwise.
     """
     items = [item for item in range(len(plan.dataset.items)) if item in latents]
     clean = [latents[item].mean * model.spec.scale_factor for item in items]
@@ -64,8 +64,8 @@ def _noise(seed: int, place: int, timestep: int, shape: tuple[int, ...]) -> Tens
 
 
 @torch.no_grad()
-def answers(model: DiffusionModel, probe: Probe, *, clip_skip: int, captioned: bool = True) -> Tensor:
-    """What the UNet answers (N, C, h, w) float32 on the processor; without captions if so wanted."""
+def probe_predictions(model: DiffusionModel, probe: Probe, *, clip_skip: int, captioned: bool = True) -> Tensor:
+    """The UNet's predictions (N, C, h, w), float32 on the processor; with empty captions unless `captioned`."""
     captions = probe.captions if captioned else ("",) * len(probe.captions)
     parts = []
     for start in range(0, len(captions), _BATCH):
@@ -77,22 +77,22 @@ def answers(model: DiffusionModel, probe: Probe, *, clip_skip: int, captioned: b
             probe.timesteps[part],
         )
         texts = captions[part]
-        condition = encode_text(model, tokenize(model, texts, chunks_needed(model, captions)), clip_skip)
+        condition = encode_text(model, tokenize(model, texts, count_chunks(model, captions)), clip_skip)
         condition = condition.to(model.device, model.dtype)
-        answer = predict(model, noisy, probe.timesteps[part], condition, probe.sizes[part])
-        parts.append(answer.float().cpu())
+        prediction = predict(model, noisy, probe.timesteps[part], condition, probe.sizes[part])
+        parts.append(prediction.float().cpu())
     return torch.cat(parts)
 
 
-def probe_loss(model: DiffusionModel, probe: Probe, given: Tensor) -> float:
-    """Mean squared error of the answers `given` (N, C, h, w) against the schedule's target, unweighted."""
-    wanted = target(model.schedule, probe.latents, probe.noise, probe.timesteps)
-    return float((given - wanted).square().mean())
+def probe_loss(model: DiffusionModel, probe: Probe, predictions: Tensor) -> float:
+    """Mean squared error of `predictions` (N, C, h, w) from the schedule's target, unweighted."""
+    target = prediction_target(model.schedule, probe.latents, probe.noise, probe.timesteps)
+    return float((predictions - target).square().mean())
 
 
-def drift(given: Tensor, before: Tensor, uncaptioned: Tensor) -> float:
-    """How far answers moved, in units of what their captions are worth: ‖given − before‖ / ‖before − uncaptioned‖.
+def drift(after: Tensor, before: Tensor, uncaptioned: Tensor) -> float:
+    """How far predictions moved, relative to the effect of captions: ‖after − before‖ / ‖before − uncaptioned‖.
 
-    0: nothing changed. 1: the adapter changes the prediction as much as leaving the caption away would.
+    0: nothing changed. 1: the adapter changes the prediction as much as leaving out the caption would.
     """
-    return float((given - before).norm() / (before - uncaptioned).norm())
+    return float((after - before).norm() / (before - uncaptioned).norm())

@@ -17,52 +17,52 @@ if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
 _T = TypeVar("_T")
-Breathe = Callable[[], None]
-"""Lets whoever waits for the model go first; the model is not in use meanwhile."""
+YieldLease = Callable[[], None]
+"""Lets whoever waits for the model go first, in a moment when it is not in use."""
 _MEMORY_IS_FULL = (
-    "The graphics card's memory is full. Close other programs that use the card, or lower the resolution, and start or "
+    "The graphics card's memory is full. Close other programs that use the card or lower the resolution, then start or "
     "resume the run."
 )
 
 
-class Lender(Protocol):
-    """Who owns the model; `hosts.base.Host` is one."""
+class ModelHost(Protocol):
+    """What owns the model; `hosts.host.Host` is one."""
 
     def lease(self, model: DiffusionModel | None = None) -> AbstractContextManager[DiffusionModel]: ...
 
-    def is_wanted(self) -> bool: ...
+    def has_waiters(self) -> bool: ...
 
 
-def leased(
-    host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
+def run_leased(
+    host: ModelHost, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel], _T]
 ) -> Generator[Event, None, _T]:
-    """`work(model)` done under a lease; waits as `wait_for_model` does.
+    """`work(model)` under a lease, after `wait_for_model`.
 
-    MemoryFullError, the lease given back, when the graphics card's memory runs out.
+    MemoryFullError, with the lease returned, when the graphics card's memory runs out.
     """
-    return (yield from leased_with_yields(host, model, control, lambda lent, _: work(lent)))
+    return (yield from run_leased_cooperatively(host, model, control, lambda leased, _: work(leased)))
 
 
-def leased_with_yields(
-    host: Lender, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel, Breathe], _T]
+def run_leased_cooperatively(
+    host: ModelHost, model: DiffusionModel, control: Control, work: Callable[[DiffusionModel, YieldLease], _T]
 ) -> Generator[Event, None, _T]:
-    """`work(model, breathe)` done under leases: a long piece that calls `breathe` keeps nobody waiting for its end.
+    """`work(model, yield_lease)` under leases: long work calls `yield_lease` so that nobody has to wait for its end.
 
-    Waits as `wait_for_model` does. If another model was loaded in between, the work starts over. Errors as `leased`.
+    If another model was loaded in between, the work starts over. Waits and raises as `run_leased` does.
     """
 
-    def turn() -> _T:
+    def attempt() -> _T:
         try:
-            with ExitStack() as held:
-                lent = held.enter_context(host.lease(model))
+            with ExitStack() as stack:
+                leased = stack.enter_context(host.lease(model))
 
-                def breathe() -> None:
-                    if host.is_wanted():
-                        held.close()
-                        held.enter_context(host.lease(model))
+                def yield_lease() -> None:
+                    if host.has_waiters():
+                        stack.close()
+                        stack.enter_context(host.lease(model))
 
-                return work(lent, breathe)
+                return work(leased, yield_lease)
         except torch.cuda.OutOfMemoryError as reason:
             raise MemoryFullError(_MEMORY_IS_FULL) from reason
 
-    return (yield from wait_for_model(control, turn))
+    return (yield from wait_for_model(control, attempt))

@@ -19,12 +19,12 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.models.architecture import PredictionType
 
-_LEAST_SNR = 1 / 256  # Stable Diffusion's own schedule ends at 1/213; only a rescaled one goes below
+_MIN_SNR = 1 / 256  # Stable Diffusion's own schedule ends at 1/213; only a rescaled one goes below
 
 
 @dataclass(frozen=True)
-class LossRule:
-    """How errors count. The default is the plain mean squared error, every timestep alike."""
+class LossOptions:
+    """How errors are measured and weighted. The default is the mean squared error, all timesteps alike."""
 
     loss_type: str = "l2"
     huber_schedule: str = "snr"
@@ -36,18 +36,18 @@ class LossRule:
     v_pred_like: float = 0.0
 
 
-def loss_rule(config: TrainConfig, prediction_type: PredictionType) -> LossRule:
-    """The rule that the settings describe; ConfigError if one of them is for models that predict something else."""
+def loss_options(config: TrainConfig, prediction_type: PredictionType) -> LossOptions:
+    """The options from the settings; ConfigError if one of them is for models that predict something else."""
     problems = []
     if config.scale_v_pred_loss_like_noise_pred and prediction_type == "epsilon":
-        text = "is for checkpoints that predict v, and this one predicts the noise. Switch it off."
+        text = "is for checkpoints that predict v; this one predicts the noise (epsilon). Turn it off."
         problems.append(Problem("error", "scale_v_pred_loss_like_noise_pred", text))
     if config.v_pred_like_loss and prediction_type == "v_prediction":
-        text = "is for checkpoints that predict the noise, and this one predicts v already. Set it to 0."
+        text = "is for checkpoints that predict the noise (epsilon); this one predicts v. Set it to 0."
         problems.append(Problem("error", "v_pred_like_loss", text))
     if problems:
         raise ConfigError(problems)
-    return LossRule(
+    return LossOptions(
         loss_type=config.loss_type,
         huber_schedule=config.huber_schedule,
         huber_c=config.huber_c,
@@ -73,8 +73,8 @@ def sample_errors(
     """Mean error of each sample, (B,) float32 at least; the difference is taken in that precision.
 
     `prediction` and `target` are (B, C, h, w): the noise (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022);
-    `c` (B,) is needed by huber and smooth_l1, see `huber_bound`. With `masks` (B, 1, h, w) the mean is weighted by
-    them: Σ m·error / (C·Σ m), so that a small mask counts as much as a large one; 0 for a mask without any area.
+    `c` (B,), from `huber_bound`, is for huber and smooth_l1. With `masks` (B, 1, h, w) the mean is weighted by
+    them: Σ m·error / (C·Σ m), so that a small mask counts as much as a large one; 0 for an empty mask.
     """
     precise = torch.promote_types(prediction.dtype, torch.float32)
     difference = prediction.to(precise) - target.to(precise)
@@ -86,7 +86,7 @@ def sample_errors(
 
 
 def _mean(errors: Tensor, masks: Tensor | None) -> Tensor:
-    """The mean of each sample, (B,), weighted by its mask where there are masks."""
+    """The mean of each sample, (B,), weighted by its mask if there is one."""
     if masks is None:
         return errors.flatten(1).mean(dim=1)
     weights = masks.to(errors.device, errors.dtype).expand_as(errors)
@@ -105,7 +105,7 @@ def huber(difference: Tensor, c: Tensor) -> Tensor:
 
 
 def smooth_l1(difference: Tensor, c: Tensor) -> Tensor:
-    """2 (√(d² + c²) − c), elementwise: d²/c where |d| ≪ c and 2·|d| where |d| ≫ c; huber without its factor c."""
+    """2 (√(d² + c²) − c), elementwise: d²/c where |d| ≪ c and 2·|d| where |d| ≫ c: huber without the factor c."""
     square = difference.square()
     return 2.0 * square / ((square + c.square()).sqrt() + c)
 
@@ -113,19 +113,21 @@ def smooth_l1(difference: Tensor, c: Tensor) -> Tensor:
 _BOUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"huber": huber, "smooth_l1": smooth_l1}
 
 
-def huber_bound(rule: LossRule, snr: Tensor, progress: Tensor) -> Tensor:
+def huber_bound(options: LossOptions, snr: Tensor, progress: Tensor) -> Tensor:
     """c of each sample for huber and smooth_l1, (B,) float64; `progress` is timestep / T.
 
     constant: huber_c·scale. exponential: huber_c^progress·scale. snr: (1 − huber_c) / (1 + σ)² + huber_c with
     σ = 1/√SNR, written so that SNR 0 gives huber_c; it has no scale. The schedules are sd-scripts' (Khrapov et al.
     2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss").
     """
-    if rule.huber_schedule == "constant":
-        return torch.full_like(snr, rule.huber_c * rule.huber_scale, dtype=torch.float64)
-    if rule.huber_schedule == "exponential":
-        return rule.huber_scale * torch.exp(progress.double() * torch.tensor(rule.huber_c, dtype=torch.float64).log())
+    if options.huber_schedule == "constant":
+        return torch.full_like(snr, options.huber_c * options.huber_scale, dtype=torch.float64)
+    if options.huber_schedule == "exponential":
+        return options.huber_scale * torch.exp(
+            progress.double() * torch.tensor(options.huber_c, dtype=torch.float64).log()
+        )
     ratio = snr.double()
-    return (1.0 - rule.huber_c) * ratio / (1.0 + ratio.sqrt()).square() + rule.huber_c
+    return (1.0 - options.huber_c) * ratio / (1.0 + ratio.sqrt()).square() + options.huber_c
 
 
 # --- the weight of a timestep -------------------------------------------------------------------
@@ -153,7 +155,7 @@ def debiased_weight(snr: Tensor, prediction_type: PredictionType) -> Tensor:
     the weight of a zero-terminal schedule's end would be infinite, for a timestep whose answer is its input.
     """
     if prediction_type == "epsilon":
-        return snr.clamp(min=_LEAST_SNR).rsqrt()
+        return snr.clamp(min=_MIN_SNR).rsqrt()
     return snr.sqrt() / (snr + 1.0)
 
 
@@ -162,28 +164,28 @@ def noise_like_weight(snr: Tensor) -> Tensor:
     return snr / (snr + 1.0)
 
 
-def snr_weight(snr: Tensor, rule: LossRule, prediction_type: PredictionType) -> Tensor:
-    """The product of all weights that are switched on; shape and dtype of `snr`, finite for SNR 0 too.
+def snr_weight(snr: Tensor, options: LossOptions, prediction_type: PredictionType) -> Tensor:
+    """The product of all weights that are on; shape and dtype of `snr`, finite for SNR 0 too.
 
     `v_pred_like` λ adds to a noise error λ times the v error of the same x₀: a weight of 1 + λ·(SNR + 1) / SNR.
     """
-    weight = min_snr_weight(snr, rule.min_snr_gamma, prediction_type)
-    if rule.scale_v_like_noise:
+    weight = min_snr_weight(snr, options.min_snr_gamma, prediction_type)
+    if options.scale_v_like_noise:
         weight = weight * noise_like_weight(snr)
-    if rule.v_pred_like:
-        weight = weight * (1.0 + rule.v_pred_like / noise_like_weight(snr.clamp(min=_LEAST_SNR)))
-    if rule.is_debiased:
+    if options.v_pred_like:
+        weight = weight * (1.0 + options.v_pred_like / noise_like_weight(snr.clamp(min=_MIN_SNR)))
+    if options.is_debiased:
         weight = weight * debiased_weight(snr, prediction_type)
     return weight
 
 
-def sample_weights(prior: Tensor, snr: Tensor, rule: LossRule, prediction_type: PredictionType) -> Tensor:
-    """Each sample's whole weight, (B,) float64: prior loss weight (1 for training images) × SNR weights."""
-    return prior.double() * snr_weight(snr.double(), rule, prediction_type)
+def sample_weights(prior: Tensor, snr: Tensor, options: LossOptions, prediction_type: PredictionType) -> Tensor:
+    """Each sample's total weight, (B,) float64: prior loss weight (1 for training images) × SNR weights."""
+    return prior.double() * snr_weight(snr.double(), options, prediction_type)
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    """Sum over the micro-batch of each sample's loss times its weights' product, 0-d.
+    """The sum over the micro-batch of each sample's loss times its weight, 0-d.
 
     Divide by the samples of the whole optimiser step: several micro-batches then equal one large batch.
     """

@@ -1,8 +1,8 @@
 """Every random draw of a training sample, as a function of (seed, draw) alone.
 
-`draw` is the sample's number within the whole run. Each sample has private generators on the processor,
-so its noise is the same on every device, in every batch, after every pause and in a resumed run. Each purpose
-has a generator of its own too: switching one option on leaves the draws of all others as they are.
+`draw` is the sample's number within the whole run. Each sample has its own generators on the processor, so its noise is
+the same on every device, in every batch, after every pause and in a resumed run. Each purpose has its own generator
+too, so turning one option on leaves the draws of all others unchanged.
 
 C: latent channels; h, w: the latent's height and width; T: timesteps of the schedule.
 """
@@ -20,8 +20,8 @@ from lib_lora_train.core.seeding import random_for, seed_for
 
 
 @dataclass(frozen=True)
-class NoiseRule:
-    """What is added to standard normal noise; by default nothing."""
+class NoiseOptions:
+    """What is added to standard normal noise; nothing by default."""
 
     offset: float = 0.0
     offset_is_random: bool = False
@@ -33,7 +33,7 @@ class NoiseRule:
 
 
 @dataclass(frozen=True)
-class TimestepRule:
+class TimestepOptions:
     """Timesteps from `first` to below `end`, drawn by `sampling`: uniform, or sigmoid(mean + scale·normal)."""
 
     end: int
@@ -43,9 +43,9 @@ class TimestepRule:
     sigmoid_mean: float = 0.0
 
 
-def noise_rule(config: TrainConfig) -> NoiseRule:
-    """The noise that the settings describe."""
-    return NoiseRule(
+def noise_options(config: TrainConfig) -> NoiseOptions:
+    """The noise options from the settings."""
+    return NoiseOptions(
         offset=config.noise_offset,
         offset_is_random=config.noise_offset_random_strength,
         adaptive_scale=config.adaptive_noise_scale,
@@ -56,9 +56,9 @@ def noise_rule(config: TrainConfig) -> NoiseRule:
     )
 
 
-def timestep_rule(config: TrainConfig, timesteps: int) -> TimestepRule:
-    """The timesteps that the settings describe, for a schedule of T = `timesteps`."""
-    return TimestepRule(
+def timestep_options(config: TrainConfig, timesteps: int) -> TimestepOptions:
+    """The timestep options from the settings, for a schedule of T = `timesteps`."""
+    return TimestepOptions(
         end=min(config.max_timestep, timesteps),
         first=config.min_timestep,
         sampling=config.timestep_sampling,
@@ -68,49 +68,49 @@ def timestep_rule(config: TrainConfig, timesteps: int) -> TimestepRule:
 
 
 def draw_posterior(seed: int, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal (C, h, w) float32, with which the latent is drawn from the VAE's posterior."""
+    """Standard normal (C, h, w) float32 that draws the latent from the VAE's posterior."""
     return _normal(shape, seed, "posterior", draw)
 
 
-def draw_noise(seed: int, draw: int, latent: Tensor, rule: NoiseRule) -> Tensor:
-    """The noise to be predicted for a `latent` (C, h, w): standard normal, float32, with what the rule adds."""
+def draw_noise(seed: int, draw: int, latent: Tensor, options: NoiseOptions) -> Tensor:
+    """The noise to predict for a `latent` (C, h, w): standard normal, float32, plus what the options add."""
     shape = tuple(latent.shape)
     noise = _normal(shape, seed, "noise", draw)
-    if rule.offset or rule.adaptive_scale:
-        noise += offset_strength(seed, draw, latent, rule) * _normal((shape[0], 1, 1), seed, "noise offset", draw)
-    return _with_multires(noise, seed, draw, rule) if rule.multires_iterations else noise
+    if options.offset or options.adaptive_scale:
+        noise += offset_strength(seed, draw, latent, options) * _normal((shape[0], 1, 1), seed, "noise offset", draw)
+    return _with_multires(noise, seed, draw, options) if options.multires_iterations else noise
 
 
-def offset_strength(seed: int, draw: int, latent: Tensor, rule: NoiseRule) -> float | Tensor:
-    """What each channel's normal number is multiplied by: max(0, offset + scale·|mean of the channel|).
+def offset_strength(seed: int, draw: int, latent: Tensor, options: NoiseOptions) -> float | Tensor:
+    """The factor of each channel's normal number: max(0, offset + scale·|mean of the channel|).
 
     Guttenberg 2023, "Diffusion with Offset Noise". A random strength is offset·U(0, 1), drawn for each sample
-    (sd-scripts: for each batch), before the adaptive part is added. A number, or (C, 1, 1) where it is adaptive.
+    (sd-scripts: for each batch), before the adaptive part is added. A float, or (C, 1, 1) if adaptive.
     """
-    strength = rule.offset
-    if rule.offset_is_random:
+    strength = options.offset
+    if options.offset_is_random:
         strength *= random_for(seed, "noise offset strength", draw).random()
-    if not rule.adaptive_scale:
+    if not options.adaptive_scale:
         return strength
-    return (strength + rule.adaptive_scale * latent.mean(dim=(1, 2), keepdim=True).abs()).clamp(min=0.0)
+    return (strength + options.adaptive_scale * latent.mean(dim=(1, 2), keepdim=True).abs()).clamp(min=0.0)
 
 
-def _with_multires(noise: Tensor, seed: int, draw: int, rule: NoiseRule) -> Tensor:
-    """Σ of `noise` and discountⁱ × coarser and coarser noise, enlarged to (C, h, w), at standard deviation 1.
+def _with_multires(noise: Tensor, seed: int, draw: int, options: NoiseOptions) -> Tensor:
+    """`noise` + Σ discountⁱ × ever coarser noise, enlarged to (C, h, w) and scaled to standard deviation 1.
 
-    Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". The deviation is the sample's own
-    (sd-scripts: the batch's), so that a sample does not depend on its neighbours.
+    Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". The deviation is that of
+    the sample (sd-scripts: of the batch), so that a sample does not depend on its neighbours.
     """
     channels, height, width = noise.shape
-    for level, size in enumerate(_multires_sizes(seed, draw, height, width, rule.multires_iterations)):
+    for level, size in enumerate(_multires_sizes(seed, draw, height, width, options.multires_iterations)):
         coarse = _normal((1, channels, *size), seed, "multires noise", draw, level)
         large = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-        noise = noise + rule.multires_discount**level * large[0]
+        noise = noise + options.multires_discount**level * large[0]
     return noise / noise.std()
 
 
 def _multires_sizes(seed: int, draw: int, height: int, width: int, iterations: int) -> list[tuple[int, int]]:
-    """Height and width of each level: sides / rⁱ, r uniform in [2, 4); no more levels after one with a side of 1."""
+    """Height and width of each level: sides / rⁱ, r uniform in [2, 4); stops after a level with a side of 1."""
     sizes: list[tuple[int, int]] = []
     for level in range(iterations):
         shrink = random_for(seed, "multires shrink", draw, level).uniform(2.0, 4.0) ** level
@@ -120,27 +120,27 @@ def _multires_sizes(seed: int, draw: int, height: int, width: int, iterations: i
     return sizes
 
 
-def draw_input_noise(seed: int, draw: int, noise: Tensor, rule: NoiseRule) -> Tensor:
-    """The noise that the latent is mixed with: `noise` + γ·normal, while `noise` stays what is to be predicted.
+def draw_input_noise(seed: int, draw: int, noise: Tensor, options: NoiseOptions) -> Tensor:
+    """The noise to mix into the latent: `noise` + γ·normal, while `noise` remains what is to be predicted.
 
     Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models", algorithm 1; a random
     strength is γ·U(0, 1) for each sample. `noise` itself for γ = 0.
     """
-    gamma = rule.input_gamma
+    gamma = options.input_gamma
     if not gamma:
         return noise
-    if rule.input_gamma_is_random:
+    if options.input_gamma_is_random:
         gamma *= random_for(seed, "input perturbation strength", draw).random()
     return noise + gamma * _normal(tuple(noise.shape), seed, "input perturbation", draw)
 
 
-def draw_timestep(seed: int, draw: int, rule: TimestepRule) -> int:
+def draw_timestep(seed: int, draw: int, options: TimestepOptions) -> int:
     """A timestep in [first, end): uniform, or logit-normal (Esser et al. 2024, section 3.1), scaled to the range."""
     random = random_for(seed, "timestep", draw)
-    if rule.sampling == "uniform":
-        return random.randrange(rule.first, rule.end)
-    share = 1.0 / (1.0 + math.exp(-(rule.sigmoid_mean + rule.sigmoid_scale * random.gauss(0.0, 1.0))))
-    return min(rule.first + int(share * (rule.end - rule.first)), rule.end - 1)
+    if options.sampling == "uniform":
+        return random.randrange(options.first, options.end)
+    fraction = 1.0 / (1.0 + math.exp(-(options.sigmoid_mean + options.sigmoid_scale * random.gauss(0.0, 1.0))))
+    return min(options.first + int(fraction * (options.end - options.first)), options.end - 1)
 
 
 def _normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""When the graphics card's memory does not suffice: what saves some, and in which order it is tried."""
+"""What to do when the graphics card's memory runs out: what saves memory, and in which order it is tried."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lib_lora_train.dataset.plan import MicroBatch
 
 @dataclass(frozen=True)
 class OomFallback:
-    """What saves memory beyond the settings: checkpointing, and micro-batches cut into `split` parts.
+    """What saves memory beyond the settings: gradient checkpointing, and micro-batches cut into `split` parts.
 
-    Neither changes what is learnt: activations are computed again to the same numbers, and a step's gradient is the sum
+    Neither changes what is learnt: activations are recomputed to the same numbers, and a step's gradient is the sum
     over its samples however they are grouped, up to the order of rounding.
     """
 
@@ -23,49 +23,49 @@ class OomFallback:
     split: int = 1
 
 
-def more_relief(relief: OomFallback, config: TrainConfig) -> OomFallback | None:
-    """The next thing to try after memory ran out; None if nothing is left."""
-    if not (relief.checkpointing or config.gradient_checkpointing):
-        return replace(relief, checkpointing=True)
-    if relief.split < config.batch_size:
-        return replace(relief, split=relief.split * 2)
+def next_fallback(fallback: OomFallback, config: TrainConfig) -> OomFallback | None:
+    """What to try next after memory ran out; None if nothing is left."""
+    if not (fallback.checkpointing or config.gradient_checkpointing):
+        return replace(fallback, checkpointing=True)
+    if fallback.split < config.batch_size:
+        return replace(fallback, split=fallback.split * 2)
     return None
 
 
-def describe_relief(relief: OomFallback, config: TrainConfig) -> str:
-    """What is done from now on, for people."""
-    if relief.split == 1:
-        return "gradient checkpointing is used from here on: slower, and the same result"
-    size = -(-config.batch_size // relief.split)
-    return f"batches are computed {size} image{'s' if size > 1 else ''} at a time from here on, with the same effect"
+def describe_fallback(fallback: OomFallback, config: TrainConfig) -> str:
+    """What changes from now on, to complete a sentence."""
+    if fallback.split == 1:
+        return "gradient checkpointing is on from here: slower, with the same result"
+    size = -(-config.batch_size // fallback.split)
+    return f"from here batches are computed {size} image{'s' if size > 1 else ''} at a time, with the same result"
 
 
-def parted(step: Sequence[MicroBatch], split: int) -> list[MicroBatch]:
+def split_micro_batches(step: Sequence[MicroBatch], split: int) -> list[MicroBatch]:
     """The step's micro-batches, each cut into up to `split` parts of nearly equal size."""
     parts = []
     for batch in step:
         size = max(1, -(-len(batch.items) // split))
         for start in range(0, len(batch.items), size):
-            here = slice(start, start + size)
-            parts.append(replace(batch, items=batch.items[here], draws=batch.draws[here]))
+            part = slice(start, start + size)
+            parts.append(replace(batch, items=batch.items[part], draws=batch.draws[part]))
     return parts
 
 
-def out_of_memory(step: int, config: TrainConfig) -> str:
-    """The reason and the advice when nothing helped."""
-    advice = (
-        "lower the resolution, train fewer parts (train_text_encoder off), take an optimizer with small states "
-        "(Adafactor, AdamW8bit), or close other programs on the card"
+def out_of_memory_message(step: int, config: TrainConfig) -> str:
+    """Why the run ends and what to do, when nothing helped."""
+    tried = "gradient checkpointing and single images" if config.batch_size > 1 else "gradient checkpointing"
+    return (
+        f"Step {step}: the graphics card's memory is full, even with {tried}. Lower the resolution, train fewer parts "
+        "(train_text_encoder off), choose an optimiser with small states (Adafactor, AdamW8bit), or close other "
+        "programs on the card."
     )
-    tried = "checkpointing and single images" if config.batch_size > 1 else "checkpointing"
-    return f"Step {step}: the graphics card's memory is full, with {tried} too. Try this: {advice}."
 
 
 @contextmanager
-def checkpointing(unet: Any, on: bool) -> Iterator[None]:
-    """Inside, the UNet keeps block inputs only and computes the rest again in the backward pass (non-reentrant).
+def gradient_checkpointing(unet: Any, on: bool) -> Iterator[None]:
+    """Inside, the UNet keeps only its blocks' inputs and recomputes the rest in the backward pass (non-reentrant).
 
-    Some diffusers versions do that in training mode only; Stable Diffusion's UNet has no layer that minds.
+    Some diffusers versions do that in training mode only; no layer of Stable Diffusion's UNet depends on that mode.
     """
     if not on:
         yield

@@ -72,7 +72,7 @@ def make_optimizer(groups: Groups, rates: Mapping[str, float], *, config: TrainC
             parameter.requires_grad_(rates[name] > 0)
     live = {name: list(parameters) for name, parameters in groups.items() if rates[name] > 0}
     if not live:
-        raise _config_error("learning_rate", "is 0 for every part of the model. Set it above 0 for at least one.")
+        raise _error("learning_rate", "is 0 for every part of the model. Set it above 0 for at least one.")
     optimizer_class = _optimizer_class(config, OPTIMIZER_CATALOG[config.optimizer])
     arguments = _arguments(config, live)
 
@@ -205,12 +205,12 @@ class SharedDistanceOptimizer:
     def state(self) -> dict[str, Any]:
         return {
             "optimizer": self._optimizer.state_dict(),
-            "scaled": [scaled.detach() for scaled in self._scaled_copies()],
+            "scaled": [scaled.detach() for scaled in self._copies()],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
-        copies = self._scaled_copies()
+        copies = self._copies()
         given = state["scaled"]
         if len(given) != len(copies):  # older states hold the values of all groups
             given = [saved for saved, (p, scaled, _) in zip(given, self._pairs, strict=True) if scaled is not p]
@@ -218,7 +218,7 @@ class SharedDistanceOptimizer:
             for scaled, saved in zip(copies, given, strict=True):
                 scaled.copy_(saved)
 
-    def _scaled_copies(self) -> list[nn.Parameter]:
+    def _copies(self) -> list[nn.Parameter]:
         """The scaled copies; parameters at the highest rate have none."""
         return [scaled for parameter, scaled, _ in self._pairs if scaled is not parameter]
 
@@ -247,23 +247,21 @@ def _optimizer_class(config: TrainConfig, kind: OptimizerInfo) -> Any:
     except ImportError as reason:
         package = kind.package or module
         text = f"{config.optimizer} needs the package {package} ({reason}). Install it: pip install {package}"
-        raise _config_error("optimizer", f"{text}, or choose AdamW.") from None
+        raise _error("optimizer", f"{text}, or choose AdamW.") from None
 
 
 def _custom_class(name: str) -> Any:
     """The class that `package.Class` names; only subclasses of torch.optim.Optimizer are accepted."""
     if not _CLASS_NAME.fullmatch(name):
-        raise _config_error("custom_optimizer", f"{name!r} does not have the form package.Class.")
+        raise _error("custom_optimizer", f"{name!r} does not have the form package.Class.")
     module, _, last = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError) as reason:
         text = f"{name} was not found ({reason}). Install its package with pip or correct the name."
-        raise _config_error("custom_optimizer", text) from None
+        raise _error("custom_optimizer", text) from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise _config_error(
-            "custom_optimizer", f"{name} is not a PyTorch optimiser (a subclass of torch.optim.Optimizer)."
-        )
+        raise _error("custom_optimizer", f"{name} is not a subclass of torch.optim.Optimizer.")
     return found
 
 
@@ -274,15 +272,13 @@ def _create(optimizer_class: Any, params: list[dict[str, Any]], arguments: Mappi
     unknown = [] if accepts_any else [name for name in arguments if name not in known]
     if unknown:
         message = f"{optimizer_class.__name__} has no argument {', '.join(unknown)}. It has {', '.join(known)}."
-        raise _config_error("optimizer_args", message)
+        raise _error("optimizer_args", message)
     try:
         optimizer: torch.optim.Optimizer = optimizer_class(params, lr=params[0]["lr"], **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as reason:
-        raise _config_error(
-            "optimizer_args", f"{optimizer_class.__name__} rejects these arguments: {reason}"
-        ) from reason
+        raise _error("optimizer_args", f"{optimizer_class.__name__} rejects these arguments: {reason}") from reason
     return optimizer
 
 
-def _config_error(where: str, message: str) -> ConfigError:
+def _error(where: str, message: str) -> ConfigError:
     return ConfigError([Problem("error", where, message)])

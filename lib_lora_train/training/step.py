@@ -17,7 +17,7 @@ from lib_lora_train.dataset.plan import MicroBatch, Plan
 from lib_lora_train.dataset.sample_captions import caption_for_draw
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
-from lib_lora_train.models.noise_schedule import add_noise, snr, prediction_target
+from lib_lora_train.models.noise_schedule import add_noise, prediction_target, snr
 from lib_lora_train.models.text_encoding import TextCondition, size_condition
 from lib_lora_train.training.loss import LossOptions, huber_bound, sample_errors, sample_weights, weighted_sum
 from lib_lora_train.training.noise import (
@@ -32,11 +32,11 @@ from lib_lora_train.training.noise import (
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch, drawn: everything the forward pass needs but the text encoders' output.
+    """A micro-batch with its random draws: everything the forward pass needs but the text encoders' output.
 
-    `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which the latents
-    are mixed with: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior` (B,) float64, the
-    prior loss weights, on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32 where any sample
+    `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which is mixed
+    into the latents: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior_weights` (B,) float64
+    on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32 where any sample
     has one.
     """
 
@@ -44,7 +44,7 @@ class Batch:
     noise: Tensor
     input_noise: Tensor
     timesteps: Tensor
-    prior: Tensor
+    prior_weights: Tensor
     sizes: Tensor
     captions: tuple[str, ...]
     masks: Tensor | None = None
@@ -53,7 +53,7 @@ class Batch:
 def draw_batch(
     micro_batch: MicroBatch, plan: Plan, latents: LatentCache, *, config: TrainConfig, model: DiffusionModel
 ) -> Batch | None:
-    """The micro-batch with all its randomness; None if none of its images could be encoded."""
+    """The micro-batch with its random draws; None if none of its images could be encoded."""
     pairs = [(item, draw) for item, draw in zip(micro_batch.items, micro_batch.draws, strict=True) if item in latents]
     if not pairs:
         return None
@@ -62,7 +62,7 @@ def draw_batch(
         _draw_sample(latents, view, draw, config=config, model=model)
         for view, (_, draw) in zip(views, pairs, strict=True)
     ]
-    items = [item for item, _ in pairs]
+    prior_weights = [config.prior_loss_weight if plan.is_regularisation(item) else 1.0 for item, _ in pairs]
     noise = to_device(torch.stack([sample.noise for sample in samples]), model.device)
     perturbed = torch.stack([sample.input_noise for sample in samples]) if config.ip_noise_gamma else None
     return Batch(
@@ -70,7 +70,7 @@ def draw_batch(
         noise=noise,
         input_noise=noise if perturbed is None else to_device(perturbed, model.device),
         timesteps=torch.tensor([sample.timestep for sample in samples]),
-        prior=torch.tensor([config.prior_loss_weight if plan.is_regularisation(i) else 1.0 for i in items]).double(),
+        prior_weights=torch.tensor(prior_weights).double(),
         sizes=to_device(size_conditions(plan, views), model.device),
         captions=tuple(caption_for_draw(plan, item, draw, config) for item, draw in pairs),
         masks=_masks(samples, model),
@@ -84,7 +84,7 @@ def draw_view(plan: Plan, latents: LatentCache, item: int, draw: int, seed: int)
 
 
 def _masks(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor | None:
-    """(B, 1, h, w), ones for samples without a mask; None where no sample has one."""
+    """(B, 1, h, w), ones for samples without a mask; None if no sample has one."""
     if all(sample.mask is None for sample in samples):
         return None
     masks = [torch.ones(sample.latent.shape[1:]) if sample.mask is None else sample.mask for sample in samples]
@@ -93,7 +93,7 @@ def _masks(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """One sample's draws: `latent`, `noise` to be predicted and `input_noise`, (C, h, w) float32; `mask` (h, w)."""
+    """One sample: `latent`, the `noise` to predict and `input_noise`, (C, h, w) float32; `mask` (h, w)."""
 
     latent: Tensor
     noise: Tensor
@@ -103,23 +103,23 @@ class _Sample:
 
 
 def _draw_sample(latents: LatentCache, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
-    posterior, seed, rule = latents[view], config.seed, noise_options(config)
-    latent = posterior.draw(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
-    noise = draw_noise(seed, draw, latent, rule)
+    posterior, seed, options = latents[view], config.seed, noise_options(config)
+    latent = posterior.sample(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
+    noise = draw_noise(seed, draw, latent, options)
     return _Sample(
         latent=latent,
         noise=noise,
-        input_noise=draw_input_noise(seed, draw, noise, rule),
+        input_noise=draw_input_noise(seed, draw, noise, options),
         timestep=draw_timestep(seed, draw, timestep_options(config, len(model.schedule))),
         mask=posterior.mask,
     )
 
 
 def size_conditions(plan: Plan, views: Sequence[int]) -> Tensor:
-    """SDXL's size conditioning (B, 6) from the crop actually made, for views of the plan by their numbers.
+    """SDXL's size conditioning (B, 6) from the actual crops, for views of the plan by their numbers.
 
-    The image's own size, the crop's top left corner in the resized (and mirrored, where it is) image, and the
-    bucket, each height (or top) first (Podell et al. 2023, section 2.2).
+    The image's original size, the crop's top left corner in the resized (and perhaps mirrored) image, and the bucket,
+    each with height (or top) first (Podell et al. 2023, section 2.2).
     """
     shown = [plan.all_views[view] for view in views]
     images = [plan.dataset.items[view.item].image for view in shown]
@@ -132,7 +132,7 @@ def size_conditions(plan: Plan, views: Sequence[int]) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, without waiting for what the device is at: a pageable copy would."""
+    """The tensor on `device`, without waiting for the device's pending work, as a pageable copy would."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -141,27 +141,27 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def predict(
     model: DiffusionModel, noisy: Tensor, timesteps: Tensor, condition: TextCondition, sizes: Tensor | None = None
 ) -> Tensor:
-    """The UNet's answer (B, C, h, w) to noisy latents of any float dtype; `sizes` (B, 6) is needed for SDXL only."""
+    """The UNet's prediction (B, C, h, w) for noisy latents of any float dtype; `sizes` (B, 6) is for SDXL only."""
     added = None
     if condition.pooled is not None:
         assert sizes is not None, "SDXL needs the size conditioning"
         added = {"text_embeds": condition.pooled, "time_ids": sizes.to(model.device)}
-    answer: Tensor = model.unet(
+    prediction: Tensor = model.unet(
         noisy.to(model.dtype),
         timesteps.to(model.device, non_blocking=True),
         encoder_hidden_states=condition.hidden,
         added_cond_kwargs=added,
     ).sample
-    return answer
+    return prediction
 
 
-def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, rule: LossOptions) -> Tensor:
-    """Sum of the samples' weighted losses, 0-d float32, with gradients."""
+def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, options: LossOptions) -> Tensor:
+    """The sum of the samples' weighted losses, 0-d float32, with gradients."""
     schedule = model.schedule
     noisy = add_noise(schedule, batch.latents, batch.input_noise, batch.timesteps)
-    wanted = prediction_target(schedule, batch.latents, batch.noise, batch.timesteps)
-    answer = predict(model, noisy, batch.timesteps, condition, batch.sizes)
+    target = prediction_target(schedule, batch.latents, batch.noise, batch.timesteps)
+    prediction = predict(model, noisy, batch.timesteps, condition, batch.sizes)
     ratios = snr(schedule, batch.timesteps)
-    bound = huber_bound(rule, ratios, batch.timesteps.double() / len(schedule))
-    weights = sample_weights(batch.prior, ratios, rule, schedule.prediction_type)
-    return weighted_sum(sample_errors(answer, wanted, rule.loss_type, bound, masks=batch.masks), weights)
+    bound = huber_bound(options, ratios, batch.timesteps.double() / len(schedule))
+    weights = sample_weights(batch.prior_weights, ratios, options, schedule.prediction_type)
+    return weighted_sum(sample_errors(prediction, target, options.loss_type, bound, masks=batch.masks), weights)

@@ -1,6 +1,6 @@
-"""Everything needed to go on with a run as if it had never been interrupted, as one value and one file.
+"""Everything needed to resume a run as if it had never been interrupted, as one value and one file.
 
-Randomness needs no place here: every draw is a function of the seed and of counters that follow from `step`.
+Random generators have no state to save: every draw is a function of the seed and of counters that follow from `step`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lib_lora_train.core.errors import ConfigError, OutputError, Problem, Traini
 from lib_lora_train.dataset.plan import Plan
 
 _FORMAT = "lora-train-state-1"
-# What may differ when a run goes on: output and samples, how memory is used, and the length, so that a finished run
-# can be extended. Data folders may move: the fingerprint judges their contents.
-_FREE_GROUPS = ("output", "samples")
-_FREE = frozenset(
+# What may change when a run is resumed: output and samples, how memory is used, and the length, so that a finished run
+# can be extended. Folders may move: the fingerprint covers their contents.
+_CHANGEABLE_GROUPS = ("output", "samples")
+_CHANGEABLE = frozenset(
     (
         *("concepts", "checkpoint", "vae", "cache_to_disk", "caption_extension", "gradient_checkpointing"),
         *("epochs", "max_steps"),
-        *(parameter.name for parameter in parameters_of(TrainConfig) if parameter.group in _FREE_GROUPS),
+        *(parameter.name for parameter in parameters_of(TrainConfig) if parameter.group in _CHANGEABLE_GROUPS),
     )
 )
-_PLAIN = Concept()
+_DEFAULT_CONCEPT = Concept()
 _OWN_CAPTIONS = (
     "own_shuffle",
     "own_keep_tokens",
@@ -48,9 +48,9 @@ _OWN_CAPTIONS = (
 class TrainState:
     """A run after `step` optimiser steps; tensors are copies on the processor.
 
-    `parameters`: group → its flat tensors; `optimizer`: what the optimiser remembers; `loss_scale`: float16's;
-    `epoch_losses`: (sum, count) over the steps of the epoch under way; `average`: the running mean of the parameters,
-    in the order of `parameters`, empty where none is kept.
+    `parameters`: group → its flat tensors; `optimizer`: the optimiser's state; `loss_scale`: float16's;
+    `epoch_losses`: (sum, count) over the steps of the current epoch; `average`: the EMA of the parameters, in the order
+    of `parameters`, empty without one.
     """
 
     step: int
@@ -64,7 +64,7 @@ class TrainState:
 
 
 def copy_to_cpu(tree: Any) -> Any:
-    """The same nest of dicts, lists and tuples with every tensor copy_to_cpu to the processor."""
+    """The same nested dicts, lists and tuples with every tensor copied to the processor."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, Mapping):
@@ -75,7 +75,7 @@ def copy_to_cpu(tree: Any) -> Any:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """sha256 (hex) over all that decides which samples are drawn: images, captions, crops, repeats, batches."""
+    """sha256 (hex) of everything that determines the samples: images, captions, crops, repeats, batches."""
     items = [
         [
             item.image.content_hash,
@@ -89,59 +89,63 @@ def plan_fingerprint(plan: Plan) -> str:
         ]
         for number, item in enumerate(plan.dataset.items)
     ]
-    places = [asdict(view) for view in plan.all_views]
-    parts = [items, places, list(plan.repeats), plan.batch_size, plan.accumulation]
+    views = [asdict(view) for view in plan.all_views]
+    parts = [items, views, list(plan.repeats), plan.batch_size, plan.accumulation]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _own_captions(concept: Concept) -> list[tuple[str, Any]]:
-    """The caption settings that the folder has of its own; none, so that states from before there were any still go."""
-    return [(name, getattr(concept, name)) for name in _OWN_CAPTIONS if getattr(concept, name) != getattr(_PLAIN, name)]
+    """The folder's own caption settings that are set; empty by default, as in older versions' states."""
+    return [
+        (name, getattr(concept, name))
+        for name in _OWN_CAPTIONS
+        if getattr(concept, name) != getattr(_DEFAULT_CONCEPT, name)
+    ]
 
 
 def require_same_run(state: TrainState, config: TrainConfig, plan: Plan) -> None:
-    """ConfigError, naming every difference, if going on from `state` would not be the same run."""
+    """ConfigError, naming every difference, if resuming from `state` would not be the same run."""
     now = config_values(config)
-    was = config_values(TrainConfig()) | dict(state.config)  # a setting that the state does not know was its default
-    message = "was {} when this run was interrupted and is {} now. Set it back, or start a new run."
+    was = config_values(TrainConfig()) | dict(state.config)  # a setting newer than the state had its default
+    message = "was {} when this run was interrupted and is now {}. Set it back, or start a new run."
     problems = [
         Problem("error", name, message.format(was[name], now[name]))
         for name in now
-        if name not in _FREE and was[name] != now[name]
+        if name not in _CHANGEABLE and was[name] != now[name]
     ]
     if state.fingerprint != plan_fingerprint(plan):
-        text = "images, captions, repeats or batches are not those of the interrupted run. Start a new run."
+        text = "images, captions, repeats or batches have changed since the interruption. Start a new run."
         problems.append(Problem("error", "concepts", text))
     if problems:
         raise ConfigError(problems)
 
 
 def write_state(path: Path, state: TrainState) -> None:
-    """Write a file that is either complete or the previous one; OutputError if that fails."""
+    """Write the file completely or leave the previous one in place; OutputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write.replacing(path) as place, place.open("wb") as file:
             torch.save({"format": _FORMAT, **_fields(state)}, file)
     except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
         raise OutputError(
-            f"{path}: the training state cannot be written ({reason}). Free some space there."
+            f"{path}: the training state cannot be written ({reason}). Free some disk space there."
         ) from reason
 
 
 def load_state(path: Path) -> TrainState:
-    """The state in a file of `write_state`; TrainingError if it is missing, damaged or of another version."""
-    advice = "Choose another state, or start the run anew."
+    """The state in a file from `write_state`; TrainingError if it is missing, damaged or from another version."""
+    advice = "Choose another state, or start a new run."
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise TrainingError(f"{path}: there is no such training state. {advice}") from None
+        raise TrainingError(f"{path}: this training state does not exist. {advice}") from None
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as reason:
         raise TrainingError(f"{path}: the training state is damaged. {advice}") from reason
     if not isinstance(saved, dict) or saved.pop("format", None) != _FORMAT:
-        raise TrainingError(f"{path}: this is no training state of this version. {advice}")
+        raise TrainingError(f"{path}: not a training state of this version. {advice}")
     return TrainState(**saved)
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-    """As `dataclasses.asdict`, without its deep copies."""
+    """`dataclasses.asdict` without its deep copies."""
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}

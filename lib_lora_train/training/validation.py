@@ -1,7 +1,7 @@
-"""The loss on images kept from training, measured with the same noise after every epoch.
+"""The validation loss: on images held out from training, with the same noise after every epoch.
 
-The training loss jumps, since each step draws new noise and timesteps, and falls on while a LoRA only memorises. This
-one moves for one reason, the adapter, and on images that the adapter has not seen: where it begins to rise, more
+The training loss is noisy, since each step draws new noise and timesteps, and keeps falling while a LoRA only
+memorises. This one changes only with the adapter, and is taken on images that it has not seen: once it rises, more
 training only memorises.
 """
 
@@ -24,14 +24,14 @@ from lib_lora_train.training.loss import sample_errors
 from lib_lora_train.training.step import predict, size_conditions
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
 
-MOST_IMAGES = 40
-"""Beyond these more images would change the mean little and take long."""
+MAX_IMAGES = 40
+"""More images would hardly change the mean and take long."""
 
 
 class Validation:
-    """Mean squared error over images × `TIMESTEPS`, unweighted; where an image has a mask, within it.
+    """Mean squared error over images × `TIMESTEPS`, unweighted; inside the mask where an image has one.
 
-    `plan` is the plan of the images kept from training and `latents` their posteriors, of which the mean is taken.
+    `plan` is that of the held-out images and `latents` their posteriors, of which the mean is used.
     """
 
     def __init__(self, plan: Plan, latents: LatentCache, config: TrainConfig) -> None:
@@ -42,7 +42,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, model: DiffusionModel, yield_lease: Callable[[], None]) -> float:
-        """The loss of the model as it is now, adapter and all; between two batches it lets others yield_lease."""
+        """The loss of the model with its adapter in their current state; calls `yield_lease` between batches."""
         errors: list[float] = []
         for samples in self._batches():
             errors += self._errors(model, samples).tolist()
@@ -50,11 +50,11 @@ class Validation:
         return sum(errors) / len(errors)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(item, timestep) of one size together, as many as a training batch has."""
+        """Batches of (item, timestep) of one size, as large as in training."""
         items = [item for item in range(len(self._plan.dataset.items)) if item in self._latents]
-        every = -(-len(items) // MOST_IMAGES)
+        stride = -(-len(items) // MAX_IMAGES)
         sizes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for item in items[::every]:
+        for item in items[::stride]:
             samples = sizes.setdefault(tuple(self._latents[item].mean.shape), [])
             samples += [(item, timestep) for timestep in TIMESTEPS]
         for samples in sizes.values():
@@ -64,18 +64,19 @@ class Validation:
     def _errors(self, model: DiffusionModel, samples: list[tuple[int, int]]) -> Tensor:
         """The error of each sample, (B,)."""
         items = [item for item, _ in samples]
-        found = [self._latents[item] for item in items]
-        clean = torch.stack([posterior.mean * model.spec.scale_factor for posterior in found]).to(model.device)
+        posteriors = [self._latents[item] for item in items]
+        clean = torch.stack([posterior.mean * model.spec.scale_factor for posterior in posteriors]).to(model.device)
         noise = torch.stack([self._noise(sample, clean.shape[1:]) for sample in samples]).to(model.device)
         timesteps = torch.tensor([timestep for _, timestep in samples])
-        condition = self._conditions.of(model, [fixed_caption_for(self._plan, item, self._config) for item in items])
+        captions = [fixed_caption_for(self._plan, item, self._config) for item in items]
+        condition = self._conditions.encode(model, captions)
         noisy = add_noise(model.schedule, clean, noise, timesteps)
-        answer = predict(model, noisy, timesteps, condition, size_conditions(self._plan, items))
-        masks = [torch.ones_like(one.mean[0]) if one.mask is None else one.mask for one in found]
-        wanted = prediction_target(model.schedule, clean, noise, timesteps)
-        return sample_errors(answer, wanted, masks=torch.stack(masks)[:, None])
+        prediction = predict(model, noisy, timesteps, condition, size_conditions(self._plan, items))
+        masks = [torch.ones_like(one.mean[0]) if one.mask is None else one.mask for one in posteriors]
+        target = prediction_target(model.schedule, clean, noise, timesteps)
+        return sample_errors(prediction, target, masks=torch.stack(masks)[:, None])
 
     def _noise(self, sample: tuple[int, int], shape: torch.Size) -> Tensor:
-        """Standard normal, (C, h, w) float32, a function of the seed, the image's place and the timestep."""
+        """Standard normal, (C, h, w) float32, a function of the seed, the image's number and the timestep."""
         generator = torch.Generator().manual_seed(seed_for(self._config.seed, "validation noise", *sample))
         return torch.randn(shape, generator=generator)

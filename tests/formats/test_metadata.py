@@ -62,7 +62,7 @@ def a_plan(batch_size: int = 2) -> Plan:
             an_item(1, "a dog", 500, 500),
             an_item(2, "", 512, 512),
         ),
-        skipped=(),
+        problems=(),
     )
     square, wide = Placement(512, 512, 0, 0, 512, 512), Placement(576, 461, 0, 6, 576, 448)
     return Plan(
@@ -79,9 +79,9 @@ def a_plan(batch_size: int = 2) -> Plan:
     )
 
 
-def a_model(family: str = "sd1", prediction: str = "epsilon", dtype: torch.dtype = torch.float32) -> Any:
+def a_model(architecture: str = "sd1", prediction: str = "epsilon", dtype: torch.dtype = torch.float32) -> Any:
     return SimpleNamespace(
-        spec=SimpleNamespace(family=family, prediction_type=prediction, zero_terminal_snr=False),
+        spec=SimpleNamespace(architecture=architecture, prediction_type=prediction, zero_terminal_snr=False),
         name="base",
         path=Path("models") / "base.safetensors",
         file_hash="ab" * 32,
@@ -100,7 +100,7 @@ def test_all_values_are_text_and_all_kohya_keys_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "prediction", "version", "architecture", "is_v2"),
+    ("model", "prediction", "version", "architecture", "is_v2"),
     [
         ("sd1", "epsilon", "sd_v1", "stable-diffusion-v1/lora", "False"),
         ("sd1", "v_prediction", "sd_v1_v", "stable-diffusion-v1/lora", "False"),
@@ -110,9 +110,9 @@ def test_all_values_are_text_and_all_kohya_keys_are_there() -> None:
     ],
 )
 def test_base_model_is_told_the_way_webuis_ask(
-    family: str, prediction: str, version: str, architecture: str, is_v2: str
+    model: str, prediction: str, version: str, architecture: str, is_v2: str
 ) -> None:
-    values = metadata(family=family, prediction=prediction)
+    values = metadata(architecture=model, prediction=prediction)
     assert values["ss_base_model_version"] == version
     assert values["modelspec.architecture"] == architecture
     assert values["ss_v2"] == is_v2

@@ -14,11 +14,11 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
-from lib_lora_train.models.architecture import Family, PredictionType
+from lib_lora_train.models.architecture import Architecture, PredictionType
 from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from lib_lora_train.sampling import sample
 from lib_lora_train.sampling.philox import PhiloxNoise
-from lib_lora_train.sampling.sample import draw_samples
+from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.sampling.samplers import (
     Levels,
@@ -156,15 +156,15 @@ def test_euler_ancestral_recovers_a_known_image() -> None:
 PROMPT = SamplePrompt("a cat", "", 64, 64, seed=1, steps=2, cfg=3.0)
 
 
-def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", family: Family = "sd1") -> list[bytes]:
+def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", architecture: Architecture = "sd1") -> list[bytes]:
     """The images' bytes."""
-    return [p.tobytes() for p in draw_samples(model(family), prompts, sampler=sampler, clip_skip=1)]
+    return [p.tobytes() for p in sample_images(model(architecture), prompts, sampler=sampler, clip_skip=1)]
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a"])
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_sampler_draws_on_every_family(family: Family, sampler: str) -> None:
-    (image,) = draw_samples(model(family), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_every_sampler_draws_on_every_family(architecture: Architecture, sampler: str) -> None:
+    (image,) = sample_images(model(architecture), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
     assert image.size == (96, 64)
     assert len(set(image.tobytes())) > 20  # neither NaN, which would be black, nor flat
 
@@ -172,14 +172,14 @@ def test_every_sampler_draws_on_every_family(family: Family, sampler: str) -> No
 def test_images_come_in_order_whatever_their_sizes() -> None:
     widths = [64, 128, 64, 96]
     prompts = [replace(PROMPT, width=width) for width in widths]
-    images = draw_samples(model(), prompts, sampler="Euler", clip_skip=1)
+    images = sample_images(model(), prompts, sampler="Euler", clip_skip=1)
     assert [image.width for image in images] == widths
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch() -> None:
-    alone = draw_samples(model(), [PROMPT], sampler="Euler a", clip_skip=1)[0]
+    alone = sample_images(model(), [PROMPT], sampler="Euler a", clip_skip=1)[0]
     crowd = [replace(PROMPT, prompt="a dog", seed=9), PROMPT, replace(PROMPT, cfg=1.0)]
-    among = draw_samples(model(), crowd, sampler="Euler a", clip_skip=1)[1]
+    among = sample_images(model(), crowd, sampler="Euler a", clip_skip=1)[1]
     difference = max(abs(a - b) for a, b in zip(alone.tobytes(), among.tobytes(), strict=True))
     assert difference <= 1  # a matrix product rounds differently in another batch size
 
@@ -192,7 +192,7 @@ def test_seed_prompt_negative_and_clip_skip_matter() -> None:
         replace(PROMPT, negative="grass"),
     ]
     assert len(set(pixels(variants))) == len(variants)
-    skipped = draw_samples(model(), [PROMPT], sampler="Euler a", clip_skip=2)[0].tobytes()
+    skipped = sample_images(model(), [PROMPT], sampler="Euler a", clip_skip=2)[0].tobytes()
     assert skipped != pixels([PROMPT])[0]
 
 
@@ -221,7 +221,7 @@ def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
     prompts = [replace(PROMPT, seed=seed) for seed in (3, 4)]
-    draw_samples(model("sd1"), prompts, sampler="Euler a", clip_skip=1, habits=SamplerOptions("philox"))
+    sample_images(model("sd1"), prompts, sampler="Euler a", clip_skip=1, sampler_options=SamplerOptions("philox"))
     noises = [PhiloxNoise(3), PhiloxNoise(4)]
     shape = (4, PROMPT.height // 8, PROMPT.width // 8)
     for drawn in seen:
@@ -247,15 +247,15 @@ def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatc
         return [torch.randn(shape, generator=generator) for _ in range(2)]
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
-    habits = SamplerOptions(source, later_seed=31337)
-    draw_samples(model(), [replace(PROMPT, seed=3)], sampler="Euler a", clip_skip=1, habits=habits)
+    sampler_options = SamplerOptions(source, eta_noise_seed_delta=31337)
+    sample_images(model(), [replace(PROMPT, seed=3)], sampler="Euler a", clip_skip=1, sampler_options=sampler_options)
     for ours, theirs in zip(drawn, [noises(3)[0], *noises(3 + 31337)], strict=True):
         # σ is multiplied and divided away again: one rounding each
         torch.testing.assert_close(ours[0], theirs, rtol=2**-22, atol=0)
 
 
 def test_whole_timesteps_are_the_nearest_of_the_schedules_sigmas() -> None:
-    """What the Forge family does: argmin |log σ − log σₜ| over all timesteps t."""
+    """What the Forge architecture does: argmin |log σ − log σₜ| over all timesteps t."""
     schedule = scaled_linear_schedule("epsilon")
     levels = sigma_levels(schedule, 8)
     table = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
@@ -274,7 +274,9 @@ def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: 
     monkeypatch.setattr(sample, "predict", noted)
     prompts = [replace(PROMPT, steps=3)]
     for whole in (False, True):
-        draw_samples(model(), prompts, sampler="Euler", clip_skip=1, habits=SamplerOptions(has_whole_timesteps=whole))
+        sample_images(
+            model(), prompts, sampler="Euler", clip_skip=1, sampler_options=SamplerOptions(quantize_timesteps=whole)
+        )
     assert asked == [999.0, 499.5, 0.0, 999.0, 499.0, 0.0]
 
 
@@ -283,13 +285,15 @@ def test_the_first_steps_can_be_drawn_without_guidance() -> None:
     prompt = replace(PROMPT, negative="blurry", steps=3)
 
     def drawn(cfg: float = 3.0, share: float | None = None) -> bytes:
-        habits = SamplerOptions(unguided_share=share)
-        (image,) = draw_samples(model(), [replace(prompt, cfg=cfg)], sampler="Euler", clip_skip=1, habits=habits)
+        sampler_options = SamplerOptions(skip_early_cond=share)
+        (image,) = sample_images(
+            model(), [replace(prompt, cfg=cfg)], sampler="Euler", clip_skip=1, sampler_options=sampler_options
+        )
         return image.tobytes()
 
     assert len({drawn(), drawn(share=0.0), drawn(share=0.5)}) == 3
     assert drawn(cfg=2.999, share=1.0) == drawn(cfg=7.0, share=1.0)
-    assert [SamplerOptions(unguided_share=0.25).is_guided(step, 8) for step in range(4)] == [False] * 3 + [True]
+    assert [SamplerOptions(skip_early_cond=0.25).is_guided(step, 8) for step in range(4)] == [False] * 3 + [True]
     assert SamplerOptions().is_guided(0, 8)
 
 
@@ -326,7 +330,7 @@ def test_ddim_with_fresh_noise_equals_diffusers(steps: int) -> None:
 def test_progress_counts_every_step_once() -> None:
     seen: list[tuple[int, int]] = []
     prompts = [PROMPT, replace(PROMPT, width=128, steps=3)]
-    draw_samples(
+    sample_images(
         model(), prompts, sampler="Euler", clip_skip=1, on_progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(n, 5) for n in range(1, 6)]

@@ -15,7 +15,7 @@ from lib_lora_train.demo.demo import Gate, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
-from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, answers, drift, make_probe, probe_loss
+from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, drift, make_probe, probe_loss, probe_predictions
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def test_the_loss_is_the_mean_squared_distance_to_the_noise(model: DiffusionMode
     assert probe_loss(model, probe, torch.zeros_like(probe.noise)) == pytest.approx(1.0, abs=0.03)
 
 
-def test_answers_do_not_change_between_calls(model: DiffusionModel, probe: Probe) -> None:
-    assert torch.equal(answers(model, probe, clip_skip=1), answers(model, probe, clip_skip=1))
+def test_predictions_do_not_change_between_calls(model: DiffusionModel, probe: Probe) -> None:
+    assert torch.equal(probe_predictions(model, probe, clip_skip=1), probe_predictions(model, probe, clip_skip=1))
 
 
 def test_the_model_predicts_and_its_captions_help(model: DiffusionModel, probe: Probe) -> None:
-    captioned = probe_loss(model, probe, answers(model, probe, clip_skip=1))
-    uncaptioned = probe_loss(model, probe, answers(model, probe, clip_skip=1, captioned=False))
+    captioned = probe_loss(model, probe, probe_predictions(model, probe, clip_skip=1))
+    uncaptioned = probe_loss(model, probe, probe_predictions(model, probe, clip_skip=1, captioned=False))
     assert captioned < 0.5
     assert captioned < uncaptioned
 

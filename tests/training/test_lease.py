@@ -29,7 +29,7 @@ def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, t
 
 
 def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.001)
     host, begun = OneModelHost(shared_model(), wanted=True), 0
 
     def work(_model: DiffusionModel, yield_lease: YieldLease) -> int:

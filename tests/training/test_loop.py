@@ -269,7 +269,7 @@ def test_saving_can_be_asked_for_in_a_pause() -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.training.wait_for_model._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.001)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -312,7 +312,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
     training = begun(config, plan=plan)
     training.latents = broken_latents(plan, 0)
     good: list[Tensor] = []
-    with pytest.raises(TrainingError, match=r"Step \d+: the loss is not a number any more.*Lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"Step \d+: the loss is NaN or infinite.*Lower the learning rate"):
         for event in train(training, host=OneModelHost(model(), wanted=True), control=Control()):
             if isinstance(event, Progress):
                 good.append(numbers(training))
@@ -350,7 +350,7 @@ def memory_for(images: int, needs_checkpointing: bool, monkeypatch: pytest.Monke
 
 def test_full_memory_is_told_with_advice_when_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = memory_for(0, False, monkeypatch)
-    with pytest.raises(TrainingError, match=r"Step 1: the graphics card's memory is full.*lower the resolution"):
+    with pytest.raises(TrainingError, match=r"Step 1: the graphics card's memory is full.*Lower the resolution"):
         run_to_end(begun(small_config()), model())
     assert tried == [(2, False), (2, True), (1, True)]
 

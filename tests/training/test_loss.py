@@ -16,17 +16,17 @@ from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.models.noise_schedule import (
     NoiseSchedule,
     add_noise,
+    prediction_target,
     rescale_zero_terminal_snr,
     scaled_linear_schedule,
     snr,
-    target,
 )
 from lib_lora_train.training.loss import (
-    LossRule,
+    LossOptions,
     debiased_weight,
     huber,
     huber_bound,
-    loss_rule,
+    loss_options,
     min_snr_weight,
     noise_like_weight,
     sample_errors,
@@ -157,7 +157,7 @@ def test_half_precision_errors_are_computed_in_float32(loss_type: str) -> None:
 
 
 def bound(name: str, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
-    rule = LossRule("huber", name, 0.1)
+    rule = LossOptions("huber", name, 0.1)
     return huber_bound(rule, snr(schedule, timesteps), timesteps.double() / len(schedule))
 
 
@@ -183,7 +183,7 @@ def test_constant_bound_is_huber_c() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("constant", 0.3), ("exponential", 3.0 * 0.1**0.5), ("snr", None)])
 def test_the_scale_multiplies_all_bounds_but_that_by_snr(name: str, expected: float | None) -> None:
     schedule, half = scaled_linear_schedule("epsilon"), torch.tensor([500])
-    rule = LossRule("huber", name, 0.1, huber_scale=3.0)
+    rule = LossOptions("huber", name, 0.1, huber_scale=3.0)
     found = float(huber_bound(rule, snr(schedule, half), half.double() / len(schedule)))
     plain = float(bound(name, schedule, half))
     assert found == pytest.approx(plain if expected is None else expected, rel=1e-13)
@@ -253,7 +253,8 @@ def both_errors(schedule_of: Any) -> tuple[Tensor, Tensor, Tensor]:
     guessed_noise = (noisy - alphas.sqrt() * guess) / (1 - alphas).sqrt()
     noise_error = sample_errors(guessed_noise, noise)
     v_error = sample_errors(
-        target(schedule, guess, guessed_noise, timesteps), target(schedule, image, noise, timesteps)
+        prediction_target(schedule, guess, guessed_noise, timesteps),
+        prediction_target(schedule, image, noise, timesteps),
     )
     return noise_error, v_error, snr(schedule, timesteps)
 
@@ -273,7 +274,7 @@ def test_v_pred_like_adds_the_v_error_of_the_same_guess(schedule_of: Any) -> Non
     """But below SNR 1/256, which only a rescaled schedule has, where the weight stops growing."""
     noise_error, v_error, values = both_errors(schedule_of)
     usual = values > 1 / 256
-    weighted = noise_error * snr_weight(values, LossRule(v_pred_like=0.4), "epsilon")
+    weighted = noise_error * snr_weight(values, LossOptions(v_pred_like=0.4), "epsilon")
     assert int(usual.sum()) >= 4
     assert torch.allclose(weighted[usual], (noise_error + 0.4 * v_error)[usual], rtol=1e-10)
 
@@ -302,17 +303,19 @@ def test_zero_terminal_weights_are_finite_and_of_the_rescaled_schedule() -> None
 
 
 EVERY_RULE = (
-    LossRule(min_snr_gamma=5.0),
-    LossRule(is_debiased=True),
-    LossRule(scale_v_like_noise=True),
-    LossRule(v_pred_like=10.0),
-    LossRule(min_snr_gamma=1.0, is_debiased=True, scale_v_like_noise=True, v_pred_like=1.0),
+    LossOptions(min_snr_gamma=5.0),
+    LossOptions(is_debiased=True),
+    LossOptions(scale_v_like_noise=True),
+    LossOptions(v_pred_like=10.0),
+    LossOptions(min_snr_gamma=1.0, is_debiased=True, scale_v_like_noise=True, v_pred_like=1.0),
 )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=["min-snr", "debiased", "scaled-v", "v-like", "all"])
-def test_weights_are_finite_at_every_timestep_of_a_zero_terminal_schedule(rule: LossRule, kind: PredictionType) -> None:
+def test_weights_are_finite_at_every_timestep_of_a_zero_terminal_schedule(
+    rule: LossOptions, kind: PredictionType
+) -> None:
     values = snr(zero_terminal(kind), torch.arange(1000))
     weights = sample_weights(torch.ones(1000), values, rule, kind)
     assert bool(torch.isfinite(weights).all()) and bool((weights >= 0).all())
@@ -321,19 +324,19 @@ def test_weights_are_finite_at_every_timestep_of_a_zero_terminal_schedule(rule: 
 def test_weights_are_limited_at_pure_noise_for_noise_prediction() -> None:
     nothing = torch.zeros(1, dtype=torch.float64)
     assert debiased_weight(nothing, "epsilon").tolist() == [16.0]
-    assert snr_weight(nothing, LossRule(v_pred_like=1.0), "epsilon").tolist() == pytest.approx([1 + 257.0])
+    assert snr_weight(nothing, LossOptions(v_pred_like=1.0), "epsilon").tolist() == pytest.approx([1 + 257.0])
 
 
 def test_weights_that_are_switched_on_are_multiplied() -> None:
     values = torch.tensor([0.5, 2.0, 40.0], dtype=torch.float64)
-    rule = LossRule(min_snr_gamma=5.0, is_debiased=True, v_pred_like=0.5)
+    rule = LossOptions(min_snr_gamma=5.0, is_debiased=True, v_pred_like=0.5)
     expected = min_snr_weight(values, 5.0, "epsilon") * (1 + 0.5 * (values + 1) / values) / values.sqrt()
     assert torch.allclose(snr_weight(values, rule, "epsilon"), expected, rtol=ROUNDING)
 
 
 def test_prior_weight_counts_for_regularisation_samples_only() -> None:
     losses = torch.tensor([2.0, 4.0])
-    weights = sample_weights(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 1.0]), LossRule(), "epsilon")
+    weights = sample_weights(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 1.0]), LossOptions(), "epsilon")
     assert float(weighted_sum(losses, weights)) == 4.0
 
 
@@ -350,9 +353,9 @@ def test_settings_become_the_rule() -> None:
         debiased_estimation=True,
         scale_v_pred_loss_like_noise_pred=True,
     )
-    assert loss_rule(config, "v_prediction") == LossRule("huber", "constant", 0.2, 2.0, 3.0, True, True, 0.0)
-    assert loss_rule(TrainConfig(v_pred_like_loss=0.5), "epsilon").v_pred_like == 0.5
-    assert loss_rule(TrainConfig(), "epsilon") == LossRule()
+    assert loss_options(config, "v_prediction") == LossOptions("huber", "constant", 0.2, 2.0, 3.0, True, True, 0.0)
+    assert loss_options(TrainConfig(v_pred_like_loss=0.5), "epsilon").v_pred_like == 0.5
+    assert loss_options(TrainConfig(), "epsilon") == LossOptions()
 
 
 @pytest.mark.parametrize(
@@ -361,5 +364,5 @@ def test_settings_become_the_rule() -> None:
 )
 def test_a_weight_for_the_other_kind_of_model_is_refused(name: str, value: Any, kind: PredictionType) -> None:
     with pytest.raises(ConfigError) as caught:
-        loss_rule(TrainConfig().replace(**{name: value}), kind)
+        loss_options(TrainConfig().replace(**{name: value}), kind)
     assert [problem.where for problem in caught.value.problems] == [name]

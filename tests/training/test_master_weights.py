@@ -127,20 +127,20 @@ def test_fp32_numbers_are_worked_on_where_they_are() -> None:
     assert working.groups["unet"][0] is stored and not working.is_rounded
 
 
-def test_stand_ins_hold_no_memory_between_steps() -> None:
+def test_master_weights_hold_no_memory_between_steps() -> None:
     training = begun(small_config(max_steps=2, lora_precision="bf16", ema_decay=0.9))
     run_to_end(training, model())
-    with training.for_use():
+    with training.eval_weights():
         pass
-    assert all(own.dtype == torch.float32 for own in training.working.parameters)
-    assert all(own.untyped_storage().size() == 0 and own.grad is None for own in training.working.parameters)
+    assert all(own.dtype == torch.float32 for own in training.master_weights.parameters)
+    assert all(own.untyped_storage().size() == 0 and own.grad is None for own in training.master_weights.parameters)
     assert all(parameter.dtype == torch.bfloat16 for parameter in training.parameters)
 
 
 def test_optimisers_remember_in_fp32() -> None:
     training = begun(small_config(max_steps=1, lora_precision="bf16"))
     run_to_end(training, model())
-    moments = training.stepper.state()["optimizer"]["state"][0]
+    moments = training.optimizer.state()["optimizer"]["state"][0]
     assert moments["exp_avg_sq"].dtype == torch.float32
 
 
@@ -190,7 +190,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(values: dict[str, Any], prec
     config = small_config(lora_precision=precision, **values)
     whole = begun(config)
     told = losses(run_to_end(whole, model()))
-    expected, means = numbers(whole), [mean.clone() for mean in whole.average.means] if whole.average else []
+    expected, means = numbers(whole), [mean.clone() for mean in whole.ema.means] if whole.ema else []
     control, first = Control(), begun(config)
     for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
         if isinstance(event, StepDone) and event.step == 3:
@@ -200,7 +200,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(values: dict[str, Any], prec
     rest = losses(run_to_end(second, model()))
     assert rest == told[-len(rest) :]
     assert torch.equal(numbers(second), expected)
-    found = second.average.means if second.average else []
+    found = second.ema.means if second.ema else []
     assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, means, strict=True))
 
 

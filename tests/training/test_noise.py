@@ -15,31 +15,31 @@ from torch import Tensor
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import random_for, seed_for
 from lib_lora_train.training.noise import (
-    NoiseRule,
-    TimestepRule,
+    NoiseOptions,
+    TimestepOptions,
     draw_input_noise,
     draw_noise,
     draw_posterior,
     draw_timestep,
-    noise_rule,
+    noise_options,
     offset_strength,
-    timestep_rule,
+    timestep_options,
 )
 
 SHAPE = (4, 8, 8)
 LATENT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.5, -1.0, 0.0, 0.2]).view(
     4, 1, 1
 )
-PLAIN = NoiseRule()
+PLAIN = NoiseOptions()
 FLOAT32_SUM = 1e-6  # sums of a few numbers about 3 round at 2e-7
 EVERY_OPTION = (
-    NoiseRule(offset=0.1),
-    NoiseRule(offset=0.1, offset_is_random=True),
-    NoiseRule(adaptive_scale=0.1),
-    NoiseRule(offset=0.1, adaptive_scale=-0.05),
-    NoiseRule(multires_iterations=6),
-    NoiseRule(input_gamma=0.1),
-    NoiseRule(input_gamma=0.1, input_gamma_is_random=True),
+    NoiseOptions(offset=0.1),
+    NoiseOptions(offset=0.1, offset_is_random=True),
+    NoiseOptions(adaptive_scale=0.1),
+    NoiseOptions(offset=0.1, adaptive_scale=-0.05),
+    NoiseOptions(multires_iterations=6),
+    NoiseOptions(input_gamma=0.1),
+    NoiseOptions(input_gamma=0.1, input_gamma_is_random=True),
 )
 NAMES = ["offset", "random-offset", "adaptive", "adaptive-offset", "multires", "input", "random-input"]
 
@@ -49,7 +49,7 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> T
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed_for(seed, purpose, *counters)))
 
 
-def whole(seed: int, draw: int, latent: Tensor, rule: NoiseRule, timesteps: TimestepRule) -> tuple[Any, ...]:
+def whole(seed: int, draw: int, latent: Tensor, rule: NoiseOptions, timesteps: TimestepOptions) -> tuple[Any, ...]:
     """All draws of a sample."""
     noise = draw_noise(seed, draw, latent, rule)
     perturbed = draw_input_noise(seed, draw, noise, rule)
@@ -62,8 +62,8 @@ def whole(seed: int, draw: int, latent: Tensor, rule: NoiseRule, timesteps: Time
 
 @pytest.mark.parametrize("rule", [PLAIN, *EVERY_OPTION], ids=["plain", *NAMES])
 @pytest.mark.parametrize("sampling", ["uniform", "sigmoid"])
-def test_draws_depend_on_seed_and_number_only(rule: NoiseRule, sampling: str) -> None:
-    timesteps = TimestepRule(end=1000, sampling=sampling)
+def test_draws_depend_on_seed_and_number_only(rule: NoiseOptions, sampling: str) -> None:
+    timesteps = TimestepOptions(end=1000, sampling=sampling)
     first = whole(1, 7, LATENT, rule, timesteps)
     torch.randn(100)  # the global generator moves on
     whole(1, 6, torch.ones(4, 16, 8), rule, timesteps)
@@ -73,7 +73,7 @@ def test_draws_depend_on_seed_and_number_only(rule: NoiseRule, sampling: str) ->
 
 
 @pytest.mark.parametrize("rule", [PLAIN, *EVERY_OPTION], ids=["plain", *NAMES])
-def test_samples_seeds_and_purposes_differ(rule: NoiseRule) -> None:
+def test_samples_seeds_and_purposes_differ(rule: NoiseOptions) -> None:
     base = draw_noise(1, 7, LATENT, rule)
     assert not torch.equal(base, draw_noise(1, 8, LATENT, rule))
     assert not torch.equal(base, draw_noise(2, 7, LATENT, rule))
@@ -86,16 +86,16 @@ def test_the_defaults_draw_what_was_always_drawn() -> None:
     for draw in range(5):
         noise = normal(SHAPE, 3, "noise", draw)
         assert torch.equal(draw_noise(3, draw, LATENT, PLAIN), noise)
-        assert draw_input_noise(3, draw, noise, noise_rule(config)) is noise
+        assert draw_input_noise(3, draw, noise, noise_options(config)) is noise
         shifted = noise + 0.07 * normal((4, 1, 1), 3, "noise offset", draw)
-        assert torch.equal(draw_noise(3, draw, LATENT, noise_rule(config)), shifted)
+        assert torch.equal(draw_noise(3, draw, LATENT, noise_options(config)), shifted)
         assert torch.equal(draw_posterior(3, draw, SHAPE), normal(SHAPE, 3, "posterior", draw))
-        assert draw_timestep(3, draw, timestep_rule(config, 1000)) == random_for(3, "timestep", draw).randrange(1000)
+        assert draw_timestep(3, draw, timestep_options(config, 1000)) == random_for(3, "timestep", draw).randrange(1000)
 
 
 @pytest.mark.parametrize("rule", EVERY_OPTION, ids=NAMES)
-def test_every_option_changes_its_own_draw_and_no_other(rule: NoiseRule) -> None:
-    timesteps = TimestepRule(end=1000)
+def test_every_option_changes_its_own_draw_and_no_other(rule: NoiseOptions) -> None:
+    timesteps = TimestepOptions(end=1000)
     plain, changed = (whole(1, 7, LATENT, r, timesteps) for r in (PLAIN, rule))
     assert torch.equal(plain[0], changed[0]) == bool(rule.input_gamma)
     assert not torch.equal(plain[1], changed[1])
@@ -104,8 +104,8 @@ def test_every_option_changes_its_own_draw_and_no_other(rule: NoiseRule) -> None
 
 
 def test_options_together_use_the_draws_that_they_use_alone() -> None:
-    both = draw_noise(1, 7, LATENT, NoiseRule(offset=0.1, multires_iterations=4))
-    multires = draw_noise(1, 7, LATENT, NoiseRule(multires_iterations=4))
+    both = draw_noise(1, 7, LATENT, NoiseOptions(offset=0.1, multires_iterations=4))
+    multires = draw_noise(1, 7, LATENT, NoiseOptions(multires_iterations=4))
     shift = 0.1 * normal((4, 1, 1), 1, "noise offset", 7)
     plain = draw_noise(1, 7, LATENT, PLAIN)
     added = multires * _deviation_before(plain, multires) - plain  # what multires added, before it was scaled
@@ -121,8 +121,8 @@ def _deviation_before(plain: Tensor, multires: Tensor) -> Tensor:
 # --- distributions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [PLAIN, NoiseRule(multires_iterations=1)], ids=["plain", "multires"])
-def test_noise_is_standard_normal(rule: NoiseRule) -> None:
+@pytest.mark.parametrize("rule", [PLAIN, NoiseOptions(multires_iterations=1)], ids=["plain", "multires"])
+def test_noise_is_standard_normal(rule: NoiseOptions) -> None:
     """Multires noise of one level is the sum of two full-size noises, scaled back."""
     many = torch.stack([draw_noise(3, draw, LATENT, rule) for draw in range(400)]).double()
     # 102,400 numbers: standard errors are 0.0031 for the mean and 0.0022 for the deviation; five of them are allowed
@@ -140,7 +140,7 @@ def chi_square(drawn: list[int], bounds: list[int], shares: list[float]) -> floa
 @pytest.mark.parametrize(("first", "end"), [(0, 10), (200, 700)])
 def test_timesteps_are_uniform_over_the_range(first: int, end: int) -> None:
     # Seed 1: over seeds 0 to 29 the statistic has mean 9.4, as it must, and seed 0 is the one in a thousand.
-    drawn = [draw_timestep(1, draw, TimestepRule(end, first)) for draw in range(10_000)]
+    drawn = [draw_timestep(1, draw, TimestepOptions(end, first)) for draw in range(10_000)]
     bounds = [first + (end - first) * n // 10 for n in range(11)]
     assert chi_square(drawn, bounds, [0.1] * 10) < 27.9  # 9 degrees of freedom, p = 0.001
 
@@ -149,7 +149,7 @@ def test_timesteps_are_uniform_over_the_range(first: int, end: int) -> None:
 @pytest.mark.parametrize(("first", "end"), [(0, 1000), (200, 700)])
 def test_sigmoid_timesteps_are_logit_normal_over_the_range(first: int, end: int, mean: float, scale: float) -> None:
     """The share below u is Φ((logit u − mean) / scale), by definition of the distribution."""
-    rule = TimestepRule(end, first, "sigmoid", scale, mean)
+    rule = TimestepOptions(end, first, "sigmoid", scale, mean)
     drawn = [draw_timestep(0, draw, rule) for draw in range(10_000)]
     normal_law = NormalDist(mean, scale)
     bounds = [first + (end - first) * n // 10 for n in range(11)]
@@ -159,7 +159,7 @@ def test_sigmoid_timesteps_are_logit_normal_over_the_range(first: int, end: int,
 
 @pytest.mark.parametrize("sampling", ["uniform", "sigmoid"])
 def test_timesteps_stay_in_their_range(sampling: str) -> None:
-    rule = TimestepRule(103, 100, sampling, 5.0, 4.0)
+    rule = TimestepOptions(103, 100, sampling, 5.0, 4.0)
     assert {draw_timestep(0, draw, rule) for draw in range(300)} == {100, 101, 102}
 
 
@@ -167,7 +167,7 @@ def test_timesteps_stay_in_their_range(sampling: str) -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY_OPTION[:4], ids=NAMES[:4])
-def test_noise_offset_shifts_whole_channels_and_leaves_the_rest(rule: NoiseRule) -> None:
+def test_noise_offset_shifts_whole_channels_and_leaves_the_rest(rule: NoiseOptions) -> None:
     plain, shifted = draw_noise(5, 3, LATENT, PLAIN), draw_noise(5, 3, LATENT, rule)
     shift = (shifted - plain).flatten(1)
     assert torch.allclose(shift, shift[:, :1].expand_as(shift), atol=FLOAT32_SUM)
@@ -177,8 +177,8 @@ def test_noise_offset_shifts_whole_channels_and_leaves_the_rest(rule: NoiseRule)
 def test_adaptive_strength_follows_each_channels_mean() -> None:
     """max(0, offset + scale · |mean|), with the means taken in float64."""
     means = LATENT.double().mean(dim=(1, 2)).abs()
-    more = offset_strength(5, 3, LATENT, NoiseRule(offset=0.05, adaptive_scale=0.1))
-    less = offset_strength(5, 3, LATENT, NoiseRule(offset=0.05, adaptive_scale=-0.1))
+    more = offset_strength(5, 3, LATENT, NoiseOptions(offset=0.05, adaptive_scale=0.1))
+    less = offset_strength(5, 3, LATENT, NoiseOptions(offset=0.05, adaptive_scale=-0.1))
     assert isinstance(more, Tensor) and isinstance(less, Tensor)
     assert torch.allclose(more.flatten().double(), 0.05 + 0.1 * means, atol=FLOAT32_SUM)
     assert torch.allclose(less.flatten().double(), (0.05 - 0.1 * means).clamp(min=0), atol=FLOAT32_SUM)
@@ -186,14 +186,14 @@ def test_adaptive_strength_follows_each_channels_mean() -> None:
 
 
 def test_the_shift_is_the_strength_times_one_number_per_channel() -> None:
-    rule = NoiseRule(offset=0.05, adaptive_scale=0.1)
+    rule = NoiseOptions(offset=0.05, adaptive_scale=0.1)
     shift = draw_noise(5, 3, LATENT, rule) - draw_noise(5, 3, LATENT, PLAIN)
     expected = offset_strength(5, 3, LATENT, rule) * normal((4, 1, 1), 5, "noise offset", 3)
     assert torch.allclose(shift, expected.expand(SHAPE), atol=FLOAT32_SUM)
 
 
 def test_random_strengths_are_uniform_up_to_the_set_one() -> None:
-    rule = NoiseRule(offset=0.2, offset_is_random=True)
+    rule = NoiseOptions(offset=0.2, offset_is_random=True)
     strengths = [float(offset_strength(0, draw, LATENT, rule)) / 0.2 for draw in range(10_000)]
     bins = [int(10 * strength) for strength in strengths]
     assert chi_square(bins, list(range(11)), [0.1] * 10) < 27.9  # 9 degrees of freedom, p = 0.001
@@ -229,14 +229,14 @@ def multires_levels(seed: int, draw: int, iterations: int, discount: float, size
 @pytest.mark.parametrize(("iterations", "discount", "size"), [(1, 0.3, 8), (2, 0.8, 32), (10, 0.8, 32)])
 def test_multires_noise_is_its_definition(iterations: int, discount: float, size: int) -> None:
     latent = torch.zeros(4, size, size)
-    found = draw_noise(1, 7, latent, NoiseRule(multires_iterations=iterations, multires_discount=discount))
+    found = draw_noise(1, 7, latent, NoiseOptions(multires_iterations=iterations, multires_discount=discount))
     summed = normal((4, size, size), 1, "noise", 7).double() + multires_levels(1, 7, iterations, discount, size)
     assert torch.allclose(found.double(), summed / summed.std(), atol=5e-6)  # float32 sums of up to ten levels
 
 
 def test_multires_noise_has_deviation_one_and_stronger_large_areas() -> None:
     """The mean of a channel of 64 independent numbers has deviation 1/8; with coarse layers it is larger."""
-    rule = NoiseRule(multires_iterations=8, multires_discount=0.8)
+    rule = NoiseOptions(multires_iterations=8, multires_discount=0.8)
     many = torch.stack([draw_noise(2, draw, LATENT, rule) for draw in range(300)]).double()
     assert torch.allclose(many.flatten(1).std(dim=1), torch.ones(300).double(), atol=1e-6)  # float32
     assert float(many.mean(dim=(2, 3)).std()) > 0.25
@@ -244,7 +244,7 @@ def test_multires_noise_has_deviation_one_and_stronger_large_areas() -> None:
 
 def test_multires_noise_fits_latents_of_any_shape() -> None:
     for shape in ((4, 1, 1), (4, 3, 17), (4, 64, 8)):
-        assert draw_noise(1, 1, torch.zeros(shape), NoiseRule(multires_iterations=10)).shape == shape
+        assert draw_noise(1, 1, torch.zeros(shape), NoiseOptions(multires_iterations=10)).shape == shape
 
 
 # --- input perturbation -------------------------------------------------------------------------
@@ -252,20 +252,20 @@ def test_multires_noise_fits_latents_of_any_shape() -> None:
 
 def test_input_perturbation_adds_its_own_noise() -> None:
     noise = draw_noise(5, 3, LATENT, PLAIN)
-    found = draw_input_noise(5, 3, noise, NoiseRule(input_gamma=0.1))
+    found = draw_input_noise(5, 3, noise, NoiseOptions(input_gamma=0.1))
     assert torch.equal(found, noise + 0.1 * normal(SHAPE, 5, "input perturbation", 3))
     assert torch.equal(noise, draw_noise(5, 3, LATENT, PLAIN))  # what is to be predicted stays
 
 
 def test_perturbed_noise_has_the_papers_variance() -> None:
     """1 + γ² (Ning et al. 2023, eq. 8); 102,400 numbers of variance 1.25: five standard errors are 0.028."""
-    rule = NoiseRule(input_gamma=0.5)
+    rule = NoiseOptions(input_gamma=0.5)
     many = torch.stack([draw_input_noise(3, d, draw_noise(3, d, LATENT, rule), rule) for d in range(400)]).double()
     assert abs(float(many.var()) - 1.25) < 0.028
 
 
 def test_random_perturbations_are_uniform_up_to_the_set_one() -> None:
-    rule = NoiseRule(input_gamma=0.2, input_gamma_is_random=True)
+    rule = NoiseOptions(input_gamma=0.2, input_gamma_is_random=True)
     nothing = torch.zeros(1, 1, 1)
     drawn = [draw_input_noise(0, draw, nothing, rule) for draw in range(5000)]
     whole_ones = [
@@ -293,7 +293,7 @@ def test_settings_become_the_rules() -> None:
         sigmoid_scale=0.5,
         sigmoid_mean=-1.0,
     )
-    assert noise_rule(config) == NoiseRule(0.1, True, 0.02, 6, 0.2, 0.05, True)
-    assert timestep_rule(config, 1000) == TimestepRule(900, 100, "sigmoid", 0.5, -1.0)
-    assert noise_rule(TrainConfig()) == NoiseRule()
-    assert timestep_rule(TrainConfig(), 1000) == TimestepRule(1000)
+    assert noise_options(config) == NoiseOptions(0.1, True, 0.02, 6, 0.2, 0.05, True)
+    assert timestep_options(config, 1000) == TimestepOptions(900, 100, "sigmoid", 0.5, -1.0)
+    assert noise_options(TrainConfig()) == NoiseOptions()
+    assert timestep_options(TrainConfig(), 1000) == TimestepOptions(1000)

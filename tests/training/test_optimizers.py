@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
-from lib_lora_train.training.optimizers import group_rates, make_stepper
+from lib_lora_train.training.optimizers import group_rates, make_optimizer
 
 TARGETS = (torch.linspace(-1, 1, 12), torch.linspace(2, 0.5, 5))
 
@@ -42,7 +42,7 @@ def descend(
 ) -> list[dict[str, float]]:
     """Effective learning rates of `steps` steps on the quadratic."""
     groups = {"unet": [values[0]], "text_encoder": [values[1]]}
-    stepper = make_stepper(groups, rates, config=chosen(kind, **arguments))
+    stepper = make_optimizer(groups, rates, config=chosen(kind, **arguments))
     seen = []
     for step in range(steps):
         quadratic(values).backward()  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ def test_a_group_of_rate_zero_is_frozen(kind: str) -> None:
     values = parameters()
     before = values[1].detach().clone()
     groups = {"unet": [values[0]], "text_encoder": [values[1]]}
-    stepper = make_stepper(groups, {"unet": 1.0, "text_encoder": 0.0}, config=chosen(kind))
+    stepper = make_optimizer(groups, {"unet": 1.0, "text_encoder": 0.0}, config=chosen(kind))
     assert [values[0].requires_grad, values[1].requires_grad] == [True, False]
     quadratic(values).backward()  # type: ignore[no-untyped-call]
     stepper.step(1.0)
@@ -136,18 +136,18 @@ def test_rates_fall_back_to_the_general_one() -> None:
 
 def test_unusable_settings_get_a_sentence() -> None:
     groups = {"unet": [parameters()[0]]}
-    with pytest.raises(ConfigError, match=r"AdamW has no argument d_coef\. It knows betas"):
-        make_stepper(groups, {"unet": 1.0}, config=chosen("AdamW", d_coef=1))
-    with pytest.raises(ConfigError, match="refuses them: Invalid beta"):
-        make_stepper(groups, {"unet": 1.0}, config=chosen("AdamW", betas=(2.0, 0.9)))
+    with pytest.raises(ConfigError, match=r"AdamW has no argument d_coef\. It has betas"):
+        make_optimizer(groups, {"unet": 1.0}, config=chosen("AdamW", d_coef=1))
+    with pytest.raises(ConfigError, match="rejects these arguments: Invalid beta"):
+        make_optimizer(groups, {"unet": 1.0}, config=chosen("AdamW", betas=(2.0, 0.9)))
     with pytest.raises(ConfigError, match="is 0 for everything"):
-        make_stepper(groups, {"unet": 0.0}, config=chosen("AdamW"))
+        make_optimizer(groups, {"unet": 0.0}, config=chosen("AdamW"))
 
 
 def test_missing_prodigy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(ConfigError, match="pip install prodigyopt"):
-        make_stepper({"unet": [parameters()[0]]}, {"unet": 1.0}, config=chosen("Prodigy"))
+        make_optimizer({"unet": [parameters()[0]]}, {"unet": 1.0}, config=chosen("Prodigy"))
 
 
 # --- gradients ----------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from lib_lora_train.models.noise_schedule import add_noise, rescale_zero_termina
 from lib_lora_train.models.text_encoding import encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training.grad_scaling import clip_gradients
 from lib_lora_train.training.loss import LossOptions, loss_options
-from lib_lora_train.training.oom_fallback import checkpointing
+from lib_lora_train.training.oom_fallback import gradient_checkpointing
 from lib_lora_train.training.step import Batch, batch_loss, draw_batch, predict, size_conditions
-from lib_lora_train.training.text_conditions import Recent, TextConditions, text_conditions
+from lib_lora_train.training.text_conditions import LruCache, TextConditions, text_conditions
 from tests.stand_ins.half_precision import FP16
 from tests.stand_ins.training_parts import adapted, random_latents, small_config, small_plan
 from tests.stand_ins.training_parts import shared_model as model
@@ -57,7 +57,7 @@ def test_a_sample_is_the_same_in_every_batch() -> None:
     config = small_config(shuffle_captions=True, caption_dropout=0.3, **EVERY_NOISE)
     whole = drawn(config, WHOLE)
     alone = drawn(config, MicroBatch(64, 64, (2,), (12,)))
-    for name in ("latents", "noise", "input_noise", "timesteps", "prior", "sizes"):
+    for name in ("latents", "noise", "input_noise", "timesteps", "prior_weights", "sizes"):
         assert torch.equal(getattr(whole, name)[2:3], getattr(alone, name)), name
     assert whole.captions[2] == alone.captions[0]
 
@@ -90,7 +90,7 @@ def test_a_noise_setting_changes_its_own_draws_only(values: dict[str, Any], chan
     """Against the same settings without the last one, so that no setting is without effect."""
     *others, _ = values.items()
     before, after = drawn(small_config(**dict(others)), WHOLE), drawn(small_config(**values), WHOLE)
-    names = ("latents", "noise", "input_noise", "timesteps", "prior", "sizes")
+    names = ("latents", "noise", "input_noise", "timesteps", "prior_weights", "sizes")
     unlike = {name for name in names if not torch.equal(getattr(before, name), getattr(after, name))}
     assert unlike == changed
     assert before.captions == after.captions
@@ -121,7 +121,7 @@ def test_images_that_could_not_be_encoded_are_left_out() -> None:
 
 def test_prior_weight_is_given_to_regularisation_images() -> None:
     batch = drawn(small_config(prior_loss_weight=0.25), WHOLE, regularisation=1)
-    assert batch.prior.tolist() == [1.0, 1.0, 1.0, 0.25]
+    assert batch.prior_weights.tolist() == [1.0, 1.0, 1.0, 0.25]
 
 
 def test_size_conditions_tell_the_crop_that_was_made() -> None:
@@ -145,7 +145,7 @@ def gradients(
     total, count = 0.0, sum(len(part.items) for part in parts)
     for part in parts:
         batch = drawn(config, part, architecture, **plan)
-        condition = conditions.of(model(architecture), batch.captions)
+        condition = conditions.encode(model(architecture), batch.captions)
         loss = batch_loss(model(architecture), batch, condition, loss_options(config, "epsilon")) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
@@ -183,7 +183,7 @@ def as_v(architecture: Architecture = "sd1", *, zero_terminal: bool = False) -> 
 
 def loss_of(rule: LossOptions, lent: DiffusionModel, batch: Batch) -> float:
     with torch.no_grad():
-        condition = TextConditions(trained=False, clip_skip=1).of(lent, batch.captions)
+        condition = TextConditions(trained=False, clip_skip=1).encode(lent, batch.captions)
         return float(batch_loss(lent, batch, condition, rule))
 
 
@@ -191,11 +191,11 @@ def test_the_default_loss_is_what_it_always_was() -> None:
     """Bit by bit: mean squared errors, summed with prior weights."""
     batch = drawn(small_config(prior_loss_weight=0.5), WHOLE, regularisation=1)
     with torch.no_grad():
-        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
         noisy = add_noise(model().schedule, batch.latents, batch.noise, batch.timesteps)
         answer = predict(model(), noisy, batch.timesteps, condition)
         errors = (answer - batch.noise).square().flatten(1).mean(dim=1)
-        expected = float((errors * batch.prior.to(errors.dtype)).sum())
+        expected = float((errors * batch.prior_weights.to(errors.dtype)).sum())
     assert loss_of(LossOptions(), model(), batch) == expected
 
 
@@ -243,7 +243,7 @@ def test_weights_belong_to_the_rescaled_schedule() -> None:
 def test_perturbed_input_leaves_the_target_alone() -> None:
     batch = drawn(small_config(ip_noise_gamma=0.3), WHOLE)
     with torch.no_grad():
-        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
         noisy = add_noise(model().schedule, batch.latents, batch.input_noise, batch.timesteps)
         answer = predict(model(), noisy, batch.timesteps, condition)
         expected = float((answer - batch.noise).square().flatten(1).mean(dim=1).sum())
@@ -252,7 +252,7 @@ def test_perturbed_input_leaves_the_target_alone() -> None:
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     plain_loss, plain = gradients(small_config(), [WHOLE])
-    with checkpointing(model().unet, True):
+    with gradient_checkpointing(model().unet, True):
         assert model().unet.is_gradient_checkpointing
         loss, found = gradients(small_config(), [WHOLE])
     assert not model().unet.is_gradient_checkpointing and not model().unet.training
@@ -273,7 +273,7 @@ def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
         batch = draw_batch(MicroBatch(128, 128, (0,), (1,)), plan, random_latents(plan), config=config, model=half)
         assert batch is not None
         scale = 4096.0 if precision == torch.float16 else 1.0
-        condition = TextConditions(trained=False, clip_skip=1).of(half, batch.captions)
+        condition = TextConditions(trained=False, clip_skip=1).encode(half, batch.captions)
         (batch_loss(half, batch, condition, LossOptions()) * scale).backward()  # type: ignore[no-untyped-call]
         norms.append(float(clip_gradients(adapter.groups["unet"], 0.0, scale=torch.tensor(scale))))
         adapter.remove()
@@ -331,7 +331,7 @@ def test_only_what_is_under_the_mask_is_learnt() -> None:
     assert batch is not None and batch.masks is not None
     assert torch.equal(batch.masks, torch.stack([torch.ones(1, 8, 8), mask[None]]))
     with torch.no_grad():
-        condition = TextConditions(trained=False, clip_skip=1).of(model(), batch.captions)
+        condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
         noisy = add_noise(model().schedule, batch.latents, batch.noise, batch.timesteps)
         answer = predict(model(), noisy, batch.timesteps, condition)
         errors = (answer - batch.noise).square()
@@ -359,38 +359,38 @@ def test_conditions_are_the_encoders_output(trained: bool, architecture: Archite
     captions = ["a cat", "", "a dog", "a cat"]
     conditions = TextConditions(trained=trained, clip_skip=2)
     for _ in range(2):  # fresh and kept
-        found = conditions.of(model(architecture), captions)
+        found = conditions.encode(model(architecture), captions)
         assert torch.allclose(found.hidden, encoded(captions, architecture), atol=1e-5)
         assert (found.pooled is not None) == (architecture == "sdxl")
 
 
 def test_a_kept_condition_does_not_depend_on_its_neighbours() -> None:
-    alone = TextConditions(trained=False, clip_skip=1).of(model(), ["a dog"])
-    among = TextConditions(trained=False, clip_skip=1).of(model(), ["", "a cat, sitting", "a dog"])
+    alone = TextConditions(trained=False, clip_skip=1).encode(model(), ["a dog"])
+    among = TextConditions(trained=False, clip_skip=1).encode(model(), ["", "a cat, sitting", "a dog"])
     assert torch.equal(alone.hidden[0], among.hidden[2])
 
 
 def test_kept_conditions_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     conditions = TextConditions(trained=False, clip_skip=1)
-    conditions.of(model(), ["a cat", "a dog"])
+    conditions.encode(model(), ["a cat", "a dog"])
     monkeypatch.setattr("lib_lora_train.training.text_conditions.encode_text", None)
-    conditions.of(model(), ["a dog", "a cat", "a dog"])
+    conditions.encode(model(), ["a dog", "a cat", "a dog"])
 
 
 def test_long_captions_lengthen_their_batch_only() -> None:
     long = ", ".join(["word"] * 60)
     conditions = TextConditions(trained=False, clip_skip=2)
-    both = conditions.of(model(), [long, "a cat"])
+    both = conditions.encode(model(), [long, "a cat"])
     assert both.hidden.shape[1] == 154
     assert torch.allclose(both.hidden, encoded([long, "a cat"], chunks=2), atol=1e-5)
-    assert conditions.of(model(), ["a cat"]).hidden.shape[1] == 77
+    assert conditions.encode(model(), ["a cat"]).hidden.shape[1] == 77
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
     conditions = text_conditions(small_config(weighted_captions=True, clip_skip=1), trained=trained)
     captions = ["a (cat:1.5)", "a (cat:1.2)", "a cat"]
-    found = conditions.of(model(), captions).hidden
+    found = conditions.encode(model(), captions).hidden
     with torch.no_grad():
         ids, weights = tokenize_weighted(model(), captions, 1)
         expected = encode_text(model(), ids, 1, weights).hidden
@@ -401,7 +401,7 @@ def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
 def test_captions_are_cut_at_the_longest_length_wanted() -> None:
     long = ", ".join(["word"] * 60)
     lengths = [
-        text_conditions(small_config(max_token_length=most), trained=False).of(model(), [long]).hidden.shape[1]
+        text_conditions(small_config(max_token_length=most), trained=False).encode(model(), [long]).hidden.shape[1]
         for most in (75, 150, 225)
     ]
     assert lengths == [77, 154, 154]
@@ -421,14 +421,14 @@ def test_the_caption_of_a_draw_follows_from_its_number_alone() -> None:
 def test_trained_text_encoders_get_gradients_frozen_ones_do_not() -> None:
     adapter = adapted(model(), small_config())
     try:
-        assert TextConditions(trained=True, clip_skip=1).of(model(), ["a"]).hidden.requires_grad
-        assert not TextConditions(trained=False, clip_skip=1).of(model(), ["a"]).hidden.requires_grad
+        assert TextConditions(trained=True, clip_skip=1).encode(model(), ["a"]).hidden.requires_grad
+        assert not TextConditions(trained=False, clip_skip=1).encode(model(), ["a"]).hidden.requires_grad
     finally:
         adapter.remove()
 
 
 def test_recent_forgets_the_least_recently_used() -> None:
-    recent: Recent[str] = Recent(2)
+    recent: LruCache[str] = LruCache(2)
     recent.put("a", "A")
     recent.put("b", "B")
     recent.get("a")

@@ -21,7 +21,7 @@ from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.text_cache import TextCache, load_condition
 from lib_lora_train.models.text_encoding import TextCondition, encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training import text_conditions as conditions_module
-from lib_lora_train.training.setup import start_training
+from lib_lora_train.training.loop import start_training
 from lib_lora_train.training.text_conditions import text_conditions
 from tests.stand_ins.tiny_models import tiny_model
 from tests.stand_ins.training_parts import adapted, random_latents, small_config, small_plan
@@ -54,7 +54,9 @@ def equal(one: TextCondition, other: TextCondition) -> bool:
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_kept_conditions_are_bit_equal_to_encoding_anew(architecture: Architecture, weighted: bool, tmp_path: Path) -> None:
+def test_kept_conditions_are_bit_equal_to_encoding_anew(
+    architecture: Architecture, weighted: bool, tmp_path: Path
+) -> None:
     config = small_config(weighted_captions=weighted, clip_skip=2)
     expected = [anew(caption, config, architecture) for caption in CAPTIONS]
     together = TextCondition(
@@ -68,13 +70,13 @@ def test_kept_conditions_are_bit_equal_to_encoding_anew(architecture: Architectu
         first,  # in memory
         text_conditions(config, trained=False, folder=tmp_path),  # from disk
     ):
-        assert equal(conditions.of(model(architecture), CAPTIONS), together)
+        assert equal(conditions.encode(model(architecture), CAPTIONS), together)
 
 
 def test_from_disk_nothing_is_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_captions(model(), CAPTIONS))
     monkeypatch.setattr(conditions_module, "encode_text", None)
-    text_conditions(small_config(), trained=False, folder=tmp_path).of(model(), CAPTIONS)
+    text_conditions(small_config(), trained=False, folder=tmp_path).encode(model(), CAPTIONS)
 
 
 @pytest.mark.parametrize("change", ["clip skip", "encoders", "dtype", "tokens", "weights"])
@@ -99,8 +101,8 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     assert equal(
-        text_conditions(small_config(), trained=False, folder=tmp_path).of(model(), ["a"]),
-        text_conditions(small_config(), trained=False).of(model(), ["a"]),
+        text_conditions(small_config(), trained=False, folder=tmp_path).encode(model(), ["a"]),
+        text_conditions(small_config(), trained=False).encode(model(), ["a"]),
     )
     assert load_condition(path) is not None
 

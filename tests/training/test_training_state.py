@@ -53,7 +53,7 @@ def test_a_setting_that_a_state_does_not_know_was_its_default() -> None:
     config, plan = small_config(), small_plan(small_config())
     older = {name: value for name, value in config_values(config).items() if name != "lora_precision"}
     require_same_run(state_of(older), config, plan)
-    with pytest.raises(ConfigError, match="was fp32 when this run was interrupted and is bf16 now"):
+    with pytest.raises(ConfigError, match="was fp32 when this run was interrupted and is now bf16"):
         require_same_run(state_of(older), config.replace(lora_precision="bf16"), plan)
 
 

@@ -1,4 +1,4 @@
-"""Our settings as a .json of the kohya_ss GUI, with a list of what it cannot express."""
+"""Our settings as a .json file for the kohya_ss GUI, with a list of what it cannot express."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core import atomic_write
 from lib_lora_train.formats.kohya import keys as kohya_keys
-from lib_lora_train.formats.kohya.importer import from_gui, with_repetitions_empty
-from lib_lora_train.formats.kohya.intake import Ignored, kohya_parameters
+from lib_lora_train.formats.kohya.import_state import IgnoredKey, kohya_parameters
+from lib_lora_train.formats.kohya.importer import clear_redundant_values, from_gui
 from lib_lora_train.formats.kohya.network import gui_network
 
 _GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer", "constraint": "constrain"}
 _MIXED_PRECISIONS = {"fp32": "no", "auto": "fp16"}
 _REASONS = {
-    "epochs": "is not kept: the GUI takes steps or epochs, not both, and the steps are written",
-    "seed": "is the GUI's way to draw one at random",
-    "precision": "does not exist in the GUI; fp16 is written",
+    "epochs": "is left out: the GUI uses either steps or epochs, and the steps are written",
+    "seed": "means a random seed in the GUI",
+    "precision": "is not available in the GUI; fp16 is written",
     "optimizer_args": "is written out in full",
-    "trigger": "is not kept: put it into every caption, or into the folder's name",
-    "class_word": "is not kept: put it into the folder's name (10_cat)",
-    "repeats": "is not kept: put the images into a sub-folder named N_words (10_cat)",
+    "trigger": "is left out: put it into every caption, or into the folder's name",
+    "class_word": "is left out: put it into the folder's name (10_cat)",
+    "repeats": "is left out: put the images into a subfolder named N_words (10_cat)",
 }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The GUI's values, and our settings that they do not hold, each with what happens there instead."""
+    """The GUI's values, and our settings that they cannot hold, each with the reason."""
 
     values: dict[str, Any]
-    lost: tuple[Ignored, ...]
+    lost: tuple[IgnoredKey, ...]
 
 
 def to_gui(config: TrainConfig) -> Exported:
-    """The settings for the GUI. Read back they give the same config, but for what `lost` names."""
+    """The settings for the GUI. Imported again they give the same config, except for what `lost` names."""
     plain = {
         _GUI_NAMES.get(name, name): _plain(getattr(config, parameter.name))
         for name, parameter in kohya_parameters().items()
@@ -48,7 +48,7 @@ def to_gui(config: TrainConfig) -> Exported:
 
 
 def write_gui_settings(path: Path, config: TrainConfig) -> Exported:
-    """Write the GUI's .json; the file appears whole or not at all. OutputError when it cannot be written."""
+    """Write the GUI's .json file, completely or not at all. OutputError if it cannot be written."""
     exported = to_gui(config)
     atomic_write.write_text(path, json.dumps(exported.values, indent=2, ensure_ascii=False))
     return exported
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def _special(config: TrainConfig) -> dict[str, Any]:
-    """What means something else there."""
+    """The keys whose meaning differs in the GUI."""
     unet = config.learning_rate if config.unet_lr is None else config.unet_lr
     text = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
     is_share = config.warmup < 1
@@ -89,7 +89,7 @@ def _special(config: TrainConfig) -> dict[str, Any]:
 
 
 def _optimizer_args(config: TrainConfig) -> str:
-    """Adafactor's with what is the default here and not there."""
+    """The optimiser's arguments; Adafactor's with our defaults, which differ from the GUI's."""
     args = config.optimizer_args
     if config.optimizer == "Adafactor" and config.lr_schedule != "adafactor":
         missing = [name for name in ("scale_parameter", "relative_step") if name not in args]
@@ -98,13 +98,13 @@ def _optimizer_args(config: TrainConfig) -> str:
 
 
 def _noise_kind(config: TrainConfig) -> str:
-    """The GUI uses one kind of noise: the offset, or multires where that is a parameter and set."""
+    """The GUI uses one kind of noise: multires if that is set, else the offset."""
     multires = kohya_parameters().get("multires_noise_iterations")
     return "Multires" if multires is not None and getattr(config, multires.name) else "Original"
 
 
 def _folders(config: TrainConfig) -> dict[str, Any]:
-    """The GUI has one folder of each kind."""
+    """The GUI's folders: one of each kind."""
     own = next((concept for concept in config.concepts if not concept.is_regularisation), Concept())
     regularisation = next((concept for concept in config.concepts if concept.is_regularisation), Concept())
     switches = {
@@ -113,29 +113,29 @@ def _folders(config: TrainConfig) -> dict[str, Any]:
     return {"train_data_dir": own.folder, "reg_data_dir": regularisation.folder, **switches}
 
 
-def _lost(config: TrainConfig, read_back: TrainConfig) -> tuple[Ignored, ...]:
-    """Every setting that is another one when the GUI's values are read back."""
-    meant = with_repetitions_empty(config)
+def _lost(config: TrainConfig, read_back: TrainConfig) -> tuple[IgnoredKey, ...]:
+    """Every setting that differs after importing the GUI's values again."""
+    original = clear_redundant_values(config)
     lost = [
-        Ignored(p.name, getattr(meant, p.name), _REASONS.get(p.name, "has no place in the GUI"))
+        IgnoredKey(p.name, getattr(original, p.name), _REASONS.get(p.name, "is not supported by the GUI"))
         for p in parameters_of(TrainConfig)
-        if getattr(meant, p.name) != getattr(read_back, p.name)
+        if getattr(original, p.name) != getattr(read_back, p.name)
     ]
     return (*lost, *_lost_of_folders(config.concepts, read_back.concepts))
 
 
-def _lost_of_folders(concepts: tuple[Concept, ...], read_back: tuple[Concept, ...]) -> list[Ignored]:
+def _lost_of_folders(concepts: tuple[Concept, ...], read_back: tuple[Concept, ...]) -> list[IgnoredKey]:
     lost = []
     kept = {concept.folder: concept for concept in read_back}
     for number, concept in enumerate(concepts, start=1):
         where = f"concepts[{number}]"
         if concept.folder not in kept:
             lost.append(
-                Ignored(f"{where}.folder", concept.folder, "is left out: the GUI takes one folder of each kind")
+                IgnoredKey(f"{where}.folder", concept.folder, "is left out: the GUI has one folder of each kind")
             )
             continue
         for parameter in parameters_of(Concept):
             value = getattr(concept, parameter.name)
             if value != getattr(kept[concept.folder], parameter.name):
-                lost.append(Ignored(f"{where}.{parameter.name}", value, _REASONS.get(parameter.name, "is not kept")))
+                lost.append(IgnoredKey(f"{where}.{parameter.name}", value, _REASONS.get(parameter.name, "is left out")))
     return lost

@@ -1,7 +1,7 @@
 """Settings of kohya's tools as ours: the GUI's .json, sd-scripts' .toml files, the metadata of any LoRA.
 
-Names are matched by the `kohya=` names that the parameters declare; `kohya_rules` holds what means something else
-there. Nothing is lost silently: every key is either taken over or in `Imported.ignored` with the reason.
+Names are matched by the `kohya=` names that the parameters declare; `rules` has the keys whose meaning differs. Nothing
+is lost silently: every key is either imported or in `Imported.ignored` with the reason.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from lib_lora_train.core.safetensors_header import Header, read_header
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import Folders, read_folders
-from lib_lora_train.formats.kohya.intake import (
+from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     FACT,
     NOT_NEEDED,
     NOT_YET,
     UNKNOWN,
-    Ignored,
-    Intake,
-    cleaned,
+    IgnoredKey,
+    ImportState,
     is_same,
     kohya_parameters,
-    literal_of,
+    parse_literal,
+    strip_value,
 )
 from lib_lora_train.formats.kohya.network import conv_alpha_of
-from lib_lora_train.formats.kohya.rules import apply_rules, take_additional
+from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
 from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.toml import read_toml_config
 
@@ -46,16 +46,16 @@ _FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
 
 @dataclass(frozen=True)
 class Imported:
-    """Foreign settings as ours, and an account of the rest.
+    """Imported settings, and what happened to the rest.
 
-    `problems` tells what is trained in another way here than there; `validate` has not seen the config yet. `taken`
-    holds the file's keys that have a part in the config.
+    `problems` lists what is trained differently here; the config has not been through `validate` yet. `used_keys` are
+    the keys of the file that are in the config.
     """
 
     config: TrainConfig
-    ignored: tuple[Ignored, ...] = ()
+    ignored: tuple[IgnoredKey, ...] = ()
     problems: tuple[Problem, ...] = ()
-    taken: tuple[str, ...] = ()
+    used_keys: tuple[str, ...] = ()
 
 
 # --- from values ---------------------------------------------------------------------------------
@@ -63,46 +63,48 @@ class Imported:
 
 def from_gui(values: Mapping[str, Any], folders: Folders = _NO_FOLDERS) -> Imported:
     """The settings of a kohya_ss GUI file."""
-    intake = Intake(_with_folders(values, folders), "gui")
-    take_additional(intake)
-    _fill(intake, kohya_keys.GUI_ABSENT)
-    return _finished(intake, folders)
+    state = ImportState(_with_folders(values, folders), "gui")
+    import_additional_parameters(state)
+    _set_defaults(state, kohya_keys.GUI_ABSENT)
+    return _finish(state, folders)
 
 
 def from_script(values: Mapping[str, Any], folders: Folders = _NO_FOLDERS) -> Imported:
-    """The settings of sd-scripts' arguments, which may stand in sections, and of a dataset file."""
-    intake = Intake(_with_folders(_flat(values), folders), "script")
-    _fill(intake, kohya_keys.SCRIPT_ABSENT if values else kohya_keys.DATASET_ABSENT)
-    if values and "max_train_epochs" not in intake:
-        _fill(intake, {"max_train_steps": kohya_keys.SCRIPT_STEPS})
-    return _finished(intake, folders)
+    """The settings of sd-scripts' arguments, with or without sections, and of a dataset file."""
+    state = ImportState(_with_folders(_flat(values), folders), "script")
+    _set_defaults(state, kohya_keys.SCRIPT_ABSENT if values else kohya_keys.DATASET_ABSENT)
+    if values and "max_train_epochs" not in state:
+        _set_defaults(state, {"max_train_steps": kohya_keys.SCRIPT_STEPS})
+    return _finish(state, folders)
 
 
 def from_metadata(header: Header) -> Imported:
-    """The settings that a LoRA file tells of; folders are never among them."""
+    """The settings in a LoRA file's metadata; it never has folders."""
     if CONFIG_KEY in header.metadata:
         return _from_our_metadata(header.metadata)
-    told = {key: value for key, value in header.metadata.items() if key.startswith("ss_")}
-    intake = Intake({_argument_name(key): value for key, value in told.items() if key != "ss_datasets"}, "metadata")
-    folders = _folders_told(told.get("ss_datasets"))
+    ss_values = {key: value for key, value in header.metadata.items() if key.startswith("ss_")}
+    state = ImportState(
+        {_argument_name(key): value for key, value in ss_values.items() if key != "ss_datasets"}, "metadata"
+    )
+    folders = _metadata_folders(ss_values.get("ss_datasets"))
     for key, value in folders.settings.items():
-        intake.unfold("datasets", key, value)
+        state.add_nested("datasets", key, value)
     for name, key in (("train_unet", "lora_unet"), ("train_text_encoder", "lora_te")):
-        intake.values[name] = any(tensor.startswith(key) for tensor in header.tensors) or not header.tensors
+        state.values[name] = any(tensor.startswith(key) for tensor in header.tensors) or not header.tensors
     for name in ("dataset_dirs", "reg_dataset_dirs"):
-        value = intake.pop(name)
+        value = state.pop(name)
         if value is not None:
-            intake.ignore(name, value, "names folders, not where they lie; choose the folder with your images")
-    steps = intake.pop("max_train_steps") if "max_train_epochs" in intake else None
+            state.ignore(name, value, "has folder names without their location. Select the folder with your images")
+    steps = state.pop("max_train_steps") if "max_train_epochs" in state else None
     if steps is not None:
-        intake.ignore("max_train_steps", steps, f"{FACT}: it follows from the epochs")
-    imported = _finished(intake, dataclasses.replace(folders, concepts=()))
-    others = sorted(header.metadata.keys() - told.keys())
-    facts = tuple(Ignored(key, header.metadata[key], FACT) for key in others)
+        state.ignore("max_train_steps", steps, f"{FACT}: it follows from the epochs")
+    imported = _finish(state, dataclasses.replace(folders, concepts=()))
+    others = sorted(header.metadata.keys() - ss_values.keys())
+    facts = tuple(IgnoredKey(key, header.metadata[key], FACT) for key in others)
     return dataclasses.replace(
         imported,
-        ignored=(*(Ignored(_told_key(i.key), i.value, i.reason) for i in imported.ignored), *facts),
-        taken=tuple(map(_told_key, imported.taken)),
+        ignored=(*(IgnoredKey(_metadata_key(i.key), i.value, i.reason) for i in imported.ignored), *facts),
+        used_keys=tuple(map(_metadata_key, imported.used_keys)),
     )
 
 
@@ -111,97 +113,99 @@ def _argument_name(key: str) -> str:
     return kohya_keys.METADATA_NAMES.get(name, name)
 
 
-def _told_key(key: str) -> str:
-    names = {name: told for told, name in kohya_keys.METADATA_NAMES.items()}
+def _metadata_key(key: str) -> str:
+    names = {name: stored for stored, name in kohya_keys.METADATA_NAMES.items()}
     head, sign, part = key.partition(":")
     return f"ss_{names.get(head, head)}{sign}{part}"
 
 
-def _folders_told(raw: str | None) -> Folders:
-    """What a file tells of several datasets; they are named as in a dataset file."""
+def _metadata_folders(raw: str | None) -> Folders:
+    """Several datasets in the metadata, with the keys of a dataset file."""
     try:
-        return read_folders({"datasets": literal_of(raw)}) if raw else _NO_FOLDERS
+        return read_folders({"datasets": parse_literal(raw)}) if raw else _NO_FOLDERS
     except ConfigError:
-        return Folders((), {}, (Ignored("datasets", raw, "cannot be read"),))
+        return Folders((), {}, (IgnoredKey("datasets", raw, "cannot be read"),))
 
 
 def _from_our_metadata(metadata: Mapping[str, str]) -> Imported:
-    """Our own files hold every setting; of paths only the last part, which is of no use elsewhere."""
-    values = literal_of(metadata[CONFIG_KEY])
+    """The settings of our own files; of paths these have only the last part, which cannot be used."""
+    values = parse_literal(metadata[CONFIG_KEY])
     if not isinstance(values, dict):
-        raise ConfigError([Problem("error", CONFIG_KEY, "is damaged: the LoRA file's settings cannot be read.")])
+        raise ConfigError([Problem("error", CONFIG_KEY, "is damaged: the settings in the LoRA file cannot be read.")])
     tables = [table for table in values.pop("concepts", ()) if isinstance(table, dict)]
     names = [(name, values.pop(name)) for name in _PATHS if values.get(name)]
     names += [("folder", table.pop("folder")) for table in tables if table.get("folder")]
     known = {parameter.name for parameter in parameters_of(TrainConfig)}
-    ignored = [Ignored(name, value, "is told without its place; choose it yourself") for name, value in names]
-    ignored += [Ignored(name, value, UNKNOWN) for name, value in values.items() if name not in known]
+    ignored = [IgnoredKey(name, value, "is stored without its folder. Select it yourself") for name, value in names]
+    ignored += [IgnoredKey(name, value, UNKNOWN) for name, value in values.items() if name not in known]
     plain = {name: value for name, value in values.items() if name in known}
     config, problems = read_config({**plain, "concepts": tables})
     return Imported(config, tuple(ignored), problems, tuple(plain))
 
 
 def _with_folders(values: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
-    """The settings, those of the dataset file before all others."""
+    """The settings, with those of the dataset file taking precedence."""
     others = {key: value for key, value in values.items() if kohya_keys.ALIASES.get(key, key) not in folders.settings}
     return {**others, **folders.settings}
 
 
-def _fill(intake: Intake, absent: Mapping[str, Any]) -> None:
-    filled = [f"{name} {value}" for name, value in absent.items() if intake.fill(name, value)]
+def _set_defaults(state: ImportState, absent: Mapping[str, Any]) -> None:
+    filled = [f"{name} {value}" for name, value in absent.items() if state.set_default(name, value)]
     if filled:
-        intake.hint("", f"Not in the file, so kohya's own values are used: {', '.join(filled)}.")
+        state.hint("", f"Not in the file, so kohya's defaults are used: {', '.join(filled)}.")
 
 
-def _finished(intake: Intake, folders: Folders) -> Imported:
-    concepts = _with_switches(intake, folders.concepts or _data_folders(intake))
+def _finish(state: ImportState, folders: Folders) -> Imported:
+    concepts = _with_switches(state, folders.concepts or _data_folders(state))
     for name in _FOLDER_KEYS:
         if name == "dataset_config" and folders.concepts:
-            intake.pop(name)
-        elif name in intake:
-            reason = "gives way to the dataset file" if folders.concepts else "cannot be read; name it beside this file"
-            intake.ignore(name, intake.value(name), reason)
-    apply_rules(intake)
+            state.pop(name)
+        elif name in state:
+            reason = (
+                "is overridden by the dataset file"
+                if folders.concepts
+                else "cannot be read. Import it together with this file"
+            )
+            state.ignore(name, state.value(name), reason)
+    apply_rules(state)
     declared = kohya_parameters()
-    for name in intake.left:
+    for name in state.remaining:
         if name in declared:
-            intake.put(declared[name], name, intake.pop(name))
-    for name in intake.left:
-        value = intake.pop(name)
-        intake.ignore(name, value, _reason(name, value))
-    config = with_repetitions_empty(TrainConfig(concepts=tuple(concepts), **intake.values))
-    return Imported(config, (*intake.ignored, *folders.ignored), tuple(intake.problems), intake.taken)
+            state.set_parameter(declared[name], name, state.pop(name))
+    for name in state.remaining:
+        value = state.pop(name)
+        state.ignore(name, value, _reason(name, value))
+    config = clear_redundant_values(TrainConfig(concepts=tuple(concepts), **state.values))
+    return Imported(config, (*state.ignored, *folders.ignored), tuple(state.problems), state.used_keys)
 
 
-def _data_folders(intake: Intake) -> tuple[Concept, ...]:
-    """kohya's two folders, whose N_words sub-folders give the repeats; `data.scan` reads them just so."""
+def _data_folders(state: ImportState) -> tuple[Concept, ...]:
+    """kohya's two folders, whose N_words subfolders give the repeats; `dataset.scan` reads them the same way."""
     found = []
     for name, is_regularisation in (("train_data_dir", False), ("reg_data_dir", True)):
-        folder = intake.pop(name)
+        folder = state.pop(name)
         if folder is not None:
             found.append(Concept(str(folder), is_regularisation=is_regularisation))
     return tuple(found)
 
 
-def _with_switches(intake: Intake, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    """The folders with what kohya's tools switch on for all images."""
+def _with_switches(state: ImportState, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+    """The folders with the switches that kohya's tools have for all images."""
     for name, values in kohya_keys.FOLDER_SWITCHES.items():
-        raw = intake.value(name)
+        raw = state.value(name)
         if raw is None:
             continue
-        if not intake.pop_flag(name):
-            intake.ignore(name, raw, AT_DEFAULT)
+        if not state.pop_flag(name):
+            state.ignore(name, raw, AT_DEFAULT)
         elif not concepts:
-            intake.ignore(name, raw, f"belongs to a folder: set {', '.join(values)} where you name your images")
+            state.ignore(name, raw, f"is a setting of the folder here: set {', '.join(values)} there")
         else:
             concepts = tuple(dataclasses.replace(concept, **values) for concept in concepts)
     return concepts
 
 
-def with_repetitions_empty(config: TrainConfig) -> TrainConfig:
-    """The same settings with what only repeats another one left empty: alpha as large as the rank, equal rates,
-    convolutions as the other layers.
-    """
+def clear_redundant_values(config: TrainConfig) -> TrainConfig:
+    """The same settings, with values that only repeat another one cleared: alpha, learning rates, convolutions."""
     general = config.learning_rate
     conv = (config.rank if config.conv_rank is None else config.conv_rank, conv_alpha_of(config))
     if conv == (config.rank, config.effective_alpha) or config.targets not in ("all", "full"):
@@ -217,7 +221,7 @@ def with_repetitions_empty(config: TrainConfig) -> TrainConfig:
 
 
 def _reason(name: str, value: Any) -> str:
-    """Why a key that nothing has taken is set aside."""
+    """Why a key that no rule has read is ignored."""
     if name in kohya_keys.FACTS:
         return FACT
     if name in kohya_keys.NOT_NEEDED:
@@ -236,28 +240,27 @@ def _reason(name: str, value: Any) -> str:
 def read_settings(path: Path, dataset: Path | None = None) -> Imported:
     """The settings in a .json, .toml or .safetensors file, with those of a dataset file of sd-scripts.
 
-    Relative paths are taken from the file's folder. ConfigError or AdapterError, in one sentence, for a file that
-    holds no settings.
+    Relative paths are resolved against the file's folder. ConfigError or AdapterError for a file without settings.
     """
     ending = path.suffix.lower()
     readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
     if ending not in readers:
-        what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA as .safetensors"
-        raise _unusable(path, f"is none of the files that settings can be read from: {what}.")
+        what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
+        raise _unusable(path, f"is not a file that settings can be imported from: {what}.")
     imported = readers[ending](path, dataset)
-    config, moved = _placed(imported.config, path.absolute().parent)
+    config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
     if moved:
-        text = f"Relative paths are taken from the folder of {path.name}: {', '.join(moved)}."
+        text = f"Relative paths are resolved against the folder of {path.name}: {', '.join(moved)}."
         imported = dataclasses.replace(imported, problems=(*imported.problems, Problem("hint", "", text)))
     return dataclasses.replace(imported, config=config)
 
 
 def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
     if dataset is not None:
-        raise _unusable(path, "is a LoRA file and takes no dataset file. Leave it out.")
+        raise _unusable(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
     header = read_header(path)
     if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
-        raise AdapterError(f"{path.name} tells nothing of its training: it was written without metadata.")
+        raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
     return from_metadata(header)
 
 
@@ -265,14 +268,14 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     values = _read_values(path)
     if "datasets" in values:
         if dataset is not None:
-            raise _unusable(path, "is a dataset file itself. Give the other settings first, or leave one out.")
+            raise _unusable(path, "is itself a dataset file. Give the other settings first, or leave one out.")
         return from_script({}, read_folders(values))
     if _is_ours(values):
         config, problems = read_config(values)
         return Imported(config, (), problems, tuple(values))
-    if not _knows_any(values):
-        raise _unusable(path, "holds no settings of kohya's tools: none of its keys is one of theirs.")
-    named = cleaned(_flat(values).get("dataset_config"))
+    if not _has_known_key(values):
+        raise _unusable(path, "has no settings of kohya's tools: it has none of their keys.")
+    named = strip_value(_flat(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
     folders = read_folders(_read_values(dataset)) if dataset else _NO_FOLDERS
@@ -282,7 +285,7 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
 
 
 def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """sd-scripts' sample prompts stand in a text file; where it can be read, its lines take the place of its name."""
+    """The values with the lines of sd-scripts' sample prompt file, if it can be read, instead of its name."""
     named = values.get("sample_prompts")
     if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
         return values
@@ -302,7 +305,7 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError):
-        raise _unusable(path, "is not JSON. Save the settings again in kohya's GUI.") from None
+        raise _unusable(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
     if not isinstance(values, dict):
         raise _unusable(path, "is not a table of settings.")
     return values
@@ -316,14 +319,14 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_ours(values: Mapping[str, Any]) -> bool:
-    """Whether the keys are our own; names that both know do not count."""
+    """Whether the keys are our own; names that both use do not count."""
     own = {parameter.name for parameter in parameters_of(TrainConfig)} | {"concepts"}
     theirs = {*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED}
     keys = {str(key) for key in values}
     return len(keys & (own - theirs)) > len(keys & (theirs - own))
 
 
-def _knows_any(values: Mapping[str, Any]) -> bool:
+def _has_known_key(values: Mapping[str, Any]) -> bool:
     flat = {str(key) for key in _flat(values)}
     known = (*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED, *_FOLDER_KEYS)
     return bool(flat.intersection((*known, "LoRA_type", "network_module")))
@@ -333,17 +336,17 @@ def _unusable(path: Path, message: str) -> ConfigError:
     return ConfigError([Problem("error", str(path), message)])
 
 
-def _placed(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
-    """The config with relative paths made absolute, and what they were."""
+def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
+    """The config with relative paths made absolute, and the original paths."""
     moved: list[str] = []
 
-    def place(path: str) -> str:
+    def resolve(path: str) -> str:
         expanded = user_path(path)
         if not path or expanded.is_absolute() or PureWindowsPath(path).is_absolute():
             return str(expanded) if path else path
         moved.append(path)
         return os.path.normpath(base / expanded)
 
-    concepts = tuple(dataclasses.replace(concept, folder=place(concept.folder)) for concept in config.concepts)
-    paths = {name: place(getattr(config, name)) for name in _PATHS}
+    concepts = tuple(dataclasses.replace(concept, folder=resolve(concept.folder)) for concept in config.concepts)
+    paths = {name: resolve(getattr(config, name)) for name in _PATHS}
     return config.replace(concepts=concepts, **paths), moved

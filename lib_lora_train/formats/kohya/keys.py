@@ -1,7 +1,7 @@
 """What is known of the settings of kohya's tools beyond the names that our parameters declare.
 
 Names and defaults are facts of sd-scripts and of the kohya_ss GUI. A key that one of our parameters declares as its
-`kohya=` name is taken over whatever stands here.
+`kohya=` name is used_keys over whatever stands here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALIASES: Mapping[str, str] = {
     "lora_network_weights": "network_weights",
     "constrain": "constraint",
 }
-"""Other names for an argument of sd-scripts: the GUI's, those of dataset files, and old spellings."""
+"""Other names of an sd-scripts argument: the GUI's, those in dataset files, and old spellings."""
 
 METADATA_NAMES: Mapping[str, str] = {
     "optimizer": "optimizer_type",
@@ -27,7 +27,7 @@ METADATA_NAMES: Mapping[str, str] = {
     "num_epochs": "max_train_epochs",
     "debiased_estimation": "debiased_estimation_loss",
 }
-"""`ss_` keys of a LoRA file, without the prefix, that are not called like the argument."""
+"""`ss_` keys of a LoRA file, without the prefix, that differ from the argument's name."""
 
 GUI_ABSENT: Mapping[str, Any] = {"network_dim": 8, "network_alpha": 1, "train_batch_size": 1, "keep_tokens": 0}
 DATASET_ABSENT: Mapping[str, Any] = {"train_batch_size": 1, "keep_tokens": 0, "enable_bucket": False}
@@ -40,9 +40,9 @@ SCRIPT_ABSENT: Mapping[str, Any] = {
     "learning_rate": 2e-6,
     "lr_scheduler": "constant",
 }
-"""What kohya's tools do where a file says nothing, as far as it changes the result and differs from ours."""
+"""kohya's defaults for missing keys, if they change the result and differ from ours."""
 
-SCRIPT_STEPS = 1600  # max_train_steps of sd-scripts where neither steps nor epochs are given
+SCRIPT_STEPS = 1600  # sd-scripts' max_train_steps if neither steps nor epochs are given
 
 DEFAULTS: Mapping[str, Any] = {
     # images and captions
@@ -118,16 +118,16 @@ DEFAULTS: Mapping[str, Any] = {
     "save_as_bool": False,
     "sample_at_first": False,
 }
-"""What has no place here yet, with the value at which kohya's tools do nothing special either."""
+"""Keys that are not supported yet, with the value at which they do nothing in kohya's tools."""
 
 FULL_PRECISIONS: Mapping[str, str] = {"full_fp16": "fp16", "full_bf16": "bf16"}
-"""Switches that store the LoRA's own numbers in 16 bits, as `lora_precision` has them."""
+"""Switches that store the LoRA's weights in 16 bits → our `lora_precision`."""
 
 MODEL_SWITCHES: Mapping[str, tuple[str, str]] = {
     "v_parameterization": ("prediction_type", "v_prediction"),
     "zero_terminal_snr": ("zero_terminal_snr", "on"),
 }
-"""Switches that tell what the checkpoint is, with our parameter and its value; off leaves it to the checkpoint."""
+"""Switches that describe the checkpoint, with our parameter and value; off leaves it to the checkpoint."""
 
 FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "flip_aug": {"flip": True},
@@ -136,7 +136,7 @@ FOLDER_SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "alpha_mask": {"use_masks": True},
     "masked_loss": {"use_masks": True},
 }
-"""Switches for all images there that belong to a folder here, with what they stand for."""
+"""Switches for all images that are settings of the folder here, with their meaning."""
 
 OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
     "conv_dim": 1,
@@ -159,14 +159,14 @@ OTHER_NETWORK_DEFAULTS: Mapping[str, Any] = {
     "train_norm": False,
     "decompose_both": False,
 }
-"""What belongs to LoCon and the LyCORIS families; the GUI writes it for every LoRA."""
+"""Keys of LoCon and the LyCORIS families; the GUI writes them for every LoRA."""
 
-_ONE_PROCESS = "one process trains, without accelerate"
-_SHOWN_HERE = "the page, the terminal and events.jsonl show the run"
-_SAVES_MEMORY = "attention saves memory by itself"
-_OTHER_MODELS = "it belongs to models other than SD1, SD2 and SDXL"
-_ENCODED_ONCE = "images and captions are always encoded ahead and kept"
-_BY_ITSELF = "the checkpoint itself tells what it is"
+_ONE_PROCESS = "training runs in one process, without accelerate"
+_SHOWN_HERE = "the run is shown in the page, the terminal and events.jsonl"
+_SAVES_MEMORY = "memory-efficient attention is always on"
+_OTHER_MODELS = "it is for models other than SD1, SD2 and SDXL"
+_ENCODED_ONCE = "images and captions are always encoded ahead and cached"
+_BY_ITSELF = "it is detected from the checkpoint"
 
 NOT_NEEDED: Mapping[str, str] = {
     **dict.fromkeys(("v2", "sdxl", "model_list"), _BY_ITSELF),
@@ -182,11 +182,11 @@ NOT_NEEDED: Mapping[str, str] = {
         ),
         _ENCODED_ONCE,
     ),
-    **dict.fromkeys(("sdxl_no_half_vae", "no_half_vae"), "the VAE's number format is chosen by itself"),
+    **dict.fromkeys(("sdxl_no_half_vae", "no_half_vae"), "the VAE's precision is chosen automatically"),
     **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn"), _SAVES_MEMORY),
     **dict.fromkeys(
         ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram"),
-        "nothing is loaded while training",
+        "no data is loaded during training",
     ),
     **dict.fromkeys(
         (
@@ -222,7 +222,7 @@ NOT_NEEDED: Mapping[str, str] = {
         _ONE_PROCESS,
     ),
     **dict.fromkeys(
-        ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"), "it belongs to kohya's full fine-tuning"
+        ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"), "it is for kohya's full fine-tuning"
     ),
     **dict.fromkeys(
         (
@@ -265,15 +265,15 @@ NOT_NEEDED: Mapping[str, str] = {
         _OTHER_MODELS,
     ),
     **dict.fromkeys(("async_upload", "resume_from_huggingface", "save_state_to_huggingface"), "nothing is uploaded"),
-    **dict.fromkeys(("mem_eff_save", "disable_mmap_load_safetensors"), "files are read and written sparingly"),
-    "dim_from_weights": "the rank always comes from the file",
+    **dict.fromkeys(("mem_eff_save", "disable_mmap_load_safetensors"), "reading and writing files takes little memory"),
+    "dim_from_weights": "the rank is always taken from the file",
     "save_model_as": "LoRA files are always .safetensors",
-    "output_config": "it steers the other program only",
-    "config_file": "it steers the other program only",
-    "tokenizer_cache_dir": "the tokenizers are part of the program",
-    "no_metadata": "settings are always stored in the LoRA file, without folders",
+    "output_config": "it only controls kohya's tools",
+    "config_file": "it only controls kohya's tools",
+    "tokenizer_cache_dir": "the tokenisers are included",
+    "no_metadata": "settings are always stored in the LoRA file, without paths",
 }
-"""Why a key changes nothing here."""
+"""Why a key is not needed here."""
 
 NOT_NEEDED_PREFIXES: Mapping[str, str] = {
     "dynamo_": _ONE_PROCESS,
@@ -281,7 +281,7 @@ NOT_NEEDED_PREFIXES: Mapping[str, str] = {
     "flux_": _OTHER_MODELS,
     "huggingface_": "nothing is uploaded",
     "lumina_": _OTHER_MODELS,
-    "metadata_": "title and trigger are written by themselves",
+    "metadata_": "title and trigger are written automatically",
     "sd3_": _OTHER_MODELS,
 }
 
@@ -309,7 +309,7 @@ FACTS = (
     "is_dreambooth",
     "img_count",
 )
-"""What a LoRA file tells of its run, without `ss_`, that is no setting."""
+"""Metadata keys, without `ss_`, that describe the run and are not settings."""
 
 LYCORIS_PRESETS: Mapping[str, tuple[str, bool]] = {
     "full": ("full", True),
@@ -319,7 +319,7 @@ LYCORIS_PRESETS: Mapping[str, tuple[str, bool]] = {
     "unet-only": ("full", False),
     "unet-transformer-only": ("standard", False),
 }
-"""The LyCORIS presets that choose the layers as one of our `targets` does; whether they include the text encoder."""
+"""LyCORIS presets → the `targets` with the same layers, and whether they include the text encoder."""
 
 IA3_PRESETS: Mapping[str, tuple[str, bool]] = {
     "ia3": ("standard", True),
@@ -327,7 +327,7 @@ IA3_PRESETS: Mapping[str, tuple[str, bool]] = {
     "attn-mlp": ("all", True),
     "unet-transformer-only": ("all", False),
 }
-"""The same where (IA)³ reads them otherwise: our `standard` is the layers of its paper, `all` every linear layer."""
+"""The same for (IA)³, where they differ: our `standard` is the layers of its paper, `all` every linear layer."""
 
 SAMPLERS: Mapping[str, str] = {"k_euler": "Euler", "k_euler_a": "Euler a"}
 PRECISIONS: Mapping[str, str] = {"no": "fp32", "float": "fp32"}

@@ -1,4 +1,4 @@
-"""Kind and size of the network that kohya's tools would train, in our terms, and back."""
+"""The kind and size of kohya's network in our terms, and back."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.formats.kohya.intake import (
+from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
     NOT_YET,
-    Intake,
-    cleaned,
-    flag_of,
+    ImportState,
     is_same,
     kohya_parameters,
-    literal_of,
-    number_of,
+    parse_flag,
+    parse_literal,
+    parse_number,
+    strip_value,
 )
 from lib_lora_train.formats.kohya.keys import IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
 
@@ -57,7 +57,7 @@ _GUI_NAMES: Mapping[str, str] = {
     "boft": "LyCORIS/BOFT",
     "full": "LyCORIS/Native Fine-Tuning",
 }
-_ALGO_NAMES: Mapping[str, str] = {"lora": "locon", "oft": "diag-oft"}  # the others are called as here
+_ALGO_NAMES: Mapping[str, str] = {"lora": "locon", "oft": "diag-oft"}  # the others have the same name
 _CONVOLUTIONAL = ("lora", "loha", "lokr", "dylora")
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "conv_dim": _CONVOLUTIONAL,
@@ -74,17 +74,17 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "rescaled": ("oft", "boft"),
     "train_norm": tuple(_GUI_NAMES),
 }
-"""Our parameters' kohya names → the families in which LyCORIS reads them."""
+"""kohya name of a parameter → the families for which LyCORIS reads it."""
 _IN_ARGUMENTS = (
     *("rank_dropout", "module_dropout", "block_dims", "block_alphas"),
     *("down_lr_weight", "mid_lr_weight", "up_lr_weight"),
 )
-_KOHYAS_OWN = ("conv_dim", "conv_alpha", "unit")  # what networks.lora and networks.dylora read
+_READ_BY_KOHYA = ("conv_dim", "conv_alpha", "unit")  # what networks.lora and networks.dylora read
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is to be trained. `preset`: LyCORIS' name for the layers, "" where kohya's own network decides."""
+    """What to train. `preset`: LyCORIS' name for the layers, "" if kohya's own network chooses them."""
 
     family: str
     is_lycoris: bool
@@ -92,56 +92,56 @@ class _Kind:
     has_convolutions: bool
 
     def reads(self, name: str) -> bool:
-        """Whether this network reads the setting of this kohya name."""
-        return self.family in _USED_BY[name] and (self.is_lycoris or name in _KOHYAS_OWN)
+        """Whether this network reads the setting with this kohya name."""
+        return self.family in _USED_BY[name] and (self.is_lycoris or name in _READ_BY_KOHYA)
 
 
-def take_network(intake: Intake) -> None:
+def import_network(state: ImportState) -> None:
     """LoRA_type of the GUI, or network_module and network_args of sd-scripts, as `family`, `targets` and the rest."""
-    for name, value in _network_args(intake).items():
-        intake.unfold("network_args", name, value)
-    _join_tucker(intake)
-    kind = _kind(intake)
-    intake.values["family"] = kind.family
-    _take_targets(intake, kind)
-    _take_sizes(intake, kind)
-    _set_aside_other_networks(intake)
-    _alpha(intake)
-    _general_loraplus(intake)
+    for name, value in _network_args(state).items():
+        state.add_nested("network_args", name, value)
+    _join_tucker(state)
+    kind = _kind(state)
+    state.values["family"] = kind.family
+    _import_targets(state, kind)
+    _import_sizes(state, kind)
+    _ignore_other_networks(state)
+    _alpha(state)
+    _general_loraplus(state)
 
 
-def _network_args(intake: Intake) -> dict[str, Any]:
+def _network_args(state: ImportState) -> dict[str, Any]:
     """`["conv_dim=4", "algo=locon"]`, the same as one text, or a table, as names and values."""
-    raw = literal_of(intake.pop("network_args"))
+    raw = parse_literal(state.pop("network_args"))
     if isinstance(raw, Mapping):
-        return {str(name): cleaned(value) for name, value in raw.items() if cleaned(value) is not None}
+        return {str(name): strip_value(value) for name, value in raw.items() if strip_value(value) is not None}
     words = [str(word) for word in raw] if isinstance(raw, (list, tuple)) else str(raw or "").split()
     pairs = [word.strip("\"' ").partition("=") for word in words]
     for name, sign, _ in pairs:
         if not sign:
-            intake.ignore_part("network_args", name, "", "is not of the form name=value")
-    return {name: cleaned(value) for name, sign, value in pairs if sign and cleaned(value) is not None}
+            state.ignore_nested("network_args", name, "", "does not have the form name=value")
+    return {name: strip_value(value) for name, sign, value in pairs if sign and strip_value(value) is not None}
 
 
-def _join_tucker(intake: Intake) -> None:
-    """use_cp is LyCORIS' older name of use_tucker; the GUI writes both."""
-    old = intake.pop("use_cp")
+def _join_tucker(state: ImportState) -> None:
+    """use_cp is LyCORIS' older name for use_tucker; the GUI writes both."""
+    old = state.pop("use_cp")
     if old is None:
         return
-    if flag_of(old) and not flag_of(intake.value("use_tucker")):
-        intake.pop("use_tucker")
-        intake.unfold("use_cp", "use_tucker", True)
+    if parse_flag(old) and not parse_flag(state.value("use_tucker")):
+        state.pop("use_tucker")
+        state.add_nested("use_cp", "use_tucker", True)
     else:
-        intake.ignore("use_cp", old, f"{NOT_NEEDED}: use_tucker counts")
+        state.ignore("use_cp", old, f"{NOT_NEEDED}: use_tucker is used")
 
 
-def _kind(intake: Intake) -> _Kind:
-    """The family; one that is not here is replaced by LoCon, and told."""
-    gui_type = str(intake.pop("LoRA_type") or "").lower()
-    module = str(intake.pop("network_module") or "").lower()
-    algo = str(intake.pop("algo") or "").lower()
-    preset = str(intake.pop("LyCORIS_preset") or intake.pop("preset") or "full").lower()
-    has_conv = bool(number_of(intake.value("conv_dim")))
+def _kind(state: ImportState) -> _Kind:
+    """The family; an unsupported one becomes LoCon, with a warning."""
+    gui_type = str(state.pop("LoRA_type") or "").lower()
+    module = str(state.pop("network_module") or "").lower()
+    algo = str(state.pop("algo") or "").lower()
+    preset = str(state.pop("LyCORIS_preset") or state.pop("preset") or "full").lower()
+    has_conv = bool(parse_number(state.value("conv_dim")))
     if gui_type.startswith("lycoris/") or (not gui_type and module.startswith("lycoris")):
         name = gui_type.removeprefix("lycoris/") or algo or "lora"
         if name in _ALGOS:
@@ -151,83 +151,83 @@ def _kind(intake: Intake) -> _Kind:
     elif not gui_type and (module in _MODULES or not module):
         return _Kind(_MODULES.get(module, "lora"), False, "", has_conv)
     where = "LoRA_type" if gui_type else "network_module"
-    intake.ignore(where, gui_type or module, NOT_YET)
-    told = gui_type or f"{module} {algo}".strip()
-    intake.warn("family", f"{told} is not here; a LoRA on all layers (LoCon) is the nearest.")
+    state.ignore(where, gui_type or module, NOT_YET)
+    given = gui_type or f"{module} {algo}".strip()
+    state.warn("family", f"{given} is not available; a LoRA on all layers (LoCon) is used, the closest.")
     return _Kind("lora", False, "", True)
 
 
-def _take_targets(intake: Intake, kind: _Kind) -> None:
+def _import_targets(state: ImportState, kind: _Kind) -> None:
     if not kind.is_lycoris:
-        intake.values["targets"] = "all" if kind.has_convolutions else "standard"
+        state.values["targets"] = "all" if kind.has_convolutions else "standard"
         return
     presets = {**LYCORIS_PRESETS, **IA3_PRESETS} if kind.family == "ia3" else LYCORIS_PRESETS
     targets, has_text_encoder = presets.get(kind.preset, ("full", True))
-    intake.values["targets"] = targets
+    state.values["targets"] = targets
     if not has_text_encoder:
-        intake.values["train_text_encoder"] = False
+        state.values["train_text_encoder"] = False
     if kind.preset not in presets:
-        intake.ignore("LyCORIS_preset", kind.preset, NOT_YET)
-        intake.warn("targets", f"the LyCORIS preset {kind.preset} is not here; all layers are trained.")
+        state.ignore("LyCORIS_preset", kind.preset, NOT_YET)
+        state.warn("targets", f"the LyCORIS preset {kind.preset} is not available; all layers are trained.")
 
 
-def _take_sizes(intake: Intake, kind: _Kind) -> None:
-    """Every setting that the kind of network reads; the others are set aside."""
+def _import_sizes(state: ImportState, kind: _Kind) -> None:
+    """Every setting that the kind of network reads; the others are ignored."""
     for name in _USED_BY:
-        if name not in intake:
+        if name not in state:
             continue
-        is_unused_conv = name.startswith("conv_") and intake.values["targets"] not in ("all", "full")
+        is_unused_conv = name.startswith("conv_") and state.values["targets"] not in ("all", "full")
         if kind.reads(name) and not is_unused_conv:
-            _take_size(intake, name)
+            _import_size(state, name)
             continue
-        value = intake.pop(name)
+        value = state.pop(name)
         is_default = is_same(value, OTHER_NETWORK_DEFAULTS[name])
-        intake.ignore(name, value, AT_DEFAULT if is_default else f"{NOT_NEEDED}: it belongs to another kind of network")
+        state.ignore(name, value, AT_DEFAULT if is_default else f"{NOT_NEEDED}: it is for another kind of network")
 
 
-def _take_size(intake: Intake, name: str) -> None:
-    """0 is "as large as the rank" for conv_alpha, and "none" for conv_dim."""
-    value = intake.pop(name)
-    if name == "conv_dim" and number_of(value) == 0:
-        intake.values["targets"] = "standard"
-    elif name != "conv_alpha" or number_of(value) != 0:
-        intake.put(kohya_parameters()[name], name, value)
+def _import_size(state: ImportState, name: str) -> None:
+    """0 means "same as the rank" for conv_alpha and "no convolutions" for conv_dim."""
+    value = state.pop(name)
+    if name == "conv_dim" and parse_number(value) == 0:
+        state.values["targets"] = "standard"
+    elif name != "conv_alpha" or parse_number(value) != 0:
+        state.set_parameter(kohya_parameters()[name], name, value)
 
 
-def _set_aside_other_networks(intake: Intake) -> None:
+def _ignore_other_networks(state: ImportState) -> None:
     for name, default in OTHER_NETWORK_DEFAULTS.items():
-        if name in intake and name not in kohya_parameters():
-            value = intake.pop(name)
-            intake.ignore(name, value, AT_DEFAULT if is_same(value, default) else NOT_YET)
+        if name in state and name not in kohya_parameters():
+            value = state.pop(name)
+            state.ignore(name, value, AT_DEFAULT if is_same(value, default) else NOT_YET)
 
 
-def _alpha(intake: Intake) -> None:
-    """0 is kohya's "as large as the rank", which is written as empty here."""
-    alpha = intake.pop("network_alpha")
-    if number_of(alpha) == 0:
-        intake.values["alpha"] = None
+def _alpha(state: ImportState) -> None:
+    """0 means "same as the rank" in kohya's tools, which is empty here."""
+    alpha = state.pop("network_alpha")
+    if parse_number(alpha) == 0:
+        state.values["alpha"] = None
     elif alpha is not None:
-        intake.put(_OURS["alpha"], "network_alpha", alpha)
+        state.set_parameter(_OURS["alpha"], "network_alpha", alpha)
 
 
-def _general_loraplus(intake: Intake) -> None:
-    """loraplus_lr_ratio is for the parts that have no ratio of their own; 0 there is none, as in kohya's tools."""
-    general = intake.pop_number("loraplus_lr_ratio")
+def _general_loraplus(state: ImportState) -> None:
+    """loraplus_lr_ratio is for parts without their own ratio; 0 counts as none, as in kohya's tools."""
+    general = state.pop_number("loraplus_lr_ratio")
     if general == 0:
-        intake.ignore("loraplus_lr_ratio", general, AT_DEFAULT)
+        state.ignore("loraplus_lr_ratio", general, AT_DEFAULT)
     for name in ("loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
-        own = intake.pop(name)
+        own = state.pop(name)
         if own is not None or general:
-            is_own = not general or number_of(own)
+            is_own = not general or parse_number(own)
             key, given = (name, own) if is_own else ("loraplus_lr_ratio", general)
-            intake.put(kohya_parameters()[name], key, given)
+            state.set_parameter(kohya_parameters()[name], key, given)
 
 
 # --- and back -----------------------------------------------------------------------------------
 
 
 def gui_network(config: TrainConfig) -> dict[str, Any]:
-    """The GUI's keys of the network, but for those that are called as our parameters' kohya names."""
+    """The GUI's keys of the network, except those that have a parameter's kohya name."""
     sizes = {
         "network_alpha": config.effective_alpha,
         "conv_dim": config.rank if config.conv_rank is None else config.conv_rank,
@@ -257,7 +257,7 @@ def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
 
 
 def conv_alpha_of(config: TrainConfig) -> float:
-    """The alpha that 3×3 convolutions have."""
+    """The alpha of 3×3 convolutions."""
     return config.effective_alpha if config.effective_conv_alpha is None else config.effective_conv_alpha
 
 

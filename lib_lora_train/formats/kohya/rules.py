@@ -1,7 +1,6 @@
 """Keys of kohya's tools whose meaning differs from our parameter's: units, inversions, combined keys.
 
-Each rule takes its keys from the intake and sets our values. What no rule takes is read by the `kohya=` names of the
-parameters' declarations.
+Each rule pops its keys and sets our values. Keys without a rule are matched by the `kohya=` names of the parameters.
 """
 
 from __future__ import annotations
@@ -17,229 +16,238 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.sample_prompts import is_option, prompt_lines, split_options
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya import keys as kohya_keys
-from lib_lora_train.formats.kohya.intake import (
+from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
     ZERO,
-    Intake,
+    ImportState,
     kohya_parameters,
-    number_of,
-    sides_of,
+    overridden_by,
+    parse_number,
+    parse_sides,
     square_side,
 )
-from lib_lora_train.formats.kohya.network import take_network
-from lib_lora_train.formats.kohya.training import take_optimizer, take_rates, take_schedule
+from lib_lora_train.formats.kohya.network import import_network
+from lib_lora_train.formats.kohya.training import import_learning_rates, import_lr_schedule, import_optimizer
 
 _CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
-_NAMES_ONLY = "names a file without its folder; choose it yourself"
+_NAMES_ONLY = "is a file name without its folder. Select the file yourself"
 
 
-def apply_rules(intake: Intake) -> None:
-    """Take every key that needs more than its declaration."""
+def apply_rules(state: ImportState) -> None:
+    """Read every key that needs more than its declaration."""
     for rule in _RULES:
-        rule(intake)
+        rule(state)
 
 
-def take_additional(intake: Intake) -> None:
-    """The GUI's additional_parameters, arguments as on the command line, which count more than its other keys."""
-    raw = intake.pop("additional_parameters")
+def import_additional_parameters(state: ImportState) -> None:
+    """The GUI's additional_parameters: command-line arguments, which take precedence over its other keys."""
+    raw = state.pop("additional_parameters")
     try:
         words = shlex.split(str(raw or ""))
     except ValueError as reason:
-        intake.ignore("additional_parameters", raw, f"cannot be used: {reason}")
+        state.ignore("additional_parameters", raw, f"is invalid: {reason}")
         return
-    starts = [place for place, word in enumerate(words) if word.startswith("--")]
+    starts = [index for index, word in enumerate(words) if word.startswith("--")]
     for lost in words[: starts[0] if starts else len(words)]:
-        intake.ignore_part("additional_parameters", lost, "", "is no argument: those begin with --")
+        state.ignore_nested("additional_parameters", lost, "", "is not an argument; arguments begin with --")
     for start, end in itertools.pairwise([*starts, len(words)]):
         name, sign, value = words[start][2:].partition("=")
         values = [*([value] if sign else []), *words[start + 1 : end]]
         given: Any = True if not values else values[0] if len(values) == 1 else values
-        intake.overrule("additional_parameters", kohya_keys.ALIASES.get(name, name), given)
+        state.override("additional_parameters", kohya_keys.ALIASES.get(name, name), given)
 
 
 # --- model and images --------------------------------------------------------------------------
 
 
-def _model(intake: Intake) -> None:
-    """A checkpoint is a file here; kohya's tools also take names of the hub and diffusers folders."""
+def _model(state: ImportState) -> None:
+    """A checkpoint is a file here; kohya's tools also accept Hugging Face names and diffusers folders."""
     for name in ("sd_model_name", "vae_name"):
-        value = intake.pop(name)
+        value = state.pop(name)
         if value is not None:
-            intake.ignore(name, value, _NAMES_ONLY)
+            state.ignore(name, value, _NAMES_ONLY)
     for name in ("pretrained_model_name_or_path", "vae"):
-        value = intake.pop(name)
+        value = state.pop(name)
         if value is None:
             continue
         if str(value).lower().endswith(_CHECKPOINT_ENDINGS):
-            intake.put(kohya_parameters()[name], name, value)
+            state.set_parameter(kohya_parameters()[name], name, value)
         else:
-            intake.ignore(name, value, "is no checkpoint file (.safetensors, .ckpt); choose the file yourself")
+            state.ignore(name, value, "is not a checkpoint file (.safetensors, .ckpt). Select the file yourself")
 
 
-def _kind_of_model(intake: Intake) -> None:
-    """Off is also what kohya's tools have where nobody thought of it: the checkpoint tells then."""
+def _kind_of_model(state: ImportState) -> None:
+    """Off is merely the default of kohya's tools, so it leaves the decision to the checkpoint."""
     for name, (parameter, value) in kohya_keys.MODEL_SWITCHES.items():
-        if name in intake:
-            raw = intake.value(name)
-            if intake.pop_flag(name):
-                intake.values[parameter] = value
+        if name in state:
+            raw = state.value(name)
+            if state.pop_flag(name):
+                state.values[parameter] = value
             else:
-                intake.ignore(name, raw, AT_DEFAULT)
+                state.ignore(name, raw, AT_DEFAULT)
 
 
-def _resolution(intake: Intake) -> None:
-    raw = intake.pop("resolution")
+def _resolution(state: ImportState) -> None:
+    raw = state.pop("resolution")
     if raw is None:
         return
-    sides = sides_of(raw)
+    sides = parse_sides(raw)
     if not sides:
-        intake.ignore("resolution", raw, "cannot be used: write one number or two, such as 512,512")
+        state.ignore("resolution", raw, "is invalid: write one number or two, such as 512,512")
         return
     side = square_side(sides)
     if sides[0] != sides[-1]:
-        intake.hint("resolution", f"{sides[0]:g}×{sides[-1]:g} is brought to the square of the same area, {side} px.")
-    intake.put(_OURS["resolution"], "resolution", side)
+        state.hint("resolution", f"{sides[0]:g}×{sides[-1]:g} becomes the square of the same area, {side} px.")
+    state.set_parameter(_OURS["resolution"], "resolution", side)
 
 
-def _caption_extension(intake: Intake) -> None:
-    raw = intake.pop("caption_extension")
+def _caption_extension(state: ImportState) -> None:
+    raw = state.pop("caption_extension")
     if raw is not None:
-        intake.put(_OURS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")
+        state.set_parameter(_OURS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")
 
 
-def _captions(intake: Intake) -> None:
-    """Where wildcards are on, sd-scripts also draws one of a caption file's lines."""
-    if "enable_wildcard" in intake:
-        is_on = intake.pop_flag("enable_wildcard")
-        intake.values["caption_wildcards"] = is_on
+def _captions(state: ImportState) -> None:
+    """With wildcards on, sd-scripts also picks a random line of a caption file."""
+    if "enable_wildcard" in state:
+        is_on = state.pop_flag("enable_wildcard")
+        state.values["caption_wildcards"] = is_on
         if is_on:
-            intake.values["caption_lines"] = "random"
+            state.values["caption_lines"] = "random"
 
 
 # --- how long ------------------------------------------------------------------------------------
 
 
-def _duration(intake: Intake) -> None:
-    """`max_train_epochs` counts more than `max_train_steps`, and that more than the GUI's `epoch`."""
-    epochs, steps = intake.pop_number("max_train_epochs"), intake.pop_number("max_train_steps")
-    gui_epochs = intake.pop_number("epoch") if intake.source == "gui" else None
+def _duration(state: ImportState) -> None:
+    """`max_train_epochs` takes precedence over `max_train_steps`, and that over the GUI's `epoch`."""
+    epochs, steps = state.pop_number("max_train_epochs"), state.pop_number("max_train_steps")
+    gui_epochs = state.pop_number("epoch") if state.source == "gui" else None
     if epochs:
-        _put_epochs(intake, "max_train_epochs", epochs)
-        _drop(intake, "max_train_steps", steps, "max_train_epochs")
-        _drop(intake, "epoch", gui_epochs, "max_train_epochs")
+        _put_epochs(state, "max_train_epochs", epochs)
+        _drop(state, "max_train_steps", steps, "max_train_epochs")
+        _drop(state, "epoch", gui_epochs, "max_train_epochs")
     elif steps:
-        _put_steps(intake, steps)
-        _drop(intake, "epoch", gui_epochs, "max_train_steps")
+        _put_steps(state, steps)
+        _drop(state, "epoch", gui_epochs, "max_train_steps")
         if gui_epochs and gui_epochs > 1:
-            text = f"{steps:g}, as in kohya's GUI, which then ignores epoch {gui_epochs:g}."
-            intake.warn("max_steps", f"{text} For {gui_epochs:g} epochs set max_steps to 0 and epochs to it.")
+            text = f"is {steps:g}: as in kohya's GUI, epoch {gui_epochs:g} is then ignored."
+            state.warn(
+                "max_steps", f"{text} To train {gui_epochs:g} epochs, set max_steps to 0 and epochs to {gui_epochs:g}."
+            )
     elif gui_epochs:
-        _put_epochs(intake, "epoch", gui_epochs)
+        _put_epochs(state, "epoch", gui_epochs)
     for name, number in (("max_train_epochs", epochs), ("max_train_steps", steps), ("epoch", gui_epochs)):
         if number == 0:
-            intake.ignore(name, 0, ZERO)
-    _saving(intake)
+            state.ignore(name, 0, ZERO)
+    _saving(state)
 
 
-def _drop(intake: Intake, name: str, value: float | None, stronger: str) -> None:
+def _drop(state: ImportState, name: str, value: float | None, stronger: str) -> None:
     if value:
-        intake.ignore(name, value, f"{NOT_NEEDED}: {stronger} counts more, in kohya's tools too")
+        state.ignore(name, value, overridden_by(stronger))
 
 
-def _put_epochs(intake: Intake, name: str, epochs: float) -> None:
-    intake.put(_OURS["epochs"], name, epochs)
-    intake.values.setdefault("max_steps", 0)
+def _put_epochs(state: ImportState, name: str, epochs: float) -> None:
+    state.set_parameter(_OURS["epochs"], name, epochs)
+    state.values.setdefault("max_steps", 0)
 
 
-def _put_steps(intake: Intake, steps: float) -> None:
-    """Epochs go on until the steps are done."""
-    intake.put(_OURS["max_steps"], "max_train_steps", steps)
-    if "max_steps" in intake.values:
-        intake.values["epochs"] = int(_OURS["epochs"].high or 1)
+def _put_steps(state: ImportState, steps: float) -> None:
+    """Epochs are set high enough for the steps."""
+    state.set_parameter(_OURS["max_steps"], "max_train_steps", steps)
+    if "max_steps" in state.values:
+        state.values["epochs"] = int(_OURS["epochs"].high or 1)
 
 
-def _saving(intake: Intake) -> None:
-    """0 is kohya's "only at the end"."""
-    every = intake.pop("save_every_n_epochs")
-    if number_of(every) == 0:
-        intake.values["save_every_n_epochs"] = intake.values.get("epochs", _OURS["epochs"].default)
+def _saving(state: ImportState) -> None:
+    """0 means "only at the end" in kohya's tools."""
+    every = state.pop("save_every_n_epochs")
+    if parse_number(every) == 0:
+        state.values["save_every_n_epochs"] = state.values.get("epochs", _OURS["epochs"].default)
     elif every is not None:
-        intake.put(_OURS["save_every_n_epochs"], "save_every_n_epochs", every)
-    last, steps = intake.pop_number("save_last_n_steps"), number_of(intake.value("save_every_n_steps"))
-    if last and steps:  # kohya counts steps there: the files of the last so many steps stay
-        intake.put(_OURS["keep_last_step_files"], "save_last_n_steps", int(last // steps) + 1)
-    state = intake.pop("save_state")
-    if state is not None:
-        intake.ignore("save_state", state, f"{NOT_NEEDED}: a run's newest state is kept here anyway, see save_state")
+        state.set_parameter(_OURS["save_every_n_epochs"], "save_every_n_epochs", every)
+    last, steps = state.pop_number("save_last_n_steps"), parse_number(state.value("save_every_n_steps"))
+    if last and steps:  # in kohya's tools a number of steps: their files are kept
+        state.set_parameter(_OURS["keep_last_step_files"], "save_last_n_steps", int(last // steps) + 1)
+    save_state = state.pop("save_state")
+    if save_state is not None:
+        state.ignore(
+            "save_state", save_state, f"{NOT_NEEDED}: a run's latest state is always kept here, see save_state"
+        )
 
 
 # --- noise, seed, precision ----------------------------------------------------------------------
 
 
-def _noise(intake: Intake) -> None:
-    """The GUI writes the values of both kinds of noise; `noise_offset_type` says which of them count."""
-    kind = intake.pop("noise_offset_type")
+def _noise(state: ImportState) -> None:
+    """The GUI writes the values of both kinds of noise; `noise_offset_type` says which are used."""
+    kind = state.pop("noise_offset_type")
     if kind is None:
         return
     multires = ("multires_noise_iterations", "multires_noise_discount")
     offset = ("noise_offset", "adaptive_noise_scale", "noise_offset_random_strength")
     for name in offset if str(kind).lower() == "multires" else multires:
-        value = intake.pop(name)
+        value = state.pop(name)
         if value is not None:
-            intake.ignore(name, value, f"{NOT_NEEDED}: noise_offset_type is {kind}")
+            state.ignore(name, value, f"{NOT_NEEDED}: noise_offset_type is {kind}")
 
 
-def _seed(intake: Intake) -> None:
-    raw = intake.pop("seed")
-    number = number_of(raw)
-    is_random = number is not None and (number < 0 or (number == 0 and intake.source == "gui"))
+def _seed(state: ImportState) -> None:
+    raw = state.pop("seed")
+    number = parse_number(raw)
+    is_random = number is not None and (number < 0 or (number == 0 and state.source == "gui"))
     if is_random:
         default = _OURS["seed"].default
-        intake.ignore("seed", raw, f"is kohya's way to draw one at random; here it stays {default}, so runs repeat")
+        state.ignore(
+            "seed", raw, f"means a random seed in kohya's tools; {default} is used, so that the run can be repeated"
+        )
     elif raw is not None:
-        intake.put(_OURS["seed"], "seed", raw)
+        state.set_parameter(_OURS["seed"], "seed", raw)
 
 
-def _precision(intake: Intake) -> None:
+def _precision(state: ImportState) -> None:
     for name in ("mixed_precision", "save_precision"):
-        raw = intake.pop(name)
+        raw = state.pop(name)
         if raw is not None:
-            intake.put(kohya_parameters()[name], name, kohya_keys.PRECISIONS.get(str(raw).lower(), raw))
+            state.set_parameter(kohya_parameters()[name], name, kohya_keys.PRECISIONS.get(str(raw).lower(), raw))
     for name, kind in kohya_keys.FULL_PRECISIONS.items():
-        if intake.pop_flag(name):
-            intake.values["lora_precision"] = kind
+        if state.pop_flag(name):
+            state.values["lora_precision"] = kind
 
 
-def _gradient_norm(intake: Intake) -> None:
-    raw = intake.pop("max_grad_norm")
+def _gradient_norm(state: ImportState) -> None:
+    raw = state.pop("max_grad_norm")
     if raw is None:
         return
-    intake.put(_OURS["max_grad_norm"], "max_grad_norm", raw)
-    if intake.source == "gui" and number_of(raw) == 0:
-        intake.hint("max_grad_norm", "is 0 as the file says; kohya's GUI loses that 0 and trains with 1.")
+    state.set_parameter(_OURS["max_grad_norm"], "max_grad_norm", raw)
+    if state.source == "gui" and parse_number(raw) == 0:
+        state.hint("max_grad_norm", "is 0, as in the file; kohya's GUI drops that 0 and trains with 1.")
 
 
 # --- samples and names ---------------------------------------------------------------------------
 
 
-def _samples(intake: Intake) -> None:
-    sampler = intake.pop("sample_sampler")
+def _samples(state: ImportState) -> None:
+    sampler = state.pop("sample_sampler")
     if sampler is not None:
-        intake.put(_OURS["sample_sampler"], "sample_sampler", kohya_keys.SAMPLERS.get(str(sampler).lower(), sampler))
-    raw = intake.pop("sample_prompts")
+        state.set_parameter(
+            _OURS["sample_sampler"], "sample_sampler", kohya_keys.SAMPLERS.get(str(sampler).lower(), sampler)
+        )
+    raw = state.pop("sample_prompts")
     if raw is None:
         return
     lines = raw if isinstance(raw, (list, tuple)) else str(raw).splitlines()
     if len(lines) == 1 and re.search(r"\.(txt|toml|json)$", str(lines[0]).strip().lower()):
-        intake.ignore("sample_prompts", raw, "names a file that cannot be read; copy its prompts")
+        state.ignore("sample_prompts", raw, "is a file that cannot be read. Copy its prompts yourself")
         return
-    prompts = tuple(_prompt(intake, line) for line in prompt_lines(map(str, lines)))
-    intake.values["sample_prompts"] = tuple(prompt for prompt in prompts if prompt)
+    prompts = tuple(_prompt(state, line) for line in prompt_lines(map(str, lines)))
+    state.values["sample_prompts"] = tuple(prompt for prompt in prompts if prompt)
 
 
-def _prompt(intake: Intake, line: str) -> str:
+def _prompt(state: ImportState, line: str) -> str:
     """The line without the options that samples do not have here."""
     prompt, options = split_options(line)
     kept = [prompt]
@@ -247,34 +255,34 @@ def _prompt(intake: Intake, line: str) -> str:
         if is_option(name):
             kept.append(f"--{name} {value}".strip())
         else:
-            intake.ignore_part("sample_prompts", f"--{name}", value, "is not a prompt option here")
+            state.ignore_nested("sample_prompts", f"--{name}", value, "is not a prompt option here")
     return " ".join(filter(None, kept))
 
 
-def _names(intake: Intake) -> None:
-    """The GUI's title may hold an ending or a folder."""
-    raw = intake.pop("output_name")
+def _names(state: ImportState) -> None:
+    """The GUI's name may have an extension or a folder."""
+    raw = state.pop("output_name")
     if raw is not None:
         text = str(raw)
         name = PureWindowsPath(text).name if "\\" in text else PurePath(text).name
-        intake.put(_OURS["output_name"], "output_name", name.removesuffix(".safetensors") or text)
+        state.set_parameter(_OURS["output_name"], "output_name", name.removesuffix(".safetensors") or text)
 
 
-_RULES: tuple[Callable[[Intake], None], ...] = (
+_RULES: tuple[Callable[[ImportState], None], ...] = (
     _model,
     _kind_of_model,
     _resolution,
     _caption_extension,
     _captions,
     _duration,
-    take_rates,
-    take_optimizer,
-    take_schedule,
+    import_learning_rates,
+    import_optimizer,
+    import_lr_schedule,
     _noise,
     _seed,
     _precision,
     _gradient_norm,
     _samples,
     _names,
-    take_network,
+    import_network,
 )

@@ -11,13 +11,14 @@ from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
-from lib_lora_train.formats.kohya.intake import (
+from lib_lora_train.formats.kohya.import_state import (
     NOT_NEEDED,
-    Intake,
-    choice_of,
-    flag_of,
-    literal_of,
-    number_of,
+    ImportState,
+    find_choice,
+    overridden_by,
+    parse_flag,
+    parse_literal,
+    parse_number,
 )
 
 _OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
@@ -34,59 +35,60 @@ _CLASSES = {
     "radamschedulefree": "schedulefree.RAdamScheduleFree",
     "sgdschedulefree": "schedulefree.SGDScheduleFree",
 }
-"""Optimisers that sd-scripts knows by a short name and that are chosen by their class here."""
+"""Optimisers that sd-scripts has a short name for and that are chosen by their class here."""
 
 
-def take_rates(intake: Intake) -> None:
-    """In the GUI a rate of 0 or none switches that part off, unless both are so."""
-    unet, text = _rate(intake, "unet_lr"), _rate(intake, "text_encoder_lr")
+def import_learning_rates(state: ImportState) -> None:
+    """In the GUI an empty rate or 0 turns that part off, unless both are so."""
+    unet, text = _rate(state, "unet_lr"), _rate(state, "text_encoder_lr")
     unet_only, text_only = (
-        intake.pop_flag("network_train_unet_only"),
-        intake.pop_flag("network_train_text_encoder_only"),
+        state.pop_flag("network_train_unet_only"),
+        state.pop_flag("network_train_text_encoder_only"),
     )
-    if intake.source == "gui":
+    if state.source == "gui":
         unet_only, text_only = unet_only or bool(unet and not text), text_only or bool(text and not unet)
         unet, text = unet or None, text or None
     if unet_only != text_only:
-        intake.values["train_text_encoder" if unet_only else "train_unet"] = False
+        state.values["train_text_encoder" if unet_only else "train_unet"] = False
     for name, part, rate in (("unet_lr", "train_unet", unet), ("text_encoder_lr", "train_text_encoder", text)):
-        if rate is not None and intake.values.get(part, True):
-            intake.put(_OURS[name], name, rate)
+        if rate is not None and state.values.get(part, True):
+            state.set_parameter(_OURS[name], name, rate)
         elif rate:
-            intake.ignore(name, rate, f"{NOT_NEEDED}: that part is not trained")
+            state.ignore(name, rate, f"{NOT_NEEDED}: this part is not trained")
 
 
-def _rate(intake: Intake, name: str) -> float | None:
-    """A number; of several, one for each text encoder, the first, and the second is kept as such."""
-    raw = literal_of(intake.pop(name))
+def _rate(state: ImportState, name: str) -> float | None:
+    """The rate; of two, one per text encoder, the first, while the second is set as `text_encoder_2_lr`."""
+    raw = parse_literal(state.pop(name))
     if isinstance(raw, str) and len(raw.split()) > 1:
         raw = raw.split()
     if isinstance(raw, (list, tuple)):
-        rates = [rate for rate in map(number_of, raw) if rate is not None]
+        rates = [rate for rate in map(parse_number, raw) if rate is not None]
         if len(set(rates)) > 1 and name == "text_encoder_lr":
-            intake.values["text_encoder_2_lr"] = rates[1]
+            state.values["text_encoder_2_lr"] = rates[1]
         raw = rates[0] if rates else None
-    rate = number_of(raw)
+    rate = parse_number(raw)
     if raw is not None and rate is None:
-        intake.ignore(name, raw, f"cannot be used: {raw!r} is not a number")
+        state.ignore(name, raw, f"is invalid: {raw!r} is not a number")
     return rate
 
 
-def take_optimizer(intake: Intake) -> None:
-    if flag_of(intake.pop("use_8bit_adam")) and "optimizer_type" not in intake:
-        intake.fill("optimizer_type", "AdamW8bit")
-    raw = str(intake.pop("optimizer_type") or "")
+def import_optimizer(state: ImportState) -> None:
+    if parse_flag(state.pop("use_8bit_adam")) and "optimizer_type" not in state:
+        state.set_default("optimizer_type", "AdamW8bit")
+    raw = str(state.pop("optimizer_type") or "")
     written, _, inside = raw.partition("(")  # in metadata: torch.optim.adamw.AdamW(weight_decay=0.1,eps=1e-08)
     given = written.rpartition(".")[2].strip()
     if given:
-        intake.values["optimizer"] = chosen = _optimizer_here(written.strip(), given)
+        state.values["optimizer"] = chosen = _optimizer_here(written.strip(), given)
         if chosen == CUSTOM:
-            intake.values["custom_optimizer"] = _CLASSES.get(given.lower(), written.strip())
-        elif choice_of(_OURS["optimizer"], given) != chosen and given != "DAdaptation":
+            state.values["custom_optimizer"] = _CLASSES.get(given.lower(), written.strip())
+        elif find_choice(_OURS["optimizer"], given) != chosen and given != "DAdaptation":
             is_same = chosen.lower() in (_plain_optimizer(given), given.lower().removeprefix("paged"))
-            like = "the same, with its states in another place or precision." if is_same else "the nearest."
-            intake.warn("optimizer", f"{given} is not here; {chosen} is {like} Learning rates may differ.")
-    _optimizer_args(intake, intake.pop("optimizer_args") or inside.removesuffix(")"))
+            how = "the same with its states elsewhere or in another precision" if is_same else "the closest"
+            text = f"{given} is not available; {chosen} is used, {how}. Learning rates may need adjusting."
+            state.warn("optimizer", text)
+    _optimizer_args(state, state.pop("optimizer_args") or inside.removesuffix(")"))
 
 
 def _plain_optimizer(name: str) -> str:
@@ -94,12 +96,12 @@ def _plain_optimizer(name: str) -> str:
 
 
 def _optimizer_here(written: str, name: str) -> str:
-    """The optimiser of that name, or the nearest that there is; a class of another package as it is."""
+    """The optimiser of that name, or the closest one; a class of another package unchanged."""
     parameter = _OURS["optimizer"]
     if name.lower() in _CLASSES:
         return CUSTOM
     for candidate in (name, name.lower().removeprefix("paged"), _plain_optimizer(name)):
-        known = choice_of(parameter, candidate)
+        known = find_choice(parameter, candidate)
         if known:
             return known
     if "." in written:
@@ -109,26 +111,26 @@ def _optimizer_here(written: str, name: str) -> str:
     return "Prodigy" if name.lower().startswith("prodigy") else str(parameter.default)
 
 
-def _optimizer_args(intake: Intake, raw: Any) -> None:
-    """Arguments that the optimiser does not have are set aside one by one."""
+def _optimizer_args(state: ImportState, raw: Any) -> None:
+    """Arguments that the optimiser does not have are ignored one by one."""
     text = " ".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw or "").strip()
     text = re.sub(r",\s*(?=[A-Za-z_]\w*\s*=)", " ", text)
     try:
         arguments = parse_optimizer_args(text)
     except ConfigError as error:
-        intake.ignore("optimizer_args", text, "; ".join(p.message.rstrip(".") for p in error.problems))
+        state.ignore("optimizer_args", text, "; ".join(p.message.rstrip(".") for p in error.problems))
         return
-    optimizer = intake.values.get("optimizer", _OURS["optimizer"].default)
+    optimizer = state.values.get("optimizer", _OURS["optimizer"].default)
     known = OPTIMIZER_CATALOG[optimizer].arguments or tuple(arguments)
     for name in arguments.keys() - set(known):
-        intake.ignore_part("optimizer_args", name, arguments[name], f"is no argument of {optimizer}")
+        state.ignore_nested("optimizer_args", name, arguments[name], f"is not an argument of {optimizer}")
     kept = {name: value for name, value in arguments.items() if name in known}
     if optimizer == "Adafactor" and kept.get("relative_step", True):  # sd-scripts' own default; it sets the schedule
         kept.pop("relative_step", None)
-        intake.pop("lr_scheduler")
-        intake.fill("lr_scheduler", "adafactor")
+        state.pop("lr_scheduler")
+        state.set_default("lr_scheduler", "adafactor")
     if kept:
-        intake.values["optimizer_args"] = text if kept == arguments else " ".join(map(_argument, kept.items()))
+        state.values["optimizer_args"] = text if kept == arguments else " ".join(map(_argument, kept.items()))
 
 
 def _argument(pair: tuple[str, Any]) -> str:
@@ -136,53 +138,53 @@ def _argument(pair: tuple[str, Any]) -> str:
     return f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def take_schedule(intake: Intake) -> None:
+def import_lr_schedule(state: ImportState) -> None:
     parameter = _OURS["lr_schedule"]
-    given = str(intake.pop("lr_scheduler") or "").lower()
-    warmup = _warmup(intake)
-    chosen = choice_of(parameter, given) or ("constant" if given == "constant_with_warmup" else "")
+    given = str(state.pop("lr_scheduler") or "").lower()
+    warmup = _warmup(state)
+    chosen = find_choice(parameter, given) or ("constant" if given == "constant_with_warmup" else "")
     if given and not chosen:
         chosen = "cosine" if given in _FALLING else "constant"
-        has_one_cycle = (number_of(intake.value("lr_scheduler_num_cycles")) or 1) <= 1
+        has_one_cycle = (parse_number(state.value("lr_scheduler_num_cycles")) or 1) <= 1
         if not (given == "cosine_with_restarts" and has_one_cycle):  # with one cycle it is the cosine
-            intake.warn("lr_schedule", f"{given} is not here yet; {chosen} is the nearest.")
-    if chosen == "adafactor" and intake.values.get("optimizer") != "Adafactor":
-        intake.warn("lr_schedule", "adafactor goes with the optimiser of that name only; constant is used.")
+            state.warn("lr_schedule", f"{given} is not available; {chosen} is used, the closest.")
+    if chosen == "adafactor" and state.values.get("optimizer") != "Adafactor":
+        state.warn("lr_schedule", "adafactor works only with the Adafactor optimiser; constant is used.")
         chosen = "constant"
     if given == "constant" and warmup:
-        intake.hint("warmup", "is 0: kohya's “constant” has no warm-up, that is “constant_with_warmup”.")
+        state.hint("warmup", "is 0: “constant” has no warm-up in kohya's tools; “constant_with_warmup” has one.")
         warmup = 0.0
-    intake.values.update({"lr_schedule": chosen} if chosen else {})
+    state.values.update({"lr_schedule": chosen} if chosen else {})
     if warmup is not None:
-        intake.values["warmup"] = warmup
+        state.values["warmup"] = warmup
     if chosen == "warmup_stable_decay":
-        intake.fill("lr_decay_steps", 0)  # what kohya's tools do where the file says nothing: it never falls
-    _stop_of_text_encoder(intake)
+        state.set_default("lr_decay_steps", 0)  # kohya's default: the rate never decays
+    _stop_of_text_encoder(state)
 
 
-def _stop_of_text_encoder(intake: Intake) -> None:
-    """The GUI counts percent, the script steps; what is not above 0 means never."""
-    raw = number_of(intake.value("stop_text_encoder_training"))
+def _stop_of_text_encoder(state: ImportState) -> None:
+    """In percent in the GUI, in steps in the script; 0 or less means never."""
+    raw = parse_number(state.value("stop_text_encoder_training"))
     if raw and raw > 0:
-        intake.pop("stop_text_encoder_training")
-        share = raw / 100 if intake.source == "gui" else raw
-        intake.put(_OURS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
+        state.pop("stop_text_encoder_training")
+        share = raw / 100 if state.source == "gui" else raw
+        state.set_parameter(_OURS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
 
 
-def _warmup(intake: Intake) -> float | None:
-    """Steps (or a share, or "10%") count more than the GUI's percentage; None where the file gives neither."""
-    raw, percent = intake.pop("lr_warmup_steps"), intake.pop_number("lr_warmup")
+def _warmup(state: ImportState) -> float | None:
+    """Steps (or a fraction, or "10%") take precedence over the GUI's percentage; None if the file has neither."""
+    raw, percent = state.pop("lr_warmup_steps"), state.pop_number("lr_warmup")
     share = re.fullmatch(r"([\d.]+)\s*%", raw) if isinstance(raw, str) else None
-    steps = float(share[1]) / 100 if share and number_of(share[1]) is not None else number_of(raw)
+    steps = float(share[1]) / 100 if share and parse_number(share[1]) is not None else parse_number(raw)
     if raw is not None and steps is None:
-        intake.ignore("lr_warmup_steps", raw, f"cannot be used: {raw!r} is no number of steps")
+        state.ignore("lr_warmup_steps", raw, f"is invalid: {raw!r} is not a number of steps")
     if steps and percent:
-        intake.ignore("lr_warmup", percent, f"{NOT_NEEDED}: lr_warmup_steps counts more, in kohya's tools too")
+        state.ignore("lr_warmup", percent, overridden_by("lr_warmup_steps"))
     name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", percent / 100)
     if value is None:
         return None
     high = 1 if name == "lr_warmup" or share else _OURS["warmup"].high or math.inf
     if 0 <= value < high:
         return value
-    intake.ignore(name, percent if name == "lr_warmup" else raw, "cannot be used: the warm-up would never end")
+    state.ignore(name, percent if name == "lr_warmup" else raw, "is invalid: the warm-up would never end")
     return None

@@ -18,8 +18,8 @@ from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import read_folders
 from lib_lora_train.formats.kohya.exporter import to_gui, write_gui_settings
+from lib_lora_train.formats.kohya.import_state import kohya_parameters
 from lib_lora_train.formats.kohya.importer import Imported, from_gui, from_metadata, from_script, read_settings
-from lib_lora_train.formats.kohya.intake import kohya_parameters
 from lib_lora_train.formats.kohya.network import metadata_network
 from lib_lora_train.formats.metadata import CONFIG_KEY, shareable_config
 from lib_lora_train.formats.toml import write_toml_config
@@ -88,7 +88,7 @@ def test_a_gui_file_is_taken_over_by_meaning() -> None:
 
 def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
     imported = read_settings(FILES / "gui.json")
-    told = {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
+    told = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
     assert told == {
         "flip_aug",
         "ip_noise_gamma",
@@ -107,7 +107,7 @@ def test_no_key_of_a_file_is_lost_silently(file: str) -> None:
     keys = {line.split('"')[1] for line in text.splitlines() if ":" in line and '"' in line}
     if file == "args.toml":
         keys = {line.split(" = ")[0] for line in text.splitlines() if " = " in line}
-    accounted = {*imported.taken, *(ignored.key.split(":")[0] for ignored in imported.ignored)}
+    accounted = {*imported.used_keys, *(ignored.key.split(":")[0] for ignored in imported.ignored)}
     overruled = {"train_batch_size"} if file == "args.toml" else set()
     assert keys - accounted - overruled == set()
 
@@ -122,7 +122,7 @@ def gui(**values: Any) -> Imported:
 def test_steps_win_over_the_guis_epochs_and_that_is_told() -> None:
     imported = gui(max_train_steps=1600, epoch=10)
     assert (imported.config.max_steps, imported.config.epochs) == (1600, 10_000)
-    assert "ignores epoch 10" in imported.problems[0].message
+    assert "epoch 10 is then ignored" in imported.problems[0].message
 
 
 def test_epochs_win_over_steps_in_sd_scripts() -> None:
@@ -180,8 +180,8 @@ def test_additional_parameters_are_arguments_that_count_more() -> None:
     assert (config.prediction_type, config.zero_terminal_snr, config.min_snr_gamma) == ("v_prediction", "on", 3.0)
     assert config.optimizer_args == "weight_decay=0.1 betas=0.9,0.99"
     told = reasons(imported)
-    assert "is not known" in told["additional_parameters: nowhere"]
-    assert "counts more" in told["min_snr_gamma"]
+    assert "is not a known setting" in told["additional_parameters: nowhere"]
+    assert "takes precedence" in told["min_snr_gamma"]
 
 
 @pytest.mark.parametrize("text", ['--comment "open', "loose --flip_aug", "--", "---x=1 =", ""])
@@ -222,7 +222,7 @@ def test_one_loraplus_ratio_is_for_the_parts_without_their_own(
     imported = from_script(values)
     config = imported.config
     assert (config.loraplus_unet_ratio, config.loraplus_text_encoder_ratio) == ratios
-    assert [ignored.key for ignored in imported.ignored if not ignored.is_quiet] == []
+    assert [ignored.key for ignored in imported.ignored if not ignored.is_harmless] == []
 
 
 @pytest.mark.parametrize("kind", ["sigma", "sigmoid", "flux_shift"])
@@ -230,7 +230,7 @@ def test_timestep_sampling_of_flux_is_not_ours(kind: str) -> None:
     """The GUI writes it for every model; kohya's tools read it for Flux and its like only."""
     imported = gui(timestep_sampling=kind, sigmoid_scale=2.0)
     assert imported.config.timestep_sampling == "uniform"
-    assert all(ignored.is_quiet for ignored in imported.ignored)
+    assert all(ignored.is_harmless for ignored in imported.ignored)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_saving_only_at_the_end_stays_so() -> None:
 def test_the_kind_of_network_says_which_layers(values: dict[str, Any], targets: str) -> None:
     imported = gui(**values)
     assert imported.config.targets == targets
-    assert [ignored.key for ignored in imported.ignored if not ignored.is_quiet] == (
+    assert [ignored.key for ignored in imported.ignored if not ignored.is_harmless] == (
         ["conv_dim"] if values.get("conv_dim") == 8 and targets == "all" else []
     ) or values.get("LoRA_type") == "Standard"
 
@@ -358,7 +358,7 @@ def test_the_kind_of_network_says_which_layers(values: dict[str, Any], targets: 
 def test_every_family_of_kohyas_tools_is_taken_over(values: dict[str, Any], expected: dict[str, Any]) -> None:
     imported = gui(**values)
     assert {name: getattr(imported.config, name) for name in expected} == expected
-    assert [ignored for ignored in imported.ignored if not ignored.is_quiet] == []
+    assert [ignored for ignored in imported.ignored if not ignored.is_harmless] == []
 
 
 @pytest.mark.parametrize(
@@ -398,14 +398,14 @@ def test_settings_of_another_network_are_set_aside() -> None:
 def test_a_network_that_is_not_here_is_replaced_and_told() -> None:
     imported = gui(LoRA_type="LyCORIS/Full-TLora", factor=4)
     assert (imported.config.family, imported.config.targets) == ("lora", "all")
-    assert "full-tlora is not here" in imported.problems[0].message
-    assert "LoRA_type" in {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
+    assert "full-tlora is not available" in imported.problems[0].message
+    assert "LoRA_type" in {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
 
 
 def test_a_model_of_the_hub_is_no_file() -> None:
     imported = gui(pretrained_model_name_or_path="someone/some-model")
     assert imported.config.checkpoint == ""
-    assert "choose the file" in reasons(imported)["pretrained_model_name_or_path"]
+    assert "Select the file" in reasons(imported)["pretrained_model_name_or_path"]
 
 
 def test_what_is_said_of_the_model_is_kept_and_silence_leaves_it_to_the_checkpoint() -> None:
@@ -413,7 +413,7 @@ def test_what_is_said_of_the_model_is_kept_and_silence_leaves_it_to_the_checkpoi
     assert (told.config.prediction_type, told.config.zero_terminal_snr) == ("v_prediction", "on")
     silent = gui(v_parameterization=False, zero_terminal_snr="False")
     assert (silent.config.prediction_type, silent.config.zero_terminal_snr) == ("auto", "auto")
-    assert all(ignored.is_quiet for ignored in silent.ignored)
+    assert all(ignored.is_harmless for ignored in silent.ignored)
     lost = {ignored.key for ignored in to_gui(TrainConfig(zero_terminal_snr="off")).lost}
     assert "zero_terminal_snr" in lost
 
@@ -473,7 +473,7 @@ def test_percent_of_the_run_after_which_the_text_encoder_stops() -> None:
 
 def test_a_key_at_its_default_is_quiet_and_another_value_is_not() -> None:
     imported = gui(stop_text_encoder_training="0", token_warmup_step=0, fused_backward_pass=True)
-    quiet = {ignored.key: ignored.is_quiet for ignored in imported.ignored}
+    quiet = {ignored.key: ignored.is_harmless for ignored in imported.ignored}
     assert quiet["stop_text_encoder_training"]
     assert quiet["token_warmup_step"]
     assert not quiet["fused_backward_pass"]
@@ -512,7 +512,7 @@ def test_any_values_give_a_valid_config_and_an_account_of_every_key(values: dict
     tables = {key for key, value in values.items() if isinstance(value, dict)} if source == "script" else set()
     imported = (from_gui if source == "gui" else from_script)(values)
     assert read_config(config_values(imported.config)) == (imported.config, ())
-    accounted = {*imported.taken, *(ignored.key for ignored in imported.ignored)}
+    accounted = {*imported.used_keys, *(ignored.key for ignored in imported.ignored)}
     heads = {key.partition(": ")[0] for key in accounted}
     assert {key for key in values if key not in tables} <= accounted | heads
 
@@ -650,11 +650,11 @@ def test_the_metadata_of_a_lora_is_taken_over(tmp_path: Path) -> None:
         "alpha": 16.0,
     }
     assert {name: value for name, value in changed(imported).items() if name in expected} == expected
-    told = {ignored.key for ignored in imported.ignored if not ignored.is_quiet}
+    told = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
     assert told == {"ss_sd_model_name", "ss_dataset_dirs", "ss_flip_aug"} - {
         f"ss_{name}" for name in kohya_parameters()
     }
-    accounted = {*imported.taken, *(ignored.key for ignored in imported.ignored)}
+    accounted = {*imported.used_keys, *(ignored.key for ignored in imported.ignored)}
     assert _METADATA.keys() <= accounted
 
 
@@ -680,14 +680,14 @@ def test_our_own_lora_gives_all_its_settings_but_the_places(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
 def test_a_lora_without_metadata_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    with pytest.raises(AdapterError, match="tells nothing of its training"):
+    with pytest.raises(AdapterError, match="has no training settings"):
         read_settings(write_lora(tmp_path / "a.safetensors", metadata))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 16, struct.pack("<Q", 2) + b"[]", b"\x04" + b"\0" * 20])
 def test_a_damaged_lora_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(AdapterError, match="damaged or no safetensors"):
+    with pytest.raises(AdapterError, match="damaged or not a safetensors"):
         read_settings(tmp_path / "a.safetensors")
 
 
@@ -697,13 +697,13 @@ def test_a_damaged_lora_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"x", "none of the files that settings can be read from"),
-        ("a.json", b"{", "is not JSON"),
-        ("a.json", b"\xff\xfe\x00", "is not JSON"),
+        ("a.txt", b"x", "not a file that settings can be imported from"),
+        ("a.json", b"{", "is not valid JSON"),
+        ("a.json", b"\xff\xfe\x00", "is not valid JSON"),
         ("a.json", b"[1]", "is not a table"),
-        ("a.json", b'{"a": 1}', "holds no settings of kohya's tools"),
+        ("a.json", b'{"a": 1}', "has no settings of kohya's tools"),
         ("a.toml", b"= 3", "is not TOML"),
-        ("a.toml", b"colour = 3", "holds no settings of kohya's tools"),
+        ("a.toml", b"colour = 3", "has no settings of kohya's tools"),
         ("gone.json", None, "cannot be read"),
     ],
 )
@@ -785,7 +785,7 @@ def test_exported_settings_come_back_equal(values: dict[str, Any]) -> None:
     assert exported.lost == ()
     again = from_gui(json.loads(json.dumps(exported.values)))
     assert again.config == config
-    assert [ignored for ignored in again.ignored if not ignored.is_quiet] == []
+    assert [ignored for ignored in again.ignored if not ignored.is_harmless] == []
 
 
 _DRAWN = st.fixed_dictionaries(
@@ -863,12 +863,12 @@ def test_switches_for_all_images_go_to_every_folder() -> None:
     assert {(c.flip, c.colour_jitter, c.random_crop, c.use_masks) for c in imported.config.concepts} == {
         (True, 0.1, True, True)
     }
-    assert set(switches) <= set(imported.taken)
+    assert set(switches) <= set(imported.used_keys)
     homeless = gui(**switches)
-    assert all("belongs to a folder" in reasons(homeless)[name] for name in switches)
+    assert all("is a setting of the folder" in reasons(homeless)[name] for name in switches)
     off = gui(train_data_dir="img", **dict.fromkeys(switches, False))
     assert off.config.concepts == (Concept("img"),)
-    assert all(ignored.is_quiet for ignored in off.ignored if ignored.key in switches)
+    assert all(ignored.is_harmless for ignored in off.ignored if ignored.key in switches)
 
 
 def test_switches_go_to_the_gui_and_come_back() -> None:
