@@ -103,7 +103,7 @@ def test_single_images_are_not_kept_and_that_is_told(tmp_path: Path) -> None:
     config = TrainConfig(concepts=(Concept(folder=str(tmp_path)),), resolution=64, min_bucket=64, validation_share=0.5)
     plan = make_plan(read_dataset(config), config)
     assert plan.validation is None
-    assert any("one image only" in problem.message for problem in plan.warnings)
+    assert any("only one image" in problem.message for problem in plan.warnings)
 
 
 def test_captions_are_the_same_each_time(folder: Path) -> None:
