@@ -135,7 +135,7 @@ def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> N
             kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         answer = model.unet(torch.zeros(2, 4, 16, 16), torch.zeros(2), torch.zeros(2, 77, width)).sample
     real = sum(storage.nbytes() for storage in kept.values())
     del answer
