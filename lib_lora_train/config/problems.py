@@ -28,6 +28,12 @@ def hint_at(where: str, message: str) -> Problem:
     return Problem("hint", where, message)
 
 
+def off_step(side: int, step: int) -> str:
+    """The sentence about a resolution that is not a multiple of bucket_step, and the side of its square bucket."""
+    square = max(side // step, 1) * step
+    return f"{side} is not a multiple of bucket_step {step}; the square bucket has {square} px."
+
+
 def unused(config: TrainConfig, names: Iterable[str], why: str) -> Iterator[Problem]:
     """A hint for each of these settings that is not at its default: it has no effect, `why` says when."""
     default = TrainConfig()

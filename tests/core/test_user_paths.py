@@ -11,7 +11,6 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.scan import read_dataset
 from tests.paths import PACKAGE
-from tests.stand_ins.ui import open_small_session
 
 
 @pytest.mark.parametrize("typed", ['"{}"', "'{}'", "  {} ", "{}"])
@@ -29,14 +28,6 @@ def test_the_home_of_an_unknown_user_is_reported_as_a_missing_folder() -> None:
     config = TrainConfig(concepts=(Concept(folder="~nosuchuser/cats"),))
     with pytest.raises(DataError, match="~nosuchuser"):
         read_dataset(config)
-
-
-@pytest.mark.parametrize("field", ["checkpoint", "vae", "continue_from", "output_dir"])
-def test_the_form_is_planned_whatever_is_typed_as_a_path(field: str, tmp_path: Path) -> None:
-    session, _ = open_small_session(tmp_path)
-    form = {**session.demo_form(), field: "~nosuchuser/x.safetensors"}
-    session.save_draft(form)
-    assert session.scan(form).plan is not None
 
 
 def test_no_other_place_expands_paths() -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.core.errors import DataError, HostError
-from lib_lora_train.hosts.host import Card
-from lib_lora_train.ui.dataset import show_found
-from lib_lora_train.ui.training import show_checked
+from lib_lora_train.hosts.host import Gpu
+from lib_lora_train.ui.dataset import render_dataset
+from lib_lora_train.ui.training import render_check
 from lib_lora_train.web.form import concept_tables, fill_form, read_form
 from lib_lora_train.web.gallery import IMAGES_PER_PAGE
 from tests.stand_ins.ui import open_small_session, write_images
 
 
-def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
+def test_a_scan_makes_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path, images=4)
     form = session.demo_form()
     assert session.check(form).plan is None
-    first = session.look(form).plan
+    first = session.scan(form).plan
     assert first is not None
     assert len(first.dataset.items) == 4
     more = session.check({**form, "epochs": 20}).plan
@@ -30,43 +30,43 @@ def test_a_look_gives_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
     assert more.total_steps == 2 * first.total_steps
 
 
-def test_the_plan_says_what_it_needs_in_both_panels(tmp_path: Path) -> None:
+def test_both_panels_show_time_and_memory_of_the_plan(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
-    checked = session.look(session.demo_form())
-    found, beside = show_found(session.looked, checked), show_checked(checked)
-    assert checked.needs is not None and checked.needs.memory is not None
-    size = checked.needs.memory_words.removeprefix("about ")
-    for shown in (found, beside):
+    checked = session.scan(session.demo_form())
+    in_dataset, in_train = render_dataset(session.scanned, checked), render_check(checked)
+    assert checked.requirements is not None and checked.requirements.memory is not None
+    size = checked.requirements.memory_summary.removeprefix("about ")
+    for shown in (in_dataset, in_train):
         assert size in shown and "not known yet" in shown
-    assert "an estimate" in found
+    assert "Estimated memory" in in_dataset
 
 
-def test_a_card_that_is_too_small_is_told_with_a_fix(tmp_path: Path) -> None:
+def test_too_little_gpu_memory_is_reported_with_a_fix(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     form = session.demo_form()
-    needs = session.look(form).needs
-    frugal = session.check({**form, "gradient_checkpointing": True}).needs
-    assert needs and needs.memory and frugal and frugal.memory
-    card = Card("RTX", needs.memory.total - 1, needs.memory.total)
-    plain = runner.host.footing
-    runner.host.footing = lambda config: dataclasses.replace(plain(config), card=card)
+    requirements = session.scan(form).requirements
+    frugal = session.check({**form, "gradient_checkpointing": True}).requirements
+    assert requirements and requirements.memory and frugal and frugal.memory
+    gpu = Gpu("RTX", requirements.memory.total - 1, requirements.memory.total)
+    plain = runner.host.run_target
+    runner.host.run_target = lambda config: dataclasses.replace(plain(config), gpu=gpu)
     checked = session.check(form)
-    assert "RTX has" in checked.findings[-1].message
+    assert "RTX has" in checked.plan_problems[-1].message
     assert "Set gradient checkpointing to on" in [fix.label for fix in checked.fixes]
 
 
 def test_another_folder_is_another_dataset(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     form = session.demo_form()
-    session.look(form)
+    session.scan(form)
     second = write_images(tmp_path / "second", 2)
     assert session.check({**form, "concepts": json.dumps([{"folder": str(second)}])}).plan is None
 
 
-def test_other_repeats_and_words_of_the_same_folders_change_the_plan_at_once(tmp_path: Path) -> None:
+def test_changed_repeats_and_words_change_the_plan_without_a_scan(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     form = session.demo_form()
-    before = session.look(form).plan
+    before = session.scan(form).plan
     cards = json.dumps([{**concept_tables(form)[0], "repeats": 8, "trigger": "other"}])
     after = session.check({**form, "concepts": cards}).plan
     assert before is not None and after is not None
@@ -74,78 +74,78 @@ def test_other_repeats_and_words_of_the_same_folders_change_the_plan_at_once(tmp
     assert after.dataset.concepts[0].trigger == "other"
 
 
-def test_a_fix_is_offered_staged_and_taken_once(tmp_path: Path) -> None:
+def test_a_fix_is_staged_and_applied_once(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     form = {**session.demo_form(), "optimizer": "Prodigy", "learning_rate": "1e-4"}
     labels = [fix.label for fix in session.check(form).fixes]
     number = labels.index("Set learning rate to 1")
-    session.ask("fix", {"number": number})
-    changed, told = session.take_staged(form)
+    session.run_action("fix", {"number": number})
+    changed, message = session.pop_staged_change(form)
     assert changed == {**form, "learning_rate": "1"}
-    assert "learning rate" in told.lower()
-    assert session.take_staged(form) == (form, "")
+    assert "learning rate" in message.lower()
+    assert session.pop_staged_change(form) == (form, "")
 
 
-def test_concepts_shown_unequally_are_told_and_balanced_by_a_fix(tmp_path: Path) -> None:
+def test_unequally_shown_concepts_are_reported_and_balanced_by_a_fix(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path, images=20)
     few = write_images(tmp_path / "few", 4)
     cards = json.dumps([*concept_tables(session.demo_form()), {"folder": str(few), "trigger": "zkv"}])
     form = {**session.demo_form(), "concepts": cards}
-    checked = session.look(form)
-    (problem,) = [p for p in checked.findings if p.where == "balance_repeats"]
-    assert "20 times" in problem.message and " 4" in problem.message
+    checked = session.scan(form)
+    (problem,) = [p for p in checked.plan_problems if p.where == "balance_repeats"]
+    assert "20 samples" in problem.message and " 4" in problem.message
     number = [fix.label for fix in checked.fixes].index("Set balance repeats to on")
-    session.ask("fix", {"number": number})
-    changed, _ = session.take_staged(form)
+    session.run_action("fix", {"number": number})
+    changed, _ = session.pop_staged_change(form)
     after = session.check(changed)
-    assert problem not in after.findings and "equally often" in str(after.findings)
+    assert problem not in after.plan_problems and "equally often" in str(after.plan_problems)
 
 
-def test_a_fix_of_an_older_list_is_refused(tmp_path: Path) -> None:
+def test_an_outdated_fix_is_refused(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     session.check(session.demo_form())
-    with pytest.raises(HostError, match="newer list"):
-        session.ask("fix", {"number": 99})
+    with pytest.raises(HostError, match="updated list"):
+        session.run_action("fix", {"number": 99})
 
 
-def test_balanced_repeats_fill_the_cards_and_tell_the_rule(tmp_path: Path) -> None:
+def test_balanced_repeats_are_filled_in_and_explained(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path, images=40)
     few = write_images(tmp_path / "few", 8)
     cards = json.dumps([*concept_tables(session.demo_form()), {"folder": str(few), "trigger": "zkv"}])
-    form, told = session.balance({**session.demo_form(), "concepts": cards})
+    form, message = session.balance({**session.demo_form(), "concepts": cards})
     concepts = read_form(form)[0].concepts
     assert [(c.trigger, c.repeats) for c in concepts] == [("zkw", 3), ("zkv", 13)]
-    assert "equally often" in told
+    assert "equally often" in message
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
-        session.look({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "nowhere")}])})
+        session.scan({**session.demo_form(), "concepts": json.dumps([{"folder": str(tmp_path / "nowhere")}])})
 
 
-def test_nothing_starts_while_something_stands_against_it(tmp_path: Path) -> None:
+def test_nothing_starts_while_there_are_errors(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     checked = session.start({**session.demo_form(), "rank": 0, "learning_rate": "much"})
-    assert not checked.is_usable
+    assert not checked.can_start
     assert runner.started == []
 
 
-def test_a_start_runs_the_form_and_keeps_it(tmp_path: Path) -> None:
+def test_start_runs_the_form_and_saves_it(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     form = {**session.demo_form(), "epochs": 3}
-    assert session.start(form).is_usable
+    assert session.start(form).can_start
     assert runner.started[0].epochs == 3
     assert session.draft() == form
 
 
-def test_the_runners_refusal_stands_beside_the_button(tmp_path: Path) -> None:
+def test_an_error_of_the_runner_is_shown_as_a_problem(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     runner.is_busy = True
     assert "already running" in session.start(session.demo_form()).problems[-1].message
 
 
-def test_a_page_that_knows_a_part_gets_only_the_rest(tmp_path: Path) -> None:
+def test_the_status_contains_only_what_is_new(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     runner.losses = [(step, 0.1) for step in range(1, 51)]
     runner.events = [{"kind": "EpochDone", "epoch": n, "step": n, "mean_loss": 0.1} for n in range(5)]
@@ -161,7 +161,7 @@ def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
     assert len(session.status(since=0, after=0)["loss"]) <= 1000
 
 
-def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
+def test_nan_becomes_valid_json(tmp_path: Path) -> None:
     session, runner = open_small_session(tmp_path)
     runner.losses = [(1, math.nan), (2, math.inf)]
     status = session.status(since=0, after=0)
@@ -169,18 +169,26 @@ def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
     json.dumps(status, allow_nan=False)
 
 
-def test_images_come_in_pages(tmp_path: Path) -> None:
+def test_images_are_paged(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path, images=IMAGES_PER_PAGE + 5)
     assert session.images(0)["total"] == 0
-    session.look(session.demo_form())
+    session.scan(session.demo_form())
     first, last = session.images(0), session.images(99)
     assert (len(first["images"]), len(last["images"])) == (IMAGES_PER_PAGE, 5)
     assert (last["page"], last["pages"]) == (1, 2)
     assert first["images"][7]["caption"] == "zkw, image 7"
 
 
-def test_every_form_value_can_be_kept(tmp_path: Path) -> None:
+def test_every_value_of_the_form_can_be_saved(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     assert session.draft() == fill_form(type(session.check(session.draft()).config)())
-    session.keep(session.demo_form())
+    session.save_draft(session.demo_form())
     assert session.draft() == session.demo_form()
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "vae", "continue_from", "output_dir"])
+def test_the_form_is_planned_whatever_is_typed_as_a_path(field: str, tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    form = {**session.demo_form(), field: "~nosuchuser/x.safetensors"}
+    session.save_draft(form)
+    assert session.scan(form).plan is not None

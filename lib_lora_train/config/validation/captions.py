@@ -20,7 +20,9 @@ def validate_captions(config: TrainConfig) -> Iterator[Problem]:
     yield from _dropout(config)
     yield from _dropped_trigger(config)
     if config.max_token_length % CHUNK_TOKENS:
-        text = f"{config.max_token_length} is not a multiple of {CHUNK_TOKENS}, the tokens per chunk. Use 75, 150 or 225."
+        text = (
+            f"{config.max_token_length} is not a multiple of {CHUNK_TOKENS}, the tokens per chunk. Use 75, 150 or 225."
+        )
         yield Problem("error", "max_token_length", text)
 
 

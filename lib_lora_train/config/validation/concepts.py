@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE
+from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE, off_step
 from lib_lora_train.config.settings.dataset import MAX_RESOLUTION, MIN_RESOLUTION
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
@@ -86,8 +86,4 @@ def _sides(concept: Concept, config: TrainConfig, where: str) -> Iterator[Proble
             message = f"{text!r} is not a size from {MIN_RESOLUTION} to {MAX_RESOLUTION} px. Example: 512 768."
             yield Problem("error", where, message)
         elif side % config.bucket_step:
-            nearest = max(side // config.bucket_step, 1) * config.bucket_step
-            message = (
-                f"{side} is not a multiple of bucket_step {config.bucket_step}; the square bucket has {nearest} px."
-            )
-            yield Problem("warning" if config.enable_buckets else "error", where, message)
+            yield Problem("warning" if config.enable_buckets else "error", where, off_step(side, config.bucket_step))

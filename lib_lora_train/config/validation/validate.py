@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from lib_lora_train.config.problems import error_at, hint_at, warning_at
+from lib_lora_train.config.problems import error_at, hint_at, off_step, warning_at
 from lib_lora_train.config.sample_prompts import is_comment, prompt_lines, validate_prompt
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.captions import validate_captions
@@ -72,9 +72,7 @@ def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
     if resolution < step:
         yield error_at("resolution", f"{resolution} is smaller than bucket_step {step}.")
     elif resolution % step:
-        side = resolution // step * step
-        text = f"{resolution} is not a multiple of bucket_step {step}; the square bucket has {side} px."
-        yield warning_at("resolution", f"{text} {_near(resolution, step)}")
+        yield warning_at("resolution", f"{off_step(resolution, step)} {_near(resolution, step)}")
     if config.bucket_no_upscale:
         return  # as in sd-scripts, buckets then follow the images and ignore the limits
     for name in ("min_bucket", "max_bucket"):
