@@ -1,7 +1,7 @@
 """The epochs × prompts grid: one image that shows which epoch is best.
 
-Columns are prompts, rows are epochs; the first row is drawn without LoRA, so that one sees at a
-glance what was learnt and what changed besides.
+Columns are prompts, rows are epochs. The first row is without LoRA, so that what was learnt, and what else has changed,
+shows at a glance.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-_INK = (32, 34, 40)
-_FAINT = (112, 118, 130)
-_PAPER = (255, 255, 255)
+_TEXT_COLOUR = (32, 34, 40)
+_NOTE_COLOUR = (112, 118, 130)
+_BACKGROUND = (255, 255, 255)
 _GAP = 8
-_LINE = 1.3  # line height in units of the font size
+_LINE_HEIGHT = 1.3  # × font size
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One row: its label, a second faint line below it ("" for none), and one image per column."""
+    """One row: its label, a note below it ("" for none), and one image per column."""
 
     label: str
     note: str
@@ -30,9 +30,9 @@ class GridRow:
 
 
 def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str = "") -> Image.Image:
-    """The grid as an RGB image; every image keeps its own pixels, none is scaled.
+    """The grid as an RGB image; no image is scaled.
 
-    Raises ValueError when a row has not one image for each column.
+    Raises ValueError unless every row has one image per column.
     """
     if not columns or not rows or any(len(row.images) != len(columns) for row in rows):
         raise ValueError("a grid needs at least one row and one column, and an image in every cell")
@@ -40,18 +40,18 @@ def compose_grid(columns: Sequence[str], rows: Sequence[GridRow], *, title: str 
     heights = [max(image.height for image in row.images) for row in rows]
     size = max(11, min(28, min(widths) // 10))
     font = _font(size)
-    rows = [GridRow(_letters(font, row.label), _letters(font, row.note), row.images) for row in rows]
-    heads = [_wrap(font, text, width) for text, width in zip(columns, widths, strict=True)]
+    rows = [GridRow(_drawable(font, row.label), _drawable(font, row.note), row.images) for row in rows]
+    headings = [_wrap(font, text, width) for text, width in zip(columns, widths, strict=True)]
     left = _label_width(font, rows) + 2 * _GAP
     title_height = int(size * 2) if title else _GAP
-    top = title_height + int(max(head.count("\n") + 1 for head in heads) * size * _LINE) + _GAP
+    top = title_height + int(max(heading.count("\n") + 1 for heading in headings) * size * _LINE_HEIGHT) + _GAP
     canvas = Image.new(
-        "RGB", (left + sum(widths) + _GAP * len(widths), top + sum(heights) + _GAP * len(heights)), _PAPER
+        "RGB", (left + sum(widths) + _GAP * len(widths), top + sum(heights) + _GAP * len(heights)), _BACKGROUND
     )
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((_GAP, _GAP // 2), _letters(font, title), fill=_INK, font=_font(int(size * 1.2)))
-    _draw_heads(draw, font, heads, lefts=_starts(left, widths), top=title_height)
+        draw.text((_GAP, _GAP // 2), _drawable(font, title), fill=_TEXT_COLOUR, font=_font(int(size * 1.2)))
+    _draw_headings(draw, font, headings, lefts=_starts(left, widths), top=title_height)
     for row, y, height in zip(rows, _starts(top, heights), heights, strict=True):
         _draw_label(draw, font, row, y + height // 2)
         for image, x in zip(row.images, _starts(left, widths), strict=True):
@@ -63,16 +63,16 @@ def _starts(first: int, sizes: Sequence[int]) -> list[int]:
     return [first + sum(sizes[:i]) + _GAP * i for i in range(len(sizes))]
 
 
-def _draw_heads(draw: Any, font: Any, heads: Sequence[str], *, lefts: Sequence[int], top: int) -> None:
-    for text, x in zip(heads, lefts, strict=True):
-        draw.multiline_text((x, top), text, fill=_INK, font=font, spacing=2)
+def _draw_headings(draw: Any, font: Any, headings: Sequence[str], *, lefts: Sequence[int], top: int) -> None:
+    for text, x in zip(headings, lefts, strict=True):
+        draw.multiline_text((x, top), text, fill=_TEXT_COLOUR, font=font, spacing=2)
 
 
 def _draw_label(draw: Any, font: Any, row: GridRow, middle: int) -> None:
-    line = font.getbbox("Ag")[3] * _LINE
+    line = font.getbbox("Ag")[3] * _LINE_HEIGHT
     start = middle - line * (2 if row.note else 1) / 2
-    draw.text((_GAP, start), row.label, fill=_INK, font=font)
-    draw.text((_GAP, start + line), row.note, fill=_FAINT, font=font)
+    draw.text((_GAP, start), row.label, fill=_TEXT_COLOUR, font=font)
+    draw.text((_GAP, start + line), row.note, fill=_NOTE_COLOUR, font=font)
 
 
 def _label_width(font: Any, rows: Sequence[GridRow]) -> int:
@@ -80,21 +80,21 @@ def _label_width(font: Any, rows: Sequence[GridRow]) -> int:
 
 
 def _wrap(font: Any, text: str, width: int) -> str:
-    """`text` broken into at most three lines that fit `width` pixels, the rest cut with an ellipsis."""
-    letters = max(4, int(width / max(1.0, font.getlength("n"))))
-    lines = textwrap.wrap(text, letters, max_lines=3, placeholder=" …")
-    return _letters(font, "\n".join(lines) or " ")
+    """`text` wrapped to at most three lines of `width` pixels, then cut with an ellipsis."""
+    length = max(4, int(width / max(1.0, font.getlength("n"))))
+    lines = textwrap.wrap(text, length, max_lines=3, placeholder=" …")
+    return _drawable(font, "\n".join(lines) or " ")
 
 
-def _letters(font: Any, text: str) -> str:
-    """The text in letters that the font has: Pillow's old bitmap font knows Latin-1 only and fails at others."""
+def _drawable(font: Any, text: str) -> str:
+    """The text in characters that the font has: Pillow's old bitmap font fails outside Latin-1."""
     if not isinstance(font, ImageFont.ImageFont):
         return text
     return text.replace("…", "...").encode("latin-1", "replace").decode("latin-1")
 
 
 def _font(size: int) -> Any:
-    """Pillow's own font; before Pillow 10.1 (A1111 has 9.5) it comes in one size only."""
+    """Pillow's built-in font; before Pillow 10.1 (A1111 has 9.5) in one size only."""
     try:
         return ImageFont.load_default(size)
     except TypeError:
@@ -102,7 +102,7 @@ def _font(size: int) -> Any:
 
 
 def epoch_rows(images: Mapping[int, Sequence[Image.Image]], notes: Mapping[int, str]) -> list[GridRow]:
-    """Rows in order of epoch; epoch 0 is the one without LoRA."""
+    """Rows in order of epoch; epoch 0 is without LoRA."""
     return [
         GridRow("no LoRA" if epoch == 0 else f"epoch {epoch}", notes.get(epoch, ""), images[epoch])
         for epoch in sorted(images)

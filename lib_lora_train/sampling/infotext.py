@@ -1,4 +1,4 @@
-"""The text the webui stores in its images, so that PNG Info and "Send to txt2img" work on our samples."""
+"""The infotext that the webui stores in images, so that PNG Info and "Send to txt2img" work on our samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 
 
 def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
-    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without ending."""
+    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
     positive = f"{prompt.prompt} <lora:{lora}:1>" if lora else prompt.prompt
     settings = {
         "Steps": prompt.steps,
@@ -55,12 +55,12 @@ def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int
 
 
 def _quoted(value: str) -> str:
-    """As the webui writes values with commas."""
+    """The value quoted as the webui does, if it has commas or colons."""
     return json.dumps(value, ensure_ascii=False) if "," in value or ":" in value else value
 
 
 def write_image(path: Path, image: Image.Image, text: str = "") -> None:
-    """Save a PNG, with `text` where the webui looks for it."""
+    """Save a PNG, with `text` where the webui reads the infotext."""
     chunks = PngImagePlugin.PngInfo()
     if text:
         chunks.add_text("parameters", text)

@@ -1,7 +1,7 @@
-"""Prompts to images with the model as it stands, the adapter in place or not.
+"""Prompts to images with the model in its current state, with or without an adapter.
 
-All noise comes from private generators, one per prompt, seeded with the prompt's seed: an image does not depend on
-training, or on which prompts are drawn with it; drawn on the processor or by Philox, not on the device either.
+All noise comes from separate generators, one per prompt, seeded with the prompt's seed: an image does not depend on
+training or on the other prompts of its batch, nor on the device if the noise is from the processor or Philox.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lib_lora_train.models.text_encoding import (
 from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 from lib_lora_train.sampling.samplers import (
-    Levels,
+    NoiseLevels,
     ddim_timesteps,
     expected_image,
     sample_ddim,
@@ -38,10 +38,10 @@ from lib_lora_train.sampling.samplers import (
 from lib_lora_train.training.step import predict
 
 OnProgress = Callable[[int, int], None]
-Normal = Callable[[tuple[int, ...]], Tensor]
-"""Draws a seed's next standard normal numbers, a tensor of the given shape."""
+DrawNoise = Callable[[tuple[int, ...]], Tensor]
+"""Returns a seed's next standard normal numbers, a tensor of the given shape."""
 
-_USUAL = SamplerOptions()
+_DEFAULT_OPTIONS = SamplerOptions()
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
 
@@ -52,13 +52,13 @@ def sample_images(
     *,
     sampler: str,
     clip_skip: int,
-    sampler_options: SamplerOptions = _USUAL,
+    sampler_options: SamplerOptions = _DEFAULT_OPTIONS,
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
     """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
 
-    Prompts of equal size, steps and length share a batch.
-    `on_progress(done, total)` counts sampling steps; the model is not in use while it is called.
+    Prompts of equal size, steps and length share a batch. `on_progress(done, total)` counts sampling steps; the model
+    is not in use during the call.
     """
     batches = _batches(model, prompts)
     total = sum(prompts[batch[0]].steps for batch in batches)
@@ -73,22 +73,23 @@ def sample_images(
 
     with torch.no_grad():
         for batch in batches:
-            wanted = [prompts[i] for i in batch]
-            drawing = _Drawing(model, wanted, clip_skip=clip_skip, sampler_options=sampler_options, count=count)
-            images.update(zip(batch, decode_latents(model, drawing.latents(sampler)), strict=True))
+            sampling = _BatchSampling(
+                model, [prompts[i] for i in batch], clip_skip=clip_skip, sampler_options=sampler_options, count=count
+            )
+            images.update(zip(batch, decode_latents(model, sampling.latents(sampler)), strict=True))
     return [images[index] for index in range(len(prompts))]
 
 
 def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[list[int]]:
-    """Indices of the prompts that are drawn together."""
-    alike: dict[tuple[int, ...], list[int]] = {}
+    """Indices of the prompts that share a batch."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         key = (prompt.width, prompt.height, prompt.steps, _chunks(model, prompt))
-        alike.setdefault(key, []).append(index)
+        groups.setdefault(key, []).append(index)
     batches = []
-    for (width, height, *_), indices in alike.items():
-        most = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
-        batches += [indices[start : start + most] for start in range(0, len(indices), most)]
+    for (width, height, *_), indices in groups.items():
+        limit = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
+        batches += [indices[start : start + limit] for start in range(0, len(indices), limit)]
     return batches
 
 
@@ -96,8 +97,8 @@ def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
     return count_chunks(model, [prompt.prompt, prompt.negative], weighted=True)
 
 
-class _Drawing:
-    """One batch of prompts of equal size, steps and length, on its way to latents."""
+class _BatchSampling:
+    """Sampling of one batch of prompts of equal size, steps and length."""
 
     def __init__(
         self,
@@ -122,13 +123,13 @@ class _Drawing:
         self._shape = (4, size[0] // LATENT_CELL_PX, size[1] // LATENT_CELL_PX)
 
     def latents(self, sampler: str) -> Tensor:
-        """(B, 4, h, w) float32, scaled as the UNet has them."""
+        """(B, 4, h, w) float32, scaled as the UNet expects them."""
         schedule, sampler_options = self._model.schedule, self._habits
         start = self._noise()
         if sampler == "DDIM":
             timesteps = ddim_timesteps(schedule, self._steps)
             return sample_ddim(
-                lambda x, index: self._answer(x, timesteps[index], index),
+                lambda x, index: self._predict(x, timesteps[index], index),
                 start,
                 schedule,
                 timesteps,
@@ -137,11 +138,11 @@ class _Drawing:
             )
         levels = sigma_levels(schedule, self._steps)
         if sampler_options.quantize_timesteps:
-            levels = levels.on_whole_timesteps
+            levels = levels.quantized
         start = start * levels.sigmas[0]
 
         def denoise(x: Tensor, index: int) -> Tensor:
-            return self._image(x, levels, index)
+            return self._denoise(x, levels, index)
 
         if sampler == "Euler":
             return sample_euler(denoise, start, levels)
@@ -149,29 +150,29 @@ class _Drawing:
         return sample_euler_ancestral(denoise, start, levels, self._noise, eta=sampler_options.eta_ancestral)
 
     def _noise(self) -> Tensor:
-        """The next standard normal numbers of every prompt's generator."""
+        """The next noise of every prompt's generator, (B, 4, h, w)."""
         return torch.stack([draw(self._shape) for draw in self._noises]).to(self._model.device)
 
-    def _image(self, x: Tensor, levels: Levels, index: int) -> Tensor:
-        """The expected x₀ in σ notation; guidance is linear, so it may be applied to the answer."""
+    def _denoise(self, x: Tensor, levels: NoiseLevels, index: int) -> Tensor:
+        """The expected x₀ in σ notation; guidance is linear, so it may be applied to the model's output."""
         sigma = levels.sigmas[index]
-        answer = self._answer(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index], index)
-        return expected_image(x, answer, sigma, self._model.schedule.prediction_type)
+        output = self._predict(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index], index)
+        return expected_image(x, output, sigma, self._model.schedule.prediction_type)
 
-    def _answer(self, x: Tensor, timestep: float, index: int) -> Tensor:
-        """The UNet's answer under classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""
+    def _predict(self, x: Tensor, timestep: float, index: int) -> Tensor:
+        """The UNet's output with classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""
         both = torch.cat([x, x]) if self._guided else x
         timesteps = torch.full((len(both),), float(timestep))
-        answer = predict(self._model, both, timesteps, self._condition, self._sizes).float()
+        output = predict(self._model, both, timesteps, self._condition, self._sizes).float()
         self._count()
         if not self._guided:
-            return answer
-        wanted, unwanted = answer.chunk(2)
-        return unwanted + self._cfg * (wanted - unwanted) if self._habits.is_guided(index, self._steps) else wanted
+            return output
+        positive, negative = output.chunk(2)
+        return negative + self._cfg * (positive - negative) if self._habits.is_guided(index, self._steps) else positive
 
 
-def _noise_of(seed: int, sampler_options: SamplerOptions) -> Normal:
-    """A prompt's noise: the start's, then the steps'."""
+def _noise_of(seed: int, sampler_options: SamplerOptions) -> DrawNoise:
+    """A prompt's noise: the initial one, then that of the steps."""
     start = _normal(seed, sampler_options.noise_source)
     if not sampler_options.eta_noise_seed_delta:
         return start
@@ -179,7 +180,7 @@ def _noise_of(seed: int, sampler_options: SamplerOptions) -> Normal:
     return lambda shape: next(draws)(shape)
 
 
-def _normal(seed: int, source: NoiseSource) -> Normal:
+def _normal(seed: int, source: NoiseSource) -> DrawNoise:
     if source == "philox":
         return PhiloxNoise(seed).draw
     generator = torch.Generator(source).manual_seed(seed)
@@ -187,6 +188,6 @@ def _normal(seed: int, source: NoiseSource) -> Normal:
 
 
 def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
-    """The prompts with brackets read as weights, as the webuis read every prompt."""
+    """The prompts' conditions, with brackets as weights, as in every webui prompt."""
     ids, weights = tokenize_weighted(model, texts)
     return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

@@ -1,4 +1,4 @@
-"""How a webui draws, where its settings or its own ways decide it: a sample is then the image that it would draw."""
+"""What a webui's settings and defaults decide about sampling, so that a sample is the image the webui would make."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     import torch
 
 NoiseSource: TypeAlias = "torch.device | Literal['cpu', 'philox']"
-"""Where normal noise comes from: PyTorch's generator on this device, or `train.philox`."""
+"""Where normal noise comes from: PyTorch's generator on this device, or `sampling.philox`."""
 
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """What a sampler's name leaves open.
+    """What the name of a sampler leaves open.
 
-    `eta_noise_seed_delta` is added to the seed for all noise but the start's (the webuis' "eta noise seed delta", ENSD).
-    `eta_ancestral`, `eta_ddim`: how much fresh noise Euler a and DDIM add, 0…1. `quantize_timesteps`: the UNet is
-    given the nearest whole timestep where the Euler samplers' levels lie between two. `skip_early_cond`: in these first
-    parts of the steps, the end included, the negative prompt and the CFG scale have no effect; None for nowhere.
+    `eta_noise_seed_delta` is added to the seed of all noise but the initial one (the webuis' ENSD). `eta_ancestral`,
+    `eta_ddim`: how much fresh noise Euler a and DDIM add, 0…1. `quantize_timesteps`: where the Euler samplers' levels
+    lie between two timesteps, the UNet gets the nearer one. `skip_early_cond`: up to this fraction of the steps the
+    negative prompt and the CFG scale have no effect; None for never.
     """
 
     noise_source: NoiseSource = "cpu"
@@ -30,5 +30,5 @@ class SamplerOptions:
     skip_early_cond: float | None = None
 
     def is_guided(self, index: int, steps: int) -> bool:
-        """Whether step `index` of `steps`, from 0, obeys the negative prompt and the CFG scale."""
+        """Whether step `index` of `steps`, from 0, uses the negative prompt and the CFG scale."""
         return self.skip_early_cond is None or index / steps > self.skip_early_cond

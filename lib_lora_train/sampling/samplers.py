@@ -3,7 +3,8 @@
 Two notations meet here. DDIM works on x = √ᾱ·x₀ + √(1−ᾱ)·ε, as the model was trained. The Euler samplers work on
 x = x₀ + σ·ε with σ = √((1−ᾱ)/ᾱ), as k-diffusion and the webuis do (Karras et al. 2022).
 
-B, C, h, w: as everywhere; T: timesteps of the schedule. `denoise(x, i)` gives the expected x₀ at level i.
+B: images; C, h, w: a latent's channels, height and width; T: timesteps of the schedule. `denoise(x, i)` is the expected
+x₀ at level i.
 """
 
 from __future__ import annotations
@@ -20,61 +21,63 @@ from lib_lora_train.models.noise_schedule import NoiseSchedule
 
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
-# ᾱ of a zero-terminal schedule's last timestep in σ notation, where 0 would be infinite: the webuis' number.
-_LEAST_ALPHA = 4.8973451890853435e-08
+# The webuis' ᾱ for the last timestep of a zero-terminal schedule, where σ would be infinite.
+_MIN_ALPHA = 4.8973451890853435e-08
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Noise levels from the highest on: `timesteps` and `sigmas`, one per step; after the last one comes σ = 0."""
+class NoiseLevels:
+    """Noise levels, highest first: `timesteps` and `sigmas`, one per step; after the last comes σ = 0."""
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
 
     @property
-    def on_whole_timesteps(self) -> Levels:
-        """The same σ, each with the schedule's nearest timestep; of two equally near ones the lower."""
+    def quantized(self) -> NoiseLevels:
+        """The same σ, each with the nearest integer timestep; halves round down."""
         return replace(self, timesteps=tuple(float(math.ceil(timestep - 0.5)) for timestep in self.timesteps))
 
-    def after(self, index: int) -> float:
-        """The σ that step `index` leads to."""
+    def sigma_after(self, index: int) -> float:
+        """The σ after step `index`."""
         return self.sigmas[index + 1] if index + 1 < len(self.sigmas) else 0.0
 
 
-def sigma_levels(schedule: NoiseSchedule, steps: int) -> Levels:
+def sigma_levels(schedule: NoiseSchedule, steps: int) -> NoiseLevels:
     """k-diffusion's discrete schedule: timesteps spaced evenly from T − 1 to 0, log σ interpolated between them."""
-    alphas = schedule.alphas_cumprod.clamp_min(_LEAST_ALPHA)
+    alphas = schedule.alphas_cumprod.clamp_min(_MIN_ALPHA)
     log_sigmas = ((1 - alphas) / alphas).log() / 2  # (T,) rising
     timesteps = torch.linspace(len(schedule) - 1, 0, steps, dtype=torch.float64)
     below, share = timesteps.floor().long(), timesteps.frac()
     above = timesteps.ceil().long()
     sigmas = torch.lerp(log_sigmas[below], log_sigmas[above], share).exp()
-    return Levels(tuple(timesteps.tolist()), tuple(sigmas.tolist()))
+    return NoiseLevels(tuple(timesteps.tolist()), tuple(sigmas.tolist()))
 
 
-def expected_image(x: Tensor, answer: Tensor, sigma: float, prediction_type: PredictionType) -> Tensor:
-    """x₀ from the model's answer to x / √(σ² + 1), in σ notation; (B, C, h, w).
+def expected_image(x: Tensor, output: Tensor, sigma: float, prediction_type: PredictionType) -> Tensor:
+    """x₀ from the model's output for x / √(σ² + 1), in σ notation; (B, C, h, w).
 
     ε: x₀ = x − σ·ε. v: x₀ = x / (σ² + 1) − σ·v / √(σ² + 1).
     """
     if prediction_type == "epsilon":
-        return x - sigma * answer
+        return x - sigma * output
     root = math.sqrt(sigma * sigma + 1)
-    return x / root**2 - answer * (sigma / root)
+    return x / root**2 - output * (sigma / root)
 
 
-def sample_euler(denoise: Denoise, x: Tensor, levels: Levels) -> Tensor:
+def sample_euler(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Tensor:
     """x₀ by Euler steps along dx/dσ = (x − x₀)/σ (Karras et al. 2022, algorithm 2 without churn)."""
     for index, sigma in enumerate(levels.sigmas):
         slope = (x - denoise(x, index)) / sigma
-        x = x + slope * (levels.after(index) - sigma)
+        x = x + slope * (levels.sigma_after(index) - sigma)
     return x
 
 
-def sample_euler_ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise, *, eta: float = 1.0) -> Tensor:
-    """x₀ by Euler steps that go further down and add fresh noise back (k-diffusion's ancestral sampling)."""
+def sample_euler_ancestral(
+    denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: Noise, *, eta: float = 1.0
+) -> Tensor:
+    """x₀ by Euler steps to a lower σ with fresh noise added back (k-diffusion's ancestral sampling)."""
     for index, sigma in enumerate(levels.sigmas):
-        down, up = ancestral_split(sigma, levels.after(index), eta)
+        down, up = ancestral_split(sigma, levels.sigma_after(index), eta)
         slope = (x - denoise(x, index)) / sigma
         x = x + slope * (down - sigma)
         if up:
@@ -85,7 +88,7 @@ def sample_euler_ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: N
 def ancestral_split(start: float, end: float, eta: float = 1.0) -> tuple[float, float]:
     """(σ to step down to, σ of the noise to add) so that together they are at `end`: down² + up² = end².
 
-    η scales the noise: 1 is what a step of the diffusion itself would add, 0 none.
+    η scales the noise: 1 adds as much as a step of the diffusion process, 0 none.
     """
     up = min(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
     return (end**2 - up**2) ** 0.5, up
@@ -112,7 +115,7 @@ def is_zero_terminal(schedule: NoiseSchedule) -> bool:
 
 
 def sample_ddim(
-    answer: Denoise,
+    predict: Denoise,
     x: Tensor,
     schedule: NoiseSchedule,
     timesteps: tuple[int, ...],
@@ -120,25 +123,25 @@ def sample_ddim(
     eta: float = 0.0,
     noise: Noise | None = None,
 ) -> Tensor:
-    """x₀ by DDIM (Song et al. 2021, eq. 12 and 16); `answer(x, i)` is the model's, for timesteps[i].
+    """x₀ by DDIM (Song et al. 2021, eq. 12 and 16); `predict(x, i)` is the model's output at timesteps[i].
 
-    The last step ends at ᾱ of timestep 0, as in ldm. With η above 0, `noise` is asked for after every step.
+    The last step ends at ᾱ of timestep 0, as in ldm. With η above 0, `noise` is drawn after every step.
     """
     for index, timestep in enumerate(timesteps):
         alpha = float(schedule.alphas_cumprod[timestep])
         after = timesteps[index + 1] if index + 1 < len(timesteps) else 0
-        image, predicted = split_prediction(x, answer(x, index), alpha, schedule.prediction_type)
+        image, predicted = split_prediction(x, predict(x, index), alpha, schedule.prediction_type)
         alpha_after = float(schedule.alphas_cumprod[after])
-        fresh = eta * math.sqrt((1 - alpha_after) / (1 - alpha) * (1 - alpha / alpha_after))
-        x = alpha_after**0.5 * image + (1 - alpha_after - fresh**2) ** 0.5 * predicted
-        if fresh and noise:
-            x = x + fresh * noise()
+        noise_scale = eta * math.sqrt((1 - alpha_after) / (1 - alpha) * (1 - alpha / alpha_after))
+        x = alpha_after**0.5 * image + (1 - alpha_after - noise_scale**2) ** 0.5 * predicted
+        if noise_scale and noise:
+            x = x + noise_scale * noise()
     return x
 
 
-def split_prediction(x: Tensor, answer: Tensor, alpha: float, prediction_type: PredictionType) -> tuple[Tensor, Tensor]:
-    """(x₀, ε) that an answer to x implies, for ᾱ = `alpha`."""
+def split_prediction(x: Tensor, output: Tensor, alpha: float, prediction_type: PredictionType) -> tuple[Tensor, Tensor]:
+    """(x₀, ε) from the model's output for x, with ᾱ = `alpha`."""
     signal, spread = alpha**0.5, (1 - alpha) ** 0.5
     if prediction_type == "epsilon":
-        return (x - spread * answer) / signal, answer
-    return signal * x - spread * answer, signal * answer + spread * x
+        return (x - spread * output) / signal, output
+    return signal * x - spread * output, signal * output + spread * x

@@ -21,7 +21,7 @@ from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.sampling.samplers import (
-    Levels,
+    NoiseLevels,
     ancestral_split,
     ddim_timesteps,
     expected_image,
@@ -215,7 +215,7 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
 def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
+    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
         seen.extend((x / levels.sigmas[0], noise()))
         return x
 
@@ -234,7 +234,7 @@ def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatc
     """The webuis' ENSD: after the first noise their generators begin anew at seed + delta."""
     drawn: list[Tensor] = []
 
-    def sampler(denoise: Any, x: Tensor, levels: Levels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
+    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
         drawn.extend((x / levels.sigmas[0], noise(), noise()))
         return x
 
@@ -260,8 +260,8 @@ def test_whole_timesteps_are_the_nearest_of_the_schedules_sigmas() -> None:
     levels = sigma_levels(schedule, 8)
     table = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
     nearest = [float((table - math.log(sigma)).abs().argmin()) for sigma in levels.sigmas]
-    assert list(levels.on_whole_timesteps.timesteps) == nearest
-    assert levels.on_whole_timesteps.sigmas == levels.sigmas and list(levels.timesteps) != nearest
+    assert list(levels.quantized.timesteps) == nearest
+    assert levels.quantized.sigmas == levels.sigmas and list(levels.timesteps) != nearest
 
 
 def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: pytest.MonkeyPatch) -> None:
