@@ -1,21 +1,11 @@
-/* The LoRA Train tab: what all its files use. Display only; what changes anything goes through the form's own buttons,
-   or through `lt.ask` with the key that stands in the page. The webui loads this file first, as names are ordered. */
+/* The LoRA Train tab: what all its scripts share. Changes go through the buttons of the form, or through `lt.request`
+   with the key in the page. Webuis load scripts in alphabetical order, so this one comes first. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
 
     // --- words ------------------------------------------------------------------------------------
     lt.LIVE = ["running", "paused", "waiting", "stopping"];
-    lt.PHASES = {
-        load: "Loading the model",
-        scan: "Reading the folders",
-        latents: "Encoding images",
-        text: "Encoding captions",
-        train: "Training",
-        samples: "Drawing samples",
-        grid: "Drawing the grid",
-        evaluate: "Measuring",
-    };
     lt.STATES = {
         idle: "Ready",
         queued: "Waiting",
@@ -44,6 +34,15 @@
     };
     const make = lt.make;
 
+    /** What Python's `render_tooltips` knows: {parameters, tooltips, phases}, null until gradio has built the page. */
+    lt.pageData = () => {
+        const element = lt.page().querySelector("[data-lt='tooltips']");
+        if (!element) return null;
+        if (!element.known) element.known = JSON.parse(element.dataset.tooltips);
+        return element.known;
+    };
+    lt.phaseTitle = (phase) => ((lt.pageData() || { phases: {} }).phases[phase]);
+
     lt.clock = (seconds) => {
         if (seconds === null || seconds === undefined) return "–";
         const all = Math.round(seconds);
@@ -58,36 +57,36 @@
 
     lt.url = (path) => new URL(`lora-train/v1/${path}`, window.location.href.split(/[?#]/)[0]).href;
 
-    /** The server's answer to one of the page's own buttons; throws with its sentence when it refuses. */
-    lt.ask = async (name, values = {}) => {
-        const door = lt.page().querySelector("#lora_train_door [data-key]");
+    /** The result of an action on the server; throws with the server's message if it fails. */
+    lt.request = async (name, values = {}) => {
+        const pageKey = lt.page().querySelector("#lora_train_page_key [data-key]");
         const response = await fetch(lt.url(`page/${name}`), {
             method: "POST",
-            headers: { "Content-Type": "application/json", "X-LoRA-Train-Page": door ? door.dataset.key : "" },
+            headers: { "Content-Type": "application/json", "X-LoRA-Train-Page": pageKey ? pageKey.dataset.key : "" },
             body: JSON.stringify(values),
         });
         const answer = await response.json().catch(() => ({ detail: {} }));
-        if (!response.ok) throw new Error((answer.detail || {}).message || `The server answered ${response.status}.`);
+        if (!response.ok) throw new Error((answer.detail || {}).message || `The server returned HTTP ${response.status}.`);
         return answer;
     };
 
-    /** A button of gradio's by its name, whichever element carries the id. */
+    /** Click a gradio button by name; gradio versions differ in which element has the id. */
     lt.press = (name) => {
         const button = lt.page().querySelector(`button#lora_train_${name}, #lora_train_${name} button`);
         if (button) button.click();
     };
 
-    /** A change of the form that the server has prepared: asked for, then taken with the form's values. */
-    lt.change = (name, values) => lt.ask(name, values).then(() => lt.press("take")).catch(lt.tell);
+    /** Let the server stage a change of the form, then apply it with the values of the form. */
+    lt.applyChange = (name, values) => lt.request(name, values).then(() => lt.press("apply_change")).catch(lt.notify);
 
-    /** A sentence in the strip, for a moment. */
-    lt.tell = (problem) => {
-        const place = lt.page().querySelector("#lora_train_state [data-lt='strip']");
-        if (!place) return;
-        place.querySelectorAll(".lt-told").forEach((old) => old.remove());
-        const told = lt.make("p", { className: "lt-told", role: "status" }, problem.message || String(problem));
-        place.append(told);
-        setTimeout(() => told.remove(), 8000);
+    /** Show a message in the strip for a few seconds. */
+    lt.notify = (problem) => {
+        const container = lt.page().querySelector("#lora_train_state [data-lt='strip']");
+        if (!container) return;
+        container.querySelectorAll(".lt-message").forEach((old) => old.remove());
+        const message = lt.make("p", { className: "lt-message", role: "status" }, problem.message || String(problem));
+        container.append(message);
+        setTimeout(() => message.remove(), 8000);
     };
 
     lt.copy = async (text, button) => {
@@ -96,7 +95,7 @@
         button.textContent = "Copied";
         setTimeout(() => (button.textContent = before), 1200);
     };
-    // The clipboard interface exists on https and localhost only; a webui in the local network has neither.
+    // The clipboard API exists on https and localhost only, so not for a webui in the local network.
     function copyByHand(text) {
         const area = make("textarea", { value: text });
         document.body.append(area);

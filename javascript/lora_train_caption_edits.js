@@ -1,25 +1,25 @@
-/* Edits of many captions: what they ask for, how many they would touch, doing and undoing them. */
+/* Bulk edits of captions: inputs, preview, apply and undo. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
 
-    /** The choice of which captions or images something is for. */
+    /** A choice of which captions or images to use. */
     lt.captionScopes = (className, title, what) => make("select", { className, title, "aria-label": title },
-        ...[["all", `all ${what}`], ["filtered", "the filtered"], ["selected", "the selected"]].map(([value, label]) => make("option", { value }, label)));
+        ...[["all", `all ${what}`], ["filtered", `filtered ${what}`], ["selected", `selected ${what}`]].map(([value, label]) => make("option", { value }, label)));
 
     lt.captionEdits = (panel) => {
-        const kind = () => panel.place.edits.find((one) => one.name === panel.part("edit").value);
+        const kind = () => panel.container.edits.find((one) => one.name === panel.part("edit").value);
         const texts = () => [...panel.part("texts").querySelectorAll("input")].map((input) => input.value);
-        const order = () => ({ edit: kind().name, texts: texts(), ...panel.scoped(panel.part("scope").value) });
+        const request = () => ({ edit: kind().name, texts: texts(), ...panel.scoped(panel.part("scope").value) });
 
-        function askTexts() {
-            const words = panel.place.words || {};
+        function drawInputs() {
+            const words = panel.container.words || {};
             const start = kind().name === "trigger first" ? [words.trigger || "", words.class_word || ""] : [];
-            panel.part("texts").replaceChildren(...kind().asks.map((label, n) => {
+            panel.part("texts").replaceChildren(...kind().inputs.map((label, n) => {
                 const input = make("input", { type: "text", placeholder: label, title: kind().help, value: start[n] || "", "aria-label": label, spellcheck: false });
                 input.addEventListener("input", changed);
-                if (kind().name !== "pattern" && kind().name !== "sort") lt.completes(input, panel.place);
+                if (kind().name !== "pattern" && kind().name !== "sort") lt.addCompletion(input, panel.container);
                 return input;
             }));
             panel.part("help").textContent = kind().help;
@@ -39,24 +39,24 @@
                 panel.part("preview").replaceChildren();
                 return;
             }
-            const answer = await lt.ask("captions-preview", order()).catch((problem) => ({ told: problem.message, touched: 0, examples: [] }));
-            panel.part("apply").disabled = !answer.touched;
-            panel.part("preview").replaceChildren(make("b", {}, answer.told), ...answer.examples.map((one) =>
+            const answer = await lt.request("captions-preview", request()).catch((problem) => ({ message: problem.message, number: 0, examples: [] }));
+            panel.part("apply").disabled = !answer.number;
+            panel.part("preview").replaceChildren(make("b", {}, answer.message), ...answer.examples.map((one) =>
                 make("div", { className: "lt-c-example" }, make("del", {}, one.before || "no caption"), make("ins", {}, one.after))));
         }
         const changed = panel.later(preview);
 
         async function applyEdit() {
-            const answer = await panel.asked("apply", order());
+            const answer = await panel.request("apply", request());
             if (!answer) return;
-            panel.take(answer);
-            panel.tell(answer.told);
+            panel.handle(answer);
+            panel.notify(answer.message);
         }
         async function undo() {
-            const answer = await panel.asked("undo", { filter: panel.filter, page: panel.shown ? panel.shown.page : 0 });
+            const answer = await panel.request("undo", { filter: panel.filter, page: panel.shown ? panel.shown.page : 0 });
             if (!answer) return;
-            panel.take(answer);
-            panel.tell(answer.told);
+            panel.handle(answer);
+            panel.notify(answer.message);
         }
 
         function drawUndo() {
@@ -66,19 +66,19 @@
         }
 
         function bulk() {
-            const edit_ = make("select", { className: "lt-c-edit", title: "What to do", "aria-label": "Edit" },
-                ...panel.place.edits.map((one) => make("option", { value: one.name, title: one.help }, one.label)));
-            edit_.onchange = askTexts;
-            const scope = lt.captionScopes("lt-c-scope", "Which captions the edit is for", "captions");
+            const edit_ = make("select", { className: "lt-c-edit", title: "Kind of edit", "aria-label": "Edit" },
+                ...panel.container.edits.map((one) => make("option", { value: one.name, title: one.help }, one.label)));
+            edit_.onchange = drawInputs;
+            const scope = lt.captionScopes("lt-c-scope", "Captions to edit", "captions");
             scope.onchange = changed;
             return make("div", { className: "lt-card" },
-                make("h3", { className: "lt-heading" }, "Edit many", make("span", { className: "lt-c-help" })),
-                make("div", { className: "lt-tool lt-c-order" }, edit_, make("div", { className: "lt-c-texts" }), scope,
-                    lt.captionButton("Apply", "apply", "Write the changed captions; a backup is kept and Undo takes it back.", applyEdit),
-                    lt.captionButton("Undo", "undo", "Put back what the last edit changed.", undo)),
+                make("h3", { className: "lt-heading" }, "Bulk edit", make("span", { className: "lt-c-help" })),
+                make("div", { className: "lt-tool lt-c-row" }, edit_, make("div", { className: "lt-c-texts" }), scope,
+                    lt.captionButton("Apply", "apply", "Write the changed captions. Undo restores them.", applyEdit),
+                    lt.captionButton("Undo", "undo", "Undo the last edit.", undo)),
                 make("div", { className: "lt-c-preview" }));
         }
 
-        return { card: bulk, start: askTexts, put: putIntoEdit, changed, drawUndo };
+        return { card: bulk, start: drawInputs, put: putIntoEdit, changed, drawUndo };
     };
 })();

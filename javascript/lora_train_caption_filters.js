@@ -1,4 +1,4 @@
-/* The Captions panel's left column: the filter, and the tags of what is shown with how often they stand there. */
+/* The left column of the Captions panel: the filter, and the tags of the matching captions with their counts. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -17,7 +17,7 @@
                 panel.filter[name] = input.value;
                 panel.showSoon();
             });
-            if (name.endsWith("_of")) lt.completes(input, panel.place);
+            if (name.endsWith("_of")) lt.addCompletion(input, panel.container);
             return line(label, input, title);
         }
 
@@ -27,25 +27,25 @@
                 panel.filter.untagged = untagged.checked;
                 panel.show(0);
             };
-            const title = "Tags separated by commas; * stands for any letters.";
+            const title = "Tags separated by commas; * matches anything.";
             return make("div", { className: "lt-card lt-c-filters" },
                 make("h3", { className: "lt-heading" }, "Filter"),
                 filterBox("all_of", "With all of", title, "red hair, solo"),
                 filterBox("any_of", "With any of", title, "* hair"),
                 filterBox("none_of", "Without", title, ""),
-                filterBox("text", "Text or file name", "ScannedDataset for in captions and file names.", ""),
+                filterBox("text", "Text or file name", "Searches captions and file names.", ""),
                 make("div", { className: "lt-c-pair" },
-                    filterBox("fewest", "Tokens from", "By the tokenizer of the checkpoint; without begin and end.", "0"),
-                    filterBox("most", "to", "75, 150 and 225 are one, two and three chunks.", "75")),
-                make("label", { className: "lt-field lt-tick", title: "Only images without a caption" }, untagged, make("span", {}, "Untagged only")),
-                make("h3", { className: "lt-heading" }, "Tags", make("span", {}, "in what is shown")),
-                make("div", { className: "lt-c-tags" }), lt.tagListBox(panel.place));
+                    filterBox("fewest", "Min tokens", "Counted by the tokenizer of the checkpoint, without begin and end token.", "0"),
+                    filterBox("most", "Max tokens", "75, 150 and 225 tokens are one, two and three chunks.", "75")),
+                make("label", { className: "lt-field lt-checkbox", title: "Only images without a caption" }, untagged, make("span", {}, "Without caption only")),
+                make("h3", { className: "lt-heading" }, "Tags", make("span", {}, "in matching captions")),
+                make("div", { className: "lt-c-tags" }), lt.tagListBox(panel.container));
         }
 
         function drawTags() {
             const most = panel.shown.tags.length ? panel.shown.tags[0][1] : 1;
             panel.part("tags").replaceChildren(...panel.shown.tags.map(([tag, count]) => {
-                const button = make("button", { type: "button", className: "lt-hit", title: "Click: only captions with it. Shift: only without it. Alt: put it into the edit." },
+                const button = make("button", { type: "button", className: "lt-hit", title: "Click: only captions with this tag. Shift-click: only captions without it. Alt-click: use it in the bulk edit." },
                     make("b", {}, tag), make("span", { className: "lt-bar" }, make("span", { style: `width:${(100 * count) / most}%` })), make("i", {}, lt.whole(count)));
                 button.onclick = (event) => {
                     if (event.altKey) return panel.edits.put(tag);

@@ -1,4 +1,4 @@
-/* The Captions panel's images: a page of them with their tokens, selecting, and the editor for one caption. */
+/* The images of the Captions panel: one page with token counts, the selection, and the editor of a caption. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -7,7 +7,7 @@
 
     lt.captionGallery = (panel) => {
         const badge = (tokens) => {
-            if (tokens === null) return make("i", { className: "lt-tag", title: "The tokenizer is being loaded" }, "…");
+            if (tokens === null) return make("i", { className: "lt-tag", title: "Loading the tokenizer" }, "…");
             const chunk = LIMITS.find((limit) => tokens <= limit);
             const level = tokens > 225 ? "lt-error" : tokens > 75 ? "lt-warning" : "";
             const title = `${tokens} tokens: ${chunk ? `fits in ${chunk}` : "more than 225"}`;
@@ -39,14 +39,14 @@
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${one.text}` },
                 make("img", { src: lt.url(`thumbnail/${one.token}`), alt: one.text || one.name, loading: "lazy" }));
             button.onclick = () => edit(position);
-            const tick = make("input", { type: "checkbox", checked: panel.selected.has(one.number), title: "Select for edits of the selected", "aria-label": `Select ${one.name}` });
+            const tick = make("input", { type: "checkbox", checked: panel.selected.has(one.number), title: "Select for bulk edits", "aria-label": `Select ${one.name}` });
             tick.onchange = () => {
                 if (tick.checked) panel.selected.add(one.number);
                 else panel.selected.delete(one.number);
                 drawGallery();
                 panel.edits.changed();
             };
-            const made = make("figure", { className: one.number === panel.edited ? "lt-chosen" : "" }, button, make("label", { className: "lt-pick lt-tick" }, tick, badge(one.tokens)),
+            const made = make("figure", { className: one.number === panel.edited ? "lt-chosen" : "" }, button, make("label", { className: "lt-pick lt-checkbox" }, tick, badge(one.tokens)),
                 make("figcaption", { title: one.text }, one.text || make("i", { className: "lt-faint" }, "no caption")));
             return made;
         }
@@ -54,14 +54,14 @@
         // --- one caption ------------------------------------------------------------------------------
         const at = () => panel.shown.images.findIndex((one) => one.number === panel.edited);
 
-        const nobody = () => make("p", { className: "lt-faint" }, "Click an image to edit its caption.");
+        const emptyEditor = () => make("p", { className: "lt-faint" }, "Click an image to edit its caption.");
 
-        /** The editor shows what the caption is by now: an edit of many, Undo and the taggers change it too. */
+        /** Update the editor: bulk edits, Undo and taggers change the caption too. */
         function followEdits() {
             const area = panel.part("editor").querySelector("textarea");
             if (!area || area === document.activeElement) return;
             const position = at();
-            if (position < 0) panel.part("editor").replaceChildren(nobody());
+            if (position < 0) panel.part("editor").replaceChildren(emptyEditor());
             else if (area.value !== panel.shown.images[position].text) edit(position, false);
         }
 
@@ -70,7 +70,7 @@
             if (!one) return;
             panel.edited = one.number;
             const editor = panel.part("editor");
-            const area = make("textarea", { value: one.text, rows: 5, title: "Saved when you leave it. Alt with an arrow key: the next image.", "aria-label": "Caption", spellcheck: false });
+            const area = make("textarea", { value: one.text, rows: 5, title: "Saved when you leave the box. Alt + arrow key: previous or next image.", "aria-label": "Caption", spellcheck: false });
             area.onblur = () => save(one, area.value);
             area.onkeydown = (event) => {
                 const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -84,9 +84,9 @@
             large.onclick = () => lt.enlarge([[{ token: one.token, title: one.name, text: one.text }]], 0, 0);
             editor.replaceChildren(large, make("div", { className: "lt-line" },
                 make("div", { className: "lt-bar-row" }, make("b", {}, one.name), make("span", { className: "lt-faint" }, "Tab completes a tag")), area));
-            lt.completes(area, panel.place);
+            lt.addCompletion(area, panel.container);
             if (isFocused) area.focus({ preventScroll: true });
-            panel.place.querySelectorAll(".lt-c-gallery figure").forEach((made, n) => made.classList.toggle("lt-chosen", n === position));
+            panel.container.querySelectorAll(".lt-c-gallery figure").forEach((made, n) => made.classList.toggle("lt-chosen", n === position));
         }
 
         function walk(step) {
@@ -98,18 +98,18 @@
 
         async function save(one, text) {
             if (text.trim() === one.text) return;
-            const answer = await panel.asked("save", { number: one.number, text });
+            const answer = await panel.request("save", { number: one.number, text });
             if (!answer) return;
             one.text = text.trim();
             one.tokens = answer.tokens;
-            panel.tell(`${one.name} is saved.`);
+            panel.notify(`${one.name} saved.`);
             panel.shown.undo = answer.undo;
             panel.edits.drawUndo();
-            const figures = panel.place.querySelectorAll(".lt-c-gallery figure");
+            const figures = panel.container.querySelectorAll(".lt-c-gallery figure");
             const position = panel.shown.images.indexOf(one);
             if (figures[position]) figures[position].replaceWith(figure(one, position));
         }
 
-        return { draw: drawGallery, nobody };
+        return { draw: drawGallery, emptyEditor };
     };
 })();

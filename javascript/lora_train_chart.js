@@ -1,4 +1,4 @@
-/* The loss chart: raw faint, smoothed strong, linear or logarithmic, with a reading under the mouse. */
+/* The loss chart: raw and smoothed values, linear or logarithmic, with values under the mouse pointer. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -31,7 +31,7 @@
         });
     };
 
-    /** [low, high] that shows the curve: single outliers at the top are cut, not allowed to flatten the rest. */
+    /** [low, high] of the axis; outliers at the top are cut off, so that they do not flatten the curve. */
     function rangeOf(values) {
         const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
         if (!sorted.length) return [0, 1];
@@ -60,7 +60,7 @@
 
     const short = (value) => String(Number(value.toPrecision(3)));
 
-    // --- the image ------------------------------------------------------------------------------
+    // --- drawing ----------------------------------------------------------------------------------
     /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
     function scalesOf(run, width) {
         const [lowest, highest] = rangeOf([...run.loss, ...validation(run)].map(([, loss]) => loss));
@@ -99,7 +99,7 @@
         );
     }
 
-    /** A dotted line where an epoch ended; only as many as can be told apart. */
+    /** Dotted lines at the ends of epochs, thinned to what fits. */
     function epochMarks(run, scales) {
         const ends = run.events.filter((event) => event.kind === "EpochDone");
         const every = Math.ceil((ends.length * 26) / scales.width) || 1;
@@ -109,7 +109,7 @@
         return draw("g", { class: "lt-epochs" }, ...marks);
     }
 
-    /** [step, value] of every measured validation loss; the epoch's last step is where it stands. */
+    /** [step, value] of every validation loss, at the last step of its epoch. */
     function validation(run) {
         const done = run.events.filter((event) => event.kind === "EpochDone").map((event) => [event.epoch, event.step]);
         const ends = Object.fromEntries([[0, 1], ...done]);
@@ -139,7 +139,7 @@
         return { svg, scales, smooth };
     }
 
-    // --- reading under the mouse ------------------------------------------------------------------
+    // --- values under the mouse pointer ------------------------------------------------------------
     function nearest(points, step) {
         let low = 0;
         let high = points.length - 1;
@@ -151,10 +151,10 @@
         return Math.abs(points[low][0] - step) <= Math.abs(points[high][0] - step) ? low : high;
     }
 
-    function addReading(place, run, { svg, scales, smooth }) {
+    function addReading(container, run, { svg, scales, smooth }) {
         const line = draw("line", { class: "lt-cross", y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
         const dot = draw("circle", { class: "lt-dot", r: 4 });
-        const reading = place.querySelector(".lt-reading");
+        const reading = container.querySelector(".lt-reading");
         svg.append(line, dot);
         const hide = () => [line, dot, reading].forEach((part) => (part.style.display = "none"));
         const show = (clientX) => {
@@ -178,20 +178,20 @@
         };
         hide();
         svg.addEventListener("pointermove", (event) => {
-            place.pointer = event.clientX;
+            container.pointer = event.clientX;
             show(event.clientX);
         });
         svg.addEventListener("pointerleave", () => {
-            place.pointer = null;
+            container.pointer = null;
             hide();
         });
-        if (place.pointer) show(place.pointer);
+        if (container.pointer) show(container.pointer);
     }
 
-    // --- the place --------------------------------------------------------------------------------
-    function build(place, redraw) {
-        const log = lt.make("input", { type: "checkbox", checked: settings.isLog, title: "A logarithmic axis shows small changes late in a run", id: "lora_train_chart_log" });
-        const smoothing = lt.make("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: String(settings.smoothing), title: "How much the strong line is smoothed; the faint one is every step", id: "lora_train_chart_smoothing" });
+    // --- layout -----------------------------------------------------------------------------------
+    function build(container, redraw) {
+        const log = lt.make("input", { type: "checkbox", checked: settings.isLog, title: "Makes small changes late in a run visible", id: "lora_train_chart_log" });
+        const smoothing = lt.make("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: String(settings.smoothing), title: "How much the strong line is smoothed; the faint line shows every step", id: "lora_train_chart_smoothing" });
         log.onchange = () => {
             settings.isLog = log.checked;
             redraw();
@@ -200,53 +200,53 @@
             settings.smoothing = Number(smoothing.value);
             redraw();
         };
-        // Moving these is no change of the form.
+        // These are not part of the form.
         for (const input of [log, smoothing]) input.dataset.ltOwn = "yes";
-        place.replaceChildren(
+        container.replaceChildren(
             lt.make("div", { className: "lt-toolbar" },
                 lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw", lt.make("i", { className: "lt-key-validation" }), "validation"),
                 lt.make("label", {}, "Smoothing", smoothing),
                 lt.make("label", {}, log, "Log axis")),
-            lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-image" }), lt.make("div", { className: "lt-reading" })));
+            lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-plot" }), lt.make("div", { className: "lt-reading" })));
     }
 
-    lt.drawChart = (place, run) => {
+    lt.drawChart = (container, run) => {
         const redraw = () => {
-            place.dataset.mark = "";
-            lt.drawChart(place, place.run);
+            container.dataset.mark = "";
+            lt.drawChart(container, container.run);
         };
-        place.run = run;
-        if (!place.firstChild) build(place, redraw);
-        const width = Math.round(place.clientWidth);
+        container.run = run;
+        if (!container.firstChild) build(container, redraw);
+        const width = Math.round(container.clientWidth);
         const last = run.loss.length ? run.loss[run.loss.length - 1][0] : 0;
         const mark = [run.id, last, run.events.length, width].join("/");
-        if (!width || place.dataset.mark === mark) return;
-        place.dataset.mark = mark;
-        const image = place.querySelector(".lt-image");
+        if (!width || container.dataset.mark === mark) return;
+        container.dataset.mark = mark;
+        const image = container.querySelector(".lt-plot");
         if (!run.loss.length) {
-            image.replaceChildren(lt.make("div", { className: "lt-empty" }, lt.make("span", {}, "The curve begins with the first step.")));
+            image.replaceChildren(lt.make("div", { className: "lt-empty" }, lt.make("span", {}, "The curve starts with the first step.")));
             return;
         }
         const chart = chartOf(run, width);
         image.replaceChildren(chart.svg);
-        addReading(place, run, chart);
+        addReading(container, run, chart);
     };
 
-    /** Learning rates and gradient norms, small, each with its last value; thinned by the server like the loss. */
-    lt.drawCurves = (place, run) => {
+    /** Small charts of learning rates and gradient norm, each with its latest value. */
+    lt.drawCurves = (container, run) => {
         const curves = [...Object.entries(run.rates).map(([group, points]) => [`learning rate, ${group.replace(/_/g, " ")}`, points]), ["gradient norm", run.norm]]
             .filter(([, points]) => points.some(([, value]) => value !== null));
         const last = run.loss.length ? run.loss[run.loss.length - 1][0] : 0;
-        const mark = [run.id, last, place.clientWidth].join("/");
-        if (place.dataset.mark === mark) return;
-        place.dataset.mark = mark;
-        place.replaceChildren(lt.make("div", { className: "lt-curves" }, ...curves.map(([name, points]) => {
+        const mark = [run.id, last, container.clientWidth].join("/");
+        if (container.dataset.mark === mark) return;
+        container.dataset.mark = mark;
+        container.replaceChildren(lt.make("div", { className: "lt-curves" }, ...curves.map(([name, points]) => {
             const known = points.filter(([, value]) => value !== null);
             return lt.make("figure", { className: "lt-card" }, lt.make("figcaption", {}, name, lt.make("b", {}, lt.rate(known[known.length - 1][1]))), lt.sparkline(known));
         })));
     };
 
-    /** A small curve without axes, for a figure's tile. */
+    /** A small curve without axes, for a tile. */
     lt.sparkline = (points) => {
         const highest = Math.max(...points.map(([, value]) => value), 1e-12);
         const last = Math.max(points[points.length - 1][0], 2);

@@ -1,5 +1,5 @@
-/* The Dataset panel's cards, one per concept. They are drawn from the parameters' declarations and write one JSON
-   text into gradio's hidden box `concepts`, which is the form's field. */
+/* The cards of the Dataset panel, one per concept. They are drawn from the declarations of the parameters and stored as
+   JSON in the hidden text box `concepts` of the form. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -16,61 +16,61 @@
         }
     }
 
-    /** Changes the concepts as they stand in the box now: the server may have put others there since the cards were
-        drawn. Gradio hears of a value only by an input event. */
-    function write(place, change) {
-        const isShown = place.text === box().value;
+    /** Change the concepts that are in the box now: the server may have replaced them since the cards were drawn.
+        Gradio notices a new value only through an input event. */
+    function write(container, change) {
+        const isShown = container.text === box().value;
         box().value = JSON.stringify(change(tablesOf(box().value)));
-        if (isShown) place.text = box().value; // else the cards are drawn again
+        if (isShown) container.text = box().value; // otherwise the cards are redrawn
         box().dispatchEvent(new Event("input", { bubbles: true }));
     }
 
     // --- one card ---------------------------------------------------------------------------------
-    function inputOf(field, value, id, take) {
+    function inputOf(field, value, id, onChange) {
         const shared = { id, title: field.help };
         if (field.kind === "check") {
             const input = make("input", { ...shared, type: "checkbox", checked: Boolean(value) });
-            input.onchange = () => take(input.checked);
+            input.onchange = () => onChange(input.checked);
             return input;
         }
         if (field.kind === "choice") {
             const input = make("select", shared, ...field.choices.map((name) => make("option", { value: name }, name)));
             input.value = value;
-            input.onchange = () => take(input.value);
+            input.onchange = () => onChange(input.value);
             return input;
         }
         const input = make("input", { ...shared, type: "text", value: String(value), placeholder: field.placeholder, spellcheck: false });
-        input.oninput = () => take(input.value.trim());
+        input.oninput = () => onChange(input.value.trim());
         return input;
     }
 
-    /** What stands at its default is left out. */
+    /** The table with a value set; default values are left out. */
     function withValue(table, field, given) {
         const { [field.name]: _, ...others } = table;
         return given === field.default || given === "" ? others : { ...others, [field.name]: given };
     }
 
-    function fieldOf(place, tables, number, field) {
+    function fieldOf(container, tables, number, field) {
         const table = tables[number];
         const id = `lora_train_concepts_${number + 1}_${field.name}`;
         const value = field.name in table ? table[field.name] : field.default;
         const input = inputOf(field, value, `${id}_input`, (given) => {
-            write(place, (now) => now.map((other, n) => (n === number ? withValue(other, field, given) : other)));
+            write(container, (now) => now.map((other, n) => (n === number ? withValue(other, field, given) : other)));
         });
         const name = make("span", {}, field.label);
         const parts = field.kind === "check" ? [input, name] : [name, input];
-        const kind = field.kind === "check" ? "lt-tick" : field.name === "folder" ? "lt-line lt-wide" : "lt-line";
+        const kind = field.kind === "check" ? "lt-checkbox" : field.name === "folder" ? "lt-line lt-wide" : "lt-line";
         return make("label", { className: `lt-field ${kind}`, id, title: field.help }, ...parts);
     }
 
-    function cardOf(place, tables, number, fields) {
+    function cardOf(container, tables, number, fields) {
         const fieldsOf = (isMore) => fields.filter((field) => field.isMore === isMore)
-            .map((field) => fieldOf(place, tables, number, field));
-        const remove = make("button", { type: "button", className: "lt-small", title: "Take this concept out; its files stay." }, "Remove");
+            .map((field) => fieldOf(container, tables, number, field));
+        const remove = make("button", { type: "button", className: "lt-small", title: "Remove this concept. Its files are kept." }, "Remove");
         remove.disabled = tables.length === 1;
         remove.onclick = () => {
-            write(place, (now) => now.filter((_, other) => other !== number));
-            draw(place);
+            write(container, (now) => now.filter((_, other) => other !== number));
+            draw(container);
         };
         const more = fieldsOf(true);
         return make("section", { className: "lt-card lt-concept", "aria-label": `Concept ${number + 1}` },
@@ -78,7 +78,7 @@
                 make("h3", { className: "lt-heading" }, titleOf(tables[number], number), make("span", { className: "lt-card-facts" })),
                 remove),
             make("div", { className: "lt-fields lt-card-fields" }, ...fieldsOf(false)),
-            more.length ? make("details", { className: "lt-skipped", open: place.isOpen }, make("summary", { title: "Settings that other concepts need not share" }, "More for this concept"),
+            more.length ? make("details", { className: "lt-skipped", open: container.isOpen }, make("summary", { title: "Settings of this concept only" }, "More for this concept"),
                 make("div", { className: "lt-fields lt-card-fields" }, ...more)) : null);
     }
 
@@ -87,51 +87,51 @@
         return `${table.is_regularisation ? "Regularisation" : "Concept"} ${number + 1}${name ? `: ${name}` : ""}`;
     };
 
-    // --- the place --------------------------------------------------------------------------------
-    function draw(place) {
-        const fields = JSON.parse(place.dataset.fields);
+    // --- layout -----------------------------------------------------------------------------------
+    function draw(container) {
+        const fields = JSON.parse(container.dataset.fields);
         const tables = tablesOf(box().value);
-        place.text = box().value;
+        container.text = box().value;
         const add = (label, title, table) => {
             const button = make("button", { type: "button", className: "lt-small", title }, label);
             button.onclick = () => {
-                write(place, (now) => [...now, table]);
-                draw(place);
-                place.querySelector(".lt-concept:last-of-type input").focus();
+                write(container, (now) => [...now, table]);
+                draw(container);
+                container.querySelector(".lt-concept:last-of-type input").focus();
             };
             return button;
         };
-        place.replaceChildren(
-            ...tables.map((_, number) => cardOf(place, tables, number, fields)),
+        container.replaceChildren(
+            ...tables.map((_, number) => cardOf(container, tables, number, fields)),
             make("div", { className: "lt-adders" },
-                add("+ Concept", "Another folder with a concept of its own", {}),
-                add("+ Regularisation", "Images of the class without the concept, so that it is not forgotten", { is_regularisation: true })));
-        place.facts = "";
+                add("+ Concept", "Add another folder with its own concept", {}),
+                add("+ Regularisation", "Add images of the class without the concept, so that the model does not forget the class", { is_regularisation: true })));
+        container.facts = "";
     }
 
-    function drawFacts(place) {
-        const looked = document.querySelector("[data-lt-looked]");
-        const facts = looked ? looked.dataset.cards : "[]";
-        if (place.facts === facts) return;
-        place.facts = facts;
-        const told = JSON.parse(facts);
-        place.querySelectorAll(".lt-card-facts").forEach((span, number) => {
-            const one = told[number];
+    function drawFacts(container) {
+        const scanned = document.querySelector("[data-lt-scan]");
+        const facts = scanned ? scanned.dataset.cards : "[]";
+        if (container.facts === facts) return;
+        container.facts = facts;
+        const parsed = JSON.parse(facts);
+        container.querySelectorAll(".lt-card-facts").forEach((span, number) => {
+            const one = parsed[number];
             const share = one && one.share !== null ? ` · ${Math.round(100 * one.share)} % of each epoch` : "";
             span.textContent = one ? `${one.images.toLocaleString("en-US")} images${share}` : "";
         });
     }
 
-    /** Draws the cards again whenever the server has put other concepts into the box. */
-    lt.drawConcepts = (place) => {
+    /** Redraw the cards when the server has put other concepts into the box. */
+    lt.drawConcepts = (container) => {
         if (!box()) return;
-        if (place.text !== box().value) draw(place);
-        drawFacts(place);
+        if (container.text !== box().value) draw(container);
+        drawFacts(container);
     };
 
-    // A box that gradio fills makes no event that a page could hear.
+    // Gradio fires no event when it fills a text box.
     setInterval(() => {
-        const place = document.querySelector("[data-lt='concepts']");
-        if (place && place.offsetParent !== null) lt.drawConcepts(place);
+        const container = document.querySelector("[data-lt='concepts']");
+        if (container && container.offsetParent !== null) lt.drawConcepts(container);
     }, 400);
 })();

@@ -1,13 +1,12 @@
-/* Cropping by hand in the Dataset panel: a frame of the bucket's shape over the image, moved and sized. */
+/* Manual cropping in the Dataset panel: a frame with the shape of a bucket that can be moved and resized. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
-    const BLURRED = 1.25; // as the plan's warning
     const percent = (share) => `${(100 * share).toFixed(0)} %`;
     const shape = ([width, height]) => `${width} × ${height}`;
 
-    /** The largest frame of a bucket's shape, made smaller by `zoom`, at a place between 0 (left, top) and 1. */
+    /** The largest frame with the shape of a bucket, divided by `zoom`, at a position from 0 (left, top) to 1. */
     function frameOf(image, bucket, zoom, across, down) {
         const unit = Math.min(image.width / bucket[0], image.height / bucket[1]) / zoom;
         const width = Math.min(image.width, Math.round(bucket[0] * unit));
@@ -21,28 +20,28 @@
     function editor(image, close) {
         const [left, top, width, height] = image.frame;
         const spare = (whole, part, start) => (whole > part ? start / (whole - part) : 0.5);
-        const across = slider("across", "Left – right", { low: 0, high: 1, value: spare(image.width, width, left) });
-        const down = slider("down", "Up – down", { low: 0, high: 1, value: spare(image.height, height, top) });
+        const across = slider("across", "Horizontal", { low: 0, high: 1, value: spare(image.width, width, left) });
+        const down = slider("down", "Vertical", { low: 0, high: 1, value: spare(image.height, height, top) });
         const [, , widest, highest] = frameOf(image, image.buckets[0], 1, 0, 0);
-        const most = Math.max(1, Math.min(widest, highest) / image.least);
-        const zoom = slider("zoom", "Zoom: 1 is the largest frame", { low: 1, high: Math.min(8, most), value: 1 });
-        const buckets = make("select", { title: "The shape of the frame: the image's own bucket first", "aria-label": "Bucket" },
-            ...image.buckets.map((size, n) => make("option", { value: n }, n ? shape(size) : `${shape(size)} (its bucket)`)));
+        const most = Math.max(1, Math.min(widest, highest) / image.min_side);
+        const zoom = slider("zoom", "1 is the largest frame", { low: 1, high: Math.min(8, most), value: 1 });
+        const buckets = make("select", { title: "Shape of the frame; the bucket of the image comes first", "aria-label": "Bucket" },
+            ...image.buckets.map((size, n) => make("option", { value: n }, n ? shape(size) : `${shape(size)} (bucket of this image)`)));
         const frame = make("i", { className: "lt-k-frame" });
         const stage = make("div", { className: "lt-k-stage" }, make("img", { src: `${lt.url(`image/${image.token}`)}?${Date.now()}`, alt: image.name, draggable: false }), frame);
-        const told = make("p", { className: "lt-k-told lt-faint" });
+        const message = make("p", { className: "lt-k-message lt-faint" });
         const bucket = () => image.buckets[Number(buckets.value)];
         const now = () => frameOf(image, bucket(), Number(zoom.value), Number(across.value), Number(down.value));
 
         function draw() {
             const [x, y, w, h] = now();
-            const place = { left: x / image.width, top: y / image.height, width: w / image.width, height: h / image.height };
-            for (const [side, share] of Object.entries(place)) frame.style[side] = `${100 * share}%`;
+            const position = { left: x / image.width, top: y / image.height, width: w / image.width, height: h / image.height };
+            for (const [side, share] of Object.entries(position)) frame.style[side] = `${100 * share}%`;
             const scale = Math.max(bucket()[0] / w, bucket()[1] / h);
-            const blurred = scale > BLURRED ? ": its blur is learnt" : "";
-            const resized = scale > 1.005 ? `enlarged ${scale.toFixed(2)} times${blurred}` : `shrunk to ${percent(scale)}`;
-            told.textContent = `Frame ${w} × ${h} px of ${image.width} × ${image.height}, ${percent(1 - (w * h) / (image.width * image.height))} is left out; ${resized}.`;
-            told.classList.toggle("lt-k-blurred", scale > BLURRED);
+            const blurred = scale > image.max_sharp_enlargement ? ", which trains on blur" : "";
+            const resized = scale > 1.005 ? `enlarged ${scale.toFixed(2)} ×${blurred}` : `shrunk to ${percent(scale)}`;
+            message.textContent = `Frame ${w} × ${h} px of ${image.width} × ${image.height}, ${percent(1 - (w * h) / (image.width * image.height))} cut off; ${resized}.`;
+            message.classList.toggle("lt-k-blurred", scale > image.max_sharp_enlargement);
         }
 
         function drag(event) {
@@ -62,46 +61,46 @@
         const field = (name, control) => make("label", { className: "lt-field lt-tool" }, make("span", {}, name), control);
         return make("div", { className: "lt-card lt-crop" },
             make("div", { className: "lt-bar-row" },
-                make("h3", { className: "lt-heading" }, "Crop", make("span", {}, `${image.name}: training leaves ${percent(image.lost)} of it out`)),
-                button("Close", "close", "Leave the image as it is", close)),
+                make("h3", { className: "lt-heading" }, "Crop", make("span", {}, `${image.name}: training cuts off ${percent(image.lost)}`)),
+                button("Close", "close", "Close without cropping", close)),
             make("div", { className: "lt-k-body" }, stage,
                 make("div", { className: "lt-k-side" },
-                    field("Bucket", buckets), field("Left – right", across), field("Up – down", down), field("Zoom", zoom), told,
+                    field("Bucket", buckets), field("Horizontal", across), field("Vertical", down), field("Zoom", zoom), message,
                     make("div", { className: "lt-k-buttons" },
-                        button("Write crop", "write", "Cut the file, and its mask, to the frame. The original is kept beside the data folder.", () => finish("write", { token: image.token, frame: now() }, close)),
-                        image.undo ? button("Undo the last crop", "undo", "Put back the image that was cropped last", () => finish("undo", {}, close)) : null))));
+                        button("Write crop", "write", "Crop the image file and its mask to the frame. The originals are kept beside the folder.", () => finish("write", { token: image.token, frame: now() }, close)),
+                        image.undo ? button("Undo last crop", "undo", "Restore the image that was cropped last", () => finish("undo", {}, close)) : null))));
     }
 
     async function finish(name, values, close) {
-        const answer = await lt.ask(`crop-${name}`, values).catch(lt.tell);
+        const answer = await lt.request(`crop-${name}`, values).catch(lt.notify);
         if (!answer) return;
-        lt.tell(answer.told);
+        lt.notify(answer.message);
         close();
-        lt.press("look"); // the file is another one now
+        lt.press("scan"); // the image has changed
     }
 
-    /** Opens the editor for an image above the gallery in `place`. */
-    lt.crop = async (place, token) => {
-        const image = await lt.ask("crop-look", { token }).catch(lt.tell);
+    /** Open the editor for an image above the gallery in `container`. */
+    lt.crop = async (container, token) => {
+        const image = await lt.request("crop-open", { token }).catch(lt.notify);
         if (!image) return;
-        show(place, image);
-        place.querySelector(".lt-crop").scrollIntoView({ block: "nearest" });
+        show(container, image);
+        container.querySelector(".lt-crop").scrollIntoView({ block: "nearest" });
     };
 
-    /** After a new look: the editor that is open stays, is made anew if its image is another one now, goes with it. */
-    lt.cropAgain = async (place) => {
-        const box = place.querySelector(".lt-crop");
+    /** After a scan: update the open editor if its image has changed, remove it if the image is gone. */
+    lt.refreshCrop = async (container) => {
+        const box = container.querySelector(".lt-crop");
         if (!box) return;
-        const image = await lt.ask("crop-look", { token: box.image.token }).catch(() => null);
-        if (!box.isConnected) return; // closed, or another one was opened
+        const image = await lt.request("crop-open", { token: box.image.token }).catch(() => null);
+        if (!box.isConnected) return; // closed or replaced in the meantime
         if (!image) box.remove();
-        else if (JSON.stringify(image) !== JSON.stringify(box.image)) show(place, image);
+        else if (JSON.stringify(image) !== JSON.stringify(box.image)) show(container, image);
     };
 
-    function show(place, image) {
-        place.querySelectorAll(".lt-crop").forEach((old) => old.remove());
+    function show(container, image) {
+        container.querySelectorAll(".lt-crop").forEach((old) => old.remove());
         const box = editor(image, () => box.remove());
         box.image = image;
-        place.prepend(box);
+        container.prepend(box);
     }
 })();

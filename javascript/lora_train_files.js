@@ -1,36 +1,36 @@
-/* The Results panel's table of files, and how far the webui's own grid is. */
+/* The table of files in the Results panel, and the progress of the grid that the webui draws. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
 
-    // --- the webui's own grid ---------------------------------------------------------------------
-    lt.drawGridStatus = (place, run) => {
+    // --- the grid of the webui --------------------------------------------------------------------
+    lt.drawGridStatus = (container, run) => {
         const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
-        const told = {
+        const message = {
             idle: "",
-            drawing: `The webui draws image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} of ${grid.run}. Its Interrupt button ends that.`,
-            done: `Drawn: ${grid.path}`,
+            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} for ${grid.run}. Press Interrupt in the webui to stop.`,
+            done: `Grid saved: ${grid.path}`,
             failed: grid.message,
         }[grid.state];
-        if (place.textContent !== told) place.textContent = told;
+        if (container.textContent !== message) container.textContent = message;
     };
 
     // --- the files --------------------------------------------------------------------------------
-    lt.drawFiles = (place, run) => {
+    lt.drawFiles = (container, run) => {
         const files = run.events.filter((event) => event.kind === "LoraWritten");
         const mark = `${run.id}/${run.events.length}`;
-        if (!files.length || place.dataset.mark === mark) return;
-        place.dataset.mark = mark;
+        if (!files.length || container.dataset.mark === mark) return;
+        container.dataset.mark = mark;
         const measured = Object.fromEntries(run.events.filter((e) => e.kind === "Measured").map((e) => [e.epoch, e.values]));
         const ended = Object.fromEntries(run.events.filter((e) => e.kind === "EpochDone").map((e) => [e.epoch, e.mean_loss]));
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
         const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
-        // Families that some webui leaves out: another form of the file is one click away.
+        // Some webuis ignore these families, so offer to convert the file.
         const work = run.events.find((event) => event.kind === "Workload");
         const isIgnored = Boolean(work && /^(ia3|oft|boft|lokr) /.test(work.adapter));
-        const told = make("div", { className: "lt-t-told" });
+        const output = make("div", { className: "lt-t-message" });
         const rows = files.map((file) => make("tr", {},
             make("td", { className: "lt-number" }, String(file.epoch)),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
@@ -40,11 +40,11 @@
             make("td", { className: "lt-actions" },
                 lt.useButton(lt.fileName(file.path), lt.triggersOf(run.status)),
                 lt.copyButton("Copy path", file.path),
-                ...(isIgnored ? lt.convertButtons(file.path, told) : []))));
-        place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
+                ...(isIgnored ? lt.convertButtons(file.path, output) : []))));
+        container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
                 make("th", { className: column === 1 || !head ? "" : "lt-number" }, head)))),
-            make("tbody", {}, ...rows))), told);
+            make("tbody", {}, ...rows))), output);
     };
 
     lt.fileName = (path) => path.split(/[\\/]/).pop();

@@ -1,21 +1,21 @@
-/* The form's side of the page: tooltips, marks of problems, finding a field, and keeping what was typed. */
+/* The form: tooltips, marks at fields with problems, going to a field, and saving the draft. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
-    const KEEP_FORM_MS = 1200;
+    const SAVE_DRAFT_MS = 1200;
     const PANELS = {
-        Dataset: "Folders and concepts, the plan, what is wrong with the images",
-        Captions: "Look through, edit and write the captions",
-        Train: "Every setting, and the button that starts",
-        Monitor: "How the training goes: loss, samples, log",
-        Results: "The files and grids of this run and of all before",
-        Tools: "Check and convert LoRA files",
+        Dataset: "Folders and concepts, the plan, and a check of the images",
+        Captions: "Browse, edit and create captions",
+        Train: "All settings, presets and the Start button",
+        Monitor: "Progress of the training: loss, samples, log",
+        Results: "Files, grids and past runs",
+        Tools: "Check, convert and merge LoRA files",
     };
 
-    lt.addTooltips = (place) => {
-        if (!place.helps) place.helps = JSON.parse(place.dataset.helps);
-        const texts = Object.entries(place.helps.parameters).map(([id, known]) => [id, known.help]);
-        for (const [id, help] of [...texts, ...Object.entries(place.helps.tooltips)]) {
+    lt.addTooltips = () => {
+        const { parameters, tooltips } = lt.pageData();
+        const helps = Object.entries(parameters).map(([id, parameter]) => [id, parameter.help]);
+        for (const [id, help] of [...helps, ...Object.entries(tooltips)]) {
             const field = lt.page().querySelector(`#${id}`);
             if (field && field.title !== help) field.title = help;
         }
@@ -25,9 +25,9 @@
         }
     };
 
-    /** Fields named in the list of problems get a mark; the list itself is drawn by Python. */
+    /** Mark the fields in the list of problems. */
     lt.markProblems = (root) => {
-        const problems = [...root.querySelectorAll("#lora_train_checked [data-where]")];
+        const problems = [...root.querySelectorAll("#lora_train_form_check [data-where]")];
         const levels = Object.fromEntries(problems.reverse().map((item) => [`lora_train_${item.dataset.where}`, item.className]));
         root.querySelectorAll("[data-lt-problem]").forEach((field) => {
             if (!(field.id in levels)) delete field.dataset.ltProblem;
@@ -52,26 +52,25 @@
     };
 
     function unfold(id) {
-        const helps = lt.page().querySelector("[data-lt='helps']");
-        const known = helps && helps.helps && helps.helps.parameters[id];
-        const label = known && lt.page().querySelector(`#lora_train_${known.tier} .label-wrap`);
+        const parameter = (lt.pageData() || { parameters: {} }).parameters[id];
+        const label = parameter && lt.page().querySelector(`#lora_train_${parameter.tier} .label-wrap`);
         if (label && !label.classList.contains("open")) label.click();
     }
 
-    /** A moment after the last change the form is kept on the server, and judged. */
-    let keeping = null;
-    lt.keepSoon = (event) => {
+    /** Save and check the form on the server shortly after the last change. */
+    let saveTimer = null;
+    lt.saveDraftSoon = (event) => {
         const isForm = event.target.closest && event.target.closest("#lora_train_root") && !event.target.dataset.ltOwn;
         if (!isForm) return;
-        clearTimeout(keeping);
-        keeping = setTimeout(() => lt.press("keep"), KEEP_FORM_MS);
+        clearTimeout(saveTimer);
+        saveTimer = setTimeout(() => lt.press("save_draft"), SAVE_DRAFT_MS);
     };
 
-    lt.pressed = (event) => {
+    lt.handleClick = (event) => {
         if (!event.target.closest) return;
         const fix = event.target.closest("#lora_train_root [data-lt-fix]");
         const item = event.target.closest("#lora_train_root .lt-problems [data-where]");
-        if (fix) lt.change("fix", { number: Number(fix.dataset.ltFix) });
+        if (fix) lt.applyChange("fix", { number: Number(fix.dataset.ltFix) });
         else if (item) lt.showField(`lora_train_${item.dataset.where}`);
         if (event.target.closest("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) setTimeout(lt.drawSoon, 60);
         if (event.target.closest("#lora_train_start, #lora_train_actions, #lora_train_grid_draw")) lt.pollOften();

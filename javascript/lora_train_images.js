@@ -1,4 +1,4 @@
-/* Images: the dataset with its captions, the samples by epoch and prompt, the grid, and a large view. */
+/* Images: the dataset with its captions, samples by epoch and prompt, the grid, and the enlarged view. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -6,8 +6,8 @@
     const thumbnail = (token) => lt.url(`thumbnail/${token}`);
     const image = (token) => lt.url(`image/${token}`);
 
-    // --- the large view ---------------------------------------------------------------------------
-    /* `table` is rows of cells {token, title, text}; the arrow keys walk through it like through a sheet. */
+    // --- the enlarged view ------------------------------------------------------------------------
+    /* `table` is rows of cells {token, title, text}; the arrow keys move through them. */
     let view = null;
 
     lt.enlarge = (table, row, column) => {
@@ -41,7 +41,7 @@
         view = null;
     }
 
-    /** The nearest cell in a direction that holds an image; the present one if there is none. */
+    /** Move to the nearest cell with an image in a direction, if there is one. */
     function step(down, right) {
         let { row, column } = view;
         do {
@@ -64,7 +64,7 @@
     }, true);
 
     // --- samples ----------------------------------------------------------------------------------
-    /** Prompts in the order they were drawn, and by epoch what was drawn for each. */
+    /** A table of samples: a column per prompt, a row per epoch or step. */
     function sheetOf(run) {
         const columns = [];
         const rows = new Map();
@@ -76,7 +76,7 @@
             if (!rows.has(moment)) rows.set(moment, { epoch: event.epoch, step: event.step || 0, drawn: new Map() });
             rows.get(moment).drawn.set(key, event);
         }
-        // Within an epoch its steps come first, then its end.
+        // Within an epoch, steps come before its end.
         const order = [...rows.values()].sort((a, b) => a.epoch - b.epoch || (a.step || Infinity) - (b.step || Infinity));
         const nameOf = (row) => (row.step ? `Step ${row.step}` : row.epoch ? `Epoch ${row.epoch}` : "No LoRA");
         return {
@@ -89,15 +89,15 @@
         };
     }
 
-    lt.drawSamples = (place, run) => {
+    lt.drawSamples = (container, run) => {
         const drawn = run.events.filter((event) => event.kind === "SampleDrawn").length;
         const wants = Boolean(run.status && run.status.config && (run.status.config.sample_prompts || []).length);
         const mark = `${run.id}/${drawn}/${wants}`;
-        if (place.dataset.mark === mark) return;
-        place.dataset.mark = mark;
+        if (container.dataset.mark === mark) return;
+        container.dataset.mark = mark;
         if (!drawn) {
-            const reason = wants ? "The first samples are drawn without the LoRA, before training begins." : "This run has no sample prompts.";
-            place.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
+            const reason = wants ? "The first samples are drawn without the LoRA, before training starts." : "This run has no sample prompts.";
+            container.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
             return;
         }
         const sheet = sheetOf(run);
@@ -108,39 +108,39 @@
             button.onclick = () => lt.enlarge(sheet.table, row, column);
             return make("td", {}, button);
         };
-        place.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-sheet" },
+        container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-sheet" },
             make("thead", {}, make("tr", {}, make("th", {}), ...sheet.prompts.map((prompt) => make("th", { title: prompt }, make("span", {}, prompt))))),
             make("tbody", {}, ...sheet.table.map((row, r) => make("tr", {},
                 make("th", {}, sheet.epochs[r]), ...row.map((entry, c) => cell(entry, r, c))))))));
     };
 
-    lt.drawGrid = (place, run) => {
+    lt.drawGrid = (container, run) => {
         const grids = run.events.filter((event) => event.kind === "GridDrawn");
-        const painted = run.status && run.status.grid && run.status.grid.token ? [run.status.grid] : [];
-        const grid = [...grids.slice(-1), ...painted].sort((a, b) => b.time - a.time)[0];
-        if (!grid || place.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;
-        place.dataset.mark = `${run.id}/${grid.token}/${grid.time}`;
+        const fromWebui = run.status && run.status.grid && run.status.grid.token ? [run.status.grid] : [];
+        const grid = [...grids.slice(-1), ...fromWebui].sort((a, b) => b.time - a.time)[0];
+        if (!grid || container.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;
+        container.dataset.mark = `${run.id}/${grid.token}/${grid.time}`;
         const button = make("button", { type: "button", className: "lt-grid", title: "Enlarge" },
             make("img", { src: `${image(grid.token)}?${grid.time}`, alt: "Grid of epochs and prompts" }));
         button.onclick = () => lt.enlarge([[{ token: grid.token, title: "Grid", text: grid.path }]], 0, 0);
-        place.replaceChildren(button);
+        container.replaceChildren(button);
     };
 
     // --- the dataset -----------------------------------------------------------------------------
-    /** Asks the server for one page of images whenever another dataset was looked at. */
-    lt.drawDataset = (place) => {
-        const looked = document.querySelector("[data-lt-looked]");
-        const number = looked ? looked.dataset.ltLooked : "";
-        if (place.dataset.number === number) return;
-        place.dataset.number = number;
-        if (number) showPage(place, 0);
-        else place.replaceChildren();
+    /** Fetch the first page of images after every scan. */
+    lt.drawDataset = (container) => {
+        const scanned = document.querySelector("[data-lt-scan]");
+        const number = scanned ? scanned.dataset.ltScan : "";
+        if (container.dataset.number === number) return;
+        container.dataset.number = number;
+        if (number) showPage(container, 0);
+        else container.replaceChildren();
     };
 
-    async function showPage(place, page) {
+    async function showPage(container, page) {
         const response = await fetch(lt.url(`images?page=${page}`), { cache: "no-store" }).catch(() => null);
         if (!response || !response.ok) {
-            place.dataset.number = "";
+            container.dataset.number = "";
             return;
         }
         const answer = await response.json();
@@ -150,26 +150,26 @@
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },
                 make("img", { src: thumbnail(one.token), alt: one.caption, loading: "lazy" }));
             button.onclick = () => lt.enlarge(table, 0, column);
-            const crop = make("button", { type: "button", className: "lt-small lt-k-open", title: `Crop ${one.name}: see what training cuts off, and choose the part yourself` }, "Crop");
-            crop.onclick = () => lt.crop(place, one.token);
+            const crop = make("button", { type: "button", className: "lt-small lt-k-open", title: `Crop ${one.name}: see what training cuts off, and choose the frame` }, "Crop");
+            crop.onclick = () => lt.crop(container, one.token);
             return make("figure", {}, button, crop,
                 one.is_regularisation ? make("i", { className: "lt-tag" }, "regularisation") : null,
                 make("figcaption", { title: one.caption },
                     one.caption || make("i", { className: "lt-faint" }, "no caption")));
         });
-        const open = [...place.querySelectorAll(".lt-crop")];
-        place.replaceChildren(...open, make("div", { className: "lt-card" },
+        const open = [...container.querySelectorAll(".lt-crop")];
+        container.replaceChildren(...open, make("div", { className: "lt-card" },
             make("div", { className: "lt-bar-row" },
-                make("h3", { className: "lt-heading" }, "Images and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in all`)),
-                answer.pages > 1 ? pager(place, answer) : null),
+                make("h3", { className: "lt-heading" }, "Images and captions", make("span", {}, `${answer.total.toLocaleString("en-US")} in total`)),
+                answer.pages > 1 ? pager(container, answer) : null),
             make("div", { className: "lt-gallery" }, ...cards)));
-        lt.cropAgain(place);
+        lt.refreshCrop(container);
     }
 
-    function pager(place, { page, pages }) {
+    function pager(container, { page, pages }) {
         const turn = (label, name, to) => {
             const button = make("button", { type: "button", className: "lt-small", disabled: to < 0 || to >= pages, "aria-label": name }, label);
-            button.onclick = () => showPage(place, to);
+            button.onclick = () => showPage(container, to);
             return button;
         };
         return make("nav", { className: "lt-pager" }, turn("‹", "Previous page", page - 1), make("span", {}, `${page + 1} / ${pages}`), turn("›", "Next page", page + 1));

@@ -1,27 +1,27 @@
-/* The run as the page knows it: asked for once a second while the tab is seen, and drawn into the places that Python's
-   panels leave for it. Who draws what is listed in `places`. */
+/* The state of the run: polled once a second while the tab is visible, and drawn into the containers of the panels by
+   `renderers`. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const BUSY_MS = 1000;
     const IDLE_MS = 4000;
-    const FILL_MS = 8000; // a form that is still not filled in then is given free all the same
+    const FILL_MS = 8000; // the form is unlocked after this time even if it was not filled in
     const opened = Date.now();
     const tab = () => lt.page().querySelector("#lora_train_root");
 
-    // --- the run, as far as this page knows it ----------------------------------------------------
+    // --- the run ----------------------------------------------------------------------------------
     const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], norm: [], rates: {} });
     let run = nothing();
 
     const lastStep = (points) => (points.length ? points[points.length - 1][0] : 0);
 
-    function take(answer) {
+    function handleStatus(answer) {
         if (answer.run !== run.id) {
             const known = run.next;
             run = { ...nothing(), id: answer.run };
-            if (known > 0) return false; // asked for the wrong run's news: ask again from the beginning
+            if (known > 0) return false; // a new run: fetch everything
         }
-        const fromStart = run.asked === 0;
+        const fromStart = run.after === 0;
         run.status = answer;
         run.events.push(...answer.events);
         run.next = answer.next;
@@ -30,39 +30,39 @@
         for (const [group, points] of Object.entries(answer.learning_rates)) {
             run.rates[group] = fromStart ? points : (run.rates[group] || []).concat(points);
         }
-        lt.noticed(answer);
+        lt.notifyAtEnd(answer);
         return true;
     }
 
-    async function ask() {
-        // A long curve is fetched anew now and then, thinned by the server, so that the page stays light.
-        run.asked = run.loss.length > 2000 ? 0 : lastStep(run.loss);
-        const response = await fetch(lt.url(`status?since=${run.next}&after=${run.asked}`), { cache: "no-store" });
+    async function fetchStatus() {
+        // Long curves are reloaded now and then, thinned by the server, to keep the page light.
+        run.after = run.loss.length > 2000 ? 0 : lastStep(run.loss);
+        const response = await fetch(lt.url(`status?since=${run.next}&after=${run.after}`), { cache: "no-store" });
         if (!response.ok) throw new Error(`status ${response.status}`);
-        return take(await response.json());
+        return handleStatus(await response.json());
     }
 
     // --- polling ----------------------------------------------------------------------------------
     let timer = null;
-    let asking = false;
+    let isFetching = false;
 
     const isVisible = () => !document.hidden && tab() !== null && tab().offsetParent !== null;
 
     async function poll() {
         clearTimeout(timer);
-        if (asking) return;
-        asking = true;
+        if (isFetching) return;
+        isFetching = true;
         let isKnown = true;
         if (isVisible()) {
             try {
-                isKnown = await ask();
+                isKnown = await fetchStatus();
                 tab().dataset.ltOffline = "";
             } catch {
                 if (tab()) tab().dataset.ltOffline = "yes";
             }
             render();
         }
-        asking = false;
+        isFetching = false;
         const isDrawing = run.status && run.status.grid && run.status.grid.state === "drawing";
         const isLive = isDrawing || (run.status && lt.LIVE.includes(run.status.state));
         const pause = !isKnown ? 0 : isLive || !isVisible() ? BUSY_MS : IDLE_MS;
@@ -73,32 +73,32 @@
         timer = setTimeout(poll, milliseconds);
     };
     lt.poll = () => pollSoon();
-    /** Asked at once and twice later: a button was pressed whose work shows in a moment. */
+    /** Poll several times after a button was pressed, as its effect shows with a delay. */
     lt.pollOften = () => [200, 800, 2000].forEach((ms) => setTimeout(poll, ms));
 
     // --- drawing ----------------------------------------------------------------------------------
-    /** The places that Python's panels leave for us, and who fills them. */
-    const places = {
-        strip: (place) => lt.drawStrip(place, run, tab()),
-        figures: (place) => lt.drawFigures(place, run),
-        log: (place) => lt.drawLog(place, run),
-        curves: (place) => lt.drawCurves(place, run),
-        "sample-tools": (place) => lt.drawSampleTools(place, run),
-        queue: (place) => lt.drawQueue(place, run.status),
-        runs: (place) => lt.drawRuns(place),
-        chart: (place) => lt.drawChart(place, run),
-        samples: (place) => lt.drawSamples(place, run),
-        grid: (place) => lt.drawGrid(place, run),
-        "grid-status": (place) => lt.drawGridStatus(place, run),
-        files: (place) => lt.drawFiles(place, run),
-        images: (place) => lt.drawDataset(place),
-        concepts: (place) => lt.drawConcepts(place),
-        tools: (place) => lt.drawTools(place),
-        doctor: (place) => lt.drawDoctor(place),
-        captions: (place) => lt.drawCaptions(place),
-        search: (place) => lt.drawSearch(place),
-        changed: (place) => lt.markChanged(place),
-        helps: (place) => lt.addTooltips(place),
+    /** Functions that draw into the elements with these `data-lt` names. */
+    const renderers = {
+        strip: (container) => lt.drawStrip(container, run, tab()),
+        figures: (container) => lt.drawFigures(container, run),
+        log: (container) => lt.drawLog(container, run),
+        curves: (container) => lt.drawCurves(container, run),
+        "sample-tools": (container) => lt.drawSampleTools(container, run),
+        queue: (container) => lt.drawQueue(container, run.status),
+        runs: (container) => lt.drawRuns(container),
+        chart: (container) => lt.drawChart(container, run),
+        samples: (container) => lt.drawSamples(container, run),
+        grid: (container) => lt.drawGrid(container, run),
+        "grid-status": (container) => lt.drawGridStatus(container, run),
+        files: (container) => lt.drawFiles(container, run),
+        images: (container) => lt.drawDataset(container),
+        concepts: (container) => lt.drawConcepts(container),
+        tools: (container) => lt.drawTools(container),
+        checkup: (container) => lt.drawCheckup(container),
+        captions: (container) => lt.drawCaptions(container),
+        search: (container) => lt.drawSearch(container),
+        changed: (container) => lt.markChanged(container),
+        tooltips: () => lt.addTooltips(),
     };
 
     function render() {
@@ -113,9 +113,9 @@
         root.dataset.ltRun = run.id ? "yes" : "";
         root.dataset.ltGrid = has("GridDrawn") || (run.status && run.status.grid && run.status.grid.token) ? "yes" : "";
         root.dataset.ltFiles = has("LoraWritten") ? "yes" : "";
-        for (const [name, draw] of Object.entries(places)) {
-            const place = root.querySelector(`[data-lt="${name}"]`);
-            if (place) draw(place);
+        for (const [name, draw] of Object.entries(renderers)) {
+            const container = root.querySelector(`[data-lt="${name}"]`);
+            if (container) draw(container);
         }
         lt.markProblems(root);
     }
@@ -132,21 +132,21 @@
         });
     }
 
-    /** Panels appear late, and are built anew by some gradio versions: draw what is known into new places. */
+    /** Panels appear late, and some gradio versions rebuild them: redraw when they are added. */
     function watch() {
-        const isOurs = (node) => node.nodeType === 1 && (node.matches("[data-lt], [data-lt-looked], [data-where]") ||
-            node.querySelector("[data-lt], [data-lt-looked], [data-where]"));
+        const isOurs = (node) => node.nodeType === 1 && (node.matches("[data-lt], [data-lt-scan], [data-where]") ||
+            node.querySelector("[data-lt], [data-lt-scan], [data-where]"));
         new MutationObserver((changes) => {
             if (changes.some((change) => [...change.addedNodes].some(isOurs))) drawSoon();
         }).observe(document.body, { childList: true, subtree: true });
-        for (const kind of ["input", "change"]) document.addEventListener(kind, (event) => lt.keepSoon(event), true);
-        document.addEventListener("click", (event) => lt.pressed(event), true);
+        for (const kind of ["input", "change"]) document.addEventListener(kind, (event) => lt.saveDraftSoon(event), true);
+        document.addEventListener("click", (event) => lt.handleClick(event), true);
         document.addEventListener("visibilitychange", () => pollSoon());
         window.addEventListener("resize", drawSoon);
         pollSoon(0);
     }
 
-    // Not before the other files are there too.
+    // Wait until the other scripts are loaded.
     if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", watch);
     else setTimeout(watch, 0);
 })();

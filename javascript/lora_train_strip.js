@@ -1,4 +1,4 @@
-/* The strip above all panels and the tiles of the Monitor: what runs, how far it is, how fast. */
+/* The strip above all panels and the tiles of the Monitor: state, progress and speed of the run. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -8,12 +8,12 @@
 
     function headline(status) {
         if (!status || status.state === "idle") {
-            const isPlanned = document.querySelector("#lora_train_root [data-lt-looked]") !== null;
-            return isPlanned ? "The plan is made. Start training is in the Train panel." : "Choose images, look at the plan, start.";
+            const isPlanned = document.querySelector("#lora_train_root [data-lt-scan]") !== null;
+            return isPlanned ? "The plan is ready. Start training in the Train panel." : "Choose images, check the plan, start.";
         }
         if (!lt.LIVE.includes(status.state)) return status.message;
-        if (status.state === "stopping") return "Stops as soon as this step is done; an image the webui is drawing is finished first.";
-        const phase = lt.PHASES[status.phase] || "Preparing";
+        if (status.state === "stopping") return "Stopping after this step (any image being generated is finished first).";
+        const phase = lt.phaseTitle(status.phase) || "Preparing";
         const facts = [phase];
         if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);
         if (status.phase !== "train" && status.epoch) facts.push(`after epoch ${status.epoch}`);
@@ -21,10 +21,10 @@
         return facts.join(" · ");
     }
 
-    lt.drawStrip = (place, run, root) => {
+    lt.drawStrip = (container, run, root) => {
         const status = run.status || { state: "idle" };
-        if (!place.firstChild) {
-            place.append(
+        if (!container.firstChild) {
+            container.append(
                 make("div", { className: "lt-strip" },
                     make("span", { className: "lt-pill" }),
                     make("span", { className: "lt-headline" }),
@@ -35,19 +35,19 @@
         const isLive = lt.LIVE.includes(status.state);
         const share = status.state === "finished" ? 1 : isLive ? progressShare(status) : 0;
         const offline = root.dataset.ltOffline === "yes";
-        place.querySelector(".lt-pill").textContent = offline ? "No connection" : lt.STATES[status.state];
-        place.querySelector(".lt-headline").textContent = offline
-            ? "The server does not answer; a running training goes on there."
+        container.querySelector(".lt-pill").textContent = offline ? "No connection" : lt.STATES[status.state];
+        container.querySelector(".lt-headline").textContent = offline
+            ? "The server is not responding. A running training continues there."
             : headline(status);
         const remaining = isLive && status.state === "running" ? status.eta_seconds : null;
-        place.querySelector(".lt-eta").textContent = remaining === null || remaining === undefined ? "" : `${lt.clock(remaining)} left`;
-        const bar = place.querySelector(".lt-progress");
+        container.querySelector(".lt-eta").textContent = remaining === null || remaining === undefined ? "" : `${lt.clock(remaining)} left`;
+        const bar = container.querySelector(".lt-progress");
         bar.firstChild.style.width = `${(100 * share).toFixed(2)}%`;
         bar.classList.toggle("lt-unknown", isLive && !status.total && status.state === "running");
         bar.setAttribute("aria-valuenow", Math.round(100 * share));
     };
 
-    lt.drawFigures = (place, run) => {
+    lt.drawFigures = (container, run) => {
         const status = run.status;
         if (!status || !run.id) return;
         const smooth = lt.smoothed(run.loss, lt.smoothing());
@@ -61,7 +61,7 @@
             ...(status.memory ? [["GPU memory (GiB)", `${status.memory.used_gib.toFixed(1)} / ${status.memory.total_gib.toFixed(0)}`]] : []),
             ...rates.map(([group, points]) => [`LR ${group}`, lt.rate(points[points.length - 1][1]), points]),
         ];
-        place.replaceChildren(make("div", { className: "lt-tiles" }, ...figures.map(([name, value, points]) =>
+        container.replaceChildren(make("div", { className: "lt-tiles" }, ...figures.map(([name, value, points]) =>
             make("div", { className: "lt-tile" }, make("b", {}, value), make("span", {}, name),
                 points ? lt.sparkline(points) : null))));
     };

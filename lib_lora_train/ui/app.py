@@ -1,4 +1,4 @@
-"""The stand-alone app: the tab on a page of its own, with its routes, on this machine only."""
+"""The stand-alone app: the tab and its routes, served on this machine only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.runs.runner import JobRunner
+from lib_lora_train.runs.runner import Runner
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api
 from lib_lora_train.web.session import Session
 
-_PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would keep the strip from staying in view
+_PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would disable the sticky strip
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -47,36 +47,36 @@ def make_app(session: Session) -> Any:
 
 
 def _theme() -> Any:
-    """Gradio's own look in blue; system fonts, because nothing is fetched from the network."""
+    """Gradio's default theme in indigo, with system fonts, as nothing is loaded from the network."""
     return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
 
 
 def _scripts() -> str:
-    """The page's JavaScript, inline, as the webuis load it by address."""
+    """The JavaScript of the page as inline script elements. Webuis load the files themselves."""
     texts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT_ROOT / "javascript").glob("*.js"))]
     return "".join(f"<script>{text}</script>" for text in texts)
 
 
-_desks: dict[Path, Session] = {}
+_sessions: dict[Path, Session] = {}
 
 
 def open_session(outputs: Path, make_host: Callable[[], Host]) -> Session:
-    """The process's one session for `outputs`, so that a run outlives a reloaded page or user interface.
+    """The one session for `outputs` in this process, so that runs survive reloading the page or the user interface.
 
-    `outputs` gets the runs' folders and the form's draft. `make_host` is called the first time only.
+    `outputs` receives run folders and the draft of the form. `make_host` is called the first time only.
     """
-    if outputs not in _desks:
-        _desks[outputs] = Session(JobRunner(make_host(), outputs), outputs, demo=_demo)
-    return _desks[outputs]
+    if outputs not in _sessions:
+        _sessions[outputs] = Session(Runner(make_host(), outputs), outputs, demo=_demo)
+    return _sessions[outputs]
 
 
 def _demo() -> TrainConfig:
-    """The demo names the tiny model it was made for: a webui has another one loaded."""
+    """The demo with the tiny model that it was made for, whatever a webui has loaded."""
     return demo_config().replace(checkpoint=str(EMBEDDED_CHECKPOINT))
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT_ROOT, open_browser: bool = True) -> None:
-    """Serve the app until interrupted. `home` gets `outputs/` and `models/Lora/`."""
+    """Serve the app until interrupted. `outputs/` and `models/Lora/` are created in `home`."""
     app = make_app(open_session(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora")))
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
     address = f"http://{host}:{port}/"
@@ -85,12 +85,12 @@ def serve(*, host: str = "127.0.0.1", port: int = 7861, home: Path = PROJECT_ROO
 
 
 def _announce(server: Any, address: str, open_browser: bool) -> None:
-    """Print the address once it answers, and open it where there is a desktop to open it on."""
+    """Print the address once the server answers, and open it in the browser if there is a desktop."""
     while not server.started:
         if server.should_exit:
             return
         time.sleep(0.1)
-    print(f"LoRA Train is open at {address} (Ctrl-C ends it)", flush=True)
+    print(f"LoRA Train is running at {address} (press Ctrl-C to stop)", flush=True)
     has_desktop = sys.platform in ("win32", "darwin") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if open_browser and has_desktop:
         webbrowser.open(address)

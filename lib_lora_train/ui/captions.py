@@ -1,4 +1,4 @@
-"""The Captions panel: a place for the page's JavaScript, which asks `caption_session` for everything it shows."""
+"""The Captions panel: a container that JavaScript fills with what `CaptionSession` returns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lib_lora_train.web.tagging import FIELDS
 
 
 def build_captions_panel() -> None:
-    """Lay the panel out; one place, as there is no component per image or tag: 5,000 images stay quick."""
+    """Build the panel. It has no component per image or tag, so 5,000 images stay fast."""
     edits = [
-        {"name": name, "label": edit.label, "help": edit.help, "asks": edit.asks} for name, edit in BULK_EDITS.items()
+        {"name": name, "label": edit.label, "help": edit.help, "inputs": edit.inputs}
+        for name, edit in BULK_EDITS.items()
     ]
     fields = [{"name": name, **dataclasses.asdict(field)} for name, field in FIELDS.items()]
-    given = f"data-edits='{text(json.dumps(edits))}' data-tagging='{text(json.dumps(fields))}'"
-    place = f"<div data-lt='captions' {given}></div>"
-    build_html(place, "captions")
+    attributes = f"data-edits='{text(json.dumps(edits))}' data-tagging='{text(json.dumps(fields))}'"
+    container = f"<div data-lt='captions' {attributes}></div>"
+    build_html(container, "captions")

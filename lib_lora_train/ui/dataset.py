@@ -1,4 +1,4 @@
-"""The Dataset panel: a card per concept, what was found in its folder, and the plan that follows."""
+"""The Dataset panel: one card per concept, a summary of the images found, and the plan."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from lib_lora_train.web.markup import count, heading, problem_list, text, tiles
 from lib_lora_train.web.repeats import RULE, scanned_folders
 
 _STEPS = (
-    ("Give a folder", "in a card on the left, with a trigger word. Or press Fill in the demo, to see how it goes."),
-    ("Press Look", "and read the plan: how many steps, which sizes, what to mend. Ten to thirty images are enough."),
-    ("Start training", "in the Train panel. A preset fits most cases; nothing else has to be changed."),
+    ("Enter a folder", "in a card on the left, with a trigger word. Or press Fill in the demo to try it out."),
+    (
+        "Press Scan",
+        "and read the plan: number of steps, image sizes, problems to fix. Ten to thirty images are enough.",
+    ),
+    ("Start training", "in the Train panel. A preset fits most cases; nothing else needs changing."),
     (
         "Watch the Monitor",
-        "and see the samples change with each epoch. Use now puts the present step into your prompt.",
+        "and see the samples change with each epoch. Use now adds the current step to your prompt.",
     ),
     ("Choose an epoch", "in Results: the first whose row shows the concept and leaves the other prompts as they were."),
 )
-"""The first run, for whoever has never trained; it stands where the plan will be."""
+"""Instructions for a first run, shown until there is a plan."""
 
-NOTHING_YET = (
+FIRST_STEPS = (
     "<div class='lt-empty'><b>Five steps to a LoRA</b><ol class='lt-guide'>"
     + "".join(f"<li><p><b>{title}</b> {what}</p></li>" for title, what in _STEPS)
     + "</ol></div>"
@@ -42,31 +45,33 @@ class DatasetPanel:
     """The panel's components."""
 
     fields: Mapping[str, Any]
-    look: Any
+    scan: Any
     balance: Any
-    told: Any
-    found: Any
+    message: Any
+    summary: Any
 
 
 def build_dataset_panel(form: Form) -> DatasetPanel:
-    """Lay the panel out with the form's values; the cards are drawn by the page into the text box behind them."""
+    """Build the panel with the values of the form. JavaScript draws the cards and stores them in a hidden text box."""
     with gr.Row(elem_classes=["lt-columns"]):
         with gr.Column(scale=2, min_width=300):
             build_html(f"<div data-lt='concepts' data-fields='{text(_declarations())}'></div>", "cards")
             concepts = build_hidden_text(CONCEPTS, form[CONCEPTS])
             with gr.Row(elem_classes=["lt-buttons"]):
-                look = build_button("Look", "look", variant="primary", tooltip="Read the folders and make the plan.")
+                scan = build_button(
+                    "Scan", "scan", variant="primary", tooltip="Read the folders and plan the training."
+                )
                 balance = build_button("Balance repeats", "balance", tooltip=RULE)
-            told = build_html("", "balanced")
+            message = build_html("", "balance_message")
         with gr.Column(scale=3, min_width=300):
-            found = build_html(NOTHING_YET, "found")
-            build_html("<div data-lt='doctor'></div>", "doctor")
+            summary = build_html(FIRST_STEPS, "dataset_summary")
+            build_html("<div data-lt='checkup'></div>", "checkup")
     build_html("<div data-lt='images'></div>", "images")
-    return DatasetPanel({CONCEPTS: concepts}, look, balance, told, found)
+    return DatasetPanel({CONCEPTS: concepts}, scan, balance, message, summary)
 
 
 def _declarations() -> str:
-    """What the page needs to know to draw a card: every parameter of a concept, as JSON."""
+    """The parameters of a concept as JSON, from which JavaScript draws the cards."""
     return json.dumps([_declaration(field) for field in concept_fields()], ensure_ascii=False)
 
 
@@ -86,12 +91,12 @@ def _declaration(field: Field) -> dict[str, Any]:
 
 
 def render_dataset(scanned: ScannedDataset | None, checked: FormCheck) -> str:
-    """What stands in the folders, what was skipped and why, and the plan."""
+    """The images found, what was skipped and why, and the plan."""
     if scanned is None or not scanned.is_of(checked.config):
-        return NOTHING_YET
+        return FIRST_STEPS
     dataset, plan = scanned.dataset, checked.plan
     findings = count(len(dataset.problems), "finding")
-    why = "title='What was left out or is odd, and why'"
+    why = "title='What was skipped or looks wrong, and why'"
     skipped = f"<details class='lt-skipped' {why}><summary>{findings} in the folders</summary>"
     parts = [
         "<div class='lt-card'>",
@@ -103,19 +108,19 @@ def render_dataset(scanned: ScannedDataset | None, checked: FormCheck) -> str:
         render_plan(plan, checked) if plan else "",
     ]
     cards = text(json.dumps(_card_facts(scanned)))
-    return f"<div data-lt-looked='{scanned.number}' data-cards='{cards}'>{''.join(parts)}</div>"
+    return f"<div data-lt-scan='{scanned.number}' data-cards='{cards}'>{''.join(parts)}</div>"
 
 
 def _card_facts(scanned: ScannedDataset) -> list[dict[str, Any]]:
-    """For every card: its images, how often one epoch shows them, and which share of the epoch that is."""
+    """For each card: its images, how often an epoch shows them, and their share of the epoch."""
     found = [scanned_folders(concept, scanned.dataset) for concept in scanned.concepts]
     shown = [sum(folder.image_count * folder.repeats for folder in folders) for folders in found]
-    whole = sum(n for n, concept in zip(shown, scanned.concepts, strict=True) if not concept.is_regularisation)
+    total = sum(n for n, concept in zip(shown, scanned.concepts, strict=True) if not concept.is_regularisation)
     return [
         {
             "images": sum(folder.image_count for folder in folders),
             "shown": number,
-            "share": None if concept.is_regularisation else number / max(whole, 1),
+            "share": None if concept.is_regularisation else number / max(total, 1),
         }
         for folders, number, concept in zip(found, shown, scanned.concepts, strict=True)
     ]
@@ -159,13 +164,13 @@ def _bar(value: int, most: int) -> str:
 
 
 def render_plan(plan: Plan, checked: FormCheck) -> str:
-    """Steps, time and memory, buckets and warnings, before anything heavy starts."""
+    """Steps, time, memory, buckets and warnings."""
     requirements = checked.requirements
     fixes = {fix.problem: fix.label for fix in checked.fixes}
     facts = [
         ("steps per epoch", f"{plan.steps_per_epoch:,}"),
         ("epochs", f"{plan.epochs:,}"),
-        ("steps in all", f"{plan.total_steps:,}"),
+        ("steps in total", f"{plan.total_steps:,}"),
         ("images per step", f"{plan.batch_size * plan.accumulation:,}"),
         *(requirements.tiles if requirements else ()),
     ]
@@ -184,7 +189,7 @@ def render_plan(plan: Plan, checked: FormCheck) -> str:
 
 def _requirements_note(requirements: Requirements) -> str:
     return (
-        "<div class='lt-needs'>"
+        "<div class='lt-requirements'>"
         + "".join(f"<p class='lt-faint'>{text(line)}</p>" for line in requirements.sentences)
         + "</div>"
     )
@@ -205,15 +210,15 @@ def _bucket_chart(plan: Plan) -> str:
 
 
 def _shape(width: int, height: int) -> str:
-    """A little rectangle with the bucket's proportions."""
+    """An icon with the aspect ratio of the bucket."""
     unit = 16 / max(width, height)
     return f"<i class='lt-shape'><i style='width:{width * unit:.0f}px;height:{height * unit:.0f}px'></i></i>"
 
 
 def plan_sentence(plan: Plan | None, requirements: Requirements | None = None) -> str:
-    """The plan in one line, for beside the Start button: steps, images, time, memory."""
+    """The plan in one line beside the Start button: steps, images, time, memory."""
     if plan is None:
-        return "<p class='lt-faint'>Press Look in the Dataset panel to see the plan before you start.</p>"
+        return "<p class='lt-faint'>Press Scan in the Dataset panel to see the plan before you start.</p>"
     images = count(len(plan.dataset.items), "image")
     total = count(plan.total_steps, "step")
     more = f" · time {requirements.time_summary} · memory {requirements.memory_summary}" if requirements else ""

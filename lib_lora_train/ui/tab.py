@@ -1,4 +1,4 @@
-"""The tab: its panels, and which button does what. The same in every webui and stand-alone."""
+"""The tab: its panels and callbacks. The same in every webui and stand-alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import gradio as gr
 
 from lib_lora_train.core.errors import LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
-from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, show_found
+from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_epoch_grid, build_results_panel
-from lib_lora_train.ui.sources import show_good, show_imported, show_preset, show_refusal
+from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_success
 from lib_lora_train.ui.tools import build_tools_panel
-from lib_lora_train.ui.training import TrainPanel, build_train_panel, show_checked, show_helps
+from lib_lora_train.ui.training import TrainPanel, build_train_panel, render_check, render_tooltips
 from lib_lora_train.ui.widgets import (
     build_button,
     build_html,
@@ -29,19 +29,18 @@ from lib_lora_train.ui.widgets import (
     unsaved,
 )
 from lib_lora_train.web.form import Form
-from lib_lora_train.web.form_check import Checked
+from lib_lora_train.web.form_check import FormCheck
 from lib_lora_train.web.markup import problem_list, text
 from lib_lora_train.web.session import Session
 
 _Answer = TypeVar("_Answer")
 
 TITLE = "LoRA Train"
-_WELCOME = "<div data-lt='strip'></div>"
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """The line above all panels: what runs, how far it is, and its buttons."""
+    """The strip above all panels: the progress of the run and its buttons."""
 
     demo: Any
     save: Any
@@ -54,16 +53,16 @@ class _Strip:
 
 @dataclass(frozen=True)
 class _Hidden:
-    """What only the page's JavaScript presses or looks at."""
+    """Components that only JavaScript uses."""
 
-    keep: Any
-    take: Any
+    save_draft: Any
+    apply_change: Any
     restored: Any
-    """Says that the form is filled in: until then what is typed would be overwritten."""
+    """Marks that the form is filled in. Until then, anything typed would be overwritten."""
 
 
 def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
-    """The whole tab as gradio Blocks; `bind_paste(button, text)` connects a button with the webui's txt2img."""
+    """The tab as gradio Blocks; `bind_paste(button, text)` makes a button send a text to txt2img of the webui."""
     form = session.draft()
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks, gr.Column(elem_id=elem_id("root")):
         strip = _build_strip()
@@ -81,52 +80,54 @@ def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = 
                 grid = build_epoch_grid(session.sampler_names())
             with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
                 build_tools_panel()
-        # Pressed by the page's JavaScript: a moment after a change, and when a change of the form was staged.
+        # JavaScript presses these: shortly after the form changes, and when the server has staged a change.
         hidden = _Hidden(
-            build_button("Keep the form", "keep"), build_button("Take the change", "take"), build_html("", "restored")
+            build_button("Save draft", "save_draft"),
+            build_button("Apply change", "apply_change"),
+            build_html("", "restored"),
         )
         _Wiring(session, strip, dataset, train).connect(blocks, panels, hidden)
         if grid is not None:
-            on_click(grid.draw, partial(_drawn, session), inputs=[grid.sampler], outputs=[grid.told])
+            on_click(grid.draw, partial(_draw_grid, session), inputs=[grid.sampler], outputs=[grid.message])
         if plot is not None:
             on_select(results, session.xyz_text, outputs=[plot.text])
             on_load(blocks, session.xyz_text, outputs=[plot.text])
-        build_html(f"<div data-lt='door' data-key='{session.page_key}'></div>", "door", classes=["lt-hidden"])
-        build_html(show_helps(tooltips_of(blocks)), "helps", classes=["lt-hidden"])
+        build_html(f"<div data-lt='page-key' data-key='{session.page_key}'></div>", "page_key", classes=["lt-hidden"])
+        build_html(render_tooltips(tooltips_of(blocks)), "tooltips", classes=["lt-hidden"])
     return blocks
 
 
 def _build_strip() -> _Strip:
     with gr.Row(elem_id=elem_id("strip")):
-        build_html(_WELCOME, "state")
+        build_html("<div data-lt='strip'></div>", "state")
         with gr.Row(elem_id=elem_id("actions")):
-            demo = build_button("Fill in the demo", "demo", tooltip="The shipped dataset and settings that suit it.")
-            save = build_button("Save now", "save", tooltip="Write a LoRA file of this very step.")
-            sample = build_button("Sample now", "sample", tooltip="Draw the sample prompts with what is learnt so far.")
-            pause = build_button(
-                "Pause", "pause", tooltip="Hold after the current step; the graphics card is free meanwhile."
+            demo = build_button(
+                "Fill in the demo", "demo", tooltip="Use the included demo dataset and matching settings."
             )
-            resume = build_button("Resume", "resume", variant="primary", tooltip="Go on after a pause.")
+            save = build_button("Save now", "save", tooltip="Write a LoRA file of the current step.")
+            sample = build_button("Sample now", "sample", tooltip="Generate the sample prompts at the current step.")
+            pause = build_button("Pause", "pause", tooltip="Pause after the current step and free the GPU.")
+            resume = build_button("Resume", "resume", variant="primary", tooltip="Continue training.")
             stop = build_button(
                 "Stop and keep",
                 "stop",
-                tooltip="End after the current step and keep what was learnt as a file.",
+                tooltip="Stop after the current step and save the LoRA file.",
                 variant="stop",
             )
         message = build_html("", "message")
     return _Strip(demo, save, sample, pause, resume, stop, message)
 
 
-def _in_turn(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
+def _serialised(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
     """A callback that waits for those before it.
 
-    The page asks again while an answer is under way. Without turns, an answer that began before a look and ended after
-    it would put the older plan over the newer one.
+    The page may call again while a callback is running. Without this, a callback that began before a scan and ended
+    after it would replace the new plan by the old one.
     """
 
     @wraps(call)
     def wait_and_call(wiring: _Wiring, *values: Any) -> _Answer:
-        with wiring.session.turn:
+        with wiring.session.form_lock:
             return call(wiring, *values)
 
     return wait_and_call
@@ -134,7 +135,7 @@ def _in_turn(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
 
 @dataclass(frozen=True)
 class _Wiring:
-    """The callbacks: each takes the form's values in order and returns what its outputs show."""
+    """The callbacks. Each takes the values of the form in order and returns the values of its outputs."""
 
     session: Session
     strip: _Strip
@@ -146,24 +147,27 @@ class _Wiring:
         return {**self.dataset.fields, **self.train.fields}
 
     def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
-        inputs = list(self.fields.values())
-        shown = [self.dataset.found, self.train.checked]
+        inputs, sources = list(self.fields.values()), self.train.sources
+        shown = [self.dataset.summary, self.train.checked]
         on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored])
         on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
-        on_click(self.dataset.look, self.look, inputs=inputs, outputs=shown)
-        on_click(hidden.keep, self.keep, inputs=inputs, outputs=shown)
-        on_click(hidden.take, self.take, inputs=inputs, outputs=[*inputs, *shown, self.train.sources.told])
-        on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.told])
+        on_click(self.dataset.scan, self.scan, inputs=inputs, outputs=shown)
+        on_click(hidden.save_draft, self.save_draft, inputs=inputs, outputs=shown)
+        on_click(
+            hidden.apply_change, self.apply_staged_change, inputs=inputs, outputs=[*inputs, *shown, sources.message]
+        )
+        on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.message])
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
         on_click(self.train.enqueue, self.enqueue, inputs=inputs, outputs=[self.train.checked])
-        sources = self.train.sources
-        told = [*inputs, *shown, sources.told]
-        on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=told)
-        on_click(sources.save, self.save_preset, inputs=[sources.name, *inputs], outputs=[*told, sources.preset])
-        on_click(sources.delete, self.delete_preset, inputs=[sources.preset, *inputs], outputs=[*told, sources.preset])
-        on_click(sources.take, self.take_settings, inputs=[sources.file, *inputs], outputs=told)
+        outputs = [*inputs, *shown, sources.message]
+        on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=outputs)
+        on_click(sources.save, self.save_preset, inputs=[sources.name, *inputs], outputs=[*outputs, sources.preset])
+        on_click(
+            sources.delete, self.delete_preset, inputs=[sources.preset, *inputs], outputs=[*outputs, sources.preset]
+        )
+        on_click(sources.import_, self.import_settings, inputs=[sources.file, *inputs], outputs=outputs)
         for button, command in self._commands():
-            on_click(button, _reported(command), inputs=[], outputs=[self.strip.message])
+            on_click(button, _with_error_line(command), inputs=[], outputs=[self.strip.message])
 
     def _commands(self) -> Sequence[tuple[Any, Callable[[], None]]]:
         runner = self.session.runner
@@ -175,112 +179,112 @@ class _Wiring:
             (self.strip.stop, runner.stop),
         )
 
-    @_in_turn
+    @_serialised
     def restore(self) -> list[Any]:
         form = self.session.draft()
-        return [*self._values(form), *self._shown(form), "<i data-lt='restored'></i>"]
+        return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>"]
 
-    @_in_turn
+    @_serialised
     def fill_demo(self) -> list[Any]:
         form = self.session.demo_form()
-        return [*self._values(form), *self.look(*self._values(form))]
+        return [*self._values(form), *self.scan(*self._values(form))]
 
-    @_in_turn
+    @_serialised
     def apply_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
             form, preset = self.session.apply_preset(form, name)
         except LoraTrainError as error:
-            return self._filled(form, show_refusal(error))
-        return self._filled(form, show_preset(preset))
+            return self._filled(form, render_error(error))
+        return self._filled(form, render_preset(preset))
 
-    @_in_turn
+    @_serialised
     def save_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
             self.session.save_preset(form, name)
         except LoraTrainError as error:
-            return [*self._filled(form, show_refusal(error)), gr.update()]
-        return [*self._filled(form, show_good(f"{name.strip()} is saved.")), self._choice(name.strip())]
+            return [*self._filled(form, render_error(error)), gr.update()]
+        return [*self._filled(form, render_success(f"Preset {name.strip()} saved.")), self._choice(name.strip())]
 
-    @_in_turn
+    @_serialised
     def delete_preset(self, name: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
             self.session.delete_preset(name)
         except LoraTrainError as error:
-            return [*self._filled(form, show_refusal(error)), gr.update()]
-        return [*self._filled(form, show_good(f"{name} is deleted.")), self._choice("")]
+            return [*self._filled(form, render_error(error)), gr.update()]
+        return [*self._filled(form, render_success(f"Preset {name} deleted.")), self._choice("")]
 
     def _choice(self, chosen: str) -> Any:
         names = list(self.session.presets.names())
         return gr.update(choices=names, value=chosen or names[0])
 
-    @_in_turn
-    def take_settings(self, file: str, *values: Any) -> list[Any]:
+    @_serialised
+    def import_settings(self, file: str, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            form, imported = self.session.read_settings(form, file)
+            form, imported = self.session.import_settings(form, file)
         except LoraTrainError as error:
-            return self._filled(form, show_refusal(error))
-        return self._filled(form, show_imported(file.replace("\\", "/").rpartition("/")[2], imported))
+            return self._filled(form, render_error(error))
+        return self._filled(form, render_imported(file.replace("\\", "/").rpartition("/")[2], imported))
 
-    @_in_turn
-    def take(self, *values: Any) -> list[Any]:
-        form, told = self.session.take_staged(self._form(values))
-        return self._filled(form, show_good(told) if told else "")
+    @_serialised
+    def apply_staged_change(self, *values: Any) -> list[Any]:
+        form, message = self.session.pop_staged_change(self._form(values))
+        return self._filled(form, render_success(message) if message else "")
 
-    @_in_turn
+    @_serialised
     def balance(self, *values: Any) -> list[Any]:
         form = self._form(values)
         try:
-            form, told = self.session.balance(form)
+            form, message = self.session.balance(form)
         except LoraTrainError as error:
-            return self._filled(form, show_refusal(error))
-        return self._filled(form, f"<p class='lt-faint'>{text(told)}</p>")
+            return self._filled(form, render_error(error))
+        return self._filled(form, f"<p class='lt-faint'>{text(message)}</p>")
 
-    def _filled(self, form: Form, told: str) -> list[Any]:
+    def _filled(self, form: Form, message: str) -> list[Any]:
         with contextlib.suppress(OutputError):
-            self.session.keep(form)
-        return [*self._values(form), *self._shown(form), told]
+            self.session.save_draft(form)
+        return [*self._values(form), *self._render(form), message]
 
-    @_in_turn
-    def look(self, *values: Any) -> list[str]:
+    @_serialised
+    def scan(self, *values: Any) -> list[str]:
         form = self._form(values)
         try:
-            self.session.keep(form)
-            checked = self.session.look(form)
+            self.session.save_draft(form)
+            checked = self.session.scan(form)
         except LoraTrainError as error:
             found = f"<div class='lt-card'>{problem_list([Problem('error', '', str(error))])}</div>"
-            return [found, show_checked(self.session.check(form))]
-        return [show_found(self.session.looked, checked), show_checked(checked)]
+            return [found, render_check(self.session.check(form))]
+        return [render_dataset(self.session.scanned, checked), render_check(checked)]
 
-    @_in_turn
-    def keep(self, *values: Any) -> list[str]:
+    @_serialised
+    def save_draft(self, *values: Any) -> list[str]:
         form = self._form(values)
-        with contextlib.suppress(OutputError):  # a full disk is told by Look and Start, not at every key
-            self.session.keep(form)
-        return self._shown(form)
+        with contextlib.suppress(OutputError):  # Scan and Start report a full disk; not every key press should
+            self.session.save_draft(form)
+        return self._render(form)
 
-    @_in_turn
+    @_serialised
     def start(self, *values: Any) -> list[Any]:
         checked = self.session.start(self._form(values))
         return [
-            show_checked(checked, done="Started. The Monitor shows how it goes." if checked.is_usable else ""),
-            _selected("monitor" if checked.is_usable else "train"),
+            render_check(checked, done="Started. Follow it in the Monitor tab." if checked.can_start else ""),
+            _selected("monitor" if checked.can_start else "train"),
         ]
 
-    @_in_turn
+    @_serialised
     def enqueue(self, *values: Any) -> str:
         try:
             checked = self.session.enqueue(self._form(values))
         except LoraTrainError as error:
             return problem_list([Problem("error", "", str(error))])
-        return show_checked(checked, done="It waits in the queue." if checked.is_usable else "")
+        return render_check(checked, done="Added to the queue." if checked.can_start else "")
 
-    def _shown(self, form: Form) -> list[str]:
-        checked: Checked = self.session.check(form)
-        return [show_found(self.session.looked, checked), show_checked(checked)]
+    def _render(self, form: Form) -> list[str]:
+        checked: FormCheck = self.session.check(form)
+        return [render_dataset(self.session.scanned, checked), render_check(checked)]
 
     def _form(self, values: Sequence[Any]) -> Form:
         return dict(zip(self.fields, values, strict=True))
@@ -289,16 +293,16 @@ class _Wiring:
         return [form[key] for key in self.fields]
 
 
-def _drawn(session: Session, sampler: str) -> str:
-    return _reported(lambda: session.draw_grid(sampler))()
+def _draw_grid(session: Session, sampler: str) -> str:
+    return _with_error_line(lambda: session.draw_grid(sampler))()
 
 
 def _selected(panel: str) -> Any:
     return gr.update(selected=panel)
 
 
-def _reported(command: Callable[[], object]) -> Callable[[], str]:
-    """`command` with its refusal, if any, as a line for the page."""
+def _with_error_line(command: Callable[[], object]) -> Callable[[], str]:
+    """`command` as a callback that returns its error, if any, as HTML."""
 
     def run() -> str:
         try:

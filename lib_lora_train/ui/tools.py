@@ -1,4 +1,4 @@
-"""The Tools panel: a place for the page's JavaScript, which asks `tools_session`."""
+"""The Tools panel: a container that JavaScript fills; `LoraToolsSession` does the work."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from lib_lora_train.ui.widgets import build_html
 
 
 def build_tools_panel() -> None:
-    """Lay the panel out."""
+    """Build the panel."""
     build_html("<div data-lt='tools'></div>", "tools")

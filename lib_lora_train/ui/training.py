@@ -1,4 +1,4 @@
-"""The Train panel: every parameter by tier, and what stands against starting beside the button."""
+"""The Train panel: all parameters by tier, and the problems and plan beside the Start button."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.config.parameters import Group, Tier
+from lib_lora_train.core.events import PHASE_TITLES
 from lib_lora_train.ui.dataset import plan_sentence
 from lib_lora_train.ui.sources import Sources, build_sources
 from lib_lora_train.ui.widgets import (
@@ -22,8 +23,8 @@ from lib_lora_train.ui.widgets import (
     with_tooltip,
 )
 from lib_lora_train.web.form import Field, Form, form_fields
-from lib_lora_train.web.form_check import Changed, Checked
-from lib_lora_train.web.markup import heading, problem_list, text
+from lib_lora_train.web.form_check import ChangedSettings, FormCheck
+from lib_lora_train.web.markup import count, heading, problem_list, text
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",
@@ -37,8 +38,8 @@ _TITLES: Mapping[Group, str] = {
 }
 _ESSENTIAL_TITLES: Mapping[Group, str] = {**_TITLES, "data": "Training"}
 _TIER_HELPS: Mapping[Tier, str] = {
-    "beginner": "Settings that are worth knowing after the first LoRA; the defaults suit most sets.",
-    "advanced": "Everything else. The search above finds a setting and unfolds it.",
+    "beginner": "Worth knowing after your first LoRA. The defaults suit most datasets.",
+    "advanced": "Everything else. The search above finds any setting.",
 }
 _TIERS: Mapping[Tier, str] = {
     "essential": "Essential",
@@ -59,7 +60,7 @@ class TrainPanel:
 
 
 def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
-    """Lay the panel out with the form's values: essential parameters open, the others folded."""
+    """Build the panel with the values of the form: essential parameters expanded, the others collapsed."""
     fields: dict[str, Any] = {}
     with gr.Row(elem_classes=["lt-columns"]):
         with gr.Column(scale=3, min_width=300):
@@ -73,9 +74,13 @@ def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
                     with_tooltip(folded, _TIER_HELPS[tier])
                     _add_tier(fields, form, tier)
         with gr.Column(scale=2, min_width=280, elem_classes=["lt-card", "lt-aside"]):
-            checked = build_html("", "checked")
-            start = build_button("Start training", "start", variant="primary", tooltip="Begin with these settings.")
-            enqueue = build_button("Add to the queue", "enqueue", tooltip="Train this when those before it have ended.")
+            checked = build_html("", "form_check")
+            start = build_button(
+                "Start training", "start", variant="primary", tooltip="Start training with these settings."
+            )
+            enqueue = build_button(
+                "Add to the queue", "enqueue", tooltip="Train this after the runs before it in the queue."
+            )
             build_html("<div data-lt='queue'></div>", "queue")
     return TrainPanel(fields, sources, start, enqueue, checked)
 
@@ -92,11 +97,13 @@ def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
                     fields[field.key] = build_widget(field, form[field.key])
 
 
-def show_helps(tooltips: Mapping[str, str]) -> str:
-    """What the page's tooltips and its search know: every parameter, and the texts of the buttons."""
+def render_tooltips(tooltips: Mapping[str, str]) -> str:
+    """Data for JavaScript: all parameters, the tooltips of the buttons, and the titles of phases."""
     parameters = {elem_id(field.key): _described(field) for field in form_fields()}
-    known = json.dumps({"tooltips": tooltips, "parameters": parameters}, ensure_ascii=False)
-    return f"<div data-lt='helps' data-helps='{text(known)}'></div>"
+    known = json.dumps(
+        {"tooltips": tooltips, "parameters": parameters, "phases": dict(PHASE_TITLES)}, ensure_ascii=False
+    )
+    return f"<div data-lt='tooltips' data-tooltips='{text(known)}'></div>"
 
 
 def _described(field: Field) -> dict[str, str]:
@@ -116,24 +123,28 @@ def _tooltip(field: Field) -> str:
     return f"{parameter.help}{limits}{kohya}"
 
 
-def show_checked(checked: Checked, *, done: str = "") -> str:
-    """The plan in a line, and everything there is to say about these settings; or what was `done` with them."""
-    problems = (*checked.problems, *checked.findings)
+def render_check(checked: FormCheck, *, done: str = "") -> str:
+    """The plan in one line and all problems of the settings; `done` replaces the verdict after an action."""
+    problems = (*checked.problems, *checked.plan_problems)
     errors = sum(problem.level == "error" for problem in problems)
     if done:
         verdict = f"<p class='lt-verdict lt-good'>{text(done)}</p>"
     elif errors:
-        stand = "1 thing stands" if errors == 1 else f"{errors} things stand"
-        verdict = f"<p class='lt-verdict lt-bad'>{stand} against starting.</p>"
+        verdict = f"<p class='lt-verdict lt-bad'>{count(errors, 'problem')} must be fixed before starting.</p>"
     else:
         verdict = "<p class='lt-verdict lt-good'>Ready to start.</p>"
     fixes = {fix.problem: fix.label for fix in checked.fixes}
-    parts = (heading("Start"), plan_sentence(checked.plan, checked.needs), verdict, problem_list(problems, fixes))
+    parts = (
+        heading("Start"),
+        plan_sentence(checked.plan, checked.requirements),
+        verdict,
+        problem_list(problems, fixes),
+    )
     return _changed_mark(checked.changed) + "".join(parts)
 
 
-def _changed_mark(changed: Changed) -> str:
-    """What the page marks at the fields: which differ, and from what."""
+def _changed_mark(changed: ChangedSettings) -> str:
+    """Data for marking changed fields: which differ, and from which presets."""
     base = " + ".join(changed.applied) or "the defaults"
     names = json.dumps([elem_id(name) for name in changed.names])
     return f"<div data-lt='changed' class='lt-hidden' data-names='{text(names)}' data-base='{text(base)}'></div>"

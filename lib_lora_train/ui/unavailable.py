@@ -1,6 +1,6 @@
-"""The tab that says why there is no trainer: packages that could not be installed, a webui that is not supported.
+"""A tab that explains why the trainer is not available: missing packages, or a webui that is not supported.
 
-It needs gradio only, so it can be shown whatever else is missing.
+It needs nothing but gradio, so that it can be shown whatever else is missing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ NEEDED = ("transformers", "safetensors", "diffusers", "peft", "prodigyopt", "tom
 
 
 def missing_packages(needed: Sequence[str] = NEEDED) -> list[str]:
-    """Those of the packages that this Python does not have; nothing is imported."""
+    """The packages that are not installed; nothing is imported."""
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def missing_sentence(missing: Sequence[str]) -> str:
-    """What the user can do about missing packages."""
+    """Which packages are missing, and what to do about it."""
     return (
-        f"Missing: {', '.join(missing)}. They are installed at the webui's start, which needs the network: restart the "
-        "webui when it is there. The console says why the last attempt failed."
+        f"Missing packages: {', '.join(missing)}. They are installed when the webui starts, which requires a network "
+        "connection. Restart the webui once you are online. The console shows why the last attempt failed."
     )
 
 
-def build_refusal(sentence: str) -> Any:
-    """A tab with nothing but the sentence."""
+def build_error_tab(sentence: str) -> Any:
+    """A tab that shows nothing but the sentence."""
     with gr.Blocks(title="LoRA Train", analytics_enabled=False) as blocks, gr.Column(elem_id="lora_train_root"):
-        gr.HTML(empty_state("The trainer cannot run here", sentence), elem_id="lora_train_refusal")
+        gr.HTML(empty_state("The trainer is not available", sentence), elem_id="lora_train_unavailable")
     return blocks

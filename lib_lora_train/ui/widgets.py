@@ -1,7 +1,7 @@
-"""Widgets made from parameter declarations, and everything in which the gradio versions differ.
+"""Widgets built from parameter declarations, and the only code that depends on the gradio version.
 
-The webuis ship gradio 3.41 and 4.40, the stand-alone app 6: only components and arguments that all
-three know are used, so that one code path serves them.
+The webuis ship gradio 3.41 and 4.40, the stand-alone app uses 6. Only components and arguments that all three support
+are used, so that one code path works everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLACEHOLDERS = {
     "repeats": "auto",
     "trigger": "a rare word, e.g. zkw",
     "class_word": "e.g. cat",
-    "checkpoint": "empty: the loaded one",
+    "checkpoint": "empty: loaded checkpoint",
     "alpha": "empty: same as rank",
     "unet_lr": "empty: learning rate",
     "text_encoder_lr": "empty: learning rate",
@@ -37,18 +37,18 @@ def elem_id(name: str) -> str:
 
 
 def label_of(parameter: Parameter) -> str:
-    """The label with the field's own spelling, and the unit: `Unet lr` → `UNet LR`."""
+    """The label in its usual spelling, with the unit: `Unet lr` → `UNet LR`."""
     words = " ".join(_WORDS.get(word, word) for word in parameter.label.split())
     return f"{words} ({parameter.unit})" if parameter.unit else words
 
 
 def first_sentence(help_text: str) -> str:
-    """What fits under a label; the whole text is the tooltip."""
+    """The text below a label; the whole help text is the tooltip."""
     return re.split(r"(?<=[.!?])(?<!et al\.)\s", help_text, maxsplit=1)[0].rstrip(".")
 
 
 def build_widget(field: Field, value: Any) -> Any:
-    """The gradio component for one field, showing `value`."""
+    """The gradio component for a field, showing `value`."""
     parameter = field.parameter
     shared = {
         "value": value,
@@ -61,17 +61,17 @@ def build_widget(field: Field, value: Any) -> Any:
 
 
 def placeholder_of(field: Field) -> str:
-    """An example, or what an empty box means."""
+    """An example, or the meaning of an empty box."""
     return _PLACEHOLDERS.get(field.key, "")
 
 
 def place_in_row(field: Field) -> int:
-    """Small inputs come first, then checkboxes, then what takes a row of its own: no holes in the grid."""
+    """Sort key that leaves no holes in the grid: small inputs first, then checkboxes, then full-width inputs."""
     return 2 if _is_wide(field) else 1 if field.parameter.kind is bool else 0
 
 
 def _classes(field: Field) -> list[str]:
-    """Names for the style sheet."""
+    """CSS classes for the style sheet."""
     return ["lt-check" if field.parameter.kind is bool else "lt-input", *(["lt-wide"] if _is_wide(field) else [])]
 
 
@@ -96,26 +96,26 @@ def _component(field: Field, shared: dict[str, Any]) -> Any:
 
 
 def build_button(label: str, name: str, *, variant: str = "secondary", tooltip: str = "") -> Any:
-    """A button; `variant` is primary, secondary or stop. Its tooltip is among `tooltips_of`."""
+    """A button; `variant` is primary, secondary or stop. See `with_tooltip`."""
     button = gr.Button(label, variant=variant, elem_id=elem_id(name), elem_classes=["lt-button"])
     return unsaved(with_tooltip(button, tooltip))
 
 
 def tooltips_of(blocks: Any) -> dict[str, str]:
-    """Element id → tooltip of what is no parameter; gradio itself has no tooltips."""
+    """Tooltips by element id, of all components made by `with_tooltip`."""
     built = ((block.elem_id, getattr(block, "lt_tooltip", "")) for block in blocks.blocks.values())
     return {name: tooltip for name, tooltip in built if tooltip}
 
 
 def build_hidden_text(name: str, value: str) -> Any:
-    """A text box that only the page's JavaScript writes into; it must be in the page, so that gradio hears of it."""
+    """A hidden text box that JavaScript writes into. It must be in the page for gradio to notice changes."""
     return unsaved(
         gr.Textbox(value=value, label=name, lines=1, max_lines=1, elem_id=elem_id(name), elem_classes=["lt-hidden"])
     )
 
 
 def build_choice(label: str, name: str, choices: Sequence[str], *, info: str) -> Any:
-    """A dropdown that is no parameter; the first choice is shown."""
+    """A dropdown that is not a parameter, showing the first choice."""
     dropdown = gr.Dropdown(
         choices=list(choices),
         value=choices[0],
@@ -128,7 +128,7 @@ def build_choice(label: str, name: str, choices: Sequence[str], *, info: str) ->
 
 
 def build_input(label: str, name: str, *, info: str, placeholder: str) -> Any:
-    """A line of text that is no parameter."""
+    """A single-line text box that is not a parameter."""
     box = gr.Textbox(
         value="",
         label=label,
@@ -143,38 +143,38 @@ def build_input(label: str, name: str, *, info: str, placeholder: str) -> Any:
 
 
 def build_text(label: str, name: str, *, tooltip: str) -> Any:
-    """Some lines of text that callbacks fill."""
+    """A read-only text box that callbacks fill."""
     box = gr.Textbox(label=label, lines=3, max_lines=6, interactive=False, elem_id=elem_id(name))
     return unsaved(with_tooltip(box, tooltip))
 
 
 def with_tooltip(component: Any, tooltip: str) -> Any:
-    """The component, with a tooltip that is among `tooltips_of`: gradio itself has none."""
+    """The component with a tooltip. Gradio has none; JavaScript adds those of `tooltips_of`."""
     component.lt_tooltip = tooltip
     return component
 
 
 def unsaved(component: Any) -> Any:
-    """The component, kept out of the webui's ui-config.json, which would bring stale values back."""
+    """The component, excluded from the webui's ui-config.json, which would restore stale values."""
     component.do_not_save_to_config = True
     return component
 
 
 def build_html(value: str, name: str, *, classes: Sequence[str] = ()) -> Any:
-    """A piece of HTML that callbacks may replace."""
+    """HTML that callbacks may replace."""
     return gr.HTML(value, elem_id=elem_id(name), elem_classes=["lt-html", *classes])
 
 
 def on_click(button: Any, call: Callable[..., Any], *, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Run `call` at once, not behind images that are being generated, and without spinners."""
+    """Run `call` at once, without queueing behind image generation and without a spinner."""
     button.click(call, inputs=list(inputs), outputs=list(outputs), queue=False, show_progress="hidden")
 
 
 def on_select(panel: Any, call: Callable[[], Any], *, outputs: Sequence[Any]) -> None:
-    """Run `call` whenever a panel is opened."""
+    """Run `call` when the panel is opened."""
     panel.select(call, inputs=None, outputs=list(outputs), queue=False, show_progress="hidden")
 
 
 def on_load(blocks: Any, call: Callable[[], Any], *, outputs: Sequence[Any]) -> None:
-    """Run `call` whenever a page is opened or reloaded."""
+    """Run `call` when a page is opened or reloaded."""
     blocks.load(call, inputs=None, outputs=list(outputs), queue=False, show_progress="hidden")

@@ -9,10 +9,10 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.caption_edits import (
     Edit,
     add_tags,
-    remove_duplicates,
-    escape_brackets,
     chain_edits,
+    escape_brackets,
     move_to_front,
+    remove_duplicates,
     remove_tags,
     replace_pattern,
     replace_tag,
@@ -40,7 +40,9 @@ def _required(text: str, what: str) -> str:
 
 def _sorted(kept: str) -> Edit:
     if kept.strip() and not kept.strip().isdigit():
-        raise DataError(f"{kept!r} is not a whole number. Enter how many tags to keep in front, or leave it empty for 1.")
+        raise DataError(
+            f"{kept!r} is not a whole number. Enter how many tags to keep in front, or leave it empty for 1."
+        )
     return sort_tags(int(kept.strip() or 1))
 
 

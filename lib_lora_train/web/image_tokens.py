@@ -1,7 +1,7 @@
-"""Images that the page may show, under names that nobody can guess.
+"""Unguessable tokens for the images that the page may show.
 
-The page never sends a path: it sends a token that the server gave out for an image it had listed
-itself (the dataset looked at, the samples of a run). Other files cannot be asked for.
+The page never sends a path. It sends a token that the server issued for an image of the scanned dataset or a sample
+of a run, so no other file can be requested.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MEDIA_TYPES = {
     ".gif": "image/gif",
     ".avif": "image/avif",
 }
-_PAPER = (255, 255, 255)
+_BACKGROUND = (255, 255, 255)
 
 
 class ImageTokens:
-    """Tokens for images, and their thumbnails in memory: the least recently shown go first."""
+    """Tokens of images, and a least-recently-used cache of their thumbnails."""
 
     def __init__(self, *, max_thumbnails: int = 4000) -> None:
         self._secret = secrets.token_bytes(16)
@@ -40,7 +40,7 @@ class ImageTokens:
         self._lock = threading.Lock()
 
     def publish(self, paths: Iterable[Path]) -> tuple[str, ...]:
-        """Allow these images to be shown and return their tokens; ValueError for other kinds of files."""
+        """Tokens for these images, which may be shown from now on; ValueError if a file is not an image."""
         tokens = []
         for path in paths:
             if path.suffix.lower() not in _MEDIA_TYPES:
@@ -51,11 +51,11 @@ class ImageTokens:
         return tuple(tokens)
 
     def path_of(self, token: str) -> Path | None:
-        """The image of a token that was given out, None for any other."""
+        """The image that a token was issued for, None for an unknown token."""
         return self._paths.get(token)
 
     def load_image(self, token: str) -> tuple[bytes, str]:
-        """The file's bytes and media type; KeyError for an unknown token, OSError when the file is gone."""
+        """The file's bytes and media type; KeyError for an unknown token, OSError if the file is gone."""
         path = self._paths[token]
         return path.read_bytes(), _MEDIA_TYPES[path.suffix.lower()]
 
@@ -67,24 +67,24 @@ class ImageTokens:
             if key in self._thumbnails:
                 self._thumbnails.move_to_end(key)
                 return self._thumbnails[key]
-        made = _load_thumbnail(path)
+        thumbnail = _load_thumbnail(path)
         with self._lock:
-            self._thumbnails[key] = made
+            self._thumbnails[key] = thumbnail
             while len(self._thumbnails) > self._max_thumbnails:
                 self._thumbnails.popitem(last=False)
-        return made
+        return thumbnail
 
 
 def _load_thumbnail(path: Path) -> bytes:
     with Image.open(path) as opened:
-        opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # a JPEG is decoded small: many times faster
+        opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # decodes a JPEG at a reduced size, many times faster
         image = ImageOps.exif_transpose(opened) or opened
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
-            paper = Image.new("RGB", image.size, _PAPER)
-            paper.paste(image, mask=image.getchannel("A"))
-            image = paper
-        written = io.BytesIO()
-        image.convert("RGB").save(written, "JPEG", quality=88)
-    return written.getvalue()
+            background = Image.new("RGB", image.size, _BACKGROUND)
+            background.paste(image, mask=image.getchannel("A"))
+            image = background
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

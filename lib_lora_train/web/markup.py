@@ -1,4 +1,4 @@
-"""Small pieces of HTML that several panels share. Every text from outside is escaped here."""
+"""HTML fragments that several panels share. All text from outside is escaped here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEVEL_NAMES = {"error": "Error", "warning": "Warning", "hint": "Hint"}
 
 
 def text(value: object) -> str:
-    """`value` safe inside HTML and inside quoted attributes."""
+    """`value` escaped for HTML and quoted attributes."""
     return html.escape(str(value), quote=True)
 
 
@@ -24,7 +24,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
-    """A row of figures, each above its name."""
+    """A row of figures, each above its label."""
     cells = "".join(
         f"<div class='lt-tile'><b>{text(value)}</b><span>{text(name)}</span></div>" for name, value in facts
     )
@@ -32,20 +32,20 @@ def tiles(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def heading(title: str, note: str = "") -> str:
-    """A section's title with a faint remark beside it."""
+    """The title of a section, with an optional note beside it."""
     remark = f"<span>{text(note)}</span>" if note else ""
     return f"<h3 class='lt-heading'>{text(title)}{remark}</h3>"
 
 
 def empty_state(title: str, explanation: str) -> str:
-    """What stands where nothing is yet: says what will be here and how to get it."""
+    """A placeholder for an empty panel: what will appear there, and how to get it."""
     return f"<div class='lt-empty'><b>{text(title)}</b><span>{text(explanation)}</span></div>"
 
 
 def problem_list(problems: Sequence[Problem], fixes: Mapping[Problem, str] | None = None) -> str:
-    """All problems, errors first; each names its field (`data-where`), so that the page can mark it.
+    """A list of all problems, errors first; each names its field (`data-where`), so that the page can mark it.
 
-    `fixes` names what a click would change for some of them; the page asks the server for it by its number there.
+    `fixes` are the button labels of those with a quick fix. The page requests a fix by its number in `fixes`.
     """
     if not problems:
         return ""
@@ -57,7 +57,7 @@ def problem_list(problems: Sequence[Problem], fixes: Mapping[Problem, str] | Non
 
 
 def _fix_button(number: int, label: str) -> str:
-    title = "Change the form so; nothing starts"
+    title = "Change this in the form; nothing starts"
     return f"<button type='button' class='lt-small' data-lt-fix='{number}' title='{title}'>{text(label)}</button>"
 
 
@@ -69,7 +69,7 @@ def _problem(problem: Problem, button: str) -> str:
 
 
 def field_key(where: str) -> str:
-    """The form field that a problem is about, "" where it is a file or folder."""
+    """The key of the form field that a problem is about, "" for a file or folder."""
     concept = _CONCEPT.match(where)
     if concept:
         return f"concepts_{concept[1]}_{concept[2] or 'folder'}"

@@ -54,7 +54,7 @@ class Fix:
 def find_fixes(
     config: TrainConfig, problems: Sequence[Problem], problems_with: ProblemsWith, plan: Plan | None = None
 ) -> tuple[Fix, ...]:
-    """A fix for every problem that has one. `problems_with(config)` returns the problems that changed settings would have.
+    """A fix for every problem that has one; `problems_with(config)` returns the problems of changed settings.
 
     With a `plan`, batch size and gradient accumulation can be changed together.
     """

@@ -11,7 +11,7 @@ from lib_lora_train.dataset.repeats import MIN_SAMPLES_PER_CONCEPT, balanced_rep
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 
 RULE = (
-    "Sets repeats so that every concept is shown about equally often per epoch: as often as the largest one has images, "
+    "Sets repeats so that every concept is shown equally often per epoch: as often as the largest one has images, "
     f"and at least {MIN_SAMPLES_PER_CONCEPT} times (guides recommend 100 to 400). Regularisation images are left alone."
 )
 

@@ -1,20 +1,19 @@
-"""The routes: what the page's own JavaScript reads, and what programs may steer a training with.
+"""The HTTP routes: what the page polls and requests, and the API that other programs control a training with.
 
     GET  /lora-train/v1/status     the run in numbers, its events and curves
-    GET  /lora-train/v1/images   a page of the dataset that was looked at
-    GET  /lora-train/v1/results    the runs so far, with their files
-    POST /lora-train/v1/plan       settings → what would be trained; nothing starts
-    POST /lora-train/v1/start      settings → the id of the run that begins
+    GET  /lora-train/v1/images     a page of the scanned dataset
+    GET  /lora-train/v1/results    all runs with their files, newest first
+    POST /lora-train/v1/plan       settings → the plan; nothing starts
+    POST /lora-train/v1/start      settings → the id of the run that starts
     POST /lora-train/v1/pause · resume · stop · save · sample
-    POST /lora-train/v1/page/…     what the page's own buttons ask; only with the key that the page was given
+    POST /lora-train/v1/page/…     actions of the page; they require the key in the page
     POST /lora-train/v1/go-on      {"run": id, "more_epochs": 0}: resume an interrupted run, or extend a finished one
-    GET  /lora-train/v1/queue      the runs that wait, the next one first
-    POST /lora-train/v1/queue/add  settings, or what go-on takes → the entry's id
+    GET  /lora-train/v1/queue      the queued runs, next one first
+    POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
     POST /lora-train/v1/grid       {"sampler": "Euler"} → the id of the run whose epochs the webui draws
 
-Settings are JSON with the names of `docs/parameters.md`, as in a config file. Who may call what follows the webui:
-see `Access`. FastAPI is imported nowhere else.
+Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """
 
 from __future__ import annotations
@@ -27,52 +26,52 @@ from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError
-from lib_lora_train.hosts.access import Access
+from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.image_tokens import ImageTokens
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "save", "sample")
-_KEPT = {"Cache-Control": "private, max-age=3600"}
-_GONE = "This image is not shown any more. Look at the dataset again, or reload the page."
-_ASK = {"WWW-Authenticate": "Basic"}
+_CACHED = {"Cache-Control": "private, max-age=3600"}
+_GONE = "This image is no longer available. Scan the dataset again, or reload the page."
+_BASIC_AUTH = {"WWW-Authenticate": "Basic"}
 PAGE_HEADER = "X-LoRA-Train-Page"
 
 
-class PageSource(Protocol):
-    """What the routes ask; the page's session is one."""
+class PageBackend(Protocol):
+    """What the routes need of a session."""
 
-    shelf: ImageTokens
+    image_tokens: ImageTokens
     page_key: str
-    """Known to those only who may see the page: it stands in it."""
+    """Part of the page, so only those who may open it know it."""
 
-    def ask(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What a button of the page asks for; KeyError for an unknown name, LoraTrainError when it cannot be."""
+    def run_action(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of an action of the page; KeyError for an unknown name, LoraTrainError if it fails."""
 
     def status(self, since: int, after: int) -> dict[str, Any]:
-        """The run in numbers, its events from number `since` on, its curves after step `after`."""
+        """The run in numbers, its events from number `since`, its curves after step `after`."""
 
     def images(self, page: int) -> dict[str, Any]:
-        """One page of the dataset that was looked at."""
+        """One page of the scanned dataset."""
 
     def results(self) -> list[dict[str, Any]]:
-        """The runs so far, the newest first."""
+        """All runs, newest first."""
 
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What these settings would train; LoraTrainError when they cannot."""
+        """The plan of a run with these settings; LoraTrainError if they are unusable."""
 
     def start_values(self, values: Mapping[str, Any]) -> str:
-        """Begin a run with these settings and return its id; LoraTrainError when it cannot."""
+        """Start a run with these settings and return its id; LoraTrainError if that is impossible."""
 
-    def go_on(self, run: str, more_epochs: int) -> str:
+    def resume_run(self, run: str, more_epochs: int) -> str:
         """Resume or extend a run and return its id; LoraTrainError when it cannot."""
 
     def waiting(self) -> list[dict[str, Any]]:
-        """The runs that wait, the next one first."""
+        """The queued runs, next one first."""
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
         """Let a run with these settings wait and return the entry's id; LoraTrainError when it cannot."""
 
-    def enqueue_going_on(self, run: str, more_epochs: int) -> str:
+    def enqueue_resume(self, run: str, more_epochs: int) -> str:
         """Let a run wait for its turn to go on and return the entry's id; LoraTrainError when it cannot."""
 
     def move_waiting(self, entry: str, place: int) -> None:
@@ -82,32 +81,32 @@ class PageSource(Protocol):
         """Let a run not wait any more; HostError if it does not wait."""
 
     def start_queue(self) -> str:
-        """Begin the first waiting run and return its id; HostError if none waits."""
+        """Start the first queued run and return its id; HostError if the queue is empty."""
 
     def draw_grid(self, sampler: str) -> str:
-        """Let the webui draw the newest run's epochs, and return its id; HostError when it cannot."""
+        """Let the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
 
     def command(self, name: str) -> None:
-        """Do one of `COMMANDS`; HostError when no run is there to obey."""
+        """Carry out one of `COMMANDS`; HostError when no run is active."""
 
 
 def make_api() -> FastAPI:
-    """An empty application for where no webui brings its own."""
+    """An empty application, for use without a webui."""
     return FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
 
-def install_routes(app: FastAPI, source: PageSource, access: Access | None = None) -> None:
-    """Add the routes to the webui's application; they run in FastAPI's threads, not in its event loop."""
-    access = access or Access()
-    reader = Depends(_reader(app, access) if access.has_page else _steersman(access))
-    _install_reading(app, source, [reader])
+def install_routes(app: FastAPI, source: PageBackend, access: ApiAccess | None = None) -> None:
+    """Add the routes to the application of the webui. They run in FastAPI's threads, not in its event loop."""
+    access = access or ApiAccess()
+    may_read = Depends(_require_page_login(app, access) if access.has_page else _require_api_login(access))
+    _install_read_routes(app, source, [may_read])
     if access.has_page:
-        _install_page(app, source, [reader, Depends(_page_only(source)), Depends(_require_json)])
-    if access.may_steer:
-        _install_steering(app, source, [Depends(_steersman(access)), Depends(_require_json)])
+        _install_page_route(app, source, [may_read, Depends(_require_page_key(source)), Depends(_require_json)])
+    if access.allows_control:
+        _install_control_routes(app, source, [Depends(_require_api_login(access)), Depends(_require_json)])
 
 
-def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
+def _install_read_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
     def status(since: int = 0, after: int = 0) -> dict[str, Any]:
         return source.status(since, after)
 
@@ -122,16 +121,16 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
 
     def thumbnail(token: str) -> Response:
         try:
-            return Response(source.shelf.load_thumbnail(token), media_type="image/jpeg", headers=_KEPT)
+            return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
         except (KeyError, OSError):
             raise HTTPException(404, _GONE) from None
 
     def image(token: str) -> Response:
         try:
-            content, media_type = source.shelf.load_image(token)
+            content, media_type = source.image_tokens.load_image(token)
         except (KeyError, OSError):
             raise HTTPException(404, _GONE) from None
-        return Response(content, media_type=media_type, headers=_KEPT)
+        return Response(content, media_type=media_type, headers=_CACHED)
 
     routes: dict[str, Callable[..., Any]] = {
         "status": status,
@@ -145,78 +144,78 @@ def _install_reading(app: FastAPI, source: PageSource, guards: list[Any]) -> Non
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)
 
 
-def _install_page(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
-    """What the page's own buttons do: open to whoever can press them, with or without the webui's API."""
+def _install_page_route(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
+    """The actions of the page, which do not depend on the API of the webui being enabled."""
 
     def page(name: str, values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         try:
-            return _answered(lambda: source.ask(name, values))
+            return _http_errors(lambda: source.run_action(name, values))
         except KeyError:
-            raise HTTPException(404, {"message": "Reload the page: it is older than the server."}) from None
+            raise HTTPException(404, {"message": "This page is out of date. Reload it."}) from None
 
     app.add_api_route(f"{PREFIX}/page/{{name}}", page, methods=["POST"], response_model=None, dependencies=guards)
 
 
-def _install_steering(app: FastAPI, source: PageSource, guards: list[Any]) -> None:
+def _install_control_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
     def plan(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        return _answered(lambda: source.plan_values(values))
+        return _http_errors(lambda: source.plan_values(values))
 
     def start(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        return _answered(lambda: {"run": source.start_values(values)})
+        return _http_errors(lambda: {"run": source.start_values(values)})
 
     def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        return _answered(lambda: {"run": source.draw_grid(str(values.get("sampler", "")))})
+        return _http_errors(lambda: {"run": source.draw_grid(str(values.get("sampler", "")))})
 
-    def obey(name: str) -> Callable[[], dict[str, Any]]:
-        return lambda: _obeyed(lambda: source.command(name))
+    def command(name: str) -> Callable[[], dict[str, Any]]:
+        return lambda: _run_command(lambda: source.command(name))
 
     routes = {
         "plan": plan,
         "start": start,
         "grid": grid,
-        **{name: obey(name) for name in COMMANDS},
+        **{name: command(name) for name in COMMANDS},
         **_queue_routes(source),
     }
     for path, answer in routes.items():
         app.add_api_route(f"{PREFIX}/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
 
 
-def _queue_routes(source: PageSource) -> dict[str, Callable[..., Any]]:
-    """Going on with a run, and the order of those that wait."""
+def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
+    """Resuming runs, and the queue."""
 
-    def go_on(run: str = Body(...), more_epochs: int = Body(0)) -> dict[str, Any]:
-        return _answered(lambda: {"run": source.go_on(run, more_epochs)})
+    def resume_run(run: str = Body(...), more_epochs: int = Body(0)) -> dict[str, Any]:
+        return _http_errors(lambda: {"run": source.resume_run(run, more_epochs)})
 
     def add(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         if "run" in values:
             run, more = str(values["run"]), values.get("more_epochs", 0)
-            return _answered(lambda: {"id": source.enqueue_going_on(run, more if isinstance(more, int) else 0)})
-        return _answered(lambda: {"id": source.enqueue_values(values)})
+            return _http_errors(lambda: {"id": source.enqueue_resume(run, more if isinstance(more, int) else 0)})
+        return _http_errors(lambda: {"id": source.enqueue_values(values)})
 
     def move(id: str = Body(...), place: int = Body(...)) -> dict[str, Any]:
-        return _obeyed(lambda: source.move_waiting(id, place))
+        return _run_command(lambda: source.move_waiting(id, place))
 
     def remove(id: str = Body(..., embed=True)) -> dict[str, Any]:
-        return _obeyed(lambda: source.remove_waiting(id))
+        return _run_command(lambda: source.remove_waiting(id))
 
     def start() -> dict[str, Any]:
-        return _answered(lambda: {"run": source.start_queue()})
+        return _http_errors(lambda: {"run": source.start_queue()})
 
-    return {"go-on": go_on, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
+    return {"go-on": resume_run, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
 
 
-def _obeyed(work: Callable[[], None]) -> dict[str, Any]:
-    """As `_answered`, where there is nothing to tell."""
+def _run_command(work: Callable[[], None]) -> dict[str, Any]:
+    """`{}` after `work`, with its errors as HTTP errors."""
 
-    def obey() -> dict[str, Any]:
+    def run() -> dict[str, Any]:
         work()
         return {}
 
-    return _answered(obey)
+    return _http_errors(run)
 
 
-def _answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The work's answer; what a user can mend becomes 409 (the wrong moment) or 422 (the wrong settings)."""
+def _http_errors(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of `work`; errors that a user can fix become 409 (wrong moment) or 422 (wrong settings)."""
     try:
         return work()
     except ConfigError as error:
@@ -228,13 +227,13 @@ def _answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise HTTPException(422, {"message": str(error), "problems": []}) from error
 
 
-# --- who may ------------------------------------------------------------------------------------
+# --- access -------------------------------------------------------------------------------------
 
 _basic = HTTPBasic(auto_error=False)
 
 
-def _reader(app: FastAPI, access: Access) -> Callable[..., None]:
-    """Lets those in who may see the page: gradio keeps whom it let in as `tokens`, by cookie."""
+def _require_page_login(app: FastAPI, access: ApiAccess) -> Callable[..., None]:
+    """A check for users who may open the page: gradio stores their cookies in `app.tokens`."""
 
     def check(request: Request, given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
         if getattr(app, "auth", None) is None or _is_known(given, access):
@@ -242,23 +241,23 @@ def _reader(app: FastAPI, access: Access) -> Callable[..., None]:
         tokens = getattr(app, "tokens", {})
         cookies = (value for name, value in request.cookies.items() if name.startswith("access-token"))
         if not any(value in tokens for value in cookies):
-            raise HTTPException(401, "Log in on the webui's page first.", _ASK)
+            raise HTTPException(401, "Log in to the webui first.", _BASIC_AUTH)
 
     return check
 
 
-def _steersman(access: Access) -> Callable[..., None]:
-    """Lets everybody in where the webui's API does, else those with its user name and password."""
+def _require_api_login(access: ApiAccess) -> Callable[..., None]:
+    """A check for the user name and password of the webui's API; everybody passes if it has none."""
 
     def check(given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
         if access.credentials and not _is_known(given, access):
-            raise HTTPException(401, "Incorrect username or password", _ASK)
+            raise HTTPException(401, "Incorrect user name or password.", _BASIC_AUTH)
 
     return check
 
 
-def _page_only(source: PageSource) -> Callable[..., None]:
-    """Lets in who knows the page's key; other sites' pages cannot read it."""
+def _require_page_key(source: PageBackend) -> Callable[..., None]:
+    """A check for the key in the page, which pages of other sites cannot read."""
 
     def check(request: Request) -> None:
         given = request.headers.get(PAGE_HEADER, "")
@@ -268,13 +267,13 @@ def _page_only(source: PageSource) -> Callable[..., None]:
     return check
 
 
-def _is_known(given: HTTPBasicCredentials | None, access: Access) -> bool:
+def _is_known(given: HTTPBasicCredentials | None, access: ApiAccess) -> bool:
     if given is None or given.username not in access.credentials:
         return False
     return secrets.compare_digest(given.password.encode(), access.credentials[given.username].encode())
 
 
 def _require_json(request: Request) -> None:
-    """A page of another site can make a browser send forms here, but not JSON."""
+    """Refuse anything but JSON: pages of other sites can make a browser send forms, but not JSON."""
     if not request.headers.get("content-type", "").startswith("application/json"):
-        raise HTTPException(415, "Send JSON: Content-Type: application/json, with {} where there is nothing to say.")
+        raise HTTPException(415, "Send JSON (Content-Type: application/json); use {} for an empty body.")

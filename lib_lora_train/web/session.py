@@ -45,7 +45,7 @@ from lib_lora_train.web.form import (
 from lib_lora_train.web.form_check import ChangedSettings, FormCheck, ScannedDataset
 from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.image_tokens import ImageTokens
-from lib_lora_train.web.json_values import json_ready
+from lib_lora_train.web.json_values import json_ready, optional_path
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
@@ -91,7 +91,7 @@ class Session:
             "fix": self._stage_fix,
             "command": lambda values: self.command(str(values["name"])),
             **self.captions.actions(),
-            **TagCompleter(self.captions.opened).actions(),
+            **TagCompleter(self.captions.open_captions).actions(),
             **self.checkup.actions(),
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
@@ -141,10 +141,12 @@ class Session:
 
     def import_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
         """The form with the settings of a file, and a report on them; ConfigError if the file has none."""
-        name = file.strip().strip("\"'")
-        if not name:
-            raise ConfigError([Problem("error", "", "Enter the path of a .json, .toml or .safetensors file to import.")])
-        imported = read_settings(user_path(name))
+        path = optional_path({"file": file}, "file")
+        if path is None:
+            raise ConfigError(
+                [Problem("error", "", "Enter the path of a .json, .toml or .safetensors file to import.")]
+            )
+        imported = read_settings(path)
         return with_config(form, imported.config), imported
 
     def save_draft(self, form: Form) -> None:
@@ -194,7 +196,12 @@ class Session:
         """
         config, problems = read_form(form)
         scanned = self.scanned
-        if scanned and not scanned.is_of(config) and scanned.has_folders_of(config) and scanned.seconds < _QUICK_SCAN_SECONDS:
+        if (
+            scanned
+            and not scanned.is_of(config)
+            and scanned.has_folders_of(config)
+            and scanned.seconds < _QUICK_SCAN_SECONDS
+        ):
             with contextlib.suppress(LoraTrainError):
                 self._scan(config)
         plan, plan_errors = self._make_plan(config)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset_tools.caption_edits import underscores_to_spaces
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, count_tags
 from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list, normalise_tag
+from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.markup import count
 
 _SHOWN = 8
@@ -22,7 +23,7 @@ class TagCompleter:
     def __init__(self, opened: Callable[[], CaptionSet | None]) -> None:
         self._opened = opened
         self._own: tuple[CaptionSet, TagList] | None = None
-        self._list: tuple[tuple[str, int], TagList] | None = None
+        self._list: tuple[tuple[Path, int], TagList] | None = None
         self._lock = threading.Lock()
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
@@ -45,11 +46,11 @@ class TagCompleter:
             known = None
         own = self._folder_tags()
         found = [_shown(one, is_own=True) for one in (own.complete_prefix(typed, _SHOWN) if own else ())]
-        taken = {normalise_tag(one["tag"]) for one in found}
+        seen = {normalise_tag(one["tag"]) for one in found}
         if known is not None:
             written = (lambda name: name) if "_" in typed else underscores_to_spaces()
             more = known.complete_prefix(typed, 2 * _SHOWN)
-            found += [_shown(one, written(one.tag.name)) for one in more if normalise_tag(one.tag.name) not in known_names]
+            found += [_shown(one, written(one.tag.name)) for one in more if normalise_tag(one.tag.name) not in seen]
         return {"found": [one for one in found if one["tag"] != typed.strip()][:_SHOWN]}
 
     def _folder_tags(self) -> TagList | None:
@@ -63,12 +64,11 @@ class TagCompleter:
 
     def _tag_list(self, values: Mapping[str, Any]) -> TagList | None:
         """The list that the page names, reloaded only when the file changes; DataError if it is unreadable."""
-        text = str(values.get("list") or "").strip().strip("\"'")
-        if not text:
+        file = optional_path(values, "list")
+        if file is None:
             return None
-        file = user_path(text)
         with self._lock:
-            state = (text, file.stat().st_mtime_ns if file.is_file() else 0)
+            state = (file, file.stat().st_mtime_ns if file.is_file() else 0)
             if self._list is None or self._list[0] != state:
                 self._list = state, load_tag_list(file)
             return self._list[1]

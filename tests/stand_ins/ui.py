@@ -1,4 +1,4 @@
-"""Stand-ins for the page's tests: a runner that is told what to say, and a small dataset."""
+"""Fakes for tests of the page: a runner with preset events and curves, and a small dataset."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.web.session import Session
 
 
-class ToldRunner:
-    """Answers like `JobRunner`, with events and curves that a test sets."""
+class FakeRunner:
+    """A `Runner` with events and curves that a test sets."""
 
-    live = ""
+    active_run = ""
 
     def __init__(self) -> None:
         self.host: Any = StandaloneHost(None, None, Path("Lora"), "cpu")
@@ -79,15 +79,15 @@ def write_images(folder: Path, number: int, *, size: tuple[int, int] = (96, 64))
 
 
 def small_config(folder: Path) -> TrainConfig:
-    """Settings without any error for images of `write_images`."""
+    """Valid settings for images of `write_images`."""
     concepts = (Concept(str(folder), trigger="zkw"),)
     return TrainConfig(concepts=concepts, resolution=64, min_bucket=64, output_name="small", sample_prompts=("zkw",))
 
 
-def open_small_session(tmp_path: Path, *, images: int = 3) -> tuple[Session, ToldRunner]:
+def open_small_session(tmp_path: Path, *, images: int = 3) -> tuple[Session, FakeRunner]:
     """A session whose demo is a small dataset."""
     folder = write_images(tmp_path / "set", images)
-    runner = ToldRunner()
+    runner = FakeRunner()
     session = Session(runner, tmp_path / "home", demo=lambda: small_config(folder))  # type: ignore[arg-type]
     return session, runner
 

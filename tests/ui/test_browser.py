@@ -1,6 +1,6 @@
-"""The tab in a real browser: the demo is trained from it, watched, paused, reloaded and stopped.
+"""The tab in a real browser: the demo is trained, watched, paused, reloaded and stopped.
 
-`LORA_TRAIN_BROWSER_PYTHON` names another Python that serves the page, a webui's for example, to try its gradio.
+Set `LORA_TRAIN_BROWSER_PYTHON` to serve the page with another Python, such as a webui's, to test its gradio version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.hosts.standalone import StandaloneHost
-from tests.paths import ROOT
+from tests.paths import KOHYA_FILES, ROOT
 from tests.stand_ins.tiny_onnx import write_wd14
 from tests.stand_ins.ui import write_images
 
@@ -44,16 +44,16 @@ pytestmark = [
 
 
 WITHOUT_TOOLTIP = """() => {
-    const told = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : told(one.parentElement));
+    const named = (one) => one && one.id !== 'lora_train_root' && (one.title ? true : named(one.parentElement));
     return [...document.querySelectorAll('#lora_train_root :is(button, input, select, textarea, summary)')]
-        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !told(one))
+        .filter((one) => one.offsetParent !== null && !one.closest('.overflow-menu, .visually-hidden') && !named(one))
         .map((one) => one.outerHTML.slice(0, 200));
 }"""
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The stand-alone app in a process of its own, with an empty home."""
+    """The address of the stand-alone app, running in its own process with an empty home."""
     home = tmp_path_factory.mktemp("home")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -87,7 +87,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """An empty page; whatever its JavaScript throws fails the test."""
+    """An empty page. JavaScript errors fail the test."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     thrown: list[str] = []
     with api.sync_playwright() as playwright:
@@ -107,16 +107,16 @@ def open_tab(page: Any, address: str) -> None:
 
 
 def fill_in_the_demo(page: Any) -> None:
-    """Press the button and wait for its answer, which is a newer look; until then it would replace what is typed."""
-    looked = "Number(document.querySelector('[data-lt-looked]')?.dataset.ltLooked || 0)"
-    before = page.evaluate(looked)
+    """Press the button and wait for the new scan. Until then, anything typed would be replaced."""
+    scanned = "Number(document.querySelector('[data-lt-scan]')?.dataset.ltScan || 0)"
+    before = page.evaluate(scanned)
     page.click("#lora_train_demo")
-    page.wait_for_function(f"before => {looked} > before", arg=before)
+    page.wait_for_function(f"before => {scanned} > before", arg=before)
     page.wait_for_selector(".lt-gallery img")
 
 
 def show(page: Any, panel: str) -> None:
-    """Open a panel; gradio 3 has plain buttons for tabs, newer ones keep the last in a menu on a narrow screen."""
+    """Open a panel. Gradio 3 has plain buttons for tabs; newer ones move some to a menu on narrow screens."""
     tab = page.get_by_role("tab", name=panel, exact=True)
     button = page.locator("#lora_train_panels > .tab-nav > button", has_text=panel)
     if tab.count() and tab.first.is_visible():
@@ -129,7 +129,7 @@ def show(page: Any, panel: str) -> None:
 
 
 def pill(page: Any, text: str, *, timeout_ms: int = _SHOW_MS) -> None:
-    """Wait until the strip says this state."""
+    """Wait until the strip shows this state."""
     page.locator(".lt-pill", has_text=text).wait_for(timeout=timeout_ms)
 
 
@@ -149,55 +149,55 @@ def value(page: Any, field: str) -> str:
     return str(page.locator(f"#lora_train_{field}").locator("input, textarea").first.input_value())
 
 
-def test_nothing_to_train_on_is_told_beside_the_button(page: Any, address: str) -> None:
+def test_a_form_without_images_has_an_error_and_does_not_start(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Train")
     page.click("#lora_train_start")
-    page.wait_for_selector("#lora_train_checked .lt-problems .lt-error")
+    page.wait_for_selector("#lora_train_form_check .lt-problems .lt-error")
     assert status(address)["run"] is None
 
 
-def test_several_mistakes_are_told_at_once_and_marked(page: Any, address: str) -> None:
+def test_all_invalid_fields_are_marked(page: Any, address: str) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
     show(page, "Train")
     fill(page, "rank", "0")
     fill(page, "learning_rate", "much")
-    page.wait_for_selector("#lora_train_rank[data-lt-problem='lt-error']")  # kept and judged without any click
+    page.wait_for_selector("#lora_train_rank[data-lt-problem='lt-error']")  # saved and checked without a click
     page.wait_for_selector("#lora_train_learning_rate[data-lt-problem='lt-error']")
     page.click("#lora_train_start")
     page.wait_for_timeout(500)
     assert status(address)["run"] is None
 
 
-def test_what_is_typed_first_is_not_overwritten_by_the_draft(page: Any, address: str) -> None:
+def test_text_typed_while_the_page_loads_is_not_overwritten(page: Any, address: str) -> None:
     page.goto(address)
-    page.locator("#lora_train_concepts_1_trigger input").click()  # waits until the form can be clicked on
+    page.locator("#lora_train_concepts_1_trigger input").click()  # waits until the form is unlocked
     page.keyboard.type("typed at once")
     page.wait_for_timeout(2000)
     assert page.locator("#lora_train_concepts_1_trigger input").input_value().endswith("typed at once")
 
 
-def test_concepts_are_cards_that_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
+def test_concepts_can_be_added_balanced_and_removed(page: Any, address: str, tmp_path: Path) -> None:
     second = write_images(tmp_path / "second", 4)
     open_tab(page, address)
     fill_in_the_demo(page)
     page.get_by_role("button", name="+ Concept").click()
     page.locator("#lora_train_concepts_3_folder input").fill(str(second))
     page.locator("#lora_train_concepts_3_trigger input").fill("zkw")
-    page.click("#lora_train_look")
+    page.click("#lora_train_scan")
     page.locator(".lt-concept").nth(2).filter(has_text="4 images").wait_for()
     page.click("#lora_train_balance")
     page.wait_for_function("document.querySelector('#lora_train_concepts_3_repeats input').value === '25'")
     page.locator(".lt-concept").nth(2).get_by_role("button", name="Remove").click()
-    page.wait_for_timeout(2000)  # the form is kept
+    page.wait_for_timeout(2000)  # the draft is saved
     open_tab(page, address)
     page.wait_for_selector("#lora_train_concepts_2_folder")
     assert page.locator(".lt-concept").count() == 2
     assert page.locator("#lora_train_concepts_2_is_regularisation input").is_checked()
 
 
-def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
+def test_a_quick_fix_solves_its_warning(page: Any, address: str) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
     show(page, "Train")
@@ -207,7 +207,7 @@ def test_a_warning_is_mended_by_its_button(page: Any, address: str) -> None:
     page.locator("#lora_train_resolution[data-lt-problem]").wait_for(state="detached")
 
 
-def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_preset(page: Any, address: str) -> None:
+def test_a_setting_is_found_by_search_and_marked_when_it_differs_from_the_preset(page: Any, address: str) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
     show(page, "Train")
@@ -216,7 +216,7 @@ def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_pr
     )
     fill(page, "preset_name", "of the test")
     page.click("#lora_train_save_preset")
-    page.locator("#lora_train_brought", has_text="of the test is saved").first.wait_for()
+    page.locator("#lora_train_source_message", has_text="Preset of the test saved").first.wait_for()
     page.fill("#lora_train_search_input", "lr_warmup_steps")  # kohya's name, of a folded tier
     page.keyboard.press("Enter")
     page.wait_for_function("document.activeElement.closest('#lora_train_warmup') !== null")
@@ -225,7 +225,7 @@ def test_a_setting_is_found_unfolded_and_marked_when_it_differs_from_ones_own_pr
     page.locator(".lt-search button", has_text="1 changed from of the test").wait_for()
 
 
-def test_captions_are_filtered_edited_together_and_undone(page: Any, address: str, tmp_path: Path) -> None:
+def test_captions_are_filtered_edited_in_bulk_and_undone(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 60)
     open_tab(page, address)
     page.wait_for_selector("#lora_train_concepts_1_folder")
@@ -240,26 +240,26 @@ def test_captions_are_filtered_edited_together_and_undone(page: Any, address: st
     page.fill(".lt-c-texts input", "forest")
     page.locator(".lt-c-preview", has_text="11 of 11 captions would change").wait_for()
     page.click(".lt-c-apply")
-    page.locator(".lt-c-told", has_text="11 of 11 captions were changed").wait_for()
+    page.locator(".lt-c-message", has_text="11 of 11 captions changed").wait_for()
     assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, image 17, forest\n"
     page.click(".lt-c-undo")
-    page.locator(".lt-c-told", has_text="11 captions are as they were").wait_for()
+    page.locator(".lt-c-message", has_text="11 captions restored").wait_for()
     assert (folder / "017.txt").read_text(encoding="utf-8") == "zkw, image 17"
     page.locator(".lt-c-gallery .lt-thumb").first.click()
     page.keyboard.press("End")
     page.keyboard.type(", zkw mo")
-    page.keyboard.press("Alt+ArrowRight")  # saved, and the next one is in the editor
-    page.locator(".lt-c-told", has_text="001.png is saved").wait_for()
+    page.keyboard.press("Alt+ArrowRight")  # saves it and opens the next one
+    page.locator(".lt-c-message", has_text="001.png saved").wait_for()
     assert (folder / "001.txt").read_text(encoding="utf-8") == "zkw, image 1, zkw mo\n"
     page.locator(".lt-c-editor", has_text="010.png").wait_for()
-    page.get_by_text("Advice: tags that steal").click()
+    page.get_by_text("Advice: tags that compete").click()
     topic = page.locator(".lt-c-topic", has_text="60 captions: fewer than 5 tags")
-    topic.get_by_role("button", name="Select").click()  # also those that the filter hides
+    topic.get_by_role("button", name="Select").click()  # also those hidden by the filter
     page.locator(".lt-c-count", has_text="60 selected").wait_for()
     assert topic.get_attribute("open") is None and not topic.locator("li").first.is_visible()
 
 
-def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, address: str, tmp_path: Path) -> None:
+def test_the_caption_editor_follows_bulk_edits(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     open_tab(page, address)
     show(page, "Captions")
@@ -270,16 +270,14 @@ def test_an_open_caption_shows_what_an_edit_of_many_made_of_it(page: Any, addres
     page.select_option(".lt-c-edit", "add")
     page.fill(".lt-c-texts input", "forest")
     page.click(".lt-c-apply")
-    page.locator(".lt-c-told", has_text="3 of 3 captions were changed").wait_for()
+    page.locator(".lt-c-message", has_text="3 of 3 captions changed").wait_for()
     assert page.locator(".lt-c-editor textarea").input_value() == "zkw, image 0, forest"
     page.click(".lt-c-undo")
-    page.locator(".lt-c-told", has_text="are as they were").wait_for()
+    page.locator(".lt-c-message", has_text="restored").wait_for()
     assert page.locator(".lt-c-editor textarea").input_value() == "zkw, image 0"
 
 
-def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
-    page: Any, address: str, tmp_path: Path
-) -> None:
+def test_tags_are_completed_from_the_folder_and_from_a_list(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     lines = 'pictorial_(book),0,90000,"picbook"\nlong_hair,0,4000000,\n'
     (tmp_path / "tags.csv").write_text(lines, encoding="utf-8")
@@ -290,7 +288,7 @@ def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     page.locator(".lt-c-count", has_text="3 of 3").wait_for(timeout=_RUN_MS)
     page.fill(".lt-c-list input", str(tmp_path / "tags.csv"))
     page.keyboard.press("Enter")
-    page.locator(".lt-c-list-told", has_text="2 tags, 1 alias").wait_for()
+    page.locator(".lt-c-list-message", has_text="2 tags, 1 alias").wait_for()
     page.locator(".lt-c-gallery .lt-thumb").first.click()
     page.keyboard.press("End")
     page.keyboard.type(", picb")
@@ -299,7 +297,7 @@ def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     area = page.locator(".lt-c-editor textarea")
     assert area.input_value() == "zkw, image 0, pictorial (book)"
     page.keyboard.type(", pict")
-    page.locator(".lt-complete button").nth(2).wait_for()  # the folder's three stand before the list's one
+    page.locator(".lt-complete button").nth(2).wait_for()  # three of the folder come before one of the list
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert area.input_value() == "zkw, image 0, pictorial (book), image 1"
@@ -312,9 +310,7 @@ def test_tags_are_completed_from_the_folder_and_from_a_list_of_ones_own(
     page.locator(".lt-c-count", has_text="1 of 3").wait_for()
 
 
-def test_images_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
-    page: Any, address: str, tmp_path: Path
-) -> None:
+def test_images_are_tagged_with_wd14_and_a_broken_image_is_skipped(page: Any, address: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     folder = write_images(tmp_path / "set", 6)
     (folder / "002.txt").unlink()
@@ -327,8 +323,8 @@ def test_images_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page.click(".lt-c-open")
     page.locator(".lt-c-count", has_text="6 of 6").wait_for(timeout=_RUN_MS)
     page.locator(".lt-auto summary").click()
-    page.locator(".lt-a-note", has_text="DeepBooru and BLIP belong to webuis").wait_for()
-    page.locator(".lt-a-told", has_text="2 of 6 images would be tagged; 4 have captions and stay.").wait_for()
+    page.locator(".lt-a-note", has_text="DeepBooru and BLIP are available inside a webui").wait_for()
+    page.locator(".lt-a-message", has_text="2 of 6 images would be tagged; 4 already have captions.").wait_for()
     page.click(".lt-a-start")
     page.locator(".lt-a-state", has_text="Name the folder of the WD14 tagger").wait_for()
     page.fill(".lt-a-model input", str(tmp_path / "tagger"))
@@ -337,32 +333,32 @@ def test_images_are_tagged_by_a_model_of_ones_own_and_a_broken_one_is_named(
     page.fill(".lt-a-trigger input", "zkw")
     page.fill(".lt-a-exclude input", "saber*")
     page.click(".lt-a-start")
-    page.locator(".lt-a-state", has_text="Done. 1 caption was written.").wait_for()
-    page.locator(".lt-a-skipped", has_text="004.png is skipped").wait_for()
+    page.locator(".lt-a-state", has_text="Done. 1 caption written.").wait_for()
+    page.locator(".lt-a-skipped", has_text="004.png skipped").wait_for()
     page.locator(".lt-c-gallery figcaption", has_text="zkw, long hair").wait_for()
     assert (folder / "002.txt").read_text(encoding="utf-8") == "zkw, long hair\n"
     page.click(".lt-c-undo")
-    page.locator(".lt-c-told", has_text="1 caption is as it was").wait_for()
+    page.locator(".lt-c-message", has_text="1 caption restored").wait_for()
     assert not (folder / "002.txt").exists()
 
 
-def test_presets_and_other_peoples_settings_fill_the_form(page: Any, address: str) -> None:
+def test_imported_settings_and_presets_fill_the_form(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Train")
-    fill(page, "import_file", str(ROOT / "tests" / "kohya" / "gui.json"))
+    fill(page, "import_file", str(KOHYA_FILES / "gui.json"))
     page.click("#lora_train_import")
-    page.locator("#lora_train_brought", has_text="some_future_option = 3 is not known here").first.wait_for()
+    page.locator("#lora_train_source_message", has_text="some_future_option = 3 is").first.wait_for()
     assert value(page, "output_name") == "fox"
     fill(page, "alpha", "3")
     page.click("#lora_train_apply_preset")
-    page.locator("#lora_train_brought", has_text="Character is filled in").first.wait_for()
+    page.locator("#lora_train_source_message", has_text="Preset Character applied").first.wait_for()
     assert (value(page, "output_name"), value(page, "alpha")) == ("fox", "8")
     open_tab(page, address)
     show(page, "Train")
-    assert value(page, "output_name") == "fox", "what was filled in is kept"
+    assert value(page, "output_name") == "fox", "applied settings are saved"
 
 
-def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Path) -> None:
+def test_the_demo_can_be_trained_in_the_tab(page: Any, address: str, tmp_path: Path) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
     assert page.locator(".lt-gallery figcaption", has_text="zorp").count() > 0
@@ -377,7 +373,7 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     page.wait_for_selector(".lt-chart .lt-smooth", timeout=_RUN_MS)
     page.wait_for_selector("#lora_train_samples .lt-thumb img")
 
-    page.reload()  # the run is taken up again, with its curve; the form is as it was
+    page.reload()  # the run is still shown with its curve, and the form is unchanged
     pill(page, "Running")
     show(page, "Train")
     assert page.locator("#lora_train_output_name").locator("input, textarea").first.input_value() == "from-the-tab"
@@ -389,12 +385,12 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     step = status(address)["step"]
     page.wait_for_timeout(1500)
     assert status(address)["step"] == step
-    page.click("#lora_train_save")  # works in a pause too
+    page.click("#lora_train_save")  # also works while paused
     page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
     page.click("#lora_train_resume")
     pill(page, "Running")
     page.click(".lt-use-now")
-    page.locator(".lt-use-now", has_text="Copied").wait_for(timeout=_RUN_MS)  # no txt2img here: the prompt is copied
+    page.locator(".lt-use-now", has_text="Copied").wait_for(timeout=_RUN_MS)  # without txt2img the prompt is copied
     show(page, "Train")
     page.click("#lora_train_enqueue")
     page.locator(".lt-queue", has_text="from-the-tab").wait_for()
@@ -419,10 +415,8 @@ def test_the_demo_is_trained_from_the_tab(page: Any, address: str, tmp_path: Pat
     page.screenshot(path=tmp_path / "results.png", full_page=True)
 
 
-def test_a_file_that_forge_ignores_is_written_in_another_form_by_one_click(
-    page: Any, address: str, tmp_path: Path
-) -> None:
-    """On the embedded model: an (IA)³ file's row has two buttons; an ordinary LoRA's has none of them."""
+def test_a_file_that_forge_ignores_can_be_converted_with_one_click(page: Any, address: str, tmp_path: Path) -> None:
+    """Rows of (IA)³ files have two buttons for converting, rows of plain LoRAs none."""
     model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
     adapter = inject(model, AdapterSpec("ia3", targets="attention", text_encoder=False), seed=1)
     for (parameter,) in adapter.groups.values():
@@ -439,17 +433,17 @@ def test_a_file_that_forge_ignores_is_written_in_another_form_by_one_click(
         window.loraTrain.drawFiles(place, { id, events, status: { triggers: [] } });
     }"""
     page.evaluate(draw, ["plain", "lora standard", str(path)])
-    assert page.locator("#plain button", has_text="Write as").count() == 0
+    assert page.locator("#plain button", has_text="Convert to").count() == 0
     page.evaluate(draw, ["ignored", "ia3 attention", str(path)])
-    page.locator("#ignored button", has_text="Write as LoRA").dispatch_event("click")
+    page.locator("#ignored button", has_text="Convert to LoRA").dispatch_event("click")
     page.wait_for_selector("#ignored .lt-good", state="attached", timeout=_SHOW_MS * 6)
-    told = page.locator("#ignored .lt-good").inner_text()
-    assert "tiny-rank16.safetensors" in told and "% of the update was lost" in told
+    message = page.locator("#ignored .lt-good").inner_text()
+    assert "tiny-rank16.safetensors" in message and "% of the update was lost" in message
     written = read_adapter(tmp_path / "tiny-rank16.safetensors").state
     assert all(tensor.shape[0] == 16 for key, tensor in written.items() if key.endswith("lora_down.weight"))
 
 
-def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str) -> None:
+def test_arrow_keys_move_through_enlarged_samples(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Monitor")
     page.locator("#lora_train_samples .lt-thumb").first.click()
@@ -461,7 +455,7 @@ def test_samples_are_walked_through_with_the_arrow_keys(page: Any, address: str)
     assert large.get_attribute("src") == first
 
 
-def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(page: Any, address: str) -> None:
+def test_a_past_run_can_be_reused_renamed_and_deleted_after_confirmation(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Results")
     run = page.locator(".lt-run", has_text="from-the-tab").first
@@ -474,24 +468,24 @@ def test_a_past_run_fills_the_form_is_renamed_and_deleted_only_when_asked_twice(
     page.locator(".lt-run td.lt-file", has_text="my own name.safetensors").wait_for()
     run.get_by_role("button", name="Train again with these settings").click()
     show(page, "Train")
-    page.locator("#lora_train_brought", has_text="are filled in").first.wait_for()
+    page.locator("#lora_train_source_message", has_text="applied.").first.wait_for()
     assert value(page, "output_name") == "from-the-tab"
     show(page, "Results")
     run.get_by_role("button", name="Delete…").click()
     run.locator(".lt-confirm", has_text="LoRA files with their cards").wait_for()
-    run.get_by_role("button", name="Keep all").click()
+    run.get_by_role("button", name="Cancel").click()
     assert page.locator(".lt-run", has_text="from-the-tab").count() == 1
     run.get_by_role("button", name="Delete…").click()
-    run.get_by_role("button", name="Delete everything of this run").click()
+    run.get_by_role("button", name="Delete everything").click()
     page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
 
 
-def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> None:
+def test_every_visible_control_has_a_tooltip(page: Any, address: str) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
     for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
         show(page, panel)
-        page.wait_for_timeout(1500)  # gradio builds a panel when it is opened, and the page then draws into it
+        page.wait_for_timeout(1500)  # gradio builds a panel when it is opened, then JavaScript draws into it
         if panel == "Captions":
             page.click("button.lt-c-open")
             page.locator(".lt-c-gallery img").first.wait_for()
@@ -499,7 +493,7 @@ def test_every_control_that_is_seen_has_a_tooltip(page: Any, address: str) -> No
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, address: str, theme: str) -> None:
+def test_narrow_screens_need_no_horizontal_scrolling(page: Any, address: str, theme: str) -> None:
     page.set_viewport_size({"width": 480, "height": 900})
     open_tab(page, f"{address}?__theme={theme}")
     for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):

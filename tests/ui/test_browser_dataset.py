@@ -1,4 +1,4 @@
-"""The Dataset panel in a real browser, on a server of its own: images are changed here."""
+"""The Dataset panel in a real browser, with its own server, as these tests change images."""
 
 from __future__ import annotations
 
@@ -17,53 +17,49 @@ REDRAWN = """before => [...document.querySelectorAll("[data-number]")].some(
     (place) => place.dataset.number !== before && place.querySelector(".lt-gallery"))"""
 
 
-def test_an_image_is_cropped_by_its_buckets_frame_and_upscaled_and_both_are_undone(
-    page: Any, address: str, tmp_path: Path
-) -> None:
+def test_images_can_be_cropped_and_upscaled_and_both_can_be_undone(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 2, size=(300, 100))
     before = (folder / "000.png").read_bytes()
     open_tab(page, address)
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
-    page.click("#lora_train_look")
+    page.click("#lora_train_scan")
     wide = page.locator(".lt-gallery figure", has_text="zkw, image 0").first
     wide.hover()
     wide.locator(".lt-k-open").click()
-    assert "an estimate" in page.locator(".lt-needs").inner_text()
-    page.locator(".lt-k-told", has_text="300 × 100").wait_for()
+    assert "Estimated memory" in page.locator(".lt-requirements").inner_text()
+    page.locator(".lt-k-message", has_text="300 × 100").wait_for()
     page.locator(".lt-k-zoom").press("ArrowRight")
     stage = page.locator(".lt-k-stage")
     bounds = stage.bounding_box()
     page.mouse.click(bounds["x"] + 2, bounds["y"] + 2)
     assert page.locator(".lt-k-frame").evaluate("frame => [frame.style.left, frame.style.top]") == ["0%", "0%"]
     page.click(".lt-k-write")
-    page.locator(".lt-told", has_text="is cropped").wait_for()
+    page.locator(".lt-message", has_text="cropped to").wait_for()
     with Image.open(folder / "000.png") as cut:
         assert cut.width < 300
-    page.click(".lt-d-examine")
+    page.click(".lt-d-check")
     page.locator(".lt-d-kind summary", has_text="tiny").click()
     assert page.evaluate(WITHOUT_TOOLTIP) == []
     page.click(".lt-d-upscale")
-    page.locator(".lt-d-body .lt-verdict", has_text="2 files treated").wait_for()
+    page.locator(".lt-d-body .lt-verdict", has_text="2 files repaired").wait_for()
     with Image.open(folder / "001.png") as larger:
         assert larger.width > 300
     page.get_by_role("button", name="Undo", exact=True).click()
-    page.locator(".lt-d-body .lt-verdict", has_text="as they were").wait_for()
+    page.locator(".lt-d-body .lt-verdict", has_text="restored").wait_for()
     wide.hover()
     wide.locator(".lt-k-open").click()
     page.locator(".lt-k-undo").wait_for()
-    number = page.locator("[data-lt-looked]").get_attribute("data-lt-looked")
-    page.click("#lora_train_look")
+    number = page.locator("[data-lt-scan]").get_attribute("data-lt-scan")
+    page.click("#lora_train_scan")
     page.wait_for_function(REDRAWN, arg=number)
-    page.click(".lt-k-undo")  # a new look leaves the editor open
-    page.locator(".lt-told", has_text="undone").wait_for()
+    page.click(".lt-k-undo")  # the editor stays open after a scan
+    page.locator(".lt-message", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
 
 
-def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
-    page: Any, address: str, tmp_path: Path
-) -> None:
+def test_a_long_check_survives_a_reload_and_can_be_stopped(page: Any, address: str, tmp_path: Path) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
     Image.new("L", (3000, 3000)).save(folder / "0.png")
@@ -73,11 +69,11 @@ def test_a_long_examination_counts_goes_on_over_a_reload_and_is_stopped(
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
-    page.wait_for_timeout(1500)  # the form is kept
-    page.click(".lt-d-examine")
-    page.locator(".lt-d-line", has_text="of 600 images looked at").wait_for()
+    page.wait_for_timeout(1500)  # the draft is saved
+    page.click(".lt-d-check")
+    page.locator(".lt-d-line", has_text="of 600 images checked").wait_for()
     page.reload()
     page.locator(".lt-d-line", has_text="left").wait_for()
     page.click(".lt-d-stop")
-    page.locator(".lt-d-body .lt-verdict", has_text="of 600 images were looked at").wait_for()
-    assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-examine").is_enabled()
+    page.locator(".lt-d-body .lt-verdict", has_text="of 600 images were checked").wait_for()
+    assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-check").is_enabled()

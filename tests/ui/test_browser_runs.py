@@ -1,4 +1,4 @@
-"""Runs in a real browser, on a server of its own: the queue's order, two pages at once, the notification at the end."""
+"""Runs in a real browser, with its own server: the queue, two pages at once, the notification at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.ui.test_browser import _RUN_MS, address, fill, fill_in_the_demo, open
 
 __all__ = ["address", "page", "pytestmark"]
 
-_CAUGHT = """() => {
+_CATCH_NOTIFICATIONS = """() => {
     const Real = window.Notification;
     window.caught = [];
     window.Notification = class extends Real {
@@ -21,7 +21,7 @@ _CAUGHT = """() => {
 
 
 def queued(page: Any, names: list[str]) -> None:
-    """Wait until these wait in this order."""
+    """Wait until the queue has this order."""
     page.wait_for_function(
         """names => JSON.stringify([...document.querySelectorAll('.lt-queue li')]
             .map((line) => names.find((name) => line.textContent.includes(name)))) === JSON.stringify(names)""",
@@ -33,7 +33,7 @@ def move(page: Any, name: str, arrow: str) -> None:
     page.locator(".lt-queue li", has_text=name).get_by_role("button", name=arrow, exact=True).click()
 
 
-def test_the_queue_is_put_into_another_order_by_its_arrows_and_a_second_page_sees_it(page: Any, address: str) -> None:
+def test_the_queue_can_be_reordered_and_other_pages_follow(page: Any, address: str) -> None:
     open_tab(page, address)
     page.locator(".lt-headline", has_text="Choose images").wait_for()
     fill_in_the_demo(page)
@@ -55,28 +55,28 @@ def test_the_queue_is_put_into_another_order_by_its_arrows_and_a_second_page_see
     queued(other, ["cedar", "apple", "birch"])
     move(other, "birch", "↑")
     queued(other, ["cedar", "birch", "apple"])
-    queued(page, ["cedar", "birch", "apple"])  # without a click in the first page
+    queued(page, ["cedar", "birch", "apple"])  # without a click on the first page
     for name in ("cedar", "birch", "apple"):
         move(page, name, "×")
         page.locator(".lt-queue", has_text=name).wait_for(state="detached")
     other.locator(".lt-queue").wait_for(state="detached")
 
 
-def test_the_browser_tells_the_end_of_a_run_and_both_pages_show_it(page: Any, address: str) -> None:
+def test_the_browser_notifies_when_a_run_ends_and_both_pages_show_it(page: Any, address: str) -> None:
     page.context.grant_permissions(["notifications"], origin=address.rstrip("/"))
-    page.add_init_script(f"({_CAUGHT})()")
+    page.add_init_script(f"({_CATCH_NOTIFICATIONS})()")
     open_tab(page, address)
     fill_in_the_demo(page)
     show(page, "Train")
-    fill(page, "output_name", "told")
+    fill(page, "output_name", "notified")
     page.click("#lora_train_start")
     pill(page, "Running")
-    page.get_by_role("button", name="Tell me at the end").click()
-    page.get_by_role("button", name="You will be told").wait_for()
+    page.get_by_role("button", name="Notify me when done").click()
+    page.get_by_role("button", name="Notification on").wait_for()
     page.reload()
     pill(page, "Running")
     show(page, "Monitor")
-    page.get_by_role("button", name="You will be told").wait_for()
+    page.get_by_role("button", name="Notification on").wait_for()
     other = page.context.new_page()
     open_tab(other, address)
     pill(other, "Running")

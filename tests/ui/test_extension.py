@@ -1,4 +1,4 @@
-"""What a webui gets: the tab and its routes, or a tab that says why there is no trainer."""
+"""A webui gets the tab and its routes, or a tab that explains why the trainer is not available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCRIPT = ROOT / "scripts" / "lora_train.py"
 
 
 class Callbacks:
-    """Remembers what was registered, like the webui's `script_callbacks`."""
+    """Records what is registered, like the webui's `script_callbacks`."""
 
     def __init__(self) -> None:
         self.tabs: list[Any] = []
@@ -41,8 +41,8 @@ class Callbacks:
 
 @pytest.fixture
 def callbacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callbacks:
-    """A1111 as far as the script asks it."""
-    monkeypatch.setattr(app, "_desks", {})
+    """A fake A1111 with what the script uses."""
+    monkeypatch.setattr(app, "_sessions", {})
     A1111World(monkeypatch, tmp_path / "Lora")
     found = Callbacks()
     bound: list[Any] = []
@@ -67,7 +67,7 @@ def test_the_script_registers_a_tab_and_routes(callbacks: Callbacks, tmp_path: P
     assert status["state"] == "idle"
 
 
-def test_results_can_go_into_a_sub_folder_of_the_loras(callbacks: Callbacks, tmp_path: Path) -> None:
+def test_loras_can_be_saved_in_a_sub_folder(callbacks: Callbacks, tmp_path: Path) -> None:
     runpy.run_path(str(SCRIPT))
     callbacks.settings[0]()
     options = sys.modules["modules.shared"].opts
@@ -77,20 +77,20 @@ def test_results_can_go_into_a_sub_folder_of_the_loras(callbacks: Callbacks, tmp
     assert host.lora_dir == tmp_path / "Lora" / "mine" / "new"
     for outside in ("../elsewhere", "/elsewhere"):
         options.lora_train_subfolder = outside
-        with pytest.raises(HostError, match="inside the webui's LoRA folder"):
+        with pytest.raises(HostError, match="outside the webui's LoRA folder"):
             _ = host.lora_dir
 
 
 def test_a_reloaded_user_interface_finds_the_same_session(callbacks: Callbacks, tmp_path: Path) -> None:
     runpy.run_path(str(SCRIPT))
     callbacks.tabs[0]()
-    (session,) = app._desks.values()
+    (session,) = app._sessions.values()
     runpy.run_path(str(SCRIPT))
     callbacks.tabs[1]()
-    assert list(app._desks.values()) == [session] and session.home == tmp_path / "outputs" / "lora-train"
+    assert list(app._sessions.values()) == [session] and session.home == tmp_path / "outputs" / "lora-train"
 
 
-def test_a_refused_webui_gets_the_reason_as_its_tab(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tab_explains_why_a_webui_is_not_supported(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.hosts.webui.detect._has", lambda name: name.startswith("backend"))
     monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: "neo")
     ((blocks, _, _),) = extension.tabs()
@@ -106,7 +106,7 @@ def test_missing_packages_are_named_in_the_tab(
     monkeypatch.setattr("lib_lora_train.ui.unavailable.missing_packages", lambda: ["peft"])
     runpy.run_path(str(SCRIPT))
     ((blocks, _, _),) = callbacks.tabs[0]()
-    assert "Missing: peft" in shown(blocks) and "Missing: peft" in capsys.readouterr().out
+    assert "Missing packages: peft" in shown(blocks) and "Missing packages: peft" in capsys.readouterr().out
     assert callbacks.apps == []
 
 

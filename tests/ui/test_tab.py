@@ -27,7 +27,7 @@ from tests.paths import ROOT
 from tests.stand_ins.ui import open_small_session, small_config, wiring_of, write_images
 
 
-def test_every_component_has_a_unique_name_of_ours(tmp_path: Path) -> None:
+def test_every_component_has_a_unique_id_with_our_prefix(tmp_path: Path) -> None:
     blocks = tab.build_tab(open_small_session(tmp_path)[0])
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(ids) == len(set(ids))
@@ -35,7 +35,7 @@ def test_every_component_has_a_unique_name_of_ours(tmp_path: Path) -> None:
     assert {elem_id(field.key) for field in form_fields()} <= set(ids)
 
 
-def test_every_widget_has_a_label_and_help_of_its_own(tmp_path: Path) -> None:
+def test_every_widget_has_its_label_and_help(tmp_path: Path) -> None:
     blocks = tab.build_tab(open_small_session(tmp_path)[0])
     by_id = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
     for field in form_fields():
@@ -44,22 +44,22 @@ def test_every_widget_has_a_label_and_help_of_its_own(tmp_path: Path) -> None:
         assert widget.info == first_sentence(field.parameter.help)
 
 
-def test_labels_differ_within_the_run(tmp_path: Path) -> None:
+def test_labels_are_unique(tmp_path: Path) -> None:
     labels = [label_of(parameter) for parameter in parameters_of(TrainConfig)]
     assert len(labels) == len(set(labels))
 
 
-def test_building_the_form_imports_no_torch() -> None:
+def test_building_the_form_does_not_import_torch() -> None:
     code = "import sys, lib_lora_train.ui.tab, lib_lora_train.web.routes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_tooltip_begins_with_a_whole_sentence() -> None:
+def test_a_first_sentence_does_not_end_at_an_abbreviation() -> None:
     assert first_sentence("See Hang et al. 2023; 5 is usual. 0: off.") == "See Hang et al. 2023; 5 is usual"
 
 
-def test_a_webuis_tab_sends_the_last_run_to_its_plot(tmp_path: Path) -> None:
-    """The button is bound while the tab is built; its text names every file of the newest run, on its first prompt."""
+def test_the_last_run_can_be_sent_to_the_xyz_plot(tmp_path: Path) -> None:
+    """The button is bound when the tab is built; its text names all files of the newest run, with its first prompt."""
     session, _ = open_small_session(tmp_path)
     bound: list[tuple[Any, Any]] = []
     tab.build_tab(session, lambda button, text: bound.append((button, text)))
@@ -81,36 +81,34 @@ def test_a_webuis_tab_sends_the_last_run_to_its_plot(tmp_path: Path) -> None:
     )
 
 
-def test_an_answer_that_is_asked_for_during_a_look_shows_the_new_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The page keeps the form by itself while Look reads the folders; the older plan must not come back with it."""
+def test_a_callback_during_a_scan_shows_the_new_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page saves the draft while the folders are scanned; that must not bring the old plan back."""
     session, _ = open_small_session(tmp_path)
     wiring = wiring_of(session)
     form = session.demo_form()
-    wiring.look(*(form[key] for key in wiring.fields))
+    wiring.scan(*(form[key] for key in wiring.fields))
     both = [*json.loads(form["concepts"]), {"folder": str(write_images(tmp_path / "second", 4))}]
     values = [{**form, "concepts": json.dumps(both)}[key] for key in wiring.fields]
-    reading, go_on = threading.Event(), threading.Event()
+    reading, continue_reading = threading.Event(), threading.Event()
 
     def read_slowly(config: TrainConfig) -> Dataset:
         reading.set()
-        assert go_on.wait(60)
+        assert continue_reading.wait(60)
         return read_dataset(config)
 
     monkeypatch.setattr("lib_lora_train.web.session.read_dataset", read_slowly)
     with ThreadPoolExecutor() as pool:
-        looked = pool.submit(wiring.look, *values)
+        scanned = pool.submit(wiring.scan, *values)
         assert reading.wait(60)
-        kept = pool.submit(wiring.keep, *values)
-        wait([kept], timeout=1)  # without turns it has answered by now, with the first plan
-        go_on.set()
-        assert "&quot;images&quot;: 4" in looked.result(60)[0]
-        assert kept.result(60) == looked.result(60)
+        saved = pool.submit(wiring.save_draft, *values)
+        wait([saved], timeout=1)  # without the lock it would have returned the first plan by now
+        continue_reading.set()
+        assert "&quot;images&quot;: 4" in scanned.result(60)[0]
+        assert saved.result(60) == scanned.result(60)
 
 
-def test_the_log_has_a_sentence_for_every_event_that_is_told_once() -> None:
-    """What comes with every step or image is drawn elsewhere in the Monitor."""
+def test_the_log_has_a_sentence_for_every_event_not_drawn_elsewhere() -> None:
+    """Events of single steps and images are drawn elsewhere in the Monitor."""
     drawn = {"StepDone", "Progress", "SampleDrawn"}
     kinds = {name for name, kind in vars(events).items() if dataclasses.is_dataclass(kind)} - drawn
     page = (ROOT / "javascript" / "lora_train_log.js").read_text(encoding="utf-8")

@@ -110,7 +110,7 @@ def test_upscalers_of_the_webui_are_listed_and_a_failing_one_changes_nothing(tmp
     tiny = next(one for one in finish(session, "run")["kinds"] if one["kind"] == "tiny")
     assert tiny["upscalers"] == ["4x", "Lanczos"]
     answer = finish(session, "upscale", {"upscaler": "4x"})  # the stand-alone host does not support it
-    assert "could not be" in answer["message"] and answer["failed"] and answer["undo"] == 0
+    assert "3 failed" in answer["message"] and answer["failed"] and answer["undo"] == 0
     assert (tmp_path / "set" / "000.png").read_bytes() == before
 
 
@@ -188,7 +188,7 @@ def test_a_stopped_repair_leaves_the_other_files_and_can_be_undone(
     finish(session, "run")
     found = finish(session, "upscale", {"upscaler": "4x"})
     assert counted == ["0 of 5 images upscaled", "1 of 5 images upscaled"]
-    assert "2 files treated." in found["message"] and "Stopped: 3 are left as before." in found["message"]
+    assert "2 files repaired." in found["message"] and "Stopped: 3 not repaired." in found["message"]
     assert kinds(found)["tiny"] == 3 and found["undo"] == 1
     finish(session, "undo")
     assert [image.read_bytes() for image in images] == before

@@ -1,4 +1,4 @@
-"""The crop editor's side of the server."""
+"""The crop editor on the server."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session
 
 
-def looked_session(tmp_path: Path) -> tuple[Session, str]:
-    """A session that has looked at its folder, and the first image's token."""
+def scanned_session(tmp_path: Path) -> tuple[Session, str]:
+    """A session with a scanned folder, and the token of its first image."""
     session, _ = open_small_session(tmp_path)
     Image.new("RGB", (300, 70), (9, 90, 200)).save(tmp_path / "set" / "000.png")
     form = session.demo_form()
-    session.keep(form)
-    session.look(form)
+    session.save_draft(form)
+    session.scan(form)
     return session, session.images(0)["images"][0]["token"]
 
 
-def test_an_image_is_shown_with_its_bucket_and_what_is_lost(tmp_path: Path) -> None:
-    session, token = looked_session(tmp_path)
-    answer = session.ask("crop-look", {"token": token})
+def test_the_editor_gets_the_bucket_and_the_share_that_is_cut_off(tmp_path: Path) -> None:
+    session, token = scanned_session(tmp_path)
+    answer = session.run_action("crop-open", {"token": token})
     assert (answer["width"], answer["height"]) == (300, 70)
     left, top, width, height = answer["frame"]
     assert left > 0 and top == 0 and left + width <= 300 and height == 70
     assert answer["lost"] == pytest.approx(1 - width * height / (300 * 70))
-    assert answer["buckets"][0] == [64, 64], "64 px allow one bucket only"
+    assert answer["buckets"][0] == [64, 64], "64 px allow only one bucket"
 
 
-def test_a_crop_is_written_and_undone(tmp_path: Path) -> None:
-    session, token = looked_session(tmp_path)
+def test_a_crop_is_written_and_can_be_undone(tmp_path: Path) -> None:
+    session, token = scanned_session(tmp_path)
     image = tmp_path / "set" / "000.png"
     before = image.read_bytes()
-    answer = session.ask("crop-write", {"token": token, "frame": [200, 0, 70, 70]})
+    answer = session.run_action("crop-write", {"token": token, "frame": [200, 0, 70, 70]})
     with Image.open(image) as cut:
         assert cut.size == (70, 70)
-    assert "70 × 70" in answer["told"] and "set-originals" in answer["told"]
-    session.look(session.demo_form())
-    assert session.ask("crop-look", {"token": token})["undo"] == 1
-    session.ask("crop-undo", {})
+    assert "70 × 70" in answer["message"] and "set-originals" in answer["message"]
+    session.scan(session.demo_form())
+    assert session.run_action("crop-open", {"token": token})["undo"] == 1
+    session.run_action("crop-undo", {})
     assert image.read_bytes() == before
     with pytest.raises(DataError, match="no crop"):
-        session.ask("crop-undo", {})
+        session.run_action("crop-undo", {})
 
 
 def test_images_of_another_dataset_are_refused(tmp_path: Path) -> None:
-    session, _ = looked_session(tmp_path)
+    session, _ = scanned_session(tmp_path)
     Image.new("RGB", (90, 90)).save(tmp_path / "other.png")
-    (foreign,) = session.shelf.publish([tmp_path / "other.png"])
+    (foreign,) = session.image_tokens.publish([tmp_path / "other.png"])
     for token in (foreign, "nonsense", ""):
-        with pytest.raises(DataError, match="not in the dataset"):
-            session.ask("crop-write", {"token": token, "frame": [0, 0, 70, 70]})
+        with pytest.raises(DataError, match="no longer in the dataset"):
+            session.run_action("crop-write", {"token": token, "frame": [0, 0, 70, 70]})
 
 
-def test_a_frame_that_is_none_is_refused(tmp_path: Path) -> None:
-    session, token = looked_session(tmp_path)
+def test_an_invalid_frame_is_refused(tmp_path: Path) -> None:
+    session, token = scanned_session(tmp_path)
     for frame in (None, [1, 2], ["a", 0, 64, 64], [0, 0, 900, 900], [0, 0, float("inf"), 64]):
         with pytest.raises(DataError):
-            session.ask("crop-write", {"token": token, "frame": frame})
+            session.run_action("crop-write", {"token": token, "frame": frame})
 
 
-def test_originals_lie_beside_the_folder_that_was_looked_at_whatever_the_form_says_by_now(tmp_path: Path) -> None:
-    """Beside a `2_zok` they would lie inside the dataset, and be trained on as another kohya folder."""
+def test_originals_are_kept_beside_the_scanned_folder_even_if_the_form_has_changed(tmp_path: Path) -> None:
+    """Beside `2_zok` they would be inside the dataset and be trained on as another kohya folder."""
     session, _ = open_small_session(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "set").rename(tmp_path / "data" / "2_zok")
     form = {**session.demo_form(), CONCEPTS: concepts_text([Concept(str(tmp_path / "data"))])}
-    session.keep(form)
-    session.look(form)
-    session.keep({**form, CONCEPTS: concepts_text([])})
+    session.save_draft(form)
+    session.scan(form)
+    session.save_draft({**form, CONCEPTS: concepts_text([])})
     token = session.images(0)["images"][0]["token"]
-    left, top, width, height = session.ask("crop-look", {"token": token})["frame"]
-    session.ask("crop-write", {"token": token, "frame": [left, top, width, height]})
+    left, top, width, height = session.run_action("crop-open", {"token": token})["frame"]
+    session.run_action("crop-write", {"token": token, "frame": [left, top, width, height]})
     assert (tmp_path / "data-originals" / "2_zok").is_dir()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["2_zok"]

@@ -1,4 +1,4 @@
-"""The form holds every parameter, loses nothing, and names every problem at once."""
+"""The form has every parameter, loses nothing, and reports all problems together."""
 
 from __future__ import annotations
 
@@ -48,42 +48,42 @@ def test_every_parameter_has_exactly_one_field() -> None:
         ),
     ],
 )
-def test_a_config_goes_through_the_form_unchanged(config: TrainConfig) -> None:
+def test_a_config_survives_the_form_unchanged(config: TrainConfig) -> None:
     assert read_form(fill_form(config))[0] == config
 
 
-def test_all_problems_are_named_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     cards = json.dumps([{"folder": "/images"}, {"folder": "/others", "repeats": "often"}])
     form = {**fill_form(TrainConfig()), "learning_rate": "much", "rank": 0, "concepts": cards}
     problems = read_form(form)[1]
     assert {"learning_rate", "rank", "concepts[2].repeats"} <= {p.where for p in problems if p.level == "error"}
 
 
-def test_a_folder_left_empty_is_an_error_and_not_a_guess() -> None:
+def test_an_empty_folder_is_an_error() -> None:
     config, problems = read_form(fill_form(TrainConfig()))
     assert config.concepts == ()
     assert any(problem.level == "error" and problem.where.startswith("concepts") for problem in problems)
 
 
-def test_a_second_card_without_a_folder_is_an_error_at_that_card() -> None:
+def test_a_second_concept_without_a_folder_is_an_error_at_that_concept() -> None:
     cards = json.dumps([{"folder": "/images"}, {"trigger": "zkw"}])
     problems = read_form({**fill_form(TrainConfig()), "concepts": cards})[1]
     assert [p.where for p in problems if p.level == "error"] == ["concepts[2].folder"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"a"', "null"])
-def test_a_text_that_holds_no_cards_is_a_form_without_folders(text: str) -> None:
+def test_invalid_concepts_are_read_as_none(text: str) -> None:
     assert read_form({**fill_form(TrainConfig()), "concepts": text})[0].concepts == ()
 
 
-def test_the_draft_survives_with_values_that_cannot_be_used(tmp_path: Path) -> None:
+def test_the_draft_keeps_invalid_values(tmp_path: Path) -> None:
     form = {**fill_form(TrainConfig()), "learning_rate": "much", "concepts": '[{"trigger": "ż-кот"}]'}
     save_draft(tmp_path / "home", form, ("Style", "SDXL"))
     assert load_draft(tmp_path / "home") == (form, ("Style", "SDXL"))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
-def test_a_damaged_draft_is_no_draft(tmp_path: Path, content: str) -> None:
+def test_a_damaged_draft_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "draft.json").write_text(content, encoding="utf-8")
     assert load_draft(tmp_path) == (None, ())
 
@@ -96,5 +96,5 @@ def test_an_old_draft_gets_the_defaults_of_new_parameters(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("value", "text"), [(1e-4, "1e-4"), (5.5e-5, "5.5e-5"), (0.05, "0.05"), (16.0, "16"), (0.0, "0"), (1.0, "1")]
 )
-def test_numbers_are_written_as_people_of_the_field_do(value: float, text: str) -> None:
+def test_numbers_are_written_the_usual_way(value: float, text: str) -> None:
     assert number_text(value) == text

@@ -1,4 +1,4 @@
-"""The Tools panel: a file of this trainer's own is looked into and converted, and nothing is written over."""
+"""The Tools panel: files are checked and converted, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def test_a_good_file_is_described(tmp_path: Path) -> None:
     assert (answer["problems"], answer["broken"]) == ([], False)
 
 
-def test_a_broken_file_is_told(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path) -> None:
     answer = LoraToolsSession().check({"file": str(write_lora(tmp_path / "a.safetensors", value=float("nan")))})
     assert answer["broken"]
     assert "NaN" in answer["problems"][0]
 
 
 @pytest.mark.parametrize("file", ["", "  ", "nowhere.safetensors", "a.ckpt"])
-def test_what_is_no_lora_file_is_told(file: str) -> None:
-    for ask in LoraToolsSession().asks().values():
+def test_a_path_that_is_not_a_lora_file_is_an_error(file: str) -> None:
+    for action in LoraToolsSession().actions().values():
         with pytest.raises(AdapterError):
-            ask({"file": file})
+            action({"file": file})
 
 
-def test_a_wrong_rank_and_a_taken_name_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_an_invalid_rank_and_an_existing_output_are_errors_before_anything_is_loaded(tmp_path: Path) -> None:
     file = write_lora(tmp_path / "a.safetensors")
-    with pytest.raises(AdapterError, match="'many' is no rank"):
+    with pytest.raises(AdapterError, match="'many' is not a valid rank"):
         LoraToolsSession().convert({"file": str(file), "rank": "many"})
-    taken = write_lora(tmp_path / "a-rank8.safetensors")
-    before = taken.read_bytes()
-    with pytest.raises(LoraTrainError, match="is there already"):
+    existing = write_lora(tmp_path / "a-rank8.safetensors")
+    before = existing.read_bytes()
+    with pytest.raises(LoraTrainError, match="already exists"):
         LoraToolsSession().convert({"file": str(file), "rank": "8"})
-    assert taken.read_bytes() == before
+    assert existing.read_bytes() == before
 
 
-def test_a_lora_is_written_as_its_exact_difference(tmp_path: Path) -> None:
+def test_a_lora_is_converted_to_its_exact_difference(tmp_path: Path) -> None:
     """On the embedded model: up @ down, as alpha equals the rank; fp16 keeps 11 bits, 2⁻¹¹ relative."""
     unet = StandaloneHost(None, None, tmp_path).load_model(TrainConfig(precision="fp32")).unet
     name, layer = next((n, m) for n, m in unet.named_modules() if n.endswith("attn1.to_q"))
@@ -70,8 +70,8 @@ def test_a_lora_is_written_as_its_exact_difference(tmp_path: Path) -> None:
     write_adapter(file, state, metadata={"ss_sd_model_hash": "0123abcd"}, precision="fp32")
     answer = LoraToolsSession().convert({"file": str(file), "to": "diff"})
     assert (Path(answer["path"]).name, answer["left_out"]) == ("a-diff.safetensors", [])
-    assert answer["warnings"] == []  # a LoRA's difference is the same on every model
-    assert 0 < answer["error"] < 2**-11, "what rounding to 16 bits loses is told too"
+    assert answer["warnings"] == []  # the difference of a LoRA is the same on every model
+    assert 0 < answer["error"] < 2**-11, "includes the loss of rounding to 16 bits"
     torch.testing.assert_close(
         read_adapter(Path(answer["path"])).state[f"{key}.diff"].float(), up @ down, rtol=2**-10, atol=1e-4
     )

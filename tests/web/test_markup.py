@@ -1,4 +1,4 @@
-"""Texts from outside cannot become HTML, and every problem leads to its field."""
+"""Text from outside is escaped, and every problem names its field."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def test_texts_are_escaped() -> None:
         ("", ""),
     ],
 )
-def test_a_problem_leads_to_its_field(where: str, key: str) -> None:
+def test_a_problem_names_its_field(where: str, key: str) -> None:
     assert field_key(where) == key
 
 
-def test_a_fix_stands_beside_its_problem_only() -> None:
-    mended, other = Problem("warning", "warmup", "too long"), Problem("error", "rank", "too large")
-    shown = problem_list([mended, other], {mended: "Set <warmup> to 0"})
+def test_a_fix_is_shown_beside_its_problem_only() -> None:
+    fixable, other = Problem("warning", "warmup", "too long"), Problem("error", "rank", "too large")
+    shown = problem_list([fixable, other], {fixable: "Set <warmup> to 0"})
     assert shown.count("data-lt-fix") == 1
     assert "too long</p><button type='button' class='lt-small' data-lt-fix='0'" in shown
     assert "Set &lt;warmup&gt; to 0" in shown
 
 
-def test_errors_stand_first() -> None:
+def test_errors_come_first() -> None:
     shown = problem_list(
         [Problem("hint", "", "third"), Problem("error", "", "first"), Problem("warning", "", "second")]
     )
     assert shown.index("first") < shown.index("second") < shown.index("third")
 
 
-def test_counts_are_words_for_people() -> None:
+def test_counts_have_separators_and_plurals() -> None:
     assert [count(1, "step"), count(2000, "step")] == ["1 step", "2,000 steps"]

@@ -1,4 +1,4 @@
-"""The routes: steering a run by program, and who may."""
+"""The HTTP routes: remote control of runs, and access."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lib_lora_train.config.train_config import config_values
-from lib_lora_train.hosts.access import Access
+from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.hosts.webui.options import webui_access
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.web.routes import COMMANDS, PAGE_HEADER, PREFIX, install_routes, make_api
-from tests.stand_ins.ui import ToldRunner, open_small_session, small_config
+from tests.stand_ins.ui import FakeRunner, open_small_session, small_config
 from tests.stand_ins.webui import install, module_of
 
-SECRET = Access(credentials={"ann": "pass"})
+SECRET = ApiAccess(credentials={"ann": "pass"})
 
 
-def opened(tmp_path: Path, access: Access | None = None, **app_values: Any) -> tuple[TestClient, ToldRunner]:
+def opened(tmp_path: Path, access: ApiAccess | None = None, **app_values: Any) -> tuple[TestClient, FakeRunner]:
     session, runner = open_small_session(tmp_path)
     app = make_api()
     for name, value in app_values.items():
@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(config_values(small_config(tmp_path / "set"))))  # type: ignore[no-any-return]
 
 
-def test_a_plan_tells_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_plan_is_returned_without_starting_a_run(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     plan = client.post(f"{PREFIX}/plan", json=settings(tmp_path)).json()
     assert plan["images"] == 3 and plan["total_steps"] == plan["steps_per_epoch"] * plan["epochs"] > 0
@@ -44,13 +44,13 @@ def test_a_plan_tells_and_starts_nothing(tmp_path: Path) -> None:
     assert runner.started == []
 
 
-def test_a_start_runs_the_settings(tmp_path: Path) -> None:
+def test_start_runs_the_settings(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     answer = client.post(f"{PREFIX}/start", json={**settings(tmp_path), "epochs": 3})
     assert answer.json() == {"run": "run"} and runner.started[0].epochs == 3
 
 
-def test_wrong_settings_are_all_told_and_nothing_starts(tmp_path: Path) -> None:
+def test_invalid_settings_are_all_reported_and_nothing_starts(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     wrong = {"rank": 0, "learning_rate": "much", "colour": 1}
     answer = client.post(f"{PREFIX}/start", json={**settings(tmp_path), **wrong})
@@ -58,13 +58,13 @@ def test_wrong_settings_are_all_told_and_nothing_starts(tmp_path: Path) -> None:
     assert set(wrong) <= {problem["where"] for problem in answer.json()["detail"]["problems"]}
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     client, _ = opened(tmp_path)
     answer = client.post(f"{PREFIX}/plan", json={**settings(tmp_path), "concepts": [{"folder": str(tmp_path / "no")}]})
     assert answer.status_code == 422 and "no" in answer.json()["detail"]["message"]
 
 
-def test_commands_reach_the_run_or_say_that_there_is_none(tmp_path: Path) -> None:
+def test_commands_reach_the_run_or_fail_without_one(tmp_path: Path) -> None:
     client, runner = opened(tmp_path)
     answer = client.post(f"{PREFIX}/stop", json={})
     assert answer.status_code == 409 and answer.json()["detail"]["message"] == "No training is running."
@@ -75,7 +75,7 @@ def test_commands_reach_the_run_or_say_that_there_is_none(tmp_path: Path) -> Non
     assert client.post(f"{PREFIX}/start", json=settings(tmp_path)).status_code == 409
 
 
-def test_results_list_what_is_still_there(tmp_path: Path) -> None:
+def test_results_list_existing_files_only(tmp_path: Path) -> None:
     client, _ = opened(tmp_path)
     folder = new_run_folder(tmp_path / "home", "zok")
     kept, lost = tmp_path / "kept.safetensors", tmp_path / "lost.safetensors"
@@ -101,20 +101,20 @@ def test_results_list_what_is_still_there(tmp_path: Path) -> None:
     ]
 
 
-# --- who may --------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------
 
 
-def test_reading_routes_only_read(tmp_path: Path) -> None:
+def test_read_routes_refuse_post(tmp_path: Path) -> None:
     assert opened(tmp_path)[0].post(f"{PREFIX}/status", json={}).status_code == 405
 
 
-def test_without_the_webuis_api_nothing_can_be_steered(tmp_path: Path) -> None:
-    client, _ = opened(tmp_path, Access(may_steer=False))
+def test_runs_cannot_be_controlled_unless_the_api_is_enabled(tmp_path: Path) -> None:
+    client, _ = opened(tmp_path, ApiAccess(allows_control=False))
     assert client.post(f"{PREFIX}/start", json=settings(tmp_path)).status_code == 404
     assert client.get(f"{PREFIX}/status").status_code == 200
 
 
-def test_steering_asks_for_the_apis_password(tmp_path: Path) -> None:
+def test_control_requires_the_password_of_the_api(tmp_path: Path) -> None:
     client, runner = opened(tmp_path, SECRET)
     runner.is_busy = True
     url = f"{PREFIX}/pause"
@@ -124,10 +124,10 @@ def test_steering_asks_for_the_apis_password(tmp_path: Path) -> None:
     ] * 2
     assert runner.commands == []
     assert client.post(url, json={}, auth=("ann", "pass")).status_code == 200
-    assert client.get(f"{PREFIX}/status").status_code == 200  # the page is open, so is what it shows
+    assert client.get(f"{PREFIX}/status").status_code == 200  # the page is public, and so is what it shows
 
 
-def test_a_page_behind_a_login_keeps_its_images_behind_it(tmp_path: Path) -> None:
+def test_a_login_protects_images_too(tmp_path: Path) -> None:
     client, _ = opened(tmp_path, SECRET, auth=[("user", "password")], tokens={"t0ken": "user"})
     url = f"{PREFIX}/images"
     assert client.get(url).status_code == 401
@@ -137,8 +137,8 @@ def test_a_page_behind_a_login_keeps_its_images_behind_it(tmp_path: Path) -> Non
     assert client.get(url, auth=("ann", "pass")).status_code == 200
 
 
-def test_without_a_page_reading_asks_for_the_apis_password_too(tmp_path: Path) -> None:
-    """The webui's `--nowebui`: the API alone, all of it behind `--api-auth`; the page's own buttons are not there."""
+def test_without_a_page_reading_requires_the_password_of_the_api(tmp_path: Path) -> None:
+    """With `--nowebui` there is only the API, behind `--api-auth`; page actions do not exist."""
     client, _ = opened(tmp_path, replace(SECRET, has_page=False))
     for name in ("status", "results", "images", "thumbnail/x"):
         assert client.get(f"{PREFIX}/{name}").status_code == 401
@@ -157,24 +157,24 @@ def test_forms_of_other_pages_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, Access(may_steer=False)),
-        ({"api": True}, Access()),
-        ({"api": True, "api_auth": "ann:pa:ss,bob:b"}, Access(credentials={"ann": "pa:ss", "bob": "b"})),
-        ({"nowebui": True, "api_auth": "ann:b"}, Access(has_page=False, credentials={"ann": "b"})),
+        ({}, ApiAccess(allows_control=False)),
+        ({"api": True}, ApiAccess()),
+        ({"api": True, "api_auth": "ann:pa:ss,bob:b"}, ApiAccess(credentials={"ann": "pa:ss", "bob": "b"})),
+        ({"nowebui": True, "api_auth": "ann:b"}, ApiAccess(has_page=False, credentials={"ann": "b"})),
     ],
 )
-def test_access_is_what_the_webui_gives_its_own_api(
-    options: dict[str, Any], expected: Access, monkeypatch: pytest.MonkeyPatch
+def test_access_follows_the_options_of_the_webui(
+    options: dict[str, Any], expected: ApiAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = SimpleNamespace(**{"api": False, "nowebui": False, "api_auth": None, **options})
     install(monkeypatch, module_of("modules"), module_of("modules.shared", cmd_opts=given))
     assert webui_access() == expected
 
 
-def test_the_pages_own_buttons_need_the_key_that_stands_in_the_page(tmp_path: Path) -> None:
+def test_page_actions_require_the_page_key(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     app = make_api()
-    install_routes(app, session, Access(may_steer=False))
+    install_routes(app, session, ApiAccess(allows_control=False))
     client = TestClient(app)
     address, known = f"{PREFIX}/page/fix", {PAGE_HEADER: session.page_key}
     assert client.post(address, json={"number": 0}).status_code == 403
@@ -182,10 +182,10 @@ def test_the_pages_own_buttons_need_the_key_that_stands_in_the_page(tmp_path: Pa
     assert client.post(address, content="{}", headers={**known, "content-type": "text/plain"}).status_code == 415
     assert client.post(f"{PREFIX}/page/nothing", json={}, headers=known).status_code == 404
     refused = client.post(address, json={"number": 99}, headers=known)
-    assert (refused.status_code, "newer list" in refused.json()["detail"]["message"]) == (409, True)
+    assert (refused.status_code, "updated list" in refused.json()["detail"]["message"]) == (409, True)
 
 
-def test_a_login_guards_the_pages_buttons_too(tmp_path: Path) -> None:
+def test_a_login_protects_page_actions_too(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     app = make_api()
     app.auth = {"ann": "pass"}  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Runs of the past: shown, taken up, renamed and deleted, and never a file that is not theirs."""
+"""Past runs: shown, reused, renamed and deleted, without touching files of others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.session import Session
-from tests.stand_ins.ui import ToldRunner, open_small_session, small_config, write_images
+from tests.stand_ins.ui import FakeRunner, open_small_session, small_config, write_images
 
 
-def session_with_a_run(tmp_path: Path) -> tuple[Session, ToldRunner, RunFolder]:
-    """A session with one finished run of two epochs; another run's file lies beside its files."""
+def session_with_a_run(tmp_path: Path) -> tuple[Session, FakeRunner, RunFolder]:
+    """A session with one finished run of two epochs, and a file of another run beside its files."""
     session, runner = open_small_session(tmp_path)
     folder = new_run_folder(tmp_path / "home", "zok")
     write_toml_config(folder.config, small_config(tmp_path / "set").replace(rank=5))
@@ -43,45 +43,47 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_the_list_says_what_became_of_each_run(tmp_path: Path) -> None:
+def test_the_list_says_how_each_run_ended(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
-    (one,) = session.ask("runs-list", {})["runs"]
+    (one,) = session.run_action("runs-list", {})["runs"]
     assert (one["run"], one["state"], len(one["loras"]), one["epochs"]) == (folder.root.name, "finished", 2, 2)
 
 
-def test_a_run_shows_its_settings_its_files_and_what_it_drew(tmp_path: Path) -> None:
+def test_a_run_shows_its_settings_files_and_samples(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
-    shown = session.ask("runs-show", {"run": folder.root.name})
+    shown = session.run_action("runs-show", {"run": folder.root.name})
     assert shown["settings"]["rank"] == 5 and "learning_rate" not in shown["settings"]
     assert shown["triggers"] == ["zkw"]
     assert [event["kind"] for event in shown["events"]] == ["EpochDone", "LoraWritten", "SampleDrawn"] * 2
     token = shown["events"][2]["token"]
-    assert session.shelf.load_image(token)[1] == "image/png"
+    assert session.image_tokens.load_image(token)[1] == "image/png"
     Path(shown["events"][1]["path"]).unlink()
-    assert len(session.ask("runs-show", {"run": folder.root.name})["events"]) == 5, "files that are gone are not shown"
+    assert len(session.run_action("runs-show", {"run": folder.root.name})["events"]) == 5, (
+        "files that are gone are not shown"
+    )
 
 
 def test_the_settings_of_a_run_fill_the_form(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
-    session.ask("runs-settings", {"run": folder.root.name})
-    form, told = session.take_staged(session.draft())
+    session.run_action("runs-settings", {"run": folder.root.name})
+    form, message = session.pop_staged_change(session.draft())
     assert read_form(form)[0].rank == 5
-    assert folder.root.name in told
+    assert folder.root.name in message
 
 
 def test_exported_settings_are_those_of_the_run(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
-    answer = session.ask("runs-export", {"run": folder.root.name})
+    answer = session.run_action("runs-export", {"run": folder.root.name})
     assert answer == {"name": f"{folder.root.name}.toml", "text": folder.config.read_text(encoding="utf-8")}
 
 
-def test_a_file_is_renamed_with_its_card_and_stays_the_runs(tmp_path: Path) -> None:
+def test_a_file_is_renamed_with_its_card_and_still_belongs_to_the_run(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     old = tmp_path / "loras" / "zok-000002.safetensors"
-    session.ask("runs-rename", {"run": folder.root.name, "path": str(old), "name": "my zok"})
+    session.run_action("runs-rename", {"run": folder.root.name, "path": str(old), "name": "my zok"})
     assert {"my zok.safetensors", "my zok.json"} <= names(tmp_path / "loras")
     assert not {"zok-000002.safetensors", "zok-000002.json"} & names(tmp_path / "loras")
-    events = session.ask("runs-show", {"run": folder.root.name})["events"]
+    events = session.run_action("runs-show", {"run": folder.root.name})["events"]
     written = [event for event in events if event["kind"] == "LoraWritten"]
     assert [(Path(event["path"]).name, event["epoch"]) for event in written] == [
         ("zok-000001.safetensors", 1),
@@ -90,47 +92,47 @@ def test_a_file_is_renamed_with_its_card_and_stays_the_runs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".x", "zok-000003", "zok-000001"])
-def test_a_name_that_is_taken_or_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_existing_or_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     before = names(tmp_path / "loras")
     path = str(tmp_path / "loras" / "zok-000002.safetensors")
     with pytest.raises(LoraTrainError):
-        session.ask("runs-rename", {"run": folder.root.name, "path": path, "name": name})
+        session.run_action("runs-rename", {"run": folder.root.name, "path": path, "name": name})
     assert names(tmp_path / "loras") == before
 
 
 def test_files_of_other_runs_cannot_be_renamed(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     path = str(tmp_path / "loras" / "zok-000003.safetensors")
-    with pytest.raises(HostError, match="not one of the run's"):
-        session.ask("runs-rename", {"run": folder.root.name, "path": path, "name": "mine"})
+    with pytest.raises(HostError, match="does not belong to the run"):
+        session.run_action("runs-rename", {"run": folder.root.name, "path": path, "name": "mine"})
 
 
-def test_deleting_says_what_goes_and_takes_nothing_else(tmp_path: Path) -> None:
+def test_deleting_deletes_exactly_what_its_preview_lists(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
-    what = session.ask("runs-to-delete", {"run": folder.root.name})
+    what = session.run_action("runs-preview-delete", {"run": folder.root.name})
     assert sorted(what["files"]) == sorted(names(tmp_path / "loras") - {"zok-000003.safetensors"})
     assert 1.0 < what["megabytes"] < 1.1
-    assert folder.root.is_dir(), "asking deletes nothing"
-    session.ask("runs-delete", {"run": folder.root.name, "files": True})
+    assert folder.root.is_dir(), "the preview deletes nothing"
+    session.run_action("runs-delete", {"run": folder.root.name, "files": True})
     assert not folder.root.exists()
     assert names(tmp_path / "loras") == {"zok-000003.safetensors"}
 
 
-def test_the_lora_files_stay_if_only_the_folder_is_deleted(tmp_path: Path) -> None:
+def test_deleting_only_the_folder_keeps_the_lora_files(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     before = names(tmp_path / "loras")
-    session.ask("runs-delete", {"run": folder.root.name, "files": False})
+    session.run_action("runs-delete", {"run": folder.root.name, "files": False})
     assert not folder.root.exists()
     assert names(tmp_path / "loras") == before
 
 
-def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
+def test_an_active_run_cannot_be_deleted_or_renamed(tmp_path: Path) -> None:
     session, runner, folder = session_with_a_run(tmp_path)
-    runner.live = folder.root.name
-    for name in ("runs-delete", "runs-to-delete", "runs-rename"):
-        with pytest.raises(HostError, match="at work"):
-            session.ask(name, {"run": folder.root.name})
+    runner.active_run = folder.root.name
+    for name in ("runs-delete", "runs-preview-delete", "runs-rename"):
+        with pytest.raises(HostError, match="still training"):
+            session.run_action(name, {"run": folder.root.name})
     assert folder.root.is_dir()
 
 
@@ -138,7 +140,7 @@ def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
 def test_only_runs_of_this_home_can_be_asked_for(tmp_path: Path, run: str) -> None:
     session, _, _ = session_with_a_run(tmp_path)
     with pytest.raises(HostError, match="no run"):
-        session.ask("runs-delete", {"run": run, "files": True})
+        session.run_action("runs-delete", {"run": run, "files": True})
 
 
 def test_the_status_of_ten_thousand_steps_is_small_and_what_follows_tiny(tmp_path: Path) -> None:

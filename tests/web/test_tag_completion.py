@@ -1,4 +1,4 @@
-"""What is offered while a tag is typed: the folder's own tags first, then the user's list."""
+"""Tag completion: tags of the folder first, then those of the list of the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.tag_vocabulary import TagList, load_tag_list
-from lib_lora_train.web import tag_completion as completing
+from lib_lora_train.web import tag_completion
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session, write_images
 
@@ -21,47 +21,47 @@ def opened(tmp_path: Path) -> tuple[Session, str]:
     folder = write_images(tmp_path / "images", 3)
     (folder / "000.txt").write_text("zkw, long coat, Long Hair", encoding="utf-8")
     (folder / "001.txt").write_text("zkw, long coat", encoding="utf-8")
-    session.ask("captions-open", {"folder": str(folder)})
+    session.run_action("captions-open", {"folder": str(folder)})
     (tmp_path / "tags.csv").write_text(LINES, encoding="utf-8")
     return session, str(tmp_path / "tags.csv")
 
 
-def offered(session: Session, typed: str, file: str = "") -> list[str]:
-    return [one["tag"] for one in session.ask("completing", {"typed": typed, "list": file})["found"]]
+def suggested(session: Session, typed: str, file: str = "") -> list[str]:
+    return [one["tag"] for one in session.run_action("complete-tag", {"typed": typed, "list": file})["found"]]
 
 
-def test_the_folders_own_tags_come_first_and_are_not_repeated(tmp_path: Path) -> None:
+def test_tags_of_the_folder_come_first_and_are_not_repeated(tmp_path: Path) -> None:
     session, file = opened(tmp_path)
-    assert offered(session, "long") == ["long coat", "Long Hair"]
-    assert offered(session, "long", file) == ["long coat", "Long Hair", "long cat (meme)"]
-    assert offered(session, "long coat", file) == [], "what is complete needs no completion"
+    assert suggested(session, "long") == ["long coat", "Long Hair"]
+    assert suggested(session, "long", file) == ["long coat", "Long Hair", "long cat (meme)"]
+    assert suggested(session, "long coat", file) == [], "a complete tag has no suggestions"
 
 
 @pytest.mark.parametrize(
     ("typed", "tags"), [("long c", ["long coat", "long cat (meme)"]), ("long_ca", ["long_cat_(meme)"]), ("^_", ["^_^"])]
 )
-def test_tags_of_the_list_are_written_as_one_types(tmp_path: Path, typed: str, tags: list[str]) -> None:
+def test_tags_of_the_list_follow_the_typed_underscores(tmp_path: Path, typed: str, tags: list[str]) -> None:
     session, file = opened(tmp_path)
-    assert offered(session, typed, file) == tags
+    assert suggested(session, typed, file) == tags
 
 
 def test_an_alias_is_named_beside_its_tag(tmp_path: Path) -> None:
     session, file = opened(tmp_path)
-    (found,) = session.ask("completing", {"typed": "sole", "list": f'"{file}"'})["found"]
+    (found,) = session.run_action("complete-tag", {"typed": "sole", "list": f'"{file}"'})["found"]
     assert found == {"tag": "1girl", "count": 5, "alias": "sole_female", "own": False}
 
 
-def test_an_edit_is_known_at_once(tmp_path: Path) -> None:
+def test_an_edited_caption_is_suggested_at_once(tmp_path: Path) -> None:
     session, _ = opened(tmp_path)
-    assert offered(session, "forest") == []
-    session.ask("captions-save", {"number": 2, "text": "zkw, forest path"})
-    assert offered(session, "forest") == ["forest path"]
+    assert suggested(session, "forest") == []
+    session.run_action("captions-save", {"number": 2, "text": "zkw, forest path"})
+    assert suggested(session, "forest") == ["forest path"]
 
 
-def test_the_list_works_before_a_folder_is_opened(tmp_path: Path) -> None:
+def test_the_list_works_without_an_open_folder(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     (tmp_path / "tags.csv").write_text(LINES, encoding="utf-8")
-    assert offered(session, "long", str(tmp_path / "tags.csv")) == ["long hair", "long cat (meme)"]
+    assert suggested(session, "long", str(tmp_path / "tags.csv")) == ["long hair", "long cat (meme)"]
 
 
 def test_the_list_is_read_once_until_its_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,20 +71,20 @@ def test_the_list_is_read_once_until_its_file_changes(tmp_path: Path, monkeypatc
         read.append(path)
         return load_tag_list(path)
 
-    monkeypatch.setattr(completing, "load_tag_list", load)
+    monkeypatch.setattr(tag_completion, "load_tag_list", load)
     session, file = opened(tmp_path)
-    assert session.ask("completing-list", {"list": file})["told"] == "4 tags, 2 aliases"
-    offered(session, "lo", file)
-    offered(session, "on", file)
+    assert session.run_action("tag-list", {"list": file})["message"] == "4 tags, 2 aliases"
+    suggested(session, "lo", file)
+    suggested(session, "on", file)
     assert len(read) == 1
     Path(file).write_text("cat,0,1,\n", encoding="utf-8")
     os.utime(file, (1, 1))
-    assert offered(session, "ca", file) == ["cat"] and len(read) == 2
+    assert suggested(session, "ca", file) == ["cat"] and len(read) == 2
 
 
-def test_a_list_that_cannot_be_read_is_told_once_and_typing_goes_on(tmp_path: Path) -> None:
+def test_an_unreadable_list_is_reported_once_and_completion_continues(tmp_path: Path) -> None:
     session, _ = opened(tmp_path)
-    with pytest.raises(DataError, match="cannot be read as a list of tags"):
-        session.ask("completing-list", {"list": str(tmp_path / "none.csv")})
-    assert offered(session, "long", str(tmp_path / "none.csv")) == ["long coat", "Long Hair"]
-    assert session.ask("completing-list", {"list": " "}) == {"told": ""}
+    with pytest.raises(DataError, match="cannot be read as a tag list"):
+        session.run_action("tag-list", {"list": str(tmp_path / "none.csv")})
+    assert suggested(session, "long", str(tmp_path / "none.csv")) == ["long coat", "Long Hair"]
+    assert session.run_action("tag-list", {"list": " "}) == {"message": ""}

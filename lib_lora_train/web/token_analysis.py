@@ -1,4 +1,4 @@
-"""What the text encoder makes of words: tokens of captions, shared tokens of triggers, rare words for new triggers."""
+"""Token counts of captions, tokens that trigger words share, and rare words for new triggers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, Protocol
 
 from lib_lora_train.core.errors import LoraTrainError
-from lib_lora_train.dataset_tools.blocked_words import is_rude
+from lib_lora_train.dataset_tools.blocked_words import is_blocked
 
 _WORD_END = "</w>"  # CLIP's mark of a token that ends a word
-_MOST_LETTERS = 4
+_MAX_LETTERS = 4
 
 
 class Tokenizer(Protocol):
-    """The part of a CLIP tokenizer that is used here."""
+    """The methods of a CLIP tokenizer that are used here."""
 
     def __call__(self, texts: list[str], *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]: ...
 
@@ -25,8 +25,8 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
 
-class Words:
-    """Answers about words; the tokenizer is loaded with the first question. Counts are remembered by text."""
+class TokenAnalysis:
+    """Analyses texts with a tokenizer that is loaded when first needed. Counts are cached by text."""
 
     def __init__(self, load: Callable[[], Tokenizer]) -> None:
         self._load = load
@@ -36,59 +36,59 @@ class Words:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded now if it was not."""
+        """The tokenizer, loaded on first use."""
         with self._loading:
             if self._tokenizer is None:
                 self._tokenizer = self._load()
             return self._tokenizer
 
-    def count_at_once(self, texts: Sequence[str]) -> list[int] | None:
-        """The counts, or None while the tokenizer is being loaded, which may take seconds the first time."""
+    def count_if_loaded(self, texts: Sequence[str]) -> list[int] | None:
+        """The counts, or None while the tokenizer is loading, which can take seconds."""
         if self._tokenizer is not None:
             return self.count(texts)
         if not self._loading.locked():
-            threading.Thread(target=self._load_ahead, name="lora-train-tokenizer", daemon=True).start()
+            threading.Thread(target=self._load_in_background, name="lora-train-tokenizer", daemon=True).start()
         return None
 
-    def _load_ahead(self) -> None:
-        """Load in a thread of its own; what goes wrong there is told to whoever asks for counts next."""
+    def _load_in_background(self) -> None:
+        """Load the tokenizer; the next call of `count` raises the error if that fails."""
         with contextlib.suppress(LoraTrainError, ImportError, OSError):
             self.count([""])
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without the begin and end token."""
+        """Number of tokens of each text, without the begin and end token."""
         unknown = list({text for text in texts if text not in self._counts})
         if unknown:
             found = self.tokenizer(unknown, add_special_tokens=False, verbose=False)["input_ids"]
             self._counts.update((text, len(ids)) for text, ids in zip(unknown, found, strict=True))
         return [self._counts[text] for text in texts]
 
-    def pieces(self, word: str) -> list[str]:
-        """A word's tokens as they are written; the last token of a word ends with a blank."""
+    def tokenize(self, word: str) -> list[str]:
+        """The tokens of a word as text; the last one ends with a space."""
         return [token.replace(_WORD_END, " ") for token in self.tokenizer.tokenize(word)]
 
-    def shared(self, triggers: Iterable[str]) -> list[str]:
-        """A sentence for every two triggers with a token in common: what one learns bleeds into the other."""
-        known = {trigger: self.pieces(trigger) for trigger in dict.fromkeys(t for t in triggers if t.strip())}
-        return list(_bleeding(known))
+    def shared_tokens(self, triggers: Iterable[str]) -> list[str]:
+        """A warning for every pair of triggers with a token in common: what one learns bleeds into the other."""
+        known = {trigger: self.tokenize(trigger) for trigger in dict.fromkeys(t for t in triggers if t.strip())}
+        return list(_shared_token_warnings(known))
 
-    def rare(self, used: Collection[str], number: int = 60) -> list[str]:
+    def rare_words(self, used: Collection[str], number: int = 60) -> list[str]:
         """Words of at most four letters that are one token, the rarest first, without rude ones and those in `used`.
 
         CLIP's tokens are numbered in the order in which byte-pair encoding made them, which is by frequency: a high
-        number is a rare word.
+        number means a rare word.
         """
         words = {
             token.removesuffix(_WORD_END): place
             for token, place in self.tokenizer.get_vocab().items()
             if token.endswith(_WORD_END)
         }
-        short = [word for word in words if 3 <= len(word) <= _MOST_LETTERS and word.isascii() and word.isalpha()]
+        short = [word for word in words if 3 <= len(word) <= _MAX_LETTERS and word.isascii() and word.isalpha()]
         ordered = sorted(short, key=lambda word: -words[word])
-        return list(itertools.islice((word for word in ordered if word not in used and not is_rude(word)), number))
+        return list(itertools.islice((word for word in ordered if word not in used and not is_blocked(word)), number))
 
 
-def _bleeding(known: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _shared_token_warnings(known: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for (one, tokens), (other, others) in itertools.combinations(known.items(), 2):
         common = [token.strip() for token in dict.fromkeys(tokens) if token in others and token.strip(" ,")]
         if common:
