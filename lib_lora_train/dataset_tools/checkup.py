@@ -1,6 +1,6 @@
-"""Dataset checkup: problems of the images and captions in a data folder, with a repair where there is one.
+"""Dataset check: problems of the images and captions in a data folder, with a repair where there is one.
 
-The checkup changes nothing; `repairs.write_repairs` does. Every image is decoded once and cached (`image_cache`).
+The check changes nothing; `repairs.write_repairs` does. Every image is decoded once and cached (`image_cache`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lib_lora_train.dataset_tools.perceptual_hash import group_similar
 
 Kind = Literal[
     "broken",
-    "unread format",
+    "unsupported format",
     "tiny",
     "huge",
     "transparent",
@@ -45,7 +45,7 @@ Kind = Literal[
     "caption encoding",
     "orphan caption",
 ]
-Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "turn", "write caption", "to UTF-8"]
+Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "rotate", "write caption", "to UTF-8"]
 
 HUGE_PX = 3000
 _MAX_THREADS = 4
@@ -157,7 +157,7 @@ def _report_broken(path: Path, reason: str) -> Finding:
 def _report_unsupported(path: Path) -> Finding:
     text = f"is a {path.suffix[1:].upper()} file, which training does not read. {SUPPORTED_FORMATS_ADVICE}"
     can_open = path.suffix.lower() in Image.registered_extensions()
-    return Finding("unread format", "warning", path, text, "convert" if can_open else "")
+    return Finding("unsupported format", "warning", path, text, "convert" if can_open else "")
 
 
 def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
@@ -177,7 +177,7 @@ def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
         yield Finding("animated", "hint", path, text, "first frame")
     if image.orientation != 1:
         text = "has an EXIF rotation tag. Training applies it; other programs may not."
-        yield Finding("rotated", "hint", path, text, "turn")
+        yield Finding("rotated", "hint", path, text, "rotate")
 
 
 def _check_duplicates(images: Sequence[ImageFacts]) -> Iterator[Finding]:

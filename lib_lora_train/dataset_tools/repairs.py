@@ -1,4 +1,4 @@
-"""Repairs of the dataset checkup. Nothing is lost: the original of every changed or moved file is kept.
+"""Repairs for the findings of the dataset check. Nothing is lost: the original of every changed or moved file is kept.
 
 The originals of the folder `cats` go to `cats-originals` beside it, in the same sub-folders, with an undo list for
 `write_undo`.
@@ -39,7 +39,7 @@ SHRUNK_SIDE = 2048
 """Longest side in px after shrinking; more than any bucket of a resolution up to 1024 needs."""
 
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "BMP": {}}
-_ORDER: tuple[Repair, ...] = ("turn", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
+_ORDER: tuple[Repair, ...] = ("rotate", "first frame", "convert", "flatten", "shrink", "to UTF-8", "write caption")
 
 
 @dataclass(frozen=True)

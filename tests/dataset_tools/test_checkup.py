@@ -108,7 +108,7 @@ def test_every_problem_is_found_and_nothing_else(folder: Path) -> None:
         "empty caption": ["empty.png"],
         "caption encoding": ["latin.txt"],
         "orphan caption": ["nobody.txt"],
-        "unread format": ["old.gif"],
+        "unsupported format": ["old.gif"],
     }
     assert progress[-1] == (14, 14) and len(report.images) == 13
     assert of_kind(report, "duplicate")[0].like == folder / "twin copy.png"
@@ -282,7 +282,7 @@ def test_a_converted_image_does_not_overwrite_another(folder: Path) -> None:
     scene(1).save(folder / "a.gif")
     put(folder, "a.png", scene(2))
     before = snapshot(folder)
-    fixed = write_repairs(folder, of_kind(check_dataset(folder), "unread format"))
+    fixed = write_repairs(folder, of_kind(check_dataset(folder), "unsupported format"))
     assert fixed.repaired == () and "a.png exists already" in fixed.failed[0][1]
     assert snapshot(folder) == before and fixed.undo is None
 
