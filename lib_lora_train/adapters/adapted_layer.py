@@ -1,4 +1,4 @@
-"""The module that stands in for a base layer while it is adapted."""
+"""The module that replaces a base layer while it is adapted."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ _ONE = torch.ones(1)
 
 
 @dataclass
-class Switch:
-    """What all layers of one adapter share.
+class AdapterSwitch:
+    """State that all layers of an adapter share.
 
-    `strength`: 0 without effect, 1 as trained. `chance`: what is random in a training step; None outside of one.
+    `strength`: 0 for no effect, 1 as trained. `dropout`: of the current micro-batch; None outside training.
     """
 
     strength: float = 1.0
-    chance: DropoutState | None = None
+    dropout: DropoutState | None = None
 
 
 class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A PEFT tuner layer around `base_layer` whose numbers lie in a `FlatBuffer`.
+    """A PEFT tuner layer around `base_layer` whose weights are slices of a `FlatBuffer`.
 
-    It registers no parameters of its own, so moving or casting the model cannot tear them out of the buffer, and the
-    base layer stays the untouched original.
+    It registers no parameters, so moving or casting the model cannot separate them from the buffer, and the base layer
+    stays untouched.
 
     Args:
-        base_layer: the module whose place this one takes
-        family: the mathematics
-        slices: where this layer's numbers lie
-        options: rank, alpha and what else the family reads
+        base_layer: the module it replaces
+        family: computes the update
+        slices: this layer's weights
+        options: rank, alpha and the family's other options
         switch: shared by the whole adapter
         key: the layer's name in the file
     """
 
     def __init__(
-        self, base_layer: nn.Module, family: Family, slices: Slices, *, options: Options, switch: Switch, key: str = ""
+        self,
+        base_layer: nn.Module,
+        family: Family,
+        slices: Slices,
+        *,
+        options: Options,
+        switch: AdapterSwitch,
+        key: str = "",
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -56,32 +63,32 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @property
     def scale(self) -> float:
-        """Factor of the update at strength 1, where the family has one."""
+        """The update's factor at strength 1, alpha / rank, for families that have one."""
         return self.options.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """The base layer's output with, unless switched off, the update."""
-        strength, chance = self.switch.strength, self.switch.chance
-        if strength == 0 or self.disable_adapters or (chance is not None and chance.skips(self.key)):
+        """The base layer's output, plus the update unless it is switched off."""
+        strength, dropout = self.switch.strength, self.switch.dropout
+        if strength == 0 or self.disable_adapters or (dropout is not None and dropout.skips_layer(self.key)):
             output: Tensor = self.base_layer(x)
             return output
-        draw = None if chance is None else chance.draw(self.key)
-        return self.family.forward(self.base_layer, x, self.slices, self.options, strength=strength, draw=draw)
+        drop = None if dropout is None else dropout.for_layer(self.key)
+        return self.family.forward(self.base_layer, x, self.slices, self.options, strength=strength, dropout=drop)
 
     def diff_weight(self) -> Tensor:
         """ΔW at strength 1, fp32, shaped like the base weight."""
-        return self.family.diff_weight(self.slices.named(), self.options, base_weight(self.base_layer).detach())
+        return self.family.diff_weight(self.slices.fp32(), self.options, base_weight(self.base_layer).detach())
 
     def diff_bias(self) -> Tensor | None:
-        """What is added to the bias at strength 1, fp32."""
-        return self.family.diff_bias(self.slices.named())
+        """The bias update at strength 1, fp32; None if the family has none."""
+        return self.family.diff_bias(self.slices.fp32())
 
     def diff_norm(self) -> Tensor:
         """‖ΔW‖ at strength 1, 0-d."""
-        return self.family.diff_norm(self.slices.named(), self.options, base_weight(self.base_layer).detach())
+        return self.family.diff_norm(self.slices.fp32(), self.options, base_weight(self.base_layer).detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Key ending → fp32 copy on the CPU (switches as they are), with what the file says beside them (`alpha` …)."""
+        """Key ending → fp32 copy on the CPU (booleans unchanged), including constants such as `alpha`."""
         views = self.state_views()
         return {
             ending: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
@@ -89,24 +96,24 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         }
 
     def state_shapes(self) -> dict[str, torch.Size]:
-        """Key ending → shape, for what `state` returns."""
+        """Key ending → shape of each tensor of `state`."""
         return {ending: tensor.shape for ending, tensor in self.state_views().items()}
 
     def state_views(self) -> dict[str, Tensor]:
-        """As `state`, without copying what files hold as it is, on its device and in its number format."""
+        """Like `state`, but views in the buffer's device and dtype wherever the file holds the weights unchanged."""
         endings = self.family.STATE_KEYS
-        stored = self.family.file_weights(self.slices.stored())
+        stored = self.family.file_weights(self.slices.tensors())
         views = {endings[name]: value for name, value in stored.items()}
         return {**views, **self.family.fixed_state(self.options)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the numbers of `state`, whose endings and shapes are those of `state_shapes`.
+        """Load `state`, whose endings and shapes match `state_shapes`.
 
-        A trained factor, which is multiplied into the other numbers there, is 1 again.
+        A trained scalar, which files hold multiplied into the other weights, is set to 1.
         """
         endings = self.family.STATE_KEYS
         with torch.no_grad():
-            for name, value in self.slices.stored().items():
+            for name, value in self.slices.tensors().items():
                 value.copy_(state.get(endings[name], _ONE))
         fixed = {ending: state[ending] for ending in self.family.fixed_state(self.options) if ending in state}
         self.options = self.family.with_fixed(self.options, fixed)

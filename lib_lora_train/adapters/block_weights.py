@@ -1,4 +1,4 @@
-"""Ranks, alphas and learning-rate weights of single UNet blocks, counted as kohya counts them."""
+"""Ranks, alphas and learning-rate weights per UNet block, numbered as in kohya's scripts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PLACE = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)")
 
 
 @dataclass(frozen=True)
-class BlockRule:
-    """What differs from block to block, as text; all empty: nothing does."""
+class BlockOverrides:
+    """Per-block settings as typed; all empty: every block is alike."""
 
     ranks: str = ""
     alphas: str = ""
@@ -26,13 +26,13 @@ class BlockRule:
 
     @property
     def is_used(self) -> bool:
-        """Whether any block differs."""
+        """Whether any setting is given."""
         return any((self.ranks, self.alphas, self.down_weights, self.mid_weights, self.up_weights))
 
 
-def block_rule(config: TrainConfig) -> BlockRule:
-    """The blocks' settings of a run."""
-    return BlockRule(
+def block_overrides_from_config(config: TrainConfig) -> BlockOverrides:
+    """The block settings of a run."""
+    return BlockOverrides(
         ranks=config.block_ranks,
         alphas=config.block_alphas,
         down_weights=config.down_lr_weight,
@@ -42,56 +42,58 @@ def block_rule(config: TrainConfig) -> BlockRule:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A block's settings; None: as everywhere. A rank or a weight of 0 leaves the block without LoRA."""
+class BlockSettings:
+    """One block's settings; None: the run's own value. A rank or weight of 0 excludes the block."""
 
     rank: int | None = None
     alpha: float | None = None
-    rate_weight: float = 1.0
+    lr_weight: float = 1.0
 
     @property
-    def is_left_out(self) -> bool:
-        return self.rank == 0 or self.rate_weight == 0
+    def is_excluded(self) -> bool:
+        return self.rank == 0 or self.lr_weight == 0
 
 
-EVERYWHERE = Block()
+DEFAULT_BLOCK = BlockSettings()
 
 
-def blocks_of(names: Iterable[str], rule: BlockRule, *, family: str) -> Mapping[str, Block]:
+def resolve_blocks(
+    names: Iterable[str], overrides: BlockOverrides, *, architecture: str
+) -> Mapping[str, BlockSettings]:
     """Layer name (diffusers') → its block's settings.
 
-    `names` must hold every target layer, see `ldm_layer_names`. AdapterError if a list is not as long as this model
-    has blocks.
+    `names` must hold every target layer, as in `ldm_layer_names`. AdapterError if the length of a list is not the
+    model's number of blocks.
     """
     names = tuple(names)
-    if not rule.is_used:
-        return dict.fromkeys(names, EVERYWHERE)
+    if not overrides.is_used:
+        return dict.fromkeys(names, DEFAULT_BLOCK)
     places = {name: _place(ldm) for name, ldm in ldm_layer_names(names).items()}
     counts = {way: 1 + max((n for w, n in places.values() if w == way), default=0) for way in ("down", "mid", "up")}
-    middle = 3 if family == "sdxl" else 1
-    down = _fit(parse_weights(rule.down_weights, counts["down"], WEIGHT_COUNTS), counts["down"], "down_lr_weight")
-    up = _fit(parse_weights(rule.up_weights, counts["up"], WEIGHT_COUNTS), counts["up"], "up_lr_weight")
-    mid = _fit(parse_weights(rule.mid_weights, middle, MIDDLE_COUNTS), middle, "mid_lr_weight")
+    middle = 3 if architecture == "sdxl" else 1
+    down = _fit(parse_weights(overrides.down_weights, counts["down"], WEIGHT_COUNTS), counts["down"], "down_lr_weight")
+    up = _fit(parse_weights(overrides.up_weights, counts["up"], WEIGHT_COUNTS), counts["up"], "up_lr_weight")
+    mid = _fit(parse_weights(overrides.mid_weights, middle, MIDDLE_COUNTS), middle, "mid_lr_weight")
     weights = {"down": down, "mid": mid, "up": up}
-    before = 1 if family == "sdxl" else 0
+    before = 1 if architecture == "sdxl" else 0
     total = before + counts["down"] + middle + counts["up"] + before
-    ranks = _fit(parse_ranks(rule.ranks), total, "block_ranks")
-    alphas = _fit(parse_alphas(rule.alphas), total, "block_alphas")
+    ranks = _fit(parse_ranks(overrides.ranks), total, "block_ranks")
+    alphas = _fit(parse_alphas(overrides.alphas), total, "block_alphas")
     starts = {"down": before, "mid": before + counts["down"], "up": before + counts["down"] + middle}
     found = {}
     for name, (way, number) in places.items():
         number = min(number, middle - 1) if way == "mid" else number
         position = starts[way] + number
-        found[name] = Block(
+        found[name] = BlockSettings(
             rank=int(ranks[position]) if ranks else None,
             alpha=alphas[position] if alphas else None,
-            rate_weight=weights[way][number] if weights[way] else 1.0,
+            lr_weight=weights[way][number] if weights[way] else 1.0,
         )
     return found
 
 
 def _place(ldm: str) -> tuple[str, int]:
-    """(down, mid or up; number) of an ldm layer name; what lies before all blocks counts to the first, and so on."""
+    """(down, mid or up; number) of an ldm layer name; layers outside the blocks count to the first or last one."""
     match = _PLACE.match(ldm)
     if not match:
         return ("up", 0) if ldm.startswith("out.") else ("down", 0)
@@ -101,5 +103,5 @@ def _place(ldm: str) -> tuple[str, int]:
 
 def _fit(values: tuple[float, ...], count: int, where: str) -> tuple[float, ...]:
     if values and len(values) != count:
-        raise AdapterError(f"{where} has {len(values)} numbers, and this model has {count} such blocks. Give {count}.")
+        raise AdapterError(f"{where} has {len(values)} numbers, but this model has {count} such blocks. Give {count}.")
     return values

@@ -1,10 +1,10 @@
-"""Layers whose ΔW is built as a whole, and how autograd reaches the numbers of a `FlatBuffer`.
+"""Layers whose ΔW is built in full, and how autograd reaches the weights in a `FlatBuffer`.
 
-`leaf` hands out one tensor as a differentiable value. `rebuilt` runs a layer with W + strength · ΔW and keeps only
-the input for the backward pass, where ΔW is built again: kept, all ΔW together would be as large as the model.
+`leaf` returns one tensor as a differentiable value. `forward_with_delta` runs a layer with W + strength · ΔW and saves
+only the input for the backward pass, where ΔW is built again: saved, all ΔW together would be as large as the model.
 
-A half-precision W is never rebuilt with ΔW inside (with |ΔW| / |W| = 1e-3 three quarters of the update would be
-rounded away); the update gets a product of its own there.
+ΔW is never added to a half-precision W (at |ΔW| / |W| = 1e-3 three quarters of the update would be rounded away); the
+update gets a separate product there.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from torch.nn import grad as conv_grad
 from lib_lora_train.adapters.flat_parameters import Slices
 
 _conv: Any = conv_grad  # torch leaves these functions untyped
-Make = Callable[[dict[str, Tensor], Tensor], "tuple[Tensor, Tensor | None]"]
-"""(weights, W) → (ΔW, what is added to the bias), differentiable."""
+BuildDelta = Callable[[dict[str, Tensor], Tensor], "tuple[Tensor, Tensor | None]"]
+"""(weights, W) → (ΔW, bias update), differentiable."""
 
 
 def leaf(slices: Slices, name: str, dtype: torch.dtype) -> Tensor:
-    """The tensor called `name` in `dtype`; its gradient is added to the flat one, in fp32."""
+    """The tensor called `name` in `dtype`; its gradient is added to the flat gradient, in fp32."""
     value: Tensor = _Leaf.apply(slices.anchor, slices, name, dtype)  # type: ignore[no-untyped-call]
     return value
 
 
-def rebuilt(layer: nn.Module, x: Tensor, slices: Slices, *, strength: float, make: Make) -> Tensor:
-    """The output of a Linear or Conv2d with `strength` times what `make` makes of the fp32 numbers."""
-    output: Tensor = _Rebuilt.apply(x, slices.anchor, layer, slices, strength, make)  # type: ignore[no-untyped-call]
+def forward_with_delta(
+    layer: nn.Module, x: Tensor, slices: Slices, *, strength: float, build_delta: BuildDelta
+) -> Tensor:
+    """The output of a Linear or Conv2d with `strength` times the update that `build_delta` builds in fp32."""
+    output: Tensor = _ForwardWithDelta.apply(  # type: ignore[no-untyped-call]
+        x, slices.anchor, layer, slices, strength, build_delta
+    )
     return output
 
 
@@ -42,7 +46,7 @@ class _Leaf(torch.autograd.Function):
     def forward(ctx: Any, _anchor: Tensor, slices: Slices, name: str, dtype: torch.dtype) -> Tensor:
         ctx.slices, ctx.name = slices, name
         value = slices.value(name, dtype)
-        return value.view_as(value)  # autograd marks what is returned, and the buffer's own view must stay unmarked
+        return value.view_as(value)  # autograd marks the returned tensor; the buffer's own view must stay unmarked
 
     @staticmethod
     @once_differentiable
@@ -51,50 +55,57 @@ class _Leaf(torch.autograd.Function):
         return None, None, None, None
 
 
-class _Rebuilt(torch.autograd.Function):
+class _ForwardWithDelta(torch.autograd.Function):
     """y = op(x, W + strength · ΔW, b + strength · Δb)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, _anchor: Tensor, layer: nn.Module, slices: Slices, strength: float, make: Make
+        ctx: Any,
+        x: Tensor,
+        _anchor: Tensor,
+        layer: nn.Module,
+        slices: Slices,
+        strength: float,
+        build_delta: BuildDelta,
     ) -> Tensor:
-        ctx.layer, ctx.slices, ctx.strength, ctx.make = layer, slices, strength, make
+        ctx.layer, ctx.slices, ctx.strength, ctx.build_delta = layer, slices, strength, build_delta
         weight = _weight(layer)
-        diff, bias = make(slices.named(), weight)
+        diff, bias = build_delta(slices.fp32(), weight)
         ctx.trains = ctx.needs_input_grad[1]
         ctx.save_for_backward(x if ctx.trains else None, weight if ctx.needs_input_grad[0] else None)
         ctx.input_shape = x.shape
         if is_exact(weight):
             return _apply(layer, x, weight + diff * strength, _sum(layer.bias, bias, strength))
-        own = None if bias is None else (bias * strength).to(weight.dtype)
-        return _apply(layer, x, weight, layer.bias) + _apply(layer, x, (diff * strength).to(weight.dtype), own)
+        bias_update = None if bias is None else (bias * strength).to(weight.dtype)
+        update = (diff * strength).to(weight.dtype)
+        return _apply(layer, x, weight, layer.bias) + _apply(layer, x, update, bias_update)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         base = _weight(ctx.layer)
-        leaves = {name: value.detach().requires_grad_(ctx.trains) for name, value in ctx.slices.named().items()}
+        leaves = {name: value.detach().requires_grad_(ctx.trains) for name, value in ctx.slices.fp32().items()}
         with torch.enable_grad():
-            diff, bias = ctx.make(leaves, base)
+            diff, bias = ctx.build_delta(leaves, base)
         grad_x = None
         if weight is not None:
             update = diff.detach() * ctx.strength
             grad_x = _input_gradient(ctx.layer, ctx.input_shape, weight, update, grad)
         if ctx.trains:
-            made = [diff] if bias is None else [diff, bias]
-            pulls = [_weight_gradient(ctx.layer, x, diff.shape, grad).to(diff.dtype) * ctx.strength]
+            outputs = [diff] if bias is None else [diff, bias]
+            grad_outputs = [_weight_gradient(ctx.layer, x, diff.shape, grad).to(diff.dtype) * ctx.strength]
             if bias is not None:
-                pulls.append(_bias_gradient(ctx.layer, grad).to(bias.dtype) * ctx.strength)
-            found = torch.autograd.grad(made, list(leaves.values()), pulls, allow_unused=True)
-            for name, gradient in zip(leaves, found, strict=True):
+                grad_outputs.append(_bias_gradient(ctx.layer, grad).to(bias.dtype) * ctx.strength)
+            gradients = torch.autograd.grad(outputs, list(leaves.values()), grad_outputs, allow_unused=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
                     ctx.slices.add_gradient(name, gradient)
         return grad_x, None, None, None, None, None
 
 
 def is_exact(weight: Tensor) -> bool:
-    """Whether W + ΔW keeps ΔW's digits in W's number format."""
+    """Whether W + ΔW keeps ΔW's digits in W's dtype."""
     return weight.dtype in (torch.float32, torch.float64)
 
 
@@ -138,5 +149,5 @@ def _weight_gradient(layer: nn.Module, x: Tensor, shape: torch.Size, grad: Tenso
 
 
 def _bias_gradient(layer: nn.Module, grad: Tensor) -> Tensor:
-    """Sum over all but the channels: the second dimension of images, the last of rows."""
+    """Sum over all dimensions but the channels: the second of images, the last of rows."""
     return grad.sum((0, 2, 3)) if isinstance(layer, nn.Conv2d) else grad.reshape(-1, grad.shape[-1]).sum(0)

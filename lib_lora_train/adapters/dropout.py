@@ -1,7 +1,7 @@
-"""What is random inside an adapter during training: a function of seed, counters and the layer's name.
+"""The adapter's random dropout in training: a function of seed, counters and the layer's name.
 
-Nothing is kept from one micro-batch to the next, so a resumed run drops what an uninterrupted one would have dropped,
-and a forward pass that gradient checkpointing repeats drops the same again.
+Nothing carries over from one micro-batch to the next, so a resumed run drops what an uninterrupted one would have
+dropped, and a forward pass repeated by gradient checkpointing drops the same again.
 """
 
 from __future__ import annotations
@@ -20,49 +20,51 @@ class DropoutRates:
     module_dropout: float = 0.0
 
     @property
-    def drops(self) -> bool:
+    def is_active(self) -> bool:
         """Whether anything is dropped."""
         return max(self.dropout, self.rank_dropout, self.module_dropout) > 0
 
 
 @dataclass(frozen=True)
 class DropoutState:
-    """The randomness of one micro-batch. `counters` name it: the step, and the micro-batch within the step."""
+    """The dropout of one micro-batch. `counters` identify it: the step, and the micro-batch within the step."""
 
-    rule: DropoutRates
+    rates: DropoutRates
     seed: int
     counters: tuple[int, ...]
 
-    def skips(self, key: str) -> bool:
-        """Whether the layer's update is left out of this micro-batch."""
-        rate = self.rule.module_dropout
+    def skips_layer(self, key: str) -> bool:
+        """Whether the layer's update is left out of this micro-batch (module dropout)."""
+        rate = self.rates.module_dropout
         return rate > 0 and random_for(self.seed, f"module dropout/{key}", *self.counters).random() < rate
 
-    def draw(self, key: str) -> Draw:
-        """What the layer drops. All layers share `block`: one size of DyLoRA is trained at a time (Algorithm 1)."""
-        return Draw(
+    def for_layer(self, key: str) -> LayerDropout:
+        """What the layer drops. `dylora_position` is shared: all layers train the same rank (DyLoRA, Algorithm 1)."""
+        return LayerDropout(
             seed=seed_for(self.seed, f"dropout/{key}", *self.counters),
-            dropout=self.rule.dropout,
-            rank_dropout=self.rule.rank_dropout,
-            block=random_for(self.seed, "dylora", *self.counters).random(),
+            neuron_dropout=self.rates.dropout,
+            rank_dropout=self.rates.rank_dropout,
+            dylora_position=random_for(self.seed, "dylora", *self.counters).random(),
         )
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The randomness of one layer in one micro-batch, a function of seed, counters and the layer's name.
+class LayerDropout:
+    """The dropout of one layer in one micro-batch.
 
-    dropout: share of the rank-size activations that are dropped; rank_dropout: share of ranks, per sample, or of rows
-    of ΔW (`kept_rows`);
-    block: DyLoRA's number in [0, 1) that chooses the rows to train.
+    Args:
+        seed: of the masks
+        neuron_dropout: share of the rank-size activations that are dropped
+        rank_dropout: share of ranks, per sample, or of ΔW's rows (`drop_rows`)
+        dylora_position: in [0, 1); selects the rows that DyLoRA trains
     """
 
     seed: int
-    dropout: float = 0.0
+    neuron_dropout: float = 0.0
     rank_dropout: float = 0.0
-    block: float = 0.0
+    dylora_position: float = 0.0
 
     @property
-    def drops(self) -> bool:
-        """Whether anything is dropped."""
-        return self.dropout > 0 or self.rank_dropout > 0
+    def is_active(self) -> bool:
+        """Whether any activation or rank is dropped."""
+        return self.neuron_dropout > 0 or self.rank_dropout > 0

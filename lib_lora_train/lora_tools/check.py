@@ -1,4 +1,4 @@
-"""What is in an adapter file: family, ranks, alphas, norms, faults, and which models it is for."""
+"""What is in an adapter file: family, ranks, alphas, norms, problems, and the models it is for."""
 
 from __future__ import annotations
 
@@ -17,36 +17,44 @@ from lib_lora_train.adapters.files.decode import (
     TUCKER_LOKR,
     ParsedLayer,
     ParsedLora,
-    has_other_axis,
-    open_file,
+    has_output_dora,
+    parse_file,
 )
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
-from lib_lora_train.adapters.files.other_models import other_model
+from lib_lora_train.adapters.files.other_models import identify_other_model
+from lib_lora_train.core.wording import shorten_list
 
-_CROSS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
-_TEXT = {768: "SD1", 1024: "SD2"}
-_DEEP = re.compile(r"transformer_blocks_[1-9]")
-_SHALLOW = re.compile(r"_(down_blocks_0_attentions|input_blocks_[12]_1|up_blocks_3_attentions)_")
+_MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
+_MODELS_BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2"}
+_SDXL_ONLY = re.compile(r"transformer_blocks_[1-9]")
+_NOT_SDXL = re.compile(r"_(down_blocks_0_attentions|input_blocks_[12]_1|up_blocks_3_attentions)_")
 _NOT_IN_FORGE = ("ia3", "oft", "boft")
 _SHOWN = 5
-_OF_SD = re.compile(
+_SD_LAYER = re.compile(
     r"lora_(te[12]?_text_|unet_(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_\d|unet_mid_block_"
     r"|unet_(conv_|time_embed|add_embedding|label_emb|out_))"
 )
 _REMARKS = {
     NEWER_GLORA: "GLoRA in LyCORIS' newer layout, which A1111 cannot read. `convert` writes what every webui reads.",
-    OTHER_ALPHA: "GLoRA with an alpha that is not its rank: Forge scales by it, A1111 and this tool do not.",
-    TUCKER_LOKR: "LoKr with a Tucker core, at which Forge fails as it draws. `convert` writes what every webui reads.",
+    OTHER_ALPHA: "GLoRA with an alpha other than its rank: Forge scales by it, A1111 and this tool do not.",
+    TUCKER_LOKR: "LoKr with a Tucker core, with which Forge fails to generate. `convert` rewrites it for every webui.",
 }
 
 
 @dataclass(frozen=True)
-class Checked:
-    """The findings.
+class LoraReport:
+    """What `check` found.
 
-    `norms`: layer → ‖ΔW‖, where it does not depend on the model; `broken`: keys with NaN or infinity; `turned`: layers
-    whose DoRA is for output channels; `foreign`: layers that no Stable Diffusion has; `remarks`: what hosts disagree on
-    → in how many layers.
+    Attributes:
+        families, parts, ranks, alphas: value → number of layers
+        norms: layer → ‖ΔW‖, where it does not depend on the model
+        zero: layers whose ΔW is 0
+        broken: keys with NaN or infinity
+        unknown: keys that are not recognised
+        output_dora: layers with DoRA per output channel
+        foreign: layers that no Stable Diffusion model has
+        remarks: what webuis disagree on → number of layers
+        base_model: the models the file is for
     """
 
     path: Path
@@ -58,7 +66,7 @@ class Checked:
     zero: tuple[str, ...]
     broken: tuple[str, ...]
     unknown: tuple[str, ...]
-    turned: tuple[str, ...]
+    output_dora: tuple[str, ...]
     foreign: tuple[str, ...]
     remarks: Mapping[str, int]
     base_model: str
@@ -66,40 +74,43 @@ class Checked:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A sentence for everything that a user should know before using the file."""
+        """One sentence for each thing to know before using the file."""
         found = []
         if self.broken:
-            found.append(f"{len(self.broken)} tensors hold NaN or infinity ({_some(self.broken)}): unusable.")
-        if self.turned:
+            names = shorten_list(self.broken, _SHOWN)
+            found.append(f"{len(self.broken)} tensors contain NaN or infinity ({names}): the file is unusable.")
+        if self.output_dora:
             found.append(
-                "Its DoRA is for output channels, which A1111 and Forge read as something else, silently. "
-                "`convert` writes what it meant in training."
+                "Its DoRA is per output channel, which A1111 and Forge silently misread. "
+                "`convert` writes a file with the effect it had in training."
             )
         found += [f"{count} layers: {_REMARKS[remark]}" for remark, count in self.remarks.items()]
-        if other_model(self.foreign):
-            found.append(f"It is for {other_model(self.foreign)}: only files for SD1, SD2 and SDXL can be used here.")
+        if identify_other_model(self.foreign):
+            model = identify_other_model(self.foreign)
+            found.append(f"It is for {model}; only files for SD1, SD2 and SDXL can be used here.")
         elif self.foreign:
-            found.append(f"{len(self.foreign)} layers are of no Stable Diffusion ({_some(self.foreign)}).")
+            names = shorten_list(self.foreign, _SHOWN)
+            found.append(f"{len(self.foreign)} layers do not belong to any Stable Diffusion model ({names}).")
         if self.unknown:
-            found.append(f"{len(self.unknown)} keys are not understood ({_some(self.unknown)}).")
+            found.append(f"{len(self.unknown)} keys are not recognised ({shorten_list(self.unknown, _SHOWN)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
         ignored = [name for name in self.families if name.startswith(_NOT_IN_FORGE)]
         if ignored:
-            found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which it reads.")
+            found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which Forge reads.")
         return tuple(found)
 
 
-def check_file(path: Path) -> Checked:
-    """The findings on a file; AdapterError if it cannot be read."""
+def check_file(path: Path) -> LoraReport:
+    """The report on the file at `path`; AdapterError if it cannot be read."""
     return check(read_adapter(path))
 
 
-def check(file: AdapterFile) -> Checked:
-    """The findings on a file that was read."""
-    opened = open_file(file)
-    layers = opened.layers
-    return Checked(
+def check(file: AdapterFile) -> LoraReport:
+    """The report on a file in memory."""
+    parsed = parse_file(file)
+    layers = parsed.layers
+    return LoraReport(
         path=file.path,
         families=Counter(layer.kind for layer in layers.values()),
         parts=Counter(_part(name) for name in layers),
@@ -108,31 +119,31 @@ def check(file: AdapterFile) -> Checked:
         norms={name: norm for name, layer in layers.items() if (norm := _norm(layer)) is not None},
         zero=tuple(name for name, layer in layers.items() if _norm(layer) == 0),
         broken=tuple(key for key, tensor in file.state.items() if not bool(torch.isfinite(tensor.float()).all())),
-        unknown=opened.unknown,
-        foreign=tuple(name for name in layers if not _OF_SD.match(name)),
+        unknown=parsed.unknown,
+        foreign=tuple(name for name in layers if not _SD_LAYER.match(name)),
         remarks=Counter(layer.remark for layer in layers.values() if layer.remark),
-        turned=tuple(name for name, layer in layers.items() if has_other_axis(layer)),
-        base_model=_base_model(opened, file.metadata),
+        output_dora=tuple(name for name, layer in layers.items() if has_output_dora(layer)),
+        base_model=_base_model(parsed, file.metadata),
         metadata=file.metadata,
     )
 
 
-def report(checked: Checked) -> str:
-    """The findings as lines of text."""
-    norms = list(checked.norms.values())
+def format_report(report: LoraReport) -> str:
+    """The report as lines of text."""
+    norms = list(report.norms.values())
     lines = [
-        f"{checked.path.name}: {_told(checked.families)}",
-        f"  for {checked.base_model}; layers: {_told(checked.parts)}",
-        f"  rank: {_told(checked.ranks)}; alpha: {_told(checked.alphas)}",
+        f"{report.path.name}: {_format_counts(report.families)}",
+        f"  for {report.base_model}; layers: {_format_counts(report.parts)}",
+        f"  rank: {_format_counts(report.ranks)}; alpha: {_format_counts(report.alphas)}",
     ]
     if norms:
         lines.append(f"  ‖ΔW‖: {min(norms):.4g} to {max(norms):.4g}, {sum(norms) / len(norms):.4g} on average")
-    if checked.zero:
-        lines.append(f"  without effect: {len(checked.zero)} layers ({_some(checked.zero)})")
+    if report.zero:
+        lines.append(f"  no effect: {len(report.zero)} layers ({shorten_list(report.zero, _SHOWN)})")
     for key in ("ss_output_name", "ss_network_module", "ss_sd_model_name", "ss_steps", "modelspec.trigger_phrase"):
-        if checked.metadata.get(key) not in (None, "", "None"):
-            lines.append(f"  {key}: {checked.metadata[key]}")
-    return "\n".join([*lines, *(f"  ! {problem}" for problem in checked.problems)])
+        if report.metadata.get(key) not in (None, "", "None"):
+            lines.append(f"  {key}: {report.metadata[key]}")
+    return "\n".join([*lines, *(f"  ! {problem}" for problem in report.problems)])
 
 
 def _part(name: str) -> str:
@@ -143,7 +154,7 @@ def _part(name: str) -> str:
 
 
 def _norm(layer: ParsedLayer) -> float | None:
-    """‖ΔW‖, None where it depends on the model's weights."""
+    """‖ΔW‖; None if it depends on the model's weights."""
     if layer.depends_on_model:
         return None
     weights = {name: tensor.float() for name, tensor in layer.weights.items()}
@@ -153,38 +164,38 @@ def _norm(layer: ParsedLayer) -> float | None:
     return float(layer.family.diff_norm(weights, layer.options, torch.empty(0)))
 
 
-def _base_model(opened: ParsedLora, metadata: Mapping[str, str]) -> str:
-    """Which models the file is for: by the width of the prompt that cross-attention reads, else by names and words."""
-    other = other_model(opened.layers)
+def _base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
+    """The models the file is for: by the input width of cross-attention, else by metadata, else by layer names."""
+    other = identify_other_model(parsed.layers)
     if other:
         return other
-    for name, layer in opened.layers.items():
+    for name, layer in parsed.layers.items():
         if name.endswith(("attn2_to_k", "attn2_to_v")):
-            width = _inputs(layer)
-            if width in _CROSS:
-                return _CROSS[width]
-    told = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
-    if "xl" in told:
-        return "SDXL (as it says)"
-    if told:
-        kind = next((kind for mark, kind in (("v2", "SD2"), ("v1", "SD1")) if mark in told), told)
-        return f"{kind} (as it says)"
-    return _by_names(opened) or "an unknown model"
+            width = _input_width(layer)
+            if width in _MODELS_BY_CROSS_ATTENTION:
+                return _MODELS_BY_CROSS_ATTENTION[width]
+    version = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
+    if "xl" in version:
+        return "SDXL (according to its metadata)"
+    if version:
+        kind = next((kind for mark, kind in (("v2", "SD2"), ("v1", "SD1")) if mark in version), version)
+        return f"{kind} (according to its metadata)"
+    return _base_model_by_layers(parsed) or "an unknown model"
 
 
-def _by_names(opened: ParsedLora) -> str:
-    """By layers that not all have: SDXL's second encoder and deeper transformers, the other two's widths of text."""
-    if any(name.startswith(("lora_te1", "lora_te2")) or _DEEP.search(name) for name in opened.layers):
+def _base_model_by_layers(parsed: ParsedLora) -> str:
+    """By SDXL's second text encoder and deeper transformers, or the text encoder's width of SD1 and SD2; else ""."""
+    if any(name.startswith(("lora_te1", "lora_te2")) or _SDXL_ONLY.search(name) for name in parsed.layers):
         return "SDXL"
-    for name, layer in opened.layers.items():
-        width = _inputs(layer) if name.endswith(("self_attn_q_proj", "self_attn_k_proj", "mlp_fc1")) else None
-        if width in _TEXT:
-            return _TEXT[width]
-    return "SD1 or SD2" if any(_SHALLOW.search(name) for name in opened.layers) else ""
+    for name, layer in parsed.layers.items():
+        width = _input_width(layer) if name.endswith(("self_attn_q_proj", "self_attn_k_proj", "mlp_fc1")) else None
+        if width in _MODELS_BY_TEXT_WIDTH:
+            return _MODELS_BY_TEXT_WIDTH[width]
+    return "SD1 or SD2" if any(_NOT_SDXL.search(name) for name in parsed.layers) else ""
 
 
-def _inputs(layer: ParsedLayer) -> int | None:
-    """In-features of a linear layer, as far as its tensors tell."""
+def _input_width(layer: ParsedLayer) -> int | None:
+    """In-features of a linear layer; None if its tensors do not show them."""
     weights = layer.weights
     if layer.family.NAME == "lokr":
         small, big = weights["w1" if "w1" in weights else "w1_b"], weights["w2" if "w2" in weights else "w2_b"]
@@ -192,9 +203,5 @@ def _inputs(layer: ParsedLayer) -> int | None:
     return next((weights[n].shape[1] for n in ("down", "a1", "w1_b", "diff", MAGNITUDE) if n in weights), None)
 
 
-def _told(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:
+def _format_counts(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:
     return ", ".join(f"{value} × {count}" for value, count in counts.items()) or "none"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

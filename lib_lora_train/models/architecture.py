@@ -1,8 +1,8 @@
-"""Which Stable Diffusion a set of tensors is, read from the names and shapes alone.
+"""Identifies a checkpoint's model (SD1, SD2 or SDXL) from the names and shapes of its tensors.
 
-A checkpoint in ldm's single-file layout says everything about its networks by its shapes, except
-the number of attention heads and what its UNet predicts. Those come from rules that hold for all
-published models, or from `Hints` (side-car files, metadata, the user).
+In ldm's single-file layout the shapes show everything about the networks, except the number of attention heads and what
+the UNet predicts. Those follow rules that hold for all published models, or come from `CheckpointHints` (files beside
+the checkpoint, metadata, the user).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from lib_lora_train.core.errors import ModelError
 
-Family = Literal["sd1", "sd2", "sdxl"]
+Architecture = Literal["sd1", "sd2", "sdxl"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,18 +23,17 @@ VAE_PREFIX = "first_stage_model."
 TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 
 SCALE_FACTORS: Mapping[str, float] = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-FAMILY_NAMES: Mapping[str, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 
-# CLIP ViT-L, OpenCLIP ViT-H and OpenCLIP ViT-bigG: the only text encoders of the three families.
+# CLIP ViT-L, OpenCLIP ViT-H and OpenCLIP ViT-bigG: the only text encoders of the three architectures.
 _TEXT_HEADS = {768: 12, 1024: 16, 1280: 20}
 
 
 @dataclass(frozen=True)
-class Hints:
-    """What shapes cannot tell; None where nobody said it.
+class CheckpointHints:
+    """What shapes do not show; None if unknown.
 
-    `text_heads` has one number per text encoder; `unet_heads` is the number of heads on every
-    level, `unet_head_dim` the width of one head.
+    `text_heads` has one number per text encoder; `unet_heads` is the number of heads on every level, `unet_head_dim`
+    the width of one head.
     """
 
     prediction_type: PredictionType | None = None
@@ -47,10 +46,10 @@ class Hints:
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """One text encoder: where its tensors are and how transformers is to build it.
+    """One text encoder: where its tensors are, and its transformers config.
 
-    `layout` "clip" is transformers' own naming, "open_clip" has q, k and v in one tensor.
-    `pad_token` is what the webuis fill a chunk with after its end token.
+    `layout` "clip" has transformers' names, "open_clip" has q, k and v in one tensor. `pad_token` is what the webuis
+    fill a chunk with after its end token.
     """
 
     layout: Literal["clip", "open_clip"]
@@ -64,7 +63,7 @@ class TextEncoderSpec:
 class ModelSpec:
     """A whole model as data: `unet` and `vae` are diffusers configs, text encoders in webui order."""
 
-    family: Family
+    architecture: Architecture
     prediction_type: PredictionType
     zero_terminal_snr: bool
     scale_factor: float
@@ -79,8 +78,8 @@ _FLAT_CLIP = re.compile(
 )
 
 
-def with_text_model_level(named: Mapping[str, _Value]) -> dict[str, _Value]:
-    """The same values, CLIP's names with the `text_model.` that old SD1 files and transformers 5 leave out."""
+def add_text_model_prefix(named: Mapping[str, _Value]) -> dict[str, _Value]:
+    """The same values, with the `text_model.` that old SD1 files and transformers 5 omit from CLIP's names."""
     return {_FLAT_CLIP.sub(r"\1text_model.", name): value for name, value in named.items()}
 
 
@@ -89,52 +88,50 @@ def infer_spec(
     *,
     prediction_type: PredictionType | None = None,
     zero_terminal_snr: bool | None = None,
-    hints: Hints | None = None,
+    hints: CheckpointHints | None = None,
 ) -> ModelSpec:
-    """The model that tensors of these names and shapes are.
+    """The model with tensors of these names and shapes.
 
-    An explicit `prediction_type` wins over the hints, these over the marker tensors `v_pred` and `ztsnr`,
-    these over the family's usual one (SD2: v, as its 768 px models; SD1 and SDXL: epsilon).
+    An explicit `prediction_type` takes precedence over the hints, these over the marker tensors `v_pred` and `ztsnr`,
+    these over the architecture's default (SD2: v, as in its 768 px models; SD1 and SDXL: epsilon).
 
-    Raises ModelError, telling what it is instead, if it is no SD1, SD2 or SDXL text-to-image model.
+    ModelError, saying what it is instead, if it is not an SD1, SD2 or SDXL text-to-image model.
     """
-    hints = hints or Hints()
-    shapes = with_text_model_level(shapes)
-    refuse_other_kinds(shapes)
+    hints = hints or CheckpointHints()
+    shapes = add_text_model_prefix(shapes)
+    refuse_non_checkpoints(shapes)
     _refuse_incomplete(shapes)
-    family = _family(shapes)
-    said = prediction_type or hints.prediction_type or ("v_prediction" if "v_pred" in shapes else None)
-    usual: PredictionType = "v_prediction" if family == "sd2" else "epsilon"
+    architecture = _architecture(shapes)
+    prediction_type = prediction_type or hints.prediction_type or ("v_prediction" if "v_pred" in shapes else None)
+    default: PredictionType = "v_prediction" if architecture == "sd2" else "epsilon"
     if zero_terminal_snr is None:
         zero_terminal_snr = "ztsnr" in shapes if hints.zero_terminal_snr is None else hints.zero_terminal_snr
-    encoders = _text_encoders(shapes, family, hints)
-    pooled = encoders[-1].config["projection_dim"] if family == "sdxl" else 0
+    encoders = _text_encoders(shapes, architecture, hints)
+    pooled = encoders[-1].config["projection_dim"] if architecture == "sdxl" else 0
     return ModelSpec(
-        family=family,
-        prediction_type=said or usual,
+        architecture=architecture,
+        prediction_type=prediction_type or default,
         zero_terminal_snr=zero_terminal_snr,
-        scale_factor=hints.scale_factor or SCALE_FACTORS[family],
+        scale_factor=hints.scale_factor or SCALE_FACTORS[architecture],
         unet=_unet_config(shapes, hints, pooled),
         vae=_vae_config(shapes),
         text_encoders=encoders,
     )
 
 
-def _family(shapes: Shapes) -> Family:
+def _architecture(shapes: Shapes) -> Architecture:
     proj_in = shapes.get(f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight")
     if f"{UNET_PREFIX}label_emb.0.0.weight" in shapes:
         if any(name.startswith("conditioner.embedders.1.") for name in shapes):
             return "sdxl"
         what = "SDXL refiner" if any(name.startswith("conditioner.") for name in shapes) else "SD2-unclip model"
-        raise ModelError(
-            f"This is an {what}, which cannot be trained here. Choose a text-to-image SDXL or SD checkpoint."
-        )
+        raise ModelError(f"This is an {what}, which cannot be trained. Choose a text-to-image SDXL or SD checkpoint.")
     if proj_in is None:
-        raise ModelError("The UNet has no attention on its first level: it is not SD1, SD2 or SDXL.")
+        raise ModelError("The UNet has no attention on its first level, so it is not SD1, SD2 or SDXL.")
     return "sd1" if len(proj_in) == 4 else "sd2"
 
 
-# --- what else a file can be --------------------------------------------------------------------
+# --- other kinds of files -----------------------------------------------------------------------
 
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (
@@ -144,13 +141,13 @@ _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (r"^(emb_params|string_to_param|clip_[lg]$)", "a textual-inversion embedding, not a checkpoint."),
     (r"^(control_model\.|input_hint_block|zero_convs)", "a ControlNet, not a checkpoint."),
     (r"(double_blocks\.|joint_blocks\.)", "a Flux or SD3 model. Only SD 1.x, SD 2.x and SDXL can be trained."),
-    (r"^(edm_mean|edm_vpred)", "an EDM model (Playground, CosXL), whose noise schedule is not supported."),
+    (r"^(edm_mean|edm_vpred)", "an EDM model (Playground, CosXL). Its noise schedule is not supported."),
     (r"^(down_blocks|up_blocks|mid_block)\.", "a UNet in diffusers' layout. Choose the single-file (ldm) checkpoint."),
 )
 
 
-def refuse_other_kinds(shapes: Iterable[str]) -> None:
-    """Raises ModelError, naming what it is, if the names are not those of an SD checkpoint."""
+def refuse_non_checkpoints(shapes: Iterable[str]) -> None:
+    """ModelError, saying what the file is, if these are not the names of an SD checkpoint's tensors."""
     names = list(shapes)
     for pattern, what in _OTHER_KINDS:
         if any(re.search(pattern, name) for name in names):
@@ -158,15 +155,15 @@ def refuse_other_kinds(shapes: Iterable[str]) -> None:
     if any(name.startswith(UNET_PREFIX) for name in names):
         return
     if any(name.startswith((VAE_PREFIX, "encoder.conv_in")) for name in names):
-        raise ModelError("This is a VAE, not a checkpoint. Give it as the VAE and choose a checkpoint beside it.")
-    raise ModelError("This is not a Stable Diffusion checkpoint: it holds no UNet in the single-file (ldm) layout.")
+        raise ModelError("This is a VAE, not a checkpoint. Select it as the VAE, and choose a checkpoint.")
+    raise ModelError("This is not a Stable Diffusion checkpoint: it has no UNet in the single-file (ldm) layout.")
 
 
 def _refuse_incomplete(shapes: Shapes) -> None:
     if not any(name.startswith(VAE_PREFIX) for name in shapes):
-        raise ModelError("The checkpoint has no VAE of its own. Choose a VAE file for it.")
+        raise ModelError("The checkpoint contains no VAE. Choose a VAE file for it.")
     if not any(name.startswith(TEXT_PREFIXES) for name in shapes):
-        raise ModelError("The checkpoint has no text encoder: it is a bare UNet. Choose a complete checkpoint.")
+        raise ModelError("The checkpoint has no text encoder, only a UNet. Choose a complete checkpoint.")
 
 
 # --- UNet ---------------------------------------------------------------------------------------
@@ -174,20 +171,20 @@ def _refuse_incomplete(shapes: Shapes) -> None:
 
 @dataclass
 class _Level:
-    """One resolution of the UNet's or VAE's way down."""
+    """One resolution level of the UNet's downward path; `depth` is its number of transformer blocks."""
 
     channels: int = 0
     layers: int = 0
     depth: int = 0
 
 
-def _unet_config(shapes: Shapes, hints: Hints, pooled: int) -> dict[str, Any]:
-    """The diffusers config of the UNet; `pooled` is the width of SDXL's pooled text, else 0."""
+def _unet_config(shapes: Shapes, hints: CheckpointHints, pooled: int) -> dict[str, Any]:
+    """The UNet's diffusers config; `pooled` is the width of SDXL's pooled text embedding, else 0."""
     unet = {name[len(UNET_PREFIX) :]: shape for name, shape in shapes.items() if name.startswith(UNET_PREFIX)}
     in_channels = _shape(unet, "input_blocks.0.0.weight")[1]
     if in_channels != 4:
         kind = {8: "an instruct-pix2pix", 9: "an inpainting"}.get(in_channels, "a special")
-        raise ModelError(f"This is {kind} model ({in_channels} input channels). Choose an ordinary text-to-image one.")
+        raise ModelError(f"This is {kind} model ({in_channels} input channels). Choose a text-to-image model.")
     levels = _unet_levels(unet)
     channels = tuple(level.channels for level in levels)
     has_attention = [level.depth > 0 for level in levels]
@@ -229,21 +226,24 @@ def _unet_levels(unet: Shapes) -> list[_Level]:
 
 
 def _depth(unet: Shapes, prefix: str) -> int:
-    """How many transformer blocks the attention at `prefix` has."""
+    """The number of transformer blocks of the attention at `prefix`."""
     pattern = re.compile(re.escape(prefix) + r"transformer_blocks\.(\d+)\.")
     return 1 + max((int(found[1]) for name in unet if (found := pattern.match(name))), default=-1)
 
 
 def _depths(unet: Shapes, levels: list[_Level]) -> tuple[int, ...]:
-    """Per level; diffusers gives the middle block the last one's, so a level without attention there says that."""
+    """Transformer blocks per level; the last entry is the middle block's if the last level has no attention.
+
+    diffusers uses the last level's number for the middle block.
+    """
     depths = [max(1, level.depth) for level in levels]
     if levels[-1].depth == 0:
         depths[-1] = max(1, _depth(unet, "middle_block.1."))
     return tuple(depths)
 
 
-def _unet_heads(channels: tuple[int, ...], linear: bool, hints: Hints) -> tuple[int, ...]:
-    """Heads per level (diffusers calls the argument attention_head_dim): 8 in SD1, 64 wide in SD2 and SDXL."""
+def _unet_heads(channels: tuple[int, ...], linear: bool, hints: CheckpointHints) -> tuple[int, ...]:
+    """Heads per level (diffusers' `attention_head_dim`): 8 in SD1; in SD2 and SDXL each head is 64 wide."""
     if hints.unet_heads:
         return (hints.unet_heads,) * len(channels)
     if hints.unet_head_dim or linear:
@@ -277,7 +277,7 @@ def _vae_config(shapes: Shapes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a text encoder's tensors are called."""
+    """The names of a text encoder's tensors."""
 
     name: Literal["clip", "open_clip"]
     root: str
@@ -306,16 +306,16 @@ _LAYOUTS = (
     ),
 )
 _Kind = Literal["CLIP-L", "OpenCLIP-H", "OpenCLIP-G"]
-_KINDS: Mapping[Family, tuple[tuple[_Kind, str], ...]] = {
+_KINDS: Mapping[Architecture, tuple[tuple[_Kind, str], ...]] = {
     "sd1": (("CLIP-L", TEXT_PREFIXES[0]),),
     "sd2": (("OpenCLIP-H", TEXT_PREFIXES[0]),),
     "sdxl": (("CLIP-L", TEXT_PREFIXES[1]), ("OpenCLIP-G", TEXT_PREFIXES[2])),
 }
 
 
-def _text_encoders(shapes: Shapes, family: Family, hints: Hints) -> tuple[TextEncoderSpec, ...]:
-    """In the webuis' order; raises ModelError for one that is missing or of an unknown kind."""
-    kinds = enumerate(_KINDS[family])
+def _text_encoders(shapes: Shapes, architecture: Architecture, hints: CheckpointHints) -> tuple[TextEncoderSpec, ...]:
+    """The text encoders in the webuis' order; ModelError for one that is missing or of an unknown kind."""
+    kinds = enumerate(_KINDS[architecture])
     return tuple(_text_encoder(shapes, prefix, kind, hints.text_heads[i : i + 1]) for i, (kind, prefix) in kinds)
 
 
@@ -350,8 +350,8 @@ def _text_heads(width: int) -> int:
     if width in _TEXT_HEADS:
         return _TEXT_HEADS[width]
     raise ModelError(
-        f"The text encoder is {width} wide, which no published model is, so its number of attention heads is unknown. "
-        "Put its config.json into the tokenizer folder beside the checkpoint."
+        f"The text encoder is {width} wide, unlike any published model, so its number of attention heads is unknown. "
+        "Put its config.json in the tokenizer folder beside the checkpoint."
     )
 
 
@@ -363,13 +363,13 @@ def _projection_width(shapes: Shapes, prefix: str, width: int) -> int:
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise ModelError(f"The checkpoint is damaged or of an unknown kind: {name} is missing.")
+        raise ModelError(f"The checkpoint is damaged or of an unknown kind: {name} is missing. Choose another one.")
     return shapes[name]
 
 
 def _first(shapes: Shapes, pattern: str) -> tuple[int, ...]:
-    """The shape of the first tensor whose name has the pattern."""
+    """The shape of the first tensor whose name matches the pattern."""
     for name, shape in shapes.items():
         if re.search(pattern, name):
             return shape
-    raise ModelError(f"The checkpoint is damaged or of an unknown kind: nothing is named like {pattern}.")
+    raise ModelError(f"The checkpoint is damaged or of an unknown kind: nothing matches {pattern}. Choose another one.")

@@ -1,4 +1,4 @@
-"""Checkpoint and VAE files: what is in them, and in plain words why one cannot be used."""
+"""Checkpoint and VAE files: their tensors, and why a file cannot be used."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lib_lora_train.models.architecture import (
     UNET_PREFIX,
     VAE_PREFIX,
     Shapes,
-    refuse_other_kinds,
-    with_text_model_level,
+    add_text_model_prefix,
+    refuse_non_checkpoints,
 )
 
 _MARKERS = ("v_pred", "ztsnr")
@@ -30,7 +30,7 @@ _MARKERS = ("v_pred", "ztsnr")
 
 @dataclass(frozen=True, eq=False)
 class CheckpointFile:
-    """A checkpoint's tensors by ldm name, memory-mapped on the processor, and the file's metadata."""
+    """A checkpoint's tensors by ldm name, memory-mapped on the CPU, and the file's metadata."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -38,12 +38,12 @@ class CheckpointFile:
 
     @property
     def hash(self) -> str:
-        """sha256 of the whole file (hex), read on first use."""
+        """sha256 (hex) of the whole file, computed on first use."""
         return file_hash(self.path)
 
     @property
     def shapes(self) -> Shapes:
-        """Shape of every tensor, for `infer_spec`."""
+        """Shape of every tensor, as `infer_spec` needs them."""
         return shapes_of(self.tensors)
 
 
@@ -53,17 +53,16 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def load_checkpoint(path: Path) -> CheckpointFile:
-    """The UNet, VAE and text encoder tensors of a single-file checkpoint; training leftovers are not read.
+    """The UNet, VAE and text encoder tensors of a single-file checkpoint; leftovers of training are not read.
 
-    Raises ModelError, in words for the user, for a file that is missing, damaged, not safetensors, or
-    something else than a checkpoint.
+    ModelError for a file that is missing, damaged, not safetensors or not a checkpoint.
     """
     tensors, metadata = _load_safetensors(path, (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES), _MARKERS)
-    return CheckpointFile(path, with_text_model_level(tensors), metadata)
+    return CheckpointFile(path, add_text_model_prefix(tensors), metadata)
 
 
 def load_vae(path: Path) -> Mapping[str, Tensor]:
-    """A VAE file's tensors under ldm's names with `first_stage_model.`; ModelError as `load_checkpoint`."""
+    """A VAE file's tensors under ldm's names with `first_stage_model.`; ModelError if the file cannot be used."""
     _refuse_unsafe(path)
     with _opened(path) as file:
         names = [name for name in file.keys() if not re.match(r"(first_stage_model\.)?(loss|model_ema)\.", name)]  # noqa: SIM118
@@ -78,7 +77,7 @@ def load_vae(path: Path) -> Mapping[str, Tensor]:
 
 
 def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's tensors with the VAE's exchanged."""
+    """The checkpoint's tensors with those of the VAE replaced."""
     return {**{name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)}, **vae}
 
 
@@ -89,7 +88,7 @@ def _load_safetensors(
     with _opened(path) as file:
         names = list(file.keys())
         try:
-            refuse_other_kinds(names)
+            refuse_non_checkpoints(names)
         except ModelError as reason:
             raise ModelError(f"{path.name}: {reason}") from None
         wanted = [name for name in names if name.startswith(prefixes) or name in markers]
@@ -103,7 +102,7 @@ def _refuse_unsafe(path: Path) -> None:
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise ModelError(
             f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors first (the webuis' checkpoint merger does that)."
+            "Convert it to .safetensors first (the webui's checkpoint merger can do that)."
         )
 
 
@@ -111,10 +110,10 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as reason:
-        raise ModelError(f"{path.name} {_what_is_wrong(path)}") from reason
+        raise ModelError(f"{path.name} {_explain_unreadable(path)}") from reason
 
 
-def _what_is_wrong(path: Path) -> str:
+def _explain_unreadable(path: Path) -> str:
     """Why safetensors could not open the file, from its first bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -122,25 +121,25 @@ def _what_is_wrong(path: Path) -> str:
         if size < 8:
             return "is empty. Download it again."
         if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not a model: the download failed, perhaps for want of a log-in. Download it again."
+            return "is a web page, not a model: the download failed, perhaps a log-in was required. Download it again."
         if start.startswith(b"version https://git-lfs"):
-            return "is only a Git LFS pointer. Fetch the real file with `git lfs pull`."
+            return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
         if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            return "is a pickle file under a .safetensors name. Convert it to safetensors first."
+            return "is a pickle file with a .safetensors name. Convert it to safetensors first."
         (length,) = struct.unpack("<Q", start[:8])
         if length > size - 8:
-            return "is damaged: it ends within its own table of contents. Download it again."
+            return "is damaged: it ends inside its header. Download it again."
         file.seek(8)
-        return _what_is_cut(file.read(length), size - 8 - length)
+        return _explain_truncated(file.read(length), size - 8 - length)
 
 
-def _what_is_cut(header: bytes, present: int) -> str:
+def _explain_truncated(header: bytes, present: int) -> str:
     try:
         needed = parse_header(header).data_bytes
     except ValueError:
         return "is not a safetensors file. Choose a .safetensors checkpoint."
     if present < needed:
-        return f"is cut off: {present} of {needed} bytes of weights are there. Download it again."
+        return f"is truncated: it has {present} of {needed} bytes of weights. Download it again."
     return "is damaged. Download it again."
 
 
@@ -148,7 +147,7 @@ def _what_is_cut(header: bytes, present: int) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 (hex) of a file, remembered while its size and time of change stay the same."""
+    """sha256 (hex) of a file, cached until its size or modification time changes."""
     status = path.stat()
     return _hash(path, status.st_size, status.st_mtime_ns)
 
@@ -162,8 +161,13 @@ def _hash(path: Path, _size: int, _changed: int) -> str:
     return digest.hexdigest()
 
 
+LEGACY_HASH_RANGE = (0x100000, 0x110000)
+"""The bytes of a file that the webuis' old hash covers: 64 KiB at 1 MiB."""
+
+
 def legacy_hash(path: Path) -> str:
-    """The webuis' old 8-digit hash: sha256 of 64 KiB from the second MiB on."""
+    """The webuis' old 8-digit hash: sha256 of `LEGACY_HASH_RANGE`."""
+    start, end = LEGACY_HASH_RANGE
     with path.open("rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        file.seek(start)
+        return hashlib.sha256(file.read(end - start)).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""What the files around a checkpoint tell that its shapes cannot: metadata, the webui's .yaml, config.json."""
+"""What a checkpoint's shapes do not show, read from its metadata, the webui's .yaml and config.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import Hints, PredictionType
+from lib_lora_train.models.architecture import CheckpointHints, PredictionType
 
 _PREDICTIONS: Mapping[str, PredictionType] = {
     "epsilon": "epsilon",
@@ -21,10 +21,10 @@ _PREDICTIONS: Mapping[str, PredictionType] = {
 }
 
 
-def read_hints(path: Path, metadata: Mapping[str, str]) -> Hints:
-    """What the metadata, the webui's .yaml beside the checkpoint and its text encoder's config.json tell.
+def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
+    """The hints in the metadata, the webui's .yaml beside the checkpoint and its text encoder's config.json.
 
-    The .yaml wins over the metadata. ModelError if the .yaml cannot be read: going on would mean guessing.
+    The .yaml takes precedence over the metadata. ModelError if the .yaml cannot be read, rather than guessing.
     """
     hints = _metadata_hints(metadata)
     config = _read_yaml(path.with_suffix(".yaml"))
@@ -45,18 +45,18 @@ def read_hints(path: Path, metadata: Mapping[str, str]) -> Hints:
     return _with_text_config(hints, tokenizer_folder(path))
 
 
-def _metadata_hints(metadata: Mapping[str, str]) -> Hints:
-    said = metadata.get("modelspec.prediction_type", "").lower()
+def _metadata_hints(metadata: Mapping[str, str]) -> CheckpointHints:
+    prediction = metadata.get("modelspec.prediction_type", "").lower()
     heads = [int(number) for number in re.findall(r"\d+", metadata.get("text_heads", ""))]
-    return Hints(
-        prediction_type=_PREDICTIONS.get(said),
+    return CheckpointHints(
+        prediction_type=_PREDICTIONS.get(prediction),
         unet_heads=_positive(metadata.get("unet_heads")),
         text_heads=tuple(heads),
     )
 
 
-def _with_text_config(hints: Hints, folder: Path | None) -> Hints:
-    """`folder`'s config.json describes the (first) text encoder."""
+def _with_text_config(hints: CheckpointHints, folder: Path | None) -> CheckpointHints:
+    """The hints, updated from `folder`'s config.json, which describes the (first) text encoder."""
     if folder is None or not (folder / "config.json").is_file():
         return hints
     try:
@@ -68,10 +68,10 @@ def _with_text_config(hints: Hints, folder: Path | None) -> Hints:
 
 
 def tokenizer_folder(path: Path) -> Path | None:
-    """The tokenizer folder that belongs to this checkpoint, if it has its own.
+    """The checkpoint's own tokenizer folder; None if it has none.
 
-    The .yaml's `cond_stage_config.params.version` names it, relative to the checkpoint, when it is a local
-    folder; else a folder `tokenizer` beside it, but only for a checkpoint with a .yaml of its own.
+    It is the local folder that the .yaml's `cond_stage_config.params.version` names, relative to the checkpoint; else
+    a folder `tokenizer` beside the checkpoint, if the checkpoint has a .yaml.
     """
     sidecar = path.with_suffix(".yaml")
     named = _at(_read_yaml(sidecar), "model", "params", "cond_stage_config", "params").get("version")
@@ -89,7 +89,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise ModelError(f"{path} cannot be read as YAML. Mend it or remove it. ({reason})") from reason
+        raise ModelError(f"{path} cannot be read as YAML. Fix or remove it. ({reason})") from reason
     return values if isinstance(values, dict) else {}
 
 
@@ -100,5 +100,5 @@ def _at(values: Any, *names: str) -> Mapping[str, Any]:
 
 
 def _positive(value: Any) -> int | None:
-    """`value` as a number above 0 (-1 stands for "not used" in ldm's files), else None."""
+    """`value` as an integer above 0, else None (-1 means "not used" in ldm's files)."""
     return int(value) if str(value).isdigit() and int(value) > 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import FAMILY_NAMES, VAE_PREFIX, ModelSpec, PredictionType
-from lib_lora_train.models.graft import Graft, GraftRow, Slot, follow, graft, let_go
+from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, PredictionType
+from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
 from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, schedule_for
 
 
@@ -21,10 +20,10 @@ from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_ter
 class DiffusionModel:
     """Frozen diffusers and transformers modules, and everything needed to run them.
 
-    `unet` answers `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the
-    checkpoint file's sha256 (hex, "" if unknown), `path` the file; `report` says what became of each tensor,
-    `note` what the user should know of where the weights come from. `device` and `dtype` are the UNet's while
-    it is lent; between turns its parameters may be empty.
+    Call the UNet as `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the checkpoint
+    file's sha256 (hex, "" if unknown), `path` the file; `report` has a row for each tensor, `note` tells the user where
+    the weights come from, if that matters. `device` and `dtype` are the UNet's during a lease; between leases its
+    parameters may be empty.
     """
 
     spec: ModelSpec
@@ -43,22 +42,22 @@ class DiffusionModel:
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read both from a layer that no adapter replaces, while it is there."""
+        """Read device and dtype from a layer that no adapter replaces, while it has weights."""
         weight = self.unet.conv_norm_out.weight
         object.__setattr__(self, "device", weight.device)
         object.__setattr__(self, "dtype", weight.dtype)
 
-    def follow(self, tensors: Mapping[str, Tensor]) -> int:
-        """Let the parameters follow the same checkpoint's tensors to where they lie now; see `graft.follow`."""
-        moved = follow(self.slots, tensors)
+    def rebind(self, tensors: Mapping[str, Tensor]) -> int:
+        """Point the parameters at the same checkpoint's tensors, wherever they are now; returns how many changed."""
+        moved = rebind(self.slots, tensors)
         if moved:
             for encoder in self.text_encoders:
-                compat.renew_position_ids(encoder, self.device)
+                compat.create_position_ids(encoder, self.device)
         return moved
 
-    def let_go(self) -> None:
-        """Keep nothing of the given tensors alive until the next `follow`; converted copies stay."""
-        let_go(self.slots)
+    def release_weights(self) -> None:
+        """Release the checkpoint's tensors until the next `rebind`; converted copies are kept."""
+        release_weights(self.slots)
 
 
 def assemble(
@@ -72,17 +71,17 @@ def assemble(
     device: torch.device | str | None = None,
     path: Path | None = None,
 ) -> DiffusionModel:
-    """The model on these ldm tensors: shared where they lie, after at most one conversion.
+    """The model on these ldm tensors, shared rather than copied, after at most one conversion.
 
-    `dtype` and `device` None leave the tensors as and where they are. The VAE is never brought to bfloat16,
-    whose 8 bits of precision would show in every image: it stays in float32 then. Errors as `graft`.
+    `dtype` and `device` None leave the tensors unchanged. The VAE is never converted to bfloat16, whose 8 bits of
+    precision would be visible in every image, but to float32. Errors as in `graft`.
     """
     converted = {key: _converted(key, tensor, dtype, device) for key, tensor in tensors.items()}
     grafted = graft(converted, spec)
-    return model_on(grafted, spec=spec, tokenizers=tokenizers, name=name, file_hash=file_hash, path=path)
+    return model_from_graft(grafted, spec=spec, tokenizers=tokenizers, name=name, file_hash=file_hash, path=path)
 
 
-def model_on(
+def model_from_graft(
     grafted: Graft,
     *,
     spec: ModelSpec,
@@ -91,7 +90,7 @@ def model_on(
     file_hash: str,
     path: Path | None = None,
 ) -> DiffusionModel:
-    """The model of these grafted modules, with its family's noise schedule."""
+    """The model with these grafted modules and its architecture's noise schedule."""
     return DiffusionModel(
         spec=spec,
         unet=grafted.unet,
@@ -117,7 +116,7 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None, device: torc
 
 @dataclass(frozen=True)
 class ModelOverrides:
-    """What the user says of a model, where neither the file nor the webui does; "auto" leaves it to them."""
+    """What the user sets where the file or the webui does not say, or is wrong; "auto" leaves it to them."""
 
     prediction_type: str = "auto"
     zero_terminal_snr: str = "auto"
@@ -126,17 +125,17 @@ class ModelOverrides:
 NO_OVERRIDES = ModelOverrides()
 
 
-def with_overrides(model: DiffusionModel, told: ModelOverrides) -> DiffusionModel:
-    """The model with the user's word on what it predicts and how its noise schedule ends; itself where that is nothing.
+def with_overrides(model: DiffusionModel, overrides: ModelOverrides) -> DiffusionModel:
+    """The model with the user's prediction type and zero-terminal SNR; the same object if they change nothing.
 
-    The schedule keeps the owner's numbers and is rescaled; only a rescaled one becomes the family's own again.
+    The owner's schedule is kept, and rescaled if needed; undoing a rescaling returns to the architecture's schedule.
     """
     spec, alphas = model.spec, model.schedule.alphas_cumprod
-    if told.prediction_type != "auto":
-        predicts: PredictionType = "v_prediction" if told.prediction_type == "v_prediction" else "epsilon"
+    if overrides.prediction_type != "auto":
+        predicts: PredictionType = "v_prediction" if overrides.prediction_type == "v_prediction" else "epsilon"
         spec = replace(spec, prediction_type=predicts)
-    if told.zero_terminal_snr != "auto":
-        spec = replace(spec, zero_terminal_snr=told.zero_terminal_snr == "on")
+    if overrides.zero_terminal_snr != "auto":
+        spec = replace(spec, zero_terminal_snr=overrides.zero_terminal_snr == "on")
     if spec == model.spec:
         return model
     if spec.zero_terminal_snr and not model.spec.zero_terminal_snr:
@@ -147,41 +146,14 @@ def with_overrides(model: DiffusionModel, told: ModelOverrides) -> DiffusionMode
 
 
 def looks_like_v_prediction(unet: Any) -> bool:
-    """Whether the weights behave like a v model's; for SD2, whose two kinds have the same shapes.
+    """Whether the weights behave like a v-prediction model's; for SD2, whose two kinds have the same shapes.
 
-    The webuis' own test: on an almost pure-noise input of 0.5 everywhere an epsilon model answers about the
-    input, a v model far below it.
+    The webuis' test: for an input of 0.5 everywhere at the last timestep (almost pure noise), an epsilon model returns
+    about the input, a v model values far below it.
     """
     parameter = next(unet.parameters())
     x = torch.full((1, 4, 8, 8), 0.5, dtype=parameter.dtype, device=parameter.device)
     text = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=x.dtype, device=x.device)
     with torch.no_grad():
-        answer = unet(x, torch.tensor([999], device=x.device), encoder_hidden_states=text).sample
-    return bool((answer - x).float().mean() < -1.0)
-
-
-def describe_model(model: DiffusionModel) -> str:
-    """A few lines for people: what the model is, where it lies, what of it is shared with its owner."""
-    spec = model.spec
-    predicts = "v" if spec.prediction_type == "v_prediction" else "epsilon"
-    terminal = ", zero-terminal SNR" if spec.zero_terminal_snr else ""
-    sizes: Counter[str] = Counter()
-    for row in model.report:
-        sizes[row.status] += row.bytes
-    weights = " · ".join(
-        f"{sizes[status] / 2**20:.0f} MiB {status}" for status in ("shared", "copied") if sizes[status]
-    )
-    parameters = sum(parameter.numel() for parameter in model.unet.parameters())
-    return "\n".join(
-        [
-            f"{model.name} ({FAMILY_NAMES[spec.family]}, predicts {predicts}{terminal})",
-            f"UNet {parameters / 1e6:.1f} M parameters, {_plain(model.dtype)} on {model.device}",
-            f"VAE scale {spec.scale_factor}, {len(model.text_encoders)} text encoder(s)",
-            f"weights {weights or 'none'}",
-            f"sha256 {model.file_hash[:10] or 'unknown'}",
-        ]
-    )
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        output = unet(x, torch.tensor([999], device=x.device), encoder_hidden_states=text).sample
+    return bool((output - x).float().mean() < -1.0)

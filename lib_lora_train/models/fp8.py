@@ -1,8 +1,8 @@
-"""A copied base stored in 8 bit: half of 16 bit's memory for the UNet's weights, computed in the model's own dtype.
+"""A base model stored in fp8: half the memory of 16-bit weights, computed in the model's dtype.
 
-Linear and Conv2d weights are kept as float8 e4m3 (Micikevicius et al. 2022: 4 exponent and 3 mantissa bits, to 448) and
-made into the computing dtype each time they are asked for, so that a layer computes exactly what a plain one with the
-rounded weights does. Only for weights of our own: a webui's live weights stay as they are.
+Linear and Conv2d weights are stored as float8 e4m3 (Micikevicius et al. 2022: 4 exponent and 3 mantissa bits, up to
+448) and cast to the compute dtype on each use, so that a layer computes exactly what a plain one with the rounded
+weights would. Only for weights that we loaded: a webui's live weights are not changed.
 """
 
 from __future__ import annotations
@@ -12,61 +12,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-STORED = torch.float8_e4m3fn
-_KEPT_WHOLE = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
-"""A few small layers at both ends, where rounding shows most."""
+FP8_DTYPE = torch.float8_e4m3fn
+_UNCHANGED = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
+"""A few small layers at both ends, where rounding is most visible."""
 
 
-class _EightBit:
-    """`weight` in the computing dtype, made anew from what is stored each time it is asked for."""
+class _Fp8Layer:
+    """A layer whose `weight` is cast from the stored fp8 tensor on each access."""
 
     stored: Tensor
-    computing: torch.dtype
+    compute_dtype: torch.dtype
 
     @property
     def weight(self) -> Tensor:
-        """As the plain layer's, rounded to 8 bit."""
-        return self.stored.to(self.computing)
+        """The plain layer's weight, rounded to fp8, in the compute dtype."""
+        return self.stored.to(self.compute_dtype)
 
 
-class EightBitLinear(_EightBit, nn.Linear):  # type: ignore[override]  # a property where nn.Linear has a parameter
-    """nn.Linear on a stored 8-bit weight."""
+class Fp8Linear(_Fp8Layer, nn.Linear):  # type: ignore[override]  # a property where nn.Linear has a parameter
+    """nn.Linear with a weight stored in fp8."""
 
 
-class EightBitConv2d(_EightBit, nn.Conv2d):  # type: ignore[override]
-    """nn.Conv2d on a stored 8-bit weight."""
+class Fp8Conv2d(_Fp8Layer, nn.Conv2d):  # type: ignore[override]
+    """nn.Conv2d with a weight stored in fp8."""
 
 
-def store_in_eight_bit(unet: nn.Module) -> int:
-    """Put 8-bit layers into the UNet in place of its Linear and Conv2d layers; returns the bytes that are saved.
+def store_in_fp8(unet: nn.Module) -> int:
+    """Replace the UNet's Linear and Conv2d layers by fp8 ones, in place; returns the bytes saved.
 
-    Weights beyond ±448 would be infinite; there are none in Stable Diffusion, and such a layer is left as it is.
+    A layer with weights beyond ±448, which would become infinite, is not changed; Stable Diffusion has none.
     """
     saved = 0
     for name, layer in list(unet.named_modules()):
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and not name.startswith(_KEPT_WHOLE):
-            smaller = _smaller(layer)
-            if smaller is not None:
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and not name.startswith(_UNCHANGED):
+            fp8_layer = _to_fp8(layer)
+            if fp8_layer is not None:
                 parent, _, last = name.rpartition(".")
-                setattr(unet.get_submodule(parent), last, smaller)
-                saved += layer.weight.numel() * (layer.weight.element_size() - STORED.itemsize)
+                setattr(unet.get_submodule(parent), last, fp8_layer)
+                saved += layer.weight.numel() * (layer.weight.element_size() - FP8_DTYPE.itemsize)
     return saved
 
 
-def is_eight_bit(layer: nn.Module) -> bool:
-    """Whether the layer's weight is made anew at each use; holding on to it would waste what the storage saves."""
-    return isinstance(layer, _EightBit)
+def is_fp8(layer: nn.Module) -> bool:
+    """Whether the layer's weight is cast on each use; saving the cast weight would waste the memory that fp8 saves."""
+    return isinstance(layer, _Fp8Layer)
 
 
-def _smaller(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
+def _to_fp8(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
+    """The layer with its weight in fp8; None if the weight is out of range."""
     weight = layer.weight.detach()
-    if weight.abs().max() > torch.finfo(STORED).max:
+    if weight.abs().max() > torch.finfo(FP8_DTYPE).max:
         return None
-    kind: Any = EightBitLinear if isinstance(layer, nn.Linear) else EightBitConv2d
-    smaller = kind.__new__(kind)
-    smaller.__dict__.update(layer.__dict__)  # sizes, stride, padding, mode: everything but the weight
-    smaller._parameters = {key: value for key, value in layer._parameters.items() if key != "weight"}
-    smaller._buffers = dict(layer._buffers)
-    smaller.register_buffer("stored", weight.to(STORED), persistent=False)
-    smaller.computing = weight.dtype
-    return smaller  # type: ignore[no-any-return]
+    kind: Any = Fp8Linear if isinstance(layer, nn.Linear) else Fp8Conv2d
+    fp8_layer = kind.__new__(kind)
+    fp8_layer.__dict__.update(layer.__dict__)  # sizes, stride, padding, mode: everything but the weight
+    fp8_layer._parameters = {key: value for key, value in layer._parameters.items() if key != "weight"}
+    fp8_layer._buffers = dict(layer._buffers)
+    fp8_layer.register_buffer("stored", weight.to(FP8_DTYPE), persistent=False)
+    fp8_layer.compute_dtype = weight.dtype
+    return fp8_layer  # type: ignore[no-any-return]

@@ -1,12 +1,11 @@
 """The graft: diffusers and transformers modules whose parameters are views of a checkpoint's tensors.
 
-The modules are built on the meta device and get, for each parameter, a fresh frozen tensor on the
-storage of the tensor it was given. Nothing is copied that can be shared, the given tensors keep
-their own `requires_grad`, and they may be inference tensors: neither `detach()` nor `nn.Parameter()`
-makes a usable tensor of those, `set_` on their storage does.
+The modules are built on the meta device; each parameter then becomes a new frozen tensor on the storage of the
+checkpoint's tensor. Nothing is copied that can be shared, and the original tensors keep their `requires_grad`. They may
+be inference tensors: `detach()` and `nn.Parameter()` do not make usable tensors of those, `set_` on their storage does.
 
-A shared tensor must never be written to, and whoever owns it must not write between our forward and
-our backward: autograd would not notice.
+A shared tensor must never be written to, and its owner must not write to it between our forward and our backward pass:
+autograd would not notice.
 """
 
 from __future__ import annotations
@@ -28,36 +27,36 @@ from lib_lora_train.models.architecture import (
     ModelSpec,
     Shapes,
     TextEncoderSpec,
-    with_text_model_level,
+    add_text_model_prefix,
 )
 from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
 
 _TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_DEVICE = 2  # in what `_place` gives
+_DEVICE = 2  # its position in the result of `_storage_key`
 
 
 @dataclass(frozen=True)
 class GraftRow:
-    """What became of one tensor.
+    """How one tensor was used.
 
-    `name` is the parameter (`unet.conv_in.weight`) and `source` the checkpoint's tensor; one of them is
-    empty for a tensor of the checkpoint that nothing uses and for one that we had to make.
+    `name` is the parameter (`unet.conv_in.weight`), empty for an unused tensor of the checkpoint; `source` is the
+    checkpoint's tensor, empty for one that we created.
     """
 
     name: str
     source: str
-    status: Literal["shared", "copied", "made", "unused"]
+    status: Literal["shared", "copied", "created", "unused"]
     bytes: int
     reason: str = ""
 
 
 @dataclass(eq=False)
 class Slot:
-    """One parameter's place in our modules: leaf `leaf` of `owner`, made of the checkpoint's tensor `key`.
+    """One parameter of our modules: attribute `leaf` of `owner`, from the checkpoint's tensor `key`.
 
-    `origin` says where that tensor lay when the parameter was made of it, None while the slot is empty. The
-    place stays the same however adapters are put around `owner`. `is_own` says that the parameter is a converted
-    copy of the tensor: it holds nothing of its owner's, so it is made once and kept.
+    `origin` is the tensor's storage when the parameter was created, None while the slot is empty. The slot stays valid
+    when adapters wrap `owner`. `is_copy`: the parameter is a converted copy, which shares nothing with the tensor's
+    owner, so it is created once and kept.
     """
 
     owner: nn.Module
@@ -67,15 +66,15 @@ class Slot:
     shape: torch.Size
     dtype: torch.dtype
     origin: tuple[object, ...] | None = None
-    is_own: bool = False
+    is_copy: bool = False
 
-    def fill(self, given: Tensor) -> bool:
-        """Lay the parameter on `given`, or on a converted copy of it; whether it shares the storage.
+    def fill(self, tensor: Tensor) -> bool:
+        """Point the parameter at `tensor`, or at a converted copy of it; returns whether it shares the storage.
 
-        The Parameter stays the same object unless device or dtype change: this happens in every turn.
+        The Parameter stays the same object unless device or dtype change, since this happens in every lease.
         """
-        is_plain = given.shape == self.shape and not self.source.is_transposed and self.source.third is None
-        view = given if is_plain else _view(alias(given), self.source, self.shape)
+        is_plain = tensor.shape == self.shape and not self.source.is_transposed and self.source.qkv_index is None
+        view = tensor if is_plain else _view(alias(tensor), self.source, self.shape)
         if view.dtype != self.dtype:
             view = view.to(self.dtype)
         parameter = self.owner._parameters[self.leaf]
@@ -83,29 +82,29 @@ class Slot:
             parameter = nn.Parameter(torch.empty(0, dtype=view.dtype, device=view.device), requires_grad=False)
             self.owner._parameters[self.leaf] = parameter
         parameter.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
-        self.origin = _place(given)
-        self.is_own = not _shares_storage(parameter, given)
-        return not self.is_own
+        self.origin = _storage_key(tensor)
+        self.is_copy = not _shares_storage(parameter, tensor)
+        return not self.is_copy
 
-    def holds(self, given: Tensor) -> bool:
-        """Whether the parameter has the tensor's numbers where the tensor lies now."""
-        if self.is_own:
-            return self.origin is not None and self.origin[_DEVICE] == given.device
-        return self.origin == _place(given)
+    def is_current(self, tensor: Tensor) -> bool:
+        """Whether the parameter is still on the tensor's storage, or a copy on its device."""
+        if self.is_copy:
+            return self.origin is not None and self.origin[_DEVICE] == tensor.device
+        return self.origin == _storage_key(tensor)
 
     def empty(self) -> None:
-        """Let go of the owner's storage; the parameter has no numbers then, if it is not a copy."""
-        if self.is_own:
+        """Release the owner's storage; unless it is a copy, the parameter is empty then."""
+        if self.is_copy:
             return
         parameter = self.owner._parameters[self.leaf]
         assert parameter is not None
-        parameter.set_()  # type: ignore[call-overload]  # without a source: nothing at all
+        parameter.set_()  # type: ignore[call-overload]  # without a source: empty
         self.origin = None
 
 
 @dataclass(frozen=True)
 class Graft:
-    """The grafted modules, frozen and in eval mode, a row per tensor, and the slots of their parameters."""
+    """The grafted modules, frozen and in eval mode, a report row per tensor, and the slots of their parameters."""
 
     unet: nn.Module
     vae: nn.Module
@@ -116,7 +115,7 @@ class Graft:
 
 @dataclass(frozen=True)
 class _Part:
-    """One network: `source` maps its parameter names to tensors under `prefix`."""
+    """One network; `source` maps its parameter names to tensors under `prefix`."""
 
     label: str
     prefix: str
@@ -125,13 +124,13 @@ class _Part:
 
 
 def graft(tensors: Mapping[str, Tensor], spec: ModelSpec, dtype: torch.dtype | None = None) -> Graft:
-    """Modules on the tensors' own storage; see `Graft`.
+    """Modules on the tensors' own storage.
 
-    A network computes in `dtype`, or in the dtype that most of its numbers have; tensors of other dtypes are copied.
-    Raises ModelError, naming them, for tensors that are missing, left over or of another shape, that
-    lie on the meta device or are stored in a format that cannot be computed with (fp8, packed 4 bit).
+    A network computes in `dtype`, or in the dtype of most of its weights; tensors of other dtypes are copied.
+    ModelError, naming them, for tensors that are missing, left over, of another shape, on the meta device, or in a
+    format that cannot be computed with (fp8, packed 4 bit).
     """
-    tensors = with_text_model_level(tensors)
+    tensors = add_text_model_prefix(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     parts = tuple(_parts(spec))
     unused = _check(parts, shapes)
@@ -144,26 +143,28 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec, dtype: torch.dtype | N
     )
 
 
-def follow(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> int:
-    """Let the parameters follow tensors that were moved, renewed or let go; how many had to.
+def rebind(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> int:
+    """Point the parameters at tensors that were moved, replaced or released; returns how many changed.
 
-    The tensors must be the same checkpoint's, with the same numbers: copies are not made anew unless the tensor lies
-    on another device. ModelError, changing nothing, if one is missing, of another shape or dtype, or not in memory.
+    The tensors must be the same checkpoint's, with the same values: copies are only renewed if the tensor is on another
+    device. ModelError, changing nothing, if one is missing, of another shape or dtype, or not in memory.
     """
     if any(slot.key not in tensors for slot in slots):
-        tensors = with_text_model_level(tensors)
+        tensors = add_text_model_prefix(tensors)
     wrong = next((slot for slot in slots if not _is_usable(tensors.get(slot.key), slot)), None)
     if wrong is not None:
-        raise ModelError(f"{wrong.key} is missing, not in memory or of another kind than when the run began.")
-    moved = [slot for slot in slots if not slot.holds(tensors[slot.key])]
+        raise ModelError(
+            f"{wrong.key} is missing, not in memory, or different from when the run began. Load the model again."
+        )
+    moved = [slot for slot in slots if not slot.is_current(tensors[slot.key])]
     with torch.inference_mode(False), torch.no_grad():
         for slot in moved:
             slot.fill(tensors[slot.key])
     return len(moved)
 
 
-def let_go(slots: Iterable[Slot]) -> None:
-    """Keep none of the owner's storage alive, so that it can be freed or moved; `follow` brings it back."""
+def release_weights(slots: Iterable[Slot]) -> None:
+    """Keep none of the owner's storage alive, so that it can be freed or moved; `rebind` restores the parameters."""
     with torch.inference_mode(False), torch.no_grad():
         for slot in slots:
             slot.empty()
@@ -174,30 +175,17 @@ def can_be_trained_on(tensor: Tensor) -> bool:
     return not tensor.is_meta and tensor.dtype in _TRAINABLE
 
 
-def _is_usable(given: Tensor | None, slot: Slot) -> bool:
-    if given is None or not can_be_trained_on(given):
+def _is_usable(tensor: Tensor | None, slot: Slot) -> bool:
+    if tensor is None or not can_be_trained_on(tensor):
         return False
-    return given.shape == slot.shape or _fits(tuple(given.shape), tuple(slot.shape), slot.source)
+    return tensor.shape == slot.shape or _fits(tuple(tensor.shape), tuple(slot.shape), slot.source)
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
+def _storage_key(tensor: Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype
 
 
-def check_graft(shapes: Shapes, spec: ModelSpec) -> dict[str, int]:
-    """Number of parameters each network would get, by label, without touching a tensor; errors as `graft`."""
-    parts = tuple(_parts(spec))
-    _check(parts, with_text_model_level(shapes))
-    return {part.label: len(list(part.module.parameters())) for part in parts}
-
-
-def ldm_unet_names(spec: ModelSpec) -> Mapping[str, str]:
-    """diffusers parameter name → name in the checkpoint without `model.diffusion_model.`, for the whole UNet."""
-    part = next(_parts(spec))
-    return {name: part.source(name).name for name, _ in part.module.named_parameters()}
-
-
-def unet_name_of(spec: ModelSpec) -> Callable[[str], str]:
+def unet_name_mapper(spec: ModelSpec) -> Callable[[str], str]:
     """A function from diffusers module or parameter names to ldm's for this model's UNet."""
     layers = spec.unet["layers_per_block"]
     has_attention = tuple("CrossAttn" in kind for kind in spec.unet["up_block_types"])
@@ -208,7 +196,7 @@ def unet_name_of(spec: ModelSpec) -> Callable[[str], str]:
 
 
 def _parts(spec: ModelSpec) -> Iterator[_Part]:
-    unet_name = unet_name_of(spec)
+    unet_name = unet_name_mapper(spec)
     levels = len(spec.vae["block_out_channels"])
     yield _Part("unet", UNET_PREFIX, compat.build_unet(spec.unet), lambda name: Source(unet_name(name)))
     vae = compat.build_vae(spec.vae, spec.scale_factor)
@@ -220,10 +208,10 @@ def _parts(spec: ModelSpec) -> Iterator[_Part]:
 
 def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
     if encoder.layout == "open_clip":
-        return lambda name: open_clip_source(compat.plain_text_name(name))
+        return lambda name: open_clip_source(compat.without_text_model_prefix(name))
 
     def clip_source(name: str) -> Source:
-        plain = compat.plain_text_name(name)
+        plain = compat.without_text_model_prefix(name)
         return Source(plain if plain.startswith("text_projection") else f"text_model.{plain}")
 
     return clip_source
@@ -231,13 +219,13 @@ def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
 
 _UNUSED = (
     (r"^first_stage_model\.(loss|model_ema)\.", "only for training the VAE"),
-    (r"\.position_ids$", "position numbers are made anew"),
+    (r"\.position_ids$", "position ids are created again"),
     (r"\.(logit_scale|attn_mask|text_projection(\.weight)?)$", "only for comparing texts with images"),
 )
 
 
 def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
-    """The tensors that nothing uses, with the reason; ModelError for anything unexpected."""
+    """Unused tensors → the reason; ModelError for tensors that are missing, unknown or of another shape."""
     used: set[str] = set()
     wrong: list[str] = []
     for part in parts:
@@ -248,7 +236,7 @@ def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
             if theirs not in shapes:
                 wrong.append(f"{theirs} is missing")
             elif not _fits(shapes[theirs], tuple(parameter.shape), source):
-                wrong.append(f"{theirs} is {shapes[theirs]}, not as expected for {tuple(parameter.shape)}")
+                wrong.append(f"{theirs} is {shapes[theirs]}, expected {tuple(parameter.shape)}")
     unused: dict[str, str] = {}
     for name in shapes:
         if name not in used and name.startswith(tuple(part.prefix for part in parts)):
@@ -259,7 +247,7 @@ def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
                 wrong.append(f"{name} is unknown")
     if wrong:
         raise ModelError(
-            f"The checkpoint differs from its family in {len(wrong)} tensors and cannot be trained: "
+            f"The checkpoint has {len(wrong)} tensors that do not match its architecture, so it cannot be trained: "
             + "; ".join(wrong[:5])
             + ("; …" if len(wrong) > 5 else ".")
         )
@@ -270,12 +258,12 @@ def _why_unused(name: str, parts: tuple[_Part, ...]) -> str:
     for part in parts:
         layers = getattr(getattr(part.module, "config", None), "num_hidden_layers", None)
         if layers is not None and name.startswith(f"{part.prefix}transformer.resblocks.{layers}."):
-            return "SD2 reads the layer before the last one"
+            return "SD2 reads the layer before it"
     return next((reason for pattern, reason in _UNUSED if re.search(pattern, name)), "")
 
 
 def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> bool:
-    if source.third is not None:
+    if source.qkv_index is not None:
         return theirs == (3 * ours[0], *ours[1:])
     if source.is_transposed:
         return theirs == ours[::-1]
@@ -288,47 +276,47 @@ def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> boo
 def _graft_part(
     part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot], wanted: torch.dtype | None
 ) -> Iterator[GraftRow]:
-    """Fill the part's parameters, adding a slot for each, and tell a row for each."""
+    """Fill the part's parameters, adding a slot and yielding a report row for each."""
     main = _main_dtype(part, tensors)
     dtype = wanted or main
     device = torch.device("cpu")
     for name, parameter in list(part.module.named_parameters()):
         source = part.source(name)
-        given = tensors[part.prefix + source.name]
-        owner, _, leaf = name.rpartition(".")
-        place = part.module.get_submodule(owner)
-        slot = Slot(place, leaf, part.prefix + source.name, source, parameter.shape, dtype)
+        tensor = tensors[part.prefix + source.name]
+        owner_name, _, leaf = name.rpartition(".")
+        owner = part.module.get_submodule(owner_name)
+        slot = Slot(owner, leaf, part.prefix + source.name, source, parameter.shape, dtype)
         with torch.inference_mode(False), torch.no_grad():
-            shared = slot.fill(given)
+            shared = slot.fill(tensor)
         slots.append(slot)
-        laid = place.get_parameter(leaf)
-        device = laid.device
-        reason = "" if shared else _why_copied(given.dtype, dtype, main)
+        filled = owner.get_parameter(leaf)
+        device = filled.device
+        reason = "" if shared else _why_copied(tensor.dtype, dtype, main)
         label = f"{part.label}.{name}"
-        yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", laid.nbytes, reason)
+        yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", filled.nbytes, reason)
     if part.label.startswith("text_encoder"):
-        size = compat.renew_position_ids(part.module, device)
-        yield GraftRow(f"{part.label}.position_ids", "", "made", size, "numbers 0…76, not weights")
+        size = compat.create_position_ids(part.module, device)
+        yield GraftRow(f"{part.label}.position_ids", "", "created", size, "the numbers 0…76, not weights")
 
 
-def _why_copied(given: torch.dtype, dtype: torch.dtype, main: torch.dtype) -> str:
-    if given == dtype:
+def _why_copied(stored: torch.dtype, dtype: torch.dtype, main: torch.dtype) -> str:
+    if stored == dtype:
         return "not contiguous"
-    return f"{given} among {dtype}" if main == dtype else f"{given}, computed in {dtype}"
+    return f"{stored} among {dtype}" if main == dtype else f"{stored}, computed in {dtype}"
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A fresh, ordinary tensor of the same shape on the same storage; works for inference tensors too."""
+    """A new, ordinary tensor of the same shape on the same storage; works for inference tensors too."""
     with torch.inference_mode(False), torch.no_grad():
-        fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return fresh.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _view(tensor: Tensor, source: Source, shape: torch.Size) -> Tensor:
-    """The parameter's part of the tensor in the parameter's shape, as a view wherever strides allow one."""
+    """The parameter's part of the tensor in the parameter's shape; a view if the strides allow one."""
     with torch.inference_mode(False), torch.no_grad():
-        if source.third is not None:
-            tensor = tensor.chunk(3)[source.third]
+        if source.qkv_index is not None:
+            tensor = tensor.chunk(3)[source.qkv_index]
         if source.is_transposed:
             tensor = tensor.t()
         return tensor.reshape(shape)
@@ -339,7 +327,7 @@ def _shares_storage(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _main_dtype(part: _Part, tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype of most numbers of the network: a module computes in one dtype only."""
+    """The dtype of most of the network's weights: a module computes in one dtype only."""
     sizes: Counter[torch.dtype] = Counter()
     for name, _ in part.module.named_parameters():
         tensor = tensors[part.prefix + part.source(name).name]

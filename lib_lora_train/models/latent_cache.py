@@ -1,4 +1,4 @@
-"""VAE posteriors kept by content, in memory and on disk."""
+"""Cache of VAE posteriors by content, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -13,43 +13,41 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import TrainingError
 from lib_lora_train.dataset.images import NO_TRANSFORM
-from lib_lora_train.models.tensor_cache import load_tensors, write_tensors
+from lib_lora_train.models.tensor_cache import cache_path, load_tensors, write_tensors
 
 if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
-_FORMAT = "posterior-1"  # part of every key: a change of what is stored makes old files unfindable, not wrong
-
-
-_MEMORY_LIMIT = 2 << 30  # bytes of posteriors kept in memory when they are on disk too
+_FORMAT = "posterior-1"  # part of every key: after a change of format old files are not found, rather than misread
+_MEMORY_LIMIT = 2 << 30  # bytes of posteriors in memory, if they are on disk too
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """An image's latent distribution: `mean` and `std`, (C, h, w) float32 on the processor, unscaled.
+    """An image's latent distribution: `mean` and `std`, (C, h, w) float32 on the CPU, unscaled.
 
-    `mask` (h, w) float32 in [0, 1] says where the loss counts, None for everywhere.
+    `mask`, (h, w) float32 in [0, 1], weights the loss; None: 1 everywhere.
     """
 
     mean: Tensor
     std: Tensor
     mask: Tensor | None = None
 
-    def draw(self, noise: Tensor, scale_factor: float) -> Tensor:
-        """The latent (C, h, w) that the UNet works on, for standard normal `noise`."""
+    def sample(self, noise: Tensor, scale_factor: float) -> Tensor:
+        """A scaled latent, (C, h, w), as the UNet expects it, for standard normal `noise`."""
         return (self.mean + self.std * noise) * scale_factor
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Size in bytes."""
         return self.mean.nbytes + self.std.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
 class LatentCache:
-    """The posterior of every view of a dataset, by number; read back from disk where memory was full.
+    """The posterior of every view of a dataset, by number; those beyond the memory limit are read from disk.
 
-    An item's first view has the item's number. `missing` holds the views that could not be encoded; asking for one
+    An item's first view has the item's number. `missing` holds the views that could not be encoded; looking one up
     raises KeyError.
     """
 
@@ -63,7 +61,9 @@ class LatentCache:
             return entry
         stored = load_posterior(entry)
         if stored is None:
-            raise TrainingError(f"{entry}: the cached latent is gone or damaged. Start again: it will be made anew.")
+            raise TrainingError(
+                f"{entry}: the cached latent is missing or damaged. Start again; it will be encoded again."
+            )
         return stored
 
     def __contains__(self, view: int) -> bool:
@@ -73,8 +73,8 @@ class LatentCache:
         return len(self._entries)
 
 
-class _Collected:
-    """Posteriors by key, in memory up to a limit and on disk if there is a cache folder."""
+class PosteriorCollector:
+    """Posteriors by key, in memory up to a limit, and on disk if there is a cache folder."""
 
     def __init__(self, cache_dir: Path | None) -> None:
         self.entries: dict[str, Posterior | Path] = {}
@@ -82,30 +82,31 @@ class _Collected:
         self._free = _MEMORY_LIMIT
 
     def load(self, key: str) -> bool:
-        """Whether the cache folder had it; a damaged file counts as not there and will be replaced."""
-        stored = None if self._folder is None else load_posterior(_file(self._folder, key))
+        """Load a posterior from the cache folder; False if it is missing or damaged, and must be encoded."""
+        stored = None if self._folder is None else load_posterior(cache_path(self._folder, key))
         if stored is not None:
-            self._keep(key, stored)
+            self._remember(key, stored)
         return stored is not None
 
     def add(self, key: str, posterior: Posterior) -> None:
-        """Keeps it, on disk first."""
+        """Store a posterior, on disk first; OutputError if it cannot be written."""
         if self._folder is not None:
-            write_posterior(_file(self._folder, key), posterior)
-        self._keep(key, posterior)
+            write_posterior(cache_path(self._folder, key), posterior)
+        self._remember(key, posterior)
 
-    def _keep(self, key: str, posterior: Posterior) -> None:
+    def _remember(self, key: str, posterior: Posterior) -> None:
         self._free -= posterior.nbytes
         on_disk = self._folder is not None and self._free < 0
-        self.entries[key] = _file(self._folder, key) if self._folder and on_disk else posterior
+        self.entries[key] = cache_path(self._folder, key) if self._folder and on_disk else posterior
 
 
-def _finite(*tensors: Tensor) -> bool:
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _keys(vae: str, plan: Plan) -> list[str]:
-    """Per view a name that changes with the image's bytes, the VAE, the size, the crop, the look and the mask."""
+def view_keys(vae: str, plan: Plan) -> list[str]:
+    """Per view a key that depends on the image's bytes, the VAE, size, crop, augmentation and mask."""
     keys = []
     for view in plan.all_views:
         item = plan.dataset.items[view.item]
@@ -114,16 +115,12 @@ def _keys(vae: str, plan: Plan) -> list[str]:
             parts += ["look", *astuple(view.transform)]
         if item.mask is not None:
             parts += ["mask", item.mask.content_hash]
-        keys.append(_key(*parts))
+        keys.append(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest())
     return keys
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
-
-
-def _first_of_each(keys: Sequence[str]) -> list[int]:
-    """The index of each key's first use: an image that is in the dataset twice is encoded once."""
+def first_indices(keys: Sequence[str]) -> list[int]:
+    """The index of each key's first occurrence: an image that is in the dataset twice is encoded once."""
     first: dict[str, int] = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)
@@ -131,12 +128,12 @@ def _first_of_each(keys: Sequence[str]) -> list[int]:
 
 
 def vae_hash(model: DiffusionModel) -> str:
-    """sha256 (hex) over the VAE's weights: the same VAE from another file or host finds the same cache."""
+    """sha256 (hex) of the VAE's weights: the same VAE from another file or webui shares the cache."""
     return hash_weights([model.vae])
 
 
 def hash_weights(modules: Iterable[Any]) -> str:
-    """sha256 (hex) over the names, shapes and values of all weights."""
+    """sha256 (hex) of the names, shapes and values of all weights."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
@@ -146,20 +143,16 @@ def hash_weights(modules: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _file(folder: Path, key: str) -> Path:
-    return folder / key[:2] / f"{key}.safetensors"
-
-
 def load_posterior(path: Path) -> Posterior | None:
     """The posterior in a cache file; None if there is none or the file is damaged."""
     tensors = load_tensors(path)
     if tensors is None or not {"mean", "std"} <= tensors.keys():
         return None
     posterior = Posterior(tensors["mean"], tensors["std"], tensors.get("mask"))
-    return posterior if _finite(posterior.mean, posterior.std) else None
+    return posterior if is_finite(posterior.mean, posterior.std) else None
 
 
 def write_posterior(path: Path, posterior: Posterior) -> None:
-    """Writes a cache file that is either complete or not there; OutputError if that fails."""
+    """Write a cache file atomically; OutputError if that fails."""
     mask = {} if posterior.mask is None else {"mask": posterior.mask}
     write_tensors(path, {"mean": posterior.mean, "std": posterior.std, **mask}, "the latent cache")

@@ -1,7 +1,7 @@
-"""From the names in diffusers and transformers to the names in a checkpoint (ldm, sgm, open_clip).
+"""Maps names in diffusers and transformers to names in a checkpoint (ldm, sgm, open_clip).
 
-Pure functions on names. Each works on module names and on parameter names alike, because only the
-front of a name differs; the layers inside attention blocks are called the same in both worlds.
+Pure functions on names. They work for module names and parameter names alike, because only the start of a name differs;
+layers inside attention blocks have the same names in both.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _OPEN_CLIP_LAYER = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter lies in the checkpoint: a tensor, or the `third` of it (0 q, 1 k, 2 v), perhaps transposed."""
+    """Where a parameter is in the checkpoint: a tensor, or one third of it (`qkv_index` 0 q, 1 k, 2 v)."""
 
     name: str
-    third: int | None = None
+    qkv_index: int | None = None
     is_transposed: bool = False
 
 
 def ldm_unet_name(name: str, layers_per_block: int, up_has_attention: tuple[bool, ...]) -> str:
     """`down_blocks.0.attentions.1.proj_in` → `input_blocks.2.1.proj_in`.
 
-    `up_has_attention` tells for each up block whether it has attention: ldm counts the upsampler after it.
-    Raises KeyError for a name that no SD UNet has.
+    `up_has_attention`: for each up block, whether it has attention, since ldm numbers the upsampler after it.
+    KeyError for a name that no SD UNet has.
     """
     for front, ldm in _UNET_ENDS.items():
         if name == front or name.startswith(f"{front}."):
@@ -71,12 +71,12 @@ def ldm_unet_name(name: str, layers_per_block: int, up_has_attention: tuple[bool
         return f"input_blocks.{(block + 1) * per_block}.0.op{rest.removeprefix('conv')}"
     if kind == "upsamplers":
         return f"output_blocks.{(block + 1) * per_block - 1}.{1 + up_has_attention[block]}.{rest}"
-    place = (
+    position = (
         f"input_blocks.{1 + block * per_block + index}"
         if way == "down"
         else f"output_blocks.{block * per_block + index}"
     )
-    return f"{place}.0.{_resnet(rest)}" if kind == "resnets" else f"{place}.1.{rest}"
+    return f"{position}.0.{_resnet(rest)}" if kind == "resnets" else f"{position}.1.{rest}"
 
 
 def _resnet(rest: str) -> str:
@@ -85,7 +85,7 @@ def _resnet(rest: str) -> str:
 
 
 def ldm_vae_name(name: str, levels: int) -> str:
-    """`decoder.up_blocks.0.resnets.1.conv1` → `decoder.up.3.block.1.conv1`; ldm counts up blocks from the image."""
+    """`decoder.up_blocks.0.resnets.1.conv1` → `decoder.up.3.block.1.conv1`; ldm numbers up blocks from the image."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     if found := re.fullmatch(r"(\w+)\.(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", name):
         side, way, block, kind, index, rest = found[1], found[2], int(found[3]), found[4], found[5], found[6]
@@ -100,7 +100,7 @@ def ldm_vae_name(name: str, levels: int) -> str:
 
 
 def open_clip_source(name: str) -> Source:
-    """Where OpenCLIP keeps the transformers parameter `name` (without `text_model.`): q, k, v lie in one tensor."""
+    """Where OpenCLIP stores the transformers parameter `name` (without `text_model.`); q, k and v share a tensor."""
     if name == "text_projection.weight":
         return Source("text_projection", is_transposed=True)
     for front, theirs in _OPEN_CLIP.items():
@@ -112,5 +112,5 @@ def open_clip_source(name: str) -> Source:
     layer, part, end = f"transformer.resblocks.{found[1]}", found[2], found[3]
     if part in _OPEN_CLIP_LAYER:
         return Source(f"{layer}.{_OPEN_CLIP_LAYER[part]}.{end}")
-    third = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(part)
-    return Source(f"{layer}.attn.in_proj_{end}", third=third)
+    qkv_index = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(part)
+    return Source(f"{layer}.attn.in_proj_{end}", qkv_index=qkv_index)

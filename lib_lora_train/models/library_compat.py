@@ -1,4 +1,4 @@
-"""The one place for differences between versions of diffusers (0.31 …), transformers (4.30 …) and peft."""
+"""All differences between versions of diffusers (0.31 …), transformers (4.30 …) and peft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def build_unet(config: Mapping[str, Any]) -> nn.Module:
-    """A diffusers UNet on the meta device: shapes, no memory."""
+    """A diffusers UNet on the meta device, which takes no memory."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -27,7 +27,7 @@ def build_vae(config: Mapping[str, Any], scale_factor: float) -> nn.Module:
 
 
 def build_text_encoder(config: Mapping[str, Any], has_projection: bool) -> nn.Module:
-    """A transformers CLIP text model on the meta device, with its text projection where that is used."""
+    """A transformers CLIP text model on the meta device, with a text projection if `has_projection`."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     kind = CLIPTextModelWithProjection if has_projection else CLIPTextModel
@@ -40,28 +40,28 @@ def _module(built: Any) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def text_core(text_encoder: nn.Module) -> Any:
-    """The part with `embeddings`, `encoder` and `final_layer_norm`; transformers 5.6 removed the level around it."""
+def text_transformer(text_encoder: nn.Module) -> Any:
+    """The module with `embeddings`, `encoder` and `final_layer_norm`; transformers 5.6 removed the level above it."""
     return getattr(text_encoder, "text_model", text_encoder)
 
 
-def plain_text_name(name: str) -> str:
-    """A text encoder's parameter name as transformers 5.6 and later have it: without `text_model.`."""
+def without_text_model_prefix(name: str) -> str:
+    """A text encoder's parameter name as in transformers 5.6 and later: without `text_model.`."""
     return name.removeprefix("text_model.")
 
 
 def text_hidden_states(text_encoder: nn.Module, token_ids: Tensor) -> tuple[Tensor, ...]:
-    """Embeddings and the output of every layer, (B, 77, D) each, before the final layer norm."""
+    """The embeddings and every layer's output, (B, 77, D) each, before the final layer norm."""
     states: tuple[Tensor, ...] = text_encoder(token_ids, output_hidden_states=True, return_dict=True).hidden_states
     return states
 
 
-def renew_position_ids(text_encoder: nn.Module, device: torch.device) -> int:
-    """Makes the position numbers that were built on meta, in place; the bytes they take.
+def create_position_ids(text_encoder: nn.Module, device: torch.device) -> int:
+    """Replace the position ids that were built on the meta device; returns their size in bytes.
 
-    They are a persistent buffer up to transformers 4.30 and no part of a state dict afterwards.
+    They are a persistent buffer up to transformers 4.30, and not in the state dict afterwards.
     """
-    embeddings = text_core(text_encoder).embeddings
+    embeddings = text_transformer(text_encoder).embeddings
     if "position_ids" not in embeddings._buffers:
         return 0
     count = embeddings.position_embedding.weight.shape[0]
@@ -70,20 +70,20 @@ def renew_position_ids(text_encoder: nn.Module, device: torch.device) -> int:
 
 
 def load_clip_tokenizer(folder: Path) -> Any:
-    """The CLIP tokenizer whose vocab.json and merges.txt lie in `folder`; never asks the network."""
+    """The CLIP tokenizer with the vocab.json and merges.txt in `folder`; never uses the network."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def token_ids_without_ends(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, not cut, without begin and end tokens."""
+    """Token ids of each text, not truncated, without begin and end tokens."""
     ids: list[list[int]] = tokenizer(texts, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def __getattr__(name: str) -> Any:
-    """`Adafactor`: transformers' optimiser, read when it is asked for, since most runs do not need it."""
+    """`Adafactor`: transformers' optimiser, imported on first use, since most runs do not need it."""
     if name == "Adafactor":
         from transformers.optimization import Adafactor
 

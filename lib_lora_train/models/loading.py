@@ -1,4 +1,4 @@
-"""Checkpoint file → diffusion model on a device."""
+"""Loads a checkpoint file as a diffusion model on a device."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ from lib_lora_train.models.diffusion_model import (
     looks_like_v_prediction,
     with_overrides,
 )
+from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.models.fp8 import store_in_eight_bit
+from lib_lora_train.models.fp8 import store_in_fp8
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import load_tokenizer
 
 if TYPE_CHECKING:
     from lib_lora_train.config.train_config import TrainConfig
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, and how; None means the embedded tiny model, and the checkpoint's own VAE."""
+    """Which model to load, and how.
+
+    `checkpoint` None is the embedded tiny model, `vae` None the checkpoint's own VAE. `fp8` stores the UNet in 8 bit.
+    """
 
     checkpoint: Path | None = None
     vae: Path | None = None
     precision: str = "auto"
-    eight_bit: bool = False
-    told: ModelOverrides = NO_OVERRIDES
+    fp8: bool = False
+    overrides: ModelOverrides = NO_OVERRIDES
 
 
 def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
-    """The chosen model on `device`, without network; raises ModelError for files that cannot be used."""
+    """The chosen model on `device`, without network access; ModelError for files that cannot be used."""
     path = choice.checkpoint or EMBEDDED_CHECKPOINT
     file = load_checkpoint(path)
     tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, load_vae(choice.vae))
@@ -53,7 +55,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         model = assemble(
             tensors,
             spec=spec,
-            tokenizers=[tokenizer_of(file.path)] * len(spec.text_encoders),
+            tokenizers=[load_checkpoint_tokenizer(file.path)] * len(spec.text_encoders),
             name=path.stem,
             file_hash=file.hash,
             dtype=_dtype(choice.precision, device),
@@ -62,38 +64,38 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         )
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from reason
-    if spec.family == "sd2" and hints.prediction_type is None:
-        model = _with_measured_prediction(model)
-    model = with_overrides(model, choice.told)
-    return _in_eight_bit(model) if choice.eight_bit else model
+    if spec.architecture == "sd2" and hints.prediction_type is None:
+        model = _with_detected_prediction(model)
+    model = with_overrides(model, choice.overrides)
+    return _with_fp8_unet(model) if choice.fp8 else model
 
 
-def _in_eight_bit(model: DiffusionModel) -> DiffusionModel:
-    """The model with its UNet stored in 8 bit; nothing else holds on to the weights it had."""
-    saved = store_in_eight_bit(model.unet) / 2**20
+def _with_fp8_unet(model: DiffusionModel) -> DiffusionModel:
+    """The model with its UNet stored in 8 bit; the original weights are freed."""
+    saved = store_in_fp8(model.unet) / 2**20
     return replace(model, slots=(), note=f"The UNet is stored in 8 bit, which saves {saved:.0f} MiB.")
 
 
-def _with_measured_prediction(model: DiffusionModel) -> DiffusionModel:
-    """SD2's two kinds, 512 px (epsilon) and 768 px (v), differ in nothing that a file says."""
+def _with_detected_prediction(model: DiffusionModel) -> DiffusionModel:
+    """The model with its UNet's prediction type: SD2's 512 px (epsilon) and 768 px (v) files look alike."""
     spec = replace(model.spec, prediction_type="v_prediction" if looks_like_v_prediction(model.unet) else "epsilon")
     return replace(model, spec=spec, schedule=schedule_for(spec))
 
 
-def tokenizer_of(checkpoint: Path) -> Any:
-    """The checkpoint's own tokenizer, else the embedded one: all three families share CLIP's vocabulary."""
+def load_checkpoint_tokenizer(checkpoint: Path) -> Any:
+    """The checkpoint's own tokenizer, else the embedded one: SD1, SD2 and SDXL share CLIP's vocabulary."""
     return load_tokenizer(tokenizer_folder(checkpoint) or EMBEDDED_CHECKPOINT.parent / "tokenizer")
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """None, the file's own, for "auto" on a graphics card; processors compute 16 bit slowly or not at all."""
+    """The dtype to load in; None, the file's own, for "auto" on a GPU. CPUs compute 16 bit slowly or not at all."""
     if precision == "auto":
         return torch.float32 if device.type == "cpu" else None
-    if precision not in _DTYPES:
-        raise ModelError(f"precision {precision!r} is not one of auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[precision]
+    if precision not in DTYPES:
+        raise ModelError(f"precision {precision!r} is not valid. Use auto, {', '.join(DTYPES)}.")
+    return DTYPES[precision]
 
 
-def model_overrides(config: TrainConfig) -> ModelOverrides:
-    """What the settings say of the model."""
+def overrides_from_config(config: TrainConfig) -> ModelOverrides:
+    """The model overrides that the settings contain."""
     return ModelOverrides(config.prediction_type, config.zero_terminal_snr)

@@ -1,7 +1,7 @@
-"""Noise schedules as data, and the forward process on them.
+"""Noise schedules and the forward process.
 
-T: timesteps of the schedule (1000). ᾱ: `alphas_cumprod`. All coefficients are taken from a float64
-table and rounded once, to the latents' dtype.
+T: timesteps of the schedule (1000). ᾱ: `alphas_cumprod`. All coefficients come from a float64 table and are rounded
+once, to the latents' dtype.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lib_lora_train.models.architecture import ModelSpec, PredictionType
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """`alphas_cumprod` (T,) float64 on the processor, falling, in [0, 1); what the UNet predicts."""
+    """`alphas_cumprod`, (T,) float64 on the CPU, decreasing, in [0, 1), and what the UNet predicts."""
 
     alphas_cumprod: Tensor
     prediction_type: PredictionType
@@ -28,7 +28,7 @@ class NoiseSchedule:
 def scaled_linear_schedule(
     prediction_type: PredictionType, *, start: float = 0.00085, end: float = 0.0120, timesteps: int = 1000
 ) -> NoiseSchedule:
-    """Stable Diffusion's schedule: √β is spaced evenly. ldm calls it "linear", diffusers "scaled_linear"."""
+    """Stable Diffusion's schedule, with evenly spaced √β: "linear" in ldm, "scaled_linear" in diffusers."""
     betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
     return NoiseSchedule(torch.cumprod(1.0 - betas, dim=0), prediction_type)
 
@@ -44,7 +44,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 
 
 def schedule_for(spec: ModelSpec) -> NoiseSchedule:
-    """The schedule that models of this spec are trained with."""
+    """The schedule that models of this kind were trained with."""
     schedule = scaled_linear_schedule(spec.prediction_type)
     if spec.zero_terminal_snr:
         schedule = replace(schedule, alphas_cumprod=rescale_zero_terminal_snr(schedule.alphas_cumprod))
@@ -54,14 +54,14 @@ def schedule_for(spec: ModelSpec) -> NoiseSchedule:
 def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """x_t = √ᾱ·latents + √(1−ᾱ)·noise, shape and dtype of `latents` (B, C, h, w); `timesteps` (B,) int.
 
-    Give `timesteps` on the processor: reading them from a graphics card would wait for it.
+    Pass `timesteps` on the CPU: reading them from a GPU would synchronise.
     """
     signal, spread = _roots(schedule, latents, timesteps)
     return signal * latents + spread * noise
 
 
-def target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet should answer: the noise, or v = √ᾱ·noise − √(1−ᾱ)·latents (Salimans & Ho 2022)."""
+def prediction_target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the UNet should predict: the noise, or v = √ᾱ·noise − √(1−ᾱ)·latents (Salimans & Ho 2022)."""
     if schedule.prediction_type == "epsilon":
         return noise
     signal, spread = _roots(schedule, latents, timesteps)
@@ -69,7 +69,7 @@ def target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: T
 
 
 def snr(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
-    """Signal-to-noise ratio ᾱ / (1 − ᾱ) of each timestep, (B,) float64 on the processor; 0 at a zero-terminal end."""
+    """Signal-to-noise ratio ᾱ / (1 − ᾱ) of each timestep, (B,) float64 on the CPU; 0 at a zero-terminal end."""
     alphas = schedule.alphas_cumprod[timesteps.to(schedule.alphas_cumprod.device)]
     return alphas / (1.0 - alphas)
 

@@ -1,7 +1,7 @@
-"""What brackets and BREAK mean in a prompt, as the webuis read it: pieces of text, each with a weight.
+"""Brackets and BREAK in prompts, as the webuis read them: parts of the text, each with a weight.
 
-(word) weighs 1.1, (word:1.3) 1.3, [word] 1/1.1; weights of nested brackets are multiplied, a bracket that is never
-closed reaches to the end. A backslash takes a bracket its meaning. BREAK in capitals ends the 75-token chunk.
+(word) has the weight 1.1, (word:1.3) 1.3, [word] 1/1.1; weights of nested brackets are multiplied, and an unclosed
+bracket reaches to the end. A backslash escapes a bracket. BREAK in capitals ends the 75-token chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 ROUND, SQUARE = 1.1, 1 / 1.1
-"""What (word) and [word] multiply a weight by."""
+"""The factors of (word) and [word]."""
 
 _SYMBOL = re.compile(
     r"\\(?P<escaped>[()\[\]\\]?)|(?P<open>[(\[])|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<close>[)\]])|[^\\()\[\]:]+|:"
@@ -20,8 +20,8 @@ _ESCAPED = re.compile(r"\\([()\[\]\\])")
 
 
 @dataclass(frozen=True)
-class MatrixView:
-    """Text of one weight. BREAK is a piece of weight −1; within brackets it is a word, as in the webuis."""
+class WeightedText:
+    """Part of a prompt with one weight. BREAK is one of weight −1; inside brackets it is a word, as in the webuis."""
 
     text: str
     weight: float = 1.0
@@ -29,62 +29,64 @@ class MatrixView:
     @property
     def is_break(self) -> bool:
         """Whether a chunk ends here."""
-        return self == _BREAK_PIECE
+        return self == _BREAK_PART
 
 
-_BREAK_PIECE = MatrixView("BREAK", -1.0)
+_BREAK_PART = WeightedText("BREAK", -1.0)
 
 
-def plain_pieces(text: str) -> list[MatrixView]:
-    """The text without weights, parted at BREAK; brackets are letters, escaped ones too, without their backslash."""
-    return [piece for part in _parted(_ESCAPED.sub(r"\1", text)) for piece in part]
+def parse_plain_prompt(text: str) -> list[WeightedText]:
+    """The text without weights, split at BREAK; brackets are ordinary characters, escaped ones lose the backslash."""
+    return _split_at_break(_ESCAPED.sub(r"\1", text))
 
 
-def weighted_pieces(text: str) -> list[MatrixView]:
-    """The text with the weights that its brackets say; neighbours of the same weight are one piece."""
-    reader = _Reader()
+def parse_weighted_prompt(text: str) -> list[WeightedText]:
+    """The text with the weights of its brackets; adjacent parts of the same weight are joined."""
+    parser = _Parser()
     for symbol in _SYMBOL.finditer(text):
-        reader.read(symbol)
-    return _merged(reader.finished())
+        parser.read(symbol)
+    return _join_equal(parser.finish())
 
 
-def _parted(text: str) -> list[list[MatrixView]]:
-    parts = _BREAK.split(text)
-    return [[*([_BREAK_PIECE] if number else []), MatrixView(part)] for number, part in enumerate(parts)]
+def _split_at_break(text: str) -> list[WeightedText]:
+    parts: list[WeightedText] = []
+    for number, part in enumerate(_BREAK.split(text)):
+        parts += [*([_BREAK_PART] if number else []), WeightedText(part)]
+    return parts
 
 
-class _Reader:
-    """The pieces so far, and where the brackets opened that are not closed yet."""
+class _Parser:
+    """The parts so far, and the starts of brackets that are still open."""
 
     def __init__(self) -> None:
-        self._pieces: list[MatrixView] = []
+        self._parts: list[WeightedText] = []
         self._open: dict[str, list[int]] = {"(": [], "[": []}
 
     def read(self, symbol: re.Match[str]) -> None:
-        """Take the next symbol in; a bracket that closes nothing is a letter."""
+        """Process the next symbol; a bracket that closes nothing is an ordinary character."""
         text = symbol.group()
         weight = _number(symbol["weight"])
         if symbol["escaped"] is not None:
-            self._pieces.append(MatrixView(symbol["escaped"]))
+            self._parts.append(WeightedText(symbol["escaped"]))
         elif symbol["open"]:
-            self._open[text].append(len(self._pieces))
+            self._open[text].append(len(self._parts))
         elif weight is not None and self._open["("]:
             self._close("(", weight)
         elif symbol["close"] and self._open["(" if text == ")" else "["]:
             self._close(*(("(", ROUND) if text == ")" else ("[", SQUARE)))
         else:
-            self._pieces += [piece for part in _parted(text) for piece in part]
+            self._parts += _split_at_break(text)
 
-    def finished(self) -> list[MatrixView]:
-        """All pieces, with the brackets closed that the text left open."""
+    def finish(self) -> list[WeightedText]:
+        """All parts, after closing the brackets that are still open."""
         for bracket, factor in (("(", ROUND), ("[", SQUARE)):
             while self._open[bracket]:
                 self._close(bracket, factor)
-        return self._pieces
+        return self._parts
 
     def _close(self, bracket: str, factor: float) -> None:
         start = self._open[bracket].pop()
-        self._pieces[start:] = [MatrixView(piece.text, piece.weight * factor) for piece in self._pieces[start:]]
+        self._parts[start:] = [WeightedText(part.text, part.weight * factor) for part in self._parts[start:]]
 
 
 def _number(text: str | None) -> float | None:
@@ -94,12 +96,12 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _merged(pieces: list[MatrixView]) -> list[MatrixView]:
-    merged: list[MatrixView] = []
-    for piece in pieces:
-        last = merged[-1] if merged else None
-        if last is not None and last.weight == piece.weight:
-            merged[-1] = MatrixView(last.text + piece.text, piece.weight)
+def _join_equal(parts: list[WeightedText]) -> list[WeightedText]:
+    joined: list[WeightedText] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and last.weight == part.weight:
+            joined[-1] = WeightedText(last.text + part.text, part.weight)
         else:
-            merged.append(piece)
-    return merged
+            joined.append(part)
+    return joined

@@ -1,4 +1,4 @@
-"""Cache files of tensors: complete or not there, and a damaged one counts as none."""
+"""Cache files of tensors, written atomically; a damaged one counts as missing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
 
 
+def cache_path(folder: Path, key: str) -> Path:
+    """The cache file of `key`, in a subfolder by its first two digits."""
+    return folder / key[:2] / f"{key}.safetensors"
+
+
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a cache file by name; None if there is none or the file is damaged."""
     if not path.is_file():
@@ -25,7 +30,7 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Writes a file that is either complete or not there; OutputError, naming `what`, if that fails."""
+    """Write a cache file atomically; OutputError, naming `what`, if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write.replacing(path, fsync=False) as place:
@@ -33,5 +38,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
     except (OSError, SafetensorError) as reason:
         raise OutputError(
             f"{path.parent.parent}: {what} cannot be written ({reason}). "
-            "Free some space there, or switch off `cache_to_disk`."
+            "Free some space there, or turn off `cache_to_disk`."
         ) from reason

@@ -1,10 +1,9 @@
-"""Captions to token ids in the webui's chunks, and token ids to what the UNet reads.
+"""Captions to token ids in the webui's chunks, and token ids to the UNet's text conditioning.
 
-B: captions; n: chunks of 75 tokens, each between its own begin and end token, so 77·n ids a caption;
-D: width of the text that the UNet reads (SDXL: both encoders side by side); P: width of the pooled text.
+B: captions; n: chunks of 75 tokens, each between its own begin and end token, so 77·n ids per caption;
+D: width of the UNet's text conditioning (SDXL: both encoders concatenated); P: width of the pooled text.
 
-kohya's trainer strings chunks together differently (75·n + 2); ours is what the webuis do when the LoRA
-is used.
+kohya's trainer joins chunks differently (75·n + 2); ours is what the webuis do when the LoRA is used.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.prompt_weights import MatrixView, plain_pieces, weighted_pieces
+from lib_lora_train.models.prompt_weights import WeightedText, parse_plain_prompt, parse_weighted_prompt
 
 if TYPE_CHECKING:
     from lib_lora_train.models.architecture import TextEncoderSpec
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
-CHUNK = 75
 Chunk = list[tuple[int, float]]
 """Up to 75 token ids, each with its weight."""
 
-_MOST_CHUNKS = 3  # 225 tokens, as in kohya's tools
-_COMMA_REACH = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
+_MAX_CHUNKS = 3  # 225 tokens, as in kohya's scripts
+_COMMA_BACKTRACK = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +46,10 @@ class TextCondition:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """CLIP's tokenizer from a folder with vocab.json and merges.txt; ModelError if they are not there."""
+    """CLIP's tokenizer from a folder with vocab.json and merges.txt; ModelError if they are missing."""
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder}: the tokenizer's {' and '.join(missing)} missing. Reinstall, or put them there.")
+        raise ModelError(f"{folder}: missing tokenizer files: {', '.join(missing)}. Add them, or reinstall.")
     try:
         return compat.load_clip_tokenizer(folder)
     except (OSError, ValueError) as reason:
@@ -60,76 +59,76 @@ def load_tokenizer(folder: Path) -> Any:
 def tokenize(
     model: DiffusionModel, captions: Sequence[str], chunks: int = 1, *, weighted: bool = False
 ) -> tuple[Tensor, ...]:
-    """Token ids for each text encoder, (B, 77·chunks) int64 on the processor; what does not fit is cut off.
+    """Token ids for each text encoder, (B, 77·chunks) int64 on the CPU; what does not fit is cut off.
 
-    All captions get the same number of chunks, since they share a batch; `chunks_needed` tells how many. `weighted`
-    reads brackets as the webuis do in prompts; their numbers are in `weighted_tokens`.
+    All captions get the same number of chunks, since they share a batch; `count_chunks` returns how many are needed.
+    `weighted` parses brackets as the webuis do in prompts; `tokenize_weighted` also returns the weights.
     """
     return _all_ids(model, _webui_chunks(model, captions, chunks, weighted), chunks)
 
 
-def weighted_tokens(
+def tokenize_weighted(
     model: DiffusionModel, prompts: Sequence[str], chunks: int | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """What `tokenize` gives with brackets read, and what each token weighs: (B, 77·chunks) float32.
+    """Token ids as from `tokenize`, with brackets parsed, and each token's weight, (B, 77·chunks) float32.
 
-    Without `chunks` as many as the longest prompt needs, at most 3. Ends and padding weigh 1.
+    Without `chunks`, as many as the longest prompt needs, at most 3. Begin, end and padding have the weight 1.
     """
-    per_prompt = _webui_chunks(model, prompts, _MOST_CHUNKS if chunks is None else chunks, True)
+    per_prompt = _webui_chunks(model, prompts, _MAX_CHUNKS if chunks is None else chunks, True)
     count = max(1, *map(len, per_prompt)) if chunks is None else chunks
     return _all_ids(model, per_prompt, count), torch.tensor([_weights(prompt, count) for prompt in per_prompt])
 
 
-def chunks_needed(
-    model: DiffusionModel, captions: Iterable[str], most: int = _MOST_CHUNKS, *, weighted: bool = False
+def count_chunks(
+    model: DiffusionModel, captions: Iterable[str], max_chunks: int = _MAX_CHUNKS, *, weighted: bool = False
 ) -> int:
-    """Chunks for the longest caption, at least 1 and at most `most`."""
-    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), most, weighted)), default=1)
+    """Chunks needed for the longest caption, from 1 to `max_chunks`."""
+    longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), max_chunks, weighted)), default=1)
     return max(1, longest)
 
 
-def _webui_chunks(model: DiffusionModel, captions: Sequence[str], most: int, weighted: bool) -> list[list[Chunk]]:
-    """Per caption its chunks; both SDXL encoders have the same vocabulary, so the first tokenizer serves both."""
+def _webui_chunks(model: DiffusionModel, captions: Sequence[str], max_chunks: int, weighted: bool) -> list[list[Chunk]]:
+    """Each caption's chunks; both SDXL encoders have the same vocabulary, so the first tokenizer is enough."""
     tokenizer = model.tokenizers[0]
     (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
-    pieces = [weighted_pieces(caption) if weighted else plain_pieces(caption) for caption in captions]
-    texts = [piece.text for caption in pieces for piece in caption]
+    parsed = [parse_weighted_prompt(caption) if weighted else parse_plain_prompt(caption) for caption in captions]
+    texts = [part.text for parts in parsed for part in parts]
     ids = iter(compat.token_ids_without_ends(tokenizer, texts) if texts else [])
-    return [_caption_chunks([(piece, next(ids)) for piece in caption], most, comma) for caption in pieces]
+    return [_caption_chunks([(part, next(ids)) for part in parts], max_chunks, comma) for parts in parsed]
 
 
-def _caption_chunks(pieces: Sequence[tuple[MatrixView, list[int]]], most: int, comma: int) -> list[Chunk]:
-    """The chunks of one caption's pieces and their ids; BREAK ends one, which may be empty."""
-    parts: list[Chunk] = [[]]
-    for piece, ids in pieces:
-        if piece.is_break:
-            parts.append([])
+def _caption_chunks(parts: Sequence[tuple[WeightedText, list[int]]], max_chunks: int, comma: int) -> list[Chunk]:
+    """The chunks of one caption, from its parts and their ids; BREAK ends a chunk, even an empty one."""
+    sections: list[Chunk] = [[]]
+    for part, ids in parts:
+        if part.is_break:
+            sections.append([])
         else:
-            parts[-1] += [(token, piece.weight) for token in ids]
+            sections[-1] += [(token, part.weight) for token in ids]
     chunks: list[Chunk] = []
-    for number, part in enumerate(parts):
-        rest = part
-        for ids in split_chunks([token for token, _ in part], most - len(chunks), comma):
+    for number, section in enumerate(sections):
+        rest = section
+        for ids in split_chunks([token for token, _ in section], max_chunks - len(chunks), comma):
             chunks.append(rest[: len(ids)])
             rest = rest[len(ids) :]
-        if not part and number < len(parts) - 1:
+        if not section and number < len(sections) - 1:
             chunks.append([])
-    return chunks[:most]
+    return chunks[:max_chunks]
 
 
-def split_chunks(ids: Sequence[int], most: int, comma: int) -> list[list[int]]:
-    """The ids in at most `most` chunks of up to 75.
+def split_chunks(ids: Sequence[int], max_chunks: int, comma: int) -> list[list[int]]:
+    """The ids in at most `max_chunks` chunks of up to 75.
 
-    A chunk that would cut a tag in two ends after its last comma instead, if that is among the last 20
-    tokens, as in the webuis; only the last chunk is filled to the end, so that least is lost.
+    A chunk that would split a tag ends after its last comma instead, if that is among the last 20 tokens, as in the
+    webuis; only the last chunk is always filled, so that as little as possible is lost.
     """
     chunks: list[list[int]] = []
     rest = list(ids)
-    while rest and len(chunks) < most:
-        end = min(CHUNK, len(rest))
-        if len(rest) > CHUNK and len(chunks) + 1 < most and rest[CHUNK] != comma:
-            tail = [i for i in range(CHUNK - _COMMA_REACH, CHUNK) if rest[i] == comma]
-            end = tail[-1] + 1 if tail else CHUNK
+    while rest and len(chunks) < max_chunks:
+        end = min(CHUNK_TOKENS, len(rest))
+        if len(rest) > CHUNK_TOKENS and len(chunks) + 1 < max_chunks and rest[CHUNK_TOKENS] != comma:
+            tail = [i for i in range(CHUNK_TOKENS - _COMMA_BACKTRACK, CHUNK_TOKENS) if rest[i] == comma]
+            end = tail[-1] + 1 if tail else CHUNK_TOKENS
         chunks.append(rest[:end])
         rest = rest[end:]
     return chunks
@@ -143,60 +142,62 @@ def _all_ids(model: DiffusionModel, captions: Sequence[list[Chunk]], chunks: int
 
 
 def _ids(caption: list[Chunk], chunks: int, encoder: TextEncoderSpec) -> list[int]:
-    """77·chunks ids: begin, up to 75 tokens, end, then the encoder's padding; missing chunks are empty ones."""
+    """77·chunks ids: begin, up to 75 tokens, end, then the encoder's padding; missing chunks are empty."""
     begin, end = encoder.config["bos_token_id"], encoder.config["eos_token_id"]
     ids: list[int] = []
     for number in range(chunks):
         tokens = [token for token, _ in caption[number]] if number < len(caption) else []
-        ids += [begin, *tokens, end, *[encoder.pad_token] * (CHUNK - len(tokens))]
+        ids += [begin, *tokens, end, *[encoder.pad_token] * (CHUNK_TOKENS - len(tokens))]
     return ids
 
 
 def _weights(caption: list[Chunk], chunks: int) -> list[float]:
-    """77·chunks weights in the places of `_ids`."""
+    """77·chunks weights, at the positions of `_ids`."""
     weights: list[float] = []
     for number in range(chunks):
         own = [weight for _, weight in caption[number]] if number < len(caption) else []
-        weights += [1.0, *own, *[1.0] * (CHUNK + 1 - len(own))]
+        weights += [1.0, *own, *[1.0] * (CHUNK_TOKENS + 1 - len(own))]
     return weights
 
 
 def encode_text(
     model: DiffusionModel, token_ids: Sequence[Tensor], clip_skip: int, weights: Tensor | None = None
 ) -> TextCondition:
-    """What the UNet reads, from `tokenize`'s ids; gradients flow to adapters on the text encoders.
+    """The UNet's text conditioning for `tokenize`'s ids; gradients flow to adapters on the text encoders.
 
-    SD1 and SD2: the output of layer −`clip_skip` through the final layer norm. SDXL: the layer before the
-    last of both encoders, no norm, `clip_skip` ignored as the webuis do; pooled from the second's first chunk.
-    `weights` are `token_weights`; they leave the pooled text alone, as in the webuis.
+    SD1 and SD2: the output of layer −`clip_skip` through the final layer norm. SDXL: the second-to-last layer of both
+    encoders without norm, ignoring `clip_skip` as the webuis do, and the pooled text of the second's first chunk.
+    `weights` are those of `tokenize_weighted`; they do not affect the pooled text, as in the webuis.
     """
     encoded = [_run(encoder, ids) for encoder, ids in zip(model.text_encoders, token_ids, strict=True)]
     count = token_ids[0].shape[0]
-    if model.spec.family != "sdxl":
-        core = compat.text_core(model.text_encoders[0])
-        return TextCondition(_joined(emphasised(core.final_layer_norm(encoded[0][-clip_skip]), weights), count), None)
-    hidden = torch.cat([_joined(emphasised(states[-2], weights), count) for states in encoded], dim=-1)
+    if model.spec.architecture != "sdxl":
+        core = compat.text_transformer(model.text_encoders[0])
+        return TextCondition(
+            _joined(apply_token_weights(core.final_layer_norm(encoded[0][-clip_skip]), weights), count), None
+        )
+    hidden = torch.cat([_joined(apply_token_weights(states[-2], weights), count) for states in encoded], dim=-1)
     return TextCondition(hidden, _pooled(model, encoded[-1][-1], token_ids[-1]))
 
 
-def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
-    """Each token's state times its weight, then each chunk brought back to its mean, as the webuis do by default.
+def apply_token_weights(states: Tensor, weights: Tensor | None) -> Tensor:
+    """Each token's state times its weight, then each chunk rescaled to its original mean, the webuis' default.
 
-    `states` (B·n, 77, D) as one encoder gives them, `weights` (B, 77·n). z·w·mean(z)/mean(z·w), the means over a whole
-    chunk of one caption: the webui's batch is one prompt, repeated. Where all weights are 1 no bit changes.
+    `states` (B·n, 77, D) from one encoder, `weights` (B, 77·n). z·w·mean(z)/mean(z·w), with means over a whole chunk of
+    one caption: the webui's batch is one prompt, repeated. If all weights are 1, the result is bit-identical.
     """
     if weights is None:
         return states
-    own = weights.to(states.device, states.dtype).reshape(-1, CHUNK + 2, 1)
+    own = weights.to(states.device, states.dtype).reshape(-1, CHUNK_TOKENS + 2, 1)
     weighted = states * own
     means, weighted_means = (z.mean(dim=(1, 2), keepdim=True) for z in (states, weighted))
     return weighted * (means / weighted_means)
 
 
 def _run(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:
-    """Hidden states (B·n, 77, D) of all layers; chunks go through the encoder as if they were captions."""
+    """Hidden states (B·n, 77, D) of all layers; chunks pass through the encoder as if they were captions."""
     device = next(encoder.parameters()).device
-    return compat.text_hidden_states(encoder, ids.to(device).reshape(-1, CHUNK + 2))
+    return compat.text_hidden_states(encoder, ids.to(device).reshape(-1, CHUNK_TOKENS + 2))
 
 
 def _joined(states: Tensor, count: int) -> Tensor:
@@ -206,10 +207,10 @@ def _joined(states: Tensor, count: int) -> Tensor:
 def _pooled(model: DiffusionModel, last: Tensor, ids: Tensor) -> Tensor:
     """(B, P): the state at the first end token of the first chunk, through the text projection."""
     encoder: Any = model.text_encoders[-1]
-    first = ids[:, : CHUNK + 2].to(last.device)
+    first = ids[:, : CHUNK_TOKENS + 2].to(last.device)
     states = last.reshape(len(ids), -1, *last.shape[1:])[:, 0]  # (B, 77, D) of the first chunk
     ends = (first == model.spec.text_encoders[-1].config["eos_token_id"]).int().argmax(dim=-1)
-    normed = compat.text_core(encoder).final_layer_norm(states)
+    normed = compat.text_transformer(encoder).final_layer_norm(states)
     pooled: Tensor = encoder.text_projection(normed[torch.arange(len(ids), device=last.device), ends])
     return pooled
 

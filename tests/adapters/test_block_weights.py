@@ -10,23 +10,23 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from lib_lora_train.adapters.block_weights import Block, BlockRule, blocks_of
+from lib_lora_train.adapters.block_weights import BlockOverrides, BlockSettings, resolve_blocks
 from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.models.architecture import Family, infer_spec
+from lib_lora_train.models.architecture import Architecture, infer_spec
 from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
 
 DROPS = DropoutRates(dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
 
 
-def full_size(family: Family) -> list[str]:
+def full_size(architecture: Architecture) -> list[str]:
     """Layer names of the whole UNet, without its weights."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**infer_spec(full_shapes(family)).unet)
+        unet = UNet2DConditionModel(**infer_spec(full_shapes(architecture)).unet)
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return [name for name, module in unet.named_modules() if isinstance(module, kinds)]
 
@@ -34,7 +34,7 @@ def full_size(family: Family) -> list[str]:
 # --- lists --------------------------------------------------------------------------------------
 
 
-def test_curves_are_kohyas() -> None:
+def test_curves_match_kohya() -> None:
     assert parse_weights("linear", 3, (12, 9)) == (0.0, 0.5, 1.0)
     assert parse_weights("reverse_linear+.25", 3, (12, 9)) == (1.25, 0.75, 0.25)
     assert parse_weights("sine", 3, (12, 9)) == pytest.approx((0.0, math.sqrt(0.5), 1.0))
@@ -42,14 +42,14 @@ def test_curves_are_kohyas() -> None:
     assert parse_weights("zeros", 2, (12, 9)) == (0.0, 0.0)
 
 
-def test_lists_are_read_as_users_write_them() -> None:
+def test_lists_may_have_spaces_or_brackets() -> None:
     assert parse_ranks(", ".join(["4"] * 25)) == (4,) * 25
     assert parse_alphas("[" + ",".join(["0.5"] * 23) + "]") == (0.5,) * 23
     assert parse_ranks("") == ()
 
 
 @pytest.mark.parametrize("text", ["4,4", "a,b", ",".join(["-1"] * 25), ",".join(["1.5"] * 25), "nan"])
-def test_lists_that_cannot_be_meant_are_refused(text: str) -> None:
+def test_invalid_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"numbers|list|below|whole"):
         parse_ranks(text)
 
@@ -57,90 +57,90 @@ def test_lists_that_cannot_be_meant_are_refused(text: str) -> None:
 # --- blocks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "count"), [("sd1", 25), ("sdxl", 23)])
-def test_blocks_are_numbered_as_kohya_does(family: Family, count: int) -> None:
-    rule = BlockRule(ranks=",".join(str(number + 1) for number in range(count)))
-    blocks = blocks_of(full_size(family), rule, family=family)
+@pytest.mark.parametrize(("architecture", "count"), [("sd1", 25), ("sdxl", 23)])
+def test_blocks_are_numbered_as_kohya_does(architecture: Architecture, count: int) -> None:
+    overrides = BlockOverrides(ranks=",".join(str(number + 1) for number in range(count)))
+    blocks = resolve_blocks(full_size(architecture), overrides, architecture=architecture)
     number = {name: (block.rank or 0) - 1 for name, block in blocks.items()}
-    first_attention = "down_blocks.0.attentions.0.proj_in" if family == "sd1" else "down_blocks.1.attentions.0.proj_in"
+    first_attention = (
+        "down_blocks.0.attentions.0.proj_in" if architecture == "sd1" else "down_blocks.1.attentions.0.proj_in"
+    )
     expected = {
         "sd1": {first_attention: 1, "mid_block.attentions.0.proj_in": 12, "up_blocks.0.resnets.0.conv1": 13},
         "sdxl": {first_attention: 5, "mid_block.attentions.0.proj_in": 11, "up_blocks.0.attentions.0.proj_in": 13},
-    }[family]
-    expected["up_blocks.3.attentions.2.proj_in" if family == "sd1" else "up_blocks.2.resnets.2.conv1"] = (
-        24 if family == "sd1" else 21
+    }[architecture]
+    expected["up_blocks.3.attentions.2.proj_in" if architecture == "sd1" else "up_blocks.2.resnets.2.conv1"] = (
+        24 if architecture == "sd1" else 21
     )
-    expected["down_blocks.0.downsamplers.0.conv"] = 3 if family == "sd1" else 4
+    expected["down_blocks.0.downsamplers.0.conv"] = 3 if architecture == "sd1" else 4
     assert {name: number[name] for name in expected} == expected
 
 
-def test_a_list_for_another_kind_of_model_is_refused() -> None:
+def test_a_list_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, and this model has 25"):
-        blocks_of(full_size("sd1"), BlockRule(ranks=",".join(["4"] * 23)), family="sd1")
+        resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 23)), architecture="sd1")
 
 
-def test_ranks_weights_and_left_out_blocks_reach_the_layers() -> None:
+def test_ranks_weights_and_excluded_blocks_apply_to_layers() -> None:
     """The tiny UNet has 4 blocks down, one in the middle and 4 up; curves fit every size."""
-    spec = AdapterSpec(rank=2, targets="all", text_encoder=False, blocks=BlockRule(down_weights="linear"))
+    spec = AdapterSpec(rank=2, targets="all", text_encoder=False, blocks=BlockOverrides(down_weights="linear"))
     adapter = inject(tiny_model(), spec, seed=1)
     assert not any("down_blocks_0_resnets_0" in key for key in inject_keys(adapter, 0.0))
-    assert len(adapter.groups["unet"]) == len(adapter.rate_weights["unet"]) == 3
-    assert sorted(adapter.rate_weights["unet"]) == pytest.approx([1 / 3, 2 / 3, 1.0])
-    groups, rates = adapter.weighted({"unet": 3e-4})
+    assert len(adapter.groups["unet"]) == len(adapter.lr_weights["unet"]) == 3
+    assert sorted(adapter.lr_weights["unet"]) == pytest.approx([1 / 3, 2 / 3, 1.0])
+    groups, rates = adapter.parameter_groups({"unet": 3e-4})
     assert sorted(rates.values()) == pytest.approx([1e-4, 2e-4, 3e-4])
     assert {id(p) for group in groups.values() for p in group} == {id(p) for p in adapter.groups["unet"]}
 
 
 def inject_keys(adapter: Any, weight: float) -> list[str]:
-    return [key for key, target in adapter._targets.items() if target.rate_weight == weight]
+    return [key for key, target in adapter._targets.items() if target.lr_weight == weight]
 
 
-def test_a_block_learns_at_its_weight() -> None:
+def test_a_blocks_learning_rate_is_scaled_by_its_weight() -> None:
     """Adam's first step is the learning rate times the gradient's sign."""
-    spec = AdapterSpec(rank=2, targets="standard", text_encoder=False, blocks=BlockRule(down_weights="sine+1"))
+    spec = AdapterSpec(rank=2, targets="standard", text_encoder=False, blocks=BlockOverrides(down_weights="sine+1"))
     model = tiny_model()
     adapter = inject(model, spec, seed=1)
     before = {name: [p.detach().clone() for p in group] for name, group in adapter.groups.items()}
-    groups, rates = adapter.weighted({"unet": 1e-3})
+    groups, rates = adapter.parameter_groups({"unet": 1e-3})
     optimizer = torch.optim.Adam([{"params": group, "lr": rates[name]} for name, group in groups.items()])
     model.predict().square().mean().backward()
     optimizer.step()
-    for parameter, old, weight in zip(
-        adapter.groups["unet"], before["unet"], adapter.rate_weights["unet"], strict=True
-    ):
+    for parameter, old, weight in zip(adapter.groups["unet"], before["unet"], adapter.lr_weights["unet"], strict=True):
         assert float((parameter - old).detach().abs().max()) == pytest.approx(1e-3 * weight, rel=1e-3)
 
 
 def test_a_block_with_a_rank_and_no_alpha_keeps_the_scale() -> None:
-    model = SimpleNamespace(family="sd1")
+    model = SimpleNamespace(architecture="sd1")
     tiny = tiny_model()
-    spec = AdapterSpec(rank=4, alpha=2.0, text_encoder=False, blocks=BlockRule(down_weights="zeros+1"))
+    spec = AdapterSpec(rank=4, alpha=2.0, text_encoder=False, blocks=BlockOverrides(down_weights="zeros+1"))
     layer = next(iter(inject(TinyModel(tiny.unet, tiny.text_encoders, model), spec, seed=1).layers.values()))
-    assert spec.options_for(layer.base_layer, "x", Block(rank=8)).scale == 0.5
+    assert spec.options_for(layer.base_layer, "x", BlockSettings(rank=8)).scale == 0.5
 
 
 # --- dropouts -----------------------------------------------------------------------------------
 
 
-def gradient(model: TinyModel, adapter: Any, *counters: int, rule: DropoutRates = DROPS) -> torch.Tensor:
+def gradient(model: TinyModel, adapter: Any, *counters: int, rates: DropoutRates = DROPS) -> torch.Tensor:
     (parameter,) = adapter.groups["unet"]
     parameter.grad = None
-    with adapter.training(rule, 7, *counters):
+    with adapter.training(rates, 7, *counters):
         model.predict().square().sum().backward()
     found: torch.Tensor = parameter.grad.clone()
     return found
 
 
 @pytest.mark.parametrize(
-    "rule", [DropoutRates(dropout=0.3), DropoutRates(rank_dropout=0.3), DropoutRates(module_dropout=0.3), DROPS]
+    "rates", [DropoutRates(dropout=0.3), DropoutRates(rank_dropout=0.3), DropoutRates(module_dropout=0.3), DROPS]
 )
-def test_dropout_depends_on_step_and_nothing_else(rule: DropoutRates) -> None:
+def test_dropout_depends_on_step_and_nothing_else(rates: DropoutRates) -> None:
     model = tiny_model()
     adapter = trained(model)
-    first = gradient(model, adapter, 3, 0, rule=rule)
-    others = [gradient(model, adapter, *counters, rule=rule) for counters in ((4, 0), (3, 1))]
+    first = gradient(model, adapter, 3, 0, rates=rates)
+    others = [gradient(model, adapter, *counters, rates=rates) for counters in ((4, 0), (3, 1))]
     torch.manual_seed(99)
-    assert torch.equal(gradient(model, adapter, 3, 0, rule=rule), first)
+    assert torch.equal(gradient(model, adapter, 3, 0, rates=rates), first)
     assert not any(torch.equal(other, first) for other in others)
 
 
@@ -154,7 +154,7 @@ def test_dropout_is_the_same_when_checkpointing_repeats_the_forward_pass() -> No
     torch.testing.assert_close(gradient(model, adapter, 1, 0), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_samples_and_files_see_no_dropout() -> None:
+def test_samples_and_files_have_no_dropout() -> None:
     model = tiny_model()
     adapter = trained(model)
     before = model.predict()
@@ -162,8 +162,8 @@ def test_samples_and_files_see_no_dropout() -> None:
     assert torch.equal(model.predict(), before)
 
 
-@pytest.mark.parametrize("rule", [DropoutRates(dropout=0.25), DropoutRates(rank_dropout=0.25)])
-def test_dropout_keeps_the_mean(rule: DropoutRates) -> None:
+@pytest.mark.parametrize("rates", [DropoutRates(dropout=0.25), DropoutRates(rank_dropout=0.25)])
+def test_dropout_keeps_the_mean(rates: DropoutRates) -> None:
     """Over many draws the layer's answer is what it is without dropout."""
     model = tiny_model()
     adapter = trained(model)
@@ -171,14 +171,14 @@ def test_dropout_keeps_the_mean(rule: DropoutRates) -> None:
     x = torch.randn(1, 3, 32)
     plain, answers = layer(x), []
     for draw in range(2000):
-        with adapter.training(rule, 1, draw):
+        with adapter.training(rates, 1, draw):
             answers.append(layer(x).detach())
     mean = torch.stack(answers).mean(0)
     spread = torch.stack(answers).std(0) / 2000**0.5
     assert float(((mean - plain.detach()).abs() - 5 * spread).max()) < 0
 
 
-def test_module_dropout_leaves_out_whole_layers() -> None:
+def test_module_dropout_drops_whole_layers() -> None:
     model = tiny_model()
     adapter = trained(model)
     layer = next(iter(adapter.layers.values()))
@@ -212,13 +212,13 @@ def test_longer_updates_are_scaled_down_to_the_limit(family: str) -> None:
 def test_limit_scales_both_matrices_by_the_root_as_kohya_does() -> None:
     adapter = trained(tiny_model())
     key, norm = max(adapter.norms().items(), key=lambda entry: entry[1])
-    named = {name: tensor.clone() for name, tensor in adapter.layers[key].slices.named().items()}
+    named = {name: tensor.clone() for name, tensor in adapter.layers[key].slices.fp32().items()}
     adapter.norm_limit(norm / 4).apply()
-    for name, tensor in adapter.layers[key].slices.named().items():
+    for name, tensor in adapter.layers[key].slices.fp32().items():
         torch.testing.assert_close(tensor, named[name] * 0.5)
 
 
-def test_limit_leaves_what_cannot_be_scaled_and_tells_its_norm() -> None:
+def test_limit_reports_but_does_not_scale_unscalable_families() -> None:
     adapter = trained(tiny_model(), AdapterSpec(family="oft", rank=2))
     state = adapter.state()
     scaled, _, largest = adapter.norm_limit(1e-3).apply().tolist()
@@ -226,7 +226,7 @@ def test_limit_leaves_what_cannot_be_scaled_and_tells_its_norm() -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state().items())
 
 
-def test_norms_in_batches_are_those_one_by_one() -> None:
+def test_batched_norms_match_single_ones() -> None:
     adapter = trained(tiny_model(), AdapterSpec(rank=2, alpha=1.0, targets="all", train_norm=True))
     for key, norm in adapter.norms().items():
         assert norm == pytest.approx(float(adapter.layers[key].diff_weight().norm()), rel=1e-4)

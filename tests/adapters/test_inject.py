@@ -85,7 +85,7 @@ def test_state_is_a_copy() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in state.items())
 
 
-def test_load_state_takes_alpha_from_the_file_and_rank_where_it_is_missing() -> None:
+def test_load_state_uses_the_files_alpha_or_else_the_rank() -> None:
     adapter = trained(tiny_model())
     state = adapter.state()
     first, second = list(adapter.layers)[:2]
@@ -109,7 +109,7 @@ def test_load_state_names_what_does_not_fit_and_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in adapter.state().items())
 
 
-def test_initial_numbers_depend_on_seed_and_name_only() -> None:
+def test_initial_weights_depend_only_on_seed_and_name() -> None:
     whole = inject(tiny_model(), AdapterSpec(rank=2, targets="all"), seed=1).state()
     part = inject(tiny_model(), AdapterSpec(rank=2, targets="attention", text_encoder=False), seed=1).state()
     other = inject(tiny_model(), AdapterSpec(rank=2, targets="attention", text_encoder=False), seed=2).state()
@@ -119,7 +119,7 @@ def test_initial_numbers_depend_on_seed_and_name_only() -> None:
     assert len({float(part[key].flatten()[0]) for key in down}) == len(down)
 
 
-def test_initial_numbers_ignore_the_global_generator() -> None:
+def test_initial_weights_ignore_the_global_generator() -> None:
     torch.manual_seed(11)
     first = inject(tiny_model(), SPEC, seed=1).state()
     state = torch.get_rng_state()
@@ -131,20 +131,20 @@ def test_initial_numbers_ignore_the_global_generator() -> None:
 def test_second_adapter_is_refused() -> None:
     model = tiny_model()
     adapter = inject(model, SPEC, seed=1)
-    with pytest.raises(AdapterError, match="carries an adapter already"):
+    with pytest.raises(AdapterError, match="already has an adapter"):
         inject(model, SPEC, seed=1)
     adapter.remove()
     inject(model, SPEC, seed=1)
 
 
-def test_nothing_to_train_is_refused_before_anything_is_touched() -> None:
+def test_nothing_to_train_is_refused_before_any_change() -> None:
     model = tiny_model()
     with pytest.raises(AdapterError, match="No layer would be trained"):
         inject(model, AdapterSpec(unet=False, text_encoder=False), seed=1)
     assert all(parameter.requires_grad for parameter in model.unet.parameters())
 
 
-def test_unknown_family_is_refused_with_the_known_ones() -> None:
+def test_error_for_an_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(AdapterError, match=r"'lore'.*lora"):
         inject(tiny_model(), AdapterSpec(family="lore"), seed=1)
 
@@ -157,7 +157,7 @@ def test_layers_that_cannot_be_adapted_are_listed() -> None:
     assert "lora_unet_down_blocks_0_attentions_0_proj_in" not in adapter.layers
 
 
-def test_only_the_groups_asked_for_are_trained() -> None:
+def test_only_the_selected_groups_are_trained() -> None:
     assert list(inject(tiny_model(), AdapterSpec(text_encoder=False), seed=1).groups) == ["unet"]
     assert list(inject(tiny_model(), AdapterSpec(unet=False), seed=1).groups) == ["text_encoder"]
     model = tiny_model()
@@ -166,13 +166,13 @@ def test_only_the_groups_asked_for_are_trained() -> None:
     assert list(adapter.groups) == ["unet", "text_encoder_1", "text_encoder_2"]
 
 
-def test_norms_are_those_of_the_differences() -> None:
+def test_norms_match_the_updates() -> None:
     adapter = trained(tiny_model())
     for key, norm in adapter.norms().items():
         assert norm == pytest.approx(float(adapter.layers[key].diff_weight().norm()), rel=1e-5)
 
 
-def test_moving_or_casting_the_model_leaves_the_numbers_in_the_buffer() -> None:
+def test_moving_or_casting_the_model_keeps_weights_in_the_buffer() -> None:
     model = tiny_model()
     adapter = trained(model)
     state = adapter.state()
@@ -194,7 +194,7 @@ def test_moving_the_adapter_keeps_its_parameters_the_same_objects() -> None:
     assert torch.equal(parameter.grad, 2 * gradient)
 
 
-def test_layers_answer_to_pefts_own_switch() -> None:
+def test_peft_can_disable_the_layers() -> None:
     model = tiny_model()
     base = model.predict()
     trained(model)

@@ -16,10 +16,10 @@ from lib_lora_train.adapters.files.decode import aliases
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.layer_names import ldm_layer_names, text_key, unet_keys
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec
-from lib_lora_train.models.architecture import Family, infer_spec
+from lib_lora_train.models.architecture import Architecture, infer_spec
 from tests.stand_ins.tiny_models import full_shapes
 
-SIZES: tuple[Family, ...] = ("sd1", "sd2", "sdxl")
+SIZES: tuple[Architecture, ...] = ("sd1", "sd2", "sdxl")
 TEXT_LAYERS = {"sd1": (12,), "sd2": (24,), "sdxl": (12, 32)}
 # kohya's own counts: LoRA (standard) and LoCon (all) on the UNet, then one per text encoder.
 UNET_COUNTS = {"sd1": (192, 278), "sd2": (192, 278), "sdxl": (722, 788)}
@@ -31,7 +31,7 @@ A1111_PLACES = re.compile(
     r"|down_blocks_\d+_downsamplers_0_conv|up_blocks_\d+_upsamplers_0_conv)$"
 )
 
-families = pytest.mark.parametrize("family", SIZES)
+families = pytest.mark.parametrize("architecture", SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def models() -> dict[str, Any]:
     """Full-size models on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
         return {
-            family: SimpleNamespace(
-                unet=UNet2DConditionModel(**infer_spec(full_shapes(family)).unet),
-                text_encoders=tuple(_text_encoder(count) for count in TEXT_LAYERS[family]),
-                spec=SimpleNamespace(family=family),
+            architecture: SimpleNamespace(
+                unet=UNet2DConditionModel(**infer_spec(full_shapes(architecture)).unet),
+                text_encoders=tuple(_text_encoder(count) for count in TEXT_LAYERS[architecture]),
+                spec=SimpleNamespace(architecture=architecture),
             )
-            for family in SIZES
+            for architecture in SIZES
         }
 
 
@@ -67,28 +67,28 @@ def count(adapter: Adapter, prefix: str) -> int:
 
 
 @families
-def test_unet_module_counts_are_kohyas(models: dict[str, Any], family: str) -> None:
-    counts = tuple(count(adapted(models[family], targets)[0], "lora_unet_") for targets in ("standard", "all"))
-    assert counts == UNET_COUNTS[family]
+def test_unet_module_counts_match_kohya(models: dict[str, Any], architecture: str) -> None:
+    counts = tuple(count(adapted(models[architecture], targets)[0], "lora_unet_") for targets in ("standard", "all"))
+    assert counts == UNET_COUNTS[architecture]
 
 
 @families
-def test_text_encoder_module_counts_are_kohyas(models: dict[str, Any], family: str) -> None:
-    adapter, _ = adapted(models[family], "standard")
-    prefixes = ("lora_te_",) if family != "sdxl" else ("lora_te1_", "lora_te2_")
-    assert tuple(count(adapter, prefix) for prefix in prefixes) == TEXT_COUNTS[family]
+def test_text_encoder_module_counts_match_kohya(models: dict[str, Any], architecture: str) -> None:
+    adapter, _ = adapted(models[architecture], "standard")
+    prefixes = ("lora_te_",) if architecture != "sdxl" else ("lora_te1_", "lora_te2_")
+    assert tuple(count(adapter, prefix) for prefix in prefixes) == TEXT_COUNTS[architecture]
 
 
 @families
-def test_attention_targets_are_the_eight_projections_of_each_block(models: dict[str, Any], family: str) -> None:
-    adapter, _ = adapted(models[family], "attention")
-    blocks = 70 if family == "sdxl" else 16
+def test_attention_targets_are_the_eight_projections_of_each_block(models: dict[str, Any], architecture: str) -> None:
+    adapter, _ = adapted(models[architecture], "attention")
+    blocks = 70 if architecture == "sdxl" else 16
     assert count(adapter, "lora_unet_") == 8 * blocks
-    assert count(adapter, "lora_te") == sum(TEXT_COUNTS[family]) * 4 // 6
+    assert count(adapter, "lora_te") == sum(TEXT_COUNTS[architecture]) * 4 // 6
 
 
 @pytest.mark.parametrize(
-    ("family", "names"),
+    ("architecture", "names"),
     [
         (
             "sd1",
@@ -125,34 +125,34 @@ def test_attention_targets_are_the_eight_projections_of_each_block(models: dict[
         ),
     ],
 )
-def test_known_names_are_written(models: dict[str, Any], family: str, names: list[str]) -> None:
-    adapter, _ = adapted(models[family], "all")
+def test_known_names_are_written(models: dict[str, Any], architecture: str, names: list[str]) -> None:
+    adapter, _ = adapted(models[architecture], "all")
     assert [name for name in names if name not in adapter.layers] == []
 
 
 @families
-def test_webuis_know_every_name_of_a_native_fine_tuning(models: dict[str, Any], family: str) -> None:
+def test_webuis_know_every_name_of_a_native_fine_tuning(models: dict[str, Any], architecture: str) -> None:
     """A1111 drops silently what it cannot place, as it does with `conv_norm_out`, of which it knows only `out.0`."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
-    names = [name for name, module in models[family].unet.named_modules() if isinstance(module, kinds)]
+    names = [name for name, module in models[architecture].unet.named_modules() if isinstance(module, kinds)]
     original = {name: f"lora_unet_{ldm}".replace(".", "_") for name, ldm in ldm_layer_names(names).items()}
-    keys = unet_keys(names, family=family)
+    keys = unet_keys(names, architecture=architecture)
     assert "conv_norm_out" in keys
     assert [key for name, key in keys.items() if key != original[name] and not A1111_PLACES.match(key)] == []
 
 
-def test_files_with_the_former_name_of_the_last_norm_are_opened() -> None:
-    known = aliases(["conv_norm_out", "conv_out"], [[]], family="sd1")
+def test_the_old_name_of_the_last_norm_is_read() -> None:
+    known = aliases(["conv_norm_out", "conv_out"], [[]], architecture="sd1")
     assert known["lora_unet_conv_norm_out"] == known["lora_unet_out_0"] == "lora_unet_out_0"
 
 
 @pytest.mark.parametrize("targets", ["attention", "standard", "all"])
 @families
-def test_diffusers_reads_every_name_back_as_our_module(models: dict[str, Any], family: str, targets: str) -> None:
+def test_diffusers_reads_every_name_back_as_our_module(models: dict[str, Any], architecture: str, targets: str) -> None:
     """An independent reader: diffusers' own converter of kohya files."""
-    model = models[family]
+    model = models[architecture]
     adapter, places = adapted(model, targets)
-    loader: Any = StableDiffusionXLLoraLoaderMixin if family == "sdxl" else StableDiffusionLoraLoaderMixin
+    loader: Any = StableDiffusionXLLoraLoaderMixin if architecture == "sdxl" else StableDiffusionLoraLoaderMixin
     state = {
         f"{key}.{ending}": torch.ones(shape)
         for key, layer in adapter.layers.items()
@@ -189,9 +189,9 @@ def test_text_names_are_the_same_for_old_and_new_transformers() -> None:
 
 
 @families
-def test_no_stable_diffusion_has_a_layer_that_must_be_declined(models: dict[str, Any], family: str) -> None:
+def test_families_support_every_stable_diffusion_layer(models: dict[str, Any], architecture: str) -> None:
     """Grouped convolutions, which no webui's formula covers, do not occur; packed heads are plain layers to us."""
-    unet = models[family].unet
+    unet = models[architecture].unet
     layers = [layer for layer in unet.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
     assert len(layers) > 250
     assert all(FAMILIES[name].fits(layer) for name in ("lora", "loha", "lokr", "oft") for layer in layers)

@@ -37,7 +37,7 @@ def test_one_flat_parameter_trains_like_separate_matrices(optimizer_class: Any) 
     model, reference = tiny_model(), tiny_model()
     adapter, other = trained(model, AdapterSpec(rank=2, alpha=1.0, text_encoder=False)), {}
     for key, layer in trained(reference, adapter.spec).layers.items():
-        other[key] = {n: t.detach().clone().requires_grad_() for n, t in layer.slices.named().items()}
+        other[key] = {n: t.detach().clone().requires_grad_() for n, t in layer.slices.fp32().items()}
         use_plain_formula(layer, other[key])
     settings = {"lr": 1.0, "d0": 1e-2} if optimizer_class is Prodigy else {"lr": 1e-3}
     flat = optimizer_class(adapter.groups["unet"], **settings)
@@ -49,8 +49,8 @@ def test_one_flat_parameter_trains_like_separate_matrices(optimizer_class: Any) 
             optimizer.zero_grad()
     start = trained(tiny_model(), adapter.spec).layers
     for key, layer in adapter.layers.items():
-        for name, tensor in layer.slices.named().items():
-            before = start[key].slices.named()[name]
+        for name, tensor in layer.slices.fp32().items():
+            before = start[key].slices.fp32()[name]
             moved, expected = (tensor - before).flatten(), (other[key][name].detach() - before).flatten()
             # Adam's first steps depend on little but signs; only near-zero gradients may differ.
             assert float(torch.nn.functional.cosine_similarity(moved, expected, dim=0)) > 0.999
@@ -90,7 +90,7 @@ def test_flat_gradient_equals_autograd_through_the_whole_model() -> None:
     adapter = trained(model, AdapterSpec(rank=2, alpha=1.0, targets="all"))
     model.predict().square().sum().backward()
     leaves = {
-        key: {n: t.detach().clone().requires_grad_() for n, t in layer.slices.named().items()}
+        key: {n: t.detach().clone().requires_grad_() for n, t in layer.slices.fp32().items()}
         for key, layer in adapter.layers.items()
     }
     for key, layer in adapter.layers.items():
@@ -119,7 +119,7 @@ def test_checkpointed_model_gives_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_base_dtypes_train_fp32_numbers(dtype: torch.dtype) -> None:
+def test_other_base_dtypes_train_fp32_weights(dtype: torch.dtype) -> None:
     reference, model = tiny_model(), tiny_model(dtype)
     expected, adapter = trained(reference), trained(model)
     reference.predict().float().sum().backward()
@@ -130,7 +130,7 @@ def test_other_base_dtypes_train_fp32_numbers(dtype: torch.dtype) -> None:
     assert float(similarity) > (0.999 if dtype == torch.bfloat16 else 1 - 1e-6)
 
 
-def test_weights_are_fresh_in_every_forward_of_a_half_precision_model() -> None:
+def test_weights_are_cast_again_in_every_half_precision_forward() -> None:
     model = tiny_model(torch.bfloat16)
     adapter = trained(model)
     before = model.predict()

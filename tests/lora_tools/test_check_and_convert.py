@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.files.decode import TUCKER_LOKR, open_state
+from lib_lora_train.adapters.files.decode import TUCKER_LOKR, parse_state
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter, write_adapter
-from lib_lora_train.adapters.inject import inject_opened
+from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.cli import main as cli
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.lora_tools.check import check, report
-from lib_lora_train.lora_tools.convert import convert, other_base, truncated, write_converted
+from lib_lora_train.lora_tools.check import check, format_report
+from lib_lora_train.lora_tools.convert import base_mismatch, convert, truncate_to_rank, write_converted
 from lib_lora_train.models.checkpoint import legacy_hash
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 
@@ -45,14 +45,14 @@ def file_of(spec: AdapterSpec, model: TinyModel, metadata: dict[str, str] | None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_diff_file_does_exactly_what_the_family_did(name: str) -> None:
+def test_a_diff_file_has_exactly_the_familys_update(name: str) -> None:
     model = tiny_model()
     file, expected = file_of(FAMILIES[name], model)
     converted = convert(file, model, to="diff")
     assert converted.error == 0.0 and converted.left_out == ()
     endings = {key.split(".", 1)[1] for key in converted.state}
     assert endings <= {"diff", "diff_b", "w_norm", "b_norm"}
-    inject_opened(model, open_state(converted.state))
+    inject_parsed(model, parse_state(converted.state))
     # fp32 products in another order through some forty layers.
     torch.testing.assert_close(model.predict(), expected, rtol=1e-3, atol=1e-4)
 
@@ -65,14 +65,14 @@ def test_error_of_a_lora_is_measured_and_falls_with_the_rank(name: str) -> None:
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-5, "the widest layer has 64 channels in or out: nothing is lost"
     whole = convert(file, model, to="lora", rank=64)
-    inject_opened(model, open_state(whole.state))
+    inject_parsed(model, parse_state(whole.state))
     torch.testing.assert_close(model.predict(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_lora_of_rank_r_is_the_best_there_is() -> None:
+def test_a_converted_lora_is_the_best_of_its_rank() -> None:
     """Eckart & Young: its error is the norm of the singular values left out."""
     diff = torch.randn(24, 10, 3, 3, generator=torch.Generator().manual_seed(0))
-    tensors = truncated(diff, 5)
+    tensors = truncate_to_rank(diff, 5)
     product = tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)
     left = torch.linalg.svdvals(diff.flatten(1).double())[5:]
     assert float((diff.flatten(1) - product).norm()) == pytest.approx(float(left.norm()), rel=1e-4)
@@ -81,23 +81,23 @@ def test_lora_of_rank_r_is_the_best_there_is() -> None:
 
 
 @pytest.mark.parametrize(("to", "precision"), [("lora", "fp32"), ("lora", "bf16"), ("diff", "fp16"), ("diff", "bf16")])
-def test_reported_error_is_the_true_one_of_the_written_file(tmp_path: Path, to: str, precision: str) -> None:
+def test_reported_error_matches_the_written_file(tmp_path: Path, to: str, precision: str) -> None:
     model = tiny_model()
     file, _ = file_of(FAMILIES["loha"], model)
     converted = convert(file, model, to=to, rank=2, precision=precision)
     write_converted(tmp_path / "a.safetensors", converted, to=to, rank=2, metadata={})
     written = read_adapter(tmp_path / "a.safetensors").state
     assert {str(tensor.dtype) for tensor in written.values() if tensor.dim()} == {_DTYPES[precision]}
-    before, _ = inject_opened(model, open_state(file.state))
+    before, _ = inject_parsed(model, parse_state(file.state))
     exact = {key: layer.diff_weight().double() for key, layer in before.layers.items()}
     before.remove()
-    after, _ = inject_opened(model, open_state(written))
+    after, _ = inject_parsed(model, parse_state(written))
     missed = sum(float((after.layers[key].diff_weight() - exact[key]).square().sum()) for key in exact)
     whole = sum(float(diff.square().sum()) for diff in exact.values())
     assert converted.error == pytest.approx((missed / whole) ** 0.5, rel=1e-4)
 
 
-def test_bias_that_a_lora_cannot_hold_is_told() -> None:
+def test_a_bias_that_a_lora_cannot_hold_is_reported() -> None:
     model = tiny_model()
     file, _ = file_of(FAMILIES["full"], model)
     converted = convert(file, model, to="lora", rank=64)
@@ -105,7 +105,7 @@ def test_bias_that_a_lora_cannot_hold_is_told() -> None:
     assert any(key.endswith("w_norm") for key in converted.state)
 
 
-def test_model_is_as_before_after_converting() -> None:
+def test_converting_leaves_the_model_unchanged() -> None:
     model = tiny_model()
     before = model.predict()
     file, _ = file_of(FAMILIES["oft"], model)
@@ -113,21 +113,23 @@ def test_model_is_as_before_after_converting() -> None:
     assert torch.equal(model.predict(), before)
 
 
-@pytest.mark.parametrize(("to", "rank", "told"), [("doc", 4, "lora or diff"), ("lora", 0, "Rank 0")])
-def test_impossible_wishes_are_refused(to: str, rank: int, told: str) -> None:
+@pytest.mark.parametrize(("to", "rank", "message"), [("doc", 4, "lora or diff"), ("lora", 0, "Rank 0")])
+def test_invalid_conversions_are_refused(to: str, rank: int, message: str) -> None:
     model = tiny_model()
-    with pytest.raises(AdapterError, match=told):
+    with pytest.raises(AdapterError, match=message):
         convert(AdapterFile(Path("a"), {}, {}), model, to=to, rank=rank)
 
 
-def test_written_file_says_what_it_is_now(tmp_path: Path) -> None:
+def test_metadata_describes_the_converted_file(tmp_path: Path) -> None:
     model = tiny_model()
     file, _ = file_of(FAMILIES["ia3"], model, {"ss_output_name": "fox", "ss_network_module": "lycoris.kohya"})
     converted = convert(file, model, to="lora", rank=4)
     write_converted(tmp_path / "b.safetensors", converted, to="lora", rank=4, metadata=file.metadata)
     metadata = read_adapter(tmp_path / "b.safetensors").metadata
-    told = {key: metadata[key] for key in ("ss_output_name", "ss_network_module", "ss_network_dim", "ss_network_alpha")}
-    assert told == {
+    network = {
+        key: metadata[key] for key in ("ss_output_name", "ss_network_module", "ss_network_dim", "ss_network_alpha")
+    }
+    assert network == {
         "ss_output_name": "fox",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -137,19 +139,19 @@ def test_written_file_says_what_it_is_now(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_another_checkpoint_is_told_where_the_update_depends_on_it(name: str, tmp_path: Path) -> None:
+def test_another_checkpoint_is_reported_if_the_update_depends_on_it(name: str, tmp_path: Path) -> None:
     file, _ = file_of(FAMILIES[name], tiny_model(), {"ss_sd_model_name": "fox.safetensors"})
     checkpoint = tmp_path / "other.safetensors"
     checkpoint.write_bytes(bytes(0x120000))
     known = {"ss_sd_model_hash": legacy_hash(checkpoint)}
     strange = {"ss_sd_model_hash": "0123abcd"}
 
-    def told(metadata: dict[str, str]) -> str:
-        return other_base(AdapterFile(file.path, file.state, {**file.metadata, **metadata}), checkpoint)
+    def warning(metadata: dict[str, str]) -> str:
+        return base_mismatch(AdapterFile(file.path, file.state, {**file.metadata, **metadata}), checkpoint)
 
-    assert told({}) == told({"ss_sd_model_hash": "None"}) == told(known) == ""
+    assert warning({}) == warning({"ss_sd_model_hash": "None"}) == warning(known) == ""
     depends = name in ("dora", "glora", "ia3", "oft", "boft")
-    assert ("was trained on fox.safetensors (0123abcd)" in told(strange)) == depends
+    assert ("was trained on fox.safetensors (0123abcd)" in warning(strange)) == depends
 
 
 # --- check --------------------------------------------------------------------------------------
@@ -164,22 +166,22 @@ def test_family_rank_and_layers_are_found(name: str) -> None:
     assert set(checked.families) == ({kind, "norm"} if spec.train_norm else {kind})
     assert set(checked.parts) == {"UNet", "text encoder"}
     assert checked.unknown == checked.broken == checked.zero == ()
-    assert kind in report(checked)
+    assert kind in format_report(checked)
     if name in ("lora", "loha", "lokr"):
         assert dict(checked.ranks).keys() == {2} and dict(checked.alphas).keys() == {1.0}
 
 
-def test_norms_are_those_of_the_update() -> None:
+def test_norms_match_the_update() -> None:
     model = tiny_model()
     for name in ("lora", "loha", "lokr"):
         file, _ = file_of(FAMILIES[name], model)
-        adapter, _ = inject_opened(model, open_state(file.state))
+        adapter, _ = inject_parsed(model, parse_state(file.state))
         for key, norm in check(file).norms.items():
             assert norm == pytest.approx(adapter.norms()[key], rel=1e-4)
         adapter.remove()
 
 
-def test_faults_are_told() -> None:
+def test_problems_are_reported() -> None:
     file, _ = file_of(FAMILIES["lora"], tiny_model())
     state = dict(file.state)
     first, second = (key for key in list(state)[:6] if key.endswith("lora_up.weight"))
@@ -190,26 +192,26 @@ def test_faults_are_told() -> None:
     assert checked.broken == (first,)
     assert checked.zero == (second.split(".")[0],)
     assert checked.unknown == ("what.is.this",)
-    told = " ".join(checked.problems)
-    assert "NaN" in told and "not understood" in told
+    problems = " ".join(checked.problems)
+    assert "NaN" in problems and "not recognised" in problems
 
 
 @pytest.mark.parametrize("name", ["ia3", "oft", "boft"])
-def test_what_forge_ignores_is_told(name: str) -> None:
+def test_families_that_forge_ignores_are_reported(name: str) -> None:
     file, _ = file_of(FAMILIES[name], tiny_model())
     assert "Forge ignores" in " ".join(check(file).problems)
 
 
-def test_a_lokr_that_forge_cannot_draw_with_is_told() -> None:
+def test_a_lokr_that_forge_cannot_use_is_reported() -> None:
     plain = AdapterSpec("lokr", 2, 1.0, targets="all", options=Options(factor=2))
     core = AdapterSpec("lokr", 2, 1.0, targets="all", options=Options(factor=2, use_tucker=True))
-    told = [check(file_of(spec, tiny_model())[0]).remarks.get(TUCKER_LOKR, 0) > 0 for spec in (plain, core)]
-    assert told == [False, True]
-    assert "at which Forge fails" in " ".join(check(file_of(core, tiny_model())[0]).problems)
+    reported = [check(file_of(spec, tiny_model())[0]).remarks.get(TUCKER_LOKR, 0) > 0 for spec in (plain, core)]
+    assert reported == [False, True]
+    assert "with which Forge fails" in " ".join(check(file_of(core, tiny_model())[0]).problems)
 
 
 @pytest.mark.parametrize(("width", "base"), [(768, "SD1"), (1024, "SD2"), (2048, "SDXL")])
-def test_base_model_is_guessed_from_the_width_of_prompts(width: int, base: str) -> None:
+def test_base_model_is_inferred_from_the_cross_attention_width(width: int, base: str) -> None:
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     families: list[dict[str, Any]] = [
         {"lora_down.weight": torch.ones(2, width), "lora_up.weight": torch.ones(8, 2)},
@@ -243,6 +245,6 @@ def test_commands_check_and_convert(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "ia3 × " in capsys.readouterr().out
     out = tmp_path / "out.safetensors"
     assert cli.main(["convert", str(path), "--to", "lora", "--rank", "4", "--out", str(out), "--cpu"]) == 0
-    assert "Lost: " in capsys.readouterr().out
+    assert "Error: " in capsys.readouterr().out
     assert cli.main(["check", str(out)]) == 0
     assert "rank: 4 × " in capsys.readouterr().out

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from lib_lora_train.adapters.families.base import base_weight
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.files.decode import open_state
+from lib_lora_train.adapters.files.decode import parse_state
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter, write_adapter
-from lib_lora_train.adapters.inject import inject, inject_opened
+from lib_lora_train.adapters.inject import inject, inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.merge import merge, merge_into_file, merged_metadata
-from lib_lora_train.lora_tools.merge_into_checkpoint import weighted, write_baked
-from lib_lora_train.models.architecture import Family
+from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
@@ -51,7 +51,7 @@ def file_of(model: TinyModel, spec: AdapterSpec, name: str) -> tuple[AdapterFile
 
 def diffs_of(model: TinyModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """ΔW by layer of a merged file."""
-    adapter, left = inject_opened(model, open_state(state))
+    adapter, left = inject_parsed(model, parse_state(state))
     assert left == ()
     diffs = {key: layer.diff_weight().double() for key, layer in adapter.layers.items()}
     adapter.remove()
@@ -69,7 +69,7 @@ def off(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[key] - expected[key]).norm() / expected[key].norm()) for key in expected)
 
 
-def test_loras_side_by_side_are_their_sum() -> None:
+def test_merged_loras_are_their_exact_sum() -> None:
     """Other ranks, alphas and layers, one with a negative weight: adding matrices by name would give neither."""
     model = tiny_model()
     (a, first), (b, second) = file_of(model, AdapterSpec(rank=2, alpha=1.0), "a"), file_of(model, LOCON, "b")
@@ -81,7 +81,7 @@ def test_loras_side_by_side_are_their_sum() -> None:
     assert all(float(merged.state[key.replace("lora_down.weight", "alpha")]) == rank for key, rank in ranks.items())
 
 
-def test_files_of_other_names_are_the_same_layers() -> None:
+def test_files_with_other_keys_merge_into_the_same_layers() -> None:
     model = tiny_model()
     file, diffs = file_of(model, AdapterSpec(rank=2, alpha=2.0), "a")
     foreign = AdapterFile(Path("b.safetensors"), diffusers(dict(file.state), model), {})
@@ -90,10 +90,10 @@ def test_files_of_other_names_are_the_same_layers() -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_family_is_added_exactly_as_a_difference(name: str) -> None:
+def test_any_family_merges_exactly_into_a_diff(name: str) -> None:
     model = tiny_model()
     (a, first), (b, second) = file_of(model, LOCON, "a"), file_of(model, OTHERS[name], "b")
-    with pytest.raises(AdapterError, match=r"give a rank .* or merge to diff"):
+    with pytest.raises(AdapterError, match=r"set a rank, or merge to diff"):
         merge([(a, 1.0), (b, 0.5)], model)
     merged = merge([(a, 1.0), (b, 0.5)], model, to="diff")
     assert merged.error < 1e-6 and merged.left_out == ()
@@ -102,7 +102,7 @@ def test_any_family_is_added_exactly_as_a_difference(name: str) -> None:
     assert all(torch.equal(merged.state[key], b.state[key] * 0.5) for key in biases)
 
 
-def test_a_smaller_rank_is_the_nearest_and_its_loss_is_measured() -> None:
+def test_a_smaller_rank_is_the_best_and_its_error_is_measured() -> None:
     """Eckart & Young: what is lost are the singular values left out."""
     model = tiny_model()
     (a, first), (b, second) = file_of(model, AdapterSpec(rank=4), "a"), file_of(model, OTHERS["loha"], "b")
@@ -116,7 +116,7 @@ def test_a_smaller_rank_is_the_nearest_and_its_loss_is_measured() -> None:
     assert merged.error == pytest.approx((missed / whole) ** 0.5, rel=1e-4)
 
 
-def test_what_fits_nowhere_is_listed_by_file() -> None:
+def test_what_does_not_fit_is_listed_by_file() -> None:
     model = tiny_model()
     (a, _), (b, _) = file_of(model, AdapterSpec(rank=2), "a"), file_of(model, OTHERS["full"], "b")
     odd = AdapterFile(a.path, {**a.state, "bundle_emb.word.clip_l": torch.ones(4)}, {})
@@ -128,34 +128,34 @@ def test_what_fits_nowhere_is_listed_by_file() -> None:
         merge([(a, 1.0), (AdapterFile(Path("c.safetensors"), elsewhere, {}), 1.0)], model)
 
 
-def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
+def test_invalid_conversions_are_refused(tmp_path: Path) -> None:
     model = tiny_model()
     file, _ = file_of(model, AdapterSpec(rank=2), "a")
-    with pytest.raises(AdapterError, match="two LoRA files or more"):
+    with pytest.raises(AdapterError, match="two or more LoRA files"):
         merge([(file, 1.0)], model)
     with pytest.raises(AdapterError, match="lora or diff"):
         merge([(file, 1.0), (file, 1.0)], model, to="doc")
     with pytest.raises(LoraTrainError, match="3 weights for 2 files"):
-        weighted([file, file], [1.0, 2.0, 3.0])
+        pair_weights([file, file], [1.0, 2.0, 3.0])
     (tmp_path / "a.safetensors").write_bytes(b"kept")
-    with pytest.raises(LoraTrainError, match="is there already"):
+    with pytest.raises(LoraTrainError, match="already exists"):
         merge_into_file(
             tmp_path / "a.safetensors", [(file, 1.0), (file, 1.0)], model, to="lora", rank=0, precision="fp16"
         )
     assert (tmp_path / "a.safetensors").read_bytes() == b"kept"
 
 
-def test_only_what_all_files_say_of_their_model_is_kept() -> None:
+def test_merged_metadata_keeps_what_all_files_agree_on() -> None:
     model = tiny_model()
     file, _ = file_of(model, AdapterSpec(rank=2), "a")
     other = AdapterFile(Path("b.safetensors"), file.state, {"ss_base_model_version": "sd_v2", "ss_v2": "True"})
     assert "ss_base_model_version" not in merged_metadata([(file, 1.0), (other, 1.0)])
-    told = merged_metadata([(file, 1.0), (file, 0.5)])
-    assert told["ss_base_model_version"] == "sd_v1" and told["modelspec.merged_from"] == "a × 1, a × 0.5"
+    metadata = merged_metadata([(file, 1.0), (file, 0.5)])
+    assert metadata["ss_base_model_version"] == "sd_v1" and metadata["modelspec.merged_from"] == "a × 1, a × 0.5"
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_a_checkpoint_with_files_in_it_answers_as_with_both_loaded(kind: Family, tmp_path: Path) -> None:
+def test_a_merged_checkpoint_matches_the_model_with_both_loras(kind: Architecture, tmp_path: Path) -> None:
     """SD2's and SDXL's OpenCLIP keeps q, k and v in one tensor; half precision rounds each weight once."""
     checkpoint = write_tiny_checkpoint(tmp_path / "model.safetensors", kind, shallow=True)
     (tmp_path / "model.yaml").write_text("kept: beside", encoding="utf-8")
@@ -175,7 +175,7 @@ def test_a_checkpoint_with_files_in_it_answers_as_with_both_loaded(kind: Family,
         }  # of the larger one
         adapter.remove()
     weights = (1.0, 0.5)
-    baked = write_baked(checkpoint, weighted(files, list(weights)), tmp_path / "new.safetensors")
+    baked = write_merged_checkpoint(checkpoint, pair_weights(files, list(weights)), tmp_path / "new.safetensors")
     assert baked.left_out == () and baked.layers == len(expected)
     assert checkpoint.read_bytes() == before
     assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == "kept: beside"
@@ -189,11 +189,11 @@ def test_a_checkpoint_with_files_in_it_answers_as_with_both_loaded(kind: Family,
     old, now = load_file(checkpoint), load_file(baked.path)
     assert {key: t.dtype for key, t in now.items()} == {key: t.dtype for key, t in old.items()}
     assert all(torch.equal(now[key], old[key]) for key in old if key.startswith("first_stage_model."))
-    with pytest.raises(LoraTrainError, match="is there already"):
-        write_baked(checkpoint, weighted(files, []), baked.path)
+    with pytest.raises(LoraTrainError, match="already exists"):
+        write_merged_checkpoint(checkpoint, pair_weights(files, []), baked.path)
 
 
-def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_and_panel_merge_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the embedded model; the panel's files lie side by side, and the checkpoint's copy beside the checkpoint."""
     model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
     paths = []
@@ -207,7 +207,7 @@ def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out.safetensors"
     arguments = ["merge", *map(str, paths), "--weights", "1", "0.5", "--out", str(out), "--cpu"]
     assert cli.main(arguments) == 0
-    assert "Lost: 0.0" in capsys.readouterr().out
+    assert "Error: 0.0" in capsys.readouterr().out
     assert set(_ranks(out)) == {4}
     listed = f"{paths[0]}\n\n{paths[1]}: 0.5\n"
     answer = LoraToolsSession().merge({"files": listed, "to": "rank", "rank": "3"})
@@ -220,13 +220,11 @@ def test_the_command_and_the_tools_panel_merge(tmp_path: Path, capsys: pytest.Ca
     assert answer["warnings"] == []
     with pytest.raises(LoraTrainError, match="nowhere"):
         LoraToolsSession().merge({"files": listed, "to": "diff", "checkpoint": str(tmp_path / "nowhere.safetensors")})
-    with pytest.raises(LoraTrainError, match="Name LoRA files"):
+    with pytest.raises(LoraTrainError, match="Enter LoRA files"):
         LoraToolsSession().merge({"files": " \n"})
 
 
-def test_the_panel_and_the_commands_tell_of_another_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_and_panel_warn_about_another_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A DoRA that was trained on another checkpoint than the embedded one; the LoRA beside it says nothing."""
     model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
     adapter = inject(model, AdapterSpec(rank=2, targets="attention", text_encoder=False, is_dora=True), seed=1)
@@ -236,16 +234,16 @@ def test_the_panel_and_the_commands_tell_of_another_checkpoint(
     adapter.remove()
     plain = {key: tensor for key, tensor in read_adapter(file).state.items() if "dora" not in key}
     write_adapter(other, plain, metadata={}, precision="fp32")
-    told = "a.safetensors was trained on fox.safetensors (0123abcd)"
+    warning = "a.safetensors was trained on fox.safetensors (0123abcd)"
     for answer in (
         LoraToolsSession().convert({"file": str(file), "to": "diff"}),
         LoraToolsSession().merge({"files": f"{file}\n{other}", "to": "rank", "rank": "2"}),
     ):
-        assert [sentence.startswith(told) for sentence in answer["warnings"]] == [True]
+        assert [sentence.startswith(warning) for sentence in answer["warnings"]] == [True]
     for command, files in (("convert", [file]), ("merge", [file, other])):
         place = tmp_path / f"{command}.safetensors"
         assert cli.main([command, *map(str, files), "--to", "diff", "--out", str(place)]) == 0
-        assert f"warning: {told}" in capsys.readouterr().out
+        assert f"warning: {warning}" in capsys.readouterr().out
 
 
 def _ranks(path: Path) -> list[int]:

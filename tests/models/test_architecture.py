@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import Hints, infer_spec
+from lib_lora_train.models.architecture import CheckpointHints, infer_spec
 from tests.stand_ins.tiny_models import full_shapes, tiny_spec, tiny_tensors
 
 UNET = "model.diffusion_model."
@@ -15,7 +15,7 @@ UNET = "model.diffusion_model."
 
 def test_sd1_is_read_as_published() -> None:
     spec = infer_spec(full_shapes("sd1"))
-    assert (spec.family, spec.prediction_type, spec.zero_terminal_snr, spec.scale_factor) == (
+    assert (spec.architecture, spec.prediction_type, spec.zero_terminal_snr, spec.scale_factor) == (
         "sd1",
         "epsilon",
         False,
@@ -32,7 +32,7 @@ def test_sd1_is_read_as_published() -> None:
 
 def test_sd2_is_read_as_published() -> None:
     spec = infer_spec(full_shapes("sd2"))
-    assert (spec.family, spec.prediction_type) == ("sd2", "v_prediction")
+    assert (spec.architecture, spec.prediction_type) == ("sd2", "v_prediction")
     assert spec.unet["attention_head_dim"] == (5, 10, 20, 20)
     assert spec.unet["use_linear_projection"]
     (text,) = spec.text_encoders
@@ -42,7 +42,7 @@ def test_sd2_is_read_as_published() -> None:
 
 def test_sdxl_is_read_as_published() -> None:
     spec = infer_spec(full_shapes("sdxl"))
-    assert (spec.family, spec.prediction_type, spec.scale_factor) == ("sdxl", "epsilon", 0.13025)
+    assert (spec.architecture, spec.prediction_type, spec.scale_factor) == ("sdxl", "epsilon", 0.13025)
     assert spec.unet["down_block_types"] == ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
     assert spec.unet["transformer_layers_per_block"] == (1, 2, 10)
     assert spec.unet["attention_head_dim"] == (5, 10, 20)
@@ -54,10 +54,10 @@ def test_sdxl_is_read_as_published() -> None:
     assert (second.config["num_hidden_layers"], second.config["projection_dim"]) == (32, 1280)
 
 
-def test_markers_hints_and_arguments_win_in_this_order() -> None:
+def test_arguments_override_hints_and_hints_override_markers() -> None:
     shapes: dict[str, tuple[int, ...]] = {**full_shapes("sdxl"), "v_pred": (), "ztsnr": ()}
     assert (infer_spec(shapes).prediction_type, infer_spec(shapes).zero_terminal_snr) == ("v_prediction", True)
-    hints = Hints(prediction_type="epsilon", zero_terminal_snr=False)
+    hints = CheckpointHints(prediction_type="epsilon", zero_terminal_snr=False)
     assert infer_spec(shapes, hints=hints).prediction_type == "epsilon"
     assert not infer_spec(shapes, hints=hints).zero_terminal_snr
     said = infer_spec(shapes, prediction_type="v_prediction", zero_terminal_snr=True, hints=hints)
@@ -65,7 +65,7 @@ def test_markers_hints_and_arguments_win_in_this_order() -> None:
 
 
 def test_hints_give_heads_and_scale() -> None:
-    hints = Hints(unet_heads=4, text_heads=(6,), scale_factor=0.5)
+    hints = CheckpointHints(unet_heads=4, text_heads=(6,), scale_factor=0.5)
     spec = infer_spec(full_shapes("sd1"), hints=hints)
     assert spec.unet["attention_head_dim"] == (4, 4, 4, 4)
     assert spec.text_encoders[0].config["num_attention_heads"] == 6
@@ -79,9 +79,9 @@ def test_heads_of_an_unknown_text_encoder_are_not_guessed() -> None:
 
 
 def test_tiny_models_differ_from_the_published_in_width_only() -> None:
-    for family in ("sd1", "sd2", "sdxl"):
-        tiny = tiny_spec(tiny_tensors(family))
-        full = infer_spec(full_shapes(family))
+    for architecture in ("sd1", "sd2", "sdxl"):
+        tiny = tiny_spec(tiny_tensors(architecture))
+        full = infer_spec(full_shapes(architecture))
         for same in ("down_block_types", "layers_per_block", "transformer_layers_per_block", "use_linear_projection"):
             assert tiny.unet[same] == full.unet[same]
         for mine, theirs in zip(tiny.text_encoders, full.text_encoders, strict=True):
@@ -103,13 +103,13 @@ def test_tiny_models_differ_from_the_published_in_width_only() -> None:
         (["wte.weight"], "not a Stable Diffusion checkpoint"),
     ],
 )
-def test_other_files_are_called_by_their_name(names: list[str], sentence: str) -> None:
+def test_other_kinds_of_files_are_named(names: list[str], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         infer_spec(dict.fromkeys(names, (1,)))
 
 
 @pytest.mark.parametrize(
-    ("prefix", "sentence"), [("first_stage_model.", "no VAE of its own"), ("cond_stage_model.", "no text encoder")]
+    ("prefix", "sentence"), [("first_stage_model.", "contains no VAE"), ("cond_stage_model.", "no text encoder")]
 )
 def test_an_incomplete_checkpoint_says_what_is_missing(prefix: str, sentence: str) -> None:
     shapes = {name: shape for name, shape in full_shapes("sd1").items() if not name.startswith(prefix)}

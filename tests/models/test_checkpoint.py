@@ -32,7 +32,7 @@ def test_a_checkpoint_comes_back_as_it_was_written(checkpoint: Path) -> None:
     assert loaded.hash == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 
-def test_leftovers_are_not_read_and_markers_are(tmp_path: Path) -> None:
+def test_training_leftovers_are_skipped_and_markers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     extra = {"model_ema.decay": torch.zeros(1), "betas": torch.zeros(9), "v_pred": torch.zeros(0)}
     save_file({**tiny_tensors("sd1"), **extra}, path)
@@ -50,13 +50,13 @@ def _header(size: int) -> bytes:
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>Please log in</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
-        (b"PK\x03\x04 archive/data.pkl and so on", "pickle file under a .safetensors name"),
-        (_header(4096) + b"\0" * 100, "is cut off: 100 of 4096 bytes"),
-        (_header(4096)[:20], "is damaged: it ends within its own table of contents"),
+        (b"PK\x03\x04 archive/data.pkl and so on", "pickle file with a .safetensors name"),
+        (_header(4096) + b"\0" * 100, "is truncated: it has 100 of 4096 bytes"),
+        (_header(4096)[:20], "is damaged: it ends inside its header"),
         (struct.pack("<Q", 9) + b"not json." + b"\0" * 50, "is not a safetensors file"),
     ],
 )
-def test_damaged_files_say_what_happened(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_error_says_how_a_file_is_damaged(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=sentence) as caught:
@@ -64,7 +64,7 @@ def test_damaged_files_say_what_happened(tmp_path: Path, content: bytes, sentenc
     assert "model.safetensors" in str(caught.value)
 
 
-def test_a_checkpoint_cut_off_at_any_place_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     content = checkpoint.read_bytes()
     for length in (1, 9, 1000, len(content) // 2, len(content) - 1):
         path = tmp_path / "cut.safetensors"
@@ -83,7 +83,7 @@ def test_missing_files_folders_and_pickles_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "old.ckpt")
 
 
-def test_a_lora_and_a_vae_are_not_taken_for_checkpoints(tmp_path: Path) -> None:
+def test_a_lora_or_a_vae_is_refused_as_a_checkpoint(tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(ModelError, match=r"lora\.safetensors: This is a LoRA"):
         load_checkpoint(tmp_path / "lora.safetensors")
@@ -116,10 +116,10 @@ def test_other_vae_files_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="not a Stable Diffusion VAE"):
         load_vae(tmp_path / "x.safetensors")
-    assert load_vae(checkpoint).keys() == _vae("first_stage_model.").keys()  # a checkpoint's own VAE may be taken
+    assert load_vae(checkpoint).keys() == _vae("first_stage_model.").keys()  # a checkpoint works as a VAE file
 
 
-def test_hashes_are_the_webuis(tmp_path: Path) -> None:
+def test_hashes_match_the_webuis(tmp_path: Path) -> None:
     path = tmp_path / "file"
     content = bytes(range(256)) * 8192  # 2 MiB
     path.write_bytes(content)
@@ -130,7 +130,7 @@ def test_hashes_are_the_webuis(tmp_path: Path) -> None:
     assert legacy_hash(path) == "e3b0c442"  # under 1 MiB there is nothing there: sha256 of no bytes
 
 
-def test_side_cars_win_over_metadata(tmp_path: Path) -> None:
+def test_yaml_overrides_metadata(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     metadata = {"modelspec.prediction_type": "epsilon", "text_heads": "9, 20", "unet_heads": "3"}
     assert read_hints(path, metadata).prediction_type == "epsilon"
@@ -151,7 +151,7 @@ def test_side_cars_win_over_metadata(tmp_path: Path) -> None:
     assert tokenizer_folder(path) == tmp_path / "words"
 
 
-def test_sgm_yaml_tells_v_prediction(tmp_path: Path) -> None:
+def test_sgm_yaml_selects_v_prediction(tmp_path: Path) -> None:
     path = tmp_path / "xl.safetensors"
     path.with_suffix(".yaml").write_text(
         "model: {params: {denoiser_config: {params: {scaling_config: "
@@ -169,6 +169,6 @@ def test_an_unreadable_yaml_is_named(tmp_path: Path) -> None:
 def test_a_plain_checkpoint_has_no_tokenizer_of_its_own(checkpoint: Path) -> None:
     assert tokenizer_folder(checkpoint) is None
     assert (
-        infer_spec(load_checkpoint(checkpoint).shapes, hints=read_hints(checkpoint, {"text_heads": "4"})).family
+        infer_spec(load_checkpoint(checkpoint).shapes, hints=read_hints(checkpoint, {"text_heads": "4"})).architecture
         == "sd1"
     )

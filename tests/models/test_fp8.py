@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.fp8 import EightBitConv2d, EightBitLinear, is_eight_bit, store_in_eight_bit
+from lib_lora_train.models.fp8 import Fp8Conv2d, Fp8Linear, is_fp8, store_in_fp8
 from lib_lora_train.models.loading import ModelChoice, load_model
 from tests.stand_ins.tiny_models import tiny_model
 
@@ -33,9 +33,9 @@ def unet_inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 def rounded(unet: nn.Module) -> nn.Module:
     """A copy with plain layers, each weight that is stored in 8 bit rounded by PyTorch's own cast."""
     smaller, plain = copy.deepcopy(unet), copy.deepcopy(unet)
-    store_in_eight_bit(smaller)
+    store_in_fp8(smaller)
     for name, layer in smaller.named_modules():
-        if is_eight_bit(layer):
+        if is_fp8(layer):
             weight: Any = plain.get_submodule(name).weight
             with torch.no_grad():
                 weight.copy_(weight.to(torch.float8_e4m3fn).to(weight.dtype))
@@ -43,36 +43,36 @@ def rounded(unet: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_compute_what_rounded_ones_compute(dtype: torch.dtype) -> None:
+def test_fp8_layers_match_layers_with_rounded_weights(dtype: torch.dtype) -> None:
     unet = copy.deepcopy(tiny_model("sd1").unet).to(dtype)
     plain = rounded(unet)
-    store_in_eight_bit(unet)
+    store_in_fp8(unet)
     assert torch.equal(unet(**unet_inputs(dtype)).sample, plain(**unet_inputs(dtype)).sample)
 
 
-def test_weights_take_one_byte_a_number() -> None:
+def test_fp8_weights_take_one_byte_each() -> None:
     unet = copy.deepcopy(tiny_model("sd1").unet).half()
     before = sum(p.numel() * p.element_size() for p in unet.parameters())
-    saved = store_in_eight_bit(unet)
+    saved = store_in_fp8(unet)
     after = sum(t.numel() * t.element_size() for t in (*unet.parameters(), *unet.buffers()))
     assert before - after == saved
     assert saved > 0.45 * before  # nearly all of a UNet is matrices
-    kinds = {type(layer) for layer in unet.modules() if is_eight_bit(layer)}
-    assert kinds == {EightBitLinear, EightBitConv2d}
+    kinds = {type(layer) for layer in unet.modules() if is_fp8(layer)}
+    assert kinds == {Fp8Linear, Fp8Conv2d}
 
 
-def test_the_ends_of_the_unet_stay_whole() -> None:
+def test_first_and_last_unet_layers_are_not_converted() -> None:
     unet = copy.deepcopy(tiny_model("sd1").unet)
-    store_in_eight_bit(unet)
-    assert not any(is_eight_bit(layer) for layer in (unet.conv_in, unet.conv_out, *unet.time_embedding.modules()))
+    store_in_fp8(unet)
+    assert not any(is_fp8(layer) for layer in (unet.conv_in, unet.conv_out, *unet.time_embedding.modules()))
 
 
-def test_a_layer_beyond_the_formats_range_stays_whole() -> None:
+def test_a_layer_out_of_fp8_range_is_not_converted() -> None:
     large = nn.Linear(4, 4).requires_grad_(False)
     large.weight[0, 0] = 500.0
     net = nn.Sequential(nn.Linear(4, 4), large)
-    store_in_eight_bit(net)
-    assert is_eight_bit(net[0]) and not is_eight_bit(net[1])
+    store_in_fp8(net)
+    assert is_fp8(net[0]) and not is_fp8(net[1])
 
 
 def learnt(unet: nn.Module, targets: str) -> tuple[Tensor, int]:
@@ -105,10 +105,10 @@ def lora_on(unet: nn.Module, targets: str) -> Adapter:
 
 
 @pytest.mark.parametrize("targets", ["standard", "all"])
-def test_a_lora_learns_what_it_learns_on_rounded_weights(targets: str) -> None:
+def test_lora_gradients_match_those_on_rounded_weights(targets: str) -> None:
     plain = rounded(tiny_model("sd1").unet)
     smaller = copy.deepcopy(tiny_model("sd1").unet)
-    store_in_eight_bit(smaller)
+    store_in_fp8(smaller)
     expected, kept_whole = learnt(plain, targets)
     found, kept = learnt(smaller, targets)
     assert torch.equal(found, expected)
@@ -117,9 +117,9 @@ def test_a_lora_learns_what_it_learns_on_rounded_weights(targets: str) -> None:
         assert kept < kept_whole
 
 
-def test_the_checkpoint_is_stored_so_when_asked(tiny_checkpoint: Path) -> None:
-    model = load_model(ModelChoice(tiny_checkpoint, eight_bit=True), CPU)
-    assert any(is_eight_bit(layer) for layer in model.unet.modules())
+def test_fp8_option_converts_the_loaded_unet(tiny_checkpoint: Path) -> None:
+    model = load_model(ModelChoice(tiny_checkpoint, fp8=True), CPU)
+    assert any(is_fp8(layer) for layer in model.unet.modules())
     assert "8 bit" in model.note and model.slots == ()
     assert model.dtype == torch.float32
-    assert not any(is_eight_bit(layer) for layer in model.vae.modules())
+    assert not any(is_fp8(layer) for layer in model.vae.modules())

@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models import graft as graft_module
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import Family, infer_spec
+from lib_lora_train.models.architecture import Architecture, add_text_model_prefix, infer_spec
 from lib_lora_train.models.graft import (
     Graft,
     alias,
-    check_graft,
-    follow,
     graft,
-    ldm_unet_names,
-    let_go,
-    unet_name_of,
+    rebind,
+    release_weights,
+    unet_name_mapper,
 )
 from tests.stand_ins import ldm_reference
 from tests.stand_ins.tiny_models import full_shapes, tiny_spec, tiny_tensors
 
-FAMILIES: tuple[Family, ...] = get_args(Family)
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 # Only the order of sums differs from ldm's: in float64 that leaves 1e-15, so 1e-12 proves the same function;
 # in float32, which is trained in, it leaves 2e-6 after SDXL's seventy transformer blocks.
@@ -41,15 +40,15 @@ def in_dtype(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    found: Family = request.param
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    found: Architecture = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def tensors(family: Family) -> dict[str, Tensor]:
-    return tiny_tensors(family)
+def tensors(architecture: Architecture) -> dict[str, Tensor]:
+    return tiny_tensors(architecture)
 
 
 @pytest.fixture(params=TOLERANCE, ids=str)
@@ -63,15 +62,17 @@ def grafted(tensors: dict[str, Tensor]) -> Graft:
     return graft(tensors, tiny_spec(tensors))
 
 
-def test_published_sizes_match_completely(family: Family) -> None:
+def test_graft_matches_every_tensor_of_published_checkpoints(architecture: Architecture) -> None:
     """Counts measured on the published files; SD2's text encoder runs 23 of its 24 layers."""
-    counts: dict[Family, dict[str, int]] = {
+    counts: dict[Architecture, dict[str, int]] = {
         "sd1": {"unet": 686, "vae": 248, "text_encoder_1": 196},
         "sd2": {"unet": 686, "vae": 248, "text_encoder_1": 372},
         "sdxl": {"unet": 1680, "vae": 248, "text_encoder_1": 196, "text_encoder_2": 517},
     }
-    shapes = full_shapes(family)
-    assert check_graft(shapes, infer_spec(shapes)) == counts[family]
+    shapes = full_shapes(architecture)
+    parts = tuple(graft_module._parts(infer_spec(shapes)))
+    graft_module._check(parts, add_text_model_prefix(shapes))  # raises for names and shapes that do not match
+    assert {part.label: len(list(part.module.parameters())) for part in parts} == counts[architecture]
 
 
 def test_every_weight_is_shared(grafted: Graft, tensors: dict[str, Tensor]) -> None:
@@ -88,17 +89,21 @@ def test_every_weight_is_shared(grafted: Graft, tensors: dict[str, Tensor]) -> N
         assert not parameter.requires_grad
 
 
-def test_the_report_accounts_for_every_tensor(grafted: Graft, tensors: dict[str, Tensor], family: Family) -> None:
+def test_the_report_accounts_for_every_tensor(
+    grafted: Graft, tensors: dict[str, Tensor], architecture: Architecture
+) -> None:
     assert {row.source for row in grafted.report if row.source} == tensors.keys()
     unused = Counter(row.reason for row in grafted.report if row.status == "unused")
-    layer = {"SD2 reads the layer before the last one": 12}
-    texts = {"sd1": 0, "sd2": 2, "sdxl": 1}[family]
-    expected = (layer if family == "sd2" else {}) | ({"only for comparing texts with images": texts} if texts else {})
+    layer = {"SD2 reads the layer before it": 12}
+    texts = {"sd1": 0, "sd2": 2, "sdxl": 1}[architecture]
+    expected = (layer if architecture == "sd2" else {}) | (
+        {"only for comparing texts with images": texts} if texts else {}
+    )
     assert unused == expected
     assert not [row for row in grafted.report if row.status == "copied"]
 
 
-def test_the_unet_computes_what_ldm_computes(tensors: dict[str, Tensor], family: Family, dtype: torch.dtype) -> None:
+def test_unet_output_matches_ldm(tensors: dict[str, Tensor], architecture: Architecture, dtype: torch.dtype) -> None:
     tensors = in_dtype(tensors, dtype)
     spec = tiny_spec(tensors)
     generator = torch.Generator().manual_seed(1)
@@ -106,7 +111,7 @@ def test_the_unet_computes_what_ldm_computes(tensors: dict[str, Tensor], family:
     context = torch.randn(2, 77, spec.unet["cross_attention_dim"], generator=generator, dtype=dtype)
     timesteps = torch.tensor([3, 981])
     added, vector = {}, {}
-    if family == "sdxl":
+    if architecture == "sdxl":
         pooled = torch.randn(2, spec.text_encoders[1].config["projection_dim"], generator=generator, dtype=dtype)
         sizes = torch.tensor([[128.0, 64, 0, 0, 128, 64], [512, 300, 8, 16, 128, 64]], dtype=dtype)
         added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
@@ -117,7 +122,7 @@ def test_the_unet_computes_what_ldm_computes(tensors: dict[str, Tensor], family:
     assert distance(ours, theirs) < TOLERANCE[dtype]
 
 
-def test_the_vae_computes_what_ldm_computes(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def test_vae_output_matches_ldm(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     tensors = in_dtype(tensors, dtype)
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(1, 3, 64, 32, generator=generator, dtype=dtype)
@@ -129,7 +134,7 @@ def test_the_vae_computes_what_ldm_computes(tensors: dict[str, Tensor], dtype: t
     assert distance(decoded, ldm_reference.vae_decode(tensors, latents)) < TOLERANCE[dtype]
 
 
-def test_the_text_encoders_compute_what_clip_computes(grafted: Graft, tensors: dict[str, Tensor]) -> None:
+def test_text_encoder_output_matches_clip(grafted: Graft, tensors: dict[str, Tensor]) -> None:
     """In float32 only: transformers 4.46 cannot build its causal mask in float64."""
     ids = torch.randint(0, 49405, (2, 77), generator=torch.Generator().manual_seed(3))
     for encoder, spec in zip(grafted.text_encoders, tiny_spec(tensors).text_encoders, strict=True):
@@ -143,9 +148,9 @@ def test_the_text_encoders_compute_what_clip_computes(grafted: Graft, tensors: d
             assert distance(mine, its) < TOLERANCE[torch.float32]
 
 
-def test_inference_tensors_can_be_trained_on(family: Family) -> None:
+def test_inference_tensors_can_be_trained_on(architecture: Architecture) -> None:
     with torch.inference_mode():
-        tensors = {name: tensor.clone() for name, tensor in tiny_tensors(family, shallow=True).items()}
+        tensors = {name: tensor.clone() for name, tensor in tiny_tensors(architecture, shallow=True).items()}
         grafted = graft(tensors, tiny_spec(tensors))
     assert all(tensor.is_inference() for tensor in tensors.values())
     parameters = [p for module in _modules(grafted).values() for p in module.parameters()]
@@ -153,7 +158,7 @@ def test_inference_tensors_can_be_trained_on(family: Family) -> None:
     _backward(grafted, tensors)
 
 
-def test_training_writes_to_no_weight_and_leaves_its_flags(tensors: dict[str, Tensor]) -> None:
+def test_training_changes_neither_weights_nor_requires_grad(tensors: dict[str, Tensor]) -> None:
     owned = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
     before = _digest(tensors)
     _backward(graft(owned, tiny_spec(tensors)), tensors)
@@ -202,7 +207,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named() -> None:
         assert part in str(caught.value)
 
 
-def test_training_leftovers_do_not_disturb() -> None:
+def test_training_leftovers_are_ignored() -> None:
     tensors = tiny_tensors("sd1")
     leftovers = ("first_stage_model.loss.logvar", "cond_stage_model.transformer.text_model.embeddings.position_ids")
     spec = tiny_spec(tensors)
@@ -210,27 +215,28 @@ def test_training_leftovers_do_not_disturb() -> None:
     assert {row.source for row in report if row.status == "unused"} == set(leftovers)
 
 
-def test_flat_clip_names_of_old_files_are_understood() -> None:
+def test_old_clip_names_without_text_model_are_read() -> None:
     tensors = tiny_tensors("sd1")
     flat = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in tensors.items()}
     spec = tiny_spec(flat)
     assert len(graft(flat, spec).report) == len(tensors) + 1  # and the position numbers
 
 
-def test_names_agree_with_diffusers_own_converter(family: Family) -> None:
+def test_names_agree_with_diffusers_own_converter(architecture: Architecture) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    shapes = full_shapes(family)
+    shapes = full_shapes(architecture)
     spec = infer_spec(shapes)
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     converted = convert_ldm_unet_checkpoint(dict(meta), dict(spec.unet))
-    ours = ldm_unet_names(spec)
-    assert ours.keys() == converted.keys()
-    assert all(converted[name] is meta[f"model.diffusion_model.{ldm}"] for name, ldm in ours.items())
+    to_ldm = unet_name_mapper(spec)
+    names = {name for name, _ in compat.build_unet(spec.unet).named_parameters()}
+    assert names == converted.keys()
+    assert all(converted[name] is meta[f"model.diffusion_model.{to_ldm(name)}"] for name in names)
 
 
-def test_module_names_translate_like_parameter_names() -> None:
-    to_ldm = unet_name_of(infer_spec(full_shapes("sdxl")))
+def test_module_names_map_like_parameter_names() -> None:
+    to_ldm = unet_name_mapper(infer_spec(full_shapes("sdxl")))
     assert to_ldm("down_blocks.1.attentions.0.proj_in") == "input_blocks.4.1.proj_in"
     assert to_ldm("up_blocks.0.upsamplers.0.conv") == "output_blocks.2.2.conv"
     assert to_ldm("down_blocks.0.downsamplers.0.conv") == "input_blocks.3.0.op"
@@ -259,12 +265,12 @@ def _backward(grafted: Graft, tensors: dict[str, Tensor]) -> None:
     nudge = torch.zeros((), requires_grad=True)
     hidden = torch.zeros(1, 77, spec.unet["cross_attention_dim"]) + nudge
     added = {}
-    if spec.family == "sdxl":
+    if spec.architecture == "sdxl":
         width = spec.text_encoders[1].config["projection_dim"]
         added = {"added_cond_kwargs": {"text_embeds": torch.zeros(1, width), "time_ids": torch.zeros(1, 6)}}
     loss = grafted.unet(torch.ones(1, 4, 8, 8), 5, encoder_hidden_states=hidden, **added).sample.square().mean()
     for encoder in grafted.text_encoders:
-        embedding = compat.text_core(encoder).embeddings.token_embedding
+        embedding = compat.text_transformer(encoder).embeddings.token_embedding
         hook = embedding.register_forward_hook(lambda _module, _inputs, output: output + nudge)
         loss = loss + compat.text_hidden_states(encoder, torch.ones(1, 77, dtype=torch.long))[-1].square().mean()
         hook.remove()
@@ -291,19 +297,19 @@ def places_of(grafted: Graft) -> dict[str, int]:
     return {name: p.untyped_storage().data_ptr() for name, p in parameters_of(grafted).items()}
 
 
-def test_nothing_is_touched_while_the_tensors_stay_where_they_are(tensors: dict[str, Tensor]) -> None:
+def test_rebind_changes_nothing_if_no_tensor_moved(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
     before = places_of(grafted)
-    assert follow(grafted.slots, tensors) == 0
+    assert rebind(grafted.slots, tensors) == 0
     assert places_of(grafted) == before
 
 
-def test_parameters_follow_tensors_that_were_renewed(tensors: dict[str, Tensor]) -> None:
+def test_rebind_points_parameters_at_replaced_tensors(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
     before = {name: p.clone() for name, p in parameters_of(grafted).items()}
     with torch.inference_mode():  # Forge and reForge make such tensors when they move a model or bake a LoRA
         renewed = {name: tensor.clone() for name, tensor in tensors.items()}
-    assert follow(grafted.slots, renewed) == len(grafted.slots) == len(before)
+    assert rebind(grafted.slots, renewed) == len(grafted.slots) == len(before)
     after = parameters_of(grafted)
     theirs = {tensor.untyped_storage().data_ptr() for tensor in renewed.values()}
     assert all(p.untyped_storage().data_ptr() in theirs for p in after.values())
@@ -311,12 +317,12 @@ def test_parameters_follow_tensors_that_were_renewed(tensors: dict[str, Tensor])
     assert not any(p.is_inference() or p.requires_grad for p in after.values())
 
 
-def test_let_go_frees_the_owners_storage_and_follow_brings_it_back(tensors: dict[str, Tensor]) -> None:
+def test_released_storage_is_freed_and_rebind_restores_it(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
     before = {name: p.clone() for name, p in parameters_of(grafted).items()}
-    let_go(grafted.slots)
+    release_weights(grafted.slots)
     assert all(p.numel() == p.untyped_storage().nbytes() == 0 for p in parameters_of(grafted).values())
-    assert follow(grafted.slots, tensors) == len(grafted.slots)
+    assert rebind(grafted.slots, tensors) == len(grafted.slots)
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(grafted).items())
 
 
@@ -326,7 +332,7 @@ def half_text(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if name.startswith(prefixes) else tensor for name, tensor in tensors.items()}
 
 
-def test_a_dtype_of_ones_own_copies_only_what_has_another(tensors: dict[str, Tensor]) -> None:
+def test_requested_dtype_copies_only_other_dtypes(tensors: dict[str, Tensor]) -> None:
     given = half_text(tensors)
     report = graft(given, tiny_spec(tensors), torch.float32).report
     for row in report:
@@ -337,26 +343,26 @@ def test_a_dtype_of_ones_own_copies_only_what_has_another(tensors: dict[str, Ten
             )
 
 
-def test_a_converted_copy_is_made_once_and_holds_nothing_of_the_owners(tensors: dict[str, Tensor]) -> None:
+def test_a_converted_copy_is_created_once_and_shares_no_storage(tensors: dict[str, Tensor]) -> None:
     given = half_text(tensors)
     grafted = graft(given, tiny_spec(tensors), torch.float32)
-    places, kept = places_of(grafted), sum(slot.is_own for slot in grafted.slots)
+    places, kept = places_of(grafted), sum(slot.is_copy for slot in grafted.slots)
     assert 0 < kept < len(grafted.slots)
-    let_go(grafted.slots)
+    release_weights(grafted.slots)
     theirs = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
     left = {p.untyped_storage().data_ptr() for p in parameters_of(grafted).values() if p.numel()}
     assert len(left) == kept and not left & theirs
     renewed = {name: tensor.clone() for name, tensor in given.items()}
-    assert follow(grafted.slots, renewed) == len(grafted.slots) - kept
+    assert rebind(grafted.slots, renewed) == len(grafted.slots) - kept
     for name, p in parameters_of(grafted).items():
         assert (p.untyped_storage().data_ptr() == places[name]) == name.startswith("t")
 
 
-def test_tensors_that_cannot_be_followed_change_nothing(tensors: dict[str, Tensor]) -> None:
+def test_rebind_to_unusable_tensors_changes_nothing(tensors: dict[str, Tensor]) -> None:
     grafted = graft(tensors, tiny_spec(tensors))
     before = places_of(grafted)
     name = next(reversed(tensors))
     for given in (tensors[name].to("meta"), tensors[name][:1], tensors[name].to(torch.int8)):
-        with pytest.raises(ModelError, match=f"{name} is missing, not in memory or of another kind"):
-            follow(grafted.slots, {**{n: t.clone() for n, t in tensors.items()}, name: given})
+        with pytest.raises(ModelError, match=f"{name} is missing, not in memory, or different"):
+            rebind(grafted.slots, {**{n: t.clone() for n, t in tensors.items()}, name: given})
         assert places_of(grafted) == before

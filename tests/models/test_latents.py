@@ -19,11 +19,17 @@ from lib_lora_train.dataset.images import read_pixels
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import scan_dataset
-from lib_lora_train.models import latents as latents_module
+from lib_lora_train.models import latent_cache
 from lib_lora_train.models import tensor_cache as cache_file
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior, load_posterior, vae_hash, write_posterior
-from lib_lora_train.models.latents import decode_latents, encode_dataset, pixels_to_tensor, tensor_to_pixels
+from lib_lora_train.models.latents import (
+    decode_latents,
+    encode_dataset,
+    float32_copy,
+    pixels_to_tensor,
+    tensor_to_pixels,
+)
 from tests.stand_ins.half_precision import needs_fp16
 from tests.stand_ins.tiny_models import tiny_model
 
@@ -99,7 +105,7 @@ def test_the_second_run_encodes_nothing(model: DiffusionModel, folder: Path, tmp
     assert not list(cache.rglob("*.tmp"))
 
 
-def test_a_changed_image_size_or_vae_is_encoded_anew(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_image_size_or_vae_is_encoded_again(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     _run(encode_dataset(model, _plan(folder), cache))
     _noise_image((64, 64), 99).save(folder / "d.png")
@@ -110,14 +116,14 @@ def test_a_changed_image_size_or_vae_is_encoded_anew(model: DiffusionModel, fold
     assert _encoded(_run(encode_dataset(model, _plan(folder), cache))[1]) == 0
 
 
-def test_a_renamed_image_is_found_again(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_a_renamed_image_is_read_from_the_cache(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     _run(encode_dataset(model, _plan(folder), tmp_path / "cache"))
     (folder / "d.png").rename(folder / "z.png")
     assert _encoded(_run(encode_dataset(model, _plan(folder), tmp_path / "cache"))[1]) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "nan", "foreign"])
-def test_a_damaged_cache_file_is_made_anew(model: DiffusionModel, folder: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_file_is_replaced(model: DiffusionModel, folder: Path, tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"
     whole, _ = _run(encode_dataset(model, _plan(folder), cache))
     path = sorted(cache.rglob("*.safetensors"))[0]
@@ -132,7 +138,7 @@ def test_a_damaged_cache_file_is_made_anew(model: DiffusionModel, folder: Path, 
     assert load_posterior(path) is not None
 
 
-def test_an_image_that_breaks_later_is_named_and_left_out(model: DiffusionModel, folder: Path) -> None:
+def test_an_image_that_became_unreadable_is_reported_and_skipped(model: DiffusionModel, folder: Path) -> None:
     plan = _plan(folder)
     broken = next(index for index, item in enumerate(plan.dataset.items) if item.image.path.name == "d.png")
     (folder / "d.png").write_bytes(b"not an image any more")
@@ -168,11 +174,11 @@ def test_decoding_retries_nan_in_float32_too(model: DiffusionModel) -> None:
     latents = torch.ones(1, 4, 8, 8) * 9
     with torch.no_grad():
         assert not torch.isfinite(half.vae.decode(latents.half() / half.spec.scale_factor).sample).all()
-    exact = dataclasses.replace(half, vae=latents_module.float32_copy(half.vae))
+    exact = dataclasses.replace(half, vae=float32_copy(half.vae))
     assert decode_latents(half, latents)[0].tobytes() == decode_latents(exact, latents)[0].tobytes()
 
 
-def test_nan_in_float32_leaves_the_image_out(model: DiffusionModel, folder: Path) -> None:
+def test_nan_in_float32_skips_the_image(model: DiffusionModel, folder: Path) -> None:
     broken = _overflowing(model, torch.float32, by=1e38)
     with pytest.raises(DataError, match="None of the images"):
         _run(encode_dataset(broken, _plan(folder), None))
@@ -180,7 +186,7 @@ def test_nan_in_float32_leaves_the_image_out(model: DiffusionModel, folder: Path
 
 def _overflowing(model: DiffusionModel, dtype: torch.dtype, by: float = 1e6) -> DiffusionModel:
     """Large inner activations that the norm after them brings back."""
-    vae = latents_module.float32_copy(model.vae)
+    vae = float32_copy(model.vae)
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(by)
         vae.decoder.conv_in.weight.mul_(by)
@@ -199,7 +205,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_posterior(tmp_path / "cache" / "ab" / "abc.safetensors", Posterior(torch.zeros(1), torch.zeros(1)))
 
 
-def test_a_cache_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_error_names_a_cache_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(OutputError, match="latent cache cannot be written"):
         write_posterior(tmp_path / "cache" / "ab" / "abc.safetensors", Posterior(torch.zeros(1), torch.zeros(1)))
@@ -209,18 +215,18 @@ def test_beyond_the_memory_limit_posteriors_are_read_from_disk(
     model: DiffusionModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = _run(encode_dataset(model, _plan(folder), None))
-    monkeypatch.setattr(latents_module, "_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(latent_cache, "_MEMORY_LIMIT", 0)
     store, _ = _run(encode_dataset(model, _plan(folder), tmp_path / "cache"))
     assert all(torch.equal(store[index].mean, whole[index].mean) for index in range(5))
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.unlink()
-    with pytest.raises(TrainingError, match="gone or damaged"):
+    with pytest.raises(TrainingError, match="missing or damaged"):
         store[0]
 
 
-def test_a_draw_is_scaled_mean_plus_noise() -> None:
+def test_a_latent_sample_is_the_scaled_mean_plus_noise() -> None:
     posterior = Posterior(torch.tensor([1.0]), torch.tensor([0.5]))
-    assert posterior.draw(torch.tensor([2.0]), 0.25).item() == (1.0 + 0.5 * 2.0) * 0.25
+    assert posterior.sample(torch.tensor([2.0]), 0.25).item() == (1.0 + 0.5 * 2.0) * 0.25
 
 
 def test_decoding_undoes_the_scale_and_gives_rgb(model: DiffusionModel) -> None:
@@ -241,7 +247,7 @@ def test_pixels_survive_the_round_trip() -> None:
     assert tensor_to_pixels(torch.full((3, 1, 1), float("nan"))).getpixel((0, 0)) == (0, 0, 0)
 
 
-def test_vae_hash_is_of_the_weights(model: DiffusionModel) -> None:
+def test_vae_hash_depends_only_on_weights(model: DiffusionModel) -> None:
     assert vae_hash(model) == vae_hash(tiny_model("sd1"))
     assert vae_hash(model) != vae_hash(tiny_model("sd1", seed=1))
 
@@ -254,7 +260,9 @@ def _concept_plan(folder: Path, **values: Any) -> Plan:
     return make_plan(scan_dataset([concept], ".txt"), CONFIG)
 
 
-def test_each_view_is_encoded_as_it_is_seen(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_each_view_is_encoded_with_its_own_crop_and_augmentation(
+    model: DiffusionModel, folder: Path, tmp_path: Path
+) -> None:
     plan = _concept_plan(folder, flip=True, colour_jitter=0.1, random_crop=True, augment_variants=2)
     store, _ = _run(encode_dataset(model, plan, tmp_path / "cache"))
     assert len(plan.all_views) == 5 * 4 and len(store) == 5 * 4
@@ -267,9 +275,7 @@ def test_each_view_is_encoded_as_it_is_seen(model: DiffusionModel, folder: Path,
         torch.testing.assert_close(store[number].mean, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_views_of_the_last_run_are_found_again_and_only_new_ones_encoded(
-    model: DiffusionModel, folder: Path, tmp_path: Path
-) -> None:
+def test_only_views_not_in_the_cache_are_encoded(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     _run(encode_dataset(model, _concept_plan(folder), cache))
     assert _encoded(_run(encode_dataset(model, _concept_plan(folder, flip=True), cache))[1]) == 4
@@ -284,9 +290,7 @@ def _with_mask(folder: Path, name: str = "a") -> None:
     mask.save(folder / f"{name}-mask.png")
 
 
-def test_a_mask_is_the_mean_of_each_latent_cell_and_survives_the_cache(
-    model: DiffusionModel, folder: Path, tmp_path: Path
-) -> None:
+def test_a_mask_is_averaged_per_latent_cell_and_cached(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     _with_mask(folder)
     plan = _concept_plan(folder, use_masks=True, flip=True)
     for _ in range(2):  # encoded, then from the cache
@@ -299,7 +303,7 @@ def test_a_mask_is_the_mean_of_each_latent_cell_and_survives_the_cache(
         assert store[1].mask is None
 
 
-def test_a_changed_mask_is_not_confused_with_the_old_one(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_mask_invalidates_the_cache(model: DiffusionModel, folder: Path, tmp_path: Path) -> None:
     _with_mask(folder)
     _run(encode_dataset(model, _concept_plan(folder, use_masks=True), tmp_path / "cache"))
     Image.new("L", (64, 64), 255).save(folder / "a-mask.png")

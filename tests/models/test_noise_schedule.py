@@ -9,11 +9,11 @@ from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.models.noise_schedule import (
     NoiseSchedule,
     add_noise,
+    prediction_target,
     rescale_zero_terminal_snr,
     scaled_linear_schedule,
     schedule_for,
     snr,
-    target,
 )
 from tests.stand_ins.tiny_models import tiny_spec, tiny_tensors
 
@@ -24,7 +24,7 @@ NOISE = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 TIMESTEPS = torch.tensor([0, 10, 500, 999])
 
 
-def test_table_is_stable_diffusions() -> None:
+def test_schedule_matches_stable_diffusion() -> None:
     from diffusers import DDPMScheduler
 
     theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
@@ -34,7 +34,7 @@ def test_table_is_stable_diffusions() -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_noise_and_target_are_diffusers(prediction_type: PredictionType) -> None:
+def test_noise_and_target_match_diffusers(prediction_type: PredictionType) -> None:
     from diffusers import DDPMScheduler
 
     theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -42,20 +42,20 @@ def test_noise_and_target_are_diffusers(prediction_type: PredictionType) -> None
     noisy = theirs.add_noise(LATENTS, NOISE, TIMESTEPS)
     torch.testing.assert_close(add_noise(ours, LATENTS, NOISE, TIMESTEPS), noisy, rtol=0, atol=FLOAT32_TABLE)
     expected = NOISE if prediction_type == "epsilon" else theirs.get_velocity(LATENTS, NOISE, TIMESTEPS)
-    torch.testing.assert_close(target(ours, LATENTS, NOISE, TIMESTEPS), expected, rtol=0, atol=FLOAT32_TABLE)
+    torch.testing.assert_close(prediction_target(ours, LATENTS, NOISE, TIMESTEPS), expected, rtol=0, atol=FLOAT32_TABLE)
 
 
-def test_image_and_noise_follow_from_x_and_v() -> None:
+def test_image_and_noise_can_be_recovered_from_x_and_v() -> None:
     """x₀ = √ᾱ·x_t − √(1−ᾱ)·v and ε = √(1−ᾱ)·x_t + √ᾱ·v (Salimans & Ho 2022, appendix D); float64: exact to 1e-12."""
     schedule = scaled_linear_schedule("v_prediction")
     latents, noise = LATENTS.double(), NOISE.double()
-    x, v = add_noise(schedule, latents, noise, TIMESTEPS), target(schedule, latents, noise, TIMESTEPS)
+    x, v = add_noise(schedule, latents, noise, TIMESTEPS), prediction_target(schedule, latents, noise, TIMESTEPS)
     alphas = schedule.alphas_cumprod[TIMESTEPS].view(-1, 1, 1, 1)
     torch.testing.assert_close(alphas.sqrt() * x - (1 - alphas).sqrt() * v, latents, rtol=0, atol=1e-12)
     torch.testing.assert_close((1 - alphas).sqrt() * x + alphas.sqrt() * v, noise, rtol=0, atol=1e-12)
 
 
-def test_zero_terminal_rescaling_is_the_papers() -> None:
+def test_zero_terminal_rescaling_matches_the_paper() -> None:
     from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr as reference
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -72,7 +72,7 @@ def test_pure_noise_at_the_zero_terminal_step() -> None:
     schedule = schedule_for(tiny_spec(tensors, prediction_type="v_prediction", zero_terminal_snr=True))
     last = torch.tensor([999] * 4)
     assert torch.equal(add_noise(schedule, LATENTS, NOISE, last), NOISE)
-    assert torch.equal(target(schedule, LATENTS, NOISE, last), -LATENTS)
+    assert torch.equal(prediction_target(schedule, LATENTS, NOISE, last), -LATENTS)
     assert snr(schedule, last).tolist() == [0.0] * 4
 
 
@@ -86,4 +86,4 @@ def test_results_have_the_latents_dtype(dtype: torch.dtype) -> None:
     schedule = scaled_linear_schedule("v_prediction")
     latents, noise = LATENTS.to(dtype), NOISE.to(dtype)
     assert add_noise(schedule, latents, noise, TIMESTEPS).dtype == dtype
-    assert target(schedule, latents, noise, TIMESTEPS).dtype == dtype
+    assert prediction_target(schedule, latents, noise, TIMESTEPS).dtype == dtype

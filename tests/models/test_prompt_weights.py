@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lora_train.models.prompt_weights import MatrixView, plain_pieces, weighted_pieces
+from lib_lora_train.models.prompt_weights import WeightedText, parse_plain_prompt, parse_weighted_prompt
 
 # The examples in the documentation of the webui's own parser.
 EXAMPLES: list[tuple[str, list[tuple[str, float]]]] = [
@@ -36,11 +36,11 @@ EXAMPLES: list[tuple[str, list[tuple[str, float]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "pieces"), EXAMPLES)
-def test_the_webuis_own_examples(text: str, pieces: list[tuple[str, float]]) -> None:
-    found = weighted_pieces(text)
-    assert [piece.text for piece in found] == [text for text, _ in pieces]
-    assert [piece.weight for piece in found] == pytest.approx([weight for _, weight in pieces])
+@pytest.mark.parametrize(("text", "parts"), EXAMPLES)
+def test_weights_match_the_webuis_examples(text: str, parts: list[tuple[str, float]]) -> None:
+    found = parse_weighted_prompt(text)
+    assert [part.text for part in found] == [text for text, _ in parts]
+    assert [part.weight for part in found] == pytest.approx([weight for _, weight in parts])
 
 
 def letter_weights(text: str) -> list[tuple[str, float]]:
@@ -80,20 +80,20 @@ _nested = st.recursive(
 
 
 @given(_nested)
-def test_weights_multiply_inwards(text: str) -> None:
-    found = [(letter, piece.weight) for piece in weighted_pieces(text) for letter in piece.text]
+def test_nested_weights_are_multiplied(text: str) -> None:
+    found = [(letter, part.weight) for part in parse_weighted_prompt(text) for letter in part.text]
     expected = letter_weights(text)
     assert [letter for letter, _ in found] == [letter for letter, _ in expected]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
 
 
 @given(st.text("ab()[]:\\1. ,", max_size=20))
-def test_any_text_is_read(text: str) -> None:
-    pieces = weighted_pieces(text)
-    assert "".join(piece.text for piece in pieces if piece.text).count("a") == text.count("a")
+def test_any_text_can_be_parsed(text: str) -> None:
+    parts = parse_weighted_prompt(text)
+    assert "".join(part.text for part in parts if part.text).count("a") == text.count("a")
 
 
-def test_without_weights_brackets_are_letters_and_break_still_breaks() -> None:
-    assert plain_pieces(r"zorp (fox:1.2) \(a\)") == [MatrixView("zorp (fox:1.2) (a)")]
-    assert [piece.is_break for piece in plain_pieces("a BREAK b")] == [False, True, False]
-    assert plain_pieces("BREAKING") == [MatrixView("BREAKING")]
+def test_plain_prompts_keep_brackets_and_split_at_break() -> None:
+    assert parse_plain_prompt(r"zorp (fox:1.2) \(a\)") == [WeightedText("zorp (fox:1.2) (a)")]
+    assert [part.is_break for part in parse_plain_prompt("a BREAK b")] == [False, True, False]
+    assert parse_plain_prompt("BREAKING") == [WeightedText("BREAKING")]

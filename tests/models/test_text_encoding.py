@@ -10,16 +10,16 @@ import torch
 
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import Family
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import (
-    chunks_needed,
+    count_chunks,
     encode_text,
     load_tokenizer,
     size_condition,
     split_chunks,
     tokenize,
-    weighted_tokens,
+    tokenize_weighted,
 )
 from tests.paths import ROOT
 from tests.stand_ins import ldm_reference
@@ -30,22 +30,22 @@ CAPTION = "a red cat, sitting on a mat"
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[Family, DiffusionModel]:
-    return {family: tiny_model(family, shallow=False) for family in get_args(Family)}
+def models() -> dict[Architecture, DiffusionModel]:
+    return {architecture: tiny_model(architecture, shallow=False) for architecture in get_args(Architecture)}
 
 
-def test_tokenizer_is_clips() -> None:
+def test_tokenizer_matches_clip() -> None:
     """Ids of OpenAI's own tokenizer."""
     ids = load_tokenizer(ROOT / "assets" / "tiny-sd" / "tokenizer")
     assert ids("a photo of a cat")["input_ids"] == [BEGIN, 320, 1125, 539, 320, 2368, END]
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"vocab\.json and merges\.txt missing"):
+    with pytest.raises(ModelError, match=r"missing tokenizer files: vocab\.json, merges\.txt"):
         load_tokenizer(tmp_path)
 
 
-def test_one_chunk_is_begin_words_end_padding(models: dict[Family, DiffusionModel]) -> None:
+def test_one_chunk_is_begin_words_end_padding(models: dict[Architecture, DiffusionModel]) -> None:
     words = models["sd1"].tokenizers[0](CAPTION, add_special_tokens=False)["input_ids"]
     rest = 75 - len(words)
     (sd1,) = tokenize(models["sd1"], [CAPTION])
@@ -56,7 +56,7 @@ def test_one_chunk_is_begin_words_end_padding(models: dict[Family, DiffusionMode
     assert torch.equal(first, sd1) and torch.equal(second, sd2)
 
 
-def test_each_chunk_has_its_own_begin_and_end(models: dict[Family, DiffusionModel]) -> None:
+def test_each_chunk_has_its_own_begin_and_end(models: dict[Architecture, DiffusionModel]) -> None:
     (ids,) = tokenize(models["sd1"], ["cat " * 80, "dog"], 2)
     assert ids.shape == (2, 154)
     assert torch.all(ids[:, [0, 77]] == BEGIN) and torch.all(ids[:, [76, 153]] == END)
@@ -65,17 +65,17 @@ def test_each_chunk_has_its_own_begin_and_end(models: dict[Family, DiffusionMode
     assert ids[1, 77:].tolist() == [BEGIN, *[END] * 76]
 
 
-def test_too_long_a_caption_is_cut(models: dict[Family, DiffusionModel]) -> None:
+def test_a_caption_that_is_too_long_is_truncated(models: dict[Architecture, DiffusionModel]) -> None:
     (ids,) = tokenize(models["sd1"], ["cat " * 200], 1)
     assert ids.shape == (1, 77) and ids[0, -1] == END
 
 
-def test_chunks_needed_follow_the_longest_caption(models: dict[Family, DiffusionModel]) -> None:
+def test_chunk_count_is_that_of_the_longest_caption(models: dict[Architecture, DiffusionModel]) -> None:
     model = models["sd1"]
-    assert chunks_needed(model, []) == 1
-    assert chunks_needed(model, ["", CAPTION]) == 1
-    assert chunks_needed(model, [CAPTION, "cat " * 76]) == 2
-    assert chunks_needed(model, ["cat " * 500]) == 3
+    assert count_chunks(model, []) == 1
+    assert count_chunks(model, ["", CAPTION]) == 1
+    assert count_chunks(model, [CAPTION, "cat " * 76]) == 2
+    assert count_chunks(model, ["cat " * 500]) == 3
 
 
 def test_a_chunk_ends_at_a_comma_rather_than_within_a_tag() -> None:
@@ -86,20 +86,20 @@ def test_a_chunk_ends_at_a_comma_rather_than_within_a_tag() -> None:
     assert [len(chunk) for chunk in split_chunks(far, 2, COMMA)] == [75, 16]
 
 
-def test_break_begins_a_new_chunk(models: dict[Family, DiffusionModel]) -> None:
+def test_break_begins_a_new_chunk(models: dict[Architecture, DiffusionModel]) -> None:
     model = models["sd1"]
-    assert chunks_needed(model, ["a BREAK cat"]) == 2
+    assert count_chunks(model, ["a BREAK cat"]) == 2
     (whole,) = tokenize(model, ["a BREAK cat"], 2)
     (alone,) = tokenize(model, ["a", "cat"])
     assert torch.equal(whole.view(2, 77), alone)
-    assert chunks_needed(model, ["BREAK cat"]) == 2  # an empty chunk, as in the webuis
-    assert chunks_needed(model, ["cat BREAK "]) == 1
-    assert chunks_needed(model, ["a BREAK b BREAK c BREAK d"]) == 3
+    assert count_chunks(model, ["BREAK cat"]) == 2  # an empty chunk, as in the webuis
+    assert count_chunks(model, ["cat BREAK "]) == 1
+    assert count_chunks(model, ["a BREAK b BREAK c BREAK d"]) == 3
     assert tokenize(model, ["a BREAK b"], 1)[0].shape == (1, 77)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_brackets_are_letters_or_weights(models: dict[Family, DiffusionModel], weighted: bool) -> None:
+def test_brackets_are_parsed_only_if_weighted(models: dict[Architecture, DiffusionModel], weighted: bool) -> None:
     model = models["sd1"]
     caption = r"(cat:1.5), saber \(fate\)"
     read = "cat, saber (fate)" if weighted else "(cat:1.5), saber (fate)"
@@ -114,10 +114,10 @@ def _ids_of(model: DiffusionModel, text: str) -> list[int]:
     return ids
 
 
-def test_weights_stand_at_their_tokens_in_every_chunk(models: dict[Family, DiffusionModel]) -> None:
+def test_weights_are_aligned_with_tokens_in_every_chunk(models: dict[Architecture, DiffusionModel]) -> None:
     model = models["sd1"]
     caption = "a (cat:1.5) BREAK [dog]"
-    (ids,), weights = weighted_tokens(model, [caption, ""], 2)
+    (ids,), weights = tokenize_weighted(model, [caption, ""], 2)
     assert weights.shape == ids.shape
     expected = torch.ones(2, 154)
     expected[0, 2], expected[0, 78] = 1.5, 1 / 1.1
@@ -125,12 +125,12 @@ def test_weights_stand_at_their_tokens_in_every_chunk(models: dict[Family, Diffu
 
 
 @pytest.mark.parametrize("prompts", [["a (cat:1.5)"], ["cat " * 80, ""], ["a BREAK b", "dog, " * 200], [""]])
-def test_prompts_are_read_once_for_chunks_ids_and_weights(
-    models: dict[Family, DiffusionModel], prompts: list[str], monkeypatch: pytest.MonkeyPatch
+def test_prompts_are_tokenized_once_for_chunks_ids_and_weights(
+    models: dict[Architecture, DiffusionModel], prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same ids as with the chunks counted first, and as many asked of the tokenizer as there are prompts."""
     model = models["sdxl"]
-    chunks = chunks_needed(model, prompts, weighted=True)
+    chunks = count_chunks(model, prompts, weighted=True)
     expected = tokenize(model, prompts, chunks, weighted=True)
     asked: list[str] = []
     read = compat.token_ids_without_ends
@@ -140,19 +140,19 @@ def test_prompts_are_read_once_for_chunks_ids_and_weights(
         return read(tokenizer, texts)
 
     monkeypatch.setattr("lib_lora_train.models.library_compat.token_ids_without_ends", counted)
-    ids, weights = weighted_tokens(model, prompts)
+    ids, weights = tokenize_weighted(model, prompts)
     assert all(torch.equal(one, other) for one, other in zip(ids, expected, strict=True))
     assert weights.shape == ids[0].shape == (len(prompts), 77 * chunks)
     assert len(asked) == len(set(asked))
 
 
-@pytest.mark.parametrize("family", get_args(Family))
-def test_emphasis_is_the_weighted_state_with_its_mean_restored(
-    models: dict[Family, DiffusionModel], family: Family
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_token_weights_preserve_the_mean(
+    models: dict[Architecture, DiffusionModel], architecture: Architecture
 ) -> None:
     """Chunk by chunk and encoder by encoder, in float64: z·w, then times mean(z) / mean(z·w)."""
-    model, caption = models[family], "a (red cat:1.4), [sitting] BREAK (((night)))"
-    ids, weights = weighted_tokens(model, [caption], 2)
+    model, caption = models[architecture], "a (red cat:1.4), [sitting] BREAK (((night)))"
+    ids, weights = tokenize_weighted(model, [caption], 2)
     with torch.no_grad():
         plain = encode_text(model, ids, 1)
         ours = encode_text(model, ids, 1, weights)
@@ -172,7 +172,7 @@ def test_emphasis_is_the_weighted_state_with_its_mean_restored(
         assert plain.pooled is not None and torch.equal(ours.pooled, plain.pooled)
 
 
-def test_weights_of_one_change_no_bit(models: dict[Family, DiffusionModel]) -> None:
+def test_weights_of_one_are_bit_identical(models: dict[Architecture, DiffusionModel]) -> None:
     model = models["sd1"]
     ids = tokenize(model, [CAPTION, "a cat"])
     with torch.no_grad():
@@ -182,28 +182,28 @@ def test_weights_of_one_change_no_bit(models: dict[Family, DiffusionModel]) -> N
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("architecture", ["sd1", "sd2"])
 def test_clip_skip_counts_layers_from_the_end(
-    models: dict[Family, DiffusionModel], family: Family, clip_skip: int
+    models: dict[Architecture, DiffusionModel], architecture: Architecture, clip_skip: int
 ) -> None:
     """SD2 never runs its last layer: there the count begins one layer earlier, as in the webuis."""
-    tensors = tiny_tensors(family)
-    (ids,) = tokenize(models[family], [CAPTION, ""])
+    tensors = tiny_tensors(architecture)
+    (ids,) = tokenize(models[architecture], [CAPTION, ""])
     with torch.no_grad():
-        ours = encode_text(models[family], [ids], clip_skip)
-    if family == "sd1":
+        ours = encode_text(models[architecture], [ids], clip_skip)
+    if architecture == "sd1":
         prefix = "cond_stage_model.transformer.text_model."
-        states = ldm_reference.clip_states(tensors, prefix, ids, HEADS[family][0])
+        states = ldm_reference.clip_states(tensors, prefix, ids, HEADS[architecture][0])
         norm = ldm_reference.Weights(tensors, f"{prefix}final_layer_norm.")
     else:
-        states = ldm_reference.open_clip_states(tensors, "cond_stage_model.model.", ids, HEADS[family][0])[:-1]
+        states = ldm_reference.open_clip_states(tensors, "cond_stage_model.model.", ids, HEADS[architecture][0])[:-1]
         norm = ldm_reference.Weights(tensors, "cond_stage_model.model.ln_final.")
     assert ours.pooled is None
     # float32 through up to 23 layers in another order of sums
     torch.testing.assert_close(ours.hidden, norm.layer_norm(states[-clip_skip]), rtol=1e-4, atol=2e-5)
 
 
-def test_sdxl_joins_two_encoders_and_pools_the_first_chunk(models: dict[Family, DiffusionModel]) -> None:
+def test_sdxl_joins_two_encoders_and_pools_the_first_chunk(models: dict[Architecture, DiffusionModel]) -> None:
     model, tensors = models["sdxl"], tiny_tensors("sdxl")
     ids = tokenize(model, [CAPTION, "dog " * 90], 2)
     with torch.no_grad():
@@ -223,9 +223,11 @@ def test_sdxl_joins_two_encoders_and_pools_the_first_chunk(models: dict[Family, 
     torch.testing.assert_close(ours.pooled, pooled[::2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", get_args(Family))
-def test_gradients_reach_adapters_on_the_text_encoders(models: dict[Family, DiffusionModel], family: Family) -> None:
-    model = models[family]
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_gradients_reach_adapters_on_the_text_encoders(
+    models: dict[Architecture, DiffusionModel], architecture: Architecture
+) -> None:
+    model = models[architecture]
     nudges = [torch.zeros((), requires_grad=True) for _ in model.text_encoders]
     hooks = []
     for encoder, nudge in zip(model.text_encoders, nudges, strict=True):

@@ -21,7 +21,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import encode_text, tokenize
-from lib_lora_train.runs import trainer as jobs
+from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.step import predict
@@ -67,13 +67,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image with its caption, and a tiny checkpoint of each kind."""
-    place = tmp_path_factory.mktemp("families")
-    (place / "data").mkdir()
-    Image.effect_noise((64, 64), 80.0).convert("RGB").save(place / "data" / "a.png")
-    (place / "data" / "a.txt").write_text("zorp on grass", encoding="utf-8")
+    setup = tmp_path_factory.mktemp("families")
+    (setup / "data").mkdir()
+    Image.effect_noise((64, 64), 80.0).convert("RGB").save(setup / "data" / "a.png")
+    (setup / "data" / "a.txt").write_text("zorp on grass", encoding="utf-8")
     for kind in KINDS:
-        write_tiny_checkpoint(place / f"{kind}.safetensors", kind, shallow=True)
-    return place
+        write_tiny_checkpoint(setup / f"{kind}.safetensors", kind, shallow=True)
+    return setup
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def answer(model: DiffusionModel) -> Tensor:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_writes_what_it_trained_in_the_webuis_terms(
+def test_saved_file_has_the_trained_effect_in_the_webui(
     kind: str, name: str, folder: Path, hosts: dict[str, StandaloneHost], tmp_path: Path
 ) -> None:
     config, host = settings(folder, kind, **FAMILIES[name]), hosts[kind]
@@ -124,7 +124,7 @@ def test_a_run_writes_what_it_trained_in_the_webuis_terms(
         return {}
 
     run = new_run_folder(tmp_path / "outputs", "a")
-    events = list(jobs.run_training(config, host, folder=run, control=Control(), measure=measure))
+    events = list(trainer.run_training(config, host, folder=run, control=Control(), measure=measure))
     before, trained = answers[0], answers[-1]
     model = host.load_model(config)
     assert torch.equal(answer(model), before), "the run left something behind"

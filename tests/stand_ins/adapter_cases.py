@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.families.base import Family
 from lib_lora_train.adapters.families.options import PLAIN, Options
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
@@ -38,7 +38,7 @@ class Case:
 
     def options_on(self, layer: nn.Module) -> Options:
         options = replace(self.options, rank=RANK, alpha=ALPHA)
-        return self.mathematics.settled(layer, options)
+        return self.mathematics.adjust_options(layer, options)
 
 
 CASES: dict[str, Case] = {
@@ -118,7 +118,7 @@ def make(
         weights = {name: _trained(name, tensor) for name, tensor in weights.items()}
     buffer = FlatBuffer(list(weights.values()), torch.device("cpu"))
     slices = Slices(buffer, {name: position for position, name in enumerate(weights)})
-    layer = AdaptedLayer(base, family, slices, options=options, switch=Switch(), key=kind)
+    layer = AdaptedLayer(base, family, slices, options=options, switch=AdapterSwitch(), key=kind)
     return layer, torch.randn(shape).to(dtype)
 
 

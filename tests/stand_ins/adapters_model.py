@@ -57,7 +57,7 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> TinyModel:
         eos_token_id=2,
     )
     encoder = CLIPTextModel(config)
-    return TinyModel(unet.to(dtype), (encoder.to(dtype),), SimpleNamespace(family="sd1"))
+    return TinyModel(unet.to(dtype), (encoder.to(dtype),), SimpleNamespace(architecture="sd1"))
 
 
 def trained(model: TinyModel, spec: AdapterSpec = SPEC, *, seed: int = 1) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.models.architecture import Family, Hints, ModelSpec, PredictionType, infer_spec
+from lib_lora_train.models.architecture import Architecture, CheckpointHints, ModelSpec, PredictionType, infer_spec
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel, assemble
 from lib_lora_train.models.text_encoding import load_tokenizer
@@ -38,33 +38,33 @@ class Widths:
     sizes: int = 0  # SDXL: width of each of the six size embeddings
 
 
-FULL: dict[Family, Widths] = {
+FULL: dict[Architecture, Widths] = {
     "sd1": Widths((320, 640, 1280, 1280), (1, 1, 1, 0), 768, (128, 256, 512, 512), ((768, 3072, 12),)),
     "sd2": Widths((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, (128, 256, 512, 512), ((1024, 4096, 24),)),
     "sdxl": Widths(
         (320, 640, 1280), (0, 2, 10), 2048, (128, 256, 512, 512), ((768, 3072, 12), (1280, 5120, 32)), sizes=256
     ),
 }
-TINY: dict[Family, Widths] = {
+TINY: dict[Architecture, Widths] = {
     "sd1": Widths((64, 128, 64, 64), (1, 1, 1, 0), 32, (32, 64, 96, 96), ((32, 64, 12),)),
     "sd2": Widths((64, 128, 64, 64), (1, 1, 1, 0), 64, (32, 64, 96, 96), ((64, 128, 24),)),
     "sdxl": Widths((32, 64, 128), (0, 2, 10), 96, (32, 64, 96, 96), ((32, 64, 12), (64, 128, 32)), sizes=32),
 }
 # The same topology but for SDXL's depth: 3 transformer blocks instead of 70, for tests that train on it.
 SHALLOW_SDXL = Widths((32, 64, 128), (0, 1, 1), 96, (32, 64, 96, 96), ((32, 64, 12), (64, 128, 4)), sizes=32)
-HEADS: dict[Family, tuple[int, ...]] = {"sd1": (4,), "sd2": (4,), "sdxl": (4, 4)}
+HEADS: dict[Architecture, tuple[int, ...]] = {"sd1": (4,), "sd2": (4,), "sdxl": (4, 4)}
 
 
-def full_shapes(family: Family) -> dict[str, Shape]:
-    """Names and shapes of a published checkpoint of this family."""
-    return dict(_checkpoint(family, FULL[family]))
+def full_shapes(architecture: Architecture) -> dict[str, Shape]:
+    """Names and shapes of a published checkpoint of this architecture."""
+    return dict(_checkpoint(architecture, FULL[architecture]))
 
 
-def tiny_tensors(family: Family, *, seed: int = 0, shallow: bool = False) -> dict[str, Tensor]:
+def tiny_tensors(architecture: Architecture, *, seed: int = 0, shallow: bool = False) -> dict[str, Tensor]:
     """A tiny checkpoint's tensors (float32) by ldm name; every layer passes its signal on at about its size."""
     generator = torch.Generator().manual_seed(seed)
-    widths = SHALLOW_SDXL if shallow and family == "sdxl" else TINY[family]
-    return {name: _random(name, shape, generator) for name, shape in _checkpoint(family, widths)}
+    widths = SHALLOW_SDXL if shallow and architecture == "sdxl" else TINY[architecture]
+    return {name: _random(name, shape, generator) for name, shape in _checkpoint(architecture, widths)}
 
 
 def tiny_spec(
@@ -78,29 +78,31 @@ def tiny_spec(
         shapes_of(tensors),
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
-        hints=Hints(text_heads=(4, 4)),
+        hints=CheckpointHints(text_heads=(4, 4)),
     )
 
 
-def tiny_model(family: Family, *, seed: int = 0, shallow: bool = True, **spec: Any) -> DiffusionModel:
+def tiny_model(architecture: Architecture, *, seed: int = 0, shallow: bool = True, **spec: Any) -> DiffusionModel:
     """A tiny random model, ready to train; `spec` as for `tiny_spec`. SDXL shallow unless asked otherwise.
 
     SDXL is v-prediction with zero-terminal SNR unless asked otherwise: the settings nothing else tests.
     """
-    tensors = tiny_tensors(family, seed=seed, shallow=shallow)
-    if family == "sdxl":
+    tensors = tiny_tensors(architecture, seed=seed, shallow=shallow)
+    if architecture == "sdxl":
         spec = {"prediction_type": "v_prediction", "zero_terminal_snr": True, **spec}
     found = tiny_spec(tensors, **spec)
     tokenizers = [load_tokenizer(TOKENIZER)] * len(found.text_encoders)
-    return assemble(tensors, spec=found, tokenizers=tokenizers, name=f"tiny-{family}", file_hash="0" * 64)
+    return assemble(tensors, spec=found, tokenizers=tokenizers, name=f"tiny-{architecture}", file_hash="0" * 64)
 
 
-def write_tiny_checkpoint(path: Path, family: Family, *, dtype: torch.dtype = torch.float16, **build: Any) -> Path:
+def write_tiny_checkpoint(
+    path: Path, architecture: Architecture, *, dtype: torch.dtype = torch.float16, **build: Any
+) -> Path:
     """A tiny checkpoint as a file, its heads in the metadata; returns `path`."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(family, **build).items()}
-    save_file(tensors, path, metadata={"text_heads": ",".join(map(str, HEADS[family]))})
+    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(architecture, **build).items()}
+    save_file(tensors, path, metadata={"text_heads": ",".join(map(str, HEADS[architecture]))})
     return path
 
 
@@ -118,15 +120,15 @@ def _random(name: str, shape: Shape, generator: torch.Generator) -> Tensor:
 # --- names and shapes, as ldm, sgm and open_clip define them -------------------------------------
 
 
-def _checkpoint(family: Family, widths: Widths) -> Named:
-    pooled = widths.text[-1][0] if family == "sdxl" else 0
-    for name, shape in _unet(widths, linear=family != "sd1", vector=pooled + 6 * widths.sizes if pooled else 0):
+def _checkpoint(architecture: Architecture, widths: Widths) -> Named:
+    pooled = widths.text[-1][0] if architecture == "sdxl" else 0
+    for name, shape in _unet(widths, linear=architecture != "sd1", vector=pooled + 6 * widths.sizes if pooled else 0):
         yield f"model.diffusion_model.{name}", shape
     for name, shape in _vae(widths.vae):
         yield f"first_stage_model.{name}", shape
-    if family == "sd1":
+    if architecture == "sd1":
         yield from _clip("cond_stage_model.transformer.text_model.", *widths.text[0])
-    elif family == "sd2":
+    elif architecture == "sd2":
         yield from _open_clip("cond_stage_model.model.", *widths.text[0])
     else:
         yield from _clip("conditioner.embedders.0.transformer.text_model.", *widths.text[0])

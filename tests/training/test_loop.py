@@ -194,10 +194,14 @@ def test_one_step_per_turn_while_somebody_waits() -> None:
     assert host.turns == 4
 
 
-def test_turns_are_short_where_nobody_waits() -> None:
+@pytest.mark.parametrize(("limit_seconds", "turns"), [(0.0, 4), (1e9, 1)])
+def test_turn_ends_at_the_time_limit_if_nobody_waits(
+    limit_seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib_lora_train.training.loop._TURN_SECONDS", limit_seconds)
     host = OneModelHost(model())
     list(train(begun(small_config(epochs=1, rank=1)), host=host, control=Control()))
-    assert 1 <= host.turns <= 4
+    assert host.turns == turns
 
 
 def test_the_model_is_free_whenever_something_is_told() -> None:

@@ -1,9 +1,9 @@
-"""DoRA (Liu et al. 2024) around another family: direction from that family, length learnt on its own.
+"""DoRA (Liu et al. 2024) around another family: that family trains the direction, a magnitude is trained separately.
 
-    W' = (W + ΔW) · g / ‖W + ΔW‖      g and the norms for each input channel: (1, in[, 1, 1])
+    W' = (W + ΔW) · g / ‖W + ΔW‖      g and the norms per input channel: (1, in[, 1, 1])
 
-The axis matters. Per output channel, as PEFT and LyCORIS have it by default, a file means something else in A1111
-(relative error 0.4 to 0.7) and in Forge (3 to 18); per input channel all agree. The gradient goes through the norm.
+The axis matters. Files with one magnitude per output channel, the default of PEFT and LyCORIS, have another effect in
+A1111 (relative error 0.4 to 0.7) and in Forge (3 to 18); per input channel all agree. The norm is differentiated too.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.families.base import Weights, base_weight
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.families.wrapper import Wrapped
+from lib_lora_train.adapters.families.wrapper import FamilyWrapper
 
 MAGNITUDE = "magnitude"
 
 
 @dataclass(frozen=True)
-class Decomposed(Wrapped):
-    """`inner` with a magnitude for each input channel."""
+class Dora(FamilyWrapper):
+    """`inner` with a magnitude per input channel."""
 
     @property
     def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The inner family's, and the magnitude."""
+        """The inner family's keys and the magnitude's."""
         return {**self.inner.STATE_KEYS, MAGNITUDE: "dora_scale"}
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """The inner family's, and g = ‖W‖, computed where W lies: elsewhere its last digits would differ."""
+        """The inner family's, and g = ‖W‖, computed on W's device: on another its last digits would differ."""
         base = base_weight(layer).detach()
         inner = self.inner.init_weights(layer, options, generator)
         return {**inner, MAGNITUDE: column_norms(base.float()).cpu()}
@@ -40,33 +40,33 @@ class Decomposed(Wrapped):
         """(W + ΔW) · g / ‖W + ΔW‖ − W."""
         magnitude = weights[MAGNITUDE]
         exact = base.to(magnitude.dtype)
-        turned = exact + self.inner.diff_weight(weights, options, base)
-        return turned * (magnitude / column_norms(turned)) - exact
+        direction = exact + self.inner.diff_weight(weights, options, base)
+        return direction * (magnitude / column_norms(direction)) - exact
 
     def file_weights(self, weights: Weights) -> Mapping[str, Tensor]:
-        """The inner family's, and the magnitude."""
+        """The inner family's keys and the magnitude's."""
         inner = {name: tensor for name, tensor in weights.items() if name != MAGNITUDE}
         return {**self.inner.file_weights(inner), MAGNITUDE: weights[MAGNITUDE]}
 
 
 @dataclass(frozen=True)
-class DecomposedRows(Decomposed):
-    """`inner` with a magnitude for each output channel, (out, 1[, 1, 1]): only to read files of other trainers.
+class RowDora(Dora):
+    """`inner` with a magnitude per output channel, (out, 1[, 1, 1]); only for reading files of other trainers.
 
-    ‖·‖ is over inputs and kernel, as PEFT and LyCORIS train it.
+    ‖·‖ is over inputs and kernel, as in PEFT and LyCORIS.
     """
 
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
         """(W + ΔW) · g / ‖W + ΔW‖ − W."""
         magnitude = weights[MAGNITUDE]
         exact = base.to(magnitude.dtype)
-        turned = exact + self.inner.diff_weight(weights, options, base)
-        norms: Tensor = torch.linalg.vector_norm(turned.flatten(1), dim=1).reshape(magnitude.shape)
-        return turned * (magnitude / norms) - exact
+        direction = exact + self.inner.diff_weight(weights, options, base)
+        norms: Tensor = torch.linalg.vector_norm(direction.flatten(1), dim=1).reshape(magnitude.shape)
+        return direction * (magnitude / norms) - exact
 
 
 def column_norms(weight: Tensor) -> Tensor:
-    """‖·‖ over outputs and kernel for each input channel, (1, in[, 1, 1])."""
+    """‖·‖ of each input channel, over outputs and kernel, (1, in[, 1, 1])."""
     axes = [axis for axis in range(weight.dim()) if axis != 1]
     norms: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     return norms

@@ -1,8 +1,8 @@
-"""DyLoRA (Valipour et al. 2023): a LoRA whose first rows alone are a good LoRA of smaller rank.
+"""DyLoRA (Valipour et al. 2023): a LoRA that can be cut to its first rows and is still a good LoRA of smaller rank.
 
-Each micro-batch draws how many ranks it uses; of these the last `unit` rows are trained and the earlier ones stand
-still. The scale is that of the saved file, alpha / r, whatever is drawn, so that the file means in the webui what was
-trained. Outside of training steps it is a plain LoRA of full rank, and so is its file.
+Each micro-batch uses a random number of ranks; of these the last `unit` rows are trained and the earlier ones are
+frozen. The scale is always that of the saved file, alpha / r, so that the file has the trained effect in the webui.
+Outside training it is a plain LoRA of full rank, and so is its file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.dropout import LayerDropout
 from lib_lora_train.adapters.families.base import base_weight
 from lib_lora_train.adapters.families.lora import Lora, delta
 from lib_lora_train.adapters.families.options import Options
@@ -24,12 +24,19 @@ class Dylora(Lora):
     NAME = "dylora"
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """In training the drawn ranks, else all."""
-        if draw is None or "mid" in slices.positions:
-            return super().forward(layer, x, slices, options, strength=strength, draw=draw)
-        first, end = trained_rows(options, draw.block)
+        """The layer's output with ΔW: of the random ranks in training, else of all."""
+        if dropout is None or "mid" in slices.positions:
+            return super().forward(layer, x, slices, options, strength=strength, dropout=dropout)
+        first, end = trained_rows(options, dropout.dylora_position)
         dtype = base_weight(layer).dtype
         down, up = leaf(slices, "down", dtype), leaf(slices, "up", dtype)
         used = {
@@ -37,11 +44,11 @@ class Dylora(Lora):
             "up": torch.cat([up[:, :first].detach(), up[:, first:end]], dim=1),
         }
         output: Tensor = layer(x)
-        return output + delta(layer, x, used, options.scale * strength, draw)
+        return output + delta(layer, x, used, options.scale * strength, dropout)
 
 
-def trained_rows(options: Options, block: float) -> tuple[int, int]:
-    """[first, end) of the ranks to train, for a number in [0, 1); those before `first` are used and stand still."""
+def trained_rows(options: Options, position: float) -> tuple[int, int]:
+    """[first, end) of the ranks to train, for a position in [0, 1); those before `first` are used but frozen."""
     blocks = -(-options.rank // options.unit)
-    first = int(block * blocks) * options.unit
+    first = int(position * blocks) * options.unit
     return first, min(first + options.unit, options.rank)

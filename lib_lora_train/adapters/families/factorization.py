@@ -1,4 +1,4 @@
-"""How some families cut a layer's sizes into factors: whole numbers only, no PyTorch."""
+"""How some families split a layer's sizes into factors; integers only, no PyTorch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lib_lora_train.adapters.families.options import Options
 
 
 def factorisation(size: int, factor: int) -> tuple[int, int]:
-    """`size` as (small, big): `factor` if it divides, else the most balanced pair with a small side ≤ `factor`.
+    """`size` as (small, big): by `factor` if it divides, else the most balanced pair with a small side ≤ `factor`.
 
-    -1 is no bound. LyCORIS' rule, so that files of one setting have the same shapes.
+    -1: no bound. LyCORIS' rule, so that the same settings give files of the same shapes.
     """
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
@@ -20,12 +20,12 @@ def factorisation(size: int, factor: int) -> tuple[int, int]:
     return small, size // small
 
 
-def butterfly(size: int, most: int) -> tuple[int, int]:
-    """(stages, block width): the widest even block of at most `most` that divides `size`, then all stages that fit.
+def butterfly(size: int, max_width: int) -> tuple[int, int]:
+    """(stages, block width): the widest even block up to `max_width` that divides `size`, then as many stages as fit.
 
-    2 is the least width, and `size` must be even. Stage i needs blocks of twice the width of stage i − 1.
+    The smallest width is 2, and `size` must be even. Stage i needs blocks of twice the width of stage i − 1.
     """
-    width = max((b for b in range(2, max(most, 2) + 1, 2) if size % b == 0), default=2)
+    width = max((b for b in range(2, max(max_width, 2) + 1, 2) if size % b == 0), default=2)
     stages = 1
     while size % (width << stages) == 0:
         stages += 1

@@ -2,11 +2,10 @@
 
     a1  (r, in)    a2  (in, r)    b1  (r, in)    b2  (out, r)
 
-The layout is the older one, the only one that A1111 and Forge read alike. A1111 asks for an alpha and ignores its
-value, so it is always the rank (s = 1). Linear layers only: A1111 multiplies W as a matrix.
+This is the older layout, the only one that A1111 and Forge read alike. A1111 requires an alpha but ignores its value,
+so it is always the rank (s = 1). Linear layers only: A1111 multiplies W as a matrix.
 
-LyCORIS' newer layout, ΔW = s · (b1 @ b2 + W @ a1 @ a2), has 1 and 2 exchanged. A1111 cannot read it; files of it can be
-opened here.
+LyCORIS' newer layout, ΔW = s · (b1 @ b2 + W @ a1 @ a2), has 1 and 2 swapped. A1111 cannot read it; we can.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ class Glora(Family):
 
     NAME = "glora"
     STATE_KEYS = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
-    SHRINK = {"a2": 1.0, "b2": 1.0}
+    SCALE_EXPONENTS = {"a2": 1.0, "b2": 1.0}
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""
         return is_linear(layer)
 
-    def settled(self, _layer: nn.Module, options: Options) -> Options:
-        """alpha = rank, since it counts for nothing in A1111."""
+    def adjust_options(self, _layer: nn.Module, options: Options) -> Options:
+        """alpha = rank, since A1111 ignores it."""
         return replace(options, alpha=float(options.rank))
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
@@ -53,14 +52,14 @@ class Glora(Family):
         return weights["b2"] @ weights["b1"] + (base.to(a1.dtype) @ a2) @ a1
 
     def with_fixed(self, options: Options, _fixed: Mapping[str, Tensor]) -> Options:
-        """Whatever alpha a file has counts for nothing."""
+        """alpha = rank, whatever the file has."""
         return replace(options, alpha=float(options.rank))
 
 
 def is_newer(weights: Weights) -> bool:
     """Whether the tensors are in the newer layout.
 
-    On a square layer the shapes fit both, and the rank is what is smaller than the layer.
+    On a square layer the shapes fit both layouts; the rank is then the smaller dimension.
     """
     a1, a2, b1, b2 = (weights[name].shape for name in ("a1", "a2", "b1", "b2"))
     is_newer_rank = a1[1] == a2[0] == b1[1] == b2[0]
@@ -69,9 +68,9 @@ def is_newer(weights: Weights) -> bool:
 
 
 def as_older(weights: Weights, scale: float) -> dict[str, Tensor]:
-    """The newer layout's tensors in the older one, with the newer one's scale multiplied in; 1×1 kernels are left out.
+    """Tensors of the newer layout in the older one, with the scale multiplied in and 1×1 kernels flattened.
 
-    What has larger kernels keeps them, and fits no linear layer.
+    Larger kernels are kept; such tensors fit no linear layer.
     """
     flat = {name: t.flatten(1) if t.shape[2:].numel() == 1 else t for name, t in weights.items()}
     return {"a1": flat["a2"], "a2": flat["a1"] * scale, "b1": flat["b2"], "b2": flat["b1"] * scale}

@@ -1,9 +1,9 @@
-"""(IA)³ (Liu et al. 2022): each output, or each input, of a layer is multiplied by 1 + w; ΔW = w ∘ W.
+"""(IA)³ (Liu et al. 2022): each output (or input) of a layer is multiplied by 1 + w; ΔW = w ∘ W.
 
     weight  (out,) or, with `on_input`, (in,)
 
-Less than a megabyte for SD1, and a learning rate some fifty times LoRA's. Linear layers only: A1111 reads convolutions
-wrongly on their output side.
+Less than a megabyte for SD1; needs about fifty times LoRA's learning rate. Linear layers only: A1111 misreads factors
+of a convolution's outputs.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.dropout import LayerDropout
 from lib_lora_train.adapters.families.base import Family, Weights, base_bias, base_weight, is_linear
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 
 
 class Ia3(Family):
-    """Learnt factors."""
+    """One trained factor per output or input."""
 
     NAME = "ia3"
     STATE_KEYS = {"weight": "weight"}
-    SHRINK = {"weight": 1.0}
+    SCALE_EXPONENTS = {"weight": 1.0}
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""
         return is_linear(layer)
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """Zero: every factor is 1."""
+        """Zeros: every factor is 1."""
         return {"weight": torch.zeros(base_weight(layer).shape[1 if options.on_input else 0])}
 
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
@@ -43,9 +43,16 @@ class Ia3(Family):
         return base.to(factors.dtype) * (factors if options.on_input else factors[:, None])
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """The layer's output with ΔW; only what is added is multiplied, so that small factors keep their digits."""
+        """The layer's output with ΔW; w scales only what is added, so that small factors keep their digits."""
         weight = base_weight(layer)
         factors = leaf(slices, "weight", weight.dtype) * strength
         output: Tensor = layer(x)
@@ -55,9 +62,9 @@ class Ia3(Family):
         return output + (output if bias is None else output - bias) * factors
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
-        """Which side is multiplied; an alpha would only mislead."""
+        """Which side is multiplied; no alpha, which would mislead."""
         return {"on_input": torch.tensor(options.on_input)}
 
     def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
-        """The side as the file says."""
+        """The options with the file's side."""
         return replace(options, on_input=bool(fixed["on_input"])) if "on_input" in fixed else options

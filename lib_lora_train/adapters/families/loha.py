@@ -2,7 +2,7 @@
 
     w1_a, w2_a  (out, r)     w1_b, w2_b  (r, in · k · k)
 
-With Tucker's form for k×k kernels each factor is t (r, r, k, k) with w_a (r, out) and w_b (r, in).
+With Tucker's form for k×k kernels each of the two is a core t (r, r, k, k) with w_a (r, out) and w_b (r, in).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lib_lora_train.adapters.families.base import Family, Weights, base_weight, is_wide_conv, normal
 from lib_lora_train.adapters.families.options import Options
 
-_STD_FIRST = 0.1  # of w1_a and t; the second factor's w_b has 1, its w_a is 0: ΔW = 0 (LyCORIS' choice)
+_STD_FIRST = 0.1  # of w1_a and t, as in LyCORIS; w1_b and w2_b have 1, and w2_a is 0, so that ΔW = 0
 
 
 class Loha(Family):
@@ -28,7 +28,7 @@ class Loha(Family):
         "t1": "hada_t1",
         "t2": "hada_t2",
     }
-    SHRINK = {"w1_a": 0.25, "w1_b": 0.25, "w2_a": 0.25, "w2_b": 0.25}
+    SCALE_EXPONENTS = {"w1_a": 0.25, "w1_b": 0.25, "w2_a": 0.25, "w2_b": 0.25}
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """w1_a ~ N(0, 0.1²), w1_b and w2_b ~ N(0, 1), w2_a = 0."""
@@ -61,5 +61,5 @@ class Loha(Family):
 
 
 def tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(out, in, k, k) of a core (r, r, k, k), `a` (r, out) and `b` (r, in), in LyCORIS' order of the core's axes."""
+    """(out, in, k, k) of a core (r, r, k, k), `a` (r, out) and `b` (r, in), with the core's axes in LyCORIS' order."""
     return torch.einsum("pqhw,po,qi->oihw", core, a, b)

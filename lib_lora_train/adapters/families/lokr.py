@@ -1,13 +1,13 @@
 """LoKr (Yeh et al. 2024, LyCORIS): ΔW = s · w1 ⊗ w2, a Kronecker product of a small and a big matrix.
 
-out = o1 · o2 and in = i1 · i2 are cut in two; w1 is (o1, i1), w2 is (o2, i2[, k, k]). A matrix is itself low rank
-(w_a @ w_b) where that is smaller than whole: w2 if r < max(o2, i2) / 2, w1 if asked for and r < max(o1, i1) / 2.
+The sizes are factorised, out = o1 · o2 and in = i1 · i2; w1 is (o1, i1), w2 is (o2, i2[, k, k]). A matrix is itself low
+rank (w_a @ w_b) where that is smaller: w2 if r < max(o2, i2) / 2, w1 if `decompose_both` and r < max(o1, i1) / 2.
 With Tucker's form a k×k w2 is t2 (r, r, k, k) with w2_a (r, o2) and w2_b (r, i2).
 
-If both are whole there is no rank, and every webui ignores alpha then: s = 1.
+If both are full matrices there is no rank, and every webui ignores alpha: s = 1.
 
-Notation: x (…, i1 · i2) is seen as (…, i1, i2). (w1 ⊗ w2) x = w1 applied to the first, w2 to the second axis, which
-costs a fraction of the base layer's own product; ΔW is never built while training.
+Notation: x (…, i1 · i2) is viewed as (…, i1, i2). (w1 ⊗ w2) x applies w1 to the first and w2 to the second axis, which
+costs a fraction of the base layer's own product; ΔW is never built in training.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.dropout import Draw
-from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolved, kaiming, kept_rows
+from lib_lora_train.adapters.dropout import LayerDropout
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolve, drop_rows, kaiming
 from lib_lora_train.adapters.families.factorization import lokr_shapes
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.families.options import Options
@@ -40,15 +40,15 @@ class Lokr(Family):
         "w2_b": "lokr_w2_b",
         "t2": "lokr_t2",
     }
-    SHRINK = {"w1": 0.5, "w1_a": 0.25, "w1_b": 0.25, "w2": 0.5, "w2_a": 0.25, "w2_b": 0.25}
+    SCALE_EXPONENTS = {"w1": 0.5, "w1_a": 0.25, "w1_b": 0.25, "w2": 0.5, "w2_a": 0.25, "w2_b": 0.25}
 
-    def settled(self, layer: nn.Module, options: Options) -> Options:
-        """alpha = rank where both matrices are whole."""
+    def adjust_options(self, layer: nn.Module, options: Options) -> Options:
+        """alpha = rank if both are full matrices."""
         shapes = lokr_shapes(base_weight(layer).shape, options)
         return replace(options, alpha=float(options.rank)) if {"w1", "w2"} <= shapes.keys() else options
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """Kaiming-uniform, but the last factor of w2, which is zero."""
+        """Kaiming-uniform, except for the last factor of w2, which is zero."""
         shapes = lokr_shapes(base_weight(layer).shape, options)
         zero = "w2" if "w2" in shapes else "w2_b"
         return {
@@ -70,24 +70,31 @@ class Lokr(Family):
         return product * abs(scale_of(weights, options))
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """The layer's output with ΔW, by two small products."""
+        """The layer's output with ΔW, from two small products."""
         dtype = base_weight(layer).dtype
         tensors = {name: leaf(slices, name, dtype) for name in slices.positions}
         output: Tensor = layer(x)
-        return output + delta(layer, x, tensors, scale_of(tensors, options) * strength, draw)
+        return output + delta(layer, x, tensors, scale_of(tensors, options) * strength, dropout)
 
 
 def scale_of(weights: Weights, options: Options) -> float:
-    """s, which is 1 where both matrices are whole."""
+    """s, which is 1 if both are full matrices."""
     return 1.0 if {"w1", "w2"} <= weights.keys() else options.scale
 
 
-def delta(layer: nn.Module, x: Tensor, weights: Weights, scale: float, draw: Draw | None = None) -> Tensor:
-    """What scale · w1 ⊗ w2 adds to the layer's output, with some of its channels dropped."""
+def delta(layer: nn.Module, x: Tensor, weights: Weights, scale: float, dropout: LayerDropout | None = None) -> Tensor:
+    """What scale · w1 ⊗ w2 adds to the layer's output, with dropout of output channels."""
     change = _change(layer, x, weights, scale)
-    return kept_rows(change, draw, 1 if isinstance(layer, nn.Conv2d) else -1)
+    return drop_rows(change, dropout, 1 if isinstance(layer, nn.Conv2d) else -1)
 
 
 def _change(layer: nn.Module, x: Tensor, weights: Weights, scale: float) -> Tensor:
@@ -107,16 +114,16 @@ def _change(layer: nn.Module, x: Tensor, weights: Weights, scale: float) -> Tens
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, weights: Weights) -> Tensor:
-    """The big matrix's convolution, in the steps it is split into."""
+    """The convolution with the big matrix, factor by factor."""
     size = tuple(layer.kernel_size)
     if "w2" in weights:
         big = weights["w2"]
-        return convolved(layer, x, big.view(*big.shape[:2], *size))
+        return convolve(layer, x, big.view(*big.shape[:2], *size))
     a, b = weights["w2_a"], weights["w2_b"]
     if "t2" in weights:
-        hidden = convolved(layer, F.conv2d(x, b[:, :, None, None]), weights["t2"])
+        hidden = convolve(layer, F.conv2d(x, b[:, :, None, None]), weights["t2"])
         return F.conv2d(hidden, a.t()[:, :, None, None])
-    hidden = convolved(layer, x, b.view(b.shape[0], -1, *size))
+    hidden = convolve(layer, x, b.view(b.shape[0], -1, *size))
     return F.conv2d(hidden, a[:, :, None, None])
 
 
@@ -126,7 +133,7 @@ def small_matrix(weights: Weights) -> Tensor:
 
 
 def big_matrix(weights: Weights) -> Tensor:
-    """w2: (o2, i2[, k, k]), or (o2, i2 · k · k) where a k×k one is low rank."""
+    """w2: (o2, i2[, k, k]), or (o2, i2 · k · k) if a k×k one is low rank."""
     if "w2" in weights:
         return weights["w2"]
     if "t2" in weights:

@@ -4,14 +4,14 @@
     up    (out, r) or (out, r, 1, 1)
     scale = alpha / r
 
-With Tucker's form a k×k kernel is three (Kim et al. 2016): down (r, in, 1, 1), mid (r, r, k, k), up (out, r, 1, 1).
+Tucker's form splits a k×k kernel in three (Kim et al. 2016): down (r, in, 1, 1), mid (r, r, k, k), up (out, r, 1, 1).
 
 Notation: N rows (batch × tokens), i in-features, o out-features, r rank.
 
-The forward pass is one autograd Function around base layer and LoRA together, in the base layer's own dtype. Against
-the plain formula it saves the sum of two full-size outputs, full-size scaling, every per-call cast and the temporary
-gradients of the matrices: 3 matrix products forward and 5 backward, nothing else at full size. It keeps only the input
-and the rank-size product.
+The forward pass is one autograd Function for base layer and LoRA together, in the base layer's dtype. Compared with the
+plain formula it avoids the sum of two full-size outputs, full-size scaling, a cast per call and the temporary gradients
+of the matrices: 3 matrix products forward and 5 backward, nothing else at full size. It saves only the input and the
+rank-size product.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from torch.autograd.function import once_differentiable
 from torch.nn import grad as conv_grad
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.dropout import Draw
-from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolved, is_wide_conv, kaiming
+from lib_lora_train.adapters.dropout import LayerDropout
+from lib_lora_train.adapters.families.base import Family, Weights, base_weight, convolve, is_wide_conv, kaiming
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
-from lib_lora_train.models.fp8 import is_eight_bit
+from lib_lora_train.models.fp8 import is_fp8
 
 _conv: Any = conv_grad  # torch leaves these functions untyped
 
 
 class Lora(Family):
-    """LoRA, and LoCon where the targets include convolutions."""
+    """LoRA, and LoCon if the targets include convolutions."""
 
     NAME = "lora"
     STATE_KEYS = {"down": "lora_down.weight", "mid": "lora_mid.weight", "up": "lora_up.weight"}
-    SHRINK = {"down": 0.5, "up": 0.5}
+    SCALE_EXPONENTS = {"down": 0.5, "up": 0.5}
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """Fresh matrices as kohya draws them: down (and mid) kaiming-uniform, up zero. fp32 on the CPU."""
+        """As in kohya's scripts: down (and mid) kaiming-uniform, up zero. fp32 on the CPU."""
         weight, rank = base_weight(layer), options.rank
         up = torch.zeros(weight.shape[0], rank, *(1,) * (weight.dim() - 2))
         if options.use_tucker and is_wide_conv(layer):
@@ -68,50 +68,59 @@ class Lora(Family):
         return abs(options.scale) * square.clamp_min(0).sqrt()
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """The layer's output with ΔW; by the fused Function wherever nothing stands between down and up."""
+        """The layer's output with ΔW; by the fused Function unless there is dropout or `mid` between down and up."""
         scale = options.scale * strength
-        if "mid" in slices.positions or (draw is not None and draw.drops):
+        if "mid" in slices.positions or (dropout is not None and dropout.is_active):
             output: Tensor = layer(x)
-            return output + self._stepwise(layer, x, slices, scale, draw)
+            return output + self._stepwise(layer, x, slices, scale, dropout)
         down, up = slices.values(base_weight(layer).dtype)
         if isinstance(layer, nn.Conv2d):
             return conv_lora(x, down, up, layer, scale=scale, slices=slices)
         return linear_lora(x, down, up, layer, scale=scale, slices=slices)
 
-    def _stepwise(self, layer: nn.Module, x: Tensor, slices: Slices, scale: float, draw: Draw | None) -> Tensor:
-        """What ΔW adds to the output, with what is dropped at rank size."""
+    def _stepwise(
+        self, layer: nn.Module, x: Tensor, slices: Slices, scale: float, dropout: LayerDropout | None
+    ) -> Tensor:
+        """What ΔW adds to the output, with dropout of the rank-size activations."""
         dtype = base_weight(layer).dtype
         tensors = {name: leaf(slices, name, dtype) for name in slices.positions}
-        return delta(layer, x, tensors, scale, draw)
+        return delta(layer, x, tensors, scale, dropout)
 
 
-def delta(layer: nn.Module, x: Tensor, tensors: Weights, scale: float, draw: Draw | None = None) -> Tensor:
+def delta(layer: nn.Module, x: Tensor, tensors: Weights, scale: float, dropout: LayerDropout | None = None) -> Tensor:
     """`scale` · up(mid(down(x))) by ordinary autograd."""
     down, up = tensors["down"], tensors["up"]
     if not isinstance(layer, nn.Conv2d):
-        return F.linear(dropped(F.linear(x, down), draw, -1) * scale, up)
-    hidden = convolved(layer, F.conv2d(x, down), tensors["mid"]) if "mid" in tensors else convolved(layer, x, down)
-    return F.conv2d(dropped(hidden, draw, 1) * scale, up)
+        return F.linear(drop_activations(F.linear(x, down), dropout, -1) * scale, up)
+    hidden = convolve(layer, F.conv2d(x, down), tensors["mid"]) if "mid" in tensors else convolve(layer, x, down)
+    return F.conv2d(drop_activations(hidden, dropout, 1) * scale, up)
 
 
-def dropped(hidden: Tensor, draw: Draw | None, rank_axis: int) -> Tensor:
-    """Rank-size activations (B, …) with single numbers and whole ranks (per sample) set to 0, the rest made larger.
+def drop_activations(hidden: Tensor, dropout: LayerDropout | None, rank_axis: int) -> Tensor:
+    """Rank-size activations (B, …) with random elements and whole ranks (per sample) set to 0, the rest scaled up.
 
-    As kohya does it; the mask is a function of the draw's seed alone, so recomputing gives the same one.
+    As in kohya's scripts; the mask is a function of the seed alone, so a recomputed pass gets the same one.
     """
-    if draw is None or not draw.drops:
+    if dropout is None or not dropout.is_active:
         return hidden
-    generator = torch.Generator(hidden.device).manual_seed(draw.seed)
-    if draw.dropout:
-        kept = torch.rand(hidden.shape, generator=generator, device=hidden.device) >= draw.dropout
-        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.dropout)
-    if draw.rank_dropout:
+    generator = torch.Generator(hidden.device).manual_seed(dropout.seed)
+    if dropout.neuron_dropout:
+        kept = torch.rand(hidden.shape, generator=generator, device=hidden.device) >= dropout.neuron_dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - dropout.neuron_dropout)
+    if dropout.rank_dropout:
         shape = [1] * hidden.dim()
         shape[0], shape[rank_axis] = hidden.shape[0], hidden.shape[rank_axis]
-        kept = torch.rand(shape, generator=generator, device=hidden.device) >= draw.rank_dropout
-        hidden = hidden * kept.to(hidden.dtype) / (1 - draw.rank_dropout)
+        kept = torch.rand(shape, generator=generator, device=hidden.device) >= dropout.rank_dropout
+        hidden = hidden * kept.to(hidden.dtype) / (1 - dropout.rank_dropout)
     return hidden
 
 
@@ -133,19 +142,19 @@ def conv_lora(
     return output
 
 
-def _keep(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None:
-    """Save for backward what the wanted gradients need, and no more.
+def _save_for_backward(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None:
+    """Save only what the required gradients need.
 
-    `needs_input_grad`: [x, down, up, anchor]. The anchor stands for down and up when they are slices.
+    `needs_input_grad`: [x, down, up, anchor]. If down and up are slices, the anchor requires the gradient.
     """
     ctx.trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    keeps = ctx.needs_input_grad[0] and not is_eight_bit(ctx.layer)
-    weight = base_weight(ctx.layer) if keeps else None
+    saves_weight = ctx.needs_input_grad[0] and not is_fp8(ctx.layer)
+    weight = base_weight(ctx.layer) if saves_weight else None
     ctx.save_for_backward(x if ctx.trains else None, hidden if ctx.trains else None, down, up, weight)
 
 
-def _kept(ctx: Any) -> tuple[Any, ...]:
-    """What `_keep` saved; the weight of an 8-bit layer is made once more."""
+def _load_saved(ctx: Any) -> tuple[Any, ...]:
+    """What `_save_for_backward` saved; the weight of an fp8 layer is cast again."""
     *saved, weight = ctx.saved_tensors
     if weight is None and ctx.needs_input_grad[0]:
         weight = base_weight(ctx.layer)
@@ -172,13 +181,13 @@ class _LinearLora(torch.autograd.Function):
         if scale != 1:
             hidden.mul_(scale)
         output.view(-1, output.shape[-1]).addmm_(hidden, up.t())
-        _keep(ctx, x, hidden, down, up)
+        _save_for_backward(ctx, x, hidden, down, up)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, down, up, weight = _kept(ctx)
+        x, hidden, down, up, weight = _load_saved(ctx)
         grad_rows = grad.reshape(-1, grad.shape[-1])  # (N, o)
         grad_hidden = grad_rows @ up  # (N, r)
         if ctx.scale != 1:
@@ -217,13 +226,13 @@ class _ConvLora(torch.autograd.Function):
             hidden.mul_(scale)
         output.add_(F.conv2d(hidden, up))
         ctx.input_shape = x.shape
-        _keep(ctx, x, hidden, down, up)
+        _save_for_backward(ctx, x, hidden, down, up)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, down, up, weight = _kept(ctx)
+        x, hidden, down, up, weight = _load_saved(ctx)
         geometry = (ctx.layer.stride, ctx.layer.padding, ctx.layer.dilation)
         grad_hidden = F.conv2d(grad, up.transpose(0, 1))  # (B, r, h, w)
         if ctx.scale != 1:

@@ -1,8 +1,8 @@
-"""Group and layer norms trained along: what is added to their weight and bias.
+"""Group and layer norms, trained alongside any family: the updates of their weight and bias.
 
     w_norm, b_norm  (channels,)
 
-Hosts want both, and read them beside any family.
+Webuis require both, and read them together with any family.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import is_exact, leaf
-from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.dropout import LayerDropout
 from lib_lora_train.adapters.families.base import Weights, base_weight
 from lib_lora_train.adapters.families.full import Full
 from lib_lora_train.adapters.families.options import Options
@@ -19,7 +19,7 @@ from lib_lora_train.adapters.flat_parameters import Slices
 
 
 class Norm(Full):
-    """Differences of norm layers."""
+    """Updates of norm layers."""
 
     NAME = "norm"
     STATE_KEYS = {"diff": "w_norm", "bias": "b_norm"}
@@ -29,13 +29,20 @@ class Norm(Full):
         return isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) and layer.weight is not None and layer.bias is not None
 
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
-        """What is added to the weight."""
+        """The update of the weight, (channels,)."""
         return weights["diff"]
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """The norm's output; in half precision the update is added to it, not to the weight (see `rebuilt`)."""
+        """The norm's output; in half precision the update is applied to the output, to keep its digits."""
         weight, bias = base_weight(layer), layer.bias
         assert isinstance(bias, Tensor)
         diff = leaf(slices, "diff", weight.dtype) * strength

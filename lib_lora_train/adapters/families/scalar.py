@@ -1,7 +1,7 @@
-"""One trained factor for each layer's whole update, as LyCORIS' `use_scalar`: ΔW = c · ΔW(weights), c = 0 at the start.
+"""One trained factor per layer, as LyCORIS' `use_scalar`: ΔW = c · ΔW(weights), c = 0 at the start.
 
-No matrix then has to begin with zeros: all of them are random, and the first steps move the factor alone. Files do not
-know it: there it is multiplied into the tensor that begins with zeros elsewhere, as LyCORIS does it.
+No matrix has to start at zero then: all are random, and the first steps train only the factor. Files do not store it:
+it is multiplied into the tensor that would otherwise start at zero, as in LyCORIS.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
-from lib_lora_train.adapters.dropout import Draw
+from lib_lora_train.adapters.dropout import LayerDropout
 from lib_lora_train.adapters.families import lokr, lora
 from lib_lora_train.adapters.families.base import Weights, base_weight, kaiming, normal
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.families.wrapper import Wrapped
+from lib_lora_train.adapters.families.wrapper import FamilyWrapper
 from lib_lora_train.adapters.flat_parameters import Slices
 
 SCALAR = "scalar"
-# ΔW is linear in these tensors of a family together, and zero where they are.
+# ΔW is linear in these tensors of a family together, and zero where they are zero.
 _LINEAR_IN: Mapping[str, tuple[str, ...]] = {
     "lora": ("up",),
     "loha": ("w2_a",),
@@ -32,21 +32,21 @@ _PRODUCTS: Mapping[str, Callable[..., Tensor]] = {"lora": lora.delta, "lokr": lo
 
 
 @dataclass(frozen=True)
-class Scaled(Wrapped):
+class WithScalar(FamilyWrapper):
     """`inner` times a trained factor."""
 
     @property
     def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The inner family's, and the factor, which no file has."""
+        """The inner family's keys and the factor's, which is in no file."""
         return {**self.inner.STATE_KEYS, SCALAR: SCALAR}
 
     @property
-    def SHRINK(self) -> Mapping[str, float]:  # type: ignore[override]
-        """The factor alone."""
+    def SCALE_EXPONENTS(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Only the factor."""
         return {SCALAR: 1.0}
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
-        """The inner family's with no zeros but the factor, in LyCORIS' distributions."""
+        """The inner family's, with zeros replaced by LyCORIS' random distributions, and a factor of 0."""
         weights = self.inner.init_weights(layer, options, generator)
         for name in _LINEAR_IN[self.NAME]:
             if name in weights:
@@ -55,7 +55,7 @@ class Scaled(Wrapped):
         return {**weights, SCALAR: torch.zeros(1)}
 
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
-        """As the inner family, of the weights with the factor in them."""
+        """The inner family's ΔW of the weights with the factor multiplied in."""
         return self.inner.diff_weight(self.file_weights(weights), options, base)
 
     def file_weights(self, weights: Weights) -> dict[str, Tensor]:
@@ -64,13 +64,20 @@ class Scaled(Wrapped):
         return {n: t * factor if n in linear else t for n, t in weights.items() if n != SCALAR}
 
     def forward(
-        self, layer: nn.Module, x: Tensor, slices: Slices, options: Options, *, strength: float, draw: Draw | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        slices: Slices,
+        options: Options,
+        *,
+        strength: float,
+        dropout: LayerDropout | None,
     ) -> Tensor:
-        """The layer's output with ΔW, in the inner family's small products where it has some."""
+        """The layer's output with ΔW, from the inner family's small products if it has any."""
         if self.NAME not in _PRODUCTS:
-            return super().forward(layer, x, slices, options, strength=strength, draw=draw)
+            return super().forward(layer, x, slices, options, strength=strength, dropout=dropout)
         dtype = base_weight(layer).dtype
         tensors = self.file_weights({name: leaf(slices, name, dtype) for name in slices.positions})
         output: Tensor = layer(x)
         scale = lokr.scale_of(tensors, options) if self.NAME == "lokr" else options.scale
-        return output + _PRODUCTS[self.NAME](layer, x, tensors, scale * strength, draw)
+        return output + _PRODUCTS[self.NAME](layer, x, tensors, scale * strength, dropout)

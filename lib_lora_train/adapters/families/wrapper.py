@@ -1,4 +1,4 @@
-"""A family around another one: everything as the inner family has it, but for what a subclass says."""
+"""A family that wraps another one and delegates to it whatever a subclass does not override."""
 
 from __future__ import annotations
 
@@ -12,28 +12,24 @@ from lib_lora_train.adapters.families.options import Options
 
 
 @dataclass(frozen=True)
-class Wrapped(Family):
-    """`inner`, with something done to its weights or to ΔW."""
+class FamilyWrapper(Family):
+    """`inner`, with its weights or ΔW changed by a subclass."""
 
     inner: Family
 
     @property
     def NAME(self) -> str:  # type: ignore[override]
-        """The inner family's: settings switch the wrapping on beside it."""
+        """The inner family's: the wrapper has a setting of its own."""
         return self.inner.NAME
 
     def fits(self, layer: nn.Module) -> bool:
-        """Whatever the inner family can adapt."""
         return self.inner.fits(layer)
 
-    def settled(self, layer: nn.Module, options: Options) -> Options:
-        """As the inner family."""
-        return self.inner.settled(layer, options)
+    def adjust_options(self, layer: nn.Module, options: Options) -> Options:
+        return self.inner.adjust_options(layer, options)
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:
-        """As the inner family."""
         return self.inner.fixed_state(options)
 
     def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
-        """As the inner family."""
         return self.inner.with_fixed(options, fixed)

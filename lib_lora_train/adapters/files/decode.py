@@ -1,6 +1,6 @@
-"""Adapter files of any origin, taken apart: which family each layer has, its numbers, its rank and alpha.
+"""Adapter files of any origin, parsed into layers with their family, weights, rank and alpha.
 
-Which names are understood stands in `spellings`. What is not understood is listed, never dropped silently.
+`key_formats` lists the key formats that are read. Keys that are not recognised are reported, never dropped silently.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.base import Family
-from lib_lora_train.adapters.families.dora import MAGNITUDE, Decomposed, DecomposedRows
+from lib_lora_train.adapters.families.dora import MAGNITUDE, Dora, RowDora
 from lib_lora_train.adapters.families.glora import as_older, is_newer
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.key_formats import FIXED, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
-from lib_lora_train.adapters.files.peft_alphas import with_told_alphas
+from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
 from lib_lora_train.adapters.layer_names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
 from lib_lora_train.adapters.registry import FAMILIES, NORM
 
@@ -29,7 +29,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("full", ("diff",)),
     ("ia3", ("weight",)),
 )
-_DEPENDING = ("glora", "ia3", "oft", "boft")
+_MODEL_DEPENDENT = ("glora", "ia3", "oft", "boft")
 NEWER_GLORA = "newer layout"
 OTHER_ALPHA = "alpha that is no rank"
 TUCKER_LOKR = "LoKr with a core"
@@ -39,7 +39,7 @@ TUCKER_LOKR = "LoKr with a core"
 class ParsedLayer:
     """One layer of a file. `weights`: the family's short names → tensors as in the file.
 
-    `remark`: what hosts disagree on, NEWER_GLORA, OTHER_ALPHA or TUCKER_LOKR; such a newer GLoRA is here in the older
+    `remark`: what webuis disagree on, NEWER_GLORA, OTHER_ALPHA or TUCKER_LOKR. Newer GLoRA is converted to the older
     layout.
     """
 
@@ -50,35 +50,35 @@ class ParsedLayer:
 
     @property
     def kind(self) -> str:
-        """The family as people call it."""
+        """The family's name, with "+ dora" if it has a magnitude."""
         name = "norm" if self.family is NORM else self.family.NAME
         return f"{name} + dora" if MAGNITUDE in self.weights else name
 
     @property
     def depends_on_model(self) -> bool:
-        """Whether its ΔW is another one on other weights."""
-        return MAGNITUDE in self.weights or self.family.NAME in _DEPENDING
+        """Whether its ΔW depends on the base weights."""
+        return MAGNITUDE in self.weights or self.family.NAME in _MODEL_DEPENDENT
 
 
 @dataclass(frozen=True, eq=False)
 class ParsedLora:
-    """A file's layers by kohya's name, and the keys that were not understood."""
+    """A file's layers by kohya's name, and the keys that were not recognised."""
 
     layers: Mapping[str, ParsedLayer]
     unknown: tuple[str, ...]
 
 
-def open_file(file: AdapterFile) -> ParsedLora:
-    """As `open_state`, with the alphas that stand in the file's metadata or beside it."""
-    return open_state(with_told_alphas(file))
+def parse_file(file: AdapterFile) -> ParsedLora:
+    """The file's layers, with alphas from its metadata or from a configuration file beside it."""
+    return parse_state(add_external_alphas(file))
 
 
-def open_state(state: Mapping[str, Tensor]) -> ParsedLora:
-    """The file's tensors by layer. Keys of layers whose family is not known, and single odd keys, are `unknown`."""
+def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
+    """The tensors by layer. Keys of layers of an unknown family, and other stray keys, are `unknown`."""
     found: dict[str, dict[str, Tensor]] = {}
     origin: dict[str, list[str]] = {}
     unknown = []
-    endings = _own_endings()
+    endings = _known_endings()
     for key, tensor in state.items():
         module, ending = split_key(key, endings)
         if not ending:
@@ -98,13 +98,13 @@ def open_state(state: Mapping[str, Tensor]) -> ParsedLora:
     return ParsedLora(layers, tuple(unknown))
 
 
-def _own_endings() -> set[str]:
-    families = (*FAMILIES.values(), NORM, Decomposed(FAMILIES["lora"]))
+def _known_endings() -> set[str]:
+    families = (*FAMILIES.values(), NORM, Dora(FAMILIES["lora"]))
     return {ending for family in families for ending in family.STATE_KEYS.values()}
 
 
 def _layer(tensors: Mapping[str, Tensor]) -> ParsedLayer | None:
-    """The family that these endings make, None where they make none or something is left over."""
+    """The layer with these tensors by ending; None if they match no family, or some are left over."""
     fixed = {ending: tensors[ending] for ending in FIXED if ending in tensors}
     rest = {ending: tensor for ending, tensor in tensors.items() if ending not in fixed}
     family = _family(set(rest))
@@ -122,11 +122,11 @@ def _layer(tensors: Mapping[str, Tensor]) -> ParsedLayer | None:
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
     if family.NAME == "lokr" and "t2" in ordered:
         layer = replace(layer, remark=TUCKER_LOKR)
-    return with_rows(with_butterflies(layer))
+    return _with_output_dora(_with_boft(layer))
 
 
 def _glora(layer: ParsedLayer, alpha: float) -> ParsedLayer:
-    """The layer in the older layout, an alpha of the newer one (LyCORIS applies it) multiplied in; 0: there is none."""
+    """The layer in the older layout. The newer layout's alpha, which LyCORIS applies, is multiplied in; 0: none."""
     if not is_newer(layer.weights):
         return replace(layer, remark=OTHER_ALPHA if alpha not in (0.0, layer.options.rank) else "")
     rank = layer.weights["a2"].shape[0]
@@ -143,12 +143,12 @@ def _family(endings: set[str]) -> Family | None:
         wanted = ((name, {FAMILIES[name].STATE_KEYS[short] for short in shorts}) for name, shorts in _KINDS)
         family = next((FAMILIES[name] for name, needed in wanted if needed <= endings), None)
     if family is not None and "dora_scale" in endings:
-        return Decomposed(family)
+        return Dora(family)
     return family
 
 
 def _rank(weights: Mapping[str, Tensor]) -> int:
-    """The rank where there is one; the block's width of OFT and BOFT; 1 where there is neither."""
+    """The rank; for OFT and BOFT the block size; 1 for families without either."""
     if "blocks" in weights:
         return weights["blocks"].shape[-1]
     if "w1" in weights and "w2" in weights:
@@ -159,31 +159,31 @@ def _rank(weights: Mapping[str, Tensor]) -> int:
     return 1
 
 
-def has_other_axis(layer: ParsedLayer) -> bool:
-    """Whether DoRA's lengths are for each output channel: webuis read such files as something else, silently."""
+def has_output_dora(layer: ParsedLayer) -> bool:
+    """Whether DoRA's magnitudes are per output channel, which webuis silently misread."""
     return MAGNITUDE in layer.weights and layer.weights[MAGNITUDE].shape[0] != 1
 
 
-def with_rows(layer: ParsedLayer) -> ParsedLayer:
-    """The layer with DoRA as its trainer meant it where its lengths are for output channels."""
-    if not has_other_axis(layer) or not isinstance(layer.family, Decomposed):
+def _with_output_dora(layer: ParsedLayer) -> ParsedLayer:
+    """The layer, with DoRA as it was trained if its magnitudes are per output channel."""
+    if not has_output_dora(layer) or not isinstance(layer.family, Dora):
         return layer
-    return replace(layer, family=DecomposedRows(layer.family.inner))
+    return replace(layer, family=RowDora(layer.family.inner))
 
 
-def with_butterflies(layer: ParsedLayer) -> ParsedLayer:
-    """The layer with BOFT where OFT's blocks have four dimensions: both share one key."""
+def _with_boft(layer: ParsedLayer) -> ParsedLayer:
+    """The layer, as BOFT if its blocks have four dimensions: OFT and BOFT share a key."""
     if "blocks" in layer.weights and layer.weights["blocks"].dim() == 4:
         return ParsedLayer(FAMILIES["boft"], layer.weights, layer.options)
     return layer
 
 
-def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, family: str) -> dict[str, str]:
-    """Every name a file may call a layer by → the name that files of this model kind have here."""
+def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, architecture: str) -> dict[str, str]:
+    """Every name that files have for a layer → the name we write for this architecture."""
     names = tuple(unet_names)
-    own = unet_keys(names, family=family)
-    spelled = {f"lora_unet_{name}".replace(".", "_"): own[name] for name in names}
-    original = {f"lora_unet_{ldm}".replace(".", "_"): own[name] for name, ldm in ldm_layer_names(names).items()}
+    keys = unet_keys(names, architecture=architecture)
+    diffusers = {f"lora_unet_{name}".replace(".", "_"): keys[name] for name in names}
+    ldm = {f"lora_unet_{name}".replace(".", "_"): keys[ours] for ours, name in ldm_layer_names(names).items()}
     texts = tuple(tuple(group) for group in text_names)
     groups = text_encoder_groups(len(texts))
     text = {
@@ -192,13 +192,13 @@ def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, f
         for name in group
     }
     first = {key.replace("lora_te1_", "lora_te_", 1): key for key in text if key.startswith("lora_te1_")}
-    return {**spelled, **original, **text, **first}
+    return {**diffusers, **ldm, **text, **first}
 
 
-def fitted(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | None:
-    """fp32 copies shaped for a layer of this weight; None where they are for one of another size.
+def reshape_for_layer(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | None:
+    """fp32 copies, reshaped for a layer with this weight; None if they are for one of another size.
 
-    1×1 convolutions and linear layers hold the same numbers, and files disagree on which of the two a layer is.
+    1×1 convolutions and linear layers have the same weights, and files disagree on which of the two a layer is.
     """
     is_conv = base.dim() == 4
     shaped = {}

@@ -1,9 +1,9 @@
-"""How the tensors of a LoRA file are called by different programs, brought to kohya's names.
+"""The key formats of LoRA files from different programs, converted to kohya's names.
 
-| who | example |
+| program | example |
 | --- | --- |
-| kohya, LyCORIS | `lora_unet_down_blocks_…_to_q.lora_down.weight`, `lora_te1_…`; its first OFT `oft_unet_…` |
-| LyCORIS by itself | `lycoris_down_blocks_…_to_q.lokr_w1` (SimpleTuner writes it) |
+| kohya, LyCORIS | `lora_unet_down_blocks_…_to_q.lora_down.weight`, `lora_te1_…`; kohya's first OFT `oft_unet_…` |
+| LyCORIS stand-alone | `lycoris_down_blocks_…_to_q.lokr_w1` (written by SimpleTuner) |
 | diffusers | `unet.….to_q.lora_A.weight`, older `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight` |
 | PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
 | ComfyUI, ldm | `diffusion_model.input_blocks.….to_q.…`, `text_encoders.clip_l.transformer.…` |
@@ -42,7 +42,7 @@ _OLD_OUT = re.compile(r"(attn[12]_to_out)$")
 
 
 def split_key(key: str, endings: Iterable[str]) -> tuple[str, str]:
-    """(kohya's layer name, kohya's ending), the ending one of `endings` and `FIXED`; "" where it is not understood."""
+    """(kohya's layer name, kohya's ending), one of `endings` and `FIXED`; (`key`, "") if it is not recognised."""
     for pattern, ending in _RENAMED:
         match = pattern.fullmatch(key)
         if match:
@@ -56,17 +56,17 @@ def split_key(key: str, endings: Iterable[str]) -> tuple[str, str]:
 
 
 def kohya_name(module: str) -> str:
-    """kohya's name of a layer; `lora_te_` is the only text encoder or the first of two."""
+    """kohya's name of a layer; `lora_te_` is the only text encoder, or the first of two."""
     name = re.sub(r"\.processor\b", "", module.removeprefix("base_model.model."))
     for pattern, kohya in _PREFIXES:
         match = pattern.match(name)
         if match:
-            return _settled(kohya, name[match.end() :].replace(".", "_"))
+            return _modern_name(kohya, name[match.end() :].replace(".", "_"))
     return name.replace(".", "_")
 
 
-def _settled(part: str, rest: str) -> str:
-    """Older and newer names of the same layer: diffusers' first attention processors, transformers without a head."""
+def _modern_name(part: str, rest: str) -> str:
+    """The current name of layers from older diffusers (attention processors) and transformers (no `text_model`)."""
     if part == "lora_unet_":
         return part + _OLD_OUT.sub(r"\1_0", rest)
     plain = _OLD_TEXT.sub(r"\1_\2_proj", rest)

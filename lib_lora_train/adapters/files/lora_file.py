@@ -1,7 +1,7 @@
-"""LoRA files: safetensors in the webui's keys, written whole or not at all.
+"""LoRA files: safetensors with the webui's keys, written completely or not at all.
 
-The header is written here and not by the safetensors library, because that library orders the metadata at random:
-the same LoRA with the same metadata must give the same bytes.
+The header is written here rather than by the safetensors library, which orders the metadata randomly: the same LoRA
+with the same metadata must give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lib_lora_train.adapters.precisions import PRECISIONS
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import AdapterError, OutputError
+from lib_lora_train.models.checkpoint import LEGACY_HASH_RANGE
+from lib_lora_train.models.dtypes import DTYPES
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -30,18 +31,18 @@ _DTYPE_NAMES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }
-# They multiply W itself: rounded to fp16 they would change it by 0.05 %, which is as much as many a LoRA does.
+HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash")
+# These multiply W itself: rounding them to fp16 would change it by 0.05 %, as much as many LoRAs do.
 _FACTORS = (".dora_scale", ".rescale")
-_LEGACY_START, _LEGACY_END = 0x100000, 0x110000
-_MOST_VANISHED = 0.01  # of a tensor's norm
+_MAX_LOST = 0.01  # of a tensor's norm
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What stands on the disk, and what the number format did to it.
+    """A file on disk, and what its precision cost.
 
-    `vanished` is the share of tensors that lost more than a hundredth of their norm as numbers became 0, `overflowed`
-    the share of finite values that became infinite; both are 0 for a healthy LoRA.
+    `vanished` is the share of tensors that lost more than a hundredth of their norm because values became 0,
+    `overflowed` the share of finite values that became infinite; both are 0 for a healthy LoRA.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class SavedAdapter:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A LoRA file in memory: tensors on the CPU in the file's dtypes, metadata as text."""
+    """A LoRA file in memory: tensors on the CPU in the file's dtypes, and its metadata."""
 
     path: Path
     state: Mapping[str, Tensor]
@@ -64,9 +65,8 @@ def write_adapter(
 ) -> SavedAdapter:
     """Write `state` as `precision` (fp16, bf16, fp32), with kohya's hashes added to the metadata.
 
-    Numbers without dimension (alpha) and factors of the weights (DoRA's, OFT's) stay as exact as they are. An older
-    file of this name is replaced in one moment.
-    OutputError, leaving no partial file behind, if the file cannot be written.
+    Scalars (alpha) and factors of the weights (DoRA's, OFT's) keep their dtype. An existing file is replaced
+    atomically. OutputError, leaving no partial file behind, if the file cannot be written.
     """
     path = Path(path)
     tensors = _in_file_order({key: cast_for_file(key, tensor, precision) for key, tensor in state.items()})
@@ -80,7 +80,7 @@ def read_adapter(path: Path | str) -> AdapterFile:
     """The LoRA at `path`; AdapterError for a missing or damaged file or another format."""
     path = Path(path)
     if not path.is_file():
-        raise AdapterError(f"There is no LoRA file {path}. Choose an existing .safetensors file.")
+        raise AdapterError(f"The LoRA file {path} does not exist. Choose an existing .safetensors file.")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
             state = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
@@ -90,27 +90,27 @@ def read_adapter(path: Path | str) -> AdapterFile:
             f"{path.name} is damaged or not a safetensors file ({error}). Download or train it again."
         ) from error
     if not state:
-        raise AdapterError(f"{path.name} holds no tensors. Download or train it again.")
+        raise AdapterError(f"{path.name} contains no tensors. Download or train it again.")
     return AdapterFile(path=path, state=state, metadata=metadata)
 
 
 def cast_for_file(key: str, tensor: Tensor, precision: str) -> Tensor:
-    """As a file of `precision` has it: on the CPU, contiguous; scalars, whole numbers and factors of W as they are."""
+    """As stored in a file of `precision`: on the CPU, contiguous; scalars, integers and factors unchanged."""
     stored = tensor.detach().to("cpu")
     if stored.dim() > 0 and stored.is_floating_point() and not key.endswith(_FACTORS):
-        stored = stored.to(PRECISIONS[precision])
+        stored = stored.to(DTYPES[precision])
     return stored.contiguous()
 
 
 def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Wide numbers first, as the safetensors library does it, so that every tensor is aligned; then by name."""
+    """Widest dtypes first, as in the safetensors library, so that every tensor is aligned; then by name."""
     return dict(sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0])))
 
 
 def _rounding_losses(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, float]:
     """(share of tensors that lost more than a hundredth of their norm to zeros, share of values that became infinite).
 
-    Single numbers that become 0 tell nothing: those of a unit that never fires are as good as 0 before.
+    Single values that become 0 mean nothing: those of a unit that never fires were practically 0 before.
     """
     tensors = vanished = finite_count = overflowed = 0
     for key, stored in after.items():
@@ -118,10 +118,10 @@ def _rounding_losses(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         if stored.dtype == original.dtype or not stored.is_floating_point():
             continue
         finite = original.isfinite()
-        whole = torch.where(finite, original, 0).double()  # squares of what vanishes would vanish in fp32 too
-        lost = torch.where(stored == 0, whole, 0)
+        values = torch.where(finite, original, 0).double()  # squares of tiny values would underflow in fp32 too
+        lost = torch.where(stored == 0, values, 0)
         tensors += 1
-        vanished += int(lost.norm() > _MOST_VANISHED * whole.norm())
+        vanished += int(lost.norm() > _MAX_LOST * values.norm())
         finite_count += int(finite.sum())
         overflowed += int((finite & stored.isinf()).sum())
     return vanished / max(tensors, 1), overflowed / max(finite_count, 1)
@@ -151,24 +151,25 @@ def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
 
 
 def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The two hashes that webuis look a LoRA up by.
+    """The two hashes by which webuis identify a LoRA.
 
-    `sshs_model_hash` is over the tensors' bytes. `sshs_legacy_hash` is over 64 KiB from 1 MiB on of the file as it
-    would be with the ss_* metadata only.
+    `sshs_model_hash` is over the tensors' bytes. `sshs_legacy_hash` is over `LEGACY_HASH_RANGE` of the file as it would
+    be with only the ss_* metadata.
     """
-    whole, legacy = hashlib.sha256(), hashlib.sha256()
+    start, end = LEGACY_HASH_RANGE
+    full, legacy = hashlib.sha256(), hashlib.sha256()
     plain_header = _header(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     position = len(plain_header)
-    legacy.update(plain_header[_LEGACY_START:_LEGACY_END])
+    legacy.update(plain_header[start:end])
     for block in _blocks(tensors):
-        whole.update(block)
-        legacy.update(block[max(_LEGACY_START - position, 0) : max(_LEGACY_END - position, 0)])
+        full.update(block)
+        legacy.update(block[max(start - position, 0) : max(end - position, 0)])
         position += len(block)
-    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:8]}
+    return dict(zip(HASH_KEYS, (full.hexdigest(), legacy.hexdigest()[:8]), strict=True))
 
 
 def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> int:
-    """Write beside the target, force it to the disk, then rename; returns the size."""
+    """Write beside the target, flush it to disk, then rename; returns the size in bytes."""
     try:
         with atomic_write.replacing(path) as place:
             with place.open("wb") as file:
@@ -180,11 +181,10 @@ def _write_atomically(path: Path, header: bytes, tensors: Mapping[str, Tensor]) 
 
 
 def _why_not_written(path: Path, error: OSError) -> str:
-    """A sentence for the user: what, where, what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{path.name} could not be written: {path.parent} has no space left. Free some and save again."
     if not path.parent.is_dir():
-        return f"{path.name} could not be written: there is no folder {path.parent}. Create it or choose another."
+        return f"{path.name} could not be written: {path.parent} does not exist. Create it or choose another folder."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path.name} could not be written: no permission, or it is in use. Choose another name or folder."
+        return f"{path.name} could not be written: permission denied, or it is in use. Choose another name or folder."
     return f"{path.name} could not be written to {path.parent}: {error.strerror or error}. Choose another folder."

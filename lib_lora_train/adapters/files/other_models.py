@@ -1,6 +1,6 @@
-"""Files for models that are not trained here, by the names of their layers.
+"""Recognises files for models that are not supported, by their layer names.
 
-Many of them hold layers of CLIP-L as SD1 and SDXL have it: those would fit, and would be the wrong ones.
+Many of them contain CLIP-L layers, as SD1 and SDXL do: those would fit, but would be wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from lib_lora_train.core.errors import AdapterError
 
 _BODY = r"^(lora_unet|lora_transformer|transformer|lycoris)_"
-# The first that fits counts: some models have all layer names of another, and some of their own.
+# The first match counts: some models have all layer names of another model, plus some of their own.
 _KINDS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -32,14 +32,14 @@ _KINDS = tuple(
 )
 
 
-def other_model(layers: Iterable[str]) -> str:
-    """What the layers, by kohya's names, are of; "" if they may be Stable Diffusion's."""
+def identify_other_model(layers: Iterable[str]) -> str:
+    """The model that layers with these kohya names belong to; "" if it may be Stable Diffusion."""
     names = tuple(layers)
     return next((kind for pattern, kind in _KINDS if any(pattern.search(name) for name in names)), "")
 
 
 def refuse_other_models(layers: Iterable[str]) -> None:
-    """AdapterError that names the model, if it is another kind."""
-    kind = other_model(layers)
+    """AdapterError, naming the model, if it is not Stable Diffusion."""
+    kind = identify_other_model(layers)
     if kind:
-        raise AdapterError(f"This file is for {kind}. Only files for SD1, SD2 and SDXL are opened here.")
+        raise AdapterError(f"This file is for {kind}. Only files for SD1, SD2 and SDXL can be used here.")

@@ -22,7 +22,7 @@ from tests.stand_ins.webui_formulas import a1111_delta, forge_delta
 
 def exact_leaves(layer: AdaptedLayer) -> dict[str, Tensor]:
     """The trained tensors in float64, as autograd leaves, by their short names."""
-    return {name: tensor.double().requires_grad_() for name, tensor in layer.slices.named().items()}
+    return {name: tensor.double().requires_grad_() for name, tensor in layer.slices.fp32().items()}
 
 
 def exact_state(layer: AdaptedLayer, leaves: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -61,13 +61,13 @@ def pull_on(layer: AdaptedLayer, x: Tensor) -> Tensor:
 
 @every_dtype
 @every_pair
-def test_fresh_adapter_changes_no_bit(case: str, kind: str, dtype: torch.dtype) -> None:
+def test_a_new_adapter_leaves_the_output_bit_identical(case: str, kind: str, dtype: torch.dtype) -> None:
     layer, x = make(case, kind, dtype, trained=False)
     assert torch.equal(layer(x), layer.base_layer(x))
 
 
 @every_pair
-def test_fresh_difference_is_exactly_zero(case: str, kind: str) -> None:
+def test_the_update_of_a_new_adapter_is_exactly_zero(case: str, kind: str) -> None:
     layer, _ = make(case, kind, trained=False)
     assert float(layer.diff_weight().abs().max()) == 0.0
 
@@ -96,7 +96,7 @@ def test_forward_and_gradients_equal_autograd_of_the_webuis_formula(case: str, k
 
 
 @every_pair
-def test_half_strength_is_half_the_webuis_difference(case: str, kind: str) -> None:
+def test_half_strength_is_half_the_webuis_update(case: str, kind: str) -> None:
     layer, x = make(case, kind)
     weight: Any = layer.base_layer.weight
     layer.switch.strength = 0.5
@@ -110,7 +110,7 @@ def test_half_strength_is_half_the_webuis_difference(case: str, kind: str) -> No
 
 
 @every_pair
-def test_a1111_reads_our_difference_from_the_file(case: str, kind: str, tmp_path: Path) -> None:
+def test_a1111_reads_our_update_from_the_file(case: str, kind: str, tmp_path: Path) -> None:
     layer, _ = make(case, kind)
     write_adapter(tmp_path / "a.safetensors", layer.state(), metadata={}, precision="fp32")
     state = {key: _exact(tensor) for key, tensor in read_adapter(tmp_path / "a.safetensors").state.items()}
@@ -119,7 +119,7 @@ def test_a1111_reads_our_difference_from_the_file(case: str, kind: str, tmp_path
 
 
 @every_pair
-def test_forge_reads_our_difference_or_is_known_not_to(case: str, kind: str) -> None:
+def test_forge_reads_our_update_except_in_known_cases(case: str, kind: str) -> None:
     layer, _ = make(case, kind)
     state = {key: _exact(tensor) for key, tensor in layer.state().items()}
     weight: Any = layer.base_layer.weight
@@ -136,7 +136,7 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 @every_pair
-def test_norm_equals_norm_of_difference(case: str, kind: str) -> None:
+def test_norm_equals_the_norm_of_the_update(case: str, kind: str) -> None:
     layer, _ = make(case, kind)
     assert float(layer.diff_norm()) == pytest.approx(float(layer.diff_weight().norm()), rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_input_without_gradient_still_trains(case: str, kind: str) -> None:
 
 
 @every_pair
-def test_fresh_adapter_learns(case: str, kind: str) -> None:
+def test_a_new_adapter_learns(case: str, kind: str) -> None:
     layer, x = make(case, kind, trained=False)
     (layer(x) * pull_on(layer, x)).sum().backward()
     gradient = layer.slices.buffer.parameter.grad
@@ -170,7 +170,7 @@ def test_fresh_adapter_learns(case: str, kind: str) -> None:
 
 
 @every_pair
-def test_frozen_group_passes_gradients_on_and_gets_none(case: str, kind: str) -> None:
+def test_a_frozen_group_passes_gradients_but_gets_none(case: str, kind: str) -> None:
     layer, x = make(case, kind)
     layer.slices.buffer.parameter.requires_grad_(False)
     x.requires_grad_()
@@ -202,11 +202,11 @@ def test_checkpointing_gives_the_same_gradients(case: str, kind: str, dtype: tor
     ],
     ids=["grouped", "circular", "named padding", "batch norm", "no affine"],
 )
-def test_layers_that_cannot_be_expressed_are_declined(case: str, layer: nn.Module) -> None:
+def test_unsupported_layers_are_rejected(case: str, layer: nn.Module) -> None:
     assert not CASES[case].mathematics.fits(layer)
 
 
-def test_every_case_meets_a_layer_it_fits() -> None:
+def test_every_case_is_tested_on_a_layer_it_fits() -> None:
     kinds = {kind for kind in LAYERS if "norm" not in kind}
     for case in CASES:
         fitting = {kind for kind in kinds if CASES[case].mathematics.fits(LAYERS[kind][0]())}

@@ -13,7 +13,7 @@ from torch import nn
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.dylora import trained_rows
 from lib_lora_train.adapters.families.factorization import butterfly, factorisation
-from lib_lora_train.adapters.families.oft import minus_identity
+from lib_lora_train.adapters.families.oft import cayley_minus_identity
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject
@@ -37,12 +37,12 @@ def test_settings_offer_every_family_and_no_other() -> None:
 @pytest.mark.parametrize("case", ["loha", "lokr", "lora_tucker", "dylora"])
 def test_scale_is_applied_once(case: str) -> None:
     layer, _ = make(case, "conv3x3")
-    family, named, base = layer.family, layer.slices.named(), layer.base_layer.weight
+    family, named, base = layer.family, layer.slices.fp32(), layer.base_layer.weight
     twice = Options(RANK, 2 * ALPHA, layer.options.use_tucker, layer.options.factor)
     assert relative(family.diff_weight(named, twice, base), 2 * layer.diff_weight()) < 1e-6  # type: ignore[arg-type]
 
 
-def test_whole_lokr_and_glora_save_an_alpha_that_changes_nothing() -> None:
+def test_alpha_of_full_lokr_and_glora_has_no_effect() -> None:
     for case in ("lokr_whole", "glora"):
         layer, _ = make(case, "linear")
         assert float(layer.state()["alpha"]) == RANK
@@ -56,7 +56,7 @@ def test_loading_a_glora_ignores_its_alpha_as_a1111_does() -> None:
     assert torch.equal(layer.diff_weight(), before)
 
 
-def test_rank_stabilised_file_means_alpha_over_root_of_rank() -> None:
+def test_rank_stabilised_file_scales_by_alpha_over_root_rank() -> None:
     spec = spec_from_config(TrainConfig(rank=16, alpha=4.0, rank_stabilized=True))
     options = spec.options_for(nn.Linear(4, 4), "to_q")
     assert options.alpha == 16.0 and options.scale == 4.0 / 16**0.5  # hosts compute 16 / 16
@@ -66,14 +66,14 @@ def test_dylora_trains_with_the_scale_it_saves() -> None:
     """With the last block drawn all ranks are in use: a training pass is then what the file says."""
     layer, x = make("dylora", "linear")
     plain = layer(x)
-    layer.switch.chance = _chance_with_block(layer, last=True)
+    layer.switch.dropout = _dropout_with_block(layer, last=True)
     assert relative(layer(x), plain) < 1e-6
 
 
 def test_dylora_trains_only_the_drawn_rows() -> None:
     layer, x = make("dylora", "linear")
-    layer.switch.chance = _chance_with_block(layer, last=False)
-    first, end = trained_rows(layer.options, layer.switch.chance.draw("").block)
+    layer.switch.dropout = _dropout_with_block(layer, last=False)
+    first, end = trained_rows(layer.options, layer.switch.dropout.for_layer("").dylora_position)
     layer(x).sum().backward()
     down, up = (layer.slices.buffer.gradient(layer.slices.positions[name]) for name in ("down", "up"))
     rows = down.norm(dim=1) > 0
@@ -81,14 +81,15 @@ def test_dylora_trains_only_the_drawn_rows() -> None:
     assert (up.norm(dim=0) > 0).tolist() == rows.tolist()
 
 
-def _chance_with_block(layer: Any, *, last: bool) -> DropoutState:
-    chances = (DropoutState(DropoutRates(), 1, (counter,)) for counter in range(1000))
-    return next(c for c in chances if (trained_rows(layer.options, c.draw("").block)[1] == RANK) == last)
+def _dropout_with_block(layer: Any, *, last: bool) -> DropoutState:
+    states = (DropoutState(DropoutRates(), 1, (counter,)) for counter in range(1000))
+    return next(c for c in states if (trained_rows(layer.options, c.for_layer("").dylora_position)[1] == RANK) == last)
 
 
 def test_dylora_draws_every_block_equally_often() -> None:
     draws = [
-        trained_rows(Options(rank=8, unit=3), DropoutState(DropoutRates(), 5, (n,)).draw("").block) for n in range(3000)
+        trained_rows(Options(rank=8, unit=3), DropoutState(DropoutRates(), 5, (n,)).for_layer("").dylora_position)
+        for n in range(3000)
     ]
     counts = {rows: draws.count(rows) for rows in set(draws)}
     assert set(counts) == {(0, 3), (3, 6), (6, 8)}
@@ -104,14 +105,14 @@ ROW_CASES = [
 
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
 @pytest.mark.parametrize("case", ROW_CASES)
-def test_rank_dropout_leaves_out_whole_output_channels(case: str, kind: str) -> None:
+def test_rank_dropout_drops_whole_output_channels(case: str, kind: str) -> None:
     """What is kept is 1 / (1 − p) times as large, and what is left out learns nothing."""
     if not CASES[case].mathematics.fits(LAYERS[kind][0]()):
         pytest.skip("webuis read this family on linear layers only")
     layer, x = make(case, kind)
     base, axis = layer.base_layer(x), 1 if kind == "conv3x3" else -1
     whole = layer(x).detach() - base
-    layer.switch.chance = DropoutState(DropoutRates(rank_dropout=0.4), 1, (0,))
+    layer.switch.dropout = DropoutState(DropoutRates(rank_dropout=0.4), 1, (0,))
     change = layer(x) - base
     kept = change.detach().transpose(0, axis).flatten(1).norm(dim=1) > 1e-4
     assert 0 < int(kept.sum()) < len(kept)
@@ -129,7 +130,7 @@ def test_rank_dropout_keeps_the_mean(case: str) -> None:
     layer, x = make(case, "linear")
     plain, answers = layer(x).detach(), []
     for draw in range(600):
-        layer.switch.chance = DropoutState(DropoutRates(rank_dropout=0.25), 1, (draw,))
+        layer.switch.dropout = DropoutState(DropoutRates(rank_dropout=0.25), 1, (draw,))
         answers.append(layer(x).detach())
     seen = torch.stack(answers)
     # Five standard deviations, and the rounding of channels that hardly change.
@@ -141,27 +142,27 @@ def test_rank_dropout_keeps_the_mean(case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
 @pytest.mark.parametrize("case", [name for name in CASES if name.endswith("_dora")])
-def test_dora_has_one_length_for_each_input_channel(case: str, kind: str) -> None:
+def test_dora_has_one_magnitude_per_input_channel(case: str, kind: str) -> None:
     """Per output channel, as others write it, A1111 and Forge would read something else, silently."""
     layer, _ = make(case, kind)
     weight: Any = layer.base_layer.weight
     assert layer.state()["dora_scale"].shape == (1, weight.shape[1], *(1,) * (weight.dim() - 2))
 
 
-def test_dora_keeps_the_lengths_it_was_given() -> None:
+def test_dora_keeps_its_magnitudes() -> None:
     layer, _ = make("lora_dora", "conv3x3")
     weight: Any = layer.base_layer.weight
     lengths = torch.linalg.vector_norm(weight + layer.diff_weight(), dim=(0, 2, 3))
-    torch.testing.assert_close(lengths, layer.slices.named()["magnitude"].flatten())
+    torch.testing.assert_close(lengths, layer.slices.fp32()["magnitude"].flatten())
 
 
 @pytest.mark.parametrize("family", ["dylora", "glora", "ia3", "oft", "boft", "full"])
-def test_dora_is_refused_where_it_has_no_meaning(family: str) -> None:
-    with pytest.raises(AdapterError, match=f"DoRA does not go with {family}"):
+def test_dora_is_refused_for_other_families(family: str) -> None:
+    with pytest.raises(AdapterError, match=f"DoRA does not work with {family}"):
         family_of(AdapterSpec(family=family, is_dora=True))
 
 
-def test_factorisation_is_lycoris_rule() -> None:
+def test_factorisation_matches_lycoris() -> None:
     """Worked examples of its documentation, and its two promises."""
     assert factorisation(128, -1) == (8, 16)
     assert factorisation(250, -1) == (10, 25)
@@ -202,15 +203,15 @@ def test_rotations_keep_lengths_and_angles(case: str) -> None:
 def test_constraint_bounds_the_rotation() -> None:
     blocks = torch.randn(6, 4, 4)
     bound = 0.1
-    turn = minus_identity(blocks, bound)
+    turn = cayley_minus_identity(blocks, bound)
     # R − I = 2Q (I − Q)⁻¹ and Q is skew, so ‖R − I‖ ≤ 2‖Q‖.
     assert 1.9 * bound < float(turn.norm()) <= 2 * bound
-    assert float(minus_identity(blocks, 0.0).norm()) > 10 * bound
+    assert float(cayley_minus_identity(blocks, 0.0).norm()) > 10 * bound
 
 
 def test_gradient_of_a_bounded_rotation_at_the_start_is_finite() -> None:
     blocks = torch.zeros(2, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(minus_identity(blocks, 0.01)[0, 0, 1], blocks)
+    (gradient,) = torch.autograd.grad(cayley_minus_identity(blocks, 0.01)[0, 0, 1], blocks)
     assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) > 0
 
 
@@ -270,7 +271,7 @@ def test_full_target_adds_the_outer_layers() -> None:
 def test_openclip_attention_is_adapted_whole_or_not_at_all(family: str, targets: str) -> None:
     """A1111 applies nothing to OpenCLIP's attention unless q, k, v and out are all in the file, and does not say so."""
     tiny = tiny_model()
-    model = TinyModel(tiny.unet, tiny.text_encoders, SimpleNamespace(family="sd2"))
+    model = TinyModel(tiny.unet, tiny.text_encoders, SimpleNamespace(architecture="sd2"))
     keys = inject(model, AdapterSpec(family=family, rank=2, targets=targets), seed=1).layers
     attention = {key for key in keys if "self_attn" in key}
     assert attention == {
@@ -299,7 +300,7 @@ def test_ia3_of_all_layers_adapts_every_linear_layer_and_no_convolution(targets:
     }
 
 
-def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) -> None:
+def test_ia3_side_is_stored_in_the_file(tmp_path: Path) -> None:
     for case, is_input in (("ia3", False), ("ia3_input", True)):
         layer, _ = make(case, "linear")
         write_adapter(tmp_path / "a.safetensors", layer.state(), metadata={}, precision="fp16")
@@ -307,7 +308,7 @@ def test_the_side_that_ia3_multiplies_is_a_switch_in_the_file(tmp_path: Path) ->
         assert written.dtype == torch.bool and bool(written) is is_input
 
 
-def test_conv_rank_is_for_convolutions_that_see_neighbours() -> None:
+def test_conv_rank_applies_to_convolutions_larger_than_1x1() -> None:
     spec = AdapterSpec(rank=8, alpha=8.0, targets="all", conv_rank=2, conv_alpha=1.0)
     state = inject(tiny_model(), spec, seed=1).state()
     for key, tensor in state.items():

@@ -20,7 +20,7 @@ from tests.stand_ins.adapter_cases import ALPHA, RANK, TOLERANCE, every_layer, m
 def test_lora_gradients_pass_numerical_check(kind: str, scale: float) -> None:
     layer, x = make("lora", kind)
     base: Any = layer.base_layer.double()
-    down, up = (tensor.double().requires_grad_() for tensor in layer.slices.named().values())
+    down, up = (tensor.double().requires_grad_() for tensor in layer.slices.fp32().values())
     apply: Any = conv_lora if isinstance(base, nn.Conv2d) else linear_lora
     inputs = (x.double()[:1].requires_grad_(), down, up)
     assert torch.autograd.gradcheck(lambda *tensors: apply(*tensors, base, scale=scale), inputs, fast_mode=True)
@@ -34,8 +34,8 @@ def test_lora_equals_peft(kind: str) -> None:
     peft_layer: Any = inject_adapter_in_model(config, holder)[0]
     down, up = peft_layer.lora_A["default"].weight, peft_layer.lora_B["default"].weight
     with torch.no_grad():
-        down.copy_(layer.slices.named()["down"])
-        up.copy_(layer.slices.named()["up"])
+        down.copy_(layer.slices.fp32()["down"])
+        up.copy_(layer.slices.fp32()["up"])
     x_peft, x_ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     theirs, ours = peft_layer(x_peft), layer(x_ours)
     pull = torch.randn(theirs.shape)
@@ -49,7 +49,7 @@ def test_lora_equals_peft(kind: str) -> None:
     assert relative(layer.slices.buffer.gradient(1), up.grad) < tolerance
 
 
-def test_lora_keeps_only_input_and_rank_size_product_for_backward() -> None:
+def test_lora_saves_only_input_and_rank_size_product() -> None:
     layer, x = make("lora", "linear")
     saved: list[Tensor] = []
 
@@ -59,7 +59,7 @@ def test_lora_keeps_only_input_and_rank_size_product_for_backward() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         layer(x)
-    known = {x.data_ptr(), *(tensor.data_ptr() for tensor in layer.slices.named().values())}
+    known = {x.data_ptr(), *(tensor.data_ptr() for tensor in layer.slices.fp32().values())}
     extra = [tensor.shape for tensor in saved if tensor.data_ptr() not in known]
     assert extra == [torch.Size([14, RANK])]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.adapted_layer import AdaptedLayer, Switch
-from lib_lora_train.adapters.files.decode import fitted, open_file
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
+from lib_lora_train.adapters.files.decode import parse_file, reshape_for_layer
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from tests.stand_ins.adapter_cases import CASES, LAYERS, RANK, make, relative
@@ -83,17 +83,17 @@ def their_layer(case: str, base: nn.Module) -> Any:
 
 def opened_on(base: nn.Module, state: dict[str, Tensor]) -> AdaptedLayer:
     """Our layer with a file's numbers."""
-    opened = open_file(AdapterFile(Path("a.safetensors"), state, {}))
+    opened = parse_file(AdapterFile(Path("a.safetensors"), state, {}))
     assert opened.unknown == ()
     layer = opened.layers[NAME]
-    weights = fitted(layer.weights, base.weight)  # type: ignore[arg-type]
+    weights = reshape_for_layer(layer.weights, base.weight)  # type: ignore[arg-type]
     assert weights is not None
     slices = Slices(FlatBuffer(list(weights.values()), torch.device("cpu")), {n: i for i, n in enumerate(weights)})
-    return AdaptedLayer(base, layer.family, slices, options=layer.options, switch=Switch())
+    return AdaptedLayer(base, layer.family, slices, options=layer.options, switch=AdapterSwitch())
 
 
 @every_pair
-def test_a_file_of_lycoris_answers_here_as_it_did_there(case: str, kind: str) -> None:
+def test_a_lycoris_file_has_the_same_output_here(case: str, kind: str) -> None:
     torch.manual_seed(0)
     build, shape = LAYERS[kind]
     base, x = build().requires_grad_(False), torch.randn(shape)
@@ -110,7 +110,7 @@ BACK = [(case, kind) for case, kind in PAIRS if case in CASES and CASES[case].fa
 
 
 @pytest.mark.parametrize(("case", "kind"), BACK, ids=[f"{case}-{kind}" for case, kind in BACK])
-def test_lycoris_answers_with_our_file_as_we_do(case: str, kind: str) -> None:
+def test_our_file_has_the_same_output_in_lycoris(case: str, kind: str) -> None:
     """Not GLoRA: ours has the layout that A1111 reads. Not BOFT: our stages fit where LyCORIS has none."""
     ours, x = make(case, kind)
     name, settings = THEIRS[case]

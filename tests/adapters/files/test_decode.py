@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_lora_train.adapters.create import start_adapter
-from lib_lora_train.adapters.files.decode import open_state
+from lib_lora_train.adapters.create import create_adapter
+from lib_lora_train.adapters.files.decode import parse_state
 from lib_lora_train.adapters.files.lora_file import write_adapter
-from lib_lora_train.adapters.inject import inject_opened
+from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.layer_names import ldm_layer_names
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.train_config import TrainConfig
@@ -38,14 +38,14 @@ FAMILY_SPECS = {
 
 
 @pytest.mark.parametrize("name", FAMILY_SPECS)
-def test_a_file_of_every_family_continues_with_its_own_numbers(name: str) -> None:
+def test_a_file_of_every_family_can_be_continued_from(name: str) -> None:
     model = tiny_model()
     adapter = trained(model, FAMILY_SPECS[name])
     expected, state = model.predict(), adapter.state()
     adapter.remove()
-    opened = open_state(state)
+    opened = parse_state(state)
     assert opened.unknown == ()
-    again, left = inject_opened(model, opened)
+    again, left = inject_parsed(model, opened)
     assert left == ()
     assert torch.equal(model.predict(), expected)
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state().items())
@@ -95,40 +95,40 @@ def _ending(key: str) -> str:
 
 
 @pytest.mark.parametrize("spelling", [peft, diffusers, original])
-def test_other_names_mean_the_same_layers(spelling: Any) -> None:
+def test_other_key_formats_give_the_same_layers(spelling: Any) -> None:
     model = tiny_model()
     adapter = trained(model, AdapterSpec(rank=2, alpha=2.0, targets="all"))
     expected, state = model.predict(), adapter.state()
     foreign = spelling(state, model)
     adapter.remove()
     assert not set(foreign) & set(state) or spelling is original
-    _, left = inject_opened(model, open_state(foreign))
+    _, left = inject_parsed(model, parse_state(foreign))
     assert left == ()
     assert torch.equal(model.predict(), expected)
 
 
-def test_two_text_encoders_are_told_apart() -> None:
+def test_two_text_encoders_are_distinguished() -> None:
     tensors = {"lora_A.weight": torch.ones(1, 4), "lora_B.weight": torch.ones(4, 1)}
     name = "text_model.encoder.layers.0.self_attn.q_proj"
     one = {f"text_encoder.{name}.{ending}": tensor for ending, tensor in tensors.items()}
     two = {f"text_encoder_2.{name}.{ending}": tensor for ending, tensor in tensors.items()}
     body = name.replace(".", "_")
-    assert set(open_state(one).layers) == {f"lora_te_{body}"}
-    assert set(open_state({**one, **two}).layers) == {f"lora_te1_{body}", f"lora_te2_{body}"}
+    assert set(parse_state(one).layers) == {f"lora_te_{body}"}
+    assert set(parse_state({**one, **two}).layers) == {f"lora_te1_{body}", f"lora_te2_{body}"}
 
 
-def test_linear_and_one_by_one_convolution_hold_the_same_numbers() -> None:
+def test_linear_and_1x1_convolution_are_interchangeable() -> None:
     model = tiny_model()
     adapter = trained(model)
     expected, state = model.predict(), adapter.state()
     adapter.remove()
     flat = {k: t.flatten(1) if t.dim() == 4 else t for k, t in state.items()}
     assert any(flat[key].dim() != tensor.dim() for key, tensor in state.items())
-    inject_opened(model, open_state(flat))
+    inject_parsed(model, parse_state(flat))
     assert torch.equal(model.predict(), expected)
 
 
-def test_what_is_not_understood_is_listed() -> None:
+def test_unknown_keys_are_listed() -> None:
     model = tiny_model()
     adapter = trained(model)
     state = adapter.state()
@@ -138,29 +138,29 @@ def test_what_is_not_understood_is_listed() -> None:
     state["lora_unet_elsewhere.lora_up.weight"] = torch.ones(4, 1)
     state["bundle_emb.word.clip_l"] = torch.ones(4)
     state[f"{first}.mystery"] = torch.ones(4)
-    opened = open_state(state)
+    opened = parse_state(state)
     assert set(opened.unknown) == {"bundle_emb.word.clip_l", f"{first}.mystery"}
-    _, left = inject_opened(model, opened)
+    _, left = inject_parsed(model, opened)
     assert left == ("lora_unet_elsewhere",)
 
 
-def test_dora_for_output_channels_is_not_taken_for_one_for_input_channels() -> None:
+def test_output_dora_is_not_read_as_input_dora() -> None:
     model = tiny_model()
     adapter = trained(model, AdapterSpec(rank=2, alpha=1.0, targets="attention", text_encoder=False, is_dora=True))
     state = {k: t.reshape(-1, 1) if k.endswith("dora_scale") else t for k, t in adapter.state().items()}
     adapter.remove()
     with pytest.raises(AdapterError, match="No layer of this file fits"):
-        inject_opened(model, open_state(state))
+        inject_parsed(model, parse_state(state))
     assert all(parameter.requires_grad for parameter in tiny_model().unet.parameters())
 
 
 def test_a_file_for_another_model_is_refused() -> None:
     state = {"lora_unet_a.lora_down.weight": torch.ones(1, 4), "lora_unet_a.lora_up.weight": torch.ones(4, 1)}
     with pytest.raises(AdapterError, match="No layer of this file fits the model"):
-        inject_opened(tiny_model(), open_state(state))
+        inject_parsed(tiny_model(), parse_state(state))
 
 
-def test_a_run_continues_from_a_file_and_trains_the_part_asked_for(tmp_path: Path) -> None:
+def test_a_run_continues_from_a_file_and_trains_the_selected_part(tmp_path: Path) -> None:
     model = tiny_model()
     adapter = trained(model)
     state = adapter.state()
@@ -168,7 +168,7 @@ def test_a_run_continues_from_a_file_and_trains_the_part_asked_for(tmp_path: Pat
     path = tmp_path / "a.safetensors"
     write_adapter(path, state, metadata={}, precision="fp32")
     config = TrainConfig(continue_from=str(path), train_text_encoder=False, rank=64)
-    going_on = start_adapter(model, config)
+    going_on = create_adapter(model, config)
     assert list(going_on.groups) == ["unet"]
     assert going_on.layers[next(iter(going_on.layers))].options.rank == SPEC.rank
     model.predict().sum().backward()
@@ -176,4 +176,4 @@ def test_a_run_continues_from_a_file_and_trains_the_part_asked_for(tmp_path: Pat
     assert set(going_on.state()) == set(state), "the text encoder's part is kept and saved"
     going_on.remove()
     with pytest.raises(AdapterError, match="nothing of the part"):
-        start_adapter(TinyModel(model.unet, (), SimpleNamespace(family="sd1")), config.replace(train_unet=False))
+        create_adapter(TinyModel(model.unet, (), SimpleNamespace(architecture="sd1")), config.replace(train_unet=False))

@@ -11,11 +11,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lib_lora_train.adapters.files.decode import aliases, open_file, open_state
+from lib_lora_train.adapters.files.decode import aliases, parse_file, parse_state
 from lib_lora_train.adapters.files.key_formats import split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
-from lib_lora_train.adapters.files.other_models import other_model
-from lib_lora_train.adapters.inject import inject_opened
+from lib_lora_train.adapters.files.other_models import identify_other_model
+from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.check import check
@@ -68,19 +68,19 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("key", SPELLINGS)
-def test_every_spelling_is_brought_to_kohyas(key: str) -> None:
+def test_every_key_format_is_converted_to_kohyas(key: str) -> None:
     assert split_key(key, OWN) == SPELLINGS[key]
 
 
 @pytest.mark.parametrize("key", ["lora_unet_x.oft_diag", "emb_params", f"unet.{DOTTED}.to_q.lora_B.bias", ".alpha"])
-def test_what_is_not_understood_stays_as_it_is(key: str) -> None:
+def test_unknown_keys_are_not_changed(key: str) -> None:
     assert split_key(key, OWN) == (key, "")
 
 
 def test_the_first_of_two_text_encoders_is_found_without_its_number() -> None:
     """diffusers' SDXL files may hold the first encoder only, and then nothing in the file tells of a second."""
     name = "text_model.encoder.layers.0.self_attn.q_proj"
-    alias = aliases([], [[name], [name]], family="sdxl")
+    alias = aliases([], [[name], [name]], architecture="sdxl")
     assert alias[f"lora_te_{TEXT}"] == alias[f"lora_te1_{TEXT}"] == f"lora_te1_{TEXT}"
 
 
@@ -95,7 +95,7 @@ def peft_state(rank: int = 4) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("told", "alpha"),
+    ("settings", "alpha"),
     [
         ({}, 4.0),
         ({"unet.lora_alpha": 2, "unet.r": 4}, 2.0),
@@ -105,27 +105,27 @@ def peft_state(rank: int = 4) -> dict[str, Tensor]:
         ({"text_encoder.lora_alpha": 2}, 4.0),
     ],
 )
-def test_alphas_in_diffusers_metadata_count(told: dict[str, object], alpha: float) -> None:
-    file = AdapterFile(Path("a.safetensors"), peft_state(), {"lora_adapter_metadata": json.dumps(told)})
-    assert open_file(file).layers[f"lora_unet_{Q}"].options.alpha == alpha
+def test_alphas_in_diffusers_metadata_are_used(settings: dict[str, object], alpha: float) -> None:
+    file = AdapterFile(Path("a.safetensors"), peft_state(), {"lora_adapter_metadata": json.dumps(settings)})
+    assert parse_file(file).layers[f"lora_unet_{Q}"].options.alpha == alpha
 
 
-def test_alphas_beside_a_peft_file_count_and_its_own_come_first(tmp_path: Path) -> None:
+def test_alphas_beside_a_peft_file_are_used_unless_it_has_its_own(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 32, "r": 4}), encoding="utf-8")
     state = {key.replace("unet.", "base_model.model."): tensor for key, tensor in peft_state().items()}
     path = tmp_path / "adapter_model.safetensors"
-    assert open_file(AdapterFile(path, state, {})).layers[f"lora_unet_{Q}"].options.alpha == 32.0
+    assert parse_file(AdapterFile(path, state, {})).layers[f"lora_unet_{Q}"].options.alpha == 32.0
     own = {**state, f"base_model.model.{DOTTED}.to_q.alpha": torch.tensor(1.0)}
-    assert open_file(AdapterFile(path, own, {})).layers[f"lora_unet_{Q}"].options.alpha == 1.0
+    assert parse_file(AdapterFile(path, own, {})).layers[f"lora_unet_{Q}"].options.alpha == 1.0
     elsewhere = AdapterFile(tmp_path / "other.safetensors", state, {})
-    assert open_file(elsewhere).layers[f"lora_unet_{Q}"].options.alpha == 4.0
+    assert parse_file(elsewhere).layers[f"lora_unet_{Q}"].options.alpha == 4.0
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"lora_alpha": true}'])
 def test_damaged_settings_beside_a_file_are_not_used(text: str, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
     file = AdapterFile(tmp_path / "adapter_model.safetensors", peft_state(), {})
-    assert open_file(file).layers[f"lora_unet_{Q}"].options.alpha == 4.0
+    assert parse_file(file).layers[f"lora_unet_{Q}"].options.alpha == 4.0
 
 
 # --- GLoRA's newer layout -----------------------------------------------------------------------
@@ -139,20 +139,20 @@ def newer(rank: int, out: int, width: int, alpha: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("out", "width"), [(12, 10), (10, 12), (12, 12)])
-def test_newer_glora_means_what_lycoris_trained(out: int, width: int) -> None:
+def test_newer_glora_has_the_update_lycoris_trained(out: int, width: int) -> None:
     """Square layers are most of a model's attention."""
     torch.manual_seed(0)
     state = newer(3, out, width, 1.5)
     base = torch.randn(out, width)
     a1, a2, b1, b2 = (state[f"lora_unet_{Q}.{name}.weight"].double() for name in ("a1", "a2", "b1", "b2"))
     expected = (b1 @ b2 + base.double() @ a1 @ a2) * 1.5 / 3
-    layer = open_state(state).layers[f"lora_unet_{Q}"]
+    layer = parse_state(state).layers[f"lora_unet_{Q}"]
     found = layer.family.diff_weight(layer.weights, layer.options, base)
     assert layer.options.rank == 3
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)  # fp32 sums of ten terms
 
 
-def test_layouts_of_glora_are_told() -> None:
+def test_glora_layouts_are_reported() -> None:
     file = AdapterFile(Path("a.safetensors"), newer(3, 12, 10, 1.5), {})
     assert any("newer layout" in problem for problem in check(file).problems)
     model = tiny_model()
@@ -168,7 +168,7 @@ def test_layouts_of_glora_are_told() -> None:
 
 
 @pytest.mark.parametrize("inner", ["lora", "loha", "lokr"])
-def test_dora_for_output_channels_is_converted_to_what_it_meant(inner: str) -> None:
+def test_output_dora_converts_to_its_trained_update(inner: str) -> None:
     """PEFT's and LyCORIS' definition in float64: every row of W + ΔW gets the length that the file says."""
     model = tiny_model()
     adapter = trained(model, AdapterSpec(inner, 2, 1.0, targets="all", text_encoder=False))
@@ -187,13 +187,13 @@ def test_dora_for_output_channels_is_converted_to_what_it_meant(inner: str) -> N
     for key, diff in expected.items():
         torch.testing.assert_close(converted.state[f"{key}.diff"].double(), diff, rtol=1e-4, atol=1e-5)
     with pytest.raises(AdapterError, match="No layer of this file fits"):
-        inject_opened(model, open_file(file))
+        inject_parsed(model, parse_file(file))
 
 
 # --- other layers, other models -----------------------------------------------------------------
 
 
-def test_whole_lokr_of_a_convolution_runs_on_a_linear_layer_too() -> None:
+def test_full_lokr_of_a_convolution_works_on_a_linear_layer() -> None:
     """SD1 has 1×1 convolutions where SD2 and SDXL have linear layers; the numbers are the same."""
     model = tiny_model()
     adapter = trained(model, AdapterSpec("lokr", 64, 64.0, text_encoder=False))
@@ -201,7 +201,7 @@ def test_whole_lokr_of_a_convolution_runs_on_a_linear_layer_too() -> None:
     adapter.remove()
     as_conv = {k: t[:, :, None, None] if k.endswith("lokr_w2") and t.dim() == 2 else t for k, t in state.items()}
     assert any(as_conv[key].dim() != tensor.dim() for key, tensor in state.items())
-    inject_opened(model, open_state(as_conv))
+    inject_parsed(model, parse_state(as_conv))
     assert torch.equal(model.predict(), expected)
 
 
@@ -234,27 +234,29 @@ def test_files_for_other_models_are_named_and_refused(name: str) -> None:
     assert checked.base_model == OTHERS[name]
     assert any(f"for {OTHERS[name]}" in problem for problem in checked.problems)
     two = tiny_model()
-    model = TinyModel(two.unet, (two.text_encoders[0], tiny_model().text_encoders[0]), SimpleNamespace(family="sdxl"))
+    model = TinyModel(
+        two.unet, (two.text_encoders[0], tiny_model().text_encoders[0]), SimpleNamespace(architecture="sdxl")
+    )
     with pytest.raises(AdapterError, match=f"for {OTHERS[name]}"):
         convert(file, model, to="diff")
     with pytest.raises(AdapterError, match=f"for {OTHERS[name]}"):
         merge([(file, 1.0), (file, 1.0)], model)
 
 
-def test_no_layer_of_stable_diffusion_is_taken_for_another_models() -> None:
-    assert other_model(own_names()) == ""
+def test_stable_diffusion_layers_are_not_mistaken_for_other_models() -> None:
+    assert identify_other_model(own_names()) == ""
 
 
 def own_names() -> list[str]:
     """Every name of SD1, SD2 and SDXL at their published sizes, in both spellings of UNets."""
     found: list[str] = []
-    for family in ("sd1", "sd2", "sdxl"):
+    for architecture in ("sd1", "sd2", "sdxl"):
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**infer_spec(full_shapes(family)).unet)
+            unet = UNet2DConditionModel(**infer_spec(full_shapes(architecture)).unet)
         names = [
             name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
         ]
-        found += aliases(names, [["text_model.encoder.layers.0.mlp.fc1"]], family=family)
+        found += aliases(names, [["text_model.encoder.layers.0.mlp.fc1"]], architecture=architecture)
     return found
 
 

@@ -116,7 +116,7 @@ def test_values_lost_by_half_precision_are_counted(target: Path) -> None:
     assert (whole.vanished, whole.overflowed) == (0.0, 0.0)
 
 
-def test_older_file_is_replaced_whole(target: Path) -> None:
+def test_an_existing_file_is_replaced_atomically(target: Path) -> None:
     target.write_bytes(b"old" * 1000)
     write_adapter(target, state(), metadata={}, precision="fp16")
     assert read_adapter(target).state.keys() == state().keys()
@@ -132,7 +132,7 @@ def test_file_has_ordinary_permissions(target: Path) -> None:
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
 
 
-def test_missing_folder_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no folder .*nowhere\. Create it"):
         write_adapter(tmp_path / "nowhere" / "a.safetensors", state(), metadata={}, precision="fp16")
 
@@ -151,7 +151,7 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing(target: Path, monkeypat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no file-size limit to stand in for a full disk")
-def test_write_that_really_fails_midway_leaves_nothing(target: Path) -> None:
+def test_a_write_that_fails_midway_leaves_no_file(target: Path) -> None:
     """A process that may write 64 KiB per file tries to write more."""
     script = f"""
 import resource, sys, torch
@@ -170,16 +170,16 @@ sys.exit("nothing was raised")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
-def test_lack_of_permission_is_named(target: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_error_names_missing_permission(target: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(source: Path, destination: Path) -> Path:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match="no permission"):
+    with pytest.raises(OutputError, match="permission denied"):
         write_adapter(target, state(), metadata={}, precision="fp16")
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"no LoRA file .*gone\.safetensors"):
         read_adapter(tmp_path / "gone.safetensors")
 

@@ -11,10 +11,10 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
-from lib_lora_train.adapters.files.decode import open_file
+from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
-from lib_lora_train.adapters.files.peft_alphas import with_told_alphas
-from lib_lora_train.adapters.inject import inject_opened
+from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
+from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.lora_tools.convert import convert
 from tests.stand_ins.adapters_model import tiny_model
 
@@ -60,7 +60,7 @@ def test_a_lora_saved_by_peft_predicts_what_peft_predicts(settings: dict[str, An
     path, expected, _ = saved_by_peft(tmp_path, **settings)
     model = tiny_model()
     before = model.predict().detach()
-    _, left = inject_opened(model, open_file(read_adapter(path)))
+    _, left = inject_parsed(model, parse_file(read_adapter(path)))
     assert left == ()
     assert float((expected - before).norm() / before.norm()) > 0.01, "the LoRA must be large enough to be seen"
     # fp32 sums in another order through some forty layers.
@@ -86,7 +86,7 @@ def test_a_loha_or_lokr_saved_by_peft_predicts_what_peft_predicts(kind: str, tmp
     path, expected, _ = saved_by_peft(tmp_path, config)
     model = tiny_model()
     before = model.predict().detach()
-    _, left = inject_opened(model, open_file(read_adapter(path)))
+    _, left = inject_parsed(model, parse_file(read_adapter(path)))
     assert left == ()
     difference = float((model.predict().detach() - expected).norm() / (expected - before).norm())
     assert difference < 1e-4, "fp32 sums in another order through some forty layers, the update large"
@@ -103,8 +103,10 @@ def test_a_dora_saved_by_peft_is_converted_to_what_peft_merges(tmp_path: Path) -
         torch.testing.assert_close(converted.state[f"{key}.diff"], diff, rtol=1e-4, atol=1e-5)
 
 
-def test_a_pattern_that_is_no_regular_expression_is_passed_over() -> None:
-    told = json.dumps({"lora_alpha": 4, "alpha_pattern": {"to_q(": 9, "to_q": 6}})
+def test_an_invalid_pattern_is_skipped() -> None:
+    config = json.dumps({"lora_alpha": 4, "alpha_pattern": {"to_q(": 9, "to_q": 6}})
     state = {"x.to_q.lora_A.weight": torch.zeros(2, 3), "x.to_k.lora_A.weight": torch.zeros(())}
-    file = AdapterFile(Path("a.safetensors"), state, {"lora_adapter_metadata": told})
-    assert {key: float(t) for key, t in with_told_alphas(file).items() if key.endswith("alpha")} == {"x.to_q.alpha": 6}
+    file = AdapterFile(Path("a.safetensors"), state, {"lora_adapter_metadata": config})
+    assert {key: float(t) for key, t in add_external_alphas(file).items() if key.endswith("alpha")} == {
+        "x.to_q.alpha": 6
+    }

@@ -1,4 +1,4 @@
-"""The memory estimate, held against real modules: names, sizes, trained numbers, and the bytes autograd keeps."""
+"""The memory estimate compared with real modules: names, sizes, trained parameters and bytes saved by autograd."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.models import latents
 from lib_lora_train.models.architecture import Architecture, ModelSpec, infer_spec
-from lib_lora_train.runs.estimates.activation_trace import Trace, Activation
+from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.memory import (
     _STATE_BYTES,
@@ -44,7 +43,7 @@ def plain_tape(spec: ModelSpec, **values: Any) -> Trace:
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
-def test_the_pass_goes_through_every_layer_of_the_real_unet(architecture: Architecture) -> None:
+def test_trace_visits_every_layer_of_the_real_unet(architecture: Architecture) -> None:
     spec = infer_spec(full_shapes(architecture))
     real = {
         name: tuple(module.weight.shape)
@@ -55,7 +54,7 @@ def test_the_pass_goes_through_every_layer_of_the_real_unet(architecture: Archit
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
-def test_the_pass_goes_through_every_layer_of_the_real_text_encoders(architecture: Architecture) -> None:
+def test_trace_visits_every_layer_of_the_real_text_encoders(architecture: Architecture) -> None:
     model = tiny_model(architecture)
     for spec, module in zip(model.spec.text_encoders, model.text_encoders, strict=True):
         trace = Trace(lambda _: None)
@@ -91,7 +90,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("values", ADAPTERS.values(), ids=ADAPTERS)
-def test_as_many_numbers_are_counted_as_an_adapter_has(values: dict[str, Any]) -> None:
+def test_parameter_count_equals_the_adapters(values: dict[str, Any]) -> None:
     model = tiny_model("sd1")
     config = TrainConfig(rank=4, train_text_encoder=False).replace(**values)
     adapter = inject(model, spec_from_config(config), seed=0)
@@ -119,8 +118,8 @@ KEPT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT)
-def test_what_a_tiny_unet_really_keeps_is_predicted(values: dict[str, Any]) -> None:
-    """By autograd's own hooks, on a processor, in fp32. 4 %: statistics of norms and small tensors are left out."""
+def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) -> None:
+    """Measured with autograd's hooks on the CPU in fp32. 4 %: norm statistics and small tensors are not counted."""
     model = tiny_model("sd1")
     config = TrainConfig(rank=4, train_text_encoder=False).replace(**values)
     adapter = inject(model, spec_from_config(config), seed=0)
@@ -180,7 +179,7 @@ def test_memory_of_encoding_is_predicted() -> None:
     assert 0.9 * predicted <= peak <= predicted
 
 
-def test_the_counter_counts_what_lives() -> None:
+def test_counter_counts_live_tensors() -> None:
     with LiveBytes() as live:
         first = torch.zeros(256)
         second = first + 1
@@ -192,16 +191,15 @@ def test_the_counter_counts_what_lives() -> None:
     assert (live.now, live.peak) == (0, 2 * 256 * 4)
 
 
-
 # --- what optimisers remember --------------------------------------------------------------------
 
 
-def test_every_optimiser_has_its_bytes() -> None:
+def test_every_optimiser_has_a_state_size() -> None:
     assert set(_STATE_BYTES) == set(OPTIMIZER_CATALOG)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZER_CATALOG) - {"Custom", "AdamW8bit"}))
-def test_an_optimiser_remembers_as_much_as_is_said(name: str) -> None:
+def test_optimiser_state_size_is_correct(name: str) -> None:
     """On a matrix of 512 × 512, where factored moments are 0.4 %; 1 % for these and for counters."""
     pytest.importorskip(OPTIMIZER_CATALOG[name].origin.partition(":")[0].partition(".")[0])
     parameter = nn.Parameter(torch.randn(512, 512))
@@ -235,7 +233,7 @@ def estimated(spec: ModelSpec, config: TrainConfig, plan: Plan | None = None, **
     return estimate_memory(model_file(spec), config, plan or small_plan(config), **values)
 
 
-def test_numbers_of_16_bits_take_less_until_the_optimisers_step_needs_them_in_fp32() -> None:
+def test_16_bit_lora_saves_memory_until_the_fp32_optimiser_step() -> None:
     spec = tiny_model("sd1").spec
     exact = TrainConfig(resolution=64, min_bucket=64, rank=4)
     half = exact.replace(lora_precision="bf16")
@@ -248,7 +246,7 @@ def test_numbers_of_16_bits_take_less_until_the_optimisers_step_needs_them_in_fp
     assert estimated(spec, large, dtype_bytes=2).activations == numbers * 8
 
 
-def test_the_base_counts_only_where_it_is_not_loaded() -> None:
+def test_base_model_counts_only_if_not_loaded() -> None:
     spec = tiny_model("sd1").spec
     config = TrainConfig(resolution=64, min_bucket=64)
     copied, shared = estimated(spec, config), estimated(spec, config, is_loaded=True)
@@ -256,7 +254,7 @@ def test_the_base_counts_only_where_it_is_not_loaded() -> None:
     assert copied.extra - shared.extra == copied.base == 12_000_000
 
 
-def test_eight_bit_and_half_precision_shrink_the_base() -> None:
+def test_fp8_and_half_precision_reduce_the_base() -> None:
     spec = tiny_model("sd1").spec
     config = TrainConfig(resolution=64, min_bucket=64, precision="fp16")
     assert estimated(spec, config).base == 6_000_000

@@ -30,7 +30,7 @@ def write_run(home: Path, name: str, seconds: list[float], **values: Any) -> Non
     (home / name / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def test_nothing_is_known_before_the_first_run(tmp_path: Path) -> None:
+def test_no_estimate_before_the_first_run(tmp_path: Path) -> None:
     assert estimate_time(tmp_path, WANTED, 100) is None
     write_run(tmp_path, "1-short", [9.0, 9.0, 9.0])  # all of it warm-up
     assert estimate_time(tmp_path, WANTED, 100) is None
@@ -46,12 +46,12 @@ def test_time_grows_with_steps_and_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"family": "sdxl"}, {"device": "other card"}, {"checkpointing": True}])
-def test_another_kind_of_run_tells_nothing(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_runs_that_are_not_comparable_are_ignored(tmp_path: Path, other: dict[str, Any]) -> None:
     write_run(tmp_path, "1-run", [1.0] * 9, **other)
     assert estimate_time(tmp_path, WANTED, 100) is None
 
 
-def test_the_most_alike_run_counts_then_the_newest(tmp_path: Path) -> None:
+def test_most_similar_run_is_used_then_the_newest(tmp_path: Path) -> None:
     write_run(tmp_path, "1-alike", [1.0] * 9)
     write_run(tmp_path, "2-alike", [2.0] * 9)
     write_run(tmp_path, "3-larger", [3.0] * 9, pixels_per_step=81920.0)
@@ -61,7 +61,7 @@ def test_the_most_alike_run_counts_then_the_newest(tmp_path: Path) -> None:
     assert found.run == "2-alike"
 
 
-def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
+def test_broken_log_is_skipped(tmp_path: Path) -> None:
     write_run(tmp_path, "1-run", [1.0] * 9)
     (tmp_path / "2-broken").mkdir()
     (tmp_path / "2-broken" / "events.jsonl").write_text('{"kind": "Workload", "older": 1}\n{', encoding="utf-8")
@@ -70,7 +70,7 @@ def test_a_broken_log_is_passed_over(tmp_path: Path) -> None:
     assert [speed.run for speed in past_speeds(tmp_path)] == ["1-run"]
 
 
-def test_pixels_per_step_are_those_of_all_its_images() -> None:
+def test_pixels_per_step_count_all_images() -> None:
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
     work = describe_workload(config, small_plan(config), architecture="sd1", device="cpu")
     assert work.pixels_per_step == 4 * 64 * 64
@@ -87,51 +87,51 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONFIG = TrainConfig(resolution=64, min_bucket=64, batch_size=4, rank=4)
 
 
-def told(path: Path | None, home: Path, config: TrainConfig = CONFIG, card: Gpu | None = None) -> Requirements:
-    """The estimate_requirements of a small plan."""
-    run_target = RunTarget(path, is_loaded=False, dtype_bytes=0, device="card" if card else "cpu", gpu=card)
+def estimated(path: Path | None, home: Path, config: TrainConfig = CONFIG, gpu: Gpu | None = None) -> Requirements:
+    """The requirements of a small plan."""
+    run_target = RunTarget(path, is_loaded=False, dtype_bytes=0, device="card" if gpu else "cpu", gpu=gpu)
     return estimate_requirements(config, small_plan(config), run_target, home)
 
 
-def test_an_unreadable_checkpoint_gives_no_figures(tmp_path: Path) -> None:
+def test_unreadable_checkpoint_has_no_estimates(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no checkpoint")
     for path in (None, tmp_path / "nowhere.safetensors", tmp_path / "model.safetensors"):
-        found = told(path, tmp_path)
+        found = estimated(path, tmp_path)
         assert (found.memory_summary, found.time_summary) == ("not known", "not known yet")
-        assert "not known" in found.sentences[0]
+        assert "unknown" in found.sentences[0]
 
 
-def test_both_figures_are_called_estimates(checkpoint: Path, tmp_path: Path) -> None:
+def test_estimates_are_labelled_as_such(checkpoint: Path, tmp_path: Path) -> None:
     write_run(tmp_path, "1-run", [60.0] * 9, pixels_per_step=4 * 4096.0)
-    found = told(checkpoint, tmp_path)
+    found = estimated(checkpoint, tmp_path)
     assert found.memory_summary.startswith("about ")
     assert found.time_summary == "about 20 min", "10 epochs of 2 steps of a minute"
-    assert "estimate" in found.sentences[0] and "1-run" in found.sentences[1]
+    assert "Estimated" in found.sentences[0] and "1-run" in found.sentences[1]
     assert found.values["seconds"] == 1200.0
     assert found.values["memory_bytes"]["total"] == found.memory.total if found.memory else False
 
 
-def test_a_run_that_fits_has_no_warning(checkpoint: Path, tmp_path: Path) -> None:
-    assert told(checkpoint, tmp_path, gpu=Gpu("card", 2**33, 2**32)).problems == ()
+def test_run_that_fits_has_no_warning(checkpoint: Path, tmp_path: Path) -> None:
+    assert estimated(checkpoint, tmp_path, gpu=Gpu("card", 2**33, 2**32)).problems == ()
 
 
-def test_a_card_that_is_full_is_told(checkpoint: Path, tmp_path: Path) -> None:
-    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", 2**33, 2**20)).problems
+def test_a_card_that_is_full_is_estimated(checkpoint: Path, tmp_path: Path) -> None:
+    (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", 2**33, 2**20)).problems
     assert problem.level == "hint" and "free now" in problem.message
 
 
 def test_advice_names_the_first_change_that_makes_it_fit(checkpoint: Path, tmp_path: Path) -> None:
-    plain = told(checkpoint, tmp_path).memory
-    frugal = told(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
+    plain = estimated(checkpoint, tmp_path).memory
+    frugal = estimated(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
     assert plain is not None and frugal is not None and frugal.total < plain.total
-    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", plain.total - 1, plain.total)).problems
+    (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", plain.total - 1, plain.total)).problems
     assert (problem.level, problem.where) == ("warning", "gradient_checkpointing")
     assert size_text(frugal.total) in problem.message and "batch_size" not in problem.message
 
 
-def test_where_nothing_suffices_everything_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    (problem,) = told(checkpoint, tmp_path, gpu=Gpu("RTX", 2**20, 2**20)).problems
-    for name in ("gradient_checkpointing", "batch_size 1", "fp8_base", "train_text_encoder", "resolution"):
+def test_advice_lists_everything_if_nothing_suffices(checkpoint: Path, tmp_path: Path) -> None:
+    (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", 2**20, 2**20)).problems
+    for name in ("gradient_checkpointing", "batch_size to 1", "fp8_base", "train_text_encoder", "resolution"):
         assert name in problem.message
 
 
@@ -147,12 +147,12 @@ def test_where_nothing_suffices_everything_is_named(checkpoint: Path, tmp_path: 
         (7380, "2 h 5 min"),
     ],
 )
-def test_time_in_words(seconds: float, words: str) -> None:
+def test_time_text(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(
     ("size", "words"), [(5 * 2**20, "5 MB"), (2**30, "1.0 GB"), (int(6.34 * 2**30), "6.3 GB"), (12 * 2**30, "12 GB")]
 )
-def test_size_in_words(size: int, words: str) -> None:
+def test_size_text(size: int, words: str) -> None:
     assert size_text(size) == words
