@@ -1,8 +1,8 @@
-"""Takes the images of the tab in `docs/images/`: trains the demo in the stand-alone app and looks at every panel.
+"""Takes the screenshots in `docs/images/`: trains the demo in the stand-alone app and photographs every panel.
 
     python tools/take_screenshots.py [--out docs/images] [--epochs N]
 
-Needs playwright, Pillow and a Chromium on the PATH. Images show the folders' names: take them in a neutral one.
+Needs playwright, Pillow and Chromium on the PATH. The screenshots show folder names, so run it in a neutral folder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SERVE = (
     "serve(port=int(sys.argv[1]), home=Path(sys.argv[2]), open_browser=False)"
 )
 _MINUTE_MS = 60_000
-_TALLEST_PX = 1700  # long panels are cut off below, which a page of documentation does not need
+_TALLEST_PX = 1700  # longer panels are cut off at the bottom
 _COLOURS = 192
 
 
 @contextlib.contextmanager
-def served() -> Iterator[tuple[str, Path]]:
-    """The app's address and its home, which is empty; it runs in a process of its own."""
+def run_app() -> Iterator[tuple[str, Path]]:
+    """The address and the empty home of the app, which runs in its own process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,7 +51,7 @@ def served() -> Iterator[tuple[str, Path]]:
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> str:
-    """The address, once it answers."""
+    """The address, once the app answers."""
     while server.poll() is None:
         try:
             with urllib.request.urlopen(f"{address}lora-train/v1/status", timeout=5):
@@ -62,7 +62,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> str:
 
 
 def start_demo(page: Any, epochs: int) -> None:
-    """Fill in the demo, look at its images, start."""
+    """Fill in the demo, scan its images and start training."""
     page.click("#lora_train_demo")
     page.wait_for_selector(".lt-gallery img")
     page.get_by_role("tab", name="Train", exact=True).click()
@@ -74,12 +74,12 @@ def start_demo(page: Any, epochs: int) -> None:
     page.locator(".lt-pill", has_text="Running").wait_for()
 
 
-def take(page: Any, panel: str, file: Path, *, home: Path) -> None:
-    """One panel as an image; `home` is the app's folder."""
+def take_screenshot(page: Any, panel: str, file: Path, *, home: Path) -> None:
+    """Save a screenshot of one panel; `home` is the folder of the app."""
     tab = page.get_by_role("tab", name=panel, exact=True)
     if tab.count() and tab.first.is_visible():
         tab.first.click()
-    else:  # on a narrow screen gradio keeps the last tabs in a menu
+    else:  # on narrow screens gradio moves the last tabs to a menu
         page.locator("#lora_train_panels .overflow-menu > button").click()
         page.locator("#lora_train_panels .overflow-dropdown button", has_text=panel).click()
     page.wait_for_timeout(1500)
@@ -90,7 +90,7 @@ def take(page: Any, panel: str, file: Path, *, home: Path) -> None:
 
 
 def fill_in(page: Any, panel: str, home: Path) -> None:
-    """Give a panel that waits for a folder or a file those of the demo that ran in `home`."""
+    """Enter the demo's folder or file in panels that need one."""
     if panel == "Captions" and not page.locator(".lt-c-gallery img").count():
         folder = page.locator("input.lt-c-folder")
         if not folder.input_value():
@@ -100,34 +100,34 @@ def fill_in(page: Any, panel: str, home: Path) -> None:
         page.locator(".lt-c-gallery img").first.click()
         page.wait_for_timeout(1500)
     if panel == "Tools":
-        written = max((home / "models" / "Lora").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        page.locator(".lt-tools input").first.fill(str(written))
+        newest = max((home / "models" / "Lora").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        page.locator(".lt-tools input").first.fill(str(newest))
         page.locator(".lt-tools button").first.click()
         page.wait_for_timeout(3000)
 
 
 def make_small(file: Path) -> None:
-    """A fifth of the bytes: fewer colours, and not endlessly tall."""
+    """Reduce the file to about a fifth, by fewer colours and a limited height."""
     with Image.open(file) as image:
         cut = image.convert("RGB").crop((0, 0, image.width, min(image.height, _TALLEST_PX)))
     cut.quantize(_COLOURS).save(file, optimize=True)
 
 
 def main() -> None:
-    """Take all images: the Monitor while it trains, then every panel, light and dark, wide and narrow."""
+    """Take all screenshots: the Monitor during training, then every panel, light and dark, wide and narrow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--epochs", type=int, default=0, help="epochs of the run; 0: the demo's own")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of the run; 0: as in the demo")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with served() as (address, home), sync_playwright() as playwright:
+    with run_app() as (address, home), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(address)
         start_demo(page, options.epochs)
         page.locator("tbody th", has_text="Epoch 3").wait_for(timeout=20 * _MINUTE_MS)
-        take(page, "Monitor", options.out / "monitor-training-light.png", home=home)
+        take_screenshot(page, "Monitor", options.out / "monitor-training-light.png", home=home)
         page.locator(".lt-pill", has_text="Finished").wait_for(timeout=30 * _MINUTE_MS)
         for theme in ("light", "dark"):
             for suffix, (width, height) in SIZES.items():
@@ -135,7 +135,7 @@ def main() -> None:
                 page.goto(f"{address}?__theme={theme}")
                 page.wait_for_selector("#lora_train_root .lt-pill")
                 for panel in PANELS:
-                    take(page, panel, options.out / f"{panel.lower()}{suffix}-{theme}.png", home=home)
+                    take_screenshot(page, panel, options.out / f"{panel.lower()}{suffix}-{theme}.png", home=home)
         browser.close()
 
 
