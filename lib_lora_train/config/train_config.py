@@ -52,6 +52,16 @@ class TrainConfig(
         return float(self.rank) if self.alpha is None else self.alpha
 
     @property
+    def effective_unet_lr(self) -> float:
+        """The UNet's learning rate; the general one if it is not set."""
+        return self.learning_rate if self.unet_lr is None else self.unet_lr
+
+    @property
+    def effective_text_encoder_lr(self) -> float:
+        """The (first) text encoder's learning rate; the general one if it is not set."""
+        return self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+
+    @property
     def effective_conv_alpha(self) -> float | None:
         """`conv_alpha`, or `conv_rank` if only that is set; None if convolutions are like all other layers."""
         if self.conv_alpha is None and self.conv_rank is not None:

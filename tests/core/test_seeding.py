@@ -21,7 +21,7 @@ def test_every_seed_fits_a_torch_generator(seed: int, purpose: str, counters: li
 
 
 def test_seed_purpose_and_each_counter_matter() -> None:
-    seeds = {seed_for(*arguments) for arguments in [(1, "a", 1), (2, "a", 1), (1, "b", 1), (1, "a", 2), (1, "a", 1, 0)]}
+    seeds = {seed_for(1, "a", 1), seed_for(2, "a", 1), seed_for(1, "b", 1), seed_for(1, "a", 2), seed_for(1, "a", 1, 0)}
     assert len(seeds) == 5
 
 

@@ -138,12 +138,12 @@ def _rates(config: TrainConfig) -> Iterator[Problem]:
     """Learning rates of the families that need others than LoRA."""
     if config.optimizer == "Prodigy":
         return
-    rate = config.learning_rate if config.unet_lr is None else config.unet_lr
+    rate = config.effective_unet_lr
     where = "learning_rate" if config.unet_lr is None else "unet_lr"
     if config.family == "ia3" and config.train_unet and 0 < rate < _MIN_IA3_LR:
         yield warning_at(where, f"{rate:g} is low for ia3, whose few factors need 5e-3 to 1e-2.")
     if config.family == "ia3" and config.train_text_encoder:
-        text_rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+        text_rate = config.effective_text_encoder_lr
         text_where = "learning_rate" if config.text_encoder_lr is None else "text_encoder_lr"
         if 0 < text_rate < _MIN_IA3_LR and (text_where != where or not config.train_unet):
             yield warning_at(text_where, f"{text_rate:g} is low for ia3, whose few factors need 2e-3 to 1e-2.")

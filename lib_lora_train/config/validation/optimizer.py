@@ -170,7 +170,7 @@ def _fixed_rates(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
         elif rate * scale * ratio > 4 * kind.high_lr and name != "text_encoder_lr":
             text = f"{ratio:g} × {rate:g} is high for the up matrices. Lower the learning rate or the ratio."
             yield warning_at("loraplus_unet_ratio", text)
-    unet, text_encoder = (config.learning_rate if r is None else r for r in (config.unet_lr, config.text_encoder_lr))
+    unet, text_encoder = config.effective_unet_lr, config.effective_text_encoder_lr
     if config.train_unet and config.train_text_encoder and 0 < unet < text_encoder:
         text = f"{text_encoder:g} is higher than the UNet's {unet:g}: the text encoder will overtrain first."
         yield warning_at("text_encoder_lr", f"{text} Half to a tenth is usual.")
