@@ -99,7 +99,7 @@ def test_presets_override_the_file_and_flags_override_both(folder: Path) -> None
     config = read_cli_config("a.toml", "--preset", "style", "--preset", "low-vram", "--alpha", "2")
     assert (config.rank, config.epochs, config.alpha, config.targets) == (32, 3, 2.0, "all")
     assert config.gradient_checkpointing
-    assert config == config.repath(**find_preset("Low VRAM").values)
+    assert config == config.replace(**find_preset("Low VRAM").values)
 
 
 def test_unknown_preset_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_missing_settings_file_is_named(tmp_path: Path) -> None:
 def test_broken_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("rank = 8\nepochs = = 3\n")
     message = _refusal(run("train", "c.toml", folder=tmp_path))
-    assert "c.toml: is not TOML" in message
+    assert "c.toml: is not valid TOML" in message
     assert "line 2" in message
 
 

@@ -32,7 +32,7 @@ def names(queue: RunQueue) -> list[str]:
     return [entry.name for entry in queue.entries()]
 
 
-def test_runs_wait_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None:
+def test_queued_runs_are_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None:
     queue = RunQueue(tmp_path / "home" / "queue.json")
     ids = [queue.add(named(name)) for name in "abcd"]
     assert names(queue) == ["a", "b", "c", "d"]
@@ -48,7 +48,7 @@ def test_runs_wait_in_order_and_can_be_moved_and_removed(tmp_path: Path) -> None
     assert names(queue) == ["c", "a"]
 
 
-def test_waiting_runs_survive_the_end_of_the_program(tmp_path: Path) -> None:
+def test_queue_survives_a_restart(tmp_path: Path) -> None:
     queue = RunQueue(tmp_path / "queue.json")
     queue.add(named("a").replace(rank=7))
     queue.add(named("b"), run="20260101-b", more_epochs=3)
@@ -58,7 +58,7 @@ def test_waiting_runs_survive_the_end_of_the_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"waiting": [{"id": "a"}]}', "[]"])
-def test_a_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
+def test_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
     (tmp_path / "queue.json").write_text(text, encoding="utf-8")
     queue = RunQueue(tmp_path / "queue.json")
     assert queue.entries() == () and queue.pop() is None
@@ -87,7 +87,7 @@ class Works:
         yield StateChanged("stopped" if control.is_stopped else "finished")
 
 
-def test_one_run_at_a_time_and_a_failing_one_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_runs_are_sequential_and_a_failure_does_not_stop_the_next(tmp_path: Path) -> None:
     works = Works()
     runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
@@ -103,7 +103,7 @@ def test_one_run_at_a_time_and_a_failing_one_does_not_stop_the_next(tmp_path: Pa
     assert runner.status()["state"] == "finished" and runner.queued_runs() == []
 
 
-def test_after_a_restart_waiting_runs_wait_until_they_are_started(tmp_path: Path) -> None:
+def test_after_a_restart_the_queue_waits_until_started(tmp_path: Path) -> None:
     Runner(None, tmp_path, make_events=Works()).enqueue(named("a"))
     works = Works()
     works.gate.set()
@@ -116,7 +116,7 @@ def test_after_a_restart_waiting_runs_wait_until_they_are_started(tmp_path: Path
         runner.start_queue()
 
 
-def test_a_stop_holds_the_queue(tmp_path: Path) -> None:
+def test_stop_holds_the_queue(tmp_path: Path) -> None:
     works = Works()
     runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
@@ -127,7 +127,7 @@ def test_a_stop_holds_the_queue(tmp_path: Path) -> None:
     assert works.begun == ["first"] and [entry["name"] for entry in runner.queued_runs()] == ["second"]
 
 
-def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_unreadable_queued_run_is_skipped(tmp_path: Path) -> None:
     entries = [
         {"id": "1", "values": {"rank": "many", "output_name": "odd"}, "run": "", "more_epochs": 0},
         {"id": "2", "values": {}, "run": "20260101-gone", "more_epochs": 0},
@@ -145,7 +145,7 @@ def test_a_waiting_run_that_cannot_be_read_is_passed_over(tmp_path: Path) -> Non
 # --- routes -----------------------------------------------------------------------------------------
 
 
-def test_the_queue_is_steered_by_program(tmp_path: Path) -> None:
+def test_queue_is_controlled_over_http(tmp_path: Path) -> None:
     works = Works()
     works.gate.set()
     runner = Runner(None, tmp_path / "home", make_events=works)

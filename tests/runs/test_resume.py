@@ -37,7 +37,7 @@ from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 from tests.paths import ROOT
-from tests.stand_ins.run_parts import Place, ending, only, small_place
+from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
 
 _OF_THE_MOMENT = {"ss_session_id", "ss_training_started_at", "ss_training_finished_at", "modelspec.date"}
 
@@ -63,10 +63,10 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 
 @pytest.fixture
-def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
-    """See `small_place`; without images, which cost most of the time."""
-    place = small_place(shared_host, demo_dir, tmp_path)
-    return place._replace(config=place.config.replace(sample_prompts=()))
+def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
+    """Without samples, which take most of the time."""
+    setup = small_run_setup(shared_host, demo_dir, tmp_path)
+    return setup._replace(config=setup.config.replace(sample_prompts=()))
 
 
 def logged(events: Iterable[Event], folder: RunFolder) -> list[Event]:
@@ -81,25 +81,25 @@ def logged(events: Iterable[Event], folder: RunFolder) -> list[Event]:
 
 
 def run_logged(
-    place: Place, config: TrainConfig, *, stop_after: int = 0, folder: RunFolder | None = None
+    setup: RunSetup, config: TrainConfig, *, stop_after: int = 0, folder: RunFolder | None = None
 ) -> list[Event]:
     """A run in its own folder, stopped after a step (0: never)."""
     control = Control()
 
     def watched() -> Iterable[Event]:
-        for event in run_training(config, place.host, folder=folder or place.folder, control=control):
+        for event in run_training(config, setup.host, folder=folder or setup.folder, control=control):
             if isinstance(event, StepDone) and event.step == stop_after:
                 control.stop()
             yield event
 
-    return logged(watched(), folder or place.folder)
+    return logged(watched(), folder or setup.folder)
 
 
-def gone_on(place: Place, **ways: Any) -> list[Event]:
+def resume(setup: RunSetup, **ways: Any) -> list[Event]:
     """The events of the run in the folder as it goes on."""
-    way = find_resume_point(place.folder, **ways)
+    way = find_resume_point(setup.folder, **ways)
     return logged(
-        run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state), place.folder
+        run_training(way.config, setup.host, folder=way.folder, control=Control(), state=way.state), setup.folder
     )
 
 
@@ -116,24 +116,24 @@ def tensors_and_metadata(path: Path) -> tuple[bytes, dict[str, str]]:
     return raw[start:], {key: value for key, value in metadata.items() if key not in _OF_THE_MOMENT}
 
 
-def names(place: Place) -> list[str]:
+def names(setup: RunSetup) -> list[str]:
     """The LoRA files that stand."""
-    return sorted(path.stem for path in place.host.lora_dir.glob("*.safetensors"))
+    return sorted(path.stem for path in setup.host.lora_dir.glob("*.safetensors"))
 
 
 # --- exactly ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("stop_after", "accumulation"), [(2, 1), (3, 1), (5, 1), (1, 2)])
-def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(
-    stop_after: int, accumulation: int, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_resumed_run_saves_the_same_file_as_an_uninterrupted_one(
+    stop_after: int, accumulation: int, setup: RunSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle and at the end of an epoch, with all that draws, counts or remembers switched on."""
     one_step_a_turn(monkeypatch)
-    config = place.config.replace(**{**EVERYTHING, "gradient_accumulation": accumulation})
-    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
-    run_logged(place, config, stop_after=stop_after)
-    rest = gone_on(place)
+    config = setup.config.replace(**{**EVERYTHING, "gradient_accumulation": accumulation})
+    whole = run_logged(setup, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(setup, config, stop_after=stop_after)
+    rest = resume(setup)
     assert only(rest, Resumed) == [Resumed(stop_after)]
     assert [e.step for e in only(rest, StepDone)] == [e.step for e in only(whole, StepDone)][stop_after:]
     expected, ours = (Path(only(events, LoraWritten)[-1].path) for events in (whole, rest))
@@ -144,17 +144,15 @@ def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(
     assert ending(rest) == "finished"
 
 
-def test_a_running_mean_is_saved_and_survives_an_interruption(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ema_is_saved_and_resumed(setup: RunSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_step_a_turn(monkeypatch)
-    config = place.config.replace(ema_decay=0.5, epochs=1)
+    config = setup.config.replace(ema_decay=0.5, epochs=1)
     plain = run_logged(
-        place, place.config.replace(epochs=1, output_dir=str(tmp_path / "p")), folder=new_run_folder(tmp_path, "p")
+        setup, setup.config.replace(epochs=1, output_dir=str(tmp_path / "p")), folder=new_run_folder(tmp_path, "p")
     )
-    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "w")), folder=new_run_folder(tmp_path, "w"))
-    run_logged(place, config, stop_after=2)
-    rest = gone_on(place)
+    whole = run_logged(setup, config.replace(output_dir=str(tmp_path / "w")), folder=new_run_folder(tmp_path, "w"))
+    run_logged(setup, config, stop_after=2)
+    rest = resume(setup)
     paths = [Path(only(events, LoraWritten)[-1].path) for events in (plain, whole, rest)]
     without, expected, ours = (tensors_and_metadata(path)[0] for path in paths)
     assert ours == expected != without
@@ -183,58 +181,58 @@ for event in log_events(run_training(config, host, folder=folder, control=Contro
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
-def test_a_run_that_was_killed_goes_on_from_its_newest_state(place: Place, tmp_path: Path) -> None:
+def test_killed_run_resumes_from_its_newest_state(setup: RunSetup, tmp_path: Path) -> None:
     """Killed after step 5 of 6 with a state every 2 steps: 3 and 4 stand, the steps from 5 on are taken again."""
-    config = place.config.replace(**EVERYTHING, save_state_every_n_steps=2, keep_last_states=9)
+    config = setup.config.replace(**EVERYTHING, save_state_every_n_steps=2, keep_last_states=9)
     write_toml_config(tmp_path / "c.toml", config)
-    places = (tmp_path / "c.toml", place.folder.root, place.host.lora_dir)
+    places = (tmp_path / "c.toml", setup.folder.root, setup.host.lora_dir)
     command = [sys.executable, "-c", _CHILD, *map(str, places)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert "at step 5\n" in iter(child.stdout.readline, "")
         child.send_signal(signal.SIGKILL)
         child.wait(30)
-    assert place.folder.state_steps() == [2, 3, 4]
-    (row,) = past_runs(place.folder.root.parent)
+    assert setup.folder.state_steps() == [2, 3, 4]
+    (row,) = past_runs(setup.folder.root.parent)
     assert (row["step"], row["total_steps"], row["can_resume"], row["can_extend"]) == (4, 6, True, False)
-    rest = gone_on(place)
+    rest = resume(setup)
     assert [event.step for event in only(rest, StepDone)] == [5, 6]
-    whole = run_logged(place, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
+    whole = run_logged(setup, config.replace(output_dir=str(tmp_path / "whole")), folder=new_run_folder(tmp_path, "w"))
     expected, ours = (Path(only(events, LoraWritten)[-1].path) for events in (whole, rest))
     assert tensors_and_metadata(ours)[0] == tensors_and_metadata(expected)[0]
 
 
-def test_what_a_crash_cut_off_after_an_epoch_is_made_up_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_interrupted_before_saving_is_saved_on_resume(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object, **__: object) -> None:
         raise OutputError("The disk is gone.")
 
     with monkeypatch.context() as patch, pytest.raises(OutputError):
         patch.setattr("lib_lora_train.runs.checkpoints.write_adapter", crash)
-        run_logged(place, place.config.replace(sample_prompts=("zorp --s 1 --l 1",)))
-    assert place.folder.state_steps() == [3] and names(place) == []
-    rest = gone_on(place)
-    assert names(place) == ["test-000001", "test-000002"]
+        run_logged(setup, setup.config.replace(sample_prompts=("zorp --s 1 --l 1",)))
+    assert setup.folder.state_steps() == [3] and names(setup) == []
+    rest = resume(setup)
+    assert names(setup) == ["test-000001", "test-000002"]
     assert len(only(rest, GridDrawn)) == 1
-    assert sorted(path.name for path in place.folder.samples.iterdir()) == [
+    assert sorted(path.name for path in setup.folder.samples.iterdir()) == [
         f"epoch-{epoch:06}-01.png" for epoch in (0, 1, 2)
     ]
 
 
-def test_samples_of_before_are_in_the_grid_and_not_drawn_again(place: Place) -> None:
-    config = place.config.replace(sample_prompts=("zorp --s 1 --l 1",))
-    run_logged(place, config, stop_after=3)
-    drawn = {path: path.stat().st_mtime_ns for path in place.folder.samples.iterdir()}
-    rest = gone_on(place)
+def test_earlier_samples_are_in_the_grid_and_not_repeated(setup: RunSetup) -> None:
+    config = setup.config.replace(sample_prompts=("zorp --s 1 --l 1",))
+    run_logged(setup, config, stop_after=3)
+    drawn = {path: path.stat().st_mtime_ns for path in setup.folder.samples.iterdir()}
+    rest = resume(setup)
     assert len(drawn) == 2
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items())
     assert [event.epoch for event in only(rest, SampleDrawn)] == [2]
 
 
-def test_a_pause_keeps_the_state(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_saves_the_state(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     one_step_a_turn(monkeypatch)
     control = Control()
     saved = []
-    for event in run_training(place.config, place.host, folder=place.folder, control=control):
+    for event in run_training(setup.config, setup.host, folder=setup.folder, control=control):
         if isinstance(event, StepDone) and event.step == 2:
             control.pause()
         if isinstance(event, StateSaved):
@@ -243,96 +241,96 @@ def test_a_pause_keeps_the_state(place: Place, monkeypatch: pytest.MonkeyPatch) 
     assert saved[0] == 2
 
 
-def test_without_states_nothing_is_kept_and_the_reason_is_told(place: Place) -> None:
-    run_logged(place, place.config.replace(save_state=False, epochs=1))
-    assert place.folder.state_steps() == []
+def test_without_states_a_run_cannot_be_resumed(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(save_state=False, epochs=1))
+    assert setup.folder.state_steps() == []
     with pytest.raises(TrainingError, match=r"no training state was saved.*save_state"):
-        find_resume_point(place.folder)
+        find_resume_point(setup.folder)
 
 
-def test_a_state_that_cannot_be_written_is_told_and_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_that_cannot_be_written_is_only_a_warning(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, _: object) -> None:
         raise OutputError(f"{path}: the training state cannot be written (full).")
 
     monkeypatch.setattr("lib_lora_train.runs.checkpoints.write_state", full)
-    events = run_logged(place, place.config.replace(epochs=1))
+    events = run_logged(setup, setup.config.replace(epochs=1))
     assert any("only be resumed from an earlier step" in note.message for note in only(events, Noted))
-    assert ending(events) == "finished" and names(place) == ["test-000001"]
+    assert ending(events) == "finished" and names(setup) == ["test-000001"]
 
 
 # --- further ---------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_extended_in_the_same_series(place: Place, tmp_path: Path) -> None:
-    config = place.config.replace(lr_schedule="constant")
-    run_logged(place, config)
+def test_extended_run_continues_the_series_of_files(setup: RunSetup, tmp_path: Path) -> None:
+    config = setup.config.replace(lr_schedule="constant")
+    run_logged(setup, config)
     with pytest.raises(TrainingError, match="all 6 steps are done"):
-        find_resume_point(place.folder)
-    (row,) = past_runs(place.folder.root.parent)
+        find_resume_point(setup.folder)
+    (row,) = past_runs(setup.folder.root.parent)
     assert (row["can_resume"], row["can_extend"], row["epochs"]) == (False, True, 2)
-    rest = gone_on(place, more_epochs=1)
+    rest = resume(setup, more_epochs=1)
     assert [event.step for event in only(rest, StepDone)] == [7, 8, 9]
-    assert names(place) == ["test-000001", "test-000002", "test-000003"]
+    assert names(setup) == ["test-000001", "test-000002", "test-000003"]
     straight = config.replace(epochs=3, output_dir=str(tmp_path / "straight"))
-    expected = only(run_logged(place, straight, folder=new_run_folder(tmp_path, "s")), LoraWritten)[-1]
+    expected = only(run_logged(setup, straight, folder=new_run_folder(tmp_path, "s")), LoraWritten)[-1]
     ours = only(rest, LoraWritten)[-1]
     assert tensors_and_metadata(Path(ours.path))[0] == tensors_and_metadata(Path(expected.path))[0]
 
 
-def test_a_longer_run_tells_what_becomes_of_its_learning_rate(place: Place) -> None:
-    run_logged(place, place.config.replace(epochs=1))
-    rest = gone_on(place, more_epochs=1)
+def test_extended_run_reports_its_learning_rate(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(epochs=1))
+    rest = resume(setup, more_epochs=1)
     # ½(1 + cos(π·3/6)) = 50 %
     assert [note.message for note in only(rest, Noted) if "50% of its full value" in note.message]
 
 
-def test_a_longer_run_tells_how_long_its_text_encoders_learn_now(place: Place) -> None:
-    config = place.config.replace(epochs=1, stop_text_encoder=0.5, lr_schedule="constant")
-    run_logged(place, config)
-    rest = gone_on(place, more_epochs=3)  # of 3 steps one was for them; of 12 they get 6, and 3 are taken
+def test_extended_run_reports_when_text_encoders_stop(setup: RunSetup) -> None:
+    config = setup.config.replace(epochs=1, stop_text_encoder=0.5, lr_schedule="constant")
+    run_logged(setup, config)
+    rest = resume(setup, more_epochs=3)  # of 3 steps one was for them; of 12 they get 6, and 3 are taken
     told = [note.message for note in only(rest, Noted) if note.where == "stop_text_encoder"]
     assert ["until step 6" in text for text in told] == [True]
     rates = {event.step: event.learning_rates["text_encoder"] for event in only(rest, StepDone)}
     assert [rates[step] > 0 for step in (4, 6, 7)] == [True, True, False]
 
 
-def test_a_limit_of_steps_moves_along_when_a_run_is_extended(place: Place) -> None:
-    run_logged(place, place.config.replace(epochs=9, max_steps=2))
-    rest = gone_on(place, more_epochs=1)
+def test_extending_a_run_raises_max_steps(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(epochs=9, max_steps=2))
+    rest = resume(setup, more_epochs=1)
     assert [event.step for event in only(rest, StepDone)] == [3, 4, 5]
 
 
-def test_a_run_goes_on_from_an_earlier_state_and_later_ones_are_void(place: Place) -> None:
-    run_logged(place, place.config.replace(keep_last_states=2))
-    assert place.folder.state_steps() == [3, 6]
+def test_resuming_from_an_earlier_state_deletes_later_ones(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(keep_last_states=2))
+    assert setup.folder.state_steps() == [3, 6]
     with pytest.raises(TrainingError, match=r"no training state after step 4\. Choose one of 3, 6"):
-        find_resume_point(place.folder, step=4)
-    way = find_resume_point(place.folder, step=3)
-    events = run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state)
+        find_resume_point(setup.folder, step=4)
+    way = find_resume_point(setup.folder, step=3)
+    events = run_training(way.config, setup.host, folder=way.folder, control=Control(), state=way.state)
     assert next(event for event in events if isinstance(event, Resumed)) == Resumed(3)
-    assert place.folder.state_steps() == [3]
+    assert setup.folder.state_steps() == [3]
     events.close()  # type: ignore[attr-defined]
 
 
-def test_settings_of_another_run_are_refused_and_the_runs_own_stay(place: Place) -> None:
-    run_logged(place, place.config.replace(epochs=1))
-    before = place.folder.config.read_bytes()
-    way = find_resume_point(place.folder, config=place.config.replace(rank=4, seed=1))
+def test_settings_of_another_run_are_refused(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(epochs=1))
+    before = setup.folder.config.read_bytes()
+    way = find_resume_point(setup.folder, config=setup.config.replace(rank=4, seed=1))
     with pytest.raises(ConfigError) as told:
-        list(run_training(way.config, place.host, folder=way.folder, control=Control(), state=way.state))
+        list(run_training(way.config, setup.host, folder=way.folder, control=Control(), state=way.state))
     assert {problem.where for problem in told.value.problems} == {"rank", "seed"}
-    assert place.folder.config.read_bytes() == before
+    assert setup.folder.config.read_bytes() == before
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no folder of a run"):
         find_resume_point(RunFolder(tmp_path))
 
 
-def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place) -> None:
-    run_logged(place, place.config.replace(lr_schedule="constant"), stop_after=3)
-    runner = Runner(place.host, place.folder.root.parent)
-    run = place.folder.root.name
+def test_runner_resumes_with_complete_curves_and_queue_extends(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(lr_schedule="constant"), stop_after=3)
+    runner = Runner(setup.host, setup.folder.root.parent)
+    run = setup.folder.root.name
     assert runner.resume_run(run) == run
     runner.wait(120)
     assert runner.status()["state"] == "finished"
@@ -343,60 +341,60 @@ def test_the_runner_goes_on_with_whole_curves_and_the_queue_extends(place: Place
     assert runner.start_queue() == run
     runner.wait(120)
     assert [step for step, _ in runner.loss_curve()] == list(range(1, 10))
-    assert names(place) == ["test-000001", "test-000002", "test-000003"]
+    assert names(setup) == ["test-000001", "test-000002", "test-000003"]
 
 
 # --- which files are kept ---------------------------------------------------------------------------
 
 
-def test_files_every_n_steps_and_from_an_epoch_on(place: Place) -> None:
-    run_logged(place, place.config.replace(epochs=3, save_every_n_steps=2, save_from_epoch=2))
+def test_files_every_n_steps_and_from_an_epoch_on(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(epochs=3, save_every_n_steps=2, save_from_epoch=2))
     steps = ["test-step00000002", "test-step00000004", "test-step00000008"]  # 6 is the end of epoch 2
-    assert names(place) == ["test-000002", "test-000003", *steps]
+    assert names(setup) == ["test-000002", "test-000003", *steps]
 
 
-def test_only_the_last_files_of_this_run_are_kept(place: Place) -> None:
-    place.host.lora_dir.mkdir(parents=True)
-    foreign = place.host.lora_dir / "testament-000001.safetensors"
+def test_only_the_last_files_of_this_run_are_kept(setup: RunSetup) -> None:
+    setup.host.lora_dir.mkdir(parents=True)
+    foreign = setup.host.lora_dir / "testament-000001.safetensors"
     foreign.write_bytes(b"somebody's")
-    own_card = place.host.lora_dir / "test-000002.json"
-    config = place.config.replace(epochs=3, save_every_n_steps=1, keep_last_epochs=1, keep_last_step_files=2)
+    own_card = setup.host.lora_dir / "test-000002.json"
+    config = setup.config.replace(epochs=3, save_every_n_steps=1, keep_last_epochs=1, keep_last_step_files=2)
     control = Control()
 
     def watched() -> Iterable[Event]:
-        for event in run_training(config, place.host, folder=place.folder, control=control):
+        for event in run_training(config, setup.host, folder=setup.folder, control=control):
             if isinstance(event, LoraWritten) and event.path.endswith("test-000002.safetensors"):
                 time.sleep(0.01)
                 own_card.write_text("{}", encoding="utf-8")  # edited by its owner
             yield event
 
-    events = logged(watched(), place.folder)
-    assert names(place) == ["test-000003", "test-step00000007", "test-step00000008", "testament-000001"]
-    cards = sorted(path.name for path in place.host.lora_dir.glob("*.json"))
+    events = logged(watched(), setup.folder)
+    assert names(setup) == ["test-000003", "test-step00000007", "test-step00000008", "testament-000001"]
+    cards = sorted(path.name for path in setup.host.lora_dir.glob("*.json"))
     assert cards == ["test-000002.json", "test-000003.json", "test-step00000007.json", "test-step00000008.json"]
     assert len(only(events, LoraRemoved)) == 2 + 4
-    assert place.folder.state_steps() == [9]
-    (row,) = past_runs(place.folder.root.parent)
+    assert setup.folder.state_steps() == [9]
+    (row,) = past_runs(setup.folder.root.parent)
     assert [Path(path).stem for path in row["loras"]] == ["test-step00000007", "test-step00000008", "test-000003"]
 
 
-def test_files_from_before_an_interruption_are_counted(place: Place) -> None:
-    config = place.config.replace(epochs=3, keep_last_epochs=1)
-    run_logged(place, config, stop_after=3)
-    gone_on(place)
-    assert names(place) == ["test-000003"]
+def test_files_from_before_an_interruption_are_counted(setup: RunSetup) -> None:
+    config = setup.config.replace(epochs=3, keep_last_epochs=1)
+    run_logged(setup, config, stop_after=3)
+    resume(setup)
+    assert names(setup) == ["test-000003"]
 
 
-def test_the_log_survives_a_line_that_was_cut_short(place: Place) -> None:
-    run_logged(place, place.config.replace(epochs=1))
-    with place.folder.log.open("a", encoding="utf-8") as lines:
+def test_log_with_a_truncated_line_can_be_read(setup: RunSetup) -> None:
+    run_logged(setup, setup.config.replace(epochs=1))
+    with setup.folder.log.open("a", encoding="utf-8") as lines:
         lines.write('{"kind": "StateChanged", "sta')
-    assert all(isinstance(record, dict) for record in read_log(place.folder.log))
-    assert json.dumps([row["state"] for row in past_runs(place.folder.root.parent)]) == '["finished"]'
+    assert all(isinstance(record, dict) for record in read_log(setup.folder.log))
+    assert json.dumps([row["state"] for row in past_runs(setup.folder.root.parent)]) == '["finished"]'
 
 
-def test_weights_are_trained_at_all(place: Place) -> None:
+def test_training_changes_the_weights(setup: RunSetup) -> None:
     """The comparisons above would also hold for runs that learn nothing."""
-    events = run_logged(place, place.config.replace(**EVERYTHING))
+    events = run_logged(setup, setup.config.replace(**EVERYTHING))
     first, last = (read_adapter(Path(event.path)).state for event in only(events, LoraWritten))
     assert any(not torch.equal(first[key], last[key]) for key in first)

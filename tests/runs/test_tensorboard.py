@@ -39,7 +39,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(scalar.step, scalar.value) for scalar in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
-def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
+def test_losses_and_learning_rates_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     events = list(told(1.0, 0.5, 0.25, 0.125))
@@ -52,7 +52,7 @@ def test_losses_and_rates_have_kohyas_names(tmp_path: Path) -> None:
     assert found["lr/unet plus"][0][1] == pytest.approx(4e-4)
 
 
-def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_path: Path) -> None:
+def test_validation_loss_has_kohyas_tag(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     list(
@@ -66,7 +66,7 @@ def test_the_validation_loss_has_kohyas_tag_and_other_measures_their_own(tmp_pat
     assert found == {"loss/validation/epoch_average": [(0, 0.5), (1, 0.25)], "measured/drift": [(1, 1.0)]}
 
 
-def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
+def test_adaptive_optimisers_log_d_times_lr(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     list(log_to_tensorboard(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
@@ -74,7 +74,7 @@ def test_an_adaptive_optimisers_rates_are_d_times_lr(tmp_path: Path) -> None:
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
 
 
-def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
+def test_max_norm_values_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     step = StepDone(1, 1, 0.5, RATES, 1.0, 0.1, norms=(3.0, 0.25, 1.0))
@@ -84,7 +84,7 @@ def test_limited_norms_have_kohyas_names(tmp_path: Path) -> None:
     assert [found[name] for name in names] == [[(1, 3.0)], [(1, 0.25)], [(1, 1.0)]]
 
 
-def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
+def test_resumed_run_continues_the_same_logs(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
     list(log_to_tensorboard(told(1.0, 0.5, 9.0), folder, "AdamW"))
@@ -93,7 +93,7 @@ def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path) -> None:
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
 
 
-def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_continues_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.runs.tensorboard._summary_writer", lambda: None)
     folder = new_run_folder(tmp_path, "zok")
     first, *rest = log_to_tensorboard(told(1.0), folder, "AdamW")
@@ -102,9 +102,7 @@ def test_without_the_package_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
     assert not tensorboard_folder(tmp_path).exists()
 
 
-def test_the_board_is_started_for_all_runs_or_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_is_started_or_installation_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
@@ -116,7 +114,7 @@ def test_the_board_is_started_for_all_runs_or_says_what_to_install(
         start_tensorboard(tmp_path)
 
 
-def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_tensorboard_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small web server in TensorBoard's place: it answers at the address, and is started once."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -151,7 +149,7 @@ def test_one_board_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.Monkey
             process.wait()
 
 
-def test_a_board_that_ends_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_that_fails_to_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "raise SystemExit(1)"]
     monkeypatch.setattr("lib_lora_train.runs.tensorboard.start_tensorboard", lambda *_: subprocess.Popen(command))
     log = tensorboard_folder(tmp_path) / "run" / "events.out.tfevents.1"

@@ -1,4 +1,4 @@
-"""A whole run, from folder to grid, on the embedded model; and what goes wrong on the way."""
+"""A whole run, from folder to grid, on the embedded model, and its errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.runs import trainer as jobs
+from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.runner import Runner, downsample
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
-from tests.stand_ins.run_parts import Place, ending, only, small_place
+from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,8 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 
 @pytest.fixture
-def place(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
-    """See `small_place`."""
-    return small_place(shared_host, demo_dir, tmp_path)
+def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
+    return small_run_setup(shared_host, demo_dir, tmp_path)
 
 
 def weights_of(model: DiffusionModel) -> dict[str, torch.Tensor]:
@@ -62,13 +61,13 @@ def weights_of(model: DiffusionModel) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": t.clone() for name, module in modules.items() for key, t in module.state_dict().items()}
 
 
-def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
-    events = place.run()
+def test_run_saves_a_file_per_epoch_samples_and_a_grid(setup: RunSetup) -> None:
+    events = setup.run()
     assert only(events, Planned) == [Planned(3, 0, 3, 2, 6)]
     assert [event.step for event in only(events, StepDone)] == [1, 2, 3, 4, 5, 6]
     names = [Path(event.path).name for event in only(events, LoraWritten)]
     assert names == ["test-000001.safetensors", "test-000002.safetensors"]
-    assert sorted(path.name for path in place.host.lora_dir.glob("*.safetensors")) == names
+    assert sorted(path.name for path in setup.host.lora_dir.glob("*.safetensors")) == names
     assert [(e.epoch, Path(e.path).is_file()) for e in only(events, SampleDrawn)] == [
         (epoch, True) for epoch in (0, 0, 1, 1, 2, 2)
     ]
@@ -77,14 +76,14 @@ def test_a_run_leaves_a_file_per_epoch_samples_and_a_grid(place: Place) -> None:
     assert events[0] == StateChanged("running") and ending(events) == "finished"
 
 
-def test_a_run_tells_what_its_steps_work_on(place: Place) -> None:
-    (work,) = only(place.run(epochs=1), Workload)
+def test_run_reports_its_workload(setup: RunSetup) -> None:
+    (work,) = only(setup.run(epochs=1), Workload)
     assert (work.family, work.device, work.adapter) == ("sd1", "cpu", "lora standard")
     assert work.pixels_per_step == 128 * 128
 
 
-def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) -> None:
-    events = place.run()
+def test_metadata_has_the_files_name_and_settings(setup: RunSetup) -> None:
+    events = setup.run()
     for event in only(events, LoraWritten):
         metadata = read_adapter(Path(event.path)).metadata
         assert metadata["ss_output_name"] == Path(event.path).stem
@@ -92,8 +91,8 @@ def test_each_file_carries_its_own_name_and_what_it_was_made_of(place: Place) ->
         assert json.loads(metadata["lora_train_config"])["epochs"] == 2
 
 
-def test_each_file_has_its_card(place: Place) -> None:
-    events = place.run(comment="my mascot")
+def test_each_file_has_a_card(setup: RunSetup) -> None:
+    events = setup.run(comment="my mascot")
     stems = [Path(event.path).with_suffix("") for event in only(events, LoraWritten)]
     card = json.loads(stems[1].with_suffix(".json").read_text(encoding="utf-8"))
     assert card["activation text"] == "zorp" and card["sd version"] == "SD1" and card["preferred weight"] == 1
@@ -102,41 +101,41 @@ def test_each_file_has_its_card(place: Place) -> None:
         assert list(preview.getdata()) == list(sample.getdata())
 
 
-def test_a_card_that_is_there_stays_and_cards_can_be_left_out(place: Place) -> None:
-    place.host.lora_dir.mkdir(parents=True)
-    own = place.host.lora_dir / "test-000001.json"
+def test_existing_card_is_kept_and_cards_can_be_turned_off(setup: RunSetup) -> None:
+    setup.host.lora_dir.mkdir(parents=True)
+    own = setup.host.lora_dir / "test-000001.json"
     own.write_text("{}", encoding="utf-8")
-    place.run(sample_prompts=())
+    setup.run(sample_prompts=())
     assert own.read_text(encoding="utf-8") == "{}"
-    place.run(sample_prompts=(), output_name="bare", write_card=False)
-    assert sorted(path.suffix for path in place.host.lora_dir.glob("bare-*")) == [".safetensors"] * 2
+    setup.run(sample_prompts=(), output_name="bare", write_card=False)
+    assert sorted(path.suffix for path in setup.host.lora_dir.glob("bare-*")) == [".safetensors"] * 2
 
 
-def test_samples_carry_the_webuis_infotext(place: Place) -> None:
-    drawn = only(place.run(), SampleDrawn)
+def test_samples_have_the_webuis_infotext(setup: RunSetup) -> None:
+    drawn = only(setup.run(), SampleDrawn)
     with Image.open(drawn[2].path) as image:
         text = image.text["parameters"]  # type: ignore[attr-defined]
     assert text.startswith("zorp <lora:test-000001:1>\n")
     assert "Steps: 1, Sampler: Euler a, CFG scale: 1, Seed: 5, Size: 128x128" in text
 
 
-def test_the_model_is_as_it_was_after_a_run_and_after_a_broken_one(place: Place) -> None:
-    with place.host.lease() as model:
+def test_model_is_unchanged_after_a_run_and_after_an_aborted_one(setup: RunSetup) -> None:
+    with setup.host.lease() as model:
         before = weights_of(model)
-    place.run(sample_prompts=())
-    broken = jobs.run_training(place.config, place.host, folder=place.folder, control=Control())
+    setup.run(sample_prompts=())
+    broken = trainer.run_training(setup.config, setup.host, folder=setup.folder, control=Control())
     next(event for event in broken if isinstance(event, StepDone))
     broken.close()  # type: ignore[attr-defined]
-    with place.host.lease() as model:
+    with setup.host.lease() as model:
         after = weights_of(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_second_run_of_the_same_name_overwrites_nothing(place: Place) -> None:
-    place.run(sample_prompts=())
-    first = {path: path.read_bytes() for path in place.host.lora_dir.iterdir()}
-    events = place.run(sample_prompts=(), seed=7)
+def test_second_run_with_the_same_name_overwrites_nothing(setup: RunSetup) -> None:
+    setup.run(sample_prompts=())
+    first = {path: path.read_bytes() for path in setup.host.lora_dir.iterdir()}
+    events = setup.run(sample_prompts=(), seed=7)
     assert [Path(e.path).name for e in only(events, LoraWritten)] == [
         "test-2-000001.safetensors",
         "test-2-000002.safetensors",
@@ -145,106 +144,111 @@ def test_a_second_run_of_the_same_name_overwrites_nothing(place: Place) -> None:
     assert all(path.read_bytes() == content for path, content in first.items())
 
 
-def test_the_same_seed_gives_the_same_file_and_samples_change_nothing(place: Place) -> None:
+def test_same_seed_gives_the_same_file_with_and_without_samples(setup: RunSetup) -> None:
     states = [
-        read_adapter(Path(only(place.run(sample_prompts=prompts), LoraWritten)[-1].path)).state
-        for prompts in ((), place.config.sample_prompts)
+        read_adapter(Path(only(setup.run(sample_prompts=prompts), LoraWritten)[-1].path)).state
+        for prompts in ((), setup.config.sample_prompts)
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_broken_image_is_named_and_the_rest_trains(place: Place, tmp_path: Path) -> None:
+def test_broken_image_is_named_and_the_rest_is_trained(setup: RunSetup, tmp_path: Path) -> None:
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
-    events = place.run(sample_prompts=())
+    events = setup.run(sample_prompts=())
     assert any("broken.png" in f"{note.where} {note.message}" for note in only(events, Noted))
     assert only(events, Planned)[0].images == 3
     assert ending(events) == "finished"
 
 
-def test_stop_ends_after_the_step_and_keeps_what_was_learnt(place: Place) -> None:
-    control = Control()
-    events = []
-    for event in jobs.run_training(place.config, place.host, folder=place.folder, control=control):
-        events.append(event)
-        if isinstance(event, EpochDone):
-            control.stop()
+def test_stop_after_an_epoch_saves_no_second_file(setup: RunSetup) -> None:
+    events = stop_at(setup, lambda event: isinstance(event, EpochDone))
     assert only(events, StepDone)[-1].step == 3
     assert [Path(e.path).name for e in only(events, LoraWritten)] == ["test-000001.safetensors"]
     assert ending(events) == "stopped"
 
 
-def test_stop_in_the_middle_of_an_epoch_writes_a_file_of_that_step(place: Place) -> None:
+def stop_at(setup: RunSetup, is_moment: Callable[[Event], bool]) -> list[Event]:
+    """The events of a run that is stopped at the first event for which `is_moment` holds."""
     control = Control()
-    run = jobs.run_training(place.config, place.host, folder=place.folder, control=control)
     events = []
-    for event in run:
+    for event in trainer.run_training(setup.config, setup.host, folder=setup.folder, control=control):
         events.append(event)
-        if isinstance(event, PhaseStarted) and event.phase == "train":
+        if is_moment(event):
             control.stop()
-    assert only(events, StepDone) == []
-    assert only(events, LoraWritten) == []  # nothing was learnt yet, so there is nothing to keep
+    return events
+
+
+def test_stop_before_the_first_step_saves_nothing(setup: RunSetup) -> None:
+    events = stop_at(setup, lambda event: isinstance(event, PhaseStarted) and event.phase == "train")
+    assert only(events, StepDone) == [] and only(events, LoraWritten) == []
+    assert ending(events) == "stopped"
+
+
+def test_stop_within_an_epoch_saves_a_file_of_that_step(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.host, "has_waiters", lambda: True)  # one step per lease
+    events = stop_at(setup, lambda event: isinstance(event, StepDone) and event.step == 2)
+    assert only(events, StepDone)[-1].step == 2
+    assert [Path(e.path).name for e in only(events, LoraWritten)] == ["test-step00000002.safetensors"]
+    assert ending(events) == "stopped"
+
+
+def test_save_now_saves_a_file_of_that_step(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.host, "has_waiters", lambda: True)  # one step per lease
     control = Control()
     events = []
-    for event in jobs.run_training(
-        place.config.replace(epochs=1, gradient_accumulation=1),
-        place.host,
-        folder=place.folder,
-        control=control,
-    ):
+    config = setup.config.replace(epochs=1, sample_prompts=())
+    for event in trainer.run_training(config, setup.host, folder=setup.folder, control=control):
         events.append(event)
-        if isinstance(event, StepDone):
+        if isinstance(event, StepDone) and event.step == 2:
             control.save_now()
-    assert {Path(e.path).name for e in only(events, LoraWritten)} >= {"test-000001.safetensors"}
+    names = [Path(e.path).name for e in only(events, LoraWritten)]
+    assert names == ["test-step00000002.safetensors", "test-000001.safetensors"]
 
 
-def test_without_samples_on_the_way_the_grid_is_drawn_from_the_files(place: Place) -> None:
-    events = place.run(sample_every_n_epochs=0)
+def test_without_samples_the_grid_is_generated_from_the_files(setup: RunSetup) -> None:
+    events = setup.run(sample_every_n_epochs=0)
     trained = next(i for i, e in enumerate(events) if isinstance(e, StepDone) and e.step == 6)
     drawn = [i for i, e in enumerate(events) if isinstance(e, SampleDrawn)]
     assert len(drawn) == 6 and min(drawn) > trained
     assert len(only(events, GridDrawn)) == 1
 
 
-def test_samples_that_do_not_fit_are_left_out_and_the_run_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_do_not_fit_into_memory_are_skipped(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", full)
-    events = place.run()
+    events = setup.run()
     notes = [event for event in only(events, Noted) if event.where == "sample_prompts"]
     assert [note.level for note in notes] == ["warning"] * 3 and "did not fit" in notes[0].message
     assert ending(events) == "finished" and len(only(events, LoraWritten)) == 2
 
 
-def test_full_memory_ends_in_a_sentence_with_file_state_and_free_model(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_saves_file_and_state_and_frees_the_model(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While measuring, say: the page is told what to do, what was learnt is kept, and others may use the model."""
+    """For example while measuring: the error says what to do, the LoRA is saved, and others may use the model."""
 
     def full(_model: DiffusionModel, _adapter: Adapter) -> Mapping[str, float]:
-        if only(told, StepDone):
+        if only(events_so_far, StepDone):
             raise torch.cuda.OutOfMemoryError
         return {}
 
-    told: list[Event] = []
-    run = jobs.run_training(place.config, place.host, folder=place.folder, control=Control(), measure=full)
+    events_so_far: list[Event] = []
+    run = trainer.run_training(setup.config, setup.host, folder=setup.folder, control=Control(), measure=full)
     with pytest.raises(MemoryFullError, match=r"memory is full\. Close other programs .* resume the run"):
         for event in run:
-            told.append(event)
-    assert place.folder.state_steps() == [3]
-    assert {Path(event.path).name for event in only(told, LoraWritten)} == {"test-000001.safetensors"}
-    with place.host.lease() as model:
+            events_so_far.append(event)
+    assert setup.folder.state_steps() == [3]
+    assert {Path(event.path).name for event in only(events_so_far, LoraWritten)} == {"test-000001.safetensors"}
+    with setup.host.lease() as model:
         assert not any(isinstance(module, AdaptedLayer) for module in model.unet.modules())
 
 
-def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host, sampler_options = place.host, SamplerOptions(eta_noise_seed_delta=7)
-    lease, leases, in_breaths = host.lease, list[Any](), set[int]()
+def test_samples_use_the_hosts_options_and_yield_the_lease(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, sampler_options = setup.host, SamplerOptions(eta_noise_seed_delta=7)
+    lease, leases, yielded = host.lease, list[Any](), set[int]()
 
     def counted(*arguments: Any) -> Any:
         leases.append(arguments)
@@ -254,20 +258,20 @@ def test_samples_are_drawn_as_the_host_draws_and_let_others_go_first(
         assert others["sampler_options"] == sampler_options
         before = len(leases)
         on_progress(1, 2)
-        in_breaths.add(len(leases) - before)
+        yielded.add(len(leases) - before)
         return [Image.new("RGB", (64, 64))] * len(prompts)
 
     monkeypatch.setattr(host, "lease", counted)
     monkeypatch.setattr(host, "has_waiters", lambda: True)
     monkeypatch.setattr(type(host), "sampler_options", sampler_options)
     monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", drawn)
-    place.run(epochs=1)
-    assert in_breaths == {1}
+    setup.run(epochs=1)
+    assert yielded == {1}
 
 
-def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:
-    """Six steps in two epochs: after step 2 and 4; step 6 ends an epoch, whose samples are its own."""
-    events = place.run(sample_every_n_steps=2)
+def test_samples_of_steps_are_separate_from_those_of_epochs(setup: RunSetup) -> None:
+    """Six steps in two epochs: samples after steps 2 and 4; step 6 ends an epoch, which has its own samples."""
+    events = setup.run(sample_every_n_steps=2)
     drawn = only(events, SampleDrawn)
     of_steps = [(event.step, event.epoch, Path(event.path).name) for event in drawn if event.step]
     assert sorted({(step, epoch) for step, epoch, _ in of_steps}) == [(2, 1), (4, 2)]
@@ -279,21 +283,24 @@ def test_samples_of_steps_have_rows_of_their_own(place: Place) -> None:
             position = events.index(event)
             assert max(e.step for e in events[:position] if isinstance(e, StepDone)) == event.step
             with Image.open(event.path) as image:
-                told = image.text["parameters"]  # type: ignore[attr-defined]
-            assert f"<lora:test-step{event.step:08}:1>" in told, "the epoch's file will hold other numbers"
-    again = place.run(sample_every_n_steps=3, sample_every_n_epochs=0, make_grid=False)
-    assert {event.step for event in only(again, SampleDrawn)} == {3, 6}  # no samples of epochs: their ends count too
+                infotext = image.text["parameters"]  # type: ignore[attr-defined]
+            assert f"<lora:test-step{event.step:08}:1>" in infotext, "the epoch's file will have other weights"
+    again = setup.run(sample_every_n_steps=3, sample_every_n_epochs=0, make_grid=False)
+    assert {event.step for event in only(again, SampleDrawn)} == {
+        3,
+        6,
+    }  # without samples of epochs, their last steps count too
 
 
-def test_the_measure_sees_the_model_without_lora_first(place: Place) -> None:
+def test_measure_is_first_called_without_lora(setup: RunSetup) -> None:
     seen: list[bool] = []
 
     def measure(model: DiffusionModel, adapter: Adapter) -> Mapping[str, float]:
         seen.append(any(norm > 0 for norm in adapter.norms().values()))
         return {"number": float(len(seen))}
 
-    run = jobs.run_training(
-        place.config.replace(sample_prompts=()), place.host, folder=place.folder, control=Control(), measure=measure
+    run = trainer.run_training(
+        setup.config.replace(sample_prompts=()), setup.host, folder=setup.folder, control=Control(), measure=measure
     )
     events = list(run)
     assert seen == [False, True, True]
@@ -304,37 +311,37 @@ def test_the_measure_sees_the_model_without_lora_first(place: Place) -> None:
     ]
 
 
-def test_settings_that_contradict_each_other_are_told_together(place: Place) -> None:
-    with pytest.raises(ConfigError) as told:
-        place.run(
+def test_contradicting_settings_are_reported_together(setup: RunSetup) -> None:
+    with pytest.raises(ConfigError) as error:
+        setup.run(
             output_name="../elsewhere", train_unet=False, train_text_encoder=False, min_bucket=512, max_bucket=256
         )
-    assert {"output_name", "train_unet", "min_bucket"} <= {problem.where for problem in told.value.problems}
+    assert {"output_name", "train_unet", "min_bucket"} <= {problem.where for problem in error.value.problems}
 
 
-def test_a_loss_weight_for_another_kind_of_model_is_told_before_images_are_encoded(place: Place) -> None:
+def test_loss_weight_for_another_prediction_type_is_refused_before_encoding(setup: RunSetup) -> None:
     phases = []
-    config = place.config.replace(scale_v_pred_loss_like_noise_pred=True)
+    config = setup.config.replace(scale_v_pred_loss_like_noise_pred=True)
     with pytest.raises(ConfigError, match="predict v"):
-        for event in jobs.run_training(config, place.host, folder=place.folder, control=Control()):
+        for event in trainer.run_training(config, setup.host, folder=setup.folder, control=Control()):
             phases += [event.phase] if isinstance(event, PhaseStarted) else []
     assert phases == ["scan", "load"]
 
 
-def test_a_missing_folder_is_told(place: Place, tmp_path: Path) -> None:
+def test_missing_folder_is_reported(setup: RunSetup, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        place.run(concepts=(Concept(folder=str(tmp_path / "nowhere")),))
+        setup.run(concepts=(Concept(folder=str(tmp_path / "nowhere")),))
 
 
-def test_a_full_disk_is_told_before_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(place.folder.root)._replace(free=1000)
+def test_full_disk_is_reported_before_training(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(setup.folder.root)._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="MiB free"):
-        place.run()
+        setup.run()
 
 
-def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    lora_dir = place.host.lora_dir
+def test_disk_that_fills_during_training_is_reported(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora_dir = setup.host.lora_dir
     lora_dir.mkdir()
     sync = os.fsync
 
@@ -342,23 +349,23 @@ def test_a_disk_that_fills_while_training_is_told(place: Place, monkeypatch: pyt
         written = os.fstat(descriptor)
         if any(os.path.samestat(written, file.stat()) for file in lora_dir.iterdir()):
             raise OSError(errno.ENOSPC, "No space left on device")
-        sync(descriptor)  # The run's other files lie elsewhere and are written before.
+        sync(descriptor)  # the run's other files are elsewhere and are written before
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match=r"test-000001\.safetensors .* has no space left"):
-        place.run(sample_prompts=())
+        setup.run(sample_prompts=())
     assert list(lora_dir.iterdir()) == []
 
 
-def test_images_kept_from_training_are_measured_after_every_epoch(place: Place) -> None:
-    """The first number is the model's own; a run with the same settings gives the same numbers, bit by bit."""
+def test_validation_loss_is_measured_after_every_epoch(setup: RunSetup) -> None:
+    """The first value is that of the model alone; a run with the same settings gives identical values."""
     values: dict[str, Any] = {"sample_prompts": (), "validation_share": 0.3}
-    events = place.run(**values)
-    assert only(events, Planned) == [Planned(2, 0, 2, 2, 4)]  # one of the three is kept
+    events = setup.run(**values)
+    assert only(events, Planned) == [Planned(2, 0, 2, 2, 4)]  # one of the three is held out
     measured = {event.epoch: event.values[VALIDATION_LOSS] for event in only(events, Measured)}
     assert sorted(measured) == [0, 1, 2]
     assert len(set(measured.values())) == 3
-    again = place.run(output_name="again", **values)
+    again = setup.run(output_name="again", **values)
     assert {event.epoch: event.values[VALIDATION_LOSS] for event in only(again, Measured)} == measured
 
 
@@ -374,7 +381,7 @@ def _made(events: list[Event], gate: threading.Event) -> Any:
     return make
 
 
-def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path) -> None:
+def test_runner_refuses_a_second_run_and_keeps_the_firsts_events(tmp_path: Path) -> None:
     gate = threading.Event()
     steps: list[Event] = [StepDone(n, 1, 1.0 / n, {"unet": 1e-4}, 1.0, 0.1) for n in range(1, 4)]
     runner = Runner(None, tmp_path, make_events=_made([StateChanged("running"), *steps], gate))
@@ -390,8 +397,8 @@ def test_the_runner_refuses_a_second_run_and_remembers_the_first(tmp_path: Path)
     assert [json.loads(line)["kind"] for line in lines] == ["StateChanged", *["StepDone"] * 3, "StateChanged"]
 
 
-def test_a_run_that_was_told_to_stop_says_so_until_it_has(tmp_path: Path) -> None:
-    """A step, or an image of the webui's, may take a while to end."""
+def test_run_is_stopping_until_it_has_ended(tmp_path: Path) -> None:
+    """A step or an image may take a while to finish."""
     gate = threading.Event()
     runner = Runner(None, tmp_path, make_events=_made([StateChanged("running")], gate))
     runner.start(TrainConfig())
@@ -402,7 +409,7 @@ def test_a_run_that_was_told_to_stop_says_so_until_it_has(tmp_path: Path) -> Non
     assert runner.status()["state"] == "finished"
 
 
-def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) -> None:
+def test_unexpected_error_reaches_the_page_with_a_crash_report(tmp_path: Path) -> None:
     def broken(*_: object, **__: object) -> Iterator[Event]:
         yield StateChanged("running")
         raise RuntimeError("something unforeseen")
@@ -415,14 +422,14 @@ def test_a_fault_of_ours_reaches_the_page_with_a_crash_report(tmp_path: Path) ->
     assert "RuntimeError" in (tmp_path / run / "crash.txt").read_text(encoding="utf-8")
 
 
-def test_commands_without_a_run_are_told(tmp_path: Path) -> None:
+def test_commands_without_a_run_are_refused(tmp_path: Path) -> None:
     runner = Runner(None, tmp_path)
     for command in (runner.pause, runner.resume, runner.stop):
         with pytest.raises(HostError, match="No training"):
             command()
 
 
-def test_a_long_curve_is_averaged_to_few_points() -> None:
+def test_long_curve_is_averaged_to_few_points() -> None:
     points = [(step, float(step % 2)) for step in range(1, 10_001)]
     short = downsample(points, 1000)
     assert len(short) == 1000

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.events import Event, StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs import trainer as jobs
+from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.training.control import Control
 
 
-class Place(NamedTuple):
-    """Where one test's run happens."""
+class RunSetup(NamedTuple):
+    """The config, host and folder of a test run."""
 
     config: TrainConfig
     host: StandaloneHost
@@ -23,10 +23,10 @@ class Place(NamedTuple):
 
     def run(self, control: Control | None = None, **values: Any) -> list[Event]:
         config = self.config.replace(**values)
-        return list(jobs.run_job(config, self.host, folder=self.folder, control=control or Control()))
+        return list(trainer.run_training(config, self.host, folder=self.folder, control=control or Control()))
 
 
-def small_place(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
+def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
     """Three images, two epochs of three steps, two quick prompts."""
     source = next((demo_dir / "train").iterdir())
     data = tmp_path / "data"
@@ -44,7 +44,7 @@ def small_place(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Place:
         rank=2,
         sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
     )
-    return Place(config, host, new_run_folder(tmp_path / "outputs", "test"))
+    return RunSetup(config, host, new_run_folder(tmp_path / "outputs", "test"))
 
 
 def only(events: list[Event], kind: type[Any]) -> list[Any]:

@@ -115,7 +115,7 @@ def test_run_that_fits_has_no_warning(checkpoint: Path, tmp_path: Path) -> None:
     assert estimated(checkpoint, tmp_path, gpu=Gpu("card", 2**33, 2**32)).problems == ()
 
 
-def test_a_card_that_is_full_is_estimated(checkpoint: Path, tmp_path: Path) -> None:
+def test_full_gpu_is_reported(checkpoint: Path, tmp_path: Path) -> None:
     (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", 2**33, 2**20)).problems
     assert problem.level == "hint" and "free now" in problem.message
 
