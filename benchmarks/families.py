@@ -1,12 +1,12 @@
-"""What each adapter family learns of the demo's concept on the embedded tiny model, and what it costs.
+"""How well each adapter family learns the demo's concept on the embedded tiny model, and what it costs.
 
     python benchmarks/families.py [--only lora lokr …] [--out DIR]
-    python benchmarks/families.py --table           the table of docs/methods.md, from benchmarks/families.json
+    python benchmarks/families.py --table           print the table of docs/methods.md from benchmarks/families.json
 
-Every family trains with the demo's images and loss at its own preset, with larger learning rates, in a process of
-its own; the numbers go into benchmarks/families.json. `share`: of 32 images of new prompts and seeds, how many show
-the concept; `leak`: of 6 images of other things. `drift`: how far answers to other captions moved, in units of what
-the caption itself does (0: not at all). `seconds` is processor time of training alone; `memory` the process's peak.
+Every family trains on the demo's images and loss with its own preset at higher learning rates, in a separate process;
+the results go to benchmarks/families.json. `share`: how many of 32 images of new prompts and seeds show the concept;
+`leak`: the same for 6 images of other things. `drift`: how far predictions for other captions moved, relative to the
+effect of the caption itself (0: not at all). `seconds` is the CPU time of training alone, `memory` the process's peak.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.demo.demo import DemoEvaluator, demo_config
-from lib_lora_train.hosts.standalone import EMBEDDED_CHECKPOINT, StandaloneHost
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
@@ -42,56 +43,56 @@ CONCEPT_SEEDS = tuple(range(1, 9))  # 32 images
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A family's preset, what its learning rates are multiplied by, and for how many epochs of 320 images."""
+class Run:
+    """A family's preset, the factor on its learning rates, and the number of epochs of 320 images."""
 
     preset: str
     rates: int = 50
     epochs: int = 6
 
 
-# The tiny model needs learning rates far above those of real models, and not by one factor: what a family's numbers do
-# to a layer depends on its width. Fifty times the preset's unless that is too little or too much, and twelve epochs
-# where six are too few.
-LESSONS: dict[str, Lesson] = {
-    "LoRA": Lesson("LoRA"),
-    "LoCon": Lesson("LoCon"),
-    "LoRA + DoRA": Lesson("DoRA", 100),
-    "LoHa": Lesson("LoHa"),
-    "LoKr": Lesson("LoKr", 100),
-    "DyLoRA": Lesson("DyLoRA", 25, epochs=12),
-    "GLoRA": Lesson("GLoRA"),
-    "(IA)³": Lesson("IA3", 20, epochs=12),
-    "Diag-OFT": Lesson("Diag-OFT"),
-    "BOFT": Lesson("BOFT", 20),
-    "Native": Lesson("Native", 100),
+# The tiny model needs learning rates far above those of real models, by a factor that differs between families: the
+# effect of a family's parameters on a layer depends on its width. Fifty times the preset's rates unless that is too low
+# or too high, and twelve epochs if six are too few.
+RUNS: dict[str, Run] = {
+    "LoRA": Run("LoRA"),
+    "LoCon": Run("LoCon"),
+    "LoRA + DoRA": Run("DoRA", 100),
+    "LoHa": Run("LoHa"),
+    "LoKr": Run("LoKr", 100),
+    "DyLoRA": Run("DyLoRA", 25, epochs=12),
+    "GLoRA": Run("GLoRA"),
+    "(IA)³": Run("IA3", 20, epochs=12),
+    "Diag-OFT": Run("Diag-OFT"),
+    "BOFT": Run("BOFT", 20),
+    "Native": Run("Native", 100),
 }
 
 
-def config_of(lesson: Lesson) -> TrainConfig:
+def run_config(run: Run) -> TrainConfig:
     """The demo's settings with the family's preset."""
-    values = dict(find_preset(lesson.preset).values)
+    values = dict(find_preset(run.preset).values)
     for name in ("learning_rate", "text_encoder_lr"):
-        values[name] *= lesson.rates
-    plain = demo_config().replace(**values, output_name="family", epochs=lesson.epochs)
-    return plain.replace(sample_every_n_epochs=0, make_grid=False, save_every_n_epochs=lesson.epochs)
+        values[name] *= run.rates
+    plain = demo_config().replace(**values, output_name="family", epochs=run.epochs)
+    return plain.replace(sample_every_n_epochs=0, make_grid=False, save_every_n_epochs=run.epochs)
 
 
-def measured(lesson: Lesson, out: Path) -> dict[str, Any]:
-    """Train one family and tell its numbers; measuring is done before the first and after the last epoch only."""
-    config = config_of(lesson)
-    examiner, numbers = DemoEvaluator(config, concept_seeds=()), []
+def train_and_measure(run: Run, out: Path) -> dict[str, Any]:
+    """Train one family and return its results; it is measured only before the first and after the last epoch."""
+    config = run_config(run)
+    evaluator, numbers = DemoEvaluator(config, concept_seeds=()), []
     calls, marks = 0, []
 
     def measure(model: Any, adapter: Any) -> Mapping[str, float]:
         nonlocal calls
         calls += 1
-        if calls not in (1, lesson.epochs + 1):
+        if calls not in (1, run.epochs + 1):
             return {}
         marks.append(time.process_time())
-        if calls > 1:  # before training nothing shows the concept
-            examiner.concept_seeds = CONCEPT_SEEDS
-        numbers.append(examiner.measure(model, adapter))
+        if calls > 1:  # before training no image shows the concept
+            evaluator.concept_seeds = CONCEPT_SEEDS
+        numbers.append(evaluator.measure(model, adapter))
         marks.append(time.process_time())
         return numbers[-1]
 
@@ -107,7 +108,7 @@ def measured(lesson: Lesson, out: Path) -> dict[str, Any]:
         "kilobytes": Path(written.path).stat().st_size / 1024,
         "seconds": marks[2] - marks[1],
         "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **dataclasses.asdict(lesson),
+        **dataclasses.asdict(run),
         "steps": written.step,
         "batch": config.batch_size * config.gradient_accumulation,
         "weights": hashlib.sha256(EMBEDDED_CHECKPOINT.read_bytes()).hexdigest()[:10],
@@ -138,7 +139,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=LESSONS, default=list(LESSONS))
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -147,17 +148,17 @@ def main() -> None:
         print(table())
         return
     if options.one:
-        print(json.dumps(measured(LESSONS[options.one], options.out)))
+        print(json.dumps(train_and_measure(RUNS[options.one], options.out)))
         return
     out = options.out or Path(tempfile.mkdtemp(prefix="families-"))
     for name in options.only:
         command = [sys.executable, __file__, "--one", name, "--out", str(out)]
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
-        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        known[name] = json.loads(answer.stdout.splitlines()[-1])
-        ordered = {family: known[family] for family in LESSONS if family in known}
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results[name] = json.loads(result.stdout.splitlines()[-1])
+        ordered = {family: results[family] for family in RUNS if family in results}
         RESULTS.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(name, json.dumps(known[name]), flush=True)
+        print(name, json.dumps(results[name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Forward + backward time of one adapted layer: our fused Function, PEFT's LoRA and the plain formula.
+"""Forward and backward time of one adapted layer: our fused Function, PEFT's LoRA and the plain formula.
 
     python benchmarks/lora_layer.py [--seconds 2] [--dtype fp32]
 
-The variants run interleaved (A-B-C-C-B-A) in one process, on the shapes of SD1.5 at 512 px, batch 1; the table gives
-medians and how much each adds to the bare layer. Differences below the spread are noise.
+The variants run interleaved (A-B-C-C-B-A) in one process, on the shapes of SD1.5 at 512 px, batch 1; the table shows
+medians and what each adds to the bare layer. Differences below the spread are noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def fused(base: nn.Module) -> nn.Module:
-    """Ours."""
+    """Our fused layer."""
     weights = FAMILIES["lora"].init_weights(base, OPTIONS, torch.Generator().manual_seed(0))
     buffer = FlatBuffer(list(weights.values()), torch.device("cpu"))
     slices = Slices(buffer, {name: n for n, name in enumerate(weights)})
@@ -55,7 +55,7 @@ def peft_layer(base: nn.Module) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """The formula written down, with autograd and a cast per call where the base is in half precision."""
+    """The formula as written, with ordinary autograd and a cast per call if the base is in half precision."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Plain(nn.Module):
 
 
 def seconds_of(layer: nn.Module, x: Tensor, pull: Tensor) -> float:
-    """One forward and backward pass, gradients for the input as inside a network."""
+    """One forward and backward pass, with a gradient for the input as inside a network."""
     x = x.detach().requires_grad_()
     trained = [layer.slices.anchor] if isinstance(layer, AdaptedLayer) else layer.parameters()
     for parameter in trained:
@@ -119,7 +119,7 @@ def _report(name: str, times: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    """Read the arguments and print the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=4.0, help="measuring time per layer")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")

@@ -1,12 +1,12 @@
-"""Whether a file means the same to LyCORIS and to us: the largest relative differences, family by family.
+"""Compares the effect of a file in LyCORIS and here: the largest relative differences, family by family.
 
     pip install lycoris-lora
     python benchmarks/lycoris_agreement.py
 
-For each family and kind of layer a LyCORIS module gets random weights; its state goes through a file into our layer.
-Compared are the layer's output as each computes it in training, ΔW with what LyCORIS merges into the model, and whether
-we save the very tensors that LyCORIS saved. ‖a − b‖ / ‖b‖ in fp32, the largest over the layers: 1e-6 is rounding.
-Prints the table of docs/methods.md.
+For each family and kind of layer a LyCORIS module gets random weights, which our layer loads from a file. Compared are
+the layer's output in training, our ΔW with the one that LyCORIS merges into the model, and whether we save the same
+tensors as LyCORIS. ‖a − b‖ / ‖b‖ in fp32, the largest over the layers: 1e-6 is rounding. Prints the table of
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ CASES: Mapping[str, Case] = {
 
 @dataclass
 class Found:
-    """The largest relative differences so far, and whether what we save is what LyCORIS saved."""
+    """The largest relative differences so far, and whether we save the same tensors as LyCORIS."""
 
     output: float = 0.0
     merge: float | None = None
@@ -83,7 +83,7 @@ class Found:
 
 
 def compare(case: Case, kind: str, found: Found) -> None:
-    """Add what one kind of layer shows to `found`."""
+    """Update `found` with the comparison on one kind of layer."""
     torch.manual_seed(3)
     build, shape = LAYERS[kind]
     base, x = build().requires_grad_(False), torch.randn(shape)
@@ -101,7 +101,7 @@ def compare(case: Case, kind: str, found: Found) -> None:
 
 
 def is_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    """Whether both hold the same keys with the same shapes and numbers; a 0-d number may be of another type."""
+    """Whether both hold the same keys, shapes and values; the dtype of scalars may differ."""
     kept = {key: tensor for key, tensor in theirs.items() if key != "scalar"}
     if ours.keys() != kept.keys() or any(ours[key].shape != kept[key].shape for key in ours):
         return False
@@ -109,7 +109,7 @@ def is_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 
 
 def random_module(case: Case, base: nn.Module) -> Any:
-    """A LyCORIS module whose every trained number is random; factors are near where they begin."""
+    """A LyCORIS module with random weights; factors are near their initial values."""
     import lycoris.modules as lycoris
 
     module = getattr(lycoris, case.module)(NAME, base, 1.0, **{"lora_dim": RANK, "alpha": ALPHA, **case.arguments})
@@ -125,20 +125,20 @@ def random_module(case: Case, base: nn.Module) -> Any:
 
 
 def saved_by_lycoris(module: Any) -> dict[str, Tensor]:
-    """The module's part of the file; a native one is a difference only until it is applied."""
+    """The module's tensors as in the file; native fine-tuning is a difference only until it is applied."""
     if type(module).__name__ == "FullModule":
         return {"diff": module.weight, "diff_b": module.bias}
     return dict(module.state_dict())
 
 
 def merged_by_lycoris(module: Any, base: nn.Module) -> Tensor:
-    """W + ΔW as LyCORIS would put it into the model."""
+    """W + ΔW as LyCORIS merges it into the model."""
     merged: Tensor = module.get_merged_weight(shape=base_weight(base).shape)[0]
     return merged.detach()
 
 
 def output_of(module: Any, x: Tensor) -> Tensor:
-    """The layer's output as LyCORIS computes it in training, dropout off."""
+    """The layer's output in LyCORIS' training, without dropout."""
     module.apply_to()
     module.eval()
     output: Tensor = module.org_module[0](x)
@@ -146,7 +146,7 @@ def output_of(module: Any, x: Tensor) -> Tensor:
 
 
 def read_by_lycoris(state: Mapping[str, Tensor], base: nn.Module) -> Any:
-    """The module that LyCORIS makes of a file's tensors."""
+    """The module that LyCORIS loads from a file's tensors."""
     import lycoris.modules as lycoris
 
     kept = through_file(state).state
@@ -155,7 +155,7 @@ def read_by_lycoris(state: Mapping[str, Tensor], base: nn.Module) -> Any:
 
 
 def read_by_us(state: Mapping[str, Tensor], base: nn.Module) -> AdaptedLayer:
-    """The layer that we make of a file's tensors."""
+    """The layer that we load from a file's tensors."""
     (layer,) = parse_file(through_file(state)).layers.values()
     weights = reshape_for_layer(layer.weights, base_weight(base))
     assert weights is not None
@@ -165,7 +165,7 @@ def read_by_us(state: Mapping[str, Tensor], base: nn.Module) -> AdaptedLayer:
 
 
 def through_file(state: Mapping[str, Tensor]) -> AdapterFile:
-    """The tensors, written and read again in fp32."""
+    """The tensors after writing and reading a file in fp32."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         write_adapter(path, {f"{NAME}.{key}": t for key, t in state.items()}, metadata={}, precision="fp32")

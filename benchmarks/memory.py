@@ -1,10 +1,10 @@
-"""Memory of one training step, counted on the meta device: no graphics card and no memory are needed for that.
+"""Memory of one training step, counted on the meta device, which needs neither a GPU nor the memory itself.
 
-    python benchmarks/memory.py [--families sd1,sdxl]
+    python benchmarks/memory.py [--architectures sd1,sdxl]
 
-Real diffusers modules of the published sizes run forward and backward with our adapters on tensors without contents;
-every tensor's bytes are counted while it lives. Beside them stands what `memory_estimate` says. The constants of
-`memory_estimate` (the backward pass's working memory, the VAE's) are the largest ratios printed here.
+Real diffusers modules of the published sizes run forward and backward with our adapters on tensors without data; every
+tensor's bytes are counted while it is alive, and printed beside the estimate of `runs/estimates/memory.py`. The largest
+ratios printed here are that estimate's constants (`WORKING` and `ENCODING`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of all storages made inside of it that are still alive (`now`), and the most at any time (`peak`)."""
+    """Bytes of all storages created inside it that are still alive (`now`), and their maximum (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,41 +39,41 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it made."""
+        """Run the operation and count the storages it created."""
         before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in before:
-                self._take(leaf.untyped_storage())
+                self._add(leaf.untyped_storage())
         return out
 
-    def _take(self, storage: Any) -> None:
+    def _add(self, storage: Any) -> None:
         if storage in self._known:
             return
         self._known.add(storage)
         size = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, size)
+        weakref.finalize(storage, self._remove, size)
 
-    def _drop(self, size: int) -> None:
+    def _remove(self, size: int) -> None:
         self.now -= size
 
 
 @contextmanager
 def flash_on_meta() -> Iterator[None]:
-    """Attention as a graphics card computes it; on the meta device PyTorch would choose the plain formula."""
+    """Attention as computed on a GPU; on the meta device PyTorch would use the plain formula."""
 
     def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-        answer: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
-        return answer
+        output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        return output
 
     with mock.patch.object(F, "scaled_dot_product_attention", flash):
         yield
 
 
 def meta_unet(spec: Any, dtype: torch.dtype) -> Any:
-    """The diffusers UNet without contents, frozen."""
+    """The frozen diffusers UNet on the meta device."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -82,9 +82,9 @@ def meta_unet(spec: Any, dtype: torch.dtype) -> Any:
 
 
 def count_step(unet: Any, spec: Any, adapter: Any, *, side: int, batch: int = 1, checkpointing: bool = False) -> Any:
-    """(bytes kept after the forward pass, bytes at the peak of the backward pass) of one step at `side` latents.
+    """(bytes saved by the forward pass, peak bytes of the backward pass) of one step with latents of `side` × `side`.
 
-    The adapter's own numbers, gradients and cast are not in it.
+    Not including the adapter's weights, gradients and cast.
     """
     weight = unet.conv_in.weight
     width, pooled = spec.unet["cross_attention_dim"], spec.text_encoders[-1].config["projection_dim"]
@@ -101,14 +101,14 @@ def count_step(unet: Any, spec: Any, adapter: Any, *, side: int, batch: int = 1,
         unet.enable_gradient_checkpointing()
     with LiveBytes() as live:
         times = torch.zeros(batch, device=weight.device)
-        answer = unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
-        kept = live.now - cast
-        answer.float().pow(2).mean().backward()
-    return kept, live.peak - cast
+        output = unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        saved = live.now - cast
+        output.float().pow(2).mean().backward()
+    return saved, live.peak - cast
 
 
 def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
-    """Bytes at the peak of encoding one image of `side` px."""
+    """Peak bytes of encoding one image of `side` px."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -119,7 +119,7 @@ def count_encoding(spec: Any, dtype: torch.dtype, side: int) -> int:
 
 
 def estimated(spec: Any, config: Any, positions: int) -> tuple[int, int]:
-    """(numbers kept, numbers there at the worst moment) per image, by the estimate's own model."""
+    """(values saved, values alive at the peak) per image, according to the estimate."""
     from lib_lora_train.runs.estimates.memory import unet_pass
 
     trace, _ = unet_pass(spec, config, positions=positions, tokens=77)
@@ -127,7 +127,7 @@ def estimated(spec: Any, config: Any, positions: int) -> tuple[int, int]:
 
 
 def print_steps(architecture: str, spec: Any, side: int) -> None:
-    """A line for each choice of targets, with and without checkpointing."""
+    """Print a line for each value of targets, with and without checkpointing."""
     from types import SimpleNamespace
 
     from lib_lora_train.adapters.inject import inject
@@ -139,11 +139,11 @@ def print_steps(architecture: str, spec: Any, side: int) -> None:
         unet = meta_unet(spec, torch.bfloat16)
         model = SimpleNamespace(unet=unet, text_encoders=(), spec=spec)
         adapter = inject(model, spec_from_config(config), seed=0)
-        kept, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
-        own, most = (2 * number for number in estimated(spec, config, side * side))
-        working = (peak - most) / (2 * spec.unet["block_out_channels"][0] * side * side)
+        saved, peak = count_step(unet, spec, adapter, side=side, checkpointing=checkpointing)
+        expected_saved, expected_peak = (2 * number for number in estimated(spec, config, side * side))
+        working = (peak - expected_peak) / (2 * spec.unet["block_out_channels"][0] * side * side)
         name = f"{architecture} {8 * side} px, {targets}{', checkpointing' if checkpointing else ''}"
-        sizes = "".join(f"{number / 2**20:10.1f}" for number in (kept, own, peak))
+        sizes = "".join(f"{number / 2**20:10.1f}" for number in (saved, expected_saved, peak))
         print(f"{name:42}{sizes}{working:9.2f}", flush=True)
 
 
@@ -153,17 +153,16 @@ def main() -> None:
     from tests.stand_ins.tiny_models import full_shapes
 
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--families", default="sd1,sd2,sdxl")
-    print(f"{'':42}{'kept MiB':>10}{'estimate':>10}{'peak':>10}{'working':>9}")
-    for architecture in parser.parse_args().families.split(","):
+    parser.add_argument("--architectures", default="sd1,sd2,sdxl")
+    print(f"{'':42}{'saved MiB':>10}{'estimate':>10}{'peak':>10}{'working':>9}")
+    for architecture in parser.parse_args().architectures.split(","):
         spec = infer_spec(full_shapes(architecture))
         side = {"sd1": 64, "sd2": 96, "sdxl": 128}[architecture]
         with flash_on_meta():
             print_steps(architecture, spec, side)
-            most = count_encoding(spec, torch.float16, 8 * side)
-        print(
-            f"{architecture} VAE: {most / (2 * spec.vae['block_out_channels'][0] * (8 * side) ** 2):.2f} widths per pixel"
-        )
+            encoding = count_encoding(spec, torch.float16, 8 * side)
+        width = spec.vae["block_out_channels"][0]
+        print(f"{architecture} VAE: {encoding / (2 * width * (8 * side) ** 2):.2f} widths per pixel")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What options at the end of a step cost: limited norms, a running mean, 16-bit LoRA numbers.
+"""The cost of options at the end of a step: max norm, EMA, 16-bit LoRA weights.
 
-    python benchmarks/step_end.py [--rank 32] [--repeats 5] [--pixels 256]   SD1.5's UNet on the processor: seconds
+    python benchmarks/step_end.py [--rank 32] [--repeats 5] [--pixels 256]   SD1.5's UNet on the CPU: seconds
     python benchmarks/step_end.py --count [--rank 32]                        SD1.5 and SDXL on meta tensors: operations
 
 Seconds: random weights of the published sizes, kohya's standard layers, AdamW, batch 1; all variants interleaved in one
-process, medians of processor seconds. Operations: what is dispatched to the device, one kernel or a few each, which is
-what small work costs on a graphics card. `per layer` limits norms as other trainers do: ΔW of each layer in full, and
-its norm read back.
+process, medians of CPU time. Operations: those dispatched to the device, of one or a few kernels each, which is what
+small operations cost on a GPU. `per layer` limits norms as other trainers do: with each layer's ΔW in full, and its
+norm read back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LIMIT = 1.0
 
 
 class Counted(TorchDispatchMode):
-    """Counts what is dispatched; views and allocations launch nothing and do not count."""
+    """Counts dispatched operations, except views and allocations, which launch no kernel."""
 
     FREE = ("view", "as_strided", "detach", "empty", "expand", "permute", "transpose", "aten.t.", "split", "unbind")
 
@@ -54,7 +54,7 @@ class Counted(TorchDispatchMode):
 
 
 class Bench:
-    """One UNet with a LoRA on it, and everything that a step may do."""
+    """One UNet with a LoRA, and everything that a step may do."""
 
     def __init__(self, architecture: Architecture, *, rank: int, pixels: int, device: str) -> None:
         spec = infer_spec(full_shapes(architecture))
@@ -87,16 +87,16 @@ class Bench:
         answer.square().mean().backward()
 
     def optimise(self) -> None:
-        """Clip and AdamW; the gradient stays for the next measurement."""
+        """Clip and AdamW; the gradient is kept for the next measurement."""
         clip_gradients([self.parameter], 1.0)
         self.optimizer.step()
 
     def limit_norms(self) -> None:
-        """Ours, with its numbers read back as the loop reads them: once, with the loss."""
+        """Our max norm, with its results read back once, together with the loss, as in the training loop."""
         self.limit.apply()
 
     def limit_per_layer(self) -> None:
-        """Each layer's ΔW in full, its norm read back, its factors scaled."""
+        """Max norm layer by layer: ΔW in full, its norm read back, its factors scaled."""
         is_real = self.parameter.device.type != "meta"
         with torch.no_grad():
             for layer in self.adapter.layers.values():
@@ -112,14 +112,14 @@ class Bench:
         self.average.update(10)
 
     def round_numbers(self) -> None:
-        """`lora_precision` bf16: the gradient and the numbers to fp32 and, rounded at random, back."""
+        """`lora_precision` bf16: gradient and weights cast to fp32, and back with stochastic rounding."""
         self.stored.grad = torch.zeros_like(self.stored)
         with self.working.step(1, 1):
             pass
 
 
 def parts(bench: Bench) -> dict[str, Callable[[], None]]:
-    """What is measured, by name."""
+    """Name → the function to measure."""
     return {
         "forward and backward": bench.passes,
         "clip and AdamW": bench.optimise,
@@ -131,7 +131,7 @@ def parts(bench: Bench) -> dict[str, Callable[[], None]]:
 
 
 def measure(rank: int, pixels: int, repeats: int) -> None:
-    """The table of seconds."""
+    """Print the table of seconds."""
     bench = Bench("sd1", rank=rank, pixels=pixels, device="cpu")
     works = parts(bench)
     found: dict[str, list[float]] = {name: [] for name in works}
@@ -153,7 +153,7 @@ def measure(rank: int, pixels: int, repeats: int) -> None:
 
 
 def count(rank: int) -> None:
-    """The tables of operations."""
+    """Print the tables of operations."""
     families: list[tuple[str, Architecture, int]] = [("SD1.5", "sd1", 512), ("SDXL", "sdxl", 1024)]
     for name, architecture, pixels in families:
         bench = Bench(architecture, rank=rank, pixels=pixels, device="meta")
@@ -172,7 +172,7 @@ def count(rank: int) -> None:
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Print the tables that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)

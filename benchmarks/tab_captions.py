@@ -1,9 +1,9 @@
-"""How smooth the Captions panel stays with thousands of images: every action timed in a real browser.
+"""How responsive the Captions panel is with thousands of images: every action timed in a real browser.
 
     python benchmarks/tab_captions.py [--images 5000] [--folder FOLDER]
 
-Makes the images (composed, 384 px, with captions of 3 to 27 tags) unless a folder of your own is given; edits
-there are undone. Each line: what was done, the time until the page shows it, and what the server took of it.
+Creates the images (synthetic, 384 px, with captions of 3 to 27 tags) unless you give a folder of your own; edits there
+are undone. Each line shows the action, the time until the page shows its result, and the server's part of it.
 Needs playwright and a Chromium on the PATH.
 """
 
@@ -33,7 +33,7 @@ _WAIT_MS = 180_000
 
 
 def make_images(folder: Path, number: int) -> None:
-    """Composed images with captions; every fiftieth has none."""
+    """Write synthetic images with captions; every fiftieth has none."""
     folder.mkdir(parents=True)
     dice = random.Random(3)
     tags = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
@@ -50,13 +50,13 @@ def make_images(folder: Path, number: int) -> None:
 
 
 class Timed:
-    """Times what is done in the page, and what the server's answers took of it."""
+    """Times actions in the page, and the server's part of them."""
 
     def __init__(self, page: Any) -> None:
         self._page = page
 
     def __call__(self, what: str, do: Callable[[], object], shown: str) -> None:
-        """Do something and wait until the JavaScript expression `shown` is true, looked at on every frame."""
+        """Run an action and wait until the JavaScript expression `shown`, evaluated on every frame, is true."""
         self._page.evaluate("performance.clearResourceTimings()")
         began = time.perf_counter()
         do()
@@ -70,7 +70,7 @@ class Timed:
 
 
 def _thumbnails(number: int) -> str:
-    """The first images of the page are drawn; those below the screen are fetched when they come into view."""
+    """Whether the page's first images are shown; those further down are fetched when they come into view."""
     return (
         "(images => images.length && images.every(one => one.complete && one.naturalWidth))"
         f"([...document.querySelectorAll('.lt-c-gallery img')].slice(0, {number}))"
@@ -82,7 +82,7 @@ def _count(text: str) -> str:
 
 
 def measure(page: Any, folder: Path, number: int) -> None:
-    """Open, turn pages, filter, edit all, undo."""
+    """Time opening, paging, filtering, editing all captions and undoing."""
     timed, whole = Timed(page), f"{number:,}"
     first = "document.querySelector('.lt-c-gallery figure').title = 'old'"
     page.fill(".lt-c-folder", str(folder))
@@ -120,7 +120,7 @@ def measure(page: Any, folder: Path, number: int) -> None:
 
 
 def measure_dataset(page: Any, folder: Path) -> None:
-    """The Dataset panel: read the folder, plan, show the first images."""
+    """Time the Dataset panel: read the folder, plan, show the first images."""
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
@@ -130,7 +130,7 @@ def measure_dataset(page: Any, folder: Path) -> None:
 
 
 def serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """The app in a process of its own, and its address once it answers."""
+    """The app in a separate process, and its address once it responds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,11 +1,11 @@
-"""Our training step beside a plain one of diffusers, peft and torch, on the same numbers.
+"""Compares our training step with a plain one of diffusers, peft and torch on the same inputs.
 
     python -m benchmarks.parity.against_diffusers [--steps 50]
 
-Both get identical latents, noise, timesteps, text outputs and initial LoRA. The reference is written the way the
-diffusers examples are: `UNet2DConditionModel`, peft's LoRA layers, `DDPMScheduler`, `torch.optim.AdamW`, one batch
-of everything instead of our accumulation. Promised, in fp32, for epsilon and v: loss of the first step within 1e-5
-(relative), cosine of ΔW at least 0.999 after 50 steps.
+Both get identical latents, noise, timesteps, text outputs and initial LoRA. The reference follows the diffusers
+examples: `UNet2DConditionModel`, peft's LoRA layers, `DDPMScheduler`, `torch.optim.AdamW`, and one batch
+instead of our accumulation. Expected in fp32, for epsilon and v: the first step's loss within 1e-5 (relative), and a
+cosine of ΔW of at least 0.999 after 50 steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ UNET_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything random of one optimiser step, float32: latents and noise (N, 4, 8, 8), text (N, 77, 24)."""
+    """The random inputs of one optimiser step, float32: latents and noise (N, 4, 8, 8), text (N, 77, 24)."""
 
     latents: Tensor
     noise: Tensor
@@ -57,7 +57,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses per step, and the updates that were learnt, by module name."""
+    """Losses per step, and the trained updates by module name."""
 
     losses: list[float]
     updates: dict[str, Tensor]
@@ -82,7 +82,7 @@ def draw_inputs(steps: int, *, seed: int = 0) -> list[Inputs]:
 
 
 def small_model(prediction_type: PredictionType) -> DiffusionModel:
-    """A small random UNet and nothing else: text outputs are given."""
+    """A model with only a small random UNet; text outputs are inputs."""
     spec = ModelSpec("sd1", prediction_type, False, 0.18215, UNET_CONFIG, {}, ())
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def small_model(prediction_type: PredictionType) -> DiffusionModel:
 
 
 def train_ours(model: DiffusionModel, adapter: Adapter, steps: list[Inputs]) -> Outcome:
-    """By the product's own step: micro-batches, fused LoRA, flat parameters."""
+    """Train with our own step: micro-batches, fused LoRA, flat parameters."""
     stepper = make_optimizer(adapter.groups, {"unet": RATE}, config=TrainConfig(optimizer_args=f"weight_decay={DECAY}"))
     losses = []
     for inputs in steps:
@@ -130,7 +130,7 @@ def _adapted(unet: nn.Module) -> dict[str, AdaptedLayer]:
 
 
 def train_reference(start: dict[str, dict[str, Tensor]], steps: list[Inputs], kind: PredictionType) -> Outcome:
-    """By diffusers, peft and torch, from the same initial LoRA: module name → its tensors."""
+    """Train with diffusers, peft and torch, from the same initial LoRA, module name → its tensors."""
     unet = small_model(kind).unet
     inject_adapter_in_model(
         LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(start), init_lora_weights=False), unet
@@ -156,7 +156,7 @@ def train_reference(start: dict[str, dict[str, Tensor]], steps: list[Inputs], ki
 
 
 def _reference_loss(unet: Any, scheduler: Any, inputs: Inputs) -> Tensor:
-    """As diffusers' train_text_to_image_lora.py computes it, min-SNR included."""
+    """The loss as in diffusers' train_text_to_image_lora.py, including min-SNR."""
     noisy = scheduler.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
     answer = unet(noisy, inputs.timesteps, inputs.text).sample
     is_v = scheduler.config.prediction_type == "v_prediction"
@@ -182,7 +182,7 @@ class Comparison:
 
 
 def compare(kind: PredictionType, steps: int) -> Comparison:
-    """Both runs on the same inputs."""
+    """Run both on the same inputs and compare them."""
     inputs = draw_inputs(steps)
     model = small_model(kind)
     adapter = inject(model, AdapterSpec(rank=RANK, alpha=ALPHA, targets="all", unet=True, text_encoder=False), seed=1)
@@ -199,7 +199,7 @@ def compare(kind: PredictionType, steps: int) -> Comparison:
 
 
 def main() -> None:
-    """Print the comparison for both kinds of prediction; exit code 1 if a promise is broken."""
+    """Print the comparison for both prediction types; exit code 1 if they differ more than expected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
     steps = parser.parse_args().steps

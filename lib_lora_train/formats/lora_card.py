@@ -1,6 +1,6 @@
-"""The card a webui shows for a LoRA: `NAME.json` and `NAME.png` beside `NAME.safetensors`.
+"""The card that a webui shows for a LoRA: `NAME.json` and `NAME.png` next to `NAME.safetensors`.
 
-The names in the .json are A1111's, which Forge and reForge read too.
+The keys in the .json are A1111's, which Forge and reForge also read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def card_values(*, architecture: str, triggers: Sequence[str], description: str,
 
 
 def write_card(lora: Path, values: Mapping[str, Any]) -> Path | None:
-    """Write the .json beside a LoRA file; one that is there already is somebody's work and stays: None then."""
+    """Write the .json next to a LoRA file; returns None, and keeps the file, if there is one already."""
     text = json.dumps(values, indent=4, ensure_ascii=False)
     return _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
-    """Let `save` write the .png beside a LoRA file, unless there is one: None then."""
+    """Call `save` for the .png next to a LoRA file; returns None if there is one already."""
     return _write_new(lora.with_suffix(".png"), save)
 
 

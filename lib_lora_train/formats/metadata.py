@@ -1,7 +1,7 @@
-"""What a LoRA file says about itself: kohya's `ss_*` keys, `modelspec.*`, and our settings as JSON.
+"""The metadata of a LoRA file: kohya's `ss_*` keys, `modelspec.*`, and our settings as JSON.
 
-All values are text, as safetensors demands; "None" stands for "not used", as in kohya's files. Webuis read the base
-model's version, the tag frequencies and the titles from here, people read the rest.
+All values are text, as safetensors requires; "None" means "not used", as in kohya's files. The webuis read the base
+model's version, the tag frequencies and the titles; the rest is for people.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lib_lora_train.config.optimizer_catalog import CUSTOM
 from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network import metadata_network
+from lib_lora_train.formats.toml import PATH_SETTINGS
 
 if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
@@ -27,16 +28,15 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "lora_train_config"
 
-_PATHS = ("checkpoint", "vae", "output_dir", "continue_from", "folder")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known only while running. Times are seconds since 1970; `step` and `epoch` are those of this file.
+    """Values known only during the run. Times are seconds since 1970; `step` and `epoch` are those of this file.
 
-    The hashes are those webuis show: the checkpoint's and the VAE's 8-digit legacy hash, the VAE's sha256.
+    The hashes are those that webuis show: the checkpoint's and the VAE's 8-digit legacy hash, the VAE's sha256.
     """
 
     output_name: str
@@ -51,7 +51,7 @@ class RunFacts:
 
 
 def run_metadata(config: TrainConfig, plan: Plan, model: DiffusionModel, run: RunFacts) -> dict[str, str]:
-    """All metadata of one LoRA file but the two hashes, which `adapters.file` computes."""
+    """All metadata of one LoRA file except the two hashes, which `adapters.files.lora_file` computes."""
     values: dict[str, Any] = {
         **_run_keys(config, run),
         **_optimiser_keys(config, plan),
@@ -67,9 +67,9 @@ def run_metadata(config: TrainConfig, plan: Plan, model: DiffusionModel, run: Ru
 
 
 def shareable_config(config: TrainConfig) -> dict[str, Any]:
-    """Every setting as JSON-ready values for `read_config`, with paths cut to their last part.
+    """Every setting as JSON-ready values for `read_config`, with paths reduced to their last part.
 
-    LoRA files are shared, and a path tells who lives on the machine; the run folder keeps the full settings.
+    LoRA files are shared, and paths may reveal names; the run folder keeps the full settings.
     """
     values = _without_folders(config_values(config))
     values["concepts"] = [_without_folders(concept) for concept in values.get("concepts", ())]
@@ -77,11 +77,11 @@ def shareable_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def _without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _last_part(value) if name in _PATHS else value for name, value in values.items()}
+    return {name: path_name(value) if name in (*PATH_SETTINGS, "folder") else value for name, value in values.items()}
 
 
-def _last_part(path: str) -> str:
-    """File or folder name of a path written on any system."""
+def path_name(path: str) -> str:
+    """The file or folder name of a path from any system."""
     return PureWindowsPath(path).name if "\\" in path else PurePath(path).name
 
 
@@ -103,13 +103,11 @@ def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
 
 
 def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
-    unet_lr = config.learning_rate if config.unet_lr is None else config.unet_lr
-    text_lr = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
     optimizer = config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer
     return {
         "ss_learning_rate": config.learning_rate,
-        "ss_unet_lr": unet_lr if config.train_unet else None,
-        "ss_text_encoder_lr": text_lr if config.train_text_encoder else None,
+        "ss_unet_lr": config.effective_unet_lr if config.train_unet else None,
+        "ss_text_encoder_lr": config.effective_text_encoder_lr if config.train_text_encoder else None,
         "ss_optimizer": f"{optimizer}({config.optimizer_args})" if config.optimizer_args else optimizer,
         "ss_lr_scheduler": config.lr_schedule,
         "ss_lr_warmup_steps": duration_in_steps(config.warmup, plan.total_steps),
@@ -151,7 +149,7 @@ def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> di
         "ss_sd_model_name": model.path.name if model.path else model.name,
         "ss_sd_model_hash": run.checkpoint_legacy_hash or None,
         "ss_new_sd_model_hash": model.file_hash or None,
-        "ss_vae_name": _last_part(config.vae) or None,
+        "ss_vae_name": path_name(config.vae) or None,
         "ss_vae_hash": run.vae_legacy_hash or None,
         "ss_new_vae_hash": run.vae_hash or None,
         "ss_clip_skip": config.clip_skip,
@@ -229,12 +227,12 @@ def _bucket_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _folder_key(concept: ScannedConcept) -> str:
-    """kohya's folder name `N_words`, also for a plain folder whose repeats were given."""
+    """kohya's folder name `N_words`, also for a plain folder with its own repeats."""
     return concept.name if re.match(r"\d+_", concept.name) else f"{concept.repeats}_{concept.name}"
 
 
 def _folders(concepts: list[ScannedConcept]) -> dict[str, Any]:
-    """Folder → repeats and number of images; folders of the same name are counted together."""
+    """Folder → repeats and number of images; folders of the same name are combined."""
     folders: dict[str, Any] = {}
     for concept in concepts:
         entry = folders.setdefault(_folder_key(concept), {"n_repeats": concept.repeats, "img_count": 0})
@@ -243,7 +241,7 @@ def _folders(concepts: list[ScannedConcept]) -> dict[str, Any]:
 
 
 def _tag_frequency(plan: Plan) -> dict[str, dict[str, int]]:
-    """Folder → tag → number of images with it (repeats not counted), most frequent first."""
+    """Folder → tag → number of images (without repeats), most frequent first."""
     counts: dict[str, Counter[str]] = {}
     for item in plan.dataset.items:
         tags = [tag.strip().lower() for tag in item.caption.split(",")]

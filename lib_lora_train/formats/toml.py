@@ -1,6 +1,6 @@
-"""Settings as a TOML file, the form in which a run is kept, shared and trained again.
+"""Settings as a TOML file, to store, share and repeat a run.
 
-Parameter names stand at the top level, folders in `[[concepts]]`. Paths in the file are relative to the file.
+Parameters are at the top level, folders in `[[concepts]]`. Paths in the file are relative to the file.
 """
 
 from __future__ import annotations
@@ -19,43 +19,45 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.user_paths import user_path
 
-_PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
+PATH_SETTINGS = ("checkpoint", "vae", "output_dir", "continue_from")
+"""The settings that are paths; besides, each concept has its `folder`."""
 
 
 def read_toml_config(path: Path) -> Mapping[str, Any]:
-    """The plain values in a file, for `read_config`; its relative paths are made absolute.
+    """The plain values in a file, for `read_config`, with relative paths made absolute.
 
-    ConfigError when the file is missing, is not text or is not TOML.
+    ConfigError if the file is missing, not text or not TOML.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise _unusable(path, "is not UTF-8 text. Save it as UTF-8.") from None
+        raise file_error(path, "is not UTF-8 text. Save it as UTF-8.") from None
     except OSError as error:
-        raise _unusable(path, f"cannot be read: {error.strerror or error}.") from error
+        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
     try:
         values: dict[str, Any] = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
-        raise _unusable(path, f"is not TOML: {error}.") from error
+        raise file_error(path, f"is not valid TOML: {error}.") from error
     return _with_paths(values, path.absolute().parent)
 
 
 def write_toml_config(path: Path, config: TrainConfig) -> None:
-    """Write all settings, grouped and complete, so that they can be trained again from anywhere.
+    """Write all settings, grouped, so that the run can be repeated from anywhere.
 
-    Paths are written absolute; what is not set is left out. The file appears whole or not at all; OutputError
-    when it cannot be written.
+    Paths are written absolute; settings without a value are left out. The file is written completely or not at all;
+    OutputError if it cannot be written.
     """
     atomic_write.write_text(path, _toml_text(config))
 
 
-def _unusable(path: Path, message: str) -> ConfigError:
+def file_error(path: Path, message: str) -> ConfigError:
+    """A problem with a settings file as a whole."""
     return ConfigError([Problem("error", str(path), message)])
 
 
 def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Paths made absolute; values of another kind than text are left for `read_config` to report."""
-    found = {name: _absolute(value, base) if name in _PATHS else value for name, value in values.items()}
+    """Paths made absolute; values of the wrong type are left for `read_config` to report."""
+    found = {name: _absolute(value, base) if name in PATH_SETTINGS else value for name, value in values.items()}
     concepts = found.get("concepts")
     if isinstance(concepts, list):
         found["concepts"] = [
@@ -69,7 +71,7 @@ def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value.strip() or PureWindowsPath(value.strip()).is_absolute():
-        return value  # a Windows path stays one, wherever the file is read
+        return value  # a Windows path stays as it is on every system
     return os.path.normpath(base / user_path(value))
 
 

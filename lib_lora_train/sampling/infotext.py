@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -14,20 +14,8 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
     """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
     positive = f"{prompt.prompt} <lora:{lora}:1>" if lora else prompt.prompt
-    settings = {
-        "Steps": prompt.steps,
-        "Sampler": sampler,
-        "CFG scale": f"{prompt.cfg:g}",
-        "Seed": prompt.seed,
-        "Size": f"{prompt.width}x{prompt.height}",
-        "Model": model,
-    }
-    if clip_skip > 1:
-        settings["Clip skip"] = clip_skip
-    lines = [positive, ", ".join(f"{name}: {value}" for name, value in settings.items())]
-    if prompt.negative:
-        lines.insert(1, f"Negative prompt: {prompt.negative}")
-    return "\n".join(lines)
+    settings = {"Model": model, **({"Clip skip": clip_skip} if clip_skip > 1 else {})}
+    return _join(positive, prompt, sampler, settings)
 
 
 def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str) -> str:
@@ -35,23 +23,27 @@ def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int
 
     The plot replaces the first name in the prompt by each of the names.
     """
-    first = f"{prompt.prompt} <lora:{loras[0]}:1>"
     settings = {
-        "Steps": prompt.steps,
-        "Sampler": sampler,
-        "CFG scale": f"{prompt.cfg:g}",
-        "Seed": prompt.seed,
-        "Size": f"{prompt.width}x{prompt.height}",
         "Script": "X/Y/Z plot",
         "X Type": "Prompt S/R",
         "X Values": _quoted(",".join(loras)),
         "Y Type": "Seed",
         "Y Values": _quoted(",".join(map(str, seeds))),
     }
-    lines = [first, ", ".join(f"{name}: {value}" for name, value in settings.items())]
-    if prompt.negative:
-        lines.insert(1, f"Negative prompt: {prompt.negative}")
-    return "\n".join(lines)
+    return _join(f"{prompt.prompt} <lora:{loras[0]}:1>", prompt, sampler, settings)
+
+
+def _join(positive: str, prompt: SamplePrompt, sampler: str, more: Mapping[str, object]) -> str:
+    settings = {
+        "Steps": prompt.steps,
+        "Sampler": sampler,
+        "CFG scale": f"{prompt.cfg:g}",
+        "Seed": prompt.seed,
+        "Size": f"{prompt.width}x{prompt.height}",
+        **more,
+    }
+    negative = [f"Negative prompt: {prompt.negative}"] if prompt.negative else []
+    return "\n".join([positive, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 
 
 def _quoted(value: str) -> str:

@@ -337,7 +337,7 @@ def _accumulate_gradients(
 ) -> Tensor:
     """The step's loss, 0-d: a mean over its `usable` images. Its gradients are added, times float16's loss scale.
 
-    A function of its own so that the last micro-batch is freed before the optimiser needs memory.
+    A separate function, so that the last micro-batch is freed before the optimiser needs memory.
     """
     config, grad_scaler = training.config, training.grad_scaler
     total = torch.zeros((), device=model.device)

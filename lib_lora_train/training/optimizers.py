@@ -89,7 +89,7 @@ def make_optimizer(groups: Groups, rates: Mapping[str, float], *, config: TrainC
 
 
 def estimates_lr(optimizer: str, built: Any) -> bool:
-    """Whether it estimates the rate: told for those on the list, else by its argument d0, where the estimate begins.
+    """Whether it estimates the learning rate: as the catalog says, or if it has the argument d0, the estimate's start.
 
     So do all of the Prodigy and D-Adaptation families.
     """

@@ -62,16 +62,14 @@ def _plain(value: Any) -> Any:
 
 def _special(config: TrainConfig) -> dict[str, Any]:
     """The keys whose meaning differs in the GUI."""
-    unet = config.learning_rate if config.unet_lr is None else config.unet_lr
-    text = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
     is_share = config.warmup < 1
     has_constant_warmup = config.lr_schedule == "constant" and config.warmup
     return {
         "max_resolution": f"{config.resolution},{config.resolution}",
         "epoch": 1 if config.max_steps else config.epochs,
         "max_train_epochs": 0,
-        "unet_lr": unet if config.train_unet else 0,
-        "text_encoder_lr": text if config.train_text_encoder else 0,
+        "unet_lr": config.effective_unet_lr if config.train_unet else 0,
+        "text_encoder_lr": config.effective_text_encoder_lr if config.train_text_encoder else 0,
         "stop_text_encoder_training": round(config.stop_text_encoder * 100, 10) if config.stop_text_encoder < 1 else 0,
         "optimizer": config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer,
         "optimizer_args": _optimizer_args(config),

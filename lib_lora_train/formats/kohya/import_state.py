@@ -15,6 +15,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.formats.kohya.keys import ALIASES
 
+PARAMETERS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 Source = Literal["gui", "script", "metadata"]
 
 AT_DEFAULT = "has kohya's default value"

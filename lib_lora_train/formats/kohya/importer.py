@@ -37,10 +37,9 @@ from lib_lora_train.formats.kohya.import_state import (
 from lib_lora_train.formats.kohya.network import conv_alpha_of
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
 from lib_lora_train.formats.metadata import CONFIG_KEY
-from lib_lora_train.formats.toml import read_toml_config
+from lib_lora_train.formats.toml import PATH_SETTINGS, file_error, read_toml_config
 
 _NO_FOLDERS = Folders((), {}, ())
-_PATHS = ("checkpoint", "vae", "output_dir", "continue_from")
 _FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
 
 
@@ -128,12 +127,12 @@ def _metadata_folders(raw: str | None) -> Folders:
 
 
 def _from_our_metadata(metadata: Mapping[str, str]) -> Imported:
-    """The settings of our own files; of paths these have only the last part, which cannot be used."""
+    """The settings of LoRA files trained here; of paths these have only the last part, which cannot be used."""
     values = parse_literal(metadata[CONFIG_KEY])
     if not isinstance(values, dict):
         raise ConfigError([Problem("error", CONFIG_KEY, "is damaged: the settings in the LoRA file cannot be read.")])
     tables = [table for table in values.pop("concepts", ()) if isinstance(table, dict)]
-    names = [(name, values.pop(name)) for name in _PATHS if values.get(name)]
+    names = [(name, values.pop(name)) for name in PATH_SETTINGS if values.get(name)]
     names += [("folder", table.pop("folder")) for table in tables if table.get("folder")]
     known = {parameter.name for parameter in parameters_of(TrainConfig)}
     ignored = [IgnoredKey(name, value, "is stored without its folder. Select it yourself") for name, value in names]
@@ -246,7 +245,7 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
     readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
     if ending not in readers:
         what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
-        raise _unusable(path, f"is not a file that settings can be imported from: {what}.")
+        raise file_error(path, f"is not a file that settings can be imported from: {what}.")
     imported = readers[ending](path, dataset)
     config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
     if moved:
@@ -257,7 +256,7 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
 
 def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
     if dataset is not None:
-        raise _unusable(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
+        raise file_error(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
     header = read_header(path)
     if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
         raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
@@ -268,13 +267,13 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     values = _read_values(path)
     if "datasets" in values:
         if dataset is not None:
-            raise _unusable(path, "is itself a dataset file. Give the other settings first, or leave one out.")
+            raise file_error(path, "is itself a dataset file. Give the other settings first, or leave one out.")
         return from_script({}, read_folders(values))
     if _is_ours(values):
         config, problems = read_config(values)
         return Imported(config, (), problems, tuple(values))
     if not _has_known_key(values):
-        raise _unusable(path, "has no settings of kohya's tools: it has none of their keys.")
+        raise file_error(path, "has no settings of kohya's tools: it has none of their keys.")
     named = strip_value(_flat(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
@@ -303,11 +302,11 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise _unusable(path, f"cannot be read: {error.strerror or error}.") from error
+        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError):
-        raise _unusable(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
+        raise file_error(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
     if not isinstance(values, dict):
-        raise _unusable(path, "is not a table of settings.")
+        raise file_error(path, "is not a table of settings.")
     return values
 
 
@@ -332,10 +331,6 @@ def _has_known_key(values: Mapping[str, Any]) -> bool:
     return bool(flat.intersection((*known, "LoRA_type", "network_module")))
 
 
-def _unusable(path: Path, message: str) -> ConfigError:
-    return ConfigError([Problem("error", str(path), message)])
-
-
 def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
     """The config with relative paths made absolute, and the original paths."""
     moved: list[str] = []
@@ -348,5 +343,5 @@ def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, 
         return os.path.normpath(base / expanded)
 
     concepts = tuple(dataclasses.replace(concept, folder=resolve(concept.folder)) for concept in config.concepts)
-    paths = {name: resolve(getattr(config, name)) for name in _PATHS}
+    paths = {name: resolve(getattr(config, name)) for name in PATH_SETTINGS}
     return config.replace(concepts=concepts, **paths), moved

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
     NOT_YET,
+    PARAMETERS,
     ImportState,
     is_same,
     kohya_parameters,
@@ -21,8 +21,6 @@ from lib_lora_train.formats.kohya.import_state import (
     strip_value,
 )
 from lib_lora_train.formats.kohya.keys import IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
-
-_OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 
 _ALGOS: Mapping[str, str] = {
     "lora": "lora",
@@ -207,7 +205,7 @@ def _alpha(state: ImportState) -> None:
     if parse_number(alpha) == 0:
         state.values["alpha"] = None
     elif alpha is not None:
-        state.set_parameter(_OURS["alpha"], "network_alpha", alpha)
+        state.set_parameter(PARAMETERS["alpha"], "network_alpha", alpha)
 
 
 def _general_loraplus(state: ImportState) -> None:

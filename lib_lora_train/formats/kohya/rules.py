@@ -9,16 +9,14 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
-from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.sample_prompts import is_option, prompt_lines, split_options
-from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
+    PARAMETERS,
     ZERO,
     ImportState,
     kohya_parameters,
@@ -29,9 +27,9 @@ from lib_lora_train.formats.kohya.import_state import (
 )
 from lib_lora_train.formats.kohya.network import import_network
 from lib_lora_train.formats.kohya.training import import_learning_rates, import_lr_schedule, import_optimizer
+from lib_lora_train.formats.metadata import path_name
 
 _CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 _NAMES_ONLY = "is a file name without its folder. Select the file yourself"
 
 
@@ -100,13 +98,13 @@ def _resolution(state: ImportState) -> None:
     side = square_side(sides)
     if sides[0] != sides[-1]:
         state.hint("resolution", f"{sides[0]:g}×{sides[-1]:g} becomes the square of the same area, {side} px.")
-    state.set_parameter(_OURS["resolution"], "resolution", side)
+    state.set_parameter(PARAMETERS["resolution"], "resolution", side)
 
 
 def _caption_extension(state: ImportState) -> None:
     raw = state.pop("caption_extension")
     if raw is not None:
-        state.set_parameter(_OURS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")
+        state.set_parameter(PARAMETERS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")
 
 
 def _captions(state: ImportState) -> None:
@@ -151,27 +149,27 @@ def _drop(state: ImportState, name: str, value: float | None, stronger: str) -> 
 
 
 def _put_epochs(state: ImportState, name: str, epochs: float) -> None:
-    state.set_parameter(_OURS["epochs"], name, epochs)
+    state.set_parameter(PARAMETERS["epochs"], name, epochs)
     state.values.setdefault("max_steps", 0)
 
 
 def _put_steps(state: ImportState, steps: float) -> None:
     """Epochs are set high enough for the steps."""
-    state.set_parameter(_OURS["max_steps"], "max_train_steps", steps)
+    state.set_parameter(PARAMETERS["max_steps"], "max_train_steps", steps)
     if "max_steps" in state.values:
-        state.values["epochs"] = int(_OURS["epochs"].high or 1)
+        state.values["epochs"] = int(PARAMETERS["epochs"].high or 1)
 
 
 def _saving(state: ImportState) -> None:
     """0 means "only at the end" in kohya's tools."""
     every = state.pop("save_every_n_epochs")
     if parse_number(every) == 0:
-        state.values["save_every_n_epochs"] = state.values.get("epochs", _OURS["epochs"].default)
+        state.values["save_every_n_epochs"] = state.values.get("epochs", PARAMETERS["epochs"].default)
     elif every is not None:
-        state.set_parameter(_OURS["save_every_n_epochs"], "save_every_n_epochs", every)
+        state.set_parameter(PARAMETERS["save_every_n_epochs"], "save_every_n_epochs", every)
     last, steps = state.pop_number("save_last_n_steps"), parse_number(state.value("save_every_n_steps"))
     if last and steps:  # in kohya's tools a number of steps: their files are kept
-        state.set_parameter(_OURS["keep_last_step_files"], "save_last_n_steps", int(last // steps) + 1)
+        state.set_parameter(PARAMETERS["keep_last_step_files"], "save_last_n_steps", int(last // steps) + 1)
     save_state = state.pop("save_state")
     if save_state is not None:
         state.ignore(
@@ -200,12 +198,12 @@ def _seed(state: ImportState) -> None:
     number = parse_number(raw)
     is_random = number is not None and (number < 0 or (number == 0 and state.source == "gui"))
     if is_random:
-        default = _OURS["seed"].default
+        default = PARAMETERS["seed"].default
         state.ignore(
             "seed", raw, f"means a random seed in kohya's tools; {default} is used, so that the run can be repeated"
         )
     elif raw is not None:
-        state.set_parameter(_OURS["seed"], "seed", raw)
+        state.set_parameter(PARAMETERS["seed"], "seed", raw)
 
 
 def _precision(state: ImportState) -> None:
@@ -222,7 +220,7 @@ def _gradient_norm(state: ImportState) -> None:
     raw = state.pop("max_grad_norm")
     if raw is None:
         return
-    state.set_parameter(_OURS["max_grad_norm"], "max_grad_norm", raw)
+    state.set_parameter(PARAMETERS["max_grad_norm"], "max_grad_norm", raw)
     if state.source == "gui" and parse_number(raw) == 0:
         state.hint("max_grad_norm", "is 0, as in the file; kohya's GUI drops that 0 and trains with 1.")
 
@@ -234,7 +232,7 @@ def _samples(state: ImportState) -> None:
     sampler = state.pop("sample_sampler")
     if sampler is not None:
         state.set_parameter(
-            _OURS["sample_sampler"], "sample_sampler", kohya_keys.SAMPLERS.get(str(sampler).lower(), sampler)
+            PARAMETERS["sample_sampler"], "sample_sampler", kohya_keys.SAMPLERS.get(str(sampler).lower(), sampler)
         )
     raw = state.pop("sample_prompts")
     if raw is None:
@@ -264,8 +262,8 @@ def _names(state: ImportState) -> None:
     raw = state.pop("output_name")
     if raw is not None:
         text = str(raw)
-        name = PureWindowsPath(text).name if "\\" in text else PurePath(text).name
-        state.set_parameter(_OURS["output_name"], "output_name", name.removesuffix(".safetensors") or text)
+        name = path_name(text)
+        state.set_parameter(PARAMETERS["output_name"], "output_name", name.removesuffix(".safetensors") or text)
 
 
 _RULES: tuple[Callable[[ImportState], None], ...] = (

@@ -8,11 +8,10 @@ from typing import Any
 
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG
-from lib_lora_train.config.parameters import parameters_of
-from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.formats.kohya.import_state import (
     NOT_NEEDED,
+    PARAMETERS,
     ImportState,
     find_choice,
     overridden_by,
@@ -21,7 +20,6 @@ from lib_lora_train.formats.kohya.import_state import (
     parse_number,
 )
 
-_OURS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 _FALLING = ("linear", "polynomial", "cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay")
 
 
@@ -52,7 +50,7 @@ def import_learning_rates(state: ImportState) -> None:
         state.values["train_text_encoder" if unet_only else "train_unet"] = False
     for name, part, rate in (("unet_lr", "train_unet", unet), ("text_encoder_lr", "train_text_encoder", text)):
         if rate is not None and state.values.get(part, True):
-            state.set_parameter(_OURS[name], name, rate)
+            state.set_parameter(PARAMETERS[name], name, rate)
         elif rate:
             state.ignore(name, rate, f"{NOT_NEEDED}: this part is not trained")
 
@@ -83,7 +81,7 @@ def import_optimizer(state: ImportState) -> None:
         state.values["optimizer"] = chosen = _optimizer_here(written.strip(), given)
         if chosen == CUSTOM:
             state.values["custom_optimizer"] = _CLASSES.get(given.lower(), written.strip())
-        elif find_choice(_OURS["optimizer"], given) != chosen and given != "DAdaptation":
+        elif find_choice(PARAMETERS["optimizer"], given) != chosen and given != "DAdaptation":
             is_same = chosen.lower() in (_plain_optimizer(given), given.lower().removeprefix("paged"))
             how = "the same with its states elsewhere or in another precision" if is_same else "the closest"
             text = f"{given} is not available; {chosen} is used, {how}. Learning rates may need adjusting."
@@ -97,7 +95,7 @@ def _plain_optimizer(name: str) -> str:
 
 def _optimizer_here(written: str, name: str) -> str:
     """The optimiser of that name, or the closest one; a class of another package unchanged."""
-    parameter = _OURS["optimizer"]
+    parameter = PARAMETERS["optimizer"]
     if name.lower() in _CLASSES:
         return CUSTOM
     for candidate in (name, name.lower().removeprefix("paged"), _plain_optimizer(name)):
@@ -120,7 +118,7 @@ def _optimizer_args(state: ImportState, raw: Any) -> None:
     except ConfigError as error:
         state.ignore("optimizer_args", text, "; ".join(p.message.rstrip(".") for p in error.problems))
         return
-    optimizer = state.values.get("optimizer", _OURS["optimizer"].default)
+    optimizer = state.values.get("optimizer", PARAMETERS["optimizer"].default)
     known = OPTIMIZER_CATALOG[optimizer].arguments or tuple(arguments)
     for name in arguments.keys() - set(known):
         state.ignore_nested("optimizer_args", name, arguments[name], f"is not an argument of {optimizer}")
@@ -139,7 +137,7 @@ def _argument(pair: tuple[str, Any]) -> str:
 
 
 def import_lr_schedule(state: ImportState) -> None:
-    parameter = _OURS["lr_schedule"]
+    parameter = PARAMETERS["lr_schedule"]
     given = str(state.pop("lr_scheduler") or "").lower()
     warmup = _warmup(state)
     chosen = find_choice(parameter, given) or ("constant" if given == "constant_with_warmup" else "")
@@ -168,7 +166,7 @@ def _stop_of_text_encoder(state: ImportState) -> None:
     if raw and raw > 0:
         state.pop("stop_text_encoder_training")
         share = raw / 100 if state.source == "gui" else raw
-        state.set_parameter(_OURS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
+        state.set_parameter(PARAMETERS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
 
 
 def _warmup(state: ImportState) -> float | None:
@@ -183,7 +181,7 @@ def _warmup(state: ImportState) -> float | None:
     name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", percent / 100)
     if value is None:
         return None
-    high = 1 if name == "lr_warmup" or share else _OURS["warmup"].high or math.inf
+    high = 1 if name == "lr_warmup" or share else PARAMETERS["warmup"].high or math.inf
     if 0 <= value < high:
         return value
     state.ignore(name, percent if name == "lr_warmup" else raw, "is invalid: the warm-up would never end")

@@ -702,7 +702,7 @@ def test_a_damaged_lora_is_refused(tmp_path: Path, content: bytes) -> None:
         ("a.json", b"\xff\xfe\x00", "is not valid JSON"),
         ("a.json", b"[1]", "is not a table"),
         ("a.json", b'{"a": 1}', "has no settings of kohya's tools"),
-        ("a.toml", b"= 3", "is not TOML"),
+        ("a.toml", b"= 3", "is not valid TOML"),
         ("a.toml", b"colour = 3", "has no settings of kohya's tools"),
         ("gone.json", None, "cannot be read"),
     ],
