@@ -200,7 +200,7 @@ def _adapted(plain: Trace, ranks: Mapping[str, int], config: TrainConfig) -> tup
 
 
 def _trains_text(config: TrainConfig) -> bool:
-    rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    rate = config.effective_text_encoder_lr
     return config.train_text_encoder and rate > 0
 
 
