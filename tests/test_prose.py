@@ -12,9 +12,6 @@ from tests.paths import PACKAGE, ROOT
 from tests.prose import find_banned
 
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("__"))
-NOT_YET_CLEAN: tuple[str, ...] = (  # still to be rewritten; remove a place as soon as it is clean
-    *("adapters", "dataset", "formats", "hosts", "models", "training", "docs"),
-)
 NOT_MISSPELT = "te"  # kohya's prefix of text encoder layers
 
 
@@ -31,10 +28,6 @@ def _files(place: str) -> list[Path]:
 @pytest.mark.parametrize("place", [*ROOMS, "root", "javascript", "docs"])
 def test_prose_has_no_banned_words(place: str) -> None:
     found = [sentence for file in _files(place) for sentence in find_banned(file)]
-    if place in NOT_YET_CLEAN:
-        if not found:
-            pytest.fail(f"{place} is clean: remove it from NOT_YET_CLEAN")
-        pytest.xfail(f"{len(found)} places left")
     assert found == [], "\n" + "\n".join(found)
 
 

@@ -100,7 +100,7 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return {ending: tensor.shape for ending, tensor in self.state_views().items()}
 
     def state_views(self) -> dict[str, Tensor]:
-        """Like `state`, but views in the buffer's device and dtype wherever the file holds the weights unchanged."""
+        """Like `state`, but views in the buffer's device and dtype if the file holds the weights unchanged."""
         endings = self.family.STATE_KEYS
         stored = self.family.file_weights(self.slices.tensors())
         views = {endings[name]: value for name, value in stored.items()}

@@ -47,7 +47,7 @@ def fixed_caption_for(plan: Plan, item: int, config: TrainConfig) -> str:
 def captions_to_cache(plan: Plan, config: TrainConfig) -> list[str]:
     """The captions worth encoding before the run: all that it can use, if each is used at least twice on average.
 
-    If shuffling or dropout gives nearly every sample a caption of its own, caching saves nothing: the list is empty,
+    If shuffling or dropout gives nearly every sample a different caption, caching saves nothing: the list is empty,
     and each caption is encoded when it is needed.
     """
     samples = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)

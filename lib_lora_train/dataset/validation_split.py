@@ -1,4 +1,4 @@
-"""The validation split: images kept from training, so that the loss on them tells learning from memorising."""
+"""The validation split: images kept from training, so that the loss on them shows whether the LoRA memorises."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ class DiffusionModel:
     """Frozen diffusers and transformers modules, and everything needed to run them.
 
     Call the UNet as `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the checkpoint
-    file's sha256 (hex, "" if unknown), `path` the file; `report` has a row for each tensor, `note` tells the user where
-    the weights come from, if that matters. `device` and `dtype` are the UNet's during a lease; between leases its
-    parameters may be empty.
+    file's sha256 (hex, "" if unknown), `path` the file; `report` has a row for each tensor; `note` is a sentence about
+    the source of the weights, if the user needs it. `device` and `dtype` are those of the UNet during a lease; between
+    leases its parameters may be empty.
     """
 
     spec: ModelSpec
@@ -48,7 +48,7 @@ class DiffusionModel:
         object.__setattr__(self, "dtype", weight.dtype)
 
     def rebind(self, tensors: Mapping[str, Tensor]) -> int:
-        """Point the parameters at the same checkpoint's tensors, wherever they are now; returns how many changed."""
+        """Point the parameters at the same checkpoint's tensors at their current place; returns how many changed."""
         moved = rebind(self.slots, tensors)
         if moved:
             for encoder in self.text_encoders:

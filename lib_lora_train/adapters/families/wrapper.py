@@ -19,7 +19,7 @@ class FamilyWrapper(Family):
 
     @property
     def NAME(self) -> str:  # type: ignore[override]
-        """The inner family's: the wrapper has a setting of its own."""
+        """The inner family's: the wrapper has a separate setting."""
         return self.inner.NAME
 
     def fits(self, layer: nn.Module) -> bool:

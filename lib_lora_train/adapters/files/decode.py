@@ -31,7 +31,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _MODEL_DEPENDENT = ("glora", "ia3", "oft", "boft")
 NEWER_GLORA = "newer layout"
-OTHER_ALPHA = "alpha that is no rank"
+OTHER_ALPHA = "alpha that is not a rank"
 TUCKER_LOKR = "LoKr with a core"
 
 

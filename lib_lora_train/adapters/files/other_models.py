@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from lib_lora_train.core.errors import AdapterError
 
 _BODY = r"^(lora_unet|lora_transformer|transformer|lycoris)_"
-# The first match counts: some models have all layer names of another model, plus some of their own.
+# The first match counts: some models have all layer names of another model, plus others.
 _KINDS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (

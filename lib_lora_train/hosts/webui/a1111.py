@@ -42,7 +42,7 @@ class A1111(CommonWebui):
             raise HostError("The webui could not load its checkpoint; see its console. Select another one.")
 
     def loaded_model(self) -> LoadedModel | None:
-        """The model in memory, wherever its weights currently are."""
+        """The model in memory, on whatever device its weights are."""
         model = self._models.model_data.sd_model
         if model is None:
             return None
@@ -65,7 +65,7 @@ class A1111(CommonWebui):
     def restore_weights(self) -> None:
         """Move the model to the device and remove every LoRA from the layers it was merged into.
 
-        Each layer records what was merged into it; the webui's list of active LoRAs does not tell.
+        Each layer records what was merged into it; the webui's list of active LoRAs is not reliable.
         """
         model = self._models.model_data.sd_model
         self._models.send_model_to_device(model)
