@@ -15,7 +15,7 @@ from lib_lora_train.formats.kohya.importer import Imported
 from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
 from lib_lora_train.web.form import number_text
-from lib_lora_train.web.markup import count, place, problem_list, text
+from lib_lora_train.web.markup import count, location_label, problem_list, text
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def render_preset(preset: Preset) -> str:
     """When to use the preset, what it changed, and what it set to the defaults."""
     plain = TrainConfig()
     own = {name: value for name, value in preset.values.items() if value != getattr(plain, name)}
-    changed = ", ".join(f"{place(name)} {_value(value)}" for name, value in own.items())
-    rest = ", ".join(place(name) for name in preset.values if name not in own)
+    changed = ", ".join(f"{location_label(name)} {_value(value)}" for name, value in own.items())
+    rest = ", ".join(location_label(name) for name in preset.values if name not in own)
     message = f"{preset.when} Changed: {changed}." + (f" Set to default: {rest}." if rest else "")
     return f"{render_success(f'Preset {preset.name} applied.')}<p class='lt-faint'>{text(message)}</p>"
 

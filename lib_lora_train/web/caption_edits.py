@@ -38,12 +38,12 @@ def _required(text: str, what: str) -> str:
     return text
 
 
-def _sorted(kept: str) -> Edit:
-    if kept.strip() and not kept.strip().isdigit():
+def _sort(count: str) -> Edit:
+    if count.strip() and not count.strip().isdigit():
         raise DataError(
-            f"{kept!r} is not a whole number. Enter how many tags to keep in front, or leave it empty for 1."
+            f"{count!r} is not a whole number. Enter how many tags to keep in front, or leave it empty for 1."
         )
-    return sort_tags(int(kept.strip() or 1))
+    return sort_tags(int(count.strip() or 1))
 
 
 def _trigger_first(trigger: str, class_word: str) -> Edit:
@@ -92,7 +92,7 @@ BULK_EDITS: Mapping[str, BulkEdit] = {
         "Sort tags",
         "Sorts alphabetically; the first tag stays in front by default.",
         ("Keep in front",),
-        _sorted,
+        _sort,
     ),
     "de-duplicate": BulkEdit("Remove duplicate tags", "Keeps the first of each.", (), remove_duplicates),
     "underscores": BulkEdit(

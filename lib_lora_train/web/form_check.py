@@ -11,6 +11,8 @@ from lib_lora_train.dataset.scan import Dataset
 from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.web.quick_fixes import Fix
 
+_QUICK_SCAN_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class ScannedDataset:
@@ -26,9 +28,10 @@ class ScannedDataset:
         """Whether the dataset was scanned with the concepts and captions of `config`."""
         return (self.concepts, self.caption_extension) == (config.concepts, config.caption_extension)
 
-    def has_folders_of(self, config: TrainConfig) -> bool:
-        """Whether the same folders were scanned; repeats and caption words may differ."""
-        return [c.folder for c in self.concepts] == [c.folder for c in config.concepts]
+    def needs_quick_rescan(self, config: TrainConfig) -> bool:
+        """Whether only settings of the same folders have changed, and scanning them was quick."""
+        has_same_folders = [c.folder for c in self.concepts] == [c.folder for c in config.concepts]
+        return has_same_folders and not self.is_of(config) and self.seconds < _QUICK_SCAN_SECONDS
 
 
 @dataclass(frozen=True)

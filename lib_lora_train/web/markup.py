@@ -62,7 +62,7 @@ def _fix_button(number: int, label: str) -> str:
 
 
 def _problem(problem: Problem, button: str) -> str:
-    where, shown = field_key(problem.where), f"<b>{text(place(problem.where))}</b> " if problem.where else ""
+    where, shown = field_key(problem.where), f"<b>{text(location_label(problem.where))}</b> " if problem.where else ""
     target = f" data-where='{text(where)}' tabindex='0' role='button'" if where else ""
     level = f"<i>{_LEVEL_NAMES[problem.level]}</i>"
     return f"<li class='lt-{problem.level}'{target}>{level}<p>{shown}{text(problem.message)}</p>{button}</li>"
@@ -78,7 +78,7 @@ def field_key(where: str) -> str:
     return where if where.isidentifier() else ""
 
 
-def place(where: str) -> str:
+def location_label(where: str) -> str:
     """`concepts[1].folder` → `Concept 1: folder`, `min_snr_gamma` → `Min snr gamma`; a path stays as it is."""
     concept = _CONCEPT.match(where)
     if concept:

@@ -16,7 +16,7 @@ from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.plan_warnings import suggest_batch_size
 from lib_lora_train.web.form import number_text
-from lib_lora_train.web.markup import place
+from lib_lora_train.web.markup import location_label
 
 ProblemsWith = Callable[[TrainConfig], Sequence[Problem]]
 
@@ -43,12 +43,14 @@ class Fix:
     @property
     def label(self) -> str:
         """Text of the button: `Set warmup to 0.05`."""
-        return "Set " + " and ".join(f"{place(name).lower()} to {_shown(value)}" for name, value in self.values.items())
+        return "Set " + " and ".join(
+            f"{location_label(name).lower()} to {_value_text(value)}" for name, value in self.values.items()
+        )
 
     @property
     def setting_names(self) -> str:
         """The settings that change, for a message."""
-        return " and ".join(place(name) for name in self.values)
+        return " and ".join(location_label(name) for name in self.values)
 
 
 def find_fixes(
@@ -117,7 +119,7 @@ def _is_usable(parameter: Parameter, value: Any) -> bool:
     return not (isinstance(value, (int, float)) and parameter.high is not None and value > parameter.high)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value in (None, ""):
         return "empty"
     return "off" if value is False else _number(value)

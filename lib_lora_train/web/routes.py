@@ -63,28 +63,28 @@ class PageBackend(Protocol):
         """Start a run with these settings and return its id; LoraTrainError if that is impossible."""
 
     def resume_run(self, run: str, more_epochs: int) -> str:
-        """Resume or extend a run and return its id; LoraTrainError when it cannot."""
+        """Resume or extend a run and return its id; LoraTrainError if that is impossible."""
 
-    def waiting(self) -> list[dict[str, Any]]:
+    def queued_runs(self) -> list[dict[str, Any]]:
         """The queued runs, next one first."""
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
-        """Let a run with these settings wait and return the entry's id; LoraTrainError when it cannot."""
+        """Queue a run with these settings and return the id of the entry; LoraTrainError if that is impossible."""
 
     def enqueue_resume(self, run: str, more_epochs: int) -> str:
-        """Let a run wait for its turn to go on and return the entry's id; LoraTrainError when it cannot."""
+        """Queue a run to resume or extend it, and return the id of the entry; LoraTrainError if that is impossible."""
 
-    def move_waiting(self, entry: str, place: int) -> None:
-        """Put a waiting run at a place, from 0; HostError if it does not wait."""
+    def move_queued(self, entry: str, place: int) -> None:
+        """Move a queued run to position `place`, from 0; HostError if it is no longer queued."""
 
-    def remove_waiting(self, entry: str) -> None:
-        """Let a run not wait any more; HostError if it does not wait."""
+    def remove_queued(self, entry: str) -> None:
+        """Remove a run from the queue; HostError if it is no longer queued."""
 
     def start_queue(self) -> str:
         """Start the first queued run and return its id; HostError if the queue is empty."""
 
     def draw_grid(self, sampler: str) -> str:
-        """Let the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
+        """Have the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
 
     def command(self, name: str) -> None:
         """Carry out one of `COMMANDS`; HostError when no run is active."""
@@ -117,7 +117,7 @@ def _install_read_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -
         return source.results()
 
     def queue() -> list[dict[str, Any]]:
-        return source.waiting()
+        return source.queued_runs()
 
     def thumbnail(token: str) -> Response:
         try:
@@ -193,10 +193,10 @@ def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
         return _http_errors(lambda: {"id": source.enqueue_values(values)})
 
     def move(id: str = Body(...), place: int = Body(...)) -> dict[str, Any]:
-        return _run_command(lambda: source.move_waiting(id, place))
+        return _run_command(lambda: source.move_queued(id, place))
 
     def remove(id: str = Body(..., embed=True)) -> dict[str, Any]:
-        return _run_command(lambda: source.remove_waiting(id))
+        return _run_command(lambda: source.remove_queued(id))
 
     def start() -> dict[str, Any]:
         return _http_errors(lambda: {"run": source.start_queue()})

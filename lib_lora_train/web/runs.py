@@ -107,7 +107,7 @@ class RunSession:
         }
 
     def enqueue(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Let the run wait for its turn to go on."""
+        """Queue the run, to resume or extend it."""
         run = self._folder(values).root.name
         return {"id": self._runner.enqueue_resume(run, more_epochs=int(values.get("more_epochs", 0)))}
 
@@ -116,7 +116,7 @@ class RunSession:
         self._runner.queue.move(str(values["id"]), int(values["place"]))
 
     def remove(self, values: Mapping[str, Any]) -> None:
-        """Let a run not wait any more."""
+        """Remove a run from the queue."""
         self._runner.queue.remove(str(values["id"]))
 
     def start_queue(self, _values: Mapping[str, Any]) -> dict[str, Any]:

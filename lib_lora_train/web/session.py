@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 _CURVE_POINTS = 1000
 _ALL_POINTS = 2**31
-_QUICK_SCAN_SECONDS = 2.0
 
 Change = Callable[[Form], tuple[dict[str, Any], str]]
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
@@ -143,9 +142,7 @@ class Session:
         """The form with the settings of a file, and a report on them; ConfigError if the file has none."""
         path = optional_path({"file": file}, "file")
         if path is None:
-            raise ConfigError(
-                [Problem("error", "", "Enter the path of a .json, .toml or .safetensors file to import.")]
-            )
+            raise ConfigError([Problem("error", "", "Enter the path of a .json, .toml or .safetensors file.")])
         imported = read_settings(path)
         return with_config(form, imported.config), imported
 
@@ -195,13 +192,7 @@ class Session:
         When only repeats or caption words changed, folders that were quick to scan are scanned again.
         """
         config, problems = read_form(form)
-        scanned = self.scanned
-        if (
-            scanned
-            and not scanned.is_of(config)
-            and scanned.has_folders_of(config)
-            and scanned.seconds < _QUICK_SCAN_SECONDS
-        ):
+        if self.scanned and self.scanned.needs_quick_rescan(config):
             with contextlib.suppress(LoraTrainError):
                 self._scan(config)
         plan, plan_errors = self._make_plan(config)
@@ -297,28 +288,28 @@ class Session:
         return self.runner.start(job.config, job)
 
     def resume_run(self, run: str, more_epochs: int) -> str:
-        """Resume an interrupted run, or extend a finished one, and return its id; LoraTrainError when it cannot."""
+        """Resume an interrupted run or extend a finished one; its id. LoraTrainError if that is impossible."""
         return self.runner.resume_run(run, more_epochs=more_epochs)
 
     # --- the queue -------------------------------------------------------------------------------
-    def waiting(self) -> list[dict[str, Any]]:
+    def queued_runs(self) -> list[dict[str, Any]]:
         """The queued runs, next one first."""
         return self.runner.queued_runs()
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
-        """Let a run with these settings wait, and return the entry's id; ConfigError or DataError when it cannot."""
+        """Queue a run with these settings and return the id of the entry; ConfigError or DataError if unusable."""
         return self.runner.enqueue(plan_run(_usable_config(values)).config)
 
     def enqueue_resume(self, run: str, more_epochs: int) -> str:
-        """Let an interrupted or finished run wait for its turn to go on; LoraTrainError when it cannot."""
+        """Queue a run to resume or extend it, and return the id of the entry; LoraTrainError if that is impossible."""
         return self.runner.enqueue_resume(run, more_epochs=more_epochs)
 
-    def move_waiting(self, entry: str, place: int) -> None:
-        """Put a waiting run at a place, from 0; HostError if it does not wait any more."""
+    def move_queued(self, entry: str, place: int) -> None:
+        """Move a queued run to position `place`, from 0; HostError if it is no longer queued."""
         self.runner.queue.move(entry, place)
 
-    def remove_waiting(self, entry: str) -> None:
-        """Let a run not wait any more; HostError if it does not wait."""
+    def remove_queued(self, entry: str) -> None:
+        """Remove a run from the queue; HostError if it is no longer queued."""
         self.runner.queue.remove(entry)
 
     def start_queue(self) -> str:
@@ -381,7 +372,7 @@ class Session:
         return self._grids.sampler_names()
 
     def draw_grid(self, sampler: str) -> str:
-        """Let the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
+        """Have the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
         return self._grids.start(sampler)
 
     def results(self) -> list[dict[str, Any]]:

@@ -45,12 +45,14 @@ class TagCompleter:
         except DataError:
             known = None
         own = self._folder_tags()
-        found = [_shown(one, is_own=True) for one in (own.complete_prefix(typed, _SHOWN) if own else ())]
+        found = [_suggestion(one, is_own=True) for one in (own.complete_prefix(typed, _SHOWN) if own else ())]
         seen = {normalise_tag(one["tag"]) for one in found}
         if known is not None:
-            written = (lambda name: name) if "_" in typed else underscores_to_spaces()
+            spelling = (lambda name: name) if "_" in typed else underscores_to_spaces()
             more = known.complete_prefix(typed, 2 * _SHOWN)
-            found += [_shown(one, written(one.tag.name)) for one in more if normalise_tag(one.tag.name) not in seen]
+            found += [
+                _suggestion(one, spelling(one.tag.name)) for one in more if normalise_tag(one.tag.name) not in seen
+            ]
         return {"found": [one for one in found if one["tag"] != typed.strip()][:_SHOWN]}
 
     def _folder_tags(self) -> TagList | None:
@@ -79,5 +81,5 @@ def _counted(captions: CaptionSet) -> Iterator[tuple[KnownTag, tuple[str, ...]]]
         yield KnownTag(tag, number), ()
 
 
-def _shown(found: Completion, written: str = "", *, is_own: bool = False) -> dict[str, Any]:
-    return {"tag": written or found.tag.name, "count": found.tag.count, "alias": found.alias, "own": is_own}
+def _suggestion(found: Completion, spelling: str = "", *, is_own: bool = False) -> dict[str, Any]:
+    return {"tag": spelling or found.tag.name, "count": found.tag.count, "alias": found.alias, "own": is_own}

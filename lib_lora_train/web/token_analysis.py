@@ -72,20 +72,20 @@ class TokenAnalysis:
         known = {trigger: self.tokenize(trigger) for trigger in dict.fromkeys(t for t in triggers if t.strip())}
         return list(_shared_token_warnings(known))
 
-    def rare_words(self, used: Collection[str], number: int = 60) -> list[str]:
+    def rare_words(self, used: Collection[str], limit: int = 60) -> list[str]:
         """Words of at most four letters that are one token, the rarest first, without rude ones and those in `used`.
 
         CLIP's tokens are numbered in the order in which byte-pair encoding made them, which is by frequency: a high
         number means a rare word.
         """
         words = {
-            token.removesuffix(_WORD_END): place
-            for token, place in self.tokenizer.get_vocab().items()
+            token.removesuffix(_WORD_END): number
+            for token, number in self.tokenizer.get_vocab().items()
             if token.endswith(_WORD_END)
         }
         short = [word for word in words if 3 <= len(word) <= _MAX_LETTERS and word.isascii() and word.isalpha()]
         ordered = sorted(short, key=lambda word: -words[word])
-        return list(itertools.islice((word for word in ordered if word not in used and not is_blocked(word)), number))
+        return list(itertools.islice((word for word in ordered if word not in used and not is_blocked(word)), limit))
 
 
 def _shared_token_warnings(known: Mapping[str, Sequence[str]]) -> Iterator[str]:
