@@ -272,6 +272,22 @@ def test_enlarged_and_cropped_images_are_reported() -> None:
     assert "7.png (5000×500) the most: 60%" in warnings
 
 
+@pytest.mark.parametrize(
+    ("size", "warned"),
+    [((420, 420), set()), ((400, 400), {"resolution"}), ((600, 512), set()), ((4000, 1000), {"max_bucket"})],
+)
+def test_small_enlargement_and_cropping_is_not_reported(size: tuple[int, int], warned: set[str]) -> None:
+    """512 / 420 = 1.22 and 512 / 400 = 1.28 around the limit 1.25; cropping loses 15 % and 37 %."""
+    plan = make_plan(_dataset(([size], 1, False)), CONFIG.replace(max_bucket=640))
+    assert {problem.where for problem in plan.warnings} & {"resolution", "max_bucket"} == warned
+
+
+@pytest.mark.parametrize(("images", "level"), [(19, "warning"), (21, "hint")])
+def test_incomplete_batches_are_a_warning_from_one_in_ten(images: int, level: str) -> None:
+    plan = make_plan(_dataset(([(512, 512)] * images, 1, False)), CONFIG.replace(batch_size=2))
+    assert [problem.level for problem in plan.warnings if problem.where == "batch_size"] == [level]
+
+
 def test_a_warm_up_longer_than_the_run_is_reported() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 8, 1, False)), CONFIG.replace(epochs=1, warmup=100.0))
     assert "100 warm-up steps are more than the" in _warnings(plan)

@@ -247,6 +247,16 @@ def test_an_edit_without_changes_writes_no_backup(tmp_path: Path) -> None:
     assert list_backups(folder) == []
 
 
+def test_only_the_latest_backups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_files, "_MAX_BACKUPS", 2)
+    captions = load_captions(folder_of(tmp_path, ["a"]))
+    written = []
+    for tag in "bcd":
+        captions, backup = write_plan(plan_edit(captions, add_tags([tag])))
+        written.append(backup)
+    assert list_backups(captions.folder) == [written[2], written[1]]
+
+
 def test_a_damaged_backup_changes_nothing(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["a"])
     _, backup = write_plan(plan_edit(load_captions(folder), add_tags(["b"])))

@@ -227,8 +227,8 @@ def test_a_stopped_checkup_reports_how_far_it_got_and_decodes_no_more(
     turn = threading.Semaphore(1)  # the threads do not run ahead, so that the count is the same on every machine
 
     def in_turn(path: Path) -> ImageFacts | str:
-        if turn.acquire(timeout=1):
-            inspected.append(path)
+        turn.acquire(timeout=1)
+        inspected.append(path)
         return inspect_image(path)
 
     monkeypatch.setattr(image_cache, "inspect_image", in_turn)
@@ -241,7 +241,7 @@ def test_a_stopped_checkup_reports_how_far_it_got_and_decodes_no_more(
     report = check_dataset(folder, on_progress=on_progress, is_stopped=lambda: len(progress) == 5)
     assert progress == [1, 2, 3, 4, 5] and report.checked_count == 5
     assert len(report.images) == 5 and found(report)["orphan caption"] == ["nobody.txt"]
-    assert len(inspected) <= 6
+    assert len(inspected) <= 10  # 6 turns, and at most 4 threads that wait for one
 
 
 # --- repairs -----------------------------------------------------------------------------------

@@ -38,6 +38,11 @@ def test_the_area_is_reached_and_the_aspect_ratio_kept(size: tuple[int, int]) ->
     assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
+def test_a_square_is_upscaled_exactly_to_the_resolution() -> None:
+    """Rounding errors of the scale add no pixel."""
+    assert {upscaled_size((side, side), 512) for side in range(20, 512)} == {(512, 512)}
+
+
 def test_large_images_keep_their_size() -> None:
     assert upscaled_size((2000, 1500), 512) == (2000, 1500)
 
