@@ -40,7 +40,7 @@ def test_the_area_is_reached_and_the_aspect_ratio_kept(size: tuple[int, int]) ->
 
 def test_a_square_is_upscaled_exactly_to_the_resolution() -> None:
     """Rounding errors of the scale add no pixel."""
-    assert {upscaled_size((side, side), 512) for side in range(20, 512)} == {(512, 512)}
+    assert {upscaled_size((side, side), 768) for side in range(20, 768)} == {(768, 768)}
 
 
 def test_large_images_keep_their_size() -> None:
