@@ -105,6 +105,11 @@ def test_validation_and_sampler_agree_on_any_line(line: str) -> None:
         assert _messages(line) == []
 
 
+def test_each_prompt_has_the_next_seed_unless_it_sets_its_own() -> None:
+    config = TrainConfig(seed=7, sample_prompts=("a", "b --d 1", "c"))
+    assert [prompt.seed for prompt in sample_prompts(config)] == [7, 1, 9]
+
+
 # --- comments -----------------------------------------------------------------------------------
 
 

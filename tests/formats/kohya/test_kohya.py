@@ -1,4 +1,4 @@
-"""Other people's settings become ours: by meaning, whatever the types, and with an account of every key."""
+"""Settings of kohya's tools become ours: by meaning, in any type, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def changed(imported: Imported) -> dict[str, Any]:
 
 
 def write_lora(path: Path, metadata: dict[str, str] | None, tensors: tuple[str, ...] = ()) -> Path:
-    """A safetensors file with a header and nothing behind it."""
+    """A safetensors file with only a header."""
     entries: dict[str, Any] = {name: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for name in tensors}
     if metadata is not None:
         entries["__metadata__"] = metadata
@@ -47,7 +47,7 @@ def write_lora(path: Path, metadata: dict[str, str] | None, tensors: tuple[str, 
 # --- a file of the GUI -----------------------------------------------------------------------------
 
 
-def test_a_gui_file_is_taken_over_by_meaning() -> None:
+def test_a_gui_file_is_imported_by_meaning() -> None:
     imported = read_settings(FILES / "gui.json")
     expected = {
         "checkpoint": "/home/mia/models/base.safetensors",
@@ -86,10 +86,10 @@ def test_a_gui_file_is_taken_over_by_meaning() -> None:
     assert [problem for problem in validate(imported.config) if problem.level == "error"] == []
 
 
-def test_what_is_lost_of_a_gui_file_is_told_and_only_that() -> None:
+def test_exactly_the_lost_settings_of_a_gui_file_are_reported() -> None:
     imported = read_settings(FILES / "gui.json")
-    told = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
-    assert told == {
+    reported = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
+    assert reported == {
         "flip_aug",
         "ip_noise_gamma",
         "lr_scheduler_num_cycles",
@@ -119,18 +119,18 @@ def gui(**values: Any) -> Imported:
     return from_gui({"network_dim": 16, "network_alpha": 16, "train_batch_size": 2, "keep_tokens": 1, **values})
 
 
-def test_steps_win_over_the_guis_epochs_and_that_is_told() -> None:
+def test_steps_override_the_guis_epochs_with_a_warning() -> None:
     imported = gui(max_train_steps=1600, epoch=10)
     assert (imported.config.max_steps, imported.config.epochs) == (1600, 10_000)
     assert "epoch 10 is then ignored" in imported.problems[0].message
 
 
-def test_epochs_win_over_steps_in_sd_scripts() -> None:
+def test_epochs_override_steps_in_sd_scripts() -> None:
     config = from_script({"max_train_epochs": 7, "max_train_steps": 1600}).config
     assert (config.epochs, config.max_steps) == (7, 0)
 
 
-def test_sd_scripts_own_values_stand_where_the_file_is_silent() -> None:
+def test_missing_keys_get_sd_scripts_defaults() -> None:
     imported = from_script({"output_name": "a", "network_dim": 8})
     config = imported.config
     assert (config.alpha, config.keep_tokens, config.max_steps, config.lr_schedule) == (1.0, 0, 1600, "constant")
@@ -147,7 +147,7 @@ def test_sd_scripts_own_values_stand_where_the_file_is_silent() -> None:
         ({"unet_lr": 1e-4, "text_encoder_lr": 5e-5}, (True, True)),
     ],
 )
-def test_a_rate_of_0_switches_a_part_off_in_the_gui(values: dict[str, Any], expected: tuple[bool, bool]) -> None:
+def test_a_rate_of_0_turns_a_part_off_in_the_gui(values: dict[str, Any], expected: tuple[bool, bool]) -> None:
     config = gui(**values).config
     assert (config.train_unet, config.train_text_encoder) == expected
     assert 0 not in (config.unet_lr, config.text_encoder_lr)
@@ -167,11 +167,11 @@ def test_a_rate_of_0_switches_a_part_off_in_the_gui(values: dict[str, Any], expe
         ({"lr_warmup": 10, "lr_scheduler": "constant_with_warmup"}, 0.1),
     ],
 )
-def test_warmup_is_percent_steps_or_a_share(values: dict[str, Any], warmup: float) -> None:
+def test_warmup_is_percent_steps_or_a_fraction(values: dict[str, Any], warmup: float) -> None:
     assert gui(**values).config.warmup == warmup
 
 
-def test_additional_parameters_are_arguments_that_count_more() -> None:
+def test_additional_parameters_override_other_keys() -> None:
     text = (
         '--zero_terminal_snr --v_parameterization --min_snr_gamma=3 --optimizer_args "weight_decay=0.1" betas=0.9,0.99'
     )
@@ -179,13 +179,13 @@ def test_additional_parameters_are_arguments_that_count_more() -> None:
     config = imported.config
     assert (config.prediction_type, config.zero_terminal_snr, config.min_snr_gamma) == ("v_prediction", "on", 3.0)
     assert config.optimizer_args == "weight_decay=0.1 betas=0.9,0.99"
-    told = reasons(imported)
-    assert "is not a known setting" in told["additional_parameters: nowhere"]
-    assert "takes precedence" in told["min_snr_gamma"]
+    reported = reasons(imported)
+    assert "is not a known setting" in reported["additional_parameters: nowhere"]
+    assert "takes precedence" in reported["min_snr_gamma"]
 
 
 @pytest.mark.parametrize("text", ['--comment "open', "loose --flip_aug", "--", "---x=1 =", ""])
-def test_additional_parameters_that_cannot_be_read_are_told(text: str) -> None:
+def test_unreadable_additional_parameters_are_reported(text: str) -> None:
     imported = gui(additional_parameters=text)
     lost = [ignored for ignored in imported.ignored if ignored.key.startswith("additional_parameters")]
     assert lost
@@ -194,13 +194,13 @@ def test_additional_parameters_that_cannot_be_read_are_told(text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "decay"), [("10%", 0.1), (0.2, 0.2), ("0.2", 0.2), (200, 200.0), (0, 0.0), (None, 0.0)]
 )
-def test_decay_is_percent_steps_or_a_share_and_none_where_the_file_is_silent(given: Any, decay: float) -> None:
+def test_decay_is_percent_steps_or_a_fraction_and_0_if_missing(given: Any, decay: float) -> None:
     config = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": given}).config
     assert (config.lr_schedule, config.lr_decay) == ("warmup_stable_decay", decay)
     assert to_gui(config).values["lr_decay_steps"] == decay
 
 
-def test_a_decay_as_long_as_the_run_is_refused_by_name() -> None:
+def test_a_decay_as_long_as_the_run_is_rejected() -> None:
     imported = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": "100%"})
     assert "below 100%" in reasons(imported)["lr_decay_steps"]
 
@@ -227,7 +227,7 @@ def test_one_loraplus_ratio_is_for_the_parts_without_their_own(
 
 @pytest.mark.parametrize("kind", ["sigma", "sigmoid", "flux_shift"])
 def test_timestep_sampling_of_flux_is_not_ours(kind: str) -> None:
-    """The GUI writes it for every model; kohya's tools read it for Flux and its like only."""
+    """The GUI writes it for every model; kohya's tools read it only for Flux and similar models."""
     imported = gui(timestep_sampling=kind, sigmoid_scale=2.0)
     assert imported.config.timestep_sampling == "uniform"
     assert all(ignored.is_harmless for ignored in imported.ignored)
@@ -278,7 +278,7 @@ def test_a_resolution_that_is_no_square_keeps_its_area() -> None:
         ("prodigyopt.prodigy.Prodigy(decouple=True,betas=(0.9, 0.99))", "Prodigy", False),
     ],
 )
-def test_an_optimizer_is_found_or_replaced_by_the_nearest_and_that_is_told(
+def test_an_optimizer_is_found_or_replaced_by_the_closest_with_a_warning(
     name: str, optimizer: str, is_told: bool
 ) -> None:
     imported = gui(optimizer=name)
@@ -288,19 +288,19 @@ def test_an_optimizer_is_found_or_replaced_by_the_nearest_and_that_is_told(
         assert imported.config.optimizer_args == "decouple=True betas=(0.9, 0.99)"
 
 
-def test_noise_of_the_other_kind_has_no_part() -> None:
+def test_noise_values_of_the_other_kind_are_ignored() -> None:
     imported = gui(noise_offset=0.1, multires_noise_iterations=6, noise_offset_type="Multires")
     assert imported.config.noise_offset == 0
     assert "noise_offset_type" in reasons(imported)["noise_offset"]
 
 
-def test_seed_0_is_random_in_the_gui_only() -> None:
+def test_seed_0_is_random_only_in_the_gui() -> None:
     assert gui(seed=0).config.seed == TrainConfig().seed
     assert "random" in reasons(gui(seed="0"))["seed"]
     assert from_script({"seed": 0}).config.seed == 0
 
 
-def test_saving_only_at_the_end_stays_so() -> None:
+def test_saving_only_at_the_end_is_kept() -> None:
     config = gui(save_every_n_epochs=0, epoch=7).config
     assert config.save_every_n_epochs == config.epochs == 7
 
@@ -318,7 +318,7 @@ def test_saving_only_at_the_end_stays_so() -> None:
         ({"network_module": "networks.lora", "network_args": '{"conv_dim": "16"}'}, "all"),
     ],
 )
-def test_the_kind_of_network_says_which_layers(values: dict[str, Any], targets: str) -> None:
+def test_the_kind_of_network_determines_the_layers(values: dict[str, Any], targets: str) -> None:
     imported = gui(**values)
     assert imported.config.targets == targets
     assert [ignored.key for ignored in imported.ignored if not ignored.is_harmless] == (
@@ -355,7 +355,7 @@ def test_the_kind_of_network_says_which_layers(values: dict[str, Any], targets: 
         ),
     ],
 )
-def test_every_family_of_kohyas_tools_is_taken_over(values: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_every_network_of_kohyas_tools_is_imported(values: dict[str, Any], expected: dict[str, Any]) -> None:
     imported = gui(**values)
     assert {name: getattr(imported.config, name) for name in expected} == expected
     assert [ignored for ignored in imported.ignored if not ignored.is_harmless] == []
@@ -380,8 +380,8 @@ def test_every_family_of_kohyas_tools_is_taken_over(values: dict[str, Any], expe
 def test_network_in_a_files_metadata_is_read_back(values: dict[str, Any]) -> None:
     config = TrainConfig(**values)
     module, arguments = metadata_network(config)
-    told = {"ss_network_module": module, "ss_network_args": json.dumps(arguments), "ss_network_dim": "16"}
-    again = from_metadata(Header({**told, "ss_network_alpha": "16.0"}, ())).config
+    reported = {"ss_network_module": module, "ss_network_args": json.dumps(arguments), "ss_network_dim": "16"}
+    again = from_metadata(Header({**reported, "ss_network_alpha": "16.0"}, ())).config
     assert {name: getattr(again, name) for name in values} == values
 
 
@@ -389,28 +389,28 @@ def test_a_preset_without_text_encoder_switches_it_off() -> None:
     assert gui(LoRA_type="LyCORIS/LoCon", LyCORIS_preset="unet-only").config.train_text_encoder is False
 
 
-def test_settings_of_another_network_are_set_aside() -> None:
+def test_settings_of_another_network_are_ignored() -> None:
     imported = gui(LoRA_type="Standard", dora_wd=True, factor=8, rescaled=True)
     assert (imported.config.dora, imported.config.lokr_factor, imported.config.rescaled) == (False, -1, False)
     assert {"dora_wd", "factor", "rescaled"} <= set(reasons(imported))
 
 
-def test_a_network_that_is_not_here_is_replaced_and_told() -> None:
+def test_an_unsupported_network_is_replaced_with_a_warning() -> None:
     imported = gui(LoRA_type="LyCORIS/Full-TLora", factor=4)
     assert (imported.config.family, imported.config.targets) == ("lora", "all")
     assert "full-tlora is not available" in imported.problems[0].message
     assert "LoRA_type" in {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
 
 
-def test_a_model_of_the_hub_is_no_file() -> None:
+def test_a_hugging_face_model_name_is_not_a_file() -> None:
     imported = gui(pretrained_model_name_or_path="someone/some-model")
     assert imported.config.checkpoint == ""
     assert "Select the file" in reasons(imported)["pretrained_model_name_or_path"]
 
 
-def test_what_is_said_of_the_model_is_kept_and_silence_leaves_it_to_the_checkpoint() -> None:
-    told = gui(v_parameterization="True", zero_terminal_snr=True)
-    assert (told.config.prediction_type, told.config.zero_terminal_snr) == ("v_prediction", "on")
+def test_model_switches_are_kept_and_off_leaves_it_to_the_checkpoint() -> None:
+    reported = gui(v_parameterization="True", zero_terminal_snr=True)
+    assert (reported.config.prediction_type, reported.config.zero_terminal_snr) == ("v_prediction", "on")
     silent = gui(v_parameterization=False, zero_terminal_snr="False")
     assert (silent.config.prediction_type, silent.config.zero_terminal_snr) == ("auto", "auto")
     assert all(ignored.is_harmless for ignored in silent.ignored)
@@ -444,7 +444,7 @@ def test_a_class_of_another_package_is_kept_as_it_is() -> None:
         ("torch.optim.RAdam", "torch.optim.RAdam"),
     ],
 )
-def test_optimisers_beyond_the_list_are_taken_by_their_class(name: str, meant: str) -> None:
+def test_optimisers_beyond_the_list_are_imported_by_class(name: str, meant: str) -> None:
     config = gui(optimizer=name).config
     assert (config.optimizer, config.custom_optimizer) == ("Custom", meant)
 
@@ -453,7 +453,7 @@ def test_a_class_that_is_not_chosen_is_not_exported() -> None:
     assert to_gui(TrainConfig(custom_optimizer="torch.optim.RAdam")).values["optimizer"] == "AdamW"
 
 
-def test_adafactor_without_arguments_chooses_its_own_steps_as_in_sd_scripts() -> None:
+def test_adafactor_without_arguments_uses_relative_steps_as_in_sd_scripts() -> None:
     assert gui(optimizer="AdaFactor", lr_scheduler="cosine").config.lr_schedule == "adafactor"
     given = gui(optimizer="AdaFactor", lr_scheduler="constant", optimizer_args="relative_step=False").config
     assert (given.lr_schedule, given.optimizer_args) == ("constant", "relative_step=False")
@@ -466,12 +466,12 @@ def test_a_rate_per_text_encoder_is_kept() -> None:
     assert (config.text_encoder_lr, config.text_encoder_2_lr) == (5e-5, 1e-5)
 
 
-def test_percent_of_the_run_after_which_the_text_encoder_stops() -> None:
+def test_stop_text_encoder_is_percent_in_the_gui() -> None:
     assert gui(stop_text_encoder_training=30).config.stop_text_encoder == pytest.approx(0.3)
     assert gui(stop_text_encoder_training=0).config.stop_text_encoder == 0
 
 
-def test_a_key_at_its_default_is_quiet_and_another_value_is_not() -> None:
+def test_a_key_at_its_default_is_harmless_and_another_value_is_not() -> None:
     imported = gui(stop_text_encoder_training="0", token_warmup_step=0, fused_backward_pass=True)
     quiet = {ignored.key: ignored.is_harmless for ignored in imported.ignored}
     assert quiet["stop_text_encoder_training"]
@@ -508,7 +508,7 @@ _VALUES = (
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=12), st.sampled_from(["gui", "script"]))
-def test_any_values_give_a_valid_config_and_an_account_of_every_key(values: dict[str, Any], source: str) -> None:
+def test_any_values_give_a_valid_config_and_every_key_is_accounted_for(values: dict[str, Any], source: str) -> None:
     tables = {key for key, value in values.items() if isinstance(value, dict)} if source == "script" else set()
     imported = (from_gui if source == "gui" else from_script)(values)
     assert read_config(config_values(imported.config)) == (imported.config, ())
@@ -545,14 +545,14 @@ def test_arguments_and_dataset_of_sd_scripts_are_joined() -> None:
     assert (config.precision, config.save_precision, config.seed) == ("fp32", "fp32", 0)
     assert (config.rank, config.alpha, config.text_encoder_lr) == (32, None, 0.5)
     assert config.checkpoint == str(FILES / "models" / "base.safetensors")
-    told = reasons(imported)
-    assert "dataset: keep_tokens" not in told
+    reported = reasons(imported)
+    assert "dataset: keep_tokens" not in reported
     assert (config.family, config.dora) == ("loha", True)
-    assert not [key for key in told if key.startswith("network_")]
+    assert not [key for key in reported if key.startswith("network_")]
 
 
 def test_caption_settings_that_differ_belong_to_their_folders() -> None:
-    """What a folder leaves out is the general or the command line's; what all have alike is the run's."""
+    """Settings that a folder lacks are the general ones; those that all folders share become the run's."""
     subsets = [
         {"image_dir": "a", "shuffle_caption": True, "caption_prefix": "x,", "caption_dropout_rate": 0.1},
         {"image_dir": "b", "shuffle_caption": False, "caption_suffix": ", y", "caption_tag_dropout_rate": 0.2},
@@ -580,7 +580,7 @@ def test_a_dataset_named_in_the_settings_is_read_too(tmp_path: Path) -> None:
     assert config.concepts == (Concept(str(tmp_path / "cats"), repeats=1),)
 
 
-def test_prompts_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
+def test_prompts_in_a_separate_file_are_read(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# all\nfox --w 512\n\na tree\n", encoding="utf-8")
     (tmp_path / "a.toml").write_text(
         '[sample]\nsample_prompts = "p.txt"\nsample_sampler = "k_euler_a"\n', encoding="utf-8"
@@ -592,13 +592,13 @@ def test_prompts_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
     assert "cannot be read" in reasons(gone)["sample_prompts"]
 
 
-def test_a_dataset_that_is_named_but_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_dataset_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('dataset_config = "gone.toml"\nnetwork_dim = 8\n', encoding="utf-8")
     assert "cannot be read" in reasons(read_settings(tmp_path / "a.toml"))["dataset_config"]
 
 
 @pytest.mark.parametrize("text", ["datasets = 3", "[[datasets]]\nsubsets = 1", "datasets = [1]", "datasets = []"])
-def test_a_dataset_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_dataset_file_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "d.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="dataset file of sd-scripts"):
         read_settings(tmp_path / "d.toml")
@@ -634,7 +634,7 @@ _METADATA = {
 }
 
 
-def test_the_metadata_of_a_lora_is_taken_over(tmp_path: Path) -> None:
+def test_the_metadata_of_a_lora_is_imported(tmp_path: Path) -> None:
     path = write_lora(tmp_path / "fox.safetensors", _METADATA, ("lora_unet_x.alpha", "lora_te_text_model_y.alpha"))
     imported = read_settings(path)
     expected = {
@@ -650,26 +650,26 @@ def test_the_metadata_of_a_lora_is_taken_over(tmp_path: Path) -> None:
         "alpha": 16.0,
     }
     assert {name: value for name, value in changed(imported).items() if name in expected} == expected
-    told = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
-    assert told == {"ss_sd_model_name", "ss_dataset_dirs", "ss_flip_aug"} - {
+    reported = {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
+    assert reported == {"ss_sd_model_name", "ss_dataset_dirs", "ss_flip_aug"} - {
         f"ss_{name}" for name in kohya_parameters()
     }
     accounted = {*imported.used_keys, *(ignored.key for ignored in imported.ignored)}
     assert _METADATA.keys() <= accounted
 
 
-def test_the_tensors_tell_which_parts_were_trained() -> None:
+def test_the_tensors_show_which_parts_were_trained() -> None:
     config = from_metadata(Header(_METADATA, ("lora_unet_x.alpha",))).config
     assert (config.train_unet, config.train_text_encoder) == (True, False)
 
 
 def test_several_datasets_in_the_metadata_are_read() -> None:
-    told = json.dumps([{"resolution": [640, 640], "batch_size_per_device": 2, "subsets": [{"keep_tokens": 3}]}])
-    config = from_metadata(Header({"ss_network_dim": "8", "ss_datasets": told}, ())).config
+    reported = json.dumps([{"resolution": [640, 640], "batch_size_per_device": 2, "subsets": [{"keep_tokens": 3}]}])
+    config = from_metadata(Header({"ss_network_dim": "8", "ss_datasets": reported}, ())).config
     assert (config.resolution, config.keep_tokens, config.concepts) == (640, 3, ())
 
 
-def test_our_own_lora_gives_all_its_settings_but_the_places(tmp_path: Path) -> None:
+def test_our_own_lora_gives_all_settings_but_the_folders(tmp_path: Path) -> None:
     concepts = (Concept("/images/fox", repeats=3, trigger="zfox"),)
     config = TrainConfig(concepts=concepts, rank=4, sample_steps=9, checkpoint="/models/a.safetensors")
     metadata = {CONFIG_KEY: json.dumps(shareable_config(config)), "ss_network_dim": "4"}
@@ -679,13 +679,13 @@ def test_our_own_lora_gives_all_its_settings_but_the_places(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
-def test_a_lora_without_metadata_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_a_lora_without_metadata_is_rejected(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     with pytest.raises(AdapterError, match="has no training settings"):
         read_settings(write_lora(tmp_path / "a.safetensors", metadata))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 16, struct.pack("<Q", 2) + b"[]", b"\x04" + b"\0" * 20])
-def test_a_damaged_lora_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_lora_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(AdapterError, match="damaged or not a safetensors"):
         read_settings(tmp_path / "a.safetensors")
@@ -707,16 +707,14 @@ def test_a_damaged_lora_is_refused(tmp_path: Path, content: bytes) -> None:
         ("gone.json", None, "cannot be read"),
     ],
 )
-def test_a_file_that_holds_no_settings_gets_one_sentence(
-    tmp_path: Path, name: str, content: bytes | None, message: str
-) -> None:
+def test_a_file_without_settings_is_explained(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_settings(tmp_path / name)
 
 
-def test_our_own_settings_file_is_read_as_it_is(tmp_path: Path) -> None:
+def test_our_own_settings_file_is_read_unchanged(tmp_path: Path) -> None:
     config = TrainConfig(concepts=(Concept(str(tmp_path)),), rank=4, max_steps=5)
     write_toml_config(tmp_path / "a.toml", config)
     assert read_settings(tmp_path / "a.toml").config == config
@@ -779,7 +777,7 @@ _FULL = TrainConfig(
         {"lora_precision": "fp16", "precision": "fp16"},
     ],
 )
-def test_exported_settings_come_back_equal(values: dict[str, Any]) -> None:
+def test_exported_settings_are_imported_equal(values: dict[str, Any]) -> None:
     config = _FULL.replace(**values)
     exported = to_gui(config)
     assert exported.lost == ()
@@ -810,7 +808,7 @@ _DRAWN = st.fixed_dictionaries(
 
 
 @given(_DRAWN)
-def test_any_settings_that_the_gui_knows_come_back_equal(values: dict[str, Any]) -> None:
+def test_all_settings_that_the_gui_has_are_imported_equal(values: dict[str, Any]) -> None:
     if values["alpha"] == values["rank"]:
         values["alpha"] = None
     config = TrainConfig(**values)
@@ -823,11 +821,11 @@ def test_the_last_steps_to_keep_become_a_number_of_files() -> None:
     assert (config.save_every_n_steps, config.keep_last_step_files, config.keep_last_epochs) == (100, 3, 3)
 
 
-def test_a_file_without_states_does_not_switch_ours_off() -> None:
+def test_save_state_off_in_a_file_does_not_turn_ours_off() -> None:
     assert gui(save_state=False).config.save_state
 
 
-def test_what_the_gui_cannot_hold_is_named() -> None:
+def test_settings_that_the_gui_cannot_hold_are_listed() -> None:
     concepts = (Concept("/fox", repeats=4, trigger="zfox"), Concept("/more"))
     config = _FULL.replace(concepts=concepts, make_grid=False, precision="auto", seed=0, max_steps=9)
     lost = {ignored.key for ignored in to_gui(config).lost}
@@ -845,14 +843,14 @@ def test_an_exported_file_is_read_again(tmp_path: Path) -> None:
         write_gui_settings(tmp_path / "none" / "fox.json", _FULL)
 
 
-def test_wildcards_of_sd_scripts_are_lines_too() -> None:
+def test_sd_scripts_wildcards_also_pick_random_lines() -> None:
     config = gui(enable_wildcard=True, weighted_captions=True, keep_tokens_separator="|||", caption_prefix="p,").config
     assert (config.caption_wildcards, config.caption_lines) == (True, "random")
     assert (config.weighted_captions, config.keep_tokens_separator, config.caption_prefix) == (True, "|||", "p,")
     assert gui(enable_wildcard=False).config.caption_lines == "joined"
 
 
-def test_sd_scripts_cuts_captions_at_75_tokens_where_the_file_is_silent() -> None:
+def test_sd_scripts_captions_have_75_tokens_by_default() -> None:
     assert from_script({"output_name": "a"}).config.max_token_length == 75
     assert from_script({"max_token_length": "150"}).config.max_token_length == 150
 
@@ -871,7 +869,7 @@ def test_switches_for_all_images_go_to_every_folder() -> None:
     assert all(ignored.is_harmless for ignored in off.ignored if ignored.key in switches)
 
 
-def test_switches_go_to_the_gui_and_come_back() -> None:
+def test_switches_are_exported_and_imported() -> None:
     concept = Concept("img", flip=True, colour_jitter=0.1, use_masks=True)
     config = TrainConfig(concepts=(concept,))
     exported = to_gui(config)
@@ -885,7 +883,7 @@ def test_switches_go_to_the_gui_and_come_back() -> None:
     assert from_gui(exported.values).config.concepts == (concept,)
 
 
-def test_a_dataset_file_switches_folder_by_folder() -> None:
+def test_a_dataset_file_sets_switches_per_folder() -> None:
     folders = read_folders(
         {
             "general": {"color_aug": True, "shuffle_caption": True},
