@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself."""
+"""The metadata of a LoRA file."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_all_values_are_text_and_all_kohya_keys_are_there() -> None:
         ("sdxl", "v_prediction", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "False"),
     ],
 )
-def test_base_model_is_told_the_way_webuis_ask(
+def test_the_base_model_version_is_what_webuis_expect(
     model: str, prediction: str, version: str, architecture: str, is_v2: str
 ) -> None:
     values = metadata(architecture=model, prediction=prediction)
@@ -124,7 +124,7 @@ def test_tags_are_counted_per_folder_in_lower_case_without_repeats() -> None:
     assert json.loads(metadata()["ss_tag_frequency"]) == expected
 
 
-def test_folders_are_told_with_repeats_and_counts() -> None:
+def test_folders_have_repeats_and_image_counts() -> None:
     values = metadata()
     assert json.loads(values["ss_dataset_dirs"]) == {
         "10_cat": {"n_repeats": 10, "img_count": 2},
@@ -142,7 +142,7 @@ def test_folders_of_the_same_name_are_counted_together() -> None:
     assert json.loads(values["ss_dataset_dirs"])["10_cat"] == {"n_repeats": 10, "img_count": 4}
 
 
-def test_buckets_are_told_with_the_mean_error_of_the_aspect_ratio() -> None:
+def test_buckets_have_the_mean_aspect_ratio_error() -> None:
     info = json.loads(metadata()["ss_bucket_info"])
     assert info["buckets"]["1"] == {"resolution": [576, 448], "count": 10}
     assert info["mean_img_ar_error"] == pytest.approx(abs(640 / 512 - 576 / 448) / 4)
@@ -160,12 +160,12 @@ def test_learning_rates_are_the_ones_used_and_none_for_what_is_not_trained() -> 
     assert metadata(TrainConfig(learning_rate=1e-4))["ss_text_encoder_lr"] == "0.0001"
 
 
-def test_warmup_is_told_in_steps() -> None:
+def test_warmup_is_in_steps() -> None:
     assert metadata(TrainConfig(warmup=0.05))["ss_lr_warmup_steps"] == "6"
     assert metadata(TrainConfig(warmup=50))["ss_lr_warmup_steps"] == "50"
 
 
-def test_noise_and_loss_are_told_as_kohya_does() -> None:
+def test_noise_and_loss_have_kohyas_keys() -> None:
     config = TrainConfig(
         noise_offset=0.05,
         noise_offset_random_strength=True,
@@ -201,17 +201,17 @@ def test_noise_and_loss_are_told_as_kohya_does() -> None:
         "ss_huber_scale": "2.0",
         "modelspec.timestep_range": "100,1000",
     }
-    told = metadata(config)
-    assert {key: told.get(key) for key in expected} == expected
+    reported = metadata(config)
+    assert {key: reported.get(key) for key in expected} == expected
 
 
-def test_noise_and_loss_that_are_not_used_are_told_as_none() -> None:
+def test_unused_noise_and_loss_settings_are_none() -> None:
     noise = ("noise_offset", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount")
     others = ("ip_noise_gamma", "v_pred_like_loss", "huber_schedule", "huber_c", "huber_scale")
-    told = metadata()
-    assert {told[f"ss_{key}"] for key in (*noise, *others)} == {"None"}
-    assert told["ss_loss_type"] == "l2"
-    assert "modelspec.timestep_range" not in told
+    reported = metadata()
+    assert {reported[f"ss_{key}"] for key in (*noise, *others)} == {"None"}
+    assert reported["ss_loss_type"] == "l2"
+    assert "modelspec.timestep_range" not in reported
 
 
 @pytest.mark.parametrize("schedule", LR_SCHEDULES)
@@ -219,13 +219,13 @@ def test_the_schedule_has_kohyas_name(schedule: str) -> None:
     assert metadata(TrainConfig(lr_schedule=schedule))["ss_lr_scheduler"] == schedule
 
 
-def test_convolution_rank_is_told_where_convolutions_are_trained() -> None:
+def test_convolution_rank_is_present_if_convolutions_are_trained() -> None:
     values = metadata(TrainConfig(targets="all", rank=8, alpha=4.0))
     assert json.loads(values["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
     assert json.loads(metadata()["ss_network_args"]) == {}
 
 
-def test_title_date_and_trigger_word_stand_in_the_model_spec() -> None:
+def test_the_model_spec_has_title_date_and_trigger_word() -> None:
     values = metadata()
     assert values["modelspec.title"] == values["ss_output_name"] == "my-lora-000003"
     assert values["modelspec.date"] == "2023-11-14T22:13:20"
@@ -254,7 +254,7 @@ def test_every_parameter_is_stored_and_loads_back() -> None:
 
 
 @pytest.mark.parametrize("folder", ["/home/ann/images/", "C:\\Users\\ann\\images"])
-def test_stored_settings_do_not_tell_where_the_files_lay(folder: str) -> None:
+def test_stored_settings_do_not_reveal_folders(folder: str) -> None:
     config = TrainConfig(
         checkpoint=folder + "/x.safetensors", vae=folder, output_dir=folder, concepts=(Concept(folder=folder),)
     )

@@ -1,4 +1,4 @@
-"""Settings survive the way through a TOML file; bad files get one clear sentence."""
+"""Settings survive a round trip through TOML; bad files get one clear sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert [c.folder for c in config.concepts] == [str(tmp_path / "sub" / "cats"), str(tmp_path / "abs")]
 
 
-def test_written_paths_mean_the_same_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_paths_are_valid_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
     write_toml_config(tmp_path / "run" / "run.toml", TrainConfig(concepts=(Concept("cats"),)))
@@ -64,14 +64,14 @@ def test_a_home_folder_is_expanded(tmp_path: Path) -> None:
     assert read_toml_config(tmp_path / "run.toml")["output_dir"] == str(Path.home() / "loras")
 
 
-def test_values_of_the_wrong_kind_are_left_for_the_config_to_report(tmp_path: Path) -> None:
+def test_values_of_the_wrong_type_are_left_for_read_config(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("checkpoint = 3\nconcepts = [1, {folder = 2}, {trigger = 'x'}]\nranks = 4")
     _, problems = read_config(read_toml_config(tmp_path / "run.toml"))
     assert {problem.where for problem in problems} == {"concepts[1]", "ranks"}
 
 
 @pytest.mark.parametrize("content", [b"rank = ", b"rank = 4\nrank = 5", b"= 3", b"[concepts", b"\xff\xfe\x00"])
-def test_what_is_not_toml_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_reported_with_the_file_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"run\.toml: is not"):
@@ -83,16 +83,16 @@ def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
     assert read_toml_config(tmp_path / "run.toml") == {"rank": 4}
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         read_toml_config(tmp_path / "none.toml")
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_toml_config(tmp_path / "none" / "run.toml", TrainConfig())
 
 
-def test_a_windows_path_stays_one_on_every_system(tmp_path: Path) -> None:
+def test_a_windows_path_is_kept_on_every_system(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(r"checkpoint = 'C:\models\a.safetensors'")
     assert read_toml_config(tmp_path / "run.toml")["checkpoint"] == r"C:\models\a.safetensors"

@@ -20,7 +20,7 @@ def _boxes(grid: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, i
     return mask.getbbox()
 
 
-def test_every_image_stands_unscaled_in_its_cell() -> None:
+def test_every_image_is_unscaled_in_its_cell() -> None:
     red, green, blue, pink = (200, 0, 0), (0, 200, 0), (0, 0, 200), (250, 120, 200)
     rows = epoch_rows({1: [_flat(blue), _flat(pink)], 0: [_flat(red), _flat(green)]}, {1: "loss 0.1"})
     grid = compose_grid(["a fox", "a panda on a long, long, very long background"], rows, title="demo")
@@ -31,24 +31,24 @@ def test_every_image_stands_unscaled_in_its_cell() -> None:
     assert top_left[0] == bottom_left[0] < top_right[0] == bottom_right[0]
 
 
-def test_rows_come_in_order_of_epoch_with_the_one_without_lora_first() -> None:
+def test_rows_are_in_order_of_epoch_starting_without_lora() -> None:
     rows = epoch_rows({10: [], 2: [], 0: []}, {})
     assert [row.label for row in rows] == ["no LoRA", "epoch 2", "epoch 10"]
 
 
-def test_a_missing_image_is_refused() -> None:
+def test_a_missing_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="every cell"):
         compose_grid(["a", "b"], [GridRow("no LoRA", "", [_flat((0, 0, 0))])])
 
 
-def test_images_of_unlike_sizes_do_not_overlap() -> None:
+def test_images_of_different_sizes_do_not_overlap() -> None:
     wide, tall = _flat((200, 0, 0), (128, 64)), _flat((0, 200, 0), (64, 160))
     grid = compose_grid(["a", "b"], [GridRow("epoch 1", "", [wide, tall])])
     assert _boxes(grid, (200, 0, 0)) and _boxes(grid, (0, 200, 0))
     assert grid.height >= 160
 
 
-def test_pillows_old_font_draws_any_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_prompt_can_be_drawn_with_pillows_old_font(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow 9.5, which A1111 and Forge pin, has a bitmap font of Latin-1 only."""
     old = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)
     monkeypatch.setattr("lib_lora_train.sampling.grid._font", lambda _: old())

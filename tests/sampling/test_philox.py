@@ -1,4 +1,4 @@
-"""Noise as NVIDIA cards draw it: the published vectors, and what PyTorch draws on a card."""
+"""Noise as NVIDIA cards generate it, against published vectors and PyTorch on a card."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ ON_A_CARD = [
 
 
 def words(text: str) -> Words:
-    """One counter, each word in a tensor of its own."""
+    """One counter, each word in its own tensor."""
     first, second, third, fourth = (torch.tensor([int(word, 16)]) for word in text.split())
     return first, second, third, fourth
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
-def test_the_published_vectors_are_met(counter: str, key: str, answer: str) -> None:
+def test_philox_matches_the_published_vectors(counter: str, key: str, answer: str) -> None:
     first, second = (int(word, 16) for word in key.split())
     assert philox_4x32(words(counter), (first, second)) == words(answer)
 
 
-def test_the_numbers_are_those_of_a_graphics_card() -> None:
+def test_philox_noise_equals_cuda() -> None:
     """5e-7: PyTorch computes logarithm and sine in single precision there, and prints eight digits."""
     torch.testing.assert_close(PhiloxNoise(0).draw((3, 4)), torch.tensor(ON_A_CARD), rtol=0, atol=5e-7)
 
 
-def test_box_mullers_transform_in_plain_python() -> None:
-    """One rounding to float32 apart: both compute in double precision, with the turn in single."""
+def test_box_muller_equals_plain_python() -> None:
+    """One rounding to float32 apart: both compute in double precision, with 2π in single."""
     x, y = torch.tensor([0, 1, 2**31, 2**32 - 1, 123456789]), torch.tensor([2**32 - 1, 0, 2**30, 7, 3 * 2**30])
     turn = 6.2831854820251465
     expected = [
@@ -58,7 +58,7 @@ def test_a_seed_draws_one_tensor_after_another() -> None:
     torch.testing.assert_close([again.draw((4, 8, 8)), again.draw((4, 8, 8))], [first, second], rtol=0, atol=0)
 
 
-def test_both_halves_of_a_long_seed_count() -> None:
+def test_both_halves_of_a_long_seed_matter() -> None:
     assert not torch.equal(PhiloxNoise(5).draw((64,)), PhiloxNoise(5 + 2**32).draw((64,)))
 
 

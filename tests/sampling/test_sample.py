@@ -1,4 +1,4 @@
-"""Promises of train/samplers.py and train/sample.py, against diffusers' schedulers with the same model."""
+"""Samplers and sample images, against diffusers' schedulers with the same model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtyp
 
 
 def answer(x: Tensor, timestep: float) -> Tensor:
-    """Stands for the UNet in both: a smooth function of image and timestep."""
+    """Replaces the UNet in both: a smooth function of image and timestep."""
     return torch.tanh(x.roll(1, dims=-1) * 0.7 + timestep / 1000) + 0.1 * x
 
 
@@ -163,13 +163,13 @@ def pixels(prompts: list[SamplePrompt], sampler: str = "Euler a", architecture: 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a"])
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
-def test_every_sampler_draws_on_every_family(architecture: Architecture, sampler: str) -> None:
+def test_every_sampler_works_on_every_architecture(architecture: Architecture, sampler: str) -> None:
     (image,) = sample_images(model(architecture), [replace(PROMPT, width=96)], sampler=sampler, clip_skip=1)
     assert image.size == (96, 64)
     assert len(set(image.tobytes())) > 20  # neither NaN, which would be black, nor flat
 
 
-def test_images_come_in_order_whatever_their_sizes() -> None:
+def test_images_are_in_order_whatever_their_sizes() -> None:
     widths = [64, 128, 64, 96]
     prompts = [replace(PROMPT, width=width) for width in widths]
     images = sample_images(model(), prompts, sampler="Euler", clip_skip=1)
@@ -196,8 +196,8 @@ def test_seed_prompt_negative_and_clip_skip_matter() -> None:
     assert skipped != pixels([PROMPT])[0]
 
 
-def test_brackets_weigh_as_in_the_webuis_prompts() -> None:
-    """(x) is 1.1, brackets themselves are no words, and a weight of 1 is the plain prompt to the bit."""
+def test_brackets_set_weights_as_in_the_webui() -> None:
+    """(x) is 1.1, brackets themselves are not words, and a weight of 1 is the plain prompt, bit for bit."""
     plain = replace(PROMPT, prompt="a red dog")
     assert pixels([replace(plain, prompt="a (red:1.0) dog")]) == pixels([plain])
     assert pixels([replace(plain, prompt="a (red) dog")]) == pixels([replace(plain, prompt="a (red:1.1) dog")])
@@ -212,7 +212,7 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_philox_supplies_initial_and_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
     def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
@@ -230,8 +230,8 @@ def test_philox_draws_the_start_and_every_later_noise(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("source", ["cpu", "philox"])
-def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The webuis' ENSD: after the first noise their generators begin anew at seed + delta."""
+def test_the_seed_delta_applies_to_all_but_the_initial_noise(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The webuis' ENSD: after the first noise their generators start again at seed + delta."""
     drawn: list[Tensor] = []
 
     def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
@@ -254,8 +254,8 @@ def test_a_seed_delta_holds_for_all_noise_but_the_starts(source: Any, monkeypatc
         torch.testing.assert_close(ours[0], theirs, rtol=2**-22, atol=0)
 
 
-def test_whole_timesteps_are_the_nearest_of_the_schedules_sigmas() -> None:
-    """What the Forge architecture does: argmin |log σ − log σₜ| over all timesteps t."""
+def test_quantized_timesteps_are_the_nearest_integers() -> None:
+    """What Forge and its forks do: argmin |log σ − log σₜ| over all timesteps t."""
     schedule = scaled_linear_schedule("epsilon")
     levels = sigma_levels(schedule, 8)
     table = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
@@ -264,7 +264,7 @@ def test_whole_timesteps_are_the_nearest_of_the_schedules_sigmas() -> None:
     assert levels.quantized.sigmas == levels.sigmas and list(levels.timesteps) != nearest
 
 
-def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantize_timesteps_gives_the_unet_integer_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
     def noted(on: Any, x: Tensor, timesteps: Tensor, *others: Any) -> Tensor:
@@ -280,7 +280,7 @@ def test_the_unet_is_asked_at_whole_timesteps_where_the_webui_does(monkeypatch: 
     assert asked == [999.0, 499.5, 0.0, 999.0, 499.0, 0.0]
 
 
-def test_the_first_steps_can_be_drawn_without_guidance() -> None:
+def test_skip_early_cond_turns_guidance_off_in_the_first_steps() -> None:
     """With a share of 0 it is the first step alone, as in Forge Classic; a share of 1 is a CFG scale of 1."""
     prompt = replace(PROMPT, negative="blurry", steps=3)
 

@@ -1,4 +1,4 @@
-"""Promises of train/control.py."""
+"""Requests to a run are seen once, wake a paused run, and are never lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from lib_lora_train.training.control import Control
 
 
-def test_requests_are_seen_until_taken() -> None:
+def test_requests_remain_until_popped() -> None:
     control = Control()
     control.save_now()
     control.sample_now()
@@ -39,7 +39,7 @@ def test_every_request_wakes_a_paused_run(wake: str) -> None:
     assert not waiting.is_alive()
 
 
-def test_news_before_the_wait_is_not_lost() -> None:
+def test_a_request_before_the_wait_is_not_lost() -> None:
     control = Control()
     control.resume()
     control.wait_for_request()  # would hang for ever

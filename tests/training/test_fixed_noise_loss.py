@@ -1,4 +1,4 @@
-"""The probe's numbers are fixed, and mean what they say."""
+"""The probe's numbers are reproducible and mean what they say."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def probe(model: DiffusionModel, demo_dir: Path) -> Probe:
             return make_probe(model, plan, end.value, seed=1)
 
 
-def test_every_image_stands_at_every_timestep(probe: Probe) -> None:
+def test_a_probe_has_every_image_at_every_timestep(probe: Probe) -> None:
     assert probe.latents.shape == (8 * len(TIMESTEPS), 4, 16, 16)
     assert probe.timesteps[: len(TIMESTEPS)].tolist() == list(TIMESTEPS)
     assert len(set(probe.captions)) == 8
@@ -69,7 +69,7 @@ GOOD = {"concept_share": 0.9, "leak_share": 0.0, "concept_loss": 0.4, "base_loss
 BEFORE = {"concept_share": 0.0, "leak_share": 0.0, "concept_loss": 1.0, "base_loss": 1.0}
 
 
-def test_the_gate_lets_a_good_run_pass() -> None:
+def test_the_gate_passes_a_good_run() -> None:
     assert Gate().failures(BEFORE, GOOD) == []
 
 
@@ -77,7 +77,7 @@ def test_the_gate_lets_a_good_run_pass() -> None:
     ("name", "value"),
     [("concept_share", 0.2), ("leak_share", 0.5), ("concept_loss", 0.95), ("base_loss", 1.5)],
 )
-def test_the_gate_says_which_promise_is_broken(name: str, value: float) -> None:
+def test_the_gate_names_the_failed_criterion(name: str, value: float) -> None:
     assert len(Gate().failures(BEFORE, {**GOOD, name: value})) == 1
 
 

@@ -1,4 +1,4 @@
-"""Borrowing in breaths: a long piece of work that lets others go first."""
+"""Long work under a lease lets others use the model in between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.stand_ins.training_parts import OneModelHost, shared_model
 
 
 @pytest.mark.parametrize(("wanted", "turns"), [(False, 1), (True, 4)])
-def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, turns: int) -> None:
+def test_yielding_the_lease_releases_it_only_while_somebody_waits(wanted: bool, turns: int) -> None:
     host = OneModelHost(shared_model(), wanted=wanted)
 
     def three_breaths(model: DiffusionModel, yield_lease: YieldLease) -> str:
@@ -28,23 +28,23 @@ def test_a_breath_is_a_turn_of_its_own_only_while_somebody_waits(wanted: bool, t
     assert (end.value.value, host.turns, host.is_leased) == ("done", turns, False)
 
 
-def test_work_is_begun_anew_when_the_model_went_away_in_a_breath(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_starts_over_if_the_model_was_replaced_while_yielding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.001)
-    host, begun = OneModelHost(shared_model(), wanted=True), 0
+    host, start_run = OneModelHost(shared_model(), wanted=True), 0
 
     def work(_model: DiffusionModel, yield_lease: YieldLease) -> int:
-        nonlocal begun
-        begun += 1
-        host.away = 2 if begun == 1 else 0
+        nonlocal start_run
+        start_run += 1
+        host.away = 2 if start_run == 1 else 0
         yield_lease()
-        return begun
+        return start_run
 
     events = run_leased_cooperatively(host, shared_model(), Control(), work)
-    told = []
+    reported = []
     with pytest.raises(StopIteration) as end:
         while True:
-            told.append(next(events))
-    assert [event.state for event in told if isinstance(event, StateChanged)] == ["waiting", "running"]
+            reported.append(next(events))
+    assert [event.state for event in reported if isinstance(event, StateChanged)] == ["waiting", "running"]
     assert (end.value.value, host.is_leased) == (2, False)
 
 

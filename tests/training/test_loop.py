@@ -1,4 +1,4 @@
-"""Promises of train/loop.py and train/state.py: what is told, when the model is free, and exact resuming."""
+"""The training loop and its state: reported events, when the model is free, exact resuming."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _remove_adapters() -> Iterator[None]:
     _live.clear()
 
 
-def begun(
+def start_run(
     config: TrainConfig,
     *,
     architecture: Architecture = "sd1",
     plan: Plan | None = None,
     state: TrainState | None = None,
 ) -> Training:
-    """A run whose adapter leaves the model before the next one begins, and after the test."""
+    """A run whose adapter is removed before the next one starts, and after the test."""
     while _live:
         _live.pop().adapter.remove()
     _live.append(started(model(architecture), config, plan=plan, state=state))
@@ -61,64 +61,64 @@ def begun(
 
 
 def numbers(training: Training) -> Tensor:
-    """All that was learnt, as one vector."""
+    """All weights of the adapter, as one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in training.parameters])
 
 
-def steps_told(events: list[Event]) -> list[int]:
-    """Numbers of the steps in order."""
+def reported_steps(events: list[Event]) -> list[int]:
+    """The step numbers in order."""
     return [event.step for event in events if isinstance(event, StepDone)]
 
 
 # --- events -------------------------------------------------------------------------------------
 
 
-def test_every_step_and_epoch_is_told_in_order() -> None:
-    events = run_to_end(begun(small_config(epochs=2)), model())
-    assert steps_told(events) == list(range(1, 9))
-    told = [event for event in events if isinstance(event, (StepDone, EpochDone))]
-    assert [type(event) for event in told] == ([StepDone] * 4 + [EpochDone]) * 2
+def test_every_step_and_epoch_is_reported_in_order() -> None:
+    events = run_to_end(start_run(small_config(epochs=2)), model())
+    assert reported_steps(events) == list(range(1, 9))
+    reported = [event for event in events if isinstance(event, (StepDone, EpochDone))]
+    assert [type(event) for event in reported] == ([StepDone] * 4 + [EpochDone]) * 2
     assert [(e.epoch, e.step) for e in events if isinstance(e, EpochDone)] == [(1, 4), (2, 8)]
     assert events[-2] == Progress("train", 8, 8)
 
 
 def test_epoch_loss_is_the_mean_of_its_steps() -> None:
-    events = run_to_end(begun(small_config(epochs=2)), model())
+    events = run_to_end(start_run(small_config(epochs=2)), model())
     means = [event.mean_loss for event in events if isinstance(event, EpochDone)]
-    told = losses(events)
-    assert means == pytest.approx([sum(told[:4]) / 4, sum(told[4:]) / 4])
+    reported = losses(events)
+    assert means == pytest.approx([sum(reported[:4]) / 4, sum(reported[4:]) / 4])
 
 
 def test_max_steps_ends_within_an_epoch() -> None:
-    events = run_to_end(begun(small_config(epochs=5, max_steps=6)), model())
-    assert steps_told(events) == [1, 2, 3, 4, 5, 6]
+    events = run_to_end(start_run(small_config(epochs=5, max_steps=6)), model())
+    assert reported_steps(events) == [1, 2, 3, 4, 5, 6]
     assert isinstance(events[-1], EpochDone) and events[-1].epoch == 2
 
 
 def test_learning_rates_follow_warmup_and_groups() -> None:
     config = small_config(epochs=1, lr_schedule="constant", warmup=2.0, text_encoder_lr=1e-4)
-    events = run_to_end(begun(config), model())
+    events = run_to_end(start_run(config), model())
     rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
     assert [rate["unet"] for rate in rates] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
     assert [rate["text_encoder"] for rate in rates] == pytest.approx([0.0, 5e-5, 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize("values", [{"optimizer": "AdamW"}, {"optimizer": "Prodigy", "text_encoder_lr": 0.5}])
-def test_norms_are_limited_after_each_step_and_told(values: dict[str, Any]) -> None:
-    """Also where the optimiser keeps weights of its own, as Prodigy does for groups at unlike rates."""
+def test_norms_are_limited_after_each_step_and_reported(values: dict[str, Any]) -> None:
+    """Also where the optimiser holds scaled copies, as Prodigy does for groups at different rates."""
     rate, arguments = (1.0, "d0=0.05") if values["optimizer"] == "Prodigy" else (1e-2, "")
     config = small_config(epochs=2, scale_weight_norms=0.05, optimizer_args=arguments, learning_rate=rate, **values)
-    run = begun(config)
-    told = [event.norms for event in run_to_end(run, model()) if isinstance(event, StepDone)]
-    assert all(norms is not None and norms[2] <= 0.05 * 1.0001 for norms in told)
-    assert max(norms[0] for norms in told if norms) > 0
-    assert told[-1] and told[-1][2] == pytest.approx(max(run.adapter.norms().values()), rel=1e-4)
+    run = start_run(config)
+    reported = [event.norms for event in run_to_end(run, model()) if isinstance(event, StepDone)]
+    assert all(norms is not None and norms[2] <= 0.05 * 1.0001 for norms in reported)
+    assert max(norms[0] for norms in reported if norms) > 0
+    assert reported[-1] and reported[-1][2] == pytest.approx(max(run.adapter.norms().values()), rel=1e-4)
 
 
 @pytest.mark.parametrize("values", [{}, {"optimizer": "Adafactor"}, {"loraplus_unet_ratio": 4.0}])
-def test_blocks_learn_at_their_own_rates(values: dict[str, Any]) -> None:
+def test_block_weights_scale_the_learning_rates(values: dict[str, Any]) -> None:
     config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5", **values)
-    events = run_to_end(begun(config), model())
+    events = run_to_end(start_run(config), model())
     rates = [event.learning_rates for event in events if isinstance(event, StepDone)]
     assert rates[-1]["unet x0.5"] == pytest.approx(rates[-1]["unet"] / 2)
     if "loraplus_unet_ratio" in values:
@@ -126,10 +126,10 @@ def test_blocks_learn_at_their_own_rates(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", LR_SCHEDULES)
-def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
+def test_learning_rates_follow_the_set_schedule(kind: str) -> None:
     values: dict[str, Any] = {"lr_decay": 2, "lr_cycles": 2, "lr_power": 2.0, "lr_timescale": 3, "lr_min_ratio": 0.1}
     config = small_config(epochs=2, lr_schedule=kind, warmup=2.0, **values)
-    events = run_to_end(begun(config), model())
+    events = run_to_end(start_run(config), model())
     rates = [event.learning_rates["unet"] for event in events if isinstance(event, StepDone)]
     schedule = LrSchedule(kind, 8, warmup=2, decay=2, cycles=2, power=2.0, timescale=3, min_ratio=0.1)
     assert rates == pytest.approx([1e-3 * lr_factor(schedule, step) for step in range(8)])
@@ -149,33 +149,33 @@ def test_learning_rates_follow_the_schedule_that_is_set(kind: str) -> None:
 )
 def test_noise_and_loss_settings_reach_the_training(values: dict[str, Any]) -> None:
     plain, changed = (
-        losses(run_to_end(begun(config), model()))
+        losses(run_to_end(start_run(config), model()))
         for config in (small_config(max_steps=1), small_config(max_steps=1, **values))
     )
     assert plain[0] != pytest.approx(changed[0], rel=1e-4)
 
 
-def test_a_loss_weight_for_the_other_kind_of_model_is_refused_before_the_first_step() -> None:
+def test_a_loss_weight_for_another_prediction_type_is_rejected_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="predict v"):
-        begun(small_config(scale_v_pred_loss_like_noise_pred=True))
+        start_run(small_config(scale_v_pred_loss_like_noise_pred=True))
 
 
 # --- learning -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
-def test_one_batch_is_learnt_by_heart(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_batch_can_be_memorised(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same images, noise and timesteps each step: the loss must fall by a third in 28 steps."""
     config = small_config(rank=16, learning_rate=3e-3, lr_schedule="constant", epochs=7)
     same = epoch_steps(small_plan(config), config.seed, 1)[:1] * 4
     monkeypatch.setattr("lib_lora_train.training.loop.epoch_steps", lambda *_: same)
-    told = losses(run_to_end(begun(config, architecture=architecture), model(architecture)))
-    assert told[-1] < 0.67 * told[0]
+    reported = losses(run_to_end(start_run(config, architecture=architecture), model(architecture)))
+    assert reported[-1] < 0.67 * reported[0]
 
 
 def test_only_the_adapter_changes() -> None:
     before = {name: value.clone() for name, value in model().unet.state_dict().items()}
-    training = begun(small_config(epochs=1))
+    training = start_run(small_config(epochs=1))
     start = numbers(training)
     run_to_end(training, model())
     assert not torch.equal(numbers(training), start)
@@ -190,7 +190,7 @@ def test_only_the_adapter_changes() -> None:
 
 def test_one_step_per_turn_while_somebody_waits() -> None:
     host = OneModelHost(model(), wanted=True)
-    list(train(begun(small_config(epochs=1)), host=host, control=Control()))
+    list(train(start_run(small_config(epochs=1)), host=host, control=Control()))
     assert host.turns == 4
 
 
@@ -200,41 +200,41 @@ def test_turn_ends_at_the_time_limit_if_nobody_waits(
 ) -> None:
     monkeypatch.setattr("lib_lora_train.training.loop._TURN_SECONDS", limit_seconds)
     host = OneModelHost(model())
-    list(train(begun(small_config(epochs=1, rank=1)), host=host, control=Control()))
+    list(train(start_run(small_config(epochs=1, rank=1)), host=host, control=Control()))
     assert host.turns == turns
 
 
-def test_the_model_is_free_whenever_something_is_told() -> None:
+def test_the_model_is_not_leased_while_an_event_is_handled() -> None:
     host = OneModelHost(model())
-    for _ in train(begun(small_config(epochs=1)), host=host, control=Control()):
+    for _ in train(start_run(small_config(epochs=1)), host=host, control=Control()):
         assert not host.is_leased
 
 
 def test_turns_do_not_change_the_result() -> None:
     config = small_config(epochs=1)
-    long, short = begun(config), None
+    long, short = start_run(config), None
     run_to_end(long, model())
     expected = numbers(long)
-    short = begun(config)
+    short = start_run(config)
     run_to_end(short, model(), wanted=True)
     assert torch.equal(numbers(short), expected)
 
 
 def test_stop_ends_after_the_step_and_keeps_what_was_learnt() -> None:
     control = Control()
-    training = begun(small_config())
+    training = start_run(small_config())
     events = []
     for event in train(training, host=OneModelHost(model(), wanted=True), control=control):
         events.append(event)
         if isinstance(event, StepDone) and event.step == 3:
             control.stop()
-    assert steps_told(events) == [1, 2, 3]
+    assert reported_steps(events) == [1, 2, 3]
     assert events[-1] == StateChanged("stopping")
     assert not any(isinstance(event, EpochDone) for event in events)
     assert training.step == 3
 
 
-def test_a_paused_run_waits_without_the_model_and_goes_on() -> None:
+def test_a_paused_run_releases_the_model_and_continues_on_resume() -> None:
     control = Control()
     host = OneModelHost(model(), wanted=True)
     seen: list[Event] = []
@@ -247,7 +247,7 @@ def test_a_paused_run_waits_without_the_model_and_goes_on() -> None:
 
     waker = threading.Thread(target=resume_later)
     waker.start()
-    for event in train(begun(small_config(epochs=1)), host=host, control=control):
+    for event in train(start_run(small_config(epochs=1)), host=host, control=control):
         seen.append(event)
         if isinstance(event, StepDone) and event.step == 2:
             control.pause()
@@ -256,13 +256,13 @@ def test_a_paused_run_waits_without_the_model_and_goes_on() -> None:
     waker.join()
     states = [event.state for event in seen if isinstance(event, StateChanged)]
     assert states[0] == "paused" and states[-1] == "running"
-    assert steps_told(seen) == [1, 2, 3, 4]
+    assert reported_steps(seen) == [1, 2, 3, 4]
 
 
-def test_saving_can_be_asked_for_in_a_pause() -> None:
+def test_saving_works_during_a_pause() -> None:
     control = Control()
     control.pause()
-    events = train(begun(small_config(epochs=1)), host=OneModelHost(model()), control=control)
+    events = train(start_run(small_config(epochs=1)), host=OneModelHost(model()), control=control)
     assert next(events) == StateChanged("paused")
     control.save_now()
     assert next(events) == StateChanged("paused")
@@ -277,11 +277,11 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_run_waits_for_its_model_and_goes_on_where_it_was() -> None:
-    alone = run_to_end(begun(small_config()), model())
+def test_a_run_waits_for_its_model_and_continues() -> None:
+    alone = run_to_end(start_run(small_config()), model())
     host = OneModelHost(model(), wanted=True)
     waited: list[Event] = []
-    for event in train(begun(small_config()), host=host, control=Control()):
+    for event in train(start_run(small_config()), host=host, control=Control()):
         waited.append(event)
         if isinstance(event, Progress) and event.done == 2:
             host.away = 3
@@ -293,7 +293,7 @@ def test_a_run_waits_for_its_model_and_goes_on_where_it_was() -> None:
 @pytest.mark.usefixtures("_impatient")
 def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
     control = Control()
-    events = train(begun(small_config()), host=OneModelHost(model(), away=10**6), control=control)
+    events = train(start_run(small_config()), host=OneModelHost(model(), away=10**6), control=control)
     assert next(events) == StateChanged("waiting", "Another model is loaded.")
     control.stop()
     assert list(events) == [StateChanged("stopping")]
@@ -303,7 +303,7 @@ def test_a_run_that_waits_for_its_model_can_be_stopped() -> None:
 
 
 def broken_latents(plan: Plan, item: int) -> LatentCache:
-    """One image's latents are not numbers."""
+    """Latents, NaN for one image."""
     good = random_latents(plan)
     entries: dict[int, Posterior | Path] = {number: good[number] for number in range(len(plan.placements))}
     entries[item] = Posterior(good[item].mean * float("nan"), good[item].std)
@@ -313,7 +313,7 @@ def broken_latents(plan: Plan, item: int) -> LatentCache:
 def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
     config = small_config(epochs=1, batch_size=1)
     plan = small_plan(config)
-    training = begun(config, plan=plan)
+    training = start_run(config, plan=plan)
     training.latents = broken_latents(plan, 0)
     good: list[Tensor] = []
     with pytest.raises(TrainingError, match=r"Step \d+: the loss is NaN or infinite.*Lower the learning rate"):
@@ -324,20 +324,20 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights() -> None:
     assert torch.equal(numbers(training), good[-1])
 
 
-def test_a_step_without_usable_images_is_passed_over() -> None:
+def test_a_step_without_usable_images_is_skipped() -> None:
     config = small_config(epochs=1, batch_size=1)
     plan = small_plan(config)
-    training = begun(config, plan=plan)
+    training = start_run(config, plan=plan)
     full = training.latents
     training.latents = LatentCache({n: full[n] for n in (0, 1, 2)}, frozenset({3}))
     events = run_to_end(training, model())
-    assert len(steps_told(events)) == 6  # 8 showings, two of them of the missing image
+    assert len(reported_steps(events)) == 6  # 8 showings, two of them of the missing image
     assert training.step == 8
     assert numbers(training).isfinite().all()
 
 
 def memory_for(images: int, needs_checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """A card that holds so many images at a time; what was tried is written down."""
+    """Simulates a card with memory for `images` images at a time; returns what was tried."""
     tried: list[tuple[int, bool]] = []
     whole = batch_loss
 
@@ -352,24 +352,24 @@ def memory_for(images: int, needs_checkpointing: bool, monkeypatch: pytest.Monke
     return tried
 
 
-def test_full_memory_is_told_with_advice_when_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_ends_with_advice_when_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = memory_for(0, False, monkeypatch)
     with pytest.raises(TrainingError, match=r"Step 1: the graphics card's memory is full.*Lower the resolution"):
-        run_to_end(begun(small_config()), model())
+        run_to_end(start_run(small_config()), model())
     assert tried == [(2, False), (2, True), (1, True)]
 
 
 @pytest.mark.parametrize(("images", "relief"), [(4, (4, True)), (2, (2, True)), (1, (1, True))])
-def test_a_step_that_does_not_fit_is_taken_again_with_the_same_result(
+def test_a_step_that_does_not_fit_is_repeated_with_the_same_result(
     images: int, relief: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to rounding: the sum over the samples is grouped in another way."""
+    """Up to rounding: the sum over the samples is grouped differently."""
     config = small_config(batch_size=4, epochs=2)
-    alone = begun(config)
+    alone = start_run(config)
     expected = losses(run_to_end(alone, model()))
     weights = numbers(alone).clone()
     tried = memory_for(images, True, monkeypatch)
-    training = begun(config)
+    training = start_run(config)
     events = run_to_end(training, model())
     assert losses(events) == pytest.approx(expected, rel=1e-4)
     # Adam divides by the gradient's size: what is nearly 0 may round to another sign, one rate away per step
@@ -377,11 +377,11 @@ def test_a_step_that_does_not_fit_is_taken_again_with_the_same_result(
     assert tried[-1] == relief
     notes = [event.message for event in events if isinstance(event, Noted)]
     assert len(notes) == {4: 1, 2: 2, 1: 3}[images] and "gradient checkpointing" in notes[0]
-    assert steps_told(events) == list(range(1, len(expected) + 1))
+    assert reported_steps(events) == list(range(1, len(expected) + 1))
 
 
-def test_memory_that_runs_out_within_the_optimiser_restores_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = begun(small_config())
+def test_out_of_memory_in_the_optimiser_restores_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = start_run(small_config())
     before = numbers(training).clone()
 
     def torn(_: float) -> None:
@@ -425,16 +425,16 @@ PLAIN: dict[str, Any] = {"optimizer": "AdamW", "optimizer_args": "", "learning_r
 
 
 def interrupted_and_resumed(config: TrainConfig, after: int, path: Path, **parts: Any) -> tuple[Training, list[float]]:
-    """The finished run, and all losses, of a run that was stopped, written, and begun again from its file."""
+    """The finished run, and all losses, of a run that was stopped, written to a file and resumed from it."""
     control = Control()
-    first = begun(config, plan=small_plan(config, **parts))
+    first = start_run(config, plan=small_plan(config, **parts))
     events: list[Event] = []
     for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
         events.append(event)
         if isinstance(event, StepDone) and event.step == after:
             control.stop()
     write_state(path, first.state())
-    second = begun(config, plan=small_plan(config, **parts), state=load_state(path))
+    second = start_run(config, plan=small_plan(config, **parts), state=load_state(path))
     events += run_to_end(second, model())
     return second, losses(events)
 
@@ -463,16 +463,16 @@ _LIMITED = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, 
     ids=lambda changed: "-".join(map(str, changed.values())) or "prodigy",
 )
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(changed: dict[str, Any], tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch, with everything that draws, counts or remembers switched on."""
+    """Stopped in the middle of an epoch, with everything on that draws, counts or has a state."""
     pytest.importorskip(OPTIMIZER_CATALOG[str(changed.get("optimizer", "Prodigy"))].origin.partition(":")[0])
     config = small_config(**{**EVERYTHING, **changed})
     parts: dict[str, Any] = {"sizes": [(64, 64), (64, 64), (128, 64), (64, 64)], "regularisation": 1}
-    whole = begun(config, plan=small_plan(config, **parts))
+    whole = start_run(config, plan=small_plan(config, **parts))
     expected_losses = losses(run_to_end(whole, model()))
     expected, expected_state = numbers(whole), whole.state()
     assert whole.plan.steps_per_epoch > 2
-    resumed, told = interrupted_and_resumed(config, 2, tmp_path / "state.pt", **parts)
-    assert told == expected_losses
+    resumed, reported = interrupted_and_resumed(config, 2, tmp_path / "state.pt", **parts)
+    assert reported == expected_losses
     assert torch.equal(numbers(resumed), expected)
     assert _flat(resumed.state().average) == _flat(expected_state.average)
     assert _flat(resumed.state().optimizer) == _flat(expected_state.optimizer)
@@ -480,7 +480,7 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(changed: dict[str, A
 
 
 def _flat(tree: Any) -> list[Any]:
-    """All leaves of a nest, tensors as lists."""
+    """All leaves of a nested structure, tensors as lists."""
     if isinstance(tree, Tensor):
         return tree.flatten().tolist()
     if isinstance(tree, dict):
@@ -492,45 +492,45 @@ def _flat(tree: Any) -> list[Any]:
 
 def test_epoch_mean_survives_an_interruption(tmp_path: Path) -> None:
     config = small_config(epochs=1)
-    expected = run_to_end(begun(config), model())[-1]
+    expected = run_to_end(start_run(config), model())[-1]
     control = Control()
-    first = begun(config)
+    first = start_run(config)
     for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
         if isinstance(event, StepDone) and event.step == 2:
             control.stop()
     write_state(tmp_path / "s", first.state())
-    assert run_to_end(begun(config, state=load_state(tmp_path / "s")), model())[-1] == expected
+    assert run_to_end(start_run(config, state=load_state(tmp_path / "s")), model())[-1] == expected
 
 
 def test_a_state_does_not_change_with_the_run_it_came_from() -> None:
-    training = begun(small_config(epochs=1))
+    training = start_run(small_config(epochs=1))
     state = training.state()
     before = state.parameters["unet"][0].clone()
     run_to_end(training, model())
     assert torch.equal(state.parameters["unet"][0], before)
 
 
-def test_another_runs_state_is_refused_with_every_difference() -> None:
+def test_another_runs_state_is_rejected_with_every_difference() -> None:
     config = small_config()
-    state = begun(config).state()
+    state = start_run(config).state()
     other = config.replace(rank=8, seed=7, output_name="else", epochs=9)
     with pytest.raises(ConfigError) as raised:
-        begun(other, plan=small_plan(other, captions=["new"]), state=state)
+        start_run(other, plan=small_plan(other, captions=["new"]), state=state)
     assert {problem.where for problem in raised.value.problems} == {"rank", "seed", "concepts"}
 
 
 def test_a_finished_run_can_be_extended() -> None:
-    first = begun(small_config(epochs=1, lr_schedule="constant"))
+    first = start_run(small_config(epochs=1, lr_schedule="constant"))
     run_to_end(first, model())
-    longer = begun(small_config(epochs=2, lr_schedule="constant"), state=first.state())
-    assert steps_told(run_to_end(longer, model())) == [5, 6, 7, 8]
-    straight = begun(small_config(epochs=2, lr_schedule="constant"))
+    longer = start_run(small_config(epochs=2, lr_schedule="constant"), state=first.state())
+    assert reported_steps(run_to_end(longer, model())) == [5, 6, 7, 8]
+    straight = start_run(small_config(epochs=2, lr_schedule="constant"))
     expected = numbers(longer).clone()
     run_to_end(straight, model())
     assert torch.equal(numbers(straight), expected)
 
 
-def test_damaged_missing_and_foreign_states_are_told_apart(tmp_path: Path) -> None:
+def test_damaged_missing_and_foreign_states_have_different_messages(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="there is no such"):
         load_state(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"not a state")
@@ -542,7 +542,7 @@ def test_damaged_missing_and_foreign_states_are_told_apart(tmp_path: Path) -> No
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = begun(small_config())
+    training = start_run(small_config())
     path = tmp_path / "state.pt"
     write_state(path, training.state())
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Promises of train/loss.py, against closed forms in float64 and diffusers' formulas."""
+"""Losses and their weights, against closed forms in float64 and diffusers' formulas."""
 
 from __future__ import annotations
 
@@ -327,14 +327,14 @@ def test_weights_are_limited_at_pure_noise_for_noise_prediction() -> None:
     assert snr_weight(nothing, LossOptions(v_pred_like=1.0), "epsilon").tolist() == pytest.approx([1 + 257.0])
 
 
-def test_weights_that_are_switched_on_are_multiplied() -> None:
+def test_enabled_weights_are_multiplied() -> None:
     values = torch.tensor([0.5, 2.0, 40.0], dtype=torch.float64)
     rule = LossOptions(min_snr_gamma=5.0, is_debiased=True, v_pred_like=0.5)
     expected = min_snr_weight(values, 5.0, "epsilon") * (1 + 0.5 * (values + 1) / values) / values.sqrt()
     assert torch.allclose(snr_weight(values, rule, "epsilon"), expected, rtol=ROUNDING)
 
 
-def test_prior_weight_counts_for_regularisation_samples_only() -> None:
+def test_prior_weight_applies_only_to_regularisation_samples() -> None:
     losses = torch.tensor([2.0, 4.0])
     weights = sample_weights(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 1.0]), LossOptions(), "epsilon")
     assert float(weighted_sum(losses, weights)) == 4.0
@@ -343,7 +343,7 @@ def test_prior_weight_counts_for_regularisation_samples_only() -> None:
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_settings_become_the_rule() -> None:
+def test_settings_become_loss_options() -> None:
     config = TrainConfig(
         loss_type="huber",
         huber_schedule="constant",
@@ -362,7 +362,7 @@ def test_settings_become_the_rule() -> None:
     ("name", "value", "kind"),
     [("scale_v_pred_loss_like_noise_pred", True, "epsilon"), ("v_pred_like_loss", 0.5, "v_prediction")],
 )
-def test_a_weight_for_the_other_kind_of_model_is_refused(name: str, value: Any, kind: PredictionType) -> None:
+def test_a_loss_weight_for_another_prediction_type_is_rejected(name: str, value: Any, kind: PredictionType) -> None:
     with pytest.raises(ConfigError) as caught:
         loss_options(TrainConfig().replace(**{name: value}), kind)
     assert [problem.where for problem in caught.value.problems] == [name]

@@ -1,4 +1,4 @@
-"""Promises of train/schedule.py, against diffusers' and transformers' schedules and closed forms."""
+"""Learning-rate schedules, against diffusers, transformers and closed forms."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], Make]] = {
 
 
 def factors_of(make: Make, warmup: int) -> list[float]:
-    """What the other library multiplies the learning rate by, from the first step to the end."""
+    """The other library's factors of the learning rate, from the first step to the end."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
     scheduler = make(optimizer, warmup)
     found = []
@@ -86,7 +86,7 @@ def factors_of(make: Make, warmup: int) -> list[float]:
 
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 @pytest.mark.parametrize("name", [*DIFFUSERS, *TRANSFORMERS])
-def test_factors_equal_the_other_librarys(name: str, warmup: int) -> None:
+def test_factors_equal_those_of_diffusers_and_transformers(name: str, warmup: int) -> None:
     values, make = {**DIFFUSERS, **TRANSFORMERS}[name]
     schedule = LrSchedule(name.partition(",")[0], TOTAL, warmup=warmup, **values)
     expected = factors_of(make, warmup)
@@ -100,7 +100,7 @@ def test_every_schedule_is_compared() -> None:
 
 @pytest.mark.parametrize("kind", LR_SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 5, TOTAL, 2 * TOTAL])
-def test_factors_stay_between_none_and_the_whole(kind: str, warmup: int) -> None:
+def test_factors_stay_between_zero_and_one(kind: str, warmup: int) -> None:
     """Also where warm-up and decay are longer than the run, and after its end."""
     schedule = LrSchedule(kind, TOTAL, warmup=warmup, decay=30, cycles=4, power=0.3, min_ratio=0.2)
     assert all(0.0 <= lr_factor(schedule, step) <= 1.0 for step in range(3 * TOTAL))
@@ -130,18 +130,18 @@ def test_inverse_sqrt_is_halved_after_three_timescales() -> None:
     assert lr_factor(schedule, 34) == 0.5
 
 
-def test_polynomial_falls_to_its_least_share() -> None:
+def test_polynomial_decays_to_min_ratio() -> None:
     schedule = LrSchedule("polynomial", 10, power=2.0, min_ratio=0.2)
     assert lr_factor(schedule, 5) == pytest.approx(0.2 + 0.8 * 0.25)
     assert lr_factor(schedule, 10) == pytest.approx(0.2)
 
 
-def test_warmup_stable_decay_stays_and_falls_at_the_end() -> None:
+def test_warmup_stable_decay_holds_then_decays() -> None:
     schedule = LrSchedule("warmup_stable_decay", 20, warmup=4, decay=6)
-    told = [lr_factor(schedule, step) for step in range(21)]
-    assert told[4:15] == [1.0] * 11
-    assert told[17] == pytest.approx(0.5)
-    assert told[20] == pytest.approx(0.0, abs=ROUNDING)
+    reported = [lr_factor(schedule, step) for step in range(21)]
+    assert reported[4:15] == [1.0] * 11
+    assert reported[17] == pytest.approx(0.5)
+    assert reported[20] == pytest.approx(0.0, abs=ROUNDING)
 
 
 # --- lengths and settings -----------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_warmup_stable_decay_stays_and_falls_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("value", "steps"), [(0.0, 0), (0.05, 5), (0.29, 29), (0.999, 99), (1.0, 1), (30.0, 30), (7.9, 7)]
 )
-def test_a_duration_is_a_share_below_one_and_steps_from_one_on(value: float, steps: int) -> None:
+def test_a_duration_below_one_is_a_fraction_of_the_run_and_else_steps(value: float, steps: int) -> None:
     assert duration_in_steps(value, 100) == steps
 
 
@@ -167,8 +167,8 @@ def test_settings_become_the_schedule() -> None:
     assert lr_schedule(config, 200) == LrSchedule("polynomial", 200, 10, 30, 4, 0.5, 77, 0.25)
 
 
-def test_the_default_is_todays_cosine_to_the_last_bit() -> None:
-    """A run with the default settings has to go on as it always did."""
+def test_the_default_schedule_is_bit_equal_to_the_original_cosine() -> None:
+    """Runs with the default settings must not change."""
     schedule = lr_schedule(TrainConfig(), TOTAL)
     expected = [0.5 * (1.0 + math.cos(math.pi * min(step / TOTAL, 1.0))) for step in range(TOTAL + 1)]
     assert [lr_factor(schedule, step) for step in range(TOTAL + 1)] == expected
@@ -202,12 +202,12 @@ def _from_kohya(tmp_path: Path) -> TrainConfig:
 
 
 @pytest.mark.parametrize("origin", [_from_toml, _from_page, _from_flags, _from_kohya])
-def test_warmup_and_decay_reach_the_steps_from_wherever_they_are_set(
+def test_warmup_and_decay_apply_from_flags_form_toml_and_kohya_files(
     origin: Callable[[Path], TrainConfig], tmp_path: Path
 ) -> None:
     """Of 8 steps 2 rise, 2 are at the full rate, and 4 fall by half a cosine."""
-    told = origin(tmp_path)
-    config = small_config(epochs=2, lr_schedule=told.lr_schedule, warmup=told.warmup, lr_decay=told.lr_decay)
+    values = origin(tmp_path)
+    config = small_config(epochs=2, lr_schedule=values.lr_schedule, warmup=values.warmup, lr_decay=values.lr_decay)
     training = started(shared_model("sd1"), config)
     try:
         events = run_to_end(training, shared_model("sd1"))

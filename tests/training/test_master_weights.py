@@ -1,4 +1,4 @@
-"""Promises of train/working.py: 16-bit numbers that still learn every small step, exact resuming, no memory between."""
+"""16-bit LoRAs learn from every small step, resume exactly, and hold no fp32 memory between steps."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def _remove_adapters() -> Iterator[None]:
         _live.pop().adapter.remove()
 
 
-def begun(config: TrainConfig, *, state: TrainState | None = None) -> Training:
-    """A run whose adapter leaves the model before the next one begins, and after the test."""
+def start_run(config: TrainConfig, *, state: TrainState | None = None) -> Training:
+    """A run whose adapter is removed before the next one starts, and after the test."""
     while _live:
         _live.pop().adapter.remove()
     _live.append(started(model(), config, state=state))
@@ -42,7 +42,7 @@ def begun(config: TrainConfig, *, state: TrainState | None = None) -> Training:
 
 
 def numbers(training: Training) -> Tensor:
-    """All that was learnt, as one vector."""
+    """All weights of the adapter, as one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in training.parameters])
 
 
@@ -57,7 +57,7 @@ def table(dtype: torch.dtype) -> Tensor:
 
 
 def neighbours(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The numbers of the format on both sides of float64 `value`, which it does not hold."""
+    """The format's numbers on both sides of float64 `value`, which it cannot represent."""
     numbers = table(dtype)
     place = torch.searchsorted(numbers, value)
     return numbers[place - 1], numbers[place]
@@ -71,7 +71,7 @@ def some_values() -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_rounding_at_random_is_exact_on_average(dtype: torch.dtype) -> None:
+def test_stochastic_rounding_is_exact_on_average(dtype: torch.dtype) -> None:
     """Against the float64 expectation: the mean of n draws is x within 5 standard errors of a two-valued draw."""
     draws, values = 20_000, some_values()
     generator = torch.Generator().manual_seed(7)
@@ -84,7 +84,7 @@ def test_rounding_at_random_is_exact_on_average(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_number_becomes_one_of_its_two_neighbours(dtype: torch.dtype) -> None:
+def test_stochastic_rounding_yields_one_of_the_two_neighbours(dtype: torch.dtype) -> None:
     values = some_values()
     found = stochastically_rounded(values.expand(500, -1), dtype, torch.Generator().manual_seed(3)).double()
     below, above = neighbours(values.double(), dtype)
@@ -93,7 +93,7 @@ def test_a_number_becomes_one_of_its_two_neighbours(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_what_the_format_holds_stays_and_what_is_beyond_becomes_its_largest(dtype: torch.dtype) -> None:
+def test_representable_numbers_stay_and_larger_ones_saturate(dtype: torch.dtype) -> None:
     held = table(dtype).float()
     assert torch.equal(stochastically_rounded(held, dtype, torch.Generator()).float(), held)
     most = torch.finfo(dtype).max
@@ -102,7 +102,7 @@ def test_what_the_format_holds_stays_and_what_is_beyond_becomes_its_largest(dtyp
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_steps_too_small_for_the_format_add_up(dtype: torch.dtype) -> None:
+def test_steps_below_the_16_bit_resolution_add_up(dtype: torch.dtype) -> None:
     """400 steps of 1e-4 from 1: plain rounding would stay at 1; the mean over 4096 numbers is 0.96.
 
     Each step's rounding adds a variance of at most gap · 1e-4, so the mean's error is below 5 · √(400 · 2⁻⁸ · 1e-4 /
@@ -121,14 +121,14 @@ def test_steps_too_small_for_the_format_add_up(dtype: torch.dtype) -> None:
 # --- stand-ins ----------------------------------------------------------------------------------
 
 
-def test_fp32_numbers_are_worked_on_where_they_are() -> None:
+def test_fp32_weights_are_not_copied() -> None:
     stored = nn.Parameter(torch.ones(3))
     working = MasterWeights({"unet": [stored]})
     assert working.groups["unet"][0] is stored and not working.is_rounded
 
 
 def test_master_weights_hold_no_memory_between_steps() -> None:
-    training = begun(small_config(max_steps=2, lora_precision="bf16", ema_decay=0.9))
+    training = start_run(small_config(max_steps=2, lora_precision="bf16", ema_decay=0.9))
     run_to_end(training, model())
     with training.eval_weights():
         pass
@@ -137,8 +137,8 @@ def test_master_weights_hold_no_memory_between_steps() -> None:
     assert all(parameter.dtype == torch.bfloat16 for parameter in training.parameters)
 
 
-def test_optimisers_remember_in_fp32() -> None:
-    training = begun(small_config(max_steps=1, lora_precision="bf16"))
+def test_optimiser_states_are_fp32() -> None:
+    training = start_run(small_config(max_steps=1, lora_precision="bf16"))
     run_to_end(training, model())
     moments = training.optimizer.state()["optimizer"]["state"][0]
     assert moments["exp_avg_sq"].dtype == torch.float32
@@ -156,7 +156,7 @@ def test_a_float16_gradient_is_unscaled_without_underflow() -> None:
     assert torch.equal(kept[0], torch.full((16,), 2.0**-30))
 
 
-def test_the_adapter_is_as_before_when_a_step_fails() -> None:
+def test_a_failed_step_leaves_the_adapter_unchanged() -> None:
     stored = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     stored.grad = torch.ones_like(stored)
     working = MasterWeights({"unet": [stored]})
@@ -186,46 +186,46 @@ WAYS: list[Any] = [
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("values", WAYS)
 def test_a_resumed_run_equals_the_uninterrupted_one(values: dict[str, Any], precision: str, tmp_path: Path) -> None:
-    """Interrupted within an epoch, through a file; to the last bit, the mean and the losses too."""
+    """Interrupted within an epoch, through a file; bit for bit, with EMA and losses."""
     config = small_config(lora_precision=precision, **values)
-    whole = begun(config)
-    told = losses(run_to_end(whole, model()))
+    whole = start_run(config)
+    reported = losses(run_to_end(whole, model()))
     expected, means = numbers(whole), [mean.clone() for mean in whole.ema.means] if whole.ema else []
-    control, first = Control(), begun(config)
+    control, first = Control(), start_run(config)
     for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
         if isinstance(event, StepDone) and event.step == 3:
             control.stop()
     write_state(tmp_path / "state", first.state())
-    second = begun(config, state=load_state(tmp_path / "state"))
+    second = start_run(config, state=load_state(tmp_path / "state"))
     rest = losses(run_to_end(second, model()))
-    assert rest == told[-len(rest) :]
+    assert rest == reported[-len(rest) :]
     assert torch.equal(numbers(second), expected)
     found = second.ema.means if second.ema else []
     assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, means, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_what_is_learnt_points_where_fp32_does(precision: str) -> None:
+def test_16_bit_training_learns_the_direction_of_fp32(precision: str) -> None:
     """Cosine of the whole change after 8 AdamW steps above 0.95; rounding noise is the rest (bf16: 2⁻⁹ of a number)."""
     changes = []
     for kind in ("fp32", precision):
-        training = begun(small_config(lora_precision=kind))
+        training = start_run(small_config(lora_precision=kind))
         start = numbers(training).double()
         run_to_end(training, model())
         changes.append(numbers(training).double() - start)
     assert float(torch.cosine_similarity(changes[0], changes[1], dim=0)) > 0.95
 
 
-def test_norms_are_limited_up_to_the_rounding_of_their_numbers() -> None:
+def test_norms_are_limited_up_to_rounding() -> None:
     """bf16 moves in steps of 1/256 to 1/128, so a length may stay that much above the limit."""
-    training = begun(small_config(lora_precision="bf16", scale_weight_norms=0.05, learning_rate=1e-2))
-    told = [event.norms for event in run_to_end(training, model()) if isinstance(event, StepDone)]
-    assert told[-1] and told[-1][0] > 0
+    training = start_run(small_config(lora_precision="bf16", scale_weight_norms=0.05, learning_rate=1e-2))
+    reported = [event.norms for event in run_to_end(training, model()) if isinstance(event, StepDone)]
+    assert reported[-1] and reported[-1][0] > 0
     assert max(training.adapter.norms().values()) <= 0.05 * (1 + 2**-7)
 
 
-def test_a_bf16_file_holds_the_very_numbers(tmp_path: Path) -> None:
-    training = begun(small_config(lora_precision="bf16", max_steps=2))
+def test_a_bf16_file_holds_the_exact_weights(tmp_path: Path) -> None:
+    training = start_run(small_config(lora_precision="bf16", max_steps=2))
     run_to_end(training, model())
     state = training.adapter.state()
     assert all(tensor.dtype == torch.float32 for tensor in state.values())

@@ -1,4 +1,4 @@
-"""Promises of train/noise.py: every draw depends on the seed and the sample's number, and on nothing else."""
+"""Every random draw depends on the seed and the sample's number, and on nothing else."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_samples_seeds_and_purposes_differ(rule: NoiseOptions) -> None:
     assert not torch.equal(base, draw_posterior(1, 7, SHAPE))
 
 
-def test_the_defaults_draw_what_was_always_drawn() -> None:
-    """Bit by bit: a run with the settings of before the options has to go on as it always did."""
+def test_default_draws_never_change() -> None:
+    """Bit for bit: runs without the newer options must not change."""
     config = TrainConfig(noise_offset=0.07)
     for draw in range(5):
         noise = normal(SHAPE, 3, "noise", draw)
@@ -94,7 +94,7 @@ def test_the_defaults_draw_what_was_always_drawn() -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY_OPTION, ids=NAMES)
-def test_every_option_changes_its_own_draw_and_no_other(rule: NoiseOptions) -> None:
+def test_every_option_changes_only_its_own_draw(rule: NoiseOptions) -> None:
     timesteps = TimestepOptions(end=1000)
     plain, changed = (whole(1, 7, LATENT, r, timesteps) for r in (PLAIN, rule))
     assert torch.equal(plain[0], changed[0]) == bool(rule.input_gamma)
@@ -103,7 +103,7 @@ def test_every_option_changes_its_own_draw_and_no_other(rule: NoiseOptions) -> N
     assert plain[3] == changed[3]
 
 
-def test_options_together_use_the_draws_that_they_use_alone() -> None:
+def test_combined_options_use_the_same_draws_as_single_ones() -> None:
     both = draw_noise(1, 7, LATENT, NoiseOptions(offset=0.1, multires_iterations=4))
     multires = draw_noise(1, 7, LATENT, NoiseOptions(multires_iterations=4))
     shift = 0.1 * normal((4, 1, 1), 1, "noise offset", 7)
@@ -167,7 +167,7 @@ def test_timesteps_stay_in_their_range(sampling: str) -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY_OPTION[:4], ids=NAMES[:4])
-def test_noise_offset_shifts_whole_channels_and_leaves_the_rest(rule: NoiseOptions) -> None:
+def test_noise_offset_shifts_whole_channels_only(rule: NoiseOptions) -> None:
     plain, shifted = draw_noise(5, 3, LATENT, PLAIN), draw_noise(5, 3, LATENT, rule)
     shift = (shifted - plain).flatten(1)
     assert torch.allclose(shift, shift[:, :1].expand_as(shift), atol=FLOAT32_SUM)
@@ -192,7 +192,7 @@ def test_the_shift_is_the_strength_times_one_number_per_channel() -> None:
     assert torch.allclose(shift, expected.expand(SHAPE), atol=FLOAT32_SUM)
 
 
-def test_random_strengths_are_uniform_up_to_the_set_one() -> None:
+def test_random_noise_offsets_are_uniform_up_to_the_setting() -> None:
     rule = NoiseOptions(offset=0.2, offset_is_random=True)
     strengths = [float(offset_strength(0, draw, LATENT, rule)) / 0.2 for draw in range(10_000)]
     bins = [int(10 * strength) for strength in strengths]
@@ -264,7 +264,7 @@ def test_perturbed_noise_has_the_papers_variance() -> None:
     assert abs(float(many.var()) - 1.25) < 0.028
 
 
-def test_random_perturbations_are_uniform_up_to_the_set_one() -> None:
+def test_random_perturbations_are_uniform_up_to_the_setting() -> None:
     rule = NoiseOptions(input_gamma=0.2, input_gamma_is_random=True)
     nothing = torch.zeros(1, 1, 1)
     drawn = [draw_input_noise(0, draw, nothing, rule) for draw in range(5000)]
@@ -278,7 +278,7 @@ def test_random_perturbations_are_uniform_up_to_the_set_one() -> None:
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_settings_become_the_rules() -> None:
+def test_settings_become_noise_and_timestep_options() -> None:
     config = TrainConfig(
         noise_offset=0.1,
         noise_offset_random_strength=True,

@@ -1,4 +1,4 @@
-"""Promises of the optimisers besides AdamW and Prodigy: each against its own package or its formula."""
+"""The optimisers besides AdamW and Prodigy, each against its own package or its formula."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def give_gradients(adapter: Adapter, step: int) -> None:
 
 
 def ours(adapter: Adapter, config: TrainConfig, rates: dict[str, float]) -> list[Tensor]:
-    """All matrices after STEPS steps of the optimiser that the settings name, on matrices of its own."""
-    pieces = matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups))
+    """All matrices after STEPS steps of the optimiser that the settings name, on matrix views."""
+    views = matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups))
     ratios = {"unet": config.loraplus_unet_ratio, "text_encoder": config.loraplus_text_encoder_ratio}
-    groups, own = split_loraplus_groups(pieces, rates, ratios)
+    groups, own = split_loraplus_groups(views, rates, ratios)
     stepper = MatrixOptimizer(
-        make_optimizer(groups, own, config=config), [piece for name in pieces for piece in pieces[name]]
+        make_optimizer(groups, own, config=config), [piece for name in views for piece in views[name]]
     )
     for step in range(STEPS):
         give_gradients(adapter, step)
@@ -109,7 +109,7 @@ def test_adafactor_factors_every_matrix(adapter: Adapter) -> None:
     assert_same(ours(adapter, config, BOTH), expected)
 
 
-def test_adafactors_own_steps(adapter: Adapter) -> None:
+def test_adafactor_with_relative_steps_equals_transformers(adapter: Adapter) -> None:
     start = matrices(adapter)
     config = TrainConfig(optimizer="Adafactor", lr_schedule="adafactor")
     parameters = [nn.Parameter(tensor.clone()) for tensor in start]
@@ -121,17 +121,17 @@ def test_adafactors_own_steps(adapter: Adapter) -> None:
     assert_same(ours(adapter, config, BOTH), [parameter.detach() for parameter in parameters])
 
 
-def test_adafactors_own_rate_is_told() -> None:
+def test_adafactor_reports_its_relative_step_size() -> None:
     """Shazeer & Stern 2018, algorithm 5: min(10⁻², 1/√t)."""
     parameter = nn.Parameter(torch.ones(3, 2))
     config = TrainConfig(optimizer="Adafactor", lr_schedule="adafactor")
     stepper = make_optimizer({"unet": [parameter]}, {"unet": 1.0}, config=config)
-    told = []
+    reported = []
     for _ in range(2):
         parameter.grad = torch.ones_like(parameter)
         stepper.step(1.0)
-        told.append(stepper.effective_rates()["unet"])
-    assert told == [1e-2, 1e-2]
+        reported.append(stepper.effective_rates()["unet"])
+    assert reported == [1e-2, 1e-2]
     config = config.replace(optimizer_args="warmup_init=True")
     stepper = make_optimizer({"unet": [parameter]}, {"unet": 1.0}, config=config)
     for _ in range(3):
@@ -165,7 +165,7 @@ def test_sgd_is_nesterovs(adapter: Adapter) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments"), [("CAME", {"weight_decay": 0.01}), ("AdamWScheduleFree", {"weight_decay": 0.01})]
 )
-def test_extras_do_what_their_packages_do(kind: str, arguments: dict[str, float], adapter: Adapter) -> None:
+def test_extra_optimisers_equal_their_packages(kind: str, arguments: dict[str, float], adapter: Adapter) -> None:
     module, _, name = OPTIMIZER_CATALOG[kind].origin.partition(":")
     wanted = getattr(pytest.importorskip(module), name)
     start = matrices(adapter)
@@ -182,7 +182,7 @@ def test_extras_do_what_their_packages_do(kind: str, arguments: dict[str, float]
 
 @pytest.mark.parametrize("kind", [name for name, kind in OPTIMIZER_CATALOG.items() if kind.package == "dadaptation"])
 def test_dadaptation_has_one_distance_for_all_groups(kind: str) -> None:
-    """Equal rates: the package's own on all parameters. A quarter: the same in coordinates φ = 4θ."""
+    """Equal rates: the package's own result on all parameters. A quarter: the same in coordinates φ = 4θ."""
     wanted = getattr(pytest.importorskip("dadaptation"), kind)
     for ratio in (1.0, 0.25):
         first, second = nn.Parameter(torch.linspace(-1, 1, 6)), nn.Parameter(torch.linspace(2, 1, 5))
@@ -198,13 +198,13 @@ def test_dadaptation_has_one_distance_for_all_groups(kind: str) -> None:
             (plain.square().sum() + (scaled * ratio).square().sum()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         assert torch.allclose(first, plain, rtol=1e-5) and torch.allclose(second, scaled * ratio, rtol=1e-5)
-        told, group = stepper.effective_rates(), optimizer.param_groups[0]
-        assert told["unet"] == pytest.approx(float(group["d"]) * group["lr"], rel=1e-5)
-        assert told["text_encoder"] == pytest.approx(ratio * told["unet"])
+        reported, group = stepper.effective_rates(), optimizer.param_groups[0]
+        assert reported["unet"] == pytest.approx(float(group["d"]) * group["lr"], rel=1e-5)
+        assert reported["text_encoder"] == pytest.approx(ratio * reported["unet"])
 
 
 def test_8_bit_adamw_stays_close_to_adamw() -> None:
-    """Block-wise quantised moments move a step by a few per cent; the way is the same (Dettmers et al. 2022)."""
+    """Quantised moments change a step by a few per cent; the direction is the same (Dettmers et al. 2022)."""
     pytest.importorskip(
         "bitsandbytes", minversion=None if torch.cuda.is_available() else "0.50"
     )  # 0.50: processors too
@@ -239,13 +239,13 @@ def test_loraplus_gives_the_up_matrices_their_own_rate(adapter: Adapter) -> None
     assert_same(found, [quick if up else plain for up, quick, plain in zip(is_up, fast, slow, strict=True)])
 
 
-def test_pieces_cover_every_number_once(adapter: Adapter) -> None:
-    for name, pieces in matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups)).items():
+def test_matrix_views_cover_every_weight_once(adapter: Adapter) -> None:
+    for name, views in matrix_views(adapter, adapter.groups, MasterWeights(adapter.groups)).items():
         (flat,) = adapter.groups[name]
-        covered = sorted((piece.start, piece.parameter.numel()) for piece in pieces)
+        covered = sorted((piece.start, piece.parameter.numel()) for piece in views)
         ends = [0, *(start + size for start, size in covered)]
         assert [start for start, _ in covered] == ends[:-1] and ends[-1] == flat.numel()
-        assert all(piece.parameter.data_ptr() == flat[piece.start :].data_ptr() for piece in pieces)
+        assert all(piece.parameter.data_ptr() == flat[piece.start :].data_ptr() for piece in views)
 
 
 # --- any class -------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def custom(name: str, **values: Any) -> TrainConfig:
     return TrainConfig(optimizer="Custom", custom_optimizer=name, **values)
 
 
-def test_any_class_of_an_optimiser_can_be_used(adapter: Adapter) -> None:
+def test_any_optimizer_class_can_be_used(adapter: Adapter) -> None:
     start = matrices(adapter)
     found = ours(adapter, custom("torch.optim.RAdam", optimizer_args="betas=0.8,0.9"), BOTH)
     assert_same(found, theirs(start, lambda p: torch.optim.RAdam(p, lr=1e-3, betas=(0.8, 0.9)), 1e-3))
@@ -287,7 +287,7 @@ def test_a_missing_package_says_what_to_install(kind: str, monkeypatch: pytest.M
 
 
 def test_the_known_arguments_are_those_of_the_class() -> None:
-    """What judging allows must be what the class takes; only of packages that are here."""
+    """Arguments that validation allows are those of the class; only for installed packages."""
     import inspect
 
     for kind in OPTIMIZER_CATALOG.values():
@@ -301,7 +301,7 @@ def test_the_known_arguments_are_those_of_the_class() -> None:
 # --- weights for use ---------------------------------------------------------------------------------
 
 
-def test_a_running_mean_is_the_weighted_sum_of_all_steps() -> None:
+def test_ema_is_the_weighted_sum_of_all_steps() -> None:
     """mean_T = Σ w_t θ_t with w_t = (1−d_t) Π_{s>t} d_s, in float64; d_t = min(0.9, (1+t)/(10+t))."""
     parameter = nn.Parameter(torch.zeros(3))
     average = Ema([parameter], 0.9)
@@ -321,7 +321,7 @@ def test_a_running_mean_is_the_weighted_sum_of_all_steps() -> None:
     assert torch.allclose(average.means[0].double(), expected, atol=1e-6)  # fp32 rounding
 
 
-def test_the_trained_weights_come_back_to_the_last_bit() -> None:
+def test_the_trained_weights_are_restored_bit_for_bit() -> None:
     parameter = nn.Parameter(torch.linspace(0, 1, 5))
     stepper = make_optimizer({"unet": [parameter]}, {"unet": 1e-2}, config=TrainConfig())
     average = Ema([parameter], 0.5)
@@ -333,7 +333,7 @@ def test_the_trained_weights_come_back_to_the_last_bit() -> None:
     assert torch.equal(parameter, before)
 
 
-def test_schedule_free_weights_for_use_are_its_mean() -> None:
+def test_schedule_free_eval_weights_are_its_average() -> None:
     schedulefree = pytest.importorskip("schedulefree")
     parameter, other = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
     config = TrainConfig(optimizer="AdamWScheduleFree")
@@ -359,7 +359,7 @@ def test_schedule_free_weights_for_use_are_its_mean() -> None:
 
 @pytest.fixture
 def run() -> Iterator[Callable[..., Training]]:
-    """Starts runs whose adapters leave the model after the test."""
+    """Starts runs whose adapters are removed after the test."""
     live: list[Training] = []
 
     def start(**values: Any) -> Training:
@@ -374,24 +374,24 @@ def run() -> Iterator[Callable[..., Training]]:
 def test_the_text_encoder_stops_and_the_unet_goes_on(run: Callable[..., Training]) -> None:
     training = run(epochs=2, stop_text_encoder=0.5, lr_schedule="constant")
     seen: list[tuple[Tensor, Tensor]] = []
-    told = []
+    reported = []
     from lib_lora_train.training.control import Control
     from lib_lora_train.training.loop import train
     from tests.stand_ins.training_parts import OneModelHost
 
     for event in train(training, host=OneModelHost(model(), wanted=True), control=Control()):
         if isinstance(event, StepDone):
-            told.append(event.learning_rates)
+            reported.append(event.learning_rates)
             flats = training.adapter.groups["text_encoder"][0], training.adapter.groups["unet"][0]
             seen.append((flats[0].detach().clone(), flats[1].detach().clone()))
     texts, unets = zip(*seen, strict=True)
     assert not torch.equal(texts[2], texts[3]) and all(torch.equal(texts[3], text) for text in texts[4:])
     assert all(not torch.equal(unets[n], unets[n + 1]) for n in range(7))
-    assert [rates["text_encoder"] > 0 for rates in told] == [True] * 4 + [False] * 4
-    assert all(rates["unet"] == 1e-3 for rates in told)
+    assert [rates["text_encoder"] > 0 for rates in reported] == [True] * 4 + [False] * 4
+    assert all(rates["unet"] == 1e-3 for rates in reported)
 
 
-def test_a_running_mean_is_what_a_run_saves(run: Callable[..., Training]) -> None:
+def test_a_run_with_ema_saves_the_average(run: Callable[..., Training]) -> None:
     training = run(epochs=1, ema_decay=0.9)
     run_to_end(training, model())
     assert training.ema is not None

@@ -1,4 +1,4 @@
-"""Promises of train/optim.py, against torch's and prodigyopt's own optimisers."""
+"""AdamW, Prodigy and gradient clipping, against torch's and prodigyopt's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quadratic(values: Sequence[Tensor]) -> Tensor:
 
 
 def chosen(kind: str, **arguments: object) -> TrainConfig:
-    """Settings with an optimiser, or a class by its package, and its arguments."""
+    """Settings with an optimiser, or `package.Class`, and its arguments."""
     written = (f"{n}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for n, v in arguments.items())
     optimizer, custom = ("Custom", kind) if "." in kind else (kind, "")
     return TrainConfig(optimizer=optimizer, custom_optimizer=custom, optimizer_args=" ".join(written))
@@ -81,7 +81,7 @@ def test_prodigy_with_equal_rates_is_prodigy_over_all_parameters() -> None:
     assert seen[-1]["unet"] == seen[-1]["text_encoder"] == group["d"] * group["lr"]
 
 
-def test_prodigy_with_unlike_rates_is_prodigy_in_scaled_coordinates() -> None:
+def test_prodigy_with_different_rates_is_prodigy_in_scaled_coordinates() -> None:
     """θ = ratio · φ: the same trajectory as Prodigy on φ with the chain rule done by autograd."""
     ours, starts = parameters(), parameters()
     seen = descend(ours, "Prodigy", {"unet": 1.0, "text_encoder": 0.25}, 30)
@@ -98,16 +98,16 @@ def test_prodigy_with_unlike_rates_is_prodigy_in_scaled_coordinates() -> None:
     assert seen[-1]["text_encoder"] == pytest.approx(seen[-1]["unet"] / 4)
 
 
-def test_a_custom_class_that_finds_its_rate_has_one_distance_too() -> None:
-    """The known fault: Prodigy's kin estimate over unlike groups, or refuse them. Known by the argument d0."""
+def test_a_custom_class_with_d0_shares_one_distance() -> None:
+    """Prodigy variants, recognised by the argument d0, would estimate wrongly over different groups or refuse them."""
     listed, custom = parameters(), parameters()
     rates = {"unet": 1.0, "text_encoder": 0.5}
-    told = descend(listed, "Prodigy", rates, 20)
-    assert told == descend(custom, "prodigyopt.Prodigy", rates, 20)
+    reported = descend(listed, "Prodigy", rates, 20)
+    assert reported == descend(custom, "prodigyopt.Prodigy", rates, 20)
     assert all(torch.equal(mine, other) for mine, other in zip(listed, custom, strict=True))
 
 
-def test_prodigy_learns_with_unlike_rates() -> None:
+def test_prodigy_learns_with_different_rates() -> None:
     values = parameters()
     before = float(quadratic(values).detach())
     descend(values, "Prodigy", {"unet": 1.0, "text_encoder": 0.5}, 300)
@@ -134,7 +134,7 @@ def test_rates_fall_back_to_the_general_one() -> None:
     assert group_rates(TrainConfig(learning_rate=1e-4, unet_lr=0.0), names)["unet"] == 0.0
 
 
-def test_unusable_settings_get_a_sentence() -> None:
+def test_invalid_optimizer_settings_are_explained() -> None:
     groups = {"unet": [parameters()[0]]}
     with pytest.raises(ConfigError, match=r"AdamW has no argument d_coef\. It has betas"):
         make_optimizer(groups, {"unet": 1.0}, config=chosen("AdamW", d_coef=1))
@@ -177,7 +177,7 @@ def test_clipping_undoes_the_loss_scale() -> None:
 
 @pytest.mark.parametrize("max_norm", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_gradients_that_are_no_numbers_become_zero_and_are_reported(bad: float, max_norm: float) -> None:
+def test_non_finite_gradients_become_zero_and_the_norm_shows_it(bad: float, max_norm: float) -> None:
     values = parameters()
     for value in values:
         value.grad = torch.ones_like(value)

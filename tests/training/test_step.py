@@ -1,4 +1,4 @@
-"""Promises of train/step.py and train/conditions.py."""
+"""Micro-batches, their text conditions, and their loss."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_image_shown_again_gets_new_randomness() -> None:
         ({"timestep_sampling": "sigmoid", "sigmoid_mean": 2.0}, {"timesteps"}),
     ],
 )
-def test_a_noise_setting_changes_its_own_draws_only(values: dict[str, Any], changed: set[str]) -> None:
+def test_a_noise_setting_changes_only_its_own_draws(values: dict[str, Any], changed: set[str]) -> None:
     """Against the same settings without the last one, so that no setting is without effect."""
     *others, _ = values.items()
     before, after = drawn(small_config(**dict(others)), WHOLE), drawn(small_config(**values), WHOLE)
@@ -96,7 +96,7 @@ def test_a_noise_setting_changes_its_own_draws_only(values: dict[str, Any], chan
     assert before.captions == after.captions
 
 
-def test_timesteps_stay_in_the_range_that_is_set() -> None:
+def test_timesteps_stay_in_the_set_range() -> None:
     config = small_config(min_timestep=300, max_timestep=320)
     many = drawn(config, MicroBatch(64, 64, (0,) * 64, tuple(range(64))))
     assert int(many.timesteps.min()) >= 300 and int(many.timesteps.max()) < 320
@@ -108,7 +108,7 @@ def test_without_perturbation_latents_are_mixed_with_the_noise_itself() -> None:
     assert batch.input_noise is batch.noise
 
 
-def test_images_that_could_not_be_encoded_are_left_out() -> None:
+def test_images_that_could_not_be_encoded_are_skipped() -> None:
     config = small_config()
     plan = small_plan(config)
     full = random_latents(plan)
@@ -119,12 +119,12 @@ def test_images_that_could_not_be_encoded_are_left_out() -> None:
     assert draw_batch(MicroBatch(64, 64, (1, 3), (0, 1)), plan, partial, config=config, model=model()) is None
 
 
-def test_prior_weight_is_given_to_regularisation_images() -> None:
+def test_regularisation_images_get_the_prior_weight() -> None:
     batch = drawn(small_config(prior_loss_weight=0.25), WHOLE, regularisation=1)
     assert batch.prior_weights.tolist() == [1.0, 1.0, 1.0, 0.25]
 
 
-def test_size_conditions_tell_the_crop_that_was_made() -> None:
+def test_size_conditions_describe_the_actual_crop() -> None:
     """A 200×100 image in a 64×64 bucket: resized to 128×64, then 32 px cut from each side."""
     plan = small_plan(small_config(enable_buckets=False), sizes=[(200, 100), (64, 64)])
     assert size_conditions(plan, [0, 1]).tolist() == [[100, 200, 0, 32, 64, 64], [64, 64, 0, 0, 64, 64]]
@@ -174,21 +174,21 @@ def test_min_snr_and_prior_weight_change_the_loss() -> None:
 
 
 def as_v(architecture: Architecture = "sd1", *, zero_terminal: bool = False) -> DiffusionModel:
-    """The tiny model, taken as one that predicts v."""
+    """The tiny model, treated as one that predicts v."""
     schedule = scaled_linear_schedule("v_prediction")
     if zero_terminal:
         schedule = replace(schedule, alphas_cumprod=rescale_zero_terminal_snr(schedule.alphas_cumprod))
     return replace(model(architecture), schedule=schedule)
 
 
-def loss_of(rule: LossOptions, lent: DiffusionModel, batch: Batch) -> float:
+def loss_of(rule: LossOptions, leased: DiffusionModel, batch: Batch) -> float:
     with torch.no_grad():
-        condition = TextConditions(trained=False, clip_skip=1).encode(lent, batch.captions)
-        return float(batch_loss(lent, batch, condition, rule))
+        condition = TextConditions(trained=False, clip_skip=1).encode(leased, batch.captions)
+        return float(batch_loss(leased, batch, condition, rule))
 
 
-def test_the_default_loss_is_what_it_always_was() -> None:
-    """Bit by bit: mean squared errors, summed with prior weights."""
+def test_the_default_loss_never_changes() -> None:
+    """Bit for bit: mean squared errors, summed with prior weights."""
     batch = drawn(small_config(prior_loss_weight=0.5), WHOLE, regularisation=1)
     with torch.no_grad():
         condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
@@ -216,14 +216,14 @@ def test_the_default_loss_is_what_it_always_was() -> None:
 )
 def test_every_loss_setting_changes_the_loss(before: LossOptions, after: LossOptions, zero_terminal: bool) -> None:
     """Pure noise, timestep 999, is among the samples: the weights have to be finite there."""
-    lent = as_v(zero_terminal=zero_terminal)
+    leased = as_v(zero_terminal=zero_terminal)
     batch = replace(drawn(small_config(), WHOLE), timesteps=torch.tensor([0, 300, 700, 999]))
-    losses = [loss_of(rule, lent, batch) for rule in (before, after)]
+    losses = [loss_of(rule, leased, batch) for rule in (before, after)]
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-def test_v_pred_like_loss_adds_its_share() -> None:
+def test_v_pred_like_loss_adds_the_weighted_v_error() -> None:
     """One sample: the loss grows by λ (SNR + 1) / SNR."""
     batch = drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
     ratio = float(snr(model().schedule, batch.timesteps))
@@ -233,14 +233,14 @@ def test_v_pred_like_loss_adds_its_share() -> None:
 
 def test_weights_belong_to_the_rescaled_schedule() -> None:
     """sd-scripts takes them from the schedule before the rescale."""
-    lent, batch = as_v(zero_terminal=True), drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
-    ratio = float(snr(lent.schedule, batch.timesteps))
+    leased, batch = as_v(zero_terminal=True), drawn(small_config(), MicroBatch(64, 64, (0,), (3,)))
+    ratio = float(snr(leased.schedule, batch.timesteps))
     assert ratio != pytest.approx(float(snr(as_v().schedule, batch.timesteps)), rel=0.01)
-    plain, debiased = (loss_of(rule, lent, batch) for rule in (LossOptions(), LossOptions(is_debiased=True)))
+    plain, debiased = (loss_of(rule, leased, batch) for rule in (LossOptions(), LossOptions(is_debiased=True)))
     assert debiased == pytest.approx(plain * ratio**0.5 / (ratio + 1), rel=1e-6)
 
 
-def test_perturbed_input_leaves_the_target_alone() -> None:
+def test_input_perturbation_does_not_change_the_target() -> None:
     batch = drawn(small_config(ip_noise_gamma=0.3), WHOLE)
     with torch.no_grad():
         condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [FP16, torch.bfloat16])
-def test_half_precision_gradients_are_float32s(dtype: torch.dtype) -> None:
+def test_half_precision_gradients_match_float32(dtype: torch.dtype) -> None:
     """At 128 px: at 64 px the tiny model's middle is one pixel, whose group norm over two values cancels in 16 bit."""
     config = small_config(resolution=128, train_text_encoder=False)
     plan = small_plan(config, sizes=[(128, 128)])
@@ -300,7 +300,7 @@ def store_of(plan: Plan, masks: dict[int, Tensor] | None = None, missing: tuple[
     return LatentCache(entries, frozenset(missing))
 
 
-def test_a_sample_shows_the_view_that_its_number_draws() -> None:
+def test_a_sample_shows_the_view_drawn_by_its_number() -> None:
     config = small_config()
     plan = flipping_plan(config)
     part = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
@@ -311,7 +311,7 @@ def test_a_sample_shows_the_view_that_its_number_draws() -> None:
     assert set(wanted) & {4, 5, 6, 7}  # a mirrored one among them
 
 
-def test_a_view_that_could_not_be_encoded_gives_way_to_the_first() -> None:
+def test_a_view_that_could_not_be_encoded_is_replaced_by_the_first() -> None:
     config = small_config()
     plan = flipping_plan(config)
     part = MicroBatch(64, 64, (0, 1, 2, 3), (10, 11, 12, 13))
@@ -320,8 +320,8 @@ def test_a_view_that_could_not_be_encoded_gives_way_to_the_first() -> None:
     assert (batch.latents[:, 0, 0, 0] / model().spec.scale_factor).round().tolist() == [0, 1, 2, 3]
 
 
-def test_only_what_is_under_the_mask_is_learnt() -> None:
-    """Beside a sample without a mask; what lies outside changes neither loss nor gradient."""
+def test_only_the_masked_area_is_learnt() -> None:
+    """Next to a sample without a mask; the area outside changes neither loss nor gradient."""
     config = small_config()
     plan = small_plan(config)
     mask = torch.zeros(8, 8)
@@ -364,20 +364,20 @@ def test_conditions_are_the_encoders_output(trained: bool, architecture: Archite
         assert (found.pooled is not None) == (architecture == "sdxl")
 
 
-def test_a_kept_condition_does_not_depend_on_its_neighbours() -> None:
+def test_a_cached_condition_does_not_depend_on_its_neighbours() -> None:
     alone = TextConditions(trained=False, clip_skip=1).encode(model(), ["a dog"])
     among = TextConditions(trained=False, clip_skip=1).encode(model(), ["", "a cat, sitting", "a dog"])
     assert torch.equal(alone.hidden[0], among.hidden[2])
 
 
-def test_kept_conditions_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_conditions_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     conditions = TextConditions(trained=False, clip_skip=1)
     conditions.encode(model(), ["a cat", "a dog"])
     monkeypatch.setattr("lib_lora_train.training.text_conditions.encode_text", None)
     conditions.encode(model(), ["a dog", "a cat", "a dog"])
 
 
-def test_long_captions_lengthen_their_batch_only() -> None:
+def test_long_captions_lengthen_only_their_batch() -> None:
     long = ", ".join(["word"] * 60)
     conditions = TextConditions(trained=False, clip_skip=2)
     both = conditions.encode(model(), [long, "a cat"])
@@ -387,7 +387,7 @@ def test_long_captions_lengthen_their_batch_only() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
+def test_weighted_captions_are_weighted_and_cached_separately(trained: bool) -> None:
     conditions = text_conditions(small_config(weighted_captions=True, clip_skip=1), trained=trained)
     captions = ["a (cat:1.5)", "a (cat:1.2)", "a cat"]
     found = conditions.encode(model(), captions).hidden
@@ -398,7 +398,7 @@ def test_weighted_captions_are_weighted_and_kept_apart(trained: bool) -> None:
     assert not torch.allclose(found[0], found[1], atol=1e-4)
 
 
-def test_captions_are_cut_at_the_longest_length_wanted() -> None:
+def test_captions_are_cut_at_max_token_length() -> None:
     long = ", ".join(["word"] * 60)
     lengths = [
         text_conditions(small_config(max_token_length=most), trained=False).encode(model(), [long]).hidden.shape[1]
@@ -407,7 +407,7 @@ def test_captions_are_cut_at_the_longest_length_wanted() -> None:
     assert lengths == [77, 154, 154]
 
 
-def test_the_caption_of_a_draw_follows_from_its_number_alone() -> None:
+def test_the_caption_of_a_draw_depends_only_on_its_number() -> None:
     config = small_config(shuffle_captions=True, tag_dropout=0.3, caption_dropout_every_n_epochs=2)
     plan = small_plan(config)
     per_epoch = plan.samples_per_epoch
@@ -427,7 +427,7 @@ def test_trained_text_encoders_get_gradients_frozen_ones_do_not() -> None:
         adapter.remove()
 
 
-def test_recent_forgets_the_least_recently_used() -> None:
+def test_lru_cache_drops_the_least_recently_used_value() -> None:
     recent: LruCache[str] = LruCache(2)
     recent.put("a", "A")
     recent.put("b", "B")

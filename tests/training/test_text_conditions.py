@@ -1,4 +1,4 @@
-"""Encoded captions are kept wherever that is exact: to the bit what encoding each of them anew gives."""
+"""Captions are cached only where that is exact: bit-equal to encoding each one by itself."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LONG = ", ".join(f"word {n}" for n in range(40))
 CAPTIONS = ["a (cat:1.3)", "", "a [dog] BREAK at night", LONG]
 
 
-def anew(caption: str, config: TrainConfig, architecture: Architecture = "sd1") -> TextCondition:
-    """One caption, chunk by chunk, without anything kept."""
+def encode_afresh(caption: str, config: TrainConfig, architecture: Architecture = "sd1") -> TextCondition:
+    """One caption, chunk by chunk, without a cache."""
     weighted = config.weighted_captions
     ids = tokenize(model(architecture), [caption], 2, weighted=weighted)
     _, weights = tokenize_weighted(model(architecture), [caption], 2)
@@ -54,11 +54,11 @@ def equal(one: TextCondition, other: TextCondition) -> bool:
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_kept_conditions_are_bit_equal_to_encoding_anew(
+def test_cached_conditions_are_bit_equal_to_fresh_ones(
     architecture: Architecture, weighted: bool, tmp_path: Path
 ) -> None:
     config = small_config(weighted_captions=weighted, clip_skip=2)
-    expected = [anew(caption, config, architecture) for caption in CAPTIONS]
+    expected = [encode_afresh(caption, config, architecture) for caption in CAPTIONS]
     together = TextCondition(
         torch.cat([one.hidden for one in expected]),
         None if expected[0].pooled is None else torch.cat([one.pooled for one in expected if one.pooled is not None]),
@@ -80,23 +80,23 @@ def test_from_disk_nothing_is_encoded_again(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("change", ["clip skip", "encoders", "dtype", "tokens", "weights"])
-def test_anything_else_is_encoded_anew(change: str, tmp_path: Path) -> None:
-    captions, config, lent = ["a (cat:1.3)"], small_config(weighted_captions=True), model()
-    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(lent, captions))
+def test_any_other_input_is_encoded_again(change: str, tmp_path: Path) -> None:
+    captions, config, leased = ["a (cat:1.3)"], small_config(weighted_captions=True), model()
+    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(leased, captions))
     before = set(tmp_path.rglob("*.safetensors"))
     if change == "clip skip":
         config = config.replace(clip_skip=2)
     elif change == "encoders":
-        lent = tiny_model("sd1", seed=1)
+        leased = tiny_model("sd1", seed=1)
     elif change == "dtype":
-        lent = dataclasses.replace(lent, unet=tiny_model("sd1").unet.to(torch.bfloat16))
+        leased = dataclasses.replace(leased, unet=tiny_model("sd1").unet.to(torch.bfloat16))
     else:
         captions = ["a (dog:1.3)"] if change == "tokens" else ["a (cat:1.4)"]
-    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(lent, captions))
+    list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(leased, captions))
     assert len(set(tmp_path.rglob("*.safetensors")) - before) == 1
 
 
-def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_cache_file_is_replaced(tmp_path: Path) -> None:
     list(text_conditions(small_config(), trained=False, folder=tmp_path).encode_captions(model(), ["a"]))
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
@@ -152,14 +152,14 @@ VARIED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", VARIED)
-def test_what_is_encoded_ahead_is_all_that_is_shown(values: dict[str, Any]) -> None:
+def test_all_captions_of_a_run_are_encoded_ahead(values: dict[str, Any]) -> None:
     config = small_config(**values)
     ahead = captions_to_cache(small_plan(config), config)
     assert set(all_drawn(config)) <= set(ahead)
     assert len(set(ahead)) == len(ahead)
 
 
-def test_captions_that_hardly_come_twice_are_not_encoded_ahead() -> None:
+def test_captions_that_rarely_repeat_are_not_encoded_ahead() -> None:
     many = ", ".join(f"tag {n}" for n in range(12))
     config = small_config(shuffle_captions=True, epochs=10)
     assert captions_to_cache(small_plan(config, captions=[many]), config) == []
@@ -167,7 +167,7 @@ def test_captions_that_hardly_come_twice_are_not_encoded_ahead() -> None:
     assert captions_to_cache(small_plan(endless, captions=[many]), endless) == []  # and that is known without drawing
 
 
-def test_variants_are_as_many_as_asked_for_and_equally_frequent() -> None:
+def test_caption_variants_have_the_set_number_and_equal_frequency() -> None:
     many = ", ".join(f"tag {n}" for n in range(12))
     config = small_config(shuffle_captions=True, caption_variants=4, epochs=1000)
     counts = all_drawn(config, sizes=[(64, 64)], captions=[many])
@@ -187,11 +187,11 @@ def captions_of_a_run(**values: Any) -> list[str]:
         adapter.remove()
 
 
-def test_a_run_encodes_ahead_unless_its_text_encoder_learns() -> None:
+def test_a_run_encodes_ahead_unless_it_trains_the_text_encoder() -> None:
     assert len(captions_of_a_run(train_text_encoder=False)) == 4
     assert captions_of_a_run(train_text_encoder=True) == []
 
 
-def test_encoding_ahead_tells_how_far_it_is() -> None:
+def test_encoding_ahead_reports_progress() -> None:
     events = list(text_conditions(small_config(), trained=False).encode_captions(model(), ["a", "b", "c"]))
     assert events == [Progress("text", 0, 3), Progress("text", 3, 3)]

@@ -1,4 +1,4 @@
-"""Which runs a state may go on in: what decides what is learnt must be as it was, and older states still go."""
+"""Which runs may resume from a state: what determines the result must be unchanged, and older states still load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN = {
 
 
 def plan_with(**settings: Any) -> Plan:
-    """The small plan with settings of the folder's own."""
+    """The small plan with settings of its folder."""
     plan = small_plan(small_config())
     concepts = [dataclasses.replace(one, settings=Concept(**settings)) for one in plan.dataset.concepts]
     return dataclasses.replace(plan, dataset=dataclasses.replace(plan.dataset, concepts=tuple(concepts)))
@@ -38,18 +38,18 @@ def state_of(config: dict[str, Any]) -> TrainState:
     return TrainState(1, {}, {}, {}, (0.0, 0), config, plan_fingerprint(small_plan(small_config())))
 
 
-def test_every_caption_setting_of_a_folder_decides_what_is_learnt() -> None:
+def test_every_caption_setting_of_a_folder_is_in_the_fingerprint() -> None:
     assert set(OWN) == {one.name for one in parameters_of(Concept) if one.name.startswith("own_")}
     prints = {plan_fingerprint(plan_with(**{name: value})) for name, value in OWN.items()}
     assert len(prints | {plan_fingerprint(plan_with())}) == len(OWN) + 1
 
 
-def test_folders_without_settings_of_their_own_have_the_fingerprint_of_before_there_were_any() -> None:
-    """StepResult with the version before them; states of that version go on."""
+def test_folders_without_own_settings_keep_the_fingerprint_of_older_versions() -> None:
+    """Computed with the version before these settings existed; its states can be resumed."""
     assert plan_fingerprint(plan_with()) == "9bc812ac8ae00ad07c43e61bf35b2db5ea5215c61747da9e3bd56d5475949cd9"
 
 
-def test_a_setting_that_a_state_does_not_know_was_its_default() -> None:
+def test_a_setting_missing_from_an_old_state_counts_as_its_default() -> None:
     config, plan = small_config(), small_plan(small_config())
     older = {name: value for name, value in config_values(config).items() if name != "lora_precision"}
     require_same_run(state_of(older), config, plan)
@@ -57,13 +57,13 @@ def test_a_setting_that_a_state_does_not_know_was_its_default() -> None:
         require_same_run(state_of(older), config.replace(lora_precision="bf16"), plan)
 
 
-def test_how_often_samples_are_drawn_may_change() -> None:
+def test_the_sample_interval_may_change_on_resume() -> None:
     config = small_config()
     require_same_run(state_of(config_values(config)), config.replace(sample_every_n_steps=7), small_plan(config))
 
 
-def test_states_that_kept_a_copy_for_every_group_still_go() -> None:
-    """States once held the numbers of groups at the highest rate too, which are the parameters themselves."""
+def test_states_with_a_copy_for_every_group_can_still_be_loaded() -> None:
+    """Older states also have the values of groups at the highest rate, which are the parameters themselves."""
     groups = {"unet": [nn.Parameter(torch.ones(3))], "text_encoder": [nn.Parameter(torch.ones(2))]}
     rates = {"unet": 1.0, "text_encoder": 0.5}
     stepper = SharedDistanceOptimizer(groups, rates, lambda params: torch.optim.SGD(params, lr=1.0))

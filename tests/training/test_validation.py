@@ -1,4 +1,4 @@
-"""Images are kept from training and measured: which ones, and what the number means."""
+"""Images held out for validation: which ones, and what the loss on them means."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def names(plan: Plan) -> set[str]:
     }
 
 
-def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
+def test_held_out_images_are_never_trained_on(folder: Path) -> None:
     config = config_of(folder)
     plan = make_plan(read_dataset(config), config)
     held = plan.validation
@@ -68,7 +68,7 @@ def test_what_is_kept_is_never_trained_on(folder: Path) -> None:
     assert [problem.where for problem in plan.warnings if "not trained on" in problem.message] == ["validation_share"]
 
 
-def test_equal_images_stay_together_whichever_are_kept(folder: Path) -> None:
+def test_identical_images_are_on_the_same_side_of_the_split(folder: Path) -> None:
     dataset = read_dataset(config_of(folder))
     for seed in range(20):
         own, held = split_validation(dataset, 0.4, seed)
@@ -77,7 +77,7 @@ def test_equal_images_stay_together_whichever_are_kept(folder: Path) -> None:
         assert [c.image_count for c in own.concepts][1] == 4  # regularisation stays whole
 
 
-def test_the_choice_depends_on_seed_and_contents_only(folder: Path) -> None:
+def test_the_split_depends_only_on_seed_and_contents(folder: Path) -> None:
     dataset = read_dataset(config_of(folder))
     held = split_validation(dataset, 0.25, 1)[1]
     (folder / "10_zok").rename(folder / "10_moved")
@@ -90,7 +90,7 @@ def test_the_choice_depends_on_seed_and_contents_only(folder: Path) -> None:
     assert len({split_validation(dataset, 0.25, seed)[1].items for seed in range(10)}) > 1
 
 
-def test_without_a_share_nothing_changes(folder: Path) -> None:
+def test_without_validation_split_nothing_changes(folder: Path) -> None:
     config = config_of(folder, validation_share=0.0)
     dataset = read_dataset(config)
     plan = make_plan(dataset, config)
@@ -98,7 +98,7 @@ def test_without_a_share_nothing_changes(folder: Path) -> None:
     assert plan.dataset.items == dataset.items
 
 
-def test_single_images_are_not_kept_and_that_is_told(tmp_path: Path) -> None:
+def test_a_single_image_is_not_held_out_and_a_warning_says_so(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "only.png")
     config = TrainConfig(concepts=(Concept(folder=str(tmp_path)),), resolution=64, min_bucket=64, validation_share=0.5)
     plan = make_plan(read_dataset(config), config)
@@ -127,7 +127,7 @@ def stores(plan: Plan, model: DiffusionModel, *, masked: bool = False) -> Latent
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_loss_is_the_mean_over_images_and_timesteps(architecture: Any, masked: bool, folder: Path) -> None:
-    """Sample by sample, in float64 from the UNet's answer on: fp32 sums in another order agree to 1e-5."""
+    """Sample by sample, in float64 from the UNet's prediction on: fp32 sums in another order agree to 1e-5."""
     model = shared_model(architecture)
     config = config_of(folder, batch_size=3, train_text_encoder=False)
     plan = make_plan(read_dataset(config), config).validation

@@ -1,7 +1,7 @@
-"""What is known of the settings of kohya's tools beyond the names that our parameters declare.
+"""The settings of kohya's tools beyond the names that our parameters declare.
 
-Names and defaults are facts of sd-scripts and of the kohya_ss GUI. A key that one of our parameters declares as its
-`kohya=` name is used_keys over whatever stands here.
+Names and defaults are those of sd-scripts and the kohya_ss GUI. A key that one of our parameters declares as its
+`kohya=` name is imported whatever this module says.
 """
 
 from __future__ import annotations
