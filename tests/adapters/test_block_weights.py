@@ -1,4 +1,4 @@
-"""Ranks, alphas and learning-rate weights of single blocks; dropouts; limited norms."""
+"""Ranks, alphas and learning-rate weights per block; dropout; max norm."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_blocks_are_numbered_as_kohya_does(architecture: Architecture, count: in
 
 
 def test_a_list_of_the_wrong_length_is_refused() -> None:
-    with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, and this model has 25"):
+    with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, but this model has 25"):
         resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 23)), architecture="sd1")
 
 
@@ -164,7 +164,7 @@ def test_samples_and_files_have_no_dropout() -> None:
 
 @pytest.mark.parametrize("rates", [DropoutRates(dropout=0.25), DropoutRates(rank_dropout=0.25)])
 def test_dropout_keeps_the_mean(rates: DropoutRates) -> None:
-    """Over many draws the layer's answer is what it is without dropout."""
+    """Averaged over many masks, the layer's output equals that without dropout."""
     model = tiny_model()
     adapter = trained(model)
     layer = next(layer for key, layer in adapter.layers.items() if key.endswith("attn1_to_q"))

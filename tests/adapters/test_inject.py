@@ -1,4 +1,4 @@
-"""Adapters on whole models: nothing is changed but the layers asked for, and everything can be undone."""
+"""Adapters on whole models: only the selected layers change, and everything can be undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers the presets mean and what the files call them, on the full-size models (without their weights)."""
+"""The layers of each target preset and their names in files, on full-size models without weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _text_encoder(layers: int) -> CLIPTextModel:
 
 
 def adapted(model: Any, targets: str) -> tuple[Adapter, dict[str, str]]:
-    """The adapter and, for every one of its module names, the module's place in the model; the model is clean again."""
+    """The adapter and the path of each of its modules in the model; the adapter is removed again."""
     adapter = inject(model, AdapterSpec(rank=1, alpha=1.0, targets=targets), seed=0)
     places = {key: target.name for key, target in adapter._targets.items()}
     adapter.remove()
@@ -132,7 +132,7 @@ def test_known_names_are_written(models: dict[str, Any], architecture: str, name
 
 @families
 def test_webuis_know_every_name_of_a_native_fine_tuning(models: dict[str, Any], architecture: str) -> None:
-    """A1111 drops silently what it cannot place, as it does with `conv_norm_out`, of which it knows only `out.0`."""
+    """A1111 silently drops unknown names, such as `conv_norm_out`, which it only knows as `out.0`."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
     names = [name for name, module in models[architecture].unet.named_modules() if isinstance(module, kinds)]
     original = {name: f"lora_unet_{ldm}".replace(".", "_") for name, ldm in ldm_layer_names(names).items()}
@@ -190,7 +190,7 @@ def test_text_names_are_the_same_for_old_and_new_transformers() -> None:
 
 @families
 def test_families_support_every_stable_diffusion_layer(models: dict[str, Any], architecture: str) -> None:
-    """Grouped convolutions, which no webui's formula covers, do not occur; packed heads are plain layers to us."""
+    """Grouped convolutions, which no webui's formula covers, do not occur; packed heads are plain layers here."""
     unet = models[architecture].unet
     layers = [layer for layer in unet.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
     assert len(layers) > 250

@@ -140,7 +140,7 @@ def test_weights_are_cast_again_in_every_half_precision_forward() -> None:
 
 
 def casts_of(model: TinyModel) -> int:
-    """How many copies of tensors (plain numbers aside) to another dtype one prediction makes."""
+    """How many tensors (except scalars) one prediction casts to another dtype."""
     with torch.autograd.profiler.profile(record_shapes=True) as profile:
         model.predict()
     return sum(event.name == "aten::_to_copy" and event.input_shapes[0] != [] for event in profile.function_events)

@@ -1,4 +1,4 @@
-"""Check and convert: what is in a LoRA file, and the same update in a form that every webui reads."""
+"""Checking a LoRA file, and converting it to a form that every webui reads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAMILIES = {
 
 
 def file_of(spec: AdapterSpec, model: TinyModel, metadata: dict[str, str] | None = None) -> tuple[AdapterFile, Tensor]:
-    """A trained file, and what the model predicts with it; the model is free again."""
+    """A trained file, and the model's prediction with it; the adapter is removed from the model."""
     adapter = trained(model, spec)
     expected, state = model.predict().detach(), adapter.state()
     adapter.remove()
@@ -70,7 +70,7 @@ def test_error_of_a_lora_is_measured_and_falls_with_the_rank(name: str) -> None:
 
 
 def test_a_converted_lora_is_the_best_of_its_rank() -> None:
-    """Eckart & Young: its error is the norm of the singular values left out."""
+    """Eckart & Young: its error is the norm of the omitted singular values."""
     diff = torch.randn(24, 10, 3, 3, generator=torch.Generator().manual_seed(0))
     tensors = truncate_to_rank(diff, 5)
     product = tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)

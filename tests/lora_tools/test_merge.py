@@ -1,4 +1,4 @@
-"""Merging: files of any family added up, as one file or into a checkpoint, and nothing lost without a word."""
+"""Merging files of any family into one file or a checkpoint; nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -24,25 +24,17 @@ from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
+from tests.lora_tools.test_check_and_convert import FAMILIES
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 
 LOCON = AdapterSpec(rank=3, alpha=1.5, targets="all", conv_rank=2, conv_alpha=1.0)
-OTHERS = {
-    "dora": AdapterSpec(rank=2, alpha=1.0, is_dora=True),
-    "tucker": AdapterSpec(rank=2, alpha=1.0, targets="all", options=Options(use_tucker=True)),
-    "loha": AdapterSpec("loha", 2, 1.0),
-    "lokr": AdapterSpec("lokr", 2, 1.0, options=Options(factor=2)),
-    "glora": AdapterSpec("glora", 2, 1.0),
-    "ia3": AdapterSpec("ia3", 2, 1.0),
-    "oft": AdapterSpec("oft", 4, 1.0),
-    "boft": AdapterSpec("boft", 4, 1.0),
-    "full": AdapterSpec("full", 2, 1.0, train_norm=True),
-}
+TUCKER = AdapterSpec(rank=2, alpha=1.0, targets="all", options=Options(use_tucker=True))
+OTHERS = {**{name: spec for name, spec in FAMILIES.items() if name != "lora"}, "tucker": TUCKER}
 
 
 def file_of(model: TinyModel, spec: AdapterSpec, name: str) -> tuple[AdapterFile, dict[str, Tensor]]:
-    """A trained file, and its ΔW by layer; the model is free again."""
+    """A trained file, and its ΔW by layer; the adapter is removed from the model."""
     adapter = trained(model, spec)
     state, diffs = adapter.state(), {key: layer.diff_weight().double() for key, layer in adapter.layers.items()}
     adapter.remove()
@@ -64,7 +56,7 @@ def summed(parts: list[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
 
 
 def off(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest difference of a layer, relative to the layer's own length."""
+    """The largest difference of a layer, relative to the layer's norm."""
     assert found.keys() == expected.keys()
     return max(float((found[key] - expected[key]).norm() / expected[key].norm()) for key in expected)
 
@@ -103,7 +95,7 @@ def test_any_family_merges_exactly_into_a_diff(name: str) -> None:
 
 
 def test_a_smaller_rank_is_the_best_and_its_error_is_measured() -> None:
-    """Eckart & Young: what is lost are the singular values left out."""
+    """Eckart & Young: the error is the norm of the omitted singular values."""
     model = tiny_model()
     (a, first), (b, second) = file_of(model, AdapterSpec(rank=4), "a"), file_of(model, OTHERS["loha"], "b")
     expected = summed([(first, 1.0), (second, 1.0)])
@@ -194,7 +186,7 @@ def test_a_merged_checkpoint_matches_the_model_with_both_loras(kind: Architectur
 
 
 def test_command_and_panel_merge_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the embedded model; the panel's files lie side by side, and the checkpoint's copy beside the checkpoint."""
+    """On the embedded model; the panel writes beside the first file, and the new checkpoint beside the old one."""
     model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
     paths = []
     for name in ("a", "b"):
@@ -225,7 +217,7 @@ def test_command_and_panel_merge_files(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_command_and_panel_warn_about_another_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A DoRA that was trained on another checkpoint than the embedded one; the LoRA beside it says nothing."""
+    """A DoRA trained on another checkpoint than the embedded one; the LoRA beside it names none."""
     model = StandaloneHost(None, None, tmp_path, device="cpu").load_model(TrainConfig())
     adapter = inject(model, AdapterSpec(rank=2, targets="attention", text_encoder=False, is_dora=True), seed=1)
     file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"

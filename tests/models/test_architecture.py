@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its names and shapes."""
+"""Identifying a checkpoint from its names and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: what loads, and in which words the rest is refused."""
+"""Checkpoint and VAE files: what loads, and the errors for everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of models/eight_bit.py, against plain layers whose weights were rounded to 8 bit beforehand."""
+"""fp8 layers, compared with plain layers whose weights were rounded to fp8 beforehand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def unet_inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 def rounded(unet: nn.Module) -> nn.Module:
-    """A copy with plain layers, each weight that is stored in 8 bit rounded by PyTorch's own cast."""
+    """A copy with plain layers, with each weight that fp8 would store rounded by PyTorch's cast."""
     smaller, plain = copy.deepcopy(unet), copy.deepcopy(unet)
     store_in_fp8(smaller)
     for name, layer in smaller.named_modules():
@@ -76,7 +76,7 @@ def test_a_layer_out_of_fp8_range_is_not_converted() -> None:
 
 
 def learnt(unet: nn.Module, targets: str) -> tuple[Tensor, int]:
-    """The gradient of a LoRA on the UNet, and the bytes that were kept for the backward pass."""
+    """The gradient of a LoRA on the UNet, and the bytes saved for the backward pass."""
     adapter = lora_on(unet, targets)
     kept = 0
 

@@ -1,4 +1,4 @@
-"""The graft: every parameter a view of the checkpoint, the same numbers as ldm, nothing ever written."""
+"""The graft: every parameter is a view of the checkpoint, outputs match ldm, and nothing is written to."""
 
 from __future__ import annotations
 

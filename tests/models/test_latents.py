@@ -1,4 +1,4 @@
-"""Images to posteriors and back: the cache is found again by content, and never stale."""
+"""Images to posteriors and back; the cache is keyed by content and never stale."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _run(generator: Generator[Event, None, LatentCache]) -> tuple[LatentCache, l
 
 
 def _encoded(events: list[Event]) -> int:
-    """How many images really went through the VAE."""
+    """How many images the VAE encoded."""
     return max(event.total for event in events if isinstance(event, Progress))
 
 
@@ -160,7 +160,7 @@ def test_no_image_at_all_is_an_error(model: DiffusionModel, folder: Path) -> Non
 
 @needs_fp16
 def test_nan_in_half_precision_is_retried_in_float32(model: DiffusionModel, folder: Path) -> None:
-    """Weights scaled so that fp16 overflows: what SDXL's own VAE does."""
+    """Weights scaled so that fp16 overflows, as in SDXL's VAE."""
     half = _overflowing(model, torch.float16)
     store, events = _run(encode_dataset(half, _plan(folder), None))
     assert not [event for event in events if isinstance(event, Noted)]
@@ -185,7 +185,7 @@ def test_nan_in_float32_skips_the_image(model: DiffusionModel, folder: Path) -> 
 
 
 def _overflowing(model: DiffusionModel, dtype: torch.dtype, by: float = 1e6) -> DiffusionModel:
-    """Large inner activations that the norm after them brings back."""
+    """Large inner activations that the following norm brings back to range."""
     vae = float32_copy(model.vae)
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(by)

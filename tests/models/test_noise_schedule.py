@@ -1,4 +1,4 @@
-"""Noise schedules against diffusers and closed forms."""
+"""Noise schedules, compared with diffusers and closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brackets weigh in captions what they weigh in the webui's prompts."""
+"""Brackets have the same weights as in the webui's prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions to tokens to conditions, as the webuis do it."""
+"""Captions to tokens to text conditions, as in the webuis."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_weights_are_aligned_with_tokens_in_every_chunk(models: dict[Architectur
 def test_prompts_are_tokenized_once_for_chunks_ids_and_weights(
     models: dict[Architecture, DiffusionModel], prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same ids as with the chunks counted first, and as many asked of the tokenizer as there are prompts."""
+    """The same ids as when the chunks are counted first, with one tokenizer call per prompt."""
     model = models["sdxl"]
     chunks = count_chunks(model, prompts, weighted=True)
     expected = tokenize(model, prompts, chunks, weighted=True)
@@ -186,7 +186,7 @@ def test_weights_of_one_are_bit_identical(models: dict[Architecture, DiffusionMo
 def test_clip_skip_counts_layers_from_the_end(
     models: dict[Architecture, DiffusionModel], architecture: Architecture, clip_skip: int
 ) -> None:
-    """SD2 never runs its last layer: there the count begins one layer earlier, as in the webuis."""
+    """SD2 never runs its last layer, so counting starts one layer earlier, as in the webuis."""
     tensors = tiny_tensors(architecture)
     (ids,) = tokenize(models[architecture], [CAPTION, ""])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every adapter family promises, on every kind of layer and in every number format.
+"""What every adapter family guarantees, on every kind of layer and in every dtype.
 
 The reference is what the webuis compute from the saved keys (`webui_formulas`), in float64, differentiated by autograd.
 """
@@ -26,7 +26,7 @@ def exact_leaves(layer: AdaptedLayer) -> dict[str, Tensor]:
 
 
 def exact_state(layer: AdaptedLayer, leaves: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """What the file holds, in float64, made of `leaves`; a trained factor is multiplied into other tensors there."""
+    """The file's tensors in float64, from `leaves`; a trained scalar is multiplied into other tensors."""
     weights = dict(leaves or exact_leaves(layer))
     factor = weights.pop("scalar", None)
     if factor is not None:
@@ -55,7 +55,7 @@ def reference(layer: AdaptedLayer, x: Tensor, state: dict[str, Tensor]) -> Tenso
 
 
 def pull_on(layer: AdaptedLayer, x: Tensor) -> Tensor:
-    """A random direction of the output; its length would not do, since rotations do not change it."""
+    """A random direction of the output; its norm would not do, since rotations do not change it."""
     return torch.randn(layer.base_layer(x).shape)
 
 

@@ -1,4 +1,4 @@
-"""Each family's own promises, and the silent errors of other tools that are excluded here."""
+"""What each family guarantees on its own, and errors that other tools make silently."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_rank_stabilised_file_scales_by_alpha_over_root_rank() -> None:
 
 
 def test_dylora_trains_with_the_scale_it_saves() -> None:
-    """With the last block drawn all ranks are in use: a training pass is then what the file says."""
+    """With the last block all ranks are used, so a training pass equals the file's effect."""
     layer, x = make("dylora", "linear")
     plain = layer(x)
     layer.switch.dropout = _dropout_with_block(layer, last=True)
@@ -106,7 +106,7 @@ ROW_CASES = [
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
 @pytest.mark.parametrize("case", ROW_CASES)
 def test_rank_dropout_drops_whole_output_channels(case: str, kind: str) -> None:
-    """What is kept is 1 / (1 − p) times as large, and what is left out learns nothing."""
+    """Remaining channels are scaled by 1 / (1 − p), and dropped ones get no gradient."""
     if not CASES[case].mathematics.fits(LAYERS[kind][0]()):
         pytest.skip("webuis read this family on linear layers only")
     layer, x = make(case, kind)
@@ -143,7 +143,7 @@ def test_rank_dropout_keeps_the_mean(case: str) -> None:
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
 @pytest.mark.parametrize("case", [name for name in CASES if name.endswith("_dora")])
 def test_dora_has_one_magnitude_per_input_channel(case: str, kind: str) -> None:
-    """Per output channel, as others write it, A1111 and Forge would read something else, silently."""
+    """A1111 and Forge would silently misread magnitudes per output channel, as other tools write them."""
     layer, _ = make(case, kind)
     weight: Any = layer.base_layer.weight
     assert layer.state()["dora_scale"].shape == (1, weight.shape[1], *(1,) * (weight.dim() - 2))
@@ -163,7 +163,7 @@ def test_dora_is_refused_for_other_families(family: str) -> None:
 
 
 def test_factorisation_matches_lycoris() -> None:
-    """Worked examples of its documentation, and its two promises."""
+    """The examples of its documentation, and its two guarantees."""
     assert factorisation(128, -1) == (8, 16)
     assert factorisation(250, -1) == (10, 25)
     assert factorisation(360, 4) == (4, 90)
@@ -269,7 +269,7 @@ def test_full_target_adds_the_outer_layers() -> None:
 @pytest.mark.parametrize("targets", network.TARGETS)
 @pytest.mark.parametrize("family", network.FAMILIES)
 def test_openclip_attention_is_adapted_whole_or_not_at_all(family: str, targets: str) -> None:
-    """A1111 applies nothing to OpenCLIP's attention unless q, k, v and out are all in the file, and does not say so."""
+    """A1111 silently ignores OpenCLIP's attention unless q, k, v and out are all in the file."""
     tiny = tiny_model()
     model = TinyModel(tiny.unet, tiny.text_encoders, SimpleNamespace(architecture="sd2"))
     keys = inject(model, AdapterSpec(family=family, rank=2, targets=targets), seed=1).layers

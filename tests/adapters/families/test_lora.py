@@ -1,4 +1,4 @@
-"""LoRA beyond the contract of all families: its fused Function, PEFT's definition, memory, and the first numbers."""
+"""LoRA beyond the contract of all families: its fused Function, PEFT's definition, memory and initial weights."""
 
 from __future__ import annotations
 

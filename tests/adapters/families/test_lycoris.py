@@ -1,4 +1,4 @@
-"""LyCORIS' own modules and ours are the same adapters: the same answers, and each reads the other's files.
+"""LyCORIS' modules and ours have the same outputs, and each reads the other's files.
 
 Runs where lycoris-lora is installed (`pip install --no-deps lycoris-lora einops toml`); it is no dependency.
 """
@@ -56,7 +56,7 @@ LINEAR_ONLY = ("glora", "glora_scalar", "ia3", "ia3_input")
 
 
 def _has(case: str, kind: str) -> bool:
-    """LyCORIS has no butterfly for 40 or 24 outputs; its GLoRA and (IA)³ of convolutions are not ours."""
+    """LyCORIS has no butterfly for 40 or 24 outputs; we do not support GLoRA and (IA)³ on convolutions."""
     return "conv" in kind if case.startswith("boft") else "conv" not in kind or case not in LINEAR_ONLY
 
 
@@ -65,7 +65,7 @@ every_pair = pytest.mark.parametrize(("case", "kind"), PAIRS, ids=[f"{case}-{kin
 
 
 def their_layer(case: str, base: nn.Module) -> Any:
-    """LyCORIS' module around a copy of `base`, every number of it random."""
+    """LyCORIS' module around a copy of `base`, with random weights."""
     kind, settings = THEIRS[case]
     module = getattr(lycoris, kind)(NAME, copy.deepcopy(base), 1.0, RANK, 3.0, **settings)
     if case == "full":
@@ -82,7 +82,7 @@ def their_layer(case: str, base: nn.Module) -> Any:
 
 
 def opened_on(base: nn.Module, state: dict[str, Tensor]) -> AdaptedLayer:
-    """Our layer with a file's numbers."""
+    """Our layer with a file's weights."""
     opened = parse_file(AdapterFile(Path("a.safetensors"), state, {}))
     assert opened.unknown == ()
     layer = opened.layers[NAME]

@@ -1,4 +1,4 @@
-"""Files of any origin are read: four ways of naming layers, every family, and nothing is dropped silently."""
+"""Files of any origin are read: four key formats, every family, and nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def peft(state: dict[str, Tensor], model: TinyModel) -> dict[str, Tensor]:
 
 
 def diffusers(state: dict[str, Tensor], model: TinyModel) -> dict[str, Tensor]:
-    """As diffusers names it: `unet.….to_q.lora.down.weight`."""
+    """With diffusers' keys: `unet.….to_q.lora.down.weight`."""
     return {
         key.removeprefix("base_model.model.").replace("lora_A", "lora.down").replace("lora_B", "lora.up"): tensor
         for key, tensor in peft(state, model).items()
@@ -75,7 +75,7 @@ def diffusers(state: dict[str, Tensor], model: TinyModel) -> dict[str, Tensor]:
 
 
 def original(state: dict[str, Tensor], model: TinyModel) -> dict[str, Tensor]:
-    """The UNet under the original names (`input_blocks`), the rest as it is."""
+    """The UNet with ldm names (`input_blocks`), the rest unchanged."""
     names = [
         name for name, module in model.unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
     ]
@@ -175,5 +175,5 @@ def test_a_run_continues_from_a_file_and_trains_the_selected_part(tmp_path: Path
     assert going_on.groups["unet"][0].grad is not None
     assert set(going_on.state()) == set(state), "the text encoder's part is kept and saved"
     going_on.remove()
-    with pytest.raises(AdapterError, match="nothing of the part"):
+    with pytest.raises(AdapterError, match="has no layers of the parts being trained"):
         create_adapter(TinyModel(model.unet, (), SimpleNamespace(architecture="sd1")), config.replace(train_unet=False))

@@ -1,4 +1,4 @@
-"""Names of other programs' files: diffusers old and new, PEFT, ComfyUI, ldm, kohya's first OFT."""
+"""Key formats of other programs: diffusers old and new, PEFT, ComfyUI, ldm, kohya's first OFT."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_unknown_keys_are_not_changed(key: str) -> None:
 
 
 def test_the_first_of_two_text_encoders_is_found_without_its_number() -> None:
-    """diffusers' SDXL files may hold the first encoder only, and then nothing in the file tells of a second."""
+    """diffusers' SDXL files may hold only the first encoder, and then do not show that there is a second."""
     name = "text_model.encoder.layers.0.self_attn.q_proj"
     alias = aliases([], [[name], [name]], architecture="sdxl")
     assert alias[f"lora_te_{TEXT}"] == alias[f"lora_te1_{TEXT}"] == f"lora_te1_{TEXT}"
@@ -169,7 +169,7 @@ def test_glora_layouts_are_reported() -> None:
 
 @pytest.mark.parametrize("inner", ["lora", "loha", "lokr"])
 def test_output_dora_converts_to_its_trained_update(inner: str) -> None:
-    """PEFT's and LyCORIS' definition in float64: every row of W + ΔW gets the length that the file says."""
+    """PEFT's and LyCORIS' definition in float64: every row of W + ΔW gets the file's magnitude."""
     model = tiny_model()
     adapter = trained(model, AdapterSpec(inner, 2, 1.0, targets="all", text_encoder=False))
     state, expected = adapter.state(), {}
@@ -194,7 +194,7 @@ def test_output_dora_converts_to_its_trained_update(inner: str) -> None:
 
 
 def test_full_lokr_of_a_convolution_works_on_a_linear_layer() -> None:
-    """SD1 has 1×1 convolutions where SD2 and SDXL have linear layers; the numbers are the same."""
+    """SD1 has 1×1 convolutions where SD2 and SDXL have linear layers with the same weights."""
     model = tiny_model()
     adapter = trained(model, AdapterSpec("lokr", 64, 64.0, text_encoder=False))
     state, expected = adapter.state(), model.predict()

@@ -1,4 +1,4 @@
-"""LoRA files: complete or absent, readable by others, and honest about what rounding cost."""
+"""LoRA files: written completely or not at all, readable by other tools, with the rounding error reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def state(size: int = 6) -> dict[str, Tensor]:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Path]:
-    """A path to write to; nothing but this file may be left in its folder."""
+    """A path to write to; no other file may remain in its folder."""
     path = tmp_path / "cat-000001.safetensors"
     yield path
     assert {entry.name for entry in tmp_path.iterdir()} <= {path.name}
@@ -133,7 +133,7 @@ def test_file_has_ordinary_permissions(target: Path) -> None:
 
 
 def test_error_names_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"no folder .*nowhere\. Create it"):
+    with pytest.raises(OutputError, match=r"nowhere does not exist\. Create it"):
         write_adapter(tmp_path / "nowhere" / "a.safetensors", state(), metadata={}, precision="fp16")
 
 
@@ -180,7 +180,7 @@ def test_error_names_missing_permission(target: Path, monkeypatch: pytest.Monkey
 
 
 def test_error_names_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"no LoRA file .*gone\.safetensors"):
+    with pytest.raises(AdapterError, match=r"The LoRA file .*gone\.safetensors does not exist"):
         read_adapter(tmp_path / "gone.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Files that PEFT itself saves mean the same here, checked against PEFT's own forward pass and merge."""
+"""Files saved by PEFT have the same effect here as in PEFT's forward pass and merge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGETS = ["to_q", "to_k", "ff.net.2"]
 
 
 def saved_by_peft(folder: Path, config: Any = None, **settings: Any) -> tuple[Path, Tensor, dict[str, Tensor]]:
-    """A file of random numbers on the tiny UNet; what PEFT predicts with it; the weights that PEFT merges.
+    """A file of random weights on the tiny UNet, PEFT's prediction with it, and the weights that PEFT merges.
 
     A LoRA with these settings, or another kind by its `config`.
     """
