@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config.parameters import Group, Parameter, Tier, parameters_of, parse_value
-from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
+from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, duration_in_steps, read_config
 
 CONFIGS = (TrainConfig, Concept)
 ALL = [parameter for config_class in CONFIGS for parameter in parameters_of(config_class)]
@@ -135,6 +135,18 @@ def test_percentages_outside_0_to_100_are_refused(written: str) -> None:
 def test_only_durations_can_be_percentages() -> None:
     _, problems = read_config({"tag_dropout": "10%"})
     assert [problem.where for problem in problems] == ["tag_dropout"]
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"), [(0, 0), (0.29, 29), (0.295, 29), (0.999, 99), (1, 1), (1.5, 1), (200, 200)]
+)
+def test_a_duration_in_steps_is_rounded_down(duration: float, steps: int) -> None:
+    assert duration_in_steps(duration, 100) == steps
+
+
+def test_regularisation_has_no_trigger() -> None:
+    concepts = (Concept("a", trigger="zok"), Concept("b"), Concept("r", trigger="cat", is_regularisation=True))
+    assert TrainConfig(concepts=concepts).triggers == ("zok",)
 
 
 # --- refusals -----------------------------------------------------------------------------------
