@@ -55,7 +55,7 @@ def test_an_invalid_list_is_refused_with_a_reason(text: str, reason: str) -> Non
 def test_a_curve_gives_a_weight_for_each_block(text: str, first: float, last: float) -> None:
     weights = _weights(text)
     assert len(weights) == 12
-    assert (weights[0], weights[-1]) == (pytest.approx(first), pytest.approx(last))
+    assert [weights[0], weights[-1]] == pytest.approx([first, last])
 
 
 def test_cosine_and_sine_are_quarter_waves() -> None:

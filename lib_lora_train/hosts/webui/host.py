@@ -158,9 +158,9 @@ class WebuiHost:
     def lease(self, model: DiffusionModel | None = None) -> Iterator[DiffusionModel]:
         """`model`, or the one in memory, under the webui's queue lock; errors as `hosts.host.Host.lease`."""
         with self._locked():
-            lent = self._graft(self._require_model(), "") if model is None else model
-            with self._weights_of(lent) if lent in self._grafted_on else nullcontext():
-                yield lent
+            leased = self._graft(self._require_model(), "") if model is None else model
+            with self._weights_of(leased) if leased in self._grafted_on else nullcontext():
+                yield leased
 
     def has_waiters(self) -> bool:
         """Whether a generation is waiting; True if the lock cannot say, so that every lease is short."""
@@ -175,14 +175,11 @@ class WebuiHost:
         device, current = self._webui.device, self._webui.loaded_model()
         named = user_path(config.checkpoint) if config.checkpoint else None
         vae = user_path(config.vae) if config.vae else None
-        is_present = current is not None and (named is None or named.resolve() == current.path.resolve())
-        has_vae = vae is None or (
-            current is not None and current.vae is not None and vae.resolve() == current.vae.resolve()
-        )
+        is_current = current is not None and _is_same_file(named, current.path) and _is_same_file(vae, current.vae)
         gpu = find_gpu(device)
         return RunTarget(
             checkpoint=named or (current.path if current else None),
-            is_loaded=is_present and has_vae and config.precision == "auto",
+            is_loaded=is_current and config.precision == "auto",
             dtype_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
             device=device_name(device, gpu),
             gpu=gpu,
@@ -194,24 +191,23 @@ class WebuiHost:
         Files are read without the lock, so the webui can generate meanwhile.
         """
         checkpoint = user_path(config.checkpoint) if config.checkpoint else None
-        vae = user_path(config.vae) if config.vae else None
+        vae, overrides = user_path(config.vae) if config.vae else None, overrides_from_config(config)
         with self._locked():
-            if checkpoint and not self._is_loaded(checkpoint):
+            current = self._webui.loaded_model()
+            if not _is_same_file(checkpoint, current.path if current else None):
                 loaded, why = None, "the webui has another checkpoint loaded"
             else:
                 loaded = self._require_model()
                 checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
         if loaded is None or why:
             vae = vae or (loaded.vae if loaded else None)
-            return self._read(
-                ModelChoice(checkpoint, vae, config.precision, config.fp8_base, overrides_from_config(config)), why
-            )
+            return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base, overrides), why)
         sha256 = loaded.sha256 or file_hash(loaded.path)
         with self._locked():
             if self._require_model().identity != loaded.identity:
                 raise HostError("Another checkpoint was loaded while the run was starting. Start it again.")
             note = _LIVE_WEIGHTS if config.fp8_base else ""
-            model = self._graft(self._require_model(), sha256, note=note, overrides=overrides_from_config(config))
+            model = self._graft(self._require_model(), sha256, note=note, overrides=overrides)
             model.release_weights()
             return model
 
@@ -320,21 +316,15 @@ class WebuiHost:
             self._webui.load()
             current = self._webui.loaded_model()
         if current is None:
-            raise HostError(
-                "The webui has no model loaded. Select a checkpoint at the top of the page, then try again."
-            )
+            raise HostError("The webui has no model loaded. Select a checkpoint at the top of the page and try again.")
         return current
-
-    def _is_loaded(self, checkpoint: Path) -> bool:
-        current = self._webui.loaded_model()
-        return current is not None and current.path.resolve() == checkpoint.resolve()
 
     def _why_copied(self, loaded: LoadedModel, vae: Path | None, precision: str) -> str:
         """Why the weights in memory cannot be shared; "" if they can."""
         reason = loaded.facts().why_copied
         if reason:
             return reason
-        if vae is not None and (loaded.vae is None or vae.resolve() != loaded.vae.resolve()):
+        if not _is_same_file(vae, loaded.vae):
             return "the settings name another VAE than the webui has loaded"
         if precision != "auto":
             return "the settings set a precision"
@@ -391,6 +381,11 @@ class WebuiTxt2Img:
     def generate(self, request: GenerationRequest) -> GeneratedImage:
         """One image; errors as `hosts.host.Txt2Img.draw`."""
         return self.host.generate(request, self.sampler, identity=self.identity, name=self.model_name)
+
+
+def _is_same_file(named: Path | None, loaded: Path | None) -> bool:
+    """Whether the file named by the settings is the loaded one; True if none is named."""
+    return named is None or (loaded is not None and named.resolve() == loaded.resolve())
 
 
 def _with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:
