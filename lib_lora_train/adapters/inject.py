@@ -188,7 +188,7 @@ class Adapter:
         """Adapt `targets` of `root`, with their weights in one new buffer."""
         initial = {target.key: _initial_weights(target, seed) for target in targets}
         tensors = [tensor for weights in initial.values() for tensor in weights.values()]
-        buffer, position = FlatBuffer(tensors, _device_of(root), dtype=self.spec.dtype), 0
+        buffer, position = FlatBuffer(tensors, next(root.parameters()).device, dtype=self.spec.dtype), 0
         for target in targets:
             shorts = list(initial[target.key])
             slices = Slices(buffer, {short: position + n for n, short in enumerate(shorts)})
@@ -239,9 +239,7 @@ def inject_parsed(
     roots = _unadapted_roots(model)
     found, unmatched = match_targets(model, parsed, allow_output_dora=allow_output_dora)
     if not found:
-        raise AdapterError(
-            "No layer of this file fits the model. Choose a checkpoint of the kind it was trained on: SD1, SD2 or SDXL."
-        )
+        raise AdapterError("No layer of this file fits the model. Choose a checkpoint of the kind it was trained on.")
     for root in roots:
         root.requires_grad_(False)
     first = next(iter(found.values()))[1][0]
@@ -370,10 +368,6 @@ def _initial_weights(target: Target, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed_for(seed, f"{target.family.NAME}/{target.key}"))
     weights = target.family.init_weights(target.layer, target.options, generator)
     return {short: weights[short] for short in target.family.STATE_KEYS if short in weights}
-
-
-def _device_of(root: nn.Module) -> torch.device:
-    return next(root.parameters()).device
 
 
 def _cast_during_forward(root: nn.Module, buffer: FlatBuffer, layer: nn.Module) -> list[RemovableHandle]:
