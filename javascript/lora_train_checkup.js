@@ -24,7 +24,7 @@
     const run = (container, name, values = {}) => {
         part(container, "check").disabled = true;
         container.querySelectorAll(".lt-d-body button").forEach((one) => (one.disabled = true));
-        isRepair = name !== "check";
+        isRepair = name !== "run";
         return lt.request(`checkup-${name}`, values).then((answer) => handle(container, answer)).catch((problem) => {
             lt.notify(problem);
             rest(container);
@@ -90,7 +90,7 @@
     lt.drawCheckup = (container) => {
         if (container.firstChild) return;
         const check = make("button", { type: "button", className: "lt-small lt-d-check", title: "Finds broken, tiny, huge, transparent, animated, rotated and duplicate images, and missing, empty or unreadable captions. Nothing is changed." }, "Check images");
-        check.onclick = () => run(container, "check");
+        check.onclick = () => run(container, "run");
         const stop = make("button", { type: "button", className: "lt-small lt-d-stop", title: "Stop after the current image; results so far are kept" }, "Stop");
         stop.onclick = () => lt.request("checkup-stop").catch(lt.notify);
         container.append(make("div", { className: "lt-card" },

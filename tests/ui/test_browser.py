@@ -279,7 +279,7 @@ def test_the_caption_editor_follows_bulk_edits(page: Any, address: str, tmp_path
 
 def test_tags_are_completed_from_the_folder_and_from_a_list(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
-    lines = 'pictorial_(book),0,90000,"picbook"\nlong_hair,0,4000000,\n'
+    lines = 'imaginary_(book),0,90000,"imagbook"\nlong_hair,0,4000000,\n'
     (tmp_path / "tags.csv").write_text(lines, encoding="utf-8")
     open_tab(page, address)
     show(page, "Captions")
@@ -291,16 +291,16 @@ def test_tags_are_completed_from_the_folder_and_from_a_list(page: Any, address: 
     page.locator(".lt-c-list-message", has_text="2 tags, 1 alias").wait_for()
     page.locator(".lt-c-gallery .lt-thumb").first.click()
     page.keyboard.press("End")
-    page.keyboard.type(", picb")
-    page.locator(".lt-complete button", has_text="pictorial (book)").wait_for()
+    page.keyboard.type(", imagb")
+    page.locator(".lt-complete button", has_text="imaginary (book)").wait_for()
     page.keyboard.press("Tab")
     area = page.locator(".lt-c-editor textarea")
-    assert area.input_value() == "zkw, image 0, pictorial (book)"
-    page.keyboard.type(", pict")
+    assert area.input_value() == "zkw, image 0, imaginary (book)"
+    page.keyboard.type(", imag")
     page.locator(".lt-complete button").nth(2).wait_for()  # three of the folder come before one of the list
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    assert area.input_value() == "zkw, image 0, pictorial (book), image 1"
+    assert area.input_value() == "zkw, image 0, imaginary (book), image 1"
     page.keyboard.type(", lo")
     page.locator(".lt-complete").wait_for()
     page.keyboard.press("Escape")
@@ -326,7 +326,7 @@ def test_images_are_tagged_with_wd14_and_a_broken_image_is_skipped(page: Any, ad
     page.locator(".lt-a-note", has_text="DeepBooru and BLIP are available inside a webui").wait_for()
     page.locator(".lt-a-message", has_text="2 of 6 images would be tagged; 4 already have captions.").wait_for()
     page.click(".lt-a-start")
-    page.locator(".lt-a-state", has_text="Name the folder of the WD14 tagger").wait_for()
+    page.locator(".lt-a-state", has_text="Enter the folder of the WD14 tagger").wait_for()
     page.fill(".lt-a-model input", str(tmp_path / "tagger"))
     page.fill(".lt-a-general input", "0")
     page.fill(".lt-a-character input", "0")

@@ -37,7 +37,7 @@ def test_the_queue_can_be_reordered_and_other_pages_follow(page: Any, address: s
     open_tab(page, address)
     page.locator(".lt-headline", has_text="Choose images").wait_for()
     fill_in_the_demo(page)
-    page.locator(".lt-headline", has_text="Start training is in the Train panel").wait_for()
+    page.locator(".lt-headline", has_text="The plan is ready").wait_for()
     show(page, "Train")
     for name in ("apple", "birch", "cedar"):
         fill(page, "output_name", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,20 @@ from lib_lora_train.ui.dataset import render_dataset
 from lib_lora_train.ui.training import render_check
 from lib_lora_train.web.form import concept_tables, fill_form, read_form
 from lib_lora_train.web.gallery import IMAGES_PER_PAGE
+from tests.paths import ROOT
 from tests.stand_ins.ui import open_small_session, write_images
+
+
+def test_the_page_requests_exactly_the_actions_that_exist(tmp_path: Path) -> None:
+    source = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "javascript").glob("*.js")}
+    text = "\n".join(source.values())
+    names = set(re.findall(r"lt\.(?:request|applyChange)\(\"([\w-]+)\"", text))
+    names |= set(re.findall(r"\"((?:runs|queue)-[\w-]+)\"", source["lora_train_runs"]))
+    names |= {f"captions-{name}" for name in re.findall(r"(?<!lt\.)\brequest\(\"([\w-]+)\"", text)}
+    names |= {f"checkup-{name}" for name in re.findall(r"run\(container, \"(\w+)\"", source["lora_train_checkup"])}
+    names |= {f"crop-{name}" for name in re.findall(r"finish\(\"(\w+)\"", source["lora_train_crop"])}
+    session, _ = open_small_session(tmp_path)
+    assert names == set(session._actions)
 
 
 def test_a_scan_makes_the_plan_and_later_checks_keep_it(tmp_path: Path) -> None:
