@@ -109,7 +109,7 @@ def _build_strip() -> _Strip:
             pause = build_button("Pause", "pause", tooltip="Pause after the current step and free the GPU.")
             resume = build_button("Resume", "resume", variant="primary", tooltip="Continue training.")
             stop = build_button(
-                "Stop and keep",
+                "Stop and save",
                 "stop",
                 tooltip="Stop after the current step and save the LoRA file.",
                 variant="stop",
