@@ -178,8 +178,8 @@ class DemoEvaluator:
 
     def _draw(self, model: DiffusionModel, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
         side, steps, cfg = self.config.resolution, self.config.sample_steps, self.config.sample_cfg
-        wanted = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
-        return sample_images(model, wanted, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
+        prompts = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
+        return sample_images(model, prompts, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
 
 
 def _last_value(events: Any) -> Any:

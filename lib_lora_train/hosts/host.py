@@ -131,7 +131,7 @@ class Host(Protocol):
         ...
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
-        """The model the config asks for, loaded if it is not the current one; raises ModelError, HostError."""
+        """The model named by the config, loaded if necessary; raises ModelError, HostError."""
         ...
 
     def refresh_loras(self) -> None:

@@ -100,7 +100,7 @@ def prepare_run(
     prompts = sample_prompts(config)
     identity = read_identity(folder) if state else _new_identity(config, host)
     _make_folder(Path(identity.lora_dir))
-    adapter = yield from run_leased(host, model, control, lambda lent: create_adapter(lent, config))
+    adapter = yield from run_leased(host, model, control, lambda leased: create_adapter(leased, config))
     try:
         _require_disk_space(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
         write_identity(folder, identity)

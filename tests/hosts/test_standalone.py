@@ -71,8 +71,8 @@ def test_config_selects_another_checkpoint(files: Path) -> None:
     host = host_on(files)
     other = host.load_model(TrainConfig(checkpoint=str(files / "b.safetensors")))
     assert other.name == "b"
-    with host.lease() as lent:
-        assert lent is other
+    with host.lease() as leased:
+        assert leased is other
     assert host.load_model(TrainConfig()).name == "a"
 
 

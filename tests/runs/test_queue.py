@@ -67,20 +67,20 @@ def test_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
 # --- the runner -------------------------------------------------------------------------------------
 
 
-class Works:
-    """Makes the events of runs that only tell their names; one holds until it is let go."""
+class FakeRuns:
+    """Makes the events of fake runs and records their names; each waits for `gate`."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.gate = threading.Event()
         self.ends = 0
 
     def __call__(self, config: TrainConfig, host: Any, *, folder: RunFolder, control: Control) -> Iterator[Event]:
-        self.begun.append(config.output_name)
+        self.started.append(config.output_name)
         yield StateChanged("running")
         self.gate.wait(20)
         if config.output_name == "broken":
-            raise RuntimeError("something unforeseen")
+            raise RuntimeError("unexpected")
         if config.output_name == "refused":
             raise TrainingError("This run cannot be trained.")
         yield StepDone(1, 1, 0.5, {"unet": 1e-4}, 1.0, 0.1)
@@ -88,43 +88,43 @@ class Works:
 
 
 def test_runs_are_sequential_and_a_failure_does_not_stop_the_next(tmp_path: Path) -> None:
-    works = Works()
+    works = FakeRuns()
     runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
     for name in ("broken", "refused", "last"):
         runner.enqueue(named(name))
-    assert works.begun == ["first"]
+    assert works.started == ["first"]
     assert [entry["name"] for entry in runner.status()["queue"]] == ["broken", "refused", "last"]
     works.gate.set()
     runner.wait(20)
-    assert works.begun == ["first", "broken", "refused", "last"]
+    assert works.started == ["first", "broken", "refused", "last"]
     states = {row["run"].split("-", 2)[2]: row["state"] for row in past_runs(tmp_path, runner.active_run)}
     assert states == {"first": "finished", "broken": "failed", "refused": "failed", "last": "finished"}
     assert runner.status()["state"] == "finished" and runner.queued_runs() == []
 
 
 def test_after_a_restart_the_queue_waits_until_started(tmp_path: Path) -> None:
-    Runner(None, tmp_path, make_events=Works()).enqueue(named("a"))
-    works = Works()
+    Runner(None, tmp_path, make_events=FakeRuns()).enqueue(named("a"))
+    works = FakeRuns()
     works.gate.set()
     runner = Runner(None, tmp_path, make_events=works)
-    assert runner.status()["state"] == "idle" and works.begun == []
+    assert runner.status()["state"] == "idle" and works.started == []
     runner.start_queue()
     runner.wait(20)
-    assert works.begun == ["a"]
+    assert works.started == ["a"]
     with pytest.raises(HostError, match="queue is empty"):
         runner.start_queue()
 
 
 def test_stop_holds_the_queue(tmp_path: Path) -> None:
-    works = Works()
+    works = FakeRuns()
     runner = Runner(None, tmp_path, make_events=works)
     runner.start(named("first"))
     runner.enqueue(named("second"))
     runner.stop()
     works.gate.set()
     runner.wait(20)
-    assert works.begun == ["first"] and [entry["name"] for entry in runner.queued_runs()] == ["second"]
+    assert works.started == ["first"] and [entry["name"] for entry in runner.queued_runs()] == ["second"]
 
 
 def test_unreadable_queued_run_is_skipped(tmp_path: Path) -> None:
@@ -134,19 +134,19 @@ def test_unreadable_queued_run_is_skipped(tmp_path: Path) -> None:
         {"id": "3", "values": {"output_name": "good"}, "run": "", "more_epochs": 0},
     ]
     (tmp_path / "queue.json").write_text(json.dumps({"waiting": entries}), encoding="utf-8")
-    works = Works()
+    works = FakeRuns()
     works.gate.set()
     runner = Runner(None, tmp_path, make_events=works)
     runner.start_queue()
     runner.wait(20)
-    assert works.begun == ["good"]
+    assert works.started == ["good"]
 
 
 # --- routes -----------------------------------------------------------------------------------------
 
 
 def test_queue_is_controlled_over_http(tmp_path: Path) -> None:
-    works = Works()
+    works = FakeRuns()
     works.gate.set()
     runner = Runner(None, tmp_path / "home", make_events=works)
     config = small_config(write_images(tmp_path / "set", 3))
@@ -168,5 +168,5 @@ def test_queue_is_controlled_over_http(tmp_path: Path) -> None:
     assert post("go-on", {"run": "nowhere"}).status_code == 422
     assert "run" in post("queue/start", {}).json()
     runner.wait(20)
-    assert works.begun == ["c", "b"]
+    assert works.started == ["c", "b"]
     assert post("queue/start", {}).status_code == 409

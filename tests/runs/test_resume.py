@@ -96,7 +96,7 @@ def run_logged(
 
 
 def resume(setup: RunSetup, **ways: Any) -> list[Event]:
-    """The events of the run in the folder as it goes on."""
+    """The events of the run in the folder when resumed."""
     way = find_resume_point(setup.folder, **ways)
     return logged(
         run_training(way.config, setup.host, folder=way.folder, control=Control(), state=way.state), setup.folder
@@ -138,9 +138,9 @@ def test_resumed_run_saves_the_same_file_as_an_uninterrupted_one(
     assert [e.step for e in only(rest, StepDone)] == [e.step for e in only(whole, StepDone)][stop_after:]
     expected, ours = (Path(only(events, LoraWritten)[-1].path) for events in (whole, rest))
     assert expected.name == ours.name == "test-000002.safetensors"
-    (tensors, told), (expected_tensors, expected_told) = map(tensors_and_metadata, (ours, expected))
+    (tensors, metadata), (expected_tensors, expected_metadata) = map(tensors_and_metadata, (ours, expected))
     assert tensors == expected_tensors
-    assert {**told, "lora_train_config": ""} == {**expected_told, "lora_train_config": ""}  # output_dir differs
+    assert {**metadata, "lora_train_config": ""} == {**expected_metadata, "lora_train_config": ""}  # output_dir differs
     assert ending(rest) == "finished"
 
 
@@ -182,7 +182,7 @@ for event in log_events(run_training(config, host, folder=folder, control=Contro
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
 def test_killed_run_resumes_from_its_newest_state(setup: RunSetup, tmp_path: Path) -> None:
-    """Killed after step 5 of 6 with a state every 2 steps: 3 and 4 stand, the steps from 5 on are taken again."""
+    """Killed after step 5 of 6 with a state every 2 steps: states 3 and 4 exist, and steps from 5 on are repeated."""
     config = setup.config.replace(**EVERYTHING, save_state_every_n_steps=2, keep_last_states=9)
     write_toml_config(tmp_path / "c.toml", config)
     places = (tmp_path / "c.toml", setup.folder.root, setup.host.lora_dir)
@@ -287,9 +287,9 @@ def test_extended_run_reports_its_learning_rate(setup: RunSetup) -> None:
 def test_extended_run_reports_when_text_encoders_stop(setup: RunSetup) -> None:
     config = setup.config.replace(epochs=1, stop_text_encoder=0.5, lr_schedule="constant")
     run_logged(setup, config)
-    rest = resume(setup, more_epochs=3)  # of 3 steps one was for them; of 12 they get 6, and 3 are taken
-    told = [note.message for note in only(rest, Noted) if note.where == "stop_text_encoder"]
-    assert ["until step 6" in text for text in told] == [True]
+    rest = resume(setup, more_epochs=3)  # 1 of 3 steps trained them; of 12 they get 6, and 3 are done
+    messages = [note.message for note in only(rest, Noted) if note.where == "stop_text_encoder"]
+    assert ["until step 6" in text for text in messages] == [True]
     rates = {event.step: event.learning_rates["text_encoder"] for event in only(rest, StepDone)}
     assert [rates[step] > 0 for step in (4, 6, 7)] == [True, True, False]
 
@@ -316,9 +316,9 @@ def test_settings_of_another_run_are_refused(setup: RunSetup) -> None:
     run_logged(setup, setup.config.replace(epochs=1))
     before = setup.folder.config.read_bytes()
     way = find_resume_point(setup.folder, config=setup.config.replace(rank=4, seed=1))
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         list(run_training(way.config, setup.host, folder=way.folder, control=Control(), state=way.state))
-    assert {problem.where for problem in told.value.problems} == {"rank", "seed"}
+    assert {problem.where for problem in error.value.problems} == {"rank", "seed"}
     assert setup.folder.config.read_bytes() == before
 
 

@@ -19,7 +19,7 @@ from lib_lora_train.runs.tensorboard import TensorBoardServer, log_to_tensorboar
 RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
 
 
-def told(*losses: float, first: int = 1, rates: dict[str, float] = RATES) -> Iterator[Event]:
+def step_events(*losses: float, first: int = 1, rates: dict[str, float] = RATES) -> Iterator[Event]:
     """A run of two steps per epoch."""
     yield Planned(4, 0, 2, 2, 4)
     if first > 1:
@@ -42,7 +42,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_losses_and_learning_rates_have_kohyas_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    events = list(told(1.0, 0.5, 0.25, 0.125))
+    events = list(step_events(1.0, 0.5, 0.25, 0.125))
     assert list(log_to_tensorboard(iter(events), folder, "AdamW")) == events
     found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
@@ -69,7 +69,7 @@ def test_validation_loss_has_kohyas_tag(tmp_path: Path) -> None:
 def test_adaptive_optimisers_log_d_times_lr(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(log_to_tensorboard(told(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
+    list(log_to_tensorboard(step_events(1.0, rates={"unet": 2e-3, "text_encoder_2": 1e-3}), folder, "Prodigy"))
     found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert {tag for tag in found if tag.startswith("lr/")} == {"lr/d*lr/unet", "lr/d*lr/textencoder 2"}
 
@@ -87,8 +87,8 @@ def test_max_norm_values_have_kohyas_names(tmp_path: Path) -> None:
 def test_resumed_run_continues_the_same_logs(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = new_run_folder(tmp_path, "zok")
-    list(log_to_tensorboard(told(1.0, 0.5, 9.0), folder, "AdamW"))
-    list(log_to_tensorboard(told(0.25, 0.125, first=3), folder, "AdamW"))
+    list(log_to_tensorboard(step_events(1.0, 0.5, 9.0), folder, "AdamW"))
+    list(log_to_tensorboard(step_events(0.25, 0.125, first=3), folder, "AdamW"))
     found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found["loss/current"] == [(1, 1.0), (2, 0.5), (3, 0.25), (4, 0.125)]
 
@@ -96,9 +96,9 @@ def test_resumed_run_continues_the_same_logs(tmp_path: Path) -> None:
 def test_run_continues_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_lora_train.runs.tensorboard._summary_writer", lambda: None)
     folder = new_run_folder(tmp_path, "zok")
-    first, *rest = log_to_tensorboard(told(1.0), folder, "AdamW")
+    first, *rest = log_to_tensorboard(step_events(1.0), folder, "AdamW")
     assert isinstance(first, Noted) and "pip install tensorboard" in first.message
-    assert rest == list(told(1.0))
+    assert rest == list(step_events(1.0))
     assert not tensorboard_folder(tmp_path).exists()
 
 

@@ -41,12 +41,12 @@ def _model(architecture: Architecture) -> DiffusionModel:
 
 
 class OneModelHost:
-    """Lends one model; `has_waiters` answers what it is told to, as another thread would make it."""
+    """A host with one model; `has_waiters` returns `wanted`, as if another thread were waiting."""
 
     def __init__(self, model: DiffusionModel, *, wanted: bool = False, away: int = 0) -> None:
         self.model = model
         self.wanted = wanted
-        self.away = away  # how many more leases find another model
+        self.away = away  # number of leases that will still find another model
         self.turns = 0
         self.is_leased = False
 
@@ -65,7 +65,7 @@ class OneModelHost:
             self.is_leased = False
 
     def has_waiters(self) -> bool:
-        """As told."""
+        """As set."""
         return self.wanted
 
 

@@ -77,10 +77,10 @@ def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget
         memory = _memory(model, config, plan, run_target)
     except AdapterError:  # block lists that do not fit this model; the run will report them
         return Requirements(None, None, run_target.gpu, run_target.device)
-    wanted = describe_workload(config, plan, architecture=model.spec.architecture, device=run_target.device)
+    target = describe_workload(config, plan, architecture=model.spec.architecture, device=run_target.device)
     problems = tuple(_check_memory(memory, model, config, plan, run_target))
     return Requirements(
-        memory, estimate_time(home, wanted, plan.total_steps), run_target.gpu, run_target.device, problems
+        memory, estimate_time(home, target, plan.total_steps), run_target.gpu, run_target.device, problems
     )
 
 

@@ -27,12 +27,12 @@ from lib_lora_train.runs.estimates.activation_trace import Layer, SavedForBackwa
 def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: str) -> dict[str, int]:
     """The trained UNet layers with their ranks; AdapterError for block lists of the wrong length."""
     known = {layer.name: layer for layer in layers}
-    wanted = [name for name, layer in known.items() if layer.inputs and is_unet_target(name, "full")]
+    names = [name for name, layer in known.items() if layer.inputs and is_unet_target(name, "full")]
     norms = [name for name, layer in known.items() if not layer.inputs] if config.train_norm else []
-    blocks = resolve_blocks([*wanted, *norms], block_overrides_from_config(config), architecture=architecture)
+    blocks = resolve_blocks([*names, *norms], block_overrides_from_config(config), architecture=architecture)
     ranks = {
         name: _rank(known[name], config, blocks[name])
-        for name in wanted
+        for name in names
         if is_unet_target(name, config.targets) and not blocks[name].is_excluded and _fits(known[name], config)
     }
     return ranks | {n: 0 for n in norms if is_norm_target(n, config.targets) and not blocks[n].is_excluded}

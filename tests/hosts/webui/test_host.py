@@ -236,9 +236,9 @@ def test_waiting_generation_goes_first_during_sampling(
     model, control = host.load_model(TrainConfig()), Control()
     prompts = [SamplePrompt("a fox", "", 64, 64, seed=3, steps=3, cfg=3.0)]
 
-    def sample(lent: DiffusionModel, yield_lease: YieldLease) -> bytes:
+    def sample(leased: DiffusionModel, yield_lease: YieldLease) -> bytes:
         on_progress = lambda _done, _total: yield_lease()  # noqa: E731
-        return sample_images(lent, prompts, sampler="Euler", clip_skip=1, on_progress=on_progress)[0].tobytes()
+        return sample_images(leased, prompts, sampler="Euler", clip_skip=1, on_progress=on_progress)[0].tobytes()
 
     alone = result_of(run_leased_cooperatively(host, model, control, sample))
     expected = world.generate("style")
@@ -299,8 +299,8 @@ def test_run_waits_while_no_model_is_loaded(world: World, host: WebuiHost) -> No
     with pytest.raises(ModelUnavailableError, match="no model loaded"), host.lease(model):
         pass
     world.model_data.sd_model = before
-    with host.lease(model) as lent:
-        assert lent is model
+    with host.lease(model) as leased:
+        assert leased is model
 
 
 def test_every_lease_returns_the_same_model_object(host: WebuiHost) -> None:
@@ -316,9 +316,9 @@ def test_model_settings_override_what_the_webui_says(host: WebuiHost) -> None:
     model = host.load_model(TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on"))
     assert (model.spec.prediction_type, model.spec.zero_terminal_snr) == ("v_prediction", True)
     assert float(model.schedule.alphas_cumprod[-1]) == pytest.approx(0.0, abs=1e-12)
-    with host.lease(model) as lent:
-        assert lent is model
-        assert lent.unet.conv_in.weight.numel() > 0
+    with host.lease(model) as leased:
+        assert leased is model
+        assert leased.unet.conv_in.weight.numel() > 0
 
 
 def test_nested_lease_raises_instead_of_deadlocking(host: WebuiHost) -> None:
@@ -336,9 +336,9 @@ def test_another_checkpoint_is_read_without_touching_the_webui(world: World, hos
     model = host.load_model(TrainConfig(checkpoint=str(tmp_path / "mine.safetensors")))
     assert model.name == "mine" and "the webui has another checkpoint loaded" in model.note and "MiB" in model.note
     world.switch_to(5)
-    with host.lease(model) as lent:  # whatever the webui loads meanwhile
+    with host.lease(model) as leased:  # whatever the webui loads meanwhile
         name = "model.diffusion_model.input_blocks.0.0.weight"
-        assert torch.equal(lent.unet.conv_in.weight, tiny_tensors("sd1", seed=3)[name].half().float())
+        assert torch.equal(leased.unet.conv_in.weight, tiny_tensors("sd1", seed=3)[name].half().float())
     world.switch_to(0)
     assert world.weights() == before
 
@@ -450,11 +450,11 @@ def test_adapter_stays_on_the_model_while_weights_move(world: World, host: Webui
     adapter: Adapter = training.adapter
     try:
         world.unload()
-        with host.lease(model) as lent:
+        with host.lease(model) as leased:
             layer = next(iter(adapter.layers.values()))
             theirs = {p.untyped_storage().data_ptr() for p in parameters_of(world)}
             weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
-            assert lent is model and weight.untyped_storage().data_ptr() in theirs
+            assert leased is model and weight.untyped_storage().data_ptr() in theirs
     finally:
         adapter.remove()
 
@@ -468,15 +468,15 @@ def test_selecting_a_vae_in_forge_does_not_interrupt_the_run(monkeypatch: pytest
     host = host_in(world)
     model = host.load_model(TrainConfig())
     world.select(0, vae="/models/VAE/other.safetensors")
-    with host.lease(model) as lent:
-        assert lent is model
+    with host.lease(model) as leased:
+        assert leased is model
     world.generate()
     with pytest.raises(ModelUnavailableError, match="with its VAE"), host.lease(model):
         pass
     world.select(0)
     world.generate()
-    with host.lease(model) as lent:
-        assert lent is model
+    with host.lease(model) as leased:
+        assert leased is model
 
 
 def test_vae_loaded_in_forge_is_detected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_generating_between_leases_leaves_the_training_weights_unchanged(world: 
     with host.lease(model):
         before = model.unet.conv_in.weight.sum().item()
     host.txt2img("Euler", model).generate(replace(REQUEST, lora="zok-000001"))
-    with host.lease(model) as lent:
-        assert lent.unet.conv_in.weight.sum().item() == before
+    with host.lease(model) as leased:
+        assert leased.unet.conv_in.weight.sum().item() == before
         assert world.weights() == world.generate_unlocked("")
 
 
