@@ -253,6 +253,7 @@ def _train(
 ) -> bool:
     """Train a new run, or resume the one in `folder` from `state`; False if it was stopped."""
     from lib_lora_train.hosts.standalone import StandaloneHost
+    from lib_lora_train.runs.event_log import log_events
     from lib_lora_train.runs.folder import new_run_folder
     from lib_lora_train.runs.trainer import run_training
     from lib_lora_train.training.control import Control
@@ -334,26 +335,6 @@ def show_run(events: Iterable[Event], control: Control) -> None:
                 terminal.show(event)
         finally:
             terminal.close()
-
-
-def log_events(events: Iterable[Event], log: Path) -> Iterator[Event]:
-    """The same events, each also written to `log` as a line of JSON with its time, with a failure's reason last."""
-    from lib_lora_train.core.events import StateChanged
-    from lib_lora_train.runs.event_log import log_line, log_record
-
-    with log.open("a", encoding="utf-8") as lines:
-
-        def write(event: Event) -> None:
-            lines.write(log_line(log_record(event)))
-            lines.flush()
-
-        try:
-            for event in events:
-                write(event)
-                yield event
-        except LoraTrainError as error:
-            write(StateChanged("failed", str(error)))
-            raise
 
 
 @contextlib.contextmanager

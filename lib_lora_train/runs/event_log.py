@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.core.events import Event, to_record
+from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.events import Event, StateChanged, to_record
 
 
 def log_record(event: Event) -> dict[str, Any]:
@@ -19,6 +20,23 @@ def log_record(event: Event) -> dict[str, Any]:
 def log_line(record: dict[str, Any]) -> str:
     """The record as one line, including the newline."""
     return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def log_events(events: Iterable[Event], log: Path) -> Iterator[Event]:
+    """The same events, each also written to `log` as a line of JSON with its time; with a failure's reason last."""
+    with log.open("a", encoding="utf-8") as lines:
+
+        def write(event: Event) -> None:
+            lines.write(log_line(log_record(event)))
+            lines.flush()
+
+        try:
+            for event in events:
+                write(event)
+                yield event
+        except LoraTrainError as error:
+            write(StateChanged("failed", str(error)))
+            raise
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

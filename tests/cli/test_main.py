@@ -35,6 +35,7 @@ from lib_lora_train.core.events import (
     StepDone,
     from_record,
 )
+from lib_lora_train.runs.event_log import log_events
 from tests.paths import ROOT
 
 
@@ -280,7 +281,7 @@ def test_first_ctrl_c_stops_the_run_and_second_aborts() -> None:
 
 def test_events_are_written_to_a_file(tmp_path: Path) -> None:
     events: list[Event] = [StateChanged("running"), Noted("hint", "rank", "why"), StateChanged("finished")]
-    assert list(cli.log_events(iter(events), tmp_path / "events.jsonl")) == events
+    assert list(log_events(iter(events), tmp_path / "events.jsonl")) == events
     lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert [from_record({k: v for k, v in json.loads(line).items() if k != "time"}) for line in lines] == events
 
@@ -291,7 +292,7 @@ def test_events_before_a_failure_are_written(tmp_path: Path) -> None:
         raise LoraTrainError("The disk is full.")
 
     with pytest.raises(LoraTrainError):
-        list(cli.log_events(failing(), tmp_path / "events.jsonl"))
+        list(log_events(failing(), tmp_path / "events.jsonl"))
     first, last = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
     assert (first["state"], last["state"], last["message"]) == ("running", "failed", "The disk is full.")
 

@@ -161,7 +161,7 @@ def test_ema_is_saved_and_resumed(setup: RunSetup, tmp_path: Path, monkeypatch: 
 _CHILD = """
 import sys
 from pathlib import Path
-from lib_lora_train.cli.main import log_events
+from lib_lora_train.runs.event_log import log_events
 from lib_lora_train.config.train_config import read_config
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
