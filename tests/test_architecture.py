@@ -35,6 +35,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "hosts": ("sampling", "dataset_tools"),
     "runs": ("hosts", "training", "formats"),
     "demo": ("runs",),
+    "api": ("runs", "lora_tools"),
     "web": ("runs", "dataset_tools", "lora_tools"),
     "ui": ("web", "demo"),
     "cli": ("ui",),
@@ -85,7 +86,7 @@ def room_of(file: str) -> str:
         return "root"
     if len(parts) > 2:
         return parts[1]
-    return {"__init__": "core", "__main__": "cli"}.get(parts[1], LOOSE)
+    return {"__init__": "api", "__main__": "cli"}.get(parts[1], LOOSE)
 
 
 def imports_in(file: str, source: str) -> Iterator[Import]:
@@ -205,7 +206,8 @@ def test_rooms_have_few_arrows_between_them() -> None:
 
 def test_package_init_files_are_empty() -> None:
     written = [file for file, source in read_sources().items() if file.endswith("__init__.py") and source.strip()]
-    assert written == []
+    # The package's own one offers the public API, and loads it only when it is used (tests/api/test_public.py).
+    assert written == [f"{PACKAGE}/__init__.py"]
 
 
 _BASE = {

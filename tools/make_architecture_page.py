@@ -29,6 +29,7 @@ ROOMS: Mapping[str, str] = {
     "hosts": "where the model and the GPU come from: a webui, or none",
     "runs": "a whole run: planning, estimates, run folder, queue, history, logs",
     "demo": "a run with the included demo dataset, and its pass mark",
+    "api": "the Python API: plan, train, load and merge",
     "web": "HTTP routes and the state behind the page, without gradio",
     "ui": "the gradio page: its panels and callbacks",
     "cli": "the command line and the terminal output",
@@ -41,7 +42,7 @@ def architecture_section() -> str:
     diagram = [f"    {room} --> {target}" for room, targets in direct_imports(imports).items() for target in targets]
     rows = [
         f"| `{room}` | {ROOMS[room]} | {', '.join(f'`{target}`' for target in imports[room]) or '–'} |"
-        for room in reversed(ROOMS)
+        for room in reversed(list(ROOMS))
     ]
     return "\n".join(
         [
