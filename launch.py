@@ -57,9 +57,6 @@ OLDEST_TORCH = (2, 6)  # the oldest that the pinned diffusers and transformers s
 TORCH_INDEX = "https://download.pytorch.org/whl"
 # Once everything is installed, no library may use the network.
 QUIET_LIBRARIES = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-# Spinning OpenMP threads slow each other down when several processes share few cores. Some virtual machines
-# advertise AMX but trap its instructions; every CPU with AMX also has AVX-512.
-TEST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 PIN = re.compile(r'^([\w.-]+)==([^;\s]+)(?:; python_version (<|>=) "3\.(\d+)")?$')
 
 say = functools.partial(print, flush=True)  # flushed, so that it appears before the output of pip and pytest
@@ -362,7 +359,7 @@ def run_command(python: Path, options: Options) -> int:
 
 def run_tests(python: Path, options: Options) -> int:
     """Run the linters, the type checker and then pytest, whose summary comes last; 0 only if all pass."""
-    environment = {**os.environ, **QUIET_LIBRARIES, **TEST_ENVIRONMENT}
+    environment = {**os.environ, **QUIET_LIBRARIES}
     if options.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
     failed = [name for name, command in checks(options.rest) if not passes(python, name, command, environment)]

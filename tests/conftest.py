@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from lib_lora_train.core.cpu_environment import set_cpu_environment
 from tests.paths import ROOT
 
 # Both must be set before torch loads.
 # Tiny models compute no faster on two threads, and on a busy machine two threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Some virtual machines announce AMX but trap its instructions; bf16 on the processor then kills the
-# interpreter. AVX-512 is as good for tests and exists wherever AMX does.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+set_cpu_environment(os.environ)
 
 settings.register_profile("any machine", deadline=None)  # a loaded machine takes its time
 settings.load_profile("any machine")

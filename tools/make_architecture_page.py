@@ -15,7 +15,7 @@ PACKAGE = "lib_lora_train"
 BEGIN = "<!-- Made by tools/make_architecture_page.py. Do not edit up to the next marker. -->"
 END = "<!-- End of the generated part. -->"
 
-ROOMS: Mapping[str, str] = {
+ROOMS: dict[str, str] = {
     "core": "errors, events, progress, seeding, writing files: what every room needs",
     "config": "every setting declared once, presets, validation of a whole configuration",
     "dataset": "folders → dataset → plan: images, captions, buckets, repeats",

@@ -22,6 +22,7 @@ from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.core.cpu_environment import set_cpu_environment
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without × or – must not crash a run
+    set_cpu_environment(os.environ)
     words = [_hyphenated(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options, unknown = make_parser().parse_known_args(words)
     if getattr(options, "configs", None):  # the value of an unknown flag may have been parsed as a file

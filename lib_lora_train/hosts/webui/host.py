@@ -23,6 +23,7 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.fair_lock import NESTED_LEASE
 from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarget
+from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from lib_lora_train.models.architecture import CheckpointHints, infer_spec
@@ -141,6 +142,7 @@ class WebuiHost:
         self.name = webui.name
         self._webui = webui
         self._owner: int | None = None
+        self._thread_limit = make_thread_limit()
         # The identity of the checkpoint each shared model was grafted on; models read from files are not listed.
         self._grafted_on: WeakKeyDictionary[DiffusionModel, tuple[object, ...]] = WeakKeyDictionary()
 
@@ -159,7 +161,8 @@ class WebuiHost:
         """`model`, or the one in memory, under the webui's queue lock; errors as `hosts.host.Host.lease`."""
         with self._locked():
             leased = self._graft(self._require_model(), "") if model is None else model
-            with self._weights_of(leased) if leased in self._grafted_on else nullcontext():
+            weights = self._weights_of(leased) if leased in self._grafted_on else nullcontext()
+            with weights, limited_threads(self._thread_limit, leased.device):
                 yield leased
 
     def has_waiters(self) -> bool:
