@@ -204,11 +204,11 @@ def train(training: Training, *, host: ModelHost, control: Control) -> Iterator[
             while control.is_paused:
                 yield StateChanged("paused")  # again after every request, so that Save and Sample work in a pause too
                 control.wait_for_request()
+            if was_paused and not control.is_stopped:
+                yield StateChanged("running")
             if control.is_stopped:
                 yield StateChanged("stopping")
                 return
-            if was_paused:
-                yield StateChanged("running")
             turn = partial(_run_turn, training, steps[training.step - first_step :], host, control)
             try:
                 result = yield from run_leased(host, training.model, control, turn)

@@ -20,6 +20,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import ConfigError, OutputError, Problem, TrainingError
+from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.plan import Plan
 
 _FORMAT = "lora-train-state-1"
@@ -89,9 +90,19 @@ def plan_fingerprint(plan: Plan) -> str:
         ]
         for number, item in enumerate(plan.dataset.items)
     ]
-    views = [asdict(view) for view in plan.all_views]
+    views = [_fingerprint_of(view) for view in plan.all_views]
     parts = [items, views, list(plan.repeats), plan.batch_size, plan.accumulation]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _fingerprint_of(view: View) -> dict[str, Any]:
+    """The view under the keys that every version of the fingerprint has had; "look" is its `transform`."""
+    return {
+        "item": view.item,
+        "placement": asdict(view.placement),
+        "look": asdict(view.transform),
+        "background": view.background,
+    }
 
 
 def _own_captions(concept: Concept) -> list[tuple[str, Any]]:

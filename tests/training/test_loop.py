@@ -531,7 +531,7 @@ def test_a_finished_run_can_be_extended() -> None:
 
 
 def test_damaged_missing_and_foreign_states_have_different_messages(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="there is no such"):
+    with pytest.raises(TrainingError, match="this training state does not exist"):
         load_state(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"not a state")
     with pytest.raises(TrainingError, match="is damaged"):

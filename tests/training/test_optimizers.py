@@ -140,7 +140,7 @@ def test_invalid_optimizer_settings_are_explained() -> None:
         make_optimizer(groups, {"unet": 1.0}, config=chosen("AdamW", d_coef=1))
     with pytest.raises(ConfigError, match="rejects these arguments: Invalid beta"):
         make_optimizer(groups, {"unet": 1.0}, config=chosen("AdamW", betas=(2.0, 0.9)))
-    with pytest.raises(ConfigError, match="is 0 for everything"):
+    with pytest.raises(ConfigError, match="is 0 for every part of the model"):
         make_optimizer(groups, {"unet": 0.0}, config=chosen("AdamW"))
 
 
