@@ -155,8 +155,8 @@ class DemoEvaluator:
         if not self._probes:
             self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}
         predictions = {name: self._answers(model, name) for name in self._probes}
-        concept = self._draw(model, CONCEPT_PROMPTS, self.concept_seeds)
-        control = self._draw(model, CONTROL_PROMPTS, CONTROL_SEEDS)
+        concept = self._sample(model, CONCEPT_PROMPTS, self.concept_seeds)
+        control = self._sample(model, CONTROL_PROMPTS, CONTROL_SEEDS)
         if self._baseline is None:
             self._baseline = _Baseline(predictions["base"], self._answers(model, "base", captioned=False), control)
         return {
@@ -176,10 +176,10 @@ class DemoEvaluator:
     def _answers(self, model: DiffusionModel, name: str, *, captioned: bool = True) -> torch.Tensor:
         return probe_predictions(model, self._probes[name], clip_skip=self.config.clip_skip, captioned=captioned)
 
-    def _draw(self, model: DiffusionModel, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
+    def _sample(self, model: DiffusionModel, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
         side, steps, cfg = self.config.resolution, self.config.sample_steps, self.config.sample_cfg
-        prompts = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
-        return sample_images(model, prompts, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
+        samples = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
+        return sample_images(model, samples, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
 
 
 def _last_value(events: Any) -> Any:

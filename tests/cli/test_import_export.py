@@ -35,7 +35,7 @@ def test_import_writes_settings_and_prints_what_is_lost(capsys: pytest.CaptureFi
     assert read_written(folder / "gui.toml") == read_settings(FILES / "gui.json").config
     shown = capsys.readouterr().out
     assert "settings of gui.json imported. Saved to gui.toml" in shown
-    assert "  - optimizer_args: percentile_clipping = 95 is no argument of AdamW8bit." in shown
+    assert "  - optimizer_args: percentile_clipping = 95 is not an argument of AdamW8bit." in shown
     assert "  - some_future_option = 3 is not known here." in shown
     assert "At kohya's default: " in shown
     assert "Fix before training" not in shown
