@@ -10,7 +10,15 @@ from prodigyopt import Prodigy
 
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained, use_plain_formula
+from tests.stand_ins.adapter_cases import relative
+from tests.stand_ins.adapters_model import (
+    ADDED_IN_ANOTHER_ORDER,
+    SPEC,
+    TinyModel,
+    tiny_model,
+    trained,
+    use_plain_formula,
+)
 
 
 def test_training_changes_only_the_flat_parameters() -> None:
@@ -65,8 +73,7 @@ def test_gradients_accumulate_and_are_zeroed_either_way(set_to_none: bool) -> No
     model.predict().sum().backward()
     once = parameter.grad.clone()
     model.predict().sum().backward()
-    # The second pass adds the same numbers in the same order, so doubling is exact.
-    assert torch.equal(parameter.grad, 2 * once)
+    assert relative(parameter.grad, 2 * once) < ADDED_IN_ANOTHER_ORDER
     optimizer.zero_grad(set_to_none=set_to_none)
     model.predict().sum().backward()
     assert torch.equal(parameter.grad, once)

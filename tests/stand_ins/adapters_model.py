@@ -15,6 +15,9 @@ from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 
 SPEC = AdapterSpec(rank=2, alpha=1.0)
+# Relative to a gradient's norm. A product of matrices that is added to what stands there (`addmm_`) may begin its sums
+# with that or add it at the end, as the processor's library likes: 32 terms (2 × 4 × 4 latents), each rounded to 2⁻²⁴.
+ADDED_IN_ANOTHER_ORDER = 32 * 2.0**-24
 
 
 @dataclass(frozen=True)
