@@ -47,7 +47,12 @@ def test_a_file_of_every_family_can_be_continued_from(name: str) -> None:
     assert opened.unknown == ()
     again, left = inject_parsed(model, opened)
     assert left == ()
-    assert torch.equal(model.predict(), expected)
+    if name in ("lora_scalar", "lora_tucker_scalar"):
+        # The file holds the product with the factor, which a plain LoRA adds to the base layer's sums as it goes, where
+        # the scaled one adds a finished product: fp32 roundings (6e-8) of outputs about 1, through some forty layers.
+        torch.testing.assert_close(model.predict(), expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(model.predict(), expected)
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state().items())
     assert set(again.state()) == set(state)
 
