@@ -149,7 +149,7 @@ def print_steps(architecture: str, spec: Any, side: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    from lib_lora_train.models.architecture import infer_spec
+    from lib_lora_train.models.infer_spec import infer_spec
     from tests.stand_ins.tiny_models import full_shapes
 
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])

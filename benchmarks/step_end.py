@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import AdapterSpec
-from lib_lora_train.models.architecture import Architecture, infer_spec
+from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.training.ema import Ema
 from lib_lora_train.training.grad_scaling import clip_gradients

@@ -12,7 +12,8 @@ from typing import Any
 
 from lib_lora_train.core.errors import AdapterError
 
-_MAX_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            if size > _MAX_BYTES:
+            if size > MAX_HEADER_BYTES:
                 raise ValueError("its header is too long")
             return parse_header(file.read(size))
     except OSError as error:

@@ -12,10 +12,11 @@ from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
 from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata, refuse_existing
-from lib_lora_train.models.architecture import VAE_PREFIX, infer_spec
+from lib_lora_train.models.architecture import VAE_PREFIX
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
 from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.diffusion_model import assemble
+from lib_lora_train.models.infer_spec import infer_spec
 
 
 @dataclass(frozen=True)

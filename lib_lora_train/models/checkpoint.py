@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.core.safetensors_header import parse_header
+from lib_lora_train.core.safetensors_header import MAX_HEADER_BYTES, parse_header
 from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
     Shapes,
     add_text_model_prefix,
-    refuse_non_checkpoints,
 )
+from lib_lora_train.models.file_kinds import refuse_other_kinds
 
 _MARKERS = ("v_pred", "ztsnr")
 
@@ -68,12 +68,25 @@ def load_vae(path: Path) -> Mapping[str, Tensor]:
         names = [name for name in file.keys() if not re.match(r"(first_stage_model\.)?(loss|model_ema)\.", name)]  # noqa: SIM118
         prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in names) else ""
         if f"{prefix}encoder.down.0.block.0.conv1.weight" not in names:
-            layout = " in diffusers' layout" if "encoder.down_blocks.0.resnets.0.conv1.weight" in names else ""
-            what = f"is a VAE{layout}: choose the single-file (ldm) one" if layout else "is not a Stable Diffusion VAE"
-            raise ModelError(f"{path.name} {what}.")
+            raise ModelError(f"{path.name} {_explain_other_vae(names)}")
         return {
             VAE_PREFIX + name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)
         }
+
+
+def _explain_other_vae(names: Sequence[str]) -> str:
+    """What a file is that was chosen as the VAE and is none that fits."""
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
+        return "is a VAE in diffusers' layout: choose the single-file (ldm) one."
+    try:
+        refuse_other_kinds(names)
+    except ModelError as reason:
+        what = str(reason).removeprefix("This is ").partition(".")[0].partition(", not a checkpoint")[0]
+        if what.startswith("a VAE"):
+            return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
+        if not what.startswith("not "):
+            return f"is {what}, not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
+    return "is not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
 
 
 def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,11 +101,23 @@ def _load_safetensors(
     with _opened(path) as file:
         names = list(file.keys())
         try:
-            refuse_non_checkpoints(names)
+            refuse_other_kinds(names)
         except ModelError as reason:
             raise ModelError(f"{path.name}: {reason}") from None
         wanted = [name for name in names if name.startswith(prefixes) or name in markers]
         return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
+
+
+_SIGNATURES = (
+    (b"GGUF", "a GGUF file, whose weights are quantised"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"RIFF", "an image or a video"),
+    (b"7z\xbc\xaf", "an archive"),
+    (b"Rar!", "an archive"),
+    (b"\x1f\x8b", "an archive"),
+    (b"\x08\x07onnx", "an ONNX file"),
+)
 
 
 def _refuse_unsafe(path: Path) -> None:
@@ -126,7 +151,12 @@ def _explain_unreadable(path: Path) -> str:
             return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
         if start.startswith((b"PK\x03\x04", b"\x80\x02")):
             return "is a pickle file with a .safetensors name. Convert it to safetensors first."
+        for signature, what in _SIGNATURES:
+            if start.startswith(signature):
+                return f"is {what}, not a safetensors file. Choose a .safetensors checkpoint."
         (length,) = struct.unpack("<Q", start[:8])
+        if length > MAX_HEADER_BYTES:
+            return "is not a safetensors file. Choose a .safetensors checkpoint."
         if length > size - 8:
             return "is damaged: it ends inside its header. Download it again."
         file.seek(8)
@@ -140,7 +170,7 @@ def _explain_truncated(header: bytes, present: int) -> str:
         return "is not a safetensors file. Choose a .safetensors checkpoint."
     if present < needed:
         return f"is truncated: it has {present} of {needed} bytes of weights. Download it again."
-    return "is damaged. Download it again."
+    return "uses a data type that is not known here, or is damaged. Choose the version in fp16, bf16 or fp32."
 
 
 # --- hashes -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,13 +13,18 @@ from typing import Any
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models.architecture import CheckpointHints, PredictionType
 
-_PREDICTIONS: Mapping[str, PredictionType] = {
-    "epsilon": "epsilon",
-    "eps": "epsilon",
-    "v": "v_prediction",
-    "v_prediction": "v_prediction",
-    "velocity": "v_prediction",
-}
+_V_WORDS = ("v", "vpred", "vprediction", "vparam", "vparameterization", "velocity")
+_EPSILON_WORDS = ("eps", "epsilon", "epspred", "epsilonpred", "epsprediction", "epsilonprediction", "noise")
+_PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type", "ss_prediction_type")
+"""Metadata keys in order of precedence; ComfyUI writes `predict_key`."""
+_SNR_KEYS = ("ss_zero_terminal_snr", "modelspec.zero_terminal_snr", "ztsnr", "zsnr")
+_YAML_SNR_KEYS = ("zero_terminal_snr", "rescale_betas_zero_snr", "zero_snr", "ztsnr", "zsnr")
+
+
+def prediction_of(word: str) -> PredictionType | None:
+    """The prediction type that a word in a file means, in any of the spellings in use; None for unknown words."""
+    plain = re.sub(r"[^a-z]", "", word.lower())
+    return "v_prediction" if plain in _V_WORDS else "epsilon" if plain in _EPSILON_WORDS else None
 
 
 def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
@@ -30,14 +36,15 @@ def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
     config = _read_yaml(path.with_suffix(".yaml"))
     parameters = _at(config, "model", "params")
     unet = _at(parameters, "unet_config", "params") or _at(parameters, "network_config", "params")
-    if parameters.get("parameterization") in ("eps", "v"):
-        hints = replace(hints, prediction_type=_PREDICTIONS[parameters["parameterization"]])
-    scaling = str(_at(parameters, "denoiser_config", "params", "scaling_config").get("target", ""))
-    if scaling.endswith("VScaling"):
-        hints = replace(hints, prediction_type="v_prediction")
+    word = _yaml_prediction(parameters)
+    if word:
+        prediction = prediction_of(word)
+        hints = replace(hints, prediction_type=prediction, unknown_prediction="" if prediction else word)
+    snr = [bool(parameters[key]) for key in _YAML_SNR_KEYS if key in parameters]
     heads, head_dim = _positive(unet.get("num_heads")), _positive(unet.get("num_head_channels"))
     hints = replace(
         hints,
+        zero_terminal_snr=snr[0] if snr else None,
         scale_factor=parameters.get("scale_factor") or hints.scale_factor,
         unet_heads=heads or (None if head_dim else hints.unet_heads),
         unet_head_dim=None if heads else head_dim,
@@ -45,11 +52,25 @@ def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
     return _with_text_config(hints, tokenizer_folder(path))
 
 
+def _yaml_prediction(parameters: Mapping[str, Any]) -> str:
+    """The .yaml's word for the prediction type: ldm's parameterization, or the class of sgm's scaling; "" for none."""
+    if parameters.get("parameterization"):
+        return str(parameters["parameterization"])
+    scaling = str(_at(parameters, "denoiser_config", "params", "scaling_config").get("target", "")).rpartition(".")[2]
+    return re.sub(r"(With\w*)?Scaling(With\w*)?$", "", scaling)
+
+
 def _metadata_hints(metadata: Mapping[str, str]) -> CheckpointHints:
-    prediction = metadata.get("modelspec.prediction_type", "").lower()
+    words = [metadata[key] for key in _PREDICTION_KEYS if metadata.get(key)]
+    known = [prediction for word in words if (prediction := prediction_of(word))]
+    snr = [metadata[key].lower() in ("true", "1", "yes", "on") for key in _SNR_KEYS if key in metadata]
+    sides = [int(side) for side in re.findall(r"\d+", metadata.get("modelspec.resolution", ""))]
     heads = [int(number) for number in re.findall(r"\d+", metadata.get("text_heads", ""))]
     return CheckpointHints(
-        prediction_type=_PREDICTIONS.get(prediction),
+        metadata_prediction_type=known[0] if known else None,
+        metadata_zero_terminal_snr=snr[0] if snr else None,
+        unknown_prediction=words[0] if words and not known else "",
+        resolution=round(math.prod(sides[:2]) ** (1 / len(sides[:2]))) if sides else None,
         unet_heads=_positive(metadata.get("unet_heads")),
         text_heads=tuple(heads),
     )

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from lib_lora_train.models.architecture import (
     TextEncoderSpec,
     add_text_model_prefix,
 )
+from lib_lora_train.models.infer_spec import infer_vae_config
 from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
 
 _TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -197,18 +198,24 @@ def unet_name_mapper(spec: ModelSpec) -> Callable[[str], str]:
 
 def _parts(spec: ModelSpec) -> Iterator[_Part]:
     unet_name = unet_name_mapper(spec)
-    levels = len(spec.vae["block_out_channels"])
     yield _Part("unet", UNET_PREFIX, compat.build_unet(spec.unet), lambda name: Source(unet_name(name)))
-    vae = compat.build_vae(spec.vae, spec.scale_factor)
-    yield _Part("vae", VAE_PREFIX, vae, lambda name: Source(ldm_vae_name(name, levels)))
+    yield _vae_part(spec.vae, spec.scale_factor)
     for number, encoder in enumerate(spec.text_encoders, start=1):
         module = compat.build_text_encoder(encoder.config, encoder.has_projection)
         yield _Part(f"text_encoder_{number}", encoder.prefix, module, _text_source(encoder))
 
 
+def _vae_part(config: Mapping[str, Any], scale_factor: float) -> _Part:
+    levels = len(config["block_out_channels"])
+    vae = compat.build_vae(config, scale_factor)
+    return _Part("vae", VAE_PREFIX, vae, lambda name: Source(ldm_vae_name(name, levels)))
+
+
 def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
     if encoder.layout == "open_clip":
-        return lambda name: open_clip_source(compat.without_text_model_prefix(name))
+        return lambda name: open_clip_source(
+            compat.without_text_model_prefix(name), has_linear_projection=encoder.has_linear_projection
+        )
 
     def clip_source(name: str) -> Source:
         plain = compat.without_text_model_prefix(name)
@@ -221,7 +228,11 @@ _UNUSED = (
     (r"^first_stage_model\.(loss|model_ema)\.", "only for training the VAE"),
     (r"\.position_ids$", "position ids are created again"),
     (r"\.(logit_scale|attn_mask|text_projection(\.weight)?)$", "only for comparing texts with images"),
+    (r"\.(visual|vision_model|visual_projection)\.", "only for comparing texts with images"),
+    (r"\.(lora|lokr|hada)_", "a leftover of a LoRA"),
 )
+_FEW_UNKNOWN = 0.01
+"""Up to this share of a file's tensors outside the UNet may be unknown: leftovers of other programs, never read."""
 
 
 def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
@@ -237,27 +248,32 @@ def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
                 wrong.append(f"{theirs} is missing")
             elif not _fits(shapes[theirs], tuple(parameter.shape), source):
                 wrong.append(f"{theirs} is {shapes[theirs]}, expected {tuple(parameter.shape)}")
-    unused: dict[str, str] = {}
-    for name in shapes:
-        if name not in used and name.startswith(tuple(part.prefix for part in parts)):
-            reason = _why_unused(name, parts)
-            if reason:
-                unused[name] = reason
-            else:
-                wrong.append(f"{name} is unknown")
-    if wrong:
+    left = [name for name in shapes if name not in used and name.startswith(tuple(part.prefix for part in parts))]
+    unused = {name: _why_unused(name, parts) for name in left}
+    unknown = [name for name, reason in unused.items() if not reason]
+    if wrong or len(unknown) > _FEW_UNKNOWN * len(shapes) or any(name.startswith(UNET_PREFIX) for name in unknown):
+        wrong += [f"{name} is unknown" for name in unknown]
+        whole = "VAE" if len(parts) == 1 else "checkpoint"
         raise ModelError(
-            f"The checkpoint has {len(wrong)} tensors that do not match its architecture, so it cannot be trained: "
+            f"The {whole} has {len(wrong)} tensors that do not match its architecture, so it cannot be trained: "
             + "; ".join(wrong[:5])
             + ("; …" if len(wrong) > 5 else ".")
         )
-    return unused
+    return {name: reason or "unknown" for name, reason in unused.items()}
+
+
+def check_vae(shapes: Shapes) -> None:
+    """ModelError if these tensors (named as in a checkpoint) are not those of a whole VAE for SD1, SD2 or SDXL."""
+    config = infer_vae_config(shapes)
+    _check((_vae_part(config, scale_factor=1.0),), shapes)
 
 
 def _why_unused(name: str, parts: tuple[_Part, ...]) -> str:
     for part in parts:
         layers = getattr(getattr(part.module, "config", None), "num_hidden_layers", None)
-        if layers is not None and name.startswith(f"{part.prefix}transformer.resblocks.{layers}."):
+        if layers is not None and name.startswith(
+            (f"{part.prefix}transformer.resblocks.{layers}.", f"{part.prefix}text_model.encoder.layers.{layers}.")
+        ):
             return "SD2 reads the layer before it"
     return next((reason for pattern, reason in _UNUSED if re.search(pattern, name)), "")
 

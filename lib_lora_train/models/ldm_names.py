@@ -99,8 +99,10 @@ def ldm_vae_name(name: str, levels: int) -> str:
     return name
 
 
-def open_clip_source(name: str) -> Source:
+def open_clip_source(name: str, *, has_linear_projection: bool = False) -> Source:
     """Where OpenCLIP stores the transformers parameter `name` (without `text_model.`); q, k and v share a tensor."""
+    if name == "text_projection.weight" and has_linear_projection:
+        return Source(name)
     if name == "text_projection.weight":
         return Source("text_projection", is_transposed=True)
     for front, theirs in _OPEN_CLIP.items():

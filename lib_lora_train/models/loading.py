@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import infer_spec
 from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, replace_vae, shapes_of
 from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
 from lib_lora_train.models.diffusion_model import (
@@ -23,6 +24,8 @@ from lib_lora_train.models.diffusion_model import (
 from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.fp8 import store_in_fp8
+from lib_lora_train.models.graft import check_vae
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import load_tokenizer
 
@@ -48,7 +51,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     """The chosen model on `device`, without network access; ModelError for files that cannot be used."""
     path = choice.checkpoint or EMBEDDED_CHECKPOINT
     file = load_checkpoint(path)
-    tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, load_vae(choice.vae))
+    tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, _load_fitting_vae(choice.vae))
     hints = read_hints(path, file.metadata)
     try:
         spec = infer_spec(shapes_of(tensors), hints=hints)
@@ -64,10 +67,20 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
         )
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from reason
-    if spec.architecture == "sd2" and hints.prediction_type is None:
+    if spec.architecture == "sd2" and not spec.is_prediction_known:
         model = _with_detected_prediction(model)
     model = with_overrides(model, choice.overrides)
     return _with_fp8_unet(model) if choice.fp8 else model
+
+
+def _load_fitting_vae(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a VAE file; ModelError, naming the file, if it does not fit."""
+    tensors = load_vae(path)
+    try:
+        check_vae(shapes_of(tensors))
+    except ModelError as reason:
+        raise ModelError(f"{path.name}: {reason}") from reason
+    return tensors
 
 
 def _with_fp8_unet(model: DiffusionModel) -> DiffusionModel:

@@ -16,7 +16,8 @@ from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.models.architecture import Architecture, infer_spec
+from lib_lora_train.models.architecture import Architecture
+from lib_lora_train.models.infer_spec import infer_spec
 from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
 

@@ -16,7 +16,8 @@ from lib_lora_train.adapters.files.decode import aliases
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.layer_names import ldm_layer_names, text_key, unet_keys
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec
-from lib_lora_train.models.architecture import Architecture, infer_spec
+from lib_lora_train.models.architecture import Architecture
+from lib_lora_train.models.infer_spec import infer_spec
 from tests.stand_ins.tiny_models import full_shapes
 
 SIZES: tuple[Architecture, ...] = ("sd1", "sd2", "sdxl")

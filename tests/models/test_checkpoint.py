@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import infer_spec
 from lib_lora_train.models.checkpoint import file_hash, legacy_hash, load_checkpoint, load_vae, replace_vae
 from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
+from lib_lora_train.models.infer_spec import infer_spec
 from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
 
 
@@ -51,6 +51,9 @@ def _header(size: int) -> bytes:
         (b"<!DOCTYPE html><html>Please log in</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"PK\x03\x04 archive/data.pkl and so on", "pickle file with a .safetensors name"),
+        (b"GGUF\3\0\0\0" + b"\x84\3" + b"x" * 1000, "is a GGUF file"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 100, "is an image"),
+        (b"any other file of some length", "is not a safetensors file"),
         (_header(4096) + b"\0" * 100, "is truncated: it has 100 of 4096 bytes"),
         (_header(4096)[:20], "is damaged: it ends inside its header"),
         (struct.pack("<Q", 9) + b"not json." + b"\0" * 50, "is not a safetensors file"),
@@ -133,7 +136,7 @@ def test_hashes_match_the_webuis(tmp_path: Path) -> None:
 def test_yaml_overrides_metadata(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     metadata = {"modelspec.prediction_type": "epsilon", "text_heads": "9, 20", "unet_heads": "3"}
-    assert read_hints(path, metadata).prediction_type == "epsilon"
+    assert read_hints(path, metadata).metadata_prediction_type == "epsilon"
     assert read_hints(path, metadata).text_heads == (9, 20)
     assert read_hints(path, metadata).unet_heads == 3
     (tmp_path / "words").mkdir()

@@ -13,7 +13,7 @@ from torch import Tensor
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import graft as graft_module
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import Architecture, add_text_model_prefix, infer_spec
+from lib_lora_train.models.architecture import Architecture, add_text_model_prefix
 from lib_lora_train.models.graft import (
     Graft,
     alias,
@@ -22,6 +22,7 @@ from lib_lora_train.models.graft import (
     release_weights,
     unet_name_mapper,
 )
+from lib_lora_train.models.infer_spec import infer_spec
 from tests.stand_ins import ldm_reference
 from tests.stand_ins.tiny_models import full_shapes, tiny_spec, tiny_tensors
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.models.architecture import Architecture, CheckpointHints, ModelSpec, PredictionType, infer_spec
+from lib_lora_train.models.architecture import Architecture, CheckpointHints, ModelSpec, PredictionType
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel, assemble
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.text_encoding import load_tokenizer
 from tests.paths import ROOT
 

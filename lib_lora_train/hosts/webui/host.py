@@ -26,7 +26,7 @@ from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarg
 from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
-from lib_lora_train.models.architecture import CheckpointHints, infer_spec
+from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
@@ -36,6 +36,7 @@ from lib_lora_train.models.diffusion_model import (
     with_overrides,
 )
 from lib_lora_train.models.graft import can_be_trained_on, graft
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.loading import ModelChoice, load_checkpoint_tokenizer, load_model, overrides_from_config
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 

@@ -33,9 +33,9 @@ from lib_lora_train.models.architecture import (
     ModelSpec,
     TextEncoderSpec,
     add_text_model_prefix,
-    infer_spec,
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.trained_parameters import count_parameters, saved_by_layer, text_ranks, unet_ranks

@@ -21,7 +21,7 @@ from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.check import check
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import merge
-from lib_lora_train.models.architecture import infer_spec
+from lib_lora_train.models.infer_spec import infer_spec
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
 

@@ -16,7 +16,8 @@ from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.models.architecture import Architecture, ModelSpec, infer_spec
+from lib_lora_train.models.architecture import Architecture, ModelSpec
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.memory import (
