@@ -20,6 +20,12 @@ from pathlib import Path
 
 NAME = "sd-webui-lora-train"
 OLDEST = {"diffusers": (0, 31), "peft": (0, 13)}
+# Requirements that fit every host. The last two are there as dependencies of transformers and requests.
+ANY_VERSION = {
+    "tomlkit": "tomlkit>=0.12,<0.15",
+    "regex": "regex>=2022.1.18",
+    "charset-normalizer": "charset-normalizer>=3.0,<4",
+}
 MAX_SECONDS = 900.0
 # Names and versions allowed in pip's constraints file; webuis may have packages with unusual ones.
 _CLEAN_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
@@ -35,7 +41,7 @@ def main() -> None:
         print(f"[{NAME}] install.py is only for the webui. Without a webui, run: python launch.py")
         return
     found = {name: installed_version(name) for name in ("torch", "transformers", "accelerate", "safetensors")}
-    present = {name: installed_version(name) for name in ("diffusers", "peft", "prodigyopt", "tomlkit")}
+    present = {name: installed_version(name) for name in ("diffusers", "peft", "prodigyopt", *ANY_VERSION)}
     for name, oldest in OLDEST.items():
         version = present[name]
         if version and release(version) < oldest:
@@ -63,7 +69,7 @@ def compatible_requirements(found: Mapping[str, str | None]) -> dict[str, str]:
         "diffusers": "diffusers>=0.36,<=0.42.1" if new_base else "diffusers>=0.31,<=0.35.2",
         "peft": "peft>=0.17,<=0.21.2" if new_hugging else "peft==0.13.2",
         "prodigyopt": "prodigyopt==1.1.2",
-        "tomlkit": "tomlkit>=0.12,<0.15",
+        **ANY_VERSION,
     }
 
 

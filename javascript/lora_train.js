@@ -17,6 +17,7 @@
         finished: "Finished",
         failed: "Failed",
     };
+    lt.COMMAS_AND_LINES = /[,，、､﹐﹑\n]/; // what separates tags, as in dataset/captions.py
     lt.whole = (value) => value.toLocaleString("en-US");
 
     // --- the page ---------------------------------------------------------------------------------

@@ -50,7 +50,7 @@
                 button.onclick = (event) => {
                     if (event.altKey) return panel.edits.put(tag);
                     const box = event.shiftKey ? "none_of" : "all_of";
-                    const tags = panel.filter[box].split(",").map((one) => one.trim()).filter(Boolean);
+                    const tags = panel.filter[box].split(lt.COMMAS_AND_LINES).map((one) => one.trim()).filter(Boolean);
                     panel.filter[box] = (tags.includes(tag) ? tags.filter((one) => one !== tag) : [...tags, tag]).join(", ");
                     panel.part(`filter-${box}`).value = panel.filter[box];
                     return panel.show(0);

@@ -17,7 +17,7 @@
     /** Where the tag under the cursor begins, and what has been typed of it. */
     function begun(input) {
         const before = input.value.slice(0, input.selectionStart);
-        const start = Math.max(before.lastIndexOf(","), before.lastIndexOf("\n")) + 1;
+        const start = before.length - before.split(lt.COMMAS_AND_LINES).pop().length;
         const typed = before.slice(start).trimStart();
         return { typed, from: input.selectionStart - typed.length };
     }

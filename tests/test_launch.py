@@ -300,7 +300,7 @@ def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "launch_utils.py").touch()
     monkeypatch.chdir(tmp_path)
-    packages = dict(A1111)
+    packages = {**A1111, "regex": "2024.11.6", "charset-normalizer": "3.4.1"}
     monkeypatch.setattr(install, "installed_version", packages.get)
     monkeypatch.setattr(install, "constraints", lambda: [f"{n}=={v}" for n, v in packages.items()])
     return packages

@@ -1,6 +1,6 @@
 """Caption files: finding and reading them, splitting captions into tags, putting the trigger word first.
 
-A caption is a list of tags separated by commas; a sentence counts as one tag.
+A caption is a list of tags separated by commas, which may be full-width ones; a sentence counts as one tag.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.dataset.caption_encoding import decode_caption, list_readings, shorten
 from lib_lora_train.dataset.images import read_bytes
 
 CAPTION_EXTENSIONS = (".caption", ".txt")
 """Tried after the extension that the settings name."""
 
-_SENTENCE_ENDS = (".", ",", ";", ":", "!", "?")
+_COMMAS = ",，、､﹐﹑"
+"""Commas of Latin, Chinese and Japanese keyboards."""
+
+_SENTENCE_ENDS = (".", *_COMMAS, ";", ":", "!", "?", "。")
+_ANY_COMMA = re.compile(f"[{_COMMAS}]")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -54,26 +59,15 @@ class CaptionText:
 
 def read_caption_file(path: Path) -> tuple[CaptionText, Problem | None]:
     """The caption, and a warning if its encoding is not Unicode. DataError if the file cannot be read."""
-    text, is_unicode = decode_caption(read_bytes(path))
+    raw = read_bytes(path)
+    text, is_unicode = decode_caption(raw)
     lines = tuple(filter(None, (" ".join(line.split()) for line in text.replace("\0", "").splitlines())))
-    caption = CaptionText(_join_lines(lines), lines)
+    caption = CaptionText(join_lines(lines), lines)
     if is_unicode:
         return caption, None
-    reason = "is not UTF-8; it was read as Latin-1. Save it as UTF-8 if letters look wrong."
+    name = list_readings(raw)[0].name
+    reason = f"is not UTF-8; read as {name}: {shorten(caption.joined)!r}. Choose its encoding in the dataset check."
     return caption, Problem("warning", str(path), reason)
-
-
-def decode_caption(raw: bytes) -> tuple[str, bool]:
-    """(text, whether the bytes are Unicode).
-
-    UTF-8 with or without a byte order mark, or UTF-16 with one; other bytes are read as Latin-1, where every byte is a
-    letter.
-    """
-    has_utf16_mark = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        return raw.decode("utf-16" if has_utf16_mark else "utf-8-sig"), True
-    except UnicodeDecodeError:
-        return raw.decode("latin-1"), False
 
 
 def strip_caption(text: str) -> str:
@@ -81,7 +75,7 @@ def strip_caption(text: str) -> str:
     return text.replace("\0", "").strip()
 
 
-def _join_lines(lines: Iterable[str]) -> str:
+def join_lines(lines: Iterable[str]) -> str:
     """The lines joined by a space after punctuation, otherwise by a comma (one tag per line)."""
     joined = ""
     for line in lines:
@@ -105,17 +99,17 @@ def split_tags(caption: str, brackets: str = "{}") -> list[str]:
 def _split_at_commas(caption: str, brackets: str) -> list[str]:
     """The caption split at the commas outside brackets."""
     if not any(bracket in caption for bracket in brackets):
-        return caption.split(",")
+        return _ANY_COMMA.split(caption)
     parts, depth, start = [], 0, 0
     for index, letter in enumerate(caption):
         if letter in brackets and caption[index - 1 : index] != "\\":
             depth += 1 if brackets.index(letter) % 2 == 0 else -1
-        elif letter == "," and depth == 0:
+        elif letter in _COMMAS and depth == 0:
             parts.append(caption[start:index])
             start = index + 1
         if depth < 0:
             break
-    return [*parts, caption[start:]] if depth == 0 else caption.split(",")
+    return [*parts, caption[start:]] if depth == 0 else _ANY_COMMA.split(caption)
 
 
 def put_trigger_first(caption: str, trigger: str, separator: str = "") -> str:

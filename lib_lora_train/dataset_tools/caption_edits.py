@@ -6,12 +6,20 @@ Tags are separated by commas and compared without case, since the text encoder d
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
+from typing import Any
+
+import regex
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.captions import split_tags
 
 Edit = Callable[[str], str]
+
+PATTERN_SECONDS = 2.0
+"""How long the matching of one edit may take; some patterns take time exponential in the length of a caption."""
+_MAX_PATTERN = 1000
 
 _WORD = re.compile(r"[^\W_]{2}")  # two letters in a row; emoticons such as ^_^ and o_o have none
 _BARE_BRACKET = re.compile(r"(?<!\\)([()\[\]])")
@@ -53,20 +61,45 @@ def replace_tag(old: str, new: str) -> Edit:
     return _edit_tags(edit)
 
 
-def replace_pattern(pattern: str, replacement: str, *, ignore_case: bool = False) -> Edit:
+def replace_pattern(
+    pattern: str, replacement: str, *, ignore_case: bool = False, limit_seconds: float = PATTERN_SECONDS
+) -> Edit:
     r"""Replaces the matches of a regular expression in the whole caption; \1 or \g<name> refers to a group.
 
-    DataError if the pattern or the replacement is invalid.
+    DataError if the pattern or the replacement is invalid; the edit raises it once all its matching together has taken
+    `limit_seconds`.
     """
+    compiled = _compile(pattern, replacement, ignore_case)
+    remaining = [limit_seconds]
+
+    def edit(text: str) -> str:
+        began = time.monotonic()
+        try:
+            # `concurrent` lets other threads run while it matches: a training, the page's other requests
+            return str(compiled.sub(replacement, text, timeout=max(remaining[0], 1e-3), concurrent=True))
+        except TimeoutError as error:
+            raise DataError(
+                f"The pattern {pattern!r} takes longer than {limit_seconds:g} seconds, so nothing was changed. "
+                "Avoid repetitions inside repetitions, or edit fewer captions at a time."
+            ) from error
+        finally:
+            remaining[0] -= time.monotonic() - began
+
+    return edit
+
+
+def _compile(pattern: str, replacement: str, ignore_case: bool) -> Any:
+    if len(pattern) > _MAX_PATTERN:
+        raise DataError(f"The pattern has {len(pattern):,} characters. Use at most {_MAX_PATTERN:,}.")
+    flags = regex.IGNORECASE if ignore_case else 0
     try:
-        compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-        compiled.sub(replacement, "")
-        re.compile(f"{pattern}|").sub(replacement, "")  # fails if the replacement refers to a missing group
-    except (re.error, IndexError) as error:
+        compiled = regex.compile(pattern, flags)
+        regex.compile(f"(?:{pattern})|", flags).sub(replacement, "", timeout=PATTERN_SECONDS)  # checks the groups
+    except (regex.error, IndexError, TimeoutError, RecursionError, OverflowError) as error:
         raise DataError(
             f"The pattern {pattern!r} with the replacement {replacement!r} cannot be used: {error}."
         ) from error
-    return lambda text: compiled.sub(replacement, text)
+    return compiled
 
 
 def sort_tags(keep: int = 0) -> Edit:

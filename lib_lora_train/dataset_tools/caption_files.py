@@ -19,8 +19,8 @@ from pathlib import Path
 
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, OutputError
+from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import (
-    decode_caption,
     find_caption_file,
     index_by_extension,
     list_caption_extensions,
@@ -32,7 +32,7 @@ from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
 from lib_lora_train.dataset.masks import is_mask
 from lib_lora_train.dataset_tools.tag_vocabulary import wildcard_regex
 
-BACKUPS = ".caption-list_backups"
+BACKUPS = ".caption-backups"
 """Sub-folder of the data folder with one file per edit; hidden, so that scans ignore it."""
 
 _MAX_BACKUPS = 50

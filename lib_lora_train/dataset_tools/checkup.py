@@ -17,8 +17,8 @@ from PIL import Image
 
 from lib_lora_train.core.errors import DataError, Level
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
+from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import (
-    decode_caption,
     find_caption_file,
     index_by_extension,
     list_caption_extensions,

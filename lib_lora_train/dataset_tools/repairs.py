@@ -21,7 +21,8 @@ from PIL import Image
 
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError
-from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS, decode_caption
+from lib_lora_train.dataset.caption_encoding import decode_caption
+from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
 from lib_lora_train.dataset.images import (
     DECODING_ERRORS,
     TRANSPOSE_BY_ORIENTATION,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.optimizer_catalog import CUSTOM
 from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
+from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network import metadata_network
 from lib_lora_train.formats.toml import PATH_SETTINGS
@@ -244,9 +245,9 @@ def _tag_frequency(plan: Plan) -> dict[str, dict[str, int]]:
     """Folder → tag → number of images (without repeats), most frequent first."""
     counts: dict[str, Counter[str]] = {}
     for item in plan.dataset.items:
-        tags = [tag.strip().lower() for tag in item.caption.split(",")]
+        tags = [tag.lower() for tag in split_tags(item.caption, brackets="")]
         folder = _folder_key(plan.dataset.concepts[item.concept])
-        counts.setdefault(folder, Counter()).update(tag for tag in tags if tag)
+        counts.setdefault(folder, Counter()).update(tags)
     return {folder: dict(counter.most_common()) for folder, counter in counts.items()}
 
 

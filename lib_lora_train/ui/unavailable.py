@@ -13,7 +13,7 @@ import gradio as gr
 
 from lib_lora_train.web.markup import empty_state
 
-NEEDED = ("transformers", "safetensors", "diffusers", "peft", "prodigyopt", "tomlkit")
+NEEDED = ("transformers", "safetensors", "diffusers", "peft", "prodigyopt", "tomlkit", "regex", "charset_normalizer")
 
 
 def missing_packages(needed: Sequence[str] = NEEDED) -> list[str]:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_caption, make_caption_rule, resolve_wildcards
+from lib_lora_train.dataset.caption_encoding import Reading, decode_as, decode_caption, list_readings
 from lib_lora_train.dataset.captions import (
     CaptionText,
     find_caption_file,
@@ -70,6 +72,34 @@ def test_a_caption_in_another_encoding_is_read_and_reported(tmp_path: Path) -> N
     assert caption.joined == "schöner Käfer"
     assert problem is not None
     assert problem.where == str(path)
+    assert "Windows-1252" in problem.message and "schöner Käfer" in problem.message, "the reading is shown"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("zok, рыжий кот, смотрит вверх", "cp1251"),
+        ("zok, it’s a café, naïve", "cp1252"),
+        ("zok, 女の子, 青い目, 長い髪", "cp932"),
+        ("zok, 女孩, 蓝眼睛, 长头发", "gb18030"),
+        ("zok, 소녀, 파란 눈, 긴 머리", "cp949"),
+        ("zok, świat, żółty kot, dziewczyna", "cp1250"),
+        ("zok, κορίτσι, μακριά μαλλιά", "cp1253"),
+    ],
+)
+def test_captions_in_old_encodings_are_read_as_they_were_written(text: str, encoding: str) -> None:
+    raw = text.encode(encoding)
+    assert decode_caption(raw) == (text, False)
+    assert Reading(encoding, text) in list_readings(raw)
+    assert decode_as(raw, encoding) == text
+
+
+def test_every_reading_of_any_bytes_is_different_and_there_is_at_least_one() -> None:
+    for raw in (b"\xe9", b"\x81\x8d", b"\xff\xfe\xff", bytes(range(128, 256))):
+        texts = [reading.text for reading in list_readings(raw)]
+        assert texts and len(texts) == len(set(texts))
+    with pytest.raises(DataError, match="Shift-JIS"):
+        decode_as(b"\x81", "cp932")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +109,7 @@ def test_a_caption_in_another_encoding_is_read_and_reported(tmp_path: Path) -> N
         ("tag a\ntag b\n\ntag c", "tag a, tag b, tag c"),
         ("tag a,\r\ntag b", "tag a, tag b"),
         ("First sentence.\nSecond one.", "First sentence. Second one."),
+        ("tag a，\ntag b", "tag a， tag b"),
         ("  much \t blank ", "much blank"),
         (" \n\n", ""),
     ],
@@ -131,6 +162,9 @@ def test_the_trigger_comes_before_the_first_separator(caption: str, expected: st
         ("a, }{, e", ["a", "}{", "e"]),
         ("", []),
         (" , ,a", ["a"]),
+        ("a，b，c", ["a", "b", "c"]),
+        ("1girl、青い目、長い髪", ["1girl", "青い目", "長い髪"]),
+        ("a, b，{c，d|e}﹐ f", ["a", "b", "{c，d|e}", "f"]),
     ],
 )
 def test_a_comma_in_balanced_braces_does_not_split_a_tag(caption: str, tags: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -159,6 +160,30 @@ def test_each_edit_changes_the_text_as_named(edit: Callable[[str], str], before:
 def test_an_unusable_pattern_is_refused(pattern: str, replacement: str) -> None:
     with pytest.raises(DataError, match="cannot be used"):
         replace_pattern(pattern, replacement)
+
+
+def test_a_slow_pattern_is_stopped_and_named() -> None:
+    """Harmless here: the limit is far below what these matches take in all."""
+    edit = replace_pattern("(a|b|c)+[de]", "", limit_seconds=0.02)
+    with pytest.raises(DataError, match=r"'\(a\|b\|c\)\+\[de\]' takes longer than 0.02 seconds"):
+        for _ in range(1000):
+            edit("abc" * 300)
+
+
+def test_other_threads_run_while_a_pattern_matches() -> None:
+    edit, turns, is_over = replace_pattern("(a|b|c)+[de]", "", limit_seconds=0.3), [0], threading.Event()
+
+    def count() -> None:
+        while not is_over.wait(0.001):
+            turns[0] += 1
+
+    other = threading.Thread(target=count, daemon=True)
+    other.start()
+    with pytest.raises(DataError, match="takes longer"):
+        edit("abc" * 10_000)
+    is_over.set()
+    other.join()
+    assert turns[0] >= 10, "a match that blocks every other thread leaves it one turn or two"
 
 
 @given(st.lists(st.sampled_from(["a", "b_c", "D", "e (f)", "^_^"]), max_size=6), st.integers(0, 4))
