@@ -282,10 +282,10 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     imported = read_settings(options.file, options.dataset)
     path = options.out or require_new_file(f"{options.file.stem}.toml")
     write_toml_config(path, imported.config)
-    print(f"{len(imported.used_keys)} settings of {options.file.name} imported. Saved to {path}")
+    print(f"Settings imported from {options.file.name}: {len(imported.used_keys)}. Saved to {path}")
     _print_list("Imported with differences", [f"{p.level}: {p}" for p in imported.problems])
     _print_list("Not imported", describe_lost(imported.ignored))
-    _print_list("Not needed here", describe_unneeded(imported.ignored))
+    _print_list("No effect", describe_unneeded(imported.ignored))
     _print_list("Fix before training", [str(p) for p in validate(imported.config) if p.level == "error"])
     return 0
 

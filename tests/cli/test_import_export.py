@@ -34,9 +34,9 @@ def test_import_writes_settings_and_prints_what_is_lost(capsys: pytest.CaptureFi
     assert cli.main(["import", str(FILES / "gui.json")]) == 0
     assert read_written(folder / "gui.toml") == read_settings(FILES / "gui.json").config
     shown = capsys.readouterr().out
-    assert "settings of gui.json imported. Saved to gui.toml" in shown
+    assert "Settings imported from gui.json: 69. Saved to gui.toml" in shown
     assert "  - optimizer_args: percentile_clipping = 95 is not an argument of AdamW8bit." in shown
-    assert "  - some_future_option = 3 is not known here." in shown
+    assert "  - some_future_option = 3 is not a known setting." in shown
     assert "At kohya's default: " in shown
     assert "Fix before training" not in shown
 
@@ -51,7 +51,7 @@ def test_import_accepts_dataset_file_and_output_file(folder: Path) -> None:
 def test_import_prints_what_must_be_fixed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.json").write_text('{"network_dim": 8}', encoding="utf-8")
     assert cli.main(["import", "a.json"]) == 0
-    assert "Fix before training:\n  - concepts: no folder with images" in capsys.readouterr().out
+    assert "Fix before training:\n  - concepts: no image folder is given" in capsys.readouterr().out
 
 
 def test_import_does_not_overwrite_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_export_prints_what_the_gui_does_not_support(capsys: pytest.CaptureFixtu
     (folder / "a.toml").write_text('make_grid = false\n[[concepts]]\nfolder = "a"\ntrigger = "zkw"', encoding="utf-8")
     assert cli.main(["export", "a.toml"]) == 0
     shown = capsys.readouterr().out
-    assert "make_grid = False has no path in the GUI." in shown
+    assert "make_grid = False is not supported by the GUI." in shown
     assert "concepts[1].trigger = zkw" in shown
 
 

@@ -41,7 +41,7 @@ def test_queued_runs_are_in_order_and_can_be_moved_and_removed(tmp_path: Path) -
     assert names(queue) == ["d", "b", "c", "a"]
     queue.remove(ids[1])
     assert names(queue) == ["d", "c", "a"]
-    with pytest.raises(HostError, match="does not wait any more"):
+    with pytest.raises(HostError, match="no longer in the queue"):
         queue.remove(ids[1])
     first = queue.pop()
     assert first is not None and first.config() == named("d")

@@ -155,5 +155,5 @@ def test_tensorboard_that_fails_to_start_is_reported(tmp_path: Path, monkeypatch
     log = tensorboard_folder(tmp_path) / "run" / "events.out.tfevents.1"
     log.parent.mkdir(parents=True)
     log.touch()
-    with pytest.raises(HostError, match="does not start"):
+    with pytest.raises(HostError, match="did not start"):
         TensorBoardServer(tmp_path).address()
