@@ -127,11 +127,13 @@
     // --- the queue --------------------------------------------------------------------------------
     lt.drawQueue = (container, status) => {
         const queue = (status && status.queue) || [];
+        const problem = (status && status.queue_problem) || "";
         const isLive = Boolean(status && lt.LIVE.includes(status.state));
-        const mark = JSON.stringify([queue, isLive]);
+        const mark = JSON.stringify([queue, isLive, problem]);
         if (container.dataset.mark === mark) return;
         container.dataset.mark = mark;
-        if (!queue.length) return container.replaceChildren();
+        const warning = problem ? make("p", { className: "lt-faint" }, problem) : null;
+        if (!queue.length) return warning ? container.replaceChildren(warning) : container.replaceChildren();
         const act = (name, values) => reportErrors(lt.request(name, values).then(lt.poll));
         const lines = queue.map((entry, n) => {
             const up = small("↑", "Move up", () => act("queue-move", { id: entry.id, place: n - 1 }));
@@ -139,11 +141,12 @@
             up.disabled = n === 0;
             down.disabled = n === queue.length - 1;
             return make("li", {}, make("span", {}, `${n + 1}. ${entry.name}${entry.run ? " (resumes)" : ""}`), up, down,
-                small("×", "Remove from the queue", () => act("queue-remove", { id: entry.id })));
+                small("×", "Remove from the queue", () => act("queue-remove", { id: entry.id })),
+                entry.problem ? make("p", { className: "lt-faint" }, `Could not start: ${entry.problem}`) : null);
         });
         const start = isLive ? make("p", { className: "lt-faint" }, "They start when the current run has ended.")
             : small("Start the queue", "Start the first run; the others follow.", () => act("queue-start", {}));
-        return container.replaceChildren(make("div", { className: "lt-queue" }, make("b", {}, "Queue"), make("ol", {}, ...lines), start));
+        return container.replaceChildren(make("div", { className: "lt-queue" }, make("b", {}, "Queue"), warning, make("ol", {}, ...lines), start));
     };
 
     // --- past runs --------------------------------------------------------------------------------
@@ -172,7 +175,7 @@
             const epochs = one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files";
             const details = make("details", { className: "lt-run" },
                 make("summary", { title: "Show files, samples and settings" }, make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
-                    make("span", { className: "lt-faint" }, `${epochs}${one.epochs ? ` · ${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : ""}`)),
+                    make("span", { className: "lt-faint" }, `${epochs}${one.epochs ? ` · ${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : ""}${one.unreadable_lines ? ` · ${one.unreadable_lines} lines of its log cannot be read` : ""}`)),
                 make("div", { className: "lt-run-body" }));
             details.ontoggle = () => {
                 if (!details.open) return;

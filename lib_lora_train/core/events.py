@@ -7,6 +7,7 @@ command line and TensorBoard all show the same events. `to_record` and `from_rec
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -211,6 +212,48 @@ def to_record(event: Event) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> Event:
-    """The event from a `to_record` dict. KeyError for an unknown kind, TypeError for wrong fields."""
-    values = dict(record)
-    return _KINDS[values.pop("kind")](**values)
+    """The event from a `to_record` dict without its unknown fields. KeyError for an unknown kind, TypeError for a
+    missing field.
+    """
+    fields, _ = _fields_of(record["kind"])
+    return _KINDS[record["kind"]](**{field.name: record[field.name] for field in fields if field.name in record})
+
+
+def fits(record: Mapping[str, Any]) -> bool:
+    """Whether the record has every field of its event, each with the right type.
+
+    Unknown fields are allowed: another version may know more.
+    """
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return False
+    fields, hints = _fields_of(kind)
+    return all(
+        _is_a(record[field.name], hints[field.name]) if field.name in record else _has_default(field)
+        for field in fields
+    )
+
+
+@functools.cache
+def _fields_of(kind: str) -> tuple[tuple[dataclasses.Field[Any], ...], dict[str, Any]]:
+    return dataclasses.fields(_KINDS[kind]), typing.get_type_hints(_KINDS[kind])
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has the type of a field, as far as JSON can say."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_is_a(one, arguments[1]) for one in value.values())
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and len(value) == len(arguments) and all(map(_is_a, value, arguments))
+    if arguments:  # a union
+        return any(_is_a(value, argument) for argument in arguments)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint)

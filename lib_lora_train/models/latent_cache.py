@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import TrainingError
 from lib_lora_train.dataset.images import NO_TRANSFORM
-from lib_lora_train.models.tensor_cache import cache_path, load_tensors, write_tensors
+from lib_lora_train.models.tensor_cache import CacheFolder, load_tensors, write_tensors
 
 if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
@@ -74,30 +74,30 @@ class LatentCache:
 
 
 class PosteriorCollector:
-    """Posteriors by key, in memory up to a limit, and on disk if there is a cache folder."""
+    """Posteriors by key, in memory up to a limit, and on disk if there is a cache folder that can be written."""
 
     def __init__(self, cache_dir: Path | None) -> None:
         self.entries: dict[str, Posterior | Path] = {}
-        self._folder = cache_dir
+        self.files = CacheFolder(cache_dir)
         self._free = _MEMORY_LIMIT
 
     def load(self, key: str) -> bool:
         """Load a posterior from the cache folder; False if it is missing or damaged, and must be encoded."""
-        stored = None if self._folder is None else load_posterior(cache_path(self._folder, key))
+        path = self.files.path(key)
+        stored = None if path is None else load_posterior(path)
         if stored is not None:
-            self._remember(key, stored)
+            self._remember(key, stored, path)
         return stored is not None
 
     def add(self, key: str, posterior: Posterior) -> None:
-        """Store a posterior, on disk first; OutputError if it cannot be written."""
-        if self._folder is not None:
-            write_posterior(cache_path(self._folder, key), posterior)
-        self._remember(key, posterior)
+        """Store a posterior, on disk first."""
+        is_stored = self.files.store(key, lambda path: write_posterior(path, posterior))
+        self._remember(key, posterior, self.files.path(key) if is_stored else None)
 
-    def _remember(self, key: str, posterior: Posterior) -> None:
+    def _remember(self, key: str, posterior: Posterior, path: Path | None) -> None:
+        """Keep a posterior in memory, or its file if it has one and there is no room."""
         self._free -= posterior.nbytes
-        on_disk = self._folder is not None and self._free < 0
-        self.entries[key] = cache_path(self._folder, key) if self._folder and on_disk else posterior
+        self.entries[key] = path if path is not None and self._free < 0 else posterior
 
 
 def is_finite(*tensors: Tensor) -> bool:

@@ -46,7 +46,7 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
 
     Views of one size are encoded together. Those encoded before, with the same image, mask, VAE, placement and
     augmentation, are read from `cache_dir`; None: all are kept in memory. An image that cannot be read or encoded is
-    skipped with a `Noted`. OutputError if the cache cannot be written; DataError if no image is left.
+    skipped with a `Noted`; a cache that cannot be written is one too. DataError if no image is left.
     """
     views, items = plan.all_views, plan.dataset.items
     keys = view_keys(vae_hash(model), plan)
@@ -74,6 +74,8 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
                 collector.add(keys[index], replace(posterior, mask=masks[index]))
         done += len(batch)
         yield Progress("latents", done, total)
+    if collector.files.problem:
+        yield Noted("warning", "cache_to_disk", collector.files.problem)
     return _store(keys, collector)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +16,33 @@ from lib_lora_train.core.errors import OutputError
 def cache_path(folder: Path, key: str) -> Path:
     """The cache file of `key`, in a subfolder by its first two digits."""
     return folder / key[:2] / f"{key}.safetensors"
+
+
+class CacheFolder:
+    """A folder of cache files, or none. The first failure to write ends writing: no run may end for its cache.
+
+    `problem` is that failure, as a sentence, "" if there was none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._is_writable = folder is not None
+        self.problem = ""
+
+    def path(self, key: str) -> Path | None:
+        """The cache file of `key`; None without a folder."""
+        return cache_path(self._folder, key) if self._folder is not None else None
+
+    def store(self, key: str, write: Callable[[Path], None]) -> bool:
+        """Call `write` with the cache file of `key`, if it can still be written; whether the file is there now."""
+        path = self.path(key)
+        if path is None or not self._is_writable:
+            return False
+        try:
+            write(path)
+        except OutputError as error:
+            self._is_writable, self.problem = False, f"{error} The run continues and keeps the rest in memory."
+        return self._is_writable
 
 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:

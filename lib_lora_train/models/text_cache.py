@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.models.latent_cache import hash_weights
-from lib_lora_train.models.tensor_cache import cache_path, load_tensors, write_tensors
+from lib_lora_train.models.tensor_cache import CacheFolder, load_tensors, write_tensors
 from lib_lora_train.models.text_encoding import TextCondition
 
 if TYPE_CHECKING:
@@ -25,29 +25,24 @@ class TextCache:
     """Conditions of single chunks, (1, 77, D), on the CPU, by `text_key`."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self.is_on_disk = folder is not None
+        self.files = CacheFolder(folder)
         self._free = _MEMORY_LIMIT
         self._in_memory: dict[str, TextCondition] = {}
 
-    @property
-    def is_on_disk(self) -> bool:
-        """Whether conditions are also stored on disk."""
-        return self._folder is not None
-
     def get(self, key: str) -> TextCondition | None:
         """The condition; None if it is missing, or its file is damaged."""
-        found = self._in_memory.get(key)
-        if found is None and self._folder is not None:
-            found = load_condition(cache_path(self._folder, key))
+        found, path = self._in_memory.get(key), self.files.path(key)
+        if found is None and path is not None:
+            found = load_condition(path)
             if found is not None:
                 self._remember(key, found)
         return found
 
     def put(self, key: str, condition: TextCondition) -> None:
-        """Store a condition, in memory if there is room; OutputError if the folder cannot be written."""
+        """Store a condition, on disk if the folder can be written and in memory if there is room."""
         on_cpu = condition.to("cpu", condition.hidden.dtype)
-        if self._folder is not None:
-            write_condition(cache_path(self._folder, key), on_cpu)
+        self.files.store(key, lambda path: write_condition(path, on_cpu))
         self._remember(key, on_cpu)
 
     def _remember(self, key: str, condition: TextCondition) -> None:

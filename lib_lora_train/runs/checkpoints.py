@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from lib_lora_train.adapters.files.lora_file import write_adapter
+from lib_lora_train.adapters.files.lora_file import SavedAdapter, write_adapter
 from lib_lora_train.core.errors import OutputError
-from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateSaved
+from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StateSaved
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
-from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import write_state
 
 _NOTICEABLE_UNDERFLOW = 0.01  # share of matrices; below it, the loss from half precision is invisible
+
+
+def _pause_for(run: RunContext, error: OutputError) -> Iterator[Event]:
+    """Pause the run until somebody has solved the problem and resumes it.
+
+    Raises `error` if nobody attends the run, or if it is stopped instead.
+    """
+    control = run.control
+    if control.is_stopped or not control.is_attended:
+        raise error
+    control.pause()
+    yield StateChanged("paused", f"{error} The run is paused and loses nothing: press Resume to try again.")
+    while control.is_paused:
+        control.wait_for_request()
+    if control.is_stopped:
+        raise error
+    yield StateChanged("running")
 
 
 # --- LoRA files -----------------------------------------------------------------------------------
@@ -42,7 +58,7 @@ def save_step_lora(run: RunContext, training: Training) -> Iterator[Event]:
     step = training.step
     if step > run.saved_lora_step:
         file = SavedLora(_lora_path(run, step_name(run.name, step)), 0, step)
-        yield from _write_lora(run, file, training.epoch)
+        yield from _write_lora(run, file, training.trained_epoch)
 
 
 def _lora_path(run: RunContext, name: str) -> Path:
@@ -59,11 +75,11 @@ def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]
         started=run.identity.started,
         finished=time.time(),
         session_id=run.identity.session,
-        checkpoint_legacy_hash=legacy_hash(run.model.path) if run.model.path else "",
+        checkpoint_legacy_hash=run.legacy_hash,
     )
     metadata = run_metadata(run.config, run.plan, run.model, facts)
-    with run.eval_weights():
-        saved = write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
+
+    saved = yield from _write_adapter(run, path, metadata)
     run.saved_lora_step = file.step
     run.history.add(file)
     yield from try_write_card(run, path, partial(_write_card, run, path, epoch, file.step))
@@ -76,6 +92,16 @@ def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]
             "Set save_precision to bf16 or fp32, or use a larger alpha."
         )
         yield Noted("warning", str(path), message)
+
+
+def _write_adapter(run: RunContext, path: Path, metadata: Mapping[str, str]) -> Generator[Event, None, SavedAdapter]:
+    """Write the weights, after a pause for each failure."""
+    while True:
+        try:
+            with run.eval_weights():
+                return write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
+        except OutputError as error:
+            yield from _pause_for(run, error)
 
 
 def _remove_oldest(run: RunContext, files: Mapping[int, Path], keep: int) -> Iterator[Event]:
@@ -133,13 +159,14 @@ def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | No
 def save_training_state(run: RunContext, training: Training) -> Iterator[Event]:
     """Save the training state if save_state is on and the state is exact and new, then remove old states.
 
-    A failure is only a warning, because the LoRA files matter more.
+    The first failure pauses a run that somebody attends; after that, failures are only warnings, because the LoRA
+    files matter more.
     """
     path = run.folder.state_path(training.step)
     if not (run.config.save_state and training.is_resumable) or training.step == run.saved_state_step:
         return
     try:
-        write_state(path, training.state())
+        yield from _write_state(run, path, training)
     except OutputError as error:
         yield Noted("warning", str(path), f"{error} The run can only be resumed from an earlier step.")
         return
@@ -148,3 +175,15 @@ def save_training_state(run: RunContext, training: Training) -> Iterator[Event]:
         with contextlib.suppress(OSError):
             run.folder.state_path(step).unlink()
     yield StateSaved(str(path), training.step)
+
+
+def _write_state(run: RunContext, path: Path, training: Training) -> Iterator[Event]:
+    """Write the state, after a pause for the run's first failure; OutputError for later ones."""
+    try:
+        write_state(path, training.state())
+    except OutputError as error:
+        if run.has_paused_for_state:
+            raise
+        run.has_paused_for_state = True
+        yield from _pause_for(run, error)
+        write_state(path, training.state())

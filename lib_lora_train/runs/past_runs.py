@@ -12,7 +12,7 @@ from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import LoraTrainError, TrainingError
 from lib_lora_train.formats.toml import read_toml_config
-from lib_lora_train.runs.event_log import read_log
+from lib_lora_train.runs.event_log import read_lines
 from lib_lora_train.runs.folder import RunFolder, read_identity
 from lib_lora_train.sampling.infotext import xyz_infotext
 
@@ -33,16 +33,16 @@ def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     """A summary of each run in `home`, newest first.
 
     Keys: `run` (its id), `state`, `loras` and `grid` (existing files only), `step` of the newest training state (0 if
-    none), the planned `total_steps` and `epochs`, `can_resume` (it was interrupted and has a state) and `can_extend`
-    (it is finished and has a state); neither applies to `active_run`. The iterator is lazy: it reads a run's log only
-    when it reaches that run.
+    none), the planned `total_steps` and `epochs`, `can_resume` (it was interrupted and has a state), `can_extend` (it
+    is finished and has a state) and `unreadable_lines` of its log, which are left out. Neither resuming nor extending
+    applies to `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
     return (_past_run(RunFolder(folder), folder.name == active_run) for folder in folders)
 
 
 def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
-    plan, state, files = _read_summary(folder)
+    plan, state, files, unreadable = _read_summary(folder)
     steps = folder.state_steps()
     step = steps[-1] if steps else 0
     has_state, is_finished = bool(steps) and not is_active, state == "finished"
@@ -54,6 +54,7 @@ def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
         "step": step,
         "total_steps": plan["total_steps"],
         "epochs": plan["epochs"],
+        "unreadable_lines": unreadable,
         "can_resume": has_state and not is_finished,
         "can_extend": has_state and is_finished,
     }
@@ -83,7 +84,7 @@ def find_resume_point(
 def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) -> TrainConfig:
     if more_epochs < 0:
         raise TrainingError(f"more_epochs is {more_epochs}, but a run can only be extended. Use 0 or more.")
-    plan, state, _ = _read_summary(folder)
+    plan, state, _, _ = _read_summary(folder)
     if state == "finished" and not more_epochs and not is_earlier:
         text = f"all {plan['total_steps']} steps are done. Enter how many epochs to add"
         raise TrainingError(f"{folder.root.name}: {text}.")
@@ -92,17 +93,19 @@ def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) 
     return _extend(config, plan, more_epochs)
 
 
-def _read_summary(folder: RunFolder) -> tuple[Mapping[str, Any], str, list[str]]:
-    """The plan, the last state and the paths of all LoRA files, from the run's log."""
-    plan, state, files = _NO_PLAN, "", dict[str, None]()
-    for record in read_log(folder.log):
-        if record["kind"] == "Planned":
+def _read_summary(folder: RunFolder) -> tuple[Mapping[str, Any], str, list[str], int]:
+    """From the run's log: the plan, the last state, the paths of all LoRA files, and how many lines do not fit."""
+    plan, state, files, unreadable = _NO_PLAN, "", dict[str, None](), 0
+    for record in read_lines(folder.log):
+        if record is None:
+            unreadable += 1
+        elif record["kind"] == "Planned":
             plan = record
         elif record["kind"] == "StateChanged":
             state = str(record["state"])
         elif record["kind"] == "LoraWritten":
             files[record["path"]] = None
-    return plan, state, list(files)
+    return plan, state, list(files), unreadable
 
 
 def _extend(config: TrainConfig, plan: Mapping[str, Any], more_epochs: int) -> TrainConfig:

@@ -17,11 +17,12 @@ from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import HostError, OutputError
+from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
+from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
@@ -66,6 +67,10 @@ class RunContext:
     saved_lora_step: int = 0
     saved_state_step: int = 0
     """The step of the newest state file; 0 needs none."""
+    has_paused_for_state: bool = False
+    """Whether the run has paused once because a state could not be written."""
+    legacy_hash: str = ""
+    """The checkpoint's legacy hash, read once: the file may be renamed or replaced while the run is training."""
 
     @property
     def name(self) -> str:
@@ -123,6 +128,7 @@ def prepare_run(
         history=history,
         saved_lora_step=step if any(file.step == step for file in history.files.values()) else 0,
         saved_state_step=step,
+        legacy_hash=legacy_hash(model.path) if model.path and model.path.is_file() else "",
     )
 
 
@@ -220,9 +226,16 @@ def time_call(phase: Phase, function: Callable[[], _T]) -> Generator[Event, None
 
 
 def time_phase(phase: Phase, total: int, events: Generator[Event, None, _T]) -> Generator[Event, None, _T]:
-    """The same events, between the start and end events of a phase; returns what `events` returns."""
+    """The same events, between the start and end events of a phase; returns what `events` returns.
+
+    The phase also ends if they fail.
+    """
     yield PhaseStarted(phase, total)
     began = time.monotonic()
-    value = yield from events
+    try:
+        value = yield from events
+    except (LoraTrainError, MemoryError):  # the run may continue, and then this phase is over
+        yield PhaseEnded(phase, time.monotonic() - began)
+        raise
     yield PhaseEnded(phase, time.monotonic() - began)
     return value

@@ -6,14 +6,14 @@ appends each event to memory and to `events.jsonl` in the run's folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -30,10 +30,11 @@ from lib_lora_train.core.events import (
     from_record,
 )
 from lib_lora_train.core.progress import Eta
-from lib_lora_train.runs.event_log import log_line, log_record, read_log
+from lib_lora_train.runs.crash_report import describe_crash
+from lib_lora_train.runs.event_log import EventLog, log_record, log_warning, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
-from lib_lora_train.runs.planning import RunPlan
+from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
@@ -90,11 +91,7 @@ class _Run:
     def load_log(self) -> None:
         """Load the events from before the interruption, so that the curves are complete."""
         for record in read_log(self.folder.log):
-            try:
-                event = from_record({name: value for name, value in record.items() if name != "time"})
-            except (KeyError, TypeError):  # written by another version
-                continue
-            self.record(event, record)
+            self.record(from_record(record), record)
 
 
 class Runner:
@@ -142,13 +139,19 @@ class Runner:
         return self.queue.add(resume_point.config, run=resume_point.folder.root.name, more_epochs=more_epochs)
 
     def start_queue(self) -> str:
-        """Start the first queued run and return its id; the others follow. HostError if none, or if one is active."""
+        """Start the first queued run that can start and return its id; the others follow.
+
+        HostError if there is none, or if a run is active.
+        """
         with self._lock:
             self._require_idle()
-            run = self._pop_startable()
-            if run is None:
-                raise HostError("The queue is empty. Add a run first.")
-            return self._start_thread(run)
+        queued = self._next_queued()
+        if queued is None:
+            problems = [f"{entry.name}: {entry.problem}" for entry in self.queue.entries() if entry.problem]
+            raise HostError("\n".join(problems) or "The queue is empty. Add a run first.")
+        with self._lock:
+            self._require_idle()
+            return self._start_thread(self._take(*queued))
 
     def pause(self) -> None:
         """Pause after the current step; the GPU is free meanwhile."""
@@ -190,7 +193,7 @@ class Runner:
                     "next": 0,
                     "config": {},
                 }
-                return {**idle, "queue": queue}
+                return {**idle, "queue": queue, "queue_problem": self.queue.problem}
             return {
                 "run": run.folder.root.name,
                 "folder": str(run.folder.root),
@@ -209,11 +212,17 @@ class Runner:
                 "next": len(run.events),
                 "config": config_values(run.config),
                 "queue": queue,
+                "queue_problem": self.queue.problem,
             }
 
     def queued_runs(self) -> list[dict[str, Any]]:
-        """The queue, next run first: `id`, `name` of the files, and the id of the `run` to resume ("": a new one)."""
-        return [{"id": entry.id, "name": entry.name, "run": entry.run} for entry in self.queue.entries()]
+        """The queue, next run first: `id`, `name` of the files, the id of the `run` to resume ("": a new one) and the
+        `problem` for which it could not start.
+        """
+        return [
+            {"id": entry.id, "name": entry.name, "run": entry.run, "problem": entry.problem}
+            for entry in self.queue.entries()
+        ]
 
     @property
     def active_run(self) -> str:
@@ -264,7 +273,7 @@ class Runner:
 
     # --- the thread ----------------------------------------------------------------------------
     def _new_run(self, config: TrainConfig, run_plan: RunPlan | None = None) -> _Run:
-        return _Run(new_run_folder(self.home, config.output_name), config, Control(), run_plan)
+        return _Run(new_run_folder(self.home, config.output_name), config, _control(), run_plan)
 
     def _start_thread(self, run: _Run) -> str:
         self._run = run
@@ -277,50 +286,70 @@ class Runner:
         run: _Run | None = first
         while run:
             self._run_one(run)
-            with self._lock:
-                continues = self._run is run and run.state != "stopped"
-                run = self._pop_startable() if continues else None
-                self._run = run or self._run
+            run = self._follow(run)
 
-    def _pop_startable(self) -> _Run | None:
-        """The next queued run that can start; logs why others cannot."""
-        for _ in self.queue.entries():
-            entry = self.queue.pop()
+    def _follow(self, ended: _Run) -> _Run | None:
+        """The next queued run, made the current one; None if there is none, or if the ended run was stopped."""
+        queued = None if ended.state == "stopped" else self._next_queued()
+        with self._lock:
+            if queued is None or self._run is not ended:  # another run was started in the meantime
+                return None
+            self._run = self._take(*queued)
+            return self._run
+
+    def _next_queued(self) -> tuple[QueuedRun, _Run] | None:
+        """The next queued run that can start; the queue keeps the others, each with its reason."""
+        for entry in self.queue.entries():
             try:
-                return None if entry is None else self._run_from(entry)
-            except LoraTrainError as error:
-                log.error("a queued run cannot start: %s", error)
+                return entry, self._run_from(entry)
+            except (LoraTrainError, OSError) as error:
+                log.error("the queued run %s cannot start: %s", entry.name, error)
+                with contextlib.suppress(
+                    LoraTrainError
+                ):  # removed, or the disk is full: then the reason is logged only
+                    self.queue.set_problem(entry.id, str(error))
         return None
 
+    def _take(self, entry: QueuedRun, run: _Run) -> _Run:
+        """The run, removed from the queue; its folder exists by now, so that it is never lost."""
+        try:
+            self.queue.remove(entry.id)
+        except LoraTrainError as error:  # the disk is full, or the user has removed it at this moment
+            log.error("%s", error)
+        return run
+
     def _run_from(self, entry: QueuedRun) -> _Run:
-        if not entry.run:
-            return self._new_run(entry.config())
-        return _resumed(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
+        """A queued run, ready to start; LoraTrainError if it cannot."""
+        if entry.run:
+            return _resumed(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
+        config = entry.config()
+        if config.concepts:
+            plan_run(config)  # a folder that is away keeps the run in the queue; the run itself scans it again
+        return self._new_run(config)
 
     def _folder(self, run: str) -> RunFolder:
         return RunFolder(self.home / Path(run).name)
 
     def _run_one(self, run: _Run) -> None:
+        """Train one run. Whatever happens, its state is an ending when this returns."""
         extras = {
             name: value for name, value in (("run_plan", run.run_plan), ("state", run.from_state)) if value is not None
         }
-        with run.folder.log.open("a", encoding="utf-8") as lines:
-            try:
-                events = self._make_events(run.config, self.host, folder=run.folder, control=run.control, **extras)
-                for event in events:
-                    self._handle(run, event, lines)
-            except LoraTrainError as error:
-                self._handle(run, StateChanged("failed", str(error)), lines)
-            except Exception as error:  # the edge of the run: any error must reach the page, not only the console
-                log.exception("training failed")
-                run.folder.crash_report.write_text(traceback.format_exc(), encoding="utf-8")
-                reason = f"{type(error).__name__}: {error}. Details: {run.folder.crash_report}"
-                self._handle(run, StateChanged("failed", reason), lines)
+        event_log = EventLog(run.folder.log)
+        try:
+            for event in self._make_events(run.config, self.host, folder=run.folder, control=run.control, **extras):
+                self._handle(run, event, event_log)
+        except LoraTrainError as error:
+            self._handle(run, StateChanged("failed", str(error)), event_log)
+        except Exception as error:  # the edge of the run: any error must reach the page, not only the console
+            log.exception("training failed")
+            self._handle(run, StateChanged("failed", describe_crash(error, run.folder)), event_log)
+        if run.state in _ACTIVE_STATES:
+            self._handle(run, StateChanged("stopped" if run.control.is_stopped else "finished"), event_log)
 
-    def _handle(self, run: _Run, event: Event, lines: TextIO) -> None:
+    def _handle(self, run: _Run, event: Event, event_log: EventLog) -> None:
+        """Store the event in memory, then in the log, which may be on a full disk."""
         record = log_record(event)
-        lines.write(log_line(record))
-        lines.flush()
         if isinstance(event, StateChanged) and event.message:
             log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
         with self._lock:
@@ -328,10 +357,18 @@ class Runner:
             run.eta.handle(event)
             if isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
+        reason = event_log.append(record)
+        if reason:
+            self._handle(run, log_warning(run.folder.log, reason), event_log)
+
+
+def _control() -> Control:
+    """Requests from the page, where somebody can free disk space and press Resume."""
+    return Control(is_attended=True)
 
 
 def _resumed(resume_point: ResumePoint) -> _Run:
-    run = _Run(resume_point.folder, resume_point.config, Control(), from_state=resume_point.state)
+    run = _Run(resume_point.folder, resume_point.config, _control(), from_state=resume_point.state)
     run.load_log()
     return run
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
-from lib_lora_train.core.errors import HostError, MemoryFullError, ModelUnavailableError
+from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
 from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, SampleDrawn
 from lib_lora_train.formats.lora_card import write_preview
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -32,14 +32,19 @@ def load_sample_rows(run: RunContext) -> None:
     if not run.prompts or list(run.config.sample_prompts) != prompts:
         return
     for epoch in (0, *run.history.losses):
-        row = [run.folder.sample(epoch, number) for number in range(1, len(run.prompts) + 1)]
-        if all(path.is_file() for path in row):
-            run.images[epoch] = [_load_image(path) for path in row]
+        row = [_load_image(run.folder.sample(epoch, number)) for number in range(1, len(run.prompts) + 1)]
+        images = [image for image in row if image]
+        if len(images) == len(row):
+            run.images[epoch] = images
 
 
-def _load_image(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+def _load_image(path: Path) -> Image.Image | None:
+    """The image; None if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[Event]:
@@ -60,6 +65,9 @@ def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[
         return
     except HostError as reason:
         yield Noted("warning", "webui_sampler", f"{reason} The samples of {moment} were skipped.")
+        return
+    except OutputError as reason:
+        yield Noted("warning", "", f"{reason} Samples of {moment} are missing; the training continues.")
         return
     path = run.history.epoch_files().get(epoch)
     if path and not step:
@@ -88,7 +96,11 @@ def _images(
     config = run.config
     if run.txt2img:
         generation = generate_samples(
-            run.txt2img, prompts, lora=_lora_for_webui(run, epoch), clip_skip=config.clip_skip, control=run.control
+            run.txt2img,
+            prompts,
+            lora=_lora_for_webui(run, epoch, step),
+            clip_skip=config.clip_skip,
+            control=run.control,
         )
         return [(one.image, one.infotext) for one in (yield from generation)]
     images = yield from run_leased_cooperatively(
@@ -100,11 +112,11 @@ def _images(
     return list(zip(images, texts, strict=True))
 
 
-def _lora_for_webui(run: RunContext, epoch: int) -> str:
+def _lora_for_webui(run: RunContext, epoch: int, step: int) -> str:
     """The stem of the LoRA file with the current weights; "" for epoch 0."""
     if not epoch:
         return ""
-    epoch_file = run.history.epoch_files().get(epoch)
+    epoch_file = None if step else run.history.epoch_files().get(epoch)
     newest = next(reversed(run.history.files.values()), None)
     file = epoch_file or (newest.path if newest else None)
     if file is None:
@@ -134,10 +146,18 @@ def draw_grid(run: RunContext) -> Iterator[Event]:
         yield from generate_sample_row(run, 0)
         run.training = None  # the adapter now holds the files' weights
         for epoch, path in run.history.epoch_files().items():
-            run.adapter.load_state(read_adapter(path).state)
+            try:
+                run.adapter.load_state(read_adapter(path).state)
+            except AdapterError as reason:  # deleted or replaced during the run
+                yield Noted("warning", "make_grid", f"{reason} Epoch {epoch} is missing in the grid.")
+                continue
             yield from generate_sample_row(run, epoch)
     if run.images:
-        yield from time_phase("grid", 0, _compose(run))
+        try:
+            yield from time_phase("grid", 0, _compose(run))
+        except (OutputError, MemoryError) as reason:
+            text = str(reason) or "The grid does not fit into memory: it has too many epochs and prompts."
+            yield Noted("warning", "make_grid", f"{text} The LoRA files and samples are complete.")
 
 
 def _compose(run: RunContext) -> Generator[Event, None, None]:

@@ -273,8 +273,7 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
 
 def _finish_interrupted_epoch(run: RunContext, training: Training) -> Iterator[Event]:
     """Save the last epoch's file and samples if the run was interrupted before they were made."""
-    step, length = training.step, run.plan.steps_per_epoch
-    epoch = -(-step // length)
+    step, length, epoch = training.step, run.plan.steps_per_epoch, training.trained_epoch
     if not run.state or not step or (step % length and step != run.plan.total_steps):
         return
     known = {file.epoch: file.step for file in run.history.files.values() if file.epoch}
@@ -315,8 +314,7 @@ def _sample_due_step(run: RunContext, training: Training) -> Iterator[Event]:
         return
     if run.txt2img:  # the webui generates only from files
         yield from save_step_lora(run, training)
-    epoch = -(-training.step // run.plan.steps_per_epoch)
-    yield from generate_sample_row(run, epoch, training.step)
+    yield from generate_sample_row(run, training.trained_epoch, training.step)
 
 
 def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
@@ -326,7 +324,7 @@ def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
     if run.control.pop_sample_request():
         if run.txt2img:  # the webui generates only from files
             yield from save_step_lora(run, training)
-        yield from generate_sample_row(run, training.epoch)
+        yield from generate_sample_row(run, training.trained_epoch, training.step)
 
 
 def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.core import atomic_write
+from lib_lora_train.core.errors import OutputError
 
 
 def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
@@ -52,8 +54,14 @@ def _quoted(value: str) -> str:
 
 
 def write_image(path: Path, image: Image.Image, text: str = "") -> None:
-    """Save a PNG, with `text` where the webui reads the infotext."""
+    """Save a PNG, completely or not at all, with `text` where the webui reads the infotext; OutputError on failure."""
     chunks = PngImagePlugin.PngInfo()
     if text:
         chunks.add_text("parameters", text)
-    image.save(path, pnginfo=chunks)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write.replacing(path, fsync=False) as place:
+            image.save(place, "PNG", pnginfo=chunks)
+    except (OSError, ValueError) as error:  # Pillow refuses images larger than a PNG can be with ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} cannot be written: {reason}. Free some space there.") from error

@@ -9,9 +9,13 @@ import threading
 
 
 class Control:
-    """The requests to one run. All methods may be called from any thread, in any order, repeatedly."""
+    """The requests to one run. All methods may be called from any thread, in any order, repeatedly.
 
-    def __init__(self) -> None:
+    `is_attended`: somebody can resume a run that pauses for a problem, as on the page. On the command line nobody can.
+    """
+
+    def __init__(self, *, is_attended: bool = False) -> None:
+        self.is_attended = is_attended
         self._paused = threading.Event()
         self._stopped = threading.Event()
         self._save = threading.Event()

@@ -6,10 +6,9 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import torch
-
 from lib_lora_train.core.errors import MemoryFullError
 from lib_lora_train.core.events import Event
+from lib_lora_train.core.memory_errors import is_out_of_memory, memory_full_message
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import wait_for_model
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 YieldLease = Callable[[], None]
 """Lets whoever waits for the model go first, in a moment when it is not in use."""
-_MEMORY_IS_FULL = (
-    "The graphics card's memory is full. Close other programs that use the card or lower the resolution, then start or "
-    "resume the run."
-)
 
 
 class ModelHost(Protocol):
@@ -38,7 +33,7 @@ def run_leased(
 ) -> Generator[Event, None, _T]:
     """`work(model)` under a lease, after `wait_for_model`.
 
-    MemoryFullError, with the lease returned, when the graphics card's memory runs out.
+    MemoryFullError, with the lease returned, when memory runs out.
     """
     return (yield from run_leased_cooperatively(host, model, control, lambda leased, _: work(leased)))
 
@@ -62,7 +57,9 @@ def run_leased_cooperatively(
                         stack.enter_context(host.lease(model))
 
                 return work(leased, yield_lease)
-        except torch.cuda.OutOfMemoryError as reason:
-            raise MemoryFullError(_MEMORY_IS_FULL) from reason
+        except (RuntimeError, MemoryError) as reason:
+            if not is_out_of_memory(reason):
+                raise
+            raise MemoryFullError(memory_full_message(model.device.type)) from reason
 
     return (yield from wait_for_model(control, attempt))

@@ -31,6 +31,7 @@ from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
 from lib_lora_train.core.errors import ModelUnavailableError, TrainingError
 from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
+from lib_lora_train.core.memory_errors import is_out_of_memory, memory_name
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.dataset.sample_captions import captions_to_cache
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -53,6 +54,7 @@ from lib_lora_train.training.oom_fallback import (
 from lib_lora_train.training.optimizers import Optimizer, group_rates
 from lib_lora_train.training.parameter_groups import optimizer_for_adapter
 from lib_lora_train.training.step import batch_loss, draw_batch
+from lib_lora_train.training.step_checks import is_finite, not_finite_message
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
 from lib_lora_train.training.training_state import TrainState, copy_to_cpu, plan_fingerprint, require_same_run
 
@@ -91,10 +93,15 @@ class Training:
         return self.step // self.plan.steps_per_epoch + 1
 
     @property
+    def trained_epoch(self) -> int:
+        """The epoch of the last finished step, 0 before the first one."""
+        return -(-self.step // self.plan.steps_per_epoch)
+
+    @property
     def text_encoders_stopped(self) -> bool:
         """Whether `stop_text_encoder` has been reached."""
-        stop = self.config.stop_text_encoder
-        return bool(stop) and self.step >= duration_in_steps(stop, self.plan.total_steps)
+        end = duration_in_steps(self.config.stop_text_encoder, self.plan.total_steps)
+        return bool(self.config.stop_text_encoder) and self.step >= end
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -273,17 +280,21 @@ def _run_turn(
                 is_late = time.perf_counter() - began > _TURN_SECONDS
                 if is_late or host.has_waiters() or control.has_requests or is_due(config, training.step):
                     break
-        except torch.cuda.OutOfMemoryError:
-            warnings, failure = _fall_back(training)
         except _TornStepError:
             _roll_back(training, last_good, first_step)
-            return _TurnResult([], out_of_memory_message(first_step + 1, config))
+            return _TurnResult(
+                [], out_of_memory_message(first_step + 1, config, training.oom_fallback, model.device.type)
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warnings, failure = _fall_back(training)
 
     # The turn's only wait for the device. Each row: loss, gradient norm, loss scale, and max norm's three numbers.
     rows = torch.stack([result.numbers for result in finished]).tolist() if finished else []
-    bad = next((i for i, row in enumerate(rows) if not _is_finite(*row[:3])), None)
+    bad = next((i for i, row in enumerate(rows) if not is_finite(*row[:3])), None)
     if bad is not None:
-        failure = _not_finite_message(finished[bad].step, rows[bad][0])
+        failure = not_finite_message(finished[bad].step, rows[bad][0])
         finished, rows = finished[:bad], rows[:bad]
         _roll_back(training, last_good, first_step)
     seconds = (time.perf_counter() - began) / max(1, len(finished))
@@ -316,7 +327,9 @@ def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBat
                 training.optimizer.reload_parameters()  # they are not where the last step left them
             norm = clip_gradients(training.master_weights.parameters, config.max_grad_norm, scale=scale)  # ()
             training.optimizer.step(factor)
-    except torch.cuda.OutOfMemoryError as reason:
+    except (RuntimeError, MemoryError) as reason:
+        if not is_out_of_memory(reason):
+            raise
         raise _TornStepError from reason
     numbers = torch.stack([loss, norm, torch.ones_like(norm) if scale is None else scale])  # (3,)
     if training.norm_limit:
@@ -373,28 +386,15 @@ def _fall_back(training: Training) -> tuple[list[Event], str]:
         parameter.grad = None
     fallback = next_fallback(training.oom_fallback, training.config)
     if fallback is None:
-        return [], out_of_memory_message(training.step + 1, training.config)
+        device = training.model.device.type
+        return [], out_of_memory_message(training.step + 1, training.config, training.oom_fallback, device)
     training.oom_fallback = fallback
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the failed step's blocks are scattered; the next one needs them whole
-    text = f"Step {training.step + 1} did not fit into the graphics card's memory: "
+    text = f"Step {training.step + 1} did not fit into {memory_name(training.model.device.type)}: "
     return [Noted("warning", "batch_size", f"{text}{describe_fallback(fallback, training.config)}.")], ""
 
 
 def _roll_back(training: Training, parameters: Sequence[Tensor], step: int) -> None:
     training.step, training.is_resumable = step, False
     copy_into(training.parameters, parameters)
-
-
-def _is_finite(loss: float, norm: float, scale: float) -> bool:
-    """Whether a step is sound: in float16 the gradients may overflow as long as the loss scale can still fall."""
-    finite = torch.isfinite(torch.tensor([loss, norm])).tolist()
-    return finite[0] and (finite[1] or scale > 1)
-
-
-def _not_finite_message(step: int, loss: float) -> str:
-    what = "the loss" if loss != loss or abs(loss) == float("inf") else "the gradient"
-    return (
-        f"Step {step}: {what} is NaN or infinite. Lower the learning rate, or choose precision bf16 or fp32 if the "
-        "model is in fp16. The last good weights were kept."
-    )

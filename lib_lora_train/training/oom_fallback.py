@@ -1,4 +1,4 @@
-"""What to do when the graphics card's memory runs out: what saves memory, and in which order it is tried."""
+"""What to do when memory runs out: what saves memory, and in which order it is tried."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.memory_errors import memory_name
 from lib_lora_train.dataset.plan import MicroBatch
 
 
@@ -51,13 +52,18 @@ def split_micro_batches(step: Sequence[MicroBatch], split: int) -> list[MicroBat
     return parts
 
 
-def out_of_memory_message(step: int, config: TrainConfig) -> str:
-    """Why the run ends and what to do, when nothing helped."""
-    tried = "gradient checkpointing and single images" if config.batch_size > 1 else "gradient checkpointing"
+def out_of_memory_message(step: int, config: TrainConfig, fallback: OomFallback, device: str) -> str:
+    """Why the run ends and what to do, when nothing helped. Names only what was really tried."""
+    tried = []
+    if fallback.checkpointing or config.gradient_checkpointing:
+        tried.append("gradient checkpointing")
+    if fallback.split >= config.batch_size > 1:
+        tried.append("single images")
+    even = f", even with {' and '.join(tried)}" if tried else ""
+    where = memory_name(device)
     return (
-        f"Step {step}: the graphics card's memory is full, even with {tried}. Lower the resolution, train fewer parts "
-        "(train_text_encoder off), choose an optimiser with small states (Adafactor, AdamW8bit), or close other "
-        "programs on the card."
+        f"Step {step}: {where} is full{even}. Lower the resolution, train fewer parts (train_text_encoder off), choose "
+        "an optimiser with small states (Adafactor, AdamW8bit), or close other programs."
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
-from lib_lora_train.core.events import Event, Progress
+from lib_lora_train.core.events import Event, Noted, Progress
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_cache import TextCache, encoders_hash, text_key
 from lib_lora_train.models.text_encoding import (
@@ -107,6 +107,8 @@ class TextConditions:
             for caption in batch:
                 self._condition(model, self._tokens(model, caption, self._length(model, caption)))
             yield Progress("text", start + len(batch), len(captions))
+        if self._store.files.problem:
+            yield Noted("warning", "cache_to_disk", self._store.files.problem)
 
     def _length(self, model: DiffusionModel, caption: str) -> int:
         known = self._lengths.get(caption)

@@ -13,7 +13,7 @@ from lib_lora_train.config.train_config import TrainConfig, config_values, read_
 from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
-from lib_lora_train.runs.event_log import log_line, log_record, read_log
+from lib_lora_train.runs.event_log import EventLog, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import TensorBoardServer
@@ -146,8 +146,9 @@ class RunSession:
         except OSError as error:
             raise OutputError(f"{old.name} cannot be renamed: {error.strerror or error}.") from error
         renamed = LoraWritten(str(new), int(record["epoch"]), int(record["step"]))
-        with folder.log.open("a", encoding="utf-8") as log:
-            log.write(log_line(log_record(LoraRemoved(str(old)))) + log_line(log_record(renamed)))
+        log = EventLog(folder.log)
+        for event in (LoraRemoved(str(old)), renamed):
+            log.append(log_record(event))
         return {"path": str(new)}
 
     def preview_delete(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def test_queued_runs_are_in_order_and_can_be_moved_and_removed(tmp_path: Path) -
     assert names(queue) == ["d", "c", "a"]
     with pytest.raises(HostError, match="no longer in the queue"):
         queue.remove(ids[1])
-    first = queue.pop()
-    assert first is not None and first.config() == named("d")
-    assert names(queue) == ["c", "a"]
+    assert queue.entries()[0].config() == named("d")
 
 
 def test_queue_survives_a_restart(tmp_path: Path) -> None:
@@ -61,7 +59,19 @@ def test_queue_survives_a_restart(tmp_path: Path) -> None:
 def test_damaged_file_is_an_empty_queue(text: str, tmp_path: Path) -> None:
     (tmp_path / "queue.json").write_text(text, encoding="utf-8")
     queue = RunQueue(tmp_path / "queue.json")
-    assert queue.entries() == () and queue.pop() is None
+    assert queue.entries() == ()
+    assert "queue.json" in queue.problem, "the user must learn why the queue is empty"
+    queue.add(named("new"))
+    assert (tmp_path / "queue.unread.json").read_text(encoding="utf-8") == text, "nothing is thrown away"
+
+
+def test_one_unreadable_entry_is_left_out_and_named(tmp_path: Path) -> None:
+    good = {"id": "1", "values": {"output_name": "good"}, "run": "", "more_epochs": 0}
+    entries = [good, {"id": 2, "values": {}}, 7, {**good, "values": 1}, {**good, "id": "2", "of another version": 1}]
+    (tmp_path / "queue.json").write_text(json.dumps({"waiting": entries}), encoding="utf-8")
+    queue = RunQueue(tmp_path / "queue.json")
+    assert [entry.id for entry in queue.entries()] == ["1", "2"]
+    assert "Entry 2, 3, 4" in queue.problem
 
 
 # --- the runner -------------------------------------------------------------------------------------
@@ -127,11 +137,12 @@ def test_stop_holds_the_queue(tmp_path: Path) -> None:
     assert works.started == ["first"] and [entry["name"] for entry in runner.queued_runs()] == ["second"]
 
 
-def test_unreadable_queued_run_is_skipped(tmp_path: Path) -> None:
+def test_queued_run_that_cannot_start_stays_in_the_queue_with_its_reason(tmp_path: Path) -> None:
     entries = [
         {"id": "1", "values": {"rank": "many", "output_name": "odd"}, "run": "", "more_epochs": 0},
         {"id": "2", "values": {}, "run": "20260101-gone", "more_epochs": 0},
-        {"id": "3", "values": {"output_name": "good"}, "run": "", "more_epochs": 0},
+        {"id": "3", "values": {"concepts": [{"folder": str(tmp_path / "away")}]}, "run": "", "more_epochs": 0},
+        {"id": "4", "values": {"output_name": "good"}, "run": "", "more_epochs": 0},
     ]
     (tmp_path / "queue.json").write_text(json.dumps({"waiting": entries}), encoding="utf-8")
     works = FakeRuns()

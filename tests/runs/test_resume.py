@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lib_lora_train.adapters.files.lora_file import read_adapter
+from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import (
@@ -23,13 +24,17 @@ from lib_lora_train.core.events import (
     LoraRemoved,
     LoraWritten,
     Noted,
+    PhaseEnded,
+    PhaseStarted,
     Resumed,
     SampleDrawn,
+    StateChanged,
     StateSaved,
     StepDone,
 )
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs import checkpoints
 from lib_lora_train.runs.event_log import log_line, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.past_runs import find_resume_point, past_runs
@@ -256,6 +261,131 @@ def test_state_that_cannot_be_written_is_only_a_warning(setup: RunSetup, monkeyp
     events = run_logged(setup, setup.config.replace(epochs=1))
     assert any("only be resumed from an earlier step" in note.message for note in only(events, Noted))
     assert ending(events) == "finished" and names(setup) == ["test-000001"]
+
+
+# --- what cannot be written ---------------------------------------------------------------------------
+
+
+def attended(setup: RunSetup, config: TrainConfig, on_pause: Callable[[Control, str], None]) -> list[Event]:
+    """A run that somebody attends; `on_pause` is what he does when it pauses with a reason."""
+    control = Control(is_attended=True)
+    events = []
+    for event in run_training(config, setup.host, folder=setup.folder, control=control):
+        events.append(event)
+        if isinstance(event, StateChanged) and event.state == "paused" and event.message:
+            on_pause(control, event.message)
+    return events
+
+
+def test_lora_that_cannot_be_written_pauses_until_it_can(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = write_adapter
+    failures = [OutputError("The disk is full."), OutputError("The disk is still full.")]
+
+    def fails_twice(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop(0)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints, "write_adapter", fails_twice)
+    reasons: list[str] = []
+
+    def resume_it(control: Control, reason: str) -> None:
+        reasons.append(reason)
+        control.resume()
+
+    events = attended(setup, setup.config, resume_it)
+    assert ending(events) == "finished" and names(setup) == ["test-000001", "test-000002"]
+    assert len(reasons) == 2 and all("press Resume" in reason for reason in reasons)
+
+
+def test_stop_in_the_pause_for_a_full_disk_ends_the_run(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OutputError("The disk is full.")
+
+    monkeypatch.setattr(checkpoints, "write_adapter", fail)
+    with pytest.raises(OutputError):
+        attended(setup, setup.config, lambda control, _: control.stop())
+    assert setup.folder.state_steps() == [3], "nothing is lost: the state was saved before"
+
+
+def test_state_that_cannot_be_written_pauses_once_and_then_only_warns(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: object) -> None:
+        raise OutputError(f"{path}: the training state cannot be written (full).")
+
+    monkeypatch.setattr(checkpoints, "write_state", full)
+    pauses: list[str] = []
+
+    def resume_it(control: Control, reason: str) -> None:
+        pauses.append(reason)
+        control.resume()
+
+    events = attended(setup, setup.config, resume_it)
+    assert len(pauses) == 1 and ending(events) == "finished" and len(names(setup)) == 2
+
+
+@pytest.mark.parametrize("product", ["samples", "grid.png"])
+def test_images_that_cannot_be_written_are_warnings(product: str, setup: RunSetup) -> None:
+    """Something else is in the place of the file or folder, so that nobody, not even root, can write there."""
+    place = setup.folder.root / product
+    if product == "samples":
+        place.rmdir()
+        place.touch()
+    else:
+        place.mkdir()
+    events = run_logged(setup, setup.config.replace(epochs=1, sample_prompts=("zorp --s 1 --l 1",)))
+    assert ending(events) == "finished" and names(setup) == ["test-000001"]
+    assert any(product in note.message and note.level == "warning" for note in only(events, Noted))
+    open_phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert open_phases.count("samples") == sum(e.phase == "samples" for e in only(events, PhaseEnded))
+
+
+def test_cache_that_cannot_be_written_is_a_warning(setup: RunSetup) -> None:
+    for name in ("latents", "text"):
+        (setup.folder.root.parent / name).touch()
+    config = setup.config.replace(epochs=1, cache_to_disk=True, train_text_encoder=False)
+    events = run_logged(setup, config)
+    assert ending(events) == "finished"
+    assert [note.where for note in only(events, Noted)].count("cache_to_disk") == 2
+
+
+# --- save now and sample now -------------------------------------------------------------------------
+
+
+def test_what_is_requested_at_the_last_step_of_an_epoch_belongs_to_that_epoch(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not the epoch's end: the epoch's own file and samples follow."""
+    one_step_a_turn(monkeypatch)
+    control, events = Control(), list[Event]()
+    config = setup.config.replace(epochs=2, sample_prompts=("zorp --s 1 --l 1",))
+    for event in run_training(config, setup.host, folder=setup.folder, control=control):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step in (2, 3):
+            control.sample_now()
+            control.save_now()
+    step_files = [event for event in only(events, LoraWritten) if "step" in Path(event.path).stem]
+    assert [(event.epoch, event.step) for event in step_files] == [(1, 2), (1, 3)]
+    assert [read_adapter(event.path).metadata["ss_epoch"] for event in step_files] == ["1", "1"]
+    drawn = [(event.epoch, event.step) for event in only(events, SampleDrawn)]
+    assert drawn == [(0, 0), (1, 2), (1, 3), (1, 0), (2, 0)]
+
+
+def test_checkpoint_may_be_renamed_or_replaced_while_a_run_trains(
+    demo_dir: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint.parent, tmp_path / "base")
+    copy = tmp_path / "base" / tiny_checkpoint.name
+    setup = small_run_setup(StandaloneHost(copy, None, tmp_path / "Lora", "cpu"), demo_dir, tmp_path)
+    hashes = []
+    for event in run_training(
+        setup.config.replace(sample_prompts=()), setup.host, folder=setup.folder, control=Control()
+    ):
+        if isinstance(event, LoraWritten):
+            hashes.append(read_adapter(event.path).metadata["ss_sd_model_hash"])
+            copy.unlink(missing_ok=True)
+    assert len(hashes) == 2 and len(set(hashes)) == 1
 
 
 # --- further ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import Event, StateChanged, StepDone
+from lib_lora_train.core.events import Event, LoraWritten, Noted, StateChanged, StepDone, from_record
+from lib_lora_train.runs.event_log import EventLog, log_line, log_record, read_lines, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.runner import Runner, downsample
 from lib_lora_train.training.control import Control
@@ -80,3 +82,102 @@ def test_long_curve_is_averaged_to_few_points() -> None:
     short = downsample(points, 1000)
     assert len(short) == 1000
     assert short[-1] == (10_000, 0.5) and all(loss == 0.5 for _, loss in short)
+
+
+# --- a disk that is full ---------------------------------------------------------------------------
+
+
+class FullDisk:
+    """Fails every write to a file once it is full; so the files of the run itself stay as they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.is_full = True
+        original = Path.open
+
+        def open_file(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if self.is_full and path.name in names and any(letter in mode for letter in "aw"):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            return original(path, mode, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", open_file)
+
+
+def test_log_on_a_full_disk_is_a_warning_and_is_completed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch, "events.jsonl")
+    events: list[Event] = [StateChanged("running"), *(Noted("hint", "", str(number)) for number in range(3))]
+
+    def make(*_: object, **__: object) -> Iterator[Event]:
+        yield from events
+        disk.is_full = False
+        yield StateChanged("finished")
+
+    runner = Runner(None, tmp_path, make_events=make)
+    run = runner.start(TrainConfig())
+    runner.wait(10)
+    assert runner.status()["state"] == "finished"
+    warnings = [event for event in runner.status()["events"] if event.get("level") == "warning"]
+    assert len(warnings) == 1 and "No space left" in warnings[0]["message"]
+    logged = [record["kind"] for record in read_log(tmp_path / run / "events.jsonl")]
+    assert len(logged) == len(events) + 2, "what could not be written follows, with the warning"
+    assert runner.start(TrainConfig()) != run
+
+
+def test_failure_on_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch, "events.jsonl", "crash.txt")
+
+    def broken(*_: object, **__: object) -> Iterator[Event]:
+        yield StateChanged("running")
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    runner = Runner(None, tmp_path, make_events=broken)
+    runner.start(TrainConfig())
+    runner.wait(10)
+    status = runner.status()
+    assert status["state"] == "failed" and "somewhere: No space left" in status["message"]
+    runner.start(TrainConfig())
+
+
+def test_run_without_an_ending_is_not_running_for_ever(tmp_path: Path) -> None:
+    runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter([StateChanged("running")]))
+    runner.start(TrainConfig())
+    runner.wait(10)
+    assert runner.status()["state"] == "finished"
+
+
+def test_records_after_a_line_cut_short_stay_whole(tmp_path: Path) -> None:
+    """A killed process leaves half a line; the next record must not be appended to it."""
+    log = tmp_path / "events.jsonl"
+    log.write_text('{"kind": "StateChanged", "sta', encoding="utf-8")
+    EventLog(log).append(log_record(StateChanged("finished")))
+    assert [record["state"] for record in read_log(log)] == ["finished"]
+    assert list(read_lines(log)).count(None) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind":"Planned"}',
+        '{"kind":"LoraWritten","path":7,"epoch":1,"step":2}',
+        '{"kind":"StateChanged","state":"odd","message":""}',
+        '{"kind":"EpochDone","epoch":"one","step":1,"mean_loss":1}',
+        '{"kind":"Measured","epoch":1,"values":{"a":"b"}}',
+        '{"kind":[]}',
+        "[" * 5000,
+        "7",
+        "{",
+    ],
+)
+def test_records_that_do_not_fit_are_left_out_and_counted(line: str, tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(log_line(log_record(StateChanged("running"))) + line + "\n", encoding="utf-8")
+    assert [record["kind"] for record in read_log(log)] == ["StateChanged"]
+    assert list(read_lines(log)).count(None) == 1
+
+
+def test_log_takes_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    event = LoraWritten("/models/\udc83e\udc83X.safetensors", 1, 2)
+    EventLog(tmp_path / "log").append(log_record(event))
+    (record,) = read_log(tmp_path / "log")
+    assert from_record(record) == event

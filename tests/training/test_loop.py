@@ -354,7 +354,7 @@ def memory_for(images: int, needs_checkpointing: bool, monkeypatch: pytest.Monke
 
 def test_out_of_memory_ends_with_advice_when_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = memory_for(0, False, monkeypatch)
-    with pytest.raises(TrainingError, match=r"Step 1: the graphics card's memory is full.*Lower the resolution"):
+    with pytest.raises(TrainingError, match=r"Step 1: the computer's memory is full.*Lower the resolution"):
         run_to_end(start_run(small_config()), model())
     assert tried == [(2, False), (2, True), (1, True)]
 
@@ -393,6 +393,24 @@ def test_out_of_memory_in_the_optimiser_restores_the_weights(monkeypatch: pytest
     with pytest.raises(TrainingError, match="memory is full"):
         run_to_end(training, model())
     assert torch.equal(numbers(training), before) and not training.is_resumable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")],
+)
+def test_out_of_memory_of_the_computer_is_a_sentence_that_names_only_what_was_tried(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = start_run(small_config())
+
+    def fail(_: float) -> None:
+        raise error
+
+    monkeypatch.setattr(training.optimizer, "step", fail)
+    with pytest.raises(TrainingError, match=r"the computer's memory is full\. Lower") as caught:
+        run_to_end(training, model())
+    assert "even with" not in str(caught.value)
 
 
 # --- state --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Progress
 from lib_lora_train.dataset.plan import epoch_steps
 from lib_lora_train.dataset.sample_captions import caption_for_draw, captions_to_cache
@@ -116,13 +115,16 @@ def test_beyond_the_memory_limit_conditions_come_from_disk(tmp_path: Path, monke
     assert TextCache().get("abc") is None
 
 
-def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_conditions_in_memory_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_file, "save_file", full)
-    with pytest.raises(OutputError, match=r"No space left.*cache_to_disk"):
-        TextCache(tmp_path).put("abc", TextCondition(torch.rand(1, 77, 4), None))
+    store, condition = TextCache(tmp_path), TextCondition(torch.rand(1, 77, 4), None)
+    store.put("abc", condition)
+    found = store.get("abc")
+    assert found is not None and equal(found, condition)
+    assert "No space left" in store.files.problem and "cache_to_disk" in store.files.problem
 
 
 # --- which captions -----------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""Which errors mean that memory ran out: each device and library reports it in a different way."""
+
+from __future__ import annotations
+
+import re
+
+# CUDA and ROCm, Apple's MPS, PyTorch's allocator on Linux and on Windows, and cuBLAS, which allocates by itself.
+_MESSAGES = re.compile(
+    r"out of memory|DefaultCPUAllocator|not enough memory: you tried to allocate|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|cannot allocate memory|std::bad_alloc",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that the memory of the GPU or of the computer is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_MESSAGES.search(str(error)))
+
+
+def memory_name(device: str) -> str:
+    """What a message calls the memory of a kind of device ("cuda", "cpu", "mps")."""
+    return "the computer's memory" if device in ("cpu", "mps") else "the graphics card's memory"
+
+
+def memory_full_message(device: str) -> str:
+    """That memory ran out, and what to do."""
+    name = memory_name(device)
+    others = "that use the card " if name == "the graphics card's memory" else ""
+    return (
+        f"{name[0].upper()}{name[1:]} is full. Close other programs {others}or lower the resolution, then start or "
+        "resume the run."
+    )
