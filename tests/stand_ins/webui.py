@@ -7,6 +7,8 @@ generation does and returns a hash of the weights used for the image: equal hash
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 import re
 import sys
 import threading
@@ -14,8 +16,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -124,9 +127,15 @@ class State(SimpleNamespace):
 
 
 class Processing(SimpleNamespace):
-    """`StableDiffusionProcessingTxt2Img`."""
+    """`StableDiffusionProcessingTxt2Img`: all images share one cache of encoded prompts."""
 
     is_closed = False
+    cached_c: ClassVar[list[Any]] = [None, None]
+    cached_uc: ClassVar[list[Any]] = [None, None]
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(cached_c=Processing.cached_c, cached_uc=Processing.cached_uc, override_settings={})
+        self.__dict__.update(values)
 
     def close(self) -> None:
         self.is_closed = True
@@ -135,9 +144,10 @@ class Processing(SimpleNamespace):
 class Txt2Img:
     """The webui's txt2img, with its traps: it may load another checkpoint first, replaces an unknown sampler by its
     default one, ignores a LoRA that it does not find, returns an unfinished image when interrupted, and fails without
-    a script runner, which may be empty.
+    a script runner, which may be empty. It seeds the global random numbers, keeps the prompt in `params.txt`, and
+    leaves overridden options as they are unless its saved settings contain them.
 
-    `during_image` is called during each image.
+    `during_image` is called during each image; `clip_skips` lists the setting that each image was made with.
     """
 
     names: tuple[str, ...] = ("DPM++ 2M", "Euler", "Euler a")
@@ -145,6 +155,8 @@ class Txt2Img:
     def __init__(self, world: Any) -> None:
         self.world = world
         self.jobs: list[Processing] = []
+        self.clip_skips: list[int] = []
+        self.last_prompt = ""
         self.during_image: Any = lambda: None
         self.state = State()
         self.available: dict[str, object] = {}
@@ -156,6 +168,7 @@ class Txt2Img:
         return [
             module_of("modules.processing", StableDiffusionProcessingTxt2Img=Processing, process_images=self.process),
             module_of("modules.scripts", ScriptRunner=lambda: SimpleNamespace(alwayson_scripts=[])),
+            module_of("modules.rng"),
             module_of(
                 "modules.sd_samplers",
                 all_samplers_map=dict.fromkeys(names),
@@ -169,6 +182,23 @@ class Txt2Img:
         assert self.state.job and not job.is_closed
         assert not list(job.scripts.alwayson_scripts), "the user's scripts are only for the user's own images"
         self.jobs.append(job)
+        shared: Any = sys.modules["modules.shared"]
+        stored = {name: shared.opts.data[name] for name in job.override_settings if name in shared.opts.data}
+        shared.opts.data.update(job.override_settings)
+        try:
+            return self._image(job, shared)
+        finally:
+            shared.opts.data.update(stored)
+
+    def _image(self, job: Processing, shared: Any) -> Any:
+        self.clip_skips.append(shared.opts.CLIP_stop_at_last_layers)
+        random.seed()
+        np.random.seed(job.seed)
+        torch.manual_seed(job.seed)
+        sys.modules["modules.rng"].nv_rng = f"philox of {job.seed}"  # type: ignore[attr-defined]
+        if not shared.cmd_opts.no_prompt_history:
+            self.last_prompt = job.prompt
+        job.cached_c[:] = job.cached_uc[:] = [job.prompt, "encoded"]
         loras = [name for name in re.findall(r"<lora:(.+?):1>", job.prompt) if name in self.available]
         image_hash = self.world.generate_unlocked(loras[0] if loras else "")
         self.during_image()
@@ -177,11 +207,28 @@ class Txt2Img:
         return SimpleNamespace(images=[image], infotexts=[f"{job.prompt}\nSampler: {job.sampler_name}"])
 
 
-class Options(SimpleNamespace):
-    """The webui's settings: an option has its default until it is set."""
+class Options:
+    """The webui's settings: `data` has those that were ever saved or set, and an option has its default until then."""
+
+    def __init__(self) -> None:
+        self.__dict__.update(data={}, data_labels={"CLIP_stop_at_last_layers": SimpleNamespace(default=1)})
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self.data:
+            return self.data[key]
+        if key in self.data_labels:
+            return self.data_labels[key].default
+        raise AttributeError(key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self.data[key] = value
 
     def add_option(self, key: str, info: Any) -> None:
-        self.__dict__.setdefault(key, info.default)
+        self.data_labels[key] = info
+        self.data.setdefault(key, info.default)
+
+    def save(self, filename: str) -> None:
+        Path(filename).write_text(json.dumps(self.data))
 
 
 def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
@@ -190,7 +237,8 @@ def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
     def option_info(default: Any, label: str, section: tuple[str, str]) -> SimpleNamespace:
         return SimpleNamespace(default=default, label=label, section=section)
 
-    options = SimpleNamespace(lora_dir=str(lora_dir))
+    options = SimpleNamespace(lora_dir=str(lora_dir), no_prompt_history=False)
+    values.setdefault("config_filename", str(lora_dir.parent / "config.json"))
     values.setdefault("total_tqdm", SimpleNamespace(clear=lambda: None))
     return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
 
@@ -561,7 +609,7 @@ class ClassicTxt2Img(Txt2Img):
 
     def modules(self) -> list[ModuleType]:
         names = self.names
-        scripts = [module for module in super().modules() if module.__name__ == "modules.scripts"]
+        scripts = [one for one in super().modules() if one.__name__ in ("modules.scripts", "modules.rng")]
         samplers = {"all_samplers_map": dict.fromkeys(names), "visible_sampler_names": lambda: list(names)}
         processing = {"StableDiffusionProcessingTxt2Img": OldProcessing, "process_images": self.process}
         return [

@@ -24,6 +24,7 @@ from lib_lora_train.hosts.fair_lock import NESTED_LEASE
 from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarget
 from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
+from lib_lora_train.hosts.webui.guest import restored_random_state
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from lib_lora_train.models.architecture import CheckpointHints
@@ -216,8 +217,12 @@ class WebuiHost:
             return model
 
     def refresh_loras(self) -> None:
-        """Update the webui's list of LoRAs so that new files appear."""
-        self._webui.refresh_loras()
+        """Update the webui's list of LoRAs so that new files appear.
+
+        The webui empties its list first, so a generation meanwhile would miss its LoRAs: hence under the lock.
+        """
+        with self._locked():
+            self._webui.refresh_loras()
 
     def sampler_names(self) -> tuple[str, ...]:
         """The webui's own samplers."""
@@ -240,7 +245,7 @@ class WebuiHost:
         self, request: GenerationRequest, sampler: str, *, identity: tuple[object, ...], name: str
     ) -> GeneratedImage:
         """One image from the webui; ModelUnavailableError unless it would use the checkpoint of this identity."""
-        with self._locked():
+        with self._locked(), restored_random_state():
             self._require_identity(identity, name)
             if not self._webui.is_selected():
                 raise ModelUnavailableError(
@@ -255,7 +260,7 @@ class WebuiHost:
 
     def upscale(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
         """The image enlarged under the webui's queue lock; errors as `hosts.host.Host.upscale`."""
-        with self._locked():
+        with self._locked(), restored_random_state():
             return self._webui.upscale(image, size, upscaler)
 
     def tagger_names(self) -> tuple[str, ...]:
@@ -268,7 +273,7 @@ class WebuiHost:
         open_tagger = self._webui.taggers().get(name)
         if open_tagger is None:
             raise HostError(f"This webui has no {name}. Choose another tagger.")
-        with self._locked(), open_tagger() as tagger:
+        with self._locked(), restored_random_state(), open_tagger() as tagger:
             yield tagger
 
     # --- the lock ------------------------------------------------------------------------------
@@ -317,7 +322,8 @@ class WebuiHost:
         """The model in memory; loads the selected checkpoint if there is none."""
         current = self._webui.loaded_model()
         if current is None:
-            self._webui.load()
+            with restored_random_state():
+                self._webui.load()
             current = self._webui.loaded_model()
         if current is None:
             raise HostError("The webui has no model loaded. Select a checkpoint at the top of the page and try again.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from lib_lora_train.core.errors import GenerationInterrupted, HostError
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
+from lib_lora_train.hosts.webui.guest import temporary_options, with_own_prompt_cache, without_prompt_history
 
 _SHOWN_NAMES = 8
 
@@ -52,7 +53,7 @@ def _schedulers() -> tuple[Any, ...]:
 
 
 def generate(request: GenerationRequest, sampler: str) -> GeneratedImage:
-    """The image, generated as for any user but not saved to the webui's output folder.
+    """The image, generated as for any user but not saved to the webui's output folder, and leaving no traces.
 
     Raises GenerationInterrupted, and HostError with the webui's reason if it fails.
     """
@@ -70,13 +71,13 @@ def generate(request: GenerationRequest, sampler: str) -> GeneratedImage:
         "sampler_name": name,
         "do_not_save_samples": True,
         "do_not_save_grid": True,
-        "override_settings": {"CLIP_stop_at_last_layers": request.clip_skip},
     }
     if scheduler:
         values["scheduler"] = scheduler
-    job = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values)
+    job = with_own_prompt_cache(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values))
     job.scripts = scripts.ScriptRunner()  # without scripts; reForge fails if there is no runner
-    with closing(job), webui_job(shared):
+    options = temporary_options(shared, {"CLIP_stop_at_last_layers": request.clip_skip})
+    with closing(job), webui_job(shared), options, without_prompt_history(shared):
         result = _process(job)
         if shared.state.interrupted or shared.state.stopping_generation or shared.state.skipped:
             raise GenerationInterrupted("Interrupt was pressed in the webui while it generated images for this run.")

@@ -48,7 +48,7 @@ def test_image_equals_one_generated_by_a_user(world: World, host: WebuiHost) -> 
     named = (job.sampler_name, getattr(job, "scheduler", ""))
     assert named == (("DPM++ 2M Karras", "") if isinstance(world, ClassicWorld) else ("DPM++ 2M", "Karras"))
     assert (job.seed, job.steps) == (3, 4)
-    assert job.override_settings == {"CLIP_stop_at_last_layers": 2}
+    assert world.txt2img.clip_skips == [2, 2]
     assert job.do_not_save_samples and job.do_not_save_grid and job.is_closed
     assert txt2img.model_name == "checkpoint-0" and styled.infotext.startswith("a fox <lora:zok-000001:1>\n")
 
