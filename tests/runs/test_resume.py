@@ -453,7 +453,7 @@ def test_settings_of_another_run_are_refused(setup: RunSetup) -> None:
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no folder of a run"):
+    with pytest.raises(TrainingError, match="not a resumable run folder"):
         find_resume_point(RunFolder(tmp_path))
 
 
