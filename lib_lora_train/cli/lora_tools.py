@@ -65,7 +65,7 @@ def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     checked = check_file(options.file)
     print(format_report(checked))
-    return EXIT_BROKEN if checked.broken else 0
+    return EXIT_BROKEN if checked.defects else 0
 
 
 def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lib_lora_train.core.errors import MemoryFullError
+
 # CUDA and ROCm, Apple's MPS, PyTorch's allocator on Linux and on Windows, and cuBLAS, which allocates by itself.
 _MESSAGES = re.compile(
     r"out of memory|DefaultCPUAllocator|not enough memory: you tried to allocate|CUBLAS_STATUS_ALLOC_FAILED"
@@ -32,3 +34,8 @@ def memory_full_message(device: str) -> str:
         f"{name[0].upper()}{name[1:]} is full. Close other programs {others}or lower the resolution, then start or "
         "resume the run."
     )
+
+
+def memory_full(device: str) -> MemoryFullError:
+    """The error to raise when the memory of a kind of device ran out."""
+    return MemoryFullError(memory_full_message(device))

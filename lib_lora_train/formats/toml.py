@@ -6,7 +6,8 @@ Parameters are at the top level, folders in `[[concepts]]`. Paths in the file ar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -16,9 +17,12 @@ from tomlkit.exceptions import TOMLKitError
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.formats.text_file import file_error, read_text_file
 
+_IN_QUOTES = "in double quotes a backslash starts an escape sequence"
+_ADVICE = "Write Windows paths in single quotes, or with forward slashes."
+_WINDOWS_PATH = re.compile(r'"([^"]*\\[^"]*)"')
 PATH_SETTINGS = ("checkpoint", "vae", "output_dir", "continue_from")
 """The settings that are paths; besides, each concept has its `folder`."""
 
@@ -28,17 +32,27 @@ def read_toml_config(path: Path) -> Mapping[str, Any]:
 
     ConfigError if the file is missing, not text or not TOML.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise file_error(path, "is not UTF-8 text. Save it as UTF-8.") from None
-    except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
+    text = read_text_file(path)
     try:
         values: dict[str, Any] = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
-        raise file_error(path, f"is not valid TOML: {error}.") from error
+        raise file_error(path, _backslash_advice(text, error) or f"is not valid TOML: {error}.") from error
+    except RecursionError:
+        raise file_error(path, "is not valid TOML: it is nested too deeply.") from None
+    for name, text in _path_values(values):
+        if any(ord(letter) < 32 for letter in text):
+            raise file_error(path, f"{name} contains a line break or tab: {_IN_QUOTES}. {_ADVICE}")
     return _with_paths(values, path.absolute().parent)
+
+
+def _path_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The names and texts of the settings that are paths."""
+    concepts = values.get("concepts")
+    tables = [table for table in concepts if isinstance(table, dict)] if isinstance(concepts, list) else []
+    named = [(name, values.get(name)) for name in PATH_SETTINGS]
+    for name, value in [*named, *(("folder", table.get("folder")) for table in tables)]:
+        if isinstance(value, str):
+            yield name, value
 
 
 def write_toml_config(path: Path, config: TrainConfig) -> None:
@@ -50,9 +64,16 @@ def write_toml_config(path: Path, config: TrainConfig) -> None:
     atomic_write.write_text(path, _toml_text(config))
 
 
-def file_error(path: Path, message: str) -> ConfigError:
-    """A problem with a settings file as a whole."""
-    return ConfigError([Problem("error", str(path), message)])
+def _backslash_advice(text: str, error: TOMLKitError) -> str:
+    """What to write instead if the line of the error has a Windows path in double quotes; "" for other errors."""
+    number = getattr(error, "line", 0)
+    lines = text.splitlines()
+    line = lines[number - 1] if 0 < number <= len(lines) else ""
+    match = _WINDOWS_PATH.search(line)
+    if match is None:
+        return ""
+    path = match[1]
+    return f"line {number}: {_IN_QUOTES}. Write '{path}' in single quotes, or \"{path.replace(chr(92), '/')}\"."
 
 
 def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:

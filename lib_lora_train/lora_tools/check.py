@@ -20,6 +20,7 @@ from lib_lora_train.adapters.files.decode import (
     has_output_dora,
     parse_file,
 )
+from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
 from lib_lora_train.adapters.files.other_models import identify_other_model
 from lib_lora_train.core.wording import shorten_list
@@ -49,7 +50,7 @@ class LoraReport:
         families, parts, ranks, alphas: value → number of layers
         norms: layer → ‖ΔW‖, where it does not depend on the model
         zero: layers whose ΔW is 0
-        broken: keys with NaN or infinity
+        defects: layers that are damaged, and why
         unknown: keys that are not recognised
         output_dora: layers with DoRA per output channel
         foreign: layers that no Stable Diffusion model has
@@ -64,7 +65,7 @@ class LoraReport:
     alphas: Mapping[float, int]
     norms: Mapping[str, float]
     zero: tuple[str, ...]
-    broken: tuple[str, ...]
+    defects: tuple[Defect, ...]
     unknown: tuple[str, ...]
     output_dora: tuple[str, ...]
     foreign: tuple[str, ...]
@@ -76,9 +77,8 @@ class LoraReport:
     def problems(self) -> tuple[str, ...]:
         """One sentence for each thing to know before using the file."""
         found = []
-        if self.broken:
-            names = shorten_list(self.broken, _SHOWN)
-            found.append(f"{len(self.broken)} tensors contain NaN or infinity ({names}): the file is unusable.")
+        if self.defects:
+            found.append(f"{describe_defects(self.defects)}: the file is unusable.")
         if self.output_dora:
             found.append(
                 "Its DoRA is per output channel, which A1111 and Forge silently misread. "
@@ -118,7 +118,7 @@ def check(file: AdapterFile) -> LoraReport:
         alphas=Counter(round(layer.options.alpha, 6) for layer in layers.values()),
         norms={name: norm for name, layer in layers.items() if (norm := _norm(layer)) is not None},
         zero=tuple(name for name, layer in layers.items() if _norm(layer) == 0),
-        broken=tuple(key for key, tensor in file.state.items() if not bool(torch.isfinite(tensor.float()).all())),
+        defects=parsed.defects,
         unknown=parsed.unknown,
         foreign=tuple(name for name in layers if not _SD_LAYER.match(name)),
         remarks=Counter(layer.remark for layer in layers.values() if layer.remark),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib_lora_train.adapters.files.decode import parse_file
+from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import HASH_KEYS, AdapterFile, SavedAdapter, cast_for_file, write_adapter
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_parsed
 from lib_lora_train.adapters.registry import NORM
@@ -77,7 +77,7 @@ def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16, pr
         raise AdapterError(f"A file can be converted to {' or '.join(OUTPUT_FORMATS)}, not to {to!r}.")
     if rank < 1:
         raise AdapterError(f"Rank {rank} is too low. Give 1 or more; 16 to 64 is usual.")
-    parsed = parse_file(file)
+    parsed = parse_sound_file(file)
     adapter, unmatched = inject_parsed(model, parsed, allow_output_dora=True)
     try:
         return _converted(adapter, to, rank, ConversionBuilder(precision), (*parsed.unknown, *unmatched))
@@ -116,7 +116,7 @@ def base_mismatch(file: AdapterFile, checkpoint: Path) -> str:
     trained_on = file.metadata.get("ss_sd_model_hash", "")
     if trained_on in ("", "None", legacy_hash(checkpoint)):
         return ""
-    if not any(layer.depends_on_model for layer in parse_file(file).layers.values()):
+    if not any(layer.depends_on_model for layer in parse_sound_file(file).layers.values()):
         return ""
     name = file.metadata.get("ss_sd_model_name") or "another checkpoint"
     return (

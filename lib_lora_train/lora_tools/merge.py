@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_lora_train.adapters.families.base import base_bias, base_weight
 from lib_lora_train.adapters.families.dora import MAGNITUDE
-from lib_lora_train.adapters.files.decode import parse_file
+from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
 from lib_lora_train.adapters.inject import ModelParts, Target, match_targets
 from lib_lora_train.adapters.registry import NORM
@@ -97,7 +97,7 @@ def sum_layers(files: WeightedFiles, model: ModelParts) -> tuple[dict[str, Layer
     layers: dict[str, LayerSum] = {}
     left_out: list[str] = []
     for file, weight in files:
-        parsed = parse_file(file)
+        parsed = parse_sound_file(file)
         groups, unmatched = match_targets(model, parsed, allow_output_dora=True)
         if not groups:
             raise AdapterError(f"No layer of {file.path.name} fits the model. Choose the checkpoint it was trained on.")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from lib_lora_train.core.errors import MemoryFullError
 from lib_lora_train.core.events import Event
-from lib_lora_train.core.memory_errors import is_out_of_memory, memory_full_message
+from lib_lora_train.core.memory_errors import is_out_of_memory, memory_full
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import wait_for_model
 
@@ -60,6 +59,6 @@ def run_leased_cooperatively(
         except (RuntimeError, MemoryError) as reason:
             if not is_out_of_memory(reason):
                 raise
-            raise MemoryFullError(memory_full_message(model.device.type)) from reason
+            raise memory_full(model.device.type) from reason
 
     return (yield from wait_for_model(control, attempt))

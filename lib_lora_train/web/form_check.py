@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.config.validation.validate import has_errors
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset
@@ -61,4 +62,4 @@ class FormCheck:
     @property
     def can_start(self) -> bool:
         """True when no problem is an error."""
-        return not any(problem.level == "error" for problem in self.problems)
+        return not has_errors(self.problems)

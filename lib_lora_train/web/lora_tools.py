@@ -40,7 +40,7 @@ class LoraToolsSession:
 
         checked = check_file(_lora_path(values))
         facts = [line for line in format_report(checked).splitlines() if not line.lstrip().startswith("!")]
-        return {"facts": facts, "problems": list(checked.problems), "broken": bool(checked.broken)}
+        return {"facts": facts, "problems": list(checked.problems), "broken": bool(checked.defects)}
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the file as plain LoRA or exact difference beside the original; its path, and how much was lost."""

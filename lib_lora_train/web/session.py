@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.config.validation.validate import require_usable, validate
+from lib_lora_train.config.validation.validate import has_errors, require_usable, validate
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
@@ -49,7 +49,6 @@ from lib_lora_train.web.json_values import json_ready, optional_path
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
-from lib_lora_train.web.request_values import read_values
 from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
@@ -102,8 +101,7 @@ class Session:
     # --- actions of the page -------------------------------------------------------------------
     def run_action(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """The result of an action that the page requests; KeyError for an unknown name."""
-        action = self._actions[name]
-        result: dict[str, Any] = json_ready(action(read_values(values)) or {})
+        result: dict[str, Any] = json_ready(self._actions[name](values) or {})
         return result
 
     def stage_change(self, change: Change) -> None:
@@ -199,7 +197,7 @@ class Session:
                 self._scan(config)
         plan, plan_errors = self._make_plan(config)
         all_problems = (*problems, *plan_errors)
-        requirements = self._requirements(config, plan) if plan else None
+        requirements = self._requirements(config, plan) if plan and not has_errors(all_problems) else None
         checked = FormCheck(config, all_problems, plan, requirements, changed=self.changed_settings(form))
         lacks_memory = bool(requirements and requirements.problems)
         problems_with = partial(self._problems_with, checks_memory=lacks_memory)
@@ -222,8 +220,10 @@ class Session:
     def _problems_with(self, config: TrainConfig, *, checks_memory: bool) -> tuple[Problem, ...]:
         """All problems that changed settings would have, including those of the plan."""
         plan, plan_errors = self._make_plan(config)
-        memory = self._requirements(config, plan).problems if plan and checks_memory else ()
-        return (*validate(config), *plan_errors, *(plan.warnings if plan else ()), *memory)
+        problems = (*validate(config), *plan_errors, *(plan.warnings if plan else ()))
+        if not (plan and checks_memory) or has_errors(problems):
+            return problems
+        return (*problems, *self._requirements(config, plan).problems)
 
     def scan(self, form: Form) -> FormCheck:
         """Scan the folders of the form; DataError when there is nothing to train on."""
@@ -328,8 +328,6 @@ class Session:
             "save": runner.save_now,
             "sample": runner.sample_now,
         }
-        if name not in commands:
-            raise HostError(f"{name!r} is not one of the commands {', '.join(commands)}.")
         commands[name]()
 
     # --- what the page polls -------------------------------------------------------------------

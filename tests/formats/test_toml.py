@@ -96,3 +96,33 @@ def test_an_unwritable_path_is_an_output_error(tmp_path: Path) -> None:
 def test_a_windows_path_is_kept_on_every_system(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(r"checkpoint = 'C:\models\a.safetensors'")
     assert read_toml_config(tmp_path / "run.toml")["checkpoint"] == r"C:\models\a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        (r'folder = "C:\Users\me\pics"', '"C:/Users/me/pics"'),
+        (r'folder = "D:\photos\zok"', r"'D:\photos\zok' in single quotes"),
+        (r'folder = "C:\new\to train"', "folder contains a line break or tab"),
+    ],
+)
+def test_a_windows_path_in_double_quotes_is_explained(line: str, advice: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f'output_name = "a"\n\n[[concepts]]\n{line}\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        read_toml_config(path)
+    assert advice in str(refused.value) and "backslash" in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_settings_are_read_in_every_unicode_encoding_with_a_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes('output_name = "имя"\n'.encode(encoding))
+    assert read_toml_config(path)["output_name"] == "имя"
+
+
+def test_settings_in_a_code_page_are_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes('output_name = "имя"\n'.encode("cp1251"))
+    with pytest.raises(ConfigError, match=r"is not UTF-8 text\. Save it as UTF-8"):
+        read_toml_config(path)

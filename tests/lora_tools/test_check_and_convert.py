@@ -165,7 +165,7 @@ def test_family_rank_and_layers_are_found(name: str) -> None:
     kind = {"dora": "lora + dora"}.get(name, name)
     assert set(checked.families) == ({kind, "norm"} if spec.train_norm else {kind})
     assert set(checked.parts) == {"UNet", "text encoder"}
-    assert checked.unknown == checked.broken == checked.zero == ()
+    assert checked.unknown == checked.zero == () and not checked.defects
     assert kind in format_report(checked)
     if name in ("lora", "loha", "lokr"):
         assert dict(checked.ranks).keys() == {2} and dict(checked.alphas).keys() == {1.0}
@@ -189,7 +189,7 @@ def test_problems_are_reported() -> None:
     state[second] = torch.zeros_like(state[second])
     state["what.is.this"] = torch.ones(1)
     checked = check(AdapterFile(file.path, state, {}))
-    assert checked.broken == (first,)
+    assert [defect.layer for defect in checked.defects] == [first.split(".")[0]]
     assert checked.zero == (second.split(".")[0],)
     assert checked.unknown == ("what.is.this",)
     problems = " ".join(checked.problems)

@@ -81,9 +81,9 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
     kept, lost = tmp_path / "kept.safetensors", tmp_path / "lost.safetensors"
     kept.touch()
     records = [
-        {"kind": "LoraWritten", "path": str(kept), "epoch": 1, "step": 5},
-        {"kind": "LoraWritten", "path": str(lost), "epoch": 2, "step": 9},
-        {"kind": "StateChanged", "state": "finished", "message": ""},
+        {"kind": "LoraWritten", "path": str(kept)},
+        {"kind": "LoraWritten", "path": str(lost)},
+        {"kind": "StateChanged", "state": "finished"},
     ]
     folder.log.write_text("\n".join(map(json.dumps, records)) + '\n{"kind": "StateChanged", "sta', encoding="utf-8")
     assert client.get(f"{PREFIX}/results").json() == [
@@ -95,7 +95,6 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
             "step": 0,
             "total_steps": 0,
             "epochs": 0,
-            "unreadable_lines": 1,
             "can_resume": False,
             "can_extend": False,
         }
@@ -193,21 +192,3 @@ def test_a_login_protects_page_actions_too(tmp_path: Path) -> None:
     install_routes(app, session)
     answer = TestClient(app).post(f"{PREFIX}/page/fix", json={"number": 0}, headers={PAGE_HEADER: session.page_key})
     assert answer.status_code == 401
-
-
-def test_every_route_refuses_pages_of_other_sites_and_large_bodies(tmp_path: Path) -> None:
-    client, _ = opened(tmp_path)
-    foreign = {"Origin": "https://evil.example"}
-    routes = [(path, method) for path, methods in client.app.openapi()["paths"].items() for method in methods]  # type: ignore[attr-defined]
-    assert len(routes) > 15
-    for path, method in routes:
-        assert client.request(method, path, headers=foreign).status_code == 403, path
-        assert client.request(method, path, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403, path
-        if method == "post":
-            assert client.post(path, content=b" " * (9 * 2**20)).status_code == 413, path
-            assert client.post(path, content=iter([b" " * 2**20] * 9)).status_code == 413, path
-
-
-def test_an_origin_that_the_webui_allows_may_use_the_api(tmp_path: Path) -> None:
-    client, _ = opened(tmp_path, ApiAccess(allowed_origins=("https://studio.example",)))
-    assert client.get(f"{PREFIX}/status", headers={"Origin": "https://studio.example"}).status_code == 200

@@ -33,11 +33,14 @@ class Family(ABC):
         STATE_KEYS: short name → the ending of its key in a file; a layer has some or all of them, in this order
         SCALE_EXPONENTS: short name → exponent e, such that multiplying each tensor by fᵉ multiplies ΔW by f; empty if
             that is impossible
+        LAYOUTS: the shapes that the tensors of a layer may have together in a file, one entry per form; see
+            `files.defects`
     """
 
     NAME: ClassVar[str]
     STATE_KEYS: ClassVar[Mapping[str, str]]
     SCALE_EXPONENTS: ClassVar[Mapping[str, float]] = {}
+    LAYOUTS: ClassVar[tuple[Mapping[str, str], ...]] = ()
 
     def fits(self, layer: nn.Module) -> bool:
         """Whether the family can adapt this layer; by default Linear and ungrouped, zero-padded 2-D convolution."""

@@ -30,6 +30,11 @@ class Dora(FamilyWrapper):
         """The inner family's keys and the magnitude's."""
         return {**self.inner.STATE_KEYS, MAGNITUDE: "dora_scale"}
 
+    @property
+    def LAYOUTS(self) -> tuple[Mapping[str, str], ...]:  # type: ignore[override]
+        """The inner family's, with a magnitude per input or output channel."""
+        return tuple({**inner, MAGNITUDE: axis} for inner in self.inner.LAYOUTS for axis in ("1 _ ~", "_ 1 ~", "_"))
+
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """The inner family's, and g = ‖W‖, computed on W's device: on another its last digits would differ."""
         base = base_weight(layer).detach()

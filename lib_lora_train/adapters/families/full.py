@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class Full(Family):
     NAME = "full"
     STATE_KEYS = {"diff": "diff", "bias": "diff_b"}
     SCALE_EXPONENTS = {"diff": 1.0}
+    LAYOUTS: ClassVar[tuple[Mapping[str, str], ...]] = ({"diff": "o i *k", "bias?": "o"}, {"diff": "c", "bias?": "c"})
 
     def adjust_options(self, _layer: nn.Module, options: Options) -> Options:
         """alpha = rank: there is no rank and no scale."""

@@ -26,6 +26,11 @@ class Glora(Family):
     NAME = "glora"
     STATE_KEYS = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
     SCALE_EXPONENTS = {"a2": 1.0, "b2": 1.0}
+    LAYOUTS = (
+        {"a1": "r i", "a2": "i r", "b1": "r i", "b2": "o r"},
+        {"a1": "i r", "a2": "r i", "b1": "o r", "b2": "r i"},  # the newer layout
+        {"a1": "_ _ _ _", "a2": "_ _ _ _", "b1": "_ _ _ _", "b2": "_ _ _ _"},  # convolutions of other trainers
+    )
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""

@@ -28,6 +28,7 @@ class Ia3(Family):
     NAME = "ia3"
     STATE_KEYS = {"weight": "weight"}
     SCALE_EXPONENTS = {"weight": 1.0}
+    LAYOUTS = ({"weight": "n"}, {"weight": "1 n ~"}, {"weight": "n 1 ~"})
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""

@@ -29,6 +29,10 @@ class Loha(Family):
         "t2": "hada_t2",
     }
     SCALE_EXPONENTS = {"w1_a": 0.25, "w1_b": 0.25, "w2_a": 0.25, "w2_b": 0.25}
+    LAYOUTS = (
+        {"w1_a": "o r", "w1_b": "r n", "w2_a": "o q", "w2_b": "q n"},
+        {"w1_a": "r o", "w1_b": "r i", "t1": "r r *k", "w2_a": "q o", "w2_b": "q i", "t2": "q q *k"},
+    )
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """w1_a ~ N(0, 0.1²), w1_b and w2_b ~ N(0, 1), w2_a = 0."""

@@ -41,6 +41,15 @@ class Lokr(Family):
         "t2": "lokr_t2",
     }
     SCALE_EXPONENTS = {"w1": 0.5, "w1_a": 0.25, "w1_b": 0.25, "w2": 0.5, "w2_a": 0.25, "w2_b": 0.25}
+    LAYOUTS = tuple(
+        {**small, **big}
+        for small in ({"w1": "a b"}, {"w1_a": "a p", "w1_b": "p b"})
+        for big in (
+            {"w2": "c d *k"},
+            {"w2_a": "c q", "w2_b": "q n"},
+            {"w2_a": "q c", "w2_b": "q d", "t2": "q q *k"},
+        )
+    )
 
     def adjust_options(self, layer: nn.Module, options: Options) -> Options:
         """alpha = rank if both are full matrices."""

@@ -40,6 +40,7 @@ class Lora(Family):
     NAME = "lora"
     STATE_KEYS = {"down": "lora_down.weight", "mid": "lora_mid.weight", "up": "lora_up.weight"}
     SCALE_EXPONENTS = {"down": 0.5, "up": 0.5}
+    LAYOUTS = ({"down": "r i *k", "up": "o r ~"}, {"down": "r i ~", "mid": "r r *k", "up": "o r ~"})
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """As in kohya's scripts: down (and mid) kaiming-uniform, up zero. fp32 on the CPU."""

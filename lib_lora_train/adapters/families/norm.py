@@ -7,6 +7,9 @@ Webuis require both, and read them together with any family.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ class Norm(Full):
 
     NAME = "norm"
     STATE_KEYS = {"diff": "w_norm", "bias": "b_norm"}
+    LAYOUTS: ClassVar[tuple[Mapping[str, str], ...]] = ({"diff": "c", "bias": "c"},)
 
     def fits(self, layer: nn.Module) -> bool:
         """Group and layer norm with weight and bias."""

@@ -31,6 +31,7 @@ class Oft(Family):
 
     NAME = "oft"
     STATE_KEYS = {"blocks": "oft_blocks", "rescale": "rescale"}
+    LAYOUTS = ({"blocks": "n b b", "rescale?": "_ 1 ~"},)
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """Identity rotations, in blocks of the largest size up to `rank` that divides the number of outputs."""

@@ -15,11 +15,13 @@ from lib_lora_train.adapters.families.base import Family
 from lib_lora_train.adapters.families.dora import MAGNITUDE, Dora, RowDora
 from lib_lora_train.adapters.families.glora import as_older, is_newer
 from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.files.defects import Defect, describe_defects, find_defect, find_misfit
 from lib_lora_train.adapters.files.key_formats import FIXED, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
 from lib_lora_train.adapters.layer_names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
 from lib_lora_train.adapters.registry import FAMILIES, NORM
+from lib_lora_train.core.errors import AdapterError
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lora", ("down", "up")),
@@ -62,15 +64,25 @@ class ParsedLayer:
 
 @dataclass(frozen=True, eq=False)
 class ParsedLora:
-    """A file's layers by kohya's name, and the keys that were not recognised."""
+    """A file's layers by kohya's name, the keys that were not recognised, and the layers that are damaged."""
 
     layers: Mapping[str, ParsedLayer]
     unknown: tuple[str, ...]
+    defects: tuple[Defect, ...] = ()
 
 
 def parse_file(file: AdapterFile) -> ParsedLora:
     """The file's layers, with alphas from its metadata or from a configuration file beside it."""
     return parse_state(add_external_alphas(file))
+
+
+def parse_sound_file(file: AdapterFile) -> ParsedLora:
+    """The file's layers; AdapterError if any of them is damaged."""
+    parsed = parse_file(file)
+    if parsed.defects:
+        found = describe_defects(parsed.defects)
+        raise AdapterError(f"{file.path.name}: {found}. The file cannot be used. Download or train it again.")
+    return parsed
 
 
 def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
@@ -87,15 +99,23 @@ def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
         found.setdefault(module, {})[ending] = tensor
         origin.setdefault(module, []).append(key)
     has_two = any(module.startswith("lora_te2_") for module in found)
-    layers = {}
+    layers: dict[str, ParsedLayer] = {}
+    defects: list[Defect] = []
     for module, tensors in found.items():
         name = "lora_te1_" + module[len("lora_te_") :] if has_two and module.startswith("lora_te_") else module
-        layer = _layer(tensors)
+        family = _family_of(tensors)
+        layer: ParsedLayer | Defect | None = (
+            _missing_partner(name, tensors) if family is None else find_defect(name, tensors)
+        )
+        if family is not None and layer is None:
+            layer = _layer(name, family, tensors)
         if layer is None:
             unknown += origin[module]
+        elif isinstance(layer, Defect):
+            defects.append(layer)
         else:
             layers[name] = layer
-    return ParsedLora(layers, tuple(unknown))
+    return ParsedLora(layers, tuple(unknown), tuple(defects))
 
 
 def _known_endings() -> set[str]:
@@ -103,26 +123,49 @@ def _known_endings() -> set[str]:
     return {ending for family in families for ending in family.STATE_KEYS.values()}
 
 
-def _layer(tensors: Mapping[str, Tensor]) -> ParsedLayer | None:
-    """The layer with these tensors by ending; None if they match no family, or some are left over."""
+def _family_of(tensors: Mapping[str, Tensor]) -> Family | None:
+    """The family of a layer with these tensors by ending; None if there is none, or some tensors are left over."""
+    endings = set(tensors) - set(FIXED)
+    family = _family(endings)
+    if family is None or not endings <= set(family.STATE_KEYS.values()):
+        return None
+    if family.NAME == "ia3" and _misfit("", family, {"weight": tensors["weight"]}):
+        return None  # a layer of something else: most weights of any model have such a key
+    if family.NAME == "oft" and tensors["oft_blocks"].dim() == 4:
+        return FAMILIES["boft"]  # the two share a key
+    return family
+
+
+def _missing_partner(name: str, tensors: Mapping[str, Tensor]) -> Defect | None:
+    """A defect if the layer has some of the tensors that a family needs, and nothing else."""
+    endings = set(tensors) - set(FIXED)
+    for kind, shorts in _KINDS:
+        family = Dora(FAMILIES[kind])
+        needed = {family.STATE_KEYS[short] for short in shorts}
+        missing = sorted(needed - endings)
+        if missing and needed & endings and endings <= set(family.STATE_KEYS.values()):
+            return Defect(name, f"{', '.join(missing)} is missing")
+    return None
+
+
+def _misfit(name: str, family: Family, weights: Mapping[str, Tensor]) -> Defect | None:
+    return find_misfit(name, weights, family.STATE_KEYS, family.LAYOUTS)
+
+
+def _layer(name: str, family: Family, tensors: Mapping[str, Tensor]) -> ParsedLayer | Defect:
+    """The layer of this family with these tensors by ending, or why it is none."""
     fixed = {ending: tensors[ending] for ending in FIXED if ending in tensors}
-    rest = {ending: tensor for ending, tensor in tensors.items() if ending not in fixed}
-    family = _family(set(rest))
-    if family is None:
-        return None
-    shorts = {ending: short for short, ending in family.STATE_KEYS.items()}
-    if not set(rest) <= set(shorts):
-        return None
-    weights = {shorts[ending]: tensor for ending, tensor in rest.items()}
-    ordered = {short: weights[short] for short in family.STATE_KEYS if short in weights}
-    rank = _rank(ordered)
-    plain = Options(rank=rank, alpha=float(rank))
-    layer = ParsedLayer(family, ordered, family.with_fixed(plain, fixed))
+    weights = {short: tensors[ending] for short, ending in family.STATE_KEYS.items() if ending in tensors}
+    misfit = _misfit(name, family, weights)
+    if misfit:
+        return misfit
+    rank = _rank(weights)
+    layer = ParsedLayer(family, weights, family.with_fixed(Options(rank=rank, alpha=float(rank)), fixed))
     if family.NAME == "glora":
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
-    if family.NAME == "lokr" and "t2" in ordered:
+    if family.NAME == "lokr" and "t2" in weights:
         layer = replace(layer, remark=TUCKER_LOKR)
-    return _with_output_dora(_with_boft(layer))
+    return _with_output_dora(layer)
 
 
 def _glora(layer: ParsedLayer, alpha: float) -> ParsedLayer:
@@ -169,13 +212,6 @@ def _with_output_dora(layer: ParsedLayer) -> ParsedLayer:
     if not has_output_dora(layer) or not isinstance(layer.family, Dora):
         return layer
     return replace(layer, family=RowDora(layer.family.inner))
-
-
-def _with_boft(layer: ParsedLayer) -> ParsedLayer:
-    """The layer, as BOFT if its blocks have four dimensions: OFT and BOFT share a key."""
-    if "blocks" in layer.weights and layer.weights["blocks"].dim() == 4:
-        return ParsedLayer(FAMILIES["boft"], layer.weights, layer.options)
-    return layer
 
 
 def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, architecture: str) -> dict[str, str]:

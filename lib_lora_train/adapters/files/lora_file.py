@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,19 @@ _DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash")
+_OTHER_FILES = {
+    "model.diffusion_model.input_blocks.0.0.weight": "a Stable Diffusion checkpoint",
+    "model.diffusion_model.x_embedder.proj.weight": "a checkpoint",
+    "first_stage_model.encoder.conv_in.weight": "a VAE",
+    "encoder.conv_in.weight": "a VAE",
+    "decoder.conv_in.weight": "a VAE",
+    "input_blocks.0.0.weight": "a UNet without a text encoder and a VAE",
+    "conv_in.weight": "a UNet of diffusers",
+    "text_model.embeddings.token_embedding.weight": "a text encoder",
+    "emb_params": "an embedding (textual inversion)",
+    "clip_g": "an embedding (textual inversion)",
+}
+"""A key that only this kind of file has → what the file is; the first that is there counts."""
 # These multiply W itself: rounding them to fp16 would change it by 0.05 %, as much as many LoRAs do.
 _FACTORS = (".dora_scale", ".rescale")
 _MAX_LOST = 0.01  # of a tensor's norm
@@ -77,12 +90,13 @@ def write_adapter(
 
 
 def read_adapter(path: Path | str) -> AdapterFile:
-    """The LoRA at `path`; AdapterError for a missing or damaged file or another format."""
+    """The LoRA at `path`; AdapterError for a missing or damaged file, or a file of another kind."""
     path = Path(path)
     if not path.is_file():
         raise AdapterError(f"The LoRA file {path} does not exist. Choose an existing .safetensors file.")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
+            _refuse_other_files(path, set(opened.keys()))
             state = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
@@ -92,6 +106,13 @@ def read_adapter(path: Path | str) -> AdapterFile:
     if not state:
         raise AdapterError(f"{path.name} contains no tensors. Download or train it again.")
     return AdapterFile(path=path, state=state, metadata=metadata)
+
+
+def _refuse_other_files(path: Path, keys: Collection[str]) -> None:
+    """AdapterError, naming what it is, for a file with a key that only another kind of file has."""
+    kind = next((kind for key, kind in _OTHER_FILES.items() if key in keys), None)
+    if kind:
+        raise AdapterError(f"{path.name} is {kind}, not a LoRA. Choose a LoRA file.")
 
 
 def cast_for_file(key: str, tensor: Tensor, precision: str) -> Tensor:

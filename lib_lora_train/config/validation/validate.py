@@ -32,6 +32,11 @@ def validate(config: TrainConfig) -> tuple[Problem, ...]:
     return tuple(sorted(found, key=lambda problem: order.index(problem.level)))
 
 
+def has_errors(problems: Iterable[Problem]) -> bool:
+    """Whether any of the problems prevents a run."""
+    return any(problem.level == "error" for problem in problems)
+
+
 def require_usable(problems: Iterable[Problem]) -> None:
     """Raise ConfigError with all errors among `problems`, if there are any."""
     errors = [problem for problem in dict.fromkeys(problems) if problem.level == "error"]

@@ -35,9 +35,11 @@ from lib_lora_train.formats.kohya.import_state import (
     strip_value,
 )
 from lib_lora_train.formats.kohya.network import conv_alpha_of
+from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
 from lib_lora_train.formats.metadata import CONFIG_KEY
-from lib_lora_train.formats.toml import PATH_SETTINGS, file_error, read_toml_config
+from lib_lora_train.formats.text_file import file_error, read_text_file
+from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 
 _NO_FOLDERS = Folders((), {}, ())
 _FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
@@ -260,7 +262,15 @@ def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
     header = read_header(path)
     if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
         raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
+    if CONFIG_KEY not in header.metadata:
+        _refuse_other_models(path, header.metadata)
     return from_metadata(header)
+
+
+def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
+    model = find_other_model(values)
+    if model:
+        raise file_error(path, f"has settings for {model}. Only SD1, SD2 and SDXL can be trained here.")
 
 
 def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
@@ -274,6 +284,7 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
         return Imported(config, (), problems, tuple(values))
     if not _has_known_key(values):
         raise file_error(path, "has no settings of kohya's tools: it has none of their keys.")
+    _refuse_other_models(path, _flat(values))
     named = strip_value(_flat(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
@@ -289,8 +300,8 @@ def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
     if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
         return values
     try:
-        text = (base / user_path(named)).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
+        text = read_text_file(base / user_path(named))
+    except (ConfigError, ValueError):
         return values
     return {**values, "sample_prompts": text}
 
@@ -300,9 +311,7 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml_config(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
+        values = json.loads(read_text_file(path))
     except (ValueError, RecursionError):
         raise file_error(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
     if not isinstance(values, dict):

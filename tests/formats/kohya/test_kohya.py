@@ -699,7 +699,7 @@ def test_a_damaged_lora_is_rejected(tmp_path: Path, content: bytes) -> None:
     [
         ("a.txt", b"x", "not a file that settings can be imported from"),
         ("a.json", b"{", "is not valid JSON"),
-        ("a.json", b"\xff\xfe\x00", "is not valid JSON"),
+        ("a.json", b"\xff\xfe\x00", "is not UTF-8 text"),
         ("a.json", b"[1]", "is not a table"),
         ("a.json", b'{"a": 1}', "has no settings of kohya's tools"),
         ("a.toml", b"= 3", "is not valid TOML"),

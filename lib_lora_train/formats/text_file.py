@@ -1,0 +1,34 @@
+"""Settings files as text, whatever editor saved them."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from lib_lora_train.core.errors import ConfigError, Problem
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text_file(path: Path) -> str:
+    """The text in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; ConfigError if it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        raise file_error(path, "is not UTF-8 text. Save it as UTF-8.") from None
+
+
+def file_error(path: Path, message: str) -> ConfigError:
+    """A problem with a settings file as a whole."""
+    return ConfigError([Problem("error", str(path), message)])
