@@ -228,8 +228,8 @@
             lt.notify(name === "runs-resume" ? "Resumed. Follow it in the Monitor." : "Added to the queue.");
             lt.poll();
         }));
-        const word = one.can_extend ? "Extend by" : "Resume";
-        const resume = one.can_extend || one.can_resume
+        const word = one.can_extend ? "Extend by" : one.can_begin_again ? "Begin again" : "Resume";
+        const resume = one.can_extend || one.can_resume || one.can_begin_again
             ? [small(word, one.can_extend ? "Train more epochs with the same file names" : "Continue exactly where it was interrupted", resumeRun("runs-resume")),
                 one.can_extend ? more : null, small(`${word} later`, "Add it to the queue", resumeRun("queue-add-run"))]
             : [];

@@ -13,12 +13,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.lora_tools import add_lora_tools
-from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require_new_file
+from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require_new_file, with_places
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
@@ -28,7 +29,7 @@ from lib_lora_train.core.project import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from lib_lora_train.core.events import Event
-    from lib_lora_train.runs.folder import RunFolder
+    from lib_lora_train.runs.past_runs import ResumePoint
     from lib_lora_train.training.control import Control
 
 EXIT_USER_ERROR = 2
@@ -110,6 +111,15 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--from-step", type=int, metavar="N", help="resume from an earlier training state, if several are kept"
     )
+    resume.add_argument("--out", type=Path, metavar="DIR", help="folder for new LoRA files, if the run was moved")
+    resume.add_argument(
+        "--folder", dest="data", action="append", metavar="DIR", help="where the images are now; once for each concept"
+    )
+    resume.add_argument("--checkpoint", "--ckpt", metavar="FILE", help="where the checkpoint is now")
+    for command in (train, resume):
+        command.add_argument(
+            "--other-model", action="store_true", help="resume on another model than the run was started on"
+        )
     _add_import_export(commands)
     add_lora_tools(commands, _command)
     return parser
@@ -213,8 +223,7 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         from lib_lora_train.runs.folder import RunFolder
         from lib_lora_train.runs.past_runs import find_resume_point
 
-        resume_point = find_resume_point(RunFolder(options.resume.absolute()), config=configs[0])
-        _train(options, resume_point.config, folder=resume_point.folder, state=resume_point.state)
+        _train(options, configs[0], find_resume_point(RunFolder(options.resume.absolute()), config=configs[0]))
     elif len(configs) == 1:
         _train(options, configs[0])
     else:
@@ -246,27 +255,34 @@ def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     folder = RunFolder(options.folder.absolute())
     resume_point = find_resume_point(folder, more_epochs=options.more_epochs, step=options.from_step)
-    _train(options, resume_point.config, folder=folder, state=resume_point.state)
+    config = with_places(resume_point.config, options.data or [], options.checkpoint)
+    _train(options, config, replace(resume_point, config=config))
     return 0
 
 
-def _train(
-    options: argparse.Namespace, config: TrainConfig, *, folder: RunFolder | None = None, state: Path | None = None
-) -> bool:
-    """Train a new run, or resume the one in `folder` from `state`; False if it was stopped."""
+def _train(options: argparse.Namespace, config: TrainConfig, resume_point: ResumePoint | None = None) -> bool:
+    """Train a new run, or resume one; False if it was stopped."""
     from lib_lora_train.hosts.standalone import StandaloneHost
+    from lib_lora_train.models.model_identity import identity_from_values
     from lib_lora_train.runs.event_log import log_events
     from lib_lora_train.runs.folder import new_run_folder
-    from lib_lora_train.runs.trainer import run_training
+    from lib_lora_train.runs.trainer import RunOptions, run_training
     from lib_lora_train.training.control import Control
 
+    config = resume_point.config if resume_point else config
     out_dir = (getattr(options, "out", None) or PROJECT_ROOT).absolute()
     host = StandaloneHost(
         _path(config.checkpoint), _path(config.vae), out_dir / "models" / "Lora", "cpu" if options.cpu else None
     )
-    folder = folder or new_run_folder(out_dir / "outputs", config.output_name)
+    folder = resume_point.folder if resume_point else new_run_folder(out_dir / "outputs", config.output_name)
     control = Control()
-    events = run_training(config, host, folder=folder, control=control, state=state)
+    run_options = RunOptions(
+        model=identity_from_values(resume_point.model) if resume_point and resume_point.model else None,
+        any_model=options.other_model,
+        lora_dir=host.lora_dir if resume_point and options.out else None,
+    )
+    state = resume_point.state if resume_point else None
+    events = run_training(config, host, folder=folder, control=control, state=state, options=run_options)
     show_run(log_events(events, folder.log), control)
     return not control.is_stopped
 

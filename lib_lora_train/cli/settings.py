@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,24 @@ def override(values: dict[str, Any], flags: dict[str, Any], unknown: Sequence[st
 def _absolute_path(text: str) -> str:
     """The path relative to the current folder (paths in a TOML file are relative to the file)."""
     return os.path.normpath(Path.cwd() / user_path(text)) if text.strip() else text
+
+
+def with_places(config: TrainConfig, folders: Sequence[str], checkpoint: str | None) -> TrainConfig:
+    """The settings of a moved run with its images in `folders`, one for each concept, and its checkpoint elsewhere.
+
+    LoraTrainError if the number of folders is another one.
+    """
+    if checkpoint:
+        config = config.replace(checkpoint=_absolute_path(checkpoint))
+    if not folders:
+        return config
+    if len(folders) != len(config.concepts):
+        count = len(config.concepts)
+        raise LoraTrainError(
+            f"The run has {count} concepts, but --folder is given {len(folders)} times. Give it {count}×."
+        )
+    pairs = zip(config.concepts, folders, strict=True)
+    return config.replace(concepts=tuple(dataclasses.replace(c, folder=_absolute_path(text)) for c, text in pairs))
 
 
 def unknown_names(words: Sequence[str]) -> list[str]:

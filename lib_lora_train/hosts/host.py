@@ -34,7 +34,7 @@ class RunTarget:
 
     `checkpoint` is None if unknown. `is_loaded`: its weights are already in memory and would be used there.
     `dtype_bytes` is the size of one weight during training, 0 for the file's own precision. `device` is the card's
-    name or "cpu"; `gpu` is None if there is none.
+    name or "cpu"; `gpu` is None if there is none. `vae` is a separate VAE file, None for the checkpoint's own.
     """
 
     checkpoint: Path | None
@@ -42,6 +42,7 @@ class RunTarget:
     dtype_bytes: int
     device: str
     gpu: Gpu | None
+    vae: Path | None = None
 
 
 def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget:
@@ -104,6 +105,8 @@ class Host(Protocol):
     """
 
     name: str
+    follows_selection: bool
+    """Whether the user selects the model in the host, so that a run can wait until the right one is loaded."""
 
     @property
     def lora_dir(self) -> Path:

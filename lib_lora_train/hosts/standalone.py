@@ -40,6 +40,7 @@ class StandaloneHost:
     """Implements `hosts.host.Host` with a model read from a file on first use."""
 
     name = "stand-alone"
+    follows_selection = False
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class StandaloneHost:
             else 0,
             device=device_name(self.device, gpu),
             gpu=gpu,
+            vae=choice.vae,
         )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:

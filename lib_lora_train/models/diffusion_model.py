@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, PredictionType
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
+from lib_lora_train.models.model_identity import ModelIdentity
 from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, schedule_for
 
 
@@ -22,8 +23,8 @@ class DiffusionModel:
 
     Call the UNet as `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the checkpoint
     file's sha256 (hex, "" if unknown), `path` the file; `report` has a row for each tensor; `note` is a sentence about
-    the source of the weights, if the user needs it. `device` and `dtype` are those of the UNet during a lease; between
-    leases its parameters may be empty.
+    the source of the weights, if the user needs it; `vae_hash` is the sha256 of a separate VAE file, "" without one.
+    `device` and `dtype` are those of the UNet during a lease; between leases its parameters may be empty.
     """
 
     spec: ModelSpec
@@ -38,6 +39,7 @@ class DiffusionModel:
     report: tuple[GraftRow, ...] = ()
     slots: tuple[Slot, ...] = ()
     note: str = ""
+    vae_hash: str = ""
     device: torch.device = field(init=False)
     dtype: torch.dtype = field(init=False)
 
@@ -46,6 +48,11 @@ class DiffusionModel:
         weight = self.unet.conv_norm_out.weight
         object.__setattr__(self, "device", weight.device)
         object.__setattr__(self, "dtype", weight.dtype)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, to be saved with a run."""
+        return ModelIdentity(self.name, self.file_hash, self.vae_hash)
 
     def rebind(self, tensors: Mapping[str, Tensor]) -> int:
         """Point the parameters at the same checkpoint's tensors at their current place; returns how many changed."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, replace_vae, shapes_of
+from lib_lora_train.models.checkpoint import file_hash, load_checkpoint, load_vae, replace_vae, shapes_of
 from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
@@ -70,6 +70,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     if spec.architecture == "sd2" and not spec.is_prediction_known:
         model = _with_detected_prediction(model)
     model = with_overrides(model, choice.overrides)
+    model = replace(model, vae_hash=file_hash(choice.vae) if choice.vae else "")
     return _with_fp8_unet(model) if choice.fp8 else model
 
 

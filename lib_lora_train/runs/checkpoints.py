@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -171,16 +171,45 @@ def save_training_state(run: RunContext, training: Training) -> Iterator[Event]:
         yield Noted("warning", str(path), f"{error} The run can only be resumed from an earlier step.")
         return
     run.saved_state_step = training.step
-    for step in run.folder.state_steps()[: -run.config.keep_last_states]:
-        with contextlib.suppress(OSError):
-            run.folder.state_path(step).unlink()
+    _remove_states(sorted(run.folder.states.glob("step-*.pt"))[: -run.config.keep_last_states])
+    _remove_states(run.folder.states.glob("recent-*.pt"))
     yield StateSaved(str(path), training.step)
+
+
+def save_recent_state(run: RunContext, training: Training) -> Iterator[Event]:
+    """Save a state when the last one is most of a minute old, so that a crash costs at most a minute of training.
+
+    Only the newest is kept, beside those of epochs. Saving takes at most 1 % of the time: large states are rarer. The
+    first failure is a warning.
+    """
+    ends_epoch = training.step % run.plan.steps_per_epoch == 0 or training.step == run.plan.total_steps
+    is_due = run.state_clock.is_due() and training.step != run.saved_state_step and not ends_epoch
+    if not (is_due and run.config.save_state and training.is_resumable):
+        return
+    path = run.folder.recent_state_path(training.step)
+    try:
+        with run.state_clock.measure():
+            write_state(path, training.state())
+    except OutputError as error:
+        if not run.has_paused_for_state:
+            run.has_paused_for_state = True
+            yield Noted("warning", str(path), f"{error} The run can only be resumed from an earlier step.")
+        return
+    run.saved_state_step = training.step
+    _remove_states(other for other in run.folder.states.glob("recent-*.pt") if other != path)
+
+
+def _remove_states(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _write_state(run: RunContext, path: Path, training: Training) -> Iterator[Event]:
     """Write the state, after a pause for the run's first failure; OutputError for later ones."""
     try:
-        write_state(path, training.state())
+        with run.state_clock.measure():
+            write_state(path, training.state())
     except OutputError as error:
         if run.has_paused_for_state:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,19 @@ class RunFolder:
         """The training state after this step."""
         return self.states / f"step-{step:08}.pt"
 
+    def recent_state_path(self, step: int) -> Path:
+        """The state kept by time, of which there is only one, beside those of epochs."""
+        return self.states / f"recent-{step:08}.pt"
+
+    def saved_states(self) -> dict[int, Path]:
+        """All saved training states by step, in order."""
+        paths = (*self.states.glob("recent-*.pt"), *self.states.glob("step-*.pt"))
+        numbered = [(path.stem.partition("-")[2], path) for path in paths]
+        return dict(sorted((int(number), path) for number, path in numbered if number.isdecimal()))
+
     def state_steps(self) -> list[int]:
         """The steps of the saved training states, in order."""
-        names = (path.stem.removeprefix("step-") for path in self.states.glob("step-*.pt"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return list(self.saved_states())
 
     def sample(self, epoch: int, number: int, step: int = 0) -> Path:
         """The sample of prompt `number` (from 1), after an epoch or, if `step` is given, within one."""
@@ -79,12 +88,17 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a resumed run keeps: the name and folder of its LoRA files, its session id and its start time."""
+    """What a resumed run keeps: the name and folder of its LoRA files, its session id and its start time.
+
+    `model` has the values of the `ModelIdentity` that it is trained on; `roots` is where the run folder has been.
+    """
 
     name: str
     lora_dir: str
     session: str
     started: float
+    model: Mapping[str, str] = field(default_factory=dict)
+    roots: list[str] = field(default_factory=list)
 
 
 def write_identity(folder: RunFolder, identity: Identity) -> None:
@@ -100,7 +114,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_identity(folder: RunFolder) -> Identity:
     """The run's identity; TrainingError if the folder has none."""
     try:
-        return Identity(**json.loads(folder.identity.read_text(encoding="utf-8")))
+        values = json.loads(folder.identity.read_text(encoding="utf-8"))
+        identity = Identity(**{name: values[name] for name in Identity.__dataclass_fields__ if name in values})
+        if not isinstance(identity.name, str) or not isinstance(identity.lora_dir, str):
+            raise ValueError("not an identity")
+        return identity
     except (OSError, ValueError, TypeError):
         text = f"{folder.root} is not a resumable run folder. Choose another run or start a new one."
         raise TrainingError(text) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.moved_run import read_move
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def read_history(folder: RunFolder, step: int) -> RunHistory:
     Files of later steps are included: they belong to this run and will be overwritten.
     """
     history = read_records(read_log(folder.log))
-    history.files = {path: file for path, file in history.files.items() if path.is_file()}
+    move = read_move(folder)
+    found = [replace(file, path=move.find(file.path)) for file in history.files.values()]
+    history.files = {file.path: file for file in found if file.path.is_file()}
     ends = {int(r["epoch"]): int(r["step"]) for r in read_log(folder.log) if r["kind"] == "EpochDone"}
     history.losses = {epoch: loss for epoch, loss in history.losses.items() if ends[epoch] <= step}
     return history

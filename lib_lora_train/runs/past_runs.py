@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lib_lora_train.core.errors import LoraTrainError, TrainingError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import read_lines
 from lib_lora_train.runs.folder import RunFolder, read_identity
+from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.sampling.infotext import xyz_infotext
 
 _XYZ_SEEDS = 3
@@ -22,20 +23,25 @@ _NO_PLAN = {"steps_per_epoch": 0, "epochs": 0, "total_steps": 0}
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where to resume a run: its folder, its settings (possibly with a new length) and a state file."""
+    """Where to resume a run: its folder, its settings (possibly with a new length) and a state file.
+
+    Without a state, the run begins again in the same folder, on the model with the values `model` ({}: any).
+    """
 
     folder: RunFolder
     config: TrainConfig
-    state: Path
+    state: Path | None
+    model: Mapping[str, str] = field(default_factory=dict)
 
 
 def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     """A summary of each run in `home`, newest first.
 
     Keys: `run` (its id), `state`, `loras` and `grid` (existing files only), `step` of the newest training state (0 if
-    none), the planned `total_steps` and `epochs`, `can_resume` (it was interrupted and has a state), `can_extend` (it
-    is finished and has a state) and `unreadable_lines` of its log, which are left out. Neither resuming nor extending
-    applies to `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
+    none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was interrupted or lacks
+    its grid), `can_extend` (it is finished and has a state), `can_begin_again` (it was interrupted before its first
+    state) and `unreadable_lines` of its log, which are left out. None of the three applies to `active_run`. The
+    iterator is lazy: it reads a run's log only when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
     return (_past_run(RunFolder(folder), folder.name == active_run) for folder in folders)
@@ -45,17 +51,20 @@ def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
     plan, state, files, unreadable = _read_summary(folder)
     steps = folder.state_steps()
     step = steps[-1] if steps else 0
+    move = read_move(folder)
+    loras = [str(path) for file in files if (path := move.find(file)).is_file()]
     has_state, is_finished = bool(steps) and not is_active, state == "finished"
     return {
         "run": folder.root.name,
         "state": state,
-        "loras": [file for file in files if Path(file).is_file()],
+        "loras": loras,
         "grid": str(folder.grid) if folder.grid.is_file() else "",
         "step": step,
         "total_steps": plan["total_steps"],
         "epochs": plan["epochs"],
         "unreadable_lines": unreadable,
-        "can_resume": has_state and not is_finished,
+        "can_resume": has_state and (not is_finished or _lacks_images(folder)),
+        "can_begin_again": not (steps or is_active or is_finished) and folder.config.is_file(),
         "can_extend": has_state and is_finished,
     }
 
@@ -68,29 +77,59 @@ def find_resume_point(
 
     TrainingError if it cannot be resumed, ConfigError if its settings cannot be read.
     """
-    read_identity(folder)
     steps = folder.state_steps()
     if not steps:
-        text = "no training state was saved. Start a new run, with save_state on"
-        raise TrainingError(f"{folder.root.name}: {text}.")
+        return _begin_again(folder, step, config)
+    read_identity(folder)
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps))
         raise TrainingError(f"{folder.root.name}: there is no training state after step {step}. Choose one of {known}.")
     if config is None:
         config = _config_to_resume(folder, more_epochs, is_earlier=step is not None and step < steps[-1])
-    return ResumePoint(folder, config, folder.state_path(step or steps[-1]))
+    config = read_move(folder).config(config)
+    return ResumePoint(folder, config, folder.saved_states()[step or steps[-1]])
+
+
+def _begin_again(folder: RunFolder, step: int | None, config: TrainConfig | None) -> ResumePoint:
+    """A run that was interrupted before its first state, from its beginning."""
+    if not folder.config.is_file():
+        raise TrainingError(f"{folder.root} is not a resumable run folder. Choose another run or start a new one.")
+    if step is not None or _read_summary(folder)[1] == "finished":
+        text = "no training state was saved. Start a new run, with save_state on"
+        raise TrainingError(f"{folder.root.name}: {text}.")
+    try:
+        model = read_identity(folder).model
+    except TrainingError:  # interrupted before the model was loaded
+        model = {}
+    return ResumePoint(folder, config or _read_config(folder), None, model)
+
+
+def _read_config(folder: RunFolder) -> TrainConfig:
+    """The run's settings, with the paths of a moved run found again."""
+    config, problems = read_config(read_toml_config(folder.config))
+    require_usable(problems)
+    return read_move(folder).config(config)
+
+
+def _lacks_images(folder: RunFolder) -> bool:
+    """Whether a finished run has not made its grid, for example because the disk was full."""
+    if folder.grid.is_file():
+        return False
+    try:
+        config = _read_config(folder)
+    except LoraTrainError:
+        return False
+    return config.make_grid and bool(config.sample_prompts)
 
 
 def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) -> TrainConfig:
     if more_epochs < 0:
         raise TrainingError(f"more_epochs is {more_epochs}, but a run can only be extended. Use 0 or more.")
     plan, state, _, _ = _read_summary(folder)
-    if state == "finished" and not more_epochs and not is_earlier:
+    if state == "finished" and not more_epochs and not is_earlier and not _lacks_images(folder):
         text = f"all {plan['total_steps']} steps are done. Enter how many epochs to add"
         raise TrainingError(f"{folder.root.name}: {text}.")
-    config, problems = read_config(read_toml_config(folder.config))
-    require_usable(problems)
-    return _extend(config, plan, more_epochs)
+    return _extend(_read_config(folder), plan, more_epochs)
 
 
 def _read_summary(folder: RunFolder) -> tuple[Mapping[str, Any], str, list[str], int]:

@@ -9,7 +9,7 @@ import json
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from lib_lora_train.runs.folder import write_json
 class QueuedRun:
     """A queued run. `values` are its settings; `run` is the id of the run to resume, "" for a new one.
 
-    `problem` is why it could not start when its turn came, "" if it has not been tried.
+    `problem` is why it could not start when its turn came, "" if it has not been tried; `model`
+    has the values of the `ModelIdentity` that was in use when it was queued.
     """
 
     id: str
@@ -31,6 +32,7 @@ class QueuedRun:
     run: str = ""
     more_epochs: int = 0
     problem: str = ""
+    model: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,9 +63,11 @@ class RunQueue:
         with self._lock:
             return tuple(self._entries)
 
-    def add(self, config: TrainConfig, *, run: str = "", more_epochs: int = 0) -> str:
+    def add(
+        self, config: TrainConfig, *, run: str = "", more_epochs: int = 0, model: Mapping[str, str] | None = None
+    ) -> str:
         """Add a run at the end; returns the entry's id."""
-        entry = QueuedRun(uuid.uuid4().hex[:12], config_values(config), run, more_epochs)
+        entry = QueuedRun(uuid.uuid4().hex[:12], config_values(config), run, more_epochs, model=model or {})
         with self._lock:
             self._replace([*self._entries, entry])
         return entry.id
@@ -135,7 +139,7 @@ def _entry(values: Any) -> QueuedRun | None:
     """The queued run in a JSON value; None if it is not one. Unknown fields are of another version and ignored."""
     if not isinstance(values, dict):
         return None
-    kinds = {"id": str, "values": dict, "run": str, "more_epochs": int, "problem": str}
-    known = {field.name: values[field.name] for field in fields(QueuedRun) if field.name in values}
+    kinds = {"id": str, "values": dict, "run": str, "more_epochs": int, "problem": str, "model": dict}
+    known = {one.name: values[one.name] for one in fields(QueuedRun) if one.name in values}
     is_right = all(isinstance(value, kinds[name]) for name, value in known.items())
     return QueuedRun(**known) if is_right and {"id", "values"} <= known.keys() else None

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,8 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import RunHistory, read_history
+from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.lease import run_leased
 from lib_lora_train.training.loop import Training
@@ -67,6 +69,7 @@ class RunContext:
     saved_lora_step: int = 0
     saved_state_step: int = 0
     """The step of the newest state file; 0 needs none."""
+    state_clock: StateClock = field(default_factory=StateClock)
     has_paused_for_state: bool = False
     """Whether the run has paused once because a state could not be written."""
     legacy_hash: str = ""
@@ -100,10 +103,18 @@ def prepare_run(
     plan: Plan,
     model: DiffusionModel,
     state: TrainState | None,
+    lora_dir: Path | None = None,
 ) -> Generator[Event, None, RunContext]:
-    """The run's context, with the sample prompts parsed, the LoRA folder created and the adapter attached."""
+    """The run's context, with the sample prompts parsed, the LoRA folder created and the adapter attached.
+
+    `lora_dir` is where a resumed run writes from now on, None for where it did before.
+    """
     prompts = sample_prompts(config)
-    identity = read_identity(folder) if state else _new_identity(config, host)
+    if state:
+        identity = yield from _moved_identity(folder, config, host, lora_dir)
+    else:
+        identity = _new_identity(config, host, lora_dir)
+    identity = replace(identity, model=model.identity.values(), roots=_roots(identity, folder))
     _make_folder(Path(identity.lora_dir))
     adapter = yield from run_leased(host, model, control, lambda leased: create_adapter(leased, config))
     try:
@@ -132,8 +143,30 @@ def prepare_run(
     )
 
 
-def _new_identity(config: TrainConfig, host: Host) -> Identity:
-    lora_dir = user_path(config.output_dir) if config.output_dir else host.lora_dir
+def _roots(identity: Identity, folder: RunFolder) -> list[str]:
+    """Where the run folder has been, including now."""
+    move = read_move(folder)
+    return list(dict.fromkeys([*identity.roots, *map(str, move.before), str(move.now)]))
+
+
+def _moved_identity(
+    folder: RunFolder, config: TrainConfig, host: Host, lora_dir: Path | None
+) -> Generator[Event, None, Identity]:
+    """The identity of the run to resume, with a LoRA folder that exists; a note if that is another one than before."""
+    identity = read_identity(folder)
+    output_dir = user_path(config.output_dir) if config.output_dir else None
+    before = read_move(folder).find(identity.lora_dir)
+    places = [place for place in (lora_dir, output_dir, before, host.lora_dir) if place is not None]
+    place = lora_dir or next((place for place in places if place.is_dir()), host.lora_dir)
+    if place != Path(identity.lora_dir):
+        yield Noted(
+            "hint", str(place), f"New LoRA files are saved here; earlier ones were saved in {identity.lora_dir}."
+        )
+    return replace(identity, lora_dir=str(place))
+
+
+def _new_identity(config: TrainConfig, host: Host, lora_dir: Path | None = None) -> Identity:
+    lora_dir = lora_dir or (user_path(config.output_dir) if config.output_dir else host.lora_dir)
     name = unused_name(lora_dir, config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 
@@ -157,8 +190,8 @@ def _require_disk_space(
     if config.save_state:
         advice = "Free some space, lower the rank, or turn save_state off."
         size = (
-            parameters * _STATE_BYTES * (config.keep_last_states + 1)
-        )  # the old state is removed only after the new one is written
+            parameters * _STATE_BYTES * (config.keep_last_states + 2)
+        )  # with the newest by time; the old state is removed only after the new one is written
         _require_free_bytes(folder.root, size, what="the training states", advice=advice)
 
 

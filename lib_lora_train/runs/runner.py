@@ -30,13 +30,15 @@ from lib_lora_train.core.events import (
     from_record,
 )
 from lib_lora_train.core.progress import Eta
+from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.crash_report import describe_crash
 from lib_lora_train.runs.event_log import EventLog, log_record, log_warning, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.model_check import read_expected_model
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue
-from lib_lora_train.runs.trainer import run_training
+from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.training.control import Control
 
 log = logging.getLogger("lora_train")
@@ -53,6 +55,7 @@ class _Run:
     control: Control
     run_plan: RunPlan | None = None
     from_state: Path | None = None
+    options: RunOptions | None = None
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     rates: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
@@ -131,7 +134,8 @@ class Runner:
 
         It starts when the active run and those before it have ended. If no run is active, it waits for one to start.
         """
-        return self.queue.add(config)
+        model = read_expected_model(self.host, config)
+        return self.queue.add(config, model=model.values() if model else None)
 
     def enqueue_resume(self, run: str, *, more_epochs: int = 0) -> str:
         """Add an interrupted or finished run to the queue, to be resumed or extended; errors as in `resume_run`."""
@@ -325,7 +329,10 @@ class Runner:
         config = entry.config()
         if config.concepts:
             plan_run(config)  # a folder that is away keeps the run in the queue; the run itself scans it again
-        return self._new_run(config)
+        run = self._new_run(config)
+        if entry.model:
+            run.options = RunOptions(model=identity_from_values(entry.model))
+        return run
 
     def _folder(self, run: str) -> RunFolder:
         return RunFolder(self.home / Path(run).name)
@@ -333,7 +340,9 @@ class Runner:
     def _run_one(self, run: _Run) -> None:
         """Train one run. Whatever happens, its state is an ending when this returns."""
         extras = {
-            name: value for name, value in (("run_plan", run.run_plan), ("state", run.from_state)) if value is not None
+            name: value
+            for name, value in (("run_plan", run.run_plan), ("state", run.from_state), ("options", run.options))
+            if value is not None
         }
         event_log = EventLog(run.folder.log)
         try:
@@ -369,6 +378,8 @@ def _control() -> Control:
 
 def _resumed(resume_point: ResumePoint) -> _Run:
     run = _Run(resume_point.folder, resume_point.config, _control(), from_state=resume_point.state)
+    if resume_point.model:
+        run.options = RunOptions(model=identity_from_values(resume_point.model))
     run.load_log()
     return run
 

@@ -31,9 +31,17 @@ from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
-from lib_lora_train.runs.checkpoints import save_due_step_lora, save_epoch_lora, save_step_lora, save_training_state
+from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
+from lib_lora_train.runs.checkpoints import (
+    save_due_step_lora,
+    save_epoch_lora,
+    save_recent_state,
+    save_step_lora,
+    save_training_state,
+)
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.run_context import (
     Measure,
@@ -58,6 +66,18 @@ _T = TypeVar("_T")
 _LENGTH_INDEPENDENT = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not depend on the length
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """`model`: what a new run must be trained on, None for any; `any_model` also allows it when resuming.
+
+    `lora_dir`: where LoRA files are written, None for the settings' folder or, when resuming, the run's.
+    """
+
+    model: ModelIdentity | None = None
+    any_model: bool = False
+    lora_dir: Path | None = None
+
+
 def run_training(
     config: TrainConfig,
     host: Host,
@@ -67,6 +87,7 @@ def run_training(
     measure: Measure | None = None,
     run_plan: RunPlan | None = None,
     state: Path | None = None,
+    options: RunOptions | None = None,
 ) -> Iterator[Event]:
     """Train with `config` and yield events; the last one is a `StateChanged`.
 
@@ -76,7 +97,16 @@ def run_training(
     run is resumed and its series of files continued. `measure` adds values to those measured after each epoch. Raises
     LoraTrainError for errors that the user can fix.
     """
-    events = _run_phases(config, host, folder=folder, control=control, measure=measure, run_plan=run_plan, state=state)
+    events = _run_phases(
+        config,
+        host,
+        folder=folder,
+        control=control,
+        measure=measure,
+        run_plan=run_plan,
+        state=state,
+        options=options or RunOptions(),
+    )
     yield from log_to_tensorboard(events, folder, config.optimizer) if config.tensorboard else events
 
 
@@ -89,20 +119,41 @@ def _run_phases(
     measure: Measure | None,
     run_plan: RunPlan | None,
     state: Path | None,
+    options: RunOptions,
 ) -> Iterator[Event]:
     yield StateChanged("running")
     if state is None:
+        if folder.config.is_file():
+            yield Resumed(0)  # the run begins again
         write_toml_config(folder.config, config)
     run_plan = yield from _plan(config, run_plan)
-    before = _load_state_to_resume(state, config, run_plan=run_plan, folder=folder) if state else None
-    model = yield from time_call("load", lambda: host.load_model(config))
+    before = _load_state_to_resume(state, config, run_plan=run_plan) if state else None
+    expected = identity_from_values(before.model) if before else options.model
+    if options.any_model:
+        expected = None
+    try:
+        model = yield from time_phase("load", 0, load_same_model(config, host, control, expected))
+    except ModelUnavailableError:
+        if not control.is_stopped:  # stopping while waiting for the model is not a failure
+            raise
+        yield StateChanged("stopped", f"All files of this run are in {folder.root}.")
+        return
+    if before:
+        _continue_from(before, config, folder)
     if model.note:
         yield Noted("hint", model.name, model.note)
     loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
     try:
         latents = yield from _encode(model, run_plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepare_run(
-            config, host, folder=folder, control=control, plan=run_plan.plan, model=model, state=before
+            config,
+            host,
+            folder=folder,
+            control=control,
+            plan=run_plan.plan,
+            model=model,
+            state=before,
+            lora_dir=options.lora_dir,
         )
         yield from _run_through(run, latents, measure)
     except ModelUnavailableError:
@@ -127,18 +178,19 @@ def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:
     return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
-def _load_state_to_resume(path: Path, config: TrainConfig, *, run_plan: RunPlan, folder: RunFolder) -> TrainState:
-    """The training state, if it belongs to these settings, which then replace those in the run's folder.
-
-    States of later steps are deleted.
-    """
+def _load_state_to_resume(path: Path, config: TrainConfig, *, run_plan: RunPlan) -> TrainState:
+    """The training state, if it belongs to these settings."""
     state = load_state(path)
     require_same_run(state, config, run_plan.plan)
-    write_toml_config(folder.config, config)
-    for step in folder.state_steps():
-        if step > state.step:
-            folder.state_path(step).unlink(missing_ok=True)
     return state
+
+
+def _continue_from(state: TrainState, config: TrainConfig, folder: RunFolder) -> None:
+    """Make the settings those of the run's folder, and delete states of later steps."""
+    write_toml_config(folder.config, config)
+    for step, path in folder.saved_states().items():
+        if step > state.step:
+            path.unlink(missing_ok=True)
 
 
 def _encode(
@@ -258,6 +310,7 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
                 yield from _measure(run, measure, event.epoch)
             elif isinstance(event, Progress):
                 yield from _save_due_step(run, training)
+                yield from save_recent_state(run, training)
             elif isinstance(event, (StepDone, StateChanged)):
                 yield from _handle_requests(run, training)
                 if event == StateChanged("paused"):

@@ -129,6 +129,7 @@ class Training:
             config=config_values(self.config),
             fingerprint=plan_fingerprint(self.plan),
             average=copy_to_cpu(self.ema.means) if self.ema else [],
+            model=self.model.identity.values(),
         )
 
     def load_state(self, state: TrainState) -> None:

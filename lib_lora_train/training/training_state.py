@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.plan import Plan
 
 _FORMAT = "lora-train-state-1"
+_SEAL = b"lora-train-sha256:"  # then the sha256 of everything before it
+_SEAL_BYTES = len(_SEAL) + 32
 # What may change when a run is resumed: output and samples, how memory is used, and the length, so that a finished run
 # can be extended. Folders may move: the fingerprint covers their contents.
 _CHANGEABLE_GROUPS = ("output", "samples")
@@ -51,7 +54,7 @@ class TrainState:
 
     `parameters`: group → its flat tensors; `optimizer`: the optimiser's state; `loss_scale`: float16's;
     `epoch_losses`: (sum, count) over the steps of the current epoch; `average`: the EMA of the parameters, in the order
-    of `parameters`, empty without one.
+    of `parameters`, empty without one; `model`: the values of the `ModelIdentity`, empty in older versions' states.
     """
 
     step: int
@@ -62,6 +65,7 @@ class TrainState:
     config: Mapping[str, Any]
     fingerprint: str
     average: list[Tensor] = field(default_factory=list)
+    model: Mapping[str, str] = field(default_factory=dict)
 
 
 def copy_to_cpu(tree: Any) -> Any:
@@ -135,9 +139,12 @@ def write_state(path: Path, state: TrainState) -> None:
     """Write the file completely or leave the previous one in place; OutputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write.replacing(path) as place, place.open("wb") as file:
-            torch.save({"format": _FORMAT, **_fields(state)}, file)
-    except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
+        with atomic_write.replacing(path) as place:
+            torch.save({"format": _FORMAT, **_fields(state)}, place)
+            digest = _digest(place, place.stat().st_size)
+            with place.open("ab") as file:
+                file.write(_SEAL + digest)  # a zip archive may have bytes behind its end
+    except (OSError, RuntimeError, MemoryError) as reason:  # torch reports a full disk as RuntimeError
         raise OutputError(
             f"{path}: the training state cannot be written ({reason}). Free some disk space there."
         ) from reason
@@ -147,14 +154,55 @@ def load_state(path: Path) -> TrainState:
     """The state in a file from `write_state`; TrainingError if it is missing, damaged or from another version."""
     advice = "Choose another state, or start a new run."
     try:
+        _require_intact(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: this training state does not exist. {advice}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as reason:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as reason:
         raise TrainingError(f"{path}: the training state is damaged. {advice}") from reason
     if not isinstance(saved, dict) or saved.pop("format", None) != _FORMAT:
         raise TrainingError(f"{path}: not a training state of this version. {advice}")
-    return TrainState(**saved)
+    known = {name: value for name, value in saved.items() if name in TrainState.__dataclass_fields__}
+    try:
+        return TrainState(**known)
+    except TypeError as reason:
+        raise TrainingError(f"{path}: the training state is incomplete. {advice}") from reason
+
+
+def _require_intact(path: Path) -> None:
+    """ValueError if any byte of the file has changed since it was written.
+
+    States of older versions have no seal; then the checksums of the archive's parts are compared.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _SEAL_BYTES))
+        seal = file.read()
+    if seal.startswith(_SEAL):
+        if _digest(path, size - _SEAL_BYTES) != seal[len(_SEAL) :]:
+            raise ValueError("its checksum is wrong")
+        return
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("a part of it has a wrong checksum")
+
+
+def _digest(path: Path, size: int) -> bytes:
+    """sha256 of the file's first `size` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, 1 << 22))):
+            digest.update(block)
+            size -= len(block)
+    return digest.digest()
 
 
 def _fields(state: TrainState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import EventLog, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import TensorBoardServer
 from lib_lora_train.web.image_tokens import ImageTokens
@@ -66,18 +67,20 @@ class RunSession:
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One run: the settings that differ from the defaults, and its events except those of files that are gone."""
         folder = self._folder(values)
-        config = self._config(folder)
+        config, move = self._config(folder), read_move(folder)
         settings = config_values(config, only_changed=True)
         return {
             "run": folder.root.name,
             "settings": {name: value for name, value in settings.items() if name != "concepts"},
             "concepts": settings.get("concepts", []),
             "triggers": [concept.trigger for concept in config.concepts if concept.trigger],
-            "events": [event for record in read_log(folder.log) if (event := self._shown_event(record))],
+            "events": [event for record in read_log(folder.log) if (event := self._shown_event(record, move))],
         }
 
-    def _shown_event(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _shown_event(self, record: Mapping[str, Any], move: Move) -> dict[str, Any] | None:
         """A record as the page shows it; None if it does not, or if the file is gone."""
+        if "path" in record:
+            record = {**record, "path": str(move.find(record["path"]))}
         if record["kind"] not in _SHOWN_KINDS or ("path" in record and not Path(record["path"]).is_file()):
             return None
         if record["kind"] in ("SampleDrawn", "GridDrawn"):

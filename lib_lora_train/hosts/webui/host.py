@@ -140,6 +140,8 @@ class WebuiHost:
     free them as usual.
     """
 
+    follows_selection = True
+
     def __init__(self, webui: Webui) -> None:
         self.name = webui.name
         self._webui = webui
@@ -188,6 +190,7 @@ class WebuiHost:
             dtype_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
             device=device_name(device, gpu),
             gpu=gpu,
+            vae=vae or (current.vae if current else None),
         )
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
@@ -374,7 +377,9 @@ class WebuiHost:
             )
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
-        model = with_overrides(replace(_with_schedule(model, facts.alphas_cumprod), note=note), overrides)
+        vae_hash = file_hash(loaded.vae) if loaded.vae and loaded.vae.is_file() else ""
+        model = replace(_with_schedule(model, facts.alphas_cumprod), note=note, vae_hash=vae_hash)
+        model = with_overrides(model, overrides)
         self._grafted_on[model] = loaded.identity
         return model
 

@@ -1,0 +1,63 @@
+"""A run goes on with the model that it was started on: another one is waited for, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ModelError, ModelUnavailableError
+from lib_lora_train.core.events import Event
+from lib_lora_train.hosts.host import Host
+from lib_lora_train.models.checkpoint import file_hash
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.model_identity import ModelIdentity
+from lib_lora_train.training.control import Control
+from lib_lora_train.training.wait_for_model import wait_for_model
+
+
+def load_same_model(
+    config: TrainConfig, host: Host, control: Control, expected: ModelIdentity | None
+) -> Generator[Event, None, DiffusionModel]:
+    """The model of the settings, if it is `expected` (None: any).
+
+    If it is another one and the user selects models in the host, waits until the right one is loaded; otherwise
+    ModelError, naming both. ModelUnavailableError when the run is stopped while it waits.
+    """
+    wrong: list[tuple[tuple[Path | None, Path | None], str]] = []
+
+    def load() -> DiffusionModel:
+        files = _files(host, config)
+        if wrong and wrong[0][0] == files:
+            raise ModelUnavailableError(wrong[0][1])
+        model = host.load_model(config)
+        difference = expected.difference(model.identity) if expected else ""
+        if not difference:
+            return model
+        if config.checkpoint or not host.follows_selection:
+            advice = "Set the checkpoint to that file, or use --other-model to train on this one on purpose."
+            raise ModelError(f"{difference} {advice}")
+        wrong[:] = [(files, f"{difference} The run continues when it is loaded, with its VAE.")]
+        raise ModelUnavailableError(wrong[0][1])
+
+    return (yield from wait_for_model(control, load))
+
+
+def _files(host: Host, config: TrainConfig) -> tuple[Path | None, Path | None]:
+    """The checkpoint and the VAE that a run would use now; cheap, unlike loading them."""
+    target = host.run_target(config)
+    return target.checkpoint, target.vae
+
+
+def read_expected_model(host: Any, config: TrainConfig) -> ModelIdentity | None:
+    """The model that a run with these settings would use now; None if that is unknown."""
+    if host is None:
+        return None
+    checkpoint, vae = _files(host, config)
+    try:
+        return (
+            ModelIdentity(checkpoint.stem, file_hash(checkpoint), file_hash(vae) if vae else "") if checkpoint else None
+        )
+    except OSError:
+        return None
