@@ -1,4 +1,4 @@
-"""A run goes on with the model that it was started on: another one is waited for, or refused by name."""
+"""A run continues on the model that it was started on: another one is waited for, or refused by name."""
 
 from __future__ import annotations
 

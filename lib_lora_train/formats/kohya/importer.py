@@ -133,11 +133,13 @@ def _from_our_metadata(metadata: Mapping[str, str]) -> Imported:
     values = parse_literal(metadata[CONFIG_KEY])
     if not isinstance(values, dict):
         raise ConfigError([Problem("error", CONFIG_KEY, "is damaged: the settings in the LoRA file cannot be read.")])
-    tables = [table for table in values.pop("concepts", ()) if isinstance(table, dict)]
+    found = values.pop("concepts", ())
+    tables = [table for table in found if isinstance(table, dict)] if isinstance(found, (list, tuple)) else []
+    ignored = [] if isinstance(found, (list, tuple)) else [IgnoredKey("concepts", found, "is not a list of folders")]
     names = [(name, values.pop(name)) for name in PATH_SETTINGS if values.get(name)]
     names += [("folder", table.pop("folder")) for table in tables if table.get("folder")]
     known = {parameter.name for parameter in parameters_of(TrainConfig)}
-    ignored = [IgnoredKey(name, value, "is stored without its folder. Select it yourself") for name, value in names]
+    ignored += [IgnoredKey(name, value, "is stored without its folder. Select it yourself") for name, value in names]
     ignored += [IgnoredKey(name, value, UNKNOWN) for name, value in values.items() if name not in known]
     plain = {name: value for name, value in values.items() if name in known}
     config, problems = read_config({**plain, "concepts": tables})
