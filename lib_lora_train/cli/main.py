@@ -338,7 +338,7 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
 
     plan = plan_run(config).plan
     needs = estimate_requirements(config, plan, checkpoint_target(config, on_cpu=on_cpu), home)
-    notes = [f"{p.level}: {p}" for p in validate(config)]
+    notes = [f"{p.level}: {p}" for p in (*needs.problems, *validate(config))]
     return "\n".join([describe_plan(plan), *requirement_lines(needs), *notes])
 
 

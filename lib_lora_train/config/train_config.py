@@ -7,6 +7,7 @@ JSON) and reports all invalid values together; `validation/` checks combinations
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from lib_lora_train.config.settings.samples import SampleSettings
 from lib_lora_train.config.settings.training import TrainingSettings
 from lib_lora_train.core.errors import Problem
 
-__all__ = ["Concept", "TrainConfig", "config_values", "duration_in_steps", "read_config"]
+__all__ = ["Concept", "TrainConfig", "config_values", "duration_in_steps", "parse_concept_place", "read_config"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,25 @@ class TrainConfig(
     def replace(self, **values: Any) -> TrainConfig:
         """A copy with some values changed."""
         return dataclasses.replace(self, **values)
+
+    def replace_at(self, values: Mapping[str, Any]) -> TrainConfig:
+        """A copy with values changed by their places: `epochs`, or `concepts[1].trigger`."""
+        concepts = list(self.concepts)
+        own = {}
+        for place, value in values.items():
+            concept = parse_concept_place(place)
+            if concept is None:
+                own[place] = value
+            else:
+                number, name = concept
+                concepts[number - 1] = dataclasses.replace(concepts[number - 1], **{name: value})
+        return dataclasses.replace(self, concepts=tuple(concepts), **own)
+
+
+def parse_concept_place(place: str) -> tuple[int, str] | None:
+    """(number from 1, setting) of a place such as `concepts[1].trigger`; None for all others."""
+    match = re.fullmatch(r"concepts\[(\d+)\]\.(\w+)", place)
+    return (int(match[1]), match[2]) if match else None
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, ...]]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Level = Literal["error", "warning", "hint"]
 
@@ -31,11 +31,13 @@ class Problem:
     """A problem with the settings or the dataset.
 
     `where` names the setting, file or folder, so that the page can mark it; `message` continues it as a sentence.
+    `remedy` holds (setting, value) pairs that solve it, for a button on the page.
     """
 
     level: Level
     where: str
     message: str
+    remedy: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message

@@ -116,14 +116,17 @@ def make_background_tag(name: str) -> str:
 
 def find_asymmetric_word(caption: str) -> str:
     """The first word of a caption that mirroring would make wrong (left, text, scar …); "" for none."""
-    words = re.findall(r"[^\W_][\w-]*?(?=[^\w-]|_|$)", caption.lower())
-    return next((word for word in words if word in _ASYMMETRIC), "")
+    text = caption.lower().replace("_", " ")
+    phrase = next((phrase for phrase in _ASYMMETRIC_PHRASES if phrase in text), "")
+    return phrase or next((word for word in re.findall(r"[^\W_][\w-]*", text) if word in _ASYMMETRIC), "")
 
 
 _ASYMMETRIC = frozenset(
     re.findall(
         r"[\w-]+",
-        "asymmetrical eyepatch heterochromia left letter letters logo mole monocle one-eyed right scar scars sidecut "
-        "sign signature tattoo text watermark",
+        "asymmetric asymmetrical eyepatch heterochromia left left-handed letter letters logo logos mole monocle "
+        "one-eyed right right-handed scar scars sidecut sign signs signature subtitle subtitled tattoo "
+        "tattoos text watermark",
     )
 )
+_ASYMMETRIC_PHRASES = ("hair over one eye", "side ponytail", "one side up", "side braid", "speech bubble")

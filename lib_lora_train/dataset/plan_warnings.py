@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.errors import Level, Problem
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
-from lib_lora_train.dataset.augmentation import find_asymmetric_word
+from lib_lora_train.dataset.guide_checks import check_guides
 from lib_lora_train.dataset.plan import BucketSummary, Plan
 from lib_lora_train.dataset.repeats import proportions
 from lib_lora_train.dataset.scan import Dataset
@@ -31,8 +31,8 @@ def check_plan(plan: Plan, config: TrainConfig) -> tuple[Problem, ...]:
         *_check_regularisation(plan),
         *_check_enlarged(plan),
         *_check_cut(plan),
-        *_check_mirroring(plan),
         *_check_views(plan),
+        *check_guides(plan, config),
     )
 
 
@@ -207,20 +207,6 @@ def _check_cut(plan: Plan) -> Iterator[Problem]:
             "allow a bucket of their shape (enable_buckets, min_bucket, max_bucket)."
         )
         yield Problem("warning", "max_bucket", text)
-
-
-def _check_mirroring(plan: Plan) -> Iterator[Problem]:
-    """Mirrored images whose captions name something asymmetric."""
-    items = [item for item in plan.dataset.items if plan.dataset.concepts[item.concept].settings.flip]
-    named = [(item, find_asymmetric_word(item.caption)) for item in items]
-    named = [(item, word) for item, word in named if word]
-    if named:
-        item, word = named[0]
-        text = (
-            f"mirrors images whose captions name something asymmetric: {len(named)} of {len(items)}, "
-            f"{item.image.path.name} ({word!r}) first. The LoRA learns it both ways round. Turn flip off for them."
-        )
-        yield Problem("hint", "flip", text)
 
 
 def _check_views(plan: Plan) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.parameters import Parameter, parameters_of
-from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.config.train_config import Concept, TrainConfig, parse_concept_place, read_config
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import Problem
@@ -73,8 +73,15 @@ def concepts_text(concepts: Sequence[Concept]) -> str:
 
 
 def with_values(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The form with some parameters of the run changed."""
-    return {**form, **{f.key: _widget_value(f, values[f.key]) for f in form_fields() if f.key in values}}
+    """The form with values changed by their places: parameters of the run, or of a concept (`concepts[1].trigger`)."""
+    changed = {**form, **{f.key: _widget_value(f, values[f.key]) for f in form_fields() if f.key in values}}
+    places = {place: value for name, value in values.items() if (place := parse_concept_place(name))}
+    if places:
+        tables, fields = concept_tables(form), {field.key: field for field in concept_fields()}
+        for (number, name), value in places.items():
+            tables[number - 1][name] = _widget_value(fields[name], value)
+        changed[CONCEPTS] = json.dumps(tables, ensure_ascii=False)
+    return changed
 
 
 def with_config(form: Form, config: TrainConfig) -> dict[str, Any]:

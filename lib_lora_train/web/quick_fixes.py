@@ -5,16 +5,17 @@ Every candidate is validated before it is offered.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.optimizer import usual_learning_rates
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.plan_warnings import suggest_batch_size
+from lib_lora_train.dataset.prompt_suggestions import suggest_prompts
 from lib_lora_train.web.form import number_text
 from lib_lora_train.web.markup import location_label
 
@@ -22,7 +23,6 @@ ProblemsWith = Callable[[TrainConfig], Sequence[Problem]]
 
 _GOOD_VALUES: Mapping[str, tuple[Any, ...]] = {
     "warmup": (0.05, 0.0),
-    "learning_rate": (1.0, 1e-4),
     "max_steps": (0,),
     "bucket_step": (64, 32),
     "balance_repeats": (True,),
@@ -44,13 +44,17 @@ class Fix:
     def label(self) -> str:
         """Text of the button: `Set warmup to 0.05`."""
         return "Set " + " and ".join(
-            f"{location_label(name).lower()} to {_value_text(value)}" for name, value in self.values.items()
+            f"{_lower_first(location_label(name))} to {_value_text(value)}" for name, value in self.values.items()
         )
 
     @property
     def setting_names(self) -> str:
         """The settings that change, for a message."""
         return " and ".join(location_label(name) for name in self.values)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def find_fixes(
@@ -60,29 +64,50 @@ def find_fixes(
 
     With a `plan`, batch size and gradient accumulation can be changed together.
     """
-    known = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
     found = []
-    for problem in (problem for problem in problems if problem.where in known):
-        parameter = known[problem.where]
-        for values in (*_from_plan(problem, plan), *({parameter.name: v} for v in _candidates(parameter, config))):
-            after = problems_with(dataclasses.replace(config, **values))
-            if problem not in after and not any(_is_new(other, problem.where, problems) for other in after):
+    for problem in problems:
+        for values in _all_candidates(problem, config, plan):
+            after = problems_with(config.replace_at(values))
+            if not _is_in(problem, after) and not any(_is_new(other, problem.where, problems) for other in after):
                 found.append(Fix(problem, values))
                 break
     return tuple(found)
 
 
+def _all_candidates(problem: Problem, config: TrainConfig, plan: Plan | None) -> Iterator[Mapping[str, Any]]:
+    """What may solve a problem, best first: its own remedy, what the plan suggests, usual values of its setting."""
+    known = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
+    if problem.remedy:
+        yield dict(problem.remedy)
+    yield from _from_plan(problem, plan, config)
+    if problem.where in known:
+        parameter = known[problem.where]
+        yield from ({parameter.name: value} for value in _candidates(parameter, config))
+
+
+def _is_in(problem: Problem, others: Sequence[Problem]) -> bool:
+    """Whether the problem remains, be it with another suggestion."""
+    return any((problem.where, problem.message) == (other.where, other.message) for other in others)
+
+
 def _is_new(problem: Problem, name: str, before: Sequence[Problem]) -> bool:
-    """Whether changing `name` caused this problem and it matters: errors, and anything about `name` itself.
+    """Whether changing `name` caused this problem and it matters: errors and warnings, and anything about `name`.
 
-    The hint that reports what balancing did does not count.
+    A warning that was there in other words does not count, nor does the hint that reports what balancing did.
     """
-    is_report = problem.level == "hint" and problem.where == "balance_repeats"
-    return problem not in before and not is_report and (problem.where == name or problem.level == "error")
+    if _is_in(problem, before) or (problem.level == "hint" and problem.where == "balance_repeats"):
+        return False
+    if problem.where == name or problem.level == "error":
+        return True
+    return problem.level == "warning" and not any(problem.where == other.where for other in before)
 
 
-def _from_plan(problem: Problem, plan: Plan | None) -> Iterator[dict[str, Any]]:
-    """Batch sizes and accumulation that leave no incomplete batch or step, else batches of one image."""
+def _from_plan(problem: Problem, plan: Plan | None, config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Sample prompts for this dataset; batch sizes and accumulation without incomplete batches, else of one image."""
+    if problem.where == "sample_prompts" and problem.level != "error":
+        prompts = suggest_prompts(config, plan.dataset if plan else None)
+        if prompts:
+            yield {"sample_prompts": (*config.sample_prompts, *prompts)}
     if plan is None or problem.where not in ("batch_size", "gradient_accumulation"):
         return
     fitting = suggest_batch_size(plan)
@@ -103,6 +128,8 @@ def _candidates(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
 
 def _suggestions(parameter: Parameter, config: TrainConfig) -> Iterator[Any]:
     yield from _GOOD_VALUES.get(parameter.name, ())
+    if parameter.name in ("learning_rate", "unet_lr", "text_encoder_lr", "text_encoder_2_lr"):
+        yield from usual_learning_rates(config, parameter.name)
     if parameter.name in _SIZES:
         step, side = config.bucket_step, getattr(config, parameter.name)
         yield from (max(step, side // step * step), (side // step + 1) * step)
@@ -122,6 +149,8 @@ def _is_usable(parameter: Parameter, value: Any) -> bool:
 def _value_text(value: Any) -> str:
     if value in (None, ""):
         return "empty"
+    if isinstance(value, tuple):
+        return " / ".join(value)
     return "off" if value is False else _number(value)
 
 

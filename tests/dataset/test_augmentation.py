@@ -59,7 +59,7 @@ def plan_of(
     )
     concept = Concept("x", **values)
     scanned = ScannedConcept("x", Path("x"), 1, "", False, len(sizes), concept)
-    return make_plan(Dataset(items, (scanned,), ()), CONFIG)
+    return make_plan(Dataset(items, (scanned,), ()), CONFIG.replace(concepts=(concept,)))
 
 
 # --- which views ---------------------------------------------------------------------------------
@@ -319,6 +319,8 @@ def test_an_invalid_resolution_is_refused() -> None:
         ("her left_arm up", "left"),
         ("Text, bright", "text"),
         ("brightly lit", ""),
+        ("hair_over_one_eye, smile", "hair over one eye"),
+        ("english text on a wall", "text"),
     ],
 )
 def test_asymmetric_words_are_found(caption: str, word: str) -> None:
@@ -329,9 +331,9 @@ def test_the_plan_warns_of_mirrored_words_and_of_crops_without_effect() -> None:
     captions = ("zok, text", "zok")
     plan = plan_of((64, 64), (64, 64), captions=captions, flip=True, random_crop=True)
     found = {problem.where: problem.message for problem in plan.warnings}
-    assert "1 of 2" in found["flip"] and "'text'" in found["flip"]
+    assert "1 of 2" in found["concepts[1].flip"] and "'text'" in found["concepts[1].flip"]
     assert "no effect on 2 of 2" in found["random_crop"]
-    assert "flip" not in {problem.where for problem in plan_of((64, 64), captions=captions).warnings}
+    assert "concepts[1].flip" not in {problem.where for problem in plan_of((64, 64), captions=captions).warnings}
 
 
 def test_a_plan_without_views_uses_the_plain_ones() -> None:

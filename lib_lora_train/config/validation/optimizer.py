@@ -88,6 +88,25 @@ def _text_encoders(config: TrainConfig) -> Iterator[Problem]:
         yield hint_at("stop_text_encoder", text)
 
 
+def usual_learning_rates(config: TrainConfig, name: str) -> Iterator[float]:
+    """The values that guides give for a learning rate with this optimiser and family, for the setting `name`.
+
+    1 is one of them only for an optimiser that finds the rate itself.
+    """
+    kind = OPTIMIZER_CATALOG[config.optimizer]
+    is_text = name.startswith("text_encoder")
+    if kind.estimates_lr:
+        yield 1.0
+    elif config.family == "ia3":
+        yield 2e-3 if is_text else 5e-3
+    elif config.family == "full":
+        yield 1e-5
+    elif config.optimizer != CUSTOM:
+        if is_text:
+            yield config.effective_unet_lr / 2
+        yield kind.usual_lr / 2 if is_text else kind.usual_lr
+
+
 # --- the optimiser and its arguments --------------------------------------------------------------
 
 

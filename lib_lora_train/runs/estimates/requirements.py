@@ -17,6 +17,7 @@ from lib_lora_train.core.progress import format_duration
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Gpu, RunTarget
 from lib_lora_train.runs.estimates.memory import CheckpointSizes, MemoryEstimate, estimate_memory, read_checkpoint_sizes
+from lib_lora_train.runs.estimates.model_checks import check_model
 from lib_lora_train.runs.estimates.step_time import TimeEstimate, describe_workload, estimate_time
 
 _GIB = 2**30
@@ -78,7 +79,7 @@ def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget
     except AdapterError:  # block lists that do not fit this model; the run will report them
         return Requirements(None, None, run_target.gpu, run_target.device)
     target = describe_workload(config, plan, architecture=model.spec.architecture, device=run_target.device)
-    problems = tuple(_check_memory(memory, model, config, plan, run_target))
+    problems = (*check_model(config, model.spec, run_target), *_check_memory(memory, model, config, plan, run_target))
     return Requirements(
         memory, estimate_time(home, target, plan.total_steps), run_target.gpu, run_target.device, problems
     )
