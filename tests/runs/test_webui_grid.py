@@ -49,9 +49,6 @@ def setup(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_dir: Path
 ) -> Iterator[RunSetup]:
     monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(
-        "lib_lora_train.runs.checkpoints.legacy_hash", lambda path: ""
-    )  # the stand-ins' checkpoint has no file
     monkeypatch.setattr("lib_lora_train.hosts.webui.host.file_hash", lambda path: "")
     data = tmp_path / "data"
     data.mkdir()
