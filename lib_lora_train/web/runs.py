@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.adapters.files.rename import write_renamed
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
+from lib_lora_train.config.validation.validate import unusable_name
 from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 RUNS_SHOWN = 30
 _SHOWN_KINDS = ("LoraWritten", "SampleDrawn", "GridDrawn", "EpochDone", "Measured")
-_NAME = re.compile(r"[^\\/:*?\"<>|\x00-\x1f.][^\\/:*?\"<>|\x00-\x1f]{0,99}")
 _SIDECAR_ENDINGS = (".json", ".png", ".preview.png")
 
 StageSettings = Callable[[TrainConfig, str], None]
@@ -129,13 +129,14 @@ class RunSession:
     # --- files ---------------------------------------------------------------------------------
     def rename(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Rename one of the LoRA files of the run, with its card and preview."""
-        folder, name = self._idle_folder(values), str(values.get("name", "")).strip()
+        folder, name = self._idle_folder(values), str(values.get("name", ""))
         written = {record["path"]: record for record in self._written(folder)}
         record = written.get(str(values.get("path", "")))
         if record is None:
             raise HostError("This file does not belong to the run. Open the run again.")
-        if not _NAME.fullmatch(name):
-            raise LoraTrainError('Invalid file name. It must not contain / \\ : * ? " < > | or begin with a dot.')
+        reason = unusable_name(name)
+        if reason:
+            raise LoraTrainError(f"The name {reason}")
         old = Path(record["path"])
         new = old.with_name(f"{name}.safetensors")
         existing = [path for path in (new, *_sidecars(new)) if path.exists()]
@@ -145,7 +146,7 @@ class RunSession:
             for ending in _SIDECAR_ENDINGS:
                 if old.with_suffix(ending).is_file():
                     old.with_suffix(ending).rename(new.with_suffix(ending))
-            old.rename(new)
+            write_renamed(old, new)
         except OSError as error:
             raise OutputError(f"{old.name} cannot be renamed: {error.strerror or error}.") from error
         renamed = LoraWritten(str(new), int(record["epoch"]), int(record["step"]))

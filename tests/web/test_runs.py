@@ -91,7 +91,9 @@ def test_a_file_is_renamed_with_its_card_and_still_belongs_to_the_run(tmp_path: 
     ]
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".x", "zok-000003", "zok-000001"])
+@pytest.mark.parametrize(
+    "name", ["", "../x", "a/b", "a\\b", ".x", "zok-000003", "zok-000001", "con", "aux", "best.", "best "]
+)
 def test_an_existing_or_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     before = names(tmp_path / "loras")

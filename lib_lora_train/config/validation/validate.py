@@ -117,7 +117,7 @@ def _steps(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _output(config: TrainConfig) -> Iterator[Problem]:
-    reason = _unusable_name(config.output_name)
+    reason = unusable_name(config.output_name)
     if reason:
         yield error_at("output_name", reason)
     yield from _kept_files(config)
@@ -138,7 +138,7 @@ def _kept_files(config: TrainConfig) -> Iterator[Problem]:
             yield hint_at("save_state_every_n_steps", "has no effect while save_state is off.")
 
 
-def _unusable_name(name: str) -> str:
+def unusable_name(name: str) -> str:
     """Why this cannot be a file name on every system and a LoRA name in prompts; "" if it can."""
     if not name:
         return "is empty. Give the LoRA a name."
