@@ -6,7 +6,7 @@
 
     lt.captionAdvice = (panel) => {
         async function advise() {
-            const answer = await panel.request("advice", { trigger: (panel.container.words || {}).trigger || "" });
+            const answer = await panel.request("advice", { trigger: (panel.container.words || {}).trigger || "", list: lt.tagListPath() });
             if (!answer) return;
             const prune = answer.prune.map((one) => {
                 const button = make("button", { type: "button", className: "lt-small", title: "Enter it in the bulk edit above; nothing is written yet" }, "Remove…");
@@ -15,7 +15,7 @@
                     panel.edits.start();
                     panel.edits.put(one.tag);
                 };
-                return make("li", {}, make("p", {}, make("b", {}, one.tag), ` is in ${Math.round(100 * one.share)} % of the captions with the trigger word`), button);
+                return make("li", {}, make("p", {}, one.text), button);
             });
             const topics = answer.advice.map((one) => {
                 const pick = make("button", { type: "button", className: "lt-small", title: "Select these captions for a bulk edit" }, "Select");
@@ -34,7 +34,7 @@
             });
             panel.part("advice").replaceChildren(
                 make("h4", {}, `Tags that compete with the trigger word: ${answer.prune.length}`),
-                make("p", { className: "lt-faint" }, "The model may learn them instead of the trigger word. Remove tags that belong to the concept; keep those that prompts should be able to change."), make("ul", { className: "lt-c-lines" }, ...prune),
+                make("p", { className: "lt-faint" }, "Tags in nearly all captions may be learnt instead of the trigger word. If a tag is only frequent, leaving it out means something too."), make("ul", { className: "lt-c-lines" }, ...prune),
                 make("h4", {}, `Captions to review: ${answer.advice.length + answer.more}`), ...topics,
                 answer.more ? make("p", { className: "lt-faint" }, `and ${lt.whole(answer.more)} more`) : "");
         }

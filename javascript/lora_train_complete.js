@@ -102,8 +102,10 @@
     };
 
     /** The text box for the path of the list, with a message on its contents. */
+    lt.tagListPath = () => list;
+
     lt.tagListBox = (container) => {
-        const title = "A CSV file of tags (tag, category, count, aliases), such as danbooru.csv of tag completion extensions. Its tags are suggested while you type, after those of the folder.";
+        const title = "A CSV file of tags (tag, category, count, aliases), such as danbooru.csv of tag completion extensions. Its tags are suggested while you type, after those of the folder. A file such as tag_implications.csv beside it (tag, implied tag) is used for advice.";
         const input = make("input", { type: "text", value: list, placeholder: "/path/to/danbooru.csv", spellcheck: false, title });
         const message = make("span", { className: "lt-c-list-message lt-faint", role: "status" });
         async function loadList() {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lib_lora_train.dataset.captions import has_word
 from lib_lora_train.dataset_tools.caption_files import CaptionSet
 from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag
 
-MIN_PRUNE_SHARE = 0.9
+MIN_PRUNE_SHARE = 0.5
+"""Of the captions with the trigger. From here on a tag's absence means something: guides call it the navel case."""
+NEARLY_ALL = 0.9
 MIN_TAGS, MAX_TAGS = 5, 20
 _MIN_CAPTIONS = 3
 
@@ -38,6 +41,10 @@ _MULTICOLOURED_TAGS = {
     "eyes": ("heterochromia",),
 }
 _IMPLIED = {
+    **dict.fromkeys(("german shepherd", "golden retriever", "poodle", "husky", "corgi", "dachshund", "puppy"), "dog"),
+    **dict.fromkeys(("siamese cat", "persian cat", "kitten", "calico"), "cat"),
+    **dict.fromkeys(("sparrow", "crow", "owl", "parrot", "penguin"), "bird"),
+    **dict.fromkeys(("rose", "tulip", "sunflower", "lily (flower)"), "flower"),
     "cat ears": "animal ears",
     "dog ears": "animal ears",
     "fox ears": "animal ears",
@@ -53,9 +60,16 @@ _IMPLIED = {
 }
 
 
+Implications = Mapping[str, Collection[str]]
+"""Tag → the tags that it implies."""
+
+
 @dataclass(frozen=True)
 class FrequentTag:
-    """A tag in nearly all captions with the trigger word, so the model may learn the concept under it instead.
+    """A tag in many captions with the trigger word.
+
+    If it is in nearly all, the model may learn the concept under it; if it is frequent, its absence gains a meaning:
+    what the other images do not show is learnt as not to be shown.
 
     `share` is the fraction of the captions with the trigger that have the tag, `share_elsewhere` of those without.
     """
@@ -66,9 +80,12 @@ class FrequentTag:
     share_elsewhere: float
 
     def __str__(self) -> str:
+        share = f"{self.tag!r} is in {self.share:.0%} of the captions with the trigger"
+        if self.share >= NEARLY_ALL:
+            return f"{share}. Remove it if it belongs to the concept; keep it if prompts should be able to change it."
         return (
-            f"{self.tag!r} is in {self.share:.0%} of the captions with the trigger. Remove it if it belongs to the "
-            "concept; keep it if prompts should be able to change it."
+            f"{share}, so leaving it out of a prompt means something too. Generate with and without it; if it is part "
+            "of the concept, remove it, train again and compare."
         )
 
 
@@ -116,13 +133,16 @@ class Advice:
         return f"{self.detail or self.topic.title}: {self.topic.why}"
 
 
-def find_advice(captions: CaptionSet) -> list[Advice]:
-    """The advice on each caption, in order; sentences (no comma, many words) are skipped."""
+def find_advice(captions: CaptionSet, implications: Implications = MappingProxyType({})) -> list[Advice]:
+    """The advice on each caption, in order; sentences (no comma, many words) are skipped.
+
+    `implications` maps tags to those that they imply, in addition to some common ones.
+    """
     found: list[Advice] = []
     for number, caption in enumerate(captions.captions):
         tags = [normalise_tag(tag) for tag in caption.tags]
         if len(tags) > 1 or (tags and len(tags[0].split()) <= MIN_TAGS):
-            found += (Advice(number, *finding) for finding in _check_tags(tags))
+            found += (Advice(number, *finding) for finding in _check_tags(tags, implications))
     return found
 
 
@@ -141,10 +161,10 @@ _MANY = Topic(f"more than {MAX_TAGS} tags", f"each tag is learnt a little less. 
 _DUPLICATES = Topic("duplicate tags", "they only make the caption longer. Remove them.")
 
 
-def _check_tags(tags: Sequence[str]) -> Iterator[_Finding]:
+def _check_tags(tags: Sequence[str], implications: Implications) -> Iterator[_Finding]:
     yield from _check_length(tags)
     yield from _check_contradictions(tags)
-    yield from _check_implications(tags)
+    yield from _check_implications(tags, implications)
     repeated = tuple(tag for tag, count in Counter(tags).items() if count > 1)
     if repeated:
         yield repeated, _DUPLICATES, _quote_all(repeated)
@@ -171,13 +191,13 @@ def _check_contradictions(tags: Sequence[str]) -> Iterator[_Finding]:
             yield both, Topic(f"{_quote_all(both)} contradict each other", why), ""
 
 
-def _check_implications(tags: Sequence[str]) -> Iterator[_Finding]:
+def _check_implications(tags: Sequence[str], implications: Implications) -> Iterator[_Finding]:
     """Tags that imply another one: they end with it or are a known kind of it."""
     present = set(tags)
     for tag in dict.fromkeys(tags):
         general = _IMPLIED.get(tag)
         endings = (" ".join(tag.split()[start:]) for start in range(1, len(tag.split())))
-        for other in (*([general] if general else []), *endings):
+        for other in dict.fromkeys((*([general] if general else []), *implications.get(tag, ()), *endings)):
             if other in present and other != tag and not re.fullmatch(r"\d*(girls?|boys?)", other):
                 yield (tag, other), Topic(f"{tag!r} implies {other!r}", "one of them is enough."), ""
 

@@ -95,6 +95,28 @@ def load_tag_list(file: Path) -> TagList:
     return found
 
 
+def load_implications(tag_list: Path) -> dict[str, set[str]]:
+    """Tag → the tags that it implies, from the files `*implication*.csv` beside a tag list; {} without any.
+
+    Each line is `tag,implied tag`; in an export of a booru, the columns are called antecedent_name and consequent_name.
+    DataError if a file cannot be read.
+    """
+    implied: dict[str, set[str]] = {}
+    for file in sorted(tag_list.parent.glob("*implication*.csv")):
+        try:
+            with file.open(encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.reader(lines))
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        header = [cell.strip() for cell in rows[0]] if rows else []
+        is_named = {"antecedent_name", "consequent_name"} <= set(header)
+        first, second = (header.index(f"{one}_name") for one in ("antecedent", "consequent")) if is_named else (0, 1)
+        for row in rows[is_named:]:
+            if len(row) > max(first, second) and row[first].strip() and row[second].strip():
+                implied.setdefault(normalise_tag(row[first]), set()).add(normalise_tag(row[second]))
+    return implied
+
+
 def _rows(lines: Iterable[list[str]]) -> Iterator[tuple[KnownTag, list[str]]]:
     """The tags with their aliases. Columns may be missing; a line whose count is not a number is a header."""
     for line in lines:

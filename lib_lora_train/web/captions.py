@@ -25,9 +25,11 @@ from lib_lora_train.dataset_tools.caption_files import (
     write_undo,
 )
 from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
+from lib_lora_train.dataset_tools.tag_vocabulary import load_implications
 from lib_lora_train.web.caption_edits import make_edit
 from lib_lora_train.web.gallery import paginate
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.markup import count
 from lib_lora_train.web.token_analysis import TokenAnalysis
 
@@ -195,9 +197,12 @@ class CaptionSession:
         """Tags that compete with the trigger word, and other advice, by topic."""
         captions = self._require_open()
         trigger = str(values.get("trigger", ""))
-        groups = group_advice(find_advice(captions))
+        tag_list = optional_path(values, "list")
+        groups = group_advice(find_advice(captions, load_implications(tag_list) if tag_list else {}))
         return {
-            "prune": [{"tag": one.tag, "share": one.share} for one in find_tags_to_prune(captions, trigger)],
+            "prune": [
+                {"tag": one.tag, "share": one.share, "text": str(one)} for one in find_tags_to_prune(captions, trigger)
+            ],
             "advice": [_topic_summary(captions, group) for group in groups[:_TOPICS_SHOWN]],
             "more": max(0, len(groups) - _TOPICS_SHOWN),
         }
