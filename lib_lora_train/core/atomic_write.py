@@ -14,12 +14,13 @@ from lib_lora_train.core.errors import OutputError
 def write_text(path: Path, text: str, *, make_parents: bool = False) -> None:
     """Write a UTF-8 file. On failure the old file stays and OutputError is raised.
 
+    Names of files in the text keep their bytes, even if these are not UTF-8.
     Missing folders are created only with `make_parents`: in a path the user typed they are probably a typo.
     """
     try:
         if make_parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, text.encode("utf-8"))
+        write_bytes(path, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another folder."

@@ -27,12 +27,13 @@ PATH_SETTINGS = ("checkpoint", "vae", "output_dir", "continue_from")
 """The settings that are paths; besides, each concept has its `folder`."""
 
 
-def read_toml_config(path: Path) -> Mapping[str, Any]:
+def read_toml_config(path: Path, *, is_ours: bool = False) -> Mapping[str, Any]:
     """The plain values in a file, for `read_config`, with relative paths made absolute.
 
+    `is_ours`: the file was written by a run, so bytes that are not UTF-8 belong to names of files and folders.
     ConfigError if the file is missing, not text or not TOML.
     """
-    text = read_text_file(path)
+    text = _read_own_text(path) if is_ours else read_text_file(path)
     try:
         values: dict[str, Any] = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
@@ -43,6 +44,13 @@ def read_toml_config(path: Path) -> Mapping[str, Any]:
         if any(ord(letter) < 32 for letter in text):
             raise file_error(path, f"{name} contains a line break or tab: {_IN_QUOTES}. {_ADVICE}")
     return _with_paths(values, path.absolute().parent)
+
+
+def _read_own_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
 
 
 def _path_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

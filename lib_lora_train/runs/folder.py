@@ -108,7 +108,8 @@ def write_identity(folder: RunFolder, identity: Identity) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write the values atomically; OutputError if that fails."""
-    atomic_write.write_text(path, json.dumps(values, indent=1, ensure_ascii=False))
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    atomic_write.write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))  # JSON's own escapes
 
 
 def read_identity(folder: RunFolder) -> Identity:

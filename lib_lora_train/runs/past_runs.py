@@ -106,7 +106,7 @@ def _begin_again(folder: RunFolder, step: int | None, config: TrainConfig | None
 
 def _read_config(folder: RunFolder) -> TrainConfig:
     """The run's settings, with the paths of a moved run found again."""
-    config, problems = read_config(read_toml_config(folder.config))
+    config, problems = read_config(read_toml_config(folder.config, is_ours=True))
     require_usable(problems)
     return read_move(folder).config(config)
 

@@ -197,7 +197,7 @@ class RunSession:
         return folder
 
     def _config(self, folder: RunFolder) -> TrainConfig:
-        return read_config(read_toml_config(folder.config))[0]
+        return read_config(read_toml_config(folder.config, is_ours=True))[0]
 
 
 def _sidecars(lora: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -217,3 +218,12 @@ def test_moved_run_goes_on_at_its_new_place_and_never_writes_to_the_old_one(
     again = find_resume_point(folder, more_epochs=1)
     elsewhere = go_on(here, again, RunOptions(lora_dir=tmp_path / "given"))
     assert [Path(event.path).parent for event in only(elsewhere, LoraWritten)] == [tmp_path / "given"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are always Unicode there")
+def test_names_that_are_not_utf8_stop_no_run(setup: RunSetup, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\x83e\x83X"))
+    shutil.copytree(tmp_path / "data", folder)
+    concepts = (replace(setup.config.concepts[0], folder=str(folder)),)
+    assert ending(logged(setup, concepts=concepts)) == "finished"
+    assert ending(go_on(setup, find_resume_point(setup.folder, more_epochs=1))) == "finished"
