@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
+from typing import Any
 
 _BITS = 63  # torch.Generator.manual_seed accepts non-negative 63-bit integers on every version
 
@@ -22,3 +24,18 @@ def seed_for(seed: int, purpose: str, *counters: int) -> int:
 def random_for(seed: int, purpose: str, *counters: int) -> random.Random:
     """A `random.Random` for one purpose and one set of counters."""
     return random.Random(seed_for(seed, purpose, *counters))
+
+
+_SHUFFLED_AT_ONCE = 100_000  # about 50 ms
+
+
+def shuffle(values: list[Any], generator: random.Random, is_stopped: Callable[[], bool]) -> None:
+    """`generator.shuffle(values)`, but ends in between, with the list half shuffled, once `is_stopped` returns True."""
+    if len(values) <= _SHUFFLED_AT_ONCE:
+        generator.shuffle(values)
+        return
+    for place in range(len(values) - 1, 0, -1):
+        if place % _SHUFFLED_AT_ONCE == 0 and is_stopped():
+            return
+        other = generator.randrange(place + 1)
+        values[place], values[other] = values[other], values[place]

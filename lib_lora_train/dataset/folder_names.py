@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 _MAX_LISTED = 3
 
@@ -23,9 +22,22 @@ def parse_kohya_name(folder_name: str) -> tuple[int, str] | None:
     return int(match[1]), folder_name_to_words(match[2])
 
 
-def list_data_folders(folder: Path) -> list[Path]:
-    """The folder itself and its `N_words` sub-folders; OSError if it cannot be read."""
-    return [folder, *(path for path in folder.iterdir() if path.is_dir() and parse_kohya_name(path.name))]
+def looks_like_date(number: int) -> bool:
+    """Whether the number before a folder's words is rather a date than repeats: 2024, 202401, 240131, 20240131."""
+    text = str(number)
+    year = r"(?:19|20)\d\d"
+    month, day = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
+    forms = (year, year + month, r"\d\d" + month + day, year + month + day, day + month + year)
+    return any(re.fullmatch(form, text) for form in forms)
+
+
+ORIGINALS_SUFFIX = "-originals"
+"""What the dataset check appends to a folder's name for the originals of repaired files."""
+
+
+def is_originals_folder(folder_name: str) -> bool:
+    """Whether the folder holds originals of repaired images, which are not to be trained on."""
+    return folder_name.endswith(ORIGINALS_SUFFIX)
 
 
 def folder_name_to_words(folder_name: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import struct
-import zlib
-from collections.abc import Callable
+import math
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
-from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.errors import DataError, LoraTrainError
 from lib_lora_train.dataset.buckets import Placement
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
@@ -24,6 +25,8 @@ SUPPORTED_FORMATS_ADVICE = "Save as PNG, JPEG or WebP."
 WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
+_MAX_EXCESS = 8  # times the area of the bucket that is resized at once
+_FILTER_RADIUS = 3  # of Lanczos, in pixels of the larger of the two images
 TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,19 +37,6 @@ TRANSPOSE_BY_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation → the transpose that makes the image upright; 1 (upright already) is left out."""
-DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for damaged files; these exceptions have no common base class."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +77,13 @@ def read_image_file(path: Path, *, detect_alpha: bool = True) -> ImageFile:
     fully decoded to see whether any pixel is transparent; without it, `has_alpha` is False.
     """
     content = read_bytes(path)
-    try:
+    with decoding(path):
         check_complete(content)
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if read_orientation(image, content) >= 5:  # 5 to 8 are rotated by 90°
                 width, height = height, width
             has_alpha = detect_alpha and is_transparent(image)
-    except DECODING_ERRORS as error:
-        raise decoding_error(path, error) from error
     return ImageFile(path, width, height, hashlib.sha256(content).hexdigest(), has_alpha)
 
 
@@ -124,10 +112,8 @@ def read_mask(mask: ImageFile, placement: Placement, *, is_mirrored: bool, alpha
 def read_upright_image(path: Path) -> Image.Image:
     """The whole image: RGB, upright, transparency on white. DataError if it does not decode completely."""
     content = read_bytes(path)
-    try:
+    with decoding(path):
         check_complete(content)
-    except DECODING_ERRORS as error:
-        raise decoding_error(path, error) from error
     return _decode(path, content, flatten)
 
 
@@ -140,23 +126,37 @@ def _read_scanned(image: ImageFile, convert: Callable[[Image.Image], Image.Image
 
 
 def _decode(path: Path, content: bytes, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            upright = TRANSPOSE_BY_ORIENTATION.get(read_orientation(opened, content))
-            image = convert(opened)
-    except DECODING_ERRORS as error:
-        raise decoding_error(path, error) from error
+    with decoding(path), Image.open(io.BytesIO(content)) as opened:
+        upright = TRANSPOSE_BY_ORIENTATION.get(read_orientation(opened, content))
+        image = convert(opened)
     return image if upright is None else image.transpose(upright)
 
 
 def _resize_and_crop(image: Image.Image, placement: Placement, is_mirrored: bool) -> Image.Image:
+    """The placed part of the image. Placements count from the left of the mirrored image."""
     size = (placement.resize_width, placement.resize_height)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if is_mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    left, top = placement.left, placement.top
-    return image.crop((left, top, left + placement.width, top + placement.height))
+    left = size[0] - placement.width - placement.left if is_mirrored else placement.left
+    frame = (left, placement.top, left + placement.width, placement.top + placement.height)
+    if size[0] * size[1] > _MAX_EXCESS * placement.width * placement.height:
+        part = _resize_part(image, size, frame)
+    else:
+        resized = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        part = resized.crop(frame)
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_mirrored else part
+
+
+def _resize_part(image: Image.Image, size: tuple[int, int], frame: tuple[int, int, int, int]) -> Image.Image:
+    """`image.resize(size).crop(frame)` for a frame that is a small part: only what it shows is resized.
+
+    A 20,000 × 1 image would otherwise be resized to millions of pixels in height or width first.
+    """
+    scale = (image.width / size[0], image.height / size[1])
+    margins = [math.ceil(_FILTER_RADIUS * max(1.0, 1 / s)) + 1 for s in scale]
+    outer = [max(0, frame[axis] - margins[axis]) for axis in (0, 1)]
+    outer += [min(size[axis], frame[axis + 2] + margins[axis]) for axis in (0, 1)]
+    box = (outer[0] * scale[0], outer[1] * scale[1], outer[2] * scale[0], outer[3] * scale[1])
+    resized = image.resize((outer[2] - outer[0], outer[3] - outer[1]), Image.Resampling.LANCZOS, box=box)
+    return resized.crop((frame[0] - outer[0], frame[1] - outer[1], frame[2] - outer[0], frame[3] - outer[1]))
 
 
 def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float]) -> Image.Image:
@@ -177,17 +177,28 @@ def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float]
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content; DataError if it cannot be read."""
+    """The content of a regular file; DataError for anything else (a pipe would wait for ever) and on failure."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is not a file. Remove it, or replace it by a file.")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def decoding_error(path: Path, error: Exception) -> DataError:
-    """The error to raise for an image that does not decode."""
-    reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
-    return DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.")
+@contextlib.contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turns whatever Pillow raises for an image into DataError.
+
+    Each of its decoders raises errors of other kinds for damaged files, and Pillow names no common base class.
+    """
+    try:
+        yield
+    except LoraTrainError:
+        raise
+    except Exception as error:
+        reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
+        raise DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.") from error
 
 
 class ImageStream(io.BytesIO):
@@ -202,7 +213,7 @@ class ImageStream(io.BytesIO):
 
 
 def check_complete(content: bytes) -> None:
-    """Raise one of `DECODING_ERRORS` unless the image decodes to its last row."""
+    """Raise an error unless the image decodes to its last row; to be called while `decoding`."""
     stream = ImageStream(content)
     with Image.open(stream) as image:
         if image.format == "PNG":
@@ -214,7 +225,7 @@ def check_complete(content: bytes) -> None:
 def load_to_end(image: Image.Image, stream: ImageStream, min_size: tuple[int, int]) -> None:
     """Decode an image opened from `stream`; a JPEG at the smallest fraction of its size that covers `min_size`.
 
-    Raises one of `DECODING_ERRORS` if the file ends before the last row.
+    OSError if the file ends before the last row, and whatever the decoder raises.
     """
     image.draft("RGB", min_size)
     stream.hit_end = False
@@ -230,10 +241,9 @@ def read_orientation(image: Image.Image, content: bytes) -> int:
     """
     if image.format == "PNG" and not any(mark in content for mark in _ORIENTATION_MARKS):
         return 1
-    try:
+    orientation = 1
+    with contextlib.suppress(Exception):  # Pillow's errors for damaged blocks have no common base class
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except DECODING_ERRORS:
-        return 1
     return orientation if orientation in TRANSPOSE_BY_ORIENTATION else 1
 
 

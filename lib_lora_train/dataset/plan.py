@@ -6,13 +6,13 @@ A sample is one use of an image in training. A micro-batch holds samples of one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 from lib_lora_train.core.errors import Problem
-from lib_lora_train.core.seeding import random_for
+from lib_lora_train.core.seeding import random_for, shuffle
 from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.buckets import Placement
 from lib_lora_train.dataset.repeats import draw_systematically
@@ -20,6 +20,7 @@ from lib_lora_train.dataset.scan import Dataset
 
 Size = tuple[int, int]
 _T = TypeVar("_T")
+_BATCHES_AT_ONCE = 50_000  # between two checks of whether to stop
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,29 @@ def is_regularisation(dataset: Dataset, item: int) -> bool:
     return dataset.concepts[dataset.items[item].concept].is_regularisation
 
 
-def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
+def epoch_steps(
+    plan: Plan, seed: int, epoch: int, is_stopped: Callable[[], bool] = lambda: False
+) -> tuple[tuple[MicroBatch, ...], ...]:
     """The optimiser steps of `epoch` (from 1), each a tuple of the micro-batches that it accumulates.
 
     A pure function of its arguments: earlier epochs, pauses and sample images do not matter. The epoch in which the
-    run ends (`max_steps`) is cut short; later epochs are empty. ValueError for an epoch below 1.
+    run ends (`max_steps`) is cut short; later epochs are empty. An epoch may have millions of samples, so `is_stopped`
+    is asked in between; once it returns True, the steps are not completed and () is returned. ValueError for an epoch
+    below 1.
     """
     if epoch < 1:
         raise ValueError(f"epochs are counted from 1, not {epoch}")
-    batches = _epoch_batches(plan, seed, epoch)
-    random_for(seed, "batch order", epoch).shuffle(batches)
+    batches: list[tuple[Size, tuple[int, ...]]] = []
+    for batch in _epoch_batches(plan, seed, epoch, is_stopped):
+        if len(batches) % _BATCHES_AT_ONCE == 0 and is_stopped():
+            return ()
+        batches.append(batch)
+    shuffle(batches, random_for(seed, "batch order", epoch), is_stopped)
     micro_batches = []
     draw = (epoch - 1) * plan.samples_per_epoch
-    for (width, height), items in batches:
+    for number, ((width, height), items) in enumerate(batches):
+        if number % _BATCHES_AT_ONCE == 0 and is_stopped():
+            return ()
         micro_batches.append(MicroBatch(width, height, items, tuple(range(draw, draw + len(items)))))
         draw += len(items)
     steps = [tuple(group) for group in _chunks(micro_batches, plan.accumulation)]
@@ -132,9 +143,10 @@ def epoch_steps(plan: Plan, seed: int, epoch: int) -> tuple[tuple[MicroBatch, ..
     return tuple(steps[: max(remaining, 0)])
 
 
-def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[int, ...]]]:
+def _epoch_batches(
+    plan: Plan, seed: int, epoch: int, is_stopped: Callable[[], bool]
+) -> Iterator[tuple[Size, tuple[int, ...]]]:
     """The epoch's micro-batches, bucket by bucket, with the samples of each bucket shuffled."""
-    batches: list[tuple[Size, tuple[int, ...]]] = []
     quotas = {(bucket.width, bucket.height): bucket.regularisation_count for bucket in plan.buckets}
     for size, items in group_by_bucket(plan.placements).items():
         generator = random_for(seed, "sample order", epoch, *size)
@@ -144,9 +156,9 @@ def _epoch_batches(plan: Plan, seed: int, epoch: int) -> list[tuple[Size, tuple[
             weights = [folder_repeats(plan.dataset, item) for item in regularisation]
             counts = draw_systematically(weights, quotas[size], generator)
             samples += [item for item, n in zip(regularisation, counts, strict=True) for _ in range(n)]
-        generator.shuffle(samples)
-        batches += [(size, tuple(group)) for group in _chunks(samples, plan.batch_size)]
-    return batches
+        shuffle(samples, generator, is_stopped)
+        for group in _chunks(samples, plan.batch_size):
+            yield size, tuple(group)
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -157,8 +169,8 @@ def ceil_div(number: int, divisor: int) -> int:
     return -(-number // divisor)
 
 
-def _chunks(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
+def _chunks(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def group_by_bucket(placements: Sequence[Placement]) -> dict[Size, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,28 +16,21 @@ from lib_lora_train.dataset.captions import (
     find_caption_file,
     has_word,
     index_by_extension,
+    list_caption_extensions,
     put_trigger_first,
     read_caption_file,
 )
+from lib_lora_train.dataset.data_folders import DataFolder, resolve_folders, scan_concept_folders
 from lib_lora_train.dataset.folder_names import (
     file_name_to_words,
     folder_name_to_words,
     join_names,
-    natural_sort_key,
     parse_kohya_name,
 )
-from lib_lora_train.dataset.images import (
-    IMAGE_EXTENSIONS,
-    SUPPORTED_FORMATS_ADVICE,
-    UNSUPPORTED_EXTENSIONS,
-    ImageFile,
-    read_image_file,
-)
-from lib_lora_train.dataset.masks import find_masks
+from lib_lora_train.dataset.images import ImageFile, read_image_file
+from lib_lora_train.dataset.unread_files import report_unread_files
 
 _MAX_THREADS = 8
-_SUSPICIOUS_REPEATS = 1000  # probably a year
-_SUB_FOLDER_ADVICE = "Rename them to N_words, such as 10_cat, or add each as a concept."
 
 
 @dataclass(frozen=True)
@@ -90,8 +83,9 @@ def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator:
     if not concepts:
         raise DataError("No folder with images is given. Add one to train on.")
     scan = _Scan(caption_extension, separator)
+    given = resolve_folders(concepts)
     for concept in concepts:
-        scan.add(concept)
+        scan.add(concept, given)
     if scan.failures:
         raise DataError("\n".join(scan.failures))
     return Dataset(tuple(scan.items), tuple(scan.concepts), (*scan.problems, *_report_duplicates(scan)))
@@ -100,16 +94,6 @@ def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator:
 def read_dataset(config: TrainConfig) -> Dataset:
     """The dataset of a run; DataError as for `scan_dataset`."""
     return scan_dataset(config.concepts, config.caption_extension, config.keep_tokens_separator)
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder with images directly in it, before they are opened. `words` are used for missing captions."""
-
-    path: Path
-    repeats: int
-    words: str
-    files: tuple[Path, ...]
 
 
 class _Scan:
@@ -124,24 +108,26 @@ class _Scan:
         self.failures: list[str] = []
         self._seen: set[Path] = set()
 
-    def add(self, concept: Concept) -> None:
+    def add(self, concept: Concept, others: Collection[Path] = ()) -> None:
         """Scan one concept's folder and the sub-folders that belong to it."""
-        root = user_path(concept.folder)
-        reason = _why_unusable(concept.folder, root)
-        if reason:
-            self.failures.append(reason)
+        found = scan_concept_folders(concept, others)
+        if found.failure:
+            self.failures.append(found.failure)
             return
+        root = user_path(concept.folder)
         if root.resolve() in self._seen:
             self._warn(
                 root,
                 "is given twice, so its images are trained on twice. Remove one entry, or raise the repeats instead.",
             )
         self._seen.add(root.resolve())
+        self.problems += found.problems
         before = len(self.items)
-        for folder in self._folders(root, concept):
+        for folder in found.folders:
             self._add_folder(folder, concept)
         if len(self.items) == before:
-            self.failures.append(_no_images(root))
+            names = join_names([path.name for folder in found.folders for path in folder.contents.images])
+            self.failures.append(f"{root}: none of its images can be read ({names}).")
 
     def _warn(self, where: Path, message: str) -> None:
         self.problems.append(Problem("warning", str(where), message))
@@ -149,47 +135,9 @@ class _Scan:
     def _hint(self, where: Path, message: str) -> None:
         self.problems.append(Problem("hint", str(where), message))
 
-    # --- which folders --------------------------------------------------------------------------
-    def _folders(self, root: Path, concept: Concept) -> list[_Folder]:
-        """The kohya sub-folders if there are any, else the folder itself; what is ignored is reported."""
-        subfolders = {path: _images(path) for path in _listing(root) if path.is_dir()}
-        named = {path: files for path, files in subfolders.items() if parse_kohya_name(path.name)}
-        others = [path.name for path, files in subfolders.items() if files and path not in named]
-        own = _images(root)
-        if any(named.values()):
-            if own:
-                self._warn(
-                    root,
-                    f"{len(own)} images outside the N_words sub-folders are not read: move them into one of these.",
-                )
-            if concept.repeats is not None:
-                self._warn(root, f"repeats {concept.repeats} is not used: the names of the sub-folders set them.")
-            folders = [self._named(path, files, concept) for path, files in named.items() if files]
-        else:
-            folders = [self._plain(root, own, concept)] if own else []
-        if folders and others:
-            names = join_names(others)
-            self._warn(root, f"sub-folders not read: {names}. {_SUB_FOLDER_ADVICE}")
-        return folders
-
-    def _named(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
-        repeats, words = parse_kohya_name(path.name) or (1, "")
-        if repeats >= _SUSPICIOUS_REPEATS:
-            self._warn(path, f"has {repeats} repeats, according to its name. Rename the folder if that is a date.")
-        return _Folder(path, repeats, concept.class_word or words, files)
-
-    def _plain(self, path: Path, files: tuple[Path, ...], concept: Concept) -> _Folder:
-        """The folder itself. It may have a kohya name, but repeats in the settings override it."""
-        if concept.repeats is None and parse_kohya_name(path.resolve().name):
-            return self._named(path.resolve(), files, concept)
-        words = (parse_kohya_name(path.resolve().name) or (1, ""))[1]
-        return _Folder(path, concept.repeats or 1, concept.class_word or words, files)
-
-    # --- their contents ------------------------------------------------------------------------
-    def _add_folder(self, folder: _Folder, concept: Concept) -> None:
+    def _add_folder(self, folder: DataFolder, concept: Concept) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
-        images = self._readable(folder.files, detect_alpha=_needs_alpha(concept))
-        self._report_unsupported(folder.path)
+        images = self._readable(folder.contents.images, detect_alpha=_needs_alpha(concept))
         if not images:
             self._warn(folder.path, "none of its images can be read; the folder is skipped.")
             return
@@ -205,9 +153,9 @@ class _Scan:
             ScannedConcept(name, folder.path, folder.repeats, trigger, concept.is_regularisation, len(images), concept)
         )
 
-    def _masks(self, folder: _Folder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
+    def _masks(self, folder: DataFolder, images: Sequence[ImageFile], concept: Concept) -> dict[Path, ImageFile]:
         """Image path → its mask, if the concept uses masks."""
-        files = find_masks(_listing(folder.path))
+        files = folder.contents.masks
         if not concept.use_masks:
             if files:
                 names = join_names([path.name for path in files.values()])
@@ -234,18 +182,16 @@ class _Scan:
                 self._warn(path, f"skipped: {found}")
         return images
 
-    def _report_unsupported(self, folder: Path) -> None:
-        names = [path.name for path in _listing(folder) if path.suffix.lower() in UNSUPPORTED_EXTENSIONS]
-        if names:
-            self._warn(folder, f"not read: {join_names(names)}. {SUPPORTED_FORMATS_ADVICE}")
-
     def _captions(
-        self, folder: _Folder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
+        self, folder: DataFolder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
     ) -> list[CaptionText]:
+        files = index_by_extension(folder.contents.other_files)
+        self.problems += report_unread_files(
+            folder.contents, self._caption_files(folder, files), self.caption_extension
+        )
         if not use_files:
             fallbacks = (CaptionText(_fallback_caption(image.path, folder, trigger)) for image in images)
             return [self._put_trigger_first(caption, trigger) for caption in fallbacks]
-        files = index_by_extension(_listing(folder.path))
         captions: list[CaptionText] = []
         without: list[str] = []
         empty: list[str] = []
@@ -260,6 +206,12 @@ class _Scan:
         self._report_fallbacks(folder.path, "no caption", without, used)
         self._report_fallbacks(folder.path, "an empty caption file", empty, used)
         return captions
+
+    def _caption_files(self, folder: DataFolder, files: Mapping[tuple[str, str], Path]) -> set[Path]:
+        """The files that are captions of an image, including those that another ending takes precedence over."""
+        endings = list_caption_extensions(self.caption_extension)
+        keys = ((image.stem, ending) for image in folder.contents.images for ending in endings)
+        return {files[key] for key in keys if key in files}
 
     def _put_trigger_first(self, caption: CaptionText, trigger: str) -> CaptionText:
         lines = caption.lines if len(caption.lines) > 1 else ()
@@ -285,48 +237,6 @@ class _Scan:
         self.problems.append(Problem("hint", str(folder), message))
 
 
-def _why_unusable(given: str, folder: Path) -> str:
-    """Why a concept's folder cannot be used, "" if it can."""
-    if not given.strip():
-        return "A concept has no folder. Enter the folder with its images."
-    if not folder.exists():
-        return f"{folder} does not exist. Check its spelling."
-    if not folder.is_dir():
-        return f"{folder} is a file. Enter the folder that contains the images."
-    try:
-        next(folder.iterdir(), None)
-    except OSError as error:
-        return f"{folder} cannot be read: {error.strerror or error}."
-    return ""
-
-
-def _no_images(root: Path) -> str:
-    inside = [path.name for path in _listing(root) if path.is_dir() and _images(path)]
-    broken = [path.name for path in _images(root)]
-    if broken:
-        return f"{root}: none of its images can be read ({join_names(broken)})."
-    if inside:
-        return f"{root} contains no images, but these sub-folders do: {join_names(inside)}. {_SUB_FOLDER_ADVICE}"
-    kinds = ", ".join(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
-    return f"{root} contains no images ({kinds}). Add some or choose another folder."
-
-
-def _listing(folder: Path) -> list[Path]:
-    """The entries of a folder in natural order, without hidden ones such as macOS's `._` files."""
-    try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError:
-        return []
-    return sorted(paths, key=lambda path: natural_sort_key(path.name))
-
-
-def _images(folder: Path) -> tuple[Path, ...]:
-    """The images in a folder, without masks."""
-    files = [path for path in _listing(folder) if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
-    masks = set(find_masks(files).values())
-    return tuple(path for path in files if path not in masks)
-
-
 def _needs_alpha(concept: Concept) -> bool:
     """Whether it matters which images are transparent; by default all are flattened on white."""
     return concept.use_masks or concept.tag_background or concept.alpha_background.strip().lower() not in ("", "white")
@@ -345,7 +255,7 @@ def _read_all(files: Iterable[Path], detect_alpha: bool) -> Iterator[ImageFile |
         yield from pool.map(read, files)
 
 
-def _fallback_caption(image: Path, folder: _Folder, trigger: str) -> str:
+def _fallback_caption(image: Path, folder: DataFolder, trigger: str) -> str:
     """The caption of an image that has none: trigger and class word, else the file name, else the folder name."""
     words = folder.words
     if trigger and not has_word(words, trigger):

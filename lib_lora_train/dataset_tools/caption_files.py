@@ -27,9 +27,9 @@ from lib_lora_train.dataset.captions import (
     split_tags,
     strip_caption,
 )
-from lib_lora_train.dataset.folder_names import list_data_folders, natural_sort_key
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, read_bytes
-from lib_lora_train.dataset.masks import is_mask
+from lib_lora_train.dataset.folder_contents import FolderContents, scan_data_folders
+from lib_lora_train.dataset.folder_names import natural_sort_key
+from lib_lora_train.dataset.images import read_bytes
 from lib_lora_train.dataset_tools.tag_vocabulary import wildcard_regex
 
 BACKUPS = ".caption-backups"
@@ -70,23 +70,18 @@ class CaptionSet:
 
 def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
     """The caption of every image, as `scan_dataset` finds it; DataError if the folder cannot be read."""
-    try:
-        captions = [caption for path in list_data_folders(folder) for caption in _load_folder(path, extension)]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
+    captions = [caption for contents in scan_data_folders(folder) for caption in _load_folder(contents, extension)]
     captions.sort(key=lambda caption: natural_sort_key(caption.image.relative_to(folder).as_posix()))
     return CaptionSet(folder, tuple(captions))
 
 
-def _load_folder(folder: Path, extension: str) -> Iterator[Caption]:
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    by_extension = index_by_extension(files)
-    for image in files:
-        if image.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(image, files):
-            found = find_caption_file(image, extension, by_extension)
-            file = found or image.with_name(image.stem + list_caption_extensions(extension)[0])
-            text = "" if found is None else strip_caption(decode_caption(found.read_bytes())[0])
-            yield Caption(image, file, text, found is not None)
+def _load_folder(contents: FolderContents, extension: str) -> Iterator[Caption]:
+    by_extension = index_by_extension(contents.other_files)
+    for image in contents.images:
+        found = find_caption_file(image, extension, by_extension)
+        file = found or image.with_name(image.stem + list_caption_extensions(extension)[0])
+        text = "" if found is None else strip_caption(decode_caption(read_bytes(found))[0])
+        yield Caption(image, file, text, found is not None)
 
 
 def count_tags(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
+from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError, Level
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
 from lib_lora_train.dataset.caption_encoding import decode_caption
@@ -24,13 +25,16 @@ from lib_lora_train.dataset.captions import (
     list_caption_extensions,
     strip_caption,
 )
-from lib_lora_train.dataset.folder_names import list_data_folders, natural_sort_key
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, UNSUPPORTED_EXTENSIONS, read_bytes
-from lib_lora_train.dataset.masks import is_mask
+from lib_lora_train.dataset.data_folders import scan_concept_folders
+from lib_lora_train.dataset.folder_contents import FolderContents, scan_data_folders
+from lib_lora_train.dataset.folder_names import natural_sort_key
+from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, read_bytes
+from lib_lora_train.dataset.unread_files import can_be_read_if_renamed, read_image_kind
 from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache
 from lib_lora_train.dataset_tools.perceptual_hash import group_similar
 
 Kind = Literal[
+    "nothing to train on",
     "broken",
     "unsupported format",
     "tiny",
@@ -84,7 +88,7 @@ class CheckReport:
 
 def count_images(folder: Path) -> int:
     """The number of images that `check_dataset` would check; DataError if the folder cannot be read."""
-    return len(_select_images(_list_files(folder)))
+    return sum(len(contents.images) for contents in scan_data_folders(folder))
 
 
 def check_dataset(
@@ -101,10 +105,14 @@ def check_dataset(
     Images in `cache` are not decoded again. `on_progress` is called with (done, total) images; once `is_stopped`
     returns True, the remaining images are skipped. DataError if the folder cannot be read.
     """
-    files = sorted(_list_files(folder), key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()))
-    paths = _select_images(files)
+    contents = scan_data_folders(folder)
+    paths = sorted(
+        (path for found in contents for path in found.images),
+        key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()),
+    )
     images: list[ImageFacts] = []
-    findings = [_report_unsupported(path) for path in files if path.suffix.lower() in UNSUPPORTED_EXTENSIONS]
+    others = [path for found in contents for path in found.other_files]
+    findings = [_report_unsupported(path, kind) for path in others if (kind := _unread_kind(path))]
     done = 0
     with contextlib.closing(_inspect_all(paths, cache or ImageFactsCache())) as results:
         for done, (path, result) in enumerate(results, start=1):
@@ -117,21 +125,11 @@ def check_dataset(
                 on_progress(done, len(paths))
             if is_stopped():
                 break
-    findings += [*_check_duplicates(images), *_check_captions(files, paths, caption_extension)]
+    if done == len(paths) and not images:
+        findings.append(_report_no_images(folder, len(paths)))
+    findings += [*_check_duplicates(images), *_check_captions(contents, caption_extension)]
     in_order = sorted(findings, key=lambda finding: natural_sort_key(str(finding.path)))
     return CheckReport(folder, tuple(images), tuple(in_order), checked_count=done)
-
-
-def _list_files(folder: Path) -> list[Path]:
-    try:
-        folders = list_data_folders(folder)
-        return [path for sub in folders for path in sub.iterdir() if path.is_file() and path.name[0] != "."]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}. Choose another folder.") from error
-
-
-def _select_images(files: Sequence[Path]) -> list[Path]:
-    return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and not is_mask(path, files)]
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -154,10 +152,24 @@ def _report_broken(path: Path, reason: str) -> Finding:
     return Finding("broken", "warning", path, f"cannot be decoded ({reason}). Training skips it.", "set aside")
 
 
-def _report_unsupported(path: Path) -> Finding:
-    text = f"is a {path.suffix[1:].upper()} file, which training does not read. {SUPPORTED_FORMATS_ADVICE}"
+def _unread_kind(path: Path) -> str:
+    """The kind of an image that training does not read because of its ending; "" for all other files."""
+    return "" if path.suffix.lower() in IMAGE_EXTENSIONS else read_image_kind(path)
+
+
+def _report_unsupported(path: Path, kind: str) -> Finding:
+    if can_be_read_if_renamed(kind):
+        text = f"is a {kind} under another ending, so training does not read it. Rename or convert it."
+        return Finding("unsupported format", "warning", path, text, "convert")
+    text = f"is a {kind} file, which training does not read. {SUPPORTED_FORMATS_ADVICE}"
     can_open = path.suffix.lower() in Image.registered_extensions()
     return Finding("unsupported format", "warning", path, text, "convert" if can_open else "")
+
+
+def _report_no_images(folder: Path, broken: int) -> Finding:
+    found = scan_concept_folders(Concept(str(folder)))
+    text = found.failure or f"none of its images can be read ({broken} tried), so there is nothing to train on."
+    return Finding("nothing to train on", "error", folder, text)
 
 
 def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
@@ -200,19 +212,18 @@ def _check_duplicates(images: Sequence[ImageFacts]) -> Iterator[Finding]:
 # --- captions -----------------------------------------------------------------------------------
 
 
-def _check_captions(files: Sequence[Path], images: Sequence[Path], extension: str) -> Iterator[Finding]:
+def _check_captions(folders: Sequence[FolderContents], extension: str) -> Iterator[Finding]:
     endings = list_caption_extensions(extension)
-    used: set[Path] = set()
-    for folder in dict.fromkeys(path.parent for path in files):
-        beside = index_by_extension(path for path in files if path.parent == folder)
-        for image in (path for path in images if path.parent == folder):
-            caption = find_caption_file(image, extension, beside)
+    for contents in folders:
+        beside = index_by_extension(contents.other_files)
+        used: set[Path] = set()
+        for image in contents.images:
             used.update(beside[key] for ending in endings if (key := (image.stem, ending)) in beside)
-            yield from _check_caption(image, caption)
-    for path in files:
-        if path not in used and path.name.lower().endswith(endings):
-            text = "is a caption without an image of the same name. Rename it or set it aside."
-            yield Finding("orphan caption", "hint", path, text, "set aside")
+            yield from _check_caption(image, find_caption_file(image, extension, beside))
+        for path in contents.other_files:
+            if path not in used and path.name.lower().endswith(endings):
+                text = "is a caption without an image of the same name. Rename it or set it aside."
+                yield Finding("orphan caption", "hint", path, text, "set aside")
 
 
 def _check_caption(image: Path, caption: Path | None) -> Iterator[Finding]:

@@ -14,8 +14,7 @@ from PIL import Image
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import BucketRule, Placement, list_bucket_sizes
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
-from lib_lora_train.dataset.masks import find_masks
+from lib_lora_train.dataset.folder_contents import scan_folder
 from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements, write_undo
 
 MIN_CROP_SIDE = 64
@@ -74,9 +73,9 @@ def write_crop(folder: Path, image: Path, frame: Frame) -> RepairResult:
 
 def _find_own_mask(image: Path) -> Path | None:
     """The image's mask file, None without one; DataError if it belongs to several images."""
-    files = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS]
-    mask = find_masks(files).get(image.stem)
-    others = sorted(path.name for path in files if path.stem == image.stem and path.name != image.name)
+    contents = scan_folder(image.parent)
+    mask = contents.masks.get(image.stem)
+    others = [path.name for path in contents.images if path.stem == image.stem and path.name != image.name]
     if mask and others:
         raise DataError(
             f"{mask.name} is the mask of {image.name} and of {others[0]}: cropping one would misalign it on the other. "

@@ -11,9 +11,9 @@ from PIL import Image
 
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.images import (
-    DECODING_ERRORS,
     TRANSPOSE_BY_ORIENTATION,
     ImageStream,
+    decoding,
     flatten,
     is_transparent,
     load_to_end,
@@ -43,12 +43,11 @@ class ImageFacts:
 def inspect_image(path: Path) -> ImageFacts | str:
     """The facts about an image, or why it does not decode completely."""
     try:
-        content = read_bytes(path)
-        stream = ImageStream(content)
-        with Image.open(stream) as image:
+        stream = ImageStream(read_bytes(path))
+        with decoding(path), Image.open(stream) as image:
             return _collect_facts(path, image, stream)
-    except (DataError, *DECODING_ERRORS) as error:
-        return (str(error) or repr(error)).rstrip(".")
+    except DataError as error:
+        return str(error)
 
 
 class ImageFactsCache:

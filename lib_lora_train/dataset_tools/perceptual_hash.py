@@ -61,7 +61,7 @@ def group_similar(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
             parents[number] = number = parents[parents[number]]
         return number
 
-    for one, other in _similar_pairs(fingerprints):
+    for one, other in _similar_pairs(fingerprints) if fingerprints else ():
         first, second = sorted((find_root(one), find_root(other)))
         parents[second] = first
     members: dict[int, list[int]] = {}

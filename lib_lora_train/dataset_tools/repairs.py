@@ -23,17 +23,17 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError
 from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
+from lib_lora_train.dataset.folder_contents import scan_folder
+from lib_lora_train.dataset.folder_names import ORIGINALS_SUFFIX
 from lib_lora_train.dataset.images import (
-    DECODING_ERRORS,
     TRANSPOSE_BY_ORIENTATION,
-    decoding_error,
+    decoding,
     flatten,
     may_be_transparent,
     read_bytes,
     read_orientation,
     to_eight_bits,
 )
-from lib_lora_train.dataset.masks import find_masks
 from lib_lora_train.dataset_tools.checkup import Finding, Repair
 
 SHRUNK_SIDE = 2048
@@ -65,7 +65,7 @@ class RepairResult:
 
 def originals_folder(folder: Path) -> Path:
     """Where the originals of a data folder are kept."""
-    return folder.with_name(f"{folder.name}-originals")
+    return folder.with_name(f"{folder.name}{ORIGINALS_SUFFIX}")
 
 
 def write_repairs(
@@ -91,7 +91,7 @@ def write_repairs(
         try:
             editor.repair(path.absolute(), repairs, words.strip())
             repaired.append(path)
-        except (LoraTrainError, OSError, *DECODING_ERRORS) as error:
+        except (LoraTrainError, OSError) as error:
             failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
         if on_progress:
             on_progress(number, len(by_path))
@@ -120,16 +120,13 @@ def edit_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[
     Transparency is kept. DataError if the file does not decode.
     """
     content = read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            image_format = opened.format or ""
-            orientation = read_orientation(opened, content)
-            opened.seek(0)
-            has_alpha = may_be_transparent(opened)
-            plain = to_eight_bits(opened)
-            image = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
-    except DECODING_ERRORS as error:
-        raise decoding_error(path, error) from error
+    with decoding(path), Image.open(io.BytesIO(content)) as opened:
+        image_format = opened.format or ""
+        orientation = read_orientation(opened, content)
+        opened.seek(0)
+        has_alpha = may_be_transparent(opened)
+        plain = to_eight_bits(opened)
+        image = plain.convert("RGBA" if has_alpha else "L" if plain.mode in ("L", "1") else "RGB")
     if orientation in TRANSPOSE_BY_ORIENTATION:
         image = image.transpose(TRANSPOSE_BY_ORIENTATION[orientation])
     if image_format not in _SAVE_OPTIONS or (has_alpha and image_format in ("JPEG", "BMP")):
@@ -280,7 +277,7 @@ def _companions(path: Path) -> list[Path]:
     captions = [file for file in others if file.suffix.lower() in CAPTION_EXTENSIONS]
     if len(captions) != len(others):
         return []
-    mask = find_masks(path.parent.iterdir()).get(path.stem)
+    mask = scan_folder(path.parent).masks.get(path.stem)
     return [*captions, *([mask] if mask else [])]
 
 
@@ -297,7 +294,7 @@ def _caption_file(image: Path) -> Path:
 def _repair_image(path: Path, repairs: Sequence[Repair]) -> tuple[Path, bytes]:
     """(path, content) of the image after the repairs, in its own format if possible, else as PNG."""
     content = read_bytes(path)
-    with Image.open(io.BytesIO(content)) as opened:
+    with decoding(path), Image.open(io.BytesIO(content)) as opened:
         image_format = opened.format or ""
         orientation = read_orientation(opened, content)
         opened.seek(0)

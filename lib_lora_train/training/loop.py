@@ -205,8 +205,8 @@ def train(training: Training, *, host: ModelHost, control: Control) -> Iterator[
     plan = training.plan
     while training.step < plan.total_steps:
         epoch, first_step = training.epoch, (training.epoch - 1) * plan.steps_per_epoch
-        steps = epoch_steps(plan, training.config.seed, epoch)
-        while training.step < first_step + len(steps):
+        steps = epoch_steps(plan, training.config.seed, epoch, lambda: control.is_stopped)  # () if stopped
+        while training.step < min(first_step + plan.steps_per_epoch, plan.total_steps):
             # Between turns nothing is leased: whoever handles one of these events may lease the model.
             was_paused = control.is_paused
             while control.is_paused:

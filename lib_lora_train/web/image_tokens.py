@@ -16,6 +16,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from lib_lora_train.dataset.images import decoding, read_bytes
+
 THUMBNAIL_PX = 192
 _MEDIA_TYPES = {
     ".png": "image/png",
@@ -55,12 +57,12 @@ class ImageTokens:
         return self._paths.get(token)
 
     def load_image(self, token: str) -> tuple[bytes, str]:
-        """The file's bytes and media type; KeyError for an unknown token, OSError if the file is gone."""
+        """The file's bytes and media type; KeyError for an unknown token, DataError if it cannot be read."""
         path = self._paths[token]
-        return path.read_bytes(), _MEDIA_TYPES[path.suffix.lower()]
+        return read_bytes(path), _MEDIA_TYPES[path.suffix.lower()]
 
     def load_thumbnail(self, token: str) -> bytes:
-        """A JPEG of at most 192 × 192 px, upright, transparency on white; errors as in `load_image`."""
+        """A JPEG of at most 192 × 192 px, upright, transparency on white; errors as in `load_image`, or OSError."""
         path = self._paths[token]
         key = (token, path.stat().st_mtime_ns)
         with self._lock:
@@ -76,7 +78,7 @@ class ImageTokens:
 
 
 def _load_thumbnail(path: Path) -> bytes:
-    with Image.open(path) as opened:
+    with decoding(path), Image.open(io.BytesIO(read_bytes(path))) as opened:
         opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # decodes a JPEG at a reduced size, many times faster
         image = ImageOps.exif_transpose(opened) or opened
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

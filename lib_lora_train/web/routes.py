@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError
+from lib_lora_train.core.errors import ConfigError, DataError, HostError, LoraTrainError
 from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.image_tokens import ImageTokens
 
@@ -122,13 +122,13 @@ def _install_read_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
-        except (KeyError, OSError):
+        except (KeyError, OSError, DataError):
             raise HTTPException(404, _GONE) from None
 
     def image(token: str) -> Response:
         try:
             content, media_type = source.image_tokens.load_image(token)
-        except (KeyError, OSError):
+        except (KeyError, OSError, DataError):
             raise HTTPException(404, _GONE) from None
         return Response(content, media_type=media_type, headers=_CACHED)
 

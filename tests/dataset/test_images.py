@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset import images
 from lib_lora_train.dataset.buckets import BucketRule, Placement, place_image
-from lib_lora_train.dataset.images import read_image_file, read_pixels
+from lib_lora_train.dataset.images import PixelTransform, read_image_file, read_pixels, read_upright_image
+from lib_lora_train.dataset_tools.image_cache import inspect_image
+from lib_lora_train.dataset_tools.repairs import edit_image
 
 SQUARE = BucketRule(resolution=64, min_side=64, max_side=64, step=8, enabled=False)
 
@@ -154,3 +161,82 @@ def test_an_image_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "blue").save(path)
     with pytest.raises(DataError, match="has changed"):
         read_pixels(image, _whole(64, 64))
+
+
+# --- decoders and thin images ---------------------------------------------------------------------
+
+
+def test_whatever_a_decoder_raises_is_one_kind_of_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's AVIF decoder raises RuntimeError for damaged files, others anything else."""
+    path = tmp_path / "1.png"
+    Image.new("RGB", (64, 64)).save(path)
+    file = read_image_file(path)
+
+    class OddError(Exception):
+        pass
+
+    for error in (RuntimeError("no image item"), OddError("odd"), MemoryError(), AssertionError()):
+        monkeypatch.setattr(Image, "open", _raising(error))
+        readers: tuple[Callable[[], object], ...] = (
+            lambda: read_image_file(path),
+            lambda: read_upright_image(path),
+            lambda: read_pixels(file, place_image(64, 64, BucketRule(64, min_side=64))),
+        )
+        for read in readers:
+            with pytest.raises(DataError, match=r"1\.png cannot be decoded: "):
+                read()
+        assert "cannot be decoded" in str(inspect_image(path))
+        with pytest.raises(DataError, match="cannot be decoded"):
+            edit_image(path, lambda image: image)
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+def test_a_damaged_avif_is_skipped_as_other_damaged_images_are(tmp_path: Path) -> None:
+    path = tmp_path / "1.avif"
+    path.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40))
+    with pytest.raises(DataError, match=r"1\.avif cannot be decoded"):
+        read_image_file(path)
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (8000, 3), (300, 20)])
+def test_a_thin_image_is_cropped_before_it_is_resized(
+    tmp_path: Path, size: tuple[int, int], is_mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image in memory exceeds some megapixels, where resizing first makes up to 5 GB of one of 20,000 × 1."""
+    path = tmp_path / "1.png"
+    Image.effect_noise(size, 90).convert("RGB").save(path)
+    areas: list[int] = []
+    resize = Image.Image.resize
+
+    def measured(image: Image.Image, target: tuple[int, int], *args: Any, **values: Any) -> Image.Image:
+        areas.append(target[0] * target[1])
+        return resize(image, target, *args, **values)
+
+    monkeypatch.setattr(Image.Image, "resize", measured)
+    placement = place_image(*size, BucketRule(512))
+    pixels = read_pixels(read_image_file(path), placement, PixelTransform(is_mirrored=is_mirrored))
+    assert pixels.size == (placement.width, placement.height)
+    assert max(areas) < 20_000_000
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+@pytest.mark.parametrize("size", [(1500, 40), (40, 1500), (900, 20)])
+def test_cropping_first_changes_no_pixel(
+    tmp_path: Path, size: tuple[int, int], is_mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tolerance of one level in 255: the positions of the filter are rounded differently."""
+    path = tmp_path / "1.png"
+    Image.effect_noise(size, 90).convert("RGB").save(path)
+    placement = replace(place_image(*size, BucketRule(256, min_side=128, max_side=512)), left=7)
+    file, transform = read_image_file(path), PixelTransform(is_mirrored=is_mirrored)
+    part = np.asarray(read_pixels(file, placement, transform), dtype=int)
+    monkeypatch.setattr(images, "_MAX_EXCESS", 10**9)
+    whole = np.asarray(read_pixels(file, placement, transform), dtype=int)
+    assert abs(part - whole).max() <= 1

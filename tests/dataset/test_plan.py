@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.seeding import random_for
+from lib_lora_train.core.seeding import random_for, shuffle
 from lib_lora_train.dataset.images import ImageFile
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.dataset.plan_text import describe_plan
@@ -168,6 +169,29 @@ def test_every_image_is_equally_likely_to_come_first() -> None:
     plan = make_plan(_dataset(([(512, 512)] * 4, 1, False)), CONFIG.replace(batch_size=1))
     first = Counter(_batches(plan, 1, seed)[0].items[0] for seed in range(2000))
     assert all(abs(first[item] - 500) < 100 for item in range(4))  # 5 standard deviations of a fair draw
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 3])
+def test_making_the_order_of_a_long_epoch_ends_when_it_is_stopped(allowed: int) -> None:
+    """400,000 samples: it is asked at least once per 100,000 of them, and never after the answer to stop."""
+    plan = make_plan(_dataset(([(512, 512)] * 40, 10_000, False)), TrainConfig(batch_size=1))
+    answers: list[bool] = []
+
+    def is_stopped() -> bool:
+        answers.append(len(answers) >= allowed)
+        return answers[-1]
+
+    assert epoch_steps(plan, 1, 1, is_stopped) == ()
+    assert answers[allowed:] != []
+    assert len(answers) <= allowed + 2, "the shuffle and the loop around it each ask once more"
+
+
+@pytest.mark.parametrize("count", [0, 1, 50, 250_001])
+def test_an_interruptible_shuffle_gives_the_same_order(count: int) -> None:
+    expected, values = list(range(count)), list(range(count))
+    random.Random(7).shuffle(expected)
+    shuffle(values, random.Random(7), lambda: False)
+    assert values == expected
 
 
 def test_epochs_are_counted_from_one() -> None:

@@ -75,7 +75,7 @@ def test_images_outside_kohya_folders_are_reported_as_not_read(tmp_path: Path) -
     dataset = _scan(Concept(str(tmp_path), repeats=5))
     assert len(dataset.items) == 1
     assert "1 images outside" in _messages(dataset)
-    assert "0_none, more" in _messages(dataset)
+    assert "0_none, 10_cat/deep, more (3 images)" in _messages(dataset)
     assert "repeats 5 is not used" in _messages(dataset)
 
 
@@ -102,9 +102,27 @@ def test_a_folder_given_twice_is_reported(tmp_path: Path) -> None:
     assert "given twice" in _messages(dataset)
 
 
-def test_a_date_read_as_repeats_is_reported(tmp_path: Path) -> None:
-    _image(tmp_path / "2023_holiday" / "1.png")
-    assert "2023 repeats" in _messages(_scan(Concept(str(tmp_path))))
+@pytest.mark.parametrize("date", ["2023", "202401", "240131", "20240131", "31012024"])
+def test_a_date_read_as_repeats_is_refused_with_the_right_reading(tmp_path: Path, date: str) -> None:
+    folder = tmp_path / f"{date}_my_holiday"
+    _image(folder / "1.png")
+    with pytest.raises(DataError, match=r"probably a date: rename the folder to 1_my_holiday, or enter this folder"):
+        _scan(Concept(str(tmp_path)))
+    with pytest.raises(DataError, match="set its repeats to 1"):
+        _scan(Concept(str(folder)))
+    assert _scan(Concept(str(folder), repeats=1)).concepts[0].repeats == 1
+
+
+@pytest.mark.parametrize(("number", "is_refused"), [(100, False), (1500, False), (10_000, False), (10_001, True)])
+def test_a_number_that_is_no_date_is_refused_only_above_the_limit_of_repeats(
+    tmp_path: Path, number: int, is_refused: bool
+) -> None:
+    _image(tmp_path / f"{number}_cat" / "1.png")
+    if is_refused:
+        with pytest.raises(DataError, match="At most 10,000 are possible"):
+            _scan(Concept(str(tmp_path)))
+    else:
+        assert _scan(Concept(str(tmp_path))).concepts[0].repeats == number
 
 
 def test_all_unusable_folders_are_reported_together(tmp_path: Path) -> None:
@@ -118,7 +136,7 @@ def test_all_unusable_folders_are_reported_together(tmp_path: Path) -> None:
     assert "none does not exist" in text
     assert "empty contains no images" in text
     assert "file.png is a file" in text
-    assert "these sub-folders do: inner" in text
+    assert f"but {tmp_path / 'nested' / 'inner'} does. Enter that folder instead" in text
     assert "A concept has no folder" in text
 
 

@@ -202,3 +202,28 @@ def test_a_missing_folder_is_an_error_and_the_next_check_works(tmp_path: Path) -
     assert status["state"] == "failed" and "cannot be read" in status["message"]
     session.save_draft(session.demo_form())
     assert finish(session, "run")["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.png", b"no image", "none of its images can be read"),
+        ("", b"", "contains no images"),
+        ("deeper/a.png", b"", "Enter that folder instead"),
+    ],
+)
+def test_a_folder_with_nothing_to_train_on_is_an_error_of_the_check(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    session, _ = open_small_session(tmp_path)
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    if name:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder)}])})
+    answer = finish(session, "run")
+    (kind,) = [one for one in answer["kinds"] if one["level"] == "error"]
+    assert kind["kind"] == "nothing to train on"
+    assert message in kind["findings"][0]["message"]
