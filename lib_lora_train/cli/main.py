@@ -84,6 +84,21 @@ def make_parser() -> argparse.ArgumentParser:
     app = _command(commands, "app", run_app, "Open the app in the browser.")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     app.add_argument("--port", type=int, default=7861, help="port to listen on (default: 7861)")
+    app.add_argument(
+        "--login",
+        default=os.environ.get("LORA_TRAIN_LOGIN") or None,
+        metavar="USER:PASSWORD",
+        help="ask for this login (default: LORA_TRAIN_LOGIN in the environment, else one is made up and printed if "
+        "other machines can reach the app)",
+    )
+    app.add_argument("--no-login", action="store_const", const="", dest="login", help="never ask for a login")
+    app.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer requests for this host name, such as a proxy's; may be given several times",
+    )
 
     demo = _command(commands, "demo", run_demo, "Train a new concept on the embedded tiny model and generate the grid.")
     demo.add_argument("--out", type=Path, metavar="DIR", help="folder for all files of the demo")
@@ -194,7 +209,7 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     print("Starting the app …", flush=True)  # the imports below can take a minute on a slow disk
     from lib_lora_train.ui.app import serve
 
-    serve(host=options.host, port=options.port)
+    serve(host=options.host, port=options.port, login=options.login, allowed_hosts=options.allow_host)
     return 0
 
 

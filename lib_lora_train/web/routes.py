@@ -18,16 +18,22 @@ Settings are JSON with the names in `docs/parameters.md`, as in a config file. `
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lib_lora_train.core.errors import ConfigError, DataError, HostError, LoraTrainError
 from lib_lora_train.hosts.access import ApiAccess
+from lib_lora_train.web.guard import DoorRules, Receive, RequestGuard, Scope, Send
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.request_values import read_values
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "save", "sample")
@@ -99,14 +105,44 @@ def install_routes(app: FastAPI, source: PageBackend, access: ApiAccess | None =
     """Add the routes to the application of the webui. They run in FastAPI's threads, not in its event loop."""
     access = access or ApiAccess()
     may_read = Depends(_require_page_login(app, access) if access.has_page else _require_api_login(access))
-    _install_read_routes(app, source, [may_read])
+    router = APIRouter(prefix=PREFIX, route_class=_guarded_route(access), default_response_class=EveryNameResponse)
+    _install_read_routes(router, source, [may_read])
     if access.has_page:
-        _install_page_route(app, source, [may_read, Depends(_require_page_key(source)), Depends(_require_json)])
+        _install_page_route(router, source, [may_read, Depends(_require_page_key(source)), Depends(_require_json)])
     if access.allows_control:
-        _install_control_routes(app, source, [Depends(_require_api_login(access)), Depends(_require_json)])
+        _install_control_routes(router, source, [Depends(_require_api_login(access)), Depends(_require_json)])
+    app.include_router(router)
 
 
-def _install_read_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
+def _guarded_route(access: ApiAccess) -> type[APIRoute]:
+    """A kind of route that refuses other sites and large bodies, before FastAPI reads the body."""
+    rules = DoorRules(origins=access.allowed_origins, origin_pattern=access.allowed_origin_pattern)
+
+    class GuardedRoute(APIRoute):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await RequestGuard(super().handle, rules)(scope, receive, send)
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            answer = super().get_route_handler()
+
+            async def answer_or_explain(request: Request) -> Response:
+                try:
+                    return await answer(request)
+                except RequestValidationError as error:
+                    raise HTTPException(422, {"message": _explain(error), "problems": []}) from None
+
+            return answer_or_explain
+
+    return GuardedRoute
+
+
+def _explain(error: RequestValidationError) -> str:
+    """What is wrong with a request, without repeating its values: JSON cannot hold all of them."""
+    places = (" ".join(map(str, one["loc"])) + f": {one['msg']}" for one in error.errors())
+    return f"The request cannot be used: {'; '.join(places)}."
+
+
+def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any]) -> None:
     def status(since: int = 0, after: int = 0) -> dict[str, Any]:
         return source.status(since, after)
 
@@ -141,10 +177,10 @@ def _install_read_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -
         "image/{token}": image,
     }
     for path, answer in routes.items():
-        app.add_api_route(f"{PREFIX}/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)
+        app.add_api_route(f"/{path}", answer, methods=["GET"], response_model=None, dependencies=guards)
 
 
-def _install_page_route(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
+def _install_page_route(app: APIRouter, source: PageBackend, guards: list[Any]) -> None:
     """The actions of the page, which do not depend on the API of the webui being enabled."""
 
     def page(name: str, values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
@@ -153,10 +189,10 @@ def _install_page_route(app: FastAPI, source: PageBackend, guards: list[Any]) ->
         except KeyError:
             raise HTTPException(404, {"message": "This page is out of date. Reload it."}) from None
 
-    app.add_api_route(f"{PREFIX}/page/{{name}}", page, methods=["POST"], response_model=None, dependencies=guards)
+    app.add_api_route("/page/{name}", page, methods=["POST"], response_model=None, dependencies=guards)
 
 
-def _install_control_routes(app: FastAPI, source: PageBackend, guards: list[Any]) -> None:
+def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[Any]) -> None:
     def plan(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         return _http_errors(lambda: source.plan_values(values))
 
@@ -164,7 +200,7 @@ def _install_control_routes(app: FastAPI, source: PageBackend, guards: list[Any]
         return _http_errors(lambda: {"run": source.start_values(values)})
 
     def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        return _http_errors(lambda: {"run": source.draw_grid(str(values.get("sampler", "")))})
+        return _http_errors(lambda: {"run": source.draw_grid(read_values(values).get("sampler", ""))})
 
     def command(name: str) -> Callable[[], dict[str, Any]]:
         return lambda: _run_command(lambda: source.command(name))
@@ -177,31 +213,40 @@ def _install_control_routes(app: FastAPI, source: PageBackend, guards: list[Any]
         **_queue_routes(source),
     }
     for path, answer in routes.items():
-        app.add_api_route(f"{PREFIX}/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
+        app.add_api_route(f"/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
 
 
 def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
     """Resuming runs, and the queue."""
 
-    def resume_run(run: str = Body(...), more_epochs: int = Body(0)) -> dict[str, Any]:
-        return _http_errors(lambda: {"run": source.resume_run(run, more_epochs)})
+    def resume_run(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _http_errors(lambda: {"run": source.resume_run(*_run_to_resume(values))})
 
     def add(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         if "run" in values:
-            run, more = str(values["run"]), values.get("more_epochs", 0)
-            return _http_errors(lambda: {"id": source.enqueue_resume(run, more if isinstance(more, int) else 0)})
+            return _http_errors(lambda: {"id": source.enqueue_resume(*_run_to_resume(values))})
         return _http_errors(lambda: {"id": source.enqueue_values(values)})
 
-    def move(id: str = Body(...), place: int = Body(...)) -> dict[str, Any]:
-        return _run_command(lambda: source.move_queued(id, place))
+    def move(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        def work() -> None:
+            known = read_values(values)
+            source.move_queued(known["id"], known["place"])
 
-    def remove(id: str = Body(..., embed=True)) -> dict[str, Any]:
-        return _run_command(lambda: source.remove_queued(id))
+        return _run_command(work)
+
+    def remove(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _run_command(lambda: source.remove_queued(read_values(values)["id"]))
 
     def start() -> dict[str, Any]:
         return _http_errors(lambda: {"run": source.start_queue()})
 
     return {"go-on": resume_run, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
+
+
+def _run_to_resume(values: Mapping[str, Any]) -> tuple[str, int]:
+    """The id of the run in a request, and the epochs to extend it by."""
+    known = read_values(values)
+    return known["run"], known.get("more_epochs", 0)
 
 
 def _run_command(work: Callable[[], None]) -> dict[str, Any]:
@@ -219,12 +264,26 @@ def _http_errors(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except ConfigError as error:
-        problems = [{"level": p.level, "where": p.where, "message": p.message} for p in error.problems]
-        raise HTTPException(422, {"message": str(error), "problems": problems}) from error
+        problems = [
+            {"level": p.level, "where": _printable(p.where), "message": _printable(p.message)} for p in error.problems
+        ]
+        raise HTTPException(422, {"message": _printable(str(error)), "problems": problems}) from error
     except HostError as error:
-        raise HTTPException(409, {"message": str(error), "problems": []}) from error
+        raise HTTPException(409, {"message": _printable(str(error)), "problems": []}) from error
     except LoraTrainError as error:
-        raise HTTPException(422, {"message": str(error), "problems": []}) from error
+        raise HTTPException(422, {"message": _printable(str(error)), "problems": []}) from error
+
+
+def _printable(text: str) -> str:
+    """`text` with the bytes of names that are not UTF-8 written out, as JSON cannot hold them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class EveryNameResponse(JSONResponse):
+    """JSON in ASCII: names that are not UTF-8 arrive in the page as they are here, and come back so."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 # --- access -------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from lib_lora_train.web.json_values import json_ready, optional_path
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
+from lib_lora_train.web.request_values import read_values
 from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
@@ -101,7 +102,8 @@ class Session:
     # --- actions of the page -------------------------------------------------------------------
     def run_action(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """The result of an action that the page requests; KeyError for an unknown name."""
-        result: dict[str, Any] = json_ready(self._actions[name](values) or {})
+        action = self._actions[name]
+        result: dict[str, Any] = json_ready(action(read_values(values)) or {})
         return result
 
     def stage_change(self, change: Change) -> None:
@@ -328,6 +330,8 @@ class Session:
             "save": runner.save_now,
             "sample": runner.sample_now,
         }
+        if name not in commands:
+            raise HostError(f"{name!r} is not one of the commands {', '.join(commands)}.")
         commands[name]()
 
     # --- what the page polls -------------------------------------------------------------------

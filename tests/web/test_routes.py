@@ -192,3 +192,21 @@ def test_a_login_protects_page_actions_too(tmp_path: Path) -> None:
     install_routes(app, session)
     answer = TestClient(app).post(f"{PREFIX}/page/fix", json={"number": 0}, headers={PAGE_HEADER: session.page_key})
     assert answer.status_code == 401
+
+
+def test_every_route_refuses_pages_of_other_sites_and_large_bodies(tmp_path: Path) -> None:
+    client, _ = opened(tmp_path)
+    foreign = {"Origin": "https://evil.example"}
+    routes = [(path, method) for path, methods in client.app.openapi()["paths"].items() for method in methods]  # type: ignore[attr-defined]
+    assert len(routes) > 15
+    for path, method in routes:
+        assert client.request(method, path, headers=foreign).status_code == 403, path
+        assert client.request(method, path, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403, path
+        if method == "post":
+            assert client.post(path, content=b" " * (9 * 2**20)).status_code == 413, path
+            assert client.post(path, content=iter([b" " * 2**20] * 9)).status_code == 413, path
+
+
+def test_an_origin_that_the_webui_allows_may_use_the_api(tmp_path: Path) -> None:
+    client, _ = opened(tmp_path, ApiAccess(allowed_origins=("https://studio.example",)))
+    assert client.get(f"{PREFIX}/status", headers={"Origin": "https://studio.example"}).status_code == 200

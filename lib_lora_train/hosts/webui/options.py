@@ -74,7 +74,14 @@ def webui_access() -> ApiAccess:
 
     options = shared.cmd_opts
     pairs = (pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
-    return ApiAccess(bool(options.api or options.nowebui), has_page=not options.nowebui, credentials=dict(pairs))
+    origins = (getattr(options, "cors_allow_origins", None) or "").split(",")
+    return ApiAccess(
+        bool(options.api or options.nowebui),
+        has_page=not options.nowebui,
+        credentials=dict(pairs),
+        allowed_origins=tuple(origin.strip().rstrip("/").lower() for origin in origins if origin.strip()),
+        allowed_origin_pattern=getattr(options, "cors_allow_origins_regex", None) or "",
+    )
 
 
 def bind_paste_button(button: Any, source: Any) -> None:
