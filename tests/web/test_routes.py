@@ -81,9 +81,9 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
     kept, lost = tmp_path / "kept.safetensors", tmp_path / "lost.safetensors"
     kept.touch()
     records = [
-        {"kind": "LoraWritten", "path": str(kept)},
-        {"kind": "LoraWritten", "path": str(lost)},
-        {"kind": "StateChanged", "state": "finished"},
+        {"kind": "LoraWritten", "path": str(kept), "epoch": 1, "step": 5},
+        {"kind": "LoraWritten", "path": str(lost), "epoch": 2, "step": 9},
+        {"kind": "StateChanged", "state": "finished", "message": ""},
     ]
     folder.log.write_text("\n".join(map(json.dumps, records)) + '\n{"kind": "StateChanged", "sta', encoding="utf-8")
     assert client.get(f"{PREFIX}/results").json() == [
@@ -95,6 +95,7 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
             "step": 0,
             "total_steps": 0,
             "epochs": 0,
+            "unreadable_lines": 1,
             "can_resume": False,
             "can_extend": False,
         }
