@@ -97,6 +97,7 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
             "epochs": 0,
             "unreadable_lines": 1,
             "can_resume": False,
+            "can_begin_again": False,
             "can_extend": False,
         }
     ]
