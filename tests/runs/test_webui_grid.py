@@ -101,7 +101,7 @@ def test_epochs_without_a_file_have_no_samples(setup: RunSetup) -> None:
     events, _ = setup.run(save_every_n_epochs=2)
     assert [event.epoch for event in of(events, SampleDrawn)] == [0, 0, 2, 2]
     hints = [event.message for event in of(events, Noted) if event.where == "webui_sampler"]
-    assert hints == ["the webui draws from files: epochs without one (save_every_n_epochs) get no samples."]
+    assert hints == ["needs LoRA files: epochs without one (see save_every_n_epochs) get no samples."]
 
 
 def test_interrupted_samples_are_skipped(setup: RunSetup) -> None:
@@ -131,7 +131,7 @@ def test_run_waits_if_the_checkpoint_changes_between_samples(setup: RunSetup) ->
 def test_unknown_webui_sampler_is_replaced_by_the_trainers(setup: RunSetup) -> None:
     events, _ = setup.run(webui_sampler="Euler z", sample_sampler="Euler", sample_steps=1, epochs=1)
     (warning,) = [event.message for event in of(events, Noted) if event.level == "warning"]
-    assert "no sampler called Euler z" in warning and "Samples are drawn with Euler." in warning
+    assert "no sampler called Euler z" in warning and "Samples use Euler instead." in warning
     assert setup.world.txt2img.jobs == [] and len(of(events, SampleDrawn)) == 4
 
 
@@ -208,7 +208,7 @@ def test_failed_grid_reports_why_and_keeps_the_old_one(setup: RunSetup, harm: An
 
 def test_only_one_grid_at_a_time_and_none_without_files(setup: RunSetup) -> None:
     grids = GridGenerator(setup.host, setup.home)
-    with pytest.raises(HostError, match="No run has written a LoRA file yet"):
+    with pytest.raises(HostError, match="No run has saved a LoRA file yet"):
         grids.start("Euler")
     ran(setup)
     seen: list[str] = []
