@@ -327,6 +327,19 @@ class A1111World:
                 module.network_layer_name, module.network_current_names = name, ()
         return model
 
+    def store(self, dtype: torch.dtype | None) -> None:
+        """The setting *FP8 weight*: the matrices are converted in place, or loaded from the file again."""
+        from_file = tiny_tensors("sd1", seed=self.selected)
+        for name, parameter in self._by_ldm_name().items():
+            if dtype and parameter.ndim > 1 and name.startswith(UNET_PREFIX):
+                parameter.data = parameter.data.to(dtype)
+            elif dtype is None:
+                parameter.data = from_file[name].clone()
+
+    def use_vae(self, vae: str) -> None:
+        """Select another VAE, which is loaded at once."""
+        self.model.loaded_vae_file = vae or None
+
     def _name(self, ldm: str) -> str:
         """The webui wraps the text encoder and its token embedding."""
         inner = ldm.replace(TEXT_PREFIX, f"{TEXT_PREFIX}wrapped.")
@@ -441,6 +454,18 @@ class ForgeWorld:
         selected = {"checkpoint_info": seed, "additional_modules": modules, "unet_storage_dtype": None}
         self.model_data.forge_loading_parameters = selected
 
+    def store(self, dtype: torch.dtype | None) -> None:
+        """*Diffusion in Low Bits*: the next generation loads the model again, with matrices of this dtype."""
+        self.model_data.forge_loading_parameters = {
+            **self.model_data.forge_loading_parameters, "unet_storage_dtype": dtype
+        }  # fmt: skip
+        self.generate()
+
+    def use_vae(self, vae: str) -> None:
+        """Select another VAE; the next generation loads it."""
+        self.select(self.selected, vae=vae)
+        self.generate()
+
     def switch_to(self, seed: int, *, in_place: bool = False) -> None:
         """Load another checkpoint, as a new model; Forge never overwrites the old one."""
         assert not in_place
@@ -454,10 +479,15 @@ class ForgeWorld:
         self.model_data.forge_hash = str(self.model_data.forge_loading_parameters)
         tensors = tiny_tensors("sd1", seed=self.selected)
         with torch.inference_mode():
-            unet: Any = Node(under(tensors, UNET_PREFIX))
+            unet: Any = Node(self._unet_tensors(tensors))
             clip: Any = Node(under(tensors, TEXT_PREFIX))
             vae: Any = Node(under(tensors, VAE_PREFIX))
         self._set_up(tensors, unet, clip, vae)
+
+    def _unet_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = self.model_data.forge_loading_parameters["unet_storage_dtype"]
+        unet = under(tensors, UNET_PREFIX)
+        return {name: tensor.to(dtype) if dtype and tensor.ndim > 1 else tensor for name, tensor in unet.items()}
 
     def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
         unet.config = {"num_heads": 8, "num_head_channels": -1}
@@ -589,8 +619,8 @@ class ReforgeWorld(ForgeWorld):
     def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
         plain = {name.replace("embedding.weight", "embedding.wrapped.weight") if "token" in name else name: tensor
                  for name, tensor in under(tensors, TEXT_PREFIX).items()}  # fmt: skip
-        super()._set_up(tensors, Node(under(tensors, UNET_PREFIX)), Node(plain), Node(under(tensors, VAE_PREFIX)))
-        self.model.loaded_vae_file = None
+        super()._set_up(tensors, Node(self._unet_tensors(tensors)), Node(plain), Node(under(tensors, VAE_PREFIX)))
+        self.model.loaded_vae_file = next(iter(self.model_data.forge_loading_parameters["additional_modules"]), None)
 
 
 class OldProcessing(Processing):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import HostError, ModelError
 from lib_lora_train.hosts.webui.common import CommonWebui, lora_networks, positive_attribute, without_wrappers
-from lib_lora_train.hosts.webui.host import LoadedModel, ModelFacts
+from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelFacts, ModelIdentity, stored_as
 from lib_lora_train.models.architecture import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, CheckpointHints
 
 _USED = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
@@ -48,8 +48,9 @@ class A1111(CommonWebui):
             return None
         info = model.sd_checkpoint_info
         vae = getattr(model, "loaded_vae_file", None)
+        extra_files, weights = (str(vae),) if vae else (), stored_as(model.model.diffusion_model)
         return LoadedModel(
-            identity=(str(info.filename), str(vae), type(model).__name__),
+            identity=ModelIdentity(str(info.filename), extra_files, weights, type(model).__name__),
             path=Path(info.filename),
             sha256=info.sha256 or "",
             vae=Path(vae) if vae else None,
@@ -57,10 +58,10 @@ class A1111(CommonWebui):
             tensors=lambda: tensors_of(model),
         )
 
-    def is_selected(self) -> bool:
-        """Whether the loaded checkpoint is the selected one; a generation loads the selected one first."""
+    def other_selection(self) -> str:
+        """A generation loads the selected checkpoint first; another VAE or precision is loaded when it is selected."""
         loaded = self._models.model_data.sd_model.sd_checkpoint_info
-        return bool(self._models.select_checkpoint().filename == loaded.filename)
+        return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
 
     def restore_weights(self) -> None:
         """Move the model to the device and remove every LoRA from the layers it was merged into.

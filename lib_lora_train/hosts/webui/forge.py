@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import HostError, ModelError
 from lib_lora_train.hosts.webui.common import CommonWebui, positive_attribute, without_wrappers
-from lib_lora_train.hosts.webui.host import LoadedModel, ModelFacts
+from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelFacts, ModelIdentity, dtype_name, stored_as
 from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX, CheckpointHints, PredictionType
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
@@ -26,6 +26,11 @@ _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_predictio
 # ldm prefix of each text encoder, by the webui's name; a model with clip_g has two text encoders.
 _SINGLE_ENCODER = {"clip_l": "cond_stage_model.", "clip_h": "cond_stage_model."}
 _TWO_ENCODERS = {"clip_l": "conditioner.embedders.0.", "clip_g": "conditioner.embedders.1."}
+_DROP_DOWNS = {
+    "checkpoint_info": "checkpoint",
+    "additional_modules": "VAE or text encoder",
+    "unet_storage_dtype": "setting of Diffusion in Low Bits",
+}
 _ADDITIONAL_MODULES = re.compile(r"'additional_modules': (\[.*?\]|\(.*?\)|None), 'unet_storage_dtype'")
 
 
@@ -67,7 +72,9 @@ class Forge(CommonWebui):
             return None
         extra_files = self._extra_files()
         return LoadedModel(
-            identity=(str(info.filename), *extra_files, type(model).__name__),
+            identity=ModelIdentity(
+                str(info.filename), extra_files, _stored_as(objects.unet.model), type(model).__name__
+            ),
             path=Path(info.filename),
             sha256=info.sha256 or "",
             vae=next((Path(name) for name in extra_files if Path(name).parent.name.lower() == "vae"), None),
@@ -75,10 +82,14 @@ class Forge(CommonWebui):
             tensors=lambda: tensors_of(objects),
         )
 
-    def is_selected(self) -> bool:
-        """Whether the drop-downs name what was loaded last; otherwise a generation loads their choice first."""
+    def other_selection(self) -> str:
+        """Which drop-down does not show what was loaded last; a generation loads their choices first."""
         data = self._models.model_data
-        return bool(str(data.forge_loading_parameters) == data.forge_hash)
+        selected, loaded = data.forge_loading_parameters, data.forge_hash
+        if str(selected) == loaded:
+            return ""
+        changed = (label for key, label in _DROP_DOWNS.items() if f"{key!r}: {selected.get(key)!r}" not in loaded)
+        return next(changed, "model")
 
     def _facts(self, model: Any, objects: Any) -> ModelFacts:
         network = objects.unet.model
@@ -136,6 +147,12 @@ class Forge(CommonWebui):
     def _why_copied(self, network: Any) -> str:
         stored = getattr(network, "storage_dtype", None)
         return f"the webui keeps the weights as {stored}" if isinstance(stored, str) else ""
+
+
+def _stored_as(network: Any) -> str:
+    """The format of the UNet's weights: as Forge says, which a LoRA in the weights does not change, or as they are."""
+    stored = getattr(network, "storage_dtype", None)
+    return stored_as(network.diffusion_model) if stored is None else dtype_name(stored)
 
 
 def _supported_prediction(prediction: str) -> PredictionType:

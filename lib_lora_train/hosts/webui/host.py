@@ -25,9 +25,9 @@ from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, RunTarget
 from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
 from lib_lora_train.hosts.webui.guest import restored_random_state
+from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelIdentity
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
-from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
@@ -49,36 +49,6 @@ if TYPE_CHECKING:
 
 _LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, without a second copy."
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
-
-
-@dataclass(frozen=True, eq=False)
-class ModelFacts:
-    """What a webui knows of its model beyond the tensors.
-
-    `alphas_cumprod` (T,) is None for the architecture's usual schedule. `why_copied` is the reason why the tensors
-    cannot be shared, "" if they can.
-    """
-
-    hints: CheckpointHints
-    alphas_cumprod: Tensor | None
-    why_copied: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel:
-    """What a webui has in memory.
-
-    `identity` stays equal as long as it is the same checkpoint with the same VAE, even if its tensors are moved or
-    replaced. `facts()` raises ModelError for an unsupported architecture. `tensors()` returns the live tensors by ldm
-    name; call it only after `Webui.restore_weights`.
-    """
-
-    identity: tuple[object, ...]
-    path: Path
-    sha256: str
-    vae: Path | None
-    facts: Callable[[], ModelFacts]
-    tensors: Callable[[], Mapping[str, Tensor]]
 
 
 class Webui(Protocol):
@@ -114,8 +84,8 @@ class Webui(Protocol):
     def refresh_loras(self) -> None:
         """Rescan the LoRA folder."""
 
-    def is_selected(self) -> bool:
-        """Whether the next generation uses the model in memory and does not load another one first."""
+    def other_selection(self) -> str:
+        """What the next generation would load first ("checkpoint", "VAE"…); "" if it uses the model in memory."""
 
     def sampler_names(self) -> tuple[str, ...]:
         """The webui's samplers."""
@@ -148,7 +118,7 @@ class WebuiHost:
         self._owner: int | None = None
         self._thread_limit = make_thread_limit()
         # The identity of the checkpoint each shared model was grafted on; models read from files are not listed.
-        self._grafted_on: WeakKeyDictionary[DiffusionModel, tuple[object, ...]] = WeakKeyDictionary()
+        self._grafted_on: WeakKeyDictionary[DiffusionModel, ModelIdentity] = WeakKeyDictionary()
 
     @property
     def lora_dir(self) -> Path:
@@ -213,7 +183,7 @@ class WebuiHost:
         sha256 = loaded.sha256 or file_hash(loaded.path)
         with self._locked():
             if self._require_model().identity != loaded.identity:
-                raise HostError("Another checkpoint was loaded while the run was starting. Start it again.")
+                raise HostError("The webui's model was changed while the run was starting. Start it again.")
             note = _LIVE_WEIGHTS if config.fp8_base else ""
             model = self._graft(self._require_model(), sha256, note=note, overrides=overrides)
             model.release_weights()
@@ -245,15 +215,16 @@ class WebuiHost:
         return WebuiTxt2Img(self, sampler, current.path.stem, identity)
 
     def generate(
-        self, request: GenerationRequest, sampler: str, *, identity: tuple[object, ...], name: str
+        self, request: GenerationRequest, sampler: str, *, identity: ModelIdentity, name: str
     ) -> GeneratedImage:
         """One image from the webui; ModelUnavailableError unless it would use the checkpoint of this identity."""
         with self._locked(), restored_random_state():
-            self._require_identity(identity, name)
-            if not self._webui.is_selected():
+            self._require_identity(identity)
+            other = self._webui.other_selection()
+            if other:
                 raise ModelUnavailableError(
-                    f"Another checkpoint or VAE is selected in the webui, but images need {name}. "
-                    f"The run continues when {name} is selected again."
+                    f"Another {other} is selected in the webui, but images need {name} as it is loaded now. "
+                    "The run continues when the selection is changed back."
                 )
             return self._webui.generate(request, sampler)
 
@@ -301,23 +272,24 @@ class WebuiHost:
 
     @contextmanager
     def _weights_of(self, model: DiffusionModel) -> Iterator[None]:
-        """Attach the model to the webui's tensors; ModelUnavailableError if another checkpoint is loaded."""
-        current = self._require_identity(self._grafted_on[model], model.name)
+        """Attach the model to the webui's tensors; ModelUnavailableError if these are no longer the model's."""
+        current = self._require_identity(self._grafted_on[model])
         self._webui.restore_weights()
         try:
-            model.rebind(current.tensors())
+            try:
+                model.rebind(current.tensors())
+            except ModelError as reason:
+                text = f"The webui changed the weights of {model.name} ({str(reason).removesuffix('.')})."
+                raise ModelUnavailableError(f"{text} The run continues when they are as before.") from reason
             yield
         finally:
             model.release_weights()
 
-    def _require_identity(self, identity: tuple[object, ...], name: str) -> LoadedModel:
-        """The model in memory if it has this identity, else ModelUnavailableError."""
+    def _require_identity(self, identity: ModelIdentity) -> LoadedModel:
+        """The model in memory if it has this identity, else ModelUnavailableError, which says what changed."""
         current = self._webui.loaded_model()
         if current is None or current.identity != identity:
-            now = f"The webui now has {current.path.stem} loaded" if current else "The webui now has no model loaded"
-            raise ModelUnavailableError(
-                f"{now}, but the run trains {name}. It continues when {name} is loaded again, with its VAE."
-            )
+            raise ModelUnavailableError(identity.changed_to(current.identity if current else None))
         return current
 
     # --- models --------------------------------------------------------------------------------
@@ -391,7 +363,7 @@ class WebuiTxt2Img:
     host: WebuiHost
     sampler: str
     model_name: str
-    identity: tuple[object, ...]
+    identity: ModelIdentity
 
     def generate(self, request: GenerationRequest) -> GeneratedImage:
         """One image; errors as `hosts.host.Txt2Img.draw`."""

@@ -29,10 +29,10 @@ class LdmPatched(Forge):
         """Load the checkpoint selected at the top of the page, by reading the attribute."""
         _ = self._shared.sd_model
 
-    def is_selected(self) -> bool:
-        """Whether the loaded checkpoint is the selected one; a generation loads the selected one first."""
+    def other_selection(self) -> str:
+        """A generation loads the selected checkpoint first; another VAE is loaded when it is selected."""
         loaded = self._models.model_data.sd_model.sd_checkpoint_info
-        return bool(self._models.select_checkpoint().filename == loaded.filename)
+        return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
 
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
         """Prediction type and zero-terminal SNR, from the schedule's class, which is all a .yaml file changes."""

@@ -293,6 +293,56 @@ def test_run_waits_while_another_checkpoint_is_loaded(world: World, host: WebuiH
     assert same(together, alone)
 
 
+@pytest.mark.parametrize(
+    ("change", "undo", "said"),
+    [
+        (
+            lambda world: world.store(torch.float8_e4m3fn),
+            lambda world: world.store(None),
+            "weights of checkpoint-0 as float8_e4m3fn instead of float32",
+        ),
+        (lambda world: world.store(torch.bfloat16), lambda world: world.store(None), "as bfloat16 instead of float32"),
+        (
+            lambda world: world.use_vae("/models/VAE/other.safetensors"),
+            lambda world: world.use_vae(""),
+            "checkpoint-0 loaded with the VAE other.safetensors instead of its own VAE",
+        ),
+    ],
+    ids=["8-bit", "16-bit", "vae"],
+)
+def test_run_waits_while_the_webuis_weights_are_of_another_kind(
+    world: World, host: WebuiHost, change: Any, undo: Any, said: str
+) -> None:
+    """The message names what changed, and the run gives the same LoRA as one that was not disturbed."""
+    world.generate()
+    alone, _ = trained(host)
+    states: list[StateChanged] = []
+
+    def disturb(event: Event) -> None:
+        if isinstance(event, StateChanged):
+            states.append(event)
+            if event.state == "waiting":
+                undo(world)
+        if isinstance(event, StepDone) and event.step == 1:
+            change(world)
+
+    together, _ = trained(host, during=disturb)
+    assert [event.state for event in states] == ["waiting", "running"]
+    assert said in states[0].message and states[0].message.count("checkpoint-0") == 1
+    assert same(together, alone)
+
+
+def test_run_waits_while_single_weights_are_unusable(world: World, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    changed = next(parameter for parameter in parameters_of(world) if parameter.ndim == 4)
+    before, changed.data = changed.data, changed.data.to(torch.float8_e4m3fn)
+    with pytest.raises(ModelUnavailableError, match="changed the weights of checkpoint-0"), host.lease(model):
+        pass
+    changed.data = before
+    with host.lease(model) as leased:
+        assert leased is model
+
+
 def test_run_waits_while_no_model_is_loaded(world: World, host: WebuiHost) -> None:
     model = host.load_model(TrainConfig())
     before, world.model_data.sd_model = world.model_data.sd_model, None
@@ -471,7 +521,10 @@ def test_selecting_a_vae_in_forge_does_not_interrupt_the_run(monkeypatch: pytest
     with host.lease(model) as leased:
         assert leased is model
     world.generate()
-    with pytest.raises(ModelUnavailableError, match="with its VAE"), host.lease(model):
+    with (
+        pytest.raises(ModelUnavailableError, match="with the VAE other"),
+        host.lease(model),
+    ):
         pass
     world.select(0)
     world.generate()

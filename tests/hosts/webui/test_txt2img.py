@@ -95,7 +95,7 @@ def test_no_image_is_generated_with_another_checkpoint(world: World, host: Webui
     model = host.load_model(TrainConfig())
     txt2img = host.txt2img("Euler", model)
     world.select(5)
-    with pytest.raises(ModelUnavailableError, match="is selected in the webui"):
+    with pytest.raises(ModelUnavailableError, match="Another checkpoint is selected in the webui"):
         txt2img.generate(REQUEST)
     world.switch_to(5)
     with pytest.raises(ModelUnavailableError, match="has checkpoint-5 loaded"):

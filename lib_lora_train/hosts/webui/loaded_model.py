@@ -1,0 +1,90 @@
+"""What a webui has in memory, and how to say what changed about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lib_lora_train.models.architecture import CheckpointHints
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """What a webui knows of its model beyond the tensors.
+
+    `alphas_cumprod` (T,) is None for the architecture's usual schedule. `why_copied` is the reason why the tensors
+    cannot be shared, "" if they can.
+    """
+
+    hints: CheckpointHints
+    alphas_cumprod: Tensor | None
+    why_copied: str = ""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What must stay equal for a run to go on; where the tensors are does not matter.
+
+    `extra_files` are the VAE and the text encoders that were loaded beside the checkpoint, `stored_as` is the format of
+    most of the UNet's weights ("float16", "nf4"), `kind` the webui's class of the model.
+    """
+
+    checkpoint: str
+    extra_files: tuple[str, ...]
+    stored_as: str
+    kind: str
+
+    def changed_to(self, now: ModelIdentity | None) -> str:
+        """What is different now, and when the run continues, in two sentences; "" if nothing is."""
+        name = Path(self.checkpoint).stem
+        if now is None:
+            return f"The webui now has no model loaded. The run continues when {name} is loaded again."
+        if now.checkpoint != self.checkpoint or now.kind != self.kind:
+            what = f"The webui now has {Path(now.checkpoint).stem} loaded, but the run trains {name}."
+            return f"{what} It continues when {name} is loaded again, with {_files(self.extra_files)}."
+        if now.extra_files != self.extra_files:
+            what = f"The webui now has {name} loaded with {_files(now.extra_files)} instead of"
+            return f"{what} {_files(self.extra_files)}. The run continues when that is changed back."
+        if now.stored_as != self.stored_as:
+            what = f"The webui now keeps the weights of {name} as {now.stored_as} instead of {self.stored_as}"
+            return f"{what}. The run continues when that setting is changed back."
+        return ""
+
+
+def _files(extra: tuple[str, ...]) -> str:
+    """`the VAE a.safetensors`, or both files of two; `its own VAE` if there is none."""
+    if not extra:
+        return "its own VAE"
+    return "the VAE " + " and ".join(Path(file).name for file in extra)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What a webui has in memory.
+
+    `facts()` raises ModelError for an unsupported architecture. `tensors()` returns the live tensors by ldm name; call
+    it only after `Webui.restore_weights`.
+    """
+
+    identity: ModelIdentity
+    path: Path
+    sha256: str
+    vae: Path | None
+    facts: Callable[[], ModelFacts]
+    tensors: Callable[[], Mapping[str, Tensor]]
+
+
+def stored_as(unet: Any) -> str:
+    """The dtype of most of the UNet's matrices, such as `float16`; webuis keep norms and biases in another one."""
+    dtypes = Counter(parameter.dtype for parameter in unet.parameters() if parameter.ndim > 1)
+    return dtype_name(dtypes.most_common(1)[0][0]) if dtypes else ""
+
+
+def dtype_name(dtype: object) -> str:
+    """`torch.float16` as `float16`; names such as `nf4` are unchanged."""
+    return str(dtype).removeprefix("torch.")
