@@ -9,11 +9,40 @@
         const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
         const message = {
             idle: "",
-            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} for ${grid.run}. Press Interrupt in the webui to stop.`,
+            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} for ${grid.run}.`,
             done: `Grid saved: ${grid.path}`,
+            cancelled: grid.message,
             failed: grid.message,
         }[grid.state];
-        if (container.textContent !== message) container.textContent = message;
+        if (container.dataset.message === message) return;
+        container.dataset.message = message;
+        container.replaceChildren(message, ...(grid.state === "drawing" ? [" ", cancelGrid()] : []));
+    };
+
+    function cancelGrid() {
+        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this image. Finished images are kept, and drawing the grid again goes on with them." }, "Cancel");
+        button.onclick = () => lt.request("grid-cancel").then(lt.poll).catch(lt.notify);
+        return button;
+    }
+
+    /** For a run: the epoch grid by the webui, and its epochs in txt2img's X/Y/Z plot; nothing stand-alone. */
+    lt.webuiButtons = (run) => {
+        const send = document.querySelector("#lora_train_xyz_send");
+        const text = document.querySelector("#lora_train_xyz_text textarea, #lora_train_xyz_text input");
+        if (!send || !text) return [];
+        const add = (label, title, work) => {
+            const button = make("button", { type: "button", className: "lt-small", title }, label);
+            button.onclick = () => work().catch(lt.notify);
+            return button;
+        };
+        return [
+            add("Draw epoch grid", "The webui draws the epochs of this run with the run's own sampler and prompts", () => lt.request("grid-draw", { run }).then(lt.poll)),
+            add("Send to X/Y/Z plot", "Fill in txt2img with the epochs of this run; then press Generate there", async () => {
+                text.value = (await lt.request("xyz-text", { run })).text;
+                text.dispatchEvent(new Event("input", { bubbles: true }));
+                setTimeout(() => send.click(), 300); // gradio reads the text a moment later
+            }),
+        ];
     };
 
     // --- the files --------------------------------------------------------------------------------

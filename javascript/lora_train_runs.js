@@ -235,6 +235,7 @@
             : [];
         return make("div", { className: "lt-toolbar lt-run-actions" },
             small("Train again with these settings", "Fill in the form with the settings of this run; nothing starts", () => lt.applyChange("runs-settings", { run: one.run })),
+            ...(one.loras.length ? lt.webuiButtons(one.run) : []),
             small("Export settings", "Save the settings as a .toml file", () => reportErrors(exportSettings(one))),
             ...resume,
             small("Delete…", "Shows what would be deleted first", () => reportErrors(confirmDelete(container, one))));

@@ -53,6 +53,16 @@ class RunFolder:
         return self.root / "grid.png"
 
     @property
+    def epoch_grid(self) -> Path:
+        """The grid that the webui drew after the run."""
+        return self.root / "epoch-grid.png"
+
+    @property
+    def epoch_grid_cells(self) -> Path:
+        """Folder of the images of that grid, also of an unfinished one."""
+        return self.root / "epoch-grid"
+
+    @property
     def report(self) -> Path:
         """The demo's measurements."""
         return self.root / "report.json"

@@ -162,10 +162,10 @@ def newest_run_with_loras(home: Path) -> dict[str, Any] | None:
     return next((run for run in past_runs(home) if run["loras"]), None)
 
 
-def xyz_text(home: Path) -> str:
-    """Infotext for an X/Y/Z plot of the newest run in `home` that has LoRA files; "" if none has."""
-    run = newest_run_with_loras(home)
-    if run is None:
+def xyz_text(home: Path, name: str = "") -> str:
+    """Infotext for an X/Y/Z plot of a run in `home`, or of the newest one with LoRA files; "" if it has none."""
+    run = _past_run(RunFolder(home / name), is_active=False) if name else newest_run_with_loras(home)
+    if run is None or not run["loras"]:
         return ""
     try:
         config, _ = read_config(read_toml_config(RunFolder(home / run["run"]).config))

@@ -5,6 +5,8 @@ Each image is a separate generation in the webui's queue, so users' own generati
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,7 +18,7 @@ from PIL import Image
 
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.core.errors import HostError, LoraTrainError, ModelUnavailableError
+from lib_lora_train.core.errors import GenerationInterrupted, HostError, LoraTrainError, ModelUnavailableError
 from lib_lora_train.core.events import Event
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Host, Txt2Img
@@ -67,6 +69,7 @@ class GridTask:
     clip_skip: int
     prompts: tuple[SamplePrompt, ...]
     rows: tuple[tuple[str, str], ...]  # label and stem of the LoRA file
+    sampler: str  # the one that the run's samples used
 
     @property
     def total(self) -> int:
@@ -74,15 +77,19 @@ class GridTask:
         return len(self.prompts) * (len(self.rows) + 1)
 
 
-def find_grid_task(home: Path) -> GridTask:
-    """The grid task for the newest run in `home` that has LoRA files; HostError if there is none."""
-    run = newest_run_with_loras(home)
-    if run is None:
+def find_grid_task(home: Path, run: str = "") -> GridTask:
+    """The grid task for a run in `home`, or for the newest one that has LoRA files; HostError if there is none."""
+    newest = {"run": run} if run else newest_run_with_loras(home)
+    if newest is None:
         raise HostError("No run has saved a LoRA file yet. The grid can be generated after the first epoch.")
-    folder = RunFolder(home / run["run"])
+    folder = RunFolder(home / newest["run"])
+    rows = tuple(_read_rows(folder))
+    if not rows:
+        raise HostError(f"{folder.root.name} has no LoRA files, so there is nothing to draw. Choose another run.")
     config, _ = read_config(read_toml_config(folder.config))
     prompts = sample_prompts(config) or sample_prompts(config.replace(sample_prompts=_triggers(config)))
-    return GridTask(folder, config.output_name, config.clip_skip, prompts, tuple(_read_rows(folder)))
+    sampler = config.webui_sampler or config.sample_sampler
+    return GridTask(folder, config.output_name, config.clip_skip, prompts, rows, sampler)
 
 
 def _triggers(config: TrainConfig) -> tuple[str, ...]:
@@ -92,30 +99,64 @@ def _triggers(config: TrainConfig) -> tuple[str, ...]:
 
 def _read_rows(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """Label and stem of each of the run's LoRA files that still exists."""
+    return ((label, stem) for label, stem, _ in _read_files(folder))
+
+
+def _read_files(folder: RunFolder) -> Iterator[tuple[str, str, Path]]:
+    """Label, stem and path of each of the run's LoRA files that still exists."""
     for file in read_records(read_log(folder.log)).files.values():
         if file.path.is_file():
-            yield (f"epoch {file.epoch}" if file.epoch else f"step {file.step}"), file.path.stem
+            yield (f"epoch {file.epoch}" if file.epoch else f"step {file.step}"), file.path.stem, file.path
 
 
-def generate_grid(task: GridTask, txt2img: Txt2Img, on_progress: Callable[[int], None]) -> Path:
-    """Generate the grid into the run's folder and return its path; calls `on_progress` with the number of images done.
+def generate_grid(
+    task: GridTask,
+    txt2img: Txt2Img,
+    on_progress: Callable[[int], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Generate the grid beside the run's own and return its path; calls `on_progress` with the number of images done.
 
-    HostError as from `Txt2Img.generate`, also if the checkpoint changes: the rows would not be comparable.
+    Every image is kept in the run's folder, so that a grid that was cancelled, interrupted or failed goes on where it
+    ended. GridCancelled once `is_cancelled()`; HostError as from `Txt2Img.generate`, also if the checkpoint changes:
+    the rows would not be comparable.
     """
     rows = []
     done = 0
     for label, lora in (("no LoRA", ""), *task.rows):
         images: list[Image.Image] = []
         for prompt in task.prompts:
-            images.append(txt2img.generate(_request(prompt, lora=lora, clip_skip=task.clip_skip)).image)
+            if is_cancelled():
+                raise GridCancelled(f"Cancelled after {done} of {task.total} images, which are kept. {_GO_ON}")
+            images.append(_cell(task, txt2img, _request(prompt, lora=lora, clip_skip=task.clip_skip)))
             done += 1
             on_progress(done)
         rows.append(GridRow(label, "", images))
     title = f"{task.name} on {txt2img.model_name}, {txt2img.sampler}"
-    write_image(task.folder.grid, compose_grid([prompt.prompt for prompt in task.prompts], rows, title=title))
-    return task.folder.grid
+    write_image(task.folder.epoch_grid, compose_grid([prompt.prompt for prompt in task.prompts], rows, title=title))
+    return task.folder.epoch_grid
 
 
+class GridCancelled(HostError):
+    """The grid was cancelled between two images."""
+
+
+def _cell(task: GridTask, txt2img: Txt2Img, request: GenerationRequest) -> Image.Image:
+    """The image of one cell: as it was drawn before with the same file, model and settings, or drawn now and kept."""
+    files = {stem: path for _, stem, path in _read_files(task.folder)}
+    version = files[request.lora].stat().st_mtime_ns if request.lora in files else 0
+    key = repr((request, version, txt2img.model_name, txt2img.sampler))
+    path = task.folder.epoch_grid_cells / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.png"
+    with contextlib.suppress(OSError), Image.open(path) as kept:
+        return kept.convert("RGB")
+    drawn = txt2img.generate(request)
+    with contextlib.suppress(OSError):  # a full disk costs only the chance to go on later
+        path.parent.mkdir(exist_ok=True)
+        write_image(path, drawn.image, drawn.infotext)
+    return drawn.image
+
+
+_GO_ON = "Draw the grid again to go on."
 _IDLE = {"state": "idle", "run": None, "done": 0, "total": 0, "message": "", "path": "", "time": 0.0}
 
 
@@ -126,6 +167,7 @@ class GridGenerator:
         self._host = host
         self._home = home
         self._lock = threading.Lock()
+        self._cancelled = threading.Event()
         self._status: dict[str, Any] = {**_IDLE}
         self._thread: threading.Thread | None = None
 
@@ -134,21 +176,31 @@ class GridGenerator:
         return self._host.sampler_names()
 
     def status(self) -> dict[str, Any]:
-        """state (idle, drawing, done, failed), run id, number of images done and total, message, path and time."""
+        """state (idle, drawing, done, cancelled, failed), run id, images done and total, message, path and time."""
         with self._lock:
             return dict(self._status)
 
-    def start(self, sampler: str) -> str:
-        """Start generating the newest run's grid and return the run's id; HostError if that is not possible."""
-        task = find_grid_task(self._home)
+    def start(self, sampler: str, run: str = "") -> str:
+        """Start generating the grid of a run (the newest one), or go on with it, and return the run's id.
+
+        An empty `sampler` is the run's own. HostError if that is not possible.
+        """
+        task = find_grid_task(self._home, run)
         with self._lock:
             if self._status["state"] == "drawing":
-                raise HostError("A grid is already being generated. Press the webui's Interrupt to stop it.")
+                raise HostError("A grid is already being generated. Press Cancel to stop it.")
+            self._cancelled.clear()
             run = task.folder.root.name
             self._status = {**_IDLE, "state": "drawing", "run": run, "total": task.total}
-        self._thread = threading.Thread(target=self._work, args=(task, sampler), name="lora-train-grid", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(task, sampler or task.sampler), name="lora-train-grid", daemon=True
+        )
         self._thread.start()
         return run
+
+    def cancel(self) -> None:
+        """Stop after the image that is being drawn; does nothing if no grid is."""
+        self._cancelled.set()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
         """Block until the grid is finished or has failed."""
@@ -160,11 +212,16 @@ class GridGenerator:
         message = "It failed unexpectedly; see the console."
         try:
             txt2img = self._host.txt2img(sampler)
-            path = generate_grid(task, txt2img, lambda done: self._update(done=done))
+            path = generate_grid(task, txt2img, lambda done: self._update(done=done), self._cancelled.is_set)
             message = ""
             self._update(state="done", path=str(path), time=time.time())
+        except GridCancelled as reason:
+            self._update(message=str(reason), state="cancelled")
+            message = ""
+        except GenerationInterrupted as reason:
+            message = f"{reason} {_GO_ON}"
         except ModelUnavailableError:
-            message = "Another checkpoint was selected while the grid was being generated. Generate it again."
+            message = f"Another checkpoint was selected while the grid was being generated. Select it again. {_GO_ON}"
         except (LoraTrainError, OSError) as error:
             message = str(error)
         finally:

@@ -15,6 +15,9 @@ _NO_FILES = empty_state(
     "No files yet", "A LoRA file is written after each epoch. The grid at the end helps to choose the best."
 )
 
+AS_RUN = "as in the run"
+"""The choice of the sampler that the run's own samples used."""
+
 
 @dataclass(frozen=True)
 class XyzPlot:
@@ -39,7 +42,7 @@ def build_epoch_grid(samplers: Sequence[str]) -> EpochGrid | None:
         return None
     with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
         sampler = build_choice(
-            "Sampler", "grid_sampler", samplers, info="Used by the webui to draw the epochs of the last run"
+            "Sampler", "grid_sampler", (AS_RUN, *samplers), info="Used by the webui to draw the epochs of the last run"
         )
         draw = build_button(
             "Draw epoch grid", "grid_draw", tooltip="Draw all epochs of the last run with its sample prompts."

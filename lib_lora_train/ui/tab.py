@@ -14,7 +14,7 @@ from lib_lora_train.core.errors import LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
-from lib_lora_train.ui.results import build_epoch_grid, build_results_panel
+from lib_lora_train.ui.results import AS_RUN, build_epoch_grid, build_results_panel
 from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_success
 from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, render_check, render_tooltips
@@ -294,7 +294,7 @@ class _Wiring:
 
 
 def _draw_grid(session: Session, sampler: str) -> str:
-    return _with_error_line(lambda: session.draw_grid(sampler))()
+    return _with_error_line(lambda: session.draw_grid("" if sampler == AS_RUN else sampler))()
 
 
 def _selected(panel: str) -> Any:

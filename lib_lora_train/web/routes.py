@@ -11,7 +11,8 @@
     GET  /lora-train/v1/queue      the queued runs, next one first
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
-    POST /lora-train/v1/grid       {"sampler": "Euler"} → the id of the run whose epochs the webui draws
+    POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
+    POST /lora-train/v1/grid/cancel    stop that after the current image; `grid` goes on with it
 
 Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """
@@ -89,8 +90,11 @@ class PageBackend(Protocol):
     def start_queue(self) -> str:
         """Start the first queued run and return its id; HostError if the queue is empty."""
 
-    def draw_grid(self, sampler: str) -> str:
-        """Have the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
+    def draw_grid(self, sampler: str, run: str = "") -> str:
+        """Have the webui draw the epochs of a run (the newest one), and return its id; HostError if impossible."""
+
+    def cancel_grid(self) -> None:
+        """Stop the epoch grid after the image that is being drawn."""
 
     def command(self, name: str) -> None:
         """Carry out one of `COMMANDS`; HostError when no run is active."""
@@ -200,7 +204,11 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         return _http_errors(lambda: {"run": source.start_values(values)})
 
     def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        return _http_errors(lambda: {"run": source.draw_grid(read_values(values).get("sampler", ""))})
+        asked = read_values(values)
+        return _http_errors(lambda: {"run": source.draw_grid(asked.get("sampler", ""), asked.get("run", ""))})
+
+    def cancel_grid() -> dict[str, Any]:
+        return _run_command(source.cancel_grid)
 
     def command(name: str) -> Callable[[], dict[str, Any]]:
         return lambda: _run_command(lambda: source.command(name))
@@ -209,6 +217,7 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         "plan": plan,
         "start": start,
         "grid": grid,
+        "grid/cancel": cancel_grid,
         **{name: command(name) for name in COMMANDS},
         **_queue_routes(source),
     }

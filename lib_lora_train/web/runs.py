@@ -190,6 +190,10 @@ class RunSession:
             raise HostError(f"There is no run {name!r}; it may have been deleted. Reload the list.")
         return folder
 
+    def require(self, values: Mapping[str, Any]) -> str:
+        """The id of the run that the page names; HostError if there is none."""
+        return self._folder(values).root.name
+
     def _idle_folder(self, values: Mapping[str, Any]) -> RunFolder:
         folder = self._folder(values)
         if self._runner.active_run == folder.root.name:

@@ -90,6 +90,9 @@ class Session:
         self._actions: dict[str, Action] = {
             "fix": self._stage_fix,
             "command": lambda values: self.command(str(values["name"])),
+            "grid-draw": lambda values: {"run": self.draw_grid("", self.runs.require(values))},
+            "grid-cancel": lambda _: self.cancel_grid(),
+            "xyz-text": lambda values: {"text": xyz_text(self.home, self.runs.require(values))},
             **self.captions.actions(),
             **TagCompleter(self.captions.open_captions).actions(),
             **self.checkup.actions(),
@@ -377,9 +380,13 @@ class Session:
         """The samplers of the webui; () if stand-alone."""
         return self._grids.sampler_names()
 
-    def draw_grid(self, sampler: str) -> str:
-        """Have the webui draw the epochs of the newest run and return its id; HostError if that is impossible."""
-        return self._grids.start(sampler)
+    def draw_grid(self, sampler: str, run: str = "") -> str:
+        """Have the webui draw the epochs of a run (the newest one), and return its id; HostError if impossible."""
+        return self._grids.start(sampler, self.runs.require({"run": run}) if run else "")
+
+    def cancel_grid(self) -> None:
+        """Stop the epoch grid after the image that is being drawn."""
+        self._grids.cancel()
 
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, newest first, with those of their files that still exist."""

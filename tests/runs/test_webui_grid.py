@@ -155,7 +155,7 @@ def test_grid_has_a_row_per_file_and_one_without_lora(setup: RunSetup) -> None:
     grids.wait(60)
     status = grids.status()
     assert (status["state"], status["run"], status["done"], status["total"]) == ("done", run, 6, 6)
-    assert status["path"] == str(setup.home / run / "grid.png")
+    assert status["path"] == str(setup.home / run / "epoch-grid.png")
     with Image.open(status["path"]) as grid:
         assert grid.width > 2 * 64 and grid.height > 3 * 64
     assert [prompt.count("<lora:") for prompt in prompts_of(setup.world)] == [0, 0, 1, 1, 1, 1]
@@ -197,13 +197,47 @@ def test_users_can_generate_between_images_of_the_grid(setup: RunSetup) -> None:
 def test_failed_grid_reports_why_and_keeps_the_old_one(setup: RunSetup, harm: Any, message: str) -> None:
     ran(setup)
     task = find_grid_task(setup.home)
-    task.folder.grid.write_bytes(b"old")
+    task.folder.grid.write_bytes(b"the run's own")
+    task.folder.epoch_grid.write_bytes(b"old")
     setup.world.txt2img.during_image = lambda: harm(setup.world)
     grids = GridGenerator(setup.host, setup.home)
     grids.start("Euler")
     grids.wait(60)
     assert grids.status()["state"] == "failed" and message in grids.status()["message"]
-    assert len(setup.world.txt2img.jobs) == 1 and task.folder.grid.read_bytes() == b"old"
+    assert len(setup.world.txt2img.jobs) == 1 and task.folder.epoch_grid.read_bytes() == b"old"
+    assert task.folder.grid.read_bytes() == b"the run's own"
+
+
+def test_cancelled_grid_keeps_its_images_and_goes_on(setup: RunSetup) -> None:
+    """It ends after the image that is being drawn; drawing it again draws only what is missing."""
+    ran(setup)
+    grids = GridGenerator(setup.host, setup.home)
+
+    def cancel() -> None:
+        if len(setup.world.txt2img.jobs) == 4:
+            grids.cancel()
+
+    setup.world.txt2img.during_image = cancel
+    run = grids.start("")
+    grids.wait(60)
+    status = grids.status()
+    assert (status["state"], status["done"]) == ("cancelled", 4)
+    assert "4 of 6 images, which are kept" in status["message"]
+    assert not RunFolder(setup.home / run).epoch_grid.exists()
+    grids.start("", run)
+    grids.wait(60)
+    assert grids.status()["state"] == "done" and len(setup.world.txt2img.jobs) == 6
+    grids.start("DPM++ 2M", run)
+    grids.wait(60)
+    assert len(setup.world.txt2img.jobs) == 12, "another sampler draws other images"
+
+
+def test_grid_uses_the_runs_own_sampler_steps_and_size(setup: RunSetup) -> None:
+    ran(setup)
+    task = find_grid_task(setup.home)
+    assert task.sampler == setup.config.sample_sampler
+    assert task.clip_skip == setup.config.clip_skip
+    assert {(prompt.steps, prompt.width, prompt.height) for prompt in task.prompts} == {(2, 64, 64)}
 
 
 def test_only_one_grid_at_a_time_and_none_without_files(setup: RunSetup) -> None:
