@@ -20,7 +20,7 @@
     };
 
     function cancelGrid() {
-        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this image. Finished images are kept, and drawing the grid again goes on with them." }, "Cancel");
+        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this image. Finished images are kept, and drawing the grid again continues from them." }, "Cancel");
         button.onclick = () => lt.request("grid-cancel").then(lt.poll).catch(lt.notify);
         return button;
     }

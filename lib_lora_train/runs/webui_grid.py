@@ -117,8 +117,8 @@ def generate_grid(
 ) -> Path:
     """Generate the grid beside the run's own and return its path; calls `on_progress` with the number of images done.
 
-    Every image is kept in the run's folder, so that a grid that was cancelled, interrupted or failed goes on where it
-    ended. GridCancelled once `is_cancelled()`; HostError as from `Txt2Img.generate`, also if the checkpoint changes:
+    Every image is kept in the run's folder, so that a grid that was cancelled, interrupted or failed can be continued.
+    GridCancelled once `is_cancelled()`; HostError as from `Txt2Img.generate`, also if the checkpoint changes:
     the rows would not be comparable.
     """
     rows = []
@@ -156,7 +156,7 @@ def _cell(task: GridTask, txt2img: Txt2Img, request: GenerationRequest) -> Image
     return drawn.image
 
 
-_GO_ON = "Draw the grid again to go on."
+_GO_ON = "Draw the grid again to continue."
 _IDLE = {"state": "idle", "run": None, "done": 0, "total": 0, "message": "", "path": "", "time": 0.0}
 
 
@@ -181,7 +181,7 @@ class GridGenerator:
             return dict(self._status)
 
     def start(self, sampler: str, run: str = "") -> str:
-        """Start generating the grid of a run (the newest one), or go on with it, and return the run's id.
+        """Start generating the grid of a run (the newest one), or continue it, and return the run's id.
 
         An empty `sampler` is the run's own. HostError if that is not possible.
         """

@@ -12,7 +12,7 @@
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
     POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
-    POST /lora-train/v1/grid/cancel    stop that after the current image; `grid` goes on with it
+    POST /lora-train/v1/grid/cancel    stop that after the current image; `grid` continues it
 
 Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """
