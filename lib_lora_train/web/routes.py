@@ -204,8 +204,11 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         return _http_errors(lambda: {"run": source.start_values(values)})
 
     def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        asked = read_values(values)
-        return _http_errors(lambda: {"run": source.draw_grid(asked.get("sampler", ""), asked.get("run", ""))})
+        def draw() -> dict[str, Any]:
+            asked = read_values(values)
+            return {"run": source.draw_grid(asked.get("sampler", ""), asked.get("run", ""))}
+
+        return _http_errors(draw)
 
     def cancel_grid() -> dict[str, Any]:
         return _run_command(source.cancel_grid)
