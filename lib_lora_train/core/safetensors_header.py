@@ -18,11 +18,12 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor's shape, and its byte range in the data after the header."""
+    """A tensor's shape, its byte range in the data after the header, and its dtype in the format's own words."""
 
     shape: tuple[int, ...]
     start: int
     end: int
+    dtype: str = ""
 
     @property
     def bytes(self) -> int:
@@ -75,4 +76,4 @@ def parse_header(text: bytes) -> Header:
 
 def _entry(value: Mapping[str, Any]) -> TensorEntry:
     start, end = value["data_offsets"]
-    return TensorEntry(tuple(int(size) for size in value["shape"]), int(start), int(end))
+    return TensorEntry(tuple(int(size) for size in value["shape"]), int(start), int(end), str(value.get("dtype", "")))

@@ -32,7 +32,8 @@ class Gpu:
 class RunTarget:
     """Which checkpoint a run would train on and on what device, as far as is known without loading anything.
 
-    `checkpoint` is None if unknown. `is_loaded`: its weights are already in memory and would be used there.
+    `checkpoint` is None if unknown, `vae` None for the checkpoint's own VAE. `is_loaded`: its weights are already in
+    memory and would be used there.
     `dtype_bytes` is the size of one weight during training, 0 for the file's own precision. `device` is the card's
     name or "cpu"; `gpu` is None if there is none. `vae` is a separate VAE file, None for the checkpoint's own.
     """
@@ -51,8 +52,9 @@ def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget
     The CPU computes in fp32 unless the settings say otherwise.
     """
     checkpoint = user_path(config.checkpoint) if config.checkpoint else EMBEDDED_CHECKPOINT
+    vae = user_path(config.vae) if config.vae else None
     dtype_bytes = 4 if on_cpu and config.precision == "auto" else 0
-    return RunTarget(checkpoint, False, dtype_bytes, device="cpu" if on_cpu else "", gpu=None)
+    return RunTarget(checkpoint, False, dtype_bytes, device="cpu" if on_cpu else "", gpu=None, vae=vae)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.core.safetensors_header import MAX_HEADER_BYTES, parse_header
 from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
     UNET_PREFIX,
@@ -23,7 +21,8 @@ from lib_lora_train.models.architecture import (
     Shapes,
     add_text_model_prefix,
 )
-from lib_lora_train.models.file_kinds import refuse_other_kinds
+from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
+from lib_lora_train.models.model_files import explain_unreadable, refuse_unsafe
 
 _MARKERS = ("v_pred", "ztsnr")
 
@@ -63,30 +62,15 @@ def load_checkpoint(path: Path) -> CheckpointFile:
 
 def load_vae(path: Path) -> Mapping[str, Tensor]:
     """A VAE file's tensors under ldm's names with `first_stage_model.`; ModelError if the file cannot be used."""
-    _refuse_unsafe(path)
+    refuse_unsafe(path)
     with _opened(path) as file:
         names = [name for name in file.keys() if not re.match(r"(first_stage_model\.)?(loss|model_ema)\.", name)]  # noqa: SIM118
         prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in names) else ""
         if f"{prefix}encoder.down.0.block.0.conv1.weight" not in names:
-            raise ModelError(f"{path.name} {_explain_other_vae(names)}")
+            raise ModelError(f"{path.name} {explain_other_vae(names)}")
         return {
             VAE_PREFIX + name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)
         }
-
-
-def _explain_other_vae(names: Sequence[str]) -> str:
-    """What a file is that was chosen as the VAE and is none that fits."""
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
-        return "is a VAE in diffusers' layout: choose the single-file (ldm) one."
-    try:
-        refuse_other_kinds(names)
-    except ModelError as reason:
-        what = str(reason).removeprefix("This is ").partition(".")[0].partition(", not a checkpoint")[0]
-        if what.startswith("a VAE"):
-            return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
-        if not what.startswith("not "):
-            return f"is {what}, not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
-    return "is not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
 
 
 def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,7 +81,7 @@ def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dic
 def _load_safetensors(
     path: Path, prefixes: tuple[str, ...], markers: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    _refuse_unsafe(path)
+    refuse_unsafe(path)
     with _opened(path) as file:
         names = list(file.keys())
         try:
@@ -108,69 +92,11 @@ def _load_safetensors(
         return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
 
 
-_SIGNATURES = (
-    (b"GGUF", "a GGUF file, whose weights are quantised"),
-    (b"\x89PNG", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"RIFF", "an image or a video"),
-    (b"7z\xbc\xaf", "an archive"),
-    (b"Rar!", "an archive"),
-    (b"\x1f\x8b", "an archive"),
-    (b"\x08\x07onnx", "an ONNX file"),
-)
-
-
-def _refuse_unsafe(path: Path) -> None:
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ModelError(f"{path} {what}. Choose a .safetensors checkpoint.")
-    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError(
-            f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors first (the webui's checkpoint merger can do that)."
-        )
-
-
 def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as reason:
-        raise ModelError(f"{path.name} {_explain_unreadable(path)}") from reason
-
-
-def _explain_unreadable(path: Path) -> str:
-    """Why safetensors could not open the file, from its first bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        if size < 8:
-            return "is empty. Download it again."
-        if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not a model: the download failed, perhaps a log-in was required. Download it again."
-        if start.startswith(b"version https://git-lfs"):
-            return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
-        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            return "is a pickle file with a .safetensors name. Convert it to safetensors first."
-        for signature, what in _SIGNATURES:
-            if start.startswith(signature):
-                return f"is {what}, not a safetensors file. Choose a .safetensors checkpoint."
-        (length,) = struct.unpack("<Q", start[:8])
-        if length > MAX_HEADER_BYTES:
-            return "is not a safetensors file. Choose a .safetensors checkpoint."
-        if length > size - 8:
-            return "is damaged: it ends inside its header. Download it again."
-        file.seek(8)
-        return _explain_truncated(file.read(length), size - 8 - length)
-
-
-def _explain_truncated(header: bytes, present: int) -> str:
-    try:
-        needed = parse_header(header).data_bytes
-    except ValueError:
-        return "is not a safetensors file. Choose a .safetensors checkpoint."
-    if present < needed:
-        return f"is truncated: it has {present} of {needed} bytes of weights. Download it again."
-    return "uses a data type that is not known here, or is damaged. Choose the version in fp16, bf16 or fp32."
+        raise ModelError(f"{path.name} {explain_unreadable(path)}") from reason
 
 
 # --- hashes -------------------------------------------------------------------------------------

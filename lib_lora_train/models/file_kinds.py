@@ -138,3 +138,18 @@ def _refuse_any(names: Sequence[str], kinds: _Kinds, least: int = 1) -> None:
     for pattern, what in kinds:
         if sum(re.search(pattern, name) is not None for name in names) >= least:
             raise ModelError(f"This is {what}")
+
+
+def explain_other_vae(names: Sequence[str]) -> str:
+    """What a file is that was chosen as the VAE and is none that fits."""
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
+        return "is a VAE in diffusers' layout: choose the single-file (ldm) one."
+    try:
+        refuse_other_kinds(names)
+    except ModelError as reason:
+        what = str(reason).removeprefix("This is ").partition(".")[0].partition(", not a checkpoint")[0]
+        if what.startswith("a VAE"):
+            return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
+        if not what.startswith("not "):
+            return f"is {what}, not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
+    return "is not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."

@@ -93,6 +93,7 @@ def _with_fp8_unet(model: DiffusionModel) -> DiffusionModel:
 def _with_detected_prediction(model: DiffusionModel) -> DiffusionModel:
     """The model with its UNet's prediction type: SD2's 512 px (epsilon) and 768 px (v) files look alike."""
     spec = replace(model.spec, prediction_type="v_prediction" if looks_like_v_prediction(model.unet) else "epsilon")
+    spec = replace(spec, is_prediction_known=True)
     return replace(model, spec=spec, schedule=schedule_for(spec))
 
 

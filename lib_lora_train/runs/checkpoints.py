@@ -14,6 +14,7 @@ from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, S
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
+from lib_lora_train.runs.checkpoint_check import describe_loaded
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import write_state
@@ -143,7 +144,8 @@ def _remove_card(run: RunContext, card: Path) -> None:
 
 def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | None:
     progress = f"epoch {epoch} of {run.plan.epochs}, step {step}"
-    notes = [progress, run.history.loss_text(epoch), f"trained on {run.model.name}"]
+    model = f"trained on {run.model.name} ({describe_loaded(run.model, run.config.vae)})"
+    notes = [progress, run.history.loss_text(epoch), model]
     values = card_values(
         architecture=run.model.spec.architecture,
         triggers=[concept.trigger for concept in run.plan.dataset.concepts],

@@ -41,6 +41,7 @@ from lib_lora_train.runs.checkpoints import (
 )
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.checkpoint_check import checkpoint_problems, describe_loaded
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.run_context import (
@@ -140,6 +141,8 @@ def _run_phases(
         return
     if before:
         _continue_from(before, config, folder)
+    yield Noted("hint", model.name, f"The model: {describe_loaded(model, config.vae)}.")
+    yield from _report_problems(checkpoint_problems(model.spec, config))
     if model.note:
         yield Noted("hint", model.name, model.note)
     loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images

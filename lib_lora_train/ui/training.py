@@ -136,11 +136,18 @@ def render_check(checked: FormCheck, *, done: str = "") -> str:
     fixes = {fix.problem: fix.label for fix in checked.fixes}
     parts = (
         heading("Start"),
+        _model_line(checked),
         plan_sentence(checked.plan, checked.requirements),
         verdict,
         problem_list(problems, fixes),
     )
     return _changed_mark(checked.changed) + "".join(parts)
+
+
+def _model_line(checked: FormCheck) -> str:
+    """The model that the run would train on."""
+    model = checked.model.description
+    return f"<p class='lt-faint'>Model: {text(model)}</p>" if model else ""
 
 
 def _changed_mark(changed: ChangedSettings) -> str:

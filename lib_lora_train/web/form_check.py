@@ -10,6 +10,7 @@ from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset
 from lib_lora_train.runs.estimates.requirements import Requirements
+from lib_lora_train.runs.checkpoint_check import NO_CHECKPOINT, CheckpointCheck
 from lib_lora_train.web.quick_fixes import Fix
 
 _QUICK_SCAN_SECONDS = 2.0
@@ -53,6 +54,7 @@ class FormCheck:
     requirements: Requirements | None = None
     fixes: tuple[Fix, ...] = ()
     changed: ChangedSettings = ChangedSettings()
+    model: CheckpointCheck = NO_CHECKPOINT
 
     @property
     def plan_problems(self) -> tuple[Problem, ...]:

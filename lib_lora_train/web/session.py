@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.presets import Preset
-from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.config.validation.validate import has_errors, require_usable, validate
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.validate import has_errors, validate
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
@@ -25,8 +25,8 @@ from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.formats.kohya.importer import Imported, read_settings
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
+from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
-from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.webui_grid import GridGenerator
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkup import CheckupSession
@@ -50,6 +50,7 @@ from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
+from lib_lora_train.web.run_values import plan_usable_run, plan_values
 from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
@@ -201,9 +202,10 @@ class Session:
             with contextlib.suppress(LoraTrainError):
                 self._scan(config)
         plan, plan_errors = self._make_plan(config)
-        all_problems = (*problems, *plan_errors)
+        model = self._check_checkpoint(config)
+        all_problems = (*problems, *plan_errors, *model.problems)
         requirements = self._requirements(config, plan) if plan and not has_errors(all_problems) else None
-        checked = FormCheck(config, all_problems, plan, requirements, changed=self.changed_settings(form))
+        checked = FormCheck(config, all_problems, plan, requirements, changed=self.changed_settings(form), model=model)
         lacks_memory = bool(requirements and requirements.problems)
         problems_with = partial(self._problems_with, checks_memory=lacks_memory)
         self._fixes = find_fixes(config, (*all_problems, *checked.plan_problems), problems_with, plan)
@@ -211,6 +213,9 @@ class Session:
 
     def _requirements(self, config: TrainConfig, plan: Plan) -> Requirements:
         return estimate_requirements(config, plan, self.runner.host.run_target(config), self.home)
+
+    def _check_checkpoint(self, config: TrainConfig) -> CheckpointCheck:
+        return check_checkpoint(config, self.runner.host.run_target(config))
 
     def _make_plan(self, config: TrainConfig) -> tuple[Plan | None, tuple[Problem, ...]]:
         """The plan, None if the dataset was not scanned or cannot be trained on; and the reason in that case."""
@@ -225,7 +230,8 @@ class Session:
     def _problems_with(self, config: TrainConfig, *, checks_memory: bool) -> tuple[Problem, ...]:
         """All problems that changed settings would have, including those of the plan."""
         plan, plan_errors = self._make_plan(config)
-        problems = (*validate(config), *plan_errors, *(plan.warnings if plan else ()))
+        model = self._check_checkpoint(config).problems
+        problems = (*validate(config), *plan_errors, *model, *(plan.warnings if plan else ()))
         if not (plan and checks_memory) or has_errors(problems):
             return problems
         return (*problems, *self._requirements(config, plan).problems)
@@ -277,21 +283,12 @@ class Session:
     # --- the HTTP API ----------------------------------------------------------------------------
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The plan of a run with these settings; ConfigError or DataError if they are unusable."""
-        job = plan_run(_usable_config(values))
-        plan = job.plan
-        requirements = self._requirements(job.config, plan)
-        return {
-            "images": len(plan.dataset.items),
-            "steps_per_epoch": plan.steps_per_epoch,
-            "epochs": plan.epochs,
-            "total_steps": plan.total_steps,
-            **requirements.values,
-            "warnings": [str(problem) for problem in (*job.problems, *requirements.problems)],
-        }
+        job = plan_usable_run(values, self.runner.host)
+        return plan_values(job, self._check_checkpoint(job.config), self._requirements(job.config, job.plan))
 
     def start_values(self, values: Mapping[str, Any]) -> str:
         """Start a run and return its id; ConfigError, DataError or HostError if that is impossible."""
-        job = plan_run(_usable_config(values))
+        job = plan_usable_run(values, self.runner.host)
         return self.runner.start(job.config, job)
 
     def resume_run(self, run: str, more_epochs: int) -> str:
@@ -305,7 +302,7 @@ class Session:
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
         """Queue a run with these settings and return the id of the entry; ConfigError or DataError if unusable."""
-        return self.runner.enqueue(plan_run(_usable_config(values)).config)
+        return self.runner.enqueue(plan_usable_run(values, self.runner.host).config)
 
     def enqueue_resume(self, run: str, more_epochs: int) -> str:
         """Queue a run to resume or extend it, and return the id of the entry; LoraTrainError if that is impossible."""
@@ -399,9 +396,3 @@ class Session:
     def images(self, page: int) -> dict[str, Any]:
         """One page of the scanned dataset: token, caption, size and repeats of each image."""
         return image_page(self.scanned, self.image_tokens, page)
-
-
-def _usable_config(values: Mapping[str, Any]) -> TrainConfig:
-    config, problems = read_config(values)
-    require_usable(problems)
-    return config

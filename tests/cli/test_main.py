@@ -400,3 +400,16 @@ def test_console_without_unicode_gets_ascii_bars() -> None:
     terminal.show(Progress("latents", 1, 2))
     screen.getvalue().encode("cp1252")
     assert "#" in screen.getvalue()
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "image.png"])
+def test_dry_run_refuses_a_checkpoint_that_training_would_refuse(name: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+    message = _refusal(run("train", "--folder", images, "--ckpt", tmp_path / name, "--dry-run"))
+    assert "checkpoint" in message and name in message
+
+
+def test_dry_run_names_the_model_and_its_own_resolution(images: Path) -> None:
+    answer = run("train", "--folder", images, "--dry-run")
+    assert "tiny-sd: SD1, predicts noise (epsilon), 128 px, its own VAE" in answer.stdout
+    assert "512 is far from the 128 px" in answer.stdout

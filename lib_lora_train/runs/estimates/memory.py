@@ -14,7 +14,6 @@ hundred MiB more, and memory fragments over time. `benchmarks/memory.py` compare
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,8 @@ from lib_lora_train.models.architecture import (
     VAE_PREFIX,
     ModelSpec,
     TextEncoderSpec,
-    add_text_model_prefix,
 )
-from lib_lora_train.models.checkpoint_hints import read_hints
-from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.model_files import read_checkpoint_info
 from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.trained_parameters import count_parameters, saved_by_layer, text_ranks, unet_ranks
@@ -207,26 +204,17 @@ def _trains_text(config: TrainConfig) -> bool:
 # --- files --------------------------------------------------------------------------------------
 
 
-def read_checkpoint_sizes(path: Path) -> CheckpointSizes | None:
+def read_checkpoint_sizes(path: Path, vae: Path | None = None) -> CheckpointSizes | None:
     """Architecture and sizes from the checkpoint's header; None if it is missing, unreadable or not supported."""
     try:
-        stat = path.stat()
-        return _read_model(path, stat.st_mtime_ns, stat.st_size)
-    except (LoraTrainError, OSError):
+        info = read_checkpoint_info(path, vae)
+    except LoraTrainError:
         return None
-
-
-@functools.lru_cache(maxsize=8)
-def _read_model(path: Path, _changed: int, _size: int) -> CheckpointSizes:
-    header = read_header(path)
-    entries = add_text_model_prefix(header.entries)
-    shapes = {name: entry.shape for name, entry in entries.items()}
-    spec = infer_spec(shapes, hints=read_hints(path, header.metadata))
     return CheckpointSizes(
-        spec,
-        unet=_part(header.entries, (UNET_PREFIX,)),
-        text=_part(header.entries, TEXT_PREFIXES),
-        vae=_part(header.entries, (VAE_PREFIX,)),
+        info.spec,
+        unet=_part(info.entries, (UNET_PREFIX,)),
+        text=_part(info.entries, TEXT_PREFIXES),
+        vae=_part(info.entries, (VAE_PREFIX,)),
     )
 
 

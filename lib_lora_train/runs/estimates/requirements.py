@@ -71,7 +71,7 @@ class Requirements:
 
 def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget, home: Path) -> Requirements:
     """What the run will need, from `run_target` and the past runs in `home`."""
-    model = read_checkpoint_sizes(run_target.checkpoint) if run_target.checkpoint else None
+    model = read_checkpoint_sizes(run_target.checkpoint, run_target.vae) if run_target.checkpoint else None
     if model is None:
         return Requirements(None, None, run_target.gpu, run_target.device)
     try:

@@ -1,0 +1,71 @@
+"""The checkpoint of a planned run: what it is, and what speaks against training on it with these settings.
+
+Does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ModelError, Problem
+from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.hosts.host import RunTarget
+from lib_lora_train.models.architecture import ModelSpec
+from lib_lora_train.models.model_files import describe_model, read_checkpoint_info
+
+if TYPE_CHECKING:
+    from lib_lora_train.models.diffusion_model import DiffusionModel
+
+@dataclass(frozen=True)
+class CheckpointCheck:
+    """A sentence about the run's model, "" if nothing is known; its own resolution, 0 if unknown; and all problems."""
+
+    description: str = ""
+    resolution: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+NO_CHECKPOINT = CheckpointCheck()
+
+
+def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
+    """The model that the run would train on, judged from its file as the start of the run would judge it.
+
+    A webui's loaded model needs no readable file, so its file is only described.
+    """
+    if target.checkpoint is None:
+        return NO_CHECKPOINT
+    try:
+        info = read_checkpoint_info(target.checkpoint, target.vae)
+    except ModelError as reason:
+        if target.is_loaded:
+            return CheckpointCheck(target.checkpoint.stem)
+        is_vae = target.vae is not None and str(reason).startswith(target.vae.name)
+        return CheckpointCheck(problems=(Problem("error", "vae" if is_vae else "checkpoint", str(reason)),))
+    return CheckpointCheck(info.description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
+
+
+def describe_loaded(model: DiffusionModel, vae: str) -> str:
+    """What a loaded model was found to be; `vae` is the setting."""
+    precision = str(model.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+    return describe_model(model.spec, vae=user_path(vae).name if vae else "", precision=precision)
+
+
+def checkpoint_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
+    """What speaks against these settings on this model."""
+    if config.prediction_type == "auto":
+        yield from (Problem("warning", "prediction_type", note) for note in spec.notes)
+    predicts = spec.prediction_type if config.prediction_type == "auto" else config.prediction_type
+    is_known = spec.is_prediction_known or spec.architecture != "sd2"
+    if config.zero_terminal_snr == "auto" and spec.zero_terminal_snr and predicts == "epsilon" and is_known:
+        text = (
+            "is on, because the checkpoint says so, but it predicts the noise (epsilon), which teaches nothing at pure "
+            "noise. One of the two is probably wrong: set prediction_type to v_prediction, or zero_terminal_snr to off."
+        )
+        yield Problem("warning", "zero_terminal_snr", text, (("zero_terminal_snr", "off"),))
+    if spec.architecture == "sdxl" and config.clip_skip > 1:
+        text = "has no effect on SDXL, which always uses the layer before the last. Set it to 1, here and in prompts."
+        yield Problem("warning", "clip_skip", text)
