@@ -348,8 +348,8 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     from lib_lora_train.config.validation.validate import require_usable, validate
     from lib_lora_train.dataset.plan_text import describe_plan
     from lib_lora_train.hosts.host import checkpoint_target
-    from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
     from lib_lora_train.runs.checkpoint_check import check_checkpoint
+    from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
     from lib_lora_train.runs.planning import plan_run
 
     plan, target = plan_run(config).plan, checkpoint_target(config, on_cpu=on_cpu)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, PredictionType
+from lib_lora_train.models.fp8 import FP8_DTYPES
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
 from lib_lora_train.models.model_identity import ModelIdentity
 from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, schedule_for
@@ -80,8 +81,8 @@ def assemble(
 ) -> DiffusionModel:
     """The model on these ldm tensors, shared rather than copied, after at most one conversion.
 
-    `dtype` and `device` None leave the tensors unchanged. The VAE is never converted to bfloat16, whose 8 bits of
-    precision would be visible in every image, but to float32. Errors as in `graft`.
+    `dtype` and `device` None leave the tensors unchanged, but for fp8. The VAE is never converted to bfloat16, whose 8
+    bits of precision would be visible in every image, but to float32. Errors as in `graft`.
     """
     converted = {key: _converted(key, tensor, dtype, device) for key, tensor in tensors.items()}
     grafted = graft(converted, spec)
@@ -114,6 +115,9 @@ def model_from_graft(
 
 
 def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """The tensor in `dtype` on `device`; plain fp8, in which nothing can be computed, becomes fp16 as in the webuis."""
+    if dtype is None and tensor.dtype in FP8_DTYPES:
+        dtype = torch.float16
     if dtype is not None and tensor.is_floating_point():
         if dtype == torch.bfloat16 and key.startswith(VAE_PREFIX):
             dtype = torch.float32

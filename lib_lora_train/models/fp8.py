@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 FP8_DTYPE = torch.float8_e4m3fn
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""The formats of fp8 files; fp16 holds every value of both."""
 _UNCHANGED = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
 """A few small layers at both ends, where rounding is most visible."""
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file contains, judged from its header with the same sentences as when it is loaded.
+"""What a checkpoint file contains, read from its header, with the same errors as when it is loaded.
 
 Does not import PyTorch.
 """
@@ -159,7 +159,7 @@ _SIGNATURES = (
 
 
 def refuse_unsafe(path: Path) -> None:
-    """ModelError for a path that is no file, or a pickle."""
+    """ModelError for a missing file, a folder or a pickle."""
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ModelError(f"{path} {what}. Choose a .safetensors checkpoint.")

@@ -19,6 +19,7 @@ from lib_lora_train.models.model_files import describe_model, read_checkpoint_in
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
+
 @dataclass(frozen=True)
 class CheckpointCheck:
     """A sentence about the run's model, "" if nothing is known; its own resolution, 0 if unknown; and all problems."""
@@ -32,7 +33,7 @@ NO_CHECKPOINT = CheckpointCheck()
 
 
 def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
-    """The model that the run would train on, judged from its file as the start of the run would judge it.
+    """The model that the run would train on, checked as at the start of the run, from the header of its file.
 
     A webui's loaded model needs no readable file, so its file is only described.
     """
@@ -46,6 +47,13 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
         is_vae = target.vae is not None and str(reason).startswith(target.vae.name)
         return CheckpointCheck(problems=(Problem("error", "vae" if is_vae else "checkpoint", str(reason)),))
     return CheckpointCheck(info.description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
+
+
+def resolution_settings(own: int) -> dict[str, int]:
+    """The training resolution and bucket limits for a model of this resolution; {} for the defaults, or if unknown."""
+    if own in (0, TrainConfig().resolution):
+        return {}
+    return {"resolution": own, "min_bucket": own // 2, "max_bucket": own * 2}
 
 
 def describe_loaded(model: DiffusionModel, vae: str) -> str:

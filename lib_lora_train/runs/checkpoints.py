@@ -13,8 +13,8 @@ from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StateSaved
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
-from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
 from lib_lora_train.runs.checkpoint_check import describe_loaded
+from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import write_state

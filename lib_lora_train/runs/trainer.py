@@ -28,10 +28,12 @@ from lib_lora_train.core.events import (
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.host import Host
+from lib_lora_train.models.broken_weights import refuse_broken_weights
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
+from lib_lora_train.runs.checkpoint_check import checkpoint_problems, describe_loaded
 from lib_lora_train.runs.checkpoints import (
     save_due_step_lora,
     save_epoch_lora,
@@ -41,7 +43,6 @@ from lib_lora_train.runs.checkpoints import (
 )
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.checkpoint_check import checkpoint_problems, describe_loaded
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.run_context import (
@@ -134,6 +135,7 @@ def _run_phases(
         expected = None
     try:
         model = yield from time_phase("load", 0, load_same_model(config, host, control, expected))
+        yield from run_leased(host, model, control, refuse_broken_weights)
     except ModelUnavailableError:
         if not control.is_stopped:  # stopping while waiting for the model is not a failure
             raise

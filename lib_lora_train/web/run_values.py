@@ -8,8 +8,8 @@ from typing import Any
 from lib_lora_train.config.train_config import read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint
+from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.runs.planning import RunPlan, plan_run
 
 
@@ -22,7 +22,7 @@ def plan_usable_run(values: Mapping[str, Any], host: Host) -> RunPlan:
     return job
 
 
-def plan_values(job: RunPlan, model: CheckpointCheck, requirements: Requirements) -> dict[str, Any]:
+def describe_plan_values(job: RunPlan, model: CheckpointCheck, requirements: Requirements) -> dict[str, Any]:
     """The plan in numbers, the model in a sentence, and all warnings."""
     plan = job.plan
     return {

@@ -24,8 +24,8 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.formats.kohya.importer import Imported, read_settings
+from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
-from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
 from lib_lora_train.runs.webui_grid import GridGenerator
 from lib_lora_train.web.captions import CaptionSession
@@ -51,6 +51,7 @@ from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
 from lib_lora_train.web.run_values import plan_usable_run, plan_values
+from lib_lora_train.web.run_values import describe_plan_values, plan_usable_run
 from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
@@ -136,9 +137,11 @@ class Session:
 
     # --- the form ------------------------------------------------------------------------------
     def draft(self) -> dict[str, Any]:
-        """The form as it was saved last, or the defaults."""
+        """The form as it was saved last, or the defaults with the own resolution of the model in use."""
         draft, self._applied = load_draft(self.home)
-        return draft or fill_form(TrainConfig())
+        return draft or fill_form(
+            TrainConfig().replace(**resolution_settings(self._check_checkpoint(TrainConfig()).resolution))
+        )
 
     def demo_form(self) -> dict[str, Any]:
         """The form filled in for the demo."""
@@ -284,7 +287,7 @@ class Session:
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The plan of a run with these settings; ConfigError or DataError if they are unusable."""
         job = plan_usable_run(values, self.runner.host)
-        return plan_values(job, self._check_checkpoint(job.config), self._requirements(job.config, job.plan))
+        return describe_plan_values(job, self._check_checkpoint(job.config), self._requirements(job.config, job.plan))
 
     def start_values(self, values: Mapping[str, Any]) -> str:
         """Start a run and return its id; ConfigError, DataError or HostError if that is impossible."""

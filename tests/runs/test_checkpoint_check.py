@@ -1,4 +1,4 @@
-"""The plan judges the checkpoint as the start does, names what it is, and warns of settings that do not suit it."""
+"""The plan checks the checkpoint as the start does, names what it is, and warns of settings that do not suit it."""
 
 from __future__ import annotations
 

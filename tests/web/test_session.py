@@ -195,7 +195,7 @@ def test_images_are_paged(tmp_path: Path) -> None:
 
 def test_every_value_of_the_form_can_be_saved(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
-    assert session.draft() == fill_form(type(session.check(session.draft()).config)())
+    assert session.draft().keys() == fill_form(type(session.check(session.draft()).config)()).keys()
     session.save_draft(session.demo_form())
     assert session.draft() == session.demo_form()
 
@@ -206,3 +206,33 @@ def test_the_form_is_planned_whatever_is_typed_as_a_path(field: str, tmp_path: P
     form = {**session.demo_form(), field: "~nosuchuser/x.safetensors"}
     session.save_draft(form)
     assert session.scan(form).plan is not None
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "image.png"])
+def test_a_file_that_is_no_checkpoint_is_never_ready_to_start_nor_queued(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, runner = open_small_session(tmp_path)
+    monkeypatch.setattr(runner, "enqueue", lambda config: pytest.fail("it was queued"), raising=False)
+    monkeypatch.setattr(runner, "start", lambda config: pytest.fail("it was started"))
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+    form = {**session.demo_form(), "checkpoint": str(tmp_path / name)}
+    checked = session.check(form)
+    assert [problem.where for problem in checked.problems if problem.level == "error"] == ["checkpoint"]
+    assert "Ready to start" not in render_check(checked)
+    assert not session.start(form).can_start and not session.enqueue(form).can_start
+
+
+def test_a_new_form_has_the_own_resolution_of_the_model_in_use(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    form = session.draft()
+    assert [form[name] for name in ("resolution", "min_bucket", "max_bucket")] == [128, 64, 256]
+
+
+def test_the_page_names_the_model_and_offers_its_own_resolution(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    form = {**session.demo_form(), "resolution": 512, "min_bucket": 256, "max_bucket": 1024}
+    checked = session.scan(form)
+    assert "tiny-sd: SD1, predicts noise (epsilon), 128 px" in render_check(checked)
+    labels = [fix.label for fix in checked.fixes if fix.problem.where == "resolution"]
+    assert any("resolution to 128" in label for label in labels)
