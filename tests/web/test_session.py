@@ -231,7 +231,8 @@ def test_a_new_form_has_the_own_resolution_of_the_model_in_use(tmp_path: Path) -
 
 def test_the_page_names_the_model_and_offers_its_own_resolution(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
-    form = {**session.demo_form(), "resolution": 512, "min_bucket": 256, "max_bucket": 1024}
+    sizes = {"resolution": 512, "min_bucket": 256, "max_bucket": 1024, "bucket_no_upscale": True}
+    form = {**session.demo_form(), **sizes}
     checked = session.scan(form)
     assert "tiny-sd: SD1, predicts noise (epsilon), 128 px" in render_check(checked)
     labels = [fix.label for fix in checked.fixes if fix.problem.where == "resolution"]
