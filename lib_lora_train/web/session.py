@@ -50,7 +50,6 @@ from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
-from lib_lora_train.web.run_values import plan_usable_run, plan_values
 from lib_lora_train.web.run_values import describe_plan_values, plan_usable_run
 from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
