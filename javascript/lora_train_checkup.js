@@ -11,13 +11,14 @@
         "first frame": "Saves the first frame as an image; the originals are kept.",
         rotate: "Rotates the pixels upright; the originals are kept.",
         "write caption": "Writes the trigger and the class word as the caption.",
-        "to UTF-8": "Saves the captions as UTF-8; the originals are kept.",
+        "to UTF-8": "Saves the captions whose reading you chose below as UTF-8; the originals are kept.",
     };
 
     const open = new Set(); // expanded kinds, which stay expanded when the list is redrawn
 
     const POLL_MS = 1000;
     let timer = null;
+    let report = 0; // the check that this page shows; the server keeps those of other pages too
     let isRepair = false; // this page started the running task, and it changes files
 
     const part = (container, name) => container.querySelector(`.lt-d-${name}`);
@@ -25,7 +26,7 @@
         part(container, "check").disabled = true;
         container.querySelectorAll(".lt-d-body button").forEach((one) => (one.disabled = true));
         isRepair = name !== "run";
-        return lt.request(`checkup-${name}`, values).then((answer) => handle(container, answer)).catch((problem) => {
+        return lt.request(`checkup-${name}`, { report, ...values }).then((answer) => handle(container, answer)).catch((problem) => {
             lt.notify(problem);
             rest(container);
         });
@@ -34,13 +35,14 @@
     /** Show the progress until the task has ended. */
     function handle(container, answer) {
         clearTimeout(timer);
+        report = answer.report || report;
         if (answer.state !== "busy") return end(container, answer);
         part(container, "check").disabled = true;
         part(container, "work").hidden = false;
         part(container, "line").textContent = answer.line;
         part(container, "bar").classList.toggle("lt-unknown", !answer.total);
         part(container, "bar").firstChild.style.width = answer.total ? `${(100 * answer.done) / answer.total}%` : "";
-        const again = () => lt.request("checkup-status").then((next) => handle(container, next)).catch(() => handle(container, answer));
+        const again = () => lt.request("checkup-status", { report }).then((next) => handle(container, next)).catch(() => handle(container, answer));
         timer = setTimeout(again, POLL_MS);
         return undefined;
     }
@@ -58,17 +60,33 @@
         container.querySelectorAll(".lt-d-body button").forEach((one) => (one.disabled = false));
     }
 
+    const select = (title, options) => make("select", { title, "aria-label": title }, ...options.map(([value, label]) => make("option", { value }, label)));
+
+    /** A finding with its images, and the choice of which duplicate goes or how a caption reads. */
+    function lineOf(found) {
+        const goes = found.like ? select("Which of the two is set aside", [["", `${found.name} goes, ${found.like} stays`], ["swap", `${found.like} goes, ${found.name} stays`], ["skip", "both stay"]]) : null;
+        const reads = found.readings.length ? select("How the caption reads; unread captions are left alone", [["", "Choose how it reads"], ...found.readings]) : null;
+        const line = make("li", {},
+            ...found.tokens.map((token) => make("img", { className: "lt-d-thumb", src: lt.url(`thumbnail/${token}`), alt: found.name, loading: "lazy" })),
+            make("p", {}, make("b", {}, found.name), ` ${found.message}`), goes, reads);
+        Object.assign(line, { found, goes, reads });
+        return line;
+    }
+    const choices = (lines) => {
+        const numbers = (wanted) => lines.filter((line) => line.goes && line.goes.value === wanted).map((line) => line.found.number);
+        const read = lines.filter((line) => line.reads && line.reads.value).map((line) => [line.found.number, line.reads.value]);
+        return { skip: numbers("skip"), swap: numbers("swap"), encodings: Object.fromEntries(read) };
+    };
+
     function kindOf(container, one) {
         const act = make("button", { type: "button", className: "lt-small", title: one.repair.split(" or ").map((name) => HELP[name] || name).join(" ") }, one.repair ? `${one.repair[0].toUpperCase()}${one.repair.slice(1)} (${one.count})` : "");
-        act.onclick = () => run(container, "repair", { kind: one.kind });
+        act.onclick = () => run(container, "repair", { report: one.report, kind: one.kind, ...choices(lines) });
         const name = make("select", { title: "Upscalers of the webui whose models are installed. Lanczos adds no detail.", "aria-label": "Upscaler" },
             ...(one.upscalers || []).map((each) => make("option", {}, each)));
         const enlarge = make("button", { type: "button", className: "lt-small lt-d-upscale", title: "Upscales them to the training resolution. The originals, captions and masks are kept. Upscalers invent detail: check the results." }, `Upscale (${one.count})`);
-        enlarge.onclick = () => run(container, "upscale", { upscaler: name.value });
+        enlarge.onclick = () => run(container, "upscale", { report: one.report, upscaler: name.value });
         const upscale = one.upscalers && one.upscalers.length ? make("div", { className: "lt-tool lt-d-tools" }, name, enlarge) : null;
-        const lines = one.findings.map((found) => make("li", {},
-            ...found.tokens.map((token) => make("img", { className: "lt-d-thumb", src: lt.url(`thumbnail/${token}`), alt: found.name, loading: "lazy" })),
-            make("p", {}, make("b", {}, found.name), ` ${found.message}`)));
+        const lines = one.findings.map(lineOf);
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },
             make("summary", { title: "Show these images" }, make("b", {}, `${one.count} × ${one.kind}`), one.repair ? act : make("span", { className: "lt-faint" }, "review manually")),
@@ -81,7 +99,7 @@
         const isClean = !found.kinds.length && !found.message && !failure;
         const line = (good, text) => text && make("p", { className: `lt-verdict ${good ? "lt-good" : "lt-bad"}`, role: "status" }, text);
         const undo = make("button", { type: "button", className: "lt-small", title: "Restore what the last repair changed" }, "Undo");
-        undo.onclick = () => run(container, "undo");
+        undo.onclick = () => run(container, "undo", { report: found.report, record: found.record });
         part(container, "body").replaceChildren(...[line(false, failure), line(!found.failed, found.message),
             line(true, isClean && `No problems found in ${lt.whole(found.images)} images and their captions.`)].filter(Boolean),
             ...found.kinds.map((one) => kindOf(container, one)), ...(found.undo ? [undo] : []));
@@ -98,6 +116,9 @@
             make("div", { className: "lt-d-work", hidden: true }, make("div", { className: "lt-d-bar lt-progress" }, make("span")),
                 make("p", { className: "lt-d-line lt-faint", role: "status" }), stop),
             make("div", { className: "lt-d-body" })));
-        lt.request("checkup-status").then((answer) => answer.state === "busy" && handle(container, answer)).catch(() => undefined); // still running after a reload
+        lt.request("checkup-status").then((answer) => { // after a reload it may still run; after a restart there may be an Undo
+            if (answer.state === "busy") handle(container, answer);
+            else if (answer.state === "idle" && answer.undo) draw(container, { kinds: [], message: "Repairs of an earlier session can be undone.", undo: answer.undo, report: 0 });
+        }).catch(() => undefined);
     };
 })();

@@ -6,23 +6,18 @@ writes that, and `write_undo` reverts it. Only files whose text changes are writ
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import hashlib
-import json
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import DataError, OutputError
+from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import (
     find_caption_file,
     index_by_extension,
+    join_lines,
     list_caption_extensions,
     split_tags,
     strip_caption,
@@ -30,12 +25,14 @@ from lib_lora_train.dataset.captions import (
 from lib_lora_train.dataset.folder_contents import FolderContents, scan_data_folders
 from lib_lora_train.dataset.folder_names import natural_sort_key
 from lib_lora_train.dataset.images import read_bytes
+from lib_lora_train.dataset_tools.journal import FileEdit, IfChanged, Journal, undo
+from lib_lora_train.dataset_tools.journal_records import content_hash, list_records
 from lib_lora_train.dataset_tools.tag_vocabulary import wildcard_regex
 
 BACKUPS = ".caption-backups"
-"""Sub-folder of the data folder with one file per edit; hidden, so that scans ignore it."""
+"""Sub-folder of the data folder with a record per edit; hidden, so that scans ignore it."""
 
-_MAX_BACKUPS = 50
+_OLD_BACKUPS = (".caption-list_backups",)
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
@@ -195,36 +192,58 @@ class EditPlan:
         return f"{touched} of {self.considered} captions would change{more}."
 
 
-def plan_edit(captions: CaptionSet, edit: Callable[[str], str], among: Iterable[int] | None = None) -> EditPlan:
-    """What `edit` would change in all captions, or in those numbered; each line of a file is edited separately."""
+def plan_edit(
+    captions: CaptionSet, edit: Callable[[str], str], among: Iterable[int] | None = None, *, lines: str = "joined"
+) -> EditPlan:
+    """What `edit` would change in all captions, or in those numbered.
+
+    `lines` is the setting `caption_lines`: a file is one caption if it is "joined", else each of its lines is one.
+    """
     numbers = range(len(captions)) if among is None else list(among)
     changes = []
     for number in numbers:
         before = captions.captions[number].text
-        after = "\n".join(edit(line) for line in before.splitlines() or [""])
+        after = edit_lines(before, edit, lines)
         if after != before:
             changes.append(Change(number, before, after))
     return EditPlan(captions, tuple(changes), len(numbers))
 
 
-def write_plan(plan: EditPlan) -> tuple[CaptionSet, Path | None]:
-    """(the captions afterwards, the backup for `write_undo`): writes the changed captions as UTF-8.
+def edit_lines(text: str, edit: Callable[[str], str], lines: str = "joined") -> str:
+    """The text of a caption file after an edit of its caption, or of each line that is one; see `plan_edit`."""
+    parts = [line for line in text.splitlines() if line.strip()]
+    if lines == "joined" or len(parts) < 2:
+        joined = parts[0] if len(parts) == 1 else join_lines(line.strip() for line in parts)
+        after = edit(joined)
+        return text if after == joined else after
+    return "\n".join(edit(line) if line.strip() else line for line in text.splitlines())
 
-    There is no backup if nothing changes. DataError, before anything is written, if another program has changed a
-    file; OutputError if a file cannot be written, after reverting those that were.
+
+def write_plan(plan: EditPlan, journal: Journal | None = None) -> tuple[CaptionSet, Path | None]:
+    """(the captions afterwards, the record for `write_undo`): writes the changed captions as UTF-8.
+
+    Plans that are written with the same journal are undone together. There is no record if nothing changes. DataError,
+    before anything is written, if another program has changed a file; OutputError if a file cannot be written, after
+    reverting those that were.
     """
     if not plan.changes:
         return plan.captions, None
     captions = plan.captions.captions
-    entries: dict[Path, _Entry] = {}
-    for change in plan.changes:
-        caption = captions[change.number]
-        entries[caption.file] = _Entry(caption.file, _current(caption), f"{change.after}\n".encode())
-    backup = _write_backup(plan.captions.folder, list(entries.values()))
-    _write_all([(entry.file, entry.after, entry.before) for entry in entries.values()])
+    journal = journal or caption_journal(plan.captions.folder)
+    edits = {
+        caption.file: FileEdit(caption.file, f"{change.after}\n".encode(), expected=_expected(caption))
+        for change in plan.changes
+        for caption in (captions[change.number],)
+    }
+    journal.apply(list(edits.values()))
     written = {captions[change.number].file: change.after for change in plan.changes}
     updated = tuple(_updated(caption, written) for caption in captions)
-    return CaptionSet(plan.captions.folder, updated), backup
+    return CaptionSet(plan.captions.folder, updated), journal.commit()
+
+
+def caption_journal(folder: Path) -> Journal:
+    """A new journal for an edit of the captions in a data folder."""
+    return Journal(folder / BACKUPS, folder, "captions")
 
 
 def _updated(caption: Caption, written: Mapping[Path, str]) -> Caption:
@@ -234,101 +253,21 @@ def _updated(caption: Caption, written: Mapping[Path, str]) -> Caption:
     return Caption(caption.image, caption.file, written[caption.file], True)
 
 
-def write_undo(backup: Path) -> int:
-    """The number of files restored from a backup, which is then deleted.
-
-    DataError, before anything is written, if a file has changed since or the backup cannot be read.
-    """
-    folder = backup.parent.parent
-    try:
-        entries = [_entry(folder, values) for values in json.loads(backup.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{backup} cannot be read; no caption was changed.") from error
-    changed = [entry.file.name for entry in entries if _bytes(entry.file) != entry.after]
-    if changed:
-        raise DataError(f"{changed[0]} has changed since this edit, so nothing was undone. The backup is {backup}.")
-    _write_all([(entry.file, entry.before, entry.after) for entry in entries])
-    backup.unlink(missing_ok=True)
-    return len(entries)
-
-
-def list_backups(folder: Path) -> list[Path]:
-    """The list_backups of a data folder's edits, latest first."""
-    return sorted((folder / BACKUPS).glob("*.json"), reverse=True)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A caption file before (None: no file) and after an edit."""
-
-    file: Path
-    before: bytes | None
-    after: bytes
-
-
-def _current(caption: Caption) -> bytes | None:
-    """The file's bytes; DataError if the text has changed since it was loaded."""
-    content = _bytes(caption.file)
+def _expected(caption: Caption) -> str:
+    """The hash of the file; DataError if its text has changed since it was loaded."""
+    content = read_bytes(caption.file) if caption.file.exists() else None
     text = "" if content is None else strip_caption(decode_caption(content)[0])
     if text != caption.text:
         raise DataError(f"{caption.file} has changed since it was read. Read the folder again.")
-    return content
+    return content_hash(content)
 
 
-def _bytes(file: Path) -> bytes | None:
-    return read_bytes(file) if file.exists() else None
+def write_undo(backup: Path, if_changed: IfChanged = "refuse") -> int:
+    """The number of files restored from the record of an edit, which is then deleted; errors as for `journal.undo`."""
+    return undo(backup, if_changed).restored
 
 
-def _write_backup(folder: Path, entries: Sequence[_Entry]) -> Path:
-    values = [_values(folder, entry) for entry in entries]
-    text = json.dumps(values, ensure_ascii=False, indent=1)
-    number = hashlib.sha256(text.encode()).hexdigest()[:6]
-    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-    moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
-    backup = folder / BACKUPS / f"{moment}-{nanoseconds:09}-{number}.json"
-    try:
-        backup.parent.mkdir(exist_ok=True)
-        backup.write_text(text, encoding="utf-8")
-        for old in list_backups(folder)[_MAX_BACKUPS:]:
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{backup} cannot be written: {error.strerror or error}. No caption was changed.") from error
-    return backup
-
-
-def _values(folder: Path, entry: _Entry) -> dict[str, str | None]:
-    """The entry as JSON: text, or base64 for bytes that are not UTF-8."""
-    before = {"before": None if entry.before is None else ""}
-    if entry.before is not None:
-        try:
-            before = {"before": entry.before.decode("utf-8")}
-        except UnicodeDecodeError:
-            before = {"before_base64": base64.b64encode(entry.before).decode()}
-    return {"file": entry.file.relative_to(folder).as_posix(), **before, "after": entry.after.decode("utf-8")}
-
-
-def _entry(folder: Path, values: dict[str, str | None]) -> _Entry:
-    encoded, text = values.get("before_base64"), values.get("before")
-    before = base64.b64decode(encoded) if encoded else None if text is None else text.encode()
-    return _Entry(folder / str(values["file"]), before, str(values["after"]).encode())
-
-
-def _write_all(files: Sequence[tuple[Path, bytes | None, bytes | None]]) -> None:
-    """Write (file, new content, old content), None for no file; if one fails, all are reverted."""
-    for number, (file, new, _) in enumerate(files):
-        try:
-            _write(file, new)
-        except OSError as error:
-            for done, _, old in files[:number]:
-                with contextlib.suppress(OSError):
-                    _write(done, old)
-            raise OutputError(
-                f"{file} cannot be written: {error.strerror or error}. No caption was changed."
-            ) from error
-
-
-def _write(file: Path, content: bytes | None) -> None:
-    if content is None:
-        file.unlink(missing_ok=True)
-        return
-    atomic_write.write_bytes(file, content, fsync=False)  # the backup is written already
+def list_backups(folder: Path) -> list[Path]:
+    """The records of a data folder's caption edits, latest first; those that a crash has torn are left out."""
+    found = [record for name in (BACKUPS, *_OLD_BACKUPS) for record in list_records(folder / name)]
+    return sorted(found, key=lambda record: record.name, reverse=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError, Level
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
-from lib_lora_train.dataset.caption_encoding import decode_caption
+from lib_lora_train.dataset.caption_encoding import Reading, decode_caption, list_readings, shorten
 from lib_lora_train.dataset.captions import (
     find_caption_file,
     index_by_extension,
@@ -53,13 +53,14 @@ Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame",
 
 HUGE_PX = 3000
 _MAX_THREADS = 4
+_READINGS = 8
 
 
 @dataclass(frozen=True)
 class Finding:
     """One problem of a file; `repair` is what `write_repairs` can do about it, "" if only the user can.
 
-    `like` is the image that a duplicate is a copy of.
+    `like` is the image that a duplicate is a copy of. `readings` are the ways a caption that is not Unicode may read.
     """
 
     kind: Kind
@@ -68,6 +69,7 @@ class Finding:
     message: str
     repair: Repair = ""
     like: Path | None = None
+    readings: tuple[Reading, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.message}"
@@ -84,6 +86,21 @@ class CheckReport:
     images: tuple[ImageFacts, ...]
     findings: tuple[Finding, ...]
     checked_count: int = 0
+    seen: Mapping[Path, FileState] = field(default_factory=dict)
+    """The files of the findings as they were checked."""
+
+
+FileState = tuple[int, int]
+"""(time of the last change in ns, size in bytes)."""
+
+
+def read_state(path: Path) -> FileState | None:
+    """The state of a file, None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def count_images(folder: Path) -> int:
@@ -127,9 +144,12 @@ def check_dataset(
                 break
     if done == len(paths) and not images:
         findings.append(_report_no_images(folder, len(paths)))
-    findings += [*_check_duplicates(images), *_check_captions(contents, caption_extension)]
+    captioned = _list_captioned(contents, caption_extension)
+    findings += [*_check_duplicates(images, captioned), *_check_captions(contents, caption_extension)]
     in_order = sorted(findings, key=lambda finding: natural_sort_key(str(finding.path)))
-    return CheckReport(folder, tuple(images), tuple(in_order), checked_count=done)
+    touched = {path for finding in findings for path in (finding.path, finding.like) if path}
+    seen = {path: state for path in touched if (state := read_state(path))}
+    return CheckReport(folder, tuple(images), tuple(in_order), checked_count=done, seen=seen)
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -192,21 +212,43 @@ def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
         yield Finding("rotated", "hint", path, text, "rotate")
 
 
-def _check_duplicates(images: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Images with the same bytes or the same look; the largest of each group is the one to keep."""
+def _check_duplicates(images: Sequence[ImageFacts], captioned: Collection[Path]) -> Iterator[Finding]:
+    """Images with the same bytes or the same look. The one to keep has a caption, and is the largest of those."""
+
+    def worth(image: ImageFacts) -> tuple[bool, int, int]:
+        state = read_state(image.path)
+        return image.path in captioned, image.width * image.height, state[1] if state else 0
+
     for numbers in group_similar([image.fingerprint for image in images]):
-        best = max((images[n] for n in numbers), key=lambda p: p.width * p.height)  # the first of several
-        originals: dict[str, Path] = {best.content_hash: best.path}
-        for image in (images[n] for n in numbers):
-            if image is best:
-                continue
+        group = sorted((images[n] for n in numbers), key=worth, reverse=True)  # stable: the first of equal ones
+        best, originals = group[0], {group[0].content_hash: group[0].path}
+        for image in group[1:]:
             original = originals.setdefault(image.content_hash, image.path)
-            if original != image.path:
-                text = f"is the same file as {original.name}; it is trained on twice."
-                yield Finding("duplicate", "warning", image.path, text, "set aside", original)
-            else:
-                text = f"looks like {best.path.name}; images shown twice are learnt twice as fast."
-                yield Finding("near-duplicate", "hint", image.path, text, "set aside", best.path)
+            is_copy = original != image.path
+            like = original if is_copy else best.path
+            kind: Kind = "duplicate" if is_copy else "near-duplicate"
+            what = "is the same file as" if is_copy else "looks like"
+            why = "it is trained on twice" if is_copy else "images shown twice are learnt twice as fast"
+            notes = f"{_describe(image, captioned)} beside {_describe(best, captioned)}"
+            text = f"{what} {like.name}; {why}. {notes}: {like.name} stays."
+            yield Finding(kind, "warning" if is_copy else "hint", image.path, text, "set aside", like)
+
+
+def _describe(image: ImageFacts, captioned: Collection[Path]) -> str:
+    return f"{image.width}×{image.height} {'with' if image.path in captioned else 'without'} caption"
+
+
+def _list_captioned(folders: Sequence[FolderContents], extension: str) -> set[Path]:
+    """The images with a caption that is not empty."""
+    found = set()
+    for contents in folders:
+        beside = index_by_extension(contents.other_files)
+        for image in contents.images:
+            caption = find_caption_file(image, extension, beside)
+            with contextlib.suppress(DataError):
+                if caption and strip_caption(decode_caption(read_bytes(caption))[0]):
+                    found.add(image)
+    return found
 
 
 # --- captions -----------------------------------------------------------------------------------
@@ -232,12 +274,14 @@ def _check_caption(image: Path, caption: Path | None) -> Iterator[Finding]:
         yield Finding("no caption", "hint", image, text, "write caption")
         return
     try:
-        text, is_unicode = decode_caption(read_bytes(caption))
+        raw = read_bytes(caption)
+        text, is_unicode = decode_caption(raw)
     except DataError as error:
         yield Finding("caption encoding", "warning", caption, str(error))
         return
     if not strip_caption(text):
         yield Finding("empty caption", "hint", image, f"has an empty caption, {caption.name}.", "write caption")
     elif not is_unicode:
-        message = "is not UTF-8; letters other than a to z may be read wrongly."
-        yield Finding("caption encoding", "warning", caption, message, "to UTF-8")
+        readings = list_readings(raw)
+        message = f"is not UTF-8; read as {readings[0].name}: {shorten(text)!r}. Choose the encoding that reads right."
+        yield Finding("caption encoding", "warning", caption, message, "to UTF-8", readings=readings[:_READINGS])

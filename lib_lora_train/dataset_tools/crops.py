@@ -15,7 +15,7 @@ from PIL import Image
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.buckets import BucketRule, Placement, list_bucket_sizes
 from lib_lora_train.dataset.folder_contents import scan_folder
-from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements, write_undo
+from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements
 
 MIN_CROP_SIDE = 64
 """The shortest allowed side of a frame in px: less contains nothing to learn."""
@@ -52,7 +52,7 @@ def write_crop(folder: Path, image: Path, frame: Frame) -> RepairResult:
     """Crop the image, and its mask if there is one, to the frame; the originals are kept beside the data folder.
 
     DataError, with nothing changed, if the frame exceeds the image or is smaller than `MIN_CROP_SIDE`, if another image
-    has the same mask, or if image or mask cannot be written.
+    has the same mask; OutputError, likewise, if image or mask cannot be written.
     """
     mask = _find_own_mask(image)
     sizes: list[tuple[int, int]] = []
@@ -63,12 +63,7 @@ def write_crop(folder: Path, image: Path, frame: Frame) -> RepairResult:
         return _crop(whole, frame, sizes[0])
 
     contents = {path: edit_image(path, crop) for path in (image, mask) if path}
-    result = write_replacements(folder, contents)
-    if result.failed:
-        if result.undo:
-            write_undo(result.undo)
-        raise DataError(result.failed[0][1])
-    return result
+    return RepairResult((image,), (), write_replacements(folder, contents, "crop"))
 
 
 def _find_own_mask(image: Path) -> Path | None:

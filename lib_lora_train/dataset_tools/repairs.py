@@ -1,27 +1,20 @@
 """Repairs for the findings of the dataset check. Nothing is lost: the original of every changed or moved file is kept.
 
-The originals of the folder `cats` go to `cats-originals` beside it, in the same sub-folders, with an undo list for
+The originals of the folder `cats` go to `cats-originals` beside it, in the same sub-folders, with a record for
 `write_undo`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError
-from lib_lora_train.dataset.caption_encoding import decode_caption
+from lib_lora_train.core.errors import DataError, LoraTrainError
+from lib_lora_train.dataset.caption_encoding import decode_as
 from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
 from lib_lora_train.dataset.folder_contents import scan_folder
 from lib_lora_train.dataset.folder_names import ORIGINALS_SUFFIX
@@ -34,7 +27,9 @@ from lib_lora_train.dataset.images import (
     read_orientation,
     to_eight_bits,
 )
-from lib_lora_train.dataset_tools.checkup import Finding, Repair
+from lib_lora_train.dataset_tools.checkup import FileState, Finding, Repair, read_state
+from lib_lora_train.dataset_tools.journal import FileEdit, Journal, free_path, undo
+from lib_lora_train.dataset_tools.journal_records import list_records
 
 SHRUNK_SIDE = 2048
 """Longest side in px after shrinking; more than any bucket of a resolution up to 1024 needs."""
@@ -45,7 +40,7 @@ _ORDER: tuple[Repair, ...] = ("rotate", "first frame", "convert", "flatten", "sh
 
 @dataclass(frozen=True)
 class RepairResult:
-    """The repaired paths, the failed ones with the reason, and the undo list (None if nothing was changed).
+    """The repaired paths, the failed ones with the reason, and the record for Undo (None if nothing was changed).
 
     `remaining` is the number of files not reached because the work was stopped.
     """
@@ -73,10 +68,15 @@ def write_repairs(
     findings: Iterable[Finding],
     *,
     words: str = "",
+    encodings: Mapping[Path, str] | None = None,
+    seen: Mapping[Path, FileState] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> RepairResult:
     """Apply the repairs of the findings; `words` (trigger and class word) become the missing captions.
+
+    `encodings` are those that the user chose for captions that are not Unicode; the others are left alone. Files that
+    are no longer as `seen` are left alone too.
 
     Files are repaired one by one until `is_stopped` returns True. A failed repair is reported and leaves its file
     unchanged. `on_progress` is called with (done, total). OutputError if the originals' folder cannot be written.
@@ -85,11 +85,13 @@ def write_repairs(
     for finding in findings:
         if finding.repair and (finding.repair != "write caption" or words.strip()):
             by_path.setdefault(finding.path, set()).add(finding.repair)
-    editor = _FileEditor(folder.absolute())
+    editor = _FileEditor(folder.absolute(), "repair")
     repaired, failed = [], []
     for number, (path, repairs) in enumerate(by_path.items(), start=1):
         try:
-            editor.repair(path.absolute(), repairs, words.strip())
+            if path in (seen or {}) and read_state(path) != (seen or {})[path]:
+                raise DataError("has changed since the check. Check the images again.")
+            editor.repair(path.absolute(), repairs, words.strip(), (encodings or {}).get(path, ""))
             repaired.append(path)
         except (LoraTrainError, OSError) as error:
             failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
@@ -98,20 +100,32 @@ def write_repairs(
         if is_stopped():
             break
     remaining = len(by_path) - len(repaired) - len(failed)
-    return RepairResult(tuple(repaired), tuple(failed), editor.write_undo_list(), remaining)
+    return RepairResult(tuple(repaired), tuple(failed), editor.commit(), remaining)
 
 
-def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]]) -> RepairResult:
-    """Replace files by (path, bytes); the originals are kept as in `write_repairs`."""
-    editor = _FileEditor(folder.absolute())
+def write_replacements(folder: Path, contents: Mapping[Path, tuple[Path, bytes]], kind: str) -> Path | None:
+    """The record after replacing files by (path, bytes), all or none; the originals are kept as in `write_repairs`.
+
+    DataError or OutputError, with nothing changed, if one cannot be written.
+    """
+    editor = _FileEditor(folder.absolute(), kind)
+    editor.replace_all([(path.absolute(), content, new.absolute()) for path, (new, content) in contents.items()])
+    return editor.commit()
+
+
+def write_replacements_one_by_one(
+    folder: Path, contents: Iterable[tuple[Path, tuple[Path, bytes]]], kind: str
+) -> RepairResult:
+    """Like `write_replacements` for files that are made one after the other; a failure leaves that file unchanged."""
+    editor = _FileEditor(folder.absolute(), kind)
     repaired, failed = [], []
-    for path, (new_path, content) in contents.items():
+    for path, (new_path, content) in contents:
         try:
             editor.replace(path.absolute(), content, new_path.absolute())
             repaired.append(path)
         except (LoraTrainError, OSError) as error:
             failed.append((path, f"{path.name}: {error}"))
-    return RepairResult(tuple(repaired), tuple(failed), editor.write_undo_list())
+    return RepairResult(tuple(repaired), tuple(failed), editor.commit())
 
 
 def edit_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[Path, bytes]:
@@ -140,130 +154,67 @@ def _encode(image: Image.Image, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_undo(undo: Path) -> int:
-    """The number of files restored from an undo list, which is then deleted.
+def list_undos(folder: Path, kinds: Collection[str] = ()) -> list[Path]:
+    """The records of the changes of a data folder's files, latest first, for `write_undo`."""
+    return list_records(originals_folder(folder.absolute()), kinds)
+
+
+def write_undo(record: Path) -> int:
+    """The number of files restored from a record, which is then deleted; errors as for `journal.undo`.
 
     Files written by the repair are removed; those changed since (edited, cropped) are moved to the originals instead.
-    DataError, with nothing changed, if the list cannot be read or an original is missing.
     """
-    try:
-        steps = [_parse_step(row) for row in json.loads(read_bytes(undo))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{undo} cannot be read; nothing was restored.") from error
-    missing = [step.backup for step in steps if step.backup and not step.backup.exists()]
-    if missing:
-        raise DataError(f"{missing[0]} is missing; nothing was restored.")
-    for step in reversed(steps):
-        if step.written and step.written.exists():
-            if step.content_hash in ("", _hash(step.written.read_bytes())):
-                step.written.unlink()
-            else:
-                shutil.move(step.written, _free_path(undo.parent / step.written.name))
-        if step.backup:
-            shutil.move(step.backup, step.original)
-    undo.unlink()
-    with contextlib.suppress(OSError):
-        undo.parent.rmdir()  # fails if it is not empty
-    return len(steps)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One file: where it was, where the original is kept (None: there was none), what was written (None: nothing).
-
-    `content_hash` is the sha256 (hex) of the written content, "" in older lists.
-    """
-
-    original: Path
-    backup: Path | None
-    written: Path | None
-    content_hash: str = ""
-
-
-def _parse_step(row: Mapping[str, Any]) -> _Step:
-    """The step in a row of an undo list; KeyError or TypeError if the row is invalid."""
-    backup, written = (Path(row[name]) if row[name] else None for name in ("kept", "written"))
-    return _Step(Path(row["original"]), backup, written, row.get("content_hash", ""))
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _free_path(path: Path) -> Path:
-    """The path, or one with a number appended to its name, where no file exists yet."""
-    free, number = path, 2
-    while free.exists():
-        free = path.with_name(f"{path.stem} ({number}){path.suffix}")
-        number += 1
-    return free
+    return undo(record, "set aside").restored
 
 
 class _FileEditor:
-    """Changes files, keeps their originals and records the undo list."""
+    """Changes files, keeps their originals and records them for Undo."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder
         self._originals = originals_folder(folder)
-        self._steps: list[_Step] = []
+        self._journal = Journal(self._originals, folder, kind)
 
-    def repair(self, path: Path, repairs: set[Repair], words: str) -> None:
+    def repair(self, path: Path, repairs: set[Repair], words: str, encoding: str) -> None:
         """Apply all repairs of one file."""
         if "set aside" in repairs:
-            for file in (path, *_companions(path)):
-                self._steps.append(_Step(file, self._move_to_originals(file), None))
+            self._journal.apply([self._edit(file, None) for file in (path, *_companions(path))])
             return
         done = [repair for repair in _ORDER if repair in repairs]
         if done == ["write caption"]:
             self.replace(_caption_file(path), f"{words}\n".encode())
         elif done == ["to UTF-8"]:
-            self.replace(path, decode_caption(read_bytes(path))[0].encode())
+            if not encoding:
+                raise DataError("choose how it reads, so that no guess is written.")
+            self.replace(path, decode_as(read_bytes(path), encoding).encode())
         else:
             new_path, content = _repair_image(path, done)
             self.replace(path, content, new_path)
             if "write caption" in repairs:
                 self.replace(_caption_file(path), f"{words}\n".encode())
 
-    def write_undo_list(self) -> Path | None:
-        """The undo list's file, None if nothing was done."""
-        if not self._steps:
-            return None
-        rows = [
-            {
-                "original": str(step.original),
-                "kept": step.backup and str(step.backup),
-                "written": step.written and str(step.written),
-                "content_hash": step.content_hash,
-            }
-            for step in self._steps
-        ]
-        path = self._originals / f"undo-{time.time_ns()}.json"
-        atomic_write.write_text(path, json.dumps(rows, indent=1), make_parents=True)
-        return path
+    def commit(self) -> Path | None:
+        """The record, None if nothing was changed."""
+        return self._journal.commit()
 
     def replace(self, path: Path, content: bytes, new_path: Path | None = None) -> None:
-        """Move the file to the originals and write the content in its place or to `new_path`, which must be free."""
-        target = new_path or path
-        if target != path and target.exists():
-            raise DataError(f"{target.name} exists already; rename one of the two.")
-        backup = self._move_to_originals(path) if path.exists() else None
-        try:
-            atomic_write.write_bytes(target, content)
-        except OSError:
-            if backup:
-                shutil.move(backup, path)
-            raise
-        self._steps.append(_Step(path, backup, target, _hash(content)))
+        """Keep the file in the originals and write the content in its place or to `new_path`, which must be free."""
+        self.replace_all([(path, content, new_path or path)])
 
-    def _move_to_originals(self, path: Path) -> Path:
-        """The new path of a file after moving it to the originals, without overwriting one there."""
-        backup = _free_path(self._originals / path.relative_to(self._folder))
-        try:
-            backup.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, backup)
-        except OSError as error:
-            raise OutputError(f"{backup} cannot be written: {error.strerror or error}. Nothing was changed.") from error
-        return backup
+    def replace_all(self, contents: Sequence[tuple[Path, bytes, Path]]) -> None:
+        """`replace` several files, all or none: (path, content, new path)."""
+        edits = []
+        for path, content, target in contents:
+            if target != path:
+                if target.exists():
+                    raise DataError(f"{target.name} exists already; rename one of the two.")
+                edits += [FileEdit(target, content), self._edit(path, None)]
+            else:
+                edits.append(self._edit(path, content))
+        self._journal.apply(edits)
+
+    def _edit(self, path: Path, content: bytes | None) -> FileEdit:
+        return FileEdit(path, content, free_path(self._originals / path.relative_to(self._folder)))
 
 
 def _companions(path: Path) -> list[Path]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from lib_lora_train.core.errors import GenerationInterrupted, LoraTrainError
-from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements
+from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements_one_by_one
 
 LANCZOS = "Lanczos"
 """The upscaler that is always available: like training itself, it adds no detail."""
@@ -44,22 +44,25 @@ def write_upscaled(
     A failure is reported and leaves that image unchanged; after an interruption or a stop, so are the remaining ones.
     `on_progress` is called with (done, total).
     """
-    contents: dict[Path, tuple[Path, bytes]] = {}
     failed: list[tuple[Path, str]] = []
     done = 0
-    for done, path in enumerate(images, start=1):
-        try:
-            contents[path] = edit_image(path, lambda whole: _upscale(whole, resolution, upscale))
-        except GenerationInterrupted as error:
-            failed.append((path, str(error)))
-            break
-        except LoraTrainError as error:
-            failed.append((path, f"{path.name}: {error}"))
-        if on_progress:
-            on_progress(done, len(images))
-        if is_stopped():
-            break
-    result = write_replacements(folder, contents)
+
+    def upscaled() -> Iterator[tuple[Path, tuple[Path, bytes]]]:
+        nonlocal done
+        for done, path in enumerate(images, start=1):
+            try:
+                yield path, edit_image(path, lambda whole: _upscale(whole, resolution, upscale))
+            except GenerationInterrupted as error:
+                failed.append((path, str(error)))
+                return
+            except LoraTrainError as error:
+                failed.append((path, f"{path.name}: {error}"))
+            if on_progress:
+                on_progress(done, len(images))
+            if is_stopped():
+                return
+
+    result = write_replacements_one_by_one(folder, upscaled(), "upscale")
     return dataclasses.replace(result, failed=(*failed, *result.failed), remaining=len(images) - done)
 
 

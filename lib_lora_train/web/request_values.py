@@ -100,6 +100,16 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(_is_text, value))
 
 
+def _is_list_of_paths(value: Any) -> bool:
+    """a list of files or folders."""
+    return isinstance(value, (list, tuple)) and all(map(_is_path, value))
+
+
+def _is_choices(value: Any) -> bool:
+    """texts by number."""
+    return isinstance(value, dict) and all(str(key).isdecimal() and _is_text(text) for key, text in value.items())
+
+
 def _is_list_of_whole_numbers(value: Any) -> bool:
     """a list of whole numbers."""
     return isinstance(value, (list, tuple)) and all(map(_is_whole, value))
@@ -135,6 +145,11 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("blanks", "escape"), _is_flag),
     **dict.fromkeys(("general", "character", "rank"), _is_typed_number),
+    **dict.fromkeys(("record", "seen"), _is_text),
+    **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
+    "report": _is_count,
+    "folders": _is_list_of_paths,
+    "encodings": _is_choices,
     "more_epochs": _is_count,
     "files": _is_text_or_flag,
     "texts": _is_list_of_texts,

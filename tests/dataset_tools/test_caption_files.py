@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import DataError, OutputError
 from lib_lora_train.dataset.captions import split_tags
-from lib_lora_train.dataset_tools import caption_files
+from lib_lora_train.dataset_tools import journal
 from lib_lora_train.dataset_tools.caption_edits import (
     add_tags,
     chain_edits,
@@ -215,7 +216,7 @@ def test_written_captions_can_be_undone_byte_for_byte(tmp_path: Path) -> None:
     first, first_backup = write_plan(plan_edit(load_captions(folder), add_tags(["new"])))
     assert first == load_captions(folder)
     assert (folder / "3.txt").read_text(encoding="utf-8") == "schön, new\n"
-    assert (folder / "4.txt").read_text(encoding="utf-8") == "x, y, new\nnew\nz, new\n"
+    assert (folder / "4.txt").read_text(encoding="utf-8") == "x, y, z, new\n"
     between = snapshot(folder)
     _, second_backup = write_plan(plan_edit(first, remove_tags(["a", "x"])))
     assert first_backup is not None and second_backup is not None
@@ -245,17 +246,32 @@ def test_a_caption_changed_by_another_program_is_not_overwritten(tmp_path: Path)
 def test_a_failed_write_reverts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path, ["a", "b", "c"])
     before, plan = snapshot(folder), plan_edit(load_captions(folder), add_tags(["x"]))
-    write = caption_files._write
+    write = atomic_write.write_bytes
 
-    def failing(file: Path, content: bytes | None) -> None:
+    def failing(file: Path, content: bytes) -> None:
         if file.name == "2.txt":
             raise OSError(28, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(caption_files, "_write", failing)
+    monkeypatch.setattr(atomic_write, "write_bytes", failing)
     with pytest.raises(OutputError, match="No space left"):
         write_plan(plan)
-    assert snapshot(folder) == before
+    assert snapshot(folder) == before and list_backups(folder) == []
+
+
+def test_a_file_is_one_caption_unless_its_lines_are(tmp_path: Path) -> None:
+    captions = load_captions(folder_of(tmp_path, ["solo\nhat\n\nsolo", "", "a, b"]))
+
+    def after(edit: Callable[[str], str], lines: str) -> list[str]:
+        found = {change.number: change.after for change in plan_edit(captions, edit, lines=lines).changes}
+        return [found.get(number, caption.text) for number, caption in enumerate(captions.captions)]
+
+    assert after(add_tags(["zok"]), "joined") == ["solo, hat, solo, zok", "zok", "a, b, zok"]
+    assert after(remove_duplicates(), "joined") == ["solo, hat", "", "a, b"]
+    assert after(sort_tags(), "joined") == ["hat, solo, solo", "", "a, b"]
+    assert after(replace_tag("q", "r"), "joined") == [one.text for one in captions.captions], "unchanged as a whole"
+    for lines in ("random", "first"):
+        assert after(add_tags(["zok"]), lines) == ["solo, zok\nhat, zok\n\nsolo, zok", "zok", "a, b, zok"]
 
 
 def test_two_images_can_share_one_caption_file(tmp_path: Path) -> None:
@@ -273,8 +289,8 @@ def test_an_edit_without_changes_writes_no_backup(tmp_path: Path) -> None:
     assert list_backups(folder) == []
 
 
-def test_only_the_latest_backups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_files, "_MAX_BACKUPS", 2)
+def test_backups_beyond_the_limit_are_deleted_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_MAX_RECORDS", 2)
     captions = load_captions(folder_of(tmp_path, ["a"]))
     written = []
     for tag in "bcd":

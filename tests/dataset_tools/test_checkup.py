@@ -250,7 +250,8 @@ def test_a_stopped_checkup_reports_how_far_it_got_and_decodes_no_more(
 def test_after_the_repairs_nothing_is_found_and_undo_restores_every_byte(folder: Path) -> None:
     write_all_problems(folder)
     before = snapshot(folder)
-    fixed = write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
+    chosen = {folder / "latin.txt": "cp1252"}
+    fixed = write_repairs(folder, check_dataset(folder).findings, words="zorp cat", encodings=chosen)
     assert fixed.failed == ()
     left = found(check_dataset(folder))
     assert left == {"no caption": ["old.png"]}  # the converted image has none yet
@@ -259,7 +260,7 @@ def test_after_the_repairs_nothing_is_found_and_undo_restores_every_byte(folder:
     assert fixed.undo is not None and fixed.undo.parent == originals_folder(folder)
     put_away = ["broken.png", "tiny.png", "tiny.txt", "twin.png", "twin.txt", "twin smaller.jpg", "twin smaller.txt"]
     changed = ["huge.jpg", "holes.png", "moving.webp", "turned.jpg", "latin.txt", "empty.txt", "old.gif"]
-    assert write_undo(fixed.undo) == len([*put_away, "nobody.txt", *changed, "uncaptioned.txt"])
+    assert write_undo(fixed.undo) == len([*put_away, "nobody.txt", *changed, "uncaptioned.txt", "old.png"])
     assert snapshot(folder) == before
     assert not originals_folder(folder).exists()
 
@@ -315,6 +316,36 @@ def test_a_mask_is_set_aside_and_restored_with_its_image(folder: Path) -> None:
 
 def test_the_repaired_folder_can_be_trained_on(folder: Path) -> None:
     write_all_problems(folder)
-    write_repairs(folder, check_dataset(folder).findings, words="zorp cat")
+    write_repairs(folder, check_dataset(folder).findings, words="zorp cat", encodings={folder / "latin.txt": "cp1252"})
     dataset = scan_dataset([Concept(str(folder), trigger="zorp")], ".txt")
     assert [problem for problem in dataset.problems if problem.level == "warning"] == []
+
+
+def test_the_captioned_copy_stays_and_the_larger_of_those(folder: Path) -> None:
+    put(folder, "a.png", scene(1), None)
+    put(folder, "b.png", scene(1))
+    put(folder, "c.png", scene(1, (600, 600)), None)
+    put(folder, "d.png", scene(1, (560, 560)))
+    gone = {finding.path.name: finding for finding in check_dataset(folder).findings if finding.like}
+    assert set(gone) == {"a.png", "b.png", "c.png"}
+    assert "without caption beside 560×560 with caption: d.png stays" in gone["c.png"].message
+
+
+def test_no_guess_of_an_encoding_is_written(folder: Path) -> None:
+    caption = put(folder, "a.png", scene(1), None).with_suffix(".txt")
+    caption.write_bytes("рыжий кот".encode("cp1251"))
+    (finding,) = check_dataset(folder).findings
+    assert finding.readings[0].text == "рыжий кот" and "'рыжий кот'" in finding.message
+    refused = write_repairs(folder, [finding])
+    assert refused.repaired == () and "choose how it reads" in refused.failed[0][1]
+    assert caption.read_bytes() == "рыжий кот".encode("cp1251")
+    write_repairs(folder, [finding], encodings={caption: "cp1251"})
+    assert caption.read_text(encoding="utf-8") == "рыжий кот" and check_dataset(folder).findings == ()
+
+
+def test_files_changed_after_the_check_are_not_repaired(folder: Path) -> None:
+    tiny = put(folder, "a.png", scene(1, (100, 100)))
+    report = check_dataset(folder)
+    put(folder, "a.png", scene(2))
+    fixed = write_repairs(folder, report.findings, seen=report.seen)
+    assert "has changed since the check" in fixed.failed[0][1] and tiny.exists()

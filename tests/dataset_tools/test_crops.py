@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.errors import DataError, OutputError
 from lib_lora_train.dataset.buckets import make_bucket_rule, place_image
 from lib_lora_train.dataset.images import read_image_file, read_pixels
 from lib_lora_train.dataset_tools.crops import Frame, compute_trained_frame, list_nearest_buckets, write_crop
@@ -130,7 +130,7 @@ def test_if_the_mask_cannot_be_written_the_image_is_unchanged(folder: Path, monk
         write(path, content)
 
     monkeypatch.setattr(atomic_write, "write_bytes", write_all_but_masks)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_crop(folder, folder / "wide.png", Frame(100, 0, 200, 200))
     assert contents(folder) == before
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools import image_cache
 from lib_lora_train.dataset_tools.image_cache import inspect_image
+from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session, write_images
 
@@ -36,11 +38,17 @@ def kinds(answer: dict[str, Any]) -> dict[str, int]:
     return {one["kind"]: one["count"] for one in answer["kinds"]}
 
 
+def named(shown: dict[str, Any]) -> dict[str, Any]:
+    """What the page sends to repair a kind that it shows."""
+    return {"report": shown["report"], "kind": shown["kind"]}
+
+
 def finish(session: Session, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The findings after the action has finished."""
-    session.run_action(f"checkup-{name}", values or {})
+    """The findings after the action has finished; like the page, it names the check that it shows."""
+    shown = session.run_action("checkup-status", {}).get("report", 0)
+    started = session.run_action(f"checkup-{name}", {"report": shown, **(values or {})})
     session.checkup.task.wait(120)
-    found: dict[str, Any] = session.run_action("checkup-status", {})["found"]
+    found: dict[str, Any] = session.run_action("checkup-status", {"report": started["report"]})["found"]
     return found
 
 
@@ -227,3 +235,57 @@ def test_a_folder_with_nothing_to_train_on_is_an_error_of_the_check(
     (kind,) = [one for one in answer["kinds"] if one["level"] == "error"]
     assert kind["kind"] == "nothing to train on"
     assert message in kind["findings"][0]["message"]
+
+
+def test_each_page_repairs_and_undoes_the_folders_that_it_checked(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    other = write_images(tmp_path / "other", 2)
+    before = {path: path.read_bytes() for path in other.iterdir()}
+    originals = {path: path.read_bytes() for path in (tmp_path / "faulty").iterdir()}
+    first = finish(session, "run")
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(other)}])})
+    second = finish(session, "run")  # by another page
+    repaired = finish(session, "repair", {"report": first["report"], "kind": "transparent"})
+    assert "transparent" not in kinds(repaired) and kinds(repaired)["broken"] == 1
+    with pytest.raises(DataError, match="nothing to undo"):
+        session.run_action("checkup-undo", {"report": second["report"]})
+    finish(session, "undo", {"report": repaired["report"], "record": repaired["record"]})
+    assert {path: path.read_bytes() for path in other.iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "faulty").iterdir()} == originals
+
+
+def test_a_repair_can_be_undone_after_a_restart(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    folder = tmp_path / "faulty"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finish(session, "run")
+    finish(session, "repair", {"kind": "duplicate"})
+    restarted = CheckupSession(session.image_tokens, TrainConfig, session.runner.host)
+    assert restarted.status({"folders": [str(folder)]})["undo"] == 1
+    restarted.undo({"folders": [str(folder)]})
+    restarted.task.wait(60)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_user_chooses_which_duplicate_goes(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    folder = tmp_path / "faulty"
+    (shown,) = (one for one in finish(session, "run")["kinds"] if one["kind"] == "duplicate")
+    (finding,) = shown["findings"]
+    assert (finding["name"], finding["like"]) == ("c.png", "a.png"), "the copy without a caption goes"
+    with pytest.raises(DataError, match="nothing to repair"):
+        session.run_action("checkup-repair", {**named(shown), "skip": [finding["number"]]})
+    finish(session, "repair", {**named(shown), "swap": [finding["number"]]})
+    assert (folder / "c.png").exists() and not (folder / "a.png").exists() and not (folder / "a.txt").exists()
+
+
+def test_the_user_chooses_how_a_caption_reads(tmp_path: Path) -> None:
+    session = faulty_session(tmp_path)
+    caption = tmp_path / "faulty" / "a.txt"
+    caption.write_bytes("猫".encode("cp932"))
+    (shown,) = (one for one in finish(session, "run")["kinds"] if one["kind"] == "caption encoding")
+    assert ["cp932", "Japanese (Shift-JIS): 猫"] in shown["findings"][0]["readings"]
+    finish(session, "repair", named(shown))
+    assert caption.read_bytes() == "猫".encode("cp932"), "without a choice nothing is written"
+    finish(session, "repair", {**named(shown), "encodings": {"0": "cp932"}})
+    assert caption.read_text(encoding="utf-8") == "猫"
