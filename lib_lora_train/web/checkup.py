@@ -143,7 +143,7 @@ class CheckupSession:
                 is_stopped=self.task.is_stopped,
             )
 
-        return self._repair("files repaired", {**values, "needs_repair": True}, repair)
+        return self._repair("files repaired", values, repair)
 
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Upscale every tiny image to the training resolution; the originals are kept beside the folders."""
@@ -326,7 +326,7 @@ def _select(check: Check, values: Mapping[str, Any]) -> Iterator[tuple[Concept, 
             if finding.kind != values.get("kind"):
                 continue
             number += 1
-            if number in skip or (values.get("needs_repair") and not finding.repair):
+            if number in skip or not finding.repair:
                 continue
             if number in swap and finding.like:
                 finding = dataclasses.replace(finding, path=finding.like, like=finding.path)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.errors import DataError, LoraTrainError
 from lib_lora_train.web.crops import CropSession
 from lib_lora_train.web.form import CONCEPTS, concepts_text
 from lib_lora_train.web.session import Session
@@ -99,7 +99,7 @@ def test_images_of_another_dataset_are_refused(tmp_path: Path) -> None:
 def test_an_invalid_frame_is_refused(tmp_path: Path) -> None:
     session, token = scanned_session(tmp_path)
     for frame in (None, [1, 2], ["a", 0, 64, 64], [0, 0, 900, 900], [0, 0, float("inf"), 64]):
-        with pytest.raises(DataError):
+        with pytest.raises(LoraTrainError):
             session.run_action("crop-write", {**open_crop(session, token), "frame": frame})
 
 
