@@ -232,9 +232,9 @@
         addReading(container, run, chart);
     };
 
-    /** Small charts of learning rates and gradient norm, each with its latest value. */
+    /** Small charts of learning rates, gradient norm and memory, each with its latest value. */
     lt.drawCurves = (container, run) => {
-        const curves = [...Object.entries(run.rates).map(([group, points]) => [`learning rate, ${group.replace(/_/g, " ")}`, points]), ["gradient norm", run.norm]]
+        const curves = [...Object.entries(run.rates).map(([group, points]) => [`learning rate, ${group.replace(/_/g, " ")}`, points]), ["gradient norm", run.norm], ["GPU memory (GiB)", run.memory]]
             .filter(([, points]) => points.some(([, value]) => value !== null));
         const last = run.loss.length ? run.loss[run.loss.length - 1][0] : 0;
         const mark = [run.id, last, container.clientWidth].join("/");

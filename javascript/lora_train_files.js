@@ -45,6 +45,16 @@
         ];
     };
 
+    /** By path, the mean loss of the steps since the file before it. */
+    function meanLosses(run, files) {
+        const steps = [0, ...files.map((file) => file.step).sort((a, b) => a - b)];
+        return new Map(files.map((file) => {
+            const before = Math.max(...steps.filter((step) => step < file.step));
+            const values = run.loss.filter(([step, value]) => step > before && step <= file.step && value !== null).map(([, value]) => value);
+            return [file.path, values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : undefined];
+        }));
+    }
+
     // --- the files --------------------------------------------------------------------------------
     lt.drawFiles = (container, run) => {
         const files = run.events.filter((event) => event.kind === "LoraWritten");
@@ -52,6 +62,7 @@
         if (!files.length || container.dataset.mark === mark) return;
         container.dataset.mark = mark;
         const measured = Object.fromEntries(run.events.filter((e) => e.kind === "Measured").map((e) => [e.epoch, e.values]));
+        const loss = meanLosses(run, files);
         const ended = Object.fromEntries(run.events.filter((e) => e.kind === "EpochDone").map((e) => [e.epoch, e.mean_loss]));
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
         const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
@@ -64,7 +75,7 @@
             make("td", { className: "lt-number" }, String(file.epoch)),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
             make("td", { className: "lt-number" }, lt.whole(file.step)),
-            number(ended[file.epoch]),
+            number(loss.get(file.path) ?? ended[file.epoch]),
             ...names.map((name) => number((measured[file.epoch] || {})[name])),
             make("td", { className: "lt-actions" },
                 lt.useButton(lt.fileName(file.path), lt.triggersOf(run.status)),

@@ -25,10 +25,15 @@
         }
     };
 
+    let hasTried = false;
+    const isEmpty = (root, where) => [...root.querySelectorAll(`#lora_train_${where} input`)].every((input) => !input.value);
+
     /** Mark the fields in the list of problems. */
     lt.markProblems = (root) => {
         const problems = [...root.querySelectorAll("#lora_train_form_check [data-where]")];
-        const levels = Object.fromEntries(problems.reverse().map((item) => [`lora_train_${item.dataset.where}`, item.className]));
+        // A box that nobody has filled in yet is not an error before Scan or Start is pressed.
+        const isUntouched = (item) => !hasTried && item.dataset.where === "concepts_1_folder" && isEmpty(root, item.dataset.where);
+        const levels = Object.fromEntries(problems.reverse().filter((item) => !isUntouched(item)).map((item) => [`lora_train_${item.dataset.where}`, item.className]));
         root.querySelectorAll("[data-lt-problem]").forEach((field) => {
             if (!(field.id in levels)) delete field.dataset.ltProblem;
         });
@@ -70,7 +75,9 @@
         if (!event.target.closest) return;
         const fix = event.target.closest("#lora_train_root [data-lt-fix]");
         const item = event.target.closest("#lora_train_root .lt-problems [data-where]");
+        if (event.target.closest("#lora_train_start, #lora_train_enqueue, #lora_train_scan")) hasTried = true;
         if (fix) lt.applyChange("fix", { number: Number(fix.dataset.ltFix) });
+        else if (event.target.closest("#lora_train_root [data-lt-undo]")) lt.applyChange("form-undo", {});
         else if (item) lt.showField(`lora_train_${item.dataset.where}`);
         if (event.target.closest("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) setTimeout(lt.drawSoon, 60);
         if (event.target.closest("#lora_train_start, #lora_train_actions, #lora_train_grid_draw")) lt.pollOften();

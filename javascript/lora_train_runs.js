@@ -46,6 +46,9 @@
     let pending = null; // {run, known, button, triggers} while waiting for the file of this step
 
     function useNow(run, button) {
+        // A step that has its file is not saved again, so no event would come.
+        const files = run.events.filter((event) => event.kind === "LoraWritten" && event.step === run.status.step);
+        if (files.length) return lt.useInPrompt(files[files.length - 1].path, lt.triggersOf(run.status), button);
         pending = { run: run.id, known: run.events.length, button, triggers: lt.triggersOf(run.status) };
         button.disabled = true;
         button.textContent = "Saving this step…";
@@ -53,7 +56,7 @@
             clearPending();
             throw problem;
         }));
-        lt.poll();
+        return lt.poll();
     }
     function clearPending() {
         if (!pending) return;
@@ -170,7 +173,7 @@
         if (!forced && container.dataset.shown === now) return;
         container.dataset.shown = now;
         if (!answer.runs.length) return container.replaceChildren();
-        const open = container.open;
+        const open = container.open || (document.querySelector("#lora_train_root").dataset.ltRun ? "" : answer.runs[0].run); // after a restart
         const cards = answer.runs.map((one) => {
             const epochs = one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files";
             const details = make("details", { className: "lt-run" },

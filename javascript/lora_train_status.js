@@ -10,7 +10,7 @@
     const tab = () => lt.page().querySelector("#lora_train_root");
 
     // --- the run ----------------------------------------------------------------------------------
-    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], norm: [], rates: {} });
+    const nothing = () => ({ id: null, next: 0, status: null, events: [], loss: [], norm: [], memory: [], rates: {} });
     let run = nothing();
 
     const lastStep = (points) => (points.length ? points[points.length - 1][0] : 0);
@@ -27,6 +27,7 @@
         run.next = answer.next;
         run.loss = fromStart ? answer.loss : run.loss.concat(answer.loss);
         run.norm = fromStart ? answer.norm : run.norm.concat(answer.norm);
+        run.memory = fromStart ? answer.memory_curve : run.memory.concat(answer.memory_curve);
         for (const [group, points] of Object.entries(answer.learning_rates)) {
             run.rates[group] = fromStart ? points : (run.rates[group] || []).concat(points);
         }
@@ -105,6 +106,8 @@
         const root = tab();
         if (!root) return;
         const state = run.status ? run.status.state : "idle";
+        const isEnded = ["finished", "stopped"].includes(state);
+        root.dataset.ltEnded = isEnded ? "yes" : "";
         const has = (kind) => run.events.some((event) => event.kind === kind);
         root.dataset.ltState = state;
         const isFilled = root.querySelector("[data-lt='restored']") !== null || Date.now() - opened > FILL_MS;

@@ -6,19 +6,38 @@
 
     const progressShare = (status) => (status.total ? Math.min(1, status.done / status.total) : 0);
 
+    const REQUESTS = { pause: "pause", save: "save a file", sample: "draw samples" };
+    const OBSTACLES = { train: "this step", samples: "these samples", grid: "the grid", evaluate: "this measurement" };
+
+    /** What was asked for and has not happened yet, and what it waits for. */
+    function waitingFor(status) {
+        const asked = status.pending.map((name) => REQUESTS[name]).filter(Boolean).join(" and ");
+        const after = status.state === "waiting" ? "as soon as the model is back" : `after ${OBSTACLES[status.phase] || "this part"}`;
+        return asked ? `will ${asked} ${after}` : "";
+    }
+
+    /** Seconds until the run ends, at the speed of its latest step and with the rest of what interrupts it now. */
+    function secondsLeft(status) {
+        if (!lt.LIVE.includes(status.state)) return null;
+        if (!status.step_seconds || !status.total_steps) return status.phase === "train" ? status.eta_seconds : null;
+        const interruption = status.phase === "train" ? 0 : status.eta_seconds || 0;
+        return (status.total_steps - status.step) * status.step_seconds + interruption;
+    }
+
     function headline(status) {
         if (!status || status.state === "idle") {
             const isPlanned = document.querySelector("#lora_train_root [data-lt-scan]") !== null;
             return isPlanned ? "The plan is ready. Start training in the Train panel." : "Choose images, check the plan, start.";
         }
         if (!lt.LIVE.includes(status.state)) return status.message;
-        if (status.state === "stopping") return "Stopping after this step (any image being generated is finished first).";
+        if (status.state === "stopping") return "Stopping after this step.";
         const phase = lt.phaseTitle(status.phase) || "Preparing";
         const facts = [phase];
         if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);
         if (status.phase !== "train" && status.epoch) facts.push(`after epoch ${status.epoch}`);
+        if (status.pending && status.pending.length) facts.push(waitingFor(status));
         if (status.phase === "train" && status.epochs) facts.push(`epoch ${Math.max(1, status.epoch)} of ${status.epochs}`);
-        return facts.join(" · ");
+        return facts.filter(Boolean).join(" · ");
     }
 
     lt.drawStrip = (container, run, root) => {
@@ -39,7 +58,7 @@
         container.querySelector(".lt-headline").textContent = offline
             ? "The server is not responding. A running training continues there."
             : headline(status);
-        const remaining = isLive && status.state === "running" ? status.eta_seconds : null;
+        const remaining = status.state === "running" ? secondsLeft(status) : null;
         container.querySelector(".lt-eta").textContent = remaining === null || remaining === undefined ? "" : `${lt.clock(remaining)} left`;
         const bar = container.querySelector(".lt-progress");
         bar.firstChild.style.width = `${(100 * share).toFixed(2)}%`;
@@ -57,7 +76,8 @@
             ["Step", status.total_steps ? `${lt.whole(status.step)} / ${lt.whole(status.total_steps)}` : "–"],
             ["Loss", smooth.length ? smooth[smooth.length - 1].toFixed(4) : "–"],
             speed(status.step_seconds),
-            ["Time left", lt.LIVE.includes(status.state) ? lt.clock(status.eta_seconds) : "–"],
+            ["Time left", lt.clock(secondsLeft(status))],
+            ...normFigures(status.layer_norms),
             ...(status.memory ? [["GPU memory (GiB)", `${status.memory.used_gib.toFixed(1)} / ${status.memory.total_gib.toFixed(0)}`]] : []),
             ...rates.map(([group, points]) => [`LR ${group}`, lt.rate(points[points.length - 1][1]), points]),
         ];
@@ -65,6 +85,10 @@
             make("div", { className: "lt-tile" }, make("b", {}, value), make("span", {}, name),
                 points ? lt.sparkline(points) : null))));
     };
+
+    /** What max norm did in the latest step, as in kohya's progress bar. */
+    const normFigures = (norms) => (norms ? [
+        ["Keys scaled", lt.whole(norms[0])], ["Average key norm", norms[1].toFixed(3)], ["Largest key norm", norms[2].toFixed(3)]] : []);
 
     const speed = (seconds) => {
         if (!seconds) return ["Steps / second", "–"];

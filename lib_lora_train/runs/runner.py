@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from lib_lora_train.core.events import (
 from lib_lora_train.core.progress import Eta
 from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.crash_report import describe_crash
+from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_record, log_warning, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.model_check import read_expected_model
@@ -61,6 +61,8 @@ class _Run:
     rates: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     step_seconds: float = 0.0
+    layer_norms: tuple[float, float, float] | None = None
+    memory: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     files: list[Path] = dataclasses.field(default_factory=list)
     state: str = "running"
     message: str = ""
@@ -75,6 +77,7 @@ class _Run:
             self.losses.append((event.step, event.loss))
             self.norms.append((event.step, event.grad_norm))
             self.step_seconds = event.seconds
+            self.layer_norms = event.norms
             for group, rate in event.learning_rates.items():
                 self.rates.setdefault(group, []).append((event.step, rate))
             self.epoch = event.epoch
@@ -169,6 +172,10 @@ class Runner:
         """Stop after the current step and save the LoRA; queued runs stay in the queue."""
         self._require_run().control.stop()
 
+    def drop(self) -> None:
+        """Stop after the current step without saving it; queued runs stay in the queue."""
+        self._require_run().control.drop()
+
     def save_now(self) -> None:
         """Save a LoRA file after the current step."""
         self._require_run().control.save_now()
@@ -209,6 +216,8 @@ class Runner:
                 "eta_seconds": run.eta.remaining_seconds(),
                 "step": run.losses[-1][0] if run.losses else 0,
                 "step_seconds": run.step_seconds,
+                "layer_norms": run.layer_norms,
+                "pending": [name for name in run.control.pending if (name, run.state) != ("pause", "paused")],
                 "total_steps": run.plan.total_steps if run.plan else 0,
                 "epoch": run.epoch,
                 "epochs": run.plan.epochs if run.plan else 0,
@@ -237,8 +246,7 @@ class Runner:
     def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         """(step, mean loss) pairs, at most `max_points`, each the mean of an equal number of steps."""
         with self._lock:
-            losses = list(self._run.losses) if self._run else []
-        return downsample(losses, max_points)
+            return downsample(list(self._run.losses) if self._run else [], max_points)
 
     def rate_curves(self, max_points: int = 1000) -> dict[str, list[tuple[int, float]]]:
         """By parameter group, (step, effective learning rate) pairs, downsampled like the loss curve."""
@@ -249,8 +257,12 @@ class Runner:
     def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         """(step, gradient norm before clipping) pairs, downsampled like the loss curve."""
         with self._lock:
-            norms = list(self._run.norms) if self._run else []
-        return downsample(norms, max_points)
+            return downsample(list(self._run.norms) if self._run else [], max_points)
+
+    def memory_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        """(step, GiB of GPU memory in use by all programs) pairs, downsampled like the loss curve."""
+        with self._lock:
+            return downsample(list(self._run.memory) if self._run else [], max_points)
 
     def memory(self) -> dict[str, float] | None:
         """GPU memory in use by all programs and in total, in GiB; None if CUDA is not in use."""
@@ -359,11 +371,14 @@ class Runner:
     def _handle(self, run: _Run, event: Event, event_log: EventLog) -> None:
         """Store the event in memory, then in the log, which may be on a full disk."""
         record = log_record(event)
+        memory = self.memory() if isinstance(event, StepDone) else None
         if isinstance(event, StateChanged) and event.message:
             log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
         with self._lock:
             run.record(event, record)
             run.eta.handle(event)
+            if memory and isinstance(event, StepDone):
+                run.memory.append((event.step, memory["used_gib"]))
             if isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
         reason = event_log.append(record)
@@ -382,12 +397,3 @@ def _resumed(resume_point: ResumePoint) -> _Run:
         run.options = RunOptions(model=identity_from_values(resume_point.model))
     run.load_log()
     return run
-
-
-def downsample(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:
-    """At most `max_points` points: means over equal parts, each at the last step of its part."""
-    if len(points) <= max_points:
-        return points
-    edges = [len(points) * i // max_points for i in range(max_points + 1)]
-    parts = [points[a:b] for a, b in itertools.pairwise(edges)]
-    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]

@@ -324,7 +324,7 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
         yield from save_step_lora(run, training)
         yield from save_training_state(run, training)
         raise
-    if run.control.is_stopped:
+    if run.control.is_stopped and not run.control.is_dropped:
         yield from save_step_lora(run, training)
         yield from save_training_state(run, training)
 

@@ -1,4 +1,4 @@
-"""Requests to a running training: pause, resume, stop, save now, sample now.
+"""Requests to a running training: pause, resume, stop, drop, save now, sample now.
 
 Any thread may make them. The training loop checks between optimiser steps only, so a step is never cut short.
 """
@@ -18,6 +18,7 @@ class Control:
         self.is_attended = is_attended
         self._paused = threading.Event()
         self._stopped = threading.Event()
+        self._dropped = threading.Event()
         self._save = threading.Event()
         self._sample = threading.Event()
         self._requested = threading.Event()
@@ -33,6 +34,11 @@ class Control:
 
     def stop(self) -> None:
         """End after the current step, paused or not; what was learnt is kept."""
+        self._request(self._stopped)
+
+    def drop(self) -> None:
+        """End after the current step without saving it; what was saved before is kept."""
+        self._dropped.set()
         self._request(self._stopped)
 
     def save_now(self) -> None:
@@ -54,9 +60,20 @@ class Control:
         return self._stopped.is_set()
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether the run has to end without saving its last steps."""
+        return self._dropped.is_set()
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The names of the requests that wait for the current step, "pause" also while it is in effect."""
+        flags = {"pause": self._paused, "stop": self._stopped, "save": self._save, "sample": self._sample}
+        return tuple(name for name, flag in flags.items() if flag.is_set())
+
+    @property
     def has_requests(self) -> bool:
         """Whether any request is unanswered: the loop then ends its turn early."""
-        return any(flag.is_set() for flag in (self._paused, self._stopped, self._save, self._sample))
+        return bool(self.pending)
 
     def pop_save_request(self) -> bool:
         """Whether `save_now` was called since the last call."""

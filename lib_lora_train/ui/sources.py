@@ -17,6 +17,11 @@ from lib_lora_train.ui.widgets import build_button, build_choice, build_html, bu
 from lib_lora_train.web.form import number_text
 from lib_lora_train.web.markup import count, location_label, problem_list, text
 
+_UNDO = (
+    "<button type='button' class='lt-small' data-lt-undo title='Bring back the settings from before'>"
+    "Undo this change of the settings</button>"
+)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -24,6 +29,7 @@ class Sources:
 
     preset: Any
     apply: Any
+    reset: Any
     name: Any
     save: Any
     delete: Any
@@ -36,7 +42,12 @@ def build_sources(presets: Sequence[str]) -> Sources:
     """Build the rows for presets and imports, and the message below them."""
     with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
         preset = build_choice("Preset", "preset", presets, info="Recommended settings, and your own")
-        apply = build_button("Apply", "apply_preset", tooltip="Change the settings in this preset and no others.")
+        apply = build_button(
+            "Apply",
+            "apply_preset",
+            tooltip="Set everything as this preset has it, in place of the preset before. "
+            "Output name, checkpoint and sample prompts stay.",
+        )
         name = build_input(
             "Save as", "preset_name", info="All settings except those of a single run", placeholder="my preset"
         )
@@ -52,8 +63,13 @@ def build_sources(presets: Sequence[str]) -> Sources:
         import_ = build_button(
             "Import", "import", tooltip="Fill in the form from a file. You will see what became of every key."
         )
+        reset = build_button(
+            "Reset to defaults",
+            "reset_settings",
+            tooltip="Set everything to its default. Concepts, output name, checkpoint and sample prompts stay.",
+        )
     message = build_html("", "source_message")
-    return Sources(preset, apply, name, save, delete, file, import_, message)
+    return Sources(preset, apply, reset, name, save, delete, file, import_, message)
 
 
 def render_preset(preset: Preset) -> str:
@@ -63,7 +79,7 @@ def render_preset(preset: Preset) -> str:
     changed = ", ".join(f"{location_label(name)} {_value(value)}" for name, value in own.items())
     rest = ", ".join(location_label(name) for name in preset.values if name not in own)
     message = f"{preset.when} Changed: {changed}." + (f" Set to default: {rest}." if rest else "")
-    return f"{render_success(f'Preset {preset.name} applied.')}<p class='lt-faint'>{text(message)}</p>"
+    return f"{render_success(f'Preset {preset.name} applied.')}<p class='lt-faint'>{text(message)}</p>{_UNDO}"
 
 
 def render_success(sentence: str) -> str:
@@ -71,9 +87,14 @@ def render_success(sentence: str) -> str:
     return f"<p class='lt-verdict lt-good'>{text(sentence)}</p>"
 
 
+def render_replaced(sentence: str) -> str:
+    """What replaced the settings, with a button that brings them back."""
+    return f"{render_success(sentence)}{_UNDO}"
+
+
 def render_imported(name: str, imported: Imported) -> str:
     """The number of imported settings, those that work differently here, and all keys that were not imported."""
-    verdict = render_success(f"{count(len(imported.used_keys), 'setting')} imported from {name}.")
+    verdict = render_replaced(f"{count(len(imported.used_keys), 'setting')} imported from {name}.")
     lost, quiet = describe_lost(imported.ignored), describe_unneeded(imported.ignored)
     problems = problem_list(imported.problems)
     left_out = _folded(f"{count(len(lost), 'key')} not imported", lost, is_open=True)

@@ -15,7 +15,7 @@ from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import AS_RUN, build_epoch_grid, build_results_panel
-from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_success
+from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_replaced, render_success
 from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, render_check, render_tooltips
 from lib_lora_train.ui.widgets import (
@@ -48,6 +48,7 @@ class _Strip:
     pause: Any
     resume: Any
     stop: Any
+    drop: Any
     message: Any
 
 
@@ -114,8 +115,13 @@ def _build_strip() -> _Strip:
                 tooltip="Stop after the current step and save the LoRA file.",
                 variant="stop",
             )
+            drop = build_button(
+                "Stop and drop",
+                "drop",
+                tooltip="Stop after the current step without saving it. Files that were saved before stay.",
+            )
         message = build_html("", "message")
-    return _Strip(demo, save, sample, pause, resume, stop, message)
+    return _Strip(demo, save, sample, pause, resume, stop, drop, message)
 
 
 def _serialised(call: Callable[..., _Answer]) -> Callable[..., _Answer]:
@@ -150,17 +156,18 @@ class _Wiring:
         inputs, sources = list(self.fields.values()), self.train.sources
         shown = [self.dataset.summary, self.train.checked]
         on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored])
-        on_click(self.strip.demo, self.fill_demo, inputs=[], outputs=[*inputs, *shown])
+        on_click(self.strip.demo, self.fill_demo, inputs=inputs, outputs=[*inputs, *shown, self.strip.message])
         on_click(self.dataset.scan, self.scan, inputs=inputs, outputs=shown)
         on_click(hidden.save_draft, self.save_draft, inputs=inputs, outputs=shown)
         on_click(
-            hidden.apply_change, self.apply_staged_change, inputs=inputs, outputs=[*inputs, *shown, sources.message]
+            hidden.apply_change, self.apply_staged_change, inputs=inputs, outputs=[*inputs, *shown, self.strip.message]
         )
         on_click(self.dataset.balance, self.balance, inputs=inputs, outputs=[*inputs, *shown, self.dataset.message])
         on_click(self.train.start, self.start, inputs=inputs, outputs=[self.train.checked, panels])
         on_click(self.train.enqueue, self.enqueue, inputs=inputs, outputs=[self.train.checked])
         outputs = [*inputs, *shown, sources.message]
         on_click(sources.apply, self.apply_preset, inputs=[sources.preset, *inputs], outputs=outputs)
+        on_click(sources.reset, self.reset_settings, inputs=inputs, outputs=outputs)
         on_click(sources.save, self.save_preset, inputs=[sources.name, *inputs], outputs=[*outputs, sources.preset])
         on_click(
             sources.delete, self.delete_preset, inputs=[sources.preset, *inputs], outputs=[*outputs, sources.preset]
@@ -177,6 +184,7 @@ class _Wiring:
             (self.strip.pause, runner.pause),
             (self.strip.resume, runner.resume),
             (self.strip.stop, runner.stop),
+            (self.strip.drop, runner.drop),
         )
 
     @_serialised
@@ -185,9 +193,10 @@ class _Wiring:
         return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>"]
 
     @_serialised
-    def fill_demo(self) -> list[Any]:
-        form = self.session.demo_form()
-        return [*self._values(form), *self.scan(*self._values(form))]
+    def fill_demo(self, *values: Any) -> list[Any]:
+        form = self.session.fill_demo(self._form(values))
+        message = render_replaced("The demo's images and settings replaced yours.")
+        return [*self._values(form), *self.scan(*self._values(form)), message]
 
     @_serialised
     def apply_preset(self, name: str, *values: Any) -> list[Any]:
@@ -197,6 +206,11 @@ class _Wiring:
         except LoraTrainError as error:
             return self._filled(form, render_error(error))
         return self._filled(form, render_preset(preset))
+
+    @_serialised
+    def reset_settings(self, *values: Any) -> list[Any]:
+        form = self.session.reset_settings(self._form(values))
+        return self._filled(form, render_replaced("Every setting has its default."))
 
     @_serialised
     def save_preset(self, name: str, *values: Any) -> list[Any]:
@@ -231,8 +245,8 @@ class _Wiring:
 
     @_serialised
     def apply_staged_change(self, *values: Any) -> list[Any]:
-        form, message = self.session.pop_staged_change(self._form(values))
-        return self._filled(form, render_success(message) if message else "")
+        form, message = self.session.changes.pop(self._form(values))
+        return self._filled(form, render_replaced(message) if message else "")
 
     @_serialised
     def balance(self, *values: Any) -> list[Any]:

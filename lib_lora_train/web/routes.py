@@ -5,7 +5,7 @@
     GET  /lora-train/v1/results    all runs with their files, newest first
     POST /lora-train/v1/plan       settings → the plan; nothing starts
     POST /lora-train/v1/start      settings → the id of the run that starts
-    POST /lora-train/v1/pause · resume · stop · save · sample
+    POST /lora-train/v1/pause · resume · stop · drop · save · sample
     POST /lora-train/v1/page/…     actions of the page; they require the key in the page
     POST /lora-train/v1/go-on      {"run": id, "more_epochs": 0}: resume an interrupted run, or extend a finished one
     GET  /lora-train/v1/queue      the queued runs, next one first
@@ -37,7 +37,7 @@ from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.request_values import read_values
 
 PREFIX = "/lora-train/v1"
-COMMANDS = ("pause", "resume", "stop", "save", "sample")
+COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
 _CACHED = {"Cache-Control": "private, max-age=3600"}
 _GONE = "This image is no longer available. Scan the dataset again, or reload the page."
 _BASIC_AUTH = {"WWW-Authenticate": "Basic"}

@@ -15,15 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import has_errors, validate
-from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
+from lib_lora_train.core.errors import HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
-from lib_lora_train.formats.kohya.importer import Imported, read_settings
 from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
@@ -31,21 +29,19 @@ from lib_lora_train.runs.webui_grid import GridGenerator
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.crops import CropSession
+from lib_lora_train.web.curves import recent_curves
 from lib_lora_train.web.form import (
     CONCEPTS,
     Form,
     concepts_text,
-    fill_form,
-    load_draft,
     read_form,
-    save_draft,
-    with_config,
     with_values,
 )
-from lib_lora_train.web.form_check import ChangedSettings, FormCheck, ScannedDataset
+from lib_lora_train.web.form_check import FormCheck, ScannedDataset
+from lib_lora_train.web.form_session import FormSession
 from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.image_tokens import ImageTokens
-from lib_lora_train.web.json_values import json_ready, optional_path
+from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
@@ -55,41 +51,34 @@ from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
 from lib_lora_train.web.token_analysis import TokenAnalysis
-from lib_lora_train.web.user_presets import PresetStore, applied_presets
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
 
-_CURVE_POINTS = 1000
-_ALL_POINTS = 2**31
-
-Change = Callable[[Form], tuple[dict[str, Any], str]]
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
-class Session:
+class Session(FormSession):
     """Everything that the page can show or do. `home` holds the draft; `demo` returns the settings of the demo."""
 
     def __init__(self, runner: Runner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
+        super().__init__(home, demo)
         self.runner = runner
         self._grids = GridGenerator(runner.host, home)
-        self.home = home
         self.image_tokens = ImageTokens()
         self.scanned: ScannedDataset | None = None
         self.page_key = secrets.token_urlsafe(16)
-        self._demo = demo
         self._lock = threading.Lock()
         self.form_lock = threading.RLock()
         """Held while a callback of the form runs."""
-        self.presets = PresetStore(home / "presets")
-        self._applied: tuple[str, ...] = ()
-        self._staged_change: Change | None = None
+        self._scan_failure: tuple[tuple[Any, ...], str] | None = None
         self._fixes: tuple[Fix, ...] = ()
         self.captions = CaptionSession(self.image_tokens, TokenAnalysis(self._tokenizer), self._draft_config)
         self.checkup = CheckupSession(self.image_tokens, self._draft_config, runner.host)
         self.runs = RunSession(runner, home, self.image_tokens, self._stage_settings)
         self._actions: dict[str, Action] = {
             "fix": self._stage_fix,
+            **self.form_actions(),
             "command": lambda values: self.command(str(values["name"])),
             "grid-draw": lambda values: {"run": self.draw_grid("", self.runs.require(values))},
             "grid-cancel": lambda _: self.cancel_grid(),
@@ -110,58 +99,18 @@ class Session:
         result: dict[str, Any] = json_ready(action(read_values(values)) or {})
         return result
 
-    def stage_change(self, change: Change) -> None:
-        """Hold a change until the page sends the values of its form (see `pop_staged_change`)."""
-        self._staged_change = change
-
-    def pop_staged_change(self, form: Form) -> tuple[dict[str, Any], str]:
-        """The form with the staged change applied, and a message about it. Later calls change nothing."""
-        change, self._staged_change = self._staged_change, None
-        return change(form) if change else (dict(form), "")
-
     def _stage_fix(self, values: Mapping[str, Any]) -> None:
         number = int(values["number"])
         if not 0 <= number < len(self._fixes):
             raise HostError("The settings have changed in the meantime. Use the button in the updated list.")
         fix = self._fixes[number]
         message = f"{fix.setting_names} changed: {fix.label[0].lower()}{fix.label[1:]}."
-        self.stage_change(lambda form: (with_values(form, fix.values), message))
+        self.changes.stage(lambda form: (with_values(form, fix.values), message))
 
-    def _stage_settings(self, config: TrainConfig, run: str) -> None:
-        def change(form: Form) -> tuple[dict[str, Any], str]:
-            self._applied = ()
-            return with_config(form, config), f"Settings of {run} applied."
-
-        self.stage_change(change)
-
-    # --- the form ------------------------------------------------------------------------------
-    def draft(self) -> dict[str, Any]:
-        """The form as it was saved last, or the defaults with the own resolution of the model in use."""
-        draft, self._applied = load_draft(self.home)
-        return draft or fill_form(
-            TrainConfig().replace(**resolution_settings(self._check_checkpoint(TrainConfig()).resolution))
-        )
-
-    def demo_form(self) -> dict[str, Any]:
-        """The form filled in for the demo."""
-        return fill_form(self._demo())
-
-    def import_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
-        """The form with the settings of a file, and a report on them; ConfigError if the file has none."""
-        path = optional_path({"file": file}, "file")
-        if path is None:
-            raise ConfigError([Problem("error", "", "Enter the path of a .json, .toml or .safetensors file.")])
-        imported = read_settings(path)
-        return with_config(form, imported.config), imported
-
-    def save_draft(self, form: Form) -> None:
-        """Save the form for the next page load; OutputError when the folder cannot be written."""
-        save_draft(self.home, form, self._applied)
-
-    def _draft_config(self) -> TrainConfig:
-        """The settings of the saved draft."""
-        form, _ = load_draft(self.home)
-        return read_form(form)[0] if form else TrainConfig()
+    def _default_config(self) -> TrainConfig:
+        """The defaults with the own resolution of the model in use."""
+        plain = TrainConfig()
+        return plain.replace(**resolution_settings(self._check_checkpoint(plain).resolution))
 
     def _tokenizer(self) -> Any:
         """The tokenizer of the checkpoint to train. Imported here because it needs PyTorch."""
@@ -170,29 +119,6 @@ class Session:
 
         checkpoint = self._draft_config().checkpoint
         return load_checkpoint_tokenizer(user_path(checkpoint) if checkpoint else EMBEDDED_CHECKPOINT)
-
-    def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
-        """The form with the values of a preset; LoraTrainError for an unknown name."""
-        preset = self.presets.find(name)
-        self._applied = applied_presets(self._applied, preset)
-        return with_values(form, preset.values), preset
-
-    def save_preset(self, form: Form, name: str) -> None:
-        """Save the settings of the form as a preset; LoraTrainError for an invalid name or invalid settings."""
-        self.presets.save(name, form)
-        self._applied = (name.strip(),)
-
-    def delete_preset(self, name: str) -> None:
-        """Delete a preset of the user; LoraTrainError for any other."""
-        self.presets.delete(name)
-        self._applied = tuple(other for other in self._applied if other != name)
-
-    def changed_settings(self, form: Form) -> ChangedSettings:
-        """The settings that differ from the applied presets, or from the defaults if none was applied."""
-        try:
-            return ChangedSettings(self._applied, self.presets.changed_names(form, self._applied))
-        except LoraTrainError:  # the file of an applied preset was deleted by hand
-            return ChangedSettings((), self.presets.changed_names(form, ()))
 
     def check(self, form: Form) -> FormCheck:
         """All problems of the form with their fixes, and the plan if the dataset was scanned.
@@ -207,7 +133,17 @@ class Session:
         model = self._check_checkpoint(config)
         all_problems = (*problems, *plan_errors, *model.problems)
         requirements = self._requirements(config, plan) if plan and not has_errors(all_problems) else None
-        checked = FormCheck(config, all_problems, plan, requirements, changed=self.changed_settings(form), model=model)
+        failure = self._scan_failure
+        is_same = failure is not None and failure[0] == _scanned_settings(config)
+        checked = FormCheck(
+            config,
+            all_problems,
+            plan,
+            requirements,
+            changed=self.changed_settings(form),
+            model=model,
+            scan_error=failure[1] if failure and is_same else "",
+        )
         lacks_memory = bool(requirements and requirements.problems)
         problems_with = partial(self._problems_with, checks_memory=lacks_memory)
         self._fixes = find_fixes(config, (*all_problems, *checked.plan_problems), problems_with, plan)
@@ -239,8 +175,17 @@ class Session:
         return (*problems, *self._requirements(config, plan).problems)
 
     def scan(self, form: Form) -> FormCheck:
-        """Scan the folders of the form; DataError when there is nothing to train on."""
-        self._scan(read_form(form)[0])
+        """Scan the folders of the form; DataError when there is nothing to train on.
+
+        The error stays in the checks of these folders until they are scanned again.
+        """
+        config = read_form(form)[0]
+        self._scan_failure = None
+        try:
+            self._scan(config)
+        except LoraTrainError as error:
+            self._scan_failure = _scanned_settings(config), str(error)
+            raise
         return self.check(form)
 
     def _scan(self, config: TrainConfig) -> None:
@@ -329,6 +274,7 @@ class Session:
             "pause": runner.pause,
             "resume": runner.resume,
             "stop": runner.stop,
+            "drop": runner.drop,
             "save": runner.save_now,
             "sample": runner.sample_now,
         }
@@ -343,21 +289,12 @@ class Session:
         `after` 0 means the whole curves, thinned to 1,000 points each.
         """
         answer = self.runner.status(since)
-        points = _CURVE_POINTS if after <= 0 else _ALL_POINTS
-        curves = {
-            "loss": self.runner.loss_curve(points),
-            "norm": self.runner.norm_curve(points),
-            **self.runner.rate_curves(points),
-        }
-        recent = {name: [p for p in curve if p[0] > after][-_CURVE_POINTS:] for name, curve in curves.items()}
         events = [self._with_token(event) for event in answer["events"]]
         complete: dict[str, Any] = json_ready(
             {
                 **answer,
                 "events": events,
-                "loss": recent.pop("loss"),
-                "norm": recent.pop("norm"),
-                "learning_rates": recent,
+                **recent_curves(self.runner, after),
                 "memory": self.runner.memory(),
                 "grid": self._grid(),
             }
@@ -398,3 +335,8 @@ class Session:
     def images(self, page: int) -> dict[str, Any]:
         """One page of the scanned dataset: token, caption, size and repeats of each image."""
         return image_page(self.scanned, self.image_tokens, page)
+
+
+def _scanned_settings(config: TrainConfig) -> tuple[Any, ...]:
+    """The settings that decide what a scan finds."""
+    return config.concepts, config.caption_extension

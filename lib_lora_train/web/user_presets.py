@@ -18,6 +18,8 @@ from lib_lora_train.web.form import Field, Form, fill_form, form_fields, form_va
 _NAME = re.compile(r"[\w][\w .+-]{0,59}")
 _PER_RUN = {"output_name", "output_dir", "checkpoint", "vae", "comment"}
 """Settings of a single run, which presets do not contain."""
+_WRITTEN_BY_USER = {"sample_prompts"}
+"""Texts that a preset replaces only if it has its own."""
 
 
 class PresetStore:
@@ -92,7 +94,7 @@ def _preset_keys() -> set[str]:
     return {parameter.name for parameter in parameters_of(TrainConfig)} - _PER_RUN
 
 
-def applied_presets(applied: Sequence[str], preset: Preset) -> tuple[str, ...]:
-    """`applied` with one more preset; a preset that contains every setting replaces all before it."""
-    before = () if set(preset.values) >= _preset_keys() else tuple(name for name in applied if name != preset.name)
-    return (*before, preset.name)
+def with_defaults(form: Form) -> dict[str, Any]:
+    """The form with the default of every setting that a preset may contain, except the sample prompts."""
+    plain = fill_form(TrainConfig())
+    return {**form, **{key: plain[key] for key in _preset_keys() - _WRITTEN_BY_USER}}

@@ -41,6 +41,9 @@ class FakeRunner:
     def stop(self) -> None:
         self._command("stop")
 
+    def drop(self) -> None:
+        self._command("drop")
+
     def save_now(self) -> None:
         self._command("save")
 
@@ -61,6 +64,9 @@ class FakeRunner:
 
     def norm_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         return [(step, 0.5) for step, _ in self.loss_curve(max_points)]
+
+    def memory_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
+        return [(step, 3.5) for step, _ in self.loss_curve(max_points)]
 
     def memory(self) -> dict[str, float] | None:
         return None

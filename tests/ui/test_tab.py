@@ -72,7 +72,7 @@ def test_the_last_run_can_be_sent_to_the_xyz_plot(tmp_path: Path) -> None:
     loras = [tmp_path / f"zok-{epoch:06}.safetensors" for epoch in (1, 2)]
     for path in loras:
         path.touch()
-    lines = [json.dumps({"kind": "LoraWritten", "path": str(path)}) for path in loras]
+    lines = [json.dumps({"kind": "LoraWritten", "path": str(path), "epoch": 1, "step": 5}) for path in loras]
     folder.log.write_text("\n".join(lines), encoding="utf-8")
     assert session.xyz_text() == (
         "zkw <lora:zok-000001:1>\n"

@@ -237,3 +237,16 @@ def test_the_page_names_the_model_and_offers_its_own_resolution(tmp_path: Path) 
     assert "tiny-sd: SD1, predicts noise (epsilon), 128 px" in render_check(checked)
     labels = [fix.label for fix in checked.fixes if fix.problem.where == "resolution"]
     assert any("resolution to 128" in label for label in labels)
+
+
+def test_the_error_of_a_scan_stays_until_the_folder_is_scanned_again(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    folder = tmp_path / "later"
+    form = {**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])}
+    with pytest.raises(DataError) as error:
+        session.scan(form)
+    assert session.check(form).scan_error == str(error.value), "the page checks the form again a second later"
+    assert session.check(session.demo_form()).scan_error == "", "it is about other folders"
+    write_images(folder, 2)
+    session.scan(form)
+    assert session.check(form).scan_error == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.web.form import fill_form, read_form, with_values
-from lib_lora_train.web.user_presets import PresetStore, applied_presets
+from lib_lora_train.web.user_presets import PresetStore
 from tests.stand_ins.ui import open_small_session, small_config
 
 
@@ -53,19 +55,49 @@ def test_changed_settings_are_relative_to_the_applied_presets(tmp_path: Path) ->
     form = fill_form(TrainConfig())
     assert session.changed_settings(form).names == ()
     form, _ = session.apply_preset(form, "Style")
-    form, _ = session.apply_preset(form, "SDXL")
-    assert session.changed_settings(form) == type(session.changed_settings(form))(("Style", "SDXL"), ())
+    assert session.changed_settings(form) == type(session.changed_settings(form))(("Style",), ())
     changed = session.changed_settings({**form, "rank": "7", "output_name": "x", "epochs": float(form["epochs"])})
     assert changed.names == ("rank",)
     session.save_draft(form)
     again = type(session)(session.runner, session.home, demo=lambda: TrainConfig())
-    assert again.changed_settings(again.draft()).applied == ("Style", "SDXL"), "applied presets survive a reload"
+    assert again.changed_settings(again.draft()).applied == ("Style",), "applied presets survive a reload"
 
 
-def test_a_complete_preset_replaces_those_before_it(tmp_path: Path) -> None:
-    store = PresetStore(tmp_path)
-    store.save("mine", fill_form(TrainConfig()))
-    style, sdxl = (next(p for p in PRESETS if p.name == name) for name in ("Style", "SDXL"))
-    assert applied_presets(("Character", "SDXL"), style) == ("Character", "SDXL", "Style")
-    assert applied_presets(("SDXL", "Style"), sdxl) == ("Style", "SDXL")
-    assert applied_presets(("SDXL", "Style"), store.find("mine")) == ("mine",)
+@pytest.mark.parametrize("first", [preset.name for preset in PRESETS])
+@pytest.mark.parametrize("second", [preset.name for preset in PRESETS])
+def test_a_preset_replaces_the_one_before(tmp_path: Path, first: str, second: str) -> None:
+    session, _ = open_small_session(tmp_path)
+    form = {**session.demo_form(), "output_name": "mine", "sample_prompts": "my prompt"}
+    alone, _ = session.apply_preset(form, second)
+    after, _ = session.apply_preset(session.apply_preset(form, first)[0], second)
+    assert after == alone and after["output_name"] == "mine" and after["concepts"] == form["concepts"]
+
+
+def test_reset_leaves_only_what_belongs_to_the_run(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    form = {**session.demo_form(), "rank": "77", "output_name": "mine", "sample_prompts": "my prompt"}
+    reset = session.reset_settings(form)
+    assert session.changed_settings(reset).names == ("sample_prompts",)
+    assert (reset["output_name"], reset["concepts"]) == ("mine", form["concepts"])
+
+
+@pytest.mark.parametrize("replace", ["preset", "reset", "demo", "train again"])
+def test_whatever_replaces_the_settings_can_be_undone_and_redone(tmp_path: Path, replace: str) -> None:
+    session, _ = open_small_session(tmp_path)
+    mine = {**fill_form(TrainConfig()), "rank": "77", "sample_prompts": "my prompt"}
+    session.changes.applied = ("Style",)
+    if replace == "train again":
+        session._stage_settings(TrainConfig(), "a-run")
+    changes: dict[str, Callable[[], Any]] = {
+        "preset": lambda: session.apply_preset(mine, "SDXL")[0],
+        "reset": lambda: session.reset_settings(mine),
+        "demo": lambda: session.fill_demo(mine),
+        "train again": lambda: session.pop_staged_change(mine)[0],
+    }
+    replaced = changes[replace]()
+    assert replaced != mine
+    session.run_action("form-undo", {})
+    assert session.pop_staged_change(replaced)[0] == mine
+    assert session.changes.applied == ("Style",)
+    session.run_action("form-undo", {})
+    assert session.pop_staged_change(mine)[0] == replaced

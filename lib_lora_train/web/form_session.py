@@ -1,0 +1,112 @@
+"""The form of the page: its draft, presets, imports, and the changes that the server makes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.config.presets import Preset
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ConfigError, LoraTrainError, Problem
+from lib_lora_train.formats.kohya.importer import Imported, read_settings
+from lib_lora_train.web.form import Form, fill_form, load_draft, read_form, save_draft, with_config, with_values
+from lib_lora_train.web.form_changes import FormChanges
+from lib_lora_train.web.form_check import ChangedSettings
+from lib_lora_train.web.json_values import optional_path
+from lib_lora_train.web.user_presets import PresetStore, with_defaults
+
+
+class FormSession:
+    """What fills in the form. `home` holds the draft and presets; `demo` returns the settings of the demo."""
+
+    def __init__(self, home: Path, demo: Callable[[], TrainConfig]) -> None:
+        self.home = home
+        self.presets = PresetStore(home / "presets")
+        self.changes = FormChanges()
+        self._demo = demo
+
+    def form_actions(self) -> dict[str, Callable[[Mapping[str, Any]], None]]:
+        """The actions that the page can request, by name."""
+        return {"form-undo": lambda _: self.changes.stage_undo()}
+
+    def pop_staged_change(self, form: Form) -> tuple[dict[str, Any], str]:
+        """The form with the staged change applied, and a message about it. Later calls change nothing."""
+        return self.changes.pop(form)
+
+    def _stage_settings(self, config: TrainConfig, run: str) -> None:
+        def change(form: Form) -> tuple[dict[str, Any], str]:
+            self.changes.applied = ()
+            return with_config(form, config), f"The settings of {run} replaced yours; concepts too, if it has any."
+
+        self.changes.stage(change)
+
+    def draft(self) -> dict[str, Any]:
+        """The form as it was saved last, or the defaults."""
+        draft, self.changes.applied = load_draft(self.home)
+        return draft or fill_form(self._default_config())
+
+    def _default_config(self) -> TrainConfig:
+        """The settings of a form that nobody has filled in."""
+        return TrainConfig()
+
+    def fill_demo(self, form: Form) -> dict[str, Any]:
+        """The form filled in for the demo, which can be undone."""
+        self.changes.remember(form)
+        self.changes.applied = ()
+        return self.demo_form()
+
+    def demo_form(self) -> dict[str, Any]:
+        """The form filled in for the demo."""
+        return fill_form(self._demo())
+
+    def import_settings(self, form: Form, file: str) -> tuple[dict[str, Any], Imported]:
+        """The form with the settings of a file, and a report on them; ConfigError if the file has none."""
+        path = optional_path({"file": file}, "file")
+        if path is None:
+            raise ConfigError([Problem("error", "", "Enter the path of a .json, .toml or .safetensors file.")])
+        imported = read_settings(path)
+        self.changes.remember(form)
+        self.changes.applied = ()
+        return with_config(form, imported.config), imported
+
+    def save_draft(self, form: Form) -> None:
+        """Save the form for the next page load; OutputError when the folder cannot be written."""
+        save_draft(self.home, form, self.changes.applied)
+
+    def _draft_config(self) -> TrainConfig:
+        """The settings of the saved draft."""
+        form, _ = load_draft(self.home)
+        return read_form(form)[0] if form else TrainConfig()
+
+    # --- presets ---------------------------------------------------------------------------------
+    def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
+        """The form with the values of a preset in place of the one before; LoraTrainError for an unknown name."""
+        preset = self.presets.find(name)
+        self.changes.remember(form)
+        self.changes.applied = (preset.name,)
+        return with_values(with_defaults(form), preset.values), preset
+
+    def reset_settings(self, form: Form) -> dict[str, Any]:
+        """The form with every default, except for what belongs to a single run."""
+        self.changes.remember(form)
+        self.changes.applied = ()
+        return with_defaults(form)
+
+    def save_preset(self, form: Form, name: str) -> None:
+        """Save the settings of the form as a preset; LoraTrainError for an invalid name or invalid settings."""
+        self.presets.save(name, form)
+        self.changes.applied = (name.strip(),)
+
+    def delete_preset(self, name: str) -> None:
+        """Delete a preset of the user; LoraTrainError for any other."""
+        self.presets.delete(name)
+        self.changes.applied = tuple(other for other in self.changes.applied if other != name)
+
+    def changed_settings(self, form: Form) -> ChangedSettings:
+        """The settings that differ from the applied presets, or from the defaults if none was applied."""
+        applied = self.changes.applied
+        try:
+            return ChangedSettings(applied, self.presets.changed_names(form, applied))
+        except LoraTrainError:  # the file of an applied preset was deleted by hand
+            return ChangedSettings((), self.presets.changed_names(form, ()))
