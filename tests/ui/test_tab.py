@@ -114,3 +114,9 @@ def test_the_log_has_a_sentence_for_every_event_not_drawn_elsewhere() -> None:
     page = (ROOT / "javascript" / "lora_train_log.js").read_text(encoding="utf-8")
     sentences = page.partition("const SENTENCES = {")[2].partition("    };")[0]
     assert kinds == set(re.findall(r"^ {8}(\w+): ", sentences, re.MULTILINE))
+
+
+def test_no_rule_of_the_style_sheet_has_a_list_inside_has() -> None:
+    """Gradio writes a prefix after every comma of a selector; inside `:has()` the rule then matches nothing."""
+    style = (ROOT / "style.css").read_text(encoding="utf-8")
+    assert re.findall(r":has\([^()]*,[^()]*\)", style) == []
