@@ -158,6 +158,7 @@ def test_every_entry_into_the_host_is_compared(host: WebuiHost) -> None:
     covered = {
         *("lease", "load_model", "run_target", "sampler_options", "lora_dir", "sampler_names", "upscaler_names"),
         *("tagger_names", "txt2img", "generate", "upscale", "tagger", "refresh_loras", "has_waiters", "name"),
+        "follows_selection",
     }
     assert {name for name in dir(host) if not name.startswith("_")} == covered
 
