@@ -239,17 +239,22 @@
         return make("div", { className: "lt-toolbar lt-run-actions" },
             small("Train again with these settings", "Fill in the form with the settings of this run; nothing starts", () => lt.applyChange("runs-settings", { run: one.run })),
             ...(one.loras.length ? lt.webuiButtons(one.run) : []),
-            small("Export settings", "Save the settings as a .toml file", () => reportErrors(exportSettings(one))),
+            small("Export settings", "Save the settings as a .toml file", () => reportErrors(saveText("runs-export", one.run))),
+            ...(one.state === "finished" ? [] : [lt.reportButton(() => one.run)]),
             ...resume,
             small("Delete…", "Shows what would be deleted first", () => reportErrors(confirmDelete(container, one))));
     }
 
-    async function exportSettings(one) {
-        const answer = await lt.request("runs-export", { run: one.run });
+    /** Save the text that the server makes of a run. */
+    async function saveText(name, run) {
+        const answer = await lt.request(name, { run });
         const link = make("a", { href: URL.createObjectURL(new Blob([answer.text], { type: "text/plain" })), download: answer.name });
         link.click();
         URL.revokeObjectURL(link.href);
     }
+
+    lt.reportButton = (run) => small("Save report", "Save one text for a bug report: versions, settings, last events and the error, without names and paths",
+        () => reportErrors(saveText("runs-report", run())));
 
     async function confirmDelete(container, one) {
         const what = await lt.request("runs-preview-delete", { run: one.run });

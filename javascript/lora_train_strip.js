@@ -47,10 +47,13 @@
                 make("div", { className: "lt-strip" },
                     make("span", { className: "lt-pill" }),
                     make("span", { className: "lt-headline" }),
+                    make("span", { className: "lt-report" }, lt.reportButton(() => container.run)),
                     make("span", { className: "lt-eta" })),
                 make("div", { className: "lt-progress", role: "progressbar" }, make("span")),
             );
         }
+        container.run = run.id;
+        container.querySelector(".lt-report").hidden = status.state !== "failed";
         const isLive = lt.LIVE.includes(status.state);
         const share = status.state === "finished" ? 1 : isLive ? progressShare(status) : 0;
         const offline = root.dataset.ltOffline === "yes";

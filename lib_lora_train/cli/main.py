@@ -1,4 +1,4 @@
-"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert` and `merge`.
+"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert`, `merge` and `report`.
 
 Every setting is a flag of `train`, generated from its declaration; flags override the TOML file. Heavy packages are
 imported inside the commands, so that help, errors and the plan appear without waiting for PyTorch.
@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.lora_tools import add_lora_tools
+from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require_new_file, with_places
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.presets import PRESETS
@@ -137,6 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
     _add_import_export(commands)
     add_lora_tools(commands, _command)
+    add_report(commands, _command)
     return parser
 
 

@@ -18,6 +18,7 @@ from lib_lora_train.runs.event_log import EventLog, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
+from lib_lora_train.runs.run_report import read_report
 from lib_lora_train.runs.tensorboard import TensorBoardServer
 from lib_lora_train.web.image_tokens import ImageTokens
 
@@ -48,6 +49,7 @@ class RunSession:
             "runs-show": self.show,
             "runs-settings": self.use_settings,
             "runs-export": self.export,
+            "runs-report": self.report,
             "runs-resume": self.resume_run,
             "runs-rename": self.rename,
             "runs-preview-delete": self.preview_delete,
@@ -100,6 +102,10 @@ class RunSession:
             return {"name": f"{folder.root.name}.toml", "text": folder.config.read_text(encoding="utf-8")}
         except OSError as error:
             raise OutputError(f"{folder.config} cannot be read: {error.strerror or error}.") from error
+
+    def report(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A text about the run for a bug report, without names and paths: its file name and text."""
+        return {"name": "lora-train-report.txt", "text": read_report(self._folder(values), self._runner.host.name)}
 
     def resume_run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Resume the run, or extend it by `more_epochs`."""

@@ -153,3 +153,11 @@ def test_the_status_of_ten_thousand_steps_is_small_and_what_follows_tiny(tmp_pat
     later = len(json.dumps(session.status(since=0, after=9_999)))
     assert whole < 100_000
     assert later < 1_000
+
+
+def test_the_report_of_a_run_is_one_text_for_a_bug_report(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    answer = session.run_action("runs-report", {"run": folder.root.name})
+    assert answer["name"].endswith(".txt") and "rank = 5" in answer["text"] and str(tmp_path) not in answer["text"]
+    with pytest.raises(HostError, match="There is no run"):
+        session.run_action("runs-report", {"run": ".."})
