@@ -21,12 +21,12 @@
                 const pick = make("button", { type: "button", className: "lt-small", title: "Select these captions for a bulk edit" }, "Select");
                 pick.onclick = () => {
                     panel.selected.clear();
-                    one.numbers.forEach((number) => panel.selected.add(number));
+                    one.images.forEach((image) => panel.selected.add(image));
                     panel.part("scope").value = "selected";
                     panel.gallery.draw();
                     panel.edits.changed();
                 };
-                const more = one.numbers.length - one.captions.length;
+                const more = one.images.length - one.captions.length;
                 const lines = one.captions.map((caption) => make("li", {}, make("p", {}, make("b", {}, caption.name), caption.detail ? ` ${caption.detail}` : "")));
                 return make("details", { className: "lt-c-topic" },
                     make("summary", { title: "Show these captions" }, make("span", {}, make("b", {}, one.title), make("i", { className: "lt-faint" }, one.why)), pick),

@@ -31,32 +31,50 @@
             changed();
         }
 
+        let seen = ""; // what the preview showed; another edit is not applied
         async function preview() {
             if (!panel.shown) return;
+            const asked = request();
             const isReady = texts().every((text, n) => n > 0 || text.trim() || kind().name === "sort");
             panel.part("apply").disabled = true;
             if (!isReady) {
                 panel.part("preview").replaceChildren();
                 return;
             }
-            const answer = await lt.request("captions-preview", request()).catch((problem) => ({ message: problem.message, number: 0, examples: [] }));
+            const answer = await lt.request("captions-preview", asked).catch((problem) => ({ message: problem.message, number: 0, examples: [] }));
+            if (JSON.stringify(asked) !== JSON.stringify(request())) return; // a later preview follows
+            seen = answer.seen || "";
             panel.part("apply").disabled = !answer.number;
             panel.part("preview").replaceChildren(make("b", {}, answer.message), ...answer.examples.map((one) =>
                 make("div", { className: "lt-c-example" }, make("del", {}, one.before || "no caption"), make("ins", {}, one.after))));
         }
-        const changed = panel.later(preview);
+        const previewSoon = panel.later(preview);
+        function changed() {
+            panel.part("apply").disabled = true; // until the preview shows what it would do
+            previewSoon();
+        }
 
         async function applyEdit() {
-            const answer = await panel.request("apply", request());
-            if (!answer) return;
-            panel.handle(answer);
-            panel.notify(answer.message);
+            const asked = request();
+            if (await panel.editor.settle()) await preview(); // a caption was just saved by leaving its box
+            await finish(await panel.request("apply", { ...asked, seen }));
         }
         async function undo() {
-            const answer = await panel.request("undo", { filter: panel.filter, page: panel.shown ? panel.shown.page : 0 });
-            if (!answer) return;
+            if (!panel.shown) return;
+            await panel.editor.settle();
+            const { folder, record, page } = panel.shown;
+            await finish(await panel.request("undo", { folder, record, filter: panel.filter, page }));
+        }
+        /** Show the captions after an edit, also after one that was refused because they had changed. */
+        async function finish(answer) {
+            if (!answer) return panel.show();
             panel.handle(answer);
-            panel.notify(answer.message);
+            return panel.notify(answer.message);
+        }
+        function close() {
+            panel.part("apply").disabled = true;
+            panel.part("undo").disabled = true;
+            panel.part("preview").replaceChildren();
         }
 
         function drawUndo() {
@@ -79,6 +97,6 @@
                 make("div", { className: "lt-c-preview" }));
         }
 
-        return { card: bulk, start: drawInputs, put: putIntoEdit, changed, drawUndo };
+        return { card: bulk, start: drawInputs, put: putIntoEdit, changed, drawUndo, close };
     };
 })();

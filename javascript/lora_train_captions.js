@@ -8,11 +8,14 @@
     const TYPING_MS = 350;
     const COUNTING_MS = 1500;
 
-    /** `shown` is the current page from the server; `edited` the number of the caption in the editor. */
+    /** `shown` is the current page from the server, `folder` the one that every request names, "" without one;
+        `edited` the image in the editor. Images are named by their path in the folder. */
     const panel = {
         place: null,
         shown: null,
+        folder: "",
         edited: null,
+        drafts: new Map(),
         selected: new Set(),
         filter: { all_of: "", any_of: "", none_of: "", text: "", untagged: false, fewest: "", most: "" },
     };
@@ -33,19 +36,35 @@
         line.textContent = text;
         line.className = `lt-c-message ${isBad ? "lt-bad" : "lt-faint"}`;
     };
-    const request = (name, values) => lt.request(`captions-${name}`, values).catch((problem) => {
+    const request = (name, values) => lt.request(`captions-${name}`, { folder: panel.folder, ...values }).catch((problem) => {
         notify(problem.message, true);
         return null;
     });
 
+    let opened = 0;
     async function open() {
+        const number = (opened += 1);
+        await panel.editor.settle();
+        close(); // if the folder cannot be opened, nothing is left that could be edited in another one
         const answer = await request("open", { folder: part("folder").value });
-        if (!answer) return;
-        panel.selected.clear();
-        panel.edited = null;
-        await loadWords();
+        if (!answer || number !== opened) return;
+        setFolder(answer.folder);
+        loadWords();
         handle(answer);
         notify("");
+    }
+    function close() {
+        setFolder("");
+        panel.shown = null;
+        panel.edited = null;
+        panel.selected.clear();
+        panel.editor.clear();
+        panel.edits.close();
+        panel.container.classList.remove("lt-c-open");
+    }
+    function setFolder(folder) {
+        panel.folder = folder;
+        panel.container.captionFolder = folder; // completes its tags
     }
 
     async function show(page = panel.shown ? panel.shown.page : 0) {
@@ -55,7 +74,9 @@
     }
 
     function handle(answer) {
+        if (answer.folder !== panel.folder) return; // another one was opened in the meantime
         panel.shown = answer;
+        panel.container.classList.add("lt-c-open");
         panel.gallery.draw();
         panel.filters.draw();
         panel.edits.drawUndo();
@@ -65,7 +86,7 @@
     }
 
     /** Bulk edits start with the trigger and class word of the folder. */
-    async function loadWords() {
+    function loadWords() {
         const chosen = (panel.container.folders || []).find((one) => one.folder === part("folder").value);
         panel.container.words = chosen || { trigger: "", class_word: "" };
         panel.edits.start();
@@ -83,8 +104,8 @@
     }
 
     /** The selected scope, for the server. */
-    panel.scoped = (scope) => ({ scope, selected: [...panel.selected], filter: panel.filter, page: panel.shown ? panel.shown.page : 0 });
-    Object.assign(panel, { notify, request, show, handle, showSoon: panel.later(() => show(0)) });
+    panel.scoped = (scope) => ({ folder: panel.folder, scope, selected: [...panel.selected], filter: panel.filter, page: panel.shown ? panel.shown.page : 0 });
+    Object.assign(panel, { notify, request, show, handle, showSoon: panel.later(() => show(0)), refreshSoon: panel.later(() => show()) });
 
     // --- layout -----------------------------------------------------------------------------------
     lt.captionBox = (name, placeholder = "") => make("input", { type: "text", className: `lt-c-${name}`, placeholder, spellcheck: false });
@@ -103,6 +124,7 @@
     function build() {
         panel.container.edits = JSON.parse(panel.container.dataset.edits);
         panel.gallery = lt.captionGallery(panel);
+        panel.editor = lt.captionEditor(panel);
         panel.filters = lt.captionFilters(panel);
         panel.edits = lt.captionEdits(panel);
         const advice = lt.captionAdvice(panel);
@@ -116,14 +138,15 @@
             make("div", { className: "lt-card lt-c-top" },
                 make("div", { className: "lt-tool lt-c-row" }, folder, make("datalist", { id: "lora_train_caption_folders", className: "lt-c-folders" }),
                     lt.captionButton("Open", "open", "Load the captions of this folder and its N_words sub-folders.", open)),
-                make("p", { className: "lt-c-message lt-faint", role: "status" }, "Open a folder to edit its captions.")),
+                make("p", { className: "lt-c-message lt-faint", role: "status" }, "Open a folder to edit its captions."),
+                make("div", { className: "lt-c-unsaved" })),
             make("div", { className: "lt-c-columns" }, panel.filters.card(),
                 make("div", {}, panel.edits.card(), lt.taggingCard({ container: panel.container, shown: () => panel.shown, scoped: panel.scoped, refresh: () => show() }),
-                    make("div", { className: "lt-card lt-c-editor-card" }, make("div", { className: "lt-c-editor" }, panel.gallery.emptyEditor())),
+                    make("div", { className: "lt-card lt-c-editor-card" }, make("div", { className: "lt-c-editor" }, panel.editor.emptyEditor())),
                     make("div", { className: "lt-card" },
                         make("div", { className: "lt-bar-row" }, make("h3", { className: "lt-heading" }, "Images", make("span", { className: "lt-c-count" })),
                             lt.captionButton("Select page", "page", "Select all images on this page", () => {
-                                panel.shown.images.forEach((one) => panel.selected.add(one.number));
+                                panel.shown.images.forEach((one) => panel.selected.add(one.image));
                                 panel.gallery.draw();
                                 panel.edits.changed();
                             }),
@@ -141,7 +164,8 @@
         panel.container.dataset.ltOwn = "yes";
         panel.edits.start();
         if (!panel.shown) return;
-        folder.value = panel.shown.folder; // some gradio versions rebuild a panel when it is reopened
+        setFolder(panel.shown.folder);
+        folder.value = panel.folder; // some gradio versions rebuild a panel when it is reopened
         handle(panel.shown);
     }
 

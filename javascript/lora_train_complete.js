@@ -44,7 +44,7 @@
             const { typed } = begun(input);
             if (typed.length < MIN_LETTERS || document.activeElement !== input) return close();
             const number = (requestNumber += 1);
-            const answer = await lt.request("complete-tag", { typed, list }).catch(() => null);
+            const answer = await lt.request("complete-tag", { typed, list, folder: container.captionFolder || "" }).catch(() => null);
             if (number !== requestNumber || !answer) return undefined;
             shown = answer.found;
             chosen = 0;

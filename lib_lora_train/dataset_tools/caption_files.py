@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lib_lora_train.core.errors import DataError
@@ -33,17 +34,22 @@ BACKUPS = ".caption-backups"
 """Sub-folder of the data folder with a record per edit; hidden, so that scans ignore it."""
 
 _OLD_BACKUPS = (".caption-list_backups",)
+_MAX_NAMED = 5
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """The caption of one image. If there is no file yet, `text` is "" and `file` is where it would be written."""
+    """The caption of one image. If there is no file yet, `text` is "" and `file` is where it would be written.
+
+    `text` is only the most probable reading of a file that is not Unicode (`is_certain` is False).
+    """
 
     image: Path
     file: Path
     text: str
     has_file: bool
+    is_certain: bool = True
 
     @property
     def tags(self) -> list[str]:
@@ -61,6 +67,16 @@ class CaptionSet:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The path of each image relative to the folder. Unlike its number, it stays when other images come and go."""
+        return tuple(caption.image.relative_to(self.folder).as_posix() for caption in self.captions)
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each caption by the name of its image."""
+        return {name: number for number, name in enumerate(self.names)}
+
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -77,8 +93,8 @@ def _load_folder(contents: FolderContents, extension: str) -> Iterator[Caption]:
     for image in contents.images:
         found = find_caption_file(image, extension, by_extension)
         file = found or image.with_name(image.stem + list_caption_extensions(extension)[0])
-        text = "" if found is None else strip_caption(decode_caption(read_bytes(found))[0])
-        yield Caption(image, file, text, found is not None)
+        text, is_certain = ("", True) if found is None else decode_caption(read_bytes(found))
+        yield Caption(image, file, strip_caption(text), found is not None, is_certain)
 
 
 def count_tags(captions: CaptionSet, among: Collection[int] | None = None) -> list[tuple[str, int]]:
@@ -177,19 +193,38 @@ class Change:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an edit would change; `considered` is the number of captions it was applied to."""
+    """What an edit would change; `considered` is the number of captions it was asked to edit.
+
+    `left_out` are those of them whose reading is not certain. An edit of many would write guesses to disk.
+    """
 
     captions: CaptionSet
     changes: tuple[Change, ...]
     considered: int
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """A sentence that names the captions left out, "" without any."""
+        return describe_left_out(self.captions, self.left_out)
 
     def __str__(self) -> str:
         touched = len(self.changes)
         new = sum(not self.captions.captions[change.number].has_file for change in self.changes)
-        if not touched:
-            return f"None of {self.considered} captions would change."
         more = f", {new} of them {'is' if new == 1 else 'are'} new" if new else ""
-        return f"{touched} of {self.considered} captions would change{more}."
+        first = f"{touched or 'None'} of {self.considered} captions would change{more}."
+        return f"{first} {self.note}".strip()
+
+
+def describe_left_out(captions: CaptionSet, numbers: Iterable[int]) -> str:
+    """A sentence that names the captions left out because they are not Unicode, "" without any."""
+    files = list(dict.fromkeys(captions.captions[number].file.name for number in numbers))
+    if not files:
+        return ""
+    start = "1 caption is not UTF-8 and was" if len(files) == 1 else f"{len(files):,} captions are not UTF-8 and were"
+    more = f" and {len(files) - _MAX_NAMED:,} more" if len(files) > _MAX_NAMED else ""
+    choose = f"Choose {'its' if len(files) == 1 else 'their'} encoding with Check images in the Dataset panel."
+    return f"{start} left out: {', '.join(files[:_MAX_NAMED])}{more}. {choose}"
 
 
 def plan_edit(
@@ -200,13 +235,16 @@ def plan_edit(
     `lines` is the setting `caption_lines`: a file is one caption if it is "joined", else each of its lines is one.
     """
     numbers = range(len(captions)) if among is None else list(among)
+    left_out = tuple(number for number in numbers if not captions.captions[number].is_certain)
     changes = []
     for number in numbers:
+        if not captions.captions[number].is_certain:
+            continue
         before = captions.captions[number].text
         after = edit_lines(before, edit, lines)
         if after != before:
             changes.append(Change(number, before, after))
-    return EditPlan(captions, tuple(changes), len(numbers))
+    return EditPlan(captions, tuple(changes), len(numbers), left_out)
 
 
 def edit_lines(text: str, edit: Callable[[str], str], lines: str = "joined") -> str:

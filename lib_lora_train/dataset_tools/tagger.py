@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib_lora_train.dataset.captions import put_trigger_first, split_tags
 from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces, unescape_brackets
-from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan
+from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan, edit_lines
 from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag, wildcard_regex
 
 Kind = Literal["general", "character", "rating"]
@@ -75,13 +75,13 @@ def make_caption(found: TaggerResult, rule: TagRule) -> str:
     return put_trigger_first(text, rule.trigger) if text else ""
 
 
-def merge_captions(before: str, tagged: str, existing: Existing, trigger: str = "") -> str:
-    """The new text of a caption file; unchanged if the tagger returned nothing."""
+def merge_captions(before: str, tagged: str, existing: Existing, trigger: str = "", lines: str = "joined") -> str:
+    """The new text of a caption file; unchanged if the tagger returned nothing. `lines` is as for `plan_edit`."""
     if not tagged or (before and existing == "skip"):
         return before
     if not before or existing == "replace":
         return tagged
-    return "\n".join(_append_tags(line, tagged, trigger) for line in before.splitlines())
+    return edit_lines(before, lambda line: _append_tags(line, tagged, trigger), lines)
 
 
 def _append_tags(line: str, tagged: str, trigger: str) -> str:
@@ -96,16 +96,28 @@ def numbers_to_tag(captions: CaptionSet, among: Iterable[int], existing: Existin
     return [number for number in among if existing != "skip" or not captions.captions[number].text]
 
 
-def plan_tags(captions: CaptionSet, found: Mapping[Path, TaggerResult], rule: TagRule, existing: Existing) -> EditPlan:
+def plan_tags(
+    captions: CaptionSet,
+    found: Mapping[Path, TaggerResult],
+    rule: TagRule,
+    existing: Existing,
+    *,
+    lines: str = "joined",
+) -> EditPlan:
     """What the taggers' results would change; a.png and a.jpg share the caption of the first one tagged."""
     changes: dict[Path, Change] = {}
+    left_out = []
     for number, caption in enumerate(captions.captions):
-        if caption.image in found and caption.file not in changes:
-            tagged = make_caption(found[caption.image], rule)
-            after = merge_captions(caption.text, tagged, existing, rule.trigger)
-            if after != caption.text:
-                changes[caption.file] = Change(number, caption.text, after)
-    return EditPlan(captions, tuple(changes.values()), len(found))
+        if caption.image not in found or caption.file in changes:
+            continue
+        if not caption.is_certain:
+            left_out.append(number)
+            continue
+        tagged = make_caption(found[caption.image], rule)
+        after = merge_captions(caption.text, tagged, existing, rule.trigger, lines)
+        if after != caption.text:
+            changes[caption.file] = Change(number, caption.text, after)
+    return EditPlan(captions, tuple(changes.values()), len(found), tuple(left_out))
 
 
 def _make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.caption_files import (
     CaptionFilter,
@@ -19,7 +20,6 @@ from lib_lora_train.dataset_tools.caption_files import (
     count_tags,
     filter_captions,
     list_backups,
-    load_captions,
     plan_edit,
     write_plan,
     write_undo,
@@ -27,6 +27,7 @@ from lib_lora_train.dataset_tools.caption_files import (
 from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
 from lib_lora_train.dataset_tools.tag_vocabulary import load_implications
 from lib_lora_train.web.caption_edits import make_edit
+from lib_lora_train.web.caption_folders import CaptionFolders, named_folder
 from lib_lora_train.web.gallery import paginate
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import optional_path
@@ -40,21 +41,27 @@ _EXAMPLES = 3
 
 
 class CaptionSession:
-    """One open folder at a time. `config` returns the settings of the saved draft."""
+    """Shows and edits captions. `config` returns the settings of the saved draft.
+
+    Every request names its folder, its images by their path in it, and what the page last saw: another page, or
+    another program, may have changed the files since.
+    """
 
     def __init__(self, image_tokens: ImageTokens, words: TokenAnalysis, config: Callable[[], TrainConfig]) -> None:
         self._image_tokens = image_tokens
         self._words = words
         self._config = config
-        self._captions: CaptionSet | None = None
+        self.folders = CaptionFolders(lambda: self._config().caption_extension)
+        """The captions by folder."""
         self._lock = threading.Lock()
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
         return {
-            "captions-folders": self.folders,
+            "captions-folders": self.list_folders,
             "captions-open": self.open,
             "captions-show": self.show,
+            "captions-read": self.read,
             "captions-save": self.save,
             "captions-preview": self.preview,
             "captions-apply": self.apply,
@@ -64,7 +71,7 @@ class CaptionSession:
         }
 
     # --- browsing ------------------------------------------------------------------------------
-    def folders(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+    def list_folders(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The folders of the concepts, with their trigger and class word."""
         concepts = [concept for concept in self._config().concepts if concept.folder]
         return {
@@ -75,22 +82,19 @@ class CaptionSession:
         }
 
     def open(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Load the captions of a folder; the first page."""
-        folder = str(values.get("folder", "")).strip()
-        if not folder:
+        """The first page of the captions of a folder; DataError if it has no images."""
+        if not str(values.get("folder") or "").strip():
             raise DataError("No folder given. Enter one, or add a concept in the Dataset panel.")
-        loaded = load_captions(user_path(folder), self._config().caption_extension)
-        if not loaded.captions:
-            raise DataError(f"{folder} contains no images. Choose another folder.")
-        self._captions = loaded
-        return self.show({})
+        if not self._load(values).captions:
+            raise DataError(f"{named_folder(values)} contains no images. Choose another folder.")
+        return self.show({"folder": values["folder"]})
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One page of the captions that match the filter, and the frequency of each tag in them.
 
         `tokens` are None while the tokenizer is loading; the page requests them again.
         """
-        captions = self._require_open()
+        captions = self._load(values)
         numbers = self._filtered(captions, values)
         shown, page, pages = paginate(numbers, int(values.get("page", 0)))
         return {
@@ -101,7 +105,7 @@ class CaptionSession:
             "pages": pages,
             "images": self._images(captions, shown),
             "tags": count_tags(captions, numbers)[:_TAGS_SHOWN],
-            "undo": len(list_backups(captions.folder)),
+            **_undo_state(captions.folder),
         }
 
     def _images(self, captions: CaptionSet, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -109,93 +113,119 @@ class CaptionSession:
         tokens = self._image_tokens.publish(caption.image for caption in shown)
         counts: Sequence[int | None] | None = self._words.count_if_loaded([caption.text for caption in shown])
         return [
-            {"number": number, "token": token, "name": caption.image.name, "text": caption.text, "tokens": count}
+            {
+                "image": captions.names[number],
+                "token": token,
+                "name": caption.image.name,
+                "text": caption.text,
+                "seen": _digest(caption.text),
+                "certain": caption.is_certain,
+                "tokens": count,
+            }
             for number, token, caption, count in zip(numbers, tokens, shown, counts or [None] * len(shown), strict=True)
         ]
 
-    def open_captions(self) -> CaptionSet | None:
-        """The captions of the open folder, None before one is opened."""
-        return self._captions
-
-    def _require_open(self) -> CaptionSet:
-        if self._captions is None:
-            raise DataError("Open a folder first.")
-        return self._captions
+    def _load(self, values: Mapping[str, Any]) -> CaptionSet:
+        """The captions of the folder that the request names, as they are on disk now."""
+        return self.folders.load(named_folder(values))
 
     def _filtered(self, captions: CaptionSet, values: Mapping[str, Any]) -> tuple[int, ...]:
         return filter_captions(captions, read_filter(values.get("filter") or {}), self._words.count)
 
     # --- editing -------------------------------------------------------------------------------
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The caption of one image as it is on disk now, and what to send as seen to save another one."""
+        captions = self._load(values)
+        text = captions.captions[_number_of(captions, values)].text
+        return {"text": text, "seen": _digest(text)}
+
     def save(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one caption as typed."""
+        """Write one caption as typed; DataError if it is no longer the one that the page has seen."""
         text = str(values["text"]).replace("\r", "").strip()
-        number = int(values["number"])
         with self._lock:
-            captions = self._require_open()
-            if not 0 <= number < len(captions):
-                raise DataError("This image is no longer available. Open the folder again.")
+            captions = self._load(values)
+            number = _number_of(captions, values)
             before = captions.captions[number].text
+            if _digest(before) != values["seen"]:
+                raise DataError(
+                    f"The caption of {captions.names[number]} has changed since it was shown, so yours was not saved."
+                )
             changes = (Change(number, before, text),) if text != before else ()
-            self._captions, _ = write_plan(EditPlan(captions, changes, 1))
-        return {"tokens": self._words.count([text])[0], "undo": len(list_backups(captions.folder))}
+            self._write(EditPlan(captions, changes, 1))
+        tokens = self._words.count([text])[0]
+        return {"text": text, "seen": _digest(text), "tokens": tokens, **_undo_state(captions.folder)}
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """How many captions an edit would change, and some of them before and after."""
+        """How many captions an edit would change, some of them before and after, and what to send to apply it."""
         plan = self._plan_edit(values)
         examples = [{"before": c.before, "after": c.after} for c in plan.changes[:_EXAMPLES]]
-        return {"message": str(plan), "number": len(plan.changes), "examples": examples}
+        return {"message": str(plan), "number": len(plan.changes), "examples": examples, "seen": _digest_plan(plan)}
 
     def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply an edit, with a backup; the page after it, and a message."""
+        """Apply an edit, with a backup; the page after it, and a message. DataError if it is not what was previewed."""
         with self._lock:
             plan = self._plan_edit(values)
-            self._captions, _ = write_plan(plan)
-        return {**self.show(values), "message": f"{len(plan.changes)} of {plan.considered} captions changed."}
+            if _digest_plan(plan) != values["seen"]:
+                raise DataError(
+                    f"The captions in {plan.captions.folder} have changed since the preview, so nothing was written. "
+                    "Check the preview, then press Apply again."
+                )
+            self._write(plan)
+        message = f"{len(plan.changes)} of {plan.considered} captions changed. {plan.note}".strip()
+        return {**self.show(values), "message": message}
 
     def undo(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Undo the latest edit; the page after it, and a message."""
+        """Undo the latest edit of the folder; the page after it, and a message. DataError if another one is named."""
+        folder, record = named_folder(values), str(values["record"])
         with self._lock:
-            captions = self._require_open()
-            undoable = list_backups(captions.folder)
+            undoable = list_backups(folder)
             if not undoable:
-                raise DataError("There is nothing to undo.")
-            number = write_undo(undoable[0])
-            self._captions = load_captions(captions.folder, self._config().caption_extension)
+                raise DataError(f"There is nothing to undo in {folder}.")
+            if record != undoable[0].name:
+                raise DataError(
+                    f"The captions in {folder} were edited again in the meantime, so nothing was undone. "
+                    "Undo now reverts that edit."
+                )
+            try:
+                number = write_undo(undoable[0])
+            finally:
+                self.folders.forget(folder)
         return {**self.show(values), "message": f"Last edit undone: {count(number, 'caption')} restored."}
 
-    def _plan_edit(self, values: Mapping[str, Any]) -> EditPlan:
-        captions = self._require_open()
-        edit = make_edit(str(values.get("edit", "")), [str(text) for text in values.get("texts", ())])
-        return plan_edit(captions, edit, self._numbers_in_scope(captions, values))
+    def _write(self, plan: EditPlan) -> None:
+        try:
+            write_plan(plan)
+        finally:
+            self.folders.forget(plan.captions.folder)
 
-    def _numbers_in_scope(self, captions: CaptionSet, values: Mapping[str, Any]) -> Iterable[int]:
-        """All captions, those that match the filter, or the selected ones."""
+    def _plan_edit(self, values: Mapping[str, Any]) -> EditPlan:
+        captions, numbers = self.selection(values)
+        edit = make_edit(str(values.get("edit", "")), [str(text) for text in values.get("texts", ())])
+        return plan_edit(captions, edit, numbers, lines=self._config().caption_lines)
+
+    # --- also for Auto-tag ---------------------------------------------------------------------
+    def selection(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
+        """The captions of the folder, and the numbers of those in `scope`: all, the filtered or the selected ones."""
+        captions = self._load(values)
         scope = values.get("scope", "all")
         if scope == "filtered":
-            return self._filtered(captions, values)
+            return captions, list(self._filtered(captions, values))
         if scope == "selected":
-            return sorted({int(n) for n in values.get("selected", ()) if 0 <= int(n) < len(captions)})
-        return range(len(captions))
+            names = map(str, values.get("selected", ()))
+            return captions, sorted({captions.numbers[name] for name in names if name in captions.numbers})
+        return captions, list(range(len(captions)))
 
-    # --- for Auto-tag --------------------------------------------------------------------------
-    def selection(self, values: Mapping[str, Any]) -> tuple[CaptionSet, list[int]]:
-        """The open captions, and the numbers of those in `scope`, as for an edit."""
-        captions = self._require_open()
-        return captions, list(self._numbers_in_scope(captions, values))
-
-    def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet], EditPlan]) -> EditPlan:
-        """Apply the plan that `make_plan` makes from the captions on disk now; that plan."""
+    def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet, str], EditPlan]) -> EditPlan:
+        """Apply the plan made from the captions on disk now and the setting `caption_lines`; that plan."""
         with self._lock:
-            plan = make_plan(load_captions(folder, self._config().caption_extension))
-            written, _ = write_plan(plan)
-            if self._captions is not None and self._captions.folder == folder:
-                self._captions = written
+            plan = make_plan(self.folders.load(folder), self._config().caption_lines)
+            self._write(plan)
         return plan
 
     # --- advice --------------------------------------------------------------------------------
     def advice(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Tags that compete with the trigger word, and other advice, by topic."""
-        captions = self._require_open()
+        captions = self._load(values)
         trigger = str(values.get("trigger", ""))
         tag_list = optional_path(values, "list")
         groups = group_advice(find_advice(captions, load_implications(tag_list) if tag_list else {}))
@@ -209,7 +239,7 @@ class CaptionSession:
 
     def words(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Captions by length in tokens; the tokens of the trigger words; rare words for new ones."""
-        captions = self._captions.captions if self._captions else ()
+        captions = self._load(values).captions if values.get("folder") else ()
         counts = self._words.count([caption.text for caption in captions])
         triggers = [concept.trigger for concept in self._config().concepts if concept.trigger]
         extra = [word for word in split_tags(str(values.get("words", ""))) if word not in triggers]
@@ -222,15 +252,40 @@ class CaptionSession:
         }
 
 
+def _number_of(captions: CaptionSet, values: Mapping[str, Any]) -> int:
+    """The number of the image that the request names; DataError if it is gone."""
+    name = str(values["image"])
+    if name not in captions.numbers:
+        raise DataError(f"{name} is no longer in {captions.folder}, so nothing was changed.")
+    return captions.numbers[name]
+
+
+def _undo_state(folder: Path) -> dict[str, Any]:
+    """The number of edits that can be undone, and the record of the latest one, which a request to undo it names."""
+    records = list_backups(folder)
+    return {"undo": len(records), "record": records[0].name if records else ""}
+
+
+def _digest(text: str) -> str:
+    """A short text that differs for different texts."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _digest_plan(plan: EditPlan) -> str:
+    """A short text that differs for edits that change different captions, or change them otherwise."""
+    changes = [(plan.captions.names[change.number], change.before, change.after) for change in plan.changes]
+    return _digest(json.dumps(changes))
+
+
 def _topic_summary(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, Any]:
-    """A topic, the numbers of all its captions, and the first of them by name."""
-    numbers = list(dict.fromkeys(one.number for one in group))
+    """A topic, the names of all its images, and the first of its captions."""
+    images = list(dict.fromkeys(captions.names[one.number] for one in group))
     topic = group[0].topic
     shown = [
         {"name": captions.captions[one.number].image.name, "detail": one.detail} for one in group[:_CAPTIONS_SHOWN]
     ]
-    title = f"{count(len(numbers), 'caption')}: {topic.title}"
-    return {"title": title, "why": topic.why, "numbers": numbers, "captions": shown}
+    title = f"{count(len(images), 'caption')}: {topic.title}"
+    return {"title": title, "why": topic.why, "images": images, "captions": shown}
 
 
 def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ def _is_filter(value: Any) -> bool:
 
 
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("checkpoint", "file", "folder", "list", "model", "path", "run"), _is_path),
+    **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run"), _is_path),
     **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "name", "sampler", "scope"), _is_text),
     **dict.fromkeys(("tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
@@ -153,7 +153,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "more_epochs": _is_count,
     "files": _is_text_or_flag,
     "texts": _is_list_of_texts,
-    "selected": _is_list_of_whole_numbers,
+    "selected": _is_list_of_paths,
     "frame": _is_frame,
     "filter": _is_filter,
 }

@@ -84,7 +84,7 @@ class Session(FormSession):
             "grid-cancel": lambda _: self.cancel_grid(),
             "xyz-text": lambda values: {"text": xyz_text(self.home, self.runs.require(values))},
             **self.captions.actions(),
-            **TagCompleter(self.captions.open_captions).actions(),
+            **TagCompleter(self.captions.folders).actions(),
             **self.checkup.actions(),
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),

@@ -1,4 +1,4 @@
-"""Tag completion: tags of the open folder first, then those of a list that the user supplies."""
+"""Tag completion: tags of the folder that the page shows first, then those of a list that the user supplies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.caption_edits import underscores_to_spaces
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, count_tags
 from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list, normalise_tag
+from lib_lora_train.web.caption_folders import CaptionFolders, named_folder
 from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.markup import count
 
@@ -18,10 +19,10 @@ _SHOWN = 8
 
 
 class TagCompleter:
-    """Completes tags on the server. `opened` returns the open captions."""
+    """Completes tags on the server."""
 
-    def __init__(self, opened: Callable[[], CaptionSet | None]) -> None:
-        self._opened = opened
+    def __init__(self, folders: CaptionFolders) -> None:
+        self._folders = folders
         self._own: tuple[CaptionSet, TagList] | None = None
         self._list: tuple[tuple[Path, int], TagList] | None = None
         self._lock = threading.Lock()
@@ -44,7 +45,7 @@ class TagCompleter:
             known = self._tag_list(values)
         except DataError:
             known = None
-        own = self._folder_tags()
+        own = self._folder_tags(values)
         found = [_suggestion(one, is_own=True) for one in (own.complete_prefix(typed, _SHOWN) if own else ())]
         seen = {normalise_tag(one["tag"]) for one in found}
         if known is not None:
@@ -55,9 +56,11 @@ class TagCompleter:
             ]
         return {"found": [one for one in found if one["tag"] != typed.strip()][:_SHOWN]}
 
-    def _folder_tags(self) -> TagList | None:
-        captions = self._opened()
-        if captions is None:
+    def _folder_tags(self, values: Mapping[str, Any]) -> TagList | None:
+        """The tags of the folder that the request names, None without a readable one."""
+        try:
+            captions = self._folders.recent(named_folder(values))
+        except DataError:
             return None
         with self._lock:
             if self._own is None or self._own[0] is not captions:

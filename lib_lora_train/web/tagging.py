@@ -10,6 +10,7 @@ from typing import Any
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
+from lib_lora_train.dataset_tools.caption_files import describe_left_out
 from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, numbers_to_tag, plan_tags
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.json_values import optional_path
@@ -83,7 +84,7 @@ FIELDS: Mapping[str, TagField] = {
 
 
 class TaggingSession:
-    """Runs a tagger on the open captions, one request at a time."""
+    """Runs a tagger on images of the folder that the request names, one request at a time."""
 
     def __init__(self, host: TaggerHost, captions: CaptionSession) -> None:
         self._captions = captions
@@ -113,21 +114,23 @@ class TaggingSession:
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """How many images a request would tag."""
-        request, selected = self._request(values)
-        number, skipped = len(request.images), selected - len(request.images)
+        request, selected, left_out = self._request(values)
+        number = len(request.images)
+        skipped = selected - number  # with "skip" nothing is left out for its encoding
         notes = {
             "skip": f"; {skipped:,} already {'has a caption' if skipped == 1 else 'have captions'}" if skipped else "",
             "append": "; tags are appended to existing captions",
             "replace": "; existing captions are overwritten",
         }
-        return {
-            "message": f"{number:,} of {selected:,} images would be tagged{notes[request.existing]}.",
-            "number": number,
-        }
+        message = f"{number:,} of {selected:,} images would be tagged{notes[request.existing]}. {left_out}"
+        return {"message": message.strip(), "number": number}
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Start tagging; the status."""
-        self.tagger.start(self._request(values)[0])
+        request, _, left_out = self._request(values)
+        if left_out and not request.images:
+            raise DataError(left_out)
+        self.tagger.start(request)
         return self.tagger.status()
 
     def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,8 +142,8 @@ class TaggingSession:
         """The progress of the tagger."""
         return self.tagger.status()
 
-    def _request(self, values: Mapping[str, Any]) -> tuple[TaggingRequest, int]:
-        """The request, and the number of selected images including those it skips."""
+    def _request(self, values: Mapping[str, Any]) -> tuple[TaggingRequest, int, str]:
+        """The request, the number of selected images including those it skips, and a sentence on those left out."""
         captions, numbers = self._captions.selection(values)
         existing = next((one for one in EXISTING if one == values.get("existing")), None)
         if existing is None or values.get("tagger") not in TAGGERS:
@@ -148,23 +151,25 @@ class TaggingSession:
         to_tag = numbers_to_tag(captions, numbers, existing)
         request = TaggingRequest(
             folder=captions.folder,
-            images=tuple(captions.captions[number].image for number in to_tag),
+            images=tuple(one.image for one in (captions.captions[number] for number in to_tag) if one.is_certain),
             tagger=str(values["tagger"]),
             model=optional_path(values, "model"),
             rule=read_rule(values),
             existing=existing,
         )
-        return request, len(numbers)
+        left_out = [number for number in to_tag if not captions.captions[number].is_certain]
+        return request, len(numbers), describe_left_out(captions, left_out)
 
     def _write(self, request: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
         """Write the captions as one edit, starting from the captions on disk now; a message."""
         plan = self._captions.rewrite(
-            request.folder, lambda captions: plan_tags(captions, found, request.rule, request.existing)
+            request.folder,
+            lambda captions, lines: plan_tags(captions, found, request.rule, request.existing, lines=lines),
         )
         changed = len(plan.changes)
-        unchanged = len(found) - changed
+        unchanged = len(found) - changed - len(plan.left_out)
         note = f"; {unchanged:,} of {len(found):,} needed no change" if unchanged else ""
-        return f"{count(changed, 'caption')} written{note}."
+        return f"{count(changed, 'caption')} written{note}. {plan.note}".strip()
 
 
 def read_rule(values: Mapping[str, Any]) -> TagRule:

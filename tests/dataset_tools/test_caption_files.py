@@ -215,7 +215,7 @@ def test_written_captions_can_be_undone_byte_for_byte(tmp_path: Path) -> None:
     before = snapshot(folder)
     first, first_backup = write_plan(plan_edit(load_captions(folder), add_tags(["new"])))
     assert first == load_captions(folder)
-    assert (folder / "3.txt").read_text(encoding="utf-8") == "schön, new\n"
+    assert (folder / "3.txt").read_bytes() == "schön".encode("latin-1"), "no guess is written"
     assert (folder / "4.txt").read_text(encoding="utf-8") == "x, y, z, new\n"
     between = snapshot(folder)
     _, second_backup = write_plan(plan_edit(first, remove_tags(["a", "x"])))
@@ -223,7 +223,7 @@ def test_written_captions_can_be_undone_byte_for_byte(tmp_path: Path) -> None:
     assert list_backups(folder) == [second_backup, first_backup]
     assert write_undo(second_backup) == 2
     assert snapshot(folder) == between
-    assert write_undo(first_backup) == 5
+    assert write_undo(first_backup) == 4
     assert snapshot(folder) == before
     assert list_backups(folder) == []
 

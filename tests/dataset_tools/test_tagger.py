@@ -73,11 +73,16 @@ def test_a_sentence_gets_the_trigger_first() -> None:
         ("red, Long_Hair", "skip", "red, Long_Hair"),
         ("red, Long_Hair", "append", "zkw, red, Long_Hair, hat"),
         ("red, Long_Hair", "replace", "zkw, long hair, hat"),
-        ("one, hat\ntwo", "append", "zkw, one, hat, long hair\nzkw, two, long hair, hat"),
+        ("one, hat\ntwo", "append", "zkw, one, hat, two, long hair"),
     ],
 )
 def test_existing_captions_are_skipped_appended_to_or_replaced(before: str, existing: str, after: str) -> None:
     assert merge_captions(before, "zkw, long hair, hat", existing, "zkw") == after  # type: ignore[arg-type]
+
+
+def test_lines_that_are_captions_are_each_appended_to() -> None:
+    after = merge_captions("one, hat\ntwo", "zkw, long hair, hat", "append", "zkw", "random")
+    assert after == "zkw, one, hat, long hair\nzkw, two, long hair, hat"
 
 
 def test_an_image_without_tags_keeps_its_caption() -> None:

@@ -277,6 +277,65 @@ def test_the_caption_editor_follows_bulk_edits(page: Any, address: str, tmp_path
     assert page.locator(".lt-c-editor textarea").input_value() == "zkw, image 0"
 
 
+def open_captions(page: Any, folder: Path, images: int) -> None:
+    page.fill(".lt-c-folder", str(folder))
+    page.click(".lt-c-open")
+    page.locator(".lt-c-count", has_text=f"{images} of {images}").wait_for(timeout=_RUN_MS)
+
+
+def type_caption(page: Any, text: str) -> None:
+    """Type into the caption of the first image, and leave the box."""
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    page.fill(".lt-c-editor textarea", text)
+    page.locator(".lt-c-editor textarea").blur()
+
+
+def test_captions_of_two_pages_stay_in_their_folders(page: Any, address: str, tmp_path: Path) -> None:
+    first, second = write_images(tmp_path / "first", 3), write_images(tmp_path / "second", 2)
+    open_tab(page, address)
+    show(page, "Captions")
+    open_captions(page, first, 3)
+    other = page.context.new_page()
+    open_tab(other, address)
+    show(other, "Captions")
+    open_captions(other, second, 2)
+    type_caption(page, "typed on the first page")
+    page.locator(".lt-c-message", has_text="000.png saved").wait_for()
+    page.locator(".lt-c-tags", has_text="typed on the first page").wait_for()  # the counts follow
+    assert (first / "000.txt").read_text(encoding="utf-8") == "typed on the first page\n"
+    assert (second / "000.txt").read_text(encoding="utf-8") == "zkw, image 0"
+    page.fill(".lt-c-folder", str(tmp_path / "none"))
+    page.keyboard.press("Enter")
+    page.locator(".lt-c-message", has_text="cannot be read").wait_for()
+    assert not page.locator(".lt-c-gallery").is_visible(), "nothing is left to edit"
+    other.close()
+
+
+def test_typed_captions_are_kept_when_their_save_is_refused(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 3)
+    file = folder / "000.txt"
+    open_tab(page, address)
+    show(page, "Captions")
+    open_captions(page, folder, 3)
+    file.write_text("of another program", encoding="utf-8")
+    type_caption(page, "mine")
+    refused = page.locator(".lt-c-editor .lt-c-refused")
+    refused.get_by_text("The file's: of another program").wait_for()
+    assert page.locator(".lt-c-editor textarea").input_value() == "mine"
+    page.locator(".lt-c-gallery .lt-thumb").nth(1).click()  # kept while another image is edited
+    page.locator(".lt-c-unsaved", has_text="mine").get_by_role("button", name="Save mine").click()
+    page.locator(".lt-c-message", has_text="000.png saved").wait_for()
+    assert file.read_text(encoding="utf-8") == "mine\n"
+    page.locator(".lt-c-gallery figcaption", has_text="mine").wait_for()
+    page.locator(".lt-c-gallery .lt-thumb").first.click()
+    file.write_text("of another program again", encoding="utf-8")
+    type_caption(page, "mine again")
+    refused.get_by_role("button", name="Use the file's").click()
+    page.wait_for_function("document.querySelector('.lt-c-editor textarea').value === 'of another program again'")
+    assert page.locator(".lt-c-unsaved-one").count() == 0
+    assert file.read_text(encoding="utf-8") == "of another program again"
+
+
 def test_tags_are_completed_from_the_folder_and_from_a_list(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     lines = 'imaginary_(book),0,90000,"imagbook"\nlong_hair,0,4000000,\n'
