@@ -5,6 +5,7 @@ The keys in the .json are A1111's, which Forge and reForge also read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,5 +40,10 @@ def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
 def _write_new(path: Path, save: Callable[[Path], object]) -> Path | None:
     if path.exists():
         return None
-    save(path)
+    try:
+        save(path)
+    except BaseException:  # half a card would be in the way of a whole one
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
     return path

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lib_lora_train.adapters.files.lora_file import AdapterFile
@@ -51,8 +52,9 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
         beside = checkpoint.with_suffix(".yaml")
         if beside.is_file() and not path.with_suffix(".yaml").exists():
             shutil.copy(beside, path.with_suffix(".yaml"))
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}. Choose another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} could not be written: {reason}. Choose another folder.") from error
     return MergedCheckpoint(path, path.stat().st_size, layers, left_out)
 
 
