@@ -228,8 +228,8 @@ def messages_by_room() -> dict[str, list[Message]]:
     return {room: sorted(messages, key=_order) for room, messages in found.items() if messages}
 
 
-def _order(message: Message) -> tuple[str, str, str]:
-    return message.text.lstrip("… :").lower(), message.where, message.error
+def _order(message: Message) -> tuple[str, str, str, str]:
+    return message.text.lstrip("… :").lower(), message.where, message.error, message.text  # the text itself breaks ties
 
 
 def error_page() -> str:

@@ -26,7 +26,7 @@ def test_metadata_names_shapes_and_sizes_are_read(tmp_path: Path) -> None:
     header = read_header(_write(tmp_path / "a.safetensors", json.dumps(values).encode()))
     assert header.metadata == {"ss_seed": "42"}
     assert header.tensors == ("b", "a")
-    assert header.entries["b"] == TensorEntry((2, 3), 4, 16)
+    assert header.entries["b"] == TensorEntry((2, 3), 4, 16, "F16")
     assert (header.entries["b"].bytes, header.entries["b"].element_count) == (12, 6)
     assert header.entries["a"].element_count == 1
     assert header.data_bytes == 16

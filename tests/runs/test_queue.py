@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core.errors import HostError, TrainingError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
+from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.queue import RunQueue
@@ -85,7 +86,9 @@ class FakeRuns:
         self.gate = threading.Event()
         self.ends = 0
 
-    def __call__(self, config: TrainConfig, host: Any, *, folder: RunFolder, control: Control) -> Iterator[Event]:
+    def __call__(
+        self, config: TrainConfig, host: Any, *, folder: RunFolder, control: Control, **_: object
+    ) -> Iterator[Event]:
         self.started.append(config.output_name)
         yield StateChanged("running")
         self.gate.wait(20)
@@ -159,7 +162,7 @@ def test_queued_run_that_cannot_start_stays_in_the_queue_with_its_reason(tmp_pat
 def test_queue_is_controlled_over_http(tmp_path: Path) -> None:
     works = FakeRuns()
     works.gate.set()
-    runner = Runner(None, tmp_path / "home", make_events=works)
+    runner = Runner(StandaloneHost(None, None, tmp_path / "loras"), tmp_path / "home", make_events=works)
     config = small_config(write_images(tmp_path / "set", 3))
     session = Session(runner, tmp_path / "home", demo=lambda: config)
     app = make_api()
