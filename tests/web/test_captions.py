@@ -319,13 +319,14 @@ def test_a_failed_opening_leaves_no_folder_to_edit(tmp_path: Path) -> None:
     session = opened(tmp_path, FOUR)
     before = contents(tmp_path / "images")
     missing = {"folder": str(tmp_path / "none")}
-    for name, values in {
+    requests: dict[str, dict[str, object]] = {
         "open": {},
         "show": {},
         "save": {"image": "a.png", "text": "x", "seen": ""},
         "apply": {"edit": "add", "texts": ["x"], "seen": ""},
         "undo": {"record": ""},
-    }.items():
+    }
+    for name, values in requests.items():
         with pytest.raises(DataError, match="none"):
             session.run_action(f"captions-{name}", {**missing, **values})
     assert contents(tmp_path / "images") == before

@@ -203,7 +203,11 @@ def test_captions_whose_encoding_is_not_certain_are_left_out_and_named(tmp_path:
 def test_a_caption_that_loses_its_encoding_meanwhile_is_left_out_too(tmp_path: Path) -> None:
     _, tagging, host, folder = opened(tmp_path)
     raw = "schön".encode("cp1252")
-    host.during_image = lambda: (folder / "000.txt").write_bytes(raw) and None  # type: ignore[method-assign]
+
+    def change_encoding() -> None:
+        (folder / "000.txt").write_bytes(raw)
+
+    host.during_image = change_encoding  # type: ignore[method-assign]
     message = done(tagging, folder)["message"]
     assert message.startswith("2 captions written. 1 caption is not UTF-8 and was left out: 000.txt.")
     assert (folder / "000.txt").read_bytes() == raw
