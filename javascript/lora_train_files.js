@@ -50,7 +50,7 @@
         const steps = [0, ...files.map((file) => file.step).sort((a, b) => a - b)];
         return new Map(files.map((file) => {
             const before = Math.max(...steps.filter((step) => step < file.step));
-            const values = run.loss.filter(([step, value]) => step > before && step <= file.step && value !== null).map(([, value]) => value);
+            const values = (run.loss || []).filter(([step, value]) => step > before && step <= file.step && value !== null).map(([, value]) => value);
             return [file.path, values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : undefined];
         }));
     }
