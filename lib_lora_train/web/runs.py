@@ -18,7 +18,6 @@ from lib_lora_train.runs.event_log import EventLog, log_record, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
-from lib_lora_train.runs.run_report import read_report
 from lib_lora_train.runs.tensorboard import TensorBoardServer
 from lib_lora_train.web.image_tokens import ImageTokens
 
@@ -105,6 +104,8 @@ class RunSession:
 
     def report(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A text about the run for a bug report, without names and paths: its file name and text."""
+        from lib_lora_train.runs.run_report import read_report  # loads PyTorch, to ask for its version and the GPU
+
         return {"name": "lora-train-report.txt", "text": read_report(self._folder(values), self._runner.host.name)}
 
     def resume_run(self, values: Mapping[str, Any]) -> dict[str, Any]:
