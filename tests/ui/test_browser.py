@@ -527,7 +527,7 @@ def test_a_past_run_can_be_reused_renamed_and_deleted_after_confirmation(page: A
     page.locator(".lt-run td.lt-file", has_text="my own name.safetensors").wait_for()
     run.get_by_role("button", name="Train again with these settings").click()
     show(page, "Train")
-    page.locator("#lora_train_source_message", has_text="replaced yours").first.wait_for()
+    page.locator("#lora_train_message", has_text="replaced yours").first.wait_for()
     assert value(page, "output_name") == "from-the-tab"
     show(page, "Results")
     run.get_by_role("button", name="Delete…").click()
