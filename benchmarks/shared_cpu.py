@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def run_one(name: str, steps: int) -> float:
-    """One measurement in a process of its own, since the wait policy is read when PyTorch is loaded."""
+    """One measurement in a separate process, since the wait policy is read when PyTorch is loaded."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     command = [sys.executable, "-m", "benchmarks.shared_cpu", "--one", name, "--steps", str(steps)]
     done = subprocess.run(

@@ -51,18 +51,18 @@ def scan_folder(folder: Path) -> FolderContents:
         files, folders, special = _scan_entries(folder)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         return FolderContents(folder, failure=getattr(error, "strerror", None) or str(error))
-    pictures = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
-    stems = {path.stem for path in pictures}
-    masks, mask_folders = dict(find_masks(pictures)), []
+    image_files = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+    stems = {path.stem for path in image_files}
+    masks, mask_folders = dict(find_masks(image_files)), []
     for path in filter(is_mask_folder, folders):
         separate = find_masks(scan_folder(path).files, stems, is_mask_folder=True)
         if separate:
             mask_folders.append(path)
             masks = {**separate, **masks}
-    labels = {*masks.values(), *find_conditioning_images(pictures)}
+    labels = {*masks.values(), *find_conditioning_images(image_files)}
     return FolderContents(
         folder,
-        images=tuple(path for path in pictures if path not in labels),
+        images=tuple(path for path in image_files if path not in labels),
         masks=masks,
         files=tuple(files),
         subfolders=tuple(path for path in folders if path not in mask_folders),

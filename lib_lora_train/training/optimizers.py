@@ -42,7 +42,7 @@ class Optimizer(Protocol):
         """Group → learning rate of the last step: d·lr where the optimiser estimates d."""
 
     def set_train(self, on: bool) -> None:
-        """Switch the parameters between training and evaluation weights, if the optimiser tells them apart."""
+        """Switch the parameters between training and evaluation weights, if the optimiser has both."""
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs; tensors are not copied."""
