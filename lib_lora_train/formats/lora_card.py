@@ -5,11 +5,12 @@ The keys in the .json are A1111's, which Forge and reForge also read.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lib_lora_train.core.atomic_write import replacing
 
 VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
@@ -33,17 +34,13 @@ def write_card(lora: Path, values: Mapping[str, Any]) -> Path | None:
 
 
 def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
-    """Call `save` for the .png next to a LoRA file; returns None if there is one already."""
+    """Have `save` write the .png next to a LoRA file (to a temporary name); returns None if there is one already."""
     return _write_new(lora.with_suffix(".png"), save)
 
 
 def _write_new(path: Path, save: Callable[[Path], object]) -> Path | None:
     if path.exists():
         return None
-    try:
-        save(path)
-    except BaseException:  # half a card would be in the way of a whole one
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
+    with replacing(path, fsync=False) as part:
+        save(part)
     return path

@@ -71,7 +71,9 @@ def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[
         return
     path = run.history.epoch_files().get(epoch)
     if path and not step:
-        yield from try_write_card(run, path, partial(write_preview, path, run.images[epoch][0].save))
+        yield from try_write_card(
+            run, path, partial(write_preview, path, partial(run.images[epoch][0].save, format="PNG"))
+        )
 
 
 def _generate_row(run: RunContext, epoch: int, step: int) -> Generator[Event, None, None]:
