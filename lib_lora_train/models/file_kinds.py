@@ -123,33 +123,41 @@ _PARTS: _Kinds = (
 def refuse_other_kinds(tensors: Iterable[str]) -> None:
     """ModelError, saying what the file is, if these are not the names of an SD checkpoint's tensors."""
     names = list(tensors)
-    _refuse_any(names, _MARKERS)
-    if any(name.startswith(_SD_UNET) for name in names):
-        return _refuse_any(names, (*_ADDITIONS, *_QUANTISED), least=max(2, round(_LEAST_SHARE * len(names))))
-    _refuse_any(names, (*_ADDITIONS, *_EMBEDDINGS, *_OTHER_MODELS, *_QUANTISED, *_PARTS))
-    raise ModelError(
-        "This is not a Stable Diffusion checkpoint: it has no UNet in the single-file (ldm) layout. "
-        "Choose a checkpoint for SD 1.x, SD 2.x or SDXL."
-    )
-
-
-def _refuse_any(names: Sequence[str], kinds: _Kinds, least: int = 1) -> None:
-    """ModelError for the first kind to which at least `least` of the names belong."""
-    for pattern, what in kinds:
-        if sum(re.search(pattern, name) is not None for name in names) >= least:
-            raise ModelError(f"This is {what}")
+    what = _find_other_kind(names)
+    if what:
+        raise ModelError(f"This is {what}")
+    if not _has_sd_unet(names):
+        raise ModelError(
+            "This is not a Stable Diffusion checkpoint: it has no UNet in the single-file (ldm) layout. "
+            "Choose a checkpoint for SD 1.x, SD 2.x or SDXL."
+        )
 
 
 def explain_other_vae(names: Sequence[str]) -> str:
     """What a file is that was chosen as the VAE and is none that fits."""
     if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
         return "is a VAE in diffusers' layout: choose the single-file (ldm) one."
-    try:
-        refuse_other_kinds(names)
-    except ModelError as reason:
-        what = str(reason).removeprefix("This is ").partition(".")[0].partition(", not a checkpoint")[0]
-        if what.startswith("a VAE"):
-            return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
-        if not what.startswith("not "):
-            return f"is {what}, not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
+    what = _find_other_kind(names).partition(".")[0].partition(", not a checkpoint")[0]
+    if what.startswith("a VAE"):
+        return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
+    if what:
+        return f"is {what}, not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
     return "is not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
+
+
+def _find_other_kind(names: Sequence[str]) -> str:
+    """What a file with these tensors is, and what to do, if it is known to be no SD checkpoint; else ""."""
+    found = _first_kind(names, _MARKERS)
+    if found or not _has_sd_unet(names):
+        return found or _first_kind(names, (*_ADDITIONS, *_EMBEDDINGS, *_OTHER_MODELS, *_QUANTISED, *_PARTS))
+    return _first_kind(names, (*_ADDITIONS, *_QUANTISED), least=max(2, round(_LEAST_SHARE * len(names))))
+
+
+def _first_kind(names: Sequence[str], kinds: _Kinds, least: int = 1) -> str:
+    """The first kind to which at least `least` of the names belong, "" if there is none."""
+    found = (what for pattern, what in kinds if sum(re.search(pattern, name) is not None for name in names) >= least)
+    return next(found, "")
+
+
+def _has_sd_unet(names: Sequence[str]) -> bool:
+    return any(name.startswith(_SD_UNET) for name in names)
