@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tests.stand_ins.ui import write_images
-from tests.ui.test_browser import WITHOUT_TOOLTIP, address, open_tab, page, pytestmark
+from tests.ui.test_browser import WITHOUT_TOOLTIP, address, fill, open_tab, page, pytestmark, show
 
 __all__ = ["address", "page", "pytestmark"]
 
@@ -21,6 +21,11 @@ def test_images_can_be_cropped_and_upscaled_and_both_can_be_undone(page: Any, ad
     folder = write_images(tmp_path / "set", 2, size=(300, 100))
     before = (folder / "000.png").read_bytes()
     open_tab(page, address)
+    show(page, "Train")  # the tiny model's own resolution is so small that these images are large enough for it
+    page.locator("#lora_train_advanced").get_by_text("Advanced", exact=True).click()
+    fill(page, "max_bucket", "1024")
+    fill(page, "resolution", "512")
+    show(page, "Dataset")
     box = page.locator("[data-lt='concepts'] input").first
     box.fill(str(folder))
     box.blur()
