@@ -14,6 +14,7 @@ from pathlib import Path
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.folder_contents import FolderContents, is_named_for_kohya, scan_below, scan_folder
 from lib_lora_train.dataset.folder_names import (
     is_originals_folder,
@@ -128,9 +129,9 @@ def _report_unread(
     used = {root.folder, *(sub.folder for sub in named)}
     unread = [sub for sub in below if sub.images and sub.folder not in used and not _is_originals(sub, root)]
     if unread:
-        count = sum(len(sub.images) for sub in unread)
+        total = sum(len(sub.images) for sub in unread)
         names = join_names([sub.folder.relative_to(root.folder).as_posix() for sub in unread])
-        yield warn(root.folder, f"sub-folders not read: {names} ({_images(count)}). {_ADVICE}")
+        yield warn(root.folder, f"sub-folders not read: {names} ({count(total, 'image')}). {_ADVICE}")
     for sub in below:
         if sub.failure:
             yield warn(sub.folder, f"cannot be read: {sub.failure}. {_PERMISSION_ADVICE}")
@@ -200,7 +201,3 @@ def _images_in_plain_folders(root: Path, found: Sequence[FolderContents]) -> str
     if len(found) == 1:
         return f"{root} contains no images, but {found[0].folder} does. Enter that folder instead."
     return f"{root} contains no images, but these sub-folders do: {names}. {_ADVICE}"
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"

@@ -22,9 +22,7 @@ from lib_lora_train.models.architecture import (
     add_text_model_prefix,
 )
 from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
-from lib_lora_train.models.model_files import explain_unreadable, refuse_unsafe
-
-_MARKERS = ("v_pred", "ztsnr")
+from lib_lora_train.models.model_files import MARKER_TENSORS, explain_unreadable, refuse_unsafe
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ def load_checkpoint(path: Path) -> CheckpointFile:
 
     ModelError for a file that is missing, damaged, not safetensors or not a checkpoint.
     """
-    tensors, metadata = _load_safetensors(path, (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES), _MARKERS)
+    tensors, metadata = _load_safetensors(path, (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES), MARKER_TENSORS)
     return CheckpointFile(path, add_text_model_prefix(tensors), metadata)
 
 

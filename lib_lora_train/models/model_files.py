@@ -26,7 +26,8 @@ from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
 from lib_lora_train.models.infer_spec import infer_spec, infer_vae_config
 
-_MARKERS = ("v_pred", "ztsnr")
+MARKER_TENSORS = ("v_pred", "ztsnr")
+"""Tensors without weights by which webuis recognise v-prediction and zero-terminal SNR."""
 PRECISION_NAMES: Mapping[str, str] = {
     "F32": "fp32",
     "F16": "fp16",
@@ -99,7 +100,7 @@ def _read_info(path: Path, _version: object, vae: Path | None, _vae_version: obj
     try:
         refuse_other_kinds(header.tensors)
         wanted = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
-        entries = {n: e for n, e in header.entries.items() if n.startswith(wanted) or n in _MARKERS}
+        entries = {n: e for n, e in header.entries.items() if n.startswith(wanted) or n in MARKER_TENSORS}
         if vae:
             entries = {n: e for n, e in entries.items() if not n.startswith(VAE_PREFIX)} | vae_entries
         entries = add_text_model_prefix(entries)

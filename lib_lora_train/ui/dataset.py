@@ -10,13 +10,14 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
 from lib_lora_train.web.form_check import FormCheck, ScannedDataset
-from lib_lora_train.web.markup import count, heading, problem_list, text, tiles
+from lib_lora_train.web.markup import heading, problem_list, text, tiles
 from lib_lora_train.web.repeats import RULE, scanned_folders
 
 _STEPS = (

@@ -11,11 +11,12 @@ import gradio as gr
 from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError, Problem
+from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya.importer import Imported
 from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
 from lib_lora_train.web.form import number_text
-from lib_lora_train.web.markup import count, location_label, problem_list, text
+from lib_lora_train.web.markup import location_label, problem_list, text
 
 _UNDO = (
     "<button type='button' class='lt-small' data-lt-undo title='Bring back the settings from before'>"

@@ -11,6 +11,7 @@ import gradio as gr
 
 from lib_lora_train.config.parameters import Group, Tier
 from lib_lora_train.core.events import PHASE_TITLES
+from lib_lora_train.core.wording import count
 from lib_lora_train.ui.dataset import plan_sentence
 from lib_lora_train.ui.sources import Sources, build_sources
 from lib_lora_train.ui.widgets import (
@@ -24,7 +25,7 @@ from lib_lora_train.ui.widgets import (
 )
 from lib_lora_train.web.form import Field, Form, form_fields
 from lib_lora_train.web.form_check import ChangedSettings, FormCheck
-from lib_lora_train.web.markup import count, heading, problem_list, text
+from lib_lora_train.web.markup import heading, problem_list, text
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",

@@ -11,6 +11,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.caption_files import (
     CaptionFilter,
@@ -31,7 +32,6 @@ from lib_lora_train.web.caption_folders import CaptionFolders, named_folder
 from lib_lora_train.web.gallery import paginate
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import optional_path
-from lib_lora_train.web.markup import count
 from lib_lora_train.web.token_analysis import TokenAnalysis
 
 _TAGS_SHOWN = 200

@@ -14,6 +14,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import shorten
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
 from lib_lora_train.dataset_tools.checkup import (
@@ -28,7 +29,6 @@ from lib_lora_train.dataset_tools.image_cache import ImageFactsCache
 from lib_lora_train.dataset_tools.repairs import RepairResult, list_undos, write_repairs, write_undo
 from lib_lora_train.dataset_tools.upscale import LANCZOS, Upscale, upscale_lanczos, write_upscaled
 from lib_lora_train.web.image_tokens import ImageTokens
-from lib_lora_train.web.markup import count
 
 _FINDINGS_SHOWN = 40
 _MAX_CHECKS = 8

@@ -18,11 +18,6 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """1 → `1 image`, 2000 → `2,000 images`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
     """A row of figures, each above its label."""
     cells = "".join(

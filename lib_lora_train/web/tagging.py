@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
 from lib_lora_train.dataset_tools.caption_files import describe_left_out
 from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, numbers_to_tag, plan_tags
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.json_values import optional_path
-from lib_lora_train.web.markup import count
 
 TAGGERS: Mapping[str, str] = {
     "DeepBooru": "Built into the webui: danbooru tags with scores. Pauses while you generate images.",

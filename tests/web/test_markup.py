@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lib_lora_train.core.errors import Problem
-from lib_lora_train.web.markup import count, field_key, problem_list
+from lib_lora_train.core.wording import count
+from lib_lora_train.web.markup import field_key, problem_list
 
 
 def test_texts_are_escaped() -> None:

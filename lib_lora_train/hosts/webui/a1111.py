@@ -58,11 +58,6 @@ class A1111(CommonWebui):
             tensors=lambda: tensors_of(model),
         )
 
-    def other_selection(self) -> str:
-        """A generation loads the selected checkpoint first; another VAE or precision is loaded when it is selected."""
-        loaded = self._models.model_data.sd_model.sd_checkpoint_info
-        return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
-
     def restore_weights(self) -> None:
         """Move the model to the device and remove every LoRA from the layers it was merged into.
 

@@ -50,6 +50,11 @@ class CommonWebui(ABC):
         """`--lora-dir`, with the sub-folder from the settings."""
         return lora_folder(self._shared)
 
+    def other_selection(self) -> str:
+        """A generation loads the selected checkpoint first; another VAE or precision is loaded when it is selected."""
+        loaded = self._models.model_data.sd_model.sd_checkpoint_info
+        return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
+
     def refresh_loras(self) -> None:
         """Rescan the LoRA folder, as the list's refresh button does."""
         networks = lora_networks()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lib_lora_train.hosts.webui.common import CommonWebui
 from lib_lora_train.hosts.webui.forge import Forge, unsupported_prediction
 from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.sampling.sampler_options import SamplerOptions
@@ -29,10 +30,7 @@ class LdmPatched(Forge):
         """Load the checkpoint selected at the top of the page, by reading the attribute."""
         _ = self._shared.sd_model
 
-    def other_selection(self) -> str:
-        """A generation loads the selected checkpoint first; another VAE is loaded when it is selected."""
-        loaded = self._models.model_data.sd_model.sd_checkpoint_info
-        return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
+    other_selection = CommonWebui.other_selection  # selecting works as in A1111, not as in Forge
 
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
         """Prediction type and zero-terminal SNR, from the schedule's class, which is all a .yaml file changes."""
