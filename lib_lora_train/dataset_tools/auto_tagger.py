@@ -1,7 +1,7 @@
-"""Auto-tagging: images are tagged one by one in a background thread, and the captions are written at the end.
+"""Auto-tagging: images are tagged in a background thread, and each caption is written as soon as its image is tagged.
 
-The webui's own taggers share the card with the webui: a waiting generation runs between two images. Tags found before
-a stop or a failure are written too.
+The webui's own taggers share the card with the webui: a waiting generation runs between two images. Whatever ends the
+tagging, a crash too, the captions written so far stay.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class TaggingRequest:
 
 
 WriteCaptions = Callable[[TaggingRequest, Mapping[Path, TaggerResult]], str]
-"""Writes the captions and returns a sentence about what it did; LoraTrainError if it cannot."""
+"""Writes the captions of newly tagged images; a sentence about all that it has written for the request so far.
+
+LoraTrainError if it cannot.
+"""
 
 
 class AutoTagger:
@@ -71,11 +74,11 @@ class AutoTagger:
         self._task.start(lambda: self._tag(request))
 
     def stop(self) -> None:
-        """Stop after the current image; the tags found so far are written."""
+        """Stop after the current image."""
         self._task.stop()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
-        """Block until the captions are written or tagging has failed."""
+        """Block until all captions are written or tagging has failed."""
         self._task.wait(timeout_seconds)
 
     def status(self) -> dict[str, Any]:
@@ -92,17 +95,15 @@ class AutoTagger:
 
     # --- the thread ------------------------------------------------------------------------------
     def _tag(self, request: TaggingRequest) -> None:
-        """Tag the images, then write the captions even if tagging was stopped or failed."""
         self._request, self._skipped, self._write_report = request, [], ""
         self._task.start_phase("Loading the tagger", 0)
-        found: dict[Path, TaggerResult] = {}
         try:
-            self._tag_images(request, found)
+            self._tag_images(request)
         finally:
-            self._write_report = self._write(request, found) if found else "Nothing was written."
+            self._write_report = self._write_report or "Nothing was written."
 
-    def _tag_images(self, request: TaggingRequest, found: dict[Path, TaggerResult]) -> None:
-        """Fill `found`, releasing the tagger between two images whenever a generation is waiting."""
+    def _tag_images(self, request: TaggingRequest) -> None:
+        """Tag the images, releasing the tagger between two of them whenever a generation is waiting."""
         acquire_tagger, has_waiters = self._choose_tagger(request)
         remaining = deque(request.images)
         while remaining and not self._task.is_stopped():
@@ -110,7 +111,7 @@ class AutoTagger:
                 if len(remaining) == len(request.images):
                     self._task.start_phase("images tagged", len(remaining))
                 while remaining:
-                    self._tag_image(remaining.popleft(), tagger, found)
+                    self._tag_image(remaining.popleft(), tagger, request)
                     self._task.report(len(request.images) - len(remaining))
                     if has_waiters() or self._task.is_stopped():
                         break
@@ -126,10 +127,10 @@ class AutoTagger:
         tagger = load_wd14(request.model)
         return lambda: nullcontext(tagger), lambda: False
 
-    def _tag_image(self, image: Path, tagger: Tagger, found: dict[Path, TaggerResult]) -> None:
+    def _tag_image(self, image: Path, tagger: Tagger, request: TaggingRequest) -> None:
         try:
             pixels = read_upright_image(image)
         except DataError as error:
             self._skipped.append((image.name, str(error)))
         else:
-            found[image] = tagger(pixels)
+            self._write_report = self._write(request, {image: tagger(pixels)})

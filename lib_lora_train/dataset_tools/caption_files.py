@@ -81,16 +81,19 @@ class CaptionSet:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def load_captions(folder: Path, extension: str = ".txt") -> CaptionSet:
-    """The caption of every image, as `scan_dataset` finds it; DataError if the folder cannot be read."""
-    captions = [caption for contents in scan_data_folders(folder) for caption in _load_folder(contents, extension)]
+def load_captions(folder: Path, extension: str = ".txt", among: Collection[Path] | None = None) -> CaptionSet:
+    """The caption of every image, or of those in `among`, as `scan_dataset` finds it.
+
+    DataError if the folder cannot be read.
+    """
+    captions = [one for contents in scan_data_folders(folder) for one in _load_folder(contents, extension, among)]
     captions.sort(key=lambda caption: natural_sort_key(caption.image.relative_to(folder).as_posix()))
     return CaptionSet(folder, tuple(captions))
 
 
-def _load_folder(contents: FolderContents, extension: str) -> Iterator[Caption]:
+def _load_folder(contents: FolderContents, extension: str, among: Collection[Path] | None) -> Iterator[Caption]:
     by_extension = index_by_extension(contents.other_files)
-    for image in contents.images:
+    for image in contents.images if among is None else [image for image in contents.images if image in among]:
         found = find_caption_file(image, extension, by_extension)
         file = found or image.with_name(image.stem + list_caption_extensions(extension)[0])
         text, is_certain = ("", True) if found is None else decode_caption(read_bytes(found))

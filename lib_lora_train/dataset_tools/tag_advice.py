@@ -195,11 +195,23 @@ def _check_implications(tags: Sequence[str], implications: Implications) -> Iter
     """Tags that imply another one: they end with it or are a known kind of it."""
     present = set(tags)
     for tag in dict.fromkeys(tags):
-        general = _IMPLIED.get(tag)
-        endings = (" ".join(tag.split()[start:]) for start in range(1, len(tag.split())))
-        for other in dict.fromkeys((*([general] if general else []), *implications.get(tag, ()), *endings)):
-            if other in present and other != tag and not re.fullmatch(r"\d*(girls?|boys?)", other):
+        for other in implied_tags(tag, implications):
+            if other in present and not re.fullmatch(r"\d*(girls?|boys?)", other):
                 yield (tag, other), Topic(f"{tag!r} implies {other!r}", "one of them is enough."), ""
+
+
+def implied_tags(tag: str, implications: Implications) -> list[str]:
+    """The tags that a tag implies, and those that these imply in turn; never the tag itself, even in a cycle."""
+    found = dict.fromkeys([tag])
+    waiting = [tag]
+    for one in waiting:  # grows
+        words = one.split()
+        endings = (" ".join(words[start:]) for start in range(1, len(words)))
+        general = [_IMPLIED[one]] if one in _IMPLIED else []
+        new = [other for other in (*general, *implications.get(one, ()), *endings) if other not in found]
+        found.update(dict.fromkeys(new))
+        waiting += dict.fromkeys(new)
+    return [other for other in found if other != tag]
 
 
 def _quote_all(tags: Sequence[str]) -> str:

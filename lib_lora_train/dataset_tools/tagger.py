@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,12 +103,16 @@ def plan_tags(
     existing: Existing,
     *,
     lines: str = "joined",
+    done: Collection[Path] = (),
 ) -> EditPlan:
-    """What the taggers' results would change; a.png and a.jpg share the caption of the first one tagged."""
+    """What the taggers' results would change; a.png and a.jpg share the caption of the first one tagged.
+
+    `done` are the caption files of images that were tagged before.
+    """
     changes: dict[Path, Change] = {}
     left_out = []
     for number, caption in enumerate(captions.captions):
-        if caption.image not in found or caption.file in changes:
+        if caption.image not in found or caption.file in changes or caption.file in done:
             continue
         if not caption.is_certain:
             left_out.append(number)

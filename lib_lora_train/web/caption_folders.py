@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class CaptionFolders:
             while len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
         return captions
+
+    def load_some(self, folder: Path, images: Collection[Path]) -> CaptionSet:
+        """The captions of some images as they are on disk now; errors as for `load`."""
+        return load_captions(folder, self._extension(), images)
 
     def recent(self, folder: Path) -> CaptionSet:
         """The captions as they were last read, for what need not be exact; errors as for `load`."""

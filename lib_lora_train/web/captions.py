@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lib_lora_train.dataset_tools.caption_files import (
     write_plan,
     write_undo,
 )
+from lib_lora_train.dataset_tools.journal import Journal
 from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
 from lib_lora_train.dataset_tools.tag_vocabulary import load_implications
 from lib_lora_train.web.caption_edits import make_edit
@@ -192,9 +193,9 @@ class CaptionSession:
                 self.folders.forget(folder)
         return {**self.show(values), "message": f"Last edit undone: {count(number, 'caption')} restored."}
 
-    def _write(self, plan: EditPlan) -> None:
+    def _write(self, plan: EditPlan, journal: Journal | None = None) -> None:
         try:
-            write_plan(plan)
+            write_plan(plan, journal)
         finally:
             self.folders.forget(plan.captions.folder)
 
@@ -215,11 +216,16 @@ class CaptionSession:
             return captions, sorted({captions.numbers[name] for name in names if name in captions.numbers})
         return captions, list(range(len(captions)))
 
-    def rewrite(self, folder: Path, make_plan: Callable[[CaptionSet, str], EditPlan]) -> EditPlan:
-        """Apply the plan made from the captions on disk now and the setting `caption_lines`; that plan."""
+    def rewrite(
+        self, folder: Path, images: Collection[Path], make_plan: Callable[[CaptionSet, str], EditPlan], journal: Journal
+    ) -> EditPlan:
+        """Apply the plan made from the captions of these images on disk now and the setting `caption_lines`.
+
+        Returns the plan. Plans with the same journal are undone together.
+        """
         with self._lock:
-            plan = make_plan(self.folders.load(folder), self._config().caption_lines)
-            self._write(plan)
+            plan = make_plan(self.folders.load_some(folder, images), self._config().caption_lines)
+            self._write(plan, journal)
         return plan
 
     # --- advice --------------------------------------------------------------------------------

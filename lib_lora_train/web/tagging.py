@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
-from lib_lora_train.dataset_tools.caption_files import describe_left_out
+from lib_lora_train.dataset_tools.caption_files import (
+    Caption,
+    CaptionSet,
+    EditPlan,
+    caption_journal,
+    describe_left_out,
+)
+from lib_lora_train.dataset_tools.journal import Journal
 from lib_lora_train.dataset_tools.tagger import EXISTING, TaggerResult, TagRule, numbers_to_tag, plan_tags
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.json_values import optional_path
@@ -83,12 +90,39 @@ FIELDS: Mapping[str, TagField] = {
 }
 
 
+@dataclass
+class _Written:
+    """What was written for a request so far, as one edit unless the user edited the folder in between."""
+
+    request: TaggingRequest
+    journal: Journal
+    files: set[Path] = field(default_factory=set)
+    left_out: list[Caption] = field(default_factory=list)
+    tagged: int = 0
+    changed: int = 0
+
+    def add(self, plan: EditPlan) -> None:
+        """Count a plan that was written."""
+        self.files |= {caption.file for caption in plan.captions.captions}
+        self.left_out += [plan.captions.captions[number] for number in plan.left_out]
+        self.tagged += plan.considered
+        self.changed += len(plan.changes)
+
+    def __str__(self) -> str:
+        unchanged = self.tagged - self.changed - len(self.left_out)
+        note = f"; {unchanged:,} of {self.tagged:,} needed no change" if unchanged else ""
+        left_out = CaptionSet(self.request.folder, tuple(self.left_out))
+        named = describe_left_out(left_out, range(len(left_out)))
+        return f"{count(self.changed, 'caption')} written{note}. {named}".strip()
+
+
 class TaggingSession:
     """Runs a tagger on images of the folder that the request names, one request at a time."""
 
     def __init__(self, host: TaggerHost, captions: CaptionSession) -> None:
         self._captions = captions
         self.tagger = AutoTagger(host, self._write)
+        self._written: _Written | None = None
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -161,15 +195,21 @@ class TaggingSession:
         return request, len(numbers), describe_left_out(captions, left_out)
 
     def _write(self, request: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
-        """Write the captions as one edit, starting from the captions on disk now; a message."""
+        """Write the captions of these images, as they are on disk now, as part of the request's one edit; a message."""
+        if self._written is None or self._written.request is not request:
+            self._written = _Written(request, caption_journal(request.folder))
+        written = self._written
+        written.journal = written.journal.continued()
         plan = self._captions.rewrite(
             request.folder,
-            lambda captions, lines: plan_tags(captions, found, request.rule, request.existing, lines=lines),
+            found.keys(),
+            lambda captions, lines: plan_tags(
+                captions, found, request.rule, request.existing, lines=lines, done=written.files
+            ),
+            written.journal,
         )
-        changed = len(plan.changes)
-        unchanged = len(found) - changed - len(plan.left_out)
-        note = f"; {unchanged:,} of {len(found):,} needed no change" if unchanged else ""
-        return f"{count(changed, 'caption')} written{note}. {plan.note}".strip()
+        written.add(plan)
+        return str(written)
 
 
 def read_rule(values: Mapping[str, Any]) -> TagRule:

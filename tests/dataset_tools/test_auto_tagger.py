@@ -54,8 +54,8 @@ class Written:
         self.found: Mapping[Path, TaggerResult] = {}
 
     def __call__(self, request: TaggingRequest, found: Mapping[Path, TaggerResult]) -> str:
-        self.found = dict(found)
-        return f"{len(found)} captions were written."
+        self.found = {**self.found, **found}
+        return f"{len(self.found)} captions were written."
 
 
 def request_for(folder: Path, *, tagger: str = "DeepBooru", model: Path | None = None) -> TaggingRequest:
@@ -137,7 +137,7 @@ def test_captions_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
     work = AutoTagger(FakeTaggerHost(), full)
     work.start(request_for(write_images(tmp_path / "set", 1)))
     work.wait(60)
-    assert (work.status()["state"], work.status()["message"]) == ("failed", "The disk is full.")
+    assert (work.status()["state"], work.status()["message"]) == ("failed", "The disk is full. Nothing was written.")
 
 
 def test_one_set_is_tagged_at_a_time(tmp_path: Path) -> None:

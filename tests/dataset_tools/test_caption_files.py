@@ -41,7 +41,6 @@ from lib_lora_train.dataset_tools.caption_files import (
     write_undo,
 )
 from lib_lora_train.dataset_tools.tag_advice import Advice, find_advice, find_tags_to_prune, group_advice
-from lib_lora_train.dataset_tools.tag_vocabulary import load_implications
 from tests.stand_ins.work import calls_of
 
 
@@ -330,19 +329,6 @@ def test_frequent_tags_are_found_and_their_absence_explained() -> None:
     (found,) = find_tags_to_prune(set_of(*captions), "zorp")
     assert (found.tag, found.share) == ("navel", 0.6)
     assert "leaving it out of a prompt means something too" in str(found)
-
-
-@pytest.mark.parametrize("header", ["", "id,antecedent_name,consequent_name\n"])
-def test_a_list_of_implications_beside_the_tag_list_is_used(tmp_path: Path, header: str) -> None:
-    number = "7," if header else ""
-    (tmp_path / "tag_implications.csv").write_text(f"{header}{number}Zorp_Terrier,zorp\n", encoding="utf-8")
-    implications = load_implications(tmp_path / "tags.csv")
-    assert implications == {"zorp terrier": {"zorp"}}
-    captions = set_of("zorp_terrier, zorp, grass, sky, sun", "german shepherd, dog, grass, sky, sun")
-    assert [remark.tags for remark in find_advice(captions, implications)] == [
-        ("zorp terrier", "zorp"),
-        ("german shepherd", "dog"),
-    ]
 
 
 def _about(advice: list[Advice]) -> list[tuple[str, ...]]:

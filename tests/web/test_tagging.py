@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ REQUEST: dict[str, Any] = {"tagger": "DeepBooru", "existing": "append", "scope":
 
 
 class FakeTaggerHost:
-    """A host whose DeepBooru sees a hat in every image; `during_image` is called before."""
+    """A host whose DeepBooru sees a hat, `tag`, in every image; `during_image` is called before."""
+
+    tag = "big_hat"
 
     def during_image(self) -> None:
         pass
@@ -36,7 +39,7 @@ class FakeTaggerHost:
     def tagger(self, name: str) -> Iterator[Tagger]:
         def tagger(image: Image.Image) -> TaggerResult:
             self.during_image()
-            return TaggerResult((ScoredTag("big_hat", 0.9), ScoredTag("rain", 0.3)))
+            return TaggerResult((ScoredTag(self.tag, 0.9), ScoredTag("rain", 0.3)))
 
         yield tagger
 
@@ -104,6 +107,55 @@ def test_tags_are_appended_and_one_undo_restores_all_captions(tmp_path: Path) ->
     assert shown_in(session, folder)["images"][1]["text"] == "zkw, big hat", "the panel shows them too"
     session.run_action("captions-undo", {"folder": str(folder), "record": shown_in(session, folder)["record"]})
     assert texts(folder) == before
+
+
+def test_a_caption_is_on_the_disk_before_the_next_image_is_tagged(tmp_path: Path) -> None:
+    _, tagging, host, folder = opened(tmp_path)
+    seen: list[list[str]] = []
+    host.during_image = lambda: seen.append(texts(folder))  # type: ignore[method-assign]
+    done(tagging, folder)
+    first, last = "zkw, image 0, big hat", "zkw, image 2"
+    assert seen == [["zkw, image 0", last], [first, last], [first, "big hat", last]]
+
+
+def test_what_was_written_before_a_crash_is_undone_together(tmp_path: Path) -> None:
+    """A copy of the folder, made while the third image is tagged, is what a crash leaves."""
+    _, tagging, host, folder = opened(tmp_path)
+    before, left = texts(folder), tmp_path / "left"
+    written = ["zkw, image 0, big hat", "big hat", before[1]]
+    host.during_image = lambda: texts(folder) == written and shutil.copytree(folder, left)  # type: ignore
+    done(tagging, folder)
+    later, _ = open_small_session(tmp_path / "later")
+    assert texts(left) == written
+    later.run_action("captions-undo", {"folder": str(left), "record": shown_in(later, left)["record"]})
+    assert texts(left) == before
+
+
+def test_an_edit_in_between_is_undone_separately(tmp_path: Path) -> None:
+    session, tagging, host, folder = opened(tmp_path)
+    before = texts(folder)
+
+    def save_once() -> None:
+        if texts(folder) == ["zkw, image 0, big hat", before[1]]:
+            seen = shown_in(session, folder)["images"][0]["seen"]
+            typed = {"folder": str(folder), "image": "000.png", "text": "mine", "seen": seen}
+            session.run_action("captions-save", typed)
+
+    host.during_image = save_once  # type: ignore[method-assign]
+    assert done(tagging, folder)["message"] == "3 captions written."
+    for expected in (["mine", before[1]], ["zkw, image 0, big hat", before[1]], before):
+        session.run_action("captions-undo", {"folder": str(folder), "record": shown_in(session, folder)["record"]})
+        assert texts(folder) == expected
+
+
+def test_images_that_share_a_caption_are_tagged_once(tmp_path: Path) -> None:
+    _, tagging, host, folder = opened(tmp_path)
+    with Image.open(folder / "001.png") as image:
+        image.convert("RGB").save(folder / "001.jpg")
+    names = iter(("a", "first", "second", "z"))
+    host.during_image = lambda: setattr(host, "tag", next(names))  # type: ignore[method-assign]
+    done(tagging, folder, existing="replace")
+    assert texts(folder) == ["a", "first", "z"]
 
 
 def test_keeping_existing_captions_tags_only_images_without_one(tmp_path: Path) -> None:
