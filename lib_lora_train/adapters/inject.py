@@ -18,7 +18,6 @@ from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, has_output_dora, reshape_for_layer
-from lib_lora_train.adapters.files.other_models import refuse_other_models
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
@@ -34,6 +33,7 @@ from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.core.wording import shorten_list
+from lib_lora_train.models.other_models import refuse_other_models
 
 _SHOWN_KEYS = 3
 

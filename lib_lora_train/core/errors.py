@@ -3,7 +3,8 @@
 LoraTrainError
 ├── ConfigError      settings that are out of range or contradict each other (all of them at once)
 ├── DataError        the dataset folders, images or captions
-├── ModelError       a checkpoint, VAE or tokenizer that cannot be used
+├── ModelError       a checkpoint or tokenizer that cannot be used
+│   └── VaeError         a separate VAE that cannot be used
 ├── AdapterError     a LoRA file that cannot be used, or a layer that cannot be adapted
 ├── HostError        the webui is in a state that does not allow the request
 │   ├── ModelUnavailableError   the run's model is not loaded right now; the run waits for it
@@ -63,6 +64,10 @@ class DataError(LoraTrainError):
 
 class ModelError(LoraTrainError):
     """A checkpoint, VAE or tokenizer is missing, damaged or of an unsupported kind."""
+
+
+class VaeError(ModelError):
+    """The VAE that replaces the checkpoint's own cannot be used."""
 
 
 class AdapterError(LoraTrainError):

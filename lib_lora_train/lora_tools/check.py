@@ -22,8 +22,8 @@ from lib_lora_train.adapters.files.decode import (
 )
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
-from lib_lora_train.adapters.files.other_models import identify_other_model
 from lib_lora_train.core.wording import shorten_list
+from lib_lora_train.models.other_models import find_by_layers
 
 _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _MODELS_BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2"}
@@ -85,8 +85,7 @@ class LoraReport:
                 "`convert` writes a file with the effect it had in training."
             )
         found += [f"{count} layers: {_REMARKS[remark]}" for remark, count in self.remarks.items()]
-        if identify_other_model(self.foreign):
-            model = identify_other_model(self.foreign)
+        if model := find_by_layers(self.foreign):
             found.append(f"It is for {model}; only files for SD1, SD2 and SDXL can be used here.")
         elif self.foreign:
             names = shorten_list(self.foreign, _SHOWN)
@@ -166,7 +165,7 @@ def _norm(layer: ParsedLayer) -> float | None:
 
 def _base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
     """The models the file is for: by the input width of cross-attention, else by metadata, else by layer names."""
-    other = identify_other_model(parsed.layers)
+    other = find_by_layers(parsed.layers)
     if other:
         return other
     for name, layer in parsed.layers.items():

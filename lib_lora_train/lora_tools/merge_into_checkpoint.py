@@ -15,7 +15,6 @@ from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
 from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata, refuse_existing
 from lib_lora_train.models.architecture import VAE_PREFIX
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
-from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.diffusion_model import assemble
 from lib_lora_train.models.infer_spec import infer_spec
 
@@ -37,10 +36,12 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     for files that do not fit it, OutputError if it cannot be written.
     """
     refuse_existing(path)
+    if checkpoint.is_dir():
+        raise ModelError(f"{checkpoint} is a folder in diffusers' layout. Merge into a single-file checkpoint.")
     file = load_checkpoint(checkpoint)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
-    spec = infer_spec(shapes_of(tensors), hints=read_hints(checkpoint, file.metadata))
+    spec = infer_spec(shapes_of(tensors), hints=file.hints)
     model = assemble(tensors, spec=spec, tokenizers=(), name=checkpoint.stem, file_hash="", path=checkpoint)
     if any(slot.is_copy for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
         raise ModelError(f"{checkpoint.name} is stored in 8 bit or less. Merge into its 16-bit or 32-bit version.")

@@ -1,11 +1,11 @@
-"""Checkpoint and VAE files: their tensors, and why a file cannot be used."""
+"""Checkpoints and VAEs: their tensors and hashes."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import (
-    TEXT_PREFIXES,
-    UNET_PREFIX,
-    VAE_PREFIX,
-    Shapes,
-    add_text_model_prefix,
-)
-from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
-from lib_lora_train.models.model_files import MARKER_TENSORS, explain_unreadable, refuse_unsafe
+from lib_lora_train.models.architecture import VAE_PREFIX, CheckpointHints, Shapes, add_text_model_prefix
+from lib_lora_train.models.model_files import read_contents, read_vae_places
+from lib_lora_train.models.model_folder import read_weight_files
+from lib_lora_train.models.weight_files import TensorPlace, explain_unreadable
 
 
 @dataclass(frozen=True, eq=False)
 class CheckpointFile:
-    """A checkpoint's tensors by ldm name, memory-mapped on the CPU, and the file's metadata."""
+    """A checkpoint's tensors by ldm name, memory-mapped on the CPU, its metadata, and what shapes do not show.
+
+    `path` is a file, or a folder in diffusers' layout.
+    """
 
     path: Path
+    name: str
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    hints: CheckpointHints
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of the whole file, computed on first use."""
-        return file_hash(self.path)
+        """sha256 (hex) of the whole checkpoint, computed on first use."""
+        return model_hash(self.path)
 
     @property
     def shapes(self) -> Shapes:
@@ -50,25 +50,28 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def load_checkpoint(path: Path) -> CheckpointFile:
-    """The UNet, VAE and text encoder tensors of a single-file checkpoint; leftovers of training are not read.
+    """The UNet, VAE and text encoder tensors of a checkpoint; leftovers of training are not read.
 
-    ModelError for a file that is missing, damaged, not safetensors or not a checkpoint.
+    ModelError for a file that is missing, damaged, not safetensors or not a checkpoint, and for such a folder.
     """
-    tensors, metadata = _load_safetensors(path, (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES), MARKER_TENSORS)
-    return CheckpointFile(path, add_text_model_prefix(tensors), metadata)
+    contents = read_contents(path)
+    tensors = add_text_model_prefix(_load_tensors(contents.places))
+    if path.is_dir():
+        tensors = {name: _as_in_a_file(name, tensor) for name, tensor in tensors.items()}
+    return CheckpointFile(contents.path, contents.name, tensors, contents.metadata, contents.hints)
+
+
+def _as_in_a_file(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in the order in memory that it has after loading a single file, which decides how products round.
+
+    OpenCLIP's text projection, the only one that differs, is transposed there.
+    """
+    return tensor.t().contiguous().t() if name.endswith(".text_projection.weight") else tensor
 
 
 def load_vae(path: Path) -> Mapping[str, Tensor]:
-    """A VAE file's tensors under ldm's names with `first_stage_model.`; ModelError if the file cannot be used."""
-    refuse_unsafe(path)
-    with _opened(path) as file:
-        names = [name for name in file.keys() if not re.match(r"(first_stage_model\.)?(loss|model_ema)\.", name)]  # noqa: SIM118
-        prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in names) else ""
-        if f"{prefix}encoder.down.0.block.0.conv1.weight" not in names:
-            raise ModelError(f"{path.name} {explain_other_vae(names)}")
-        return {
-            VAE_PREFIX + name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)
-        }
+    """A VAE's tensors under ldm's names with `first_stage_model.`; VaeError if it cannot be used."""
+    return _load_tensors(read_vae_places(path))
 
 
 def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,18 +79,10 @@ def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dic
     return {**{name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)}, **vae}
 
 
-def _load_safetensors(
-    path: Path, prefixes: tuple[str, ...], markers: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    refuse_unsafe(path)
-    with _opened(path) as file:
-        names = list(file.keys())
-        try:
-            refuse_other_kinds(names)
-        except ModelError as reason:
-            raise ModelError(f"{path.name}: {reason}") from None
-        wanted = [name for name in names if name.startswith(prefixes) or name in markers]
-        return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
+def _load_tensors(places: Mapping[str, TensorPlace]) -> dict[str, Tensor]:
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(_opened(file)) for file in {place.file for place in places.values()}}
+        return {name: opened[place.file].get_tensor(place.name) for name, place in places.items()}
 
 
 def _opened(path: Path) -> Any:
@@ -106,6 +101,19 @@ def file_hash(path: Path) -> str:
     return _hash(path, status.st_size, status.st_mtime_ns)
 
 
+def model_hash(path: Path) -> str:
+    """sha256 (hex) of a checkpoint: of the file, or of a list of the weight files that are read from a folder.
+
+    The list has a line `sha256  part/file` for each file, in the order of their names, as `sha256sum` prints it. It
+    does not depend on where the folder is, nor on its configs.
+    """
+    if not path.is_dir():
+        return file_hash(path)
+    files = sorted(read_weight_files(path), key=lambda file: file.relative_to(path).as_posix())
+    lines = [f"{file_hash(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 @functools.lru_cache(maxsize=16)
 def _hash(path: Path, _size: int, _changed: int) -> str:
     digest = hashlib.sha256()
@@ -120,7 +128,9 @@ LEGACY_HASH_RANGE = (0x100000, 0x110000)
 
 
 def legacy_hash(path: Path) -> str:
-    """The webuis' old 8-digit hash: sha256 of `LEGACY_HASH_RANGE`."""
+    """The webuis' old 8-digit hash: sha256 of `LEGACY_HASH_RANGE`; "" for a folder, which has none."""
+    if path.is_dir():
+        return ""
     start, end = LEGACY_HASH_RANGE
     with path.open("rb") as file:
         file.seek(start)

@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import CheckpointHints, PredictionType
+from lib_lora_train.models.architecture import CheckpointHints
+from lib_lora_train.models.model_folder_hints import folder_tokenizer
+from lib_lora_train.models.prediction_words import prediction_of
 
-_V_WORDS = ("v", "vpred", "vprediction", "vparam", "vparameterization", "velocity")
-_EPSILON_WORDS = ("eps", "epsilon", "epspred", "epsilonpred", "epsprediction", "epsilonprediction", "noise")
 _PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type", "ss_prediction_type")
 """Metadata keys in order of precedence; ComfyUI writes `predict_key`."""
 _SNR_KEYS = ("ss_zero_terminal_snr", "modelspec.zero_terminal_snr", "ztsnr", "zsnr")
 _YAML_SNR_KEYS = ("zero_terminal_snr", "rescale_betas_zero_snr", "zero_snr", "ztsnr", "zsnr")
-
-
-def prediction_of(word: str) -> PredictionType | None:
-    """The prediction type that a word in a file means, in any of the spellings in use; None for unknown words."""
-    plain = re.sub(r"[^a-z]", "", word.lower())
-    return "v_prediction" if plain in _V_WORDS else "epsilon" if plain in _EPSILON_WORDS else None
 
 
 def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
@@ -91,9 +85,12 @@ def _with_text_config(hints: CheckpointHints, folder: Path | None) -> Checkpoint
 def tokenizer_folder(path: Path) -> Path | None:
     """The checkpoint's own tokenizer folder; None if it has none.
 
-    It is the local folder that the .yaml's `cond_stage_config.params.version` names, relative to the checkpoint; else
-    a folder `tokenizer` beside the checkpoint, if the checkpoint has a .yaml.
+    That of a folder in diffusers' layout is in it. For a file, it is the local folder that the .yaml's
+    `cond_stage_config.params.version` names, relative to the checkpoint; else a folder `tokenizer` beside the
+    checkpoint, if the checkpoint has a .yaml.
     """
+    if path.is_dir():
+        return folder_tokenizer(path)
     sidecar = path.with_suffix(".yaml")
     named = _at(_read_yaml(sidecar), "model", "params", "cond_stage_config", "params").get("version")
     for name in (named, "tokenizer" if sidecar.is_file() else None):

@@ -10,18 +10,25 @@ import re
 from collections.abc import Iterable, Sequence
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models.other_models import NEEDS_SD, OTHER_MODELS, with_article
 
 _SD_UNET = ("model.diffusion_model.input_blocks.", "model.diffusion_model.output_blocks.")
-_NEEDS_SD = "Only SD 1.x, SD 2.x and SDXL can be trained."
 _NEEDS_CHECKPOINT = "Choose a checkpoint."
 _NEEDS_BASE = "Choose the checkpoint that it is used with."
 _LEAST_SHARE = 0.05
 
+_LORA = (
+    r"lora[._](up|down|mid|A|B|linear_layer|magnitude_vector)\b|lora_(unet|te\d?|prior|transformer)_|^lycoris_|"
+    r"\.hada_w|\.lokr_w|\.oft_|\.dora_scale|\.processor\.to_"
+)
+_WHOLE_WEIGHT = r"\.(weight|bias)$|^[^.]+$"
+"""What the names of a LoRA's own tensors (`….diff`, `….alpha`) do not look like."""
+
 _Kinds = tuple[tuple[str, str], ...]  # a pattern for tensor names, and what the file is
 
 _MARKERS: _Kinds = (
-    (r"^(edm_mean|edm_vpred)", f"an EDM model (Playground, CosXL), whose noise schedule is not supported. {_NEEDS_SD}"),
-    (r"encoder_hid_proj", f"a Kolors or Kandinsky model. {_NEEDS_SD}"),
+    (r"^(edm_mean|edm_vpred)", f"an EDM model (Playground, CosXL), whose noise schedule is not supported. {NEEDS_SD}"),
+    (r"encoder_hid_proj", f"a Kolors or Kandinsky model. {NEEDS_SD}"),
 )
 
 # In the following tables, the first match counts: several kinds have all the names of another one, and more.
@@ -34,15 +41,13 @@ _ADDITIONS: _Kinds = (
     (r"^(ip_adapter|image_proj)(\.|$)|\.to_[kv]_ip\.", f"an IP-Adapter, not a checkpoint. {_NEEDS_BASE}"),
     (r"^(adapter\.)?body\.\d+\.(in_conv|block\d|resnets)", f"a T2I-Adapter, not a checkpoint. {_NEEDS_BASE}"),
     (
-        r"lora[._](up|down|mid|A|B|linear_layer|magnitude_vector)\b|lora_(unet|te\d?|prior|transformer)_|^lycoris_|"
-        r"\.hada_w|\.lokr_w|\.oft_|\.dora_scale|\.processor\.to_",
+        _LORA,
         "a LoRA, not a checkpoint. Choose the model it was made for.",
     ),
     (
         r"motion_modules?\.|temporal_transformer\.",
         f"an AnimateDiff motion module, not a checkpoint. {_NEEDS_BASE}",
     ),
-    (r"time_stack|time_mix(er|_blocks)", f"a Stable Video Diffusion model. {_NEEDS_SD}"),
 )
 _EMBEDDINGS: _Kinds = (
     (
@@ -50,33 +55,8 @@ _EMBEDDINGS: _Kinds = (
         f"a textual-inversion embedding, not a checkpoint. {_NEEDS_BASE}",
     ),
 )
-_OTHER_MODELS: _Kinds = (
-    (r"distilled_guidance_layer", f"a Chroma model. {_NEEDS_SD}"),
-    (r"(double|single)_stream_modulation", f"a Flux.2 model. {_NEEDS_SD}"),
-    (r"individual_token_refiner|token_refiner_blocks|byt5_in\.", f"a Hunyuan video or image model. {_NEEDS_SD}"),
-    (r"mlp_t5\.|text_embedding_padding|extra_embedder", f"a Hunyuan-DiT model. {_NEEDS_SD}"),
-    (r"ref_image_refiner", f"an OmniGen2 model. {_NEEDS_SD}"),
-    (r"joint_transformer_blocks\.|double_layers\.\d+\.attn\.w", f"an AuraFlow model. {_NEEDS_SD}"),
-    (r"(double|single)_stream_blocks\.", f"a HiDream model. {_NEEDS_SD}"),
-    (r"(double_blocks|single_blocks|single_transformer_blocks)\.\d", f"a Flux model. {_NEEDS_SD}"),
-    (r"transformer_blocks\.\d+\.(img|txt)_(mlp|mod)|txt_norm\.", f"a Qwen-Image model. {_NEEDS_SD}"),
-    (r"joint_blocks\.\d|\.add_[qkv]_proj\.", f"an SD3 model. {_NEEDS_SD}"),
-    (r"(x|cap)_pad_token", f"a Z-Image model. {_NEEDS_SD}"),
-    (r"(noise|context)_refiner\.|cap_embedder\.", f"a Z-Image or Lumina model. {_NEEDS_SD}"),
-    (r"llm_adapter\.", f"an Anima model. {_NEEDS_SD}"),
-    (
-        r"adaln_modulation_|(^|\.)blocks\.\d+\.self_attn\.q_proj|\bt_embedder\.1\.",
-        f"a Cosmos or Anima model. {_NEEDS_SD}",
-    ),
-    (r"(^|\.)blocks\.\d+\.(self_attn|cross_attn)\.[qkvo]\.", f"a Wan model. {_NEEDS_SD}"),
-    (r"patchify_proj", f"an LTX-Video model. {_NEEDS_SD}"),
-    (r"conv_inverted|glumb_conv", f"a Sana model. {_NEEDS_SD}"),
-    (
-        r"(^|\.)t_block\.1|y_embedder\.y|adaln_single\.|^caption_projection\.|blocks\.\d+\.scale_shift_table",
-        f"a PixArt or Sana model. {_NEEDS_SD}",
-    ),
-    (r"effnet_mapper|clip_(txt|img)(_pooled)?_mapper", f"a Stable Cascade model. {_NEEDS_SD}"),
-    (r"layers\.\d+\.attention\.(qkv|to_q|wq)\b", f"a Z-Image or Lumina model. {_NEEDS_SD}"),
+_OTHER_MODELS: _Kinds = tuple(
+    (model.tensors, f"{with_article(model.name)} model. {NEEDS_SD}") for model in OTHER_MODELS if model.tensors
 )
 _QUANTISED: _Kinds = (
     (
@@ -95,7 +75,7 @@ _PARTS: _Kinds = (
         f"TAESD, which draws previews, not a checkpoint. {_NEEDS_CHECKPOINT}",
     ),
     (
-        r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.",
+        r"^(unet\.)?(down_blocks|up_blocks|mid_block|conv_in|conv_out)\.",
         "a UNet in diffusers' layout. Choose the folder of the whole model, which contains model_index.json, "
         "or a single-file checkpoint.",
     ),
@@ -135,9 +115,7 @@ def refuse_other_kinds(tensors: Iterable[str]) -> None:
 
 def explain_other_vae(names: Sequence[str]) -> str:
     """What a file is that was chosen as the VAE and is none that fits."""
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
-        return "is a VAE in diffusers' layout: choose the single-file (ldm) one."
-    what = _find_other_kind(names).partition(".")[0].partition(", not a checkpoint")[0]
+    what = _kind_only(_find_other_kind(names))
     if what.startswith("a VAE"):
         return "is the VAE of another kind of model (such as Wan or Qwen-Image). Choose one for SD or SDXL."
     if what:
@@ -145,12 +123,29 @@ def explain_other_vae(names: Sequence[str]) -> str:
     return "is not a Stable Diffusion VAE. Choose a VAE file, or leave the VAE empty."
 
 
+def describe_other_than_lora(names: Sequence[str]) -> str:
+    """What a file is that has no layer of a LoRA; "" if it may be a LoRA."""
+    if any(re.search(_LORA, name) for name in names):
+        return ""
+    if _has_sd_unet(names):
+        return "a Stable Diffusion checkpoint"
+    kinds = (*_ADDITIONS, *_EMBEDDINGS, *_OTHER_MODELS, *_PARTS)
+    return _kind_only(_first_kind([name for name in names if re.search(_WHOLE_WEIGHT, name)], kinds))
+
+
+def _kind_only(sentence: str) -> str:
+    """What the file is, without the advice."""
+    return re.split(r", not a checkpoint|[.:](?: |$)", sentence, maxsplit=1)[0]
+
+
 def _find_other_kind(names: Sequence[str]) -> str:
     """What a file with these tensors is, and what to do, if it is known to be no SD checkpoint; else ""."""
     found = _first_kind(names, _MARKERS)
     if found or not _has_sd_unet(names):
         return found or _first_kind(names, (*_ADDITIONS, *_EMBEDDINGS, *_OTHER_MODELS, *_QUANTISED, *_PARTS))
-    return _first_kind(names, (*_ADDITIONS, *_QUANTISED), least=max(2, round(_LEAST_SHARE * len(names))))
+    return _first_kind(
+        names, (*_ADDITIONS, *_OTHER_MODELS, *_QUANTISED), least=max(2, round(_LEAST_SHARE * len(names)))
+    )
 
 
 def _first_kind(names: Sequence[str], kinds: _Kinds, least: int = 1) -> str:

@@ -13,6 +13,7 @@ from lib_lora_train.models.tensor_shapes import shape_of
 
 # CLIP ViT-L, OpenCLIP ViT-H and OpenCLIP ViT-bigG: the only text encoders of the three architectures.
 _TEXT_HEADS = {768: 12, 1024: 16, 1280: 20}
+_CLIP_VOCABULARY = 49408
 _TEXT_LAYERS = {768: 12, 1024: 23, 1280: 32}
 _SD2_LAYERS = 23  # SD2 was trained on the layer before the last of 24; converters leave out the last, which never runs
 
@@ -69,6 +70,7 @@ def _text_encoder(shapes: Shapes, prefix: str, kind: _Kind, heads: tuple[int, ..
         raise ModelError(f"The text encoder {prefix[:-1]} is missing or not a CLIP model that SD1, SD2 or SDXL uses.")
     root, is_open, projects = prefix + layout.root, kind != "CLIP-L", kind == "OpenCLIP-G"
     vocabulary, width = shapes[root + layout.tokens]
+    end = min(vocabulary, _CLIP_VOCABULARY) - 1  # tokens that were added, as for textual inversion, come after it
     pattern = re.compile(re.escape(root + layout.layer) + r"(\d+)\.")
     layers = 1 + max(int(found[1]) for name in shapes if (found := pattern.match(name)))
     if kind == "OpenCLIP-H":
@@ -87,9 +89,9 @@ def _text_encoder(shapes: Shapes, prefix: str, kind: _Kind, heads: tuple[int, ..
         "max_position_embeddings": shape_of(shapes, root + layout.positions)[0],
         "hidden_act": "gelu" if is_open else "quick_gelu",
         "projection_dim": _projection_width(shapes, prefix, width),
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if is_open else vocabulary - 1,
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "pad_token_id": 0 if is_open else end,
     }
     start = root if layout.name == "open_clip" else root.removesuffix("text_model.")
     return TextEncoderSpec(
@@ -97,7 +99,7 @@ def _text_encoder(shapes: Shapes, prefix: str, kind: _Kind, heads: tuple[int, ..
         start,
         config,
         projects,
-        pad_token=0 if is_open else vocabulary - 1,
+        pad_token=0 if is_open else end,
         has_linear_projection=f"{prefix}model.text_projection" not in shapes,
     )
 

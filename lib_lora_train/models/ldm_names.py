@@ -7,7 +7,10 @@ layers inside attention blocks have the same names in both.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from lib_lora_train.models.architecture import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -26,7 +29,14 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    **dict.fromkeys(("to_q", "query"), "q"),  # the second are the names of diffusers before 0.16
+    **dict.fromkeys(("to_k", "key"), "k"),
+    **dict.fromkeys(("to_v", "value"), "v"),
+    **dict.fromkeys(("to_out.0", "proj_attn"), "proj_out"),
+}
+_VAE_ATTENTION_NAMES = "|".join(map(re.escape, _VAE_ATTENTION))
 _OPEN_CLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -94,8 +104,8 @@ def ldm_vae_name(name: str, levels: int) -> str:
         return f"{side}.{way}.{level}.{part}.{rest}"
     if found := re.fullmatch(r"(\w+)\.mid_block\.resnets\.(\d)\.(.+)", name):
         return f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}"
-    if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(group_norm|to_q|to_k|to_v|to_out\.0)(.*)", name):
-        return f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}{found[3]}"
+    if found := re.fullmatch(rf"(\w+)\.mid_block\.attentions\.0\.({_VAE_ATTENTION_NAMES})(\..+)?", name):
+        return f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}{found[3] or ''}"
     return name
 
 
@@ -116,3 +126,38 @@ def open_clip_source(name: str, *, has_linear_projection: bool = False) -> Sourc
         return Source(f"{layer}.{_OPEN_CLIP_LAYER[part]}.{end}")
     qkv_index = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(part)
     return Source(f"{layer}.attn.in_proj_{end}", qkv_index=qkv_index)
+
+
+# --- the names of whole networks in diffusers' layout ---------------------------------------------
+
+
+def unet_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name of a UNet in diffusers' layout → its name in a checkpoint; unknown ones only get the prefix."""
+    known = list(names)
+    layers = len({name.split(".")[3] for name in known if name.startswith("down_blocks.0.resnets.")})
+    blocks = {int(name.split(".")[1]) for name in known if re.match(r"up_blocks\.\d+\.", name)}
+    has_attention = tuple(
+        any(name.startswith(f"up_blocks.{block}.attentions.") for name in known)
+        for block in range(max(blocks, default=-1) + 1)
+    )
+
+    def ldm(name: str) -> str:
+        try:
+            return ldm_unet_name(name, layers, has_attention)
+        except KeyError:
+            return name
+
+    return {name: UNET_PREFIX + ldm(name) for name in known}
+
+
+def vae_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name of a VAE in diffusers' layout → its name in a checkpoint."""
+    known = list(names)
+    levels = len({name.split(".")[2] for name in known if name.startswith("encoder.down_blocks.")})
+    return {name: VAE_PREFIX + ldm_vae_name(name, levels) for name in known}
+
+
+def text_names(names: Iterable[str], *, number: int, is_sdxl: bool) -> dict[str, str]:
+    """Each name of a text encoder of transformers → its name in a checkpoint; `number` 0 is the first encoder."""
+    prefix = TEXT_PREFIXES[1 + number if is_sdxl else 0]
+    return {name: f"{prefix}transformer.{name}" for name in names}

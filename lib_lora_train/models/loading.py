@@ -1,4 +1,4 @@
-"""Loads a checkpoint file as a diffusion model on a device."""
+"""Loads a checkpoint as a diffusion model on a device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.checkpoint import file_hash, load_checkpoint, load_vae, replace_vae, shapes_of
-from lib_lora_train.models.checkpoint_hints import read_hints, tokenizer_folder
+from lib_lora_train.core.errors import ModelError, VaeError
+from lib_lora_train.models.checkpoint import load_checkpoint, load_vae, model_hash, replace_vae, shapes_of
+from lib_lora_train.models.checkpoint_hints import tokenizer_folder
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
     DiffusionModel,
@@ -48,39 +48,38 @@ class ModelChoice:
 
 
 def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
-    """The chosen model on `device`, without network access; ModelError for files that cannot be used."""
+    """The chosen model on `device`, without network access; ModelError for what cannot be used."""
     path = choice.checkpoint or EMBEDDED_CHECKPOINT
     file = load_checkpoint(path)
     tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, _load_fitting_vae(choice.vae))
-    hints = read_hints(path, file.metadata)
     try:
-        spec = infer_spec(shapes_of(tensors), hints=hints)
+        spec = infer_spec(shapes_of(tensors), hints=file.hints)
         model = assemble(
             tensors,
             spec=spec,
             tokenizers=[load_checkpoint_tokenizer(file.path)] * len(spec.text_encoders),
-            name=path.stem,
+            name=file.name,
             file_hash=file.hash,
             dtype=_dtype(choice.precision, device),
             device=device,
-            path=path,
+            path=file.path,
         )
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from reason
     if spec.architecture == "sd2" and not spec.is_prediction_known:
         model = _with_detected_prediction(model)
     model = with_overrides(model, choice.overrides)
-    model = replace(model, vae_hash=file_hash(choice.vae) if choice.vae else "")
+    model = replace(model, vae_hash=model_hash(choice.vae) if choice.vae else "")
     return _with_fp8_unet(model) if choice.fp8 else model
 
 
 def _load_fitting_vae(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a VAE file; ModelError, naming the file, if it does not fit."""
+    """The tensors of a VAE; VaeError, naming it, if it does not fit."""
     tensors = load_vae(path)
     try:
         check_vae(shapes_of(tensors))
     except ModelError as reason:
-        raise ModelError(f"{path.name}: {reason}") from reason
+        raise VaeError(f"{path.name}: {reason}") from reason
     return tensors
 
 

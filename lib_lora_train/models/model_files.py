@@ -1,4 +1,4 @@
-"""What a checkpoint file contains, read from its header, with the same errors as when it is loaded.
+"""What a checkpoint contains, read from the headers of its files, with the same errors as when it is loaded.
 
 Does not import PyTorch.
 """
@@ -6,25 +6,36 @@ Does not import PyTorch.
 from __future__ import annotations
 
 import functools
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_lora_train.core.errors import AdapterError, ModelError
-from lib_lora_train.core.safetensors_header import MAX_HEADER_BYTES, Header, TensorEntry, parse_header, read_header
+from lib_lora_train.core.errors import ModelError, VaeError
+from lib_lora_train.core.safetensors_header import TensorEntry
 from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
     TITLES,
     UNET_PREFIX,
     VAE_PREFIX,
+    CheckpointHints,
     ModelSpec,
     add_text_model_prefix,
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
 from lib_lora_train.models.infer_spec import infer_spec, infer_vae_config
+from lib_lora_train.models.ldm_names import vae_names
+from lib_lora_train.models.model_folder import (
+    INDEX,
+    folder_places,
+    part_files,
+    part_places,
+    read_model_folder,
+    refuse_part,
+)
+from lib_lora_train.models.model_folder_hints import read_folder_hints
+from lib_lora_train.models.weight_files import TensorPlace, file_places, read_model_header
 
 MARKER_TENSORS = ("v_pred", "ztsnr")
 """Tensors without weights by which webuis recognise v-prediction and zero-terminal SNR."""
@@ -81,126 +92,120 @@ def read_checkpoint_info(path: Path, vae: Path | None = None) -> CheckpointInfo:
     return _read_info(path, _version_of(path), vae, _version_of(vae) if vae else None)
 
 
-def _version_of(path: Path) -> tuple[int, ...]:
-    """What changes when the file, or the .yaml beside it, changes."""
-    versions = []
-    for file in (path, path.with_suffix(".yaml")):
-        try:
-            status = file.stat()
-            versions += [status.st_mtime_ns, status.st_size]
-        except (OSError, ValueError):
-            versions += [0, 0]
-    return tuple(versions)
+def _version_of(path: Path) -> tuple[object, ...]:
+    """What changes when the file, the .yaml beside it, or a file in the folder changes."""
+    files = [path, path.with_suffix(".yaml")] if not path.is_dir() else [*path.glob("*"), *path.glob("*/*")]
+    return tuple(_file_version(file) for file in sorted(files))
+
+
+def _file_version(file: Path) -> tuple[str, int, int]:
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return str(file), 0, 0
+    return str(file), status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=16)
 def _read_info(path: Path, _version: object, vae: Path | None, _vae_version: object) -> CheckpointInfo:
-    header = read_model_header(path)
-    vae_entries = _read_vae_entries(vae) if vae else {}
+    contents = read_contents(path)
+    entries = {name: place.entry for name, place in contents.places.items()}
+    if vae:
+        replaced = {name: place.entry for name, place in read_vae_places(vae).items()}
+        _require_fitting_vae(vae, replaced)
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE_PREFIX)} | replaced
     try:
-        refuse_other_kinds(header.tensors)
-        wanted = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
-        entries = {n: e for n, e in header.entries.items() if n.startswith(wanted) or n in MARKER_TENSORS}
-        if vae:
-            entries = {n: e for n, e in entries.items() if not n.startswith(VAE_PREFIX)} | vae_entries
         entries = add_text_model_prefix(entries)
-        hints = read_hints(path, header.metadata)
-        spec = infer_spec({name: entry.shape for name, entry in entries.items()}, hints=hints)
+        spec = infer_spec({name: entry.shape for name, entry in entries.items()}, hints=contents.hints)
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from None
     sizes: Counter[str] = Counter()
     for name, entry in entries.items():
         if name.startswith(UNET_PREFIX):
             sizes[PRECISION_NAMES.get(entry.dtype, entry.dtype.lower())] += entry.bytes
-    return CheckpointInfo(path.stem, spec, sizes.most_common(1)[0][0], entries, vae.name if vae else "")
+    return CheckpointInfo(contents.name, spec, sizes.most_common(1)[0][0], entries, vae.name if vae else "")
 
 
-def _read_vae_entries(path: Path) -> dict[str, TensorEntry]:
-    """The entries of a VAE file under ldm's names with `first_stage_model.`; ModelError if it is none that fits."""
-    header = read_model_header(path)
-    prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in header.tensors) else ""
-    if f"{prefix}encoder.down.0.block.0.conv1.weight" not in header.tensors:
-        raise ModelError(f"{path.name} {explain_other_vae(header.tensors)}")
-    found = {VAE_PREFIX + n.removeprefix(prefix): e for n, e in header.entries.items() if n.startswith(prefix)}
+def _require_fitting_vae(path: Path, entries: Mapping[str, TensorEntry]) -> None:
     try:
-        infer_vae_config({name: entry.shape for name, entry in found.items()})
+        infer_vae_config({name: entry.shape for name, entry in entries.items()})
+    except ModelError as reason:
+        raise VaeError(f"{path.name}: {reason}") from None
+
+
+# --- which tensors a checkpoint has ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """The places of a checkpoint's UNet, VAE and text encoder tensors by ldm name, and what else is known of it."""
+
+    path: Path
+    name: str
+    places: Mapping[str, TensorPlace]
+    metadata: Mapping[str, str]
+    hints: CheckpointHints
+
+
+def read_contents(path: Path) -> CheckpointContents:
+    """What a single file, or a folder in diffusers' layout, contains; leftovers of training are left out.
+
+    ModelError for what is missing, damaged or not a checkpoint of Stable Diffusion.
+    """
+    path = path.absolute()  # the folder "." has no name
+    refuse_part(path)
+    folder = read_model_folder(path) if path.is_dir() else None
+    metadata = {} if folder else read_model_header(path).metadata
+    places = folder_places(folder) if folder else file_places(path)
+    try:
+        refuse_other_kinds(places)
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from None
-    return found
+    hints = read_folder_hints(folder) if folder else read_hints(path, metadata)
+    wanted = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
+    places = {name: place for name, place in places.items() if name.startswith(wanted) or name in MARKER_TENSORS}
+    return CheckpointContents(path, model_name(path), places, metadata, hints)
 
 
-# --- files that cannot be read ------------------------------------------------------------------
+def model_name(path: Path) -> str:
+    """A checkpoint's name: the file's without its ending, or the folder's, in Hugging Face's cache the model's."""
+    if not path.is_dir():
+        return path.stem
+    place = path.absolute()
+    repository = place.parent.parent.name
+    if place.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return place.name
 
 
-def read_model_header(path: Path) -> Header:
-    """The header of a whole safetensors file; ModelError for any other file, saying what it is."""
-    refuse_unsafe(path)
+def read_vae_places(path: Path) -> dict[str, TensorPlace]:
+    """The places of a VAE's tensors under ldm's names with `first_stage_model.`; VaeError if it is none for SD.
+
+    `path` is a file or a folder, of a VAE alone or with a whole model, in ldm's or diffusers' layout.
+    """
     try:
-        header = read_header(path)
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-        is_whole = path.stat().st_size - 8 - length >= header.data_bytes
-    except (AdapterError, OSError, struct.error) as reason:
-        raise ModelError(f"{path.name} {explain_unreadable(path)}") from reason
-    if not is_whole:
-        raise ModelError(f"{path.name} {explain_unreadable(path)}")
-    return header
+        places = _read_vae_places(path)
+    except VaeError:
+        raise
+    except ModelError as reason:
+        raise VaeError(str(reason)) from None
+    prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in places) else ""
+    if f"{prefix}encoder.down.0.block.0.conv1.weight" not in places:
+        raise VaeError(f"{path.name} {explain_other_vae(list(places))}")
+    own = {VAE_PREFIX + name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
+    return {name: place for name, place in own.items() if not name.startswith(_VAE_LEFTOVERS)}
 
 
-_SIGNATURES = (
-    (b"GGUF", "a GGUF file, whose weights are quantised"),
-    (b"\x89PNG", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"RIFF", "an image or a video"),
-    (b"7z\xbc\xaf", "an archive"),
-    (b"Rar!", "an archive"),
-    (b"\x1f\x8b", "an archive"),
-    (b"\x08\x07onnx", "an ONNX file"),
-)
+_VAE_LEFTOVERS = (f"{VAE_PREFIX}loss.", f"{VAE_PREFIX}model_ema.")
 
 
-def refuse_unsafe(path: Path) -> None:
-    """ModelError for a missing file, a folder or a pickle."""
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ModelError(f"{path} {what}. Choose a .safetensors checkpoint.")
-    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError(
-            f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors first (the webui's checkpoint merger can do that)."
-        )
-
-
-def explain_unreadable(path: Path) -> str:
-    """Why safetensors could not open the file, from its first bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        if size < 8:
-            return "is empty. Download it again."
-        if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not a model: the download failed, perhaps a log-in was required. Download it again."
-        if start.startswith(b"version https://git-lfs"):
-            return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
-        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            return "is a pickle file with a .safetensors name. Convert it to safetensors first."
-        for signature, what in _SIGNATURES:
-            if start.startswith(signature):
-                return f"is {what}, not a safetensors file. Choose a .safetensors checkpoint."
-        (length,) = struct.unpack("<Q", start[:8])
-        if length > MAX_HEADER_BYTES:
-            return "is not a safetensors file. Choose a .safetensors checkpoint."
-        if length > size - 8:
-            return "is damaged: it ends inside its header. Download it again."
-        file.seek(8)
-        return _explain_truncated(file.read(length), size - 8 - length)
-
-
-def _explain_truncated(header: bytes, present: int) -> str:
-    try:
-        needed = parse_header(header).data_bytes
-    except ValueError:
-        return "is not a safetensors file. Choose a .safetensors checkpoint."
-    if present < needed:
-        return f"is truncated: it has {present} of {needed} bytes of weights. Download it again."
-    return "uses a data type that is not known here, or is damaged. Choose the version in fp16, bf16 or fp32."
+def _read_vae_places(path: Path) -> dict[str, TensorPlace]:
+    if not path.is_dir():
+        places = file_places(path)
+    elif (path / INDEX).is_file():
+        return folder_places(read_model_folder(path))
+    else:
+        places = part_places(part_files(path))
+    if any(name.startswith("encoder.down_blocks.") for name in places):
+        return {name: places[own] for own, name in vae_names(places).items()}
+    return places

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import ModelError, Problem
+from lib_lora_train.core.errors import ModelError, Problem, VaeError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
-from lib_lora_train.models.model_files import describe_model, read_checkpoint_info
+from lib_lora_train.models.model_files import describe_model, model_name, read_checkpoint_info
 
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -43,9 +43,9 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
         info = read_checkpoint_info(target.checkpoint, target.vae)
     except ModelError as reason:
         if target.is_loaded:
-            return CheckpointCheck(target.checkpoint.stem)
-        is_vae = target.vae is not None and str(reason).startswith(target.vae.name)
-        return CheckpointCheck(problems=(Problem("error", "vae" if is_vae else "checkpoint", str(reason)),))
+            return CheckpointCheck(model_name(target.checkpoint))
+        where = "vae" if isinstance(reason, VaeError) else "checkpoint"
+        return CheckpointCheck(problems=(Problem("error", where, str(reason)),))
     return CheckpointCheck(info.description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
 
 

@@ -10,8 +10,9 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError, ModelUnavailableError
 from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.models.checkpoint import file_hash
+from lib_lora_train.models.checkpoint import model_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.model_files import model_name
 from lib_lora_train.models.model_identity import ModelIdentity
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import wait_for_model
@@ -57,7 +58,9 @@ def read_expected_model(host: Any, config: TrainConfig) -> ModelIdentity | None:
     checkpoint, vae = _files(host, config)
     try:
         return (
-            ModelIdentity(checkpoint.stem, file_hash(checkpoint), file_hash(vae) if vae else "") if checkpoint else None
+            ModelIdentity(model_name(checkpoint), model_hash(checkpoint), model_hash(vae) if vae else "")
+            if checkpoint
+            else None
         )
-    except OSError:
+    except (OSError, ModelError):
         return None

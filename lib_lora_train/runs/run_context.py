@@ -139,7 +139,7 @@ def prepare_run(
         history=history,
         saved_lora_step=step if any(file.step == step for file in history.files.values()) else 0,
         saved_state_step=step,
-        legacy_hash=legacy_hash(model.path) if model.path and model.path.is_file() else "",
+        legacy_hash=legacy_hash(model.path) if model.path and model.path.exists() else "",
     )
 
 

@@ -22,6 +22,7 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import AdapterError, OutputError
 from lib_lora_train.models.checkpoint import LEGACY_HASH_RANGE
 from lib_lora_train.models.dtypes import DTYPES
+from lib_lora_train.models.file_kinds import describe_other_than_lora
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -32,19 +33,6 @@ _DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash")
-_OTHER_FILES = {
-    "model.diffusion_model.input_blocks.0.0.weight": "a Stable Diffusion checkpoint",
-    "model.diffusion_model.x_embedder.proj.weight": "a checkpoint",
-    "first_stage_model.encoder.conv_in.weight": "a VAE",
-    "encoder.conv_in.weight": "a VAE",
-    "decoder.conv_in.weight": "a VAE",
-    "input_blocks.0.0.weight": "a UNet without a text encoder and a VAE",
-    "conv_in.weight": "a UNet of diffusers",
-    "text_model.embeddings.token_embedding.weight": "a text encoder",
-    "emb_params": "an embedding (textual inversion)",
-    "clip_g": "an embedding (textual inversion)",
-}
-"""A key that only this kind of file has → what the file is; the first that is there counts."""
 # These multiply W itself: rounding them to fp16 would change it by 0.05 %, as much as many LoRAs do.
 _FACTORS = (".dora_scale", ".rescale")
 _MAX_LOST = 0.01  # of a tensor's norm
@@ -109,8 +97,8 @@ def read_adapter(path: Path | str) -> AdapterFile:
 
 
 def _refuse_other_files(path: Path, keys: Collection[str]) -> None:
-    """AdapterError, naming what it is, for a file with a key that only another kind of file has."""
-    kind = next((kind for key, kind in _OTHER_FILES.items() if key in keys), None)
+    """AdapterError, naming what it is, for a file without a layer of a LoRA."""
+    kind = describe_other_than_lora(sorted(keys))
     if kind:
         raise AdapterError(f"{path.name} is {kind}, not a LoRA. Choose a LoRA file.")
 

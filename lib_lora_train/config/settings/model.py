@@ -16,14 +16,17 @@ class ModelSettings:
 
     checkpoint: str = param(
         "",
-        "Checkpoint file to train on. Empty: the checkpoint loaded in the webui (stand-alone: the built-in tiny "
-        "model).",
+        "Checkpoint to train on: a .safetensors file, or a folder in diffusers' layout (with model_index.json). Empty: "
+        "the checkpoint loaded in the webui (stand-alone: the built-in tiny model).",
         group="model",
         tier="essential",
         kohya="pretrained_model_name_or_path",
     )
     vae: str = param(
-        "", "VAE file to use in place of the checkpoint's own. Empty: the checkpoint's own.", group="model", kohya="vae"
+        "",
+        "VAE file (or diffusers folder) to use in place of the checkpoint's own. Empty: the checkpoint's own.",
+        group="model",
+        kohya="vae",
     )
     prediction_type: str = param(
         "auto",

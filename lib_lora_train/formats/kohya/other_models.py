@@ -7,32 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lib_lora_train.formats.kohya.import_state import parse_flag
+from lib_lora_train.models.other_models import find_by_word
 
-_NAMES = (
-    ("flux", "FLUX"),
-    ("sd3", "Stable Diffusion 3"),
-    ("sd_3", "Stable Diffusion 3"),
-    ("stable-diffusion-3", "Stable Diffusion 3"),
-    ("lumina", "Lumina"),
-    ("anima", "Anima"),
-    ("hunyuan", "HunyuanImage"),
-    ("qwen", "Qwen-Image"),
-    ("wan", "Wan"),
-    ("chroma", "Chroma"),
-    ("zimage", "Z-Image"),
-)
 _CHECKBOX = re.compile(r"([a-z0-9_]+?)_checkbox")
 _MODULE = re.compile(r"networks\.(?:lora|lokr|loha|locon|oft)_(.+)")
 
 
 def find_other_model(values: Mapping[str, Any]) -> str:
     """The model that these settings of kohya's tools are for; "" if it may be SD1, SD2 or SDXL."""
-    for sign in _signs(values):
-        plain = sign.lower()
-        for mark, name in _NAMES:
-            if plain.startswith(mark):
-                return name
-    return ""
+    return next((name for sign in _signs(values) if (name := find_by_word(sign))), "")
 
 
 def _signs(values: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lib_lora_train.core.errors import LoraTrainError, Problem
 from lib_lora_train.core.safetensors_header import read_header
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
+from lib_lora_train.models.model_files import model_name
 
 _LOWEST, _HIGHEST = 0.75, 1.5  # times the model's own resolution; guides train SD1 (512 px) at up to 768 px
 _MIN_SD_PX = 256  # smaller resolutions are for much smaller models, whose files do not say what they are
@@ -46,7 +47,7 @@ def _at_resolution(config: TrainConfig, own: int) -> dict[str, Any]:
 
 def is_merge(checkpoint: Path) -> bool:
     """Whether a checkpoint is a merge of others, according to its name or its metadata."""
-    if _MERGE_NAME.search(checkpoint.stem):
+    if _MERGE_NAME.search(model_name(checkpoint)):
         return True
     try:
         metadata = read_header(checkpoint).metadata

@@ -106,9 +106,9 @@ def test_nothing_uses_a_damaged_file(
     [
         ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
         ("first_stage_model.encoder.conv_in.weight", "a VAE"),
-        ("conv_in.weight", "a UNet of diffusers"),
+        ("conv_in.weight", "a UNet in diffusers' layout"),
         ("text_model.embeddings.token_embedding.weight", "a text encoder"),
-        ("emb_params", "an embedding"),
+        ("emb_params", "a textual-inversion embedding"),
     ],
 )
 def test_another_kind_of_file_is_called_what_it_is(key: str, kind: str, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from lib_lora_train.adapters.files.decode import aliases, parse_file, parse_state
 from lib_lora_train.adapters.files.key_formats import split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
-from lib_lora_train.adapters.files.other_models import identify_other_model
 from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.core.errors import AdapterError
@@ -22,6 +21,7 @@ from lib_lora_train.lora_tools.check import check
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import merge
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.other_models import find_by_layers
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
 
@@ -244,7 +244,7 @@ def test_files_for_other_models_are_named_and_refused(name: str) -> None:
 
 
 def test_stable_diffusion_layers_are_not_mistaken_for_other_models() -> None:
-    assert identify_other_model(own_names()) == ""
+    assert find_by_layers(own_names()) == ""
 
 
 def own_names() -> list[str]:

@@ -18,15 +18,15 @@ from lib_lora_train.formats.kohya.other_models import find_other_model
 @pytest.mark.parametrize(
     ("values", "model"),
     [
-        ({"LoRA_type": "Flux1", "network_dim": 16}, "FLUX"),
-        ({"flux1_checkbox": True, "LoRA_type": "Standard"}, "FLUX"),
-        ({"sd3_checkbox": "true"}, "Stable Diffusion 3"),
-        ({"network_module": "networks.lora_flux"}, "FLUX"),
-        ({"network_module": "networks.lora_sd3"}, "Stable Diffusion 3"),
+        ({"LoRA_type": "Flux1", "network_dim": 16}, "Flux"),
+        ({"flux1_checkbox": True, "LoRA_type": "Standard"}, "Flux"),
+        ({"sd3_checkbox": "true"}, "SD3"),
+        ({"network_module": "networks.lora_flux"}, "Flux"),
+        ({"network_module": "networks.lora_sd3"}, "SD3"),
         ({"network_module": "networks.lora_lumina"}, "Lumina"),
         ({"network_module": "networks.lora_anima"}, "Anima"),
         ({"network_module": "networks.lora_hunyuan_image"}, "HunyuanImage"),
-        ({"ss_base_model_version": "flux1"}, "FLUX"),
+        ({"ss_base_model_version": "flux1"}, "Flux"),
         ({"flux1_checkbox": False, "sd3_checkbox": False, "LoRA_type": "Standard", "sdxl": True}, ""),
         ({"network_module": "networks.lora_fa"}, ""),
         ({"network_module": "networks.lora", "ss_base_model_version": "sdxl_base_v1-0"}, ""),
@@ -40,7 +40,7 @@ def test_the_model_is_recognised(values: dict[str, Any], model: str) -> None:
 def test_a_preset_for_flux_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flux.json"
     path.write_text(json.dumps({"LoRA_type": "Flux1", "network_dim": 16, "flux1_checkbox": True}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has settings for FLUX\. Only SD1, SD2 and SDXL"):
+    with pytest.raises(ConfigError, match=r"has settings for Flux\. Only SD1, SD2 and SDXL"):
         read_settings(path)
 
 
@@ -48,5 +48,5 @@ def test_a_lora_for_flux_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flux.safetensors"
     metadata = {"ss_base_model_version": "flux1", "ss_network_dim": "16"}
     save_file({"lora_unet_double_blocks_0_img_attn_proj.alpha": torch.ones(())}, str(path), metadata)
-    with pytest.raises(ConfigError, match="FLUX"):
+    with pytest.raises(ConfigError, match="Flux"):
         read_settings(path)

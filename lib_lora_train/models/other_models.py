@@ -1,0 +1,132 @@
+"""The models that cannot be trained here: by what their checkpoints, LoRA files, settings and folders are recognised.
+
+Many of their LoRAs contain CLIP-L layers, as those of SD1 and SDXL do: these would fit, but would be wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lib_lora_train.core.errors import AdapterError
+
+NEEDS_SD = "Only SD 1.x, SD 2.x and SDXL can be trained."
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A model, or several that are recognised by the same sign; an empty sign is never found.
+
+    `tensors` is a pattern for names in a checkpoint, `layers` for kohya's layer names in a LoRA. `words` are the
+    beginnings of its names in settings, and of its diffusers pipelines, in lower case without punctuation.
+    """
+
+    name: str
+    tensors: str = ""
+    layers: str = ""
+    words: tuple[str, ...] = ()
+
+
+_BODY = r"^(lora_unet|lora_transformer|transformer|lycoris)_"
+# The first match counts: several models have all the names of another one, and more.
+OTHER_MODELS: tuple[OtherModel, ...] = (
+    OtherModel("Chroma", r"distilled_guidance_layer", r"distilled_guidance_layer", ("chroma",)),
+    OtherModel("Flux.2", r"(double|single)_stream_modulation", words=("flux2",)),
+    OtherModel("Hunyuan-DiT", r"mlp_t5\.|text_embedding_padding|extra_embedder", words=("hunyuandit",)),
+    OtherModel("HunyuanImage", words=("hunyuanimage",)),
+    OtherModel(
+        "Hunyuan video or image",
+        r"individual_token_refiner|token_refiner_blocks|byt5_in\.",
+        r"individual_token_refiner|token_refiner_blocks",
+        ("hunyuan",),
+    ),
+    OtherModel("OmniGen2", r"ref_image_refiner", words=("omnigen",)),
+    OtherModel(
+        "AuraFlow",
+        r"joint_transformer_blocks\.|double_layers\.\d+\.attn\.w",
+        r"joint_transformer_blocks_\d",
+        ("auraflow",),
+    ),
+    OtherModel("HiDream", r"(double|single)_stream_blocks\.", words=("hidream",)),
+    OtherModel(
+        "Flux",
+        r"(double_blocks|single_blocks|single_transformer_blocks)\.\d",
+        r"single_transformer_blocks_\d|double_blocks_\d+_(img|txt)_|single_blocks_\d+_(linear|modulation)",
+        ("flux",),
+    ),
+    OtherModel(
+        "Qwen-Image",
+        r"transformer_blocks\.\d+\.(img|txt)_(mlp|mod)|txt_norm\.",
+        r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",
+        ("qwen",),
+    ),
+    OtherModel(
+        "SD3",
+        r"joint_blocks\.\d|\.add_[qkv]_proj\.",
+        r"joint_blocks_\d|transformer_blocks_\d+_attn_add_[qkv]_proj",
+        ("sd3", "stablediffusion3"),
+    ),
+    OtherModel("Z-Image", r"(x|cap)_pad_token", words=("zimage",)),
+    OtherModel("Lumina", words=("lumina",)),
+    OtherModel(
+        "Lumina or Z-Image",
+        r"(noise|context)_refiner\.|cap_embedder\.",
+        rf"(context|noise)_refiner_\d|{_BODY}layers_\d+_(attention|feed_forward)",
+    ),
+    OtherModel("AnimateDiff", words=("animatediff",)),
+    OtherModel("Anima", r"llm_adapter\.", words=("anima",)),
+    OtherModel(
+        "Cosmos or Anima",
+        r"adaln_modulation_|(^|\.)blocks\.\d+\.self_attn\.q_proj|\bt_embedder\.1\.",
+        words=("cosmos",),
+    ),
+    OtherModel("Wan", r"(^|\.)blocks\.\d+\.(self_attn|cross_attn)\.[qkvo]\.", words=("wan",)),
+    OtherModel("Wan or Cosmos", layers=_BODY + r"blocks_\d+_(self_attn|cross_attn|attn[12]|ffn)"),
+    OtherModel("LTX-Video", r"patchify_proj", words=("ltx",)),
+    OtherModel("Sana", r"conv_inverted|glumb_conv", words=("sana",)),
+    OtherModel("PixArt", words=("pixart",)),
+    OtherModel(
+        "PixArt or Sana",
+        r"(^|\.)t_block\.1|y_embedder\.y|adaln_single\.|^caption_projection\.|blocks\.\d+\.scale_shift_table",
+        _BODY + r"transformer_blocks_\d+_(attn1|attn2|ff)_",
+    ),
+    OtherModel(
+        "Stable Cascade",
+        r"effnet_mapper|clip_(txt|img)(_pooled)?_mapper",
+        r"^lora_prior_",
+        ("stablecascade", "wuerstchen"),
+    ),
+    OtherModel("Lumina or Z-Image", r"layers\.\d+\.attention\.(qkv|to_q|wq)\b"),
+    OtherModel("Stable Video Diffusion", r"time_stack|time_mix(er|_blocks)", words=("stablevideodiffusion",)),
+    OtherModel("Kolors", words=("kolors",)),
+    OtherModel("Kandinsky", words=("kandinsky",)),
+    OtherModel("DeepFloyd IF", words=("ifpipeline", "ifimg2img", "ifinpainting", "ifsuperresolution")),
+    OtherModel("SD3 or Flux", layers=r"^(lora_te3_|text_encoders_t5)"),
+    OtherModel("a transformer model", layers=r"^(lora_transformer|transformer)_"),
+)
+
+
+def find_by_layers(layers: Iterable[str]) -> str:
+    """The model that layers with these kohya names belong to; "" if it may be Stable Diffusion."""
+    names = tuple(layers)
+    signs = ((model.name, re.compile(model.layers)) for model in OTHER_MODELS if model.layers)
+    return next((name for name, sign in signs if any(sign.search(layer) for layer in names)), "")
+
+
+def refuse_other_models(layers: Iterable[str]) -> None:
+    """AdapterError, naming the model, if layers with these kohya names are not Stable Diffusion's."""
+    other = find_by_layers(layers)
+    if other:
+        raise AdapterError(f"This file is for {other}. Only files for SD1, SD2 and SDXL can be used here.")
+
+
+def find_by_word(word: str) -> str:
+    """The model that a setting, or the class of a pipeline, names; "" if it may be Stable Diffusion."""
+    plain = re.sub(r"[^a-z0-9]", "", word.lower())
+    return next((model.name for model in OTHER_MODELS if model.words and plain.startswith(model.words)), "")
+
+
+def with_article(name: str) -> str:
+    """`a Flux`, `an SD3`."""
+    return f"{'an' if name[:1] in 'AEIO' or name.startswith(('SD', 'LTX')) else 'a'} {name}"
