@@ -17,7 +17,8 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from tests.stand_ins.interrogators import install_interrogators
 from tests.stand_ins.tiny_onnx import write_wd14
 from tests.stand_ins.ui import write_images
-from tests.stand_ins.webui import A1111World, host_in
+from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.worlds import host_in
 
 
 class FakeTaggerHost:

@@ -21,7 +21,7 @@ from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.webui_grid import GridGenerator, find_grid_task
 from lib_lora_train.training.control import Control
-from tests.stand_ins.webui import WORLDS, World, host_in
+from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 
 class RunSetup(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.stand_ins.webui import install, module_of
+from tests.stand_ins.webui.modules import install, module_of
 
 TAGS = ["red_light", "green_light", "blue_light", "rating:safe"]
 

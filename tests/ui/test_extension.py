@@ -17,7 +17,8 @@ from lib_lora_train.ui import app, extension
 from lib_lora_train.ui.unavailable import missing_packages, missing_sentence
 from lib_lora_train.web.routes import make_api
 from tests.paths import ROOT
-from tests.stand_ins.webui import A1111World, install, module_of
+from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.modules import install, module_of
 
 SCRIPT = ROOT / "scripts" / "lora_train.py"
 

@@ -17,7 +17,7 @@ from lib_lora_train.hosts.webui.options import webui_access
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.web.routes import COMMANDS, PAGE_HEADER, PREFIX, install_routes, make_api
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config
-from tests.stand_ins.webui import install, module_of
+from tests.stand_ins.webui.modules import install, module_of
 
 SECRET = ApiAccess(credentials={"ann": "pass"})
 

@@ -19,7 +19,8 @@ from lib_lora_train.hosts.webui.guest import restored_random_state
 from lib_lora_train.hosts.webui.host import WebuiHost
 from tests.stand_ins.interrogators import install_interrogators
 from tests.stand_ins.training_parts import small_config, started
-from tests.stand_ins.webui import WORLDS, World, host_in, install, module_of
+from tests.stand_ins.webui.modules import install, module_of
+from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 REQUEST = GenerationRequest("a fox", "", 64, 64, seed=3, steps=2, cfg=5.0, clip_skip=2)
 SKIP = "CLIP_stop_at_last_layers"

@@ -36,18 +36,10 @@ from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 from lib_lora_train.training.loop import train
 from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_config, started
-from tests.stand_ins.webui import (
-    EDM,
-    EPS,
-    V_PREDICTION,
-    WORLDS,
-    A1111World,
-    ClassicWorld,
-    ForgeWorld,
-    ReforgeWorld,
-    World,
-    host_in,
-)
+from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.forge import ForgeWorld
+from tests.stand_ins.webui.reforge import EDM, EPS, V_PREDICTION, ClassicWorld, ReforgeWorld
+from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 T = TypeVar("T")
 

@@ -12,7 +12,10 @@ from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from tests.stand_ins.interrogators import DeepBooru, Interrogator, install_interrogators
-from tests.stand_ins.webui import A1111World, ForgeWorld, ReforgeWorld, host_in
+from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.forge import ForgeWorld
+from tests.stand_ins.webui.reforge import ReforgeWorld
+from tests.stand_ins.webui.worlds import host_in
 
 World = A1111World | ForgeWorld
 

@@ -16,7 +16,8 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
-from tests.stand_ins.webui import WORLDS, ClassicWorld, World, host_in
+from tests.stand_ins.webui.reforge import ClassicWorld
+from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 REQUEST = GenerationRequest("a fox", "blurry", 64, 128, seed=3, steps=4, cfg=5.0, clip_skip=2)
 

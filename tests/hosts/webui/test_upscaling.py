@@ -12,7 +12,10 @@ from PIL import Image
 from lib_lora_train.core.errors import GenerationInterrupted, HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
-from tests.stand_ins.webui import A1111World, ForgeWorld, host_in, install, module_of
+from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.forge import ForgeWorld
+from tests.stand_ins.webui.modules import install, module_of
+from tests.stand_ins.webui.worlds import host_in
 
 World = A1111World | ForgeWorld
 IMAGE = Image.new("RGB", (40, 30), (9, 90, 200))
