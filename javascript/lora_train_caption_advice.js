@@ -43,7 +43,7 @@
             const answer = await panel.request("words", { words: panel.part("try").value });
             if (!answer) return;
             const lengths = answer.lengths.map((one) => make("div", { className: "lt-tile" }, make("b", {}, lt.whole(one.captions)),
-                make("span", {}, one.to > 1000 ? "captions over 225 tokens" : `captions of ${one.from} to ${one.to} tokens`)));
+                make("span", {}, one.to === null ? `captions over ${one.from - 1} tokens` : `captions of ${one.from} to ${one.to} tokens`)));
             const triggers = answer.triggers.map((one) => make("li", {}, make("p", {}, make("b", {}, one.word),
                 ` is ${one.tokens.length} ${one.tokens.length === 1 ? "token" : "tokens"}: ${one.tokens.map((token) => `“${token.trim()}”`).join(" ")}`)));
             panel.part("words").replaceChildren(

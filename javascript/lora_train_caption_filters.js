@@ -36,7 +36,7 @@
                 filterBox("text", "Text or file name", "Searches captions and file names.", ""),
                 make("div", { className: "lt-c-pair" },
                     filterBox("fewest", "Min tokens", "Counted by the tokenizer of the checkpoint, without begin and end token.", "0"),
-                    filterBox("most", "Max tokens", "75, 150 and 225 tokens are one, two and three chunks.", "75")),
+                    filterBox("most", "Max tokens", "Captions that are no longer than this.", "75")),
                 make("label", { className: "lt-field lt-checkbox", title: "Only images without a caption" }, untagged, make("span", {}, "Without caption only")),
                 make("h3", { className: "lt-heading" }, "Tags", make("span", {}, "in matching captions")),
                 make("div", { className: "lt-c-tags" }), lt.tagListBox(panel.container));

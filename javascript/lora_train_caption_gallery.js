@@ -3,14 +3,14 @@
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
-    const LIMITS = [75, 150, 225];
 
     lt.captionGallery = (panel) => {
         const badge = (tokens) => {
             if (tokens === null) return make("i", { className: "lt-tag", title: "Loading the tokenizer" }, "…");
-            const chunk = LIMITS.find((limit) => tokens <= limit);
-            const level = tokens > 225 ? "lt-error" : tokens > 75 ? "lt-warning" : "";
-            const title = `${tokens} tokens: ${chunk ? `fits in ${chunk}` : "more than 225"}`;
+            const limits = panel.shown.limits; // of one, two and three chunks
+            const chunk = limits.find((limit) => tokens <= limit);
+            const level = !chunk ? "lt-error" : chunk > limits[0] ? "lt-warning" : "";
+            const title = `${tokens} tokens: ${chunk ? `fits in ${chunk}` : `more than ${limits.at(-1)}`}`;
             return make("i", { className: `lt-tag ${level}`, title }, String(tokens));
         };
 

@@ -67,9 +67,7 @@
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
         const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
-        // Some webuis ignore these families, so offer to convert the file.
-        const work = run.events.find((event) => event.kind === "Workload");
-        const isIgnored = Boolean(work && /^(ia3|oft|boft|lokr) /.test(work.adapter));
+        const isIgnored = run.status && run.status.is_read_by_forge === false; // so offer to convert the file
         const output = make("div", { className: "lt-t-message" });
         const rows = files.map((file) => make("tr", {},
             make("td", { className: "lt-number" }, String(file.epoch)),

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Level = Literal["error", "warning", "hint"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""From the most to the least serious."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from PIL import ImageColor
 
+from lib_lora_train.config.concept_lists import not_a_colour, split_colours
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.seeding import random_for
@@ -45,17 +46,19 @@ class Colour:
 
 def parse_background_colours(text: str) -> tuple[Colour, ...]:
     """The colours of a list such as `white, #808080`; white for "". DataError for an unknown name."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    colours = []
-    for name in names:
-        try:
-            red, green, blue = ImageColor.getrgb(name)[:3]
-        except ValueError:
-            raise DataError(
-                f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080."
-            ) from None
-        colours.append(Colour(name, (red, green, blue)))
+    try:
+        colours = [_parse_colour(name) for name in split_colours(text)]
+    except ValueError as error:
+        raise DataError(str(error)) from None
     return tuple(colours) or (Colour("white", WHITE),)
+
+
+def _parse_colour(name: str) -> Colour:
+    try:
+        red, green, blue = ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise ValueError(not_a_colour(name)) from None
+    return Colour(name, (red, green, blue))
 
 
 def make_views(item: int, placement: Placement, concept: Concept, *, content: str, has_alpha: bool) -> tuple[View, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from lib_lora_train.config.concept_lists import parse_resolution, split_resolutions
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.augmentation import View, make_views
@@ -24,8 +25,6 @@ from lib_lora_train.dataset.plan_warnings import check_plan, report_balancing
 from lib_lora_train.dataset.repeats import apportion, balanced_repeats
 from lib_lora_train.dataset.scan import Dataset
 from lib_lora_train.dataset.validation_split import report_validation_split, split_validation
-
-MIN_RESOLUTION = 64
 
 
 def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
@@ -102,13 +101,10 @@ def expand_resolutions(dataset: Dataset) -> Dataset:
 
 def parse_resolutions(concept: Concept) -> tuple[int, ...]:
     """The resolutions of a concept in px, empty for that of the run; DataError if one is not a number of px."""
-    texts = concept.resolutions.replace(",", " ").split()
-    if not all(text.isdigit() and int(text) >= MIN_RESOLUTION for text in texts):
-        raise DataError(
-            f"{concept.folder}: resolutions {concept.resolutions!r} must be sides in px, {MIN_RESOLUTION} or more, "
-            "such as 512 or 512 768."
-        )
-    return tuple(dict.fromkeys(map(int, texts)))
+    try:
+        return tuple(dict.fromkeys(map(parse_resolution, split_resolutions(concept.resolutions))))
+    except ValueError as error:
+        raise DataError(f"{concept.folder}: resolutions: {error}") from None
 
 
 def _all_views(dataset: Dataset, placements: Sequence[Placement]) -> tuple[View, ...]:

@@ -22,6 +22,7 @@ from lib_lora_train.adapters.files.decode import (
 )
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
+from lib_lora_train.config.settings.network import NOT_IN_FORGE
 from lib_lora_train.core.wording import shorten_list
 from lib_lora_train.models.other_models import find_by_layers
 
@@ -29,7 +30,6 @@ _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _MODELS_BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2"}
 _SDXL_ONLY = re.compile(r"transformer_blocks_[1-9]")
 _NOT_SDXL = re.compile(r"_(down_blocks_0_attentions|input_blocks_[12]_1|up_blocks_3_attentions)_")
-_NOT_IN_FORGE = ("ia3", "oft", "boft")
 _SHOWN = 5
 _SD_LAYER = re.compile(
     r"lora_(te[12]?_text_|unet_(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_\d|unet_mid_block_"
@@ -94,7 +94,7 @@ class LoraReport:
             found.append(f"{len(self.unknown)} keys are not recognised ({shorten_list(self.unknown, _SHOWN)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
-        ignored = [name for name in self.families if name.startswith(_NOT_IN_FORGE)]
+        ignored = [name for name in self.families if name.startswith(NOT_IN_FORGE)]
         if ignored:
             found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which Forge reads.")
         return tuple(found)

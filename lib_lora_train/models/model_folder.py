@@ -32,7 +32,7 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     **dict.fromkeys(TEXT_PARTS, ("CLIPTextModel", "CLIPTextModelWithProjection")),
 }
-"""The classes whose tensors can be read; a VAE is judged by its tensors."""
+"""The classes whose tensors can be read; a VAE is recognised by its tensors."""
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[\w-]+))?\.safetensors")
 _LIST = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<first>\w+))?\.safetensors\.index(\.(?P<variant>\w+))?\.json")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
+from lib_lora_train.core.encoding_limits import CHUNK_TOKENS, MAX_CHUNKS
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.prompt_weights import WeightedText, parse_plain_prompt, parse_weighted_prompt
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Chunk = list[tuple[int, float]]
 """Up to 75 token ids, each with its weight."""
 
-_MAX_CHUNKS = 3  # 225 tokens, as in kohya's scripts
 _COMMA_BACKTRACK = 20  # the webuis' default: a chunk may end early at a comma among its last 20 tokens
 
 
@@ -74,13 +73,13 @@ def tokenize_weighted(
 
     Without `chunks`, as many as the longest prompt needs, at most 3. Begin, end and padding have the weight 1.
     """
-    per_prompt = _webui_chunks(model, prompts, _MAX_CHUNKS if chunks is None else chunks, True)
+    per_prompt = _webui_chunks(model, prompts, MAX_CHUNKS if chunks is None else chunks, True)
     count = max(1, *map(len, per_prompt)) if chunks is None else chunks
     return _all_ids(model, per_prompt, count), torch.tensor([_weights(prompt, count) for prompt in per_prompt])
 
 
 def count_chunks(
-    model: DiffusionModel, captions: Iterable[str], max_chunks: int = _MAX_CHUNKS, *, weighted: bool = False
+    model: DiffusionModel, captions: Iterable[str], max_chunks: int = MAX_CHUNKS, *, weighted: bool = False
 ) -> int:
     """Chunks needed for the longest caption, from 1 to `max_chunks`."""
     longest = max((len(chunks) for chunks in _webui_chunks(model, list(captions), max_chunks, weighted)), default=1)

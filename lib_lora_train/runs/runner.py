@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib_lora_train.config.train_config import TrainConfig, config_values
+from lib_lora_train.config.validation.network import is_read_by_forge
 from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import (
     Event,
@@ -34,6 +33,7 @@ from lib_lora_train.runs.crash_report import describe_crash
 from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_record, log_warning, read_log
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.gpu_memory import MemoryCurve, read_gpu_memory
 from lib_lora_train.runs.model_check import read_expected_model
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
@@ -62,7 +62,7 @@ class _Run:
     norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     step_seconds: float = 0.0
     layer_norms: tuple[float, float, float] | None = None
-    memory: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    memory: MemoryCurve = dataclasses.field(default_factory=MemoryCurve)
     files: list[Path] = dataclasses.field(default_factory=list)
     state: str = "running"
     message: str = ""
@@ -224,6 +224,7 @@ class Runner:
                 "events": [event for event in run.events[since:] if event["kind"] not in ("StepDone", "Progress")],
                 "next": len(run.events),
                 "config": config_values(run.config),
+                "is_read_by_forge": is_read_by_forge(run.config),
                 "queue": queue,
                 "queue_problem": self.queue.problem,
             }
@@ -262,14 +263,11 @@ class Runner:
     def memory_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         """(step, GiB of GPU memory in use by all programs) pairs, downsampled like the loss curve."""
         with self._lock:
-            return downsample(list(self._run.memory) if self._run else [], max_points)
+            return downsample(list(self._run.memory.points) if self._run else [], max_points)
 
     def memory(self) -> dict[str, float] | None:
         """GPU memory in use by all programs and in total, in GiB; None if CUDA is not in use."""
-        if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return None
-        free, total = torch.cuda.mem_get_info()
-        return {"used_gib": (total - free) / 2**30, "total_gib": total / 2**30}
+        return read_gpu_memory()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -371,14 +369,13 @@ class Runner:
     def _handle(self, run: _Run, event: Event, event_log: EventLog) -> None:
         """Store the event in memory, then in the log, which may be on a full disk."""
         record = log_record(event)
-        memory = self.memory() if isinstance(event, StepDone) else None
+        if isinstance(event, StepDone):
+            run.memory.measure(event.step)
         if isinstance(event, StateChanged) and event.message:
             log.log(logging.ERROR if event.state == "failed" else logging.INFO, event.message)
         with self._lock:
             run.record(event, record)
             run.eta.handle(event)
-            if memory and isinstance(event, StepDone):
-                run.memory.append((event.step, memory["used_gib"]))
             if isinstance(event, StateChanged):
                 run.state, run.message = event.state, event.message
         reason = event_log.append(record)

@@ -283,9 +283,8 @@ def _run_turn(
                     break
         except _TornStepError:
             _roll_back(training, last_good, first_step)
-            return _TurnResult(
-                [], out_of_memory_message(first_step + 1, config, training.oom_fallback, model.device.type)
-            )
+            device = model.device.type
+            return _TurnResult([], out_of_memory_message(first_step + 1, config, training.oom_fallback, device))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.encoding_limits import TOKEN_LIMITS
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
@@ -106,6 +107,7 @@ class CaptionSession:
             "pages": pages,
             "images": self._images(captions, shown),
             "tags": count_tags(captions, numbers)[:_TAGS_SHOWN],
+            "limits": TOKEN_LIMITS,
             **_undo_state(captions.folder),
         }
 
@@ -295,9 +297,11 @@ def _topic_summary(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, A
 
 
 def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:
-    limits = ((0, 75), (76, 150), (151, 225), (226, 10**6))
+    """How many captions have each number of chunks; those that are too long have no upper limit."""
+    starts = (0, *(limit + 1 for limit in TOKEN_LIMITS))
     return [
-        {"from": low, "to": high, "captions": sum(low <= count <= high for count in counts)} for low, high in limits
+        {"from": low, "to": high, "captions": sum(low <= count and (high is None or count <= high) for count in counts)}
+        for low, high in zip(starts, (*TOKEN_LIMITS, None), strict=True)
     ]
 
 

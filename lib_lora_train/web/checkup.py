@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.background_task import BackgroundTask
-from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.errors import LEVELS, DataError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import shorten
@@ -33,7 +33,6 @@ from lib_lora_train.web.image_tokens import ImageTokens
 _FINDINGS_SHOWN = 40
 _MAX_CHECKS = 8
 _KINDS = ("repair", "upscale")
-_LEVELS = ("error", "warning", "hint")
 
 
 class UpscalerHost(Protocol):
@@ -267,7 +266,7 @@ class CheckupSession:
         for _, report in check.reports if check else ():
             for finding in report.findings:
                 kinds.setdefault(finding.kind, []).append(finding)
-        ordered = sorted(kinds.items(), key=lambda entry: _LEVELS.index(entry[1][0].level))
+        ordered = sorted(kinds.items(), key=lambda entry: LEVELS.index(entry[1][0].level))
         number = check.number if check else 0
         records = self._undos({"report": number})
         return {

@@ -6,10 +6,9 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.errors import LEVELS, Problem
 
 _CONCEPT = re.compile(r"concepts\[(\d+)\](?:\.(\w+))?$")
-_LEVEL_ORDER = ("error", "warning", "hint")
 _LEVEL_NAMES = {"error": "Error", "warning": "Warning", "hint": "Hint"}
 
 
@@ -44,7 +43,7 @@ def problem_list(problems: Sequence[Problem], fixes: Mapping[Problem, str] | Non
     """
     if not problems:
         return ""
-    ordered = sorted(problems, key=lambda problem: _LEVEL_ORDER.index(problem.level))
+    ordered = sorted(problems, key=lambda problem: LEVELS.index(problem.level))
     labels = fixes or {}
     numbers = {problem: number for number, problem in enumerate(labels)}
     lines = (_problem(p, _fix_button(numbers[p], labels[p]) if p in labels else "") for p in ordered)

@@ -307,7 +307,7 @@ def test_bucket_limits_scale_with_the_resolution() -> None:
 
 
 def test_an_invalid_resolution_is_refused() -> None:
-    with pytest.raises(DataError, match="must be sides in px"):
+    with pytest.raises(DataError, match="'big' is not a size from 64 to 2048 px"):
         plan_of((64, 64), resolutions="512 big")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib_lora_train.config.parameters import param
+from lib_lora_train.core.encoding_limits import TOKEN_LIMITS, TOKEN_LIMITS_TEXT
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,13 @@ class CaptionSettings:
         kohya="weighted_captions",
     )
     max_token_length: int = param(
-        225,
-        "Maximum length of a caption in tokens: 75, 150 or 225. The rest is cut off. Captions are split into chunks "
-        "of 75 at commas and BREAK, as in the webui, and each batch is only as long as its longest caption.",
+        TOKEN_LIMITS[-1],
+        f"Maximum length of a caption in tokens: {TOKEN_LIMITS_TEXT}. The rest is cut off. Captions are split into "
+        f"chunks of {TOKEN_LIMITS[0]} at commas and BREAK, as in the webui, and each batch is only as long as its "
+        "longest caption.",
         group="captions",
-        low=75,
-        high=225,
+        low=TOKEN_LIMITS[0],
+        high=TOKEN_LIMITS[-1],
         unit="tokens",
         kohya="max_token_length",
     )

@@ -8,6 +8,10 @@ from lib_lora_train.config.parameters import param
 
 FAMILIES = ("lora", "loha", "lokr", "dylora", "glora", "ia3", "oft", "boft", "full")
 DORA_FAMILIES = ("lora", "loha", "lokr")
+CONVOLUTION_FAMILIES = (*DORA_FAMILIES, "dylora")
+ROTATION_FAMILIES = ("oft", "boft")
+NOT_IN_FORGE = ("ia3", *ROTATION_FAMILIES)
+"""Families whose files Forge ignores."""
 SCALAR_FAMILIES = (*DORA_FAMILIES, "glora")  # as in LyCORIS
 TARGETS = ("attention", "standard", "all", "full")
 

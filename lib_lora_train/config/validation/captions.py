@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
+from lib_lora_train.core.encoding_limits import CHUNK_TOKENS, TOKEN_LIMITS_TEXT
 from lib_lora_train.core.errors import Problem
 
 _FEW_EPOCHS = 3
@@ -20,10 +20,8 @@ def validate_captions(config: TrainConfig) -> Iterator[Problem]:
     yield from _dropout(config)
     yield from _dropped_trigger(config)
     if config.max_token_length % CHUNK_TOKENS:
-        text = (
-            f"{config.max_token_length} is not a multiple of {CHUNK_TOKENS}, the tokens per chunk. Use 75, 150 or 225."
-        )
-        yield Problem("error", "max_token_length", text)
+        text = f"{config.max_token_length} is not a multiple of {CHUNK_TOKENS}, the tokens per chunk."
+        yield Problem("error", "max_token_length", f"{text} Use {TOKEN_LIMITS_TEXT}.")
 
 
 def _files(config: TrainConfig) -> Iterator[Problem]:

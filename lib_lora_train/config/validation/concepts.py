@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from lib_lora_train.config.concept_lists import parse_resolution, split_colours, split_resolutions
 from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE, off_step
-from lib_lora_train.config.settings.dataset import MAX_RESOLUTION, MIN_RESOLUTION
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
 
@@ -66,11 +65,11 @@ def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
     if concept.colour_jitter > _STRONG_JITTER:
         text = f"{concept.colour_jitter:g} is high: generated images get odd colours. 0.05 to 0.15 is usual."
         yield Problem("warning", f"{where}.colour_jitter", text)
-    colours = [name.strip() for name in concept.alpha_background.split(",") if name.strip()]
-    for name in colours:
-        if not re.fullmatch(r"[A-Za-z]+|#(?:[0-9A-Fa-f]{3}){1,2}", name):
-            text = f"{name!r} is not a colour. Use a name such as white or grey, or a code such as #808080."
-            yield Problem("error", f"{where}.alpha_background", text)
+    colours: list[str] = []
+    try:
+        colours = split_colours(concept.alpha_background)
+    except ValueError as error:
+        yield Problem("error", f"{where}.alpha_background", str(error))
     if concept.tag_background and any(name.startswith("#") for name in colours):
         text = "adds colour names; codes such as #808080 have none and are not added."
         yield Problem("hint", f"{where}.tag_background", text)
@@ -80,10 +79,11 @@ def _augmentation(concept: Concept, where: str) -> Iterator[Problem]:
 
 
 def _sides(concept: Concept, config: TrainConfig, where: str) -> Iterator[Problem]:
-    for text in concept.resolutions.replace(",", " ").split():
-        side = int(text) if text.isdigit() else 0
-        if not MIN_RESOLUTION <= side <= MAX_RESOLUTION:
-            message = f"{text!r} is not a size from {MIN_RESOLUTION} to {MAX_RESOLUTION} px. Example: 512 768."
-            yield Problem("error", where, message)
-        elif side % config.bucket_step:
+    for text in split_resolutions(concept.resolutions):
+        try:
+            side = parse_resolution(text)
+        except ValueError as error:
+            yield Problem("error", where, str(error))
+            continue
+        if side % config.bucket_step:
             yield Problem("warning" if config.enable_buckets else "error", where, off_step(side, config.bucket_step))

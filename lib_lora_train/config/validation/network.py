@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
-from lib_lora_train.config.settings.network import DORA_FAMILIES, SCALAR_FAMILIES
+from lib_lora_train.config.settings.network import (
+    CONVOLUTION_FAMILIES,
+    DORA_FAMILIES,
+    NOT_IN_FORGE,
+    ROTATION_FAMILIES,
+    SCALAR_FAMILIES,
+)
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 
@@ -16,21 +22,18 @@ _MAX_CONV_RANK = 64
 _HIGH_DROPOUT = 0.5
 _MIN_IA3_LR = 1e-3
 _MAX_FULL_LR = 5e-5
-_DECOMPOSABLE = ("lora", "loha", "lokr")
-_ROTATIONS = ("oft", "boft")
-_CONVOLUTIONAL = ("lora", "loha", "lokr", "dylora")
 _USED_BY = {
-    "conv_rank": _CONVOLUTIONAL,
-    "conv_alpha": _CONVOLUTIONAL,
-    "rank_stabilized": ("lora", "loha", "lokr", "dylora"),
+    "conv_rank": CONVOLUTION_FAMILIES,
+    "conv_alpha": CONVOLUTION_FAMILIES,
+    "rank_stabilized": CONVOLUTION_FAMILIES,
     "scalar": SCALAR_FAMILIES,
-    "tucker": _DECOMPOSABLE,
+    "tucker": DORA_FAMILIES,
     "lokr_factor": ("lokr",),
     "decompose_both": ("lokr",),
     "full_matrix": ("lokr",),
     "dylora_unit": ("dylora",),
-    "constraint": _ROTATIONS,
-    "rescaled": _ROTATIONS,
+    "constraint": ROTATION_FAMILIES,
+    "rescaled": ROTATION_FAMILIES,
 }
 
 
@@ -50,6 +53,12 @@ def has_family_specific_lr(config: TrainConfig) -> bool:
     return config.family == "ia3"
 
 
+def is_read_by_forge(config: TrainConfig) -> bool:
+    """Whether Forge reads the files of these settings; it ignores some families and fails with another."""
+    is_tucker_lokr = config.family == "lokr" and config.tucker and _has_convolutions(config)
+    return config.family not in NOT_IN_FORGE and not is_tucker_lokr
+
+
 def _has_convolutions(config: TrainConfig) -> bool:
     return config.targets in ("all", "full")
 
@@ -60,9 +69,9 @@ def _host(config: TrainConfig) -> Iterator[Problem]:
         "After training, convert the file to a LoRA or an exact diff, which all webuis read: with one click in Results "
         "or with `convert`. It reports what is lost."
     )
-    if config.family in ("ia3", *_ROTATIONS):
+    if config.family in NOT_IN_FORGE:
         yield warning_at("family", f"{config.family} files are read by A1111, but ignored by Forge. {advice}")
-    if config.family == "lokr" and config.tucker and _has_convolutions(config):
+    elif not is_read_by_forge(config):
         yield warning_at("tucker", f"makes a LoKr that A1111 reads, but Forge fails with. {advice}")
 
 
@@ -105,7 +114,9 @@ def _dylora(config: TrainConfig) -> Iterator[Problem]:
 
 def _scale(config: TrainConfig) -> Iterator[Problem]:
     """The scale alpha / rank, in families that have one."""
-    if config.family in ("glora", "full", "ia3", *_ROTATIONS) or (config.family == "lokr" and config.full_matrix):
+    if config.family in ("glora", "full", "ia3", *ROTATION_FAMILIES) or (
+        config.family == "lokr" and config.full_matrix
+    ):
         if config.alpha is not None:
             yield hint_at("alpha", f"has no effect with {_named(config)}: its file format has no scale.")
         return
@@ -167,7 +178,7 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
             yield error_at(name, f"{reason}.")
     if not config.train_unet:
         yield from unused(config, readers, "while train_unet is off: the blocks are those of the UNet")
-    if config.family not in (*_CONVOLUTIONAL, "glora"):
+    if config.family not in (*CONVOLUTION_FAMILIES, "glora"):
         yield from unused(
             config, ["block_ranks", "block_alphas"], f"with {config.family}, whose rank works differently"
         )
@@ -188,7 +199,7 @@ def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     if config.scale_weight_norms and "ScheduleFree" in config.optimizer:
         text = f"has little effect with {config.optimizer}, which saves averaged weights. Use AdamW or Prodigy."
         yield warning_at("scale_weight_norms", text)
-    if what in ("dora", *_ROTATIONS):
+    if what in ("dora", *ROTATION_FAMILIES):
         reason = "it sets the norm of the weights itself" if what == "dora" else "rotations have no norm to limit"
         yield from unused(config, ["scale_weight_norms"], f"with {what}: {reason}")
 
@@ -197,9 +208,9 @@ def _without_effect(config: TrainConfig) -> Iterator[Problem]:
     for name, families in _USED_BY.items():
         if config.family not in families:
             yield from unused(config, [name], f"with {config.family}, only with {', '.join(families)}")
-    if not _has_convolutions(config) and config.family in _CONVOLUTIONAL:
+    if not _has_convolutions(config) and config.family in CONVOLUTION_FAMILIES:
         why = f"with targets {config.targets}: there are no 3×3 convolutions"
-        names = ["conv_rank", "conv_alpha", *(["tucker"] if config.family in _DECOMPOSABLE else [])]
+        names = ["conv_rank", "conv_alpha", *(["tucker"] if config.family in DORA_FAMILIES else [])]
         yield from unused(config, names, why)
     if config.targets == "attention":
         yield from unused(config, ["train_norm"], "with targets attention, which include no norm layers")

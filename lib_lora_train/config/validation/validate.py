@@ -16,7 +16,7 @@ from lib_lora_train.config.validation.concepts import validate_concepts
 from lib_lora_train.config.validation.network import validate_network
 from lib_lora_train.config.validation.optimizer import validate_optimizer
 from lib_lora_train.config.validation.training import validate_training
-from lib_lora_train.core.errors import ConfigError, Level, Problem
+from lib_lora_train.core.errors import LEVELS, ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 
 _UNET_STEP = 8 * LATENT_CELL_PX  # the UNet of SD1 and SD2 halves the latent three times
@@ -28,8 +28,7 @@ _RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM"
 def validate(config: TrainConfig) -> tuple[Problem, ...]:
     """All problems of the config: errors first, then warnings, then hints."""
     found = [problem for check in _CHECKS for problem in check(config)]
-    order: list[Level] = ["error", "warning", "hint"]
-    return tuple(sorted(found, key=lambda problem: order.index(problem.level)))
+    return tuple(sorted(found, key=lambda problem: LEVELS.index(problem.level)))
 
 
 def has_errors(problems: Iterable[Problem]) -> bool:

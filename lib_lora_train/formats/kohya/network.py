@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lib_lora_train.config.settings.network import (
+    CONVOLUTION_FAMILIES,
+    DORA_FAMILIES,
+    ROTATION_FAMILIES,
+    SCALAR_FAMILIES,
+)
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
@@ -56,20 +62,19 @@ _GUI_NAMES: Mapping[str, str] = {
     "full": "LyCORIS/Native Fine-Tuning",
 }
 _ALGO_NAMES: Mapping[str, str] = {"lora": "locon", "oft": "diag-oft"}  # the others have the same name
-_CONVOLUTIONAL = ("lora", "loha", "lokr", "dylora")
 _USED_BY: Mapping[str, tuple[str, ...]] = {
-    "conv_dim": _CONVOLUTIONAL,
-    "conv_alpha": _CONVOLUTIONAL,
-    "dora_wd": ("lora", "loha", "lokr"),
-    "use_tucker": ("lora", "loha", "lokr"),
-    "rs_lora": ("lora", "loha", "lokr"),
-    "use_scalar": ("lora", "loha", "lokr", "glora"),
+    "conv_dim": CONVOLUTION_FAMILIES,
+    "conv_alpha": CONVOLUTION_FAMILIES,
+    "dora_wd": DORA_FAMILIES,
+    "use_tucker": DORA_FAMILIES,
+    "rs_lora": DORA_FAMILIES,
+    "use_scalar": SCALAR_FAMILIES,
     "factor": ("lokr",),
     "decompose_both": ("lokr",),
     "full_matrix": ("lokr",),
     "unit": ("dylora",),
-    "constraint": ("oft", "boft"),
-    "rescaled": ("oft", "boft"),
+    "constraint": ROTATION_FAMILIES,
+    "rescaled": ROTATION_FAMILIES,
     "train_norm": tuple(_GUI_NAMES),
 }
 """kohya name of a parameter → the families for which LyCORIS reads it."""
