@@ -94,8 +94,10 @@ def read_checkpoint_info(path: Path, vae: Path | None = None) -> CheckpointInfo:
 
 def _version_of(path: Path) -> tuple[object, ...]:
     """What changes when the file, the .yaml beside it, or a file in the folder changes."""
-    files = [path, path.with_suffix(".yaml")] if not path.is_dir() else [*path.glob("*"), *path.glob("*/*")]
-    return tuple(_file_version(file) for file in sorted(files))
+    beside = [path.with_suffix(".yaml")] if path.name else []
+    patterns = ("*.json", "*.safetensors", *(("*/*.json", "*/*.safetensors") if any(path.glob(INDEX)) else ()))
+    inside = sorted(file for pattern in patterns for file in path.glob(pattern))
+    return tuple(_file_version(file) for file in (path, *beside, *inside))
 
 
 def _file_version(file: Path) -> tuple[str, int, int]:
@@ -150,9 +152,19 @@ class CheckpointContents:
 def read_contents(path: Path) -> CheckpointContents:
     """What a single file, or a folder in diffusers' layout, contains; leftovers of training are left out.
 
-    ModelError for what is missing, damaged or not a checkpoint of Stable Diffusion.
+    ModelError for what is missing, damaged, not allowed to be read or not a checkpoint of Stable Diffusion.
     """
-    path = path.absolute()  # the folder "." has no name
+    try:
+        return _read_contents(path.absolute())  # the folder "." has no name
+    except OSError as reason:
+        raise ModelError(_unreadable(path, reason)) from reason
+
+
+def _unreadable(path: Path, reason: OSError) -> str:
+    return f"{reason.filename or path} cannot be read: {reason.strerror or reason}. Check its permissions."
+
+
+def _read_contents(path: Path) -> CheckpointContents:
     refuse_part(path)
     folder = read_model_folder(path) if path.is_dir() else None
     metadata = {} if folder else read_model_header(path).metadata
@@ -189,6 +201,8 @@ def read_vae_places(path: Path) -> dict[str, TensorPlace]:
         raise
     except ModelError as reason:
         raise VaeError(str(reason)) from None
+    except OSError as reason:
+        raise VaeError(_unreadable(path, reason)) from reason
     prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in places) else ""
     if f"{prefix}encoder.down.0.block.0.conv1.weight" not in places:
         raise VaeError(f"{path.name} {explain_other_vae(list(places))}")

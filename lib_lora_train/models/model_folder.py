@@ -136,7 +136,7 @@ def part_files(part: Path) -> tuple[Path, ...]:
     """
     try:
         names = sorted(entry.name for entry in part.iterdir() if entry.is_file())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"{part.name} is missing.") from None
     candidates = [(_rank(found["variant"]), name) for name in names if (found := _match_weights(name))]
     candidates += [

@@ -255,6 +255,19 @@ def test_a_part_of_a_model_leads_to_the_whole_one(folder: Path, tmp_path: Path) 
             read_checkpoint_info(folder / file)
 
 
+def test_what_may_not_be_read_is_an_error_with_a_reason(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ModelError, match=r"tiny-v1\.5 cannot be read: Permission denied"):
+        load_checkpoint(copy)
+    with pytest.raises(ModelError, match=r"tiny\.safetensors cannot be read: Permission denied"):
+        load_checkpoint(copy.parent / "tiny.safetensors")
+    with pytest.raises(ModelError, match="vae cannot be read: Permission denied"):
+        load_vae(copy / "vae")
+
+
 def test_the_list_of_a_split_file_cannot_name_files_elsewhere(copy: Path) -> None:
     (copy / UNET).rename(copy / "elsewhere.safetensors")
     listed = {"weight_map": {"conv_in.weight": "../elsewhere.safetensors"}}

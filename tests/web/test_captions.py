@@ -257,9 +257,11 @@ def test_pages_do_not_wait_for_the_tokenizer() -> None:
 
 def test_caption_lengths_are_grouped_by_chunks(tmp_path: Path) -> None:
     session = opened(tmp_path, {"a": "", "b": ", ".join(["cat"] * 38), "c": ", ".join(["cat"] * 200)})
-    assert [
-        one["captions"] for one in session.run_action("captions-words", {"folder": str(tmp_path / "images")})["lengths"]
-    ] == [2, 0, 0, 1]
+    folder = {"folder": str(tmp_path / "images")}
+    lengths = session.run_action("captions-words", folder)["lengths"]
+    assert [one["captions"] for one in lengths] == [2, 0, 0, 1]
+    assert [(one["from"], one["to"]) for one in lengths] == [(0, 75), (76, 150), (151, 225), (226, None)]
+    assert session.run_action("captions-show", folder)["limits"] == [75, 150, 225], "the page marks them by these"
 
 
 # --- two pages, and files that change ------------------------------------------------------------

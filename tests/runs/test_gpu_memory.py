@@ -1,0 +1,34 @@
+"""The curve of GPU memory."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lib_lora_train.runs import gpu_memory
+from lib_lora_train.runs.gpu_memory import MemoryCurve
+
+
+def test_the_driver_is_asked_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    now = 100.0
+
+    def read() -> dict[str, float]:
+        asked.append(now)
+        return {"used_gib": len(asked), "total_gib": 80.0}
+
+    monkeypatch.setattr(gpu_memory, "read_gpu_memory", read)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    curve = MemoryCurve()
+    for step in range(1, 13):  # four steps a second
+        curve.measure(step)
+        now += 0.25
+    assert asked == [100, 101, 102] and [step for step, _ in curve.points] == [1, 5, 9]
+
+
+def test_without_a_card_there_is_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_memory, "read_gpu_memory", lambda: None)
+    curve = MemoryCurve()
+    curve.measure(1)
+    assert curve.points == []
