@@ -39,9 +39,25 @@
                 answer.more ? make("p", { className: "lt-faint" }, `and ${lt.whole(answer.more)} more`) : "");
         }
 
+        /** Like the filters, this box works while you type, and keeps its text when the panel is rebuilt. */
+        function wordsBox() {
+            const title = "Candidates for trigger words, separated by commas: shows their tokens, and which tokens two of them share";
+            const input = lt.captionBox("try", "zkw, ohwx");
+            input.value = panel.words;
+            input.title = title;
+            const measureSoon = panel.later(measureWords);
+            input.addEventListener("input", () => {
+                panel.words = input.value;
+                measureSoon();
+            });
+            return make("label", { className: "lt-line lt-field", title }, make("span", {}, "Words to try"), input);
+        }
+
         async function measureWords() {
-            const answer = await panel.request("words", { words: panel.part("try").value });
-            if (!answer) return;
+            if (!panel.shown) return;
+            const [words, folder] = [panel.words, panel.folder];
+            const answer = await panel.request("words", { words });
+            if (!answer || words !== panel.words || folder !== panel.folder) return; // changed in the meantime
             const lengths = answer.lengths.map((one) => make("div", { className: "lt-tile" }, make("b", {}, lt.whole(one.captions)),
                 make("span", {}, one.to === null ? `captions over ${one.from - 1} tokens` : `captions of ${one.from} to ${one.to} tokens`)));
             const triggers = answer.triggers.map((one) => make("li", {}, make("p", {}, make("b", {}, one.word),
@@ -53,6 +69,6 @@
                 make("p", { className: "lt-c-rare" }, answer.rare.join("  ")));
         }
 
-        return { advise, measureWords };
+        return { advise, measureWords, wordsBox };
     };
 })();

@@ -17,6 +17,7 @@
         edited: null,
         drafts: new Map(),
         selected: new Set(),
+        words: "",
         filter: { all_of: "", any_of: "", none_of: "", text: "", untagged: false, fewest: "", most: "" },
     };
     const part = (panel.part = (name) => panel.container.querySelector(`.lt-c-${name}`));
@@ -49,8 +50,8 @@
         const answer = await request("open", { folder: part("folder").value });
         if (!answer || number !== opened) return;
         setFolder(answer.folder);
-        loadWords();
         handle(answer);
+        loadWords();
         notify("");
     }
     function close() {
@@ -117,7 +118,9 @@
 
     function folded(title, name, start, ...before) {
         const made = make("details", { className: "lt-card lt-skipped", title: "Computed when expanded" }, make("summary", {}, title), ...before, make("div", { className: `lt-c-${name}` }));
-        made.ontoggle = () => made.open && panel.shown && start();
+        const fill = () => made.open && panel.shown && start();
+        made.ontoggle = fill;
+        panel.container.addEventListener("lt-words", fill); // another folder was opened
         return made;
     }
 
@@ -131,9 +134,6 @@
         const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/images", title: "The folder with the captions. Folders of the Dataset panel are suggested.", "aria-label": "Folder" });
         folder.setAttribute("list", "lora_train_caption_folders");
         folder.onkeydown = (event) => event.key === "Enter" && open();
-        const tryBox = lt.captionBox("try", "words to test, separated by commas");
-        tryBox.title = "Candidates for trigger words: shows their tokens, and which tokens two of them share";
-        tryBox.onchange = advice.measureWords;
         const body = make("div", { className: "lt-captions" },
             make("div", { className: "lt-card lt-c-top" },
                 make("div", { className: "lt-tool lt-c-row" }, folder, make("datalist", { id: "lora_train_caption_folders", className: "lt-c-folders" }),
@@ -158,7 +158,7 @@
                             make("nav", { className: "lt-pager lt-c-pager" })),
                         make("div", { className: "lt-gallery lt-c-gallery" })),
                     folded("Advice: tags that compete with the trigger word, contradictions, lengths", "advice", advice.advise),
-                    folded("Tokens: lengths, trigger words, rare words", "words", advice.measureWords, make("div", { className: "lt-tool" }, tryBox)))));
+                    folded("Tokens: lengths, trigger words, rare words", "words", advice.measureWords, advice.wordsBox()))));
         body.addEventListener("input", (event) => event.stopPropagation()); // not part of the form
         panel.container.replaceChildren(body);
         panel.container.dataset.ltOwn = "yes";

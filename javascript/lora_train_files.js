@@ -27,9 +27,7 @@
 
     /** For a run: the epoch grid by the webui, and its epochs in txt2img's X/Y/Z plot; nothing stand-alone. */
     lt.webuiButtons = (run) => {
-        const send = document.querySelector("#lora_train_xyz_send");
-        const text = document.querySelector("#lora_train_xyz_text textarea, #lora_train_xyz_text input");
-        if (!send || !text) return [];
+        if (!lt.canPaste()) return [];
         const add = (label, title, work) => {
             const button = make("button", { type: "button", className: "lt-small", title }, label);
             button.onclick = () => work().catch(lt.notify);
@@ -38,9 +36,7 @@
         return [
             add("Draw epoch grid", "The webui draws the epochs of this run with the run's own sampler and prompts", () => lt.request("grid-draw", { run }).then(lt.poll)),
             add("Send to X/Y/Z plot", "Fill in txt2img with the epochs of this run; then press Generate there", async () => {
-                text.value = (await lt.request("xyz-text", { run })).text;
-                text.dispatchEvent(new Event("input", { bubbles: true }));
-                setTimeout(() => send.click(), 300); // gradio reads the text a moment later
+                lt.paste((await lt.request("xyz-text", { run })).text);
             }),
         ];
     };
@@ -56,9 +52,24 @@
     }
 
     // --- the files --------------------------------------------------------------------------------
+    /** The LoRA files of a run by step, each once, without those that were deleted or renamed. */
+    lt.loraFiles = (events) => {
+        const files = new Map();
+        for (const event of events) {
+            if (event.kind === "LoraWritten") files.set(event.path, event);
+            if (event.kind === "LoraRemoved") files.delete(event.path);
+        }
+        return [...files.values()].sort((a, b) => a.step - b.step);
+    };
+
+    /** In place of the buttons of a file that is on record but not on disk. */
+    lt.missingCell = (path) => make("td", { className: "lt-actions" },
+        make("i", { className: "lt-tag lt-missing", title: `There is no file at ${path}. It was moved, renamed or deleted outside this page.` }, "missing"));
+
     lt.drawFiles = (container, run) => {
-        const files = run.events.filter((event) => event.kind === "LoraWritten");
-        const mark = `${run.id}/${run.events.length}`;
+        const files = lt.loraFiles(run.events);
+        const missing = new Set((run.status && run.status.missing) || []);
+        const mark = `${run.id}/${run.events.length}/${[...missing].join()}`;
         if (!files.length || container.dataset.mark === mark) return;
         container.dataset.mark = mark;
         const measured = Object.fromEntries(run.events.filter((e) => e.kind === "Measured").map((e) => [e.epoch, e.values]));
@@ -70,13 +81,13 @@
         const isIgnored = run.status && run.status.is_read_by_forge === false; // so offer to convert the file
         const output = make("div", { className: "lt-t-message" });
         const rows = files.map((file) => make("tr", {},
-            make("td", { className: "lt-number" }, String(file.epoch)),
+            make("td", { className: "lt-number" }, file.epoch ? String(file.epoch) : "–"),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
             make("td", { className: "lt-number" }, lt.whole(file.step)),
             number(loss.get(file.path) ?? ended[file.epoch]),
             ...names.map((name) => number((measured[file.epoch] || {})[name])),
-            make("td", { className: "lt-actions" },
-                lt.useButton(lt.fileName(file.path), lt.triggersOf(run.status)),
+            missing.has(file.path) ? lt.missingCell(file.path) : make("td", { className: "lt-actions" },
+                ...lt.useButtons(run.id, file.path, lt.triggersOf(run.status)),
                 lt.copyButton("Copy path", file.path),
                 ...(isIgnored ? lt.convertButtons(file.path, output) : []))));
         container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },

@@ -26,30 +26,58 @@
         return [...missing, text].join(", ");
     }
 
-    /** Add a LoRA to the prompt of txt2img; stand-alone, copy the prompt. */
-    lt.useInPrompt = (file, triggers, button) => {
-        const name = stem(file);
-        const area = (typeof gradioApp === "function" ? gradioApp() : document).querySelector("#txt2img_prompt textarea");
-        if (!area) return lt.copy(withLora("", name, triggers), button);
-        area.value = withLora(area.value, name, triggers);
+    const page = () => (typeof gradioApp === "function" ? gradioApp() : document);
+    const promptBox = (name) => page().querySelector(`#txt2img_${name} textarea`);
+    const pasteBox = () => page().querySelector("#lora_train_paste_text textarea, #lora_train_paste_text input");
+
+    /** Whether the webui can fill in txt2img from a text. */
+    lt.canPaste = () => Boolean(pasteBox());
+    /** Fill in txt2img from an infotext, with the webui's own function, and show it. */
+    lt.paste = (text) => {
+        pasteBox().value = text;
+        pasteBox().dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => lt.press("paste_send"), 300); // gradio reads the text a moment later
+    };
+
+    /** Add a run's LoRA to the prompt of txt2img, with the settings of the run's samples if `hasSettings`; stand-alone,
+        copy the prompt. A file that is missing or cannot fit the loaded model is not added. */
+    lt.useInPrompt = async (run, file, triggers, button, hasSettings) => {
+        const area = promptBox("prompt");
+        const answer = await lt.request("lora-use", { run, path: file });
+        if (area && answer.misfit && button.dataset.ltMisfit !== file) {
+            button.dataset.ltMisfit = file; // the second press adds it
+            button.textContent = "Use it anyway";
+            return lt.notify(answer.misfit);
+        }
+        const text = withLora(area ? area.value : "", stem(file), triggers);
+        if (!area) return lt.copy(text, button);
+        if (hasSettings && answer.settings) {
+            const negative = (promptBox("neg_prompt") || { value: "" }).value;
+            return lt.paste([text, negative && `Negative prompt: ${negative}`, answer.settings].filter(Boolean).join("\n"));
+        }
+        area.value = text;
         if (typeof updateInput === "function") updateInput(area);
         else area.dispatchEvent(new Event("input", { bubbles: true }));
         if (typeof switch_to_txt2img === "function") switch_to_txt2img();
         return null;
     };
-    lt.useButton = (file, triggers) => {
-        const hasPrompt = document.querySelector("#txt2img_prompt") !== null;
-        return small(hasPrompt ? "Use in prompt" : "Copy prompt", withLora("", stem(file), triggers), (button) => lt.useInPrompt(file, triggers, button));
+    const SETTINGS_HELP = "Also sets size, steps, CFG, sampler and clip skip of txt2img as the samples of this run had them. It replaces what these fields show now.";
+    lt.useButtons = (run, file, triggers) => {
+        const use = (hasSettings) => (button) => reportErrors(lt.useInPrompt(run, file, triggers, button, hasSettings));
+        return [small(promptBox("prompt") ? "Use in prompt" : "Copy prompt", withLora("", stem(file), triggers), use(false)),
+            ...(lt.canPaste() ? [small("Use with settings", SETTINGS_HELP, use(true))] : [])];
     };
 
     // --- use now ----------------------------------------------------------------------------------
-    let pending = null; // {run, known, button, triggers} while waiting for the file of this step
+    let pending = null; // {run, known, button, label, triggers, hasSettings} while waiting for the file of this step
 
-    function useNow(run, button) {
+    function useNow(run, button, hasSettings) {
         // A step that has its file is not saved again, so no event would come.
         const files = run.events.filter((event) => event.kind === "LoraWritten" && event.step === run.status.step);
-        if (files.length) return lt.useInPrompt(files[files.length - 1].path, lt.triggersOf(run.status), button);
-        pending = { run: run.id, known: run.events.length, button, triggers: lt.triggersOf(run.status) };
+        const triggers = lt.triggersOf(run.status);
+        if (files.length) return reportErrors(lt.useInPrompt(run.id, files[files.length - 1].path, triggers, button, hasSettings));
+        if (pending) return null;
+        pending = { run: run.id, known: run.events.length, button, label: button.textContent, triggers, hasSettings };
         button.disabled = true;
         button.textContent = "Saving this step…";
         reportErrors(lt.request("command", { name: "save" }).catch((problem) => {
@@ -61,7 +89,7 @@
     function clearPending() {
         if (!pending) return;
         pending.button.disabled = false;
-        pending.button.textContent = "Use now";
+        pending.button.textContent = pending.label;
         pending = null;
     }
 
@@ -69,9 +97,10 @@
         const isLive = Boolean(run.status && lt.LIVE.includes(run.status.state));
         if (!container.firstChild) {
             const use = make("button", { type: "button", className: "lt-small lt-use-now", title: "Save a LoRA file of the current step and add it to the prompt of txt2img. Stand-alone, the prompt is copied." }, "Use now");
-            use.onclick = () => useNow(container.run, use);
+            use.onclick = () => useNow(container.run, use, false);
+            const both = lt.canPaste() ? small("Use now with settings", SETTINGS_HELP, (button) => useNow(container.run, button, true)) : null;
             const sample = small("Sample now", "Generate the sample prompts at the current step.", () => reportErrors(lt.request("command", { name: "sample" })));
-            container.append(make("div", { className: "lt-toolbar" }, use, sample,
+            container.append(make("div", { className: "lt-toolbar" }, use, both, sample,
                 small(wantsNotice ? NOTICE_ON : "Notify me when done", "Show a browser notification when training ends.", enableNotice)));
         }
         container.run = run;
@@ -82,9 +111,9 @@
         if (pending.run !== run.id || !isLive) return clearPending();
         const written = run.events.slice(pending.known).find((event) => event.kind === "LoraWritten");
         if (!written) return;
-        const { triggers, button } = pending;
+        const { triggers, button, hasSettings } = pending;
         clearPending();
-        lt.useInPrompt(written.path, triggers, button);
+        reportErrors(lt.useInPrompt(run.id, written.path, triggers, button, hasSettings));
     };
 
     // --- notification at the end ------------------------------------------------------------------
@@ -175,10 +204,14 @@
         if (!answer.runs.length) return container.replaceChildren();
         const open = container.open || (document.querySelector("#lora_train_root").dataset.ltRun ? "" : answer.runs[0].run); // after a restart
         const cards = answer.runs.map((one) => {
-            const epochs = one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files";
+            const facts = [one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files",
+                one.missing.length ? `${one.missing.length} missing` : "",
+                one.epochs ? `${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : "",
+                one.unreadable_lines ? `${one.unreadable_lines} lines of its log cannot be read` : ""].filter(Boolean);
             const details = make("details", { className: "lt-run" },
                 make("summary", { title: "Show files, samples and settings" }, make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
-                    make("span", { className: "lt-faint" }, `${epochs}${one.epochs ? ` · ${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : ""}${one.unreadable_lines ? ` · ${one.unreadable_lines} lines of its log cannot be read` : ""}`)),
+                    make("span", { className: "lt-faint" }, facts.join(" · ")),
+                    one.reason ? make("span", { className: "lt-run-reason" }, one.reason) : null),
                 make("div", { className: "lt-run-body" }));
             details.ontoggle = () => {
                 if (!details.open) return;
@@ -214,34 +247,35 @@
     async function showRun(container, body, one) {
         const shown = await lt.request("runs-show", { run: one.run }).catch(lt.notify);
         if (!shown) return;
-        const files = shown.events.filter((event) => event.kind === "LoraWritten");
-        const unique = [...new Map(files.map((file) => [file.path, file])).values()];
         const past = { id: one.run, events: shown.events, status: { config: { sample_prompts: [] } } };
-        const samples = make("div", {});
-        const grid = make("div", {});
-        body.replaceChildren(actions(container, one), fileTable(container, one, unique, shown.triggers), samples, grid, settingsOf(shown));
-        if (shown.events.some((event) => event.kind === "SampleDrawn")) lt.drawSamples(samples, past);
-        else lt.drawGrid(grid, past);
+        const hasSamples = shown.events.some((event) => event.kind === "SampleDrawn");
+        const [samples, grid] = [make("div", {}), make("div", {})];
+        body.replaceChildren(actions(container, one), fileTable(container, one, shown.files, shown.triggers), samples, grid, settingsOf(shown));
+        if (hasSamples) lt.drawSamples(samples, past);
+        // The samples are the run's own grid; the webui's is shown beside them.
+        lt.drawGrid(grid, { id: one.run, events: hasSamples ? [] : shown.events, status: { grid: shown.epoch_grid } });
     }
 
     function actions(container, one) {
         const more = make("input", { type: "number", min: "1", value: "5", className: "lt-more", title: "Number of epochs to add", "aria-label": "More epochs" });
         more.dataset.ltOwn = "yes";
-        const resumeRun = (name) => () => reportErrors(lt.request(name, { run: one.run, more_epochs: one.can_extend ? Number(more.value) : 0 }).then(() => {
+        const resumeRun = (name, epochs) => () => reportErrors(lt.request(name, { run: one.run, more_epochs: epochs ? epochs() : 0 }).then(() => {
             lt.notify(name === "runs-resume" ? "Resumed. Follow it in the Monitor." : "Added to the queue.");
             lt.poll();
         }));
-        const word = one.can_extend ? "Extend by" : one.can_begin_again ? "Begin again" : "Resume";
-        const resume = one.can_extend || one.can_resume || one.can_begin_again
-            ? [small(word, one.can_extend ? "Train more epochs with the same file names" : "Continue exactly where it was interrupted", resumeRun("runs-resume")),
-                one.can_extend ? more : null, small(`${word} later`, "Add it to the queue", resumeRun("queue-add-run"))]
-            : [];
+        const later = (name, run) => small(`${name} later`, "Add it to the queue", run);
+        const word = one.can_begin_again ? "Begin again" : "Resume";
+        const resume = one.can_resume || one.can_begin_again
+            ? [small(word, "Continue exactly where it was interrupted", resumeRun("runs-resume", 0)), later(word, resumeRun("queue-add-run", 0))] : [];
+        const epochs = () => Number(more.value);
+        const extend = one.can_extend
+            ? [small("Extend by", "Train more epochs with the same file names", resumeRun("runs-resume", epochs)), more, later("Extend", resumeRun("queue-add-run", epochs))] : [];
         return make("div", { className: "lt-toolbar lt-run-actions" },
             small("Train again with these settings", "Fill in the form with the settings of this run; nothing starts", () => lt.applyChange("runs-settings", { run: one.run })),
             ...(one.loras.length ? lt.webuiButtons(one.run) : []),
             small("Export settings", "Save the settings as a .toml file", () => reportErrors(saveText("runs-export", one.run))),
             ...(one.state === "finished" ? [] : [lt.reportButton(() => one.run)]),
-            ...resume,
+            ...resume, ...extend,
             small("Delete…", "Shows what would be deleted first", () => reportErrors(confirmDelete(container, one))));
     }
 
@@ -273,7 +307,7 @@
     }
 
     function fileTable(container, one, files, triggers) {
-        if (!files.length) return make("p", { className: "lt-faint" }, "The files of this run are gone.");
+        if (!files.length) return make("p", { className: "lt-faint" }, "This run has no LoRA files.");
         return make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" }, make("tbody", {}, ...files.map((file) => {
             const cell = make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path));
             const rename = small("Rename…", "Rename the file and its card", () => {
@@ -287,8 +321,10 @@
                 input.focus();
                 input.select();
             });
-            return make("tr", {}, make("td", { className: "lt-number" }, `epoch ${file.epoch}`), cell,
-                make("td", { className: "lt-actions" }, lt.useButton(file.path, triggers), lt.copyButton("Copy path", file.path), rename));
+            const name = make("td", { className: "lt-number" }, file.epoch ? `epoch ${file.epoch}` : `step ${lt.whole(file.step)}`);
+            if (file.missing) return make("tr", {}, name, cell, lt.missingCell(file.path));
+            return make("tr", {}, name, cell,
+                make("td", { className: "lt-actions" }, ...lt.useButtons(one.run, file.path, triggers), lt.copyButton("Copy path", file.path), rename));
         }))));
     }
 

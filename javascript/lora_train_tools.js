@@ -35,6 +35,9 @@
         const checkpoint = box("", "empty: loaded checkpoint");
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
+        const name = () => field("Name", box("", "empty: made from the names of the files"), "Name of the new file, and of the LoRA in prompts; existing files are not overwritten");
+        const [convertedName, mergedName] = [name(), name()];
+        const nameIn = (label) => label.querySelector("input").value.trim();
         const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
 
         const check = action("Check", "Family, ranks, norms, errors, and the model it is for", found, async () => {
@@ -44,7 +47,7 @@
                 ...answer.problems.map((text) => line(answer.broken ? "error" : "warning", answer.broken ? "Error" : "Warning", text))];
         });
         const convert = action("Convert", "Write a new file beside this one, and measure what was lost", written, async () => {
-            const answer = await lt.request("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value });
+            const answer = await lt.request("tools-convert", { file: file.value, checkpoint: checkpoint.value, rank: rank.value, to: kind.value, name: nameIn(convertedName) });
             const lost = `${lostIn(answer)}${kind.value === "lora" ? `, most in ${answer.worst}` : ""}.`;
             return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lost}`),
                 ...warningLines(answer)];
@@ -54,7 +57,7 @@
             ["checkpoint", "new checkpoint with the LoRAs merged in"]].map(([value, text]) => make("option", { value }, text)));
         const sum = make("div", { className: "lt-t-message" });
         const merge = action("Merge", "Write a new file; existing files are not changed", sum, async () => {
-            const answer = await lt.request("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value });
+            const answer = await lt.request("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value, name: nameIn(mergedName) });
             const lost = how.value === "checkpoint" ? "" : ` ${lostIn(answer)}.`;
             return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}`),
                 ...warningLines(answer)];
@@ -66,11 +69,12 @@
                 make("div", { className: "lt-card-fields" },
                     field("Checkpoint", checkpoint, "The model it is for; some families depend on its weights"),
                     field("Write", kind, "A LoRA is small but loses a little; the difference is exact but large"),
-                    field("Rank", rank, "Higher ranks lose less")),
+                    field("Rank", rank, "Higher ranks lose less"), convertedName),
                 make("div", { className: "lt-adders" }, convert), written),
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with checkpoint and rank as above")),
                 field("Files", several, "One file per line, followed by a colon and its weight; families may differ"),
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
+                mergedName,
                 make("div", { className: "lt-adders" }, merge), sum));
         body.addEventListener("input", (event) => event.stopPropagation()); // not part of the form
         container.replaceChildren(body);

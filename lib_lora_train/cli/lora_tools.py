@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.cli.settings import refuse_unknown, require_new_file
+from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 EXIT_BROKEN = 2
 _ROUNDING = 5e-3  # relative to the update: more than rounding to 16 bit loses
@@ -28,9 +30,7 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     converter.add_argument("--rank", type=int, default=16, help="rank of the LoRA (default: 16)")
     converter.add_argument("--ckpt", default="", metavar="FILE", help="its checkpoint (default: the tiny model)")
     _add_precision(converter)
-    converter.add_argument(
-        "--out", type=Path, metavar="FILE", help="output file (default: FILE-rank16 or similar in the current folder)"
-    )
+    _add_output(converter, "FILE-rank16 or similar")
 
     merger = command(commands, "merge", run_merge, "Merge LoRA files of any family into one file or a checkpoint.")
     merger.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
@@ -44,9 +44,22 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     merger.add_argument("--ckpt", default="", metavar="FILE", help="their checkpoint (default: the tiny model)")
     _add_precision(merger)
     merger.add_argument("--into", action="store_true", help="merge them into a new checkpoint")
-    merger.add_argument(
-        "--out", type=Path, metavar="FILE", help="output file (default: A+B or CKPT+A+B in the current folder)"
-    )
+    _add_output(merger, "A+B or CKPT+A+B")
+
+
+def _add_output(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--name", default="", help=f"name of the new file and of the LoRA in prompts ({default})")
+    command.add_argument("--out", type=Path, metavar="PATH", help="its folder, or the whole file (the current folder)")
+
+
+def _output(options: argparse.Namespace, default: str) -> Path:
+    """The file to write; LoraTrainError if its name cannot be used or it exists."""
+    given = user_path(str(options.out)) if options.out else Path()
+    if given.is_dir():
+        return new_file(given, options.name or default)
+    if options.name:
+        raise LoraTrainError(f"{given} is not a folder. With --name, give the folder as --out.")
+    return new_file(given.parent, given.name.removesuffix(ENDING))
 
 
 def _add_precision(command: argparse.ArgumentParser) -> None:
@@ -76,7 +89,7 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     file, checkpoint = read_adapter(options.file), _checkpoint(options)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
-    path = options.out or require_new_file(f"{options.file.stem}-{ending}.safetensors")
+    path = _output(options, f"{options.file.stem}-{ending}")
     model = _model(checkpoint, path.parent)
     converted = convert(file, model, to=options.to, rank=options.rank, precision=options.precision)
     saved = write_converted(path, converted, to=options.to, rank=options.rank, metadata=file.metadata)
@@ -101,12 +114,12 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     checkpoint = _checkpoint(options)
     names = "+".join(path.stem for path in options.files)
     if options.into:
-        path = options.out or require_new_file(f"{checkpoint.stem}+{names}.safetensors")
+        path = _output(options, f"{checkpoint.stem}+{names}")
         baked = write_merged_checkpoint(checkpoint, files, path)
         print(f"Saved to {path} ({baked.size_bytes / 2**20:.1f} MiB), {baked.layers} layers changed.")
         left_out = baked.left_out
     else:
-        path = options.out or require_new_file(f"{names}.safetensors")
+        path = _output(options, names)
         model = _model(checkpoint, path.parent)
         merged, saved = merge_into_file(
             path, files, model, to=options.to, rank=options.rank, precision=options.precision

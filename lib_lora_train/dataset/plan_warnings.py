@@ -47,8 +47,8 @@ def report_balancing(before: Dataset, after: Dataset) -> tuple[Problem, ...]:
         f"{after.concepts[n].name} × {before.concepts[n].repeats} → × {after.concepts[n].repeats} ({a:.0%} → {b:.0%})"
         for n, a, b in zip(to_learn, old, new, strict=True)
     ]
-    text = f"shows every concept about equally often: {', '.join(parts)}."
-    return (Problem("hint", "balance_repeats", text),)
+    text = f"balance_repeats shows every concept about equally often: {', '.join(parts)}."
+    return (Problem("hint", "", text),)
 
 
 def _check_max_steps(plan: Plan, config: TrainConfig) -> Iterator[Problem]:

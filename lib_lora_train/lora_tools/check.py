@@ -163,7 +163,17 @@ def _norm(layer: ParsedLayer) -> float | None:
     return float(layer.family.diff_norm(weights, layer.options, torch.empty(0)))
 
 
+def read_base_model(path: Path) -> str:
+    """The models that a LoRA file is for, as in `LoraReport.base_model`, but "" if unknown; AdapterError as there."""
+    file = read_adapter(path)
+    return _known_base_model(parse_file(file), file.metadata)
+
+
 def _base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
+    return _known_base_model(parsed, metadata) or "an unknown model"
+
+
+def _known_base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
     """The models the file is for: by the input width of cross-attention, else by metadata, else by layer names."""
     other = find_by_layers(parsed.layers)
     if other:
@@ -179,7 +189,7 @@ def _base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
     if version:
         kind = next((kind for mark, kind in (("v2", "SD2"), ("v1", "SD1")) if mark in version), version)
         return f"{kind} (according to its metadata)"
-    return _base_model_by_layers(parsed) or "an unknown model"
+    return _base_model_by_layers(parsed)
 
 
 def _base_model_by_layers(parsed: ParsedLora) -> str:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import HASH_KEYS, AdapterFile, SavedAdapter, cast_for_file, write_adapter
+from lib_lora_train.adapters.files.rename import renamed_metadata
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_parsed
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.lora_tools.new_file import refuse_existing
 from lib_lora_train.models.checkpoint import legacy_hash
 
 OUTPUT_FORMATS = ("lora", "diff")
@@ -150,13 +152,18 @@ def _product(tensors: Mapping[str, Tensor]) -> Tensor:
 def write_converted(
     path: Path, converted: Converted, *, to: str, rank: int, metadata: Mapping[str, str]
 ) -> SavedAdapter:
-    """Write the new file with the old one's metadata, network keys updated; OutputError if that fails."""
+    """Write a new file with the old one's metadata, network keys and name updated.
+
+    LoraTrainError if there is a file already, OutputError if writing fails.
+    """
+    refuse_existing(path)
     module, arguments = ("networks.lora", {}) if to == "lora" else ("lycoris.kohya", {"algo": "full"})
     network = {
         "ss_network_module": module,
         "ss_network_args": json.dumps(arguments),
         "ss_network_dim": str(rank) if to == "lora" else "None",
         "ss_network_alpha": str(float(rank)) if to == "lora" else "None",
+        **renamed_metadata(metadata, path.stem),
     }
     without_hashes = {key: value for key, value in metadata.items() if key not in HASH_KEYS}
     return write_adapter(path, converted.state, metadata={**without_hashes, **network}, precision=converted.precision)

@@ -20,7 +20,7 @@ from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
 from lib_lora_train.adapters.inject import ModelParts, Target, match_targets
 from lib_lora_train.adapters.registry import NORM
-from lib_lora_train.core.errors import AdapterError, LoraTrainError
+from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.convert import (
     OUTPUT_FORMATS,
     ConversionBuilder,
@@ -29,6 +29,7 @@ from lib_lora_train.lora_tools.convert import (
     truncate_to_rank,
     write_converted,
 )
+from lib_lora_train.lora_tools.new_file import refuse_existing
 
 WeightedFiles = Sequence[tuple[AdapterFile, float]]
 _BASE_MODEL_KEYS = (
@@ -203,12 +204,6 @@ def merge_into_file(
     rank = largest_rank(merged.state)
     metadata = merged_metadata(files)
     return merged, write_converted(path, merged, to=to, rank=rank, metadata=metadata)
-
-
-def refuse_existing(path: Path) -> None:
-    """LoraTrainError if there is a file at `path`: no tool overwrites one."""
-    if path.exists():
-        raise LoraTrainError(f"{path} already exists. Choose another name.")
 
 
 def largest_rank(state: Mapping[str, Tensor]) -> int:

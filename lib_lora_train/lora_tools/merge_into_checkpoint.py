@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
-from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata, refuse_existing
+from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata
+from lib_lora_train.lora_tools.new_file import refuse_existing
 from lib_lora_train.models.architecture import VAE_PREFIX
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
 from lib_lora_train.models.diffusion_model import assemble
@@ -38,6 +39,9 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     refuse_existing(path)
     if checkpoint.is_dir():
         raise ModelError(f"{checkpoint} is a folder in diffusers' layout. Merge into a single-file checkpoint.")
+    beside, new_beside = checkpoint.with_suffix(".yaml"), path.with_name(f"{path.stem}.yaml")
+    if beside.is_file() and new_beside.exists():
+        raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
     file = load_checkpoint(checkpoint)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
@@ -50,9 +54,8 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     try:
         with atomic_write.replacing(path) as part:
             save_file(tensors, part, metadata=metadata)
-        beside = checkpoint.with_suffix(".yaml")
-        if beside.is_file() and not path.with_suffix(".yaml").exists():
-            shutil.copy(beside, path.with_suffix(".yaml"))
+        if beside.is_file():
+            shutil.copy(beside, new_beside)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} could not be written: {reason}. Choose another folder.") from error

@@ -21,6 +21,20 @@ class SavedLora:
     step: int
 
 
+@dataclass(frozen=True)
+class FoundLora:
+    """A LoRA file of the run as it is now: `recorded` is its path in the log, and `is_missing` if nothing is at `path`.
+
+    `epoch` is 0 if it is named after its step.
+    """
+
+    path: Path
+    recorded: Path
+    epoch: int
+    step: int
+    is_missing: bool
+
+
 def epoch_name(run: str, epoch: int) -> str:
     """The stem of an epoch's LoRA file, as kohya's tools write it; such names sort."""
     return f"{run}-{epoch:06}"
@@ -73,6 +87,17 @@ def read_history(folder: RunFolder, step: int) -> RunHistory:
     ends = {int(r["epoch"]): int(r["step"]) for r in read_log(folder.log) if r["kind"] == "EpochDone"}
     history.losses = {epoch: loss for epoch, loss in history.losses.items() if ends[epoch] <= step}
     return history
+
+
+def read_loras(folder: RunFolder, records: Iterable[Mapping[str, Any]] | None = None) -> tuple[FoundLora, ...]:
+    """All LoRA files on the run's record by step, but those that were deleted or renamed on purpose.
+
+    `records` are those of its log, if they were read already.
+    """
+    move = read_move(folder)
+    files = read_records(read_log(folder.log) if records is None else records).files.values()
+    places = [(file, move.find(file.path)) for file in sorted(files, key=lambda file: file.step)]
+    return tuple(FoundLora(path, file.path, file.epoch, file.step, not path.is_file()) for file, path in places)
 
 
 def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:

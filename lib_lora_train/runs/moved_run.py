@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.toml import PATH_SETTINGS
@@ -32,6 +34,10 @@ class Move:
     def find_text(self, path: str) -> str:
         """`find` for a setting, which may be empty."""
         return str(self.find(path)) if path.strip() else path
+
+    def record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A log record with its file found again."""
+        return {**record, "path": str(self.find(record["path"]))} if "path" in record else dict(record)
 
     def config(self, config: TrainConfig) -> TrainConfig:
         """The settings with every path found again."""

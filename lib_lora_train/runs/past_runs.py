@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lib_lora_train.core.errors import LoraTrainError, TrainingError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import read_lines
 from lib_lora_train.runs.folder import RunFolder, read_identity
+from lib_lora_train.runs.history import FoundLora, read_loras
 from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.sampling.infotext import xyz_infotext
 
@@ -37,35 +38,56 @@ class ResumePoint:
 def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     """A summary of each run in `home`, newest first.
 
-    Keys: `run` (its id), `state`, `loras` and `grid` (existing files only), `step` of the newest training state (0 if
-    none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was interrupted or lacks
-    its grid), `can_extend` (it is finished and has a state), `can_begin_again` (it was interrupted before its first
-    state) and `unreadable_lines` of its log, which are left out. None of the three applies to `active_run`. The
-    iterator is lazy: it reads a run's log only when it reaches that run.
+    Keys: `run` (its id), `state`, `reason` (why it failed or what it was waiting for, "" if neither), `loras` and
+    `grid` (existing files only), `missing` (LoRA files on record that are not on disk), `step` of the newest training
+    state (0 if none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was interrupted or
+    lacks its grid), `can_extend` (all its steps are done and it has a state), `can_begin_again` (it was interrupted
+    before its first state) and `unreadable_lines` of its log, which are left out. None of the three applies to
+    `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
     return (_past_run(RunFolder(folder), folder.name == active_run) for folder in folders)
 
 
+@dataclass(frozen=True)
+class _Summary:
+    """What a run's log says: its plans, last state and message, its LoRA files, and how many lines do not fit."""
+
+    plans: tuple[Mapping[str, Any], ...]
+    state: str
+    message: str
+    loras: tuple[FoundLora, ...]
+    unreadable: int
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """The last plan: a run that is extended has several."""
+        return self.plans[-1] if self.plans else _NO_PLAN
+
+    def is_complete(self, step: int) -> bool:
+        """Whether all planned steps are done; a finished run stays so if extending it fails before it is planned."""
+        return self.state == "finished" or 0 < self.plan["total_steps"] <= step
+
+
 def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
-    plan, state, files, unreadable = _read_summary(folder)
+    summary = _read_summary(folder)
     steps = folder.state_steps()
     step = steps[-1] if steps else 0
-    move = read_move(folder)
-    loras = [str(path) for file in files if (path := move.find(file)).is_file()]
-    has_state, is_finished = bool(steps) and not is_active, state == "finished"
+    has_state, is_complete = bool(steps) and not is_active, summary.is_complete(step)
     return {
         "run": folder.root.name,
-        "state": state,
-        "loras": loras,
+        "state": summary.state,
+        "reason": "" if summary.state in ("finished", "stopped") else summary.message,
+        "loras": [str(file.path) for file in summary.loras if not file.is_missing],
+        "missing": [str(file.path) for file in summary.loras if file.is_missing],
         "grid": str(folder.grid) if folder.grid.is_file() else "",
         "step": step,
-        "total_steps": plan["total_steps"],
-        "epochs": plan["epochs"],
-        "unreadable_lines": unreadable,
-        "can_resume": has_state and (not is_finished or _lacks_images(folder)),
-        "can_begin_again": not (steps or is_active or is_finished) and folder.config.is_file(),
-        "can_extend": has_state and is_finished,
+        "total_steps": summary.plan["total_steps"],
+        "epochs": summary.plan["epochs"],
+        "unreadable_lines": summary.unreadable,
+        "can_resume": has_state and (summary.state != "finished" or _lacks_images(folder)),
+        "can_begin_again": not (steps or is_active or is_complete) and folder.config.is_file(),
+        "can_extend": has_state and is_complete,
     }
 
 
@@ -94,7 +116,7 @@ def _begin_again(folder: RunFolder, step: int | None, config: TrainConfig | None
     """A run that was interrupted before its first state, from its beginning."""
     if not folder.config.is_file():
         raise TrainingError(f"{folder.root} is not a resumable run folder. Choose another run or start a new one.")
-    if step is not None or _read_summary(folder)[1] == "finished":
+    if step is not None or _read_summary(folder).is_complete(0):
         text = "no training state was saved. Start a new run, with save_state on"
         raise TrainingError(f"{folder.root.name}: {text}.")
     try:
@@ -125,26 +147,39 @@ def _lacks_images(folder: RunFolder) -> bool:
 def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) -> TrainConfig:
     if more_epochs < 0:
         raise TrainingError(f"more_epochs is {more_epochs}, but a run can only be extended. Use 0 or more.")
-    plan, state, _, _ = _read_summary(folder)
-    if state == "finished" and not more_epochs and not is_earlier and not _lacks_images(folder):
-        text = f"all {plan['total_steps']} steps are done. Enter how many epochs to add"
+    summary = _read_summary(folder)
+    if summary.state == "finished" and not more_epochs and not is_earlier and not _lacks_images(folder):
+        text = f"all {summary.plan['total_steps']} steps are done. Enter how many epochs to add"
         raise TrainingError(f"{folder.root.name}: {text}.")
-    return _extend(_read_config(folder), plan, more_epochs)
+    return _extend(_as_planned(_read_config(folder), summary.plans), summary.plan, more_epochs)
 
 
-def _read_summary(folder: RunFolder) -> tuple[Mapping[str, Any], str, list[str], int]:
-    """From the run's log: the plan, the last state, the paths of all LoRA files, and how many lines do not fit."""
-    plan, state, files, unreadable = _NO_PLAN, "", dict[str, None](), 0
+def _as_planned(config: TrainConfig, plans: Sequence[Mapping[str, Any]]) -> TrainConfig:
+    """The settings with the length of the last plan, if they still have that of the one before.
+
+    An extended run writes its settings when it goes on, so they are old if it fails before.
+    """
+    if len(plans) < 2 or plans[-1]["total_steps"] <= plans[-2]["total_steps"]:
+        return config
+    before, last = plans[-2:]
+    if config.max_steps:
+        return config.replace(max_steps=last["total_steps"]) if config.max_steps == before["total_steps"] else config
+    return config.replace(epochs=last["epochs"]) if config.epochs == before["epochs"] else config
+
+
+def _read_summary(folder: RunFolder) -> _Summary:
+    state, message, unreadable = "", "", 0
+    plans, files = [], []
     for record in read_lines(folder.log):
         if record is None:
             unreadable += 1
         elif record["kind"] == "Planned":
-            plan = record
+            plans.append(record)
         elif record["kind"] == "StateChanged":
-            state = str(record["state"])
-        elif record["kind"] == "LoraWritten":
-            files[record["path"]] = None
-    return plan, state, list(files), unreadable
+            state, message = str(record["state"]), str(record.get("message", ""))
+        elif record["kind"] in ("LoraWritten", "LoraRemoved"):
+            files.append(record)
+    return _Summary(tuple(plans), state, message, read_loras(folder, files), unreadable)
 
 
 def _extend(config: TrainConfig, plan: Mapping[str, Any], more_epochs: int) -> TrainConfig:

@@ -7,7 +7,6 @@ appends each event to memory and to `events.jsonl` in the run's folder.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -17,23 +16,14 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.config.validation.network import is_read_by_forge
 from lib_lora_train.core.errors import HostError, LoraTrainError
-from lib_lora_train.core.events import (
-    Event,
-    GridDrawn,
-    Planned,
-    Resumed,
-    SampleDrawn,
-    StateChanged,
-    StepDone,
-    from_record,
-)
-from lib_lora_train.core.progress import Eta
+from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.crash_report import describe_crash
+from lib_lora_train.runs.current_run import CurrentRun
 from lib_lora_train.runs.downsampling import downsample
-from lib_lora_train.runs.event_log import EventLog, log_record, log_warning, read_log
+from lib_lora_train.runs.event_log import EventLog, log_record, log_warning
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.gpu_memory import MemoryCurve, read_gpu_memory
+from lib_lora_train.runs.gpu_memory import read_gpu_memory
 from lib_lora_train.runs.model_check import read_expected_model
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
@@ -44,60 +34,6 @@ from lib_lora_train.training.control import Control
 log = logging.getLogger("lora_train")
 
 _ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
-
-
-@dataclasses.dataclass
-class _Run:
-    """The current run; written by its thread, read under the runner's lock."""
-
-    folder: RunFolder
-    config: TrainConfig
-    control: Control
-    run_plan: RunPlan | None = None
-    from_state: Path | None = None
-    options: RunOptions | None = None
-    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    rates: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
-    norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    step_seconds: float = 0.0
-    layer_norms: tuple[float, float, float] | None = None
-    memory: MemoryCurve = dataclasses.field(default_factory=MemoryCurve)
-    files: list[Path] = dataclasses.field(default_factory=list)
-    state: str = "running"
-    message: str = ""
-    eta: Eta = dataclasses.field(default_factory=Eta)
-    epoch: int = 0
-    plan: Planned | None = None
-
-    def record(self, event: Event, record: dict[str, Any]) -> None:
-        """Store an event and its log record."""
-        self.events.append(record)
-        if isinstance(event, StepDone):
-            self.losses.append((event.step, event.loss))
-            self.norms.append((event.step, event.grad_norm))
-            self.step_seconds = event.seconds
-            self.layer_norms = event.norms
-            for group, rate in event.learning_rates.items():
-                self.rates.setdefault(group, []).append((event.step, rate))
-            self.epoch = event.epoch
-        elif isinstance(event, (SampleDrawn, GridDrawn)):
-            self.files.append(Path(event.path))
-        elif isinstance(event, Planned):
-            self.plan = event
-        elif isinstance(event, Resumed):
-            self._drop_after(event.step)
-
-    def _drop_after(self, step: int) -> None:
-        """Drop the values of later steps, which will be repeated."""
-        self.losses = [point for point in self.losses if point[0] <= step]
-        self.norms = [point for point in self.norms if point[0] <= step]
-        self.rates = {name: [p for p in points if p[0] <= step] for name, points in self.rates.items()}
-
-    def load_log(self) -> None:
-        """Load the events from before the interruption, so that the curves are complete."""
-        for record in read_log(self.folder.log):
-            self.record(from_record(record), record)
 
 
 class Runner:
@@ -112,7 +48,7 @@ class Runner:
         self.queue = RunQueue(home / "queue.json")
         self._make_events = make_events
         self._lock = threading.Lock()
-        self._run: _Run | None = None
+        self._run: CurrentRun | None = None
         self._thread: threading.Thread | None = None
 
     # --- commands ------------------------------------------------------------------------------
@@ -269,13 +205,22 @@ class Runner:
         """GPU memory in use by all programs and in total, in GiB; None if CUDA is not in use."""
         return read_gpu_memory()
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The current run's images, which the page may show."""
+    def lora_paths(self) -> tuple[Path, ...]:
+        """The current run's LoRA files on record, which may be missing on disk."""
         with self._lock:
-            return tuple(self._run.files) if self._run else ()
+            return tuple(map(Path, self._run.loras)) if self._run else ()
 
-    def _require_run(self) -> _Run:
+    def note(self, run: str, *events: Event) -> None:
+        """Add what was done to the files of a run to its log, and to the current run if that is the one."""
+        event_log = EventLog(self._folder(run).log)
+        for event in events:
+            record = log_record(event)
+            event_log.append(record)
+            with self._lock:
+                if self._run and self._run.folder.root.name == run:
+                    self._run.record(event, record)
+
+    def _require_run(self) -> CurrentRun:
         with self._lock:
             if self._run is None or self._run.state not in _ACTIVE_STATES:
                 raise HostError("No training is running.")
@@ -286,23 +231,23 @@ class Runner:
             raise HostError("A training is already running. Stop it or wait until it ends, then start the next one.")
 
     # --- the thread ----------------------------------------------------------------------------
-    def _new_run(self, config: TrainConfig, run_plan: RunPlan | None = None) -> _Run:
-        return _Run(new_run_folder(self.home, config.output_name), config, _control(), run_plan)
+    def _new_run(self, config: TrainConfig, run_plan: RunPlan | None = None) -> CurrentRun:
+        return CurrentRun(new_run_folder(self.home, config.output_name), config, _control(), run_plan)
 
-    def _start_thread(self, run: _Run) -> str:
+    def _start_thread(self, run: CurrentRun) -> str:
         self._run = run
         self._thread = threading.Thread(target=self._run_all, args=(run,), name="lora-train", daemon=True)
         self._thread.start()
         return run.folder.root.name
 
-    def _run_all(self, first: _Run) -> None:
+    def _run_all(self, first: CurrentRun) -> None:
         """Train the run, then the queued runs in order; a failure ends only its own run."""
-        run: _Run | None = first
+        run: CurrentRun | None = first
         while run:
             self._run_one(run)
             run = self._follow(run)
 
-    def _follow(self, ended: _Run) -> _Run | None:
+    def _follow(self, ended: CurrentRun) -> CurrentRun | None:
         """The next queued run, made the current one; None if there is none, or if the ended run was stopped."""
         queued = None if ended.state == "stopped" else self._next_queued()
         with self._lock:
@@ -311,7 +256,7 @@ class Runner:
             self._run = self._take(*queued)
             return self._run
 
-    def _next_queued(self) -> tuple[QueuedRun, _Run] | None:
+    def _next_queued(self) -> tuple[QueuedRun, CurrentRun] | None:
         """The next queued run that can start; the queue keeps the others, each with its reason."""
         for entry in self.queue.entries():
             try:
@@ -324,7 +269,7 @@ class Runner:
                     self.queue.set_problem(entry.id, str(error))
         return None
 
-    def _take(self, entry: QueuedRun, run: _Run) -> _Run:
+    def _take(self, entry: QueuedRun, run: CurrentRun) -> CurrentRun:
         """The run, removed from the queue; its folder exists by now, so that it is never lost."""
         try:
             self.queue.remove(entry.id)
@@ -332,7 +277,7 @@ class Runner:
             log.error("%s", error)
         return run
 
-    def _run_from(self, entry: QueuedRun) -> _Run:
+    def _run_from(self, entry: QueuedRun) -> CurrentRun:
         """A queued run, ready to start; LoraTrainError if it cannot."""
         if entry.run:
             return _resumed(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
@@ -347,7 +292,7 @@ class Runner:
     def _folder(self, run: str) -> RunFolder:
         return RunFolder(self.home / Path(run).name)
 
-    def _run_one(self, run: _Run) -> None:
+    def _run_one(self, run: CurrentRun) -> None:
         """Train one run. Whatever happens, its state is an ending when this returns."""
         extras = {
             name: value
@@ -366,7 +311,7 @@ class Runner:
         if run.state in _ACTIVE_STATES:
             self._handle(run, StateChanged("stopped" if run.control.is_stopped else "finished"), event_log)
 
-    def _handle(self, run: _Run, event: Event, event_log: EventLog) -> None:
+    def _handle(self, run: CurrentRun, event: Event, event_log: EventLog) -> None:
         """Store the event in memory, then in the log, which may be on a full disk."""
         record = log_record(event)
         if isinstance(event, StepDone):
@@ -388,8 +333,8 @@ def _control() -> Control:
     return Control(is_attended=True)
 
 
-def _resumed(resume_point: ResumePoint) -> _Run:
-    run = _Run(resume_point.folder, resume_point.config, _control(), from_state=resume_point.state)
+def _resumed(resume_point: ResumePoint) -> CurrentRun:
+    run = CurrentRun(resume_point.folder, resume_point.config, _control(), from_state=resume_point.state)
     if resume_point.model:
         run.options = RunOptions(model=identity_from_values(resume_point.model))
     run.load_log()

@@ -22,9 +22,8 @@ from lib_lora_train.core.errors import GenerationInterrupted, HostError, LoraTra
 from lib_lora_train.core.events import Event
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Host, Txt2Img
-from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_records
+from lib_lora_train.runs.history import read_loras
 from lib_lora_train.runs.past_runs import newest_run_with_loras
 from lib_lora_train.sampling.grid import GridRow, compose_grid
 from lib_lora_train.sampling.infotext import write_image
@@ -104,8 +103,8 @@ def _read_rows(folder: RunFolder) -> Iterator[tuple[str, str]]:
 
 def _read_files(folder: RunFolder) -> Iterator[tuple[str, str, Path]]:
     """Label, stem and path of each of the run's LoRA files that still exists."""
-    for file in read_records(read_log(folder.log)).files.values():
-        if file.path.is_file():
+    for file in read_loras(folder):
+        if not file.is_missing:
             yield (f"epoch {file.epoch}" if file.epoch else f"step {file.step}"), file.path.stem, file.path
 
 

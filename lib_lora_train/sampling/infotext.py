@@ -20,6 +20,11 @@ def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, 
     return _join(positive, prompt, sampler, settings)
 
 
+def sample_settings(prompt: SamplePrompt, *, sampler: str, clip_skip: int) -> str:
+    """The last line of an infotext: what a sample was drawn with, without its prompts and seed."""
+    return _line({**_settings(prompt, sampler, {}), "Clip skip": clip_skip})
+
+
 def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str) -> str:
     """Infotext that sets the webui's X/Y/Z plot to one column per LoRA file name and one row per seed.
 
@@ -36,16 +41,23 @@ def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int
 
 
 def _join(positive: str, prompt: SamplePrompt, sampler: str, more: Mapping[str, object]) -> str:
-    settings = {
+    settings = {**_settings(prompt, sampler, {"Seed": prompt.seed}), **more}
+    negative = [f"Negative prompt: {prompt.negative}"] if prompt.negative else []
+    return "\n".join([positive, *negative, _line(settings)])
+
+
+def _settings(prompt: SamplePrompt, sampler: str, seed: Mapping[str, object]) -> dict[str, object]:
+    return {
         "Steps": prompt.steps,
         "Sampler": sampler,
         "CFG scale": f"{prompt.cfg:g}",
-        "Seed": prompt.seed,
+        **seed,
         "Size": f"{prompt.width}x{prompt.height}",
-        **more,
     }
-    negative = [f"Negative prompt: {prompt.negative}"] if prompt.negative else []
-    return "\n".join([positive, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+
+
+def _line(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
 def _quoted(value: str) -> str:

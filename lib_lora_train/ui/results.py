@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_text
+from lib_lora_train.ui.widgets import build_button, build_choice, build_hidden_text, build_html, build_text
 from lib_lora_train.web.markup import empty_state, heading
 
 _NO_FILES = empty_state(
@@ -65,7 +65,15 @@ def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlo
         f"<div class='lt-card'>{heading('Files')}<div data-lt='files'></div></div>", "files", classes=["lt-files-only"]
     )
     build_html("<div data-lt='runs'></div>", "runs")
+    if bind_paste is not None:
+        _build_paste(bind_paste)
     return None if bind_paste is None else _build_xyz_plot(bind_paste)
+
+
+def _build_paste(bind_paste: Callable[[Any, Any], None]) -> None:
+    """A hidden pair with which JavaScript sends a text to txt2img, as “Send to txt2img” of the webui does."""
+    with gr.Row(elem_classes=["lt-hidden"]):
+        bind_paste(build_button("Send to txt2img", "paste_send"), build_hidden_text("paste_text", ""))
 
 
 def _build_xyz_plot(bind_paste: Callable[[Any, Any], None]) -> XyzPlot:

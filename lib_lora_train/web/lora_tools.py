@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import AdapterError, LoraTrainError
+from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.lora_tools.new_file import new_file
 from lib_lora_train.web.json_values import optional_path
 
 if TYPE_CHECKING:
@@ -43,21 +44,22 @@ class LoraToolsSession:
         return {"facts": facts, "problems": list(checked.problems), "broken": bool(checked.defects)}
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the file as plain LoRA or exact difference beside the original; its path, and how much was lost."""
+        """Write the file as plain LoRA or exact difference beside the original, under `name` if one is given.
+
+        The result has its path, and how much was lost.
+        """
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.convert import convert, write_converted
 
         path, to, rank = _lora_path(values), str(values.get("to", "lora")), _rank(values)
-        output = path.with_name(f"{path.stem}-{'diff' if to == 'diff' else f'rank{rank}'}.safetensors")
-        if output.exists():
-            raise LoraTrainError(f"{output.name} already exists. Rename it, or choose another rank.")
+        output = _output(values, path.parent, f"{path.stem}-{'diff' if to == 'diff' else f'rank{rank}'}")
         file = read_adapter(path)
         converted = convert(file, self._model(values, output.parent), to=to, rank=rank, precision=_PRECISION)
         saved = write_converted(output, converted, to=to, rank=rank, metadata=file.metadata)
         return _result(output, saved.size_bytes, converted, self._base_warnings(values, [file]))
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the sum of files beside the first, or a merged checkpoint beside the original; as `convert`."""
+        """Write the sum of files beside the first, or a merged checkpoint beside the original; else as `convert`."""
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.merge import merge_into_file
         from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
@@ -67,16 +69,14 @@ class LoraToolsSession:
         stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
         if to == "checkpoint":
             checkpoint = self._checkpoint(values)
-            baked = write_merged_checkpoint(
-                checkpoint, files, checkpoint.with_name(f"{checkpoint.stem}+{stem}.safetensors")
-            )
+            output = _output(values, checkpoint.parent, f"{checkpoint.stem}+{stem}")
+            baked = write_merged_checkpoint(checkpoint, files, output)
             return _result(
                 baked.path, baked.size_bytes, baked, self._base_warnings(values, [file for file, _ in files])
             )
         rank = _rank(values) if to == "rank" else 0
-        output = named[0][0].with_name(
-            f"{stem}{'-diff' if to == 'diff' else f'-rank{rank}' if rank else ''}.safetensors"
-        )
+        ending = "-diff" if to == "diff" else f"-rank{rank}" if rank else ""
+        output = _output(values, named[0][0].parent, f"{stem}{ending}")
         kind = "diff" if to == "diff" else "lora"
         model = self._model(values, output.parent)
         merged, saved = merge_into_file(output, files, model, to=kind, rank=rank, precision=_PRECISION)
@@ -101,6 +101,11 @@ class LoraToolsSession:
 
         config = TrainConfig(checkpoint=str(self._checkpoint(values)), precision="fp32")
         return StandaloneHost(None, None, folder).load_model(config)
+
+
+def _output(values: Mapping[str, Any], folder: Path, default: str) -> Path:
+    """The file to write, under the name that the request gives or `default`; LoraTrainError as for `new_file`."""
+    return new_file(folder, str(values.get("name", "")).strip() or default)
 
 
 def _result(path: Path, size: int, made: Any, warnings: Sequence[str]) -> dict[str, Any]:

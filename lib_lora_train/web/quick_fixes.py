@@ -93,13 +93,14 @@ def _is_in(problem: Problem, others: Sequence[Problem]) -> bool:
 def _is_new(problem: Problem, name: str, before: Sequence[Problem]) -> bool:
     """Whether changing `name` caused this problem and it matters: errors and warnings, and anything about `name`.
 
-    A warning that was there in other words does not count, nor does the hint that reports what balancing did.
+    A warning that was there in other words does not count.
     """
-    if _is_in(problem, before) or (problem.level == "hint" and problem.where == "balance_repeats"):
+    if _is_in(problem, before):
         return False
     if problem.where == name or problem.level == "error":
         return True
-    return problem.level == "warning" and not any(problem.where == other.where for other in before)
+    serious = [other.where for other in before if other.level != "hint"]
+    return problem.level == "warning" and problem.where not in serious
 
 
 def _from_plan(problem: Problem, plan: Plan | None, config: TrainConfig) -> Iterator[dict[str, Any]]:

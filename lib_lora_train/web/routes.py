@@ -13,6 +13,9 @@
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
     POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
     POST /lora-train/v1/grid/cancel    stop that after the current image; `grid` continues it
+    POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
+    POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
+    POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
 
 Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """
@@ -223,6 +226,7 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         "grid/cancel": cancel_grid,
         **{name: command(name) for name in COMMANDS},
         **_queue_routes(source),
+        **{name: _tool_route(source, f"tools-{name}") for name in ("check", "convert", "merge")},
     }
     for path, answer in routes.items():
         app.add_api_route(f"/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
@@ -253,6 +257,15 @@ def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
         return _http_errors(lambda: {"run": source.start_queue()})
 
     return {"go-on": resume_run, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
+
+
+def _tool_route(source: PageBackend, action: str) -> Callable[..., Any]:
+    """An action of the Tools panel."""
+
+    def tool(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        return _http_errors(lambda: source.run_action(action, values))
+
+    return tool
 
 
 def _run_to_resume(values: Mapping[str, Any]) -> tuple[str, int]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.adapters.files.rename import write_renamed
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
-from lib_lora_train.config.validation.validate import unusable_name
-from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
+from lib_lora_train.core.errors import HostError, OutputError
 from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
-from lib_lora_train.runs.event_log import EventLog, log_record, read_log
+from lib_lora_train.lora_tools.new_file import new_file, sidecars
+from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.history import read_loras
 from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import TensorBoardServer
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
 
 RUNS_SHOWN = 30
-_SHOWN_KINDS = ("LoraWritten", "SampleDrawn", "GridDrawn", "EpochDone", "Measured")
-_SIDECAR_ENDINGS = (".json", ".png", ".preview.png")
+_SHOWN_KINDS = ("SampleDrawn", "GridDrawn", "EpochDone", "Measured")
 
 StageSettings = Callable[[TrainConfig, str], None]
 
@@ -66,7 +66,7 @@ class RunSession:
         return {"runs": list(itertools.islice(past_runs(self._home, self._runner.active_run), RUNS_SHOWN))}
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """One run: the settings that differ from the defaults, and its events except those of files that are gone."""
+        """One run: the settings that differ from the defaults, its LoRA files, images, measurements and grid."""
         folder = self._folder(values)
         config, move = self._config(folder), read_move(folder)
         settings = config_values(config, only_changed=True)
@@ -75,18 +75,31 @@ class RunSession:
             "settings": {name: value for name, value in settings.items() if name != "concepts"},
             "concepts": settings.get("concepts", []),
             "triggers": [concept.trigger for concept in config.concepts if concept.trigger],
+            "files": [
+                {"path": str(file.path), "epoch": file.epoch, "step": file.step, "missing": file.is_missing}
+                for file in read_loras(folder)
+            ],
+            "epoch_grid": self._epoch_grid(folder),
             "events": [event for record in read_log(folder.log) if (event := self._shown_event(record, move))],
         }
 
     def _shown_event(self, record: Mapping[str, Any], move: Move) -> dict[str, Any] | None:
-        """A record as the page shows it; None if it does not, or if the file is gone."""
-        if "path" in record:
-            record = {**record, "path": str(move.find(record["path"]))}
-        if record["kind"] not in _SHOWN_KINDS or ("path" in record and not Path(record["path"]).is_file()):
+        """A record as the page shows it; None if it does not, or if the image is gone."""
+        if record["kind"] not in _SHOWN_KINDS:
             return None
-        if record["kind"] in ("SampleDrawn", "GridDrawn"):
-            return {**record, "token": self._image_tokens.publish([Path(record["path"])])[0]}
-        return dict(record)
+        found = move.record(record)
+        if record["kind"] not in ("SampleDrawn", "GridDrawn"):
+            return found
+        path = Path(found["path"])
+        return {**found, "token": self._image_tokens.publish([path])[0]} if path.is_file() else None
+
+    def _epoch_grid(self, folder: RunFolder) -> dict[str, Any] | None:
+        """The grid that the webui drew of this run; None if it has not."""
+        path = folder.epoch_grid
+        if not path.is_file():
+            return None
+        token, time = self._image_tokens.publish([path])[0], path.stat().st_mtime
+        return {"token": token, "time": time, "path": str(path)}
 
     # --- using a run ---------------------------------------------------------------------------
     def use_settings(self, values: Mapping[str, Any]) -> None:
@@ -137,29 +150,22 @@ class RunSession:
     def rename(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Rename one of the LoRA files of the run, with its card and preview."""
         folder, name = self._idle_folder(values), str(values.get("name", ""))
-        written = {record["path"]: record for record in self._written(folder)}
-        record = written.get(str(values.get("path", "")))
-        if record is None:
+        written = {str(file.path): file for file in read_loras(folder)}
+        file = written.get(str(values.get("path", "")))
+        if file is None:
             raise HostError("This file does not belong to the run. Open the run again.")
-        reason = unusable_name(name)
-        if reason:
-            raise LoraTrainError(f"The name {reason}")
-        old = Path(record["path"])
-        new = old.with_name(f"{name}.safetensors")
-        existing = [path for path in (new, *_sidecars(new)) if path.exists()]
-        if existing:
-            raise LoraTrainError(f"{existing[0].name} already exists. Choose another name.")
+        if file.is_missing:
+            raise HostError(f"{file.path} is missing: it was moved, renamed or deleted outside this page.")
+        old, new = file.path, new_file(file.path.parent, name)
         try:
-            for ending in _SIDECAR_ENDINGS:
-                if old.with_suffix(ending).is_file():
-                    old.with_suffix(ending).rename(new.with_suffix(ending))
+            for beside, new_beside in zip(sidecars(old), sidecars(new), strict=True):
+                if beside.is_file():
+                    beside.rename(new_beside)
             write_renamed(old, new)
         except OSError as error:
             raise OutputError(f"{old.name} cannot be renamed: {error.strerror or error}.") from error
-        renamed = LoraWritten(str(new), int(record["epoch"]), int(record["step"]))
-        log = EventLog(folder.log)
-        for event in (LoraRemoved(str(old)), renamed):
-            log.append(log_record(event))
+        renamed = LoraWritten(str(new), file.epoch, file.step)
+        self._runner.note(folder.root.name, LoraRemoved(str(file.recorded)), renamed)
         return {"path": str(new)}
 
     def preview_delete(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,11 +188,8 @@ class RunSession:
 
     def _files(self, folder: RunFolder) -> list[Path]:
         """The existing LoRA files that this run wrote, each followed by its card and previews."""
-        loras = dict.fromkeys(Path(record["path"]) for record in self._written(folder))
-        return [path for lora in loras if lora.is_file() for path in (lora, *_sidecars(lora)) if path.is_file()]
-
-    def _written(self, folder: RunFolder) -> Iterable[Mapping[str, Any]]:
-        return (record for record in read_log(folder.log) if record["kind"] == "LoraWritten")
+        loras = [file.path for file in read_loras(folder) if not file.is_missing]
+        return [path for lora in loras for path in (lora, *sidecars(lora)) if path.is_file()]
 
     # --- finding a run -------------------------------------------------------------------------
     def _folder(self, values: Mapping[str, Any]) -> RunFolder:
@@ -209,7 +212,3 @@ class RunSession:
 
     def _config(self, folder: RunFolder) -> TrainConfig:
         return read_config(read_toml_config(folder.config, is_ours=True))[0]
-
-
-def _sidecars(lora: Path) -> list[Path]:
-    return [lora.with_suffix(ending) for ending in _SIDECAR_ENDINGS]

@@ -43,6 +43,7 @@ from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
+from lib_lora_train.web.lora_use import LoraUse
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
@@ -88,6 +89,7 @@ class Session(FormSession):
             **self.checkup.actions(),
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
+            **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
             **TaggingSession(runner.host, self.captions).actions(),
         }
@@ -297,6 +299,7 @@ class Session(FormSession):
                 **recent_curves(self.runner, after),
                 "memory": self.runner.memory(),
                 "grid": self._grid(),
+                "missing": [str(path) for path in self.runner.lora_paths() if not path.is_file()],
             }
         )
         return complete

@@ -130,7 +130,7 @@ def test_metadata_describes_the_converted_file(tmp_path: Path) -> None:
         key: metadata[key] for key in ("ss_output_name", "ss_network_module", "ss_network_dim", "ss_network_alpha")
     }
     assert network == {
-        "ss_output_name": "fox",
+        "ss_output_name": "b",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
         "ss_network_alpha": "4.0",

@@ -9,7 +9,9 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
+from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.event_log import EventLog, log_record
 from lib_lora_train.web.session import Session
 
 
@@ -25,6 +27,7 @@ class FakeRunner:
         self.events: list[dict[str, Any]] = []
         self.losses: list[tuple[int, float]] = []
         self.is_busy = False
+        self.home = Path()
 
     def start(self, config: TrainConfig, job: Any = None) -> str:
         if self.is_busy:
@@ -58,6 +61,14 @@ class FakeRunner:
     def status(self, since: int = 0) -> dict[str, Any]:
         events = self.events[since:]
         return {"run": "run", "state": "running", "events": events, "next": len(self.events), "config": {}}
+
+    def lora_paths(self) -> tuple[Path, ...]:
+        return tuple(Path(event["path"]) for event in self.events if event["kind"] == "LoraWritten")
+
+    def note(self, run: str, *events: Event) -> None:
+        log = EventLog(self.home / run / "events.jsonl")
+        for event in events:
+            log.append(log_record(event))
 
     def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         return self.losses[:: max(1, len(self.losses) // max_points)]
@@ -94,6 +105,7 @@ def open_small_session(tmp_path: Path, *, images: int = 3) -> tuple[Session, Fak
     """A session whose demo is a small dataset."""
     folder = write_images(tmp_path / "set", images)
     runner = FakeRunner()
+    runner.home = tmp_path / "home"
     session = Session(runner, tmp_path / "home", demo=lambda: small_config(folder))  # type: ignore[arg-type]
     return session, runner
 

@@ -64,7 +64,8 @@ def test_the_last_run_can_be_sent_to_the_xyz_plot(tmp_path: Path) -> None:
     bound: list[tuple[Any, Any]] = []
     tab.build_tab(session, lambda button, text: bound.append((button, text)))
     assert [(button.elem_id, text.elem_id) for button, text in bound] == [
-        ("lora_train_xyz_send", "lora_train_xyz_text")
+        ("lora_train_paste_send", "lora_train_paste_text"),
+        ("lora_train_xyz_send", "lora_train_xyz_text"),
     ]
     assert session.xyz_text() == ""
     folder = new_run_folder(tmp_path / "home", "zok")

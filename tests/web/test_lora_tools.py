@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.web.lora_tools import LoraToolsSession
 
 _LAYER = "lora_unet_mid_block_attentions_0_proj_in"
@@ -75,3 +78,59 @@ def test_a_lora_is_converted_to_its_exact_difference(tmp_path: Path) -> None:
     torch.testing.assert_close(
         read_adapter(Path(answer["path"])).state[f"{key}.diff"].float(), up @ down, rtol=2**-10, atol=1e-4
     )
+
+
+def _two_loras(folder: Path) -> list[Path]:
+    """Plain LoRAs on a layer of the embedded model, with another name in their metadata."""
+    unet = StandaloneHost(None, None, folder).load_model(TrainConfig(precision="fp32")).unet
+    name, layer = next((n, m) for n, m in unet.named_modules() if n.endswith("attn1.to_q"))
+    key = "lora_unet_" + name.replace(".", "_")
+    down, up = torch.full((4, layer.in_features), 0.01), torch.full((layer.out_features, 4), 0.5)
+    state = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(4.0)}
+    paths = [folder / f"{stem}.safetensors" for stem in ("a", "b")]
+    for path in paths:
+        write_adapter(path, state, metadata={"ss_output_name": "old", "modelspec.title": "old"}, precision="fp32")
+    return paths
+
+
+def test_convert_and_merge_take_a_name_which_becomes_the_alias(tmp_path: Path) -> None:
+    first, second = _two_loras(tmp_path)
+    session = LoraToolsSession()
+    converted = session.convert({"file": str(first), "rank": "2", "name": " best hat "})
+    merged = session.merge({"files": f"{first}\n{second}: 0.5", "name": "hats"})
+    into = shutil.copytree(EMBEDDED_CHECKPOINT.parent, tmp_path / "sd") / EMBEDDED_CHECKPOINT.name
+    baked = session.merge({"files": str(first), "to": "checkpoint", "checkpoint": str(into), "name": "model with hat"})
+    names = [Path(answer["path"]).relative_to(tmp_path).as_posix() for answer in (converted, merged, baked)]
+    assert names == ["best hat.safetensors", "hats.safetensors", "sd/model with hat.safetensors"]
+    assert read_adapter(tmp_path / names[0]).metadata["modelspec.title"] == "best hat"
+    assert [read_adapter(tmp_path / name).metadata["ss_output_name"] for name in names[:2]] == ["best hat", "hats"]
+    out = tmp_path / "folder"
+    out.mkdir()
+    assert cli.main(["merge", str(first), str(second), "--name", "cli", "--out", str(out)]) == 0
+    assert read_adapter(out / "cli.safetensors").metadata["ss_output_name"] == "cli"
+    assert cli.main(["convert", str(first), "--name", "x", "--out", str(tmp_path / "nowhere")]) != 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/b", "a\\b", ".x", "con", "best.", "x.safetensors", "a:1", "b", "carded", "with image", "w" * 300],
+)
+def test_every_tool_has_the_rule_for_names_and_never_overwrites(tmp_path: Path, name: str) -> None:
+    """Existing cards and previews count too: the new file would take them over."""
+    file = write_lora(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "b.safetensors")
+    (tmp_path / "carded.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "with image.preview.png").write_bytes(b"x")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    session = LoraToolsSession()
+    with pytest.raises(LoraTrainError):
+        session.convert({"file": str(file), "name": name})
+    for to in ("lora", "diff", "rank", "checkpoint"):
+        with pytest.raises(LoraTrainError):
+            session.merge({"files": f"{file}\n{file}", "to": to, "name": name, "checkpoint": str(tmp_path / "c")})
+    for command in (["convert", str(file)], ["merge", str(file), str(file)], ["merge", str(file), "--into"]):
+        assert cli.main([*command, f"--name={name}", "--out", str(tmp_path)]) != 0
+    existing = str(tmp_path / "b.safetensors")
+    for command in (["convert", str(file)], ["merge", str(file), str(file)]):
+        assert cli.main([*command, "--out", existing]) != 0
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -90,7 +90,9 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
         {
             "run": folder.root.name,
             "state": "finished",
+            "reason": "",
             "loras": [str(kept)],
+            "missing": [str(lost)],
             "grid": "",
             "step": 0,
             "total_steps": 0,

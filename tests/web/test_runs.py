@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lib_lora_train.core.errors import HostError, LoraTrainError
-from lib_lora_train.core.events import EpochDone, LoraWritten, Planned, SampleDrawn, StateChanged
+from lib_lora_train.core.events import EpochDone, LoraWritten, Planned, Resumed, SampleDrawn, StateChanged
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder, write_identity
+from lib_lora_train.runs.past_runs import find_resume_point
+from lib_lora_train.runs.webui_grid import find_grid_task
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config, write_images
@@ -54,13 +57,91 @@ def test_a_run_shows_its_settings_files_and_samples(tmp_path: Path) -> None:
     shown = session.run_action("runs-show", {"run": folder.root.name})
     assert shown["settings"]["rank"] == 5 and "learning_rate" not in shown["settings"]
     assert shown["triggers"] == ["zkw"]
-    assert [event["kind"] for event in shown["events"]] == ["EpochDone", "LoraWritten", "SampleDrawn"] * 2
-    token = shown["events"][2]["token"]
-    assert session.image_tokens.load_image(token)[1] == "image/png"
+    assert [event["kind"] for event in shown["events"]] == ["EpochDone", "SampleDrawn"] * 2
+    assert [(file["epoch"], file["missing"]) for file in shown["files"]] == [(1, False), (2, False)]
+    assert session.image_tokens.load_image(shown["events"][1]["token"])[1] == "image/png"
     Path(shown["events"][1]["path"]).unlink()
-    assert len(session.run_action("runs-show", {"run": folder.root.name})["events"]) == 5, (
-        "files that are gone are not shown"
-    )
+    again = session.run_action("runs-show", {"run": folder.root.name})
+    assert len(again["events"]) == 3, "images that are gone are not shown"
+
+
+def log_more(folder: RunFolder, *events: Any) -> None:
+    with folder.log.open("a", encoding="utf-8") as log:
+        log.writelines(log_line(log_record(event)) for event in events)
+
+
+def test_files_on_record_that_are_not_on_disk_are_missing_everywhere_and_never_usable(tmp_path: Path) -> None:
+    session, runner, folder = session_with_a_run(tmp_path)
+    gone = tmp_path / "loras" / "zok-000002.safetensors"
+    gone.unlink()
+    (one,) = session.run_action("runs-list", {})["runs"]
+    assert [Path(path).stem for path in one["loras"]] == ["zok-000001"] and one["missing"] == [str(gone)]
+    assert session.results()[0]["missing"] == [str(gone)]
+    shown = session.run_action("runs-show", {"run": folder.root.name})
+    assert [file["missing"] for file in shown["files"]] == [False, True]
+    assert "zok-000002" not in session.xyz_text()
+    assert [stem for _, stem in find_grid_task(tmp_path / "home").rows] == ["zok-000001"]
+    with pytest.raises(HostError, match="is missing"):
+        session.run_action("runs-rename", {"run": folder.root.name, "path": str(gone), "name": "new"})
+    runner.events = [{"kind": "LoraWritten", "path": str(path)} for path in (gone, tmp_path / "set" / "000.png")]
+    assert session.status(0, 0)["missing"] == [str(gone)], "the current run says so too"
+
+
+def test_a_renamed_file_is_not_missing_under_its_old_name_nor_deleted_if_another_run_takes_that(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    old = tmp_path / "loras" / "zok-000002.safetensors"
+    session.run_action("runs-rename", {"run": folder.root.name, "path": str(old), "name": "kept"})
+    assert session.run_action("runs-list", {})["runs"][0]["missing"] == []
+    old.write_bytes(b"of another run")
+    session.run_action("runs-delete", {"run": folder.root.name, "files": True})
+    assert names(tmp_path / "loras") == {"zok-000002.safetensors", "zok-000003.safetensors"}
+
+
+def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    assert session.run_action("runs-list", {})["runs"][0]["reason"] == ""
+    log_more(folder, StateChanged("running"), StateChanged("failed", "The folder /x does not exist."))
+    (one,) = session.run_action("runs-list", {})["runs"]
+    assert (one["state"], one["reason"]) == ("failed", "The folder /x does not exist.")
+
+
+def test_an_extended_run_has_the_totals_and_files_of_all_its_parts(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    added = tmp_path / "loras" / "zok-000004.safetensors"
+    added.write_bytes(b"x")
+    log_more(folder, StateChanged("running"), Planned(3, 0, 2, 4, 8), Resumed(4), LoraWritten(str(added), 4, 8))
+    again = tmp_path / "loras" / "zok-000002.safetensors"
+    log_more(folder, LoraWritten(str(again), 2, 4), StateChanged("finished"))  # written a second time
+    (one,) = session.run_action("runs-list", {})["runs"]
+    assert (one["epochs"], one["total_steps"], one["state"]) == (4, 8, "finished")
+    assert [Path(path).stem for path in one["loras"]] == ["zok-000001", "zok-000002", "zok-000004"]
+
+
+@pytest.mark.parametrize(("is_planned", "epochs"), [(False, 2), (True, 4)])
+def test_a_run_whose_extension_failed_can_still_be_extended_or_resumed_to_its_new_end(
+    tmp_path: Path, is_planned: bool, epochs: int
+) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    write_toml_config(folder.config, small_config(tmp_path / "set").replace(epochs=2))
+    folder.states.mkdir()
+    folder.state_path(4).write_bytes(b"")
+    write_identity(folder, Identity("zok", str(tmp_path / "loras"), "1", 0.0))
+    planned = [Planned(3, 0, 2, 4, 8)] if is_planned else []
+    log_more(folder, StateChanged("running"), *planned, StateChanged("failed", "The checkpoint is gone."))
+    (one,) = session.run_action("runs-list", {})["runs"]
+    assert one["can_extend"] != is_planned
+    assert find_resume_point(folder).config.epochs == epochs
+    assert find_resume_point(folder, more_epochs=3).config.epochs == epochs + 3
+
+
+def test_the_webuis_grid_of_a_past_run_is_shown(tmp_path: Path) -> None:
+    """After a restart, when nothing is in memory, the newest run opens with it."""
+    session, _, folder = session_with_a_run(tmp_path)
+    assert session.run_action("runs-show", {"run": folder.root.name})["epoch_grid"] is None
+    Image.new("RGB", (8, 8)).save(folder.epoch_grid)
+    grid = session.run_action("runs-show", {"run": folder.root.name})["epoch_grid"]
+    assert grid["path"] == str(folder.epoch_grid)
+    assert session.image_tokens.load_image(grid["token"])[0] == folder.epoch_grid.read_bytes()
 
 
 def test_the_settings_of_a_run_fill_the_form(tmp_path: Path) -> None:
@@ -83,9 +164,8 @@ def test_a_file_is_renamed_with_its_card_and_still_belongs_to_the_run(tmp_path: 
     session.run_action("runs-rename", {"run": folder.root.name, "path": str(old), "name": "my zok"})
     assert {"my zok.safetensors", "my zok.json"} <= names(tmp_path / "loras")
     assert not {"zok-000002.safetensors", "zok-000002.json"} & names(tmp_path / "loras")
-    events = session.run_action("runs-show", {"run": folder.root.name})["events"]
-    written = [event for event in events if event["kind"] == "LoraWritten"]
-    assert [(Path(event["path"]).name, event["epoch"]) for event in written] == [
+    files = session.run_action("runs-show", {"run": folder.root.name})["files"]
+    assert [(Path(file["path"]).name, file["epoch"]) for file in files] == [
         ("zok-000001.safetensors", 1),
         ("my zok.safetensors", 2),
     ]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core import atomic_write
 
 NAME_KEY = "ss_output_name"
+_TITLE_KEY = "modelspec.title"
+
+
+def renamed_metadata(metadata: Mapping[str, str], name: str) -> dict[str, str]:
+    """The entries that hold a file's name, for a file called `name`: webuis use the first one as its alias."""
+    return {NAME_KEY: name, **({_TITLE_KEY: name} if _TITLE_KEY in metadata else {})}
 
 
 def write_renamed(old: Path, new: Path) -> None:
@@ -19,7 +26,7 @@ def write_renamed(old: Path, new: Path) -> None:
     if not isinstance(metadata, dict) or NAME_KEY not in metadata:
         old.rename(new)
         return
-    metadata[NAME_KEY] = new.stem
+    metadata |= renamed_metadata(metadata, new.stem)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     text += b" " * (-len(text) % 8)
     with atomic_write.replacing(new) as place, old.open("rb") as source, place.open("wb") as target:

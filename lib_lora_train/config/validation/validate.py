@@ -142,7 +142,7 @@ def unusable_name(name: str) -> str:
     if not name:
         return "is empty. Give the LoRA a name."
     if re.search(r"[\\/]", name) or name in (".", ".."):
-        return f"{name!r} contains a path. Enter only the name here; the folder is output_dir."
+        return f"{name!r} contains a path. Enter only the name, without a folder."
     forbidden = sorted({c for c in name if c in _FORBIDDEN_IN_NAMES or not c.isprintable()})
     if forbidden:
         shown = " ".join(c if c.isprintable() else repr(c) for c in forbidden)

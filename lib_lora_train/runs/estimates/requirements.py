@@ -100,28 +100,35 @@ def _check_memory(
         return
     if memory.total > gpu.total:
         text = f"The run needs about {size_text(memory.total)}, but the {gpu.name} has {size_text(gpu.total)}."
-        where, advice = _advice(model, config, plan, run_target)
-        yield Problem("warning", where, f"{text} {advice}")
+        where, advice, remedy = _advice(model, config, plan, run_target)
+        yield Problem("warning", where, f"{text} {advice}", remedy)
     elif memory.extra > gpu.free:
         text = f"The run needs about {size_text(memory.extra)} more, but only {size_text(gpu.free)} of the {gpu.name}"
         yield Problem("hint", "", f"{text} is free now. Close other programs that use the GPU.")
 
 
-def _advice(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget) -> tuple[str, str]:
-    """(the first setting to change, what to do): adds changes until the run fits or none is left."""
+def _advice(
+    model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget
+) -> tuple[str, str, tuple[tuple[str, Any], ...]]:
+    """(the first setting to change, what to do, all changes as a remedy): adds changes until the run fits.
+
+    The remedy is () if the run does not fit with all of them.
+    """
     assert run_target.gpu is not None
     done: list[str] = []
+    remedy: dict[str, Any] = {}
     first = "resolution"
     for name, changes, words in _savings(config, run_target):
         config = config.replace(**changes)
         plan = dataclasses.replace(plan, batch_size=config.batch_size, accumulation=config.gradient_accumulation)
         first = first if done else name
         done.append(words)
+        remedy |= changes
         memory = _memory(model, config, plan, run_target)
         if memory.total <= run_target.gpu.total:
-            return first, f"{_join(done)}. It then needs about {size_text(memory.total)}."
+            return first, f"{_join(done)}. It then needs about {size_text(memory.total)}.", tuple(remedy.items())
     rest = "a lower resolution or rank"
-    return first, f"{_join(done)}, and use {rest}." if done else f"Use {rest}."
+    return first, f"{_join(done)}, and use {rest}." if done else f"Use {rest}.", ()
 
 
 def _savings(config: TrainConfig, run_target: RunTarget) -> Iterator[tuple[str, dict[str, Any], str]]:

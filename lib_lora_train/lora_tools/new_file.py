@@ -1,0 +1,37 @@
+"""The file that a tool is about to write: one rule for names, and nothing is ever overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib_lora_train.config.validation.validate import unusable_name
+from lib_lora_train.core.errors import LoraTrainError
+
+ENDING = ".safetensors"
+SIDECAR_ENDINGS = (".json", ".png", ".preview.png")
+"""A LoRA's card and previews, which webuis find by the file's name."""
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """`FOLDER/NAME.safetensors`.
+
+    LoraTrainError if the name cannot be used, as for `output_name`, or if that file or a card or preview for it exists.
+    """
+    reason = unusable_name(name)
+    if reason:
+        raise LoraTrainError(f"The name {reason}")
+    path = folder / f"{name}{ENDING}"
+    refuse_existing(path)
+    return path
+
+
+def refuse_existing(path: Path) -> None:
+    """LoraTrainError if the file, or a card or preview for it, exists: no tool overwrites or takes over one."""
+    existing = next((place for place in (path, *sidecars(path)) if place.exists()), None)
+    if existing:
+        raise LoraTrainError(f"{existing} already exists. Choose another name.")
+
+
+def sidecars(lora: Path) -> list[Path]:
+    """Where the card and the previews of a LoRA file are, if it has any."""
+    return [lora.with_name(f"{lora.stem}{ending}") for ending in SIDECAR_ENDINGS]

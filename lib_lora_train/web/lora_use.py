@@ -1,0 +1,75 @@
+"""Whether a LoRA fits the loaded model, and how a run sampled it: asked before it goes into the prompt of txt2img."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.config.sample_prompts import sample_prompts
+from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
+from lib_lora_train.formats.toml import read_toml_config
+from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.history import read_loras
+from lib_lora_train.sampling.infotext import sample_settings
+
+_TITLES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+
+
+class LoraUse:
+    """`home` holds the runs; `loaded` returns the host's checkpoint, None if there is none."""
+
+    def __init__(self, home: Path, loaded: Callable[[], Path | None]) -> None:
+        self._home = home
+        self._loaded = loaded
+
+    def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+        """The actions that the page can request, by name."""
+        return {"lora-use": self.use}
+
+    def use(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Why a run's LoRA file cannot fit the loaded model ("" if it can), and the settings of the run's samples.
+
+        HostError if the file is not one of the run's, or is missing.
+        """
+        folder, path = RunFolder(self._home / Path(str(values["run"])).name), str(values["path"])
+        found = next((file for file in read_loras(folder) if str(file.path) == path), None)
+        if found is None or found.is_missing:
+            raise HostError(f"{Path(path).name} is missing: it was moved, renamed or deleted. Reload the page.")
+        loaded = self._loaded()
+        return {"misfit": find_misfit(found.path, loaded) if loaded else "", "settings": _settings(folder)}
+
+
+def find_misfit(lora: Path, checkpoint: Path) -> str:
+    """A sentence if the LoRA is for another kind of model than the checkpoint is; "" if it fits or that is unknown."""
+    from lib_lora_train.lora_tools.check import read_base_model  # loads PyTorch
+    from lib_lora_train.models.model_files import read_checkpoint_info
+
+    try:
+        loaded = _TITLES[read_checkpoint_info(checkpoint).spec.architecture]
+        made_for = read_base_model(lora)
+    except (LoraTrainError, ModelError):  # the webui may read files that cannot be trained on
+        return ""
+    kinds = made_for.partition(" (")[0].split(" or ")
+    if not made_for or loaded in kinds:
+        return ""
+    return (
+        f"{lora.stem} is for {made_for}, but the webui has {checkpoint.stem} loaded, which is {loaded}: it would do "
+        f"nothing or fail. Select a checkpoint of its kind first."
+    )
+
+
+def _settings(folder: RunFolder) -> str:
+    """Size, steps, CFG, sampler and clip skip of the run's samples in A1111's notation; "" if they cannot be read."""
+    try:
+        config, _ = read_config(read_toml_config(folder.config, is_ours=True))
+        first = (sample_prompts(config) or sample_prompts(config.replace(sample_prompts=("",))))[0]
+    except LoraTrainError:
+        return ""
+    return sample_settings(first, sampler=_sampler(config), clip_skip=config.clip_skip)
+
+
+def _sampler(config: TrainConfig) -> str:
+    """The sampler that drew the run's samples."""
+    return config.webui_sampler or config.sample_sampler
