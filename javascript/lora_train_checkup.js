@@ -11,6 +11,7 @@
         "first frame": "Saves the first frame as an image; the originals are kept.",
         rotate: "Rotates the pixels upright; the originals are kept.",
         "write caption": "Writes the trigger and the class word as the caption.",
+        rename: "Renames the folders, with one repeat and the same words; Undo renames them back.",
         "to UTF-8": "Saves the captions whose reading you chose below as UTF-8; the originals are kept.",
     };
 

@@ -20,9 +20,10 @@ from lib_lora_train.dataset.folder_names import (
     is_originals_folder,
     join_names,
     looks_like_date,
+    name_without_date,
     parse_kohya_name,
 )
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
+from lib_lora_train.dataset.images import CONVERT_ADVICE, CONVERTIBLE_EXTENSIONS, IMAGE_EXTENSIONS
 
 _MAX_REPEATS = 10_000  # as for the setting
 _SUSPICIOUS_REPEATS = 1000
@@ -72,6 +73,16 @@ def scan_concept_folders(concept: Concept, others: Collection[Path] = ()) -> Fou
     return FoundFolders(tuple(folders), tuple(_report_unread(contents, named, below, concept)))
 
 
+def scan_repeats_remedy(concept: Concept) -> dict[str, int]:
+    """What to set for a concept whose own folder is named by a date, which cannot be meant as repeats; else {}."""
+    root = user_path(concept.folder)
+    if concept.repeats or not name_without_date(root.resolve().name):
+        return {}
+    contents = scan_folder(root)
+    is_plain = not any(is_named_for_kohya(path) and scan_folder(path).images for path in contents.subfolders)
+    return {"repeats": 1} if is_plain and contents.images else {}
+
+
 def resolve_folders(concepts: Iterable[Concept]) -> set[Path]:
     """The absolute paths of the concepts' folders, without links; those that cannot exist are left out."""
     found = set()
@@ -104,8 +115,9 @@ def _why_not_repeated(folder: DataFolder, concept: Concept, root: Path) -> str:
     if (is_root and concept.repeats) or not (is_date or number > _MAX_REPEATS):
         return ""
     what = "That is probably a date" if is_date else f"At most {_MAX_REPEATS:,} are possible"
-    better = f"1_{words.replace(' ', '_') or 'images'}"
+    better = name_without_date(name) or f"1_{words.replace(' ', '_') or 'images'}"
     other = "set its repeats to 1" if is_root else "enter this folder as a concept and set its repeats"
+    other += "" if is_root or not is_date else ". Check images renames it with one click"
     return (
         f"{folder.path}: by its name, each image would be used {number:,} times per epoch. {what}: rename the folder "
         f"to {better}, or {other}."
@@ -186,6 +198,9 @@ def _no_images(root: FolderContents, below: Sequence[FolderContents]) -> str:
     above = scan_folder(root.folder.absolute().parent)
     if above.images or any(scan_folder(path).images for path in filter(is_named_for_kohya, above.subfolders)):
         return f"{root.folder} contains no images, but the folder above it does. Enter {above.folder} instead."
+    convertible = [path.name for path in root.other_files if path.suffix.lower() in CONVERTIBLE_EXTENSIONS]
+    if convertible:
+        return f"{root.folder} contains no images that training reads, only {join_names(convertible)}. {CONVERT_ADVICE}"
     kinds = ", ".join(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
     return f"{root.folder} contains no images ({kinds}). Add some or choose another folder."
 

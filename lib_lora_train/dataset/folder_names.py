@@ -31,6 +31,12 @@ def looks_like_date(number: int) -> bool:
     return any(re.fullmatch(form, text) for form in forms)
 
 
+def name_without_date(folder_name: str) -> str:
+    """`20240131_holiday` → `1_holiday`: the same words with one repeat. "" if the number is no date, but repeats."""
+    number, words = parse_kohya_name(folder_name) or (1, "")
+    return f"1_{words.replace(' ', '_') or 'images'}" if looks_like_date(number) else ""
+
+
 ORIGINALS_SUFFIX = "-originals"
 """What the dataset check appends to a folder's name for the originals of repaired files."""
 

@@ -21,6 +21,9 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 UNSUPPORTED_EXTENSIONS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".psd", ".jfif", ".tga")
 """Image formats that training does not read; they are reported instead of being ignored silently."""
 SUPPORTED_FORMATS_ADVICE = "Save as PNG, JPEG or WebP."
+CONVERTIBLE_EXTENSIONS = (".gif", ".tif", ".tiff", ".jfif", ".tga", ".psd")
+"""Those that the dataset check converts to PNG."""
+CONVERT_ADVICE = "Check images converts them to PNG; of several frames, the first one is used."
 
 WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112

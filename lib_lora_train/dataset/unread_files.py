@@ -9,7 +9,13 @@ from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.captions import list_caption_extensions
 from lib_lora_train.dataset.folder_contents import FolderContents
 from lib_lora_train.dataset.folder_names import join_names
-from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, UNSUPPORTED_EXTENSIONS
+from lib_lora_train.dataset.images import (
+    CONVERT_ADVICE,
+    CONVERTIBLE_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    SUPPORTED_FORMATS_ADVICE,
+    UNSUPPORTED_EXTENSIONS,
+)
 
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 _SIGNATURES = (
@@ -38,7 +44,9 @@ def report_unread_files(contents: FolderContents, captions: Collection[Path], ex
     conditioning = [path for path in left if path.suffix.lower() in IMAGE_EXTENSIONS]
     misnamed = [path for path in left if kinds[path] in _ENDINGS and path not in conditioning]
     if unsupported:
-        text = f"not read: {join_names([path.name for path in unsupported])}. {SUPPORTED_FORMATS_ADVICE}"
+        is_convertible = all(path.suffix.lower() in CONVERTIBLE_EXTENSIONS for path in unsupported)
+        advice = CONVERT_ADVICE if is_convertible else SUPPORTED_FORMATS_ADVICE
+        text = f"not read: {join_names([path.name for path in unsupported])}. {advice}"
         yield Problem("warning", where, text)
     if misnamed:
         first = misnamed[0]

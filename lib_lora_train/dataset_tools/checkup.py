@@ -27,7 +27,7 @@ from lib_lora_train.dataset.captions import (
 )
 from lib_lora_train.dataset.data_folders import scan_concept_folders
 from lib_lora_train.dataset.folder_contents import FolderContents, scan_data_folders
-from lib_lora_train.dataset.folder_names import natural_sort_key
+from lib_lora_train.dataset.folder_names import name_without_date, natural_sort_key
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, read_bytes
 from lib_lora_train.dataset.unread_files import can_be_read_if_renamed, read_image_kind
 from lib_lora_train.dataset_tools.image_cache import ImageFacts, ImageFactsCache
@@ -35,6 +35,7 @@ from lib_lora_train.dataset_tools.perceptual_hash import group_similar
 
 Kind = Literal[
     "nothing to train on",
+    "date as repeats",
     "broken",
     "unsupported format",
     "tiny",
@@ -49,7 +50,9 @@ Kind = Literal[
     "caption encoding",
     "orphan caption",
 ]
-Repair = Literal["", "set aside", "convert", "shrink", "flatten", "first frame", "rotate", "write caption", "to UTF-8"]
+Repair = Literal[
+    "", "set aside", "convert", "shrink", "flatten", "first frame", "rotate", "write caption", "to UTF-8", "rename"
+]
 
 HUGE_PX = 3000
 _MAX_THREADS = 4
@@ -130,6 +133,7 @@ def check_dataset(
     images: list[ImageFacts] = []
     others = [path for found in contents for path in found.other_files]
     findings = [_report_unsupported(path, kind) for path in others if (kind := _unread_kind(path))]
+    findings += [_report_date(found.folder) for found in contents[1:] if name_without_date(found.folder.name)]
     done = 0
     with contextlib.closing(_inspect_all(paths, cache or ImageFactsCache())) as results:
         for done, (path, result) in enumerate(results, start=1):
@@ -181,9 +185,15 @@ def _report_unsupported(path: Path, kind: str) -> Finding:
     if can_be_read_if_renamed(kind):
         text = f"is a {kind} under another ending, so training does not read it. Rename or convert it."
         return Finding("unsupported format", "warning", path, text, "convert")
-    text = f"is a {kind} file, which training does not read. {SUPPORTED_FORMATS_ADVICE}"
     can_open = path.suffix.lower() in Image.registered_extensions()
+    advice = "Convert saves it as PNG, of several frames the first." if can_open else SUPPORTED_FORMATS_ADVICE
+    text = f"is a {kind} file, which training does not read. {advice}"
     return Finding("unsupported format", "warning", path, text, "convert" if can_open else "")
+
+
+def _report_date(folder: Path) -> Finding:
+    text = f"is read as repeats, but is probably a date. Rename makes it {name_without_date(folder.name)}."
+    return Finding("date as repeats", "error", folder, text, "rename")
 
 
 def _report_no_images(folder: Path, broken: int) -> Finding:

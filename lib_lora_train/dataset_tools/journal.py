@@ -27,6 +27,7 @@ from lib_lora_train.dataset_tools.journal_records import (
     Record,
     content_hash,
     format_change,
+    format_rename,
     list_records,
     load_record,
 )
@@ -90,6 +91,16 @@ class Journal:
                 reason = error.strerror or error
                 raise OutputError(f"{current} cannot be written: {reason}. Nothing was changed.") from error
             return len(pairs)
+
+    def rename_folder(self, folder: Path, new: Path) -> None:
+        """Record and rename a folder in the root; OutputError, with nothing changed, if that fails."""
+        with _lock:
+            size = self._append([format_rename(folder, new, self._root)])
+            try:
+                folder.rename(new)
+            except OSError as error:
+                self._truncate(size)
+                raise OutputError(f"{folder} cannot be renamed: {error.strerror or error}.") from error
 
     def commit(self) -> Path | None:
         """Mark the edit as complete; the record, None if nothing was changed."""
@@ -256,6 +267,7 @@ def undo(path: Path, if_changed: IfChanged = "refuse") -> Undone:
             name = sorted(file.name for file in changed)[0]
             raise DataError(f"{name} has changed since this edit, so nothing was undone. The record is {path}.")
         left = frozenset(changed) if if_changed == "leave" else frozenset()
+        _rename_back(record)
         try:
             for change in reversed(record.changes):
                 if change.file in changed - left:
@@ -268,7 +280,19 @@ def undo(path: Path, if_changed: IfChanged = "refuse") -> Undone:
             reason = error.strerror or error
             raise OutputError(f"{change.file} cannot be restored: {reason}. Free it and press Undo again.") from error
         _remove_empty_folders(record, path.parent)
-        return Undone(len(record.changes) - len(left), tuple(sorted(left)))
+        return Undone(len(record.changes) + len(record.renames) - len(left), tuple(sorted(left)))
+
+
+def _rename_back(record: Record) -> None:
+    pairs = [(old, new) for old, new in reversed(record.renames) if new.is_dir()]
+    taken = next((old for old, _ in pairs if old.exists()), None)
+    if taken:
+        raise DataError(f"{taken} exists again, so nothing was undone. Rename it first.")
+    for old, new in pairs:
+        try:
+            new.rename(old)
+        except OSError as error:
+            raise OutputError(f"{new} cannot be renamed: {error.strerror or error}. Press Undo again.") from error
 
 
 def _predicted(record: Record, last: FileChange, current: dict[Path, str]) -> str:

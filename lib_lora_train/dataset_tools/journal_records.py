@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Record:
     root: Path
     changes: tuple[FileChange, ...]
     is_complete: bool
+    renames: tuple[tuple[Path, Path], ...] = ()
+    """Folders before and after they were renamed."""
 
 
 def content_hash(content: bytes | None) -> str:
@@ -112,13 +114,21 @@ def format_change(change: FileChange, root: Path, folder: Path) -> dict[str, Any
     return {**row, "before": change.before_hash, "after": change.after_hash}
 
 
+def format_rename(folder: Path, new: Path, root: Path) -> dict[str, Any]:
+    """A renamed folder as a line of a record."""
+    return {"folder": folder.relative_to(root).as_posix(), "renamed": new.relative_to(root).as_posix()}
+
+
 def load_record(path: Path) -> Record:
     """The record, also one of an earlier version; DataError if it cannot be read."""
     try:
         content = path.read_text(encoding="utf-8")
         record = _parse_lines(path, content) if path.name.endswith(SUFFIX) else _parse_old(path, json.loads(content))
         for change in record.changes:
-            _require_inside(change, record.root, path.parent)
+            pairs = [(change.file, record.root)]
+            pairs += [(change.before, path.parent)] if isinstance(change.before, Path) else []
+            _require_inside(pairs)
+        _require_inside((folder, record.root) for pair in record.renames for folder in pair)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise DataError(f"{path} cannot be read; nothing was restored.") from error
     return record
@@ -135,7 +145,8 @@ def _parse_lines(path: Path, content: str) -> Record:
         for row in rows
         if "file" in row
     ]
-    return Record(root, tuple(changes), rows[-1].get("complete") is True)
+    renames = [(root / row["folder"], root / row["renamed"]) for row in rows if "folder" in row]
+    return Record(root, tuple(changes), rows[-1].get("complete") is True, tuple(renames))
 
 
 def _rows(content: str) -> Iterator[dict[str, Any]]:
@@ -156,9 +167,8 @@ def _before(row: Mapping[str, Any], folder: Path) -> bytes | Path | None:
     return str(row["text"]).encode() if "text" in row else None
 
 
-def _require_inside(change: FileChange, root: Path, folder: Path) -> None:
+def _require_inside(pairs: Iterable[tuple[Path, Path]]) -> None:
     """ValueError if a record, which may have come with a downloaded dataset, names files elsewhere."""
-    pairs = [(change.file, root), *([(change.before, folder)] if isinstance(change.before, Path) else [])]
     for file, allowed in pairs:
         if not Path(os.path.normpath(file.absolute())).is_relative_to(os.path.normpath(allowed.absolute())):
             raise ValueError(f"{file} is outside of {allowed}")

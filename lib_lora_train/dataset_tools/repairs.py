@@ -17,7 +17,7 @@ from lib_lora_train.core.errors import DataError, LoraTrainError
 from lib_lora_train.dataset.caption_encoding import decode_as
 from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
 from lib_lora_train.dataset.folder_contents import scan_folder
-from lib_lora_train.dataset.folder_names import ORIGINALS_SUFFIX
+from lib_lora_train.dataset.folder_names import ORIGINALS_SUFFIX, name_without_date
 from lib_lora_train.dataset.images import (
     TRANSPOSE_BY_ORIENTATION,
     decoding,
@@ -177,6 +177,9 @@ class _FileEditor:
 
     def repair(self, path: Path, repairs: set[Repair], words: str, encoding: str) -> None:
         """Apply all repairs of one file."""
+        if "rename" in repairs:
+            self._journal.rename_folder(path, _free_folder(path.with_name(name_without_date(path.name))))
+            return
         if "set aside" in repairs:
             self._journal.apply([self._edit(file, None) for file in (path, *_companions(path))])
             return
@@ -215,6 +218,13 @@ class _FileEditor:
 
     def _edit(self, path: Path, content: bytes | None) -> FileEdit:
         return FileEdit(path, content, free_path(self._originals / path.relative_to(self._folder)))
+
+
+def _free_folder(folder: Path) -> Path:
+    """The folder, or one with the same words where none exists yet: underscores at the end mean nothing."""
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}_")
+    return folder
 
 
 def _companions(path: Path) -> list[Path]:

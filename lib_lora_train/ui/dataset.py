@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
@@ -94,8 +93,9 @@ def _declaration(field: Field) -> dict[str, Any]:
 
 def render_dataset(scanned: ScannedDataset | None, checked: FormCheck) -> str:
     """The images found, what was skipped and why, and the plan."""
-    if checked.scan_error:
-        return f"<div class='lt-card'>{problem_list([Problem('error', '', checked.scan_error)])}</div>"
+    if checked.scan_errors:
+        fixes = {fix.problem: fix.label for fix in checked.fixes}
+        return f"<div class='lt-card'>{problem_list(checked.scan_errors, fixes)}</div>"
     if scanned is None or not scanned.is_of(checked.config):
         return FIRST_STEPS
     dataset, plan = scanned.dataset, checked.plan

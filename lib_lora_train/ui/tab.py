@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from lib_lora_train.core.errors import LoraTrainError, OutputError, Problem
+from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
@@ -268,6 +268,8 @@ class _Wiring:
         try:
             self.session.save_draft(form)
             checked = self.session.scan(form)
+        except DataError:
+            return self._render(form)
         except LoraTrainError as error:
             found = f"<div class='lt-card'>{problem_list([Problem('error', '', str(error))])}</div>"
             return [found, render_check(self.session.check(form))]

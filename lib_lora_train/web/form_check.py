@@ -55,8 +55,8 @@ class FormCheck:
     fixes: tuple[Fix, ...] = ()
     changed: ChangedSettings = ChangedSettings()
     model: CheckpointCheck = NO_CHECKPOINT
-    scan_error: str = ""
-    """Why the latest scan of these folders failed, "" if it did not."""
+    scan_errors: tuple[Problem, ...] = ()
+    """Why the latest scan of these folders failed; () if it did not."""
 
     @property
     def plan_problems(self) -> tuple[Problem, ...]:

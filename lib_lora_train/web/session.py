@@ -10,7 +10,7 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import has_errors, validate
 from lib_lora_train.core.errors import HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.dataset.data_folders import scan_repeats_remedy
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
@@ -72,7 +73,7 @@ class Session(FormSession):
         self._lock = threading.Lock()
         self.form_lock = threading.RLock()
         """Held while a callback of the form runs."""
-        self._scan_failure: tuple[tuple[Any, ...], str] | None = None
+        self._scan_failure: tuple[tuple[Any, ...], tuple[Problem, ...]] | None = None
         self._fixes: tuple[Fix, ...] = ()
         self.captions = CaptionSession(self.image_tokens, TokenAnalysis(self._tokenizer), self._draft_config)
         self.checkup = CheckupSession(self.image_tokens, self._draft_config, runner.host)
@@ -144,11 +145,13 @@ class Session(FormSession):
             requirements,
             changed=self.changed_settings(form),
             model=model,
-            scan_error=failure[1] if failure and is_same else "",
+            scan_errors=failure[1] if failure and is_same else (),
         )
         lacks_memory = bool(requirements and requirements.problems)
         problems_with = partial(self._problems_with, checks_memory=lacks_memory)
-        self._fixes = find_fixes(config, (*all_problems, *checked.plan_problems), problems_with, plan)
+        self._fixes = find_fixes(
+            config, (*all_problems, *checked.plan_problems, *checked.scan_errors), problems_with, plan
+        )
         return dataclasses.replace(checked, fixes=self._fixes)
 
     def _requirements(self, config: TrainConfig, plan: Plan) -> Requirements:
@@ -186,7 +189,7 @@ class Session(FormSession):
         try:
             self._scan(config)
         except LoraTrainError as error:
-            self._scan_failure = _scanned_settings(config), str(error)
+            self._scan_failure = _scanned_settings(config), tuple(_scan_problems(config, str(error)))
             raise
         return self.check(form)
 
@@ -338,6 +341,15 @@ class Session(FormSession):
     def images(self, page: int) -> dict[str, Any]:
         """One page of the scanned dataset: token, caption, size and repeats of each image."""
         return image_page(self.scanned, self.image_tokens, page)
+
+
+def _scan_problems(config: TrainConfig, message: str) -> Iterator[Problem]:
+    """Why a scan failed, with a remedy where settings of a concept are one."""
+    for line in message.splitlines():
+        found = ((n, scan_repeats_remedy(c)) for n, c in enumerate(config.concepts, start=1) if c.folder in line)
+        number, values = next(((n, values) for n, values in found if values), (0, {}))
+        where = f"concepts[{number}].repeats" if values else ""
+        yield Problem("error", where, line, tuple((f"concepts[{number}].{name}", v) for name, v in values.items()))
 
 
 def _scanned_settings(config: TrainConfig) -> tuple[Any, ...]:

@@ -289,3 +289,65 @@ def test_the_user_chooses_how_a_caption_reads(tmp_path: Path) -> None:
     assert caption.read_bytes() == "猫".encode("cp932"), "without a choice nothing is written"
     finish(session, "repair", {**named(shown), "encodings": {"0": "cp932"}})
     assert caption.read_text(encoding="utf-8") == "猫"
+
+
+def _open_folder(tmp_path: Path, folder: Path) -> Session:
+    """A session whose only concept is the folder."""
+    session, _ = open_small_session(tmp_path)
+    session.save_draft({**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])})
+    return session
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folders_named_by_a_date_are_renamed_to_one_repeat_and_back(tmp_path: Path) -> None:
+    root = tmp_path / "album"
+    for name in ("20240131_red hat", "20240201_red_hat", "5_cat"):
+        write_images(root / name, 1)
+    session, before = _open_folder(tmp_path, root), _tree(root)
+    shown = next(one for one in finish(session, "run")["kinds"] if one["kind"] == "date as repeats")
+    assert (shown["level"], shown["repair"], shown["count"]) == ("error", "rename", 2)
+    after = finish(session, "repair", named(shown))
+    assert "date as repeats" not in kinds(after)
+    assert {path.name for path in root.iterdir()} == {"1_red_hat", "1_red_hat_", "5_cat"}
+    plan = session.scan(session.draft()).plan
+    assert plan and {concept.repeats for concept in plan.dataset.concepts} == {1, 5}
+    assert {item.caption for item in plan.dataset.items} == {"zkw, image 0"}
+    finish(session, "undo")
+    assert _tree(root) == before
+    assert not (tmp_path / "album-originals").exists()
+
+
+def test_a_rename_that_cannot_be_undone_changes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "album"
+    write_images(root / "20240131_hat", 1)
+    session = _open_folder(tmp_path, root)
+    finish(session, "run")
+    finish(session, "repair", {"kind": "date as repeats"})
+    write_images(root / "20240131_hat", 2)
+    before = _tree(root)
+    session.run_action("checkup-undo", {})
+    session.checkup.task.wait(120)
+    assert "exists again" in session.run_action("checkup-status", {})["message"]
+    assert _tree(root) == before
+
+
+@pytest.mark.parametrize("ending", [".gif", ".tif", ".tiff", ".tga"])
+def test_images_that_training_does_not_read_are_converted_and_back(tmp_path: Path, ending: str) -> None:
+    """Also if a folder has no others: the message names the button."""
+    root = tmp_path / "scans"
+    root.mkdir()
+    Image.new("RGB", (300, 300), (200, 30, 30)).save(root / f"a{ending}")
+    (root / "a.txt").write_text("zkw", encoding="utf-8")
+    session, before = _open_folder(tmp_path, root), _tree(root)
+    with pytest.raises(DataError, match="Check images converts them"):
+        session.scan(session.draft())
+    shown = next(one for one in finish(session, "run")["kinds"] if one["kind"] == "unsupported format")
+    assert shown["repair"] == "convert"
+    finish(session, "repair", named(shown))
+    assert session.scan(session.draft()).plan is not None
+    assert Image.open(root / "a.png").size == (300, 300)
+    finish(session, "undo")
+    assert _tree(root) == before

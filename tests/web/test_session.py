@@ -14,7 +14,7 @@ from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.hosts.host import Gpu
 from lib_lora_train.ui.dataset import render_dataset
 from lib_lora_train.ui.training import render_check
-from lib_lora_train.web.form import concept_tables, fill_form, read_form
+from lib_lora_train.web.form import concept_tables, fill_form, read_form, with_values
 from lib_lora_train.web.gallery import IMAGES_PER_PAGE
 from tests.paths import ROOT
 from tests.stand_ins.ui import open_small_session, write_images
@@ -245,8 +245,21 @@ def test_the_error_of_a_scan_stays_until_the_folder_is_scanned_again(tmp_path: P
     form = {**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])}
     with pytest.raises(DataError) as error:
         session.scan(form)
-    assert session.check(form).scan_error == str(error.value), "the page checks the form again a second later"
-    assert session.check(session.demo_form()).scan_error == "", "it is about other folders"
+    shown = "\n".join(problem.message for problem in session.check(form).scan_errors)
+    assert shown == str(error.value), "the page checks the form again a second later"
+    assert session.check(session.demo_form()).scan_errors == (), "it is about other folders"
     write_images(folder, 2)
     session.scan(form)
-    assert session.check(form).scan_error == ""
+    assert session.check(form).scan_errors == ()
+
+
+def test_a_concepts_folder_named_by_a_date_has_a_button_that_sets_its_repeats(tmp_path: Path) -> None:
+    session, _ = open_small_session(tmp_path)
+    folder = write_images(tmp_path / "20240131_holiday", 2)
+    form = {**session.demo_form(), "concepts": json.dumps([{"folder": str(folder), "trigger": "zkw"}])}
+    with pytest.raises(DataError, match="probably a date"):
+        session.scan(form)
+    (fix,) = [fix for fix in session.check(form).fixes if fix.problem in session.check(form).scan_errors]
+    assert fix.values == {"concepts[1].repeats": 1}
+    checked = session.scan(with_values(form, fix.values))
+    assert checked.plan and set(checked.plan.repeats) == {1}
