@@ -63,6 +63,23 @@
         return make("label", { className: `lt-field ${kind}`, id, title: field.help }, ...parts);
     }
 
+    /** Browse, and images dropped onto the card. */
+    function addFolders(container, card, number, fields) {
+        const field = fields.find((one) => one.name === "folder");
+        const folder = () => tablesOf(box().value)[number].folder || "";
+        const choose = (path) => {
+            write(container, (now) => now.map((other, n) => (n === number ? withValue(other, field, path) : other)));
+            draw(container);
+        };
+        const [browse, place] = lt.browseButton(folder, choose);
+        card.querySelector(`[id$="_folder"]`).after(make("div", { className: "lt-wide" }, browse, place));
+        lt.acceptDrop(card, folder, (path) => {
+            if (path !== folder()) choose(path);
+            setTimeout(() => lt.press("scan"), 300); // gradio reads the form a moment later
+        });
+        return card;
+    }
+
     function cardOf(container, tables, number, fields) {
         const fieldsOf = (isMore) => fields.filter((field) => field.isMore === isMore)
             .map((field) => fieldOf(container, tables, number, field));
@@ -73,14 +90,18 @@
             draw(container);
         };
         const more = fieldsOf(true);
-        return make("section", { className: "lt-card lt-concept", "aria-label": `Concept ${number + 1}` },
+        const card = make("section", { className: "lt-card lt-concept", "aria-label": `Concept ${number + 1}` },
             make("div", { className: "lt-bar-row" },
                 make("h3", { className: "lt-heading" }, titleOf(tables[number], number), make("span", { className: "lt-card-facts" })),
                 remove),
             make("div", { className: "lt-fields lt-card-fields" }, ...fieldsOf(false)),
             more.length ? make("details", { className: "lt-skipped", open: container.isOpen }, make("summary", { title: "Settings of this concept only" }, "More for this concept"),
                 make("div", { className: "lt-fields lt-card-fields" }, ...more)) : null);
+        return addFolders(container, card, number, fields);
     }
+
+    /** The folder of the first concept that has one, for images dropped onto the gallery. */
+    lt.firstFolder = () => (tablesOf(box() ? box().value : "").find((table) => table.folder) || { folder: "" }).folder;
 
     const titleOf = (table, number) => {
         const name = table.trigger || (table.folder || "").split(/[\\/]/).filter(Boolean).pop();

@@ -131,6 +131,10 @@
     lt.drawDataset = (container) => {
         const scanned = document.querySelector("[data-lt-scan]");
         const number = scanned ? scanned.dataset.ltScan : "";
+        if (!container.acceptsDrop && lt.acceptDrop) {
+            container.acceptsDrop = true;
+            lt.acceptDrop(container, lt.firstFolder, () => lt.press("scan"));
+        }
         if (container.dataset.number === number) return;
         container.dataset.number = number;
         if (number) showPage(container, 0);

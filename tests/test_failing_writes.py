@@ -37,6 +37,7 @@ from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, writ
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.web.form import fill_form, save_draft
+from lib_lora_train.web.uploads import write_upload
 from tests.paths import PACKAGE, ROOT
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.ui import open_small_session, wiring_of
@@ -64,6 +65,7 @@ CASES: dict[str, Write] = {
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
+    "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),
     "web.form.save_draft": lambda place: save_draft(place, fill_form(TrainConfig())),
 }
 _HERE = "tests/test_failing_writes.py"

@@ -26,8 +26,9 @@ from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.guard import DoorRules, RequestGuard, is_this_machine, own_names
-from lib_lora_train.web.routes import install_routes, make_api
+from lib_lora_train.web.routes import PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session
+from lib_lora_train.web.uploads import large_bodies
 
 _HERE = "127.0.0.1"
 _PAGE_STYLE = ".gradio-container { overflow: clip !important; }"  # "hidden" would disable the sticky strip
@@ -41,7 +42,7 @@ def make_app(session: Session, door: DoorRules | None = None) -> Any:
     `door` says who may call them; by default only this machine.
     """
     app = make_api()
-    app.add_middleware(RequestGuard, rules=door or DoorRules(hosts=own_names(_HERE)))
+    app.add_middleware(RequestGuard, rules=door or Address().door())
     install_routes(app, session)
     return gr.mount_gradio_app(
         app,
@@ -112,7 +113,7 @@ class Address:
         names = [name.lower() for name in self.allowed_hosts]
         origins = tuple(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))
         hosts = (*own_names(self.host), *(name.partition(":")[0] for name in names))
-        return DoorRules(hosts=hosts, origins=origins, login=login)
+        return DoorRules(hosts=hosts, origins=origins, login=login, large_bodies=large_bodies(PREFIX))
 
     def announcement(self, door: DoorRules) -> str:
         """Where the app is, and how to log in."""

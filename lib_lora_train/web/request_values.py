@@ -14,6 +14,7 @@ from lib_lora_train.core.errors import LoraTrainError
 
 _LARGEST = 2**31 - 1
 _LONGEST_TEXT = 1_000_000
+_LONGEST_CONTENT = 90_000_000  # an image of 64 MiB as base64
 
 
 class RequestValues(dict[str, Any]):
@@ -58,6 +59,11 @@ def _is_path(value: Any) -> bool:
         and "\0" not in value
         and not any("\ud800" <= letter <= "\udc7f" or "\udd00" <= letter <= "\udfff" for letter in value)
     )
+
+
+def _is_content(value: Any) -> bool:
+    """the content of a file as base64."""
+    return isinstance(value, str) and len(value) <= _LONGEST_CONTENT and value.isascii()
 
 
 def _is_whole(value: Any) -> bool:
@@ -147,6 +153,8 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("general", "character", "rank"), _is_typed_number),
     **dict.fromkeys(("record", "seen"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
+    "inside": _is_text,
+    "content": _is_content,
     "report": _is_count,
     "folders": _is_list_of_paths,
     "encodings": _is_choices,

@@ -38,6 +38,7 @@ from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.guard import DoorRules, Receive, RequestGuard, Scope, Send
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.request_values import read_values
+from lib_lora_train.web.uploads import large_bodies
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
@@ -123,7 +124,11 @@ def install_routes(app: FastAPI, source: PageBackend, access: ApiAccess | None =
 
 def _guarded_route(access: ApiAccess) -> type[APIRoute]:
     """A kind of route that refuses other sites and large bodies, before FastAPI reads the body."""
-    rules = DoorRules(origins=access.allowed_origins, origin_pattern=access.allowed_origin_pattern)
+    rules = DoorRules(
+        origins=access.allowed_origins,
+        origin_pattern=access.allowed_origin_pattern,
+        large_bodies=large_bodies(PREFIX),
+    )
 
     class GuardedRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -53,6 +53,7 @@ from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
 from lib_lora_train.web.token_analysis import TokenAnalysis
+from lib_lora_train.web.uploads import FolderSession
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
@@ -90,6 +91,7 @@ class Session(FormSession):
             **self.checkup.actions(),
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
+            **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
             **TaggingSession(runner.host, self.captions).actions(),

@@ -125,8 +125,8 @@ def test_a_folder_without_images_is_refused_with_the_right_one(
         ("x.jpg_large", "JPEG", "although they are images: x.jpg_large. Rename them, the first to x.jpg"),
         ("x", "PNG", "although they are images: x. Rename them, the first to x.png"),
         ("x.webp~", "WEBP", "the first to x.webp"),
-        ("x.gif", "GIF", "not read: x.gif. Save as PNG, JPEG or WebP"),
-        ("x.tif", "TIFF", "not read: x.tif. Save as PNG, JPEG or WebP"),
+        ("x.gif", "GIF", "not read: x.gif. Check images converts them to PNG"),
+        ("x.tif", "TIFF", "not read: x.tif. Check images converts them to PNG"),
         ("x.dat", "GIF", "not read: x.dat. Save as PNG, JPEG or WebP"),
     ],
 )
