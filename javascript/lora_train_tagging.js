@@ -146,7 +146,7 @@
         scope.onchange = previewSoon;
         card = make("details", { className: "lt-card lt-skipped lt-auto" }, make("summary", { title: "DeepBooru, BLIP or your own WD14 model" }, "Auto-tag", make("span", {}, "write captions with a tagger")), make("div", { className: "lt-a-body" },
             make("div", { className: "lt-tool lt-c-row" }, tagger, scope,
-                button("Tag", "start", "Tag the images, then write all captions at the end. Undo restores them.", begin),
+                button("Tag", "start", "Tag the images and write each caption at once. Undo restores them all.", begin),
                 button("Stop", "stop", "Stop after the current image and write the captions so far.", stop)),
             make("div", { className: "lt-a-fields" }, ...fields.map(box)),
             make("p", { className: "lt-a-note lt-faint" }), make("p", { className: "lt-a-message", role: "status" }),

@@ -6,6 +6,7 @@ layers inside attention blocks have the same names in both.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def open_clip_source(name: str, *, has_linear_projection: bool = False) -> Sourc
 
 
 def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name of a UNet in diffusers' layout → its name in a checkpoint; unknown ones only get the prefix."""
+    """Each name of a UNet in diffusers' layout → its name in a checkpoint; without those that no SD UNet has."""
     known = list(names)
     layers = len({name.split(".")[3] for name in known if name.startswith("down_blocks.0.resnets.")})
     blocks = {int(name.split(".")[1]) for name in known if re.match(r"up_blocks\.\d+\.", name)}
@@ -140,14 +141,11 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
         any(name.startswith(f"up_blocks.{block}.attentions.") for name in known)
         for block in range(max(blocks, default=-1) + 1)
     )
-
-    def ldm(name: str) -> str:
-        try:
-            return ldm_unet_name(name, layers, has_attention)
-        except KeyError:
-            return name
-
-    return {name: UNET_PREFIX + ldm(name) for name in known}
+    found: dict[str, str] = {}
+    for name in known:
+        with contextlib.suppress(KeyError):
+            found[name] = UNET_PREFIX + ldm_unet_name(name, layers, has_attention)
+    return found
 
 
 def vae_names(names: Iterable[str]) -> dict[str, str]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import shorten_list
 from lib_lora_train.models.ldm_names import text_names, unet_names, vae_names
 from lib_lora_train.models.other_models import NEEDS_SD, find_by_word, with_article
 from lib_lora_train.models.weight_files import PICKLE_ENDINGS, TensorPlace, file_places
@@ -94,6 +95,7 @@ def folder_places(folder: ModelFolder) -> dict[str, TensorPlace]:
         places = part_places(files)
         if part == "unet":
             names = unet_names(places)
+            _refuse_unknown(folder.path, [name for name in places if name not in names])
         elif part == "vae":
             names = vae_names(places)
         else:
@@ -111,6 +113,12 @@ def part_places(files: tuple[Path, ...]) -> dict[str, TensorPlace]:
         except ModelError as reason:
             raise ModelError(f"{file.parent.name}/{reason}") from None
     return places
+
+
+def _refuse_unknown(path: Path, names: Sequence[str]) -> None:
+    if names:
+        found = f"Its unet has tensors that Stable Diffusion's does not have ({shorten_list(names, 3)})"
+        raise ModelError(f"{path.name}: {found}: it is a variant, such as one distilled for few steps. {NEEDS_SD}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -204,7 +212,7 @@ def _refuse_other_pipelines(path: Path, pipeline: str, named: Mapping[str, str])
     for part, classes in _CLASSES.items():
         if part in named and named[part].removeprefix("Flax") not in classes:
             raise ModelError(
-                f"{path.name}: Its {part} is a {named[part]}, which Stable Diffusion does not have. {NEEDS_SD}"
+                f"{path.name}: Its {part} has the class {named[part]}, which cannot be trained. {NEEDS_SD}"
             )
 
 

@@ -185,6 +185,11 @@ def _cut(path: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+def _with_guidance_embedding(path: Path) -> None:
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), "time_embedding.cond_proj.weight": torch.zeros(2, 2)}, file)
+
+
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -200,9 +205,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "flow": (_edited(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatch.*not supported"),
     "other betas": (_edited(SCHEDULER, beta_end=0.014), r"another noise schedule.*beta_end 0\.014"),
     "sample": (_edited(SCHEDULER, prediction_type="sample"), "predicts 'sample'"),
+    "LCM": (_with_guidance_embedding, r"unet has tensors.*time_embedding\.cond_proj\.weight"),
     "another text encoder": (
         _edited("model_index.json", text_encoder=["diffusers", "ChatGLMModel"]),
-        "text_encoder is a ChatGLMModel",
+        "text_encoder has the class ChatGLMModel",
     ),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, LoraWritten, Noted, StateChanged, StepDone, from_record
 from lib_lora_train.runs.downsampling import downsample
@@ -138,6 +139,28 @@ def test_failure_on_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest
     status = runner.status()
     assert status["state"] == "failed" and "somewhere: No space left" in status["message"]
     runner.start(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("values", "is_read"),
+    [
+        ({"family": "lora"}, True),
+        ({"family": "lokr"}, True),
+        ({"family": "lokr", "tucker": True, "targets": "all"}, False),
+        ({"family": "ia3"}, False),
+        ({"family": "oft"}, False),
+        ({"family": "boft"}, False),
+    ],
+)
+def test_the_status_says_whether_forge_reads_the_files(tmp_path: Path, values: dict[str, Any], is_read: bool) -> None:
+    """The page offers to convert the others, and validation warns of them: both ask the same function."""
+    runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter([StateChanged("finished")]))
+    config = TrainConfig(**values)
+    runner.start(config)
+    runner.wait(10)
+    assert runner.status()["is_read_by_forge"] is is_read
+    warned = [problem for problem in validate(config) if "convert the file" in problem.message]
+    assert bool(warned) is not is_read
 
 
 def test_run_without_an_ending_is_not_running_for_ever(tmp_path: Path) -> None:

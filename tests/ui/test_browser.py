@@ -484,16 +484,16 @@ def test_a_file_that_forge_ignores_can_be_converted_with_one_click(page: Any, ad
     write_adapter(path, adapter.state(), metadata={}, precision="fp32")
     open_tab(page, address)
     page.wait_for_function("Boolean(window.loraTrain && window.loraTrain.drawFiles)")
-    draw = """([id, adapter, path]) => {
+    draw = """([id, is_read_by_forge, path]) => {
         const place = document.createElement("div");
         place.id = id;
         document.body.append(place);
-        const events = [{ kind: "Workload", adapter }, { kind: "LoraWritten", path, epoch: 1, step: 2 }];
-        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [] } });
+        const events = [{ kind: "LoraWritten", path, epoch: 1, step: 2 }];
+        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [], is_read_by_forge } });
     }"""
-    page.evaluate(draw, ["plain", "lora standard", str(path)])
+    page.evaluate(draw, ["plain", True, str(path)])
     assert page.locator("#plain button", has_text="Convert to").count() == 0
-    page.evaluate(draw, ["ignored", "ia3 attention", str(path)])
+    page.evaluate(draw, ["ignored", False, str(path)])
     page.locator("#ignored button", has_text="Convert to LoRA").dispatch_event("click")
     page.wait_for_selector("#ignored .lt-good", state="attached", timeout=_SHOW_MS * 6)
     message = page.locator("#ignored .lt-good").inner_text()
