@@ -27,6 +27,7 @@
     lt.make = (name, properties = {}, ...children) => {
         const made = document.createElement(name);
         for (const [key, value] of Object.entries(properties)) {
+            if (key === "title" && !value) continue; // an empty tooltip hides that of the element around it
             if (key in made) made[key] = value;
             else made.setAttribute(key, value);
         }

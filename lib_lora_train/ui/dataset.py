@@ -226,8 +226,8 @@ def plan_sentence(plan: Plan | None, requirements: Requirements | None = None) -
     images = count(len(plan.dataset.items), "image")
     total = count(plan.total_steps, "step")
     more = f" · time {requirements.time_summary} · memory {requirements.memory_summary}" if requirements else ""
-    why = " ".join(requirements.sentences) if requirements else ""
+    why = f" title='{text(' '.join(requirements.sentences))}'" if requirements else ""
     return (
-        f"<p class='lt-plan' title='{text(why)}'><b>{text(total)}</b><span>{text(images)} · "
+        f"<p class='lt-plan'{why}><b>{text(total)}</b><span>{text(images)} · "
         f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}{text(more)}</span></p>"
     )

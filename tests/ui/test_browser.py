@@ -514,6 +514,26 @@ def test_arrow_keys_move_through_enlarged_samples(page: Any, address: str) -> No
     assert large.get_attribute("src") == first
 
 
+def test_a_lora_is_used_with_the_settings_of_its_samples_in_one_click(page: Any, address: str) -> None:
+    """What a webui adds to the page is put there by hand: the boxes of txt2img, and the hidden pair that fills them."""
+    open_tab(page, address)
+    page.evaluate("""() => {
+        document.body.insertAdjacentHTML("beforeend", `<div id="txt2img_prompt"><textarea>a fox</textarea></div>
+            <div id="txt2img_neg_prompt"><textarea>blurry</textarea></div>`);
+        document.querySelector("#lora_train_root").insertAdjacentHTML("beforeend",
+            `<div id="lora_train_paste_text"><textarea></textarea></div><button id="lora_train_paste_send"></button>`);
+        const text = document.querySelector("#lora_train_paste_text textarea");
+        document.querySelector("#lora_train_paste_send").onclick = () => (window.sent = text.value);
+    }""")
+    show(page, "Results")
+    page.locator(".lt-run", has_text="from-the-tab").locator("summary").first.click()
+    page.locator(".lt-run[open] .lt-table").get_by_role("button", name="Use with settings").first.click()
+    page.wait_for_function("window.sent")
+    prompt, negative, settings = page.evaluate("window.sent").split("\n")
+    assert "a fox <lora:from-the-tab" in prompt and negative == "Negative prompt: blurry"
+    assert "Steps: 2, " in settings and "Size: 128x128" in settings and "Clip skip: 1" in settings
+
+
 def test_a_past_run_can_be_reused_renamed_and_deleted_after_confirmation(page: Any, address: str) -> None:
     open_tab(page, address)
     show(page, "Results")
@@ -549,6 +569,26 @@ def test_every_visible_control_has_a_tooltip(page: Any, address: str) -> None:
             page.click("button.lt-c-open")
             page.locator(".lt-c-gallery img").first.wait_for()
         assert page.evaluate(WITHOUT_TOOLTIP) == [], panel
+        empty = "() => [...document.querySelectorAll('#lora_train_root [title=\"\"]')].map((one) => one.outerHTML)"
+        assert page.evaluate(empty) == [], "an empty tooltip hides that of the element around it"
+
+
+def test_at_420_px_all_tabs_and_the_search_are_whole(page: Any, address: str) -> None:
+    page.set_viewport_size({"width": 420, "height": 900})
+    open_tab(page, address)
+    tabs = [page.get_by_role("tab", name=name, exact=True) for name in ("Dataset", "Captions", "Train", "Monitor")]
+    tabs += [page.get_by_role("tab", name=name, exact=True) for name in ("Results", "Tools")]
+    if tabs[0].count():  # gradio 3 wraps its tabs
+        assert all(tab.bounding_box()["x"] + tab.bounding_box()["width"] <= 420 for tab in tabs)
+    show(page, "Train")
+    search = page.locator("#lora_train_search_input")
+    search.wait_for()
+    assert search.bounding_box()["width"] > 250
+    show(page, "Captions")
+    page.locator(".lt-captions details.lt-card").first.wait_for(state="attached")
+    sizes = "(cards) => cards.map((card) => card.offsetHeight - card.querySelector('summary').offsetHeight)"
+    for extra in page.locator(".lt-captions details.lt-card:not([open])").evaluate_all(sizes):
+        assert extra <= 40, "a collapsed card is as high as its title and padding"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,38 @@ def test_images_can_be_cropped_and_upscaled_and_both_can_be_undone(page: Any, ad
     page.click(".lt-k-undo")  # the editor stays open after a scan
     page.locator(".lt-message", has_text="undone").wait_for()
     assert (folder / "000.png").read_bytes() == before
+
+
+_DROP = """([name, text]) => {
+    const dropped = new DataTransfer();
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    dropped.items.add(new File([bytes], name));
+    dropped.items.add(new File(["MZ"], "program.exe"));
+    const card = document.querySelector(".lt-concept");
+    card.dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_folder_is_chosen_with_browse_and_images_are_dropped_into_it(page: Any, address: str, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set" / "cats", 2)
+    open_tab(page, address)
+    box = page.locator("[data-lt='concepts'] input").first
+    box.fill(str(tmp_path / "set"))
+    box.blur()
+    page.wait_for_timeout(1500)  # the draft is saved
+    page.get_by_role("button", name="Browse…").first.click()
+    page.locator(".lt-browse-list .lt-hit", has_text="cats").click()
+    page.locator(".lt-browse-path", has_text="2 images").wait_for()
+    page.get_by_role("button", name="Use this folder").click()
+    page.wait_for_function("end => document.querySelector('[data-lt=concepts] input').value.endsWith(end)", arg="cats")
+    page.wait_for_timeout(1500)
+    image = io.BytesIO()
+    Image.new("RGB", (96, 64), (5, 5, 5)).save(image, "PNG")
+    page.evaluate(_DROP, ["dropped.png", base64.b64encode(image.getvalue()).decode()])
+    page.locator(".lt-message", has_text="1 file uploaded").wait_for()
+    assert "program.exe is not an image" in page.locator(".lt-message").inner_text()
+    page.locator(".lt-concept", has_text="3 images").first.wait_for()
+    assert (folder / "dropped.png").read_bytes() == image.getvalue()
 
 
 def test_a_long_check_survives_a_reload_and_can_be_stopped(page: Any, address: str, tmp_path: Path) -> None:
