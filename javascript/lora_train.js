@@ -36,6 +36,19 @@
     };
     const make = lt.make;
 
+    lt.smallButton = (label, title, work) => {
+        const button = make("button", { type: "button", className: "lt-small", title }, label);
+        button.onclick = () => work(button);
+        return button;
+    };
+
+    /** Open a panel by its name. */
+    lt.openPanel = (name) => {
+        const tabs = lt.page().querySelectorAll("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button");
+        const tab = [...tabs].find((one) => one.textContent.trim() === name);
+        if (tab) tab.click();
+    };
+
     /** What Python's `render_tooltips` knows: {parameters, tooltips, phases}, null until gradio has built the page. */
     lt.pageData = () => {
         const element = lt.page().querySelector("[data-lt='tooltips']");

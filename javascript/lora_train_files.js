@@ -9,7 +9,7 @@
         const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
         const message = {
             idle: "",
-            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)} for ${grid.run}.`,
+            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)}${grid.step ? `, step ${grid.step},` : ""} for ${grid.run}.`,
             done: `Grid saved: ${grid.path}`,
             cancelled: grid.message,
             failed: grid.message,
@@ -20,7 +20,7 @@
     };
 
     function cancelGrid() {
-        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this image. Finished images are kept, and drawing the grid again continues from them." }, "Cancel");
+        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this sampling step. Finished images are kept, and drawing the grid again continues from them." }, "Cancel");
         button.onclick = () => lt.request("grid-cancel").then(lt.poll).catch(lt.notify);
         return button;
     }

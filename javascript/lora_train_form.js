@@ -43,6 +43,24 @@
         }
     };
 
+    /** Show something of ours below the input of a field. */
+    lt.extendField = (field, added) => {
+        field.append(added);
+        field.classList.add("lt-extended");
+    };
+
+    /** Below each field that is a share of the run: how many steps it is. Gradio may rebuild a field, so check all. */
+    lt.markDurations = (mark) => {
+        const notes = JSON.parse(mark.dataset.notes);
+        document.querySelectorAll("#lora_train_root .lt-steps").forEach((old) => {
+            if (notes[old.parentElement.id] !== old.textContent) old.remove();
+        });
+        for (const [id, note] of Object.entries(notes)) {
+            const field = document.getElementById(id);
+            if (field && !field.querySelector(":scope > .lt-steps")) lt.extendField(field, lt.make("p", { className: "lt-steps" }, note));
+        }
+    };
+
     /** Brings a field into view by its id, unfolding its tier first; some gradio versions build it only then. */
     lt.showField = (id, tries = 10) => {
         const field = lt.page().querySelector(`#${id}`);

@@ -5,11 +5,7 @@
     const make = (...all) => lt.make(...all);
     const stem = (file) => file.split(/[\\/]/).pop().replace(/\.safetensors$/, "");
 
-    const small = (label, title, work) => {
-        const button = make("button", { type: "button", className: "lt-small", title }, label);
-        button.onclick = () => work(button);
-        return button;
-    };
+    const small = (...all) => lt.smallButton(...all);
     const reportErrors = (work) => work.catch(lt.notify);
 
     // --- into the prompt --------------------------------------------------------------------------
@@ -194,6 +190,17 @@
         listRuns(container, false);
     };
 
+    let wanted = ""; // the run to unfold when the list is drawn next; gradio may build the panel only now
+
+    /** Open Results with this run unfolded. */
+    lt.openRun = (run) => {
+        wanted = run;
+        const container = lt.page().querySelector("[data-lt='runs']");
+        if (container) Object.assign(container.dataset, { stale: "yes", shown: "" });
+        lt.openPanel("Results");
+        setTimeout(lt.drawSoon, 60);
+    };
+
     /** Redraw the list. Unless `forced`, only if it has changed, so that it does not move while in use. */
     async function listRuns(container, forced) {
         const answer = await lt.request("runs-list").catch(lt.notify);
@@ -202,6 +209,7 @@
         if (!forced && container.dataset.shown === now) return;
         container.dataset.shown = now;
         if (!answer.runs.length) return container.replaceChildren();
+        if (wanted) container.open = wanted;
         const open = container.open || (document.querySelector("#lora_train_root").dataset.ltRun ? "" : answer.runs[0].run); // after a restart
         const cards = answer.runs.map((one) => {
             const facts = [one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files",
@@ -221,8 +229,12 @@
             details.open = open === one.run;
             return details;
         });
-        return container.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "newest first"),
+        container.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "newest first"),
             small("TensorBoard", "Open the curves of all runs with TensorBoard logs in a new tab", (button) => reportErrors(openTensorboard(button)))), ...cards));
+        const card = cards.find((one) => one.open);
+        if (wanted && card) card.scrollIntoView({ behavior: "smooth", block: "nearest" });
+        wanted = "";
+        return null;
     }
 
     /** Open the tab at once, as browsers allow that only on a click, and load TensorBoard when it is ready. */
@@ -250,7 +262,8 @@
         const past = { id: one.run, events: shown.events, status: { config: { sample_prompts: [] } } };
         const hasSamples = shown.events.some((event) => event.kind === "SampleDrawn");
         const [samples, grid] = [make("div", {}), make("div", {})];
-        body.replaceChildren(actions(container, one), fileTable(container, one, shown.files, shown.triggers), samples, grid, settingsOf(shown));
+        const model = shown.model ? make("p", { className: "lt-faint lt-model" }, `Model: ${shown.model}`) : "";
+        body.replaceChildren(actions(container, one), model, fileTable(container, one, shown.files, shown.triggers), samples, grid, settingsOf(shown));
         if (hasSamples) lt.drawSamples(samples, past);
         // The samples are the run's own grid; the webui's is shown beside them.
         lt.drawGrid(grid, { id: one.run, events: hasSamples ? [] : shown.events, status: { grid: shown.epoch_grid } });

@@ -99,6 +99,7 @@
         captions: (container) => lt.drawCaptions(container),
         search: (container) => lt.drawSearch(container),
         changed: (container) => lt.markChanged(container),
+        durations: (container) => lt.markDurations(container),
         tooltips: () => lt.addTooltips(),
     };
 
@@ -106,7 +107,7 @@
         const root = tab();
         if (!root) return;
         const state = run.status ? run.status.state : "idle";
-        const isEnded = ["finished", "stopped"].includes(state);
+        const isEnded = ["finished", "stopped", "failed"].includes(state);
         root.dataset.ltEnded = isEnded ? "yes" : "";
         const has = (kind) => run.events.some((event) => event.kind === kind);
         root.dataset.ltState = state;
@@ -121,6 +122,7 @@
             if (container) draw(container);
         }
         lt.markProblems(root);
+        lt.drawCheckpointPicker();
     }
 
     // --- start ------------------------------------------------------------------------------------

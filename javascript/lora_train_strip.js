@@ -4,16 +4,23 @@
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
 
-    const progressShare = (status) => (status.total ? Math.min(1, status.done / status.total) : 0);
-
     const REQUESTS = { pause: "pause", save: "save a file", sample: "draw samples" };
     const OBSTACLES = { train: "this step", samples: "these samples", grid: "the grid", evaluate: "this measurement" };
 
+    /** What a pause or a stop waits for: sampling ends within a step, an image of the webui cannot be paused. */
+    function unitInWork(status, isStop) {
+        if (status.phase !== "samples") return OBSTACLES[status.phase] || "this part";
+        return !isStop && status.config.webui_sampler ? "this image" : "this sampling step";
+    }
+
     /** What was asked for and has not happened yet, and what it waits for. */
     function waitingFor(status) {
-        const asked = status.pending.map((name) => REQUESTS[name]).filter(Boolean).join(" and ");
-        const after = status.state === "waiting" ? "as soon as the model is back" : `after ${OBSTACLES[status.phase] || "this part"}`;
-        return asked ? `will ${asked} ${after}` : "";
+        const words = (isPause) => status.pending.filter((name) => (name === "pause") === isPause && name in REQUESTS).map((name) => REQUESTS[name]).join(" and ");
+        const isAway = status.state === "waiting";
+        const say = (asked, unit) => (asked ? `will ${asked} ${isAway ? "as soon as the model is back" : `after ${unit}`}` : "");
+        const units = [unitInWork(status, false), OBSTACLES[status.phase] || "this part"];
+        if (isAway || units[0] === units[1]) return say([words(true), words(false)].filter(Boolean).join(" and "), units[0]);
+        return [say(words(true), units[0]), say(words(false), units[1])].filter(Boolean).join(", ");
     }
 
     /** Seconds until the run ends, at the speed of its latest step and with the rest of what interrupts it now. */
@@ -30,10 +37,11 @@
             return isPlanned ? "The plan is ready. Start training in the Train panel." : "Choose images, check the plan, start.";
         }
         if (!lt.LIVE.includes(status.state)) return status.message;
-        if (status.state === "stopping") return "Stopping after this step.";
+        if (status.state === "stopping") return `Stopping after ${unitInWork(status, true)}.`;
         const phase = lt.phaseTitle(status.phase) || "Preparing";
         const facts = [phase];
-        if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);
+        if (status.progress) facts.push(status.progress);
+        else if (status.total) facts.push(`${lt.whole(status.done)} of ${lt.whole(status.total)}`);
         if (status.phase !== "train" && status.epoch) facts.push(`after epoch ${status.epoch}`);
         if (status.pending && status.pending.length) facts.push(waitingFor(status));
         if (status.phase === "train" && status.epochs) facts.push(`epoch ${Math.max(1, status.epoch)} of ${status.epochs}`);
@@ -47,6 +55,8 @@
                 make("div", { className: "lt-strip" },
                     make("span", { className: "lt-pill" }),
                     make("span", { className: "lt-headline" }),
+                    make("span", { className: "lt-offer" }),
+                    make("span", { className: "lt-results" }, lt.smallButton("Open the results", "Files, samples and grid of this run", () => lt.openRun(container.run))),
                     make("span", { className: "lt-report" }, lt.reportButton(() => container.run)),
                     make("span", { className: "lt-eta" })),
                 make("div", { className: "lt-progress", role: "progressbar" }, make("span")),
@@ -54,8 +64,10 @@
         }
         container.run = run.id;
         container.querySelector(".lt-report").hidden = status.state !== "failed";
+        drawOffer(container, status);
+        drawInterrupted(container, status.interrupted || "");
         const isLive = lt.LIVE.includes(status.state);
-        const share = status.state === "finished" ? 1 : isLive ? progressShare(status) : 0;
+        const share = status.state === "finished" ? 1 : isLive ? status.share || 0 : 0;
         const offline = root.dataset.ltOffline === "yes";
         container.querySelector(".lt-pill").textContent = offline ? "No connection" : lt.STATES[status.state];
         container.querySelector(".lt-headline").textContent = offline
@@ -68,6 +80,45 @@
         bar.classList.toggle("lt-unknown", isLive && !status.total && status.state === "running");
         bar.setAttribute("aria-valuenow", Math.round(100 * share));
     };
+
+    /** What can be done about the run's message: a button, and for some a question first. */
+    function drawOffer(container, status) {
+        const offer = status.offer || {};
+        const place = container.querySelector(".lt-offer");
+        const mark = JSON.stringify([offer, status.run]);
+        if (place.dataset.mark === mark) return;
+        place.dataset.mark = mark;
+        container.querySelectorAll(".lt-confirm").forEach((old) => old.remove());
+        if (!offer.action) return void place.replaceChildren();
+        const button = lt.smallButton;
+        const act = () => {
+            if (offer.action === "runs-continue-from") return lt.applyChange(offer.action, { run: status.run });
+            return lt.request(offer.action, { run: status.run }).then(lt.pollOften).catch(lt.notify);
+        };
+        const ask = () => {
+            container.querySelectorAll(".lt-confirm").forEach((old) => old.remove());
+            const box = make("div", { className: "lt-confirm", role: "alertdialog", "aria-label": offer.label }, make("p", {}, offer.confirm));
+            box.append(button("Train on this model", "Continue on the model in use", () => (box.remove(), act())),
+                button("Cancel", "Change nothing", () => box.remove()));
+            container.append(box);
+            box.querySelector("button:last-of-type").focus();
+        };
+        place.replaceChildren(button(offer.label, offer.confirm || "Fill in the form for a new run that begins with what this one has learnt; nothing starts", offer.confirm ? ask : act));
+    }
+
+    /** After a restart: what was interrupted, and one click that continues it, run and queue. */
+    function drawInterrupted(container, sentence) {
+        const old = container.querySelector(".lt-banner");
+        if ((old ? old.dataset.sentence : "") === sentence) return;
+        if (old) old.remove();
+        if (!sentence) return;
+        const act = (name) => () => lt.request(name).then(lt.pollOften).catch(lt.notify);
+        const banner = make("div", { className: "lt-banner", role: "status" }, make("span", {}, sentence),
+            lt.smallButton("Continue", "Resume the run where it was interrupted; the queue follows", act("interrupted-go-on")),
+            lt.smallButton("Not now", "The run stays in Results, the queue stays as it is", act("interrupted-dismiss")));
+        banner.dataset.sentence = sentence;
+        container.append(banner);
+    }
 
     lt.drawFigures = (container, run) => {
         const status = run.status;

@@ -348,18 +348,26 @@ def _print_list(title: str, lines: Sequence[str]) -> None:
 def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     """The plan in several lines, warnings last; loads nothing heavy."""
     from lib_lora_train.config.validation.validate import require_usable, validate
+    from lib_lora_train.dataset.durations import describe_durations
     from lib_lora_train.dataset.plan_text import describe_plan
     from lib_lora_train.hosts.host import checkpoint_target
     from lib_lora_train.runs.checkpoint_check import check_checkpoint
     from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
     from lib_lora_train.runs.planning import plan_run
+    from lib_lora_train.runs.write_places import WritePlaces, place_problems
 
-    plan, target = plan_run(config).plan, checkpoint_target(config, on_cpu=on_cpu)
+    places = WritePlaces(home, home.parent / "models" / "Lora")
+    plan, target = plan_run(config, places).plan, checkpoint_target(config, on_cpu=on_cpu)
     checkpoint = check_checkpoint(config, target)
     require_usable(checkpoint.problems)
     needs = estimate_requirements(config, plan, target, home)
-    notes = [f"{p.level}: {p}" for p in (*needs.problems, *validate(config), *checkpoint.problems)]
-    return "\n".join([describe_plan(plan), f"{'Model':<10}{checkpoint.description}", *requirement_lines(needs), *notes])
+    notes = [
+        f"{p.level}: {p}"
+        for p in (*needs.problems, *validate(config), *place_problems(config, places), *checkpoint.problems)
+    ]
+    durations = [f"{name}: {text}" for name, text in describe_durations(config, plan).items()]
+    model = f"{'Model':<10}{checkpoint.description}"
+    return "\n".join([describe_plan(plan, durations), model, *requirement_lines(needs), *notes])
 
 
 def show_run(events: Iterable[Event], control: Control) -> None:

@@ -98,7 +98,7 @@ class Terminal:
 
     def meter(self, event: Progress) -> str:
         """`Training   34% |███   | 204/600, 0:42 left, loss 0.123`."""
-        facts = []
+        facts = [event.text] if event.text else []
         if event.done < event.total:
             facts.append(f"{format_clock(self._eta.remaining_seconds())} left")
         if event.phase == "train" and self._losses:

@@ -64,11 +64,15 @@ _NETWORK: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for one purpose: `when` is a sentence for the user, `values` the settings to change."""
+    """Settings for one purpose: `when` is a sentence for the user, `values` the settings to change.
+
+    `left_out` says what a file of the user has beside them, and why it is not used.
+    """
 
     name: str
     when: str
     values: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def likeness_preset(optimizers: Sequence[str]) -> Preset:

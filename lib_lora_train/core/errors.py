@@ -2,12 +2,15 @@
 
 LoraTrainError
 ├── ConfigError      settings that are out of range or contradict each other (all of them at once)
+│   └── ResumeRefusedError   an interrupted run whose settings or images have changed since
 ├── DataError        the dataset folders, images or captions
 ├── ModelError       a checkpoint or tokenizer that cannot be used
+│   ├── OtherModelError      a run would continue on another model than the one it was started on
 │   └── VaeError         a separate VAE that cannot be used
 ├── AdapterError     a LoRA file that cannot be used, or a layer that cannot be adapted
 ├── HostError        the webui is in a state that does not allow the request
 │   ├── ModelUnavailableError   the run's model is not loaded right now; the run waits for it
+│   │   └── OtherModelLoadedError   another one is, on which the run may continue if the user wants that
 │   └── GenerationInterrupted   the user pressed the webui's Interrupt or Skip while it generated for us
 ├── OutputError      a file that cannot be written: disk full, folder missing, invalid name
 └── TrainingError    training itself failed: NaN, out of memory
@@ -27,6 +30,8 @@ from typing import Any, Literal, get_args
 Level = Literal["error", "warning", "hint"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """From the most to the least serious."""
+Offer = Literal["", "continue-from", "other-model"]
+"""What the page offers beside an error: a new run from the last LoRA file, or training on another model."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,28 @@ class Problem:
 class LoraTrainError(Exception):
     """Any error that a user can fix; its text is a complete sentence."""
 
+    offer: Offer = ""
+
 
 class ConfigError(LoraTrainError):
     """Invalid settings; `problems` holds all of them, not only the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
+        super().__init__(f"{self._title()}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+    def _title(self) -> str:
         count = len(self.problems)
-        title = "1 setting cannot be used" if count == 1 else f"{count} settings cannot be used"
-        super().__init__(f"{title}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        return "1 setting cannot be used" if count == 1 else f"{count} settings cannot be used"
+
+
+class ResumeRefusedError(ConfigError):
+    """The settings or images of a run have changed since it was interrupted."""
+
+    offer = "continue-from"
+
+    def _title(self) -> str:
+        return "This run cannot be resumed as it was"
 
 
 class DataError(LoraTrainError):
@@ -66,6 +84,12 @@ class DataError(LoraTrainError):
 
 class ModelError(LoraTrainError):
     """A checkpoint, VAE or tokenizer is missing, damaged or of an unsupported kind."""
+
+
+class OtherModelError(ModelError):
+    """A run would continue on another model than the one it was started on."""
+
+    offer = "other-model"
 
 
 class VaeError(ModelError):
@@ -82,6 +106,12 @@ class HostError(LoraTrainError):
 
 class ModelUnavailableError(HostError):
     """The run's model is not loaded: another one is, or none. It may come back."""
+
+
+class OtherModelLoadedError(ModelUnavailableError):
+    """Another model is loaded than the run was started on; the user may accept it."""
+
+    offer = "other-model"
 
 
 class GenerationInterrupted(HostError):

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lib_lora_train.core.errors import Offer
+
 Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate"]
 
 PHASE_TITLES: Mapping[Phase, str] = {
@@ -38,11 +40,31 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a phase are finished."""
+    """`done` of `total` units of a phase are finished.
+
+    Units may have steps themselves: `step` of `steps` of the next `at_once` units is done, 0 if they have none.
+    """
 
     phase: Phase
     done: int
     total: int
+    at_once: int = 0
+    step: int = 0
+    steps: int = 0
+
+    @property
+    def units_done(self) -> float:
+        """The finished units, with the share of those in progress."""
+        return self.done + (self.at_once * self.step / self.steps if self.steps else 0)
+
+    @property
+    def text(self) -> str:
+        """`sample 2 of 4, step 7 of 20`, "" if the units have no steps."""
+        if not self.steps:
+            return ""
+        first, last = self.done + 1, self.done + self.at_once
+        units = f"sample {first}" if first == last else f"samples {first} to {last}"
+        return f"{units} of {self.total}, step {self.step} of {self.steps}"
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,15 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class SamplesStarted:
+    """`count` samples are being made for an epoch, or for a `step` within it; what is missing is made on resuming."""
+
+    epoch: int
+    step: int
+    count: int
+
+
+@dataclass(frozen=True)
 class SampleDrawn:
     """A sample image was saved to `path`; `epoch` 0 is without LoRA, `step` 0 is the end of the epoch."""
 
@@ -178,10 +209,11 @@ class Noted:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """The state of the whole run changed."""
+    """The state of the whole run changed; `offer` is what can be done about it at the press of a button."""
 
     state: Literal["queued", "running", "paused", "waiting", "stopping", "stopped", "finished", "failed"]
     message: str = ""
+    offer: Offer = ""
 
 
 Event = (
@@ -196,6 +228,7 @@ Event = (
     | LoraRemoved
     | StateSaved
     | Resumed
+    | SamplesStarted
     | SampleDrawn
     | GridDrawn
     | Measured

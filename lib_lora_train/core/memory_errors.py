@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from lib_lora_train.core.errors import MemoryFullError
+from lib_lora_train.core.errors import MemoryFullError, OutputError
 
 # CUDA and ROCm, Apple's MPS, PyTorch's allocator on Linux and on Windows, and cuBLAS, which allocates by itself.
 _MESSAGES = re.compile(
@@ -39,3 +42,15 @@ def memory_full_message(device: str) -> str:
 def memory_full(device: str) -> MemoryFullError:
     """The error to raise when the memory of a kind of device ran out."""
     return MemoryFullError(memory_full_message(device))
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Inside, running out of memory is an OutputError: the file could not be saved, and saving it again may work."""
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = f"{path.name} could not be saved because the memory is full. Close other programs"
+        raise OutputError(f"{text}, or images and tabs of the webui that need memory.") from error

@@ -16,12 +16,16 @@ _WINDOW_SECONDS = 30.0  # the speed is measured over the last seconds only, so t
 
 @dataclass
 class _Phase:
-    """A running phase; `marks` are (time, finished units) within the window."""
+    """A running phase; `marks` are (time, finished units with parts) within the window."""
 
     name: str
     total: int
-    marks: list[tuple[float, int]]
-    done: int = 0
+    marks: list[tuple[float, float]]
+    progress: Progress | None = None
+
+    @property
+    def units_done(self) -> float:
+        return self.progress.units_done if self.progress else 0
 
 
 @dataclass
@@ -43,7 +47,19 @@ class Eta:
     @property
     def done(self) -> int:
         """Finished units of the innermost phase."""
-        return self._open[-1].done if self._open else 0
+        progress = self._open[-1].progress if self._open else None
+        return progress.done if progress else 0
+
+    @property
+    def text(self) -> str:
+        """The innermost phase's progress within its units, as `Progress.text`."""
+        progress = self._open[-1].progress if self._open else None
+        return progress.text if progress else ""
+
+    @property
+    def share(self) -> float:
+        """The finished share of the innermost phase, 0 if unknown."""
+        return min(1.0, self._open[-1].units_done / self.total) if self.total else 0.0
 
     @property
     def total(self) -> int:
@@ -68,15 +84,15 @@ class Eta:
         if phase is None:
             phase = _Phase(event.phase, event.total, [])
             self._open.append(phase)
-        phase.done, phase.total = event.done, event.total
-        phase.marks.append((now, event.done))
+        phase.progress, phase.total = event, event.total
+        phase.marks.append((now, event.units_done))
         recent = [mark for mark in phase.marks if now - mark[0] <= _WINDOW_SECONDS]
         phase.marks = recent if len(recent) >= 2 else phase.marks[-2:]
 
     def _restart_measurement(self, now: float) -> None:
         """Drop the measurements so far, as a pause or an inner phase came after them."""
         for phase in self._open:
-            phase.marks = [(now, phase.done)]
+            phase.marks = [(now, phase.units_done)]
 
     def remaining_seconds(self) -> float | None:
         """Seconds until the innermost phase ends, None if not yet known."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from lib_lora_train.dataset.plan import Plan, ceil_div
 
 
-def describe_plan(plan: Plan) -> str:
-    """The plan as aligned lines: images, steps, buckets, findings."""
+def describe_plan(plan: Plan, durations: Sequence[str] = ()) -> str:
+    """The plan as aligned lines: images, steps with `durations` in steps, buckets, findings."""
     per_step = plan.batch_size * plan.accumulation
     counted = f"{plan.steps_per_epoch:,} per epoch × {plan.epochs:,} epochs"
     cut = plan.steps_per_epoch * plan.epochs - plan.total_steps
@@ -19,6 +19,7 @@ def describe_plan(plan: Plan) -> str:
             f"{plan.total_steps:,} = {counted}" + (f" − {cut:,} (max_steps)" if cut else ""),
             f"{per_step} images per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
             f"{plan.samples_per_epoch:,} samples per epoch",
+            *durations,
         ],
         "Buckets": _bucket_lines(plan),
     }

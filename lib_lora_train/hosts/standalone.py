@@ -14,6 +14,7 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import RunTarget
+from lib_lora_train.models.checkpoint_files import scan_checkpoints
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.loading import ModelChoice, load_model, overrides_from_config
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lib_lora_train.config.train_config import TrainConfig
     from lib_lora_train.dataset_tools.tagger import Tagger
     from lib_lora_train.hosts.host import Txt2Img
+
+_CHECKPOINT_FOLDERS = ("Stable-diffusion", "checkpoints")
 
 
 def default_device() -> torch.device:
@@ -88,6 +91,12 @@ class StandaloneHost:
             gpu=gpu,
             vae=choice.vae,
         )
+
+    def checkpoint_files(self) -> tuple[Path, ...]:
+        """The files in `models/` beside the LoRA folder, in the webuis' sub-folders for checkpoints too."""
+        models = self.lora_dir.parent
+        folders = (models, *(models / name for name in _CHECKPOINT_FOLDERS))
+        return tuple(path for folder in folders for path in scan_checkpoints(folder))
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The config's model, or the one this host was started with if the config names none.

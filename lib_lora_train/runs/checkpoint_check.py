@@ -30,6 +30,8 @@ class CheckpointCheck:
 
 
 NO_CHECKPOINT = CheckpointCheck()
+MODEL_NOTE = "The model: "
+"""How the note in a run's log begins that says what its model is."""
 
 
 def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lib_lora_train.adapters.files.lora_file import SavedAdapter, write_adapter
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StateSaved
+from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.runs.checkpoint_check import describe_loaded
@@ -99,7 +100,7 @@ def _write_adapter(run: RunContext, path: Path, metadata: Mapping[str, str]) -> 
     """Write the weights, after a pause for each failure."""
     while True:
         try:
-            with run.eval_weights():
+            with saving(path), run.eval_weights():
                 return write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
         except OutputError as error:
             yield from _pause_for(run, error)
@@ -129,10 +130,10 @@ def try_write_card(run: RunContext, lora: Path, write: Callable[[], Path | None]
         card = write()
         if card:
             run.cards[card] = card.stat().st_mtime_ns
-    except OSError as error:
-        yield Noted(
-            "warning", str(lora), f"The card could not be written: {error.strerror}. The LoRA file itself is complete."
-        )
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "the memory is full"
+        text = f"The card could not be written: {reason}. The LoRA file itself is complete."
+        yield Noted("warning", str(lora), text)
 
 
 def _remove_card(run: RunContext, card: Path) -> None:
@@ -190,7 +191,7 @@ def save_recent_state(run: RunContext, training: Training) -> Iterator[Event]:
         return
     path = run.folder.recent_state_path(training.step)
     try:
-        with run.state_clock.measure():
+        with run.state_clock.measure(), saving(path):
             write_state(path, training.state())
     except OutputError as error:
         if not run.has_paused_for_state:
@@ -210,11 +211,12 @@ def _remove_states(paths: Iterable[Path]) -> None:
 def _write_state(run: RunContext, path: Path, training: Training) -> Iterator[Event]:
     """Write the state, after a pause for the run's first failure; OutputError for later ones."""
     try:
-        with run.state_clock.measure():
+        with run.state_clock.measure(), saving(path):
             write_state(path, training.state())
     except OutputError as error:
         if run.has_paused_for_state:
             raise
         run.has_paused_for_state = True
         yield from _pause_for(run, error)
-        write_state(path, training.state())
+        with saving(path):
+            write_state(path, training.state())

@@ -13,6 +13,7 @@ from lib_lora_train.core.events import (
     LoraWritten,
     Planned,
     Resumed,
+    StateChanged,
     StepDone,
     from_record,
 )
@@ -46,6 +47,7 @@ class CurrentRun:
     loras: dict[str, None] = dataclasses.field(default_factory=dict)
     state: str = "running"
     message: str = ""
+    offer: str = ""
     eta: Eta = dataclasses.field(default_factory=Eta)
     epoch: int = 0
     plan: Planned | None = None
@@ -67,6 +69,8 @@ class CurrentRun:
             self.loras.pop(event.path, None)
         elif isinstance(event, Planned):
             self.plan = event
+        elif isinstance(event, StateChanged):
+            self.state, self.message, self.offer = event.state, event.message, event.offer
         elif isinstance(event, Resumed):
             self._drop_after(event.step)
 
@@ -82,3 +86,4 @@ class CurrentRun:
         for record in read_log(self.folder.log):
             found = move.record(record)
             self.record(from_record(found), found)
+        self.state, self.message, self.offer = "running", "", ""

@@ -75,7 +75,7 @@ def log_events(events: Iterable[Event], log: Path) -> Iterator[Event]:
                 yield log_warning(log, reason)
             yield event
     except LoraTrainError as error:
-        lines.append(log_record(StateChanged("failed", str(error))))
+        lines.append(log_record(StateChanged("failed", str(error), error.offer)))
         raise
     except Exception as error:  # the edge of the run, as in `Runner`
         reason = describe_crash(error, RunFolder(log.parent))

@@ -50,12 +50,14 @@ class RunHistory:
     """What a run has done.
 
     `losses`: mean loss by finished epoch; `samples`: number of samples by finished epoch; `files`: the LoRA files that
-    were not deleted, by path, in the order they were saved.
+    were not deleted, by path, in the order they were saved; `unfinished_samples`: by (epoch, step), step 0 for the end
+    of the epoch, how many samples are missing of those that were started.
     """
 
     losses: dict[int, float] = field(default_factory=dict)
     samples: dict[int, int] = field(default_factory=dict)
     files: dict[Path, SavedLora] = field(default_factory=dict)
+    unfinished_samples: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def loss_text(self, epoch: int) -> str:
         """`loss 0.1234`, or "" for an unfinished epoch."""
@@ -100,10 +102,16 @@ def read_loras(folder: RunFolder, records: Iterable[Mapping[str, Any]] | None = 
     return tuple(FoundLora(path, file.path, file.epoch, file.step, not path.is_file()) for file, path in places)
 
 
+def newest_lora(folder: RunFolder) -> Path | None:
+    """The LoRA file of the latest step that still exists; None if there is none."""
+    return next((file.path for file in reversed(read_loras(folder)) if not file.is_missing), None)
+
+
 def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
     """The history from these log records."""
     history = RunHistory()
     for record in records:
+        _count_samples(history.unfinished_samples, record)
         if record["kind"] == "EpochDone":
             history.losses[record["epoch"]] = record["mean_loss"]
             history.samples[record["epoch"]] = 0
@@ -116,3 +124,14 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
         elif record["kind"] == "LoraRemoved":
             history.files.pop(Path(record["path"]), None)
     return history
+
+
+def _count_samples(unfinished: dict[tuple[int, int], int], record: Mapping[str, Any]) -> None:
+    """Update the numbers of missing samples."""
+    if record["kind"] == "SamplesStarted":
+        unfinished[record["epoch"], record["step"]] = record["count"]
+    elif record["kind"] == "SampleDrawn":
+        row = record["epoch"], record.get("step", 0)
+        unfinished[row] = unfinished.get(row, 0) - 1
+        if unfinished[row] <= 0:
+            del unfinished[row]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import ModelError, ModelUnavailableError
+from lib_lora_train.core.errors import ModelError, OtherModelError, OtherModelLoadedError
 from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.checkpoint import model_hash
@@ -23,24 +23,25 @@ def load_same_model(
 ) -> Generator[Event, None, DiffusionModel]:
     """The model of the settings, if it is `expected` (None: any).
 
-    If it is another one and the user selects models in the host, waits until the right one is loaded; otherwise
-    ModelError, naming both. ModelUnavailableError when the run is stopped while it waits.
+    If it is another one and the user selects models in the host, waits until the right one is loaded or the user
+    accepts this one; otherwise OtherModelError, naming both. ModelUnavailableError when the run is stopped while it
+    waits.
     """
     wrong: list[tuple[tuple[Path | None, Path | None], str]] = []
 
     def load() -> DiffusionModel:
         files = _files(host, config)
-        if wrong and wrong[0][0] == files:
-            raise ModelUnavailableError(wrong[0][1])
+        if wrong and wrong[0][0] == files and not control.accepts_any_model:
+            raise OtherModelLoadedError(wrong[0][1])
         model = host.load_model(config)
         difference = expected.difference(model.identity) if expected else ""
-        if not difference:
+        if not difference or control.accepts_any_model:
             return model
         if config.checkpoint or not host.follows_selection:
             advice = "Set the checkpoint to that file, or use --other-model to train on this one on purpose."
-            raise ModelError(f"{difference} {advice}")
+            raise OtherModelError(f"{difference} {advice}")
         wrong[:] = [(files, f"{difference} The run continues when it is loaded, with its VAE.")]
-        raise ModelUnavailableError(wrong[0][1])
+        raise OtherModelLoadedError(wrong[0][1])
 
     return (yield from wait_for_model(control, load))
 

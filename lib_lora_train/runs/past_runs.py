@@ -46,7 +46,7 @@ def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
-    return (_past_run(RunFolder(folder), folder.name == active_run) for folder in folders)
+    return (read_run(RunFolder(folder), is_active=folder.name == active_run) for folder in folders)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class _Summary:
         return self.state == "finished" or 0 < self.plan["total_steps"] <= step
 
 
-def _past_run(folder: RunFolder, is_active: bool) -> dict[str, Any]:
+def read_run(folder: RunFolder, *, is_active: bool = False) -> dict[str, Any]:
+    """The summary of one run, as in `past_runs`."""
     summary = _read_summary(folder)
     steps = folder.state_steps()
     step = steps[-1] if steps else 0
@@ -199,7 +200,7 @@ def newest_run_with_loras(home: Path) -> dict[str, Any] | None:
 
 def xyz_text(home: Path, name: str = "") -> str:
     """Infotext for an X/Y/Z plot of a run in `home`, or of the newest one with LoRA files; "" if it has none."""
-    run = _past_run(RunFolder(home / name), is_active=False) if name else newest_run_with_loras(home)
+    run = read_run(RunFolder(home / name)) if name else newest_run_with_loras(home)
     if run is None or not run["loras"]:
         return ""
     try:

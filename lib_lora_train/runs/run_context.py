@@ -29,7 +29,7 @@ from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write
 from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.runs.state_clock import StateClock
-from lib_lora_train.training.control import Control
+from lib_lora_train.training.control import Control, RunStoppedError
 from lib_lora_train.training.lease import run_leased
 from lib_lora_train.training.loop import Training
 from lib_lora_train.training.training_state import TrainState
@@ -267,7 +267,7 @@ def time_phase(phase: Phase, total: int, events: Generator[Event, None, _T]) -> 
     began = time.monotonic()
     try:
         value = yield from events
-    except (LoraTrainError, MemoryError):  # the run may continue, and then this phase is over
+    except (LoraTrainError, MemoryError, RunStoppedError):  # the run may continue, and then this phase is over
         yield PhaseEnded(phase, time.monotonic() - began)
         raise
     yield PhaseEnded(phase, time.monotonic() - began)

@@ -29,6 +29,7 @@ from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue
 from lib_lora_train.runs.trainer import RunOptions, run_training
+from lib_lora_train.runs.write_places import WritePlaces
 from lib_lora_train.training.control import Control
 
 log = logging.getLogger("lora_train")
@@ -58,15 +59,20 @@ class Runner:
             self._require_idle()
             return self._start_thread(self._new_run(config, run_plan))
 
-    def resume_run(self, run: str, *, more_epochs: int = 0, step: int | None = None) -> str:
+    def resume_run(self, run: str, *, more_epochs: int = 0, step: int | None = None, any_model: bool = False) -> str:
         """Resume an interrupted run by its id, or extend a finished one; returns the id.
 
-        HostError while another run is active, TrainingError or ConfigError if it cannot be resumed.
+        `any_model`: also on another model than it was started on. HostError while another run is active, TrainingError
+        or ConfigError if it cannot be resumed.
         """
         resume_point = find_resume_point(self._folder(run), more_epochs=more_epochs, step=step)
         with self._lock:
             self._require_idle()
-            return self._start_thread(_resumed(resume_point))
+            return self._start_thread(_resumed(resume_point, any_model=any_model))
+
+    def accept_any_model(self) -> None:
+        """Let the active run, which waits for its model, continue on the one that is loaded."""
+        self._require_run().control.accept_any_model()
 
     def enqueue(self, config: TrainConfig) -> str:
         """Add a run to the queue and return the entry's id.
@@ -105,7 +111,7 @@ class Runner:
         self._require_run().control.resume()
 
     def stop(self) -> None:
-        """Stop after the current step and save the LoRA; queued runs stay in the queue."""
+        """Stop after the current step, of training or sampling, and save the LoRA; queued runs stay in the queue."""
         self._require_run().control.stop()
 
     def drop(self) -> None:
@@ -146,9 +152,12 @@ class Runner:
                 "folder": str(run.folder.root),
                 "state": "stopping" if run.control.is_stopped and run.state in _ACTIVE_STATES else run.state,
                 "message": run.message,
+                "offer": run.offer,
                 "phase": run.eta.phase,
                 "done": run.eta.done,
                 "total": run.eta.total,
+                "share": run.eta.share,
+                "progress": run.eta.text,
                 "eta_seconds": run.eta.remaining_seconds(),
                 "step": run.losses[-1][0] if run.losses else 0,
                 "step_seconds": run.step_seconds,
@@ -173,6 +182,10 @@ class Runner:
             {"id": entry.id, "name": entry.name, "run": entry.run, "problem": entry.problem}
             for entry in self.queue.entries()
         ]
+
+    def places(self) -> WritePlaces | None:
+        """Where new runs will be written; None without a host."""
+        return WritePlaces(self.home, self.host.lora_dir) if self.host else None
 
     @property
     def active_run(self) -> str:
@@ -283,7 +296,9 @@ class Runner:
             return _resumed(find_resume_point(self._folder(entry.run), more_epochs=entry.more_epochs))
         config = entry.config()
         if config.concepts:
-            plan_run(config)  # a folder that is away keeps the run in the queue; the run itself scans it again
+            plan_run(
+                config, self.places()
+            )  # a folder that is away keeps the run in the queue; the run itself scans it again
         run = self._new_run(config)
         if entry.model:
             run.options = RunOptions(model=identity_from_values(entry.model))
@@ -304,7 +319,7 @@ class Runner:
             for event in self._make_events(run.config, self.host, folder=run.folder, control=run.control, **extras):
                 self._handle(run, event, event_log)
         except LoraTrainError as error:
-            self._handle(run, StateChanged("failed", str(error)), event_log)
+            self._handle(run, StateChanged("failed", str(error), error.offer), event_log)
         except Exception as error:  # the edge of the run: any error must reach the page, not only the console
             log.exception("training failed")
             self._handle(run, StateChanged("failed", describe_crash(error, run.folder)), event_log)
@@ -321,8 +336,6 @@ class Runner:
         with self._lock:
             run.record(event, record)
             run.eta.handle(event)
-            if isinstance(event, StateChanged):
-                run.state, run.message = event.state, event.message
         reason = event_log.append(record)
         if reason:
             self._handle(run, log_warning(run.folder.log, reason), event_log)
@@ -333,9 +346,10 @@ def _control() -> Control:
     return Control(is_attended=True)
 
 
-def _resumed(resume_point: ResumePoint) -> CurrentRun:
+def _resumed(resume_point: ResumePoint, *, any_model: bool = False) -> CurrentRun:
     run = CurrentRun(resume_point.folder, resume_point.config, _control(), from_state=resume_point.state)
-    if resume_point.model:
-        run.options = RunOptions(model=identity_from_values(resume_point.model))
+    model = identity_from_values(resume_point.model) if resume_point.model else None
+    if model or any_model:
+        run.options = RunOptions(model=model, any_model=any_model)
     run.load_log()
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,19 +12,21 @@ from PIL import Image
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
-from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, SampleDrawn
+from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, SampleDrawn, SamplesStarted
+from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.formats.lora_card import write_preview
-from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.checkpoints import try_write_card
 from lib_lora_train.runs.history import epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext, time_phase
-from lib_lora_train.runs.webui_grid import generate_samples
+from lib_lora_train.runs.webui_images import generate_in_webui, generation_request
 from lib_lora_train.sampling.grid import compose_grid, epoch_rows
 from lib_lora_train.sampling.infotext import infotext, write_image
-from lib_lora_train.sampling.sample import sample_images
-from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
+from lib_lora_train.sampling.sample import sample_in_steps
+from lib_lora_train.training.control import RunStoppedError
+from lib_lora_train.training.lease import run_in_turns
 
 _BATCH_SIZE = 4  # so that the first images appear early
+_TURN_SECONDS = 0.25  # how long the page waits for the next step at most
 
 
 def load_sample_rows(run: RunContext) -> None:
@@ -50,13 +53,18 @@ def _load_image(path: Path) -> Image.Image | None:
 def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[Event]:
     """Generate the sample prompts with the current adapter; epoch 0 is without it. `step`: samples within the epoch.
 
-    If the webui cannot generate them or they do not fit into memory, that is only a warning.
+    If the webui cannot generate them or they do not fit into memory, that is only a warning. A stop ends them after a
+    sampling step; the resumed run makes them again.
     """
     if not run.prompts:
         return
     moment = f"step {step}" if step else f"epoch {epoch}"
+    yield SamplesStarted(epoch, step, len(run.prompts))
     try:
         yield from time_phase("samples", len(run.prompts), _generate_row(run, epoch, step))
+    except RunStoppedError:
+        yield Noted("hint", "", f"The samples of {moment} are incomplete because the run was stopped.")
+        return
     except ModelUnavailableError:
         raise
     except MemoryFullError:
@@ -78,40 +86,72 @@ def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[
 
 def _generate_row(run: RunContext, epoch: int, step: int) -> Generator[Event, None, None]:
     row: list[Image.Image] = []
-    batch = 1 if run.txt2img else _BATCH_SIZE
-    for start in range(0, len(run.prompts), batch):
+    total, batch = len(run.prompts), 1 if run.txt2img else _BATCH_SIZE
+    for start in range(0, total, batch):
         prompts = run.prompts[start : start + batch]
-        for prompt, (image, text) in zip(prompts, (yield from _images(run, prompts, epoch, step)), strict=True):
+        images = yield from _images(run, prompts, epoch, step, before=start)
+        for prompt, (image, text) in zip(prompts, images, strict=True):
             row.append(image)
             path = run.folder.sample(epoch, len(row), step)
-            write_image(path, image, text)
+            with saving(path):
+                write_image(path, image, text)
             yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed, step)
-        yield Progress("samples", len(row), len(run.prompts))
+        yield Progress("samples", len(row), total)
     if not step:
         run.images[epoch] = row
 
 
 def _images(
-    run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, step: int
+    run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, step: int, *, before: int
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
-    """Each prompt's image and infotext: from the webui with a saved file, or from our sampler with the adapter."""
-    config = run.config
+    """Each prompt's image and infotext: from the webui with a saved file, or from our sampler with the adapter.
+
+    `before`: how many samples of the row are made already.
+    """
+    config, total = run.config, len(run.prompts)
     if run.txt2img:
-        generation = generate_samples(
-            run.txt2img,
-            prompts,
-            lora=_lora_for_webui(run, epoch, step),
-            clip_skip=config.clip_skip,
-            control=run.control,
-        )
-        return [(one.image, one.infotext) for one in (yield from generation)]
-    images = yield from run_leased_cooperatively(
-        run.host, run.model, run.control, partial(_sample, run, prompts, epoch)
-    )
+        lora = _lora_for_webui(run, epoch, step)
+        request = generation_request(prompts[0], lora=lora, clip_skip=config.clip_skip)
+        generated = yield from generate_in_webui(run.txt2img, request, run.control, done=before, total=total)
+        return [(generated.image, generated.infotext)]
+    images = yield from _sampled(run, prompts, epoch, before=before)
     common = {"sampler": config.sample_sampler, "model": run.model.name}
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
     texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **common) for prompt in prompts]
     return list(zip(images, texts, strict=True))
+
+
+def _sampled(
+    run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, *, before: int
+) -> Generator[Event, None, list[Image.Image]]:
+    """The images from our own sampler, with an event for every sampling step."""
+    work = sample_in_steps(
+        run.model,
+        prompts,
+        sampler=run.config.sample_sampler,
+        clip_skip=run.config.clip_skip,
+        sampler_options=run.host.sampler_options,
+    )
+
+    @contextmanager
+    def with_adapter() -> Iterator[None]:
+        with run.adapter.enabled(epoch > 0), run.eval_weights():
+            yield
+
+    def steps() -> Generator[Event, None, list[Image.Image]]:
+        while True:
+            try:
+                at = next(work)
+            except StopIteration as end:
+                images: list[Image.Image] = end.value
+                return images
+            yield Progress("samples", before + at.finished, len(run.prompts), at.at_once, at.step, at.steps)
+
+    return (
+        yield from run_in_turns(
+            run.host, run.model, run.control, steps(), within=with_adapter, turn_seconds=_TURN_SECONDS
+        )
+    )
 
 
 def _lora_for_webui(run: RunContext, epoch: int, step: int) -> str:
@@ -126,40 +166,35 @@ def _lora_for_webui(run: RunContext, epoch: int, step: int) -> str:
     return file.stem
 
 
-def _sample(
-    run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, model: DiffusionModel, yield_lease: YieldLease
-) -> list[Image.Image]:
-    with run.adapter.enabled(epoch > 0), run.eval_weights():
-        return sample_images(
-            model,
-            prompts,
-            sampler=run.config.sample_sampler,
-            clip_skip=run.config.clip_skip,
-            sampler_options=run.host.sampler_options,
-            on_progress=lambda _done, _total: yield_lease(),
-        )
-
-
 def draw_grid(run: RunContext) -> Iterator[Event]:
     """Compose the grid; if samples were off during training, generate them from the saved files first."""
     if not (run.config.make_grid and run.prompts):
         return
     if not run.config.sample_every_n_epochs:
-        yield from generate_sample_row(run, 0)
-        run.training = None  # the adapter now holds the files' weights
-        for epoch, path in run.history.epoch_files().items():
-            try:
-                run.adapter.load_state(read_adapter(path).state)
-            except AdapterError as reason:  # deleted or replaced during the run
-                yield Noted("warning", "make_grid", f"{reason} Epoch {epoch} is missing in the grid.")
-                continue
-            yield from generate_sample_row(run, epoch)
+        yield from _draw_missing_rows(run)
     if run.images:
         try:
             yield from time_phase("grid", 0, _compose(run))
         except (OutputError, MemoryError) as reason:
             text = str(reason) or "The grid does not fit into memory: it has too many epochs and prompts."
             yield Noted("warning", "make_grid", f"{text} The LoRA files and samples are complete.")
+
+
+def _draw_missing_rows(run: RunContext) -> Iterator[Event]:
+    """Generate the samples without LoRA, then those of the saved files; a resumed run has some of them already."""
+    files = run.history.epoch_files()
+    if 0 not in run.images:
+        yield from generate_sample_row(run, 0)
+    run.training = None  # the adapter now holds the files' weights
+    for epoch, path in files.items():
+        if epoch in run.images or run.control.is_stopped:
+            continue
+        try:
+            run.adapter.load_state(read_adapter(path).state)
+        except AdapterError as reason:  # deleted or replaced during the run
+            yield Noted("warning", "make_grid", f"{reason} Epoch {epoch} is missing in the grid.")
+            continue
+        yield from generate_sample_row(run, epoch)
 
 
 def _compose(run: RunContext) -> Generator[Event, None, None]:

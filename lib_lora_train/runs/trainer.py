@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
-from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError, ModelUnavailableError, Problem, TrainingError
 from lib_lora_train.core.events import (
     VALIDATION_LOSS,
@@ -33,7 +32,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
-from lib_lora_train.runs.checkpoint_check import checkpoint_problems, describe_loaded
+from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded
 from lib_lora_train.runs.checkpoints import (
     save_due_step_lora,
     save_epoch_lora,
@@ -45,6 +44,7 @@ from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
+from lib_lora_train.runs.resuming import continue_from, refuse_other_run, report_resume
 from lib_lora_train.runs.run_context import (
     Measure,
     RunContext,
@@ -56,16 +56,14 @@ from lib_lora_train.runs.run_context import (
 )
 from lib_lora_train.runs.samples import draw_grid, generate_sample_row, load_sample_rows
 from lib_lora_train.runs.tensorboard import log_to_tensorboard
-from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import YieldLease, run_leased, run_leased_cooperatively
+from lib_lora_train.runs.write_places import WritePlaces
+from lib_lora_train.training.control import Control, RunStoppedError
+from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
 from lib_lora_train.training.loop import Training, start_training, train
 from lib_lora_train.training.loss import loss_options
-from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
-from lib_lora_train.training.training_state import TrainState, load_state, require_same_run
+from lib_lora_train.training.training_state import load_state
 from lib_lora_train.training.validation import Validation
-
-_T = TypeVar("_T")
-_LENGTH_INDEPENDENT = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not depend on the length
+from lib_lora_train.training.wait_for_model import follow_requests
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,11 @@ def _run_phases(
         if folder.config.is_file():
             yield Resumed(0)  # the run begins again
         write_toml_config(folder.config, config)
-    run_plan = yield from _plan(config, run_plan)
-    before = _load_state_to_resume(state, config, run_plan=run_plan) if state else None
+    places = WritePlaces(folder.root.parent, options.lora_dir or host.lora_dir, folder)
+    run_plan = yield from _plan(config, run_plan, places)
+    before = load_state(state) if state else None
+    if before:
+        refuse_other_run(before, config, run_plan.plan, folder)
     expected = identity_from_values(before.model) if before else options.model
     if options.any_model:
         expected = None
@@ -142,8 +143,8 @@ def _run_phases(
         yield StateChanged("stopped", f"All files of this run are in {folder.root}.")
         return
     if before:
-        _continue_from(before, config, folder)
-    yield Noted("hint", model.name, f"The model: {describe_loaded(model, config.vae)}.")
+        continue_from(before, config, folder)
+    yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, config.vae)}.")
     yield from _report_problems(checkpoint_problems(model.spec, config))
     if model.note:
         yield Noted("hint", model.name, model.note)
@@ -161,16 +162,18 @@ def _run_phases(
             lora_dir=options.lora_dir,
         )
         yield from _run_through(run, latents, measure)
+    except RunStoppedError:  # before the training or after it
+        pass
     except ModelUnavailableError:
         if not control.is_stopped:  # stopping while waiting for the model is not a failure
             raise
     yield StateChanged("stopped" if control.is_stopped else "finished", f"All files of this run are in {folder.root}.")
 
 
-def _plan(config: TrainConfig, run_plan: RunPlan | None) -> Generator[Event, None, RunPlan]:
+def _plan(config: TrainConfig, run_plan: RunPlan | None, places: WritePlaces) -> Generator[Event, None, RunPlan]:
     """The run's plan, made now unless it is given; reports its warnings and its numbers."""
     if run_plan is None:
-        run_plan = yield from time_call("scan", lambda: plan_run(config))
+        run_plan = yield from time_call("scan", lambda: plan_run(config, places))
     yield from _report_problems(run_plan.problems)
     plan = run_plan.plan
     regularisation = sum(plan.is_regularisation(item) for item in range(len(plan.dataset.items)))
@@ -183,27 +186,12 @@ def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:
     return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
-def _load_state_to_resume(path: Path, config: TrainConfig, *, run_plan: RunPlan) -> TrainState:
-    """The training state, if it belongs to these settings."""
-    state = load_state(path)
-    require_same_run(state, config, run_plan.plan)
-    return state
-
-
-def _continue_from(state: TrainState, config: TrainConfig, folder: RunFolder) -> None:
-    """Make the settings those of the run's folder, and delete states of later steps."""
-    write_toml_config(folder.config, config)
-    for step, path in folder.saved_states().items():
-        if step > state.step:
-            path.unlink(missing_ok=True)
-
-
 def _encode(
     model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
 ) -> Generator[Event, None, LatentCache]:
     """The latents of the plan's images, encoded under one lease per batch."""
     cache = folder.root.parent / "latents" if config.cache_to_disk else None
-    encoding = lease_per_event(host, model, control, encode_dataset(model, plan, cache))
+    encoding = run_in_turns(host, model, control, encode_dataset(model, plan, cache))
     return (yield from time_phase("latents", len(plan.dataset.items), encoding))
 
 
@@ -228,9 +216,10 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
         load_sample_rows(run)
         run.validation = yield from _prepare_validation(run)
         if run.state:
-            yield from _report_resume(run, run.state)
+            yield from report_resume(run, run.state)
         if run.config.sample_every_n_epochs and 0 not in run.images:
             yield from generate_sample_row(run, 0)
+        yield from follow_requests(run.control)
         if not run.state:
             yield from _measure(run, measure, 0)
         training = start_training(
@@ -248,52 +237,11 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
         captions = training.captions_to_cache()
         if captions:
             encoding = training.text_conditions.encode_captions(run.model, captions)
-            yield from time_phase("text", len(captions), lease_per_event(run.host, run.model, run.control, encoding))
+            yield from time_phase("text", len(captions), run_in_turns(run.host, run.model, run.control, encoding))
         yield from time_phase("train", run.plan.total_steps, _train(run, training, measure))
         yield from draw_grid(run)
     finally:
         run.adapter.remove()
-
-
-def _report_resume(run: RunContext, state: TrainState) -> Iterator[Event]:
-    """Report the step the run resumes from and, if its length changed, what that changes."""
-    yield Resumed(state.step)
-    if all(state.config.get(name) == getattr(run.config, name) for name in ("epochs", "max_steps")):
-        return
-    end = duration_in_steps(run.config.stop_text_encoder, run.plan.total_steps)
-    if run.config.train_text_encoder and 0 < run.config.stop_text_encoder < 1 and end > state.step:
-        text = f"{run.config.stop_text_encoder:g} now refers to the new length: text encoders train until step {end}"
-        yield Noted("hint", "stop_text_encoder", f"{text}. To keep them frozen, start a new run from the LoRA file.")
-    if run.config.lr_schedule in _LENGTH_INDEPENDENT:
-        return
-    factor = lr_factor(lr_schedule(run.config, run.plan.total_steps), state.step)
-    text = f"the {run.config.lr_schedule} schedule is stretched to the new length of {run.plan.total_steps} steps"
-    yield Noted("hint", "lr_schedule", f"{text}; the learning rate continues at {factor:.0%} of its full value.")
-
-
-def lease_per_event(
-    host: Host, model: DiffusionModel, control: Control, events: Generator[Event, None, _T]
-) -> Generator[Event, None, _T]:
-    """The same events, each produced under a separate lease, so that others may use the model in between."""
-
-    def next_event(_: DiffusionModel) -> Event | _Returned[_T]:
-        try:
-            return next(events)
-        except StopIteration as end:
-            return _Returned(end.value)
-
-    while True:
-        event = yield from run_leased(host, model, control, next_event)
-        if isinstance(event, _Returned):
-            return event.value
-        yield event
-
-
-@dataclass(frozen=True)
-class _Returned(Generic[_T]):
-    """A generator's return value."""
-
-    value: _T
 
 
 # --- while training ------------------------------------------------------------------------------
@@ -302,7 +250,7 @@ class _Returned(Generic[_T]):
 def _train(run: RunContext, training: Training, measure: Measure | None) -> Generator[Event, None, None]:
     """The training loop's events, with saving, sampling and measuring after epochs, at due steps and on request."""
     try:
-        yield from _finish_interrupted_epoch(run, training)
+        yield from _finish_interrupted_step(run, training)
         for event in train(training, host=run.host, control=run.control):
             yield event
             if isinstance(event, EpochDone):
@@ -329,10 +277,14 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
         yield from save_training_state(run, training)
 
 
-def _finish_interrupted_epoch(run: RunContext, training: Training) -> Iterator[Event]:
-    """Save the last epoch's file and samples if the run was interrupted before they were made."""
+def _finish_interrupted_step(run: RunContext, training: Training) -> Iterator[Event]:
+    """Save and draw what the run was interrupted in after the step it resumes from: the epoch's file and samples."""
     step, length, epoch = training.step, run.plan.steps_per_epoch, training.trained_epoch
-    if not run.state or not step or (step % length and step != run.plan.total_steps):
+    if not run.state or not step:
+        return
+    if (epoch, step) in run.history.unfinished_samples:
+        yield from _sample_step(run, training)
+    if step % length and step != run.plan.total_steps:
         return
     known = {file.epoch: file.step for file in run.history.files.values() if file.epoch}
     if known.get(epoch) != step:
@@ -368,8 +320,12 @@ def _save_due_step(run: RunContext, training: Training) -> Iterator[Event]:
 def _sample_due_step(run: RunContext, training: Training) -> Iterator[Event]:
     """Generate samples if the step is due."""
     every = run.config.sample_every_n_steps
-    if not every or training.step % every or not run.prompts:
-        return
+    if every and not training.step % every and run.prompts:
+        yield from _sample_step(run, training)
+
+
+def _sample_step(run: RunContext, training: Training) -> Iterator[Event]:
+    """Generate samples within an epoch."""
     if run.txt2img:  # the webui generates only from files
         yield from save_step_lora(run, training)
     yield from generate_sample_row(run, training.trained_epoch, training.step)
@@ -380,9 +336,7 @@ def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
     if run.control.pop_save_request():
         yield from save_step_lora(run, training)
     if run.control.pop_sample_request():
-        if run.txt2img:  # the webui generates only from files
-            yield from save_step_lora(run, training)
-        yield from generate_sample_row(run, training.trained_epoch, training.step)
+        yield from _sample_step(run, training)
 
 
 def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:

@@ -6,8 +6,9 @@ training or on the other prompts of its batch, nor on the device if the noise is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain, repeat
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, repeat
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 from lib_lora_train.sampling.samplers import (
     NoiseLevels,
+    Sampling,
     ddim_timesteps,
     expected_image,
     sample_ddim,
@@ -37,13 +39,22 @@ from lib_lora_train.sampling.samplers import (
 )
 from lib_lora_train.training.step import predict
 
-OnProgress = Callable[[int, int], None]
 DrawNoise = Callable[[tuple[int, ...]], Tensor]
 """Returns a seed's next standard normal numbers, a tensor of the given shape."""
 
 _DEFAULT_OPTIONS = SamplerOptions()
 _PIXELS_PER_BATCH = 4 * 512 * 512
 _BATCH_LIMIT = 16
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """One sampling step is done: `step` of `steps` of `at_once` images, after `finished` others."""
+
+    finished: int
+    at_once: int
+    step: int
+    steps: int
 
 
 def sample_images(
@@ -53,30 +64,42 @@ def sample_images(
     sampler: str,
     clip_skip: int,
     sampler_options: SamplerOptions = _DEFAULT_OPTIONS,
-    on_progress: OnProgress | None = None,
 ) -> list[Image.Image]:
-    """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a.
+    """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a."""
+    steps = sample_in_steps(model, prompts, sampler=sampler, clip_skip=clip_skip, sampler_options=sampler_options)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            images: list[Image.Image] = end.value
+            return images
 
-    Prompts of equal size, steps and length share a batch. `on_progress(done, total)` counts sampling steps; the model
-    is not in use during the call.
+
+@torch.no_grad()
+def sample_in_steps(
+    model: DiffusionModel,
+    prompts: Sequence[SamplePrompt],
+    *,
+    sampler: str,
+    clip_skip: int,
+    sampler_options: SamplerOptions = _DEFAULT_OPTIONS,
+) -> Generator[SamplingStep, None, list[Image.Image]]:
+    """`sample_images`, yielding after every sampling step. The model is not in use while a step is yielded.
+
+    Prompts of equal size, steps and length share a batch.
     """
-    batches = _batches(model, prompts)
-    total = sum(prompts[batch[0]].steps for batch in batches)
     images: dict[int, Image.Image] = {}
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        if on_progress:
-            on_progress(done, total)
-
-    with torch.no_grad():
-        for batch in batches:
-            sampling = _BatchSampling(
-                model, [prompts[i] for i in batch], clip_skip=clip_skip, sampler_options=sampler_options, count=count
-            )
-            images.update(zip(batch, decode_latents(model, sampling.latents(sampler)), strict=True))
+    for batch in _batches(model, prompts):
+        of_batch = [prompts[index] for index in batch]
+        sampling = _BatchSampling(model, of_batch, clip_skip=clip_skip, sampler_options=sampler_options)
+        latents = sampling.latents(sampler)
+        for step in count(1):
+            try:
+                next(latents)
+            except StopIteration as end:
+                images.update(zip(batch, decode_latents(model, end.value), strict=True))
+                break
+            yield SamplingStep(len(images), len(batch), step, of_batch[0].steps)
     return [images[index] for index in range(len(prompts))]
 
 
@@ -107,10 +130,8 @@ class _BatchSampling:
         *,
         clip_skip: int,
         sampler_options: SamplerOptions,
-        count: Callable[[], None],
     ) -> None:
         self._model = model
-        self._count = count
         self._habits = sampler_options
         self._steps = prompts[0].steps
         self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
@@ -122,8 +143,8 @@ class _BatchSampling:
         self._noises = [_noise_of(prompt.seed, sampler_options) for prompt in prompts]
         self._shape = (4, size[0] // LATENT_CELL_PX, size[1] // LATENT_CELL_PX)
 
-    def latents(self, sampler: str) -> Tensor:
-        """(B, 4, h, w) float32, scaled as the UNet expects them."""
+    def latents(self, sampler: str) -> Sampling:
+        """(B, 4, h, w) float32, scaled as the UNet expects them, after yielding after every step."""
         schedule, sampler_options = self._model.schedule, self._habits
         start = self._noise()
         if sampler == "DDIM":
@@ -164,7 +185,6 @@ class _BatchSampling:
         both = torch.cat([x, x]) if self._guided else x
         timesteps = torch.full((len(both),), float(timestep))
         output = predict(self._model, both, timesteps, self._condition, self._sizes).float()
-        self._count()
         if not self._guided:
             return output
         positive, negative = output.chunk(2)

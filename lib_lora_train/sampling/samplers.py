@@ -4,13 +4,14 @@ Two notations meet here. DDIM works on x = √ᾱ·x₀ + √(1−ᾱ)·ε, as t
 x = x₀ + σ·ε with σ = √((1−ᾱ)/ᾱ), as k-diffusion and the webuis do (Karras et al. 2022).
 
 B: images; C, h, w: a latent's channels, height and width; T: timesteps of the schedule. `denoise(x, i)` is the expected
-x₀ at level i.
+x₀ at level i. Samplers yield after every step, so that their caller may stop there or let others use the model, and
+return x₀.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,8 @@ from lib_lora_train.models.noise_schedule import NoiseSchedule
 
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
+Sampling = Generator[None, None, Tensor]
+"""Yields after every step and returns x₀."""
 # The webuis' ᾱ for the last timestep of a zero-terminal schedule, where σ would be infinite.
 _MIN_ALPHA = 4.8973451890853435e-08
 
@@ -64,17 +67,18 @@ def expected_image(x: Tensor, output: Tensor, sigma: float, prediction_type: Pre
     return x / root**2 - output * (sigma / root)
 
 
-def sample_euler(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Tensor:
+def sample_euler(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Sampling:
     """x₀ by Euler steps along dx/dσ = (x − x₀)/σ (Karras et al. 2022, algorithm 2 without churn)."""
     for index, sigma in enumerate(levels.sigmas):
         slope = (x - denoise(x, index)) / sigma
         x = x + slope * (levels.sigma_after(index) - sigma)
+        yield
     return x
 
 
 def sample_euler_ancestral(
     denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: Noise, *, eta: float = 1.0
-) -> Tensor:
+) -> Sampling:
     """x₀ by Euler steps to a lower σ with fresh noise added back (k-diffusion's ancestral sampling)."""
     for index, sigma in enumerate(levels.sigmas):
         down, up = ancestral_split(sigma, levels.sigma_after(index), eta)
@@ -82,6 +86,7 @@ def sample_euler_ancestral(
         x = x + slope * (down - sigma)
         if up:
             x = x + noise() * up
+        yield
     return x
 
 
@@ -122,7 +127,7 @@ def sample_ddim(
     *,
     eta: float = 0.0,
     noise: Noise | None = None,
-) -> Tensor:
+) -> Sampling:
     """x₀ by DDIM (Song et al. 2021, eq. 12 and 16); `predict(x, i)` is the model's output at timesteps[i].
 
     The last step ends at ᾱ of timestep 0, as in ldm. With η above 0, `noise` is drawn after every step.
@@ -136,6 +141,7 @@ def sample_ddim(
         x = alpha_after**0.5 * image + (1 - alpha_after - noise_scale**2) ** 0.5 * predicted
         if noise_scale and noise:
             x = x + noise_scale * noise()
+        yield
     return x
 
 

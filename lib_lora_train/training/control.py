@@ -1,11 +1,16 @@
 """Requests to a running training: pause, resume, stop, drop, save now, sample now.
 
-Any thread may make them. The training loop checks between optimiser steps only, so a step is never cut short.
+Any thread may make them. The training loop checks between optimiser steps only, so a step is never cut short; other
+work checks between its own units, such as the steps of sampling.
 """
 
 from __future__ import annotations
 
 import threading
+
+
+class RunStoppedError(Exception):
+    """The run was stopped in the middle of work that is not training; what is missing is done when it is resumed."""
 
 
 class Control:
@@ -21,6 +26,7 @@ class Control:
         self._dropped = threading.Event()
         self._save = threading.Event()
         self._sample = threading.Event()
+        self._any_model = threading.Event()
         self._requested = threading.Event()
 
     def pause(self) -> None:
@@ -48,6 +54,15 @@ class Control:
     def sample_now(self) -> None:
         """Generate the sample images after the current step."""
         self._request(self._sample)
+
+    def accept_any_model(self) -> None:
+        """Continue on the model that is loaded now, even if it is not the one that the run was started on."""
+        self._request(self._any_model)
+
+    @property
+    def accepts_any_model(self) -> bool:
+        """Whether the run may continue on another model."""
+        return self._any_model.is_set()
 
     @property
     def is_paused(self) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from lib_lora_train.core.events import Event
 from lib_lora_train.core.memory_errors import is_out_of_memory, memory_full
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.wait_for_model import wait_for_model
+from lib_lora_train.training.wait_for_model import follow_requests, wait_for_model
 
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
 _T = TypeVar("_T")
+_Unit = TypeVar("_Unit")
 YieldLease = Callable[[], None]
 """Lets whoever waits for the model go first, in a moment when it is not in use."""
 
@@ -62,3 +65,46 @@ def run_leased_cooperatively(
             raise memory_full(model.device.type) from reason
 
     return (yield from wait_for_model(control, attempt))
+
+
+def run_in_turns(
+    host: ModelHost,
+    model: DiffusionModel,
+    control: Control,
+    work: Generator[_Unit, None, _T],
+    *,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    turn_seconds: float = 0.0,
+) -> Generator[Event | _Unit, None, _T]:
+    """What `work` yields, produced under short leases, so that others may use the model in between.
+
+    A turn is one unit of work, and more within `turn_seconds` as long as nobody waits for the model; it runs inside
+    `within()`. Between units the run may be paused; RunStoppedError once it is stopped. Waits
+    and raises as `run_leased` does.
+    """
+
+    def take_turn(_: DiffusionModel) -> tuple[list[_Unit], _Returned[_T] | None]:
+        began, units = time.monotonic(), list[_Unit]()
+        with within():
+            while True:
+                try:
+                    units.append(next(work))
+                except StopIteration as end:
+                    return units, _Returned(end.value)
+                is_late = time.monotonic() - began >= turn_seconds
+                if is_late or host.has_waiters() or control.is_paused or control.is_stopped:
+                    return units, None
+
+    while True:
+        yield from follow_requests(control)
+        units, returned = yield from run_leased(host, model, control, take_turn)
+        yield from units
+        if returned:
+            return returned.value
+
+
+@dataclass(frozen=True)
+class _Returned(Generic[_T]):
+    """A generator's return value."""
+
+    value: _T

@@ -37,6 +37,7 @@ from lib_lora_train.dataset.sample_captions import captions_to_cache
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.training.control import Control
+from lib_lora_train.training.dataset_changes import plan_images
 from lib_lora_train.training.ema import Ema, copy_into, eval_weights
 from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
 from lib_lora_train.training.lease import ModelHost, run_leased
@@ -128,6 +129,7 @@ class Training:
             epoch_losses=(self.epoch_loss, self.epoch_count),
             config=config_values(self.config),
             fingerprint=plan_fingerprint(self.plan),
+            images=plan_images(self.plan),
             average=copy_to_cpu(self.ema.means) if self.ema else [],
             model=self.model.identity.values(),
         )

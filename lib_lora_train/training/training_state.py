@@ -20,9 +20,11 @@ from torch import Tensor
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
 from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import ConfigError, OutputError, Problem, TrainingError
+from lib_lora_train.core.errors import OutputError, Problem, ResumeRefusedError, TrainingError
+from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.plan import Plan
+from lib_lora_train.training.dataset_changes import Images, describe_changes
 
 _FORMAT = "lora-train-state-1"
 _SEAL = b"lora-train-sha256:"  # then the sha256 of everything before it
@@ -54,7 +56,8 @@ class TrainState:
 
     `parameters`: group → its flat tensors; `optimizer`: the optimiser's state; `loss_scale`: float16's;
     `epoch_losses`: (sum, count) over the steps of the current epoch; `average`: the EMA of the parameters, in the order
-    of `parameters`, empty without one; `model`: the values of the `ModelIdentity`, empty in older versions' states.
+    of `parameters`, empty without one; `model`: the values of the `ModelIdentity`; `images`: the `plan_images`. The
+    states of older versions lack the last two.
     """
 
     step: int
@@ -66,6 +69,7 @@ class TrainState:
     fingerprint: str
     average: list[Tensor] = field(default_factory=list)
     model: Mapping[str, str] = field(default_factory=dict)
+    images: Images = field(default_factory=dict)
 
 
 def copy_to_cpu(tree: Any) -> Any:
@@ -118,33 +122,38 @@ def _own_captions(concept: Concept) -> list[tuple[str, Any]]:
     ]
 
 
-def require_same_run(state: TrainState, config: TrainConfig, plan: Plan) -> None:
-    """ConfigError, naming every difference, if resuming from `state` would not be the same run."""
+def require_same_run(state: TrainState, config: TrainConfig, plan: Plan, advice: str = "start a new run") -> None:
+    """ResumeRefusedError, naming every difference, if resuming from `state` would not be the same run."""
     now = config_values(config)
     was = config_values(TrainConfig()) | dict(state.config)  # a setting newer than the state had its default
-    message = "was {} when this run was interrupted and is now {}. Set it back, or start a new run."
+    message = f"was {{}} when this run was interrupted and is now {{}}. Set it back, or {advice}."
     problems = [
         Problem("error", name, message.format(was[name], now[name]))
         for name in now
         if name not in _CHANGEABLE and was[name] != now[name]
     ]
     if state.fingerprint != plan_fingerprint(plan):
-        text = "images, captions, repeats or batches have changed since the interruption. Start a new run."
-        problems.append(Problem("error", "concepts", text))
+        changes = describe_changes(state.images, plan)
+        what = f"since the interruption, {changes}. Put back what has changed"
+        if not changes:
+            what = "triggers, repeats, batches or crops have changed since the interruption. Set them back"
+        if not state.images:
+            what = "images, captions, repeats or batches have changed since the interruption. Put them back"
+        problems.append(Problem("error", "concepts", f"{what}, or {advice}."))
     if problems:
-        raise ConfigError(problems)
+        raise ResumeRefusedError(problems)
 
 
 def write_state(path: Path, state: TrainState) -> None:
     """Write the file completely or leave the previous one in place; OutputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write.replacing(path) as place:
+        with saving(path), atomic_write.replacing(path) as place:
             torch.save({"format": _FORMAT, **_fields(state)}, place)
             digest = _digest(place, place.stat().st_size)
             with place.open("ab") as file:
                 file.write(_SEAL + digest)  # a zip archive may have bytes behind its end
-    except (OSError, RuntimeError, MemoryError) as reason:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
         raise OutputError(
             f"{path}: the training state cannot be written ({reason}). Free some disk space there."
         ) from reason

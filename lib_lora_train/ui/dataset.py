@@ -10,13 +10,14 @@ from typing import Any
 import gradio as gr
 
 from lib_lora_train.core.wording import count
+from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
 from lib_lora_train.web.form_check import FormCheck, ScannedDataset
-from lib_lora_train.web.markup import heading, problem_list, text, tiles
+from lib_lora_train.web.markup import heading, location_label, problem_list, text, tiles
 from lib_lora_train.web.repeats import RULE, scanned_folders
 
 _STEPS = (
@@ -92,7 +93,18 @@ def _declaration(field: Field) -> dict[str, Any]:
 
 
 def render_dataset(scanned: ScannedDataset | None, checked: FormCheck) -> str:
-    """The images found, what was skipped and why, and the plan."""
+    """The model in use, the images found, what was skipped and why, and the plan."""
+    return model_line(checked) + _render_found(scanned, checked)
+
+
+def model_line(checked: FormCheck) -> str:
+    """The model that the run would train on, or why that is impossible."""
+    problem = next((p for p in checked.model.problems if p.level == "error"), None)
+    shown = str(problem) if problem else checked.model.description
+    return f"<p class='lt-faint lt-model'>Model: {text(shown)}</p>" if shown else ""
+
+
+def _render_found(scanned: ScannedDataset | None, checked: FormCheck) -> str:
     if checked.scan_errors:
         fixes = {fix.problem: fix.label for fix in checked.fixes}
         return f"<div class='lt-card'>{problem_list(checked.scan_errors, fixes)}</div>"
@@ -183,12 +195,18 @@ def render_plan(plan: Plan, checked: FormCheck) -> str:
             "<div class='lt-card'>",
             heading("Plan"),
             tiles(facts),
+            _durations_note(describe_durations(checked.config, plan)),
             _requirements_note(requirements) if requirements else "",
             _bucket_chart(plan),
             problem_list(checked.plan_problems, fixes),
             "</div>",
         ]
     )
+
+
+def _durations_note(durations: Mapping[str, str]) -> str:
+    """`Warmup: 5 % = 42 of 840 steps`, for each setting that is a share of the run."""
+    return "".join(f"<p class='lt-faint'>{text(location_label(name))}: {note}</p>" for name, note in durations.items())
 
 
 def _requirements_note(requirements: Requirements) -> str:

@@ -74,13 +74,15 @@ def build_sources(presets: Sequence[str]) -> Sources:
 
 
 def render_preset(preset: Preset) -> str:
-    """When to use the preset, what it changed, and what it set to the defaults."""
+    """When to use the preset, what it changed, what it set to the defaults, and what was left out."""
     plain = TrainConfig()
     own = {name: value for name, value in preset.values.items() if value != getattr(plain, name)}
     changed = ", ".join(f"{location_label(name)} {_value(value)}" for name, value in own.items())
     rest = ", ".join(location_label(name) for name in preset.values if name not in own)
     message = f"{preset.when} Changed: {changed}." + (f" Set to default: {rest}." if rest else "")
-    return f"{render_success(f'Preset {preset.name} applied.')}<p class='lt-faint'>{text(message)}</p>{_UNDO}"
+    left_out = _folded(f"{count(len(preset.left_out), 'entry', 'entries')} left out", preset.left_out, is_open=True)
+    done = render_success(f"Preset {preset.name} applied.")
+    return f"{done}<p class='lt-faint'>{text(message)}</p>{left_out}{_UNDO}"
 
 
 def render_success(sentence: str) -> str:

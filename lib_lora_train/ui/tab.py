@@ -155,7 +155,7 @@ class _Wiring:
     def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
         inputs, sources = list(self.fields.values()), self.train.sources
         shown = [self.dataset.summary, self.train.checked]
-        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored])
+        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored, self.strip.message])
         on_click(self.strip.demo, self.fill_demo, inputs=inputs, outputs=[*inputs, *shown, self.strip.message])
         on_click(self.dataset.scan, self.scan, inputs=inputs, outputs=shown)
         on_click(hidden.save_draft, self.save_draft, inputs=inputs, outputs=shown)
@@ -189,8 +189,9 @@ class _Wiring:
 
     @_serialised
     def restore(self) -> list[Any]:
-        form = self.session.draft()
-        return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>"]
+        form, left_out = self.session.draft(), self.session.left_out_of_draft()
+        message = problem_list([Problem("warning", "", left_out)]) if left_out else ""
+        return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>", message]
 
     @_serialised
     def fill_demo(self, *values: Any) -> list[Any]:

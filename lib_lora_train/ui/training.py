@@ -12,7 +12,8 @@ import gradio as gr
 from lib_lora_train.config.parameters import Group, Tier
 from lib_lora_train.core.events import PHASE_TITLES
 from lib_lora_train.core.wording import count
-from lib_lora_train.ui.dataset import plan_sentence
+from lib_lora_train.dataset.durations import describe_durations
+from lib_lora_train.ui.dataset import model_line, plan_sentence
 from lib_lora_train.ui.sources import Sources, build_sources
 from lib_lora_train.ui.widgets import (
     build_button,
@@ -137,18 +138,12 @@ def render_check(checked: FormCheck, *, done: str = "") -> str:
     fixes = {fix.problem: fix.label for fix in checked.fixes}
     parts = (
         heading("Start"),
-        _model_line(checked),
+        model_line(checked),
         plan_sentence(checked.plan, checked.requirements),
         verdict,
         problem_list(problems, fixes),
     )
-    return _changed_mark(checked.changed) + "".join(parts)
-
-
-def _model_line(checked: FormCheck) -> str:
-    """The model that the run would train on."""
-    model = checked.model.description
-    return f"<p class='lt-faint'>Model: {text(model)}</p>" if model else ""
+    return _changed_mark(checked.changed) + _durations_mark(checked) + "".join(parts)
 
 
 def _changed_mark(changed: ChangedSettings) -> str:
@@ -156,3 +151,10 @@ def _changed_mark(changed: ChangedSettings) -> str:
     base = " + ".join(changed.applied) or "the defaults"
     names = json.dumps([elem_id(name) for name in changed.names])
     return f"<div data-lt='changed' class='lt-hidden' data-names='{text(names)}' data-base='{text(base)}'></div>"
+
+
+def _durations_mark(checked: FormCheck) -> str:
+    """Data for the notes below the fields that are a share of the run: how many steps they are."""
+    durations = describe_durations(checked.config, checked.plan) if checked.plan else {}
+    notes = json.dumps({elem_id(name): note for name, note in durations.items()}, ensure_ascii=False)
+    return f"<div data-lt='durations' class='lt-hidden' data-notes='{text(notes)}'></div>"

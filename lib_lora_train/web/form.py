@@ -7,6 +7,7 @@ the cards of the Dataset panel: a JSON list of tables with the names of `Concept
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,17 +137,75 @@ def _is_set(value: Any) -> bool:
     return str("" if value is None else value).strip() != ""
 
 
-def load_draft(home: Path) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The saved form, None if it is missing or damaged; and the presets that were applied to it."""
+@dataclass(frozen=True)
+class Draft:
+    """The form as it was saved, None if there is none, and the presets that were applied to it.
+
+    `left_out` names what the file has beside values that the form can show.
+    """
+
+    form: dict[str, Any] | None = None
+    applied: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def load_draft(home: Path) -> Draft:
+    """The saved form; values of a wrong kind are replaced by their defaults."""
+    file = home / "draft.json"
     try:
-        draft = json.loads((home / "draft.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None, ()
-    if not isinstance(draft, dict):
-        return None, ()
-    applied = draft.get(_APPLIED)
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Draft()
+    except (OSError, ValueError, RecursionError):
+        return Draft(left_out=(f"{file} cannot be read",))
+    if not isinstance(saved, dict):
+        return Draft(left_out=(f"{file} is not a form",))
+    applied = saved.pop(_APPLIED, None)
     presets = tuple(map(str, applied)) if isinstance(applied, list) else ()
-    return {key: draft.get(key, value) for key, value in fill_form(TrainConfig()).items()}, presets
+    concepts, wrong = _usable_concepts(saved.get(CONCEPTS, ""))
+    form = {**fill_form(TrainConfig()), CONCEPTS: concepts}
+    fields = {field.key: field for field in form_fields()}
+    for key, value in saved.items():
+        if key in fields and _is_showable(fields[key], value):
+            form[key] = value
+        elif key != CONCEPTS:
+            wrong.append(key)
+    return Draft(form, presets, tuple(wrong))
+
+
+def _is_showable(field: Field, value: Any) -> bool:
+    """Whether the widget of the field can show the value, be it usable or not."""
+    parameter = field.parameter
+    if parameter.kind is bool:
+        return isinstance(value, bool)
+    if parameter.choices:
+        return value in parameter.choices if isinstance(value, str) else value is None
+    if field.is_text:
+        return value is None or isinstance(value, str)
+    if isinstance(value, str):
+        return value.strip().lstrip("-").replace(".", "", 1).isdecimal()
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
+
+
+def _usable_concepts(value: Any) -> tuple[str, list[str]]:
+    """The text of the concepts without what is of a wrong kind, and the names of that."""
+    empty = fill_form(TrainConfig())[CONCEPTS]
+    try:
+        tables = json.loads(value or empty)
+    except (TypeError, ValueError, RecursionError):
+        return empty, [CONCEPTS]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        return empty, [CONCEPTS]
+    fields, wrong = {field.key: field for field in concept_fields()}, []
+    for number, table in enumerate(tables, start=1):
+        for name in [name for name, one in table.items() if name not in fields or not _is_plain(one)]:
+            wrong.append(f"{CONCEPTS}[{number}].{name}")
+            del table[name]
+    return (json.dumps(tables, ensure_ascii=False) if wrong else str(value or empty)), wrong
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def save_draft(home: Path, form: Form, applied: Sequence[str] = ()) -> None:

@@ -16,6 +16,8 @@ from lib_lora_train.web.form_check import ChangedSettings
 from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.user_presets import PresetStore, with_defaults
 
+_SHOWN = 8
+
 
 class FormSession:
     """What fills in the form. `home` holds the draft and presets; `demo` returns the settings of the demo."""
@@ -43,8 +45,17 @@ class FormSession:
 
     def draft(self) -> dict[str, Any]:
         """The form as it was saved last, or the defaults."""
-        draft, self.changes.applied = load_draft(self.home)
-        return draft or fill_form(self._default_config())
+        draft = load_draft(self.home)
+        self.changes.applied = draft.applied
+        return draft.form or fill_form(self._default_config())
+
+    def left_out_of_draft(self) -> str:
+        """What the file of the saved form has beside values that the form can show, as a sentence; "" if nothing."""
+        left_out = load_draft(self.home).left_out
+        shown = ", ".join(left_out[:_SHOWN]) + (f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else "")
+        return (
+            f"Left out of the saved form, because they do not fit: {shown}. Check these settings." if left_out else ""
+        )
 
     def _default_config(self) -> TrainConfig:
         """The settings of a form that nobody has filled in."""
@@ -76,7 +87,7 @@ class FormSession:
 
     def _draft_config(self) -> TrainConfig:
         """The settings of the saved draft."""
-        form, _ = load_draft(self.home)
+        form = load_draft(self.home).form
         return read_form(form)[0] if form else TrainConfig()
 
     # --- presets ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
     POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
-    POST /lora-train/v1/grid/cancel    stop that after the current image; `grid` continues it
+    POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
@@ -98,7 +98,7 @@ class PageBackend(Protocol):
         """Have the webui draw the epochs of a run (the newest one), and return its id; HostError if impossible."""
 
     def cancel_grid(self) -> None:
-        """Stop the epoch grid after the image that is being drawn."""
+        """Stop the epoch grid after the current sampling step."""
 
     def command(self, name: str) -> None:
         """Carry out one of `COMMANDS`; HostError when no run is active."""

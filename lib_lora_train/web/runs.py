@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.adapters.files.rename import write_renamed
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
-from lib_lora_train.core.errors import HostError, OutputError
+from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.lora_tools.new_file import new_file, sidecars
+from lib_lora_train.runs.checkpoint_check import MODEL_NOTE
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
+from lib_lora_train.runs.history import newest_lora, read_loras
+from lib_lora_train.runs.interrupted import Interrupted, find_interrupted
 from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import TensorBoardServer
@@ -25,8 +29,15 @@ from lib_lora_train.web.image_tokens import ImageTokens
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
 
+log = logging.getLogger("lora_train")
+
 RUNS_SHOWN = 30
 _SHOWN_KINDS = ("SampleDrawn", "GridDrawn", "EpochDone", "Measured")
+
+_OTHER_MODEL = (
+    "The run was started on another model. What it has learnt there may look different on this one, its next files "
+    "belong to this model, and it can no longer be compared with itself. Its earlier files stay."
+)
 
 StageSettings = Callable[[TrainConfig, str], None]
 
@@ -40,6 +51,7 @@ class RunSession:
         self._image_tokens = image_tokens
         self._stage = stage
         self._board = TensorBoardServer(home)
+        self._interrupted: Interrupted | None = None
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]]:
         """The actions that the page can request, by name."""
@@ -50,6 +62,10 @@ class RunSession:
             "runs-export": self.export,
             "runs-report": self.report,
             "runs-resume": self.resume_run,
+            "runs-continue-from": self.continue_from,
+            "runs-other-model": self.use_other_model,
+            "interrupted-go-on": self.go_on,
+            "interrupted-dismiss": self.dismiss,
             "runs-rename": self.rename,
             "runs-preview-delete": self.preview_delete,
             "runs-delete": self.delete,
@@ -70,17 +86,19 @@ class RunSession:
         folder = self._folder(values)
         config, move = self._config(folder), read_move(folder)
         settings = config_values(config, only_changed=True)
+        records = list(read_log(folder.log))
         return {
             "run": folder.root.name,
+            "model": _model_of(records),
             "settings": {name: value for name, value in settings.items() if name != "concepts"},
             "concepts": settings.get("concepts", []),
             "triggers": [concept.trigger for concept in config.concepts if concept.trigger],
             "files": [
                 {"path": str(file.path), "epoch": file.epoch, "step": file.step, "missing": file.is_missing}
-                for file in read_loras(folder)
+                for file in read_loras(folder, records)
             ],
             "epoch_grid": self._epoch_grid(folder),
-            "events": [event for record in read_log(folder.log) if (event := self._shown_event(record, move))],
+            "events": [event for record in records if (event := self._shown_event(record, move))],
         }
 
     def _shown_event(self, record: Mapping[str, Any], move: Move) -> dict[str, Any] | None:
@@ -106,6 +124,55 @@ class RunSession:
         """Stage the settings of the run for the form."""
         folder = self._folder(values)
         self._stage(self._config(folder), folder.root.name)
+
+    def continue_from(self, values: Mapping[str, Any]) -> None:
+        """Stage the settings of the run for a new one that begins with what it has learnt."""
+        folder = self._folder(values)
+        lora = newest_lora(folder)
+        if lora is None:
+            raise HostError(f"{folder.root.name} has no LoRA file to continue from. Start a new run.")
+        self._stage(self._config(folder).replace(continue_from=str(lora)), folder.root.name)
+
+    def use_other_model(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Resume the run on the model in use; one that waits for its own model continues on it."""
+        run = self._folder(values).root.name
+        if self._runner.active_run == run:
+            self._runner.accept_any_model()
+            return {"run": run}
+        return {"run": self._runner.resume_run(run, any_model=True)}
+
+    # --- after a restart -----------------------------------------------------------------------
+    def interrupted(self) -> str:
+        """What the restart has interrupted, as a sentence; "" if nothing or if it was dismissed."""
+        queued = len(self._runner.queue.entries())
+        if self._interrupted is None:
+            self._interrupted = find_interrupted(self._home, queued)
+        return replace(self._interrupted, queued=min(queued, self._interrupted.queued)).sentence
+
+    def go_on(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+        """Resume what the restart has interrupted: the run, and after it the queue."""
+        self.interrupted()
+        run = self._interrupted.run if self._interrupted else ""
+        if not run:
+            return self.start_queue({})
+        try:
+            return {"run": self._runner.resume_run(run)}
+        except LoraTrainError:
+            if not self._runner.queue.entries() or self._runner.active_run:
+                raise
+            log.exception("%s cannot be resumed; the queue continues without it", run)
+            return self.start_queue({})
+
+    def dismiss(self, _values: Mapping[str, Any]) -> None:
+        """No longer offer to continue; the run stays in Results, and the queue as it is."""
+        self._interrupted = Interrupted("", 0, 0, 0)
+
+    def describe_offer(self, kind: str, run: str) -> dict[str, str]:
+        """The button beside the message of a run: what it requests, its label, and what to confirm; {} for none."""
+        if kind == "other-model":
+            return {"action": "runs-other-model", "label": "Train on this model…", "confirm": _OTHER_MODEL}
+        lora = newest_lora(RunFolder(self._home / run)) if kind == "continue-from" else None
+        return {"action": "runs-continue-from", "label": f"Continue from {lora.stem}", "confirm": ""} if lora else {}
 
     def export(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the run as a TOML file: its name and text."""
@@ -212,3 +279,9 @@ class RunSession:
 
     def _config(self, folder: RunFolder) -> TrainConfig:
         return read_config(read_toml_config(folder.config, is_ours=True))[0]
+
+
+def _model_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """The model that the run was trained on last: its name and what it is; "" if the log does not say."""
+    notes = [r for r in records if r["kind"] == "Noted" and r["message"].startswith(MODEL_NOTE)]
+    return f"{notes[-1]['where']}: {notes[-1]['message'].removeprefix(MODEL_NOTE).removesuffix('.')}" if notes else ""

@@ -27,7 +27,9 @@ from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoi
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
 from lib_lora_train.runs.webui_grid import GridGenerator
+from lib_lora_train.runs.write_places import place_problems
 from lib_lora_train.web.captions import CaptionSession
+from lib_lora_train.web.checkpoints import CheckpointPicker
 from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.crops import CropSession
 from lib_lora_train.web.curves import recent_curves
@@ -95,6 +97,7 @@ class Session(FormSession):
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
             **TaggingSession(runner.host, self.captions).actions(),
+            **CheckpointPicker(runner.host, self._draft_config, self.changes.stage).actions(),
         }
 
     # --- actions of the page -------------------------------------------------------------------
@@ -136,7 +139,9 @@ class Session(FormSession):
                 self._scan(config)
         plan, plan_errors = self._make_plan(config)
         model = self._check_checkpoint(config)
-        all_problems = (*problems, *plan_errors, *model.problems)
+        places = self.runner.places()
+        unwritable = place_problems(config, places) if places else ()
+        all_problems = (*problems, *plan_errors, *model.problems, *unwritable)
         requirements = self._requirements(config, plan) if plan and not has_errors(all_problems) else None
         failure = self._scan_failure
         is_same = failure is not None and failure[0] == _scanned_settings(config)
@@ -237,12 +242,12 @@ class Session(FormSession):
     # --- the HTTP API ----------------------------------------------------------------------------
     def plan_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The plan of a run with these settings; ConfigError or DataError if they are unusable."""
-        job = plan_usable_run(values, self.runner.host)
+        job = plan_usable_run(values, self.runner.host, self.runner.places())
         return describe_plan_values(job, self._check_checkpoint(job.config), self._requirements(job.config, job.plan))
 
     def start_values(self, values: Mapping[str, Any]) -> str:
         """Start a run and return its id; ConfigError, DataError or HostError if that is impossible."""
-        job = plan_usable_run(values, self.runner.host)
+        job = plan_usable_run(values, self.runner.host, self.runner.places())
         return self.runner.start(job.config, job)
 
     def resume_run(self, run: str, more_epochs: int) -> str:
@@ -256,7 +261,7 @@ class Session(FormSession):
 
     def enqueue_values(self, values: Mapping[str, Any]) -> str:
         """Queue a run with these settings and return the id of the entry; ConfigError or DataError if unusable."""
-        return self.runner.enqueue(plan_usable_run(values, self.runner.host).config)
+        return self.runner.enqueue(plan_usable_run(values, self.runner.host, self.runner.places()).config)
 
     def enqueue_resume(self, run: str, more_epochs: int) -> str:
         """Queue a run to resume or extend it, and return the id of the entry; LoraTrainError if that is impossible."""
@@ -305,6 +310,8 @@ class Session(FormSession):
                 "memory": self.runner.memory(),
                 "grid": self._grid(),
                 "missing": [str(path) for path in self.runner.lora_paths() if not path.is_file()],
+                "interrupted": "" if answer["run"] else self.runs.interrupted(),
+                "offer": self.runs.describe_offer(answer.get("offer", ""), answer["run"] or ""),
             }
         )
         return complete
@@ -329,7 +336,7 @@ class Session(FormSession):
         return self._grids.start(sampler, self.runs.require({"run": run}) if run else "")
 
     def cancel_grid(self) -> None:
-        """Stop the epoch grid after the image that is being drawn."""
+        """Stop the epoch grid after the current sampling step."""
         self._grids.cancel()
 
     def results(self) -> list[dict[str, Any]]:

@@ -34,16 +34,23 @@ class PresetStore:
         return (*(preset.name for preset in PRESETS), *own)
 
     def find(self, name: str) -> Preset:
-        """The preset of that name; LoraTrainError if it does not exist or its file is damaged."""
+        """The preset of that name, without what its file has beside usable settings.
+
+        LoraTrainError if it does not exist or its file is damaged.
+        """
         file = self._file(name)
         if not file.is_file():
             return find_preset(name)
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            parsed, _ = read_values(TrainConfig, {k: v for k, v in values.items() if k in _preset_keys()})
-        except (OSError, ValueError, AttributeError) as error:
+            if not isinstance(values, dict):
+                raise ValueError("it has no settings")
+            parsed, problems = read_values(TrainConfig, values)
+        except (OSError, ValueError, RecursionError) as error:
             raise LoraTrainError(f"{file} cannot be read: {error}. Delete the preset and save it again.") from error
-        return Preset(name, "Saved by you.", parsed)
+        per_run = [f"{key}: belongs to a single run" for key in sorted(parsed.keys() & _PER_RUN)]
+        usable = {key: value for key, value in parsed.items() if key not in _PER_RUN}
+        return Preset(name, "Saved by you.", usable, (*map(str, problems), *per_run))
 
     def save(self, name: str, form: Form) -> None:
         """Save the form as a preset, replacing any preset of the user with that name."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.seeding import random_for, shuffle
+from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.dataset.images import ImageFile
 from lib_lora_train.dataset.plan import MicroBatch, Plan, epoch_steps
 from lib_lora_train.dataset.plan_text import describe_plan
@@ -340,6 +341,19 @@ def test_the_printed_plan_has_all_counts_in_aligned_columns() -> None:
     assert len(table) == 4
     assert len({line.index("×") for line in table}) == 1
     assert len({len(line) for line in table}) == 1
+
+
+def test_settings_that_are_a_share_of_the_run_are_given_in_steps() -> None:
+    """Each such setting, wherever it has an effect; the same numbers that training uses."""
+    config = CONFIG.replace(max_steps=840, epochs=100, warmup=0.05, train_text_encoder=True, stop_text_encoder=300.0)
+    plan = make_plan(_dataset(([(512, 512)] * 20, 1, False)), config)
+    assert describe_durations(config, plan) == {
+        "warmup": "5 % = 42 of 840 steps",
+        "stop_text_encoder": "300 of 840 steps",
+    }
+    decay = config.replace(lr_schedule="warmup_stable_decay", train_text_encoder=False, warmup=0.0)
+    assert describe_durations(decay, plan) == {"lr_decay": "10 % = 84 of 840 steps"}
+    assert "warmup: 5 % = 42" in describe_plan(plan, ["warmup: 5 % = 42 of 840 steps"])
 
 
 # --- balance and advice --------------------------------------------------------------------------

@@ -183,6 +183,23 @@ def test_in_a_webui_the_run_waits_until_its_model_is_loaded(setup: RunSetup, mon
     assert seen[:3] == ["running", "waiting", "running"] and host.loads == 2
 
 
+def test_a_waiting_run_goes_on_with_the_loaded_model_if_the_user_accepts_it(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.01)
+    logged(setup)
+    point = find_resume_point(setup.folder, more_epochs=1)
+    host, control = OtherModelHost(None, None, setup.host.lora_dir, "cpu"), Control()
+    monkeypatch.setattr(host, "follows_selection", True)
+    events = []
+    for event in run_training(point.config, host, folder=point.folder, control=control, state=point.state):
+        events.append(event)
+        if isinstance(event, StateChanged) and event.state == "waiting":
+            assert event.offer == "other-model"
+            control.accept_any_model()
+    assert ending(events) == "finished"
+
+
 def test_a_model_that_is_unknown_is_equal_to_every_other() -> None:
     known = ModelIdentity("a", "1" * 64, "")
     assert not ModelIdentity().difference(known) and not known.difference(ModelIdentity("b"))

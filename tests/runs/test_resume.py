@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -225,7 +226,7 @@ def test_epoch_interrupted_before_saving_is_saved_on_resume(setup: RunSetup, mon
 
 def test_earlier_samples_are_in_the_grid_and_not_repeated(setup: RunSetup) -> None:
     config = setup.config.replace(sample_prompts=("zorp --s 1 --l 1",))
-    run_logged(setup, config, stop_after=3)
+    run_logged(setup, config, stop_after=4)
     drawn = {path: path.stat().st_mtime_ns for path in setup.folder.samples.iterdir()}
     rest = resume(setup)
     assert len(drawn) == 2
@@ -325,6 +326,44 @@ def test_state_that_cannot_be_written_pauses_once_and_then_only_warns(
     assert len(pauses) == 1 and ending(events) == "finished" and len(names(setup)) == 2
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory.")], ids=["cpu", "gpu"]
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "adapters.inject.Adapter.state",
+        "runs.checkpoints.write_adapter",
+        "runs.run_context.RunContext.eval_weights",
+        "runs.checkpoints.write_state",
+        "training.loop.Training.state",
+    ],
+)
+def test_full_memory_while_saving_pauses_until_it_can(
+    place: str, error: Exception, setup: RunSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, _, name = place.rpartition(".")
+    work = getattr(pkgutil.resolve_name(f"lib_lora_train.{owner}"), name)
+    failures = [error]
+
+    def fails_once(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(f"lib_lora_train.{place}", fails_once)
+    reasons: list[str] = []
+
+    def resume_it(control: Control, reason: str) -> None:
+        reasons.append(reason)
+        control.resume()
+
+    events = attended(setup, setup.config.replace(sample_prompts=()), resume_it)
+    assert ending(events) == "finished" and names(setup) == ["test-000001", "test-000002"]
+    (reason,) = reasons
+    assert "memory is full. Close other programs" in reason and "press Resume" in reason
+
+
 @pytest.mark.parametrize("product", ["samples", "grid.png"])
 def test_images_that_cannot_be_written_are_warnings(product: str, setup: RunSetup) -> None:
     """Something else is in the place of the file or folder, so that nobody, not even root, can write there."""
@@ -347,7 +386,7 @@ def test_cache_that_cannot_be_written_is_a_warning(setup: RunSetup) -> None:
     config = setup.config.replace(epochs=1, cache_to_disk=True, train_text_encoder=False)
     events = run_logged(setup, config)
     assert ending(events) == "finished"
-    assert [note.where for note in only(events, Noted)].count("cache_to_disk") == 2
+    assert [note.where for note in only(events, Noted)].count("cache_to_disk") == 3, "plan, latents, text"
 
 
 # --- save now and sample now -------------------------------------------------------------------------

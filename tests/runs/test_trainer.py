@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from lib_lora_train.core.events import (
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer
+from lib_lora_train.sampling.sample import SamplingStep
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
@@ -212,10 +213,11 @@ def test_without_samples_the_grid_is_generated_from_the_files(setup: RunSetup) -
 
 
 def test_samples_that_do_not_fit_into_memory_are_skipped(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any, **__: Any) -> Generator[SamplingStep, None, None]:
+        yield SamplingStep(0, 2, 1, 2)
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", full)
+    monkeypatch.setattr("lib_lora_train.runs.samples.sample_in_steps", full)
     events = setup.run()
     notes = [event for event in only(events, Noted) if event.where == "sample_prompts"]
     assert [note.level for note in notes] == ["warning"] * 3 and "did not fit" in notes[0].message
@@ -245,25 +247,25 @@ def test_out_of_memory_saves_file_and_state_and_frees_the_model(
 
 def test_samples_use_the_hosts_options_and_yield_the_lease(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     host, sampler_options = setup.host, SamplerOptions(eta_noise_seed_delta=7)
-    lease, leases, yielded = host.lease, list[Any](), set[int]()
+    lease, leases, before = host.lease, list[Any](), list[int]()
 
     def counted(*arguments: Any) -> Any:
         leases.append(arguments)
         return lease(*arguments)
 
-    def drawn(_model: Any, prompts: Any, *, on_progress: Any, **others: Any) -> list[Image.Image]:
+    def drawn(_model: Any, prompts: Any, **others: Any) -> Generator[SamplingStep, None, list[Image.Image]]:
         assert others["sampler_options"] == sampler_options
-        before = len(leases)
-        on_progress(1, 2)
-        yielded.add(len(leases) - before)
+        for step in range(1, 4):
+            before.append(len(leases))
+            yield SamplingStep(0, len(prompts), step, 3)
         return [Image.new("RGB", (64, 64))] * len(prompts)
 
     monkeypatch.setattr(host, "lease", counted)
     monkeypatch.setattr(host, "has_waiters", lambda: True)
     monkeypatch.setattr(type(host), "sampler_options", sampler_options)
-    monkeypatch.setattr("lib_lora_train.runs.samples.sample_images", drawn)
+    monkeypatch.setattr("lib_lora_train.runs.samples.sample_in_steps", drawn)
     setup.run(epochs=1)
-    assert yielded == {1}
+    assert before[1] - before[0] == before[2] - before[1] == 1
 
 
 def test_samples_of_steps_are_separate_from_those_of_epochs(setup: RunSetup) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Noted, SampleDrawn, StateChanged
+from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Noted, Progress, SampleDrawn, StateChanged
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
@@ -95,6 +95,45 @@ def test_webui_generates_the_grid_with_samples_off(setup: RunSetup) -> None:
     events, _ = setup.run(sample_every_n_epochs=0)
     assert prompts_of(setup.world)[-2:] == ["zok <lora:zok-000002:1>", "a fox <lora:zok-000002:1>"]
     assert len(prompts_of(setup.world)) == 6 and of(events, GridDrawn)
+
+
+def draw_until_interrupted(setup: RunSetup) -> None:
+    """An image of many steps, which the webui ends early when it is interrupted."""
+    state = setup.world.txt2img.state
+    deadline = time.monotonic() + 20
+    while not state.interrupted and time.monotonic() < deadline:
+        state.sampling_step += 1
+        time.sleep(0.02)
+    assert state.interrupted
+
+
+def test_stop_ends_the_webuis_image_after_its_step_and_the_steps_are_shown(setup: RunSetup) -> None:
+    setup.world.txt2img.during_image = lambda: draw_until_interrupted(setup)
+    folder, control, shown = new_run_folder(setup.home, "zok"), Control(), []
+    config = setup.config.replace(sample_prompts=("zok --s 50", "a fox --s 50"))
+    events = []
+    for event in trainer.run_training(config, setup.host, folder=folder, control=control):
+        events.append(event)
+        if isinstance(event, Progress) and event.steps:
+            shown.append(event.text)
+            control.stop()
+    assert isinstance(events[-1], StateChanged) and events[-1].state == "stopped"
+    assert len(setup.world.txt2img.jobs) == 1 and shown[0].startswith("sample 1 of 2, step ")
+    assert not list(folder.samples.iterdir()) and not setup.world.txt2img.state.interrupted
+
+
+def test_cancel_ends_the_grids_image_after_its_step(setup: RunSetup) -> None:
+    ran(setup)
+    grids = GridGenerator(setup.host, setup.home)
+
+    def cancel() -> None:
+        grids.cancel()
+        draw_until_interrupted(setup)
+
+    setup.world.txt2img.during_image = cancel
+    grids.start("Euler")
+    grids.wait(60)
+    assert (grids.status()["state"], grids.status()["done"]) == ("cancelled", 0)
 
 
 def test_epochs_without_a_file_have_no_samples(setup: RunSetup) -> None:

@@ -18,10 +18,11 @@ from lib_lora_train.models.architecture import Architecture, PredictionType
 from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from lib_lora_train.sampling import sample
 from lib_lora_train.sampling.philox import PhiloxNoise
-from lib_lora_train.sampling.sample import sample_images
+from lib_lora_train.sampling.sample import SamplingStep, sample_images, sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.sampling.samplers import (
     NoiseLevels,
+    Sampling,
     ancestral_split,
     ddim_timesteps,
     expected_image,
@@ -63,7 +64,7 @@ def test_ddim_equals_diffusers(kind: PredictionType, steps: int) -> None:
     scheduler = DDIMScheduler(**BETAS, prediction_type=kind, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     schedule = scaled_linear_schedule(kind)
     timesteps = ddim_timesteps(schedule, steps)
-    ours = sample_ddim(lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps)
+    ours = image_of(sample_ddim(lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps))
     scheduler.set_timesteps(steps)
     assert timesteps == tuple(scheduler.timesteps.tolist())
     # their table of ᾱ is a float32 product of 1000 factors, off by 1e-5
@@ -83,11 +84,21 @@ def test_ddim_starts_a_zero_terminal_schedule_at_pure_noise(steps: int) -> None:
     schedule = zero_terminal("v_prediction")
     timesteps = ddim_timesteps(schedule, steps)
     assert timesteps[0] == 999
-    ours = sample_ddim(lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps)
+    ours = image_of(sample_ddim(lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps))
     assert torch.allclose(ours, steps_of_diffusers(scheduler, steps, START), rtol=1e-3, atol=1e-3)
 
 
-def run_euler(schedule: NoiseSchedule, steps: int, sampler: Callable[..., Tensor], *extra: Any) -> Tensor:
+def image_of(sampling: Sampling) -> Tensor:
+    """What a sampler returns after its steps."""
+    while True:
+        try:
+            next(sampling)
+        except StopIteration as end:
+            image: Tensor = end.value
+            return image
+
+
+def run_euler(schedule: NoiseSchedule, steps: int, sampler: Callable[..., Sampling], *extra: Any) -> Tensor:
     """A sampler in σ notation with `answer` as the model."""
     levels = sigma_levels(schedule, steps)
 
@@ -96,7 +107,7 @@ def run_euler(schedule: NoiseSchedule, steps: int, sampler: Callable[..., Tensor
         scaled = answer(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index])
         return expected_image(x, scaled, sigma, schedule.prediction_type)
 
-    return sampler(denoise, START * levels.sigmas[0], levels, *extra)
+    return image_of(sampler(denoise, START * levels.sigmas[0], levels, *extra))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +157,7 @@ def test_euler_ancestral_recovers_a_known_image() -> None:
     def noise() -> Tensor:
         return torch.randn(image.shape, generator=generator, dtype=torch.float64)
 
-    result = sample_euler_ancestral(lambda x, i: image, image + noise() * levels.sigmas[0], levels, noise)
+    result = image_of(sample_euler_ancestral(lambda x, i: image, image + noise() * levels.sigmas[0], levels, noise))
     assert torch.allclose(result, image, atol=1e-12)
 
 
@@ -215,8 +226,9 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
 def test_philox_supplies_initial_and_later_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
+    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Sampling:
         seen.extend((x / levels.sigmas[0], noise()))
+        yield
         return x
 
     monkeypatch.setattr(sample, "sample_euler_ancestral", sampler)
@@ -234,8 +246,9 @@ def test_the_seed_delta_applies_to_all_but_the_initial_noise(source: Any, monkey
     """The webuis' ENSD: after the first noise their generators start again at seed + delta."""
     drawn: list[Tensor] = []
 
-    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Tensor:
+    def sampler(denoise: Any, x: Tensor, levels: NoiseLevels, noise: Callable[[], Tensor], *, eta: float) -> Sampling:
         drawn.extend((x / levels.sigmas[0], noise(), noise()))
+        yield
         return x
 
     def noises(seed: int) -> list[Tensor]:
@@ -320,17 +333,16 @@ def test_ddim_with_fresh_noise_equals_diffusers(steps: int) -> None:
     schedule = scaled_linear_schedule("epsilon")
     timesteps = ddim_timesteps(schedule, steps)
     later = iter(noises)
-    ours = sample_ddim(
-        lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps, eta=0.7, noise=lambda: next(later)
+    ours = image_of(
+        sample_ddim(
+            lambda x, i: answer(x, timesteps[i]), START, schedule, timesteps, eta=0.7, noise=lambda: next(later)
+        )
     )
     # their ᾱ, as above
     assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
 
 
-def test_progress_counts_every_step_once() -> None:
-    seen: list[tuple[int, int]] = []
+def test_every_step_of_every_image_is_reported_once() -> None:
     prompts = [PROMPT, replace(PROMPT, width=128, steps=3)]
-    sample_images(
-        model(), prompts, sampler="Euler", clip_skip=1, on_progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(n, 5) for n in range(1, 6)]
+    steps = list(sample_in_steps(model(), prompts, sampler="Euler", clip_skip=1))
+    assert steps == [SamplingStep(0, 1, 1, 2), SamplingStep(0, 1, 2, 2), *(SamplingStep(1, 1, n, 3) for n in (1, 2, 3))]

@@ -29,6 +29,9 @@ class FakeRunner:
         self.is_busy = False
         self.home = Path()
 
+    def places(self) -> None:
+        """Folders are not tried."""
+
     def start(self, config: TrainConfig, job: Any = None) -> str:
         if self.is_busy:
             raise HostError("A training is already running.")

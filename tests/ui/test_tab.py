@@ -110,7 +110,7 @@ def test_a_callback_during_a_scan_shows_the_new_plan(tmp_path: Path, monkeypatch
 
 def test_the_log_has_a_sentence_for_every_event_not_drawn_elsewhere() -> None:
     """Events of single steps and images are drawn elsewhere in the Monitor."""
-    drawn = {"StepDone", "Progress", "SampleDrawn"}
+    drawn = {"StepDone", "Progress", "SamplesStarted", "SampleDrawn"}
     kinds = {name for name, kind in vars(events).items() if dataclasses.is_dataclass(kind)} - drawn
     page = (ROOT / "javascript" / "lora_train_log.js").read_text(encoding="utf-8")
     sentences = page.partition("const SENTENCES = {")[2].partition("    };")[0]

@@ -9,7 +9,9 @@ import pytest
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.ui.widgets import build_widget
 from lib_lora_train.web.form import (
+    Draft,
     concept_fields,
     fill_form,
     form_fields,
@@ -79,18 +81,61 @@ def test_invalid_concepts_are_read_as_none(text: str) -> None:
 def test_the_draft_keeps_invalid_values(tmp_path: Path) -> None:
     form = {**fill_form(TrainConfig()), "learning_rate": "much", "concepts": '[{"trigger": "ż-кот"}]'}
     save_draft(tmp_path / "home", form, ("Style", "SDXL"))
-    assert load_draft(tmp_path / "home") == (form, ("Style", "SDXL"))
+    assert load_draft(tmp_path / "home") == Draft(form, ("Style", "SDXL"))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
 def test_a_damaged_draft_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "draft.json").write_text(content, encoding="utf-8")
-    assert load_draft(tmp_path) == (None, ())
+    draft = load_draft(tmp_path)
+    assert draft.form is None and "draft.json" in draft.left_out[0]
 
 
 def test_an_old_draft_gets_the_defaults_of_new_parameters(tmp_path: Path) -> None:
     (tmp_path / "draft.json").write_text('{"rank": 8, "gone": 1}', encoding="utf-8")
-    assert load_draft(tmp_path) == ({**fill_form(TrainConfig()), "rank": 8}, ())
+    assert load_draft(tmp_path) == Draft({**fill_form(TrainConfig()), "rank": 8}, (), ("gone",))
+
+
+WRONG: tuple[object, ...] = ([], {}, [1], {"a": 1}, True, 3.5, "much", float("inf"))
+
+
+@pytest.mark.parametrize("key", [field.key for field in form_fields()])
+def test_a_value_of_a_wrong_kind_in_the_draft_is_left_out_and_named(tmp_path: Path, key: str) -> None:
+    """Every widget gets a value that it can show; the rest of the form stays."""
+    plain = fill_form(TrainConfig())
+    field = next(field for field in form_fields() if field.key == key)
+    for wrong in WRONG:
+        (tmp_path / "draft.json").write_text(json.dumps({**plain, "output_name": "mine", key: wrong}), "utf-8")
+        draft = load_draft(tmp_path)
+        assert draft.form is not None
+        shown = draft.form[key]
+        fits = isinstance(shown, bool) if field.parameter.kind is bool else isinstance(shown, (str, int, float))
+        assert fits and not isinstance(shown, (list, dict)) and shown not in (float("inf"),)
+        assert shown == wrong or (draft.left_out == (key,) and shown == plain[key])
+        assert key == "output_name" or draft.form["output_name"] == "mine"
+        build_widget(field, shown)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "named"),
+    [
+        (
+            '[{"folder": "/a", "repeats": [1]}, {"folder": {}, "gone": 1}]',
+            ["concepts[1].repeats", "concepts[2].folder"],
+        ),
+        ("[1]", ["concepts"]),
+        (7, ["concepts"]),
+        ('[{"folder": "/a"}]', []),
+    ],
+)
+def test_concepts_of_a_wrong_kind_in_the_draft_are_left_out_and_named(
+    tmp_path: Path, concepts: object, named: list[str]
+) -> None:
+    (tmp_path / "draft.json").write_text(json.dumps({"rank": 8, "concepts": concepts}), "utf-8")
+    draft = load_draft(tmp_path)
+    assert draft.form is not None and draft.form["rank"] == 8
+    assert set(named) <= set(draft.left_out) and bool(named) == bool(draft.left_out)
+    assert all(isinstance(table, dict) for table in json.loads(draft.form["concepts"]))
 
 
 @pytest.mark.parametrize(

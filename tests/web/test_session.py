@@ -16,7 +16,7 @@ from lib_lora_train.ui.dataset import render_dataset
 from lib_lora_train.ui.training import render_check
 from lib_lora_train.web.form import concept_tables, fill_form, read_form, with_values
 from lib_lora_train.web.gallery import IMAGES_PER_PAGE
-from tests.paths import ROOT
+from tests.paths import PACKAGE, ROOT
 from tests.stand_ins.ui import open_small_session, write_images
 
 
@@ -25,6 +25,8 @@ def test_the_page_requests_exactly_the_actions_that_exist(tmp_path: Path) -> Non
     text = "\n".join(source.values())
     names = set(re.findall(r"lt\.(?:request|applyChange)\(\"([\w-]+)\"", text))
     names |= set(re.findall(r"\"((?:runs|queue)-[\w-]+)\"", source["lora_train_runs"]))
+    strip = source["lora_train_strip"] + (PACKAGE / "web" / "runs.py").read_text(encoding="utf-8")
+    names |= set(re.findall(r"(?:act\(|\"action\": )\"([\w-]+)\"", strip))
     names |= {f"captions-{name}" for name in re.findall(r"(?<!lt\.)\brequest\(\"([\w-]+)\"", text)}
     names |= {f"checkup-{name}" for name in re.findall(r"run\(container, \"(\w+)\"", source["lora_train_checkup"])}
     names |= {f"crop-{name}" for name in re.findall(r"finish\(\"(\w+)\"", source["lora_train_crop"])}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.ui.sources import render_preset
 from lib_lora_train.web.form import fill_form, read_form, with_values
 from lib_lora_train.web.user_presets import PresetStore
 from tests.stand_ins.ui import open_small_session, small_config
@@ -48,6 +51,28 @@ def test_a_damaged_preset_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[", encoding="utf-8")
     with pytest.raises(LoraTrainError, match="Delete the preset"):
         PresetStore(tmp_path).find("mine")
+
+
+@pytest.mark.parametrize("key", [parameter.name for parameter in parameters_of(TrainConfig)])
+def test_a_value_of_a_wrong_kind_in_a_preset_is_left_out_and_named(tmp_path: Path, key: str) -> None:
+    values = {"rank": 9, key: {"a": []}, "gone": 1}
+    (tmp_path / "mine.json").write_text(json.dumps(values), encoding="utf-8")
+    store = PresetStore(tmp_path)
+    preset = store.find("mine")
+    assert preset.values == ({} if key == "rank" else {"rank": 9})
+    assert [one.split(":")[0] for one in preset.left_out] == [key, "gone"]
+    assert all(one.split(":")[0] in render_preset(preset) for one in preset.left_out)
+    assert "mine" in store.names() and store.changed_names(fill_form(TrainConfig()), ["mine"]) is not None
+
+
+def test_one_damaged_preset_leaves_the_others(tmp_path: Path) -> None:
+    for name, text in (("a", "[" * 100_000), ("b", "[1]"), ("c", '{"rank": 9}')):
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    store = PresetStore(tmp_path)
+    for name in "ab":
+        with pytest.raises(LoraTrainError, match="Delete the preset"):
+            store.find(name)
+    assert store.names()[-3:] == ("a", "b", "c") and store.find("c").values == {"rank": 9}
 
 
 def test_changed_settings_are_relative_to_the_applied_presets(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
 from lib_lora_train.hosts.webui import interrogators, txt2img, upscaling
 from lib_lora_train.hosts.webui.options import lora_folder, sampler_options
 from lib_lora_train.sampling.sampler_options import SamplerOptions
@@ -55,6 +55,11 @@ class CommonWebui(ABC):
         loaded = self._models.model_data.sd_model.sd_checkpoint_info
         return "" if self._models.select_checkpoint().filename == loaded.filename else "checkpoint"
 
+    def checkpoint_files(self) -> tuple[Path, ...]:
+        """The checkpoints of the drop-down at the top of the page, as it was last refreshed."""
+        listed = dict(getattr(self._models, "checkpoints_list", {}))
+        return tuple(dict.fromkeys(Path(info.filename) for info in listed.values()))
+
     def refresh_loras(self) -> None:
         """Rescan the LoRA folder, as the list's refresh button does."""
         networks = lora_networks()
@@ -65,11 +70,11 @@ class CommonWebui(ABC):
         """The samplers in the webui's drop-down."""
         return txt2img.sampler_names()
 
-    def generate(self, request: GenerationRequest, sampler: str) -> GeneratedImage:
+    def generate(self, request: GenerationRequest, sampler: str, watch: GenerationWatch | None) -> GeneratedImage:
         """One image, as if a user had pressed *Generate*."""
         if request.lora:
             txt2img.require_lora(lora_networks(), request.lora)
-        return txt2img.generate(request, sampler)
+        return txt2img.generate(request, sampler, watch)
 
     def upscaler_names(self) -> tuple[str, ...]:
         """The upscalers of the Extras tab that need no download."""

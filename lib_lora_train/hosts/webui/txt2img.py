@@ -6,15 +6,17 @@ The names used here are the same in A1111 1.10 and all webuis derived from it. E
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 from lib_lora_train.core.errors import GenerationInterrupted, HostError
-from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
 from lib_lora_train.hosts.webui.guest import temporary_options, with_own_prompt_cache, without_prompt_history
 
 _SHOWN_NAMES = 8
+_LOOK_SECONDS = 0.1
 
 
 def sampler_names() -> tuple[str, ...]:
@@ -52,11 +54,13 @@ def _schedulers() -> tuple[Any, ...]:
     return tuple(sd_schedulers.schedulers)
 
 
-def generate(request: GenerationRequest, sampler: str) -> GeneratedImage:
+def generate(request: GenerationRequest, sampler: str, watch: GenerationWatch | None = None) -> GeneratedImage:
     """The image, generated as for any user but not saved to the webui's output folder, and leaving no traces.
 
     Raises GenerationInterrupted, and HostError with the webui's reason if it fails.
     """
+    if watch and watch.is_cancelled():  # while it waited behind the user's own images
+        raise GenerationInterrupted("The image was cancelled before the webui began it.")
     from modules import processing, scripts, shared
 
     name, scheduler = sampler_and_scheduler(sampler)
@@ -78,7 +82,8 @@ def generate(request: GenerationRequest, sampler: str) -> GeneratedImage:
     job.scripts = scripts.ScriptRunner()  # without scripts; reForge fails if there is no runner
     options = temporary_options(shared, {"CLIP_stop_at_last_layers": request.clip_skip})
     with closing(job), webui_job(shared), options, without_prompt_history(shared):
-        result = _process(job)
+        with _watched(shared.state, request.steps, watch):
+            result = _process(job)
         if shared.state.interrupted or shared.state.stopping_generation or shared.state.skipped:
             raise GenerationInterrupted("Interrupt was pressed in the webui while it generated images for this run.")
     infotexts = getattr(result, "infotexts", None) or [""]
@@ -92,8 +97,33 @@ def webui_job(shared: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        shared.state.interrupted = False
         shared.state.end()
         shared.total_tqdm.clear()
+
+
+@contextmanager
+def _watched(state: Any, steps: int, watch: GenerationWatch | None) -> Iterator[None]:
+    """Inside, the watch sees the steps of the webui's job, and ends it as the webui's Interrupt button does."""
+    if watch is None:
+        yield
+        return
+    has_ended = threading.Event()
+
+    def look() -> None:
+        while not has_ended.wait(_LOOK_SECONDS):
+            watch.on_step(min(int(state.sampling_step) + 1, steps))
+            if watch.is_cancelled():
+                state.interrupt()
+                return
+
+    thread = threading.Thread(target=look, name="lora-train-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 def _process(job: Any) -> Any:

@@ -27,12 +27,11 @@ from lib_lora_train.hosts.webui.detect import detect_host
 from lib_lora_train.hosts.webui.forge import Forge
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.options import noise_source
-from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.fp8 import is_fp8
-from lib_lora_train.sampling.sample import sample_images
+from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
+from lib_lora_train.training.lease import run_in_turns
 from lib_lora_train.training.loop import train
 from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_config, started
@@ -228,15 +227,16 @@ def test_waiting_generation_goes_first_during_sampling(
     model, control = host.load_model(TrainConfig()), Control()
     prompts = [SamplePrompt("a fox", "", 64, 64, seed=3, steps=3, cfg=3.0)]
 
-    def sample(leased: DiffusionModel, yield_lease: YieldLease) -> bytes:
-        on_progress = lambda _done, _total: yield_lease()  # noqa: E731
-        return sample_images(leased, prompts, sampler="Euler", clip_skip=1, on_progress=on_progress)[0].tobytes()
+    def sample() -> bytes:
+        steps = sample_in_steps(model, prompts, sampler="Euler", clip_skip=1)
+        (image,) = result_of(run_in_turns(host, model, control, steps))
+        return image.tobytes()
 
-    alone = result_of(run_leased_cooperatively(host, model, control, sample))
+    alone = sample()
     expected = world.generate("style")
     leases = leases_of(host, monkeypatch)
     with WaitingGenerations(world) as waiting:
-        among = result_of(run_leased_cooperatively(host, model, control, sample))
+        among = sample()
     assert among == alone
     assert waiting.images == [expected] * 3 and len(leases) == 1 + 3
 
@@ -253,12 +253,14 @@ def leases_of(host: WebuiHost, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return leases
 
 
-def result_of(events: Generator[Event, None, T]) -> T:
-    """The return value of a generator that yields nothing."""
-    with pytest.raises(StopIteration) as end:
-        next(events)
-    result: T = end.value.value
-    return result
+def result_of(events: Generator[Any, None, T]) -> T:
+    """The return value of a generator."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 # --- checkpoints that change meanwhile ----------------------------------------------------------------------

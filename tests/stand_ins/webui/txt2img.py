@@ -19,13 +19,17 @@ class State(SimpleNamespace):
     """`shared.state`: the running job, and which buttons the user pressed meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False)
+        super().__init__(job="", interrupted=False, stopping_generation=False, skipped=False, sampling_step=0)
 
     def begin(self, job: str) -> None:
         self.job, self.interrupted, self.stopping_generation, self.skipped = job, False, False, False
 
     def end(self) -> None:
         self.job = ""
+
+    def interrupt(self) -> None:
+        assert self.job, "the user's own images must not be interrupted"
+        self.interrupted = True
 
 
 class Processing(SimpleNamespace):
