@@ -30,7 +30,7 @@ from lib_lora_train.adapters.families.oft import Oft
 from lib_lora_train.adapters.families.options import PLAIN, Options, RankSettings, options_from_config
 from lib_lora_train.adapters.families.scalar import WithScalar
 from lib_lora_train.adapters.layer_names import is_on_ia3_input
-from lib_lora_train.config.settings.network import DORA_FAMILIES, SCALAR_FAMILIES
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.models.dtypes import DTYPES
@@ -88,7 +88,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
         conv_rank=config.conv_rank,
         conv_alpha=config.effective_conv_alpha,
         is_dora=config.dora,
-        has_scalar=config.scalar and config.family in SCALAR_FAMILIES,
+        has_scalar=config.scalar and config.family in families_with("scalar"),
         rank_stabilized=config.rank_stabilized,
         train_norm=config.train_norm,
         options=options_from_config(config),
@@ -106,15 +106,17 @@ def family_of(spec: AdapterSpec) -> Family:
     """The family of `spec`, wrapped in a trained scalar and DoRA if set; AdapterError if it does not support them."""
     if spec.family not in FAMILIES:
         raise AdapterError(f"{spec.family!r} is not an adapter family. Choose one of {', '.join(FAMILIES)}.")
-    if spec.has_scalar and spec.family not in SCALAR_FAMILIES:
-        raise AdapterError(
-            f"scalar does not work with {spec.family}, only with {', '.join(SCALAR_FAMILIES)}. Turn scalar off."
-        )
+    if spec.has_scalar:
+        _require(spec.family, "scalar", title="scalar")
     family = WithScalar(FAMILIES[spec.family]) if spec.has_scalar else FAMILIES[spec.family]
     if not spec.is_dora:
         return family
-    if spec.family not in DORA_FAMILIES:
-        raise AdapterError(
-            f"DoRA does not work with {spec.family}, only with {', '.join(DORA_FAMILIES)}. Turn dora off."
-        )
+    _require(spec.family, "dora", title="DoRA")
     return Dora(family)
+
+
+def _require(family: str, setting: str, *, title: str) -> None:
+    """AdapterError unless the family uses this setting."""
+    names = families_with(setting)
+    if family not in names:
+        raise AdapterError(f"{title} does not work with {family}, only with {', '.join(names)}. Turn {setting} off.")

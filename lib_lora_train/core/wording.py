@@ -10,6 +10,12 @@ def shorten_list(names: Sequence[str], limit: int) -> str:
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 
 
+def join_names(names: Sequence[str]) -> str:
+    """`ia3, oft and boft`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """1 → `1 image`, 2000 → `2,000 images`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

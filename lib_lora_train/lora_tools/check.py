@@ -22,7 +22,7 @@ from lib_lora_train.adapters.files.decode import (
 )
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
-from lib_lora_train.config.settings.network import NOT_IN_FORGE
+from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.core.wording import shorten_list
 from lib_lora_train.models.other_models import find_by_layers
 
@@ -94,7 +94,7 @@ class LoraReport:
             found.append(f"{len(self.unknown)} keys are not recognised ({shorten_list(self.unknown, _SHOWN)}).")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
-        ignored = [name for name in self.families if name.startswith(NOT_IN_FORGE)]
+        ignored = [name for name in self.families if name in families_forge_ignores()]
         if ignored:
             found.append(f"Forge ignores {', '.join(ignored)}. `convert` writes a LoRA or a diff, which Forge reads.")
         return tuple(found)
@@ -157,10 +157,8 @@ def _norm(layer: ParsedLayer) -> float | None:
     if layer.depends_on_model:
         return None
     weights = {name: tensor.float() for name, tensor in layer.weights.items()}
-    if layer.family.NAME == "loha" and "t1" not in weights:
-        rows, columns = weights["w1_a"].shape[0], weights["w1_b"].shape[1]
-        return float(layer.family.diff_norm(weights, layer.options, torch.empty(rows, columns, device="meta")))
-    return float(layer.family.diff_norm(weights, layer.options, torch.empty(0)))
+    base = torch.empty(layer.family.update_shape(weights), device="meta")
+    return float(layer.family.diff_norm(weights, layer.options, base))
 
 
 def read_base_model(path: Path) -> str:
@@ -205,11 +203,10 @@ def _base_model_by_layers(parsed: ParsedLora) -> str:
 
 def _input_width(layer: ParsedLayer) -> int | None:
     """In-features of a linear layer; None if its tensors do not show them."""
-    weights = layer.weights
-    if layer.family.NAME == "lokr":
-        small, big = weights["w1" if "w1" in weights else "w1_b"], weights["w2" if "w2" in weights else "w2_b"]
-        return small.shape[1] * big.shape[1]
-    return next((weights[n].shape[1] for n in ("down", "a1", "w1_b", "diff", MAGNITUDE) if n in weights), None)
+    shape = layer.family.update_shape(layer.weights)
+    if len(shape) > 1:
+        return shape[1]
+    return layer.weights[MAGNITUDE].shape[1] if MAGNITUDE in layer.weights else None
 
 
 def _format_counts(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:

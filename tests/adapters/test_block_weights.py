@@ -15,6 +15,7 @@ from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.infer_spec import infer_spec
@@ -194,7 +195,7 @@ def test_module_dropout_drops_whole_layers() -> None:
 # --- limited norms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["lora", "loha", "lokr", "dylora", "glora", "ia3", "full"])
+@pytest.mark.parametrize("family", families_with("scale_weight_norms"))
 def test_longer_updates_are_scaled_down_to_the_limit(family: str) -> None:
     adapter = trained(tiny_model(), AdapterSpec(family=family, rank=2, alpha=1.0))
     before = {key: layer.diff_weight().clone() for key, layer in adapter.layers.items()}

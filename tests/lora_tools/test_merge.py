@@ -24,13 +24,16 @@ from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
-from tests.lora_tools.test_check_and_convert import FAMILIES
+from tests.lora_tools.test_check_and_convert import FAMILIES, file_kind
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 
 LOCON = AdapterSpec(rank=3, alpha=1.5, targets="all", conv_rank=2, conv_alpha=1.0)
 TUCKER = AdapterSpec(rank=2, alpha=1.0, targets="all", options=Options(use_tucker=True))
-OTHERS = {**{name: spec for name, spec in FAMILIES.items() if name != "lora"}, "tucker": TUCKER}
+OTHERS = {
+    **{name: spec for name, spec in FAMILIES.items() if spec.is_dora or file_kind(name) != "lora"},
+    "tucker": TUCKER,
+}
 
 
 def file_of(model: TinyModel, spec: AdapterSpec, name: str) -> tuple[AdapterFile, dict[str, Tensor]]:

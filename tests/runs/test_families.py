@@ -14,6 +14,7 @@ from torch import Tensor
 from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter, inject_parsed
+from lib_lora_train.config.family_catalog import FAMILY_CATALOG
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.events import LoraWritten
@@ -38,7 +39,8 @@ PARTS = {
 }
 CONVOLUTIONS: dict[str, Any] = {"targets": "all", "conv_rank": 2, "conv_alpha": 1.0}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "lora": {},
+    **{family: {"family": family} for family in FAMILY_CATALOG},
+    # Families that need other settings here, and all further forms.
     "lora of attention": {"targets": "attention"},
     "lora, rank-stabilised": {"rank_stabilized": True},
     "locon": CONVOLUTIONS,
@@ -49,18 +51,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lokr, both": {"family": "lokr", "rank": 1, "lokr_factor": 8, "decompose_both": True},
     "lokr, whole": {"family": "lokr", "targets": "all", "lokr_factor": 4, "full_matrix": True},
     "dylora": {"family": "dylora", "dylora_unit": 2},
-    "glora": {"family": "glora"},
     "ia3": {"family": "ia3", "learning_rate": 5e-3},
     "ia3, every linear layer": {"family": "ia3", "targets": "full", "learning_rate": 5e-3},
-    "diag-oft": {"family": "oft", "targets": "all"},
-    "diag-oft, bounded and rescaled": {"family": "oft", "constraint": 1e-3, "rescaled": True},
-    "boft": {"family": "boft"},
+    "oft": {"family": "oft", "targets": "all"},
+    "oft, bounded and rescaled": {"family": "oft", "constraint": 1e-3, "rescaled": True},
     "boft, bounded and rescaled": {"family": "boft", "constraint": 1e-3, "rescaled": True},
     "dora": {"dora": True},
     "dora on locon": {**CONVOLUTIONS, "dora": True},
     "dora on loha": {"family": "loha", "dora": True},
     "dora on lokr": {"family": "lokr", "lokr_factor": 4, "dora": True},
-    "native": {"family": "full", "targets": "full", "train_norm": True},
+    "full": {"family": "full", "targets": "full", "train_norm": True},
 }
 
 

@@ -13,7 +13,7 @@ from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.families.base import Family
 from lib_lora_train.adapters.families.options import PLAIN, Options
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
-from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
+from lib_lora_train.adapters.registry import FAMILIES, NORM, AdapterSpec, family_of
 from tests.stand_ins.half_precision import FP16
 
 RANK, ALPHA = 4, 3.0
@@ -42,10 +42,10 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "lora": Case("lora"),
+    **{family: Case(family) for family in FAMILIES},
+    # Families that need other options here, and all further forms.
     "lora_tucker": Case("lora", Options(use_tucker=True)),
     "lora_dora": Case("lora", is_dora=True),
-    "loha": Case("loha"),
     "loha_tucker": Case("loha", Options(use_tucker=True)),
     "loha_dora": Case("loha", is_dora=True),
     "lokr": Case("lokr", Options(factor=2)),
@@ -54,15 +54,9 @@ CASES: dict[str, Case] = {
     "lokr_whole": Case("lokr", Options(factor=4, full_matrix=True)),
     "lokr_tucker": Case("lokr", Options(factor=1, use_tucker=True)),
     "lokr_dora": Case("lokr", Options(factor=2), is_dora=True),
-    "dylora": Case("dylora"),
-    "glora": Case("glora"),
-    "ia3": Case("ia3"),
     "ia3_input": Case("ia3", Options(on_input=True)),
-    "oft": Case("oft"),
     "oft_bounded_rescaled": Case("oft", Options(constraint=0.01, rescaled=True)),
-    "boft": Case("boft"),
     "boft_bounded_rescaled": Case("boft", Options(constraint=0.01, rescaled=True)),
-    "full": Case("full"),
     "norm": Case("norm"),
     "lora_scalar": Case("lora", has_scalar=True),
     "lora_tucker_scalar": Case("lora", Options(use_tucker=True), has_scalar=True),

@@ -16,7 +16,9 @@ State = Mapping[str, Tensor]
 
 def a1111_delta(state: State, base: Tensor) -> Tensor:
     """A1111 1.10.1: the first type whose keys are there; scale alpha / dim where the type has a dim; then DoRA."""
-    difference, dim = next(kind(state, base) for needed, kind in _A1111 if _has(state, needed))
+    formula = next((formula for needed, formula in _A1111 if _has(state, needed)), None)
+    assert formula, f"no webui formula reads the keys {', '.join(state)}; see CONTRIBUTING, step 3"
+    difference, dim = formula(state, base)
     if dim is not None and "alpha" in state:
         difference = difference * (float(state["alpha"]) / dim)
     difference = difference.reshape(base.shape)
@@ -141,8 +143,15 @@ _A1111: tuple[tuple[str, Callable[[State, Tensor], tuple[Tensor, int | None]]], 
 )
 
 
+_FORGE: tuple[tuple[str, Callable[[State, Tensor], tuple[Tensor, int | None]]], ...] = (
+    ("lora_up.weight lora_down.weight", _lora),
+    ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", _hada),
+    ("lokr_w1|lokr_w1_a lokr_w2|lokr_w2_a", _lokr),
+)
+
+
 def forge_delta(state: State, base: Tensor) -> Tensor | None:
-    """Forge: None for what it does not load (IA³, OFT, BOFT, LoKr with Tucker)."""
+    """Forge: None for what it does not load (IA³, OFT, BOFT, LoKr with Tucker, keys it does not know)."""
     if "weight" in state or "oft_blocks" in state or "lokr_t2" in state:
         return None
     if "diff" in state or "w_norm" in state:
@@ -150,7 +159,9 @@ def forge_delta(state: State, base: Tensor) -> Tensor | None:
     if "a1.weight" in state:
         difference = _forge_glora(state, base)
     else:
-        kind = _hada if "hada_w1_a" in state else _lokr if _has(state, "lokr_w1|lokr_w1_a") else _lora
+        kind = next((kind for needed, kind in _FORGE if _has(state, needed)), None)
+        if kind is None:
+            return None
         difference, dim = kind(state, base)
         difference = difference.reshape(base.shape) * (1.0 if dim is None else float(state["alpha"]) / dim)
     if "dora_scale" not in state:

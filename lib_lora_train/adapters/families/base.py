@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import forward_with_delta
 from lib_lora_train.adapters.dropout import LayerDropout
+from lib_lora_train.adapters.families import layouts
+from lib_lora_train.adapters.families.layouts import Layout
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 
@@ -33,14 +35,16 @@ class Family(ABC):
         STATE_KEYS: short name → the ending of its key in a file; a layer has some or all of them, in this order
         SCALE_EXPONENTS: short name → exponent e, such that multiplying each tensor by fᵉ multiplies ΔW by f; empty if
             that is impossible
-        LAYOUTS: the shapes that the tensors of a layer may have together in a file, one entry per form; see
-            `files.defects`
+        LAYOUTS: the shapes that the tensors of a layer may have together in a file, one entry per form; see `layouts`.
+            A file is recognised by the tensors that all forms have
+        DEPENDS_ON_MODEL: whether ΔW also depends on W
     """
 
     NAME: ClassVar[str]
     STATE_KEYS: ClassVar[Mapping[str, str]]
     SCALE_EXPONENTS: ClassVar[Mapping[str, float]] = {}
-    LAYOUTS: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    LAYOUTS: ClassVar[tuple[Layout, ...]] = ()
+    DEPENDS_ON_MODEL: ClassVar[bool] = False
 
     def fits(self, layer: nn.Module) -> bool:
         """Whether the family can adapt this layer; by default Linear and ungrouped, zero-padded 2-D convolution."""
@@ -96,6 +100,11 @@ class Family(ABC):
         bias = self.diff_bias(weights)
         diff = drop_rows(self.diff_weight(weights, options, base), dropout)
         return diff, None if bias is None else drop_rows(bias, dropout)
+
+    def update_shape(self, weights: Weights) -> tuple[int, ...]:
+        """The shape of ΔW as the tensors of a file show it, its kernel perhaps flat; () if they do not show it."""
+        sizes = layouts.match_layout(weights, self.LAYOUTS)
+        return layouts.update_shape(sizes or {})
 
     def file_weights(self, weights: Weights) -> Mapping[str, Tensor]:
         """The tensors that files hold: all of them, except in `WithScalar`."""

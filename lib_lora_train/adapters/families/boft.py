@@ -22,7 +22,7 @@ class Boft(Oft):
     """A product of block rotations in butterfly order."""
 
     NAME = "boft"
-    LAYOUTS = ({"blocks": "m n b b", "rescale?": "_ 1 ~"},)
+    LAYOUTS = ({"blocks": "m n r r", "rescale?": "_ 1 ~"},)
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear and plain convolution with an even number of outputs: a butterfly pairs them."""

@@ -25,6 +25,8 @@ MAGNITUDE = "magnitude"
 class Dora(FamilyWrapper):
     """`inner` with a magnitude per input channel."""
 
+    DEPENDS_ON_MODEL = True
+
     @property
     def STATE_KEYS(self) -> Mapping[str, str]:  # type: ignore[override]
         """The inner family's keys and the magnitude's."""

@@ -29,8 +29,9 @@ class Glora(Family):
     LAYOUTS = (
         {"a1": "r i", "a2": "i r", "b1": "r i", "b2": "o r"},
         {"a1": "i r", "a2": "r i", "b1": "o r", "b2": "r i"},  # the newer layout
-        {"a1": "_ _ _ _", "a2": "_ _ _ _", "b1": "_ _ _ _", "b2": "_ _ _ _"},  # convolutions of other trainers
+        {"a1": "r _ _ _", "a2": "_ _ _ _", "b1": "_ _ _ _", "b2": "_ _ _ _"},  # convolutions of other trainers
     )
+    DEPENDS_ON_MODEL = True
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""

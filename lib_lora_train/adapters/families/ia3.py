@@ -29,6 +29,7 @@ class Ia3(Family):
     STATE_KEYS = {"weight": "weight"}
     SCALE_EXPONENTS = {"weight": 1.0}
     LAYOUTS = ({"weight": "n"}, {"weight": "1 n ~"}, {"weight": "n 1 ~"})
+    DEPENDS_ON_MODEL = True
 
     def fits(self, layer: nn.Module) -> bool:
         """Linear layers."""

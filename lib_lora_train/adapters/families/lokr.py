@@ -78,6 +78,12 @@ class Lokr(Family):
         product: Tensor = norms[0] * norms[1]
         return product * abs(scale_of(weights, options))
 
+    def update_shape(self, weights: Weights) -> tuple[int, ...]:
+        """(out, in[, k, k]) or (out, in · k · k), from the sizes of w1 and w2."""
+        sizes = {name: tensor.to("meta", torch.float32) for name, tensor in weights.items()}
+        small, big = small_matrix(sizes).shape, big_matrix(sizes).shape
+        return (small[0] * big[0], small[1] * big[1], *big[2:])
+
     def forward(
         self,
         layer: nn.Module,

@@ -31,7 +31,8 @@ class Oft(Family):
 
     NAME = "oft"
     STATE_KEYS = {"blocks": "oft_blocks", "rescale": "rescale"}
-    LAYOUTS = ({"blocks": "n b b", "rescale?": "_ 1 ~"},)
+    LAYOUTS = ({"blocks": "n r r", "rescale?": "_ 1 ~"},)
+    DEPENDS_ON_MODEL = True
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """Identity rotations, in blocks of the largest size up to `rank` that divides the number of outputs."""

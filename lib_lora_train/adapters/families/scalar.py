@@ -22,7 +22,7 @@ from lib_lora_train.adapters.flat_parameters import Slices
 
 SCALAR = "scalar"
 # ΔW is linear in these tensors of a family together, and zero where they are zero.
-_LINEAR_IN: Mapping[str, tuple[str, ...]] = {
+LINEAR_IN: Mapping[str, tuple[str, ...]] = {
     "lora": ("up",),
     "loha": ("w2_a",),
     "lokr": ("w2", "w2_b"),
@@ -48,7 +48,7 @@ class WithScalar(FamilyWrapper):
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """The inner family's, with zeros replaced by LyCORIS' random distributions, and a factor of 0."""
         weights = self.inner.init_weights(layer, options, generator)
-        for name in _LINEAR_IN[self.NAME]:
+        for name in LINEAR_IN[self.NAME]:
             if name in weights:
                 shape = tuple(weights[name].shape)
                 weights[name] = normal(shape, 0.1, generator) if self.NAME == "loha" else kaiming(shape, generator)
@@ -60,7 +60,7 @@ class WithScalar(FamilyWrapper):
 
     def file_weights(self, weights: Weights) -> dict[str, Tensor]:
         """The inner family's weights with the factor multiplied in."""
-        factor, linear = weights[SCALAR], _LINEAR_IN[self.NAME]
+        factor, linear = weights[SCALAR], LINEAR_IN[self.NAME]
         return {n: t * factor if n in linear else t for n, t in weights.items() if n != SCALAR}
 
     def forward(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.families.base import Family
+from lib_lora_train.adapters.families.base import Family, Weights
 from lib_lora_train.adapters.families.options import Options
 
 
@@ -21,6 +21,13 @@ class FamilyWrapper(Family):
     def NAME(self) -> str:  # type: ignore[override]
         """The inner family's: the wrapper has a separate setting."""
         return self.inner.NAME
+
+    @property
+    def DEPENDS_ON_MODEL(self) -> bool:  # type: ignore[override]
+        return self.inner.DEPENDS_ON_MODEL
+
+    def update_shape(self, weights: Weights) -> tuple[int, ...]:
+        return self.inner.update_shape({n: tensor for n, tensor in weights.items() if n in self.inner.STATE_KEYS})
 
     def fits(self, layer: nn.Module) -> bool:
         return self.inner.fits(layer)

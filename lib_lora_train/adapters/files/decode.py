@@ -14,6 +14,7 @@ from torch import Tensor
 from lib_lora_train.adapters.families.base import Family
 from lib_lora_train.adapters.families.dora import MAGNITUDE, Dora, RowDora
 from lib_lora_train.adapters.families.glora import as_older, is_newer
+from lib_lora_train.adapters.families.layouts import match_layout, rank_of, required_names
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.defects import Defect, describe_defects, find_defect, find_misfit
 from lib_lora_train.adapters.files.key_formats import FIXED, split_key
@@ -23,15 +24,6 @@ from lib_lora_train.adapters.layer_names import ldm_layer_names, text_encoder_gr
 from lib_lora_train.adapters.registry import FAMILIES, NORM
 from lib_lora_train.core.errors import AdapterError
 
-_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("lora", ("down", "up")),
-    ("loha", ("w1_a", "w1_b", "w2_a", "w2_b")),
-    ("glora", ("a1", "a2", "b1", "b2")),
-    ("oft", ("blocks",)),
-    ("full", ("diff",)),
-    ("ia3", ("weight",)),
-)
-_MODEL_DEPENDENT = ("glora", "ia3", "oft", "boft")
 NEWER_GLORA = "newer layout"
 OTHER_ALPHA = "alpha that is not a rank"
 TUCKER_LOKR = "LoKr with a core"
@@ -59,7 +51,7 @@ class ParsedLayer:
     @property
     def depends_on_model(self) -> bool:
         """Whether its ΔW depends on the base weights."""
-        return MAGNITUDE in self.weights or self.family.NAME in _MODEL_DEPENDENT
+        return self.family.DEPENDS_ON_MODEL
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +131,8 @@ def _family_of(tensors: Mapping[str, Tensor]) -> Family | None:
 def _missing_partner(name: str, tensors: Mapping[str, Tensor]) -> Defect | None:
     """A defect if the layer has some of the tensors that a family needs, and nothing else."""
     endings = set(tensors) - set(FIXED)
-    for kind, shorts in _KINDS:
-        family = Dora(FAMILIES[kind])
-        needed = {family.STATE_KEYS[short] for short in shorts}
+    for plain in FAMILIES.values():
+        family, needed = Dora(plain), _needed_endings(plain)
         missing = sorted(needed - endings)
         if missing and needed & endings and endings <= set(family.STATE_KEYS.values()):
             return Defect(name, f"{', '.join(missing)} is missing")
@@ -159,7 +150,7 @@ def _layer(name: str, family: Family, tensors: Mapping[str, Tensor]) -> ParsedLa
     misfit = _misfit(name, family, weights)
     if misfit:
         return misfit
-    rank = _rank(weights)
+    rank = rank_of(match_layout(weights, family.LAYOUTS) or {})
     layer = ParsedLayer(family, weights, family.with_fixed(Options(rank=rank, alpha=float(rank)), fixed))
     if family.NAME == "glora":
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
@@ -183,23 +174,19 @@ def _family(endings: set[str]) -> Family | None:
     if any(ending.startswith("lokr_w1") for ending in endings):
         family: Family | None = FAMILIES["lokr"]
     else:
-        wanted = ((name, {FAMILIES[name].STATE_KEYS[short] for short in shorts}) for name, shorts in _KINDS)
-        family = next((FAMILIES[name] for name, needed in wanted if needed <= endings), None)
+        wanted = ((family, _needed_endings(family)) for family in FAMILIES.values())
+        family = next((family for family, needed in wanted if needed and needed <= endings), None)
     if family is not None and "dora_scale" in endings:
         return Dora(family)
     return family
 
 
-def _rank(weights: Mapping[str, Tensor]) -> int:
-    """The rank; for OFT and BOFT the block size; 1 for families without either."""
-    if "blocks" in weights:
-        return weights["blocks"].shape[-1]
-    if "w1" in weights and "w2" in weights:
-        return 1
-    for short in ("down", "a1", "w2_b", "w1_b"):
-        if short in weights:
-            return weights[short].shape[0]
-    return 1
+def _needed_endings(family: Family) -> set[str]:
+    """The endings by which a layer of this family is recognised; none if its forms have no tensor in common.
+
+    Where two families share them (DyLoRA's file is a LoRA's), the first in the registry is meant.
+    """
+    return {family.STATE_KEYS[short] for short in required_names(family.LAYOUTS)}
 
 
 def has_output_dora(layer: ParsedLayer) -> bool:

@@ -1,8 +1,6 @@
 """What is wrong with the tensors of an adapter file, found once, before anything uses them.
 
-Each family declares the shapes that its tensors may have together (`Family.LAYOUTS`), as patterns such as
-`"r i *k"`: a name stands for the same size in all of them, a number for itself, `_` for any size, `*k`
-for a kernel (two sizes or none), and `~` for a rest of ones.
+Each family declares the shapes that its tensors may have together (`Family.LAYOUTS`); see `families.layouts`.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Layout = Mapping[str, str]
-"""Short name of a tensor → pattern of its shape; a name that ends with `?` may be missing."""
+from lib_lora_train.adapters.families.layouts import Layout, match_layout
+
 _SHOWN = 3
 _MAX_ALPHA = 1e9  # LyCORIS' largest usual one, for a network_dim of 100000, is far below
 
@@ -58,44 +56,15 @@ def find_misfit(
     layer: str, weights: Mapping[str, Tensor], endings: Mapping[str, str], layouts: Sequence[Layout]
 ) -> Defect | None:
     """A defect if the tensors, by short name, match none of the layouts together."""
-    shapes = {short: tuple(tensor.shape) for short, tensor in weights.items()}
-    if not layouts or any(_matches(shapes, layout) for layout in layouts):
+    if not layouts or match_layout(weights, layouts) is not None:
         return None
-    found = ", ".join(f"{endings[short]} {_format_shape(shape)}" for short, shape in shapes.items())
+    found = ", ".join(f"{endings[short]} {_format_shape(tensor.shape)}" for short, tensor in weights.items())
     return Defect(layer, f"its tensors do not fit together: {found}")
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; fp8 types cannot be asked directly."""
     return bool(torch.isfinite(tensor.float()).all())
-
-
-def _matches(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> bool:
-    required = {name for name in layout if not name.endswith("?")}
-    patterns = {name.removesuffix("?"): pattern for name, pattern in layout.items()}
-    if not required <= shapes.keys() <= patterns.keys():
-        return False
-    sizes: dict[str, object] = {}
-    return all(_fits(shape, patterns[name].split(), sizes) for name, shape in shapes.items())
-
-
-def _fits(shape: tuple[int, ...], pattern: Sequence[str], sizes: dict[str, object]) -> bool:
-    """Whether the shape matches the pattern; sizes that it names are added to `sizes`, or compared with them."""
-    for position, symbol in enumerate(pattern):
-        if symbol == "~":
-            return set(shape[position:]) <= {1}
-        if symbol.startswith("*"):
-            kernel = shape[position:]
-            return len(kernel) in (0, 2) and sizes.setdefault(symbol, kernel) == kernel
-        if position >= len(shape):
-            return False
-        size = shape[position]
-        expected: object = int(symbol) if symbol.isdecimal() else size
-        if symbol != "_" and not symbol.isdecimal():
-            expected = sizes.setdefault(symbol, size)
-        if size != expected:
-            return False
-    return len(shape) == len(pattern)
 
 
 def _format_shape(shape: Sequence[int]) -> str:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib_lora_train.config.family_catalog import FAMILY_CATALOG, families_forge_ignores
 from lib_lora_train.config.parameters import param
+from lib_lora_train.core.wording import join_names
 
-FAMILIES = ("lora", "loha", "lokr", "dylora", "glora", "ia3", "oft", "boft", "full")
-DORA_FAMILIES = ("lora", "loha", "lokr")
-CONVOLUTION_FAMILIES = (*DORA_FAMILIES, "dylora")
-ROTATION_FAMILIES = ("oft", "boft")
-NOT_IN_FORGE = ("ia3", *ROTATION_FAMILIES)
-"""Families whose files Forge ignores."""
-SCALAR_FAMILIES = (*DORA_FAMILIES, "glora")  # as in LyCORIS
+FAMILIES = tuple(FAMILY_CATALOG)
 TARGETS = ("attention", "standard", "all", "full")
 
 
@@ -25,8 +21,8 @@ class NetworkSettings:
         "Type of LoRA: how updates are computed and stored. lora: small, robust, read by every webui; with targets "
         "all it is a LoCon. loha, lokr: more capacity in a small file. dylora: can be cut down to smaller ranks. "
         "glora: a LoRA that also reuses the model's weights. ia3: less than a megabyte, needs a learning rate near "
-        "0.005. oft, boft: rotations. full: fine-tuning of whole layers, in a file as large as the model. Forge "
-        "ignores ia3, oft and boft.",
+        "0.005. oft, boft: rotations. full: fine-tuning of whole layers, in a file as large as the model. "
+        f"Forge ignores {join_names(families_forge_ignores())}.",
         group="network",
         tier="beginner",
         choices=FAMILIES,

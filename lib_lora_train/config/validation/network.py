@@ -5,36 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
+from lib_lora_train.config.family_catalog import FAMILY_CATALOG, FamilyInfo, families_with
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
-from lib_lora_train.config.settings.network import (
-    CONVOLUTION_FAMILIES,
-    DORA_FAMILIES,
-    NOT_IN_FORGE,
-    ROTATION_FAMILIES,
-    SCALAR_FAMILIES,
-)
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 
 _SMALL_SCALE = 1 / 64
-_MAX_RANK = {"loha": 32, "glora": 64}
-_MAX_CONV_RANK = 64
 _HIGH_DROPOUT = 0.5
-_MIN_IA3_LR = 1e-3
-_MAX_FULL_LR = 5e-5
-_USED_BY = {
-    "conv_rank": CONVOLUTION_FAMILIES,
-    "conv_alpha": CONVOLUTION_FAMILIES,
-    "rank_stabilized": CONVOLUTION_FAMILIES,
-    "scalar": SCALAR_FAMILIES,
-    "tucker": DORA_FAMILIES,
-    "lokr_factor": ("lokr",),
-    "decompose_both": ("lokr",),
-    "full_matrix": ("lokr",),
-    "dylora_unit": ("dylora",),
-    "constraint": ROTATION_FAMILIES,
-    "rescaled": ROTATION_FAMILIES,
-}
+_SPECIFIC = (
+    *("conv_rank", "conv_alpha", "rank_stabilized", "scalar", "tucker", "lokr_factor", "decompose_both"),
+    *("full_matrix", "dylora_unit", "constraint", "rescaled"),
+)
+"""Settings for which it is enough to know that the family does not use them."""
 
 
 def validate_network(config: TrainConfig) -> Iterator[Problem]:
@@ -50,13 +32,18 @@ def validate_network(config: TrainConfig) -> Iterator[Problem]:
 
 def has_family_specific_lr(config: TrainConfig) -> bool:
     """Whether the family needs other learning rates than LoRA, so that the optimiser's limits do not apply."""
-    return config.family == "ia3"
+    rates = _info(config).rates
+    return rates is not None and rates.low > 0
 
 
 def is_read_by_forge(config: TrainConfig) -> bool:
     """Whether Forge reads the files of these settings; it ignores some families and fails with another."""
     is_tucker_lokr = config.family == "lokr" and config.tucker and _has_convolutions(config)
-    return config.family not in NOT_IN_FORGE and not is_tucker_lokr
+    return _info(config).is_read_by_forge and not is_tucker_lokr
+
+
+def _info(config: TrainConfig) -> FamilyInfo:
+    return FAMILY_CATALOG[config.family]
 
 
 def _has_convolutions(config: TrainConfig) -> bool:
@@ -69,25 +56,24 @@ def _host(config: TrainConfig) -> Iterator[Problem]:
         "After training, convert the file to a LoRA or an exact diff, which all webuis read: with one click in Results "
         "or with `convert`. It reports what is lost."
     )
-    if config.family in NOT_IN_FORGE:
+    if not _info(config).is_read_by_forge:
         yield warning_at("family", f"{config.family} files are read by A1111, but ignored by Forge. {advice}")
     elif not is_read_by_forge(config):
         yield warning_at("tucker", f"makes a LoKr that A1111 reads, but Forge fails with. {advice}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:
-    family, rank = config.family, config.rank
-    if config.dora and family not in DORA_FAMILIES:
-        yield error_at("dora", f"does not work with {family}, only with {', '.join(DORA_FAMILIES)}. Switch it off.")
-    if rank > _MAX_RANK.get(family, rank):
-        text = (
-            f"{rank} is high for {family}, whose update has a higher rank than this. Use at most {_MAX_RANK[family]}."
-        )
+    family, rank, most = config.family, config.rank, _info(config).max_rank
+    if config.dora and "dora" not in _info(config).uses:
+        names = ", ".join(families_with("dora"))
+        yield error_at("dora", f"does not work with {family}, only with {names}. Switch it off.")
+    if most and rank > most:
+        text = f"{rank} is high for {family}, whose update has a higher rank than this. Use at most {most}."
         yield warning_at("rank", text)
     conv_rank = rank if config.conv_rank is None else config.conv_rank
-    max_conv = min(_MAX_CONV_RANK, _MAX_RANK.get(family, _MAX_CONV_RANK))
-    is_checked = config.conv_rank is not None or family in ("lora", "dylora")  # otherwise `rank` is checked above
-    if _has_convolutions(config) and family in ("lora", "dylora", "loha") and is_checked and conv_rank > max_conv:
+    max_conv = _info(config).max_conv_rank
+    is_checked = config.conv_rank is not None or most is None  # otherwise `rank` is checked above
+    if _has_convolutions(config) and max_conv and is_checked and conv_rank > max_conv:
         where = "rank" if config.conv_rank is None else "conv_rank"
         text = f"{conv_rank} is high for convolutions: files grow and images become rigid. Use at most {max_conv}"
         yield warning_at(where, f"{text}; set conv_rank." if where == "rank" else f"{text}.")
@@ -114,9 +100,7 @@ def _dylora(config: TrainConfig) -> Iterator[Problem]:
 
 def _scale(config: TrainConfig) -> Iterator[Problem]:
     """The scale alpha / rank, in families that have one."""
-    if config.family in ("glora", "full", "ia3", *ROTATION_FAMILIES) or (
-        config.family == "lokr" and config.full_matrix
-    ):
+    if "alpha" not in _info(config).uses or (config.family == "lokr" and config.full_matrix):
         if config.alpha is not None:
             yield hint_at("alpha", f"has no effect with {_named(config)}: its file format has no scale.")
         return
@@ -147,19 +131,20 @@ def _named(config: TrainConfig) -> str:
 
 def _rates(config: TrainConfig) -> Iterator[Problem]:
     """Learning rates of the families that need others than LoRA."""
-    if config.optimizer == "Prodigy":
+    rates = _info(config).rates
+    if config.optimizer == "Prodigy" or rates is None:
         return
     rate = config.effective_unet_lr
     where = "learning_rate" if config.unet_lr is None else "unet_lr"
-    if config.family == "ia3" and config.train_unet and 0 < rate < _MIN_IA3_LR:
-        yield warning_at(where, f"{rate:g} is low for ia3, whose few factors need 5e-3 to 1e-2.")
-    if config.family == "ia3" and config.train_text_encoder:
+    if config.train_unet and 0 < rate < rates.low:
+        yield warning_at(where, f"{rate:g} is low for {config.family}, {rates.advice}.")
+    if config.train_unet and rate > rates.high:
+        yield warning_at(where, f"{rate:g} is high for {config.family}, {rates.advice}.")
+    if config.train_text_encoder:
         text_rate = config.effective_text_encoder_lr
         text_where = "learning_rate" if config.text_encoder_lr is None else "text_encoder_lr"
-        if 0 < text_rate < _MIN_IA3_LR and (text_where != where or not config.train_unet):
-            yield warning_at(text_where, f"{text_rate:g} is low for ia3, whose few factors need 2e-3 to 1e-2.")
-    if config.family == "full" and config.train_unet and rate > _MAX_FULL_LR:
-        yield warning_at(where, f"{rate:g} is high for full, which trains whole layers. 1e-6 to 1e-5 is usual.")
+        if 0 < text_rate < rates.low and (text_where != where or not config.train_unet):
+            yield warning_at(text_where, f"{text_rate:g} is low for {config.family}, {rates.text_advice}.")
 
 
 def _blocks(config: TrainConfig) -> Iterator[Problem]:
@@ -178,20 +163,21 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
             yield error_at(name, f"{reason}.")
     if not config.train_unet:
         yield from unused(config, readers, "while train_unet is off: the blocks are those of the UNet")
-    if config.family not in (*CONVOLUTION_FAMILIES, "glora"):
-        yield from unused(
-            config, ["block_ranks", "block_alphas"], f"with {config.family}, whose rank works differently"
-        )
+    names = [name for name in ("block_ranks", "block_alphas") if name not in _info(config).uses]
+    yield from unused(config, names, f"with {config.family}, whose rank works differently")
 
 
 def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     what = "dora" if config.dora else config.family
-    if what not in ("lora", "dylora"):
+    uses = _info(config).uses
+    if config.dora or "network_dropout" not in uses:
+        others = ", ".join(name for name in FAMILY_CATALOG if name not in families_with("rank_dropout"))
         yield from unused(
-            config, ["network_dropout"], f"with {what}: use rank_dropout, which works with every family but ia3"
+            config, ["network_dropout"], f"with {what}: use rank_dropout, which works with every family but {others}"
         )
-    if config.family == "ia3":
-        yield from unused(config, ["rank_dropout"], "with ia3: use module_dropout, which works with every family")
+    if "rank_dropout" not in uses:
+        why = f"with {config.family}: use module_dropout, which works with every family"
+        yield from unused(config, ["rank_dropout"], why)
     for name in ("network_dropout", "rank_dropout", "module_dropout"):
         rate = getattr(config, name)
         if rate > _HIGH_DROPOUT:
@@ -199,18 +185,18 @@ def _dropouts(config: TrainConfig) -> Iterator[Problem]:
     if config.scale_weight_norms and "ScheduleFree" in config.optimizer:
         text = f"has little effect with {config.optimizer}, which saves averaged weights. Use AdamW or Prodigy."
         yield warning_at("scale_weight_norms", text)
-    if what in ("dora", *ROTATION_FAMILIES):
-        reason = "it sets the norm of the weights itself" if what == "dora" else "rotations have no norm to limit"
+    if config.dora or "scale_weight_norms" not in uses:
+        reason = "it sets the norm of the weights itself" if config.dora else "its updates have no norm to limit"
         yield from unused(config, ["scale_weight_norms"], f"with {what}: {reason}")
 
 
 def _without_effect(config: TrainConfig) -> Iterator[Problem]:
-    for name, families in _USED_BY.items():
-        if config.family not in families:
-            yield from unused(config, [name], f"with {config.family}, only with {', '.join(families)}")
-    if not _has_convolutions(config) and config.family in CONVOLUTION_FAMILIES:
+    uses = _info(config).uses
+    for name in _SPECIFIC:
+        if name not in uses:
+            yield from unused(config, [name], f"with {config.family}, only with {', '.join(families_with(name))}")
+    if not _has_convolutions(config):
         why = f"with targets {config.targets}: there are no 3×3 convolutions"
-        names = ["conv_rank", "conv_alpha", *(["tucker"] if config.family in DORA_FAMILIES else [])]
-        yield from unused(config, names, why)
+        yield from unused(config, [name for name in ("conv_rank", "conv_alpha", "tucker") if name in uses], why)
     if config.targets == "attention":
         yield from unused(config, ["train_norm"], "with targets attention, which include no norm layers")

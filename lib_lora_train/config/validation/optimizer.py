@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from lib_lora_train.config.family_catalog import FAMILY_CATALOG
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import (
     ARGUMENT_LENGTHS,
@@ -93,14 +94,12 @@ def usual_learning_rates(config: TrainConfig, name: str) -> Iterator[float]:
 
     1 is one of them only for an optimiser that finds the rate itself.
     """
-    kind = OPTIMIZER_CATALOG[config.optimizer]
+    kind, rates = OPTIMIZER_CATALOG[config.optimizer], FAMILY_CATALOG[config.family].rates
     is_text = name.startswith("text_encoder")
     if kind.estimates_lr:
         yield 1.0
-    elif config.family == "ia3":
-        yield 2e-3 if is_text else 5e-3
-    elif config.family == "full":
-        yield 1e-5
+    elif rates is not None:
+        yield rates.usual_text if is_text else rates.usual
     elif config.optimizer != CUSTOM:
         if is_text:
             yield config.effective_unet_lr / 2

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib_lora_train.config.settings.network import (
-    CONVOLUTION_FAMILIES,
-    DORA_FAMILIES,
-    ROTATION_FAMILIES,
-    SCALAR_FAMILIES,
-)
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
@@ -28,7 +23,7 @@ from lib_lora_train.formats.kohya.import_state import (
 )
 from lib_lora_train.formats.kohya.keys import IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
 
-_ALGOS: Mapping[str, str] = {
+ALGOS: Mapping[str, str] = {
     "lora": "lora",
     "locon": "lora",
     "loha": "loha",
@@ -50,32 +45,32 @@ _GUI_TYPES: Mapping[str, str] = {
     "kohya dylora": "dylora",
     "kohya loha": "loha",
 }
-_GUI_NAMES: Mapping[str, str] = {
-    "lora": "LyCORIS/LoCon",
-    "loha": "LyCORIS/LoHa",
-    "lokr": "LyCORIS/LoKr",
-    "dylora": "LyCORIS/DyLoRA",
-    "glora": "LyCORIS/GLoRA",
-    "ia3": "LyCORIS/iA3",
-    "oft": "LyCORIS/Diag-OFT",
-    "boft": "LyCORIS/BOFT",
-    "full": "LyCORIS/Native Fine-Tuning",
+NAMES: Mapping[str, tuple[str, str]] = {
+    "lora": ("LyCORIS/LoCon", "locon"),
+    "loha": ("LyCORIS/LoHa", "loha"),
+    "lokr": ("LyCORIS/LoKr", "lokr"),
+    "dylora": ("LyCORIS/DyLoRA", "dylora"),
+    "glora": ("LyCORIS/GLoRA", "glora"),
+    "ia3": ("LyCORIS/iA3", "ia3"),
+    "oft": ("LyCORIS/Diag-OFT", "diag-oft"),
+    "boft": ("LyCORIS/BOFT", "boft"),
+    "full": ("LyCORIS/Native Fine-Tuning", "full"),
 }
-_ALGO_NAMES: Mapping[str, str] = {"lora": "locon", "oft": "diag-oft"}  # the others have the same name
+"""Family → its LoRA_type in the kohya_ss GUI and its algo in LyCORIS, or those of the nearest one that they know."""
 _USED_BY: Mapping[str, tuple[str, ...]] = {
-    "conv_dim": CONVOLUTION_FAMILIES,
-    "conv_alpha": CONVOLUTION_FAMILIES,
-    "dora_wd": DORA_FAMILIES,
-    "use_tucker": DORA_FAMILIES,
-    "rs_lora": DORA_FAMILIES,
-    "use_scalar": SCALAR_FAMILIES,
-    "factor": ("lokr",),
-    "decompose_both": ("lokr",),
-    "full_matrix": ("lokr",),
-    "unit": ("dylora",),
-    "constraint": ROTATION_FAMILIES,
-    "rescaled": ROTATION_FAMILIES,
-    "train_norm": tuple(_GUI_NAMES),
+    "conv_dim": families_with("conv_rank"),
+    "conv_alpha": families_with("conv_rank"),
+    "dora_wd": families_with("dora"),
+    "use_tucker": families_with("tucker"),
+    "rs_lora": families_with("dora"),
+    "use_scalar": families_with("scalar"),
+    "factor": families_with("lokr_factor"),
+    "decompose_both": families_with("decompose_both"),
+    "full_matrix": families_with("full_matrix"),
+    "unit": families_with("dylora_unit"),
+    "constraint": families_with("constraint"),
+    "rescaled": families_with("rescaled"),
+    "train_norm": tuple(NAMES),
 }
 """kohya name of a parameter → the families for which LyCORIS reads it."""
 _IN_ARGUMENTS = (
@@ -147,8 +142,8 @@ def _kind(state: ImportState) -> _Kind:
     has_conv = bool(parse_number(state.value("conv_dim")))
     if gui_type.startswith("lycoris/") or (not gui_type and module.startswith("lycoris")):
         name = gui_type.removeprefix("lycoris/") or algo or "lora"
-        if name in _ALGOS:
-            return _Kind(_ALGOS[name], True, preset, True)
+        if name in ALGOS:
+            return _Kind(ALGOS[name], True, preset, True)
     elif gui_type in _GUI_TYPES:
         return _Kind(_GUI_TYPES[gui_type], False, "", gui_type != "standard")
     elif not gui_type and (module in _MODULES or not module):
@@ -240,7 +235,7 @@ def gui_network(config: TrainConfig) -> dict[str, Any]:
     }
     if _is_plain(config) and config.targets in ("standard", "all"):
         return {**sizes, "LoRA_type": _plain_type(config), "LyCORIS_preset": "full"}
-    return {**sizes, "LoRA_type": _GUI_NAMES[config.family], "LyCORIS_preset": _preset(config)}
+    return {**sizes, "LoRA_type": NAMES[config.family][0], "LyCORIS_preset": _preset(config)}
 
 
 def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
@@ -255,7 +250,7 @@ def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
     declared = kohya_parameters()
     own = {name: getattr(config, declared[name].name) for name in _USED_BY if name not in conv}
     changed = {name: value for name, value in own.items() if value != declared[name].default}
-    algo = _ALGO_NAMES.get(config.family, config.family)
+    algo = NAMES[config.family][1]
     return "lycoris.kohya", _texts({"algo": algo, "preset": _preset(config), **arguments, **changed})
 
 

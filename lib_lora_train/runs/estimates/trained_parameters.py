@@ -6,8 +6,8 @@ Follows the rules of `inject` and the families' `init_weights` without creating 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from lib_lora_train.adapters.block_weights import BlockSettings, block_overrides_from_config, resolve_blocks
 from lib_lora_train.adapters.families.factorization import butterfly, factorisation, lokr_shapes
@@ -19,7 +19,7 @@ from lib_lora_train.adapters.layer_names import (
     is_text_target,
     is_unet_target,
 )
-from lib_lora_train.config.settings.network import SCALAR_FAMILIES
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.runs.estimates.activation_trace import Layer, SavedForBackward
 
@@ -68,22 +68,44 @@ def count_parameters(layer: Layer, config: TrainConfig, rank: int) -> int:
     """The number of parameters the family trains on this layer at this rank."""
     if not layer.inputs:
         return 2 * layer.outputs
-    shape = layer.shape
-    width = math.prod(shape[1:])
-    is_tucker = config.tucker and layer.kernel > 1
-    outputs, inputs = shape[:2]
-    counts: Mapping[str, int] = {
-        "lora": _lora(shape, rank, is_tucker=is_tucker),
-        "dylora": rank * (width + outputs),
-        "loha": 2 * _lora(shape, rank, is_tucker=is_tucker),
-        "lokr": sum(math.prod(one) for one in lokr_shapes(shape, _options(config, rank)).values()),
-        "glora": rank * (3 * inputs + outputs),
-        "ia3": inputs if is_on_ia3_input(layer.name) else outputs,
-        "oft": outputs * factorisation(outputs, rank)[0] + outputs * config.rescaled,
-        "boft": _boft(outputs, rank) + outputs * config.rescaled,
-        "full": math.prod(shape) + outputs * layer.has_bias,
-    }
-    return counts[config.family] + (inputs if config.dora else 0) + (config.scalar and config.family in SCALAR_FAMILIES)
+    has_scalar = config.scalar and config.family in families_with("scalar")
+    return ESTIMATES[config.family].count(layer, config, rank) + (layer.inputs if config.dora else 0) + has_scalar
+
+
+def _count_lora(layer: Layer, config: TrainConfig, rank: int) -> int:
+    return _lora(layer.shape, rank, is_tucker=config.tucker and layer.kernel > 1)
+
+
+def _count_low_rank(layer: Layer, _config: TrainConfig, rank: int) -> int:
+    return _lora(layer.shape, rank, is_tucker=False)
+
+
+def _count_loha(layer: Layer, config: TrainConfig, rank: int) -> int:
+    return 2 * _count_lora(layer, config, rank)
+
+
+def _count_lokr(layer: Layer, config: TrainConfig, rank: int) -> int:
+    return sum(math.prod(one) for one in lokr_shapes(layer.shape, _options(config, rank)).values())
+
+
+def _count_glora(layer: Layer, _config: TrainConfig, rank: int) -> int:
+    return rank * (3 * layer.inputs + layer.outputs)
+
+
+def _count_ia3(layer: Layer, _config: TrainConfig, _rank: int) -> int:
+    return layer.inputs if is_on_ia3_input(layer.name) else layer.outputs
+
+
+def _count_oft(layer: Layer, config: TrainConfig, rank: int) -> int:
+    return layer.outputs * factorisation(layer.outputs, rank)[0] + layer.outputs * config.rescaled
+
+
+def _count_boft(layer: Layer, config: TrainConfig, rank: int) -> int:
+    return _boft(layer.outputs, rank) + layer.outputs * config.rescaled
+
+
+def _count_full(layer: Layer, _config: TrainConfig, _rank: int) -> int:
+    return math.prod(layer.shape) + layer.outputs * layer.has_bias
 
 
 def _lora(shape: tuple[int, ...], rank: int, *, is_tucker: bool) -> int:
@@ -109,24 +131,63 @@ def _options(config: TrainConfig, rank: int) -> Options:
 def saved_by_layer(layer: Layer, config: TrainConfig, rank: int) -> SavedForBackward:
     """What the adapted layer saves for its backward pass.
 
-    DoRA and families that recompute ΔW in the backward pass save only the input. Dropout saves a second copy and its
-    mask.
+    DoRA and families that recompute ΔW in the backward pass save only the input.
     """
-    if not layer.inputs or config.dora or config.family in ("loha", "glora", "boft", "full"):
+    if not layer.inputs or config.dora:
         return SavedForBackward()
-    if config.family == "oft":
-        copies = 1 + config.rescaled * (2 if layer.kernel else 1)
-        return SavedForBackward(False, layer.outputs * copies)
-    if config.family == "ia3":
-        return SavedForBackward() if is_on_ia3_input(layer.name) else SavedForBackward(False, layer.outputs)
-    if config.family == "lokr":
-        shapes = lokr_shapes(layer.shape, _options(config, rank))
-        inputs, outputs = factorisation(layer.inputs, config.lokr_factor)[0], _big_outputs(layer, config)
-        return SavedForBackward(True, inputs * outputs + (inputs * rank if "w2_b" in shapes else 0))
+    return ESTIMATES[config.family].save(layer, config, rank)
+
+
+def _save_input(_layer: Layer, _config: TrainConfig, _rank: int) -> SavedForBackward:
+    return SavedForBackward()
+
+
+def _save_lora(layer: Layer, config: TrainConfig, rank: int) -> SavedForBackward:
+    """The input and the rank-size product; dropout saves a second copy and its mask."""
     drops = bool(config.network_dropout) + bool(config.rank_dropout)
     is_tucker = config.tucker and layer.kernel > 1
     return SavedForBackward(True, rank * (1 + 2 * drops + is_tucker))
 
 
+def _save_lokr(layer: Layer, config: TrainConfig, rank: int) -> SavedForBackward:
+    shapes = lokr_shapes(layer.shape, _options(config, rank))
+    inputs, outputs = factorisation(layer.inputs, config.lokr_factor)[0], _big_outputs(layer, config)
+    return SavedForBackward(True, inputs * outputs + (inputs * rank if "w2_b" in shapes else 0))
+
+
+def _save_ia3(layer: Layer, _config: TrainConfig, _rank: int) -> SavedForBackward:
+    return SavedForBackward() if is_on_ia3_input(layer.name) else SavedForBackward(False, layer.outputs)
+
+
+def _save_oft(layer: Layer, config: TrainConfig, _rank: int) -> SavedForBackward:
+    copies = 1 + config.rescaled * (2 if layer.kernel else 1)
+    return SavedForBackward(False, layer.outputs * copies)
+
+
 def _big_outputs(layer: Layer, config: TrainConfig) -> int:
     return factorisation(layer.outputs, config.lokr_factor)[1]
+
+
+# --- by family --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FamilyEstimate:
+    """Of a layer at a rank: how many parameters are trained, and what is saved; without DoRA and the scalar."""
+
+    count: Callable[[Layer, TrainConfig, int], int]
+    save: Callable[[Layer, TrainConfig, int], SavedForBackward]
+
+
+ESTIMATES: Mapping[str, FamilyEstimate] = {
+    "lora": FamilyEstimate(_count_lora, _save_lora),
+    "loha": FamilyEstimate(_count_loha, _save_input),
+    "lokr": FamilyEstimate(_count_lokr, _save_lokr),
+    "dylora": FamilyEstimate(_count_low_rank, _save_lora),
+    "glora": FamilyEstimate(_count_glora, _save_input),
+    "ia3": FamilyEstimate(_count_ia3, _save_ia3),
+    "oft": FamilyEstimate(_count_oft, _save_oft),
+    "boft": FamilyEstimate(_count_boft, _save_input),
+    "full": FamilyEstimate(_count_full, _save_input),
+}
+"""One row for each family. One with the `forward` of `Family` builds ΔW again, so it saves only the input."""

@@ -5,6 +5,7 @@ The reference is what the webuis compute from the saved keys (`webui_formulas`),
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
+from lib_lora_train.adapters.families.base import Family
+from lib_lora_train.adapters.families.scalar import WithScalar
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.config.family_catalog import families_forge_ignores
 from tests.stand_ins.adapter_cases import CASES, LAYERS, TOLERANCE, every_dtype, every_pair, make, relative
 from tests.stand_ins.webui_formulas import a1111_delta, forge_delta
 
@@ -145,8 +149,10 @@ def test_forge_reads_our_update_except_in_known_cases(case: str, kind: str) -> N
     found = forge_delta(state, weight.double())
     if found is None:
         has_kernel = weight.dim() == 4 and weight.shape[-1] > 1
-        assert CASES[case].family in ("ia3", "oft", "boft") or (case == "lokr_tucker" and has_kernel)
+        is_known = CASES[case].family in families_forge_ignores() or (case == "lokr_tucker" and has_kernel)
+        assert is_known, "Forge has no formula for this file: set is_read_by_forge=False in config/family_catalog.py"
     else:
+        assert CASES[case].family not in families_forge_ignores(), "Forge reads it: see config/family_catalog.py"
         assert relative(layer.diff_weight(), found) < 1e-6
 
 
@@ -227,7 +233,39 @@ def test_unsupported_layers_are_rejected(case: str, layer: nn.Module) -> None:
 
 def test_every_case_is_tested_on_a_layer_it_fits() -> None:
     kinds = {kind for kind in LAYERS if "norm" not in kind}
+    linear = {kind for kind in kinds if "conv" not in kind}
     for case in CASES:
         fitting = {kind for kind in kinds if CASES[case].mathematics.fits(LAYERS[kind][0]())}
-        linear_only = CASES[case].family in ("glora", "ia3")
-        assert fitting == ({k for k in kinds if "conv" not in k} if linear_only else kinds if case != "norm" else set())
+        assert fitting in ([set()] if case == "norm" else [linear, kinds]), "fits() is for all convolutions or for none"
+
+
+@every_pair
+def test_a_family_says_whether_its_update_depends_on_the_models_weights(case: str, kind: str) -> None:
+    layer, _ = make(case, kind)
+    base: Any = layer.base_layer.weight
+    weights = layer.slices.fp32()
+    other = layer.family.diff_weight(weights, layer.options, base * 2 + 1)
+    depends = not torch.equal(other, layer.diff_weight())
+    assert depends == layer.family.DEPENDS_ON_MODEL, f"set DEPENDS_ON_MODEL = {depends} in the family"
+
+
+@every_pair
+def test_the_shape_of_the_update_is_known_without_the_model(case: str, kind: str) -> None:
+    """As `check` needs it; a kernel may be flat."""
+    layer, _ = make(case, kind)
+    if layer.family.DEPENDS_ON_MODEL:
+        return
+    base: Any = layer.base_layer.weight
+    weights = layer.family.file_weights(layer.slices.fp32())
+    shape = plain(layer.family).update_shape(weights)
+    assert (*shape[:1], math.prod(shape)) == (base.shape[0], base.numel()), (
+        f"{shape}: use the names o, i, *k and n of families/layouts.py in LAYOUTS, or override update_shape"
+    )
+    meta = torch.empty(shape, device="meta")
+    norm = plain(layer.family).diff_norm(weights, layer.options, meta)
+    assert float(norm) == pytest.approx(float(layer.diff_norm()), rel=1e-5)
+
+
+def plain(family: Family) -> Family:
+    """The family that a file of this one has: without a trained scalar, which is multiplied in."""
+    return family.inner if isinstance(family, WithScalar) else family

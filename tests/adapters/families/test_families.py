@@ -19,6 +19,7 @@ from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec, family_of, spec_from_config
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.settings import network
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
@@ -102,7 +103,7 @@ def test_dylora_draws_every_block_equally_often() -> None:
 ROW_CASES = [
     name
     for name, case in CASES.items()
-    if case.is_dora or not (case.family in ("ia3", "norm") or isinstance(FAMILIES[case.family], Lora))
+    if case.is_dora or (case.family in families_with("rank_dropout") and not isinstance(FAMILIES[case.family], Lora))
 ]
 
 
@@ -159,7 +160,7 @@ def test_dora_keeps_its_magnitudes() -> None:
     torch.testing.assert_close(lengths, layer.slices.fp32()["magnitude"].flatten())
 
 
-@pytest.mark.parametrize("family", ["dylora", "glora", "ia3", "oft", "boft", "full"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in families_with("dora")])
 def test_dora_is_refused_for_other_families(family: str) -> None:
     with pytest.raises(AdapterError, match=f"DoRA does not work with {family}"):
         family_of(AdapterSpec(family=family, is_dora=True))
@@ -237,7 +238,9 @@ def test_every_family_trains_on_a_whole_model_with_every_target(family: str, tar
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0], (
+        f"{losses}: diverges at learning rate 1e-2; scale ΔW so that a step of 0.01 of each number is small"
+    )
     state = adapter.state()
     adapter.remove()
     assert torch.equal(model.predict(), before), "nothing is left behind"

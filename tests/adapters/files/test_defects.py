@@ -56,7 +56,10 @@ def test_every_damaged_tensor_of_every_family_is_found(name: str, damage: str) -
             continue
         again = parse_state({**state, key: _DAMAGES[damage](state[key])})
         is_found = layer in [defect.layer for defect in again.defects] or key in again.unknown
-        assert is_found, f"{damage} in {key} {tuple(state[key].shape)}"
+        assert is_found, (
+            f"{damage} in {key} {tuple(state[key].shape)}: declare the shapes in LAYOUTS, with the same name for the "
+            "same size; if no other tensor of the layer has this size, add the key's ending to _INVISIBLE here"
+        )
         assert layer not in again.layers
 
 
