@@ -108,6 +108,36 @@ def test_links_are_rewritten_to_the_sites_places(page: str, is_outside: bool, li
     assert found == f"see [it]({there}#part)"
 
 
+# --- the recipes ------------------------------------------------------------------------------------
+
+CODE = "\n".join(
+    path.read_text(encoding="utf-8")
+    for folder in ("lib_lora_train", "tests", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != Path(__file__)
+)
+INVENTED = {"ortho", "Ortho", "max_timestep_weight", "max_weight", "is_cached"}  # by the guide
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+_FENCES = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def test_every_name_in_the_guide_is_in_the_code() -> None:
+    inline = re.findall(r"`(\w+)`", _FENCES.sub("", GUIDE))
+    called = [name for block in _FENCES.findall(GUIDE) for name in re.findall(r"\b(\w+)\(", block)]
+    names = {name for name in (*inline, *called) if re.search("[A-Z_]", name) and not name.startswith("test_")}
+    assert [name for name in sorted(names - INVENTED) if not re.search(rf"\b{name}\b", CODE)] == []
+
+
+def test_every_file_in_the_guide_exists() -> None:
+    paths = set(re.findall(r"`([\w./-]+/(?:[\w-]+\.\w+)?)`", GUIDE)) - {
+        "lib_lora_train/adapters/families/ortho.py",
+        "docs/releases/VERSION.md",
+    }
+    roots = (ROOT, ROOT / "lib_lora_train", ROOT / "lib_lora_train/adapters", ROOT / "lib_lora_train/config")
+    missing = [path for path in sorted(paths) if not any((root / path).exists() for root in roots)]
+    assert missing == [] and len(paths) > 20
+
+
 # --- English ----------------------------------------------------------------------------------------
 
 
