@@ -39,7 +39,9 @@ def test_every_family_is_in_the_registry_and_in_the_catalogue(family: str) -> No
     assert family in FAMILY_CATALOG, (
         "add a row to config/family_catalog.py, in the same place as in adapters/registry.py"
     )
-    assert list(FAMILIES).index(family) == list(FAMILY_CATALOG).index(family), "the registry has another order"
+    assert list(FAMILIES).index(family) == list(FAMILY_CATALOG).index(family), (
+        "sort its row in config/family_catalog.py as in the registry"
+    )
 
 
 @every_family
@@ -125,7 +127,8 @@ def test_every_family_has_a_preset(family: str) -> None:
 @every_family
 def test_the_help_of_the_setting_names_every_family(family: str) -> None:
     (help_text,) = (parameter.help for parameter in parameters_of(TrainConfig) if parameter.name == "family")
-    assert re.search(rf"\b{family}\b", help_text), (
+    explained = re.findall(r"(\w+(?:, \w+)*): ", help_text)  # as in "oft, boft: rotations."
+    assert family in ", ".join(explained).split(", "), (
         "say in the help of `family` in config/settings/network.py what it is"
     )
 
