@@ -1,0 +1,56 @@
+"""The mutation tool: a mutant exists in one process only, and is met by the tests of its lines."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.paths import ROOT
+
+TOOL: Any = importlib.import_module("tools.mutation_test")
+MODULE = "lib_lora_train/core/seeding.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the tool forks")
+@pytest.mark.parametrize(("change", "code"), [("", 0), ("raise RuntimeError", 1)])
+def test_only_the_tests_process_sees_the_mutant(change: str, code: int) -> None:
+    """The file stays as it is; the tests of a module that cannot be imported fail."""
+    before = (ROOT / MODULE).read_bytes()
+    call = f"tool._run_in_child({MODULE!r}, source + {change!r}, ['tests/core/test_seeding.py'])"
+    script = f"import tools.mutation_test as tool; source = open({MODULE!r}).read(); print({call})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert bool(int(run.stdout)) == bool(code)
+    assert (ROOT / MODULE).read_bytes() == before
+
+
+def test_each_test_function_comes_once_before_any_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"a[1]": 0.1, "a[2]": 0.2, "a[3]": 0.3, "b[1]": 5.0, "c": 1.0, "elsewhere": 0.0}
+    lines = {7: ["a[1]", "a[2]", "b[1]"], 8: ["a[3]", "c", "failing"], 20: ["elsewhere"]}
+    monkeypatch.setattr(TOOL, "_seconds", lambda: seconds)
+    monkeypatch.setattr(TOOL, "_contexts", lambda path: lines)
+    monkeypatch.setattr(TOOL, "_statement_lines", lambda mutant: range(7, 9))
+    mutant = TOOL.Mutant(MODULE, "core/AddNot", 0, 8)
+    assert TOOL.tests_of(mutant) == ["a[1]", "c", "b[1]", "a[2]", "a[3]"]
+
+
+def test_a_line_of_no_test_gets_all_tests_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants are computed on import, before the first test."""
+    monkeypatch.setattr(TOOL, "_seconds", lambda: {"a": 2.0, "b": 1.0})
+    monkeypatch.setattr(TOOL, "_contexts", lambda path: {3: [""], 9: ["a", "b"]})
+    monkeypatch.setattr(TOOL, "_statement_lines", lambda mutant: range(3, 4))
+    assert TOOL.tests_of(TOOL.Mutant(MODULE, "core/NumberReplacer", 0, 3)) == ["b", "a"]
+
+
+def test_mutants_are_found_and_change_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cosmic_ray")
+    (tmp_path / "half.py").write_text("def half(x, *, y):\n    return x / 2 + y\n", encoding="utf-8")
+    monkeypatch.setattr(TOOL, "ROOT", tmp_path)
+    found = {TOOL.mutated_source(mutant).splitlines()[1].strip() for mutant in TOOL.choose_mutants(["half.py"])}
+    assert {"return x / 2 - y", "return x * 2 + y"} <= found
+    assert TOOL.choose_mutants(["half.py"], 0.5, 1) == TOOL.choose_mutants(["half.py"], 0.5, 1)
