@@ -60,9 +60,9 @@ class LayerDropout:
     """
 
     seed: int
-    neuron_dropout: float = 0.0
-    rank_dropout: float = 0.0
-    dylora_position: float = 0.0
+    neuron_dropout: float
+    rank_dropout: float
+    dylora_position: float
 
     @property
     def is_active(self) -> bool:

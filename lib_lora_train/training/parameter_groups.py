@@ -134,4 +134,4 @@ def _optimizer(
         return make_optimizer(groups, own_rates, config=config)
     views = matrix_views(adapter, groups, master_weights)
     optimizer = make_optimizer(*split_loraplus_groups(views, own_rates, ratios), config=config)
-    return MatrixOptimizer(optimizer, [view for name in views if own_rates[name] > 0 for view in views[name]])
+    return MatrixOptimizer(optimizer, [view for group in views.values() for view in group])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, drift, make_probe, probe_loss, probe_predictions
+from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,15 @@ def test_a_probe_has_every_image_at_every_timestep(probe: Probe) -> None:
     assert len(set(probe.captions)) == 8
 
 
+@pytest.mark.parametrize(("architecture", "factor"), [("sd1", 0.18215), ("sdxl", 0.13025)])
+def test_a_probe_scales_latents_as_the_model_was_trained(architecture: Any, factor: float) -> None:
+    plan = small_plan(small_config())
+    latents = random_latents(plan)
+    made = make_probe(shared_model(architecture), plan, latents, seed=1, timesteps=(7,))
+    expected = torch.stack([latents[item].mean for item in range(4)]) * factor
+    assert torch.allclose(made.latents, expected, rtol=1e-6)  # one float32 product
+
+
 def test_the_loss_is_the_mean_squared_distance_to_the_noise(model: DiffusionModel, probe: Probe) -> None:
     """For an epsilon model the target is the noise itself, so answering with it is perfect and with 0 costs E[n²]."""
     assert probe_loss(model, probe, probe.noise) == 0.0
@@ -63,6 +74,12 @@ def test_drift_is_zero_unchanged_and_one_as_far_as_without_captions() -> None:
     before, uncaptioned = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0])
     assert drift(before, before, uncaptioned) == 0.0
     assert drift(torch.tensor([1.0, 1.0]), before, uncaptioned) == 1.0
+
+
+def test_drift_is_a_ratio_of_distances() -> None:
+    """From (1, 2) to (4, 6) it is 5, to (1, −8) it is 10."""
+    before, after, uncaptioned = (torch.tensor(point) for point in ((1.0, 2.0), (4.0, 6.0), (1.0, -8.0)))
+    assert drift(after, before, uncaptioned) == 0.5
 
 
 GOOD = {"concept_share": 0.9, "leak_share": 0.0, "concept_loss": 0.4, "base_loss": 1.0}

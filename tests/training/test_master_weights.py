@@ -102,6 +102,16 @@ def test_representable_numbers_stay_and_larger_ones_saturate(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+def test_representable_numbers_stay_at_the_smallest_draw_too(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.rand returns 0 once in 2²⁴ numbers: a few times per step of a large adapter."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    held = table(dtype).float()
+    assert torch.equal(stochastically_rounded(held, dtype, torch.Generator()).float(), held)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_steps_below_the_16_bit_resolution_add_up(dtype: torch.dtype) -> None:
     """400 steps of 1e-4 from 1: plain rounding would stay at 1; the mean over 4096 numbers is 0.96.
 

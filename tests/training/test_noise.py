@@ -93,6 +93,15 @@ def test_default_draws_never_change() -> None:
         assert draw_timestep(3, draw, timestep_options(config, 1000)) == random_for(3, "timestep", draw).randrange(1000)
 
 
+def test_sigmoid_timesteps_never_change() -> None:
+    """Number for number, not only in distribution: a resumed run draws what the uninterrupted one would have."""
+    rule = TimestepOptions(900, 100, "sigmoid", 0.5, -1.0)
+    for draw in range(5):
+        normal_number = random_for(3, "timestep", draw).gauss(0.0, 1.0)
+        share = 1 / (1 + math.exp(1.0 - 0.5 * normal_number))
+        assert draw_timestep(3, draw, rule) == 100 + int(800 * share)
+
+
 @pytest.mark.parametrize("rule", EVERY_OPTION, ids=NAMES)
 def test_every_option_changes_only_its_own_draw(rule: NoiseOptions) -> None:
     timesteps = TimestepOptions(end=1000)
@@ -161,6 +170,13 @@ def test_sigmoid_timesteps_are_logit_normal_over_the_range(first: int, end: int,
 def test_timesteps_stay_in_their_range(sampling: str) -> None:
     rule = TimestepOptions(103, 100, sampling, 5.0, 4.0)
     assert {draw_timestep(0, draw, rule) for draw in range(300)} == {100, 101, 102}
+
+
+def test_a_timestep_beyond_every_rounding_is_still_the_last_one() -> None:
+    """The sigmoid of 60 is 1 in float64, which is no share of the range any more; that of −60 is the first."""
+    drawn = [draw_timestep(0, draw, TimestepOptions(1000, 100, "sigmoid", 1.0, 60.0)) for draw in range(20)]
+    assert set(drawn) == {999}
+    assert draw_timestep(0, 0, TimestepOptions(1000, 100, "sigmoid", 1.0, -60.0)) == 100
 
 
 # --- noise offset -------------------------------------------------------------------------------

@@ -100,6 +100,15 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 BOTH = {"unet": 1e-3, "text_encoder": 1e-3}
 
 
+@pytest.mark.parametrize("values", [{}, {"optimizer": "Adafactor"}, {"lora_precision": "bf16"}], ids=str)
+def test_a_part_with_a_rate_of_zero_gets_no_gradient(values: dict[str, Any]) -> None:
+    """Of whatever the optimiser sees, flat, as matrices or as fp32 copies, the layers' own parameters are frozen."""
+    training = started(model(), small_config(text_encoder_lr=0.0, **values))
+    training.adapter.remove()
+    frozen = {name: {p.requires_grad for p in group} for name, group in training.adapter.groups.items()}
+    assert frozen == {"unet": {True}, "text_encoder": {False}}
+
+
 def test_adafactor_factors_every_matrix(adapter: Adapter) -> None:
     start = matrices(adapter)
     config = TrainConfig(optimizer="Adafactor", optimizer_args="weight_decay=0.01")
@@ -140,6 +149,21 @@ def test_adafactor_reports_its_relative_step_size() -> None:
     assert stepper.effective_rates()["unet"] == pytest.approx(3e-6)
 
 
+@pytest.mark.parametrize("step", [1, 9_999, 10_001, 40_000])
+@pytest.mark.parametrize("arguments", ["", "warmup_init=True"])
+def test_adafactors_reported_rate_is_the_one_it_uses(step: int, arguments: str) -> None:
+    """Late in a run too, where 1/√t is below the limit: against transformers' own function."""
+    parameter = nn.Parameter(torch.ones(3, 2))
+    config = TrainConfig(optimizer="Adafactor", lr_schedule="adafactor", optimizer_args=arguments)
+    stepper: Any = make_optimizer({"unet": [parameter]}, {"unet": 1.0}, config=config)
+    parameter.grad = torch.ones_like(parameter)
+    stepper.step(1.0)
+    inner: Adafactor = stepper._optimizer
+    inner.state[parameter]["step"] = step
+    theirs = inner._get_lr({**inner.param_groups[0], "scale_parameter": False}, inner.state[parameter])
+    assert stepper.effective_rates()["unet"] == pytest.approx(float(theirs), rel=1e-12)
+
+
 def test_lion_is_the_papers_algorithm() -> None:
     """Chen et al. 2023, algorithm 2, written out in float64."""
     values = torch.linspace(-1, 1, 7)
@@ -154,6 +178,21 @@ def test_lion_is_the_papers_algorithm() -> None:
         theta = theta - 0.01 * (update + 0.1 * theta)
         momentum = 0.95 * momentum + 0.05 * gradient.double()
     assert torch.allclose(parameter.detach().double(), theta, atol=1e-6)  # fp32 rounding of 12 steps
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (0.9,), (0.9, 0.9, 0.9)])
+def test_lion_rejects_betas_outside_their_range(betas: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="two numbers from 0 to below 1"):
+        Lion([nn.Parameter(torch.ones(1))], betas=betas)  # type: ignore[arg-type]
+
+
+def test_lion_with_betas_of_zero_is_the_sign_of_the_gradient() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = Lion([parameter], lr=0.5, betas=(0.0, 0.0))
+    for gradient in ([1.0, -2.0, 0.0], [-3.0, -4.0, 5.0]):
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert parameter.tolist() == [0.0, 1.0, -0.5]
 
 
 def test_sgd_is_nesterovs(adapter: Adapter) -> None:

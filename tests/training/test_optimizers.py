@@ -81,14 +81,15 @@ def test_prodigy_with_equal_rates_is_prodigy_over_all_parameters() -> None:
     assert seen[-1]["unet"] == seen[-1]["text_encoder"] == group["d"] * group["lr"]
 
 
-def test_prodigy_with_different_rates_is_prodigy_in_scaled_coordinates() -> None:
+@pytest.mark.parametrize("highest", [1.0, 2.0])
+def test_prodigy_with_different_rates_is_prodigy_in_scaled_coordinates(highest: float) -> None:
     """θ = ratio · φ: the same trajectory as Prodigy on φ with the chain rule done by autograd."""
     ours, starts = parameters(), parameters()
-    seen = descend(ours, "Prodigy", {"unet": 1.0, "text_encoder": 0.25}, 30)
+    seen = descend(ours, "Prodigy", {"unet": highest, "text_encoder": 0.25 * highest}, 30)
     scaled = nn.Parameter(starts[1].detach() / 0.25)
-    optimizer = Prodigy([starts[0], scaled], lr=1.0)
+    optimizer = Prodigy([starts[0], scaled], lr=highest)
     for step in range(30):
-        optimizer.param_groups[0]["lr"] = 1 - step / 30
+        optimizer.param_groups[0]["lr"] = highest * (1 - step / 30)
         optimizer.zero_grad()
         quadratic([starts[0], scaled * 0.25]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -153,11 +154,12 @@ def test_missing_prodigy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 # --- gradients ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_norm", [0.5, 100.0])
-def test_clipping_equals_torch(max_norm: float) -> None:
+@pytest.mark.parametrize(("max_norm", "size"), [(0.5, 1.0), (100.0, 1.0), (1e-7, 1e-7)])
+def test_clipping_equals_torch(max_norm: float, size: float) -> None:
+    """Gradients as small as torch's 1e-6, which keeps the division sound, included."""
     ours, theirs = parameters(), parameters()
     for values in (ours, theirs):
-        quadratic(values).backward()  # type: ignore[no-untyped-call]
+        (quadratic(values) * size).backward()  # type: ignore[no-untyped-call]
     expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
     assert torch.allclose(clip_gradients(ours, max_norm), expected, rtol=1e-6)
     for mine, other in zip(ours, theirs, strict=True):
@@ -197,3 +199,26 @@ def test_loss_scale_falls_on_overflow_and_recovers() -> None:
     assert float(scale.value) == start / 2
     scale.update(torch.tensor(1.0))
     assert float(scale.value) == start
+
+
+def test_loss_scale_moves_as_torchs_does() -> None:
+    """Step by step against `torch._amp_update_scale_`, GradScaler's rule, through 3,500 steps with three overflows."""
+    ours = GradScaler(torch.device("cpu"))
+    theirs, tracker = torch.tensor(2.0**12), torch.zeros((), dtype=torch.int32)
+    for step in range(3500):
+        overflows = step in (100, 101, 1600)
+        ours.update(torch.tensor(float("inf") if overflows else 1.0))
+        torch._amp_update_scale_(theirs, tracker, torch.tensor(float(overflows)), 2.0, 0.5, 1000)
+        assert float(ours.value) == float(theirs), step
+    assert float(ours.value) == 2.0**11  # three halvings and two doublings
+
+
+def test_loss_scale_stays_between_1_and_65536() -> None:
+    """Above, float16 gradients of normal size overflow; below 1 the loss itself would lose digits."""
+    scale = GradScaler(torch.device("cpu"))
+    for _ in range(5000):
+        scale.update(torch.tensor(1.0))
+    assert float(scale.value) == 65536.0
+    for _ in range(20):
+        scale.update(torch.tensor(float("nan")))
+    assert float(scale.value) == 1.0

@@ -21,8 +21,8 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
-from lib_lora_train.training.validation import Validation
-from tests.stand_ins.training_parts import shared_model
+from lib_lora_train.training.validation import MAX_IMAGES, Validation
+from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
 
 
 @pytest.fixture
@@ -144,6 +144,19 @@ def test_the_loss_is_the_mean_over_images_and_timesteps(architecture: Any, maske
     assert value == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
     assert len(breaths) >= -(-len(wanted) // 3)
     assert validation.measure(model, lambda: None) == value
+
+
+@pytest.mark.parametrize(("count", "measured"), [(1, 1), (40, 40), (41, 21), (101, 34)])
+def test_at_most_forty_images_are_measured_spread_evenly_from_the_first(count: int, measured: int) -> None:
+    config = small_config(batch_size=3)
+    plan = small_plan(config, sizes=[(64, 64)] * count)
+    batches = list(Validation(plan, random_latents(plan), config)._batches())
+    samples = [sample for batch in batches for sample in batch]
+    items = list(dict.fromkeys(item for item, _ in samples))
+    stride = items[1] - items[0] if count > 1 else 1
+    assert items == list(range(0, count, stride)) and len(items) == measured <= MAX_IMAGES
+    assert samples == [(item, timestep) for item in items for timestep in TIMESTEPS]
+    assert {len(batch) for batch in batches[:-1]} <= {3} and len(batches[-1]) <= 3
 
 
 def _error(

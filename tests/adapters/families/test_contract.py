@@ -5,6 +5,7 @@ The reference is what the webuis compute from the saved keys (`webui_formulas`),
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,34 @@ def test_half_strength_is_half_the_webuis_update(case: str, kind: str) -> None:
     whole = reference(layer, x.double(), state)
     assert weight.requires_grad is False
     assert relative(half - base, (whole - base.double()) / 2) < 2e-5  # the difference of two rounded outputs
+
+
+@every_dtype
+@every_pair
+def test_half_strength_and_its_gradients_are_those_of_half_the_update(case: str, kind: str, dtype: torch.dtype) -> None:
+    """(base + webui's formula) / 2 in float64 and its autograd, for the input and every tensor."""
+    layer, x = make(case, kind, dtype)
+    layer.switch.strength = 0.5
+    leaves = exact_leaves(layer)
+    x_exact, x_ours = x.double().requires_grad_(), x.clone().requires_grad_()
+    whole = reference(layer, x_exact, exact_state(layer, leaves))
+    expected = (whole + copy.deepcopy(layer.base_layer).double()(x_exact)) / 2
+    ours = layer(x_ours)
+    pull = torch.randn(expected.shape).to(dtype)
+    torch.autograd.backward(expected, pull.double())
+    ours.backward(pull)
+    tolerance = TOLERANCE[dtype]
+    assert relative(ours, expected) < tolerance
+    assert x_ours.grad is not None and x_exact.grad is not None
+    assert relative(x_ours.grad, x_exact.grad) < tolerance
+    for name, position in layer.slices.positions.items():
+        exact = leaves[name].grad
+        assert exact is not None
+        if name == "scalar":
+            error = float((layer.slices.buffer.gradient(position) - exact).abs())
+            assert error < tolerance * factors_terms(layer, leaves)
+        else:
+            assert relative(layer.slices.buffer.gradient(position), exact) < 2 * tolerance, name
 
 
 @every_pair

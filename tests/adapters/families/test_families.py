@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.dylora import trained_rows
-from lib_lora_train.adapters.families.factorization import butterfly, factorisation
+from lib_lora_train.adapters.families.factorization import butterfly, factorisation, lokr_shapes
 from lib_lora_train.adapters.families.lora import Lora
 from lib_lora_train.adapters.families.oft import cayley_minus_identity
-from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.families.options import Options, options_from_config
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec, family_of, spec_from_config
 from lib_lora_train.config.family_catalog import families_with
@@ -44,6 +46,10 @@ def test_scale_is_applied_once(case: str) -> None:
     assert relative(family.diff_weight(named, twice, base), 2 * layer.diff_weight()) < 1e-6  # type: ignore[arg-type]
 
 
+def test_options_have_the_defaults_of_their_settings() -> None:
+    assert options_from_config(TrainConfig()) == Options()
+
+
 def test_alpha_of_full_lokr_and_glora_has_no_effect() -> None:
     for case in ("lokr_whole", "glora"):
         layer, _ = make(case, "linear")
@@ -64,9 +70,11 @@ def test_rank_stabilised_file_scales_by_alpha_over_root_rank() -> None:
     assert options.alpha == 16.0 and options.scale == 4.0 / 16**0.5  # hosts compute 16 / 16
 
 
-def test_dylora_trains_with_the_scale_it_saves() -> None:
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_dylora_trains_with_the_scale_it_saves(strength: float) -> None:
     """With the last block all ranks are used, so a training pass equals the file's effect."""
     layer, x = make("dylora", "linear")
+    layer.switch.strength = strength
     plain = layer(x)
     layer.switch.dropout = _dropout_with_block(layer, last=True)
     assert relative(layer(x), plain) < 1e-6
@@ -96,6 +104,18 @@ def test_dylora_draws_every_block_equally_often() -> None:
     counts = {rows: draws.count(rows) for rows in set(draws)}
     assert set(counts) == {(0, 3), (3, 6), (6, 8)}
     assert all(abs(count - 1000) < 5 * 26 for count in counts.values())  # five standard deviations
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_a_bias_in_the_file_applies_to_a_layer_without_one(dtype: torch.dtype, tolerance: float) -> None:
+    base = nn.Linear(6, 4, bias=False).to(dtype).requires_grad_(False)
+    weights = {"diff": torch.randn(4, 6), "bias": torch.randn(4)}
+    slices = Slices(FlatBuffer(list(weights.values()), torch.device("cpu")), {"diff": 0, "bias": 1})
+    switch = AdapterSwitch(strength=0.5)
+    layer = AdaptedLayer(base, FAMILIES["full"], slices, options=Options(), switch=switch)
+    x = torch.randn(3, 6).to(dtype)
+    expected = x.double() @ (base.weight.double() + 0.5 * weights["diff"]).t() + 0.5 * weights["bias"]
+    assert relative(layer(x), expected) < tolerance
 
 
 # --- dropped rows -------------------------------------------------------------------------------
@@ -173,10 +193,42 @@ def test_factorisation_matches_lycoris() -> None:
     assert factorisation(360, 4) == (4, 90)
     assert factorisation(360, 7) == (6, 60)
     assert factorisation(512, 1024) == (16, 32)
+    assert factorisation(128, 0) == (8, 16)
+    assert factorisation(128, 32) == (4, 32)
+    assert factorisation(1, -1) == (1, 1)
     for size in DIMENSIONS:
         for factor in (-1, 4, 8, 16):
             small, big = factorisation(size, factor)
             assert small * big == size and small <= big and (factor < 0 or small <= factor or size // factor == small)
+
+
+@pytest.mark.parametrize("rank", range(1, 10))
+@pytest.mark.parametrize("decompose_both", [False, True])
+@pytest.mark.parametrize("full_matrix", [False, True])
+def test_lokr_decomposes_the_matrices_that_lycoris_does(rank: int, decompose_both: bool, full_matrix: bool) -> None:
+    """LyCORIS: a matrix is decomposed if rank < max(its sides) / 2. Here w1 is (8, 4), and w2 (12, 8) per position."""
+    options = Options(rank, factor=8, decompose_both=decompose_both, full_matrix=full_matrix)
+    shapes = lokr_shapes((96, 32, 3, 3), options)
+    is_first_small = decompose_both and rank < 8 / 2 and not full_matrix
+    is_second_small = rank < 12 / 2 and not full_matrix
+    first = {"w1_a": (8, rank), "w1_b": (rank, 4)} if is_first_small else {"w1": (8, 4)}
+    second = {"w2_a": (12, rank), "w2_b": (rank, 8 * 9)} if is_second_small else {"w2": (12, 8, 3, 3)}
+    assert shapes == {**first, **second}
+
+
+def test_lokr_decomposes_convolutions_larger_than_1x1_by_tucker() -> None:
+    options = Options(2, factor=8, use_tucker=True)
+    wide, small = lokr_shapes((96, 32, 3, 3), options), lokr_shapes((96, 32, 1, 1), options)
+    assert wide == {"w1": (8, 4), "w2_a": (2, 12), "w2_b": (2, 8), "t2": (2, 2, 3, 3)}
+    assert small == {"w1": (8, 4), "w2_a": (12, 2), "w2_b": (2, 8)}
+
+
+@pytest.mark.parametrize("case", ["oft_bounded_rescaled", "boft_bounded_rescaled"])
+@pytest.mark.parametrize(("kind", "shape"), [("linear", (40, 1)), ("conv3x3", (16, 1, 1, 1))])
+def test_the_rescale_has_the_shape_that_the_webuis_multiply_with(case: str, kind: str, shape: tuple[int, ...]) -> None:
+    layer, _ = make(case, kind, trained=False)
+    rescale = layer.state()["rescale"]
+    assert rescale.shape == shape and bool((rescale == 1).all())
 
 
 @pytest.mark.parametrize("size", DIMENSIONS)
@@ -213,10 +265,14 @@ def test_constraint_bounds_the_rotation() -> None:
     assert float(cayley_minus_identity(blocks, 0.0).norm()) > 10 * bound
 
 
-def test_gradient_of_a_bounded_rotation_at_the_start_is_finite() -> None:
-    blocks = torch.zeros(2, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(cayley_minus_identity(blocks, 0.01)[0, 0, 1], blocks)
-    assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) > 0
+def test_gradient_of_a_bounded_rotation_at_the_start_is_that_of_an_unbounded_one() -> None:
+    """R − I = 2Q to first order, Q = blocks − blocksᵀ: 2 for the entry, −2 for its mirror image. No bound is near."""
+    expected = torch.zeros(2, 4, 4)
+    expected[0, 0, 1], expected[0, 1, 0] = 2.0, -2.0
+    for bound in (0.0, 0.01):
+        blocks = torch.zeros(2, 4, 4, requires_grad=True)
+        (gradient,) = torch.autograd.grad(cayley_minus_identity(blocks, bound)[0, 0, 1], blocks)
+        torch.testing.assert_close(gradient, expected)
 
 
 # --- whole models -------------------------------------------------------------------------------

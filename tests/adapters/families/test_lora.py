@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.families.lora import conv_lora, linear_lora
+from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
+from lib_lora_train.adapters.families.lora import conv_lora, drop_activations, linear_lora
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.registry import FAMILIES
 from tests.stand_ins.adapter_cases import ALPHA, RANK, TOLERANCE, every_layer, make, relative
@@ -71,3 +72,47 @@ def test_lora_down_starts_uniform_within_kaimings_bound() -> None:
     assert down.shape == (64, 32, 3, 3)
     assert 0.99 * bound < float(down.abs().max()) <= bound
     assert float(down.std()) == pytest.approx(bound / 3**0.5, rel=0.02)  # 18,432 draws: 0.5 % standard error
+
+
+def hidden_after_dropout(kind: str, rates: DropoutRates, draw: int) -> tuple[Tensor, Tensor]:
+    """The rank-size activations with and without dropout, (B, positions, r): up copies rank n to output n."""
+    layer, x = make("lora", kind)
+    tensors = layer.slices.tensors()
+    with torch.no_grad():
+        tensors["up"].zero_()
+        tensors["up"][:RANK].flatten(1).fill_diagonal_(1.0)
+    axis = 1 if kind.startswith("conv") else -1
+    found = []
+    for state in (None, DropoutState(rates, 1, (draw,))):
+        layer.switch.dropout = state
+        change = (layer(x) - layer.base_layer(x)).detach().movedim(axis, -1)[..., :RANK]
+        found.append(change.reshape(len(x), -1, RANK))
+    return found[1], found[0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1x1", "conv3x3"])
+def test_lora_rank_dropout_drops_whole_ranks_of_a_sample(kind: str) -> None:
+    """At all positions alike, and what is left is divided by 1 − p."""
+    masks = []
+    for draw in range(5):
+        found, whole = hidden_after_dropout(kind, DropoutRates(rank_dropout=0.4), draw)
+        masks.append((found.abs() > 1e-5).any(dim=1, keepdim=True))  # (B, 1, r)
+        torch.testing.assert_close(found, whole * masks[-1] / 0.6, rtol=1e-4, atol=1e-4)  # from rounded outputs
+    assert any(mask.any() and not mask.all() for mask in masks)
+    assert any(not torch.equal(mask[0], mask[1]) for mask in masks)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1x1", "conv3x3"])
+def test_lora_dropout_drops_single_activations(kind: str) -> None:
+    found, whole = hidden_after_dropout(kind, DropoutRates(dropout=0.4), 0)
+    kept = found.abs() > 1e-5
+    assert kept.any(dim=1).all() and not kept.all(dim=1).any()
+    torch.testing.assert_close(found, whole * kept / 0.6, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rates", [DropoutRates(dropout=0.4), DropoutRates(rank_dropout=0.4)], ids=str)
+def test_lora_drops_the_share_that_is_set(rates: DropoutRates) -> None:
+    """Of 4,000 draws of an activation, or of a rank; five standard errors are 0.039."""
+    ones = torch.ones(1000, 1, 4)
+    kept = drop_activations(ones, DropoutState(rates, 1, (0,)).for_layer("a layer"), -1) > 0
+    assert float(kept.float().mean()) == pytest.approx(0.6, abs=0.039)

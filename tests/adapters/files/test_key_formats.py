@@ -152,6 +152,14 @@ def test_newer_glora_has_the_update_lycoris_trained(out: int, width: int) -> Non
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)  # fp32 sums of ten terms
 
 
+def test_a_glora_whose_rank_is_its_width_is_read_as_we_write_it() -> None:
+    """All four matrices are square then, which both layouts could be."""
+    tensors = {name: torch.randn(6, 6) for name in ("a1", "a2", "b1", "b2")}
+    state = {f"lora_unet_{Q}.{name}.weight": tensor for name, tensor in tensors.items()}
+    layer = parse_state(state).layers[f"lora_unet_{Q}"]
+    assert all(torch.equal(layer.weights[name], tensor) for name, tensor in tensors.items())
+
+
 def test_glora_layouts_are_reported() -> None:
     file = AdapterFile(Path("a.safetensors"), newer(3, 12, 10, 1.5), {})
     assert any("newer layout" in problem for problem in check(file).problems)

@@ -45,6 +45,15 @@ def test_time_grows_with_steps_and_pixels(tmp_path: Path) -> None:
     assert (same.run, same.is_extrapolated) == ("1-run", False)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "is_extrapolated"), [(2047.0, True), (2048.0, False), (32768.0, False), (32769.0, True)]
+)
+def test_an_estimate_is_reliable_up_to_a_factor_of_four(tmp_path: Path, pixels: float, is_extrapolated: bool) -> None:
+    write_run(tmp_path, "1-run", [2.0] * 9)
+    found = estimate_time(tmp_path, dataclasses.replace(WANTED, pixels_per_step=pixels), 100)
+    assert found is not None and found.is_extrapolated is is_extrapolated
+
+
 @pytest.mark.parametrize("other", [{"family": "sdxl"}, {"device": "other card"}, {"checkpointing": True}])
 def test_runs_that_are_not_comparable_are_ignored(tmp_path: Path, other: dict[str, Any]) -> None:
     write_run(tmp_path, "1-run", [1.0] * 9, **other)
@@ -56,6 +65,8 @@ def test_most_similar_run_is_used_then_the_newest(tmp_path: Path) -> None:
     write_run(tmp_path, "2-alike", [2.0] * 9)
     write_run(tmp_path, "3-larger", [3.0] * 9, pixels_per_step=81920.0)
     write_run(tmp_path, "4-other-adapter", [4.0] * 9, adapter="loha all")
+    write_run(tmp_path, "5-smaller", [5.0] * 9, pixels_per_step=819.2)
+    write_run(tmp_path, "6-differs-twice", [6.0] * 9, adapter="loha all", text_encoder=False)
     found = estimate_time(tmp_path, WANTED, 1)
     assert found is not None
     assert found.run == "2-alike"
