@@ -25,7 +25,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, *, scale
         factor = factor * (max_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
     factor = torch.where(norm.isfinite(), factor, torch.full_like(factor, torch.nan))
     for gradient in gradients:
-        gradient.mul_(factor).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        gradient.mul_(factor).nan_to_num_(nan=0.0)  # the factor is NaN then, and so is every number
     return norm
 
 

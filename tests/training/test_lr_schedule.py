@@ -124,6 +124,14 @@ def test_every_restart_is_at_the_full_rate(total: int, cycles: int) -> None:
     assert [lr_factor(schedule, step) for step in starts] == [1.0] * cycles
 
 
+@pytest.mark.parametrize(
+    "kind", ["linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "warmup_stable_decay"]
+)
+def test_a_warmup_that_leaves_one_step_leaves_it_at_the_full_rate_and_ends_at_zero(kind: str) -> None:
+    schedule = LrSchedule(kind, 5, warmup=4, decay=1)
+    assert [lr_factor(schedule, step) for step in (4, 5)] == pytest.approx([1.0, 0.0], abs=ROUNDING)
+
+
 def test_inverse_sqrt_is_halved_after_three_timescales() -> None:
     schedule = LrSchedule("inverse_sqrt", TOTAL, warmup=4, timescale=10)
     assert lr_factor(schedule, 4) == 1.0
