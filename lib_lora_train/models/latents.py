@@ -79,6 +79,11 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
     return _store(keys, collector)
 
 
+def encode_images(model: DiffusionModel, images: Sequence[Image.Image]) -> list[Posterior | None]:
+    """The posteriors of images of one size, whose sides are multiples of 8; None for those that give only NaN."""
+    return _Encoder(model).encode(images)
+
+
 def _mask(item: Item, view: View) -> Tensor | None:
     """A view's loss mask, (h, w) float32 in [0, 1]: each latent cell has the mean of its 8 × 8 px; None: no mask."""
     if item.mask is None:
