@@ -189,6 +189,9 @@ class GridDrawn:
 VALIDATION_LOSS = "validation_loss"
 """Key in `Measured.values`: the loss on the validation images."""
 
+LIKENESS = "likeness"
+"""Key in `Measured.values`: how much the samples show what the training images show, on a scale of 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Measured:

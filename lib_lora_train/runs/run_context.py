@@ -28,6 +28,7 @@ from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.sample_likeness import SampleLikeness
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.training.control import Control, RunStoppedError
 from lib_lora_train.training.lease import run_leased
@@ -64,6 +65,8 @@ class RunContext:
     """The training in progress. Before and after it, the adapter itself holds the weights to save and sample with."""
     validation: Validation | None = None
     """Measures the validation loss if any images are held out."""
+    likeness: SampleLikeness | None = None
+    """Compares the samples of each epoch with the training images if the settings ask for it."""
     txt2img: Txt2Img | None = None
     """The webui's own sampler if it generates the images, which it does from saved files."""
     saved_lora_step: int = 0

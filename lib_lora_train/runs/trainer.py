@@ -54,6 +54,7 @@ from lib_lora_train.runs.run_context import (
     time_call,
     time_phase,
 )
+from lib_lora_train.runs.sample_likeness import sample_likeness
 from lib_lora_train.runs.samples import draw_grid, generate_sample_row, load_sample_rows
 from lib_lora_train.runs.tensorboard import log_to_tensorboard
 from lib_lora_train.runs.write_places import WritePlaces
@@ -215,6 +216,14 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
         yield from select_txt2img(run)
         load_sample_rows(run)
         run.validation = yield from _prepare_validation(run)
+        if run.config.measure_likeness and run.prompts:
+            run.likeness = sample_likeness(
+                run.plan,
+                run.prompts,
+                run.config.triggers,
+                clip_skip=run.config.clip_skip,
+                folder=run.folder.root.parent / "features" if run.config.cache_to_disk else None,
+            )
         if run.state:
             yield from report_resume(run, run.state)
         if run.config.sample_every_n_epochs and 0 not in run.images:
@@ -340,14 +349,19 @@ def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
 
 
 def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    """Report the validation loss and the values of `measure` for an epoch (0: without LoRA)."""
-    if measure is None and run.validation is None:
+    """Report the validation loss, the likeness and the values of `measure` for an epoch (0: without LoRA)."""
+    likeness = run.likeness if epoch and {0, epoch} <= run.images.keys() else None
+    if measure is None and run.validation is None and likeness is None:
         return
 
     def measure_all(model: DiffusionModel, yield_lease: YieldLease) -> Mapping[str, float]:
         with run.adapter.enabled(epoch > 0), run.eval_weights():
             losses = {VALIDATION_LOSS: run.validation.measure(model, yield_lease)} if run.validation else {}
-            return {**losses, **(measure(model, run.adapter) if measure else {})}
+            values = {**losses, **(measure(model, run.adapter) if measure else {})}
+        if likeness is None:
+            return values
+        with run.adapter.enabled(False):
+            return {**values, **likeness.measure(model, run.images[0], run.images[epoch], yield_lease)}
 
     measuring = run_leased_cooperatively(run.host, run.model, run.control, measure_all)
     yield Measured(epoch, (yield from time_phase("evaluate", 0, measuring)))

@@ -56,6 +56,14 @@ class SampleSettings:
     )
     sample_steps: int = param(20, "Sampling steps for prompts without --s.", group="samples", low=1, high=150)
     sample_cfg: float = param(7.0, "CFG scale for prompts without --l.", group="samples", low=1.0, high=30.0)
+    measure_likeness: bool = param(
+        False,
+        "After every epoch with samples, measure how much they look like the training images, with the loaded model: "
+        "0 is a sample without LoRA, 1 is as much as the training images look like each other. The number is shown "
+        "beside the epoch's file. Each sample takes as long as three sampling steps and three encodings of an image; "
+        "up to 24 training images take that once.",
+        group="samples",
+    )
     make_grid: bool = param(
         True,
         "After training, generate a grid of epochs × prompts. The first row is without the LoRA.",
