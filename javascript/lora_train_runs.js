@@ -190,6 +190,8 @@
         listRuns(container, false);
     };
 
+    const RUNS_AT_A_TIME = 30;
+    let runsShown = RUNS_AT_A_TIME; // more after "Show older runs"
     let wanted = ""; // the run to unfold when the list is drawn next; gradio may build the panel only now
 
     /** Open Results with this run unfolded. */
@@ -203,9 +205,9 @@
 
     /** Redraw the list. Unless `forced`, only if it has changed, so that it does not move while in use. */
     async function listRuns(container, forced) {
-        const answer = await lt.request("runs-list").catch(lt.notify);
+        const answer = await lt.request("runs-list", { count: runsShown }).catch(lt.notify);
         if (!answer) return;
-        const now = JSON.stringify(answer.runs);
+        const now = JSON.stringify(answer);
         if (!forced && container.dataset.shown === now) return;
         container.dataset.shown = now;
         if (!answer.runs.length) return container.replaceChildren();
@@ -229,8 +231,12 @@
             details.open = open === one.run;
             return details;
         });
+        const older = small("Show older runs", `Show up to ${RUNS_AT_A_TIME} more`, () => {
+            runsShown += RUNS_AT_A_TIME;
+            return reportErrors(listRuns(container, true));
+        });
         container.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "newest first"),
-            small("TensorBoard", "Open the curves of all runs with TensorBoard logs in a new tab", (button) => reportErrors(openTensorboard(button)))), ...cards));
+            small("TensorBoard", "Open the curves of all runs with TensorBoard logs in a new tab", (button) => reportErrors(openTensorboard(button)))), ...cards, ...(answer.has_older ? [older] : [])));
         const card = cards.find((one) => one.open);
         if (wanted && card) card.scrollIntoView({ behavior: "smooth", block: "nearest" });
         wanted = "";

@@ -313,7 +313,7 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from lib_lora_train.formats.toml import write_toml_config
 
     imported = read_settings(options.file, options.dataset)
-    path = options.out or require_new_file(f"{options.file.stem}.toml")
+    path = require_new_file(options.out or Path(f"{options.file.stem}.toml"))
     write_toml_config(path, imported.config)
     print(f"Settings imported from {options.file.name}: {len(imported.used_keys)}. Saved to {path}")
     _print_list("Imported with differences", [f"{p.level}: {p}" for p in imported.problems])
@@ -333,7 +333,7 @@ def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     config, problems = read_config(read_toml_config(options.file))
     require_usable(problems)
-    path = options.out or require_new_file(f"{options.file.stem}.json")
+    path = require_new_file(options.out or Path(f"{options.file.stem}.json"))
     exported = write_gui_settings(path, config)
     print(f"Saved to {path}")
     _print_list("Not supported by the kohya_ss GUI", describe_lost(exported.lost))

@@ -91,9 +91,8 @@ def refuse_unknown(unknown: Sequence[str]) -> None:
         raise LoraTrainError(f"Unknown argument {unknown[0]}. See --help.")
 
 
-def require_new_file(name: str) -> Path:
-    """The file in the current folder; LoraTrainError if it exists, so that nothing is overwritten."""
-    path = Path(name)
+def require_new_file(path: Path) -> Path:
+    """The path; LoraTrainError if a file is there, so that nothing is overwritten."""
     if path.exists():
         raise LoraTrainError(f"{path} already exists. Choose another file with --out.")
     return path

@@ -77,9 +77,11 @@ class RunSession:
         }
 
     # --- browsing ------------------------------------------------------------------------------
-    def list_runs(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """The newest runs and how they ended."""
-        return {"runs": list(itertools.islice(past_runs(self._home, self._runner.active_run), RUNS_SHOWN))}
+    def list_runs(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The `count` newest runs and how they ended, and whether there are older ones."""
+        runs = past_runs(self._home, self._runner.active_run)
+        shown = list(itertools.islice(runs, max(1, int(values.get("count") or RUNS_SHOWN))))
+        return {"runs": shown, "has_older": next(runs, None) is not None}
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One run: the settings that differ from the defaults, its LoRA files, images, measurements and grid."""

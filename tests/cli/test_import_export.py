@@ -54,11 +54,23 @@ def test_import_prints_what_must_be_fixed(capsys: pytest.CaptureFixture[str], fo
     assert "Fix before training:\n  - concepts: no image folder is given" in capsys.readouterr().out
 
 
-def test_import_does_not_overwrite_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    (folder / "gui.toml").write_text("rank = 4", encoding="utf-8")
-    assert cli.main(["import", str(FILES / "gui.json")]) == 2
-    assert "gui.toml already exists" in capsys.readouterr().err
-    assert (folder / "gui.toml").read_text(encoding="utf-8") == "rank = 4"
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["import", str(FILES / "gui.json")], "gui.toml"),
+        (["import", str(FILES / "gui.json"), "--out", "mine.toml"], "mine.toml"),
+        (["export", "fox.toml"], "fox.json"),
+        (["export", "fox.toml", "--out", "mine.json"], "mine.json"),
+    ],
+)
+def test_import_and_export_do_not_overwrite_files(
+    words: list[str], written: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "fox.toml").write_text('[[concepts]]\nfolder = "a"', encoding="utf-8")
+    (folder / written).write_text("mine", encoding="utf-8")
+    assert cli.main(words) == 2
+    assert f"{written} already exists" in capsys.readouterr().err
+    assert (folder / written).read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "gone.json", "a.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_the_list_says_how_each_run_ended(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     (one,) = session.run_action("runs-list", {})["runs"]
     assert (one["run"], one["state"], len(one["loras"]), one["epochs"]) == (folder.root.name, "finished", 2, 2)
+
+
+def test_the_list_can_be_continued_with_older_runs(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    for number in range(3):
+        shutil.copytree(folder.root, folder.root.parent / f"2000010{number}-000000-older")
+    newest = session.run_action("runs-list", {"count": 2})
+    assert [run["run"] for run in newest["runs"]] == [folder.root.name, "20000102-000000-older"]
+    assert newest["has_older"]
+    everything = session.run_action("runs-list", {"count": 4})
+    assert len(everything["runs"]) == 4 and not everything["has_older"]
 
 
 def test_a_run_shows_its_settings_files_and_samples(tmp_path: Path) -> None:
