@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.writable import failed_write_advice
 
 
 def write_text(path: Path, text: str, *, make_parents: bool = False) -> None:
@@ -23,7 +24,7 @@ def write_text(path: Path, text: str, *, make_parents: bool = False) -> None:
         write_bytes(path, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another folder."
+            f"{path} cannot be written: {error.strerror or error}. {failed_write_advice(error)}"
         ) from error
 
 

@@ -15,3 +15,19 @@ def user_path(text: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; False too, instead of PermissionError, if a folder on the way may not be opened."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; else as `is_file`."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

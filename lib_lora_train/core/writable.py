@@ -1,7 +1,8 @@
-"""Whether a folder can be written, without leaving anything there."""
+"""Whether a folder can be written, without leaving anything there, and what to do if it cannot."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -19,3 +20,17 @@ def scan_write_obstacle(folder: Path) -> str:
             return ""
     except OSError as error:
         return f"{place} cannot be written: {error.strerror or error}"
+
+
+_NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def failed_write_advice(error: BaseException) -> str:
+    """What to do about a file that could not be written, as a sentence."""
+    number = getattr(error, "errno", None)
+    if number in _NO_SPACE:
+        return "Free some space there, or choose another folder."
+    if number in _NOT_PERMITTED:
+        return "Change the permissions there, or choose another folder."
+    return "Check its folder, or choose another one."

@@ -32,9 +32,17 @@ def looks_like_date(number: int) -> bool:
 
 
 def name_without_date(folder_name: str) -> str:
-    """`20240131_holiday` → `1_holiday`: the same words with one repeat. "" if the number is no date, but repeats."""
+    """`20240131_holiday`, `2024_01_31_holiday` → `1_holiday`: the same words with one repeat.
+
+    "" if the number is no date, but repeats.
+    """
     number, words = parse_kohya_name(folder_name) or (1, "")
-    return f"1_{words.replace(' ', '_') or 'images'}" if looks_like_date(number) else ""
+    if not looks_like_date(number):
+        return ""
+    digits, rest = str(number), words.split()
+    while rest and re.fullmatch(r"[0-9]{2}", rest[0]) and looks_like_date(int(digits + rest[0])):
+        digits += rest.pop(0)
+    return f"1_{'_'.join(rest) or 'images'}"
 
 
 ORIGINALS_SUFFIX = "-originals"

@@ -82,7 +82,7 @@ def read_image_file(path: Path, *, detect_alpha: bool = True) -> ImageFile:
     content = read_bytes(path)
     with decoding(path):
         check_complete(content)
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             width, height = image.size
             if read_orientation(image, content) >= 5:  # 5 to 8 are rotated by 90°
                 width, height = height, width
@@ -129,7 +129,7 @@ def _read_scanned(image: ImageFile, convert: Callable[[Image.Image], Image.Image
 
 
 def _decode(path: Path, content: bytes, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    with decoding(path), Image.open(io.BytesIO(content)) as opened:
+    with decoding(path), open_image(io.BytesIO(content)) as opened:
         upright = TRANSPOSE_BY_ORIENTATION.get(read_orientation(opened, content))
         image = convert(opened)
     return image if upright is None else image.transpose(upright)
@@ -186,7 +186,7 @@ def read_bytes(path: Path) -> bytes:
             raise DataError(f"{path} is not a file. Remove it, or replace it by a file.")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
 
 
 @contextlib.contextmanager
@@ -204,6 +204,12 @@ def decoding(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be decoded: {reason.rstrip('.')}. Replace or remove it.") from error
 
 
+def open_image(stream: io.BytesIO) -> Image.Image:
+    """The image, not decoded yet, in any format that Pillow decodes by itself: it starts a program for PostScript."""
+    Image.init()
+    return Image.open(stream, formats=[name for name in Image.ID if name != "EPS"])
+
+
 class ImageStream(io.BytesIO):
     """An image's bytes; `hit_end` records whether a read found nothing left."""
 
@@ -218,7 +224,7 @@ class ImageStream(io.BytesIO):
 def check_complete(content: bytes) -> None:
     """Raise an error unless the image decodes to its last row; to be called while `decoding`."""
     stream = ImageStream(content)
-    with Image.open(stream) as image:
+    with open_image(stream) as image:
         if image.format == "PNG":
             image.verify()
         else:

@@ -107,6 +107,7 @@ class _Scan:
         self.problems: list[Problem] = []
         self.failures: list[str] = []
         self._seen: set[Path] = set()
+        self._unreadable: list[str] = []
 
     def add(self, concept: Concept, others: Collection[Path] = ()) -> None:
         """Scan one concept's folder and the sub-folders that belong to it."""
@@ -122,12 +123,13 @@ class _Scan:
             )
         self._seen.add(root.resolve())
         self.problems += found.problems
-        before = len(self.items)
+        before, unreadable = len(self.items), len(self._unreadable)
         for folder in found.folders:
             self._add_folder(folder, concept)
         if len(self.items) == before:
             names = join_names([path.name for folder in found.folders for path in folder.contents.images])
-            self.failures.append(f"{root}: none of its images can be read ({names}).")
+            reason = "".join(self._unreadable[unreadable : unreadable + 1])
+            self.failures.append(f"{root}: none of its images can be read ({names}). {reason}")
 
     def _warn(self, where: Path, message: str) -> None:
         self.problems.append(Problem("warning", str(where), message))
@@ -180,6 +182,7 @@ class _Scan:
                 images.append(found)
             else:
                 self._warn(path, f"skipped: {found}")
+                self._unreadable.append(str(found))
         return images
 
     def _captions(

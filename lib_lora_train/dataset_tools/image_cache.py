@@ -17,6 +17,7 @@ from lib_lora_train.dataset.images import (
     flatten,
     is_transparent,
     load_to_end,
+    open_image,
     read_bytes,
     read_orientation,
 )
@@ -44,7 +45,7 @@ def inspect_image(path: Path) -> ImageFacts | str:
     """The facts about an image, or why it does not decode completely."""
     try:
         stream = ImageStream(read_bytes(path))
-        with decoding(path), Image.open(stream) as image:
+        with decoding(path), open_image(stream) as image:
             return _collect_facts(path, image, stream)
     except DataError as error:
         return str(error)
@@ -82,7 +83,7 @@ def _collect_facts(path: Path, image: Image.Image, stream: ImageStream) -> Image
     orientation = read_orientation(image, content)
     is_animated = bool(getattr(image, "is_animated", False))
     if image.format == "PNG":
-        with Image.open(io.BytesIO(content)) as checked:
+        with open_image(io.BytesIO(content)) as checked:
             checked.verify()  # the checksums, which decoding ignores
     load_to_end(image, stream, _MIN_DECODED_SIZE)
     has_alpha = is_transparent(image)

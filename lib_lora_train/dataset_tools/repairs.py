@@ -23,6 +23,7 @@ from lib_lora_train.dataset.images import (
     decoding,
     flatten,
     may_be_transparent,
+    open_image,
     read_bytes,
     read_orientation,
     to_eight_bits,
@@ -134,7 +135,7 @@ def edit_image(path: Path, edit: Callable[[Image.Image], Image.Image]) -> tuple[
     Transparency is kept. DataError if the file does not decode.
     """
     content = read_bytes(path)
-    with decoding(path), Image.open(io.BytesIO(content)) as opened:
+    with decoding(path), open_image(io.BytesIO(content)) as opened:
         image_format = opened.format or ""
         orientation = read_orientation(opened, content)
         opened.seek(0)
@@ -255,7 +256,7 @@ def _caption_file(image: Path) -> Path:
 def _repair_image(path: Path, repairs: Sequence[Repair]) -> tuple[Path, bytes]:
     """(path, content) of the image after the repairs, in its own format if possible, else as PNG."""
     content = read_bytes(path)
-    with decoding(path), Image.open(io.BytesIO(content)) as opened:
+    with decoding(path), open_image(io.BytesIO(content)) as opened:
         image_format = opened.format or ""
         orientation = read_orientation(opened, content)
         opened.seek(0)

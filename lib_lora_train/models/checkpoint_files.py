@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lib_lora_train.core.user_paths import is_file
+
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
 
 
@@ -17,6 +19,6 @@ def scan_checkpoints(folder: Path) -> list[Path]:
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-    if path.suffix.lower() in CHECKPOINT_ENDINGS and path.is_file():
+    if path.suffix.lower() in CHECKPOINT_ENDINGS and is_file(path):
         return True
-    return (path / "model_index.json").is_file()  # diffusers' layout
+    return is_file(path / "model_index.json")  # diffusers' layout

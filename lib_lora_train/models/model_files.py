@@ -89,7 +89,10 @@ def read_checkpoint_info(path: Path, vae: Path | None = None) -> CheckpointInfo:
 
     The header is read again only if the files have changed.
     """
-    return _read_info(path, _version_of(path), vae, _version_of(vae) if vae else None)
+    try:
+        return _read_info(path, _version_of(path), vae, _version_of(vae) if vae else None)
+    except OSError as reason:
+        raise ModelError(_unreadable(path, reason)) from reason
 
 
 def _version_of(path: Path) -> tuple[object, ...]:

@@ -60,7 +60,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         raise ModelError(_explain_no_model(path))
     index = read_json(path / INDEX)
     named = {part: name for part in index if (name := _class_of(index[part]))}
-    _refuse_other_pipelines(path, str(index.get("_class_name", "")), named)
+    pipeline = index.get("_class_name")
+    _refuse_other_pipelines(path, pipeline if isinstance(pipeline, str) else "", named)
     files: dict[str, tuple[Path, ...]] = {}
     wrong: list[str] = []
     for part in _PARTS:
@@ -70,7 +71,9 @@ def read_model_folder(path: Path) -> ModelFolder:
             except ModelError as reason:
                 wrong.append(str(reason))
     if wrong:
-        raise ModelError(f"{path.name} is not a whole model: {' '.join(wrong)} Add that, or choose another one.")
+        raise ModelError(
+            f"{path.name} is not a whole model: {' '.join(wrong)} Add what it lacks, or choose another one."
+        )
     return ModelFolder(path, files)
 
 
@@ -122,13 +125,13 @@ def _refuse_unknown(path: Path, names: Sequence[str]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no file, ModelError if it is damaged."""
+    """The object in a JSON file; {} if there is no file, ModelError if it is damaged, OSError if it may not be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as reason:
-        raise ModelError(f"{path} is damaged or cannot be read ({reason}). Copy it again.") from reason
+    except (ValueError, RecursionError) as reason:
+        raise ModelError(f"{path} is damaged ({reason}). Copy it again.") from reason
     if not isinstance(values, dict):
         raise ModelError(f"{path} is damaged: it is not a JSON object. Copy it again.")
     return values

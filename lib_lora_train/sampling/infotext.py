@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.writable import failed_write_advice
 
 
 def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
@@ -76,4 +77,4 @@ def write_image(path: Path, image: Image.Image, text: str = "") -> None:
             image.save(place, "PNG", pnginfo=chunks)
     except (OSError, ValueError) as error:  # Pillow refuses images larger than a PNG can be with ValueError
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} cannot be written: {reason}. Free some space there.") from error
+        raise OutputError(f"{path} cannot be written: {reason}. {failed_write_advice(error)}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.user_paths import is_file, is_folder, user_path
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.checkpoint_files import scan_checkpoints
 from lib_lora_train.models.model_files import read_checkpoint_info
@@ -44,7 +44,7 @@ class CheckpointPicker:
         }
 
     def _files(self, typed: str) -> Iterator[Path]:
-        yield from (path for path in self._host.checkpoint_files() if path.exists())
+        yield from (path for path in self._host.checkpoint_files() if is_file(path) or is_folder(path))
         if typed.strip():
             yield from scan_checkpoints(_folder_of(user_path(typed)))
 
@@ -61,7 +61,7 @@ class CheckpointPicker:
 
 def _folder_of(path: Path) -> Path:
     """The folder that is typed, or that of the file or model folder."""
-    return path if path.is_dir() and not (path / "model_index.json").is_file() else path.parent
+    return path if is_folder(path) and not is_file(path / "model_index.json") else path.parent
 
 
 def describe_file(path: Path) -> dict[str, str]:

@@ -153,7 +153,7 @@ def load_draft(home: Path) -> Draft:
     """The saved form; values of a wrong kind are replaced by their defaults."""
     file = home / "draft.json"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return Draft()
     except (OSError, ValueError, RecursionError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from lib_lora_train.dataset.images import decoding, read_bytes
+from lib_lora_train.dataset.images import decoding, open_image, read_bytes
 
 THUMBNAIL_PX = 192
 _MEDIA_TYPES = {
@@ -78,7 +78,7 @@ class ImageTokens:
 
 
 def _load_thumbnail(path: Path) -> bytes:
-    with decoding(path), Image.open(io.BytesIO(read_bytes(path))) as opened:
+    with decoding(path), open_image(io.BytesIO(read_bytes(path))) as opened:
         opened.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))  # decodes a JPEG at a reduced size, many times faster
         image = ImageOps.exif_transpose(opened) or opened
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import unusable_name
 from lib_lora_train.core.errors import DataError, OutputError
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
 from lib_lora_train.dataset.folder_contents import scan_folder
-from lib_lora_train.dataset.images import CONVERTIBLE_EXTENSIONS, IMAGE_EXTENSIONS, decoding
+from lib_lora_train.dataset.images import CONVERTIBLE_EXTENSIONS, IMAGE_EXTENSIONS, check_complete, decoding
 
 MAX_UPLOAD_BYTES = 64 * 2**20
 """Of one image; a caption has at most `_MAX_CAPTION_BYTES`."""
@@ -94,7 +92,9 @@ class FolderSession:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise OutputError(f"{folder} cannot be created: {error.strerror or error}.") from error
+                raise OutputError(
+                    f"{folder} cannot be created: {error.strerror or error}. {failed_write_advice(error)}"
+                ) from error
             return {"folder": str(folder)}
         raise OutputError(f"{self._uploads} has too many folders called {name}. Rename the one that you drop.")
 
@@ -112,7 +112,7 @@ class FolderSession:
         safe = f"{_safe_name(given.stem) or 'image'}{ending}"
         content = _decode(str(values["content"]), name)
         _require_kind(content, ending, name)
-        return {"name": write_upload(folder / inside, safe, content).name}
+        return {"name": write_upload(_folder_inside(folder, inside), safe, content).name}
 
     def _may_write(self, folder: Path) -> bool:
         """Whether it is a folder of the form, or one that was made for uploads."""
@@ -127,6 +127,14 @@ def _is_inside(folder: Path, root: Path) -> bool:
         return folder.resolve().is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
+
+
+def _folder_inside(folder: Path, name: str) -> Path:
+    """The sub-folder of that name, the folder itself for ""; DataError if it is a file, or leads out of the folder."""
+    inside = folder / name
+    if os.path.lexists(inside) and not (inside.is_dir() and _is_inside(inside, folder)):
+        raise DataError(f"{inside} exists already and is not a folder in {folder}. Rename the folder that you drop.")
+    return inside
 
 
 def write_upload(folder: Path, name: str, content: bytes) -> Path:
@@ -145,7 +153,9 @@ def write_upload(folder: Path, name: str, content: bytes) -> Path:
     except FileExistsError:
         raise DataError(f"{name} exists already in {folder}. Rename one of the two; nothing was overwritten.") from None
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}. Free some space there.") from error
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}. {failed_write_advice(error)}"
+        ) from error
     return path
 
 
@@ -181,8 +191,8 @@ def _require_kind(content: bytes, ending: str, name: str) -> None:
         if b"\0" in content:
             raise DataError(f"{name} is not a text file, so it was not uploaded.")
         return
-    with decoding(Path(name)), Image.open(io.BytesIO(content)) as image:
-        image.verify()
+    with decoding(Path(name)):
+        check_complete(content)
 
 
 def _kinds() -> str:

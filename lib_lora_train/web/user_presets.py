@@ -30,7 +30,7 @@ class PresetStore:
 
     def names(self) -> tuple[str, ...]:
         """The built-in presets, then those of the user in alphabetical order."""
-        own = sorted((file.stem for file in self._folder.glob("*.json")), key=str.casefold)
+        own = sorted((file.stem for file in self._folder.glob("*.json") if file.is_file()), key=str.casefold)
         return (*(preset.name for preset in PRESETS), *own)
 
     def find(self, name: str) -> Preset:
@@ -42,7 +42,7 @@ class PresetStore:
         if not file.is_file():
             return find_preset(name)
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8-sig"))
             if not isinstance(values, dict):
                 raise ValueError("it has no settings")
             parsed, problems = read_values(TrainConfig, values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from lib_lora_train.core.atomic_write import write_text
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.writable import failed_write_advice
 
 
 def test_text_is_written_as_utf8_and_no_temporary_file_remains(tmp_path: Path) -> None:
@@ -55,3 +58,16 @@ def test_concurrent_writers_leave_the_complete_text_of_one(tmp_path: Path) -> No
         thread.join()
     assert (tmp_path / "a").read_text(encoding="utf-8") in texts
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EACCES, "Change the permissions"),
+        (errno.EROFS, "Change the permissions"),
+        (errno.EEXIST, "Check its folder"),
+    ],
+)
+def test_advice_fits_the_reason_of_a_failed_write(number: int, advice: str) -> None:
+    assert failed_write_advice(OSError(number, os.strerror(number))).startswith(advice)

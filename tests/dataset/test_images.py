@@ -240,3 +240,18 @@ def test_cropping_first_changes_no_pixel(
     monkeypatch.setattr(images, "_MAX_EXCESS", 10**9)
     whole = np.asarray(read_pixels(file, placement, transform), dtype=int)
     assert abs(part - whole).max() <= 1
+
+
+def test_no_image_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript draw PostScript, whatever the file is called."""
+    started: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *values, **_: started.append(values))
+    for name in ("a.png", "a.jpg", "a.tif"):
+        _noise().save(tmp_path / name, "EPS")
+        for read in (read_image_file, read_upright_image):
+            with pytest.raises(DataError, match="is not an image"):
+                read(tmp_path / name)
+        with pytest.raises(DataError, match="is not an image"):
+            edit_image(tmp_path / name, lambda image: image)
+        assert "is not an image" in str(inspect_image(tmp_path / name))
+    assert not started

@@ -10,7 +10,12 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.dataset.folder_names import file_name_to_words, natural_sort_key, parse_kohya_name
+from lib_lora_train.dataset.folder_names import (
+    file_name_to_words,
+    name_without_date,
+    natural_sort_key,
+    parse_kohya_name,
+)
 from lib_lora_train.dataset.scan import Dataset, scan_dataset
 from tests.stand_ins.work import calls_of
 
@@ -312,3 +317,25 @@ def test_every_line_of_a_caption_gets_the_trigger(tmp_path: Path) -> None:
     assert item.lines == ("zorp, red, hat", "zorp, blue")
     (plain,) = _scan(Concept(str(tmp_path / "cats"))).items
     assert plain.lines == ("red, hat", "blue, zorp")
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("20240131_holiday", "1_holiday"),
+        ("2024_01_31_red_hat", "1_red_hat"),
+        ("202401_31_x", "1_x"),
+        ("2024_01", "1_images"),
+        ("2024_5_cats", "1_5_cats"),
+        ("20240131_12_cats", "1_12_cats"),
+        ("10_01_cat", ""),
+    ],
+)
+def test_a_date_in_a_folders_name_is_left_out_whole(name: str, better: str) -> None:
+    assert name_without_date(name) == better
+
+
+def test_images_that_cannot_be_read_are_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"none of its images can be read \(a\.png\)\. .*a\.png cannot be decoded: .+"):
+        _scan(Concept(folder=str(tmp_path)))

@@ -284,3 +284,9 @@ def test_the_list_of_a_split_file_cannot_name_files_elsewhere(copy: Path) -> Non
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed), encoding="utf-8")
     with pytest.raises(ModelError, match="unet lacks diffusion_pytorch_model-00001-of-00002"):
         load_checkpoint(copy)
+
+
+def test_an_index_with_a_class_of_another_kind_is_refused_for_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": 5, "unet": 5}', encoding="utf-8")
+    with pytest.raises(ModelError, match="names no UNet"):
+        read_checkpoint_info(tmp_path)

@@ -13,7 +13,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.ui.dataset import render_dataset
 from lib_lora_train.ui.training import render_check
-from lib_lora_train.web.checkpoints import CheckpointPicker
+from lib_lora_train.web.checkpoints import CheckpointPicker, describe_file
 from lib_lora_train.web.form import fill_form
 from tests.stand_ins.ui import open_small_session
 
@@ -65,3 +65,21 @@ def test_dataset_and_train_panel_name_the_model_in_use(tmp_path: Path) -> None:
     checked = session.check(session.demo_form())
     model = f"{EMBEDDED_CHECKPOINT.stem}: SD1, predicts noise (epsilon)"
     assert model in render_dataset(None, checked) and model in render_check(checked)
+
+
+def test_folder_that_may_not_be_opened_hides_no_other_checkpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = home / "models" / "locked"
+    locked.mkdir()
+    stat = Path.stat
+
+    def refuse(path: Path, **options: Any) -> Any:  # as an ordinary user; the tests may run as root
+        if locked in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    for typed in (locked, locked / "a.safetensors", home / "models" / "a.safetensors"):
+        files = picker(home, []).list_checkpoints({"checkpoint": str(typed)})["files"]
+        assert {"a.safetensors", "b.safetensors"} <= {file["name"] for file in files}
+        problem = describe_file(locked / "a.safetensors")["problem"]
+        assert "Permission denied. Check its permissions." in problem

@@ -189,3 +189,24 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         session.run_action("browse", {"folder": str(folder / "gone")})
     assert json.dumps(session.run_action("browse", {"folder": str(folder)}))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_image_that_arrives_cut_off_is_refused(tmp_path: Path, kind: str) -> None:
+    session, folder = opened(tmp_path)
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(buffer, kind)
+    with pytest.raises(DataError, match=r"cut\.png cannot be decoded"):
+        drop(session, folder, "cut.png", buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    assert not (folder / "cut.png").exists()
+
+
+def test_sub_folder_that_is_a_file_or_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    session, folder = opened(tmp_path)
+    (tmp_path / "other").mkdir()
+    (folder / "link").symlink_to(tmp_path / "other")
+    (folder / "broken").symlink_to(tmp_path / "missing")
+    for inside in ("link", "broken", "000.png"):
+        with pytest.raises(DataError, match=f"{inside} exists already and is not a folder in"):
+            drop(session, folder, "a.png", image(), inside=inside)
+    assert list((tmp_path / "other").iterdir()) == [] and not (tmp_path / "missing").exists()

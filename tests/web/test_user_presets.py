@@ -14,7 +14,7 @@ from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.ui.sources import render_preset
-from lib_lora_train.web.form import fill_form, read_form, with_values
+from lib_lora_train.web.form import fill_form, load_draft, read_form, with_values
 from lib_lora_train.web.user_presets import PresetStore
 from tests.stand_ins.ui import open_small_session, small_config
 
@@ -126,3 +126,15 @@ def test_whatever_replaces_the_settings_can_be_undone_and_redone(tmp_path: Path,
     assert session.changes.applied == ("Style",)
     session.run_action("form-undo", {})
     assert session.pop_staged_change(mine)[0] == replaced
+
+
+def test_a_preset_and_a_form_that_a_text_editor_has_saved_are_read(tmp_path: Path) -> None:
+    """Windows' editors put a byte order mark first."""
+    presets = PresetStore(tmp_path)
+    (tmp_path / "mine.json").write_text('{"rank": 7}', encoding="utf-8-sig")
+    (tmp_path / "folder.json").mkdir()
+    assert presets.find("mine").values == {"rank": 7}
+    assert "folder" not in presets.names()
+    (tmp_path / "draft.json").write_text('{"rank": 7}', encoding="utf-8-sig")
+    draft = load_draft(tmp_path)
+    assert draft.form and draft.form["rank"] == 7 and not draft.left_out
