@@ -282,3 +282,20 @@ def test_the_page_survives_a_full_disk(tmp_path: Path, full_disk: Callable[[], N
     with pytest.raises(OutputError, match="No space left"):
         session.save_preset(session.draft(), "mine")
     assert "mine" not in session.presets.names()
+
+
+def test_a_file_in_use_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows writes the new file, but does not delete the old one while another program has it open."""
+    old, unlink = tmp_path / "a.safetensors", Path.unlink
+    write_adapter(old, {"a.alpha": ONE}, metadata={"ss_output_name": "a"}, precision="fp16")
+    before = contents(tmp_path)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == old:
+            raise PermissionError(13, "in use by another program", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        write_renamed(old, tmp_path / "b.safetensors")
+    assert contents(tmp_path) == before

@@ -226,15 +226,12 @@ class RunSession:
         if file.is_missing:
             raise HostError(f"{file.path} is missing: it was moved, renamed or deleted outside this page.")
         old, new = file.path, new_file(file.path.parent, name)
-        try:
-            for beside, new_beside in zip(sidecars(old), sidecars(new), strict=True):
-                if beside.is_file():
-                    beside.rename(new_beside)
-            write_renamed(old, new)
-        except OSError as error:
-            raise OutputError(f"{old.name} cannot be renamed: {error.strerror or error}.") from error
+        _rename(write_renamed, old, new)
         renamed = LoraWritten(str(new), file.epoch, file.step)
         self._runner.note(folder.root.name, LoraRemoved(str(file.recorded)), renamed)
+        for beside, new_beside in zip(sidecars(old), sidecars(new), strict=True):
+            if beside.is_file():
+                _rename(Path.rename, beside, new_beside)
         return {"path": str(new)}
 
     def preview_delete(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,6 +278,14 @@ class RunSession:
 
     def _config(self, folder: RunFolder) -> TrainConfig:
         return read_config(read_toml_config(folder.config, is_ours=True))[0]
+
+
+def _rename(rename: Callable[[Path, Path], object], old: Path, new: Path) -> None:
+    """Rename a file with this function, which changes nothing if it fails; OutputError then."""
+    try:
+        rename(old, new)
+    except OSError as error:
+        raise OutputError(f"{old.name} cannot be renamed: {error.strerror or error}.") from error
 
 
 def _model_of(records: Iterable[Mapping[str, Any]]) -> str:

@@ -253,3 +253,19 @@ def test_the_report_of_a_run_is_one_text_for_a_bug_report(tmp_path: Path) -> Non
     assert answer["name"].endswith(".txt") and "rank = 5" in answer["text"] and str(tmp_path) not in answer["text"]
     with pytest.raises(HostError, match="There is no run"):
         session.run_action("runs-report", {"run": ".."})
+
+
+def test_a_rename_that_fails_leaves_card_and_preview_with_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+    before = names(tmp_path / "loras")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lib_lora_train.web.runs.write_renamed", full)
+    values = {"run": folder.root.name, "path": str(tmp_path / "loras" / "zok-000001.safetensors"), "name": "best"}
+    with pytest.raises(LoraTrainError, match="No space left"):
+        session.run_action("runs-rename", values)
+    assert names(tmp_path / "loras") == before

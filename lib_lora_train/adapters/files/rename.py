@@ -20,7 +20,10 @@ def renamed_metadata(metadata: Mapping[str, str], name: str) -> dict[str, str]:
 
 
 def write_renamed(old: Path, new: Path) -> None:
-    """Move `old` to `new` and set its `ss_output_name`; a file without that key is only moved. OSError on failure."""
+    """Move `old` to `new` and set its `ss_output_name`; a file without that key is only moved.
+
+    OSError, with nothing changed, on failure.
+    """
     header, start = _read_header(old)
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or NAME_KEY not in metadata:
@@ -33,7 +36,11 @@ def write_renamed(old: Path, new: Path) -> None:
         source.seek(start)
         target.write(len(text).to_bytes(8, "little") + text)
         shutil.copyfileobj(source, target)
-    old.unlink()
+    try:
+        old.unlink()
+    except OSError:  # in use, on Windows
+        new.unlink()
+        raise
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
