@@ -31,6 +31,7 @@ ROOMS: Mapping[str, str] = {
     "formats": "Settings files of this and other programs",
     "training": "Training",
     "sampling": "Samples and grids",
+    "evaluation": "Measuring what a LoRA has learnt",
     "lora_tools": "Checking, converting and merging LoRAs",
     "hosts": "The webui",
     "runs": "Runs and the queue",
@@ -209,10 +210,16 @@ def error_classes() -> frozenset[str]:
     """The classes of the error tree whose first argument is the message."""
     tree = ast.parse((PACKAGE / "core" / "errors.py").read_text(encoding="utf-8"))
     known = {"LoraTrainError"}
+    of_problems = {"ConfigError"}  # this class and those below it hold Problems
     for node in tree.body:  # a class stands below its base
-        if isinstance(node, ast.ClassDef) and known & {base.id for base in node.bases if isinstance(base, ast.Name)}:
+        bases = (
+            {base.id for base in node.bases if isinstance(base, ast.Name)} if isinstance(node, ast.ClassDef) else set()
+        )
+        if isinstance(node, ast.ClassDef) and known & bases:
             known.add(node.name)
-    return frozenset(known - {"ConfigError"})  # which holds Problems
+            if of_problems & bases:
+                of_problems.add(node.name)
+    return frozenset(known - of_problems)
 
 
 def messages_by_room() -> dict[str, list[Message]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError, OtherModelError, OtherModelLoadedError
@@ -32,7 +32,7 @@ def load_same_model(
     def load() -> DiffusionModel:
         files = _files(host, config)
         if wrong and wrong[0][0] == files and not control.accepts_any_model:
-            raise OtherModelLoadedError(wrong[0][1])
+            _wait_for_other_model(wrong[0][1])
         model = host.load_model(config)
         difference = expected.difference(model.identity) if expected else ""
         if not difference or control.accepts_any_model:
@@ -40,10 +40,14 @@ def load_same_model(
         if config.checkpoint or not host.follows_selection:
             advice = "Set the checkpoint to that file, or use --other-model to train on this one on purpose."
             raise OtherModelError(f"{difference} {advice}")
-        wrong[:] = [(files, f"{difference} The run continues when it is loaded, with its VAE.")]
-        raise OtherModelLoadedError(wrong[0][1])
+        wrong[:] = [(files, difference)]
+        _wait_for_other_model(difference)
 
     return (yield from wait_for_model(control, load))
+
+
+def _wait_for_other_model(difference: str) -> NoReturn:
+    raise OtherModelLoadedError(f"{difference} The run continues when it is loaded, with its VAE.")
 
 
 def _files(host: Host, config: TrainConfig) -> tuple[Path | None, Path | None]:

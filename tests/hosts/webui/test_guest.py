@@ -124,6 +124,7 @@ ENTRIES: dict[str, Callable[[WebuiHost], object]] = {
     "plan": lambda host: host.run_target(TrainConfig()),
     "sampler options": lambda host: host.sampler_options,
     "names": lambda host: (host.sampler_names(), host.upscaler_names(), host.tagger_names(), host.lora_dir),
+    "checkpoints": lambda host: host.checkpoint_files(),
     "sample": generate,
     "sample with a LoRA": generate_with_lora,
     "failing sample": generate_and_fail,
@@ -159,7 +160,7 @@ def test_every_entry_into_the_host_is_compared(host: WebuiHost) -> None:
     covered = {
         *("lease", "load_model", "run_target", "sampler_options", "lora_dir", "sampler_names", "upscaler_names"),
         *("tagger_names", "txt2img", "generate", "upscale", "tagger", "refresh_loras", "has_waiters", "name"),
-        "follows_selection",
+        *("follows_selection", "checkpoint_files"),
     }
     assert {name for name in dir(host) if not name.startswith("_")} == covered
 
