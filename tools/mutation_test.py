@@ -115,7 +115,7 @@ def record_tests(tests: Sequence[str]) -> int:
     code = int(importlib.import_module("pytest").main([*_PYTEST, *tests], plugins=[recorder]))
     coverage.stop()
     coverage.save()
-    earlier = _seconds() if _TIMES.exists() else {}
+    earlier = _seconds()
     times = {test: time for test, time in {**earlier, **recorder.seconds}.items() if test not in recorder.failed}
     _TIMES.write_text(json.dumps(times, indent=0), encoding="utf-8")
     return code
@@ -153,7 +153,8 @@ def _contexts(path: str) -> dict[int, list[str]]:
 
 @cache
 def _seconds() -> dict[str, float]:
-    return dict(json.loads(_TIMES.read_text(encoding="utf-8")))
+    """Test → seconds, as recorded; nothing before `record`."""
+    return dict(json.loads(_TIMES.read_text(encoding="utf-8"))) if _TIMES.exists() else {}
 
 
 def _statement_lines(mutant: Mutant) -> range:

@@ -4,7 +4,9 @@ A name stands for the same size in all patterns of a layout, a number for itself
 (two sizes or none), and `~` for a rest of ones. These names also have a meaning:
 
     o  outputs      i  inputs      *k  kernel      n  i · k · k      c  channels of a norm layer
-    r  rank, or the size of a rotated block      q, p  ranks of the second and first matrix of a product of two
+    r  rank, or the size of a rotated block      q, p  ranks of a product's parts
+
+The rank by which the webuis divide alpha is q if a layout has it, else p, else r.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ class Loha(Family):
         "t2": "hada_t2",
     }
     SCALE_EXPONENTS = {"w1_a": 0.25, "w1_b": 0.25, "w2_a": 0.25, "w2_b": 0.25}
-    LAYOUTS = (
-        {"w1_a": "o r", "w1_b": "r n", "w2_a": "o q", "w2_b": "q n"},
-        {"w1_a": "r o", "w1_b": "r i", "t1": "r r *k", "w2_a": "q o", "w2_b": "q i", "t2": "q q *k"},
+    LAYOUTS = (  # alpha is divided by the rank of w1, if the two differ
+        {"w1_a": "o q", "w1_b": "q n", "w2_a": "o r", "w2_b": "r n"},
+        {"w1_a": "q o", "w1_b": "q i", "t1": "q q *k", "w2_a": "r o", "w2_b": "r i", "t2": "r r *k"},
     )
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:

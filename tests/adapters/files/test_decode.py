@@ -20,6 +20,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from tests.stand_ins.adapter_cases import CASES, RANK
 from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
+from tests.stand_ins.webui_formulas import a1111_delta
 
 FAMILY_SPECS = {
     name: AdapterSpec(
@@ -55,6 +56,29 @@ def test_a_file_of_every_family_can_be_continued_from(name: str) -> None:
         assert torch.equal(model.predict(), expected)
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state().items())
     assert set(again.state()) == set(state)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"hada_w1_a": (8, 4), "hada_w1_b": (4, 6), "hada_w2_a": (8, 1), "hada_w2_b": (1, 6)},
+        {"hada_w1_a": (8, 1), "hada_w1_b": (1, 6), "hada_w2_a": (8, 4), "hada_w2_b": (4, 6)},
+        {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2_a": (4, 3), "lokr_w2_b": (3, 3)},
+        {"lokr_w1_a": (2, 3), "lokr_w1_b": (3, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 3)},
+        {"lokr_w1_a": (2, 3), "lokr_w1_b": (3, 2), "lokr_w2": (4, 3)},
+    ],
+    ids=lambda shapes: " ".join("×".join(map(str, shape)) for shape in shapes.values()),
+)
+def test_of_two_ranks_alpha_is_divided_by_the_one_that_the_webuis_take(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Against A1111's formulas; tolerance: fp32 roundings of products about 1."""
+    generator = torch.Generator().manual_seed(0)
+    state = {ending: torch.randn(shape, generator=generator) for ending, shape in shapes.items()}
+    state["alpha"] = torch.tensor(2.0)
+    parsed = parse_state({f"lora_unet_a.{ending}": tensor for ending, tensor in state.items()})
+    (layer,) = parsed.layers.values()
+    base = torch.zeros(8, 6)
+    update = layer.family.diff_weight(layer.weights, layer.options, base)
+    torch.testing.assert_close(update, a1111_delta(state, base), rtol=1e-5, atol=1e-5)
 
 
 def peft(state: dict[str, Tensor], model: TinyModel) -> dict[str, Tensor]:
