@@ -107,7 +107,7 @@ class Family(ABC):
         return layouts.update_shape(sizes or {})
 
     def file_weights(self, weights: Weights) -> Mapping[str, Tensor]:
-        """The tensors that files hold: all of them, except in `WithScalar`."""
+        """The tensors that files hold: all of them, except in `WithScalar`; no other family overrides this."""
         return weights
 
     def fixed_state(self, options: Options) -> dict[str, Tensor]:

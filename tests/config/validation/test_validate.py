@@ -75,6 +75,13 @@ def test_a_good_config_has_no_problems() -> None:
             {"drop_trigger": True, "tag_dropout": 0.1, "concepts": (Concept("a", trigger="zorp"),)},
             ("warning", "drop_trigger"),
         ),
+        ({"caption_extension": ""}, ("error", "caption_extension")),
+        ({"caption_extension": "../txt"}, ("error", "caption_extension")),
+        ({"keep_tokens": 2}, ("hint", "keep_tokens")),
+        ({"keep_tokens": 0, "shuffle_captions": True}, ("hint", "keep_tokens")),
+        ({"caption_dropout": 1.0}, ("warning", "caption_dropout")),
+        ({"caption_dropout": 0.5}, ("warning", "caption_dropout")),
+        ({"caption_dropout": 0.1, "concepts": (Concept("a", trigger="cat"),)}, ("hint", "caption_dropout")),
         # buckets
         ({"min_bucket": 1088, "max_bucket": 1024, "resolution": 2048}, ("error", "min_bucket")),
         ({"resolution": 128}, ("error", "min_bucket")),
@@ -87,14 +94,6 @@ def test_a_good_config_has_no_problems() -> None:
         ({"bucket_step": 12}, ("error", "bucket_step")),
         ({"bucket_step": 32}, ("warning", "bucket_step")),
         ({"bucket_no_upscale": True, "enable_buckets": False}, ("hint", "bucket_no_upscale")),
-        # captions
-        ({"caption_extension": ""}, ("error", "caption_extension")),
-        ({"caption_extension": "../txt"}, ("error", "caption_extension")),
-        ({"keep_tokens": 2}, ("hint", "keep_tokens")),
-        ({"keep_tokens": 0, "shuffle_captions": True}, ("hint", "keep_tokens")),
-        ({"caption_dropout": 1.0}, ("warning", "caption_dropout")),
-        ({"caption_dropout": 0.5}, ("warning", "caption_dropout")),
-        ({"caption_dropout": 0.1, "concepts": (Concept("a", trigger="cat"),)}, ("hint", "caption_dropout")),
         # what is trained, and how fast
         ({"train_unet": False, "train_text_encoder": False}, ("error", "train_unet")),
         ({"learning_rate": 0.0}, ("error", "learning_rate")),
