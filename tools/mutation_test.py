@@ -10,8 +10,8 @@ meet the tests that execute its line, until one fails. `report` prints the count
 in `mutation-tests/`, so an interrupted run continues, and no source file is changed: a mutant exists only in the
 process that tests it. Needs `os.fork`, so Linux or macOS.
 
-cosmic-ray finds and makes the mutants. Of its operators, those that only repeat another one are left out (`_BINARY`,
-`_COMPARISON`): + becomes -, but not also *, /, // and <<.
+cosmic-ray finds and makes most of the mutants. Of its operators, those that only repeat another one are left out
+(`_BINARY`, `_COMPARISON`): + becomes -, but not also *, /, // and <<. It deletes no statements; `_DELETION` does.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ _BINARY = {"Add_Sub", "Sub_Add", "Mul_Div", "Mul_Add", "Div_Mul", "Div_Sub", "Po
 _COMPARISON = {"Eq_NotEq", "NotEq_Eq", "Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt", "Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt",
                "Is_IsNot", "IsNot_Is"}  # fmt: skip
 _UNARY = {"Delete_USub", "Delete_Not", "Delete_Invert"}
+_DELETION = "delete/statement"
 _CHOSEN = {"ReplaceBinaryOperator": _BINARY, "ReplaceComparisonOperator": _COMPARISON, "ReplaceUnaryOperator": _UNARY}
 
 _FIRST_TESTS = 25  # most mutants fail one of these; only the others need the tests that take long
 _LEAST_SECONDS, _TIMES_SLOWER = 20.0, 10.0  # a test that takes this long has met an endless loop
 _IMPORTED_ONCE = ("torch", "diffusers.optimization", "diffusers.schedulers", "transformers.optimization", "peft",
-                  "pytest", "hypothesis", "lib_lora_train.models.diffusion_model")  # fmt: skip
+                  "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
+                  "transformers.models.clip.modeling_clip", "pytest", "hypothesis", "lib_lora_train.models.diffusion_model")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: the `occurrence`-th place in `path` at which cosmic-ray's `operator` applies."""
+    """One change: the `occurrence`-th place in `path` at which `operator` applies, cosmic-ray's or `_DELETION`."""
 
     path: str
     operator: str
@@ -170,7 +172,7 @@ def _statement_lines(mutant: Mutant) -> range:
 def choose_mutants(paths: Sequence[str], share: float = 1.0, seed: int = 0) -> list[Mutant]:
     """The mutants of all files below `paths`, or a random share of them, in their order."""
     files = sorted({file for path in paths for file in _python_files(ROOT / path)})
-    mutants = [mutant for file in files for mutant in _mutants(file)]
+    mutants = [mutant for file in files for mutant in (*_mutants(file), *_deletions(file))]
     if share >= 1:
         return mutants
     chosen = random.Random(seed).sample(range(len(mutants)), round(share * len(mutants)))
@@ -191,7 +193,7 @@ def _mutants(file: Path) -> Iterator[Mutant]:
             places = (start for node in trees.ast_nodes(tree) for start, _ in operator.mutation_positions(node))
             for occurrence, (line, column) in enumerate(places):
                 mutant = Mutant(file.relative_to(ROOT).as_posix(), name, occurrence, line)
-                if not _is_in_signature(file, line, column) and _compiles(mutated_source(mutant)):
+                if not _is_in_signature(file, line, column) and _is_possible(mutant):
                     yield mutant
 
 
@@ -205,10 +207,11 @@ def _is_in_signature(file: Path, line: int, column: int) -> bool:
     return _source(file).splitlines()[line - 1][column:].startswith("*,")
 
 
-def _compiles(source: str) -> bool:
+def _is_possible(mutant: Mutant) -> bool:
+    """Whether the result is Python; cosmic-ray itself fails on `except module.Error`."""
     try:
-        compile(source, "mutant", "exec")
-    except SyntaxError:
+        compile(mutated_source(mutant), "mutant", "exec")
+    except (SyntaxError, AttributeError):
         return False
     return True
 
@@ -220,6 +223,8 @@ def _source(file: Path) -> str:
 
 def mutated_source(mutant: Mutant) -> str:
     """The whole file with the change in it."""
+    if mutant.operator == _DELETION:
+        return _without_statement(_source(ROOT / mutant.path), mutant.occurrence)
     mutating, plugins = importlib.import_module("cosmic_ray.mutating"), importlib.import_module("cosmic_ray.plugins")
     source = _source(ROOT / mutant.path)
     found = mutating.mutate_code(source, plugins.get_operator(mutant.operator)(), mutant.occurrence)
@@ -232,6 +237,50 @@ def changed_lines(mutant: Mutant) -> str:
     before = _source(ROOT / mutant.path).splitlines()
     after = mutated_source(mutant).splitlines()
     return next((f"{old.strip()}  →  {new.strip()}" for old, new in zip(before, after, strict=False) if old != new), "")
+
+
+# --- deleted statements ---------------------------------------------------------------------------
+
+
+def _deletions(file: Path) -> list[Mutant]:
+    path = file.relative_to(ROOT).as_posix()
+    return [
+        Mutant(path, _DELETION, number, statement.lineno)
+        for number, statement in enumerate(_deletable_statements(_source(file)))
+    ]
+
+
+@cache
+def _deletable_statements(source: str) -> list[ast.stmt]:
+    """The statements without which the rest still makes sense, in their order.
+
+    Calls, `yield`, `x.y = …`, `x += …`, `del`, `raise`, `break`, `continue` and a plain `return`; not `x = …`, which
+    would only leave a name undefined.
+    """
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and _is_deletable(node)]
+    return sorted(found, key=lambda statement: (statement.lineno, statement.col_offset))
+
+
+def _is_deletable(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Constant()):  # a docstring
+            return False
+        case ast.Assign(targets=targets):
+            return all(isinstance(target, (ast.Attribute, ast.Subscript)) for target in targets)
+        case ast.Return(value=value):
+            return value is None
+    return isinstance(statement, (ast.Expr, ast.AugAssign, ast.Delete, ast.Raise, ast.Break, ast.Continue))
+
+
+def _without_statement(source: str, number: int) -> str:
+    """The file with `pass` in the place of the statement, or with an empty `yield`, to keep a generator one."""
+    statement = _deletable_statements(source)[number]
+    yields = any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in ast.walk(statement))
+    first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
+    lines = source.encode().splitlines(keepends=True)  # columns count bytes
+    before, after = lines[first][: statement.col_offset], lines[last][statement.end_col_offset :]
+    lines[first : last + 1] = [before + (b"yield from ()" if yields else b"pass") + after] + [b"\n"] * (last - first)
+    return b"".join(lines).decode()
 
 
 # --- one against the other ------------------------------------------------------------------------

@@ -84,6 +84,9 @@ def test_long_curve_is_averaged_to_few_points() -> None:
     short = downsample(points, 1000)
     assert len(short) == 1000
     assert short[-1] == (10_000, 0.5) and all(loss == 0.5 for _, loss in short)
+    uneven = [(10, 1.0), (20, 2.0), (30, 6.0), (40, 4.0), (50, 11.0)]
+    assert downsample(uneven, 2) == [(20, 1.5), (50, 7.0)], "means of 2 and 3 points, each at its last step"
+    assert downsample(uneven, 5) == uneven
 
 
 # --- a disk that is full ---------------------------------------------------------------------------

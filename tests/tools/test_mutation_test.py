@@ -54,3 +54,26 @@ def test_mutants_are_found_and_change_one_place(tmp_path: Path, monkeypatch: pyt
     found = {TOOL.mutated_source(mutant).splitlines()[1].strip() for mutant in TOOL.choose_mutants(["half.py"])}
     assert {"return x / 2 - y", "return x * 2 + y"} <= found
     assert TOOL.choose_mutants(["half.py"], 0.5, 1) == TOOL.choose_mutants(["half.py"], 0.5, 1)
+
+
+def test_statements_are_deleted_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those without which a name is undefined; what yields still yields; the other lines keep their numbers."""
+    lines = [
+        "def steps(x):",
+        '    """Docs."""',
+        "    y = 1",
+        "    x.y = y; y += 1",
+        "    yield é(y)",
+        "    save(",
+        "        x)",
+    ]
+    (tmp_path / "steps.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.setattr(TOOL, "ROOT", tmp_path)
+    found = [TOOL.mutated_source(mutant).splitlines() for mutant in TOOL._deletions(tmp_path / "steps.py")]
+    changes = [[(i, new) for i, (old, new) in enumerate(zip(lines, one, strict=True)) if old != new] for one in found]
+    assert changes == [
+        [(3, "    pass; y += 1")],
+        [(3, "    x.y = y; pass")],
+        [(4, "    yield from ()")],
+        [(5, "    pass"), (6, "")],
+    ]
