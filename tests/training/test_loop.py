@@ -82,6 +82,14 @@ def test_every_step_and_epoch_is_reported_in_order() -> None:
     assert events[-2] == Progress("train", 8, 8)
 
 
+@pytest.mark.parametrize(("step", "epoch", "trained"), [(0, 1, 0), (1, 1, 1), (3, 1, 1), (4, 2, 1), (5, 2, 2)])
+def test_epoch_of_the_next_step_and_of_the_last_one(step: int, epoch: int, trained: int) -> None:
+    """With four steps in an epoch; the epochs are counted from 1."""
+    training = start_run(small_config())
+    training.step = step
+    assert (training.epoch, training.trained_epoch) == (epoch, trained)
+
+
 def test_epoch_loss_is_the_mean_of_its_steps() -> None:
     events = run_to_end(start_run(small_config(epochs=2)), model())
     means = [event.mean_loss for event in events if isinstance(event, EpochDone)]
@@ -202,6 +210,16 @@ def test_turn_ends_at_the_time_limit_if_nobody_waits(
     host = OneModelHost(model())
     list(train(start_run(small_config(epochs=1, rank=1)), host=host, control=Control()))
     assert host.turns == turns
+
+
+@pytest.mark.parametrize("name", ["save_every_n_steps", "save_state_every_n_steps", "sample_every_n_steps"])
+def test_turn_ends_with_a_step_after_which_something_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third step: whoever handles the turn's events then finds the weights of that very step."""
+    monkeypatch.setattr("lib_lora_train.training.loop._TURN_SECONDS", 1e9)
+    training = start_run(small_config(epochs=2, **{name: 3}))
+    events = train(training, host=OneModelHost(model()), control=Control())
+    # steps 4 and 8 end an epoch, which ends the turn too
+    assert [training.step for event in events if isinstance(event, Progress)] == [3, 4, 6, 8]
 
 
 def test_the_model_is_not_leased_while_an_event_is_handled() -> None:

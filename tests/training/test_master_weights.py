@@ -193,6 +193,20 @@ WAYS: list[Any] = [
 ]
 
 
+def test_loss_scale_is_doubled_in_time_despite_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third of eight steps, twice, and two steps are left; the interruption is two steps after the start."""
+    monkeypatch.setattr("lib_lora_train.training.grad_scaling._GROWTH_INTERVAL", 3)
+    config = small_config(lora_precision="fp16", rank=1)
+    control, first = Control(), start_run(config)
+    for event in train(first, host=OneModelHost(model(), wanted=True), control=control):
+        if isinstance(event, StepDone) and event.step == 2:
+            control.stop()
+    resumed = start_run(config, state=first.state())
+    run_to_end(resumed, model())
+    assert resumed.grad_scaler is not None
+    assert {name: float(value) for name, value in resumed.grad_scaler.state().items()} == {"value": 2.0**14, "calm": 2}
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("values", WAYS)
 def test_a_resumed_run_equals_the_uninterrupted_one(values: dict[str, Any], precision: str, tmp_path: Path) -> None:
