@@ -51,7 +51,8 @@ _FIRST_TESTS = 25  # most mutants fail one of these; only the others need the te
 _LEAST_SECONDS, _TIMES_SLOWER = 20.0, 10.0  # a test that takes this long has met an endless loop
 _IMPORTED_ONCE = ("torch", "diffusers.optimization", "diffusers.schedulers", "transformers.optimization", "peft",
                   "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
-                  "transformers.models.clip.modeling_clip", "pytest", "hypothesis", "lib_lora_train.models.diffusion_model")  # fmt: skip
+                  "transformers.models.clip.modeling_clip", "pytest", "hypothesis",
+                  "lib_lora_train.models.diffusion_model")  # fmt: skip
 
 
 @dataclass(frozen=True)
