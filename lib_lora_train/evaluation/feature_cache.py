@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib_lora_train.evaluation.features import BetweenBatches, ImageFeatures, image_features
+from lib_lora_train.evaluation.features import BetweenPasses, ImageFeatures, image_features
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.tensor_cache import CacheFolder, load_tensors, write_tensors
 
@@ -34,13 +34,17 @@ class FeatureCache:
         model: DiffusionModel,
         images: Sequence[Image.Image],
         *,
+        side: int | None = None,
         clip_skip: int = 1,
-        between_batches: BetweenBatches | None = None,
+        between_passes: BetweenPasses | None = None,
     ) -> list[ImageFeatures]:
         """As `image_features`, which is called for images that are not cached only."""
-        keys = [_key(model, image, clip_skip) for image in images]
+        side = side or model.spec.own_resolution
+        keys = [_key(model, image, side, clip_skip) for image in images]
         missing = {key: image for key, image in zip(keys, images, strict=True) if not self._load(model, key)}
-        made = image_features(model, list(missing.values()), clip_skip=clip_skip, between_batches=between_batches)
+        made = image_features(
+            model, list(missing.values()), side=side, clip_skip=clip_skip, between_passes=between_passes
+        )
         for key, features in zip(missing, made, strict=True):
             self._in_memory[key] = features
             if model.file_hash:
@@ -61,9 +65,9 @@ def _write(features: ImageFeatures, path: Path) -> None:
     write_tensors(path, {name: getattr(features, name) for name in _NAMES}, "image features")
 
 
-def _key(model: DiffusionModel, image: Image.Image, clip_skip: int) -> str:
+def _key(model: DiffusionModel, image: Image.Image, side: int, clip_skip: int) -> str:
     """Depends on the pixels, the checkpoint and its VAE, and on what the UNet computes in."""
-    model_part = f"{model.file_hash}/{model.vae_hash}/{model.dtype}/{model.device.type}/{clip_skip}"
+    model_part = f"{model.file_hash}/{model.vae_hash}/{model.dtype}/{model.device.type}/{side}/{clip_skip}"
     digest = hashlib.sha256(f"{_FORMAT}/{model_part}/{image.mode}/{image.size}".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()

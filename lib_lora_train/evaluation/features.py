@@ -34,15 +34,16 @@ from lib_lora_train.training.step import predict
 TIMESTEP = 60
 """Little noise: the features describe this image, not what it could become. 20 to 200 are alike, 300 and more worse."""
 
+_SIDE_STEP = 8 * LATENT_CELL_PX  # the UNet halves a latent up to three times
 _MAX_SIDE = 32  # locations per side: larger feature maps are averaged down, since every pair of locations is compared
 _KEPT_SHARE = 0.375  # of the locations, those that stand out most
 _OBJECT_SHARE = 0.35  # of the largest difference from the border: more than that belongs to the object
-_CROPS = 2
-_MARGIN = 1 / 32  # around the object in the second crop, as a share of the image's side
+_MARGINS = (0.0, 1 / 32)  # of each crop, around the object, as a share of the image's side
 _DISTANCE_WEIGHT = 0.5
-_BATCH = 8
+_BATCH_IMAGES, _BATCH_PX = 8, 512 * 512  # at a time; a single larger image is still looked at
 
-BetweenBatches = Callable[[], None]
+BetweenPasses = Callable[[], None]
+"""Called while the model is not in use, so that others may use it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +74,35 @@ def image_features(
     model: DiffusionModel,
     images: Sequence[Image.Image],
     *,
+    side: int | None = None,
     clip_skip: int = 1,
-    between_batches: BetweenBatches | None = None,
+    between_passes: BetweenPasses | None = None,
 ) -> list[ImageFeatures]:
-    """The features of RGB images of any size, in their order; three passes of the UNet for each.
+    """The features of RGB images of any size, in their order; three passes of the UNet for each, at `side` px.
+
+    `side`: a multiple of 64, None for what the model was trained at; features of different sides cannot be compared.
 
     An adapter on the model takes part unless it is disabled: compare images under the same weights, best without one.
     The same image always has the same features: noise depends on the size alone. DataError if the VAE cannot encode an
     image.
     """
+    side = side or model.spec.own_resolution
+    at_once = max(1, min(_BATCH_IMAGES, _BATCH_PX // side**2))
+
+    def look_at(batch: Sequence[Image.Image]) -> list[Tensor]:
+        maps = _feature_maps(model, [_resized(image, side) for image in batch], clip_skip)
+        if between_passes:
+            between_passes()
+        return maps
+
     found: list[ImageFeatures] = []
-    side = model.spec.own_resolution
     with torch.no_grad():
-        for start in range(0, len(images), _BATCH):
-            batch = [image.convert("RGB") for image in images[start : start + _BATCH]]
-            for crop in range(_CROPS):
-                maps = _feature_maps(model, [_resized(image, side) for image in batch], clip_skip)
-                margin = _MARGIN if crop else 0.0
-                batch = [_cropped(image, _object_box(one), margin) for image, one in zip(batch, maps, strict=True)]
-            maps = _feature_maps(model, [_resized(image, side) for image in batch], clip_skip)
-            found += [_standing_out(one) for one in maps]
-            if between_batches:
-                between_batches()
+        for start in range(0, len(images), at_once):
+            batch = [image.convert("RGB") for image in images[start : start + at_once]]
+            for margin in _MARGINS:
+                boxes = map(_object_box, look_at(batch))
+                batch = [_cropped(image, box, margin) for image, box in zip(batch, boxes, strict=True)]
+            found += map(_standing_out, look_at(batch))
     return found
 
 
@@ -198,8 +206,8 @@ def _cropped(image: Image.Image, box: tuple[float, float, float, float], margin:
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:
-    """The image as a square of `side` px, a multiple of 8; it is distorted if it is not square."""
-    side -= side % LATENT_CELL_PX
+    """The image as a square of `side` px, down to a multiple of 64; it is distorted if it is not square."""
+    side = max(_SIDE_STEP, side - side % _SIDE_STEP)
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 

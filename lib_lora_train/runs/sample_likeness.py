@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.events import LIKENESS
 from lib_lora_train.dataset.images import read_pixels
@@ -21,10 +22,14 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 
 @dataclass(eq=False)
 class SampleLikeness:
-    """Measures the samples of `prompts`, by their places in a row of samples, against the images of `plan`."""
+    """Measures the samples at `places` of a row of samples against the images of `plan`.
+
+    Images are looked at as large as they are trained, but not larger than those that the model was trained at.
+    """
 
     plan: Plan
     places: Sequence[int]
+    resolution: int
     clip_skip: int
     cache: FeatureCache
     _scale: LikenessScale | None = field(default=None, init=False)
@@ -42,7 +47,8 @@ class SampleLikeness:
         """
 
         def look_at(images: Sequence[Image.Image]) -> list[ImageFeatures]:
-            return self.cache.features(model, images, clip_skip=self.clip_skip, between_batches=yield_lease)
+            side = min(self.resolution, model.spec.own_resolution)
+            return self.cache.features(model, images, side=side, clip_skip=self.clip_skip, between_passes=yield_lease)
 
         try:
             if self._scale is None:
@@ -58,14 +64,14 @@ class SampleLikeness:
 
 
 def sample_likeness(
-    plan: Plan, prompts: Sequence[SamplePrompt], triggers: Sequence[str], *, clip_skip: int, folder: Path | None
+    plan: Plan, prompts: Sequence[SamplePrompt], config: TrainConfig, folder: Path | None
 ) -> SampleLikeness:
     """For the prompts that contain a trigger, or all if none does; features are cached in `folder`."""
-    words = [trigger.lower() for trigger in triggers]
+    words = [trigger.lower() for trigger in config.triggers]
     places = [
         place for place, prompt in enumerate(prompts) if any(word in prompt.prompt.lower() for word in words)
     ] or range(len(prompts))
-    return SampleLikeness(plan, places, clip_skip, FeatureCache(folder))
+    return SampleLikeness(plan, places, config.resolution, config.clip_skip, FeatureCache(folder))
 
 
 def _training_images(plan: Plan) -> list[Image.Image]:

@@ -7,11 +7,13 @@ caller sets the pace. A run writes to disk only here and in `checkpoints` and `s
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import DataError, ModelUnavailableError, Problem, TrainingError
+from lib_lora_train.core.errors import DataError, MemoryFullError, ModelUnavailableError, Problem, TrainingError
 from lib_lora_train.core.events import (
     VALIDATION_LOSS,
     EpochDone,
@@ -220,8 +222,7 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
             run.likeness = sample_likeness(
                 run.plan,
                 run.prompts,
-                run.config.triggers,
-                clip_skip=run.config.clip_skip,
+                run.config,
                 folder=run.folder.root.parent / "features" if run.config.cache_to_disk else None,
             )
         if run.state:
@@ -349,7 +350,10 @@ def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
 
 
 def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    """Report the validation loss, the likeness and the values of `measure` for an epoch (0: without LoRA)."""
+    """Report the validation loss, the likeness and the values of `measure` for an epoch (0: without LoRA).
+
+    If memory is full, the epoch is not measured; if the run is stopped, its likeness is not.
+    """
     likeness = run.likeness if epoch and {0, epoch} <= run.images.keys() else None
     if measure is None and run.validation is None and likeness is None:
         return
@@ -360,8 +364,21 @@ def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[E
             values = {**losses, **(measure(model, run.adapter) if measure else {})}
         if likeness is None:
             return values
-        with run.adapter.enabled(False):
-            return {**values, **likeness.measure(model, run.images[0], run.images[epoch], yield_lease)}
+        with run.adapter.enabled(False), suppress(RunStoppedError):
+            go_first = partial(yield_or_stop, yield_lease)
+            values.update(likeness.measure(model, run.images[0], run.images[epoch], go_first))
+        return values
+
+    def yield_or_stop(yield_lease: YieldLease) -> None:
+        if run.control.is_stopped:
+            raise RunStoppedError
+        yield_lease()
 
     measuring = run_leased_cooperatively(run.host, run.model, run.control, measure_all)
-    yield Measured(epoch, (yield from time_phase("evaluate", 0, measuring)))
+    try:
+        values = yield from time_phase("evaluate", 0, measuring)
+    except MemoryFullError as reason:
+        yield Noted("warning", "", f"Epoch {epoch} was not measured. {reason}")
+        return
+    if values:
+        yield Measured(epoch, values)

@@ -158,6 +158,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "report": _is_count,
     "folders": _is_list_of_paths,
     "encodings": _is_choices,
+    "count": _is_count,
     "more_epochs": _is_count,
     "files": _is_text_or_flag,
     "texts": _is_list_of_texts,
