@@ -288,7 +288,7 @@ def _without_statement(source: str, number: int) -> str:
 
 
 def run_mutants(mutants: Sequence[Mutant], *, only_survivors: bool = False) -> None:
-    """Test each in a process of its own and write the outcome; those already tested are left out."""
+    """Test each in a separate process and write the outcome; those already tested are left out."""
     known = read_results()
     if only_survivors:
         mutants = [mutant for mutant in mutants if known.get(_key(mutant)) == "survived"]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib_lora_train.evaluation.features import BetweenPasses, ImageFeatures, image_features
+from lib_lora_train.evaluation.features import ImageFeatures, image_features
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.tensor_cache import CacheFolder, load_tensors, write_tensors
+from lib_lora_train.training.lease import YieldLease
 
 _FORMAT = "features-1"  # part of every key: after a change of method old files are not found, rather than misread
 _NAMES = ("vectors", "weights", "places")
@@ -24,11 +25,6 @@ class FeatureCache:
         self._files = CacheFolder(folder)
         self._in_memory: dict[str, ImageFeatures] = {}
 
-    @property
-    def problem(self) -> str:
-        """Why files are not written any more, as a sentence; "" if they are."""
-        return self._files.problem
-
     def features(
         self,
         model: DiffusionModel,
@@ -36,15 +32,13 @@ class FeatureCache:
         *,
         side: int | None = None,
         clip_skip: int = 1,
-        between_passes: BetweenPasses | None = None,
+        yield_lease: YieldLease | None = None,
     ) -> list[ImageFeatures]:
         """As `image_features`, which is called for images that are not cached only."""
         side = side or model.spec.own_resolution
         keys = [_key(model, image, side, clip_skip) for image in images]
         missing = {key: image for key, image in zip(keys, images, strict=True) if not self._load(model, key)}
-        made = image_features(
-            model, list(missing.values()), side=side, clip_skip=clip_skip, between_passes=between_passes
-        )
+        made = image_features(model, list(missing.values()), side=side, clip_skip=clip_skip, yield_lease=yield_lease)
         for key, features in zip(missing, made, strict=True):
             self._in_memory[key] = features
             if model.file_hash:

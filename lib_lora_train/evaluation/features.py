@@ -14,7 +14,7 @@ B: images; D: channels of the layer; h × w: its locations; L: the locations kep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_images
 from lib_lora_train.models.noise_schedule import add_noise
 from lib_lora_train.models.text_encoding import TextCondition, encode_text, size_condition, tokenize
+from lib_lora_train.training.lease import YieldLease
 from lib_lora_train.training.step import predict
 
 TIMESTEP = 60
@@ -41,9 +42,6 @@ _OBJECT_SHARE = 0.35  # of the largest difference from the border: more than tha
 _MARGINS = (0.0, 1 / 32)  # of each crop, around the object, as a share of the image's side
 _DISTANCE_WEIGHT = 0.5
 _BATCH_IMAGES, _BATCH_PX = 8, 512 * 512  # at a time; a single larger image is still looked at
-
-BetweenPasses = Callable[[], None]
-"""Called while the model is not in use, so that others may use it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,7 @@ def image_features(
     *,
     side: int | None = None,
     clip_skip: int = 1,
-    between_passes: BetweenPasses | None = None,
+    yield_lease: YieldLease | None = None,
 ) -> list[ImageFeatures]:
     """The features of RGB images of any size, in their order; three passes of the UNet for each, at `side` px.
 
@@ -91,8 +89,8 @@ def image_features(
 
     def look_at(batch: Sequence[Image.Image]) -> list[Tensor]:
         maps = _feature_maps(model, [_resized(image, side) for image in batch], clip_skip)
-        if between_passes:
-            between_passes()
+        if yield_lease:
+            yield_lease()
         return maps
 
     found: list[ImageFeatures] = []

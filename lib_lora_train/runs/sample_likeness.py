@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,9 +16,12 @@ from lib_lora_train.core.events import LIKENESS
 from lib_lora_train.dataset.images import read_pixels
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.evaluation.feature_cache import FeatureCache
-from lib_lora_train.evaluation.features import ImageFeatures
+from lib_lora_train.evaluation.features import ImageFeatures, image_features
 from lib_lora_train.evaluation.likeness import MAX_IMAGES, LikenessScale
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.training.lease import YieldLease
+
+_LookAt = Callable[[DiffusionModel, Sequence[Image.Image]], list[ImageFeatures]]
 
 
 @dataclass(eq=False)
@@ -39,23 +43,24 @@ class SampleLikeness:
         model: DiffusionModel,
         without_lora: Sequence[Image.Image],
         samples: Sequence[Image.Image],
-        yield_lease: Callable[[], None],
+        yield_lease: YieldLease,
     ) -> Mapping[str, float]:
         """The likeness of a row of samples by its name; nothing if it cannot be measured in this run.
 
         The adapter must be switched off: the model looks at the images as it was.
         """
-
-        def look_at(images: Sequence[Image.Image]) -> list[ImageFeatures]:
-            side = min(self.resolution, model.spec.own_resolution)
-            return self.cache.features(model, images, side=side, clip_skip=self.clip_skip, between_passes=yield_lease)
-
+        side = min(self.resolution, model.spec.own_resolution)
+        look_at: _LookAt = partial(image_features, side=side, clip_skip=self.clip_skip, yield_lease=yield_lease)
+        look_at_once: _LookAt = partial(
+            self.cache.features, side=side, clip_skip=self.clip_skip, yield_lease=yield_lease
+        )
         try:
             if self._scale is None:
-                self._scale = LikenessScale(look_at(_training_images(self.plan)), look_at(self._row(without_lora)))
+                training = look_at_once(model, _training_images(self.plan))
+                self._scale = LikenessScale(training, look_at(model, self._row(without_lora)))
             if not self._scale.is_known:
                 return {}
-            return {LIKENESS: self._scale.likeness(look_at(self._row(samples)))}
+            return {LIKENESS: self._scale.likeness(look_at(model, self._row(samples)))}
         except DataError:  # an image that the VAE cannot encode was reported before
             return {}
 
