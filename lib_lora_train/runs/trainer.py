@@ -377,8 +377,11 @@ def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[E
     measuring = run_leased_cooperatively(run.host, run.model, run.control, measure_all)
     try:
         values = yield from time_phase("evaluate", 0, measuring)
-    except MemoryFullError as reason:
-        yield Noted("warning", "", f"Epoch {epoch} was not measured. {reason}")
+    except MemoryFullError:
+        text = (
+            f"Epoch {epoch} was not measured because the memory is full; the training continues. Close other programs"
+        )
+        yield Noted("warning", "", f"{text} or lower the resolution.")
         return
     if values:
         yield Measured(epoch, values)

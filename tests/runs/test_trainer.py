@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.train_config import Concept
-from lib_lora_train.core.errors import ConfigError, DataError, MemoryFullError, OutputError
+from lib_lora_train.core.errors import ConfigError, DataError, OutputError
 from lib_lora_train.core.events import (
     VALIDATION_LOSS,
     EpochDone,
@@ -224,25 +225,40 @@ def test_samples_that_do_not_fit_into_memory_are_skipped(setup: RunSetup, monkey
     assert ending(events) == "finished" and len(only(events, LoraWritten)) == 2
 
 
-def test_out_of_memory_saves_file_and_state_and_frees_the_model(
-    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For example while measuring: the error says what to do, the LoRA is saved, and others may use the model."""
+def failing_after_the_first_step(
+    setup: RunSetup, error: Exception, events: list[Event]
+) -> Generator[Event, None, None]:
+    """The events of a run in which measuring the first epoch raises `error`; they are also added to `events`."""
 
-    def full(_model: DiffusionModel, _adapter: Adapter) -> Mapping[str, float]:
-        if only(events_so_far, StepDone):
-            raise torch.cuda.OutOfMemoryError
+    def measure(_model: DiffusionModel, _adapter: Adapter) -> Mapping[str, float]:
+        if only(events, StepDone):
+            raise error
         return {}
 
-    events_so_far: list[Event] = []
-    run = trainer.run_training(setup.config, setup.host, folder=setup.folder, control=Control(), measure=full)
-    with pytest.raises(MemoryFullError, match=r"memory is full\. Close other programs .* resume the run"):
-        for event in run:
-            events_so_far.append(event)
+    for event in trainer.run_training(
+        setup.config, setup.host, folder=setup.folder, control=Control(), measure=measure
+    ):
+        events.append(event)
+        yield event
+
+
+def test_an_error_saves_file_and_state_and_frees_the_model(setup: RunSetup) -> None:
+    events: list[Event] = []
+    with pytest.raises(OSError, match="the card was unplugged"):
+        deque(failing_after_the_first_step(setup, OSError("the card was unplugged"), events))
     assert setup.folder.state_steps() == [3]
-    assert {Path(event.path).name for event in only(events_so_far, LoraWritten)} == {"test-000001.safetensors"}
+    assert {Path(event.path).name for event in only(events, LoraWritten)} == {"test-000001.safetensors"}
     with setup.host.lease() as model:
         assert not any(isinstance(module, AdaptedLayer) for module in model.unet.modules())
+
+
+def test_full_memory_while_measuring_is_told_and_the_training_continues(setup: RunSetup) -> None:
+    events: list[Event] = []
+    deque(failing_after_the_first_step(setup, torch.cuda.OutOfMemoryError(), events))
+    warnings = [event.message for event in only(events, Noted) if "not measured" in event.message]
+    assert [text.split(" was")[0] for text in warnings] == ["Epoch 1", "Epoch 2"]
+    assert all("Close other programs" in text and "resume" not in text for text in warnings)
+    assert ending(events) == "finished" and len(only(events, LoraWritten)) == 2
 
 
 def test_samples_use_the_hosts_options_and_yield_the_lease(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
