@@ -10,7 +10,8 @@ import pytest
 import tomlkit
 
 import launch
-from lib_lora_train.cli.main import GROUPS, make_parser
+from lib_lora_train.cli.flags import GROUPS
+from lib_lora_train.cli.main import make_parser
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from tests.paths import ROOT

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib_lora_train.cli.main import GROUPS, default_text
+from lib_lora_train.cli.flags import GROUPS, default_text
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.cli.flags import add_setting_flags, preset_help
+from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.report import add_report
-from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, require_new_file, with_places
-from lib_lora_train.config.parameters import Parameter, parameters_of
-from lib_lora_train.config.presets import PRESETS
-from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.cpu_environment import set_cpu_environment
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-GROUPS = {
-    "model": "model",
-    "data": "images",
-    "captions": "captions",
-    "training": "training",
-    "noise": "noise and loss",
-    "network": "network",
-    "output": "output",
-    "samples": "samples",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,88 +71,17 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands and flags."""
     parser = argparse.ArgumentParser(prog="lora-train", description="Train LoRAs for Stable Diffusion.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    app = _command(commands, "app", run_app, "Open the app in the browser.")
-    app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    app.add_argument("--port", type=int, default=7861, help="port to listen on (default: 7861)")
-    app.add_argument(
-        "--login",
-        default=os.environ.get("LORA_TRAIN_LOGIN") or None,
-        metavar="USER:PASSWORD",
-        help="ask for this login (default: LORA_TRAIN_LOGIN in the environment, else one is made up and printed if "
-        "other machines can reach the app)",
-    )
-    app.add_argument("--no-login", action="store_const", const="", dest="login", help="never ask for a login")
-    app.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also answer requests for this host name, such as a proxy's; may be given several times",
-    )
-
+    _add_app(commands)
     demo = _command(commands, "demo", run_demo, "Train a new concept on the embedded tiny model and generate the grid.")
     demo.add_argument("--out", type=Path, metavar="DIR", help="folder for all files of the demo")
-
-    train = _command(commands, "train", run_train, "Train with the settings of a TOML file, flags or both.")
-    train.usage = (
-        "lora-train train [CONFIG.toml …] [--preset NAME] [--out DIR] [--resume RUN] [--dry-run] [--cpu] "
-        "[--SETTING VALUE …]"
-    )
-    files = "settings, which flags override. Several files are trained one after the other"
-    train.add_argument("configs", nargs="*", metavar="CONFIG.toml", help=files)
-    train.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
-    train.add_argument("--preset", action="append", default=[], metavar="NAME", help=_preset_help())
-    train.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run folder")
-    train.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    groups = {key: train.add_argument_group(title) for key, title in GROUPS.items()}
-    for parameter in parameters_of(TrainConfig):
-        _add_flag(groups[parameter.group], parameter)
-    concept = train.add_argument_group("a single concept, instead of a [[concepts]] table")
-    for parameter in parameters_of(Concept):
-        _add_flag(concept, parameter, prefix="concept.")
-    resume = _command(commands, "resume", run_resume, "Resume an interrupted run or extend a finished one.")
-    resume.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
-    resume.add_argument("--more-epochs", type=int, default=0, metavar="N", help="add N epochs to the planned end")
-    resume.add_argument(
-        "--from-step", type=int, metavar="N", help="resume from an earlier training state, if several are kept"
-    )
-    resume.add_argument("--out", type=Path, metavar="DIR", help="folder for new LoRA files, if the run was moved")
-    resume.add_argument(
-        "--folder", dest="data", action="append", metavar="DIR", help="where the images are now; once for each concept"
-    )
-    resume.add_argument("--checkpoint", "--ckpt", metavar="FILE", help="where the checkpoint is now")
-    for command in (train, resume):
+    for command in (_add_train(commands), _add_resume(commands)):
         command.add_argument(
             "--other-model", action="store_true", help="resume on another model than the run was started on"
         )
-    _add_import_export(commands)
+    add_import_export(commands, _command)
     add_lora_tools(commands, _command)
     add_report(commands, _command)
     return parser
-
-
-def _add_import_export(commands: Any) -> None:
-    """Add the commands for other programs' settings."""
-    importer = _command(commands, "import", run_import, "Convert kohya settings or a LoRA's metadata to TOML.")
-    importer.add_argument(
-        "file", type=Path, metavar="FILE", help="a kohya_ss .json, an sd-scripts .toml or a .safetensors"
-    )
-    importer.add_argument("--dataset", type=Path, metavar="DATASET.toml", help="sd-scripts' dataset file, if any")
-    importer.add_argument(
-        "--out", type=Path, metavar="CONFIG.toml", help="output file (default: FILE's name in the current folder)"
-    )
-
-    exporter = _command(commands, "export", run_export, "Convert a TOML file to a kohya_ss .json.")
-    exporter.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings file")
-    exporter.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="output file (default: CONFIG's name in the current folder)"
-    )
-
-
-def _preset_help() -> str:
-    presets = " ".join(f"{preset.name.lower().replace(' ', '-')}: {preset.when}" for preset in PRESETS)
-    return f"settings for a purpose, which override the file; may be given several times. {presets}".replace("%", "%%")
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -173,33 +92,56 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
     return command
 
 
-def _add_flag(group: argparse._ArgumentGroup, parameter: Parameter, *, prefix: str = "") -> None:
-    """Add a flag whose raw text is validated later with everything else; absent flags set nothing."""
-    flags = [f"--{parameter.name.replace('_', '-')}"]
-    if parameter.name == "checkpoint":
-        flags.append("--ckpt")
-    common: dict[str, Any] = {
-        "dest": prefix + parameter.name,
-        "default": argparse.SUPPRESS,
-        "help": f"{parameter.help} Default: {default_text(parameter)}.".replace("%", "%%"),
-    }
-    if parameter.kind is bool:
-        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **common)
-    elif parameter.kind is tuple:
-        group.add_argument(*flags, action="append", metavar="TEXT", **common)
-    else:
-        metavar = "{" + ",".join(parameter.choices) + "}" if parameter.choices else parameter.kind.__name__.upper()
-        group.add_argument(*flags, metavar=metavar, **common)
+def _add_app(commands: Any) -> None:
+    command = _command(commands, "app", run_app, "Open the app in the browser.")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    command.add_argument("--port", type=int, default=7861, help="port to listen on (default: 7861)")
+    command.add_argument(
+        "--login",
+        default=os.environ.get("LORA_TRAIN_LOGIN") or None,
+        metavar="USER:PASSWORD",
+        help="ask for this login (default: LORA_TRAIN_LOGIN in the environment, else one is made up and printed if "
+        "other machines can reach the app)",
+    )
+    command.add_argument("--no-login", action="store_const", const="", dest="login", help="never ask for a login")
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer requests for this host name, such as a proxy's; may be given several times",
+    )
 
 
-def default_text(parameter: Parameter) -> str:
-    """The default as text."""
-    if parameter.default is None or parameter.default in ("", ()):
-        return "empty"
-    if isinstance(parameter.default, bool):
-        return "on" if parameter.default else "off"
-    unit = f" {parameter.unit}" if parameter.unit else ""
-    return f"{parameter.default:g}{unit}" if isinstance(parameter.default, float) else f"{parameter.default}{unit}"
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    command = _command(commands, "train", run_train, "Train with the settings of a TOML file, flags or both.")
+    command.usage = (
+        "lora-train train [CONFIG.toml …] [--preset NAME] [--out DIR] [--resume RUN] [--dry-run] [--cpu] "
+        "[--SETTING VALUE …]"
+    )
+    files = "settings, which flags override. Several files are trained one after the other"
+    command.add_argument("configs", nargs="*", metavar="CONFIG.toml", help=files)
+    command.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    command.add_argument("--preset", action="append", default=[], metavar="NAME", help=preset_help())
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the LoRA files and the run folder")
+    command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    add_setting_flags(command)
+    return command
+
+
+def _add_resume(commands: Any) -> argparse.ArgumentParser:
+    command = _command(commands, "resume", run_resume, "Resume an interrupted run or extend a finished one.")
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    command.add_argument("--more-epochs", type=int, default=0, metavar="N", help="add N epochs to the planned end")
+    command.add_argument(
+        "--from-step", type=int, metavar="N", help="resume from an earlier training state, if several are kept"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for new LoRA files, if the run was moved")
+    command.add_argument(
+        "--folder", dest="data", action="append", metavar="DIR", help="where the images are now; once for each concept"
+    )
+    command.add_argument("--checkpoint", "--ckpt", metavar="FILE", help="where the checkpoint is now")
+    return command
 
 
 # --- commands --------------------------------------------------------------------------------------
@@ -302,47 +244,6 @@ def _train(options: argparse.Namespace, config: TrainConfig, resume_point: Resum
     events = run_training(config, host, folder=folder, control=control, state=state, options=run_options)
     show_run(log_events(events, folder.log), control)
     return not control.is_stopped
-
-
-def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Write imported settings as TOML, and print what was not imported and why."""
-    refuse_unknown(unknown)
-    from lib_lora_train.config.validation.validate import validate
-    from lib_lora_train.formats.kohya.importer import read_settings
-    from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
-    from lib_lora_train.formats.toml import write_toml_config
-
-    imported = read_settings(options.file, options.dataset)
-    path = require_new_file(options.out or Path(f"{options.file.stem}.toml"))
-    write_toml_config(path, imported.config)
-    print(f"Settings imported from {options.file.name}: {len(imported.used_keys)}. Saved to {path}")
-    _print_list("Imported with differences", [f"{p.level}: {p}" for p in imported.problems])
-    _print_list("Not imported", describe_lost(imported.ignored))
-    _print_list("No effect", describe_unneeded(imported.ignored))
-    _print_list("Fix before training", [str(p) for p in validate(imported.config) if p.level == "error"])
-    return 0
-
-
-def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Write the settings for the kohya_ss GUI, and print what it does not support."""
-    refuse_unknown(unknown)
-    from lib_lora_train.config.validation.validate import require_usable
-    from lib_lora_train.formats.kohya.exporter import write_gui_settings
-    from lib_lora_train.formats.kohya.report import describe_lost
-    from lib_lora_train.formats.toml import read_toml_config
-
-    config, problems = read_config(read_toml_config(options.file))
-    require_usable(problems)
-    path = require_new_file(options.out or Path(f"{options.file.stem}.json"))
-    exported = write_gui_settings(path, config)
-    print(f"Saved to {path}")
-    _print_list("Not supported by the kohya_ss GUI", describe_lost(exported.lost))
-    return 0
-
-
-def _print_list(title: str, lines: Sequence[str]) -> None:
-    if lines:
-        print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines)]))
 
 
 def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:

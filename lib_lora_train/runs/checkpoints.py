@@ -17,7 +17,7 @@ from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.runs.checkpoint_check import describe_loaded
 from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext
-from lib_lora_train.training.loop import Training
+from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import write_state
 
 _NOTICEABLE_UNDERFLOW = 0.01  # share of matrices; below it, the loss from half precision is invisible

@@ -32,7 +32,7 @@ from lib_lora_train.runs.sample_likeness import SampleLikeness
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.training.control import Control, RunStoppedError
 from lib_lora_train.training.lease import run_leased
-from lib_lora_train.training.loop import Training
+from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState
 from lib_lora_train.training.validation import Validation
 

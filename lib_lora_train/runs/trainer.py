@@ -62,8 +62,9 @@ from lib_lora_train.runs.tensorboard import log_to_tensorboard
 from lib_lora_train.runs.write_places import WritePlaces
 from lib_lora_train.training.control import Control, RunStoppedError
 from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
-from lib_lora_train.training.loop import Training, start_training, train
+from lib_lora_train.training.loop import train
 from lib_lora_train.training.loss import loss_options
+from lib_lora_train.training.training_run import Training, start_training
 from lib_lora_train.training.training_state import load_state
 from lib_lora_train.training.validation import Validation
 from lib_lora_train.training.wait_for_model import follow_requests

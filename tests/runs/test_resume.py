@@ -336,7 +336,7 @@ def test_state_that_cannot_be_written_pauses_once_and_then_only_warns(
         "runs.checkpoints.write_adapter",
         "runs.run_context.RunContext.eval_weights",
         "runs.checkpoints.write_state",
-        "training.loop.Training.state",
+        "training.training_run.Training.state",
     ],
 )
 def test_full_memory_while_saving_pauses_until_it_can(

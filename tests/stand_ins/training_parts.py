@@ -23,7 +23,8 @@ from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.loop import Training, start_training, train
+from lib_lora_train.training.loop import train
+from lib_lora_train.training.training_run import Training, start_training
 from lib_lora_train.training.training_state import TrainState
 from tests.stand_ins.tiny_models import tiny_model
 

@@ -20,9 +20,10 @@ from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.training.control import Control
-from lib_lora_train.training.loop import Training, train
+from lib_lora_train.training.loop import train
 from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor
 from lib_lora_train.training.step import batch_loss
+from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState, load_state, write_state
 from tests.stand_ins.training_parts import (
     OneModelHost,

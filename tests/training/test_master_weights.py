@@ -16,8 +16,9 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.grad_scaling import clip_gradients
-from lib_lora_train.training.loop import Training, train
+from lib_lora_train.training.loop import train
 from lib_lora_train.training.master_weights import MasterWeights, stochastically_rounded
+from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState, load_state, write_state
 from tests.stand_ins.training_parts import OneModelHost, losses, run_to_end, small_config, started
 from tests.stand_ins.training_parts import shared_model as model

@@ -12,9 +12,9 @@ from torch import Tensor
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Noted, StepDone
 from lib_lora_train.dataset.plan import MicroBatch
-from lib_lora_train.training.loop import Training
 from lib_lora_train.training.oom_fallback import OomFallback, describe_fallback, next_fallback, split_micro_batches
 from lib_lora_train.training.step import batch_loss
+from lib_lora_train.training.training_run import Training
 from tests.stand_ins.training_parts import losses, run_to_end, small_config, started
 from tests.stand_ins.training_parts import shared_model as model
 

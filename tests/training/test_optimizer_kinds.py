@@ -19,10 +19,10 @@ from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.training.ema import Ema, eval_weights
 from lib_lora_train.training.lion import Lion
-from lib_lora_train.training.loop import Training
 from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.optimizers import make_optimizer
 from lib_lora_train.training.parameter_groups import MatrixOptimizer, matrix_views, split_loraplus_groups
+from lib_lora_train.training.training_run import Training
 from tests.stand_ins.training_parts import adapted, run_to_end, small_config, started
 from tests.stand_ins.training_parts import shared_model as model
 

@@ -20,8 +20,8 @@ from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.text_cache import TextCache, load_condition
 from lib_lora_train.models.text_encoding import TextCondition, encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training import text_conditions as conditions_module
-from lib_lora_train.training.loop import start_training
 from lib_lora_train.training.text_conditions import text_conditions
+from lib_lora_train.training.training_run import start_training
 from tests.stand_ins.tiny_models import tiny_model
 from tests.stand_ins.training_parts import adapted, random_latents, small_config, small_plan
 from tests.stand_ins.training_parts import shared_model as model
