@@ -8,10 +8,7 @@
 `record` runs the tests once and notes which lines each of them executes and how long it takes. `run` lets each mutant
 meet the tests that execute its line, until one fails. `report` prints the counts and the survivors. Everything is kept
 in `mutation-tests/`, so an interrupted run continues, and no source file is changed: a mutant exists only in the
-process that tests it. Needs `os.fork`, so Linux or macOS.
-
-cosmic-ray finds and makes most of the mutants. Of its operators, those that only repeat another one are left out
-(`_BINARY`, `_COMPARISON`): + becomes -, but not also *, /, // and <<. It deletes no statements; `_DELETION` does.
+process that tests it. Needs `os.fork`, so Linux or macOS. `mutants` makes them.
 """
 
 from __future__ import annotations
@@ -19,33 +16,27 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import os
-import random
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.mutants import KINDS, ROOT, Mutant, changed_lines, choose_mutants, mutated_source, source_of
+
 FOLDER = ROOT / "mutation-tests"
 _TIMES, _LINES, _RESULTS = FOLDER / "times.json", FOLDER / "lines.coverage", FOLDER / "results.jsonl"
-
-_BINARY = {"Add_Sub", "Sub_Add", "Mul_Div", "Mul_Add", "Div_Mul", "Div_Sub", "Pow_Mul", "FloorDiv_Div", "FloorDiv_Mul",
-           "Mod_FloorDiv", "Mod_Mul", "BitAnd_BitOr", "LShift_RShift"}  # fmt: skip
-_COMPARISON = {"Eq_NotEq", "NotEq_Eq", "Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt", "Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt",
-               "Is_IsNot", "IsNot_Is"}  # fmt: skip
-_UNARY = {"Delete_USub", "Delete_Not", "Delete_Invert"}
-_DELETION = "delete/statement"
-_CHOSEN = {"ReplaceBinaryOperator": _BINARY, "ReplaceComparisonOperator": _COMPARISON, "ReplaceUnaryOperator": _UNARY}
 
 _FIRST_TESTS = 25  # most mutants fail one of these; only the others need the tests that take long
 _LEAST_SECONDS, _TIMES_SLOWER = 20.0, 10.0  # a test that takes this long has met an endless loop
@@ -53,16 +44,6 @@ _IMPORTED_ONCE = ("torch", "diffusers.optimization", "diffusers.schedulers", "tr
                   "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
                   "transformers.models.clip.modeling_clip", "pytest", "hypothesis",
                   "lib_lora_train.models.diffusion_model")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change: the `occurrence`-th place in `path` at which `operator` applies, cosmic-ray's or `_DELETION`."""
-
-    path: str
-    operator: str
-    occurrence: int
-    line: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("paths", nargs="+")
     run.add_argument("--share", type=float, default=1.0, help="test a random part of them, such as 0.2")
     run.add_argument("--seed", type=int, default=0, help="of the random part")
+    run.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only mutants of these kinds")
+    run.add_argument("--seconds", type=float, help="a mutant meets only so many seconds of tests; the rest by --again")
     run.add_argument("--again", action="store_true", help="only those that survived before")
     commands.add_parser("report", help="counts and survivors")
     options = parser.parse_args(arguments)
@@ -82,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "record":
         return record_tests(options.tests)
     if options.command == "run":
-        run_mutants(choose_mutants(options.paths, options.share, options.seed), only_survivors=options.again)
+        chosen = choose_mutants(options.paths, options.kinds, share=options.share, seed=options.seed)
+        run_mutants(chosen, max_seconds=options.seconds, only_survivors=options.again)
     return print_report()
 
 
@@ -124,7 +108,8 @@ def record_tests(tests: Sequence[str]) -> int:
     return code
 
 
-_PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist", f"--basetemp={FOLDER / 'tmp'}")
+# Rewritten assertions and other packages' plugins cost a second for each mutant.
+_PYTEST = ("-q", "--assert=plain", "-p", "no:cacheprovider", f"--basetemp={FOLDER / 'tmp'}")
 
 
 def tests_of(mutant: Mutant) -> list[str]:
@@ -162,132 +147,15 @@ def _seconds() -> dict[str, float]:
 
 def _statement_lines(mutant: Mutant) -> range:
     """The lines from the beginning of the innermost statement to the mutant."""
-    tree = ast.parse(_source(ROOT / mutant.path))
+    tree = ast.parse(source_of(ROOT / mutant.path))
     starts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= mutant.line]
     return range(max(starts, default=mutant.line), mutant.line + 1)
-
-
-# --- the mutants ----------------------------------------------------------------------------------
-
-
-def choose_mutants(paths: Sequence[str], share: float = 1.0, seed: int = 0) -> list[Mutant]:
-    """The mutants of all files below `paths`, or a random share of them, in their order."""
-    files = sorted({file for path in paths for file in _python_files(ROOT / path)})
-    mutants = [mutant for file in files for mutant in (*_mutants(file), *_deletions(file))]
-    if share >= 1:
-        return mutants
-    chosen = random.Random(seed).sample(range(len(mutants)), round(share * len(mutants)))
-    return [mutants[number] for number in sorted(chosen)]
-
-
-def _python_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
-
-
-def _mutants(file: Path) -> Iterator[Mutant]:
-    trees, plugins = importlib.import_module("cosmic_ray.ast"), importlib.import_module("cosmic_ray.plugins")
-    tree = trees.get_ast(_source(file))
-    for name in plugins.operator_names():
-        operator_class = plugins.get_operator(name)
-        if _is_chosen(name) and not operator_class.arguments():
-            operator = operator_class()
-            places = (start for node in trees.ast_nodes(tree) for start, _ in operator.mutation_positions(node))
-            for occurrence, (line, column) in enumerate(places):
-                mutant = Mutant(file.relative_to(ROOT).as_posix(), name, occurrence, line)
-                if not _is_in_signature(file, line, column) and _is_possible(mutant):
-                    yield mutant
-
-
-def _is_chosen(operator: str) -> bool:
-    kind, _, change = operator.removeprefix("core/").partition("_")
-    return kind not in _CHOSEN or change in _CHOSEN[kind]
-
-
-def _is_in_signature(file: Path, line: int, column: int) -> bool:
-    """Whether the place is the * before keyword-only arguments."""
-    return _source(file).splitlines()[line - 1][column:].startswith("*,")
-
-
-def _is_possible(mutant: Mutant) -> bool:
-    """Whether the result is Python; cosmic-ray itself fails on `except module.Error`."""
-    try:
-        compile(mutated_source(mutant), "mutant", "exec")
-    except (SyntaxError, AttributeError):
-        return False
-    return True
-
-
-@cache
-def _source(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
-
-
-def mutated_source(mutant: Mutant) -> str:
-    """The whole file with the change in it."""
-    if mutant.operator == _DELETION:
-        return _without_statement(_source(ROOT / mutant.path), mutant.occurrence)
-    mutating, plugins = importlib.import_module("cosmic_ray.mutating"), importlib.import_module("cosmic_ray.plugins")
-    source = _source(ROOT / mutant.path)
-    found = mutating.mutate_code(source, plugins.get_operator(mutant.operator)(), mutant.occurrence)
-    assert isinstance(found, str), mutant
-    return found
-
-
-def changed_lines(mutant: Mutant) -> str:
-    """The line as it is and as it would be: `x + 1  →  x - 1`."""
-    before = _source(ROOT / mutant.path).splitlines()
-    after = mutated_source(mutant).splitlines()
-    return next((f"{old.strip()}  →  {new.strip()}" for old, new in zip(before, after, strict=False) if old != new), "")
-
-
-# --- deleted statements ---------------------------------------------------------------------------
-
-
-def _deletions(file: Path) -> list[Mutant]:
-    path = file.relative_to(ROOT).as_posix()
-    return [
-        Mutant(path, _DELETION, number, statement.lineno)
-        for number, statement in enumerate(_deletable_statements(_source(file)))
-    ]
-
-
-@cache
-def _deletable_statements(source: str) -> list[ast.stmt]:
-    """The statements without which the rest still makes sense, in their order.
-
-    Calls, `yield`, `x.y = …`, `x += …`, `del`, `raise`, `break`, `continue` and a plain `return`; not `x = …`, which
-    would only leave a name undefined.
-    """
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and _is_deletable(node)]
-    return sorted(found, key=lambda statement: (statement.lineno, statement.col_offset))
-
-
-def _is_deletable(statement: ast.stmt) -> bool:
-    match statement:
-        case ast.Expr(value=ast.Constant()):  # a docstring
-            return False
-        case ast.Assign(targets=targets):
-            return all(isinstance(target, (ast.Attribute, ast.Subscript)) for target in targets)
-        case ast.Return(value=value):
-            return value is None
-    return isinstance(statement, (ast.Expr, ast.AugAssign, ast.Delete, ast.Raise, ast.Break, ast.Continue))
-
-
-def _without_statement(source: str, number: int) -> str:
-    """The file with `pass` in the place of the statement, or with an empty `yield`, to keep a generator one."""
-    statement = _deletable_statements(source)[number]
-    yields = any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in ast.walk(statement))
-    first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
-    lines = source.encode().splitlines(keepends=True)  # columns count bytes
-    before, after = lines[first][: statement.col_offset], lines[last][statement.end_col_offset :]
-    lines[first : last + 1] = [before + (b"yield from ()" if yields else b"pass") + after] + [b"\n"] * (last - first)
-    return b"".join(lines).decode()
 
 
 # --- one against the other ------------------------------------------------------------------------
 
 
-def run_mutants(mutants: Sequence[Mutant], *, only_survivors: bool = False) -> None:
+def run_mutants(mutants: Sequence[Mutant], *, max_seconds: float | None = None, only_survivors: bool = False) -> None:
     """Test each in a separate process and write the outcome; those already tested are left out."""
     known = read_results()
     if only_survivors:
@@ -297,7 +165,7 @@ def run_mutants(mutants: Sequence[Mutant], *, only_survivors: bool = False) -> N
     _import_once()
     for number, mutant in enumerate(mutants, 1):
         started = time.monotonic()
-        outcome = try_mutant(mutant)
+        outcome = try_mutant(mutant, max_seconds)
         seconds = round(time.monotonic() - started, 1)
         line = {**asdict(mutant), "change": changed_lines(mutant), "outcome": outcome, "seconds": seconds}
         with _RESULTS.open("a", encoding="utf-8") as file:
@@ -308,18 +176,28 @@ def run_mutants(mutants: Sequence[Mutant], *, only_survivors: bool = False) -> N
 def _import_once() -> None:
     """What no mutant changes, so that its process need not import it again."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in _IMPORTED_ONCE:
         importlib.import_module(name)
+    gc.freeze()  # pytest collects garbage twice, and need not look through PyTorch for it
 
 
-def try_mutant(mutant: Mutant) -> str:
+def try_mutant(mutant: Mutant, max_seconds: float | None = None) -> str:
     """`killed` if a test fails, `timeout` if one does not end, `survived`, or `untested` if no test runs the line."""
-    source, tests = mutated_source(mutant), tests_of(mutant)
+    source, tests = mutated_source(mutant), _first(tests_of(mutant), max_seconds)
     for part in (tests[:_FIRST_TESTS], tests[_FIRST_TESTS:]):
         code = _run_in_child(mutant.path, source, part) if part else 0
         if code:
             return "timeout" if code == -signal.SIGALRM else "killed"
     return "survived" if tests else "untested"
+
+
+def _first(tests: Sequence[str], max_seconds: float | None) -> Sequence[str]:
+    """The first of them that together take no longer, but one at least."""
+    if max_seconds is None:
+        return tests
+    ends = itertools.accumulate(_seconds()[test] for test in tests)
+    return tests[: max(1, sum(end <= max_seconds for end in ends))]
 
 
 def _run_in_child(path: str, source: str, tests: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import pytest
 from tests.paths import ROOT
 
 TOOL: Any = importlib.import_module("tools.mutation_test")
+MUTANTS: Any = importlib.import_module("tools.mutants")
 MODULE = "lib_lora_train/core/seeding.py"
 
 
@@ -39,6 +40,12 @@ def test_each_test_function_comes_once_before_any_comes_twice(monkeypatch: pytes
     assert TOOL.tests_of(mutant) == ["a[1]", "c", "b[1]", "a[2]", "a[3]"]
 
 
+def test_a_first_pass_runs_only_so_many_seconds_of_tests_but_one_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOOL, "_seconds", lambda: {"a": 2.0, "b": 3.0, "c": 1.0})
+    limits = {None: ["a", "b", "c"], 5.5: ["a", "b"], 5.0: ["a", "b"], 2.5: ["a"], 0.5: ["a"]}
+    assert {limit: TOOL._first(["a", "b", "c"], limit) for limit in limits} == limits
+
+
 def test_a_line_of_no_test_gets_all_tests_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants are computed on import, before the first test."""
     monkeypatch.setattr(TOOL, "_seconds", lambda: {"a": 2.0, "b": 1.0})
@@ -50,10 +57,15 @@ def test_a_line_of_no_test_gets_all_tests_of_its_file(monkeypatch: pytest.Monkey
 def test_mutants_are_found_and_change_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cosmic_ray")
     (tmp_path / "half.py").write_text("def half(x, *, y):\n    return x / 2 + y\n", encoding="utf-8")
-    monkeypatch.setattr(TOOL, "ROOT", tmp_path)
-    found = {TOOL.mutated_source(mutant).splitlines()[1].strip() for mutant in TOOL.choose_mutants(["half.py"])}
+    monkeypatch.setattr(MUTANTS, "ROOT", tmp_path)
+    found = {MUTANTS.mutated_source(mutant).splitlines()[1].strip() for mutant in MUTANTS.choose_mutants(["half.py"])}
     assert {"return x / 2 - y", "return x * 2 + y"} <= found
-    assert TOOL.choose_mutants(["half.py"], 0.5, 1) == TOOL.choose_mutants(["half.py"], 0.5, 1)
+    numbers = MUTANTS.choose_mutants(["half.py"], ["number"])
+    changed = {MUTANTS.mutated_source(mutant).splitlines()[1].strip() for mutant in numbers}
+    assert changed == {"return x / 3 + y", "return x / 1 + y"}
+    assert MUTANTS.choose_mutants(["half.py"], share=0.5, seed=1) == MUTANTS.choose_mutants(
+        ["half.py"], share=0.5, seed=1
+    )
 
 
 def test_statements_are_deleted_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +80,8 @@ def test_statements_are_deleted_one_at_a_time(tmp_path: Path, monkeypatch: pytes
         "        x)",
     ]
     (tmp_path / "steps.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    monkeypatch.setattr(TOOL, "ROOT", tmp_path)
-    found = [TOOL.mutated_source(mutant).splitlines() for mutant in TOOL._deletions(tmp_path / "steps.py")]
+    monkeypatch.setattr(MUTANTS, "ROOT", tmp_path)
+    found = [MUTANTS.mutated_source(mutant).splitlines() for mutant in MUTANTS._deletions(tmp_path / "steps.py")]
     changes = [[(i, new) for i, (old, new) in enumerate(zip(lines, one, strict=True)) if old != new] for one in found]
     assert changes == [
         [(3, "    pass; y += 1")],
