@@ -28,6 +28,7 @@ SMALL: Mapping[str, Any] = {
     "max_steps": 2,
     "warmup": 0,
     "sample_prompts": [],
+    "sample_every_n_epochs": 0,
 }
 
 every_example = pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

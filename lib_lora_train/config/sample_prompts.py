@@ -4,22 +4,32 @@ Validation, the sampler and the import of kohya's settings all read prompt lines
 begin with # are comments, options may be upper case, and an option may follow a number without a space
 (`--w 512--h 512`; sd-scripts drops everything after that number, here the second option counts too).
 Unlike sd-scripts, an invalid option is an error: it is not ignored, rounded or clamped.
+
+Prompts are of two groups: the *concept* must change them, and *control* prompts must stay as they are without the
+LoRA. The comments `# concept` and `# control` are headings: they say the group of the lines below them. Lines without
+a heading belong to the concept if they contain one of its trigger words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
+from lib_lora_train.core.words import has_word
 
 _OPTION = re.compile(r"(?:^|\s+)--(?=\w)")
 _JOINED = re.compile(r"(--[a-z]+\s+[\d.]+)(?=--[a-z])", re.IGNORECASE)  # `--w 512` of `--w 512--h 512`
+_HEADING = re.compile(r"#+\s*(concept|control)\s*(?:[:(].*)?", re.IGNORECASE)
 _MIN_SIZE, _MAX_SIZE = 64, 4096
+
+
+CONCEPT_HEADING, CONTROL_HEADING = "# concept", "# control"
+"""The comments that begin a group of prompts."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,16 @@ class SamplePrompt:
     seed: int
     steps: int
     cfg: float
+    is_control: bool = False
+    """Whether the LoRA must not change it."""
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """The places (from 0) of the sample prompts that the concept must change, and of those that must not change."""
+
+    concept: tuple[int, ...]
+    control: tuple[int, ...]
 
 
 def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
@@ -76,7 +96,45 @@ def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
         cfg=config.sample_cfg,
     )
     lines = prompt_lines(config.sample_prompts)
-    return tuple(parse_prompt(line, replace(defaults, seed=config.seed + n)) for n, line in enumerate(lines))
+    control = prompt_groups(config).control
+    return tuple(
+        parse_prompt(line, replace(defaults, seed=config.seed + n, is_control=n in control))
+        for n, line in enumerate(lines)
+    )
+
+
+def prompt_groups(config: TrainConfig) -> PromptGroups:
+    """Which of the run's sample prompts are control prompts: by their heading, otherwise by the trigger words.
+
+    Without trigger words everything may change, so that only headings make control prompts.
+    """
+    flags = list(_control_flags(config.sample_prompts, config.triggers))
+    return PromptGroups(
+        concept=tuple(place for place, is_control in enumerate(flags) if not is_control),
+        control=tuple(place for place, is_control in enumerate(flags) if is_control),
+    )
+
+
+def _control_flags(lines: Iterable[str], triggers: Sequence[str]) -> Iterator[bool]:
+    """Whether each prompt, without the comments, is a control prompt."""
+    heading = ""
+    for line in lines:
+        if found := _HEADING.fullmatch(line.strip()):
+            heading = found[1].lower()
+        elif not is_comment(line):
+            is_unprompted = bool(triggers) and not mentions_trigger(split_options(line)[0], triggers)
+            yield heading == "control" if heading else is_unprompted
+
+
+def mentions_trigger(prompt: str, triggers: Iterable[str]) -> bool:
+    """Whether the prompt contains all words of one of the triggers."""
+    return any(all(has_word(prompt, tag.strip()) for tag in trigger.split(",") if tag.strip()) for trigger in triggers)
+
+
+def writes_own_prompts(config: TrainConfig) -> bool:
+    """Whether the run writes its sample prompts itself: the user has written none, and samples are not off."""
+    is_off = not (config.sample_every_n_epochs or config.sample_every_n_steps)
+    return not is_off and not prompt_lines(config.sample_prompts)
 
 
 def prompt_lines(lines: Iterable[str]) -> tuple[str, ...]:
@@ -87,6 +145,11 @@ def prompt_lines(lines: Iterable[str]) -> tuple[str, ...]:
 def is_comment(line: str) -> bool:
     """Whether the line is a comment, which begins with #."""
     return line.lstrip().startswith("#")
+
+
+def is_heading(line: str) -> bool:
+    """Whether the line is a comment that begins a group of prompts."""
+    return _HEADING.fullmatch(line.strip()) is not None
 
 
 def parse_prompt(line: str, defaults: SamplePrompt) -> SamplePrompt:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.caption_encoding import decode_caption, list_readings, shorten
 from lib_lora_train.dataset.images import read_bytes
 
@@ -137,11 +138,6 @@ def put_trigger_first(caption: str, trigger: str, separator: str = "") -> str:
         return ", ".join((trigger, *tags))
     tags.remove(first)
     return ", ".join((first, *tags))
-
-
-def has_word(text: str, word: str) -> bool:
-    """Whether `text` contains `word` as a whole word, ignoring case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def trigger_tags(trigger: str) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.augmentation import find_asymmetric_word
 from lib_lora_train.dataset.caption_augmentation import make_caption_rule
-from lib_lora_train.dataset.captions import has_word, split_tags
+from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.dataset.folder_names import folder_name_to_words, parse_kohya_name
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Item, ScannedConcept

@@ -11,10 +11,10 @@ from pathlib import Path
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.captions import (
     CaptionText,
     find_caption_file,
-    has_word,
     index_by_extension,
     list_caption_extensions,
     put_trigger_first,

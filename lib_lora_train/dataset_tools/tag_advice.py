@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lib_lora_train.dataset.captions import has_word
+from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset_tools.caption_files import CaptionSet
 from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib_lora_train.config.sample_prompts import writes_own_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import require_usable, validate
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
+from lib_lora_train.dataset.prompt_suggestions import suggest_prompts
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.runs.write_places import WritePlaces, output_dir_problems, place_problems
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A valid config, its plan, and warnings and hints about both; none of the problems is an error."""
+    """A valid config, its plan, and warnings and hints about both; none of the problems is an error.
+
+    The config has the prompts that the run writes itself where the user has written none.
+    """
 
     config: TrainConfig
     plan: Plan
@@ -30,5 +35,7 @@ def plan_run(config: TrainConfig, places: WritePlaces | None = None) -> RunPlan:
     problems = [*validate(config), *(place_problems(config, places) if places else output_dir_problems(config))]
     require_usable(problems)
     dataset = read_dataset(config)
+    if writes_own_prompts(config):
+        config = config.replace(sample_prompts=suggest_prompts(config, dataset))
     plan = make_plan(dataset, config)
     return RunPlan(config, plan, (*problems, *dataset.problems, *plan.warnings))

@@ -135,6 +135,9 @@ def _run_phases(
     before = load_state(state) if state else None
     if before:
         refuse_other_run(before, config, run_plan.plan, folder)
+    elif run_plan.config.sample_prompts != config.sample_prompts:  # resuming keeps what was written here
+        config = config.replace(sample_prompts=run_plan.config.sample_prompts)
+        write_toml_config(folder.config, config)
     expected = identity_from_values(before.model) if before else options.model
     if options.any_model:
         expected = None

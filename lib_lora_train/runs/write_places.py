@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.config.sample_prompts import writes_own_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.user_paths import user_path
@@ -55,7 +56,8 @@ def _problems(config: TrainConfig, places: WritePlaces) -> Iterator[Problem]:
     if places.folder and config.save_state and (obstacle := scan_write_obstacle(places.folder.states.absolute())):
         text = f"training states cannot be saved: {obstacle}. Make it writable, or the run cannot be resumed."
         yield Problem("warning", "save_state", text)
-    if places.folder and config.sample_prompts and (obstacle := scan_write_obstacle(places.folder.samples.absolute())):
+    has_samples = bool(config.sample_prompts) or writes_own_prompts(config)
+    if places.folder and has_samples and (obstacle := scan_write_obstacle(places.folder.samples.absolute())):
         yield Problem("warning", "sample_prompts", f"samples cannot be saved: {obstacle}. Make it writable.")
     yield from _side_products(config, places.home)
 

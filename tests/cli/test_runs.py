@@ -11,16 +11,14 @@ from lib_lora_train.cli import main as cli
 from lib_lora_train.core.errors import TrainingError
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from tests.stand_ins.run_parts import small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, small_run_setup
 
 
 @pytest.fixture
 def settings(demo_dir: Path, tmp_path: Path) -> list[Path]:
     """Two settings files with one epoch each."""
     host = StandaloneHost(None, None, tmp_path, "cpu")
-    config = small_run_setup(host, demo_dir, tmp_path).config.replace(
-        epochs=1, sample_prompts=(), lr_schedule="constant"
-    )
+    config = small_run_setup(host, demo_dir, tmp_path).config.replace(epochs=1, **NO_SAMPLES, lr_schedule="constant")
     files = []
     for name in ("one", "two"):
         files.append(tmp_path / f"{name}.toml")

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lora_train.config.sample_prompts import SamplePrompt, parse_prompt, sample_prompts
+from lib_lora_train.config.sample_prompts import (
+    SamplePrompt,
+    parse_prompt,
+    prompt_groups,
+    sample_prompts,
+    writes_own_prompts,
+)
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import ConfigError
@@ -139,10 +145,55 @@ def test_an_invalid_line_is_named_by_its_number_in_the_setting() -> None:
     assert [problem.where for problem in validate(config) if problem.level == "error"] == ["sample_prompts[3]"]
 
 
+# --- groups -------------------------------------------------------------------------------------
+
+
+def _control(*lines: str, trigger: str = "zok") -> tuple[int, ...]:
+    config = TrainConfig(concepts=(Concept("cats", trigger=trigger),), sample_prompts=lines)
+    groups = prompt_groups(config)
+    assert sorted(groups.concept + groups.control) == list(range(len(sample_prompts(config))))
+    assert groups.control == tuple(n for n, prompt in enumerate(sample_prompts(config)) if prompt.is_control)
+    return groups.control
+
+
+def test_prompts_without_a_trigger_word_are_control_prompts() -> None:
+    assert _control("a zok on grass", "a cat", "# zok", "zokky", "(ZOK:1.2) --n cat", "a dog --n zok") == (1, 2, 4)
+    assert _control("zok in a red hat", "red hat, zok", "zok", trigger="zok, red hat") == (2,)
+
+
+def test_without_trigger_words_everything_may_change() -> None:
+    assert _control("a cat", "a dog", trigger="") == ()
+
+
+@pytest.mark.parametrize("heading", ["# control", "#Control:", "## CONTROL (must not change)"])
+def test_a_heading_says_the_group_of_the_lines_below_it(heading: str) -> None:
+    assert _control("a cat", heading, "zok cat", "# concept", "a cat", heading, "a dog") == (0, 1, 3)
+
+
+def test_other_comments_are_no_headings() -> None:
+    assert _control("# control the pose", "zok", "# concept art", "a cat", "# controls", "zok") == (1,)
+
+
+@pytest.mark.parametrize(
+    ("values", "writes"),
+    [
+        ({}, True),
+        ({"sample_prompts": ("# control",)}, True),
+        ({"sample_prompts": ("a cat",)}, False),
+        ({"sample_every_n_epochs": 0}, False),
+        ({"sample_every_n_epochs": 0, "sample_every_n_steps": 50}, True),
+    ],
+)
+def test_a_run_writes_its_own_prompts_unless_there_are_some_or_samples_are_off(
+    values: dict[str, Any], writes: bool
+) -> None:
+    assert writes_own_prompts(TrainConfig(**values)) == writes
+
+
 # --- import -------------------------------------------------------------------------------------
 
 
 def test_an_imported_prompt_file_is_read_by_the_same_parser() -> None:
-    text = "# mine\na cat --w 512--h 512--s 35\na dog --ss euler_a --L 5"
+    text = "# mine\n# Control\na cat --w 512--h 512--s 35\na dog --ss euler_a --L 5"
     imported = from_gui({"sample_prompts": text, "train_data_dir": "x"})
-    assert imported.config.sample_prompts == ("a cat --w 512 --h 512 --s 35", "a dog --l 5")
+    assert imported.config.sample_prompts == ("# Control", "a cat --w 512 --h 512 --s 35", "a dog --l 5")

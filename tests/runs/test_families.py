@@ -97,6 +97,7 @@ def settings(folder: Path, kind: str, **values: Any) -> TrainConfig:
         "learning_rate": 1e-3,
         "warmup": 0.0,
         "sample_prompts": (),
+        "sample_every_n_epochs": 0,
         "save_precision": "fp32",
     }
     return TrainConfig().replace(**{**plain, **values})

@@ -24,7 +24,7 @@ from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.training_state import load_state
-from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 @pytest.fixture
 def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
     setup = small_run_setup(shared_host, demo_dir, tmp_path)
-    return setup._replace(config=setup.config.replace(sample_prompts=(), epochs=1))
+    return setup._replace(config=setup.config.replace(**NO_SAMPLES, epochs=1))
 
 
 def logged(setup: RunSetup, **values: Any) -> list[Event]:
@@ -77,7 +77,7 @@ def test_run_killed_before_its_first_state_begins_again_from_its_settings(setup:
 
 
 def test_finished_run_without_its_grid_is_resumed_for_the_images_only(setup: RunSetup) -> None:
-    logged(setup, sample_prompts=("zorp --s 1 --l 1",))
+    logged(setup, sample_prompts=("zorp --s 1 --l 1",), sample_every_n_epochs=1)
     setup.folder.grid.unlink()
     setup.folder.sample(1, 1).unlink()
     (row,) = past_runs(setup.folder.root.parent)

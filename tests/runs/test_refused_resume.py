@@ -21,7 +21,7 @@ from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 from lib_lora_train.training.training_state import load_state
 from lib_lora_train.web.runs import RunSession
-from tests.stand_ins.run_parts import RunSetup, small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, small_run_setup
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> RunSetu
     """A run of one epoch."""
     place = tmp_path_factory.mktemp("run")
     setup = small_run_setup(StandaloneHost(None, None, place, "cpu"), demo_dir, place)
-    setup = setup._replace(config=setup.config.replace(sample_prompts=(), epochs=1))
+    setup = setup._replace(config=setup.config.replace(**NO_SAMPLES, epochs=1))
     running = run_training(setup.config, setup.host, folder=setup.folder, control=Control())
     list(log_events(running, setup.folder.log))
     return setup

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
-from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.sample_prompts import prompt_groups, sample_prompts
+from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import (
     Event,
@@ -33,7 +34,7 @@ from lib_lora_train.core.events import (
     StateSaved,
     StepDone,
 )
-from lib_lora_train.formats.toml import write_toml_config
+from lib_lora_train.formats.toml import read_toml_config, write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import checkpoints
 from lib_lora_train.runs.event_log import log_line, log_record, read_log
@@ -43,7 +44,7 @@ from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
 from tests.paths import ROOT
-from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 _OF_THE_MOMENT = {"ss_session_id", "ss_training_started_at", "ss_training_finished_at", "modelspec.date"}
 
@@ -58,7 +59,7 @@ EVERYTHING: dict[str, Any] = {
     "optimizer": "Prodigy",
     "optimizer_args": "weight_decay=0.01 safeguard_warmup=True",
     "learning_rate": 1.0,
-    "sample_prompts": (),
+    **NO_SAMPLES,
 }
 
 
@@ -72,7 +73,7 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
     """Without samples, which take most of the time."""
     setup = small_run_setup(shared_host, demo_dir, tmp_path)
-    return setup._replace(config=setup.config.replace(sample_prompts=()))
+    return setup._replace(config=setup.config.replace(**NO_SAMPLES))
 
 
 def logged(events: Iterable[Event], folder: RunFolder) -> list[Event]:
@@ -214,7 +215,7 @@ def test_epoch_interrupted_before_saving_is_saved_on_resume(setup: RunSetup, mon
 
     with monkeypatch.context() as patch, pytest.raises(OutputError):
         patch.setattr("lib_lora_train.runs.checkpoints.write_adapter", crash)
-        run_logged(setup, setup.config.replace(sample_prompts=("zorp --s 1 --l 1",)))
+        run_logged(setup, setup.config.replace(sample_prompts=("zorp --s 1 --l 1",), sample_every_n_epochs=1))
     assert setup.folder.state_steps() == [3] and names(setup) == []
     rest = resume(setup)
     assert names(setup) == ["test-000001", "test-000002"]
@@ -225,13 +226,24 @@ def test_epoch_interrupted_before_saving_is_saved_on_resume(setup: RunSetup, mon
 
 
 def test_earlier_samples_are_in_the_grid_and_not_repeated(setup: RunSetup) -> None:
-    config = setup.config.replace(sample_prompts=("zorp --s 1 --l 1",))
+    config = setup.config.replace(sample_prompts=("zorp --s 1 --l 1",), sample_every_n_epochs=1)
     run_logged(setup, config, stop_after=4)
     drawn = {path: path.stat().st_mtime_ns for path in setup.folder.samples.iterdir()}
     rest = resume(setup)
     assert len(drawn) == 2
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items())
     assert [event.epoch for event in only(rest, SampleDrawn)] == [2]
+
+
+def test_a_resumed_run_keeps_the_prompts_that_it_wrote_itself(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = setup.config.replace(sample_prompts=(), sample_every_n_epochs=1, sample_steps=1)
+    run_logged(setup, config, stop_after=4)
+    written, _ = read_config(read_toml_config(setup.folder.config))
+    monkeypatch.setattr("lib_lora_train.runs.planning.suggest_prompts", lambda *_: ("something else",))
+    rest = resume(setup)
+    assert {event.prompt for event in only(rest, SampleDrawn)} == {one.prompt for one in sample_prompts(written)}
+    assert prompt_groups(written).concept and prompt_groups(written).control
+    assert only(rest, GridDrawn)
 
 
 def test_pause_saves_the_state(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +370,7 @@ def test_full_memory_while_saving_pauses_until_it_can(
         reasons.append(reason)
         control.resume()
 
-    events = attended(setup, setup.config.replace(sample_prompts=()), resume_it)
+    events = attended(setup, setup.config.replace(**NO_SAMPLES), resume_it)
     assert ending(events) == "finished" and names(setup) == ["test-000001", "test-000002"]
     (reason,) = reasons
     assert "memory is full. Close other programs" in reason and "press Resume" in reason
@@ -373,7 +385,9 @@ def test_images_that_cannot_be_written_are_warnings(product: str, setup: RunSetu
         place.touch()
     else:
         place.mkdir()
-    events = run_logged(setup, setup.config.replace(epochs=1, sample_prompts=("zorp --s 1 --l 1",)))
+    events = run_logged(
+        setup, setup.config.replace(epochs=1, sample_prompts=("zorp --s 1 --l 1",), sample_every_n_epochs=1)
+    )
     assert ending(events) == "finished" and names(setup) == ["test-000001"]
     assert any(product in note.message and note.level == "warning" for note in only(events, Noted))
     open_phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
@@ -398,7 +412,7 @@ def test_what_is_requested_at_the_last_step_of_an_epoch_belongs_to_that_epoch(
     """And is not the epoch's end: the epoch's own file and samples follow."""
     one_step_a_turn(monkeypatch)
     control, events = Control(), list[Event]()
-    config = setup.config.replace(epochs=2, sample_prompts=("zorp --s 1 --l 1",))
+    config = setup.config.replace(epochs=2, sample_prompts=("zorp --s 1 --l 1",), sample_every_n_epochs=1)
     for event in run_training(config, setup.host, folder=setup.folder, control=control):
         events.append(event)
         if isinstance(event, StepDone) and event.step in (2, 3):
@@ -418,9 +432,7 @@ def test_checkpoint_may_be_renamed_or_replaced_while_a_run_trains(
     copy = tmp_path / "base" / tiny_checkpoint.name
     setup = small_run_setup(StandaloneHost(copy, None, tmp_path / "Lora", "cpu"), demo_dir, tmp_path)
     hashes = []
-    for event in run_training(
-        setup.config.replace(sample_prompts=()), setup.host, folder=setup.folder, control=Control()
-    ):
+    for event in run_training(setup.config.replace(**NO_SAMPLES), setup.host, folder=setup.folder, control=Control()):
         if isinstance(event, LoraWritten):
             hashes.append(read_adapter(event.path).metadata["ss_sd_model_hash"])
             copy.unlink(missing_ok=True)

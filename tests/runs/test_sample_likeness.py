@@ -17,7 +17,7 @@ from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.sample_likeness import sample_likeness
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.training.control import Control
-from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_run_trains_the_same_weights_whether_likeness_is_measured_or_not(small
 
 def test_nothing_is_measured_without_samples_or_unless_asked_for(small_run: RunSetup) -> None:
     assert not only(small_run.run(), Measured)
-    assert not only(small_run.run(measure_likeness=True, sample_prompts=()), Measured)
+    assert not only(small_run.run(measure_likeness=True, **NO_SAMPLES), Measured)
 
 
 def test_only_prompts_with_a_trigger_are_compared_and_all_of_them_if_none_has_one(small_run: RunSetup) -> None:

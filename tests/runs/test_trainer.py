@@ -41,7 +41,7 @@ from lib_lora_train.runs import trainer
 from lib_lora_train.sampling.sample import SamplingStep
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.control import Control
-from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_existing_card_is_kept_and_cards_can_be_turned_off(setup: RunSetup) -> N
     setup.host.lora_dir.mkdir(parents=True)
     own = setup.host.lora_dir / "test-000001.json"
     own.write_text("{}", encoding="utf-8")
-    setup.run(sample_prompts=())
+    setup.run(**NO_SAMPLES)
     assert own.read_text(encoding="utf-8") == "{}"
-    setup.run(sample_prompts=(), output_name="bare", write_card=False)
+    setup.run(**NO_SAMPLES, output_name="bare", write_card=False)
     assert sorted(path.suffix for path in setup.host.lora_dir.glob("bare-*")) == [".safetensors"] * 2
 
 
@@ -121,7 +121,7 @@ def test_samples_have_the_webuis_infotext(setup: RunSetup) -> None:
 def test_model_is_unchanged_after_a_run_and_after_an_aborted_one(setup: RunSetup) -> None:
     with setup.host.lease() as model:
         before = weights_of(model)
-    setup.run(sample_prompts=())
+    setup.run(**NO_SAMPLES)
     broken = trainer.run_training(setup.config, setup.host, folder=setup.folder, control=Control())
     next(event for event in broken if isinstance(event, StepDone))
     broken.close()  # type: ignore[attr-defined]
@@ -132,9 +132,9 @@ def test_model_is_unchanged_after_a_run_and_after_an_aborted_one(setup: RunSetup
 
 
 def test_second_run_with_the_same_name_overwrites_nothing(setup: RunSetup) -> None:
-    setup.run(sample_prompts=())
+    setup.run(**NO_SAMPLES)
     first = {path: path.read_bytes() for path in setup.host.lora_dir.iterdir()}
-    events = setup.run(sample_prompts=(), seed=7)
+    events = setup.run(**NO_SAMPLES, seed=7)
     assert [Path(e.path).name for e in only(events, LoraWritten)] == [
         "test-2-000001.safetensors",
         "test-2-000002.safetensors",
@@ -154,7 +154,7 @@ def test_same_seed_gives_the_same_file_with_and_without_samples(setup: RunSetup)
 
 def test_broken_image_is_named_and_the_rest_is_trained(setup: RunSetup, tmp_path: Path) -> None:
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
-    events = setup.run(sample_prompts=())
+    events = setup.run(**NO_SAMPLES)
     assert any("broken.png" in f"{note.where} {note.message}" for note in only(events, Noted))
     assert only(events, Planned)[0].images == 3
     assert ending(events) == "finished"
@@ -196,7 +196,7 @@ def test_save_now_saves_a_file_of_that_step(setup: RunSetup, monkeypatch: pytest
     monkeypatch.setattr(setup.host, "has_waiters", lambda: True)  # one step per lease
     control = Control()
     events = []
-    config = setup.config.replace(epochs=1, sample_prompts=())
+    config = setup.config.replace(epochs=1, **NO_SAMPLES)
     for event in trainer.run_training(config, setup.host, folder=setup.folder, control=control):
         events.append(event)
         if isinstance(event, StepDone) and event.step == 2:
@@ -315,7 +315,7 @@ def test_measure_is_first_called_without_lora(setup: RunSetup) -> None:
         return {"number": float(len(seen))}
 
     run = trainer.run_training(
-        setup.config.replace(sample_prompts=()), setup.host, folder=setup.folder, control=Control(), measure=measure
+        setup.config.replace(**NO_SAMPLES), setup.host, folder=setup.folder, control=Control(), measure=measure
     )
     events = list(run)
     assert seen == [False, True, True]
@@ -368,13 +368,13 @@ def test_disk_that_fills_during_training_is_reported(setup: RunSetup, monkeypatc
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match=r"test-000001\.safetensors .* has no space left"):
-        setup.run(sample_prompts=())
+        setup.run(**NO_SAMPLES)
     assert list(lora_dir.iterdir()) == []
 
 
 def test_validation_loss_is_measured_after_every_epoch(setup: RunSetup) -> None:
     """The first value is that of the model alone; a run with the same settings gives identical values."""
-    values: dict[str, Any] = {"sample_prompts": (), "validation_share": 0.3}
+    values: dict[str, Any] = {**NO_SAMPLES, "validation_share": 0.3}
     events = setup.run(**values)
     assert only(events, Planned) == [Planned(2, 0, 2, 2, 4)]  # one of the three is held out
     measured = {event.epoch: event.values[VALIDATION_LOSS] for event in only(events, Measured)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.training.control import Control
+
+NO_SAMPLES: Mapping[str, Any] = {"sample_prompts": (), "sample_every_n_epochs": 0}
+"""Settings of a run without samples and grid; empty prompts alone are written by the run."""
 
 
 class RunSetup(NamedTuple):

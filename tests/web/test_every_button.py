@@ -263,6 +263,7 @@ _SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"save_state": False, "save_state_every_n_steps": 10},
     {"output_name": "a/b"},
     {"sample_prompts": ()},
+    {"sample_prompts": (), "sample_every_n_epochs": 0},
     {"sample_prompts": ("zok --w nothing",)},
     {"sample_prompts": ("a cat",)},
     {"webui_sampler": "Euler", "sample_every_n_epochs": 3, "save_every_n_epochs": 2},

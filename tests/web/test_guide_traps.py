@@ -153,8 +153,13 @@ def test_too_few_and_identical_images_are_named() -> None:
 def test_empty_sample_prompts_are_made_from_trigger_class_word_and_captions_in_one_click() -> None:
     config = GOOD.replace(concepts=(Concept("/set/10_zok", trigger="zok", class_word="cat"),))
     fix = _fix_at(config, "sample_prompts")
-    assert fix.values["sample_prompts"] == ("zok, cat", "zok, a red cat", "zok, grass", "cat")
-    assert len(sample_prompts(config.replace_at(fix.values))) == 4
+    concept, control = (
+        ("zok, cat", "zok, a red cat", "zok, cat, on a beach"),
+        ("cat", "dog", "fox", "mountain landscape"),
+    )
+    assert fix.values["sample_prompts"] == ("# concept", *concept, "# control", *control)
+    drawn = sample_prompts(config.replace_at(fix.values))
+    assert [prompt.is_control for prompt in drawn] == [False] * 3 + [True] * 4
 
 
 @pytest.mark.parametrize("caption", ["# a cat", "a cat --w 7", "a\ncat", "a ||| cat", "{a|b} cat"])
@@ -162,7 +167,7 @@ def test_suggested_prompts_are_valid_whatever_the_captions_are(caption: str) -> 
     config = GOOD.replace(concepts=(Concept("/set/10_zok", trigger="zok"),))
     prompts = suggest_prompts(config, _plan(config, (caption,)).dataset)
     assert prompts and all(prompts)
-    assert len(sample_prompts(config.replace(sample_prompts=prompts))) == len(prompts)
+    assert len(sample_prompts(config.replace(sample_prompts=prompts))) == len(prompts) - 2  # without the headings
 
 
 # --- the model --------------------------------------------------------------------------------------

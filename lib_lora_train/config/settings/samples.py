@@ -16,14 +16,17 @@ class SampleSettings:
     sample_prompts: tuple[str, ...] = param(
         (),
         "Prompts for the sample images and the grid, one per line. Options can follow a prompt, as in kohya: --w "
-        "width --h height --d seed --s steps --l CFG scale --n negative prompt. Lines that begin with # are comments.",
+        "width --h height --d seed --s steps --l CFG scale --n negative prompt. Prompts without a trigger word are "
+        "control prompts, which should not change; the lines # concept and # control say it for the prompts below "
+        "them. Other lines that begin with # are comments. Empty: the run writes its own prompts from trigger words, "
+        "class words and captions.",
         group="samples",
         tier="essential",
         kohya="sample_prompts",
     )
     sample_every_n_epochs: int = param(
         1,
-        "Generate samples every N epochs. 0: only the grid at the end.",
+        "Generate samples every N epochs. 0: only the grid at the end, of prompts that you have written.",
         group="samples",
         tier="beginner",
         low=0,

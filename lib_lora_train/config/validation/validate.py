@@ -9,7 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from lib_lora_train.config.problems import error_at, hint_at, off_step, warning_at
-from lib_lora_train.config.sample_prompts import is_comment, prompt_lines, validate_prompt
+from lib_lora_train.config.sample_prompts import (
+    is_comment,
+    mentions_trigger,
+    prompt_lines,
+    validate_prompt,
+    writes_own_prompts,
+)
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.captions import validate_captions
 from lib_lora_train.config.validation.concepts import validate_concepts
@@ -160,6 +166,10 @@ def unusable_name(name: str) -> str:
 
 def _samples(config: TrainConfig) -> Iterator[Problem]:
     prompts = prompt_lines(config.sample_prompts)
+    if writes_own_prompts(config):
+        text = "is empty: the run writes its own prompts from trigger words, class words and captions."
+        yield hint_at("sample_prompts", f"{text} Without samples: sample_every_n_epochs = 0.")
+        return
     if not prompts:
         if config.make_grid:
             yield hint_at("sample_prompts", "is empty: there will be no samples and no grid to choose an epoch from.")
@@ -171,8 +181,7 @@ def _samples(config: TrainConfig) -> Iterator[Problem]:
     if config.webui_sampler and config.sample_every_n_epochs % config.save_every_n_epochs:
         text = "needs LoRA files: epochs without one (see save_every_n_epochs) get no samples."
         yield hint_at("webui_sampler", text)
-    text = "\n".join(prompts).lower()
-    if config.triggers and not any(trigger.lower() in text for trigger in config.triggers):
+    if config.triggers and not any(mentions_trigger(prompt, config.triggers) for prompt in prompts):
         yield hint_at(
             "sample_prompts", f"do not contain the trigger {config.triggers[0]!r}: samples may not show the concept."
         )

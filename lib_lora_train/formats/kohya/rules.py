@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from lib_lora_train.config.sample_prompts import is_option, prompt_lines, split_options
+from lib_lora_train.config.sample_prompts import is_comment, is_heading, is_option, split_options
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
@@ -241,8 +241,15 @@ def _samples(state: ImportState) -> None:
     if len(lines) == 1 and re.search(r"\.(txt|toml|json)$", str(lines[0]).strip().lower()):
         state.ignore("sample_prompts", raw, "is a file that cannot be read. Copy its prompts yourself")
         return
-    prompts = tuple(_prompt(state, line) for line in prompt_lines(map(str, lines)))
+    prompts = (
+        str(line) if is_heading(line) else _prompt(state, line) for line in map(str, lines) if not _is_note(line)
+    )
     state.values["sample_prompts"] = tuple(prompt for prompt in prompts if prompt)
+
+
+def _is_note(line: str) -> bool:
+    """Whether the line is a comment that means nothing."""
+    return is_comment(line) and not is_heading(line)
 
 
 def _prompt(state: ImportState, line: str) -> str:
