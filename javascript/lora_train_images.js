@@ -64,52 +64,69 @@
     }, true);
 
     // --- samples ----------------------------------------------------------------------------------
-    /** A table of samples: a column per prompt, a row per epoch or step. */
+    /** A table of samples: a column per prompt, control prompts last, a row per epoch or step. */
     function sheetOf(run) {
         const columns = [];
+        const control = [];
         const rows = new Map();
         for (const event of run.events) {
             if (event.kind !== "SampleDrawn") continue;
             const key = `${event.prompt}\n${event.seed}`;
-            if (!columns.includes(key)) columns.push(key);
+            const group = event.is_control ? control : columns;
+            if (!group.includes(key)) group.push(key);
             const moment = `${event.epoch}/${event.step || 0}`;
             if (!rows.has(moment)) rows.set(moment, { epoch: event.epoch, step: event.step || 0, drawn: new Map() });
             rows.get(moment).drawn.set(key, event);
         }
         // Within an epoch, steps come before its end.
+        const places = [...columns, ...control];
         const order = [...rows.values()].sort((a, b) => a.epoch - b.epoch || (a.step || Infinity) - (b.step || Infinity));
         const nameOf = (row) => (row.step ? `Step ${row.step}` : row.epoch ? `Epoch ${row.epoch}` : "No LoRA");
         return {
-            prompts: columns.map((key) => key.split("\n")[0]),
+            prompts: places.map((key) => key.split("\n")[0]),
+            concept: columns.length,
+            control: control.length,
             epochs: order.map(nameOf),
-            table: order.map((row) => columns.map((key) => {
+            table: order.map((row) => places.map((key) => {
                 const event = row.drawn.get(key);
                 return event ? { token: event.token, title: nameOf(row), text: `${event.prompt} · seed ${event.seed}` } : null;
             })),
         };
     }
 
+    /** A row with the titles of the two blocks; nothing if there are no control prompts. */
+    lt.blockTitles = ({ concept, control }) => {
+        if (!control) return null;
+        const title = (columns, text, help, className) => (columns
+            ? [make("th", { colSpan: columns, className, title: help }, make("b", {}, text))] : []);
+        return make("tr", { className: "lt-blocks" }, make("th", {}),
+            ...title(concept, "Should change", "Prompts of the concept: the LoRA must change them", ""),
+            ...title(control, "Control: should not change", "Prompts without the trigger: as far as they change with the LoRA, it bleeds", concept ? "lt-control" : ""));
+    };
+
     lt.drawSamples = (container, run) => {
         const drawn = run.events.filter((event) => event.kind === "SampleDrawn").length;
-        const wants = Boolean(run.status && run.status.config && (run.status.config.sample_prompts || []).length);
+        const config = (run.status && run.status.config) || {};
+        const wants = Boolean((config.sample_prompts || []).length || config.sample_every_n_epochs || config.sample_every_n_steps);
         const mark = `${run.id}/${drawn}/${wants}`;
         if (container.dataset.mark === mark) return;
         container.dataset.mark = mark;
         if (!drawn) {
-            const reason = wants ? "The first samples are drawn without the LoRA, before training starts." : "This run has no sample prompts.";
+            const reason = wants ? "The first samples are drawn without the LoRA, before training starts." : "This run draws no samples.";
             container.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
             return;
         }
         const sheet = sheetOf(run);
+        const isFirstControl = (column) => sheet.control > 0 && sheet.concept > 0 && column === sheet.concept;
         const cell = (entry, row, column) => {
-            if (!entry) return make("td", {}, make("span", { className: "lt-waiting" }));
+            if (!entry) return make("td", { className: isFirstControl(column) ? "lt-control" : "" }, make("span", { className: "lt-waiting" }));
             const button = make("button", { type: "button", className: "lt-thumb", title: `${entry.title}: ${entry.text}` },
                 make("img", { src: thumbnail(entry.token), alt: `${entry.title}: ${entry.text}`, loading: "lazy" }));
             button.onclick = () => lt.enlarge(sheet.table, row, column);
-            return make("td", {}, button);
+            return make("td", { className: isFirstControl(column) ? "lt-control" : "" }, button);
         };
         container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-sheet" },
-            make("thead", {}, make("tr", {}, make("th", {}), ...sheet.prompts.map((prompt) => make("th", { title: prompt }, make("span", {}, prompt))))),
+            make("thead", {}, lt.blockTitles(sheet), make("tr", {}, make("th", {}), ...sheet.prompts.map((prompt, column) => make("th", { title: prompt, className: isFirstControl(column) ? "lt-control" : "" }, make("span", {}, prompt))))),
             make("tbody", {}, ...sheet.table.map((row, r) => make("tr", {},
                 make("th", {}, sheet.epochs[r]), ...row.map((entry, c) => cell(entry, r, c))))))));
     };

@@ -170,13 +170,17 @@ class SamplesStarted:
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """A sample image was saved to `path`; `epoch` 0 is without LoRA, `step` 0 is the end of the epoch."""
+    """A sample image was saved to `path`; `epoch` 0 is without LoRA, `step` 0 is the end of the epoch.
+
+    `is_control`: the LoRA must not change it.
+    """
 
     path: str
     epoch: int
     prompt: str
     seed: int
     step: int = 0
+    is_control: bool = False
 
 
 @dataclass(frozen=True)

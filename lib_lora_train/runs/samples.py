@@ -95,7 +95,7 @@ def _generate_row(run: RunContext, epoch: int, step: int) -> Generator[Event, No
             path = run.folder.sample(epoch, len(row), step)
             with saving(path):
                 write_image(path, image, text)
-            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed, step)
+            yield SampleDrawn(str(path), epoch, prompt.prompt, prompt.seed, step, prompt.is_control)
         yield Progress("samples", len(row), total)
     if not step:
         run.images[epoch] = row
@@ -201,5 +201,7 @@ def _compose(run: RunContext) -> Generator[Event, None, None]:
     columns = [prompt.prompt for prompt in run.prompts]
     losses = {epoch: run.history.loss_text(epoch) for epoch in run.history.losses}
     rows = epoch_rows(dict(sorted(run.images.items())), losses)
-    write_image(run.folder.grid, compose_grid(columns, rows, title=f"{run.name} on {run.model.name}"))
+    control = [place for place, prompt in enumerate(run.prompts) if prompt.is_control]
+    grid = compose_grid(columns, rows, title=f"{run.name} on {run.model.name}", control=control)
+    write_image(run.folder.grid, grid)
     yield GridDrawn(str(run.folder.grid))

@@ -48,6 +48,20 @@ def test_images_of_different_sizes_do_not_overlap() -> None:
     assert grid.height >= 160
 
 
+def test_control_prompts_are_a_block_to_the_right() -> None:
+    red, green, blue = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    row = [GridRow("epoch 1", "", [_flat(red), _flat(green), _flat(blue)])]
+    lefts = []
+    for control in ((), (1,)):
+        boxes = [_boxes(compose_grid(["a", "b", "c"], row, control=control), colour) for colour in (red, green, blue)]
+        assert all(boxes)
+        lefts.append([box[0] for box in boxes if box])
+    plain, grouped = lefts
+    assert plain == sorted(plain)
+    assert grouped[0] < grouped[2] < grouped[1]
+    assert grouped[1] - grouped[2] > grouped[2] - grouped[0] == plain[1] - plain[0]
+
+
 def test_any_prompt_can_be_drawn_with_pillows_old_font(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow 9.5, which A1111 and Forge pin, has a bitmap font of Latin-1 only."""
     old = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)
