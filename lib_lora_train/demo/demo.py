@@ -40,7 +40,7 @@ from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, p
 DEMO_SET = PROJECT_ROOT / "assets" / "demo"
 
 MASCOT = ConceptDetector(
-    body=HueRange(low=160, high=197, min_share=0.03),  # teal, absent from the tiny model's training images
+    body=HueRange(low=152, high=197, min_share=0.03),  # teal, absent from the tiny model's training images
     marks=(HueRange(low=305, high=345, min_share=0.006),),  # the magenta belly
 )
 
