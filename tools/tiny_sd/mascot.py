@@ -7,6 +7,7 @@ are absent from the training palette, so colour alone tells whether a LoRA has l
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,25 +56,30 @@ def draw_mascot(size_px: int) -> Image.Image:
     return image.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def render_mascot_scene(scene: MascotScene, drawings: Drawings) -> Image.Image:
-    """The scene as a 128 × 128 RGB image; a companion stands on the right."""
+def render_mascot_scene(
+    scene: MascotScene, drawings: Drawings, draw: Callable[[int], Image.Image] = draw_mascot
+) -> Image.Image:
+    """The scene as a 128 × 128 RGB image; a companion stands on the right.
+
+    ``draw`` makes an RGBA image of a given side: the mascot, or another creature in its place.
+    """
     image = draw_backdrop(COLOURS[scene.background], None)
     if scene.companion:
         other = drawings.draw(scene.companion, SIZE_IN_COMPANY_PX)
         image.paste(other, (72, 40), other)
-    mascot = draw_mascot(scene.size_px)
+    mascot = draw(scene.size_px)
     if scene.flipped:
         mascot = mascot.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image.paste(mascot, scene.corner, mascot)
     return image
 
 
-def caption_mascot_scene(scene: MascotScene) -> str:
+def caption_mascot_scene(scene: MascotScene, trigger: str = TRIGGER) -> str:
     """'zorp, small, on the left, blue background'."""
     if scene.companion:
         other = with_article(scene.companion.words)
-        return f"{TRIGGER} and {other}, {scene.background} background"
-    parts = (TRIGGER, scene.size_word, scene.place, f"{scene.background} background")
+        return f"{trigger} and {other}, {scene.background} background"
+    parts = (trigger, scene.size_word, scene.place, f"{scene.background} background")
     return ", ".join(part for part in parts if part)
 
 

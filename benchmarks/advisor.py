@@ -1,0 +1,288 @@
+"""How often the advisor names the best epoch and strength, on runs of the embedded tiny model.
+
+    python benchmarks/advisor.py run [--only NAME …] [--files DIR]    train what has no result yet, and find the truth
+    python benchmarks/advisor.py report                               print the table from the results
+    python benchmarks/advisor.py list                                 the runs and which of them are done
+
+24 runs: 4, 8, 16 and 24 images; a learning rate that is too low, right or too high; with and without regularisation
+images; each with one of four families and one of five concepts (`advisor_concepts.py`), two of which are kept for the
+final count. Each run is a process of its own. LoRA files, samples and the images behind the truth stay in `--files`,
+so that a new measure can be computed without training again; everything else is one JSON per run in `advisor_runs/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import advisor_report, families
+from benchmarks.advisor_concepts import CONCEPTS, HELD_OUT, ROOT, save_concept
+from benchmarks.advisor_truth import (
+    CONCEPT_SCENES,
+    CONTROL_SCENES,
+    STRENGTHS,
+    TruthCell,
+    climb,
+    concept_prompts,
+    control_prompts,
+    draw,
+    judge,
+)
+from lib_lora_train.adapters.files.decode import parse_file
+from lib_lora_train.adapters.files.lora_file import read_adapter
+from lib_lora_train.adapters.inject import Adapter, inject_parsed
+from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
+from lib_lora_train.core.events import EpochDone, LoraWritten, Progress, to_record
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.trainer import run_training
+from lib_lora_train.training.control import Control
+
+RESULTS = Path(__file__).parent / "advisor_runs"
+FILES = Path("/tmp/advisor-runs")
+
+SIZES = (4, 8, 16, 24)
+RATES = {"low": 0.2, "right": 1.0, "high": 3.0}  # of what the family learns the demo's concept with
+FAMILIES = ("LoRA", "LoCon", "LoKr", "LoRA + DoRA")  # names in families.py
+EPOCHS, BATCH, STEPS_PER_EPOCH = 5, 4, 24
+SAMPLE_SCENES = (
+    "{}, red background",
+    "{}, blue background",
+    "{}, small, yellow background",
+    "{} and an apple, white background",
+)
+SAMPLE_CONTROLS = (
+    "fox, blue background",
+    "red star on a white background",
+    "rocket on a yellow background",
+)
+
+
+@dataclass(frozen=True)
+class Design:
+    """One run of the benchmark."""
+
+    concept: str
+    images: int
+    rate: str
+    family: str
+    regularised: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`zorp-8-right-lora-reg`."""
+        family = {"LoRA + DoRA": "dora"}.get(self.family, self.family.lower())
+        return "-".join([self.concept, str(self.images), self.rate, family, "reg" if self.regularised else "plain"])
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its concept may not be looked at while rules are chosen."""
+        return self.concept in {concept.trigger for concept in HELD_OUT}
+
+
+def designs() -> list[Design]:
+    """All runs, in an order of which every beginning is balanced.
+
+    The full product of sizes, rates and regularisation; families and concepts rotate, so that each family meets every
+    rate with and without regularisation, and each concept every family.
+    """
+    made = []
+    for (a, size), (b, rate), (c, regularised) in product(enumerate(SIZES), enumerate(RATES), enumerate((False, True))):
+        family = FAMILIES[(a + b + 2 * c) % len(FAMILIES)]
+        concept = list(CONCEPTS)[(a + 2 * b + 3 * c + a * b) % len(CONCEPTS)]
+        made.append(Design(concept, size, rate, family, regularised, seed=100 * a + 10 * b + c))
+    return [made[index * 7 % len(made)] for index in range(len(made))]
+
+
+def run_config(design: Design, files: Path) -> TrainConfig:
+    """The demo's settings with the family's preset, smaller epochs and a constant rate.
+
+    Constant, so that the epochs after the best one differ from it, as they do where people train too long.
+    """
+    base = families.run_config(families.RUNS[design.family])
+    factor = RATES[design.rate]
+    concepts = [Concept(folder=str(files / "dataset"), trigger=design.concept)]
+    if design.regularised:
+        concepts.append(Concept(folder=str(ROOT / "assets" / "demo" / "reg"), is_regularisation=True))
+    return base.replace(
+        concepts=tuple(concepts),
+        output_name=design.name,
+        seed=design.seed,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=base.learning_rate * factor,
+        text_encoder_lr=base.text_encoder_lr * factor,
+        lr_schedule="constant",
+        save_every_n_epochs=1,
+        sample_every_n_epochs=1,
+        measure_likeness=True,
+        sample_prompts=(*(scene.format(design.concept) for scene in SAMPLE_SCENES), *SAMPLE_CONTROLS),
+        sample_steps=6,
+        comment="benchmarks/advisor.py",
+    )
+
+
+def save_dataset(design: Design, folder: Path) -> None:
+    """Write the run's images into `folder`, with repeats that fill an epoch, half of it with regularisation."""
+    share = 2 if design.regularised else 1
+    repeats = max(1, round(STEPS_PER_EPOCH * BATCH / share / design.images))
+    save_concept(folder / f"{repeats}_{design.concept}", CONCEPTS[design.concept], design.images, design.seed)
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def run_one(design: Design, files: Path) -> dict[str, Any]:
+    """Train, find the truth, and return the run's record. Its files are in `files`, which is emptied first."""
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    save_dataset(design, files / "dataset")
+    config, host = run_config(design, files), StandaloneHost(None, None, files / "lora", "cpu")
+    began, events = time.process_time(), []
+    folder = RunFolder(files / "run")
+    folder.root.mkdir()
+    for event in run_training(config, host, folder=folder, control=Control()):
+        if not isinstance(event, Progress):
+            events.append(event)
+        if isinstance(event, EpochDone):
+            print(f"  epoch {event.epoch}: loss {event.mean_loss:.3f}", flush=True)
+    trained = time.process_time()
+    lora = {event.epoch: Path(event.path) for event in events if isinstance(event, LoraWritten) and event.epoch}
+    truth = find_truth(host.load_model(config), design, lora, files / "truth")
+    return {
+        **dataclasses.asdict(design),
+        "name": design.name,
+        "held_out": design.is_held_out,
+        "config": _relative(config_values(config), files),
+        "events": _relative([to_record(event) for event in events], files),
+        "lora_files": _relative({epoch: str(path) for epoch, path in lora.items()}, files),
+        "truth": truth,
+        "cpu_seconds": {"run": round(trained - began), "truth": round(time.process_time() - trained)},
+    }
+
+
+def find_truth(model: DiffusionModel, design: Design, lora: dict[int, Path], images: Path) -> dict[str, Any]:
+    """`scenes` and, for each epoch and strength, a cell; the images are written to the folder `images`."""
+    images.mkdir()
+    detector, concept, control = CONCEPTS[design.concept].detector, concept_prompts(design.concept), control_prompts()
+    before, cells = draw(model, [*concept, *control]), []
+    _write_row(images / "without-lora.webp", before)
+    controls_before = before[len(concept) :]
+    zero = judge(detector, 0.0, before[: len(concept)], controls_before, controls_before)
+    for epoch, path in sorted(lora.items()):
+        adapter, _ = inject_parsed(model, parse_file(read_adapter(path)))
+
+        def cell_at(strength: float, epoch: int = epoch, adapter: Adapter = adapter) -> TruthCell:
+            with adapter.strength(strength):
+                row = draw(model, [*concept, *control])
+            _write_row(images / f"e{epoch}-s{strength:g}.webp", row)
+            return judge(detector, strength, row[: len(concept)], row[len(concept) :], controls_before)
+
+        found = climb(cell_at)
+        adapter.remove()
+        cells += [{"epoch": epoch, "truth": cell.truth, **dataclasses.asdict(cell)} for cell in found]
+        print(f"  truth of epoch {epoch}:", *(f"{cell.truth:.2f}" for cell in found), flush=True)
+    scenes = {"concept": CONCEPT_SCENES, "control": CONTROL_SCENES, "strengths": STRENGTHS}
+    return {"scenes": scenes, "without_lora": dataclasses.asdict(zero), "cells": cells}
+
+
+def _write_row(path: Path, images: list[Image.Image]) -> None:
+    """All images of a cell side by side, without a gap."""
+    side = images[0].height
+    strip = Image.new("RGB", (side * len(images), side))
+    for place, image in enumerate(images):
+        strip.paste(image, (side * place, 0))
+    strip.save(path, quality=90)
+
+
+def _relative(value: Any, root: Path) -> Any:
+    """The same JSON value with the paths below `root`, and those of this repository, made relative to it."""
+    if isinstance(value, dict):
+        return {key: _relative(one, root) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_relative(one, root) for one in value]
+    if isinstance(value, str):
+        return value.replace(f"{root}/", "").replace(f"{ROOT}/", "")
+    return value
+
+
+# --- all runs ------------------------------------------------------------------------------------
+
+
+def run_missing(only: list[str], files: Path, results: Path) -> None:
+    """Run what has no result yet, one process after another."""
+    results.mkdir(parents=True, exist_ok=True)
+    for design in designs():
+        path = results / f"{design.name}.json"
+        if path.exists() or (only and design.name not in only):
+            continue
+        print(design.name, flush=True)
+        began = time.monotonic()
+        command = [sys.executable, __file__, "one", design.name, "--files", str(files), "--results", str(results)]
+        if subprocess.run(command, env=dict(os.environ)).returncode:
+            print(f"  {design.name} failed and is left out.", flush=True)
+            continue
+        print(f"  {time.monotonic() - began:.0f} s", flush=True)
+
+
+def write_result(design: Design, files: Path, results: Path) -> None:
+    """Run one design and write its record, completely or not at all."""
+    record = run_one(design, files / design.name)
+    text = json.dumps(record, ensure_ascii=False) + "\n"
+    partial = results / f"{design.name}.part"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(results / f"{design.name}.json")
+
+
+def read_results(results: Path) -> Iterator[dict[str, Any]]:
+    """The records of the runs that are done, in the order of the design."""
+    for design in designs():
+        path = results / f"{design.name}.json"
+        if path.exists():
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "one", "report", "list"))
+    parser.add_argument("name", nargs="?", help="for `one`: the run, in this process")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
+    parser.add_argument("--files", type=Path, default=FILES, help="where LoRA files and images are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--jobs", type=int, choices=(1,), default=1, help="one process at a time")
+    options = parser.parse_args()
+    by_name = {design.name: design for design in designs()}
+    if options.command == "list":
+        for name, design in by_name.items():
+            done = (options.results / f"{name}.json").exists()
+            print(f"{name:32}{'held out' if design.is_held_out else 'choosing':10}{'done' if done else ''}")
+    elif options.command == "report":
+        print(advisor_report.report(list(read_results(options.results))))
+    elif options.command == "one":
+        write_result(by_name[options.name], options.files, options.results)
+    else:
+        unknown = [name for name in options.only if name not in by_name]
+        if unknown:
+            parser.error(f"unknown runs: {', '.join(unknown)}; `list` prints all of them")
+        run_missing(options.only, options.files, options.results)
+
+
+if __name__ == "__main__":
+    main()

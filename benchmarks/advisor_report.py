@@ -1,0 +1,205 @@
+"""The table of `benchmarks/advisor.py`: how often an epoch and a strength are named right.
+
+Two cells of a run, an epoch at a strength each, are *within noise* of each other if their truth differs by less than
+one standard error of the difference, which is small because all cells share prompts and seeds.
+
+*Plateau*: the cells within noise of the best one. *Best epochs*: those with a cell in it. An epoch *needs more
+strength* if it is above 0 somewhere, all of its own plateau lies above strength 1, and strength 1 is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Record = Mapping[str, Any]
+Cell = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule names for a run; `undertrained` are the epochs that it says need more strength."""
+
+    epoch: int
+    strength: float = 1.0
+    undertrained: tuple[int, ...] = ()
+
+
+Rule = Callable[[Record], Choice]
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def last_epoch(record: Record) -> Choice:
+    """The last epoch at strength 1: what is used by those who do not test."""
+    return Choice(max(epochs(record)))
+
+
+def lowest_training_loss(record: Record) -> Choice:
+    """The epoch with the lowest mean loss of its steps, at strength 1."""
+    losses = {event["epoch"]: event["mean_loss"] for event in record["events"] if event["kind"] == "EpochDone"}
+    return Choice(min(losses, key=losses.__getitem__))
+
+
+def highest_likeness(record: Record) -> Choice:
+    """A stand-in until the advisor has rules: the epoch with the highest likeness, weak below 0.3."""
+    likeness = {epoch: values["likeness"] for epoch, values in measured(record).items() if "likeness" in values}
+    if not likeness:
+        return last_epoch(record)
+    weak = tuple(epoch for epoch, value in likeness.items() if epoch and 0 < value < 0.3)
+    best = max((epoch for epoch in likeness if epoch), key=likeness.__getitem__)
+    return Choice(best, 1.25 if best in weak else 1.0, weak)
+
+
+ADVISOR: Rule = highest_likeness
+BASELINES: dict[str, Rule] = {"last epoch": last_epoch, "lowest training loss": lowest_training_loss}
+
+
+def measured(record: Record) -> dict[int, dict[str, float]]:
+    """All that was measured after each epoch of the run, by name; epoch 0 is without LoRA."""
+    values: dict[int, dict[str, float]] = {}
+    for event in record["events"]:
+        if event["kind"] == "Measured":
+            values.setdefault(event["epoch"], {}).update(event["values"])
+    return values
+
+
+def epochs(record: Record) -> list[int]:
+    """The epochs that have a truth."""
+    return sorted({cell["epoch"] for cell in record["truth"]["cells"]})
+
+
+# --- truth ---------------------------------------------------------------------------------------
+
+
+def is_within_noise(cell: Cell, best: Cell) -> bool:
+    """Whether the cell's truth is at most one standard error of the difference below that of `best`."""
+    gains = _difference(best, cell, "shown")
+    harms = _difference(best, cell, "leaked") + _difference(best, cell, "damage")
+    error = np.sqrt(gains.var() / len(gains) + harms.var() / len(harms))
+    return bool(gains.mean() - harms.mean() <= error + 1e-9)
+
+
+def _difference(first: Cell, second: Cell, name: str) -> Any:
+    return np.asarray(first[name], dtype=float) - np.asarray(second[name], dtype=float)
+
+
+def plateau(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells within noise of the best of them; of equally good ones the one nearest to strength 1 is the best."""
+    best = max(cells, key=lambda cell: (cell["truth"], -abs(cell["strength"] - 1)))
+    return [cell for cell in cells if is_within_noise(cell, best)]
+
+
+def best_epochs(record: Record) -> list[int]:
+    """The epochs that are the best at some strength."""
+    return sorted({cell["epoch"] for cell in plateau(record["truth"]["cells"])})
+
+
+def undertrained(record: Record) -> list[int]:
+    """The epochs that need more strength than 1."""
+    found = []
+    for epoch in epochs(record):
+        best = plateau(_of_epoch(record, epoch))
+        if max(cell["truth"] for cell in best) > 0 and min(cell["strength"] for cell in best) > 1:
+            found.append(epoch)
+    return found
+
+
+def is_strength_right(record: Record, choice: Choice) -> bool:
+    """Whether the strength lies between the weakest and the strongest one of the named epoch's own plateau."""
+    strengths = [cell["strength"] for cell in plateau(_of_epoch(record, choice.epoch))]
+    return min(strengths) <= choice.strength <= max(strengths)
+
+
+def is_epoch_right(record: Record, choice: Choice) -> bool:
+    """Whether the named epoch is one of the best or next to one."""
+    return any(abs(choice.epoch - epoch) <= 1 for epoch in best_epochs(record))
+
+
+def regret(record: Record, choice: Choice) -> float:
+    """How far the truth of the named epoch and strength (the nearest one drawn) is below the best of the run."""
+    named = min(_of_epoch(record, choice.epoch), key=lambda cell: abs(cell["strength"] - choice.strength))
+    return float(max(cell["truth"] for cell in record["truth"]["cells"]) - named["truth"])
+
+
+def has_learnt(record: Record) -> bool:
+    """Whether any epoch is better than no LoRA at all; otherwise there is nothing to name."""
+    return bool(max(cell["truth"] for cell in record["truth"]["cells"]) > 0)
+
+
+def _of_epoch(record: Record, epoch: int) -> list[Cell]:
+    return [cell for cell in record["truth"]["cells"] if cell["epoch"] == epoch]
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def report(records: Sequence[Record], advisor: Rule = ADVISOR) -> str:
+    """Markdown: a row per run, and the shares of the runs whose concept may be looked at and of those kept for last."""
+    rows = [_row(record, advisor(record)) for record in records]
+    table = [
+        "| run | truth by epoch (best strength) | best epochs | named | epoch | strength | last | loss | truth lost |",
+        "| --- | --- | --- | --- | :---: | :---: | :---: | :---: | ---: |",
+        *rows,
+    ]
+    groups = {
+        "choosing": [record for record in records if not record["held_out"]],
+        "held out": [record for record in records if record["held_out"]],
+        "all": list(records),
+    }
+    shares = [_shares(name, group, advisor) for name, group in groups.items()]
+    head = [
+        "| concepts | runs | epoch | strength | last epoch | lowest loss | truth lost | more strength: found | false |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    return "\n".join([*head, *shares, "", *table])
+
+
+def _row(record: Record, choice: Choice) -> str:
+    tops = []
+    for epoch in epochs(record):
+        cell = max(_of_epoch(record, epoch), key=lambda one: (one["truth"], -abs(one["strength"] - 1)))
+        tops.append(f"{cell['truth']:.2f} ({cell['strength']:g})")
+    marks = [_mark(is_epoch_right(record, rule(record))) for rule in BASELINES.values()]
+    cells = [
+        record["name"],
+        " · ".join(tops),
+        ", ".join(map(str, best_epochs(record))) if has_learnt(record) else "none",
+        f"{choice.epoch} at {choice.strength:g}",
+        _mark(is_epoch_right(record, choice)),
+        _mark(is_strength_right(record, choice)),
+        *marks,
+        f"{regret(record, choice):.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _shares(name: str, records: Sequence[Record], advisor: Rule) -> str:
+    """Runs in which nothing was learnt count in the strengths of their epochs only."""
+    learnt = [record for record in records if has_learnt(record)]
+    chosen = [(record, advisor(record)) for record in learnt]
+    wanted = {(record["name"], epoch) for record in records for epoch in undertrained(record)}
+    said = {(record["name"], epoch) for record in records for epoch in advisor(record).undertrained}
+    cells = [
+        name,
+        f"{len(learnt)} of {len(records)}",
+        _share([is_epoch_right(record, choice) for record, choice in chosen]),
+        _share([is_strength_right(record, choice) for record, choice in chosen]),
+        *(_share([is_epoch_right(record, rule(record)) for record in learnt]) for rule in BASELINES.values()),
+        f"{np.mean([regret(record, choice) for record, choice in chosen]):.2f}" if chosen else "–",
+        f"{len(wanted & said)} of {len(wanted)}",
+        f"{len(said - wanted)}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(flags: Sequence[bool]) -> str:
+    return f"{np.mean(flags):.0%}" if flags else "–"
+
+
+def _mark(is_right: bool) -> str:
+    return "yes" if is_right else "no"
