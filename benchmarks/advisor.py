@@ -128,7 +128,7 @@ def run_config(design: Design, files: Path) -> TrainConfig:
         epochs=EPOCHS,
         batch_size=BATCH,
         learning_rate=base.learning_rate * factor,
-        text_encoder_lr=base.text_encoder_lr * factor,
+        text_encoder_lr=(base.text_encoder_lr or base.learning_rate) * factor,
         lr_schedule="constant",
         save_every_n_epochs=1,
         sample_every_n_epochs=1,

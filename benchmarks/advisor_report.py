@@ -112,7 +112,7 @@ def undertrained(record: Record) -> list[int]:
 def is_strength_right(record: Record, choice: Choice) -> bool:
     """Whether the strength lies between the weakest and the strongest one of the named epoch's own plateau."""
     strengths = [cell["strength"] for cell in plateau(_of_epoch(record, choice.epoch))]
-    return min(strengths) <= choice.strength <= max(strengths)
+    return bool(min(strengths) <= choice.strength <= max(strengths))
 
 
 def is_epoch_right(record: Record, choice: Choice) -> bool:
