@@ -1,6 +1,7 @@
 """How often the advisor names the best epoch and strength, on runs of the embedded tiny model.
 
     python benchmarks/advisor.py run [--only NAME …] [--files DIR]    train what has no result yet, and find the truth
+    python benchmarks/advisor.py judge [--files DIR]                  the truth of kept images once more
     python benchmarks/advisor.py report                               print the table from the results
     python benchmarks/advisor.py list                                 the runs and which of them are done
 
@@ -26,8 +27,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import advisor_report, families
@@ -35,13 +34,13 @@ from benchmarks.advisor_concepts import CONCEPTS, HELD_OUT, ROOT, save_concept
 from benchmarks.advisor_truth import (
     CONCEPT_SCENES,
     CONTROL_SCENES,
-    STRENGTHS,
     TruthCell,
     climb,
-    concept_prompts,
-    control_prompts,
-    draw,
+    draw_row,
     judge,
+    read_row,
+    row_file,
+    save_row,
 )
 from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
@@ -179,37 +178,39 @@ def run_one(design: Design, files: Path) -> dict[str, Any]:
 
 
 def find_truth(model: DiffusionModel, design: Design, lora: dict[int, Path], images: Path) -> dict[str, Any]:
-    """`scenes` and, for each epoch and strength, a cell; the images are written to the folder `images`."""
+    """The scenes and, for each epoch and strength, a cell; the images are written to the folder `images`."""
     images.mkdir()
-    detector, concept, control = CONCEPTS[design.concept].detector, concept_prompts(design.concept), control_prompts()
-    before, cells = draw(model, [*concept, *control]), []
-    _write_row(images / "without-lora.webp", before)
-    controls_before = before[len(concept) :]
-    zero = judge(detector, 0.0, before[: len(concept)], controls_before, controls_before)
+    detector, before, cells = CONCEPTS[design.concept].detector, draw_row(model, design.concept), []
+    save_row(images / row_file(0, 0), before)
     for epoch, path in sorted(lora.items()):
         adapter, _ = inject_parsed(model, parse_file(read_adapter(path)))
 
         def cell_at(strength: float, epoch: int = epoch, adapter: Adapter = adapter) -> TruthCell:
             with adapter.strength(strength):
-                row = draw(model, [*concept, *control])
-            _write_row(images / f"e{epoch}-s{strength:g}.webp", row)
-            return judge(detector, strength, row[: len(concept)], row[len(concept) :], controls_before)
+                row = draw_row(model, design.concept)
+            save_row(images / row_file(epoch, strength), row)
+            return judge(detector, strength, row, before)
 
         found = climb(cell_at)
         adapter.remove()
-        cells += [{"epoch": epoch, "truth": cell.truth, **dataclasses.asdict(cell)} for cell in found]
+        cells += [_cell_record(epoch, cell) for cell in found]
         print(f"  truth of epoch {epoch}:", *(f"{cell.truth:.2f}" for cell in found), flush=True)
-    scenes = {"concept": CONCEPT_SCENES, "control": CONTROL_SCENES, "strengths": STRENGTHS}
-    return {"scenes": scenes, "without_lora": dataclasses.asdict(zero), "cells": cells}
+    return {"scenes": {"concept": CONCEPT_SCENES, "control": CONTROL_SCENES}, "cells": cells}
 
 
-def _write_row(path: Path, images: list[Image.Image]) -> None:
-    """All images of a cell side by side, without a gap."""
-    side = images[0].height
-    strip = Image.new("RGB", (side * len(images), side))
-    for place, image in enumerate(images):
-        strip.paste(image, (side * place, 0))
-    strip.save(path, quality=90)
+def judge_again(record: dict[str, Any], images: Path) -> dict[str, Any]:
+    """The record with the truth of its kept images, after a change of the detector or of what damage is."""
+    detector, before = CONCEPTS[record["concept"]].detector, read_row(images / row_file(0, 0))
+    cells = []
+    for old in record["truth"]["cells"]:
+        row = read_row(images / row_file(old["epoch"], old["drawn_at"]))
+        cell = dataclasses.replace(judge(detector, old["drawn_at"], row, before), strength=old["strength"])
+        cells.append(_cell_record(old["epoch"], cell))
+    return {**record, "truth": {**record["truth"], "cells": cells}}
+
+
+def _cell_record(epoch: int, cell: TruthCell) -> dict[str, Any]:
+    return {"epoch": epoch, "truth": cell.truth, **dataclasses.asdict(cell)}
 
 
 def _relative(value: Any, root: Path) -> Any:
@@ -244,11 +245,14 @@ def run_missing(only: list[str], files: Path, results: Path) -> None:
 
 def write_result(design: Design, files: Path, results: Path) -> None:
     """Run one design and write its record, completely or not at all."""
-    record = run_one(design, files / design.name)
+    _write_record(run_one(design, files / design.name), results)
+
+
+def _write_record(record: dict[str, Any], results: Path) -> None:
     text = json.dumps(record, ensure_ascii=False) + "\n"
-    partial = results / f"{design.name}.part"
+    partial = results / f"{record['name']}.part"
     partial.write_text(text, encoding="utf-8")
-    partial.replace(results / f"{design.name}.json")
+    partial.replace(results / f"{record['name']}.json")
 
 
 def read_results(results: Path) -> Iterator[dict[str, Any]]:
@@ -261,7 +265,7 @@ def read_results(results: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "one", "report", "list"))
+    parser.add_argument("command", choices=("run", "one", "judge", "report", "list"))
     parser.add_argument("name", nargs="?", help="for `one`: the run, in this process")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
     parser.add_argument("--files", type=Path, default=FILES, help="where LoRA files and images are kept")
@@ -275,6 +279,9 @@ def main() -> None:
             print(f"{name:32}{'held out' if design.is_held_out else 'choosing':10}{'done' if done else ''}")
     elif options.command == "report":
         print(advisor_report.report(list(read_results(options.results))))
+    elif options.command == "judge":
+        for record in read_results(options.results):
+            _write_record(judge_again(record, options.files / record["name"] / "truth"), options.results)
     elif options.command == "one":
         write_result(by_name[options.name], options.files, options.results)
     else:

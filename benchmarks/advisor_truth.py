@@ -6,8 +6,9 @@
 
 The concept is found by a detector of its hues (`advisor_concepts.py`), which sees nothing in noise or on a ruined
 background. *Damage* is how much of a control image changed against the image of the same prompt and seed without LoRA:
-the share of its 16 × 16 cells whose colour differs visibly, 1 from `FULL_DAMAGE` on, which is about the share of its
-object. None of it uses the UNet's features, the losses or the predictions that the advisor's measures are made of.
+the number of its 16 × 16 cells that have plainly another colour, as a share of the cells that its object covers; 1
+from there on. None of it uses the UNet's features, the losses or the predictions that the advisor's measures are made
+of.
 
 All cells of a run share prompts and seeds, none of which are among the run's samples, so differences between cells
 have far less noise than the cells themselves.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,10 @@ CONTROL_SCENES = (
     "a house, green background",
     "a blue star on a yellow background",
 )
-FULL_DAMAGE = 0.3
-_CELLS, _VISIBLE = 16, 60  # cells per side; RGB distance of 0…441
+_CELLS = 16  # per side
+_OTHER_COLOUR = 110  # RGB distance of 0…441: red and orange are 90 apart, other colours more
+_OFF_BACKGROUND = 40  # cells of the object, in an image without LoRA
+_LEAST_OBJECT = 0.06  # of the image, so that a badly drawn object does not make every change look large
 _STEPS, _CFG, _SIDE, _FIRST_SEED = 6, 3.0, 128, 7001
 
 
@@ -70,36 +74,25 @@ class TruthCell:
         return float(np.mean(self.shown) - np.mean(self.leaked) - np.mean(self.damage))
 
 
-def concept_prompts(trigger: str) -> list[SamplePrompt]:
-    """The prompts that must show the concept."""
-    return _prompts([scene.format(trigger) for scene in CONCEPT_SCENES])
-
-
-def control_prompts() -> list[SamplePrompt]:
-    """The prompts that must look as without LoRA."""
-    return _prompts(CONTROL_SCENES)
-
-
-def draw(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[Image.Image]:
-    """The images of the prompts with the model as it is."""
+def draw_row(model: DiffusionModel, trigger: str) -> list[Image.Image]:
+    """The images of all scenes with the model as it is: those that must show the concept, then the control images."""
+    prompts = [*_prompts([scene.format(trigger) for scene in CONCEPT_SCENES]), *_prompts(CONTROL_SCENES)]
     return sample_images(model, prompts, sampler="Euler", clip_skip=1)
 
 
 def judge(
-    detector: ConceptDetector,
-    strength: float,
-    concept: Sequence[Image.Image],
-    control: Sequence[Image.Image],
-    without_lora: Sequence[Image.Image],
+    detector: ConceptDetector, strength: float, row: Sequence[Image.Image], without_lora: Sequence[Image.Image]
 ) -> TruthCell:
-    """The truth of concept and control images; `without_lora` are the control images without it."""
-    findings = [detector.find(image) for image in concept]
+    """The truth of a row: the concept images, then the control images. `without_lora` is the row without it."""
+    first = len(CONCEPT_SCENES)
+    findings = [detector.find(image) for image in row[:first]]
+    pairs = zip(row[first:], without_lora[first:], strict=True)
     return TruthCell(
         strength=strength,
         drawn_at=strength,
-        shown=tuple(detector.detects(image) for image in concept),
-        leaked=tuple(detector.detects(image) for image in control),
-        damage=tuple(damage(image, before) for image, before in zip(control, without_lora, strict=True)),
+        shown=tuple(detector.detects(image) for image in row[:first]),
+        leaked=tuple(detector.detects(image) for image in row[first:]),
+        damage=tuple(damage(image, before) for image, before in pairs),
         findings=tuple({name: _rounded(value) for name, value in vars(finding).items()} for finding in findings),
     )
 
@@ -131,12 +124,16 @@ def _is_empty(cell: TruthCell) -> bool:
 
 
 def damage(image: Image.Image, without_lora: Image.Image) -> float:
-    """How much of the scene changed, 0 (nothing visible) to 1 (as if its object were another, or more)."""
-    change = np.linalg.norm(_cells(image) - _cells(without_lora), axis=-1)
-    return float(min(1.0, (change > _VISIBLE).mean() / FULL_DAMAGE))
+    """How much of the scene changed: 0 if nothing plainly did, 1 if as much did as the object covers, or more."""
+    cells, before = _cells(image), _cells(without_lora)
+    border = np.concatenate([before[0], before[-1], before[:, 0], before[:, -1]])
+    covered = (np.linalg.norm(before - np.median(border, axis=0), axis=-1) > _OFF_BACKGROUND).mean()
+    changed = (np.linalg.norm(cells - before, axis=-1) > _OTHER_COLOUR).mean()
+    return float(min(1.0, changed / max(covered, _LEAST_OBJECT)))
 
 
 def _cells(image: Image.Image) -> npt.NDArray[np.float64]:
+    """(16, 16, 3): the mean colour of each cell."""
     return np.asarray(image.convert("RGB").resize((_CELLS, _CELLS), Image.Resampling.BOX), dtype=np.float64)
 
 
@@ -144,6 +141,26 @@ def _prompts(texts: Sequence[str]) -> list[SamplePrompt]:
     return [
         SamplePrompt(text, "", _SIDE, _SIDE, _FIRST_SEED + number, _STEPS, _CFG) for number, text in enumerate(texts)
     ]
+
+
+def save_row(path: Path, images: Sequence[Image.Image]) -> None:
+    """Write the images side by side into one file."""
+    strip = Image.new("RGB", (_SIDE * len(images), _SIDE))
+    for place, image in enumerate(images):
+        strip.paste(image, (_SIDE * place, 0))
+    strip.save(path, quality=90)
+
+
+def read_row(path: Path) -> list[Image.Image]:
+    """The images that `save_row` wrote."""
+    with Image.open(path) as strip:
+        whole = strip.convert("RGB")
+    return [whole.crop((left, 0, left + _SIDE, _SIDE)) for left in range(0, whole.width, _SIDE)]
+
+
+def row_file(epoch: int, strength: float) -> str:
+    """The file name of a cell's images; epoch 0 is without LoRA."""
+    return f"e{epoch}-s{strength:g}.webp" if epoch else "without-lora.webp"
 
 
 def _rounded(value: Any) -> Any:
