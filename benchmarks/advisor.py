@@ -46,12 +46,12 @@ from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter, inject_parsed
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import EpochDone, LoraWritten, Progress, to_record
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 
 RESULTS = Path(__file__).parent / "advisor_runs"
 FILES = Path("/tmp/advisor-runs")

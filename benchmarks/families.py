@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 
 RESULTS = Path(__file__).with_suffix(".json")
 CONCEPT_SEEDS = tuple(range(1, 9))  # 32 images

@@ -63,7 +63,7 @@
     // --- drawing ----------------------------------------------------------------------------------
     /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
     function scalesOf(run, width) {
-        const [lowest, highest] = rangeOf([...run.loss, ...validation(run)].map(([, loss]) => loss));
+        const [lowest, highest] = rangeOf([...run.loss, ...Object.keys(FIXED).flatMap((name) => fixedLoss(run, name))].map(([, loss]) => loss));
         const isLog = settings.isLog && lowest > 0;
         const pad = (highest - lowest) * 0.08;
         const low = isLog ? lowest / 1.1 : Math.max(0, lowest - pad);
@@ -109,13 +109,24 @@
         return draw("g", { class: "lt-epochs" }, ...marks);
     }
 
-    /** [step, value] of every validation loss, at the last step of its epoch. */
-    function validation(run) {
+    /** The losses with the same noise every time, by their names: [CSS class, word]. */
+    const FIXED = { validation_loss: ["validation", "validation loss"], steady_loss: ["steady", "steady loss"] };
+
+    /** [step, value] of every fixed loss of a name, at the last step of its epoch. */
+    function fixedLoss(run, name) {
         const done = run.events.filter((event) => event.kind === "EpochDone").map((event) => [event.epoch, event.step]);
         const ends = Object.fromEntries([[0, 1], ...done]);
         return run.events.filter((event) => event.kind === "Measured" && event.epoch in ends)
-            .map((event) => [ends[event.epoch], event.values.validation_loss])
+            .map((event) => [ends[event.epoch], event.values[name]])
             .filter(([, value]) => typeof value === "number");
+    }
+
+    function fixedLine(run, name, scales) {
+        const [style, word] = FIXED[name], points = fixedLoss(run, name);
+        return draw("g", { class: `lt-${style}` },
+            draw("path", { d: path(points, scales) }),
+            ...points.map(([step, value]) => draw("circle", { cx: scales.x(step), cy: scales.y(value), r: 3.5 },
+                draw("title", {}, `${word} ${value.toFixed(4)} after step ${step}`))));
     }
 
     function chartOf(run, width) {
@@ -131,9 +142,7 @@
             draw("g", { "clip-path": "url(#lora_train_clip)" },
                 draw("path", { class: "lt-raw", d: path(run.loss, scales) }),
                 draw("path", { class: "lt-smooth", d: path(strong, scales) }),
-                draw("path", { class: "lt-validation", d: path(validation(run), scales) }),
-                ...validation(run).map(([step, value]) => draw("circle", { class: "lt-validated", cx: scales.x(step), cy: scales.y(value), r: 3.5 },
-                    draw("title", {}, `validation ${value.toFixed(4)} after step ${step}`))),
+                ...Object.keys(FIXED).map((name) => fixedLine(run, name, scales)),
                 draw("circle", { class: "lt-now", cx: scales.x(last[0]), cy: scales.y(last[1]), r: 3.5 })),
         );
         return { svg, scales, smooth };
@@ -204,7 +213,7 @@
         for (const input of [log, smoothing]) input.dataset.ltOwn = "yes";
         container.replaceChildren(
             lt.make("div", { className: "lt-toolbar" },
-                lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw", lt.make("i", { className: "lt-key-validation" }), "validation"),
+                lt.make("span", { className: "lt-legend" }, lt.make("i", { className: "lt-key-smooth" }), "smoothed", lt.make("i", { className: "lt-key-raw" }), "raw", lt.make("i", { className: "lt-key-steady" }), "steady", lt.make("i", { className: "lt-key-validation" }), "validation"),
                 lt.make("label", {}, "Smoothing", smoothing),
                 lt.make("label", {}, log, "Log axis")),
             lt.make("div", { className: "lt-chart" }, lt.make("div", { className: "lt-plot" }), lt.make("div", { className: "lt-reading" })));

@@ -66,6 +66,10 @@
     lt.missingCell = (path) => make("td", { className: "lt-actions" },
         make("i", { className: "lt-tag lt-missing", title: `There is no file at ${path}. It was moved, renamed or deleted outside this page.` }, "missing"));
 
+    const measureOf = (name) => ((lt.pageData() || {}).measures || {})[name];
+    lt.measureTitle = (name) => (measureOf(name) || { title: name.replace(/_/g, " ") }).title;
+    const measureHelp = (title) => (Object.values((lt.pageData() || {}).measures || {}).find((one) => one.title === title) || { help: "" }).help;
+
     lt.drawFiles = (container, run) => {
         const files = lt.loraFiles(run.events);
         const missing = new Set((run.status && run.status.missing) || []);
@@ -76,7 +80,7 @@
         const loss = meanLosses(run, files);
         const ended = Object.fromEntries(run.events.filter((e) => e.kind === "EpochDone").map((e) => [e.epoch, e.mean_loss]));
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
-        const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map((name) => name.replace(/_/g, " ")), ""];
+        const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map(lt.measureTitle), ""];
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
         const isIgnored = run.status && run.status.is_read_by_forge === false; // so offer to convert the file
         const output = make("div", { className: "lt-t-message" });
@@ -92,7 +96,7 @@
                 ...(isIgnored ? lt.convertButtons(file.path, output) : []))));
         container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
-                make("th", { className: column === 1 || !head ? "" : "lt-number" }, head)))),
+                make("th", { className: column === 1 || !head ? "" : "lt-number", title: measureHelp(head) }, head)))),
             make("tbody", {}, ...rows))), output);
     };
 

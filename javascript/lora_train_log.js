@@ -5,7 +5,7 @@
     const make = (...all) => lt.make(...all);
 
     const numbers = (values) => Object.entries(values)
-        .map(([name, value]) => `${name.replace(/_/g, " ")} ${value === null ? "–" : Number(value.toPrecision(3))}`)
+        .map(([name, value]) => `${lt.measureTitle(name).toLowerCase()} ${value === null ? "–" : Number(value.toPrecision(3))}`)
         .join(", ");
 
     const SENTENCES = {

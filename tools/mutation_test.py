@@ -1,9 +1,9 @@
 """Changes the program in one small place at a time, and reports which changes no test notices.
 
     pip install cosmic-ray==8.7.0
-    python -m tools.mutation_test record tests/training tests/adapters tests/runs
-    python -m tools.mutation_test run lib_lora_train/training --share 0.2
-    python -m tools.mutation_test report
+    python tools/mutation_test.py record tests/training tests/adapters tests/runs
+    python tools/mutation_test.py run lib_lora_train/training --share 0.2
+    python tools/mutation_test.py report
 
 `record` runs the tests once and notes which lines each of them executes and how long it takes. `run` lets each mutant
 meet the tests that execute its line, until one fails. `report` prints the counts and the survivors. Everything is kept
@@ -33,7 +33,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tools.mutants import KINDS, ROOT, Mutant, changed_lines, choose_mutants, mutated_source, source_of
+from mutants import KINDS, ROOT, Mutant, changed_lines, choose_mutants, mutated_source, source_of
+
+sys.path.insert(0, str(ROOT))  # for the modules and the tests that are run
 
 FOLDER = ROOT / "mutation-tests"
 _TIMES, _LINES, _RESULTS = FOLDER / "times.json", FOLDER / "lines.coverage", FOLDER / "results.jsonl"
@@ -48,7 +50,7 @@ _IMPORTED_ONCE = ("torch", "diffusers.optimization", "diffusers.schedulers", "tr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 1 if a mutant survived."""
-    parser = argparse.ArgumentParser(prog="python -m tools.mutation_test")
+    parser = argparse.ArgumentParser(prog="python tools/mutation_test.py")
     commands = parser.add_subparsers(dest="command", required=True)
     record = commands.add_parser("record", help="run the tests once")
     record.add_argument("tests", nargs="+")

@@ -79,11 +79,11 @@ def train(
     Raises ConfigError, DataError, ModelError, TrainingError or OutputError, all of them LoraTrainError. After a
     TrainingError the files and the state that were saved before are still there.
     """
+    from lib_lora_train.core.control import Control
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.event_log import log_events
     from lib_lora_train.runs.folder import new_run_folder
     from lib_lora_train.runs.trainer import run_training
-    from lib_lora_train.training.control import Control
 
     planned = plan_run(_config(settings, changes))
     place = Path(out).absolute()

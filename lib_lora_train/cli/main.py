@@ -29,9 +29,9 @@ from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
 
 if TYPE_CHECKING:
+    from lib_lora_train.core.control import Control
     from lib_lora_train.core.events import Event
     from lib_lora_train.runs.past_runs import ResumePoint
-    from lib_lora_train.training.control import Control
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -160,8 +160,8 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Run the demo; LoraTrainError if its LoRA does not pass the gate."""
     refuse_unknown(unknown)
+    from lib_lora_train.core.control import Control
     from lib_lora_train.demo import demo
-    from lib_lora_train.training.control import Control
 
     control = Control()
     show_run(demo.run_demo((options.out or PROJECT_ROOT).absolute(), control), control)
@@ -221,12 +221,12 @@ def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _train(options: argparse.Namespace, config: TrainConfig, resume_point: ResumePoint | None = None) -> bool:
     """Train a new run, or resume one; False if it was stopped."""
+    from lib_lora_train.core.control import Control
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.models.model_identity import identity_from_values
     from lib_lora_train.runs.event_log import log_events
     from lib_lora_train.runs.folder import new_run_folder
     from lib_lora_train.runs.trainer import RunOptions, run_training
-    from lib_lora_train.training.control import Control
 
     config = resume_point.config if resume_point else config
     out_dir = (getattr(options, "out", None) or PROJECT_ROOT).absolute()

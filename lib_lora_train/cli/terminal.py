@@ -31,6 +31,7 @@ from lib_lora_train.core.events import (
     StateChanged,
     StepDone,
 )
+from lib_lora_train.core.measures import measure_title
 from lib_lora_train.core.progress import Eta, format_clock
 
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -131,7 +132,7 @@ def describe(event: Event) -> str:
     if isinstance(event, EpochDone):
         return f"Epoch {event.epoch}: mean loss {event.mean_loss:.4f}"
     if isinstance(event, Measured):
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+        numbers = ", ".join(f"{measure_title(name).lower()} {value:.3g}" for name, value in event.values.items())
         return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
     if isinstance(event, LoraWritten):
         return f"Saved: {event.path}"

@@ -190,19 +190,34 @@ class GridDrawn:
     path: str
 
 
-VALIDATION_LOSS = "validation_loss"
-"""Key in `Measured.values`: the loss on the validation images."""
-
-LIKENESS = "likeness"
-"""Key in `Measured.values`: how much the samples show what the training images show, on a scale of 0 to 1."""
-
-
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one epoch (0: without LoRA), by name."""
+    """Metrics of one epoch (0: without LoRA), by name; `measures.MEASURES` says what they are."""
 
     epoch: int
     values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ImageLosses:
+    """The steady loss of some training images after an epoch (0: without LoRA), by path."""
+
+    epoch: int
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SampleMatched:
+    """The training image that a sample of an epoch is most like, both by path; `similarity` is at most 1.
+
+    `is_copy`: the sample is nearer to it than any two training images are to each other.
+    """
+
+    epoch: int
+    sample: str
+    image: str
+    similarity: float
+    is_copy: bool
 
 
 @dataclass(frozen=True)
@@ -239,6 +254,8 @@ Event = (
     | SampleDrawn
     | GridDrawn
     | Measured
+    | ImageLosses
+    | SampleMatched
     | Noted
     | StateChanged
 )

@@ -22,6 +22,7 @@ from PIL import Image
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Measured, PhaseEnded
 from lib_lora_train.core.project import PROJECT_ROOT
@@ -34,7 +35,6 @@ from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import sample_images
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, probe_loss, probe_predictions
 
 DEMO_SET = PROJECT_ROOT / "assets" / "demo"

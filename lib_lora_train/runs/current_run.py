@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import (
     Event,
     LoraRemoved,
@@ -24,7 +25,6 @@ from lib_lora_train.runs.gpu_memory import MemoryCurve
 from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.runs.planning import RunPlan
 from lib_lora_train.runs.trainer import RunOptions
-from lib_lora_train.training.control import Control
 
 
 @dataclasses.dataclass

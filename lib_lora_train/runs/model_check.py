@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelError, OtherModelError, OtherModelLoadedError
 from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.host import Host
@@ -14,7 +15,6 @@ from lib_lora_train.models.checkpoint import model_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.model_files import model_name
 from lib_lora_train.models.model_identity import ModelIdentity
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import wait_for_model
 
 

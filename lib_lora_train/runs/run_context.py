@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.core.user_paths import user_path
@@ -24,23 +25,19 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latent_cache import LatentCache
+from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.runs.moved_run import read_move
-from lib_lora_train.runs.sample_likeness import SampleLikeness
 from lib_lora_train.runs.state_clock import StateClock
-from lib_lora_train.training.control import Control, RunStoppedError
-from lib_lora_train.training.lease import run_leased
+from lib_lora_train.training.lease import run_in_turns, run_leased
 from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState
-from lib_lora_train.training.validation import Validation
 
 _T = TypeVar("_T")
 _STATE_BYTES = 20  # per trained parameter: fp32 weight and Prodigy's state, the largest of the built-in optimisers
-
-Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
-"""Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
 
 
 @dataclass
@@ -63,10 +60,6 @@ class RunContext:
     """Cards written by this run, with their modification times in ns."""
     training: Training | None = None
     """The training in progress. Before and after it, the adapter itself holds the weights to save and sample with."""
-    validation: Validation | None = None
-    """Measures the validation loss if any images are held out."""
-    likeness: SampleLikeness | None = None
-    """Compares the samples of each epoch with the training images if the settings ask for it."""
     txt2img: Txt2Img | None = None
     """The webui's own sampler if it generates the images, which it does from saved files."""
     saved_lora_step: int = 0
@@ -275,3 +268,12 @@ def time_phase(phase: Phase, total: int, events: Generator[Event, None, _T]) -> 
         raise
     yield PhaseEnded(phase, time.monotonic() - began)
     return value
+
+
+def encode_images(
+    model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
+) -> Generator[Event, None, LatentCache]:
+    """The latents of the plan's images, encoded under one lease per batch."""
+    cache = folder.root.parent / "latents" if config.cache_to_disk else None
+    encoding = run_in_turns(host, model, control, encode_dataset(model, plan, cache))
+    return (yield from time_phase("latents", len(plan.dataset.items), encoding))

@@ -15,6 +15,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.config.validation.network import is_read_by_forge
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.models.model_identity import identity_from_values
@@ -30,7 +31,6 @@ from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue
 from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.runs.write_places import WritePlaces
-from lib_lora_train.training.control import Control
 
 log = logging.getLogger("lora_train")
 

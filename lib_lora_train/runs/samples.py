@@ -11,6 +11,7 @@ from PIL import Image
 
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
 from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, SampleDrawn, SamplesStarted
 from lib_lora_train.core.memory_errors import saving
@@ -22,7 +23,6 @@ from lib_lora_train.runs.webui_images import generate_in_webui, generation_reque
 from lib_lora_train.sampling.grid import compose_grid, epoch_rows
 from lib_lora_train.sampling.infotext import infotext, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
-from lib_lora_train.training.control import RunStoppedError
 from lib_lora_train.training.lease import run_in_turns
 
 _BATCH_SIZE = 4  # so that the first images appear early

@@ -20,7 +20,8 @@ from typing import Any
 
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import VALIDATION_LOSS, EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
+from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
+from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.runs.folder import RunFolder
 
 PORT = 6006

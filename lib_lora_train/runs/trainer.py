@@ -6,19 +6,16 @@ caller sets the pace. A run writes to disk only here and in `checkpoints` and `s
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import DataError, MemoryFullError, ModelUnavailableError, Problem, TrainingError
+from lib_lora_train.core.control import Control, RunStoppedError
+from lib_lora_train.core.errors import ModelUnavailableError, Problem, TrainingError
 from lib_lora_train.core.events import (
-    VALIDATION_LOSS,
     EpochDone,
     Event,
-    Measured,
     Noted,
     Planned,
     Progress,
@@ -26,13 +23,10 @@ from lib_lora_train.core.events import (
     StateChanged,
     StepDone,
 )
-from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.broken_weights import refuse_broken_weights
-from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
-from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
 from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded
 from lib_lora_train.runs.checkpoints import (
@@ -44,29 +38,27 @@ from lib_lora_train.runs.checkpoints import (
 )
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.measures import Measure, RunMeasures, measure_epoch, prepare_measures
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.resuming import continue_from, refuse_other_run, report_resume
 from lib_lora_train.runs.run_context import (
-    Measure,
     RunContext,
+    encode_images,
     prepare_run,
     report_notices,
     select_txt2img,
     time_call,
     time_phase,
 )
-from lib_lora_train.runs.sample_likeness import sample_likeness
 from lib_lora_train.runs.samples import draw_grid, generate_sample_row, load_sample_rows
 from lib_lora_train.runs.tensorboard import log_to_tensorboard
 from lib_lora_train.runs.write_places import WritePlaces
-from lib_lora_train.training.control import Control, RunStoppedError
-from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
+from lib_lora_train.training.lease import run_in_turns, run_leased
 from lib_lora_train.training.loop import train
 from lib_lora_train.training.loss import loss_options
 from lib_lora_train.training.training_run import Training, start_training
 from lib_lora_train.training.training_state import load_state
-from lib_lora_train.training.validation import Validation
 from lib_lora_train.training.wait_for_model import follow_requests
 
 
@@ -157,7 +149,7 @@ def _run_phases(
         yield Noted("hint", model.name, model.note)
     loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
     try:
-        latents = yield from _encode(model, run_plan.plan, config, host=host, folder=folder, control=control)
+        latents = yield from encode_images(model, run_plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepare_run(
             config,
             host,
@@ -193,49 +185,20 @@ def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:
     return (Noted(p.level, p.where, p.message) for p in problems if p.level != "error")
 
 
-def _encode(
-    model: DiffusionModel, plan: Plan, config: TrainConfig, *, host: Host, folder: RunFolder, control: Control
-) -> Generator[Event, None, LatentCache]:
-    """The latents of the plan's images, encoded under one lease per batch."""
-    cache = folder.root.parent / "latents" if config.cache_to_disk else None
-    encoding = run_in_turns(host, model, control, encode_dataset(model, plan, cache))
-    return (yield from time_phase("latents", len(plan.dataset.items), encoding))
-
-
-def _prepare_validation(run: RunContext) -> Generator[Event, None, Validation | None]:
-    """The validation on held-out images; None if there are none or they cannot be encoded."""
-    plan = run.plan.validation
-    if plan is None:
-        return None
-    try:
-        latents = yield from _encode(run.model, plan, run.config, host=run.host, folder=run.folder, control=run.control)
-    except DataError as reason:
-        yield Noted("warning", "validation_share", f"{reason} Validation is skipped.")
-        return None
-    return Validation(plan, latents, run.config)
-
-
 def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None) -> Iterator[Event]:
     """Samples without LoRA, training with saving and sampling, then the grid; removes the adapter at the end."""
     try:
         yield from report_notices(run)
         yield from select_txt2img(run)
         load_sample_rows(run)
-        run.validation = yield from _prepare_validation(run)
-        if run.config.measure_likeness and run.prompts:
-            run.likeness = sample_likeness(
-                run.plan,
-                run.prompts,
-                run.config,
-                folder=run.folder.root.parent / "features" if run.config.cache_to_disk else None,
-            )
+        measures = yield from prepare_measures(run, latents, measure)
         if run.state:
             yield from report_resume(run, run.state)
         if run.config.sample_every_n_epochs and 0 not in run.images:
             yield from generate_sample_row(run, 0)
         yield from follow_requests(run.control)
         if not run.state:
-            yield from _measure(run, measure, 0)
+            yield from measure_epoch(run, measures, 0)
         training = start_training(
             run.model,
             run.adapter,
@@ -252,7 +215,7 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
         if captions:
             encoding = training.text_conditions.encode_captions(run.model, captions)
             yield from time_phase("text", len(captions), run_in_turns(run.host, run.model, run.control, encoding))
-        yield from time_phase("train", run.plan.total_steps, _train(run, training, measure))
+        yield from time_phase("train", run.plan.total_steps, _train(run, training, measures))
         yield from draw_grid(run)
     finally:
         run.adapter.remove()
@@ -261,7 +224,7 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
 # --- while training ------------------------------------------------------------------------------
 
 
-def _train(run: RunContext, training: Training, measure: Measure | None) -> Generator[Event, None, None]:
+def _train(run: RunContext, training: Training, measures: RunMeasures) -> Generator[Event, None, None]:
     """The training loop's events, with saving, sampling and measuring after epochs, at due steps and on request."""
     try:
         yield from _finish_interrupted_step(run, training)
@@ -274,7 +237,7 @@ def _train(run: RunContext, training: Training, measure: Measure | None) -> Gene
                 yield from _sample_epoch(run, event.epoch)
                 if not run.is_due(event.epoch, run.config.sample_every_n_epochs):
                     yield from _sample_due_step(run, training)
-                yield from _measure(run, measure, event.epoch)
+                yield from measure_epoch(run, measures, event.epoch)
             elif isinstance(event, Progress):
                 yield from _save_due_step(run, training)
                 yield from save_recent_state(run, training)
@@ -351,41 +314,3 @@ def _handle_requests(run: RunContext, training: Training) -> Iterator[Event]:
         yield from save_step_lora(run, training)
     if run.control.pop_sample_request():
         yield from _sample_step(run, training)
-
-
-def _measure(run: RunContext, measure: Measure | None, epoch: int) -> Iterator[Event]:
-    """Report the validation loss, the likeness and the values of `measure` for an epoch (0: without LoRA).
-
-    If memory is full, the epoch is not measured; if the run is stopped, its likeness is not.
-    """
-    likeness = run.likeness if epoch and {0, epoch} <= run.images.keys() else None
-    if measure is None and run.validation is None and likeness is None:
-        return
-
-    def measure_all(model: DiffusionModel, yield_lease: YieldLease) -> Mapping[str, float]:
-        with run.adapter.enabled(epoch > 0), run.eval_weights():
-            losses = {VALIDATION_LOSS: run.validation.measure(model, yield_lease)} if run.validation else {}
-            values = {**losses, **(measure(model, run.adapter) if measure else {})}
-        if likeness is None:
-            return values
-        with run.adapter.enabled(False), suppress(RunStoppedError):
-            go_first = partial(yield_or_stop, yield_lease)
-            values.update(likeness.measure(model, run.images[0], run.images[epoch], go_first))
-        return values
-
-    def yield_or_stop(yield_lease: YieldLease) -> None:
-        if run.control.is_stopped:
-            raise RunStoppedError
-        yield_lease()
-
-    measuring = run_leased_cooperatively(run.host, run.model, run.control, measure_all)
-    try:
-        values = yield from time_phase("evaluate", 0, measuring)
-    except MemoryFullError:
-        text = (
-            f"Epoch {epoch} was not measured because the memory is full; the training continues. Close other programs"
-        )
-        yield Noted("warning", "", f"{text} or lower the resolution.")
-        return
-    if values:
-        yield Measured(epoch, values)

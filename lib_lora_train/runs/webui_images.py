@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import GenerationInterrupted
 from lib_lora_train.core.events import Event, Progress
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, Txt2Img
-from lib_lora_train.training.control import Control, RunStoppedError
 from lib_lora_train.training.wait_for_model import follow_requests, retry_without_model
 
 _LOOK_SECONDS = 0.2

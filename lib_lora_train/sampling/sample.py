@@ -111,9 +111,14 @@ def _batches(model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> list[lis
         groups.setdefault(key, []).append(index)
     batches = []
     for (width, height, *_), indices in groups.items():
-        limit = max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
+        limit = images_at_once(width, height)
         batches += [indices[start : start + limit] for start in range(0, len(indices), limit)]
     return batches
+
+
+def images_at_once(width: int, height: int) -> int:
+    """How many images of a size in px to draw at a time."""
+    return max(1, min(_BATCH_LIMIT, _PIXELS_PER_BATCH // (width * height)))
 
 
 def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
@@ -137,7 +142,7 @@ class _BatchSampling:
         self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
         self._guided = any(prompt.cfg != 1 for prompt in prompts)
         texts = [p.prompt for p in prompts] + ([p.negative for p in prompts] if self._guided else [])
-        self._condition = _encoded(model, texts, clip_skip)
+        self._condition = encode_prompts(model, texts, clip_skip)
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
         self._noises = [_noise_of(prompt.seed, sampler_options) for prompt in prompts]
@@ -207,7 +212,7 @@ def _normal(seed: int, source: NoiseSource) -> DrawNoise:
     return lambda shape: torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _encoded(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
+def encode_prompts(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
     """The prompts' conditions, with brackets as weights, as in every webui prompt."""
     ids, weights = tokenize_weighted(model, texts)
     return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Event
 from lib_lora_train.core.memory_errors import is_out_of_memory, memory_full
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.wait_for_model import follow_requests, wait_for_model
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from lib_lora_train.adapters.registry import dropout_from_config
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelUnavailableError, TrainingError
 from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.core.memory_errors import is_out_of_memory, memory_name
 from lib_lora_train.dataset.plan import MicroBatch, epoch_steps
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.ema import copy_into
 from lib_lora_train.training.grad_scaling import clip_gradients
 from lib_lora_train.training.lease import ModelHost, run_leased

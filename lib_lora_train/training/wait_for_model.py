@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
+from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import Event, StateChanged
-from lib_lora_train.training.control import Control, RunStoppedError
 
 _T = TypeVar("_T")
 _RETRY_SECONDS = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import gradio as gr
 
 from lib_lora_train.config.parameters import Group, Tier
 from lib_lora_train.core.events import PHASE_TITLES
+from lib_lora_train.core.measures import MEASURES
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.ui.dataset import model_line, plan_sentence
@@ -100,10 +102,12 @@ def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
 
 
 def render_tooltips(tooltips: Mapping[str, str]) -> str:
-    """Data for JavaScript: all parameters, the tooltips of the buttons, and the titles of phases."""
+    """Data for JavaScript: all parameters, the tooltips of the buttons, and what phases and measures are called."""
     parameters = {elem_id(field.key): _described(field) for field in form_fields()}
+    measures = {name: dataclasses.asdict(info) for name, info in MEASURES.items()}
     known = json.dumps(
-        {"tooltips": tooltips, "parameters": parameters, "phases": dict(PHASE_TITLES)}, ensure_ascii=False
+        {"tooltips": tooltips, "parameters": parameters, "phases": dict(PHASE_TITLES), "measures": measures},
+        ensure_ascii=False,
     )
     return f"<div data-lt='tooltips' data-tooltips='{text(known)}'></div>"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import EpochDone, Event, Measured
 from lib_lora_train.demo.demo import demo_config, run_demo
-from lib_lora_train.training.control import Control
 
 
 def test_demo_that_learnt_nothing_fails_and_still_writes_its_report(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lib_lora_train.adapters.inject import Adapter, inject_parsed
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.architecture import Architecture
@@ -24,7 +25,6 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import new_run_folder
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.step import predict
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.webui_formulas import a1111_delta

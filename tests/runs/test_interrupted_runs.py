@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelError, TrainingError
 from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Resumed, StateChanged, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
@@ -22,7 +23,6 @@ from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point, past_runs
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.runs.trainer import RunOptions, run_training
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.training_state import load_state
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lib_lora_train.config.train_config import TrainConfig, config_values
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, TrainingError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
@@ -19,7 +20,6 @@ from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.queue import RunQueue
 from lib_lora_train.runs.runner import Runner
-from lib_lora_train.training.control import Control
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import small_config, write_images

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ResumeRefusedError
 from lib_lora_train.core.events import StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
@@ -18,7 +19,6 @@ from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.resuming import refuse_other_run
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.training_state import load_state
 from lib_lora_train.web.runs import RunSession
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, small_run_setup

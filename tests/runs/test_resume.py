@@ -19,6 +19,7 @@ import torch
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.config.sample_prompts import prompt_groups, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import (
     Event,
@@ -42,7 +43,6 @@ from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.past_runs import find_resume_point, past_runs
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 from tests.paths import ROOT
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
@@ -174,7 +174,7 @@ from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.training.control import Control
+from lib_lora_train.core.control import Control
 import lib_lora_train.training.loop as loop
 loop._TURN_SECONDS = 0.0
 folder = RunFolder(Path(sys.argv[2]))

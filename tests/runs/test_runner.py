@@ -13,13 +13,13 @@ import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import validate
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, LoraWritten, Noted, StateChanged, StepDone, from_record
 from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_line, log_record, read_lines, read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.runner import Runner
-from lib_lora_train.training.control import Control
 
 
 def _made(events: list[Event], gate: threading.Event) -> Any:

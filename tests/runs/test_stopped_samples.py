@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.cli.terminal import Terminal
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import (
     Event,
     PhaseStarted,
@@ -25,7 +26,6 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.event_log import log_events
 from lib_lora_train.runs.past_runs import find_resume_point, past_runs
-from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
 
 SAMPLES = {"sample_prompts": ("zorp --s 6 --l 1 --d 5", "fox --s 6 --l 1"), "epochs": 1}

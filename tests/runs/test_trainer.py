@@ -19,9 +19,9 @@ from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.train_config import Concept
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ConfigError, DataError, OutputError
 from lib_lora_train.core.events import (
-    VALIDATION_LOSS,
     EpochDone,
     Event,
     GridDrawn,
@@ -35,12 +35,12 @@ from lib_lora_train.core.events import (
     StepDone,
     Workload,
 )
+from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer
 from lib_lora_train.sampling.sample import SamplingStep
 from lib_lora_train.sampling.sampler_options import SamplerOptions
-from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 

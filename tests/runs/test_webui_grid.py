@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Noted, Progress, SampleDrawn, StateChanged
 from lib_lora_train.hosts.webui.host import WebuiHost
@@ -20,7 +21,6 @@ from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.webui_grid import GridGenerator, find_grid_task
-from lib_lora_train.training.control import Control
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 

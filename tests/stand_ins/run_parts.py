@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Event, StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.training.control import Control
 
 NO_SAMPLES: Mapping[str, Any] = {"sample_prompts": (), "sample_every_n_epochs": 0}
 """Settings of a run without samples and grid; empty prompts alone are written by the run."""
@@ -31,7 +31,7 @@ class RunSetup(NamedTuple):
 
 
 def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
-    """Three images, two epochs of three steps, two quick prompts."""
+    """Three images, two epochs of three steps, two quick prompts; nothing is measured."""
     source = next((demo_dir / "train").iterdir())
     data = tmp_path / "data"
     data.mkdir()
@@ -47,6 +47,8 @@ def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Run
         batch_size=1,
         rank=2,
         sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
+        measure_steady_loss=False,
+        measure_prompts=False,
     )
     return RunSetup(config, host, new_run_folder(tmp_path / "outputs", "test"))
 

@@ -13,6 +13,7 @@ import torch
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import LoraTrainError, ModelUnavailableError
 from lib_lora_train.core.events import Event, StepDone
 from lib_lora_train.dataset.images import ImageFile
@@ -22,7 +23,6 @@ from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.loop import train
 from lib_lora_train.training.training_run import Training, start_training
 from lib_lora_train.training.training_state import TrainState
@@ -83,6 +83,7 @@ def small_plan(
     sizes: Sequence[tuple[int, int]] = ((64, 64),) * 4,
     captions: Sequence[str] = CAPTIONS,
     regularisation: int = 0,
+    repeats: int = 2,
 ) -> Plan:
     """A plan over images that exist by name only; the last `regularisation` of them are such."""
     own = len(sizes) - regularisation
@@ -90,7 +91,7 @@ def small_plan(
         Item(ImageFile(Path(f"{n}.png"), *size, content_hash=f"{n:064}"), captions[n % len(captions)], int(n >= own))
         for n, size in enumerate(sizes)
     )
-    concepts = [ScannedConcept("2_zok", Path("2_zok"), 2, "zok", False, own)]
+    concepts = [ScannedConcept(f"{repeats}_zok", Path(f"{repeats}_zok"), repeats, "zok", False, own)]
     if regularisation:
         concepts.append(ScannedConcept("1_thing", Path("1_thing"), 1, "", True, regularisation))
     return make_plan(Dataset(items, tuple(concepts), ()), config)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.paths import ROOT
 
-TOOL: Any = importlib.import_module("tools.mutation_test")
-MUTANTS: Any = importlib.import_module("tools.mutants")
+TOOL: Any = importlib.import_module("mutation_test")
+MUTANTS: Any = importlib.import_module("mutants")
 MODULE = "lib_lora_train/core/seeding.py"
 
 
@@ -24,7 +24,8 @@ def test_only_the_tests_process_sees_the_mutant(change: str, code: int) -> None:
     """The file stays as it is; the tests of a module that cannot be imported fail."""
     before = (ROOT / MODULE).read_bytes()
     call = f"tool._run_in_child({MODULE!r}, source + {change!r}, ['tests/core/test_seeding.py'])"
-    script = f"import tools.mutation_test as tool; source = open({MODULE!r}).read(); print({call})"
+    imports = "import sys; sys.path.insert(0, 'tools'); import mutation_test as tool"
+    script = f"{imports}; source = open({MODULE!r}).read(); print({call})"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert bool(int(run.stdout)) == bool(code)
     assert (ROOT / MODULE).read_bytes() == before

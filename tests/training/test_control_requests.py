@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib_lora_train.training.control import Control
+from lib_lora_train.core.control import Control
 
 
 def test_every_request_is_pending_until_it_is_answered() -> None:

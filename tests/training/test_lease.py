@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import StateChanged
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 from tests.stand_ins.training_parts import OneModelHost, shared_model
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ConfigError, OutputError, TrainingError
 from lib_lora_train.core.events import EpochDone, Event, Noted, Progress, StateChanged, StepDone
 from lib_lora_train.dataset.plan import Plan, epoch_steps
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.loop import train
 from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor
 from lib_lora_train.training.step import batch_loss

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import StepDone
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.grad_scaling import clip_gradients
 from lib_lora_train.training.loop import train
 from lib_lora_train.training.master_weights import MasterWeights, stochastically_rounded

@@ -414,7 +414,7 @@ def test_the_text_encoder_stops_and_the_unet_goes_on(run: Callable[..., Training
     training = run(epochs=2, stop_text_encoder=0.5, lr_schedule="constant")
     seen: list[tuple[Tensor, Tensor]] = []
     reported = []
-    from lib_lora_train.training.control import Control
+    from lib_lora_train.core.control import Control
     from lib_lora_train.training.loop import train
     from tests.stand_ins.training_parts import OneModelHost
 

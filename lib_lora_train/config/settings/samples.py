@@ -59,12 +59,25 @@ class SampleSettings:
     )
     sample_steps: int = param(20, "Sampling steps for prompts without --s.", group="samples", low=1, high=150)
     sample_cfg: float = param(7.0, "CFG scale for prompts without --l.", group="samples", low=1.0, high=30.0)
+    measure_steady_loss: bool = param(
+        True,
+        "Measure the loss on up to nine training images with the same noise after every epoch, and without LoRA. It "
+        "shows what the training loss hides in its noise. Takes at most 3 % of the training's time; in short epochs "
+        "it is measured less often.",
+        group="samples",
+    )
+    measure_prompts: bool = param(
+        True,
+        "After every epoch, measure what the LoRA does to prompts with a trigger, without it, and to those that have "
+        "nothing to do with it: trigger obedience, bleed and drift. Takes about as long as three sampling steps for "
+        "each prompt.",
+        group="samples",
+    )
     measure_likeness: bool = param(
         False,
-        "After every epoch with samples, measure how much they look like the training images, with the loaded model: "
-        "0 is a sample without LoRA, 1 is as much as the training images look like each other. The number is shown "
-        "beside the epoch's file. Each sample takes as long as three sampling steps and three encodings of an image; "
-        "up to 24 training images take that once.",
+        "After every epoch with samples, compare up to four of them with the training images, by the loaded model: "
+        "likeness, copies and diversity. Each sample takes as long as three sampling steps and three encodings of an "
+        "image; up to 24 training images take that once.",
         group="samples",
     )
     make_grid: bool = param(

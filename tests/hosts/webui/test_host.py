@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, ModelError, ModelUnavailableError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.host import Host
@@ -30,7 +31,6 @@ from lib_lora_train.hosts.webui.options import noise_source
 from lib_lora_train.models.fp8 import is_fp8
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
-from lib_lora_train.training.control import Control
 from lib_lora_train.training.lease import run_in_turns
 from lib_lora_train.training.loop import train
 from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint

@@ -1,22 +1,23 @@
-"""The likeness of samples, measured during a run."""
+"""The samples of a run, compared with its training images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
-from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core.events import LIKENESS, Measured, Noted, PhaseStarted, SampleDrawn
+from lib_lora_train.config.train_config import Concept
+from lib_lora_train.core.control import Control
+from lib_lora_train.core.events import Measured, Noted, PhaseStarted, SampleDrawn, SampleMatched
+from lib_lora_train.core.measures import COPIES, DIVERSITY, LIKENESS
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.planning import plan_run
-from lib_lora_train.runs.sample_likeness import sample_likeness
+from lib_lora_train.runs.sample_measures import MAX_SAMPLES, SampleMeasures, sample_measures
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
 
@@ -31,16 +32,18 @@ def small_run(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Ru
     return small_run_setup(shared_host, demo_dir, tmp_path)
 
 
-def _prompts(*texts: str) -> list[SamplePrompt]:
-    return list(sample_prompts(TrainConfig(sample_prompts=texts)))
-
-
 def test_a_run_measures_the_likeness_of_its_samples_after_every_epoch(small_run: RunSetup) -> None:
-    events = small_run.run(measure_likeness=True, save_state=True)
+    prompts = ("zorp --s 1 --l 1", "zorp, red sky --s 1 --l 1", "fox --s 1 --l 1")
+    events = small_run.run(measure_likeness=True, save_state=True, sample_prompts=prompts)
     values = {event.epoch: event.values for event in only(events, Measured)}
-    assert sorted(values) == [1, 2] and all(set(named) == {LIKENESS} for named in values.values())
+    assert sorted(values) == [1, 2] and all({COPIES, DIVERSITY} <= set(named) for named in values.values())
+    assert any(LIKENESS in named for named in values.values())
+    matched = only(events, SampleMatched)
+    drawn = {event.path for event in only(events, SampleDrawn)}
+    assert {event.sample for event in matched} <= drawn and {event.epoch for event in matched} == {1, 2}
+    assert all(Path(event.image).is_file() and event.similarity <= 1 for event in matched)
     assert (small_run.folder.root.parent / "features").is_dir()
-    assert len(only(events, SampleDrawn)) == 6
+    assert len(only(events, SampleDrawn)) == 9 and len(matched) == 4
 
 
 def test_a_run_trains_the_same_weights_whether_likeness_is_measured_or_not(small_run: RunSetup) -> None:
@@ -55,22 +58,25 @@ def test_nothing_is_measured_without_samples_or_unless_asked_for(small_run: RunS
     assert not only(small_run.run(measure_likeness=True, **NO_SAMPLES), Measured)
 
 
+def _measures(setup: RunSetup, *texts: str, **values: Any) -> SampleMeasures:
+    config = setup.config.replace(sample_prompts=texts, **values)
+    return sample_measures(plan_run(setup.config).plan, config, setup.folder)
+
+
 def test_only_prompts_with_a_trigger_are_compared_and_all_of_them_if_none_has_one(small_run: RunSetup) -> None:
-    plan = plan_run(small_run.config).plan
-    prompts = _prompts("a fox", "a ZORP on grass", "zorp")
-    assert list(sample_likeness(plan, prompts, small_run.config, None).places) == [1, 2]
-    without_trigger = TrainConfig(concepts=(Concept("a"),))
-    assert list(sample_likeness(plan, prompts, without_trigger, None).places) == [0, 1, 2]
+    assert list(_measures(small_run, "a fox", "a ZORP on grass", "zorp").places) == [1, 2]
+    assert list(_measures(small_run, "a", "b", "c", concepts=(Concept("a"),)).places) == [0, 1, 2]
+    assert len(_measures(small_run, *["zorp"] * 9).places) == MAX_SAMPLES
 
 
 def test_training_images_that_are_gone_are_left_out_and_none_at_all_is_no_failure(small_run: RunSetup) -> None:
-    plan = plan_run(small_run.config).plan
-    measure = sample_likeness(plan, _prompts("zorp"), small_run.config, None)
+    measure = _measures(small_run, "zorp")
     row = [Image.new("RGB", (128, 128), "red")]
-    for item in plan.dataset.items:
+    for item in measure.plan.dataset.items:
         item.image.path.unlink()
     with small_run.host.lease() as model:
-        assert measure.measure(model, row, row, lambda: None) == {}
+        found = measure.measure(model, {0: row, 1: row}, 1, lambda: None)
+    assert not found.values and not found.matches
 
 
 def test_others_may_use_the_model_after_every_pass_and_stop_takes_effect_there(
@@ -78,7 +84,7 @@ def test_others_may_use_the_model_after_every_pass_and_stop_takes_effect_there(
 ) -> None:
     """One image a pass, as for images of 512 px and more: (3 training images + 1 + 1 samples) × 3 passes."""
     monkeypatch.setattr("lib_lora_train.evaluation.features._BATCH_PX", 1)
-    plan, passes = plan_run(small_run.config).plan, 0
+    passes = 0
     row = [Image.new("RGB", (128, 128), colour) for colour in ("red", "blue")]
 
     def count() -> None:
@@ -86,7 +92,7 @@ def test_others_may_use_the_model_after_every_pass_and_stop_takes_effect_there(
         passes += 1
 
     with small_run.host.lease() as model:
-        sample_likeness(plan, _prompts("zorp"), small_run.config, None).measure(model, row[:1], row[1:], count)
+        _measures(small_run, "zorp").measure(model, {0: row[:1], 1: row[1:]}, 1, count)
     assert passes == (3 + 1 + 1) * 3
 
     control = Control()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lib_lora_train.training.control import Control
+from lib_lora_train.core.control import Control
 
 
 def test_requests_remain_until_popped() -> None:

@@ -17,11 +17,21 @@ from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.sample_captions import fixed_caption_for
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.dataset.validation_split import split_validation
+from lib_lora_train.evaluation.fixed_loss import (
+    MAX_STEADY_IMAGES,
+    MAX_VALIDATION_IMAGES,
+    STEADY_SHARE,
+    STEADY_TIMESTEPS,
+    FixedLoss,
+    mean_loss,
+    steady_epochs,
+    steady_loss,
+    validation_loss,
+)
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
-from lib_lora_train.training.validation import MAX_IMAGES, Validation
 from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
 
 
@@ -133,9 +143,9 @@ def test_the_loss_is_the_mean_over_images_and_timesteps(architecture: Any, maske
     plan = make_plan(read_dataset(config), config).validation
     assert plan
     latents = stores(plan, model, masked=masked)
-    validation = Validation(plan, latents, config)
+    validation = validation_loss(plan, latents, config)
     breaths: list[None] = []
-    value = validation.measure(model, lambda: breaths.append(None))
+    value = mean_loss(validation.measure(model, lambda: breaths.append(None)))
     wanted = [
         _error(validation, model, plan, latents, (item, t), config)
         for item in range(len(plan.placements))
@@ -143,24 +153,77 @@ def test_the_loss_is_the_mean_over_images_and_timesteps(architecture: Any, maske
     ]
     assert value == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
     assert len(breaths) >= -(-len(wanted) // 3)
-    assert validation.measure(model, lambda: None) == value
+    assert mean_loss(validation.measure(model, lambda: None)) == value
 
 
 @pytest.mark.parametrize(("count", "measured"), [(1, 1), (40, 40), (41, 21), (101, 34)])
 def test_at_most_forty_images_are_measured_spread_evenly_from_the_first(count: int, measured: int) -> None:
     config = small_config(batch_size=3)
     plan = small_plan(config, sizes=[(64, 64)] * count)
-    batches = list(Validation(plan, random_latents(plan), config)._batches())
+    batches = list(validation_loss(plan, random_latents(plan), config)._batches())
     samples = [sample for batch in batches for sample in batch]
     items = list(dict.fromkeys(item for item, _ in samples))
     stride = items[1] - items[0] if count > 1 else 1
-    assert items == list(range(0, count, stride)) and len(items) == measured <= MAX_IMAGES
+    assert items == list(range(0, count, stride)) and len(items) == measured <= MAX_VALIDATION_IMAGES
     assert samples == [(item, timestep) for item in items for timestep in TIMESTEPS]
     assert {len(batch) for batch in batches[:-1]} <= {3} and len(batches[-1]) <= 3
 
 
+def test_the_steady_loss_is_of_the_same_images_and_noise_in_every_run(folder: Path) -> None:
+    """Another seed, other settings or one image less change nothing for the images that stay."""
+    config = config_of(folder, validation_share=0.0, train_text_encoder=False)
+    model, plan = shared_model("sd1"), make_plan(read_dataset(config), config)
+
+    def by_name(config: TrainConfig) -> dict[str, float]:
+        plan = make_plan(read_dataset(config), config)
+        entries = {
+            item: _posterior_of(one.image.content_hash, plan, item) for item, one in enumerate(plan.dataset.items)
+        }
+        measured = steady_loss(plan, LatentCache(entries, frozenset()), config)
+        assert measured
+        values = measured.measure(model, lambda: None)
+        return {plan.dataset.items[item].image.path.name: value for item, value in values.items()}
+
+    first = by_name(config)
+    assert 1 <= len(first) <= MAX_STEADY_IMAGES
+    assert not any(plan.is_regularisation(item) for item in steady_loss(plan, stores(plan, model), config).items)  # type: ignore[union-attr]
+    assert by_name(config.replace(seed=99, batch_size=3, learning_rate=1.0)) == pytest.approx(first, rel=1e-5)
+    gone = next(iter(first))
+    (folder / "10_zok" / gone).unlink()
+    again = by_name(config)
+    assert {name: again[name] for name in first if name != gone} == pytest.approx(
+        {name: value for name, value in first.items() if name != gone}, rel=1e-5
+    )
+
+
+def test_no_steady_loss_without_images_to_learn(folder: Path) -> None:
+    config = config_of(folder, validation_share=0.0)
+    plan = make_plan(read_dataset(config), config)
+    assert steady_loss(plan, LatentCache({}, frozenset()), config) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30, 1000])
+@pytest.mark.parametrize("repeats", [1, 10, 100])
+def test_the_steady_loss_takes_at_most_its_share_of_the_training(count: int, repeats: int) -> None:
+    """A training step is about 2.8 passes of the UNet per image."""
+    config = small_config()
+    plan = small_plan(config, sizes=[(64, 64)] * count, repeats=repeats)
+    measured = steady_loss(plan, random_latents(plan), config)
+    assert measured
+    passes = len(measured.items) * len(STEADY_TIMESTEPS)
+    assert passes <= STEADY_SHARE * 2.8 * plan.samples_per_epoch * steady_epochs(plan) + 1e-9
+
+
+def _posterior_of(content: str, plan: Plan, item: int) -> Posterior:
+    """A latent that depends on the image's contents alone."""
+    generator = torch.Generator().manual_seed(int(content[:8], 16))
+    place = plan.placements[item]
+    mean = torch.randn((4, place.height // 8, place.width // 8), generator=generator)
+    return Posterior(mean, torch.ones_like(mean))
+
+
 def _error(
-    validation: Validation,
+    validation: FixedLoss,
     model: DiffusionModel,
     plan: Plan,
     latents: LatentCache,
@@ -170,7 +233,7 @@ def _error(
     item, timestep = sample
     posterior = latents[item]
     clean = posterior.mean[None] * model.spec.scale_factor
-    noise = validation._noise(sample, clean.shape[1:])[None]
+    noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(validation._seed_of(*sample)))[None]
     alpha = model.schedule.alphas_cumprod[timestep].double()
     noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).float()
     place, image = plan.placements[item], plan.dataset.items[item].image

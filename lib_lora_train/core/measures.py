@@ -1,0 +1,81 @@
+"""The measures of an epoch: their names in `Measured.values`, what they are called, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+VALIDATION_LOSS = "validation_loss"
+STEADY_LOSS = "steady_loss"
+LIKENESS = "likeness"
+DIVERSITY = "diversity"
+COPIES = "copies"
+OBEDIENCE = "obedience"
+DRIFT = "drift"
+DRIFT_SHARE = "drift_share"
+BLEED = "bleed"
+TRIGGER_BLEED = "trigger_bleed"
+
+
+@dataclass(frozen=True)
+class MeasureInfo:
+    """A measure for the page and the tables: its title, a sentence on how to read it, and what is better."""
+
+    title: str
+    help: str
+    better: Literal["lower", "higher"]
+
+
+MEASURES = {
+    STEADY_LOSS: MeasureInfo(
+        "Steady loss",
+        "Loss on some training images, with the same noise after every epoch: the training loss without its noise.",
+        "lower",
+    ),
+    VALIDATION_LOSS: MeasureInfo(
+        "Validation loss", "Loss on images that are not trained on. It rises when the LoRA only memorises.", "lower"
+    ),
+    LIKENESS: MeasureInfo(
+        "Likeness",
+        "How much the samples look like the training images: 0 is without LoRA, 1 as much as these look like each "
+        "other.",
+        "higher",
+    ),
+    OBEDIENCE: MeasureInfo(
+        "Trigger obedience",
+        "How much of the effect needs the trigger: 0 if prompts without it change as much, 1 if they do not change.",
+        "higher",
+    ),
+    DRIFT: MeasureInfo(
+        "Drift",
+        "How much prompts without the concept change: 0 not at all, 1 as much as leaving out the whole prompt would.",
+        "lower",
+    ),
+    DRIFT_SHARE: MeasureInfo(
+        "Drift, share of effect", "How much prompts without the concept change compared with those with it.", "lower"
+    ),
+    BLEED: MeasureInfo(
+        "Bleed",
+        "How much of what the trigger does also happens to the class word without it: 0 nothing, 1 all of it.",
+        "lower",
+    ),
+    TRIGGER_BLEED: MeasureInfo(
+        "Bleed between triggers",
+        "How much of what one trigger does also happens with another trigger of the run: 0 nothing, 1 all of it.",
+        "lower",
+    ),
+    COPIES: MeasureInfo(
+        "Copies", "The share of the samples that are nearer to a training image than these are to each other.", "lower"
+    ),
+    DIVERSITY: MeasureInfo(
+        "Diversity",
+        "How different samples of the trigger are: 1 as different as the training images are, 0 all the same.",
+        "higher",
+    ),
+}
+"""By name, in the order of tables."""
+
+
+def measure_title(name: str) -> str:
+    """What a measure is called; of one that is not ours, its name in words."""
+    return MEASURES[name].title if name in MEASURES else name.replace("_", " ").capitalize()

@@ -1,0 +1,152 @@
+"""What samples have of the training images: likeness, copies and diversity.
+
+- *Likeness*: each sample is compared with the training image it is most like; the mean over all training images would
+  rate a grey blur highest, since it is a little like each of them. Two numbers of the run itself give the scale. 0 is
+  how alike samples without LoRA are, 1 how alike the training images are to each other.
+- *Copies*: the share of the samples that are nearer to a training image than any two training images are to each other,
+  duplicates aside, both in features (what is shown) and in pixels (where it is, and on what). Features alone would call
+  every good drawing of a mascot a copy, pixels alone every image on the same plain background.
+- *Diversity*: how different the samples are from each other, as a share of how different the training images are.
+
+When they lie: likeness rises with everything that the samples share with the training images, such as their style or a
+background that cannot be cropped away. If all training images are alike, nothing is a copy. Samples of one prompt with
+few words are less diverse than those of several. Compare epochs of one run, not runs with other images or prompts.
+
+The features are those of `features.py`: DIFT (Tang et al. 2023), matched by location.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lib_lora_train.evaluation.features import ImageFeatures, nearest, similarity
+
+MAX_IMAGES = 24
+"""Training images beyond these would hardly change the numbers and take long."""
+
+_DUPLICATE = 0.985  # the same image in another file format or size is at least so alike
+_MIN_RANGE = 0.03  # between 0 and 1 of the scale: less is within the noise of a similarity
+_COPY_OF_ONE = 0.9  # in features and pixels, where there are no two training images to compare
+_SIDE_PX = 32  # of the thumbnails whose pixels are compared
+_SHIFTS = (-2, -1, 0, 1, 2)  # px of a thumbnail, in both directions
+
+Pixels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is compared of an image: its features and its thumbnail (3, 32, 32), 0…1."""
+
+    features: ImageFeatures
+    thumbnail: Pixels
+
+
+@dataclass(frozen=True)
+class Match:
+    """The training image that a sample is most like, by its number, how alike they are, and whether it is a copy."""
+
+    image: int
+    similarity: float
+    is_copy: bool
+
+
+def look_at(image: Image.Image, features: ImageFeatures) -> Look:
+    """An RGB image of any size and its features, ready to be compared."""
+    small = image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
+    return Look(features, np.asarray(small, dtype=np.float64).transpose(2, 0, 1) / 255)
+
+
+@dataclass(eq=False)
+class SampleScale:
+    """The scale of a run, from its training images and its samples without LoRA; at least one of each."""
+
+    training: Sequence[Look]
+    without_lora: Sequence[Look]
+    _zero: float = field(init=False)
+    _one: float = field(init=False)
+    _nearest_pair: float = field(init=False)
+    _nearest_pixels: float = field(init=False)
+    _difference: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compare the training images with each other."""
+        pairs = {pair: similarity(*(self.training[n].features for n in pair)) for pair in _pairs(self.training)}
+        different = {pair: value for pair, value in pairs.items() if value < _DUPLICATE}
+        closest = [
+            max((value for pair, value in different.items() if number in pair), default=1.0)
+            for number in range(len(self.training))
+        ]
+        pixels = [pixel_similarity(*(self.training[n].thumbnail for n in pair)) for pair in different]
+        self._zero = fmean(self._nearest(look)[1] for look in self.without_lora)
+        self._one = fmean(closest)
+        self._nearest_pair = max(different.values(), default=_COPY_OF_ONE)
+        self._nearest_pixels = max(pixels, default=_COPY_OF_ONE)
+        self._difference = 1 - fmean(different.values()) if different else None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether likeness has a scale.
+
+        It has none if the samples without LoRA are already as alike as the training images are: the run then teaches
+        nothing that this measure sees.
+        """
+        return self._one - self._zero >= _MIN_RANGE
+
+    def matches(self, samples: Sequence[Look]) -> list[Match]:
+        """Each sample's nearest training image."""
+        return [self._match(sample) for sample in samples]
+
+    def likeness(self, matches: Sequence[Match]) -> float:
+        """0: as alike as without LoRA; 1: as alike as the training images are to each other; it may be outside."""
+        return (fmean(match.similarity for match in matches) - self._zero) / (self._one - self._zero)
+
+    def diversity(self, samples: Sequence[Look]) -> float | None:
+        """1: as different as the training images; 0: all the same. None for fewer than two samples or images."""
+        values = [similarity(*(samples[n].features for n in pair)) for pair in _pairs(samples)]
+        return (1 - fmean(values)) / self._difference if values and self._difference else None
+
+    def _match(self, sample: Look) -> Match:
+        number, value = self._nearest(sample)
+        pixels = pixel_similarity(sample.thumbnail, self.training[number].thumbnail)
+        return Match(number, value, value > self._nearest_pair and pixels > self._nearest_pixels)
+
+    def _nearest(self, sample: Look) -> tuple[int, float]:
+        return nearest(sample.features, [look.features for look in self.training])
+
+
+def copies(matches: Sequence[Match]) -> float:
+    """The share of the samples that are copies."""
+    return fmean(match.is_copy for match in matches)
+
+
+def pixel_similarity(first: Pixels, second: Pixels) -> float:
+    """The best correlation (Pearson) of two thumbnails, shifted by up to two pixels; 0 where one of them is plain.
+
+    Each colour channel is compared with its own mean, so that an equal background alone is worth nothing.
+    """
+    return max(_correlation(*_overlap(first, second, x, y)) for x in _SHIFTS for y in _SHIFTS)
+
+
+def _overlap(first: Pixels, second: Pixels, x: int, y: int) -> tuple[Pixels, Pixels]:
+    """The parts of both that lie on each other if the second is moved by x and y."""
+    height, width = first.shape[1:]
+    rows, columns = slice(max(0, y), height + min(0, y)), slice(max(0, x), width + min(0, x))
+    back_rows, back_columns = slice(max(0, -y), height + min(0, -y)), slice(max(0, -x), width + min(0, -x))
+    return first[:, rows, columns], second[:, back_rows, back_columns]
+
+
+def _correlation(first: Pixels, second: Pixels) -> float:
+    one, other = (part - part.mean(axis=(1, 2), keepdims=True) for part in (first, second))
+    length = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return float((one * other).sum()) / length if length > 0 else 0.0
+
+
+def _pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
+    return list(combinations(range(len(looks)), 2))

@@ -1,0 +1,102 @@
+"""What a run measures after every epoch, with real events and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib_lora_train.core.control import Control
+from lib_lora_train.core.events import Event, ImageLosses, Measured, PhaseStarted
+from lib_lora_train.core.measures import (
+    BLEED,
+    DRIFT,
+    DRIFT_SHARE,
+    MEASURES,
+    OBEDIENCE,
+    STEADY_LOSS,
+    TRIGGER_BLEED,
+    measure_title,
+)
+from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.trainer import run_training
+from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
+
+ALL: dict[str, Any] = {"measure_steady_loss": True, "measure_prompts": True, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
+    """One host, so that the checkpoint is read once."""
+    return StandaloneHost(None, None, tmp_path_factory.mktemp("unused"), "cpu")
+
+
+@pytest.fixture
+def small_run(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> RunSetup:
+    return small_run_setup(shared_host, demo_dir, tmp_path)
+
+
+def values_of(events: list[Event]) -> dict[int, dict[str, float]]:
+    return {event.epoch: dict(event.values) for event in only(events, Measured)}
+
+
+def test_every_epoch_has_its_measures_and_the_steady_loss_of_each_image(small_run: RunSetup) -> None:
+    """Epochs of three samples are so short that the steady loss is measured without LoRA and at the end only."""
+    events = small_run.run(**ALL)
+    values = values_of(events)
+    assert [sorted(values[epoch]) for epoch in (0, 1, 2)] == [
+        [STEADY_LOSS],
+        sorted([DRIFT, DRIFT_SHARE, OBEDIENCE, BLEED]),
+        sorted([STEADY_LOSS, DRIFT, DRIFT_SHARE, OBEDIENCE, BLEED]),
+    ]
+    losses = {event.epoch: event.losses for event in only(events, ImageLosses)}
+    assert sorted(losses) == [0, 2] and all(Path(path).is_file() for path in losses[0])
+    for epoch, of_images in losses.items():
+        assert sum(of_images.values()) / len(of_images) == pytest.approx(values[epoch][STEADY_LOSS])
+
+
+def test_measures_are_the_same_again_and_do_not_change_what_is_trained(small_run: RunSetup) -> None:
+    """Each measures what it would measure alone, from the seed and the images only."""
+    first = values_of(small_run.run(**ALL, output_name="with"))
+    assert values_of(small_run.run(**ALL, output_name="again")) == first
+    small_run.run(learning_rate=ALL["learning_rate"], output_name="without")
+    found = [load_file(small_run.host.lora_dir / f"{name}-000002.safetensors") for name in ("with", "without")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_only_what_is_asked_for_is_measured(small_run: RunSetup) -> None:
+    assert not values_of(small_run.run())
+    steady = values_of(small_run.run(measure_steady_loss=True))
+    assert {name for values in steady.values() for name in values} == {STEADY_LOSS}
+
+
+def test_two_triggers_are_compared_and_a_run_without_any_measures_no_prompts(small_run: RunSetup) -> None:
+    concept = small_run.config.concepts[0]
+    both = (concept, type(concept)(folder=concept.folder, trigger="jinx"))
+    values = values_of(small_run.run(**ALL, concepts=both))
+    assert TRIGGER_BLEED in values[2]
+    alone = values_of(small_run.run(**ALL, concepts=(type(concept)(folder=concept.folder),)))
+    assert set(alone[2]) == {STEADY_LOSS}
+
+
+def test_without_sample_prompts_the_trigger_alone_is_measured(small_run: RunSetup) -> None:
+    values = values_of(small_run.run(**ALL, **NO_SAMPLES))
+    assert OBEDIENCE in values[2] and DRIFT not in values[2]
+
+
+def test_a_stop_while_measuring_prompts_takes_effect_at_once(small_run: RunSetup) -> None:
+    control, events = Control(), list[Event]()
+    config = small_run.config.replace(measure_prompts=True, sample_every_n_epochs=0)
+    for event in run_training(config, small_run.host, folder=small_run.folder, control=control):
+        events.append(event)
+        if event == PhaseStarted("evaluate", 0):
+            control.stop()
+    assert ending(events) == "stopped" and not only(events, Measured)
+
+
+def test_every_measure_has_a_title_and_a_sentence() -> None:
+    assert all(info.title and info.help.endswith(".") for info in MEASURES.values())
+    assert measure_title(BLEED) == "Bleed" and measure_title("concept_share") == "Concept share"
