@@ -103,8 +103,7 @@ def _cosine(schedule: LrSchedule, step: int) -> float:
 
 def _cosine_with_restarts(schedule: LrSchedule, step: int) -> float:
     """Computed in integers, so that each restart is at the full rate; rounding could make it 0."""
-    length = max(1, schedule.total_steps - schedule.warmup)
-    done = step - schedule.warmup
+    length, done = schedule.total_steps - schedule.warmup, step - schedule.warmup
     return 0.0 if done >= length else cosine(schedule.cycles * done % length / length)
 
 

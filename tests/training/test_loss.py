@@ -334,6 +334,14 @@ def test_enabled_weights_are_multiplied() -> None:
     assert torch.allclose(snr_weight(values, rule, "epsilon"), expected, rtol=ROUNDING)
 
 
+def test_v_errors_weighted_like_noise_errors_keep_their_other_weights() -> None:
+    """SNR / (SNR + 1) times Min-SNR's min(SNR, γ) / (SNR + 1) times the debiased √SNR / (SNR + 1)."""
+    values = torch.tensor([0.5, 2.0, 40.0], dtype=torch.float64)
+    rule = LossOptions(min_snr_gamma=5.0, is_debiased=True, scale_v_like_noise=True)
+    expected = torch.tensor([0.5, 2.0, 5.0]).double() * values**1.5 / (values + 1) ** 3
+    assert torch.allclose(snr_weight(values, rule, "v_prediction"), expected, rtol=ROUNDING)
+
+
 def test_prior_weight_applies_only_to_regularisation_samples() -> None:
     losses = torch.tensor([2.0, 4.0])
     weights = sample_weights(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 1.0]), LossOptions(), "epsilon")

@@ -152,6 +152,26 @@ def test_warmup_stable_decay_holds_then_decays() -> None:
     assert reported[20] == pytest.approx(0.0, abs=ROUNDING)
 
 
+@pytest.mark.parametrize(
+    ("kind", "like"),
+    [("cosine_with_restarts", "cosine"), ("polynomial", "linear"), ("warmup_stable_decay", "constant")],
+)
+def test_options_that_are_left_out_change_nothing(kind: str, like: str) -> None:
+    """One cycle is a cosine, power 1 a straight line, and without a decay the full rate lasts to the end."""
+    found, expected = ([lr_factor(LrSchedule(name, TOTAL), step) for step in range(TOTAL + 1)] for name in (kind, like))
+    assert found == pytest.approx(expected, abs=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "kind", ["linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "warmup_stable_decay"]
+)
+def test_after_the_end_the_rate_stays_where_it_fell_to(kind: str) -> None:
+    schedule = LrSchedule(kind, TOTAL, warmup=3, decay=9, cycles=2, power=2.0, min_ratio=0.1)
+    last = lr_factor(schedule, TOTAL)
+    assert [lr_factor(schedule, TOTAL + more) for more in (1, 7, 2 * TOTAL)] == pytest.approx([last] * 3, abs=ROUNDING)
+    assert last == pytest.approx(0.0 if kind in ("linear", "cosine", "cosine_with_restarts") else 0.1, abs=ROUNDING)
+
+
 # --- lengths and settings -----------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def butterfly(size: int, max_width: int) -> tuple[int, int]:
 
     The smallest width is 2, and `size` must be even. Stage i needs blocks of twice the width of stage i − 1.
     """
-    width = max((b for b in range(2, max(max_width, 2) + 1, 2) if size % b == 0), default=2)
+    width = max(b for b in range(2, max(max_width, 2) + 1, 2) if size % b == 0)
     stages = 1
     while size % (width << stages) == 0:
         stages += 1

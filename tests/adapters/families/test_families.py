@@ -118,6 +118,41 @@ def test_a_bias_in_the_file_applies_to_a_layer_without_one(dtype: torch.dtype, t
     assert relative(layer(x), expected) < tolerance
 
 
+# --- initial weights ----------------------------------------------------------------------------
+
+
+def has_deviation(tensor: torch.Tensor, deviation: float) -> bool:
+    """Whether it has mean 0 and this standard deviation, within five standard errors."""
+    count = tensor.numel()
+    is_centred = abs(float(tensor.mean())) <= 5 * deviation / count**0.5
+    return is_centred and float(tensor.std()) == pytest.approx(deviation, rel=5 / (2 * count) ** 0.5)
+
+
+@pytest.mark.parametrize("use_tucker", [False, True])
+@pytest.mark.parametrize("has_scalar", [False, True])
+def test_loha_starts_with_the_deviations_of_lycoris(use_tucker: bool, has_scalar: bool) -> None:
+    """0.1 for w1_a and the cores, 1 for w1_b and w2_b; w2_a is 0, or has 0.1 if a factor is trained."""
+    family = family_of(AdapterSpec(family="loha", has_scalar=has_scalar))
+    options = Options(rank=32, use_tucker=use_tucker)
+    weights = family.init_weights(nn.Conv2d(64, 96, 3), options, torch.Generator().manual_seed(0))
+    expected = {"w1_a": 0.1, "w1_b": 1.0, "w2_a": 0.1 * has_scalar, "w2_b": 1.0}
+    expected |= {"t1": 0.1, "t2": 0.1} if use_tucker else {}
+    assert weights.keys() == expected.keys() | ({"scalar"} if has_scalar else set())
+    assert {name for name in expected if has_deviation(weights[name], expected[name])} == expected.keys()
+
+
+def test_a_trained_factor_starts_at_zero_and_no_matrix_does() -> None:
+    """One number; LoRA's up matrix is then kaiming-uniform with its own bound, 1 / √rank."""
+    for family in ("lora", "loha", "lokr", "glora"):
+        layer, _ = make(f"{family}_scalar", "linear", trained=False)
+        weights = layer.slices.fp32()
+        assert weights["scalar"].tolist() == [0.0]
+        assert all(float(tensor.abs().max()) > 0 for name, tensor in weights.items() if name != "scalar")
+    up = make("lora_scalar", "linear", trained=False)[0].slices.fp32()["up"]
+    assert 0.95 * RANK**-0.5 < float(up.abs().max()) <= RANK**-0.5
+    assert has_deviation(up, (3 * RANK) ** -0.5)
+
+
 # --- dropped rows -------------------------------------------------------------------------------
 
 ROW_CASES = [
@@ -196,6 +231,9 @@ def test_factorisation_matches_lycoris() -> None:
     assert factorisation(128, 0) == (8, 16)
     assert factorisation(128, 32) == (4, 32)
     assert factorisation(1, -1) == (1, 1)
+    for size in range(1, 40):  # sides next to each other, such as 3 and 4
+        pairs = [(small, size // small) for small in range(1, size + 1) if size % small == 0 and small**2 <= size]
+        assert factorisation(size, -1) == pairs[-1]
     for size in DIMENSIONS:
         for factor in (-1, 4, 8, 16):
             small, big = factorisation(size, factor)
@@ -237,6 +275,15 @@ def test_butterfly_fits_every_layer_of_stable_diffusion(size: int, most: int) ->
     """LyCORIS refuses 320 outputs with factor 8."""
     stages, width = butterfly(size, most)
     assert width <= most and width % 2 == 0 and size % (width * 2 ** (stages - 1)) == 0 and stages >= 2
+
+
+@pytest.mark.parametrize("most", range(1, 10))
+@pytest.mark.parametrize("size", [2, 6, 12, 14, 16, 40, 320])
+def test_butterfly_has_the_widest_even_block_and_all_stages_that_fit(size: int, most: int) -> None:
+    """The width is at least 2; stage i joins 2ⁱ blocks."""
+    widths = [width for width in (2, 4, 6, 8) if size % width == 0 and width <= max(most, 2)]
+    stages = [stage for stage in range(10) if size % (widths[-1] * 2**stage) == 0]
+    assert butterfly(size, most) == (len(stages), widths[-1])
 
 
 def test_butterfly_reaches_every_output_from_every_input_where_sizes_are_powers_of_two() -> None:

@@ -10,13 +10,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
+from lib_lora_train.adapters.families.base import is_wide_conv
 from lib_lora_train.adapters.families.lora import conv_lora, drop_activations, linear_lora
 from lib_lora_train.adapters.families.options import Options
+from lib_lora_train.adapters.max_norm import delta_norms
 from lib_lora_train.adapters.registry import FAMILIES
 from tests.stand_ins.adapter_cases import ALPHA, RANK, TOLERANCE, every_layer, make, relative
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.75])
+@pytest.mark.parametrize("scale", [1.0, 0.75, 2.0, 0.0])
 @every_layer
 def test_lora_gradients_pass_numerical_check(kind: str, scale: float) -> None:
     layer, x = make("lora", kind)
@@ -72,6 +74,31 @@ def test_lora_down_starts_uniform_within_kaimings_bound() -> None:
     assert down.shape == (64, 32, 3, 3)
     assert 0.99 * bound < float(down.abs().max()) <= bound
     assert float(down.std()) == pytest.approx(bound / 3**0.5, rel=0.02)  # 18,432 draws: 0.5 % standard error
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_norm_of_an_update_whose_ranks_cancel_is_zero_and_not_nan(seed: int) -> None:
+    """u·(a d) − (a u)·d = 0. For half of the seeds, rounding makes the square of the norm a little less than 0."""
+    generator = torch.Generator().manual_seed(seed)
+    u, d, a = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((40, 1), (1, 24), (1,)))
+    double = {"down": torch.cat([a * d, -d]), "up": torch.cat([u, a * u], dim=1)}
+    u, d, a = u.float(), d.float(), a.float()
+    single = {"down": torch.cat([a * d, -d]), "up": torch.cat([u, a * u], dim=1)}
+    layer, _ = make("lora", "linear")
+    with torch.no_grad():
+        for name, tensor in layer.slices.tensors().items():
+            tensor.zero_()
+            tensor[: single[name].shape[0], : single[name].shape[1]] = single[name]
+    scale = float(u.norm() * d.norm() * a.abs())
+    assert 0 <= float(FAMILIES["lora"].diff_norm(double, Options(rank=2), torch.empty(40, 24))) < 1e-7 * scale
+    assert 0 <= float(delta_norms([layer])) < 2e-3 * scale  # the root of float32's 6e-8, times a few
+
+
+def test_only_kernels_larger_than_1x1_are_wide() -> None:
+    """kohya's conv_dim and Tucker's form are for these."""
+    kernels = {1: False, 3: True, (1, 3): True, (3, 1): True, 2: True}
+    assert {kernel: is_wide_conv(nn.Conv2d(4, 4, kernel)) for kernel in kernels} == kernels
+    assert not is_wide_conv(nn.Linear(4, 4))
 
 
 def hidden_after_dropout(kind: str, rates: DropoutRates, draw: int) -> tuple[Tensor, Tensor]:
