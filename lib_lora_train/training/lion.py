@@ -17,7 +17,7 @@ class Lion(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-4,
+        lr: float,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0,

@@ -183,7 +183,21 @@ def test_lion_is_the_papers_algorithm() -> None:
 @pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (0.9,), (0.9, 0.9, 0.9)])
 def test_lion_rejects_betas_outside_their_range(betas: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="two numbers from 0 to below 1"):
-        Lion([nn.Parameter(torch.ones(1))], betas=betas)  # type: ignore[arg-type]
+        Lion([nn.Parameter(torch.ones(1))], 0.1, betas=betas)  # type: ignore[arg-type]
+
+
+def test_lions_defaults_are_the_papers_betas_and_no_weight_decay() -> None:
+    """Chen et al. 2023, algorithm 2: β₁ = 0.9 and β₂ = 0.99."""
+    results = []
+    for arguments in ({}, {"betas": (0.9, 0.99), "weight_decay": 0.0}):
+        parameter = nn.Parameter(torch.tensor([3.0, -2.0, 0.5, 1.0]))
+        optimizer = Lion([parameter], 0.1, **arguments)  # type: ignore[arg-type]
+        for gradient in ([1.0, -1.0, 0.1, 8.0], [-0.05, 0.2, 0.3, -0.8], [-0.01, 0.1, -1.0, -0.6]):
+            parameter.grad = torch.tensor(gradient)
+            optimizer.step()
+        momentum = optimizer.state[parameter]["momentum"]
+        results.append([*parameter.tolist(), *momentum.tolist()])
+    assert results[0] == results[1]
 
 
 def test_lion_with_betas_of_zero_is_the_sign_of_the_gradient() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.training.grad_scaling import GradScaler, clip_gradients
-from lib_lora_train.training.optimizers import group_rates, make_optimizer
+from lib_lora_train.training.optimizers import Optimizer, group_rates, make_optimizer
 
 TARGETS = (torch.linspace(-1, 1, 12), torch.linspace(2, 0.5, 5))
 
@@ -106,6 +107,50 @@ def test_a_custom_class_with_d0_shares_one_distance() -> None:
     reported = descend(listed, "Prodigy", rates, 20)
     assert reported == descend(custom, "prodigyopt.Prodigy", rates, 20)
     assert all(torch.equal(mine, other) for mine, other in zip(listed, custom, strict=True))
+
+
+def prodigy(values: Sequence[nn.Parameter]) -> Optimizer:
+    """With half the rate for the second group, so that it has a scaled copy of that group's parameters."""
+    groups = {"unet": [values[0]], "text_encoder": [values[1]]}
+    return make_optimizer(groups, {"unet": 1.0, "text_encoder": 0.5}, config=chosen("Prodigy", d0=1e-3))
+
+
+def take_steps(values: Sequence[nn.Parameter], stepper: Optimizer, count: int) -> list[float]:
+    """The parameters after so many steps."""
+    for _ in range(count):
+        quadratic(values).backward()  # type: ignore[no-untyped-call]
+        stepper.step(1.0)
+    return torch.cat([value.detach() for value in values]).tolist()
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_prodigy_goes_on_from_its_state_also_from_one_with_the_values_of_all_groups(is_old: bool) -> None:
+    """States of older versions hold them all; newer ones only those of the groups that have a scaled copy."""
+    values, again = parameters(), parameters()
+    stepper = prodigy(values)
+    take_steps(values, stepper, 5)
+    state = copy.deepcopy(stepper.state())
+    if is_old:
+        state["scaled"] = [values[0].detach().clone(), *state["scaled"]]
+    with torch.no_grad():
+        for new, value in zip(again, values, strict=True):
+            new.copy_(value)
+    resumed = prodigy(again)
+    resumed.load_state(state)
+    assert take_steps(again, resumed, 5) == take_steps(values, stepper, 5)
+
+
+def test_prodigy_steps_from_where_max_norm_has_left_the_parameters() -> None:
+    """A step is short beside what is halved here."""
+    values = parameters()
+    stepper = prodigy(values)
+    take_steps(values, stepper, 2)
+    with torch.no_grad():
+        for value in values:
+            value.mul_(0.5)
+    changed = torch.cat([value.detach() for value in values]).tolist()
+    stepper.reload_parameters()
+    assert take_steps(values, stepper, 1) == pytest.approx(changed, abs=0.05)
 
 
 def test_prodigy_learns_with_different_rates() -> None:

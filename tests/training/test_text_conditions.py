@@ -20,7 +20,7 @@ from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.text_cache import TextCache, load_condition
 from lib_lora_train.models.text_encoding import TextCondition, encode_text, tokenize, tokenize_weighted
 from lib_lora_train.training import text_conditions as conditions_module
-from lib_lora_train.training.text_conditions import text_conditions
+from lib_lora_train.training.text_conditions import LruCache, text_conditions
 from lib_lora_train.training.training_run import start_training
 from tests.stand_ins.tiny_models import tiny_model
 from tests.stand_ins.training_parts import adapted, random_latents, small_config, small_plan
@@ -93,6 +93,68 @@ def test_any_other_input_is_encoded_again(change: str, tmp_path: Path) -> None:
         captions = ["a (dog:1.3)"] if change == "tokens" else ["a (cat:1.4)"]
     list(text_conditions(config, trained=False, folder=tmp_path).encode_captions(leased, captions))
     assert len(set(tmp_path.rglob("*.safetensors")) - before) == 1
+
+
+def test_the_least_recently_used_values_are_dropped_beyond_the_cost() -> None:
+    cache: LruCache[str] = LruCache(10)
+    for key, cost in (("a", 4), ("b", 3), ("c", 3)):
+        assert cache.put(key, key.upper(), cost) == key.upper()
+    assert [cache.get(key) for key in "abc"] == ["A", "B", "C"], "10 of 10 fit"
+    cache.get("a")
+    cache.put("d", "D")
+    assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"], "b was used longest ago; d costs 1"
+    cache.put("large", "L", 99)
+    assert [cache.get(key) for key in ("a", "c", "d", "large")] == [None, None, None, "L"], "the newest one always stays"
+    cache.put("e", "E", 10)
+    assert (cache.get("large"), cache.get("e")) == (None, "E"), "dropped values cost nothing any more"
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_conditions_stay_in_memory_up_to_their_bytes(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the hidden states and SDXL's pooled ones; at the limit both captions stay, and a byte below only one."""
+    sizes = [encode_afresh(caption, small_config(), architecture) for caption in ("a", "b")]
+    total = sum(one.hidden.nbytes // 2 + (0 if one.pooled is None else one.pooled.nbytes) for one in sizes)
+    encoded: list[int] = []
+
+    def counting(*arguments: Any) -> TextCondition:
+        encoded.append(1)
+        return encode_text(*arguments)
+
+    monkeypatch.setattr(conditions_module, "encode_text", counting)
+    monkeypatch.setattr(text_store, "_MEMORY_LIMIT", 0)  # the store behind it keeps some too
+    for limit, calls in ((total, 2), (total - 1, 4)):
+        monkeypatch.setattr(conditions_module, "_CACHE_BYTES", limit)
+        conditions, encoded[:] = text_conditions(small_config(), trained=False), []
+        for caption in ("a", "b", "a", "b"):
+            conditions.encode(model(architecture), [caption])
+        assert len(encoded) == calls
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_caption_that_a_batch_has_twice_is_encoded_once_and_stands_in_both_rows(
+    trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {caption: encode_afresh(caption, small_config()).hidden[:, :77] for caption in ("a", "b")}
+    rows: list[int] = []
+
+    def counting(leased: Any, ids: Any, *arguments: Any) -> TextCondition:
+        rows.append(len(ids[0]))
+        return encode_text(leased, ids, *arguments)
+
+    monkeypatch.setattr(conditions_module, "encode_text", counting)
+    found = text_conditions(small_config(), trained=trained).encode(model(), ["b", "a", "b"])
+    assert torch.allclose(found.hidden, torch.cat([expected[c] for c in "bab"]), atol=1e-6)  # in a batch: fp32 rounding
+    assert sum(rows) == 2
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(75, 77), (150, 154), (225, 231)])
+def test_a_long_caption_has_as_many_chunks_as_are_set(length: int, tokens: int) -> None:
+    endless = ", ".join(f"word {n}" for n in range(200))
+    conditions = text_conditions(small_config(max_token_length=length), trained=False)
+    assert conditions.encode(model(), [endless, "a"]).hidden.shape[:2] == (2, tokens)
+    assert conditions.encode(model(), ["a"]).hidden.shape[:2] == (1, 77), "padded only to the longest of the batch"
 
 
 def test_a_damaged_cache_file_is_replaced(tmp_path: Path) -> None:
@@ -197,3 +259,12 @@ def test_a_run_encodes_ahead_unless_it_trains_the_text_encoder() -> None:
 def test_encoding_ahead_reports_progress() -> None:
     events = list(text_conditions(small_config(), trained=False).encode_captions(model(), ["a", "b", "c"]))
     assert events == [Progress("text", 0, 3), Progress("text", 3, 3)]
+
+
+def test_encoding_ahead_reports_in_between_that_others_may_use_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions_module, "_CAPTIONS_PER_EVENT", 2)
+    conditions = text_conditions(small_config(), trained=False)
+    events = list(conditions.encode_captions(model(), ["a", "b", "c", "d", "e"]))
+    assert events == [Progress("text", done, 5) for done in (0, 2, 4, 5)]
+    monkeypatch.setattr(conditions_module, "encode_text", None)
+    conditions.encode(model(), ["a", "b", "c", "d", "e"])  # all of them are cached
