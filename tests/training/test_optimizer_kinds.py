@@ -20,7 +20,7 @@ from lib_lora_train.core.events import StepDone
 from lib_lora_train.training.ema import Ema, eval_weights
 from lib_lora_train.training.lion import Lion
 from lib_lora_train.training.master_weights import MasterWeights
-from lib_lora_train.training.optimizers import make_optimizer
+from lib_lora_train.training.optimizers import PlainOptimizer, make_optimizer
 from lib_lora_train.training.parameter_groups import MatrixOptimizer, matrix_views, split_loraplus_groups
 from lib_lora_train.training.training_run import Training
 from tests.stand_ins.training_parts import adapted, run_to_end, small_config, started
@@ -147,6 +147,12 @@ def test_adafactor_reports_its_relative_step_size() -> None:
         parameter.grad = torch.ones_like(parameter)
         stepper.step(1.0)
     assert stepper.effective_rates()["unet"] == pytest.approx(3e-6)
+
+
+def test_adafactor_reports_the_first_steps_size_for_a_part_without_gradients_so_far() -> None:
+    config = TrainConfig(optimizer="Adafactor", lr_schedule="adafactor", optimizer_args="warmup_init=True")
+    stepper = make_optimizer({"unet": [nn.Parameter(torch.ones(3, 2))]}, {"unet": 1.0}, config=config)
+    assert stepper.effective_rates()["unet"] == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize("step", [1, 9_999, 10_001, 40_000])
@@ -384,6 +390,29 @@ def test_the_trained_weights_are_restored_bit_for_bit() -> None:
     with eval_weights(MasterWeights({"unet": [parameter]}), stepper, average):
         assert torch.equal(parameter, average.means[0]) and not torch.equal(parameter, before)
     assert torch.equal(parameter, before)
+
+
+class SwitchingSgd(torch.optim.SGD):
+    """An optimiser with two sets of weights, as schedule-free ones are; it only notes which set is in use."""
+
+    mode = ""
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+
+def test_an_optimiser_with_eval_weights_has_them_only_inside_and_trains_again_after_an_error() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    inner = SwitchingSgd([{"params": [parameter], "lr": 1.0}], lr=1.0)
+    stepper = PlainOptimizer({"unet": [parameter]}, {"unet": 1.0}, lambda _: inner)
+    assert inner.mode == "train"
+    with pytest.raises(KeyError), eval_weights(MasterWeights({"unet": [parameter]}), stepper, None):
+        assert inner.mode == "eval"
+        raise KeyError
+    assert inner.mode == "train"
 
 
 def test_schedule_free_eval_weights_are_its_average() -> None:

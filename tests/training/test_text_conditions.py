@@ -104,7 +104,7 @@ def test_the_least_recently_used_values_are_dropped_beyond_the_cost() -> None:
     cache.put("d", "D")
     assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"], "b was used longest ago; d costs 1"
     cache.put("large", "L", 99)
-    assert [cache.get(key) for key in ("a", "c", "d", "large")] == [None, None, None, "L"], "the newest one always stays"
+    assert [cache.get(key) for key in ("a", "c", "d", "large")] == [None, None, None, "L"], "the newest always stays"
     cache.put("e", "E", 10)
     assert (cache.get("large"), cache.get("e")) == (None, "E"), "dropped values cost nothing any more"
 

@@ -48,6 +48,7 @@ def test_scale_is_applied_once(case: str) -> None:
 
 def test_options_have_the_defaults_of_their_settings() -> None:
     assert options_from_config(TrainConfig()) == Options()
+    assert (Options().rank, Options().alpha) == (TrainConfig().rank, TrainConfig().effective_alpha)
 
 
 def test_alpha_of_full_lokr_and_glora_has_no_effect() -> None:
@@ -234,6 +235,7 @@ def test_factorisation_matches_lycoris() -> None:
     for size in range(1, 40):  # sides next to each other, such as 3 and 4
         pairs = [(small, size // small) for small in range(1, size + 1) if size % small == 0 and small**2 <= size]
         assert factorisation(size, -1) == pairs[-1]
+    assert all(isinstance(side, int) for factor in (-1, 4) for side in factorisation(128, factor)), "sizes of tensors"
     for size in DIMENSIONS:
         for factor in (-1, 4, 8, 16):
             small, big = factorisation(size, factor)

@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from lib_lora_train.adapters.families.glora import as_older
 from lib_lora_train.adapters.files.decode import aliases, parse_file, parse_state
 from lib_lora_train.adapters.files.key_formats import split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
@@ -158,6 +159,19 @@ def test_a_glora_whose_rank_is_its_width_is_read_as_we_write_it() -> None:
     state = {f"lora_unet_{Q}.{name}.weight": tensor for name, tensor in tensors.items()}
     layer = parse_state(state).layers[f"lora_unet_{Q}"]
     assert all(torch.equal(layer.weights[name], tensor) for name, tensor in tensors.items())
+
+
+def test_newer_glora_of_1x1_kernels_is_that_of_matrices_and_larger_kernels_are_kept() -> None:
+    weights = {"a1": torch.randn(10, 3), "a2": torch.randn(3, 10), "b1": torch.randn(12, 3), "b2": torch.randn(3, 10)}
+    matrices = as_older(weights, 0.5)
+    for kernel in ((1, 1), (3, 1), (1, 3), (3, 3)):
+        found = as_older(with_kernel(weights, kernel), 0.5)
+        expected = matrices if kernel == (1, 1) else with_kernel(matrices, kernel)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def with_kernel(weights: dict[str, Tensor], kernel: tuple[int, int]) -> dict[str, Tensor]:
+    return {name: tensor[:, :, None, None].expand(-1, -1, *kernel) for name, tensor in weights.items()}
 
 
 def test_glora_layouts_are_reported() -> None:
