@@ -195,9 +195,15 @@ def test_module_dropout_drops_whole_layers() -> None:
 # --- limited norms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", families_with("scale_weight_norms"))
-def test_longer_updates_are_scaled_down_to_the_limit(family: str) -> None:
-    adapter = trained(tiny_model(), AdapterSpec(family=family, rank=2, alpha=1.0))
+@pytest.mark.parametrize(
+    ("family", "has_scalar"),
+    [
+        *((family, False) for family in families_with("scale_weight_norms")),
+        *((family, True) for family in families_with("scale_weight_norms") if family in families_with("scalar")),
+    ],
+)
+def test_longer_updates_are_scaled_down_to_the_limit(family: str, has_scalar: bool) -> None:
+    adapter = trained(tiny_model(), AdapterSpec(family=family, rank=2, alpha=1.0, has_scalar=has_scalar))
     before = {key: layer.diff_weight().clone() for key, layer in adapter.layers.items()}
     norms = sorted(adapter.norms().values())
     most = norms[len(norms) // 2] * 1.001

@@ -14,6 +14,7 @@ from lib_lora_train.adapters.adapted_layer import AdaptedLayer, AdapterSwitch
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.dylora import trained_rows
 from lib_lora_train.adapters.families.factorization import butterfly, factorisation, lokr_shapes
+from lib_lora_train.adapters.families.layouts import rank_of
 from lib_lora_train.adapters.families.lora import Lora
 from lib_lora_train.adapters.families.oft import cayley_minus_identity
 from lib_lora_train.adapters.families.options import Options, options_from_config
@@ -117,6 +118,15 @@ def test_a_bias_in_the_file_applies_to_a_layer_without_one(dtype: torch.dtype, t
     x = torch.randn(3, 6).to(dtype)
     expected = x.double() @ (base.weight.double() + 0.5 * weights["diff"]).t() + 0.5 * weights["bias"]
     assert relative(layer(x), expected) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank"), [({"q": 2, "p": 3, "r": 4}, 2), ({"p": 3, "r": 4}, 3), ({"r": 4}, 4), ({"o": 5, "i": 6}, 1)]
+)
+def test_the_rank_of_a_file_is_the_one_that_alpha_is_divided_by_and_1_without_any(
+    sizes: dict[str, int], rank: int
+) -> None:
+    assert rank_of(sizes) == rank
 
 
 # --- initial weights ----------------------------------------------------------------------------
@@ -295,6 +305,22 @@ def test_butterfly_reaches_every_output_from_every_input_where_sizes_are_powers_
     assert butterfly(32, 4) == (4, 4)
     turned = base + layer.family.diff_weight({"blocks": blocks}, Options(), base)
     assert int((turned.abs() > 1e-12).sum()) == 32 * 32
+
+
+@pytest.mark.parametrize("build", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 3)], ids=["linear", "conv"])
+def test_rotations_are_of_the_outputs_in_blocks_that_divide_them(build: Any) -> None:
+    """10 outputs at rank 4 are five blocks of 2; a butterfly has one stage of them, and needs an even number."""
+    layer, generator = build(24, 10), torch.Generator()
+    assert FAMILIES["oft"].init_weights(layer, Options(rank=4), generator)["blocks"].shape == (5, 2, 2)
+    assert FAMILIES["boft"].init_weights(layer, Options(rank=4), generator)["blocks"].shape == (1, 5, 2, 2)
+    fitting = {sizes: FAMILIES["boft"].fits(build(*sizes)) for sizes in ((4, 3), (6, 9), (3, 4), (9, 6), (4, 8))}
+    assert fitting == {(4, 3): False, (6, 9): False, (3, 4): True, (9, 6): True, (4, 8): True}
+
+
+def test_a_rotation_from_a_file_without_alpha_is_not_bounded() -> None:
+    for family in ("oft", "boft"):
+        assert FAMILIES[family].with_fixed(Options(constraint=0.5), {}).constraint == 0.0
+        assert FAMILIES[family].with_fixed(Options(), {"alpha": torch.tensor(0.25)}).constraint == 0.25
 
 
 @pytest.mark.parametrize("case", ["oft", "boft"])
