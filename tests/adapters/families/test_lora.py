@@ -29,6 +29,21 @@ def test_lora_gradients_pass_numerical_check(kind: str, scale: float) -> None:
     assert torch.autograd.gradcheck(lambda *tensors: apply(*tensors, base, scale=scale), inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("only", ["x", "down", "up"])
+@pytest.mark.parametrize("kind", ["linear", "conv3x3_strided"])
+def test_a_tensor_gets_its_gradient_if_no_other_needs_one(kind: str, only: str) -> None:
+    layer, x = make("lora", kind)
+    base: Any = layer.base_layer.double()
+    tensors = {"x": x.double(), **{name: tensor.double() for name, tensor in layer.slices.fp32().items()}}
+    apply: Any = conv_lora if isinstance(base, nn.Conv2d) else linear_lora
+    found, expected = [], []
+    for names, gradients in ((tensors, expected), ([only], found)):
+        inputs = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in tensors.items()}
+        apply(inputs["x"], inputs["down"], inputs["up"], base, scale=0.75).square().sum().backward()
+        gradients.append(inputs[only].grad)
+    assert torch.equal(found[0], expected[0])
+
+
 @every_layer
 def test_lora_equals_peft(kind: str) -> None:
     layer, x = make("lora", kind)
@@ -125,7 +140,7 @@ def test_lora_rank_dropout_drops_whole_ranks_of_a_sample(kind: str) -> None:
         found, whole = hidden_after_dropout(kind, DropoutRates(rank_dropout=0.4), draw)
         masks.append((found.abs() > 1e-5).any(dim=1, keepdim=True))  # (B, 1, r)
         torch.testing.assert_close(found, whole * masks[-1] / 0.6, rtol=1e-4, atol=1e-4)  # from rounded outputs
-    assert any(mask.any() and not mask.all() for mask in masks)
+    assert any(sample.any() and not sample.all() for mask in masks for sample in mask), "not all ranks of a sample"
     assert any(not torch.equal(mask[0], mask[1]) for mask in masks)
 
 
