@@ -16,8 +16,6 @@ from torch import Tensor
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.flat_parameters import FlatBuffer
 
-_TINY = 1e-30
-
 
 class NormLimit:
     """The limit on `layers`. Constants are moved to the device once; `apply` launches a few dozen kernels."""
@@ -37,7 +35,7 @@ class NormLimit:
         Families that cannot be scaled keep their norm and are included in the average and maximum.
         """
         norms = delta_norms(self._layers)
-        factors = (self._max_norm / norms.clamp_min(_TINY)).clamp(max=1.0)
+        factors = (self._max_norm / norms).clamp(max=1.0)  # 1 for a norm of 0
         factors = torch.where(self._can_scale, factors, torch.ones_like(factors))
         for scaling in self._scalings:
             scaling.apply(factors)

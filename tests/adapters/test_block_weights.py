@@ -226,6 +226,21 @@ def test_limit_scales_both_matrices_by_the_root_as_kohya_does() -> None:
         torch.testing.assert_close(tensor, named[name] * 0.5)
 
 
+def test_limit_leaves_an_update_of_zero_and_scales_small_ones_too() -> None:
+    adapter = inject(tiny_model(), AdapterSpec(rank=2, alpha=1.0), seed=1)
+    state = adapter.state()
+    assert adapter.norm_limit(1e-3).apply().tolist() == [0.0, 0.0, 0.0]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state().items())
+    with torch.no_grad():
+        for group in adapter.groups.values():
+            for parameter in group:
+                parameter.fill_(1e-3)  # norms far below 1
+    smallest = min(adapter.norms().values())
+    scaled, _, largest = adapter.norm_limit(smallest / 4).apply().tolist()
+    assert smallest < 1e-2 and scaled == len(adapter.layers)
+    assert largest == pytest.approx(smallest / 4, rel=1e-4)
+
+
 def test_limit_reports_but_does_not_scale_unscalable_families() -> None:
     adapter = trained(tiny_model(), AdapterSpec(family="oft", rank=2))
     state = adapter.state()
