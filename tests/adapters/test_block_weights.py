@@ -78,6 +78,13 @@ def test_blocks_are_numbered_as_kohya_does(architecture: Architecture, count: in
     assert {name: number[name] for name in expected} == expected
 
 
+def test_a_rank_or_weight_of_zero_excludes_a_block_and_nothing_else_does() -> None:
+    excluded = [BlockSettings(rank=0), BlockSettings(lr_weight=0.0), BlockSettings(4, None, 0.0)]
+    trained_ones = [BlockSettings(), BlockSettings(rank=1), BlockSettings(1, 1.0, 1.0), BlockSettings(lr_weight=0.01)]
+    assert all(block.is_excluded for block in excluded)
+    assert not any(block.is_excluded for block in trained_ones)
+
+
 def test_a_list_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, but this model has 25"):
         resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 23)), architecture="sd1")
@@ -248,6 +255,14 @@ def test_limit_leaves_an_update_of_zero_and_scales_small_ones_too() -> None:
     scaled, _, largest = adapter.norm_limit(smallest / 4).apply().tolist()
     assert smallest < 1e-2 and scaled == len(adapter.layers)
     assert largest == pytest.approx(smallest / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_limit_applies_where_only_one_part_is_trained(part: str) -> None:
+    parts = {"unet": part == "unet", "text_encoder": part == "text_encoder"}
+    adapter = trained(tiny_model(), AdapterSpec(rank=2, alpha=1.0, **parts))
+    most = max(adapter.norms().values()) / 2
+    assert adapter.norm_limit(most).apply()[2].item() == pytest.approx(most, rel=1e-4)
 
 
 def test_limit_reports_but_does_not_scale_unscalable_families() -> None:
