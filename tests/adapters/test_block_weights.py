@@ -85,6 +85,15 @@ def test_a_rank_or_weight_of_zero_excludes_a_block_and_nothing_else_does() -> No
     assert not any(block.is_excluded for block in trained_ones)
 
 
+def test_a_setting_that_is_not_given_is_that_of_the_run() -> None:
+    """Only ranks, or only the weights of one part: every other block has the weight 1 and no rank of its own."""
+    ranks = resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 25)), architecture="sd1")
+    assert {(block.rank, block.alpha, block.lr_weight) for block in ranks.values()} == {(4, None, 1.0)}
+    down = resolve_blocks(full_size("sd1"), BlockOverrides(down_weights="zeros"), architecture="sd1")
+    weights = {name.partition(".")[0]: block.lr_weight for name, block in down.items()}
+    assert (weights["down_blocks"], weights["mid_block"], weights["up_blocks"]) == (0.0, 1.0, 1.0)
+
+
 def test_a_list_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"block_ranks has 23 numbers, but this model has 25"):
         resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 23)), architecture="sd1")
