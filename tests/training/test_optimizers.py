@@ -110,9 +110,9 @@ def test_a_custom_class_with_d0_shares_one_distance() -> None:
 
 
 def prodigy(values: Sequence[nn.Parameter]) -> Optimizer:
-    """With half the rate for the second group, so that it has a scaled copy of that group's parameters."""
+    """With a smaller rate for the second group, so that it has a scaled copy of that group's parameters."""
     groups = {"unet": [values[0]], "text_encoder": [values[1]]}
-    return make_optimizer(groups, {"unet": 1.0, "text_encoder": 0.5}, config=chosen("Prodigy", d0=1e-3))
+    return make_optimizer(groups, {"unet": 1.0, "text_encoder": 0.3}, config=chosen("Prodigy", d0=1e-3))
 
 
 def take_steps(values: Sequence[nn.Parameter], stepper: Optimizer, count: int) -> list[float]:
