@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from lib_lora_train.adapters.block_weights import BlockOverrides, BlockSettings, resolve_blocks
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
+from lib_lora_train.adapters.families.options import RankSettings
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.block_lists import parse_alphas, parse_ranks, parse_weights
@@ -89,9 +90,29 @@ def test_a_setting_that_is_not_given_is_that_of_the_run() -> None:
     """Only ranks, or only the weights of one part: every other block has the weight 1 and no rank of its own."""
     ranks = resolve_blocks(full_size("sd1"), BlockOverrides(ranks=",".join(["4"] * 25)), architecture="sd1")
     assert {(block.rank, block.alpha, block.lr_weight) for block in ranks.values()} == {(4, None, 1.0)}
+    none = resolve_blocks(full_size("sd1"), BlockOverrides(), architecture="sd1")
+    assert {(block.rank, block.alpha, block.lr_weight) for block in none.values()} == {(None, None, 1.0)}
     down = resolve_blocks(full_size("sd1"), BlockOverrides(down_weights="zeros"), architecture="sd1")
     weights = {name.partition(".")[0]: block.lr_weight for name, block in down.items()}
     assert (weights["down_blocks"], weights["mid_block"], weights["up_blocks"]) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "block", "is_wide", "expected"),
+    [
+        (RankSettings(8, 4.0), BlockSettings(), True, (8, 4.0)),
+        (RankSettings(8, 4.0), BlockSettings(rank=16), True, (16, 8.0)),
+        (RankSettings(8, 4.0), BlockSettings(rank=16, alpha=1.0), False, (16, 1.0)),
+        (RankSettings(8, 4.0, 2, 1.0), BlockSettings(rank=16, alpha=3.0), True, (2, 1.0)),
+        (RankSettings(8, 4.0, 2, 1.0), BlockSettings(rank=16), False, (16, 8.0)),
+        (RankSettings(8, 4.0, None, 1.0), BlockSettings(rank=16), True, (16, 2.0)),
+    ],
+)
+def test_a_wide_kernel_has_its_own_rank_if_one_is_set_and_else_the_blocks(
+    settings: RankSettings, block: BlockSettings, is_wide: bool, expected: tuple[int, float]
+) -> None:
+    """A block with a rank and no alpha keeps the scale, alpha / rank."""
+    assert settings.for_layer(block, is_wide=is_wide) == expected
 
 
 def test_a_list_of_the_wrong_length_is_refused() -> None:
