@@ -19,6 +19,8 @@
     };
     lt.COMMAS_AND_LINES = /[,，、､﹐﹑\n]/; // what separates tags, as in dataset/captions.py
     lt.whole = (value) => value.toLocaleString("en-US");
+    /** 1 → "1 image", 2000 → "2,000 images". */
+    lt.count = (number, noun, plural) => `${lt.whole(number)} ${number === 1 ? noun : plural || `${noun}s`}`;
 
     // --- the page ---------------------------------------------------------------------------------
     lt.page = () => (typeof gradioApp === "function" ? gradioApp() : document);

@@ -59,9 +59,9 @@
             const answer = await panel.request("words", { words });
             if (!answer || words !== panel.words || folder !== panel.folder) return; // changed in the meantime
             const lengths = answer.lengths.map((one) => make("div", { className: "lt-tile" }, make("b", {}, lt.whole(one.captions)),
-                make("span", {}, one.to === null ? `captions over ${one.from - 1} tokens` : `captions of ${one.from} to ${one.to} tokens`)));
+                make("span", {}, one.to === null ? `captions over ${lt.count(one.from - 1, "token")}` : `captions of ${one.from} to ${lt.count(one.to, "token")}`)));
             const triggers = answer.triggers.map((one) => make("li", {}, make("p", {}, make("b", {}, one.word),
-                ` is ${one.tokens.length} ${one.tokens.length === 1 ? "token" : "tokens"}: ${one.tokens.map((token) => `“${token.trim()}”`).join(" ")}`)));
+                ` is ${lt.count(one.tokens.length, "token")}: ${one.tokens.map((token) => `“${token.trim()}”`).join(" ")}`)));
             panel.part("words").replaceChildren(
                 make("div", { className: "lt-tiles" }, ...lengths),
                 make("ul", { className: "lt-c-lines" }, ...triggers, ...answer.shared.map((warning) => make("li", { className: "lt-bad" }, make("p", {}, warning)))),

@@ -10,7 +10,7 @@
             const limits = panel.shown.limits; // of one, two and three chunks
             const chunk = limits.find((limit) => tokens <= limit);
             const level = !chunk ? "lt-error" : chunk > limits[0] ? "lt-warning" : "";
-            const title = `${tokens} tokens: ${chunk ? `fits in ${chunk}` : `more than ${limits.at(-1)}`}`;
+            const title = `${lt.count(tokens, "token")}: ${chunk ? `fits in ${chunk}` : `more than ${limits.at(-1)}`}`;
             return make("i", { className: `lt-tag ${level}`, title }, String(tokens));
         };
 

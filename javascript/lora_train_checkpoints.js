@@ -42,7 +42,7 @@
         };
         const own = found.current ? [row(found.current, "used while the field is empty", "", true)] : [];
         const files = found.files.map((file) => row(file.name, file.description || file.problem, file.path, !file.problem));
-        const note = found.left_out ? `${found.left_out} more files are not listed. Enter the path.`
+        const note = found.left_out ? `${lt.count(found.left_out, "more file is", "more files are")} not listed. Enter the path.`
             : found.files.length ? "" : "There are no checkpoints in the models folder. Enter a path; the files beside it are listed here.";
         return [...own, ...files, ...(note ? [make("p", { className: "lt-faint" }, note)] : [])];
     }

@@ -102,7 +102,7 @@
         const undo = make("button", { type: "button", className: "lt-small", title: "Restore what the last repair changed" }, "Undo");
         undo.onclick = () => run(container, "undo", { report: found.report, record: found.record });
         part(container, "body").replaceChildren(...[line(false, failure), line(!found.failed, found.message),
-            line(true, isClean && `No problems found in ${lt.whole(found.images)} images and their captions.`)].filter(Boolean),
+            line(true, isClean && `No problems found in ${lt.count(found.images, "image and its caption", "images and their captions")}.`)].filter(Boolean),
             ...found.kinds.map((one) => kindOf(container, one)), ...(found.undo ? [undo] : []));
     }
 

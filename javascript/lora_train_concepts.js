@@ -139,7 +139,7 @@
         container.querySelectorAll(".lt-card-facts").forEach((span, number) => {
             const one = parsed[number];
             const share = one && one.share !== null ? ` · ${Math.round(100 * one.share)} % of each epoch` : "";
-            span.textContent = one ? `${one.images.toLocaleString("en-US")} images${share}` : "";
+            span.textContent = one ? `${lt.count(one.images, "image")}${share}` : "";
         });
     }
 

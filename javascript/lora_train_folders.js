@@ -20,7 +20,7 @@
         if (!answer) return;
         const problem = place.problem ? make("p", { className: "lt-bad" }, place.problem) : null;
         place.problem = "";
-        const images = (number) => (number ? `${lt.whole(number)} ${number === 1 ? "image" : "images"}` : "");
+        const images = (number) => (number ? lt.count(number, "image") : "");
         const go = (path) => () => list(place, path, choose);
         const rows = answer.folders.map((one) => {
             const row = make("button", { type: "button", className: "lt-hit", title: one.path }, make("b", {}, one.name), make("span", {}, images(one.images)));
@@ -90,7 +90,7 @@
             }
         }
         const failed = problems.length ? ` ${problems.length} not uploaded: ${problems.slice(0, 3).join(" ")}` : "";
-        lt.notify(`${arrived} ${arrived === 1 ? "file" : "files"} uploaded to ${target}.${failed}`);
+        lt.notify(`${lt.count(arrived, "file")} uploaded to ${target}.${failed}`);
         return arrived ? done(target) : null;
     }
 

@@ -167,7 +167,7 @@
         const answer = await response.json();
         const table = [answer.images.map((one) => ({ token: one.token, title: one.name, text: one.caption }))];
         const cards = answer.images.map((one, column) => {
-            const shape = `${one.width} × ${one.height} · ${one.repeats} ${one.repeats === 1 ? "repeat" : "repeats"}`;
+            const shape = `${one.width} × ${one.height} · ${lt.count(one.repeats, "repeat")}`;
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },
                 make("img", { src: thumbnail(one.token), alt: one.caption, loading: "lazy" }));
             button.onclick = () => lt.enlarge(table, 0, column);

@@ -11,9 +11,9 @@
     const SENTENCES = {
         PhaseStarted: (e) => `${lt.phaseTitle(e.phase)}${e.total ? ` (${lt.whole(e.total)})` : ""}`,
         PhaseEnded: (e) => `${lt.phaseTitle(e.phase)}: done in ${e.seconds < 10 ? e.seconds.toFixed(1) + " s" : lt.clock(e.seconds)}`,
-        Planned: (e) => `${lt.whole(e.images)} images` +
-            (e.regularisation_images ? ` and ${lt.whole(e.regularisation_images)} regularisation images` : "") +
-            `: ${lt.whole(e.epochs)} epochs of ${lt.whole(e.steps_per_epoch)} steps, ${lt.whole(e.total_steps)} in total`,
+        Planned: (e) => lt.count(e.images, "image") +
+            (e.regularisation_images ? ` and ${lt.count(e.regularisation_images, "regularisation image")}` : "") +
+            `: ${lt.count(e.epochs, "epoch")} of ${lt.count(e.steps_per_epoch, "step")}, ${lt.whole(e.total_steps)} in total`,
         Workload: (e) => `${(e.pixels_per_step / 1e6).toFixed(2)} megapixels per step on ${e.device === "cpu" ? "the CPU" : e.device}`,
         EpochDone: (e) => `Epoch ${e.epoch} ended at step ${lt.whole(e.step)}` +
             (e.mean_loss === null ? "" : `, mean loss ${e.mean_loss.toFixed(4)}`),

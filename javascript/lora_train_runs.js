@@ -24,7 +24,7 @@
 
     const page = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const promptBox = (name) => page().querySelector(`#txt2img_${name} textarea`);
-    const pasteBox = () => page().querySelector("#lora_train_paste_text textarea, #lora_train_paste_text input");
+    const pasteBox = () => page().querySelector("#lora_train_paste_text textarea"); // an input would lose the line breaks
 
     /** Whether the webui can fill in txt2img from a text. */
     lt.canPaste = () => Boolean(pasteBox());
@@ -214,10 +214,10 @@
         if (wanted) container.open = wanted;
         const open = container.open || (document.querySelector("#lora_train_root").dataset.ltRun ? "" : answer.runs[0].run); // after a restart
         const cards = answer.runs.map((one) => {
-            const facts = [one.loras.length ? `${one.loras.length} ${one.loras.length === 1 ? "file" : "files"}` : "no files",
+            const facts = [one.loras.length ? lt.count(one.loras.length, "file") : "no files",
                 one.missing.length ? `${one.missing.length} missing` : "",
-                one.epochs ? `${one.epochs} ${one.epochs === 1 ? "epoch" : "epochs"}` : "",
-                one.unreadable_lines ? `${one.unreadable_lines} lines of its log cannot be read` : ""].filter(Boolean);
+                one.epochs ? lt.count(one.epochs, "epoch") : "",
+                one.unreadable_lines ? `${lt.count(one.unreadable_lines, "line")} of its log cannot be read` : ""].filter(Boolean);
             const details = make("details", { className: "lt-run" },
                 make("summary", { title: "Show files, samples and settings" }, make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
                     make("span", { className: "lt-faint" }, facts.join(" · ")),
@@ -315,7 +315,7 @@
         const listed = names.slice(0, 6).join(", ") + (names.length > 6 ? ` and ${names.length - 6} more` : "");
         const size = `${what.megabytes.toFixed(1)} MB in total`;
         const box = make("div", { className: "lt-confirm", role: "alertdialog", "aria-label": "Delete the run" },
-            make("p", {}, names.length ? `${what.inside} files in the folder of the run, and ${names.length} LoRA files with their cards: ${listed}. ${size}.` : `${what.inside} files in the folder of the run. ${size}.`));
+            make("p", {}, names.length ? `${lt.count(what.inside, "file")} in the folder of the run, and ${lt.count(names.length, "LoRA file with its card", "LoRA files with their cards")}: ${listed}. ${size}.` : `${lt.count(what.inside, "file")} in the folder of the run. ${size}.`));
         const remove = (files) => () => reportErrors(lt.request("runs-delete", { run: one.run, files }).then(() => reload(container)));
         box.append(small("Delete the folder, keep the LoRA files", "Deletes samples, log and training states", remove(false)),
             ...(names.length ? [small("Delete everything", "Deletes the LoRA files and cards too", remove(true))] : []),
@@ -350,7 +350,7 @@
     function settingsOf(shown) {
         const rows = Object.entries(shown.settings).map(([name, value]) => make("tr", {}, make("td", {}, name.replace(/_/g, " ")), make("td", {}, Array.isArray(value) ? value.join(" · ") : String(value))));
         const folders = shown.concepts.map((concept) => make("tr", {}, make("td", {}, concept.is_regularisation ? "regularisation" : "concept"), make("td", {}, `${concept.folder}${concept.trigger ? ` · ${concept.trigger}` : ""}`)));
-        return make("details", { className: "lt-skipped" }, make("summary", { title: "Settings that differ from the defaults" }, `Settings: ${rows.length} differ from the defaults`),
+        return make("details", { className: "lt-skipped" }, make("summary", { title: "Settings that differ from the defaults" }, `Settings: ${lt.count(rows.length, "differs", "differ")} from the defaults`),
             make("table", { className: "lt-table" }, make("tbody", {}, ...folders, ...rows)));
     }
 })();

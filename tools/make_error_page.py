@@ -138,7 +138,10 @@ class Source:
         return [text for value in passed for text in self.texts(value, depth)] or [UNKNOWN]
 
     def _of_call(self, call: ast.Call, depth: int) -> list[str]:
-        """What a function of this file returns; of `"…".format()` the text."""
+        """What a function of this file returns; of `"…".format()` the text, of `wording.count` the plural."""
+        noun = call.args[-1] if _called(call) == "count" and len(call.args) > 1 else None
+        if isinstance(noun, ast.Constant):
+            return [f"{UNKNOWN} {noun.value}{'s' if len(call.args) == 2 else ''}"]
         if isinstance(call.func, ast.Attribute) and call.func.attr == "format":
             return [re.sub(r"\{[^}]*\}", UNKNOWN, text) for text in self.texts(call.func.value, depth)]
         function = self.functions.get(_called(call)) if isinstance(call.func, ast.Name) else None

@@ -10,6 +10,7 @@ from lib_lora_train.adapters.layer_names import ldm_layer_names
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.core.wording import count
 
 _PLACE = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)")
 
@@ -101,7 +102,10 @@ def _place(ldm: str) -> tuple[str, int]:
     return way, int(match.group(2))
 
 
-def _fit(values: tuple[float, ...], count: int, where: str) -> tuple[float, ...]:
-    if values and len(values) != count:
-        raise AdapterError(f"{where} has {len(values)} numbers, but this model has {count} such blocks. Give {count}.")
+def _fit(values: tuple[float, ...], blocks: int, where: str) -> tuple[float, ...]:
+    if values and len(values) != blocks:
+        raise AdapterError(
+            f"{where} has {count(len(values), 'number')}, but this model has {count(blocks, 'such block')}. Give "
+            f"{blocks}."
+        )
     return values

@@ -14,6 +14,7 @@ from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 
 PATH_SETTINGS = ("checkpoint", "vae", "output_dir")
 
@@ -72,9 +73,10 @@ def with_places(config: TrainConfig, folders: Sequence[str], checkpoint: str | N
     if not folders:
         return config
     if len(folders) != len(config.concepts):
-        count = len(config.concepts)
+        needed = len(config.concepts)
         raise LoraTrainError(
-            f"The run has {count} concepts, but --folder is given {len(folders)} times. Give it {count}×."
+            f"The run has {count(needed, 'concept')}, but --folder is given {count(len(folders), 'time')}. Give it "
+            f"{needed}×."
         )
     pairs = zip(config.concepts, folders, strict=True)
     return config.replace(concepts=tuple(dataclasses.replace(c, folder=_absolute_path(text)) for c, text in pairs))

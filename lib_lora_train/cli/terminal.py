@@ -33,6 +33,7 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.measures import measure_title
 from lib_lora_train.core.progress import Eta, format_clock
+from lib_lora_train.core.wording import count
 
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 _LOSS_STEPS = 50  # the mean over these steps is shown, because the loss of one step is mostly noise
@@ -47,6 +48,8 @@ class Terminal:
     out: TextIO
     width: int | None = None
     clock: Callable[[], float] = time.monotonic
+    has_steps: bool = False
+    """Whether the run shown has taken a step, so that there is something to save."""
     _eta: Eta = field(init=False)
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSS_STEPS))
     _drawn_at: float = float("-inf")
@@ -82,6 +85,8 @@ class Terminal:
             self._drawn_at = float("-inf")
         elif isinstance(event, StepDone):
             self._losses.append(event.loss)
+        if isinstance(event, (StepDone, Resumed)):
+            self.has_steps = True
 
     def _draw_meter(self, event: Progress) -> None:
         now = self.clock()
@@ -122,10 +127,11 @@ class Terminal:
 def describe(event: Event) -> str:
     """The permanent line for an event, "" for events that only update the progress line."""
     if isinstance(event, Planned):
-        extra = f" and {event.regularisation_images} regularisation images" if event.regularisation_images else ""
+        extra = count(event.regularisation_images, "regularisation image")
+        extra = f" and {extra}" if event.regularisation_images else ""
         return (
-            f"Plan: {event.images} images{extra}; {event.steps_per_epoch} steps × {event.epochs} epochs, "
-            f"{event.total_steps} steps in total"
+            f"Plan: {count(event.images, 'image')}{extra}; {count(event.steps_per_epoch, 'step')} × "
+            f"{count(event.epochs, 'epoch')}, {count(event.total_steps, 'step')} in total"
         )
     if isinstance(event, PhaseEnded):
         return f"{PHASE_TITLES[event.phase]}: done in {format_clock(event.seconds)}"

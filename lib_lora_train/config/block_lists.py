@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from lib_lora_train.core.wording import count
+
 RANK_COUNTS = (25, 23)
 WEIGHT_COUNTS = (12, 9)
 MIDDLE_COUNTS = (1, 3)
@@ -52,8 +54,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _check_count(numbers: tuple[float, ...], allowed: tuple[int, ...]) -> tuple[float, ...]:
     if numbers and len(numbers) not in allowed:
-        expected = " or ".join(str(count) for count in allowed)
-        raise ValueError(f"has {len(numbers)} numbers instead of {expected} (SD1 and SD2, or SDXL)")
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(f"has {count(len(numbers), 'number')} instead of {expected} (SD1 and SD2, or SDXL)")
     return numbers
 
 

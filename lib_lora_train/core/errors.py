@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lib_lora_train.core.wording import count, without_name
+
 Level = Literal["error", "warning", "hint"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """From the most to the least serious."""
@@ -47,6 +49,9 @@ class Problem:
     message: str
     remedy: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", without_name(self.message, self.where))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
 
@@ -65,8 +70,7 @@ class ConfigError(LoraTrainError):
         super().__init__(f"{self._title()}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
     def _title(self) -> str:
-        count = len(self.problems)
-        return "1 setting cannot be used" if count == 1 else f"{count} settings cannot be used"
+        return f"{count(len(self.problems), 'setting')} cannot be used"
 
 
 class ResumeRefusedError(ConfigError):

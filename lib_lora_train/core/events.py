@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lib_lora_train.core.errors import Offer
+from lib_lora_train.core.wording import without_name
 
 Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate"]
 
@@ -222,11 +223,14 @@ class SampleMatched:
 
 @dataclass(frozen=True)
 class Noted:
-    """A warning or hint during the run, which continues. `where` is a file or a setting."""
+    """A warning or hint during the run, which continues. `where` is a file or a setting; the message lacks its name."""
 
     level: Literal["warning", "hint"]
     where: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", without_name(self.message, self.where))
 
 
 @dataclass(frozen=True)

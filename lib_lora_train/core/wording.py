@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -16,6 +17,20 @@ def join_names(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """1 → `1 image`, 2000 → `2,000 images`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+def count(number: float, noun: str, plural: str = "") -> str:
+    """1 → `1 image`, 2000 → `2,000 images`; `noun` may go on to the verb: `layer is damaged`, `layers are damaged`."""
+    whole = int(number) if number == int(number) else number
+    return f"{whole:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def without_name(sentence: str, where: str) -> str:
+    """The sentence without the file or setting it begins with, for a place that names it already.
+
+    `/a/b.png cannot be decoded.` at `b.png` or at `/a/b.png` → `cannot be decoded.`
+    """
+    name = re.split(r"[/\\]", where)[-1]
+    if not name:
+        return sentence
+    folder = r"(?:(?:[A-Za-z]:)?[/\\][^\n]*?[/\\])?"
+    match = re.match(rf"(?:{re.escape(where)}|{folder}{re.escape(name)})(?:: | )", sentence)
+    return sentence[match.end() :] if match else sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -26,11 +27,17 @@ _NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-def failed_write_advice(error: BaseException) -> str:
-    """What to do about a file that could not be written, as a sentence."""
-    number = getattr(error, "errno", None)
+def failed_write_advice(error: BaseException, *, instead: str = "choose another folder") -> str:
+    """What to do about a file that could not be written, as a sentence; `instead` is what else would help."""
+    number = getattr(error, "errno", None) or _number_in(str(error))
     if number in _NO_SPACE:
-        return "Free some space there, or choose another folder."
+        return f"Free some space there, or {instead}."
     if number in _NOT_PERMITTED:
-        return "Change the permissions there, or choose another folder."
-    return "Check its folder, or choose another one."
+        return f"Change the permissions there, or {instead}."
+    return f"Check that the folder exists and can be written, or {instead}."
+
+
+def _number_in(text: str) -> int | None:
+    """The error number in the text of libraries written in Rust: `No space left on device (os error 28)`."""
+    match = re.search(r"\(os error (\d+)\)", text)
+    return int(match[1]) if match else None

@@ -119,8 +119,8 @@ def _why_not_repeated(folder: DataFolder, concept: Concept, root: Path) -> str:
     other = "set its repeats to 1" if is_root else "enter this folder as a concept and set its repeats"
     other += "" if is_root or not is_date else ". Check images renames it with one click"
     return (
-        f"{folder.path}: by its name, each image would be used {number:,} times per epoch. {what}: rename the folder "
-        f"to {better}, or {other}."
+        f"{folder.path}: by its name, each image would be used {count(number, 'time')} per epoch. {what}: rename the "
+        f"folder to {better}, or {other}."
     )
 
 
@@ -134,7 +134,10 @@ def _report_unread(
         return Problem("warning", str(where), text)
 
     if named and root.images:
-        text = f"{len(root.images)} images outside the N_words sub-folders are not read: move them into one of these."
+        text = (
+            f"{count(len(root.images), 'image')} outside of the N_words sub-folders will not be read. Move all "
+            "images into them."
+        )
         yield warn(root.folder, text)
     if named and concept.repeats is not None:
         yield warn(root.folder, f"repeats {concept.repeats} is not used: the names of the sub-folders set them.")
@@ -154,7 +157,7 @@ def _report_unread(
             yield warn(place.folder, text)
     for number in (parse_kohya_name(sub.folder.name) for sub in named):
         if number and number[0] >= _SUSPICIOUS_REPEATS:
-            yield warn(root.folder, f"uses images {number[0]} times per epoch, by the name {number[0]}_….")
+            yield warn(root.folder, f"uses images {count(number[0], 'time')} per epoch, by the name {number[0]}_….")
 
 
 def _is_originals(sub: FolderContents, root: FolderContents) -> bool:

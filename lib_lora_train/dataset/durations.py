@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lib_lora_train.config.parameters import STEPS_OR_SHARE, parameters_of
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 
 
@@ -20,5 +21,5 @@ def describe_durations(config: TrainConfig, plan: Plan) -> dict[str, str]:
 
 
 def _describe(value: float, total: int) -> str:
-    steps = f"{min(total, duration_in_steps(value, total)):,} of {total:,} steps"
+    steps = f"{min(total, duration_in_steps(value, total)):,} of {count(total, 'step')}"
     return f"{100 * value:.3g} % = {steps}" if value < 1 else steps

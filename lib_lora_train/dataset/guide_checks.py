@@ -12,6 +12,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import count
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.augmentation import find_asymmetric_word
 from lib_lora_train.dataset.caption_augmentation import make_caption_rule
@@ -85,8 +86,8 @@ def _check_trigger(concept: _Learnt, config: TrainConfig) -> Iterator[Problem]:
     word = _folder_word(concept)
     if word and not any(has_word(caption, word) for caption in captions):
         text = (
-            f"is empty, and the folder's word {word!r} is in none of its {len(captions)} captions: the LoRA will not "
-            f"respond to it. Set the trigger to {word}."
+            f"is empty, and the folder's word {word!r} is in none of its {count(len(captions), 'caption')}: the LoRA "
+            f"will not respond to it. Set the trigger to {word}."
         )
         yield concept.problem("warning", "trigger", text, trigger=word)
     elif not word and not _common_words(captions):
@@ -129,8 +130,8 @@ def _check_class_word(concept: _Learnt, config: TrainConfig) -> Iterator[Problem
         return
     suffix = (concept.settings.own_suffix or config.caption_suffix).rstrip(" ,")
     text = (
-        f"{word!r} is in none of the {len(captions)} captions: it is only used for images without one. Guides put it "
-        "into every caption, as the class that the trigger belongs to."
+        f"{word!r} is in none of the {count(len(captions), 'caption')}: it is only used for images without one. "
+        "Guides put it into every caption, as the class that the trigger belongs to."
     )
     yield concept.problem("hint", "class_word", text, own_suffix=f"{suffix}, {word}")
 
@@ -157,17 +158,17 @@ def _check_showings(concept: _Learnt, plan: Plan, config: TrainConfig) -> Iterat
     per_epoch = sum(plan.repeats[number] for number, _ in concept.items) / max(1, concept.scanned.image_count)
     epochs = plan.total_steps / plan.steps_per_epoch
     showings = per_epoch * epochs
-    count = concept.scanned.image_count
-    is_few = showings < MIN_SHOWINGS and count <= _LARGE_SET and not config.max_steps
+    images = concept.scanned.image_count
+    is_few = showings < MIN_SHOWINGS and images <= _LARGE_SET and not config.max_steps
     if not is_few and showings <= MAX_SHOWINGS:
         return
-    target = _STYLE_SHOWINGS if count > _STYLE_IMAGES else _CHARACTER_SHOWINGS
+    target = _STYLE_SHOWINGS if images > _STYLE_IMAGES else _CHARACTER_SHOWINGS
     remedy = _rescale(concept, config, plan, target / showings)
     what = (
         "too few for the LoRA to learn much" if is_few else "so often that the LoRA copies images instead of learning"
     )
     text = (
-        f"shows each image of {concept.scanned.name} {showings:.0f} times, {what}. Guides use about "
+        f"shows each image of {concept.scanned.name} {count(round(showings), 'time')}, {what}. Guides use about "
         f"{_CHARACTER_SHOWINGS} for a character and 30 to 40 for a style."
     )
     yield Problem("warning", "epochs", text, remedy)
@@ -188,16 +189,16 @@ def _rescale(concept: _Learnt, config: TrainConfig, plan: Plan, factor: float) -
 
 def _check_images(concept: _Learnt) -> Iterator[Problem]:
     """Too few images, or captions that cannot tell them apart."""
-    count = concept.scanned.image_count
-    if count < _FEW_IMAGES:
+    images = concept.scanned.image_count
+    if images < _FEW_IMAGES:
         text = (
-            f"has only {count} {'image' if count == 1 else 'images'}, so the LoRA learns their backgrounds, poses and "
-            "light too. Guides use 15 to 50 varied images for a subject and 50 to 200 for a style."
+            f"has only {count(images, 'image')}, so the LoRA learns their backgrounds, poses and light too. Guides "
+            "use 15 to 50 varied images for a subject and 50 to 200 for a style."
         )
         yield concept.problem("warning", "folder", text)
     elif not concept.settings.only_class_word and len({item.caption for _, item in concept.items}) == 1:
         text = (
-            f"has {count} images with the same caption, so whatever recurs in them is learnt as one. Describe in the "
-            "captions what prompts should be able to change, for example with Auto-tag."
+            f"has {count(images, 'image')} with the same caption, so whatever recurs in them is learnt as one. "
+            "Describe in the captions what prompts should be able to change, for example with Auto-tag."
         )
         yield concept.problem("hint", "folder", text)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan, ceil_div
 
 
 def describe_plan(plan: Plan, durations: Sequence[str] = ()) -> str:
     """The plan as aligned lines: images, steps with `durations` in steps, buckets, findings."""
     per_step = plan.batch_size * plan.accumulation
-    counted = f"{plan.steps_per_epoch:,} per epoch × {plan.epochs:,} epochs"
+    counted = f"{plan.steps_per_epoch:,} per epoch × {count(plan.epochs, 'epoch')}"
     cut = plan.steps_per_epoch * plan.epochs - plan.total_steps
     sections = {
         "Images": _concept_lines(plan),
         "Steps": [
             f"{plan.total_steps:,} = {counted}" + (f" − {cut:,} (max_steps)" if cut else ""),
-            f"{per_step} images per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
-            f"{plan.samples_per_epoch:,} samples per epoch",
+            f"{count(per_step, 'image')} per step: batch {plan.batch_size} × accumulation {plan.accumulation}; "
+            f"{count(plan.samples_per_epoch, 'sample')} per epoch",
             *durations,
         ],
         "Buckets": _bucket_lines(plan),
@@ -37,13 +38,13 @@ def _concept_lines(plan: Plan) -> list[str]:
     validation = Counter(item.concept for item in plan.validation.dataset.items) if plan.validation else Counter()
     quota = sum(bucket.regularisation_count for bucket in plan.buckets)
     for number, concept in enumerate(plan.dataset.concepts):
-        count = sum(item.concept == number for item in plan.dataset.items)
-        samples = f"× {concept.repeats:,} = {count * concept.repeats:,} samples per epoch"
+        items = sum(item.concept == number for item in plan.dataset.items)
+        samples = f"× {concept.repeats:,} = {count(items * concept.repeats, 'sample')} per epoch"
         if concept.is_regularisation:
-            samples = f"regularisation, balanced to {quota:,} samples per epoch in total"
+            samples = f"regularisation, balanced to {count(quota, 'sample')} per epoch in total"
         samples += f", {validation[number]:,} kept for validation" if validation[number] else ""
         trigger = f"trigger: {concept.trigger}" if concept.trigger else ""
-        resolutions = f" at {count // concept.image_count} resolutions" if count > concept.image_count else ""
+        resolutions = f" at {count(items // concept.image_count, 'resolution')}" if items > concept.image_count else ""
         rows.append((concept.name, f"{concept.image_count:,}{resolutions}", samples, trigger))
     return _align(rows, "<><<")
 

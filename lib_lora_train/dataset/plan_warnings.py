@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.errors import Level, Problem
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.guide_checks import check_guides
 from lib_lora_train.dataset.plan import BucketSummary, Plan
 from lib_lora_train.dataset.repeats import proportions
@@ -56,15 +57,18 @@ def _check_max_steps(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     if plan.total_steps < planned:
         inside = plan.total_steps % plan.steps_per_epoch != 0
         where = f"within epoch {plan.epochs}" if inside else f"after epoch {plan.epochs}"
-        text = f"{config.max_steps} ends the run {where}; {config.epochs} epochs would be {planned} steps."
+        text = (
+            f"{config.max_steps} ends the run {where}; {count(config.epochs, 'epoch')} would be "
+            f"{count(planned, 'step')}."
+        )
         yield Problem("warning", "max_steps", text)
 
 
 def _check_warmup(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     if config.warmup >= 1 and config.warmup >= plan.total_steps:
         text = (
-            f"{config.warmup:g} warm-up steps are more than the {plan.total_steps} steps of the run: the full learning "
-            "rate is never reached. Use a fraction of the run instead, such as 0.05."
+            f"the warm-up takes {count(config.warmup, 'step')}, and the run {count(plan.total_steps, 'step')}: the "
+            "full learning rate is never reached. Use a fraction of the run instead, such as 0.05."
         )
         yield Problem("warning", "warmup", text)
 
@@ -73,9 +77,9 @@ def _check_decay(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     warmup, decay = (duration_in_steps(duration, plan.total_steps) for duration in (config.warmup, config.lr_decay))
     if config.lr_schedule == "warmup_stable_decay" and config.lr_decay >= 1 and warmup + decay > plan.total_steps:
         text = (
-            f"{decay} decay steps after {warmup} warm-up steps are more than the {plan.total_steps} steps of the run: "
-            "the decay is shortened and no step has the full learning rate. Use a fraction of the run instead, such as "
-            "0.1."
+            f"the warm-up takes {count(warmup, 'step')} and the decay {count(decay, 'step')}, but the run has only "
+            f"{count(plan.total_steps, 'step')}: the decay is shortened and no step has the full learning rate. Use "
+            "a fraction of the run instead, such as 0.1."
         )
         yield Problem("warning", "lr_decay", text)
 
@@ -90,7 +94,7 @@ def _check_shares(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     most, least = max(samples, key=lambda n: samples[n]), min(samples, key=lambda n: samples[n])
     if samples[most] > _MAX_IMBALANCE * samples[least]:
         text = (
-            f"{concepts[most].name} has {samples[most]} samples per epoch, {concepts[least].name} only "
+            f"{concepts[most].name} has {count(samples[most], 'sample')} per epoch, {concepts[least].name} only "
             f"{samples[least]}: the first is learnt long before the second. Balanced repeats even this out."
         )
         yield Problem("hint", "balance_repeats", text)
@@ -106,8 +110,9 @@ def _check_batches(plan: Plan) -> Iterator[Problem]:
     )
     more = f" and {len(unfilled) - _MAX_LISTED} more" if len(unfilled) > _MAX_LISTED else ""
     text = (
-        f"{len(unfilled)} of {plan.micro_batches_per_epoch} batches per epoch are not full: {shown}{more}. "
-        f"Images in them weigh more than others. {_batch_advice(plan, unfilled)}"
+        f"{len(unfilled)} of {count(plan.micro_batches_per_epoch, 'batch', 'batches')} per epoch "
+        f"{'is' if len(unfilled) == 1 else 'are'} not full: {shown}{more}. Images in them weigh more than others. "
+        f"{_batch_advice(plan, unfilled)}"
     )
     yield Problem(_level_by_share(len(unfilled), plan.micro_batches_per_epoch), "batch_size", text)
 
@@ -143,10 +148,12 @@ def _batch_advice(plan: Plan, unfilled: list[BucketSummary]) -> str:
         text = f"A batch size of {size} fills every batch"
         if accumulation == 1:
             return f"{text}."
-        return f"{text}; with gradient_accumulation {accumulation} a step then has {size * accumulation} images."
+        return (
+            f"{text}; with gradient_accumulation {accumulation} a step then has {count(size * accumulation, 'image')}."
+        )
     if len(plan.buckets) == 1:
         missing = plan.batch_size - unfilled[0].last_batch_fill
-        return f"{missing} more {'sample' if missing == 1 else 'samples'} per epoch, or other repeats, would fill it."
+        return f"{count(missing, 'more sample')} per epoch, or other repeats, would fill it."
     return "Make the repeats a multiple of the batch size, or use a larger bucket_step to get fewer buckets."
 
 
@@ -162,20 +169,21 @@ def _check_accumulation(plan: Plan) -> Iterator[Problem]:
 
 def _check_regularisation(plan: Plan) -> Iterator[Problem]:
     concepts = plan.dataset.concepts
-    count = sum(concept.image_count for concept in concepts if concept.is_regularisation)
+    images = sum(concept.image_count for concept in concepts if concept.is_regularisation)
     quota = sum(bucket.regularisation_count for bucket in plan.buckets)
     most = max((n for item, n in enumerate(plan.repeats) if plan.is_regularisation(item)), default=0)
     if most > 1:
         text = (
-            f"there are only {count} images for {quota} samples per epoch, so one image is used up to {most} times "
-            "and may be memorised. Add more regularisation images."
+            f"each epoch needs {count(quota, 'sample')} of {count(images, 'regularisation image')}, so one image "
+            f"is used up to {most}× and may be memorised. Add more regularisation images."
         )
         yield Problem("hint", "regularisation", text)
     never = [b for b in plan.buckets if b.sample_count == 0]
     if never:
         sizes = ", ".join(f"{b.width}×{b.height}" for b in never)
         text = (
-            f"the regularisation images in the buckets {sizes} are never used: {quota} samples per epoch are too few "
+            f"the regularisation images in the buckets {sizes} are never used: {count(quota, 'sample')} per epoch "
+            "is too little "
             "for all buckets."
         )
         yield Problem("warning", "regularisation", text)
@@ -188,7 +196,7 @@ def _check_enlarged(plan: Plan) -> Iterator[Problem]:
     if enlarged:
         scale, image = max(enlarged, key=lambda pair: pair[0])
         text = (
-            f"{len(enlarged)} of {len(plan.placements)} images are enlarged by more than "
+            f"{len(enlarged)} of {count(len(plan.placements), 'image')} must be enlarged by more than "
             f"{MAX_SHARP_ENLARGEMENT:g}×, {image.path.name} ({image.width}×{image.height}) the most: {scale:.1f}×. The "
             "LoRA learns their blur. Use larger images, a lower resolution or bucket_no_upscale."
         )
@@ -202,9 +210,10 @@ def _check_cut(plan: Plan) -> Iterator[Problem]:
     if cut:
         share, image = max(cut, key=lambda pair: pair[0])
         text = (
-            f"{len(cut)} of {len(plan.placements)} images lose more than {_MAX_CROP:.0%} of their area to "
-            f"cropping, {image.path.name} ({image.width}×{image.height}) the most: {share:.0%}. Crop them yourself, or "
-            "allow a bucket of their shape (enable_buckets, min_bucket, max_bucket)."
+            f"{len(cut)} of {count(len(plan.placements), 'image')} would lose more than {_MAX_CROP:.0%} of their "
+            "area to "
+            f"cropping, {image.path.name} ({image.width}×{image.height}) the most: {share:.0%}. Crop them yourself, "
+            "or allow a bucket of their shape (enable_buckets, min_bucket, max_bucket)."
         )
         yield Problem("warning", "max_bucket", text)
 
@@ -218,5 +227,5 @@ def _check_views(plan: Plan) -> Iterator[Problem]:
     ]
     fixed = sum((p.resize_width, p.resize_height) == (p.width, p.height) for p in crops)
     if crops and fixed * 2 >= len(crops):
-        text = f"has no effect on {fixed} of {len(crops)} images: they fit their bucket without cropping."
+        text = f"has no effect on {fixed} of {count(len(crops), 'image')}, which need no cropping to fit into a bucket."
         yield Problem("hint", "random_crop", text)

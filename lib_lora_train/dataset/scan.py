@@ -11,6 +11,7 @@ from pathlib import Path
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.captions import (
     CaptionText,
@@ -161,7 +162,10 @@ class _Scan:
         if not concept.use_masks:
             if files:
                 names = join_names([path.name for path in files.values()])
-                self._hint(folder.path, f"{len(files)} masks are not used ({names}). Turn on use_masks to use them.")
+                self._hint(
+                    folder.path,
+                    f"{count(len(files), 'mask is', 'masks are')} not used ({names}). Turn on use_masks to use them.",
+                )
             return {}
         readable = {mask.path: mask for mask in self._readable(list(files.values()))}
         found = {stem: readable[path] for stem, path in files.items() if path in readable}
@@ -170,7 +174,8 @@ class _Scan:
         if without:
             self._hint(
                 folder.path,
-                f"{len(without)} images have no mask ({join_names(without)}): their whole area is trained on.",
+                f"{count(len(without), 'image has', 'images have')} no mask ({join_names(without)}), so all is "
+                "trained on.",
             )
         return {path: mask for path, mask in masks.items() if mask is not None}
 
@@ -235,8 +240,10 @@ class _Scan:
         if not names:
             return
         used = list(dict.fromkeys(repr(captions[name]) for name in names))
-        verb = "image has" if len(names) == 1 else "images have"
-        message = f"{len(names)} {verb} {what} ({join_names(names)}); used instead: {join_names(used)}."
+        message = (
+            f"{count(len(names), 'image has', 'images have')} {what} ({join_names(names)}); used instead: "
+            f"{join_names(used)}."
+        )
         self.problems.append(Problem("hint", str(folder), message))
 
 

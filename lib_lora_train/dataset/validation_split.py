@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.seeding import random_for
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.folder_names import join_names
 from lib_lora_train.dataset.scan import Dataset
 
@@ -34,7 +35,8 @@ def report_validation_split(validation: Dataset, share: float) -> tuple[Problem,
         text = "every folder has only one image, so none can be kept for validation."
         return (Problem("warning", "validation_share", text),)
     names = join_names([item.image.path.name for item in validation.items])
-    text = f"{len(validation.items)} images are not trained on; the loss on them is measured after each epoch: {names}."
+    kept = count(len(validation.items), "image is", "images are")
+    text = f"{kept} not trained on; the loss there is measured after each epoch: {names}."
     return (Problem("hint", "validation_share", text),)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.wording import without_name
 from lib_lora_train.dataset.images import read_upright_image
 from lib_lora_train.dataset_tools.tagger import Existing, Tagger, TaggerResult, TagRule
 from lib_lora_train.dataset_tools.wd14 import LABELS, MODEL, load_wd14
@@ -131,6 +132,6 @@ class AutoTagger:
         try:
             pixels = read_upright_image(image)
         except DataError as error:
-            self._skipped.append((image.name, str(error)))
+            self._skipped.append((image.name, without_name(str(error), str(image))))
         else:
             self._write_report = self._write(request, {image: tagger(pixels)})

@@ -13,6 +13,7 @@ from typing import Any
 import regex
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
 
 Edit = Callable[[str], str]
@@ -79,8 +80,8 @@ def replace_pattern(
             return str(compiled.sub(replacement, text, timeout=max(remaining[0], 1e-3), concurrent=True))
         except TimeoutError as error:
             raise DataError(
-                f"The pattern {pattern!r} takes longer than {limit_seconds:g} seconds, so nothing was changed. "
-                "Avoid repetitions inside repetitions, or edit fewer captions at a time."
+                f"The pattern {pattern!r} takes longer than {count(limit_seconds, 'second')}, so nothing was "
+                "changed. Avoid repetitions inside repetitions, or edit fewer captions at a time."
             ) from error
         finally:
             remaining[0] -= time.monotonic() - began
@@ -90,7 +91,7 @@ def replace_pattern(
 
 def _compile(pattern: str, replacement: str, ignore_case: bool) -> Any:
     if len(pattern) > _MAX_PATTERN:
-        raise DataError(f"The pattern has {len(pattern):,} characters. Use at most {_MAX_PATTERN:,}.")
+        raise DataError(f"The pattern has {count(len(pattern), 'character')}. Use at most {_MAX_PATTERN:,}.")
     flags = regex.IGNORECASE if ignore_case else 0
     try:
         compiled = regex.compile(pattern, flags)

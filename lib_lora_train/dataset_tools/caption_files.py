@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import (
     find_caption_file,
@@ -214,8 +215,8 @@ class EditPlan:
     def __str__(self) -> str:
         touched = len(self.changes)
         new = sum(not self.captions.captions[change.number].has_file for change in self.changes)
-        more = f", {new} of them {'is' if new == 1 else 'are'} new" if new else ""
-        first = f"{touched or 'None'} of {self.considered} captions would change{more}."
+        more = f", {count(new, 'of them is', 'of them are')} new" if new else ""
+        first = f"{touched or 'None'} of {count(self.considered, 'caption')} would change{more}."
         return f"{first} {self.note}".strip()
 
 
@@ -224,7 +225,7 @@ def describe_left_out(captions: CaptionSet, numbers: Iterable[int]) -> str:
     files = list(dict.fromkeys(captions.captions[number].file.name for number in numbers))
     if not files:
         return ""
-    start = "1 caption is not UTF-8 and was" if len(files) == 1 else f"{len(files):,} captions are not UTF-8 and were"
+    start = count(len(files), "caption is not UTF-8 and was", "captions are not UTF-8 and were")
     more = f" and {len(files) - _MAX_NAMED:,} more" if len(files) > _MAX_NAMED else ""
     choose = f"Choose {'its' if len(files) == 1 else 'their'} encoding with Check images in the Dataset panel."
     return f"{start} left out: {', '.join(files[:_MAX_NAMED])}{more}. {choose}"

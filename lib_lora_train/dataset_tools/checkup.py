@@ -18,6 +18,7 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError, Level
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
+from lib_lora_train.core.wording import without_name
 from lib_lora_train.dataset.caption_encoding import Reading, decode_caption, list_readings, shorten
 from lib_lora_train.dataset.captions import (
     find_caption_file,
@@ -73,6 +74,9 @@ class Finding:
     repair: Repair = ""
     like: Path | None = None
     readings: tuple[Reading, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", without_name(self.message, str(self.path)))
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.message}"
@@ -206,7 +210,7 @@ def _check_image(image: ImageFacts, resolution: int) -> Iterator[Finding]:
     path, size = image.path, f"{image.width}×{image.height}"
     scale = resolution / (image.width * image.height) ** 0.5
     if scale > MAX_SHARP_ENLARGEMENT:
-        text = f"is {size}: it is enlarged {scale:.1f} times for {resolution} px, and the LoRA learns the blur."
+        text = f"is {size}: it is enlarged {scale:.1f}× for {resolution} px, and the LoRA learns the blur."
         yield Finding("tiny", "warning", path, text, "set aside")
     if max(image.width, image.height) > HUGE_PX:
         text = f"is {size}, far more than {resolution} px needs, and slow to read."

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError, LoraTrainError
+from lib_lora_train.core.wording import count, without_name
 from lib_lora_train.dataset.caption_encoding import decode_as
 from lib_lora_train.dataset.captions import CAPTION_EXTENSIONS
 from lib_lora_train.dataset.folder_contents import scan_folder
@@ -54,7 +55,7 @@ class RepairResult:
     def __str__(self) -> str:
         kept = f" The originals are in {self.undo.parent}." if self.undo else ""
         failed = f" {len(self.failed)} failed: {self.failed[0][1]}" if self.failed else ""
-        repaired = f"{len(self.repaired)} {'file' if len(self.repaired) == 1 else 'files'} repaired."
+        repaired = f"{count(len(self.repaired), 'file')} repaired."
         stopped = f" Stopped: {self.remaining} not repaired." if self.remaining else ""
         return f"{repaired}{kept}{failed}{stopped}"
 
@@ -95,7 +96,7 @@ def write_repairs(
             editor.repair(path.absolute(), repairs, words.strip(), (encodings or {}).get(path, ""))
             repaired.append(path)
         except (LoraTrainError, OSError) as error:
-            failed.append((path, f"{path.name}: {str(error) or repr(error)}"))
+            failed.append((path, f"{path.name}: {without_name(str(error) or repr(error), str(path))}"))
         if on_progress:
             on_progress(number, len(by_path))
         if is_stopped():

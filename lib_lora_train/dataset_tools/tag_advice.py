@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lib_lora_train.core.wording import count
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset_tools.caption_files import CaptionSet
 from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag
@@ -171,7 +172,7 @@ def _check_tags(tags: Sequence[str], implications: Implications) -> Iterator[_Fi
 
 
 def _check_length(tags: Sequence[str]) -> Iterator[_Finding]:
-    detail = f"{len(tags)} {'tag' if len(tags) == 1 else 'tags'}"
+    detail = count(len(tags), "tag")
     if len(tags) < MIN_TAGS:
         yield (), _FEW, detail
     elif len(tags) > MAX_TAGS:

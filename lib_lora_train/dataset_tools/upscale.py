@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_lora_train.core.errors import GenerationInterrupted, LoraTrainError
+from lib_lora_train.core.wording import without_name
 from lib_lora_train.dataset_tools.repairs import RepairResult, edit_image, write_replacements_one_by_one
 
 LANCZOS = "Lanczos"
@@ -56,7 +57,7 @@ def write_upscaled(
                 failed.append((path, str(error)))
                 return
             except LoraTrainError as error:
-                failed.append((path, f"{path.name}: {error}"))
+                failed.append((path, f"{path.name}: {without_name(str(error), str(path))}"))
             if on_progress:
                 on_progress(done, len(images))
             if is_stopped():

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.images import WHITE
 from lib_lora_train.dataset_tools.tagger import Kind, ScoredTag, Tagger, TaggerResult
 
@@ -40,7 +41,9 @@ def load_wd14(folder: Path) -> Tagger:
         except _onnx_errors() as error:
             raise ModelError(f"{folder / MODEL} failed on an image: {error}") from error
         if len(scores) != len(labels):
-            raise ModelError(f"{folder / LABELS} lists {len(labels)} tags, but the model scores {len(scores)}.")
+            raise ModelError(
+                f"{folder / LABELS} lists {count(len(labels), 'tag')}, but the model scores {len(scores)}."
+            )
         return TaggerResult(
             tuple(ScoredTag(label, float(score), kind) for (label, kind), score in zip(labels, scores, strict=True))
         )

@@ -23,7 +23,7 @@ from lib_lora_train.adapters.files.decode import (
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
 from lib_lora_train.config.family_catalog import families_forge_ignores
-from lib_lora_train.core.wording import shorten_list
+from lib_lora_train.core.wording import count, shorten_list
 from lib_lora_train.models.other_models import find_by_layers
 
 _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
@@ -84,14 +84,20 @@ class LoraReport:
                 "Its DoRA is per output channel, which A1111 and Forge silently misread. "
                 "`convert` writes a file with the effect it had in training."
             )
-        found += [f"{count} layers: {_REMARKS[remark]}" for remark, count in self.remarks.items()]
+        found += [f"{count(layers, 'layer')}: {_REMARKS[remark]}" for remark, layers in self.remarks.items()]
         if model := find_by_layers(self.foreign):
             found.append(f"It is for {model}; only files for SD1, SD2 and SDXL can be used here.")
         elif self.foreign:
             names = shorten_list(self.foreign, _SHOWN)
-            found.append(f"{len(self.foreign)} layers do not belong to any Stable Diffusion model ({names}).")
+            found.append(
+                f"{count(len(self.foreign), 'layer does', 'layers do')} not belong to any Stable Diffusion model "
+                f"({names})."
+            )
         if self.unknown:
-            found.append(f"{len(self.unknown)} keys are not recognised ({shorten_list(self.unknown, _SHOWN)}).")
+            found.append(
+                f"{count(len(self.unknown), 'key is', 'keys are')} not recognised "
+                f"({shorten_list(self.unknown, _SHOWN)})."
+            )
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
         ignored = [name for name in self.families if name in families_forge_ignores()]
@@ -138,7 +144,7 @@ def format_report(report: LoraReport) -> str:
     if norms:
         lines.append(f"  ‖ΔW‖: {min(norms):.4g} to {max(norms):.4g}, {sum(norms) / len(norms):.4g} on average")
     if report.zero:
-        lines.append(f"  no effect: {len(report.zero)} layers ({shorten_list(report.zero, _SHOWN)})")
+        lines.append(f"  no effect: {count(len(report.zero), 'layer')} ({shorten_list(report.zero, _SHOWN)})")
     for key in ("ss_output_name", "ss_network_module", "ss_sd_model_name", "ss_steps", "modelspec.trigger_phrase"):
         if report.metadata.get(key) not in (None, "", "None"):
             lines.append(f"  {key}: {report.metadata[key]}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.fp8 import FP8_DTYPES
 
@@ -44,7 +45,7 @@ def _weights(model: DiffusionModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _listed(names: Sequence[str], total: int) -> str:
-    return f"{len(names)} of its {total} tensors ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+    return f"{len(names)} of its {count(total, 'tensor')} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _advice(broken: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import (
     UNET_PREFIX,
@@ -255,9 +256,8 @@ def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
         wrong += [f"{name} is unknown" for name in unknown]
         whole = "VAE" if len(parts) == 1 else "checkpoint"
         raise ModelError(
-            f"The {whole} has {len(wrong)} tensors that do not match its architecture, so it cannot be trained: "
-            + "; ".join(wrong[:5])
-            + ("; …" if len(wrong) > 5 else ".")
+            f"The {whole} has {count(len(wrong), 'tensor that does', 'tensors that do')} not match its "
+            "architecture, so it cannot be trained: " + "; ".join(wrong[:5]) + ("; …" if len(wrong) > 5 else ".")
         )
     return {name: reason or "unknown" for name, reason in unused.items()}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.models.architecture import (
     SCALE_FACTORS,
     TEXT_PREFIXES,
@@ -156,7 +157,7 @@ def _unet_config(shapes: Shapes, hints: CheckpointHints, pooled: int) -> dict[st
     in_channels = shape_of(unet, "input_blocks.0.0.weight")[1]
     if in_channels != 4:
         kind = {8: "an instruct-pix2pix", 9: "an inpainting"}.get(in_channels, "a special")
-        raise ModelError(f"This is {kind} model ({in_channels} input channels). Choose a text-to-image model.")
+        raise ModelError(f"This is {kind} model ({count(in_channels, 'input channel')}). Choose a text-to-image model.")
     _refuse_distilled(unet)
     levels = _unet_levels(unet)
     channels = tuple(level.channels for level in levels)
@@ -230,23 +231,23 @@ def _unet_heads(channels: tuple[int, ...], linear: bool, hints: CheckpointHints)
 def infer_vae_config(shapes: Shapes) -> dict[str, Any]:
     """The VAE's diffusers config; ModelError if it is not a VAE for SD1, SD2 or SDXL."""
     vae = {name[len(VAE_PREFIX) :]: shape for name, shape in shapes.items() if name.startswith(VAE_PREFIX)}
-    count = 1 + max((int(n.split(".")[2]) for n in vae if n.startswith("encoder.down.")), default=-1)
-    if count == 0:
+    levels = 1 + max((int(n.split(".")[2]) for n in vae if n.startswith("encoder.down.")), default=-1)
+    if levels == 0:
         raise ModelError("The VAE is not in ldm's layout (no encoder.down.…). Choose a single-file VAE for SD or SDXL.")
     latent_channels = shape_of(vae, "decoder.conv_in.weight")[1]
     if latent_channels != 4:
         raise ModelError(
-            f"The VAE has {latent_channels} latent channels (those of Flux and SD3 have 16), but SD1, SD2 and SDXL "
-            "need 4. Choose the VAE of the checkpoint's own kind."
+            f"The VAE has {count(latent_channels, 'latent channel')} (those of Flux and SD3 have 16), but SD1, SD2 "
+            "and SDXL need 4. Choose the VAE of the checkpoint's own kind."
         )
     layers = sum(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name) is not None for name in vae)
     return {
         "in_channels": shape_of(vae, "encoder.conv_in.weight")[1],
         "out_channels": shape_of(vae, "decoder.conv_out.weight")[0],
         "latent_channels": latent_channels,
-        "block_out_channels": tuple(shape_of(vae, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(count)),
+        "block_out_channels": tuple(shape_of(vae, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)),
         "layers_per_block": layers,
-        "down_block_types": ("DownEncoderBlock2D",) * count,
-        "up_block_types": ("UpDecoderBlock2D",) * count,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
         "norm_num_groups": 32,
     }

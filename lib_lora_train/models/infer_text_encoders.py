@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.models.architecture import TEXT_PREFIXES, Architecture, CheckpointHints, Shapes, TextEncoderSpec
 from lib_lora_train.models.tensor_shapes import shape_of
 
@@ -77,8 +78,8 @@ def _text_encoder(shapes: Shapes, prefix: str, kind: _Kind, heads: tuple[int, ..
         layers = min(layers, _SD2_LAYERS)
     if layers != _TEXT_LAYERS.get(width, layers):
         raise ModelError(
-            f"The text encoder {prefix[:-1]} has {layers} of its {_TEXT_LAYERS[width]} layers. "
-            "The file was not written or converted completely; choose another copy of it."
+            f"The text encoder {prefix[:-1]} has {layers} of its {count(_TEXT_LAYERS[width], 'layer')}. The file was "
+            "not written or converted completely; choose another copy of it."
         )
     config = {
         "vocab_size": vocabulary,

@@ -65,11 +65,11 @@ def encode_dataset(model: DiffusionModel, plan: Plan, cache_dir: Path | None) ->
                 masks[index] = _mask(items[view.item], view)
                 images[index] = read_pixels(items[view.item].image, view.placement, view.transform)
             except DataError as reason:
-                yield Noted("warning", str(items[views[index].item].image.path), f"skipped: {reason}")
+                yield Noted("warning", str(items[views[index].item].image.path), f"{reason} It is not trained on.")
         for index, posterior in zip(images, encoder.encode(list(images.values())), strict=True):
             if posterior is None:
                 where = str(items[views[index].item].image.path)
-                yield Noted("warning", where, "skipped: the VAE returns NaN for it, even in fp32.")
+                yield Noted("warning", where, "is not trained on: the VAE returns NaN for it, even in fp32.")
             else:
                 collector.add(keys[index], replace(posterior, mask=masks[index]))
         done += len(batch)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.writable import failed_write_advice
 
 
 def cache_path(folder: Path, key: str) -> Path:
@@ -65,5 +66,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], what: str) -> None:
     except (OSError, SafetensorError) as reason:
         raise OutputError(
             f"{path.parent.parent}: {what} cannot be written ({reason}). "
-            "Free some space there, or turn off `cache_to_disk`."
+            f"{failed_write_advice(reason, instead='turn off `cache_to_disk`')}"
         ) from reason

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lib_lora_train.core.errors import AdapterError, ModelError
 from lib_lora_train.core.safetensors_header import MAX_HEADER_BYTES, Header, TensorEntry, parse_header, read_header
+from lib_lora_train.core.wording import count
 
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -98,5 +99,5 @@ def _explain_truncated(header: bytes, present: int) -> str:
     except ValueError:
         return "is not a safetensors file. Choose a .safetensors checkpoint."
     if present < needed:
-        return f"is truncated: it has {present} of {needed} bytes of weights. Download it again."
+        return f"is truncated: it has {present} of {count(needed, 'byte')} of weights. Download it again."
     return "uses a data type that is not known here, or is damaged. Choose the version in fp16, bf16 or fp32."

@@ -10,6 +10,7 @@ from typing import Any
 
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.events import Event, Noted, StateChanged, fits, to_record
+from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.runs.crash_report import describe_crash
 from lib_lora_train.runs.folder import RunFolder
 
@@ -41,13 +42,13 @@ class EventLog:
         self._is_new = True
 
     def append(self, record: dict[str, Any]) -> str:
-        """Append the record. Returns why that failed if it is the first failure in a row, else ""."""
+        """Append the record. Returns why that failed, and what to do, if it is the first failure in a row, else ""."""
         self._pending += log_line(record).encode("utf-8")
         was_failing, self._is_failing = self._is_failing, True
         try:
             self._write_pending()
         except OSError as error:
-            return "" if was_failing else error.strerror or str(error)
+            return "" if was_failing else f"{error.strerror or error}. {failed_write_advice(error)}"
         self._is_failing = False
         return ""
 
@@ -84,9 +85,9 @@ def log_events(events: Iterable[Event], log: Path) -> Iterator[Event]:
 
 
 def log_warning(log: Path, reason: str) -> Noted:
-    """The warning that the log cannot be written, once for each failure."""
-    text = f"The log cannot be written: {reason}. The run continues and writes the missing lines when it can."
-    return Noted("warning", str(log), f"{text} Free some space there.")
+    """The warning that the log cannot be written, with the reason of `EventLog.append`."""
+    text = f"cannot be written: {reason} The run continues and writes the missing lines when it can."
+    return Noted("warning", str(log), text)
 
 
 def _ends_within_a_line(path: Path) -> bool:

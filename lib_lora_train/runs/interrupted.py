@@ -28,7 +28,7 @@ class Interrupted:
         if self.run:
             where = f"after step {self.step} of {self.total_steps}" if self.step else "before its first saved step"
             run = f"{self.run} was interrupted {where}."
-        queue = f"{count(self.queued, 'queued run')} {'has' if self.queued == 1 else 'have'} not started."
+        queue = f"{count(self.queued, 'queued run has', 'queued runs have')} not started."
         return " ".join(part for part in (run, queue if self.queued else "") if part)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.events import Event, Noted, Resumed
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.folder import RunFolder
@@ -44,5 +45,7 @@ def report_resume(run: RunContext, state: TrainState) -> Iterator[Event]:
     if run.config.lr_schedule in _LENGTH_INDEPENDENT:
         return
     factor = lr_factor(lr_schedule(run.config, run.plan.total_steps), state.step)
-    text = f"the {run.config.lr_schedule} schedule is stretched to the new length of {run.plan.total_steps} steps"
+    text = (
+        f"the {run.config.lr_schedule} schedule is stretched to the new length of {count(run.plan.total_steps, 'step')}"
+    )
     yield Noted("hint", "lr_schedule", f"{text}; the learning rate continues at {factor:.0%} of its full value.")

@@ -21,6 +21,7 @@ from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.checkpoint import legacy_hash
@@ -182,7 +183,7 @@ def _require_disk_space(
     files = _count_files(config, plan)
     size = parameters * DTYPE_BYTES[config.save_precision]
     advice = "Free some space, lower the rank, or raise save_every_n_epochs."
-    _require_free_bytes(lora_dir, files * size, what=f"{files} LoRA files", advice=advice)
+    _require_free_bytes(lora_dir, files * size, what=f"{count(files, 'LoRA file')}", advice=advice)
     if config.save_state:
         advice = "Free some space, lower the rank, or turn save_state off."
         size = (
@@ -229,10 +230,10 @@ def report_notices(run: RunContext) -> Iterator[Event]:
         yield Noted(
             "warning",
             "continue_from",
-            f"{len(left_out)} keys or layers of the file do not exist in this model: {shown}.",
+            f"this model lacks {count(len(left_out), 'key or layer', 'keys or layers')} of the file: {shown}.",
         )
     if run.adapter.skipped:
-        message = f"{len(run.adapter.skipped)} layers do not support this LoRA type and are not trained."
+        message = f"{count(len(run.adapter.skipped), 'layer')} cannot have this LoRA type: no training there."
         yield Noted("warning", "targets", message)
 
 

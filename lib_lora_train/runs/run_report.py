@@ -23,6 +23,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.anonymous import Anonymiser
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
+from lib_lora_train.core.wording import count
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 from lib_lora_train.hosts.gpu import find_gpu
 from lib_lora_train.hosts.webui.version import webui_version
@@ -176,7 +177,7 @@ def read_versions(host: str) -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: _version(name) for name in _LIBRARIES},
         "System": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "CPU": f"{os.cpu_count()} threads, {torch.get_num_threads()} used",
+        "CPU": f"{count(os.cpu_count() or 1, 'thread')}, {torch.get_num_threads()} used",
         "GPU": card,
     }
 

@@ -174,7 +174,7 @@ class CaptionSession:
                     "Check the preview, then press Apply again."
                 )
             self._write(plan)
-        message = f"{len(plan.changes)} of {plan.considered} captions changed. {plan.note}".strip()
+        message = f"{len(plan.changes)} of {count(plan.considered, 'caption')} changed. {plan.note}".strip()
         return {**self.show(values), "message": message}
 
     def undo(self, values: Mapping[str, Any]) -> dict[str, Any]:

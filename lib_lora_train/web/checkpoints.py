@@ -9,6 +9,7 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.core.user_paths import is_file, is_folder, user_path
+from lib_lora_train.core.wording import without_name
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.checkpoint_files import scan_checkpoints
 from lib_lora_train.models.model_files import read_checkpoint_info
@@ -71,4 +72,4 @@ def describe_file(path: Path) -> dict[str, str]:
         description = read_checkpoint_info(path).description
         return {**found, "description": description.partition(": ")[2]}
     except ModelError as reason:
-        return {**found, "problem": str(reason).removeprefix(f"{path.name}: ")}
+        return {**found, "problem": without_name(str(reason), str(path))}

@@ -225,7 +225,7 @@ class CheckupSession:
         while len(self._checks) > _MAX_CHECKS:
             del self._checks[next(iter(self._checks))]
         if done < total:
-            stopped = f"Stopped: only {done:,} of {total:,} images were checked."
+            stopped = f"Stopped: only {done:,} of {count(total, 'image')} were checked."
             self._message = f"{self._message} {stopped}".strip()
 
     def _repair(self, label: str, values: Mapping[str, Any], repair: RepairFolder) -> dict[str, Any]:

@@ -152,11 +152,11 @@ class TaggingSession:
         number = len(request.images)
         skipped = selected - number  # with "skip" nothing is left out for its encoding
         notes = {
-            "skip": f"; {skipped:,} already {'has a caption' if skipped == 1 else 'have captions'}" if skipped else "",
+            "skip": f"; {count(skipped, 'already has a caption', 'already have captions')}" if skipped else "",
             "append": "; tags are appended to existing captions",
             "replace": "; existing captions are overwritten",
         }
-        message = f"{number:,} of {selected:,} images would be tagged{notes[request.existing]}. {left_out}"
+        message = f"{number:,} of {count(selected, 'image')} would be tagged{notes[request.existing]}. {left_out}"
         return {"message": message.strip(), "number": number}
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:

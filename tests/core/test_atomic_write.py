@@ -66,7 +66,7 @@ def test_concurrent_writers_leave_the_complete_text_of_one(tmp_path: Path) -> No
         (errno.ENOSPC, "Free some space"),
         (errno.EACCES, "Change the permissions"),
         (errno.EROFS, "Change the permissions"),
-        (errno.EEXIST, "Check its folder"),
+        (errno.EEXIST, "Check that the folder exists"),
     ],
 )
 def test_advice_fits_the_reason_of_a_failed_write(number: int, advice: str) -> None:

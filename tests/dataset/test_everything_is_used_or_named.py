@@ -242,7 +242,7 @@ def test_masks_of_every_program_are_used_as_masks_and_never_as_images(tmp_path: 
     assert item.mask.path == tmp_path / mask
     without = _scan(tmp_path)
     assert _names(without) == ["1.png"]
-    assert "1 masks are not used" in _messages(without)
+    assert "1 mask is not used" in _messages(without)
     assert len(load_captions(tmp_path)) == 1
     assert [image.path.name for image in check_dataset(tmp_path).images] == ["1.png"]
 

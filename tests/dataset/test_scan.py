@@ -79,7 +79,7 @@ def test_images_outside_kohya_folders_are_reported_as_not_read(tmp_path: Path) -
     _image(tmp_path / "0_none" / "4.png")
     dataset = _scan(Concept(str(tmp_path), repeats=5))
     assert len(dataset.items) == 1
-    assert "1 images outside" in _messages(dataset)
+    assert "1 image outside" in _messages(dataset)
     assert "0_none, 10_cat/deep, more (3 images)" in _messages(dataset)
     assert "repeats 5 is not used" in _messages(dataset)
 

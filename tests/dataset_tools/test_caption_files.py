@@ -205,7 +205,7 @@ def test_a_plan_counts_the_changes_before_anything_is_written(tmp_path: Path) ->
     plan = plan_edit(captions, add_tags(["b"]))
     assert str(plan) == "2 of 3 captions would change, 1 of them is new."
     assert [(change.number, change.before, change.after) for change in plan.changes] == [(0, "a", "a, b"), (2, "", "b")]
-    assert str(plan_edit(captions, add_tags(["b"]), among=[1])) == "None of 1 captions would change."
+    assert str(plan_edit(captions, add_tags(["b"]), among=[1])) == "None of 1 caption would change."
     assert snapshot(folder) == before
 
 

@@ -53,6 +53,8 @@ def test_every_error_class_that_is_raised_has_messages() -> None:
     [
         ('raise DataError("The folder is empty.")', ["The folder is empty."]),
         ('raise DataError(f"{path.name} has {n:,} images.")', ["… has … images."]),
+        ("raise DataError(f\"has {count(n, 'image')}.\")", ["has … images."]),
+        ("raise DataError(count(n, 'key is', 'keys are') + ' odd.')", ["… keys are odd."]),
         ('raise DataError(f"{a} {b}, {c} are missing.")', ["… are missing."]),
         ('def f(ok):\n    raise DataError("Yes it is." if ok else "No it is not.")', ["No it is not.", "Yes it is."]),
         ('def f():\n    text = f"{x} is odd"\n    raise DataError(f"{text}: use 2.")', ["… is odd: use 2."]),

@@ -86,7 +86,7 @@ def test_stand_alone_only_wd14_is_available(tmp_path: Path) -> None:
     ("values", "number", "message"),
     [
         ({"existing": "skip"}, 1, "1 of 3 images would be tagged; 2 already have captions."),
-        ({"existing": "skip", "scope": "selected", "selected": ["001.png"]}, 1, "1 of 1 images would be tagged."),
+        ({"existing": "skip", "scope": "selected", "selected": ["001.png"]}, 1, "1 of 1 image would be tagged."),
         ({"existing": "append"}, 3, "3 of 3 images would be tagged; tags are appended"),
         ({"existing": "replace", "scope": "filtered", "filter": {"text": "image 2"}}, 1, "are overwritten"),
     ],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.layouts import Layout, match_layout
+from lib_lora_train.core.wording import count
 
 _SHOWN = 3
 _MAX_ALPHA = 1e9  # LyCORIS' largest usual one, for a network_dim of 100000, is far below
@@ -30,8 +31,8 @@ class Defect:
 
 def describe_defects(defects: Sequence[Defect]) -> str:
     """`3 layers are damaged (NAME: its …; …)`."""
-    count = "1 layer is damaged" if len(defects) == 1 else f"{len(defects)} layers are damaged"
-    return f"{count} ({'; '.join(map(str, defects[:_SHOWN]))}{'; …' if len(defects) > _SHOWN else ''})"
+    damaged = count(len(defects), "layer is damaged", "layers are damaged")
+    return f"{damaged} ({'; '.join(map(str, defects[:_SHOWN]))}{'; …' if len(defects) > _SHOWN else ''})"
 
 
 def find_defect(layer: str, tensors: Mapping[str, Tensor]) -> Defect | None:
@@ -39,7 +40,7 @@ def find_defect(layer: str, tensors: Mapping[str, Tensor]) -> Defect | None:
     for ending, tensor in tensors.items():
         if ending in ("alpha", "on_input"):
             if tensor.numel() != 1:
-                return Defect(layer, f"{ending} has {tensor.numel()} numbers instead of one")
+                return Defect(layer, f"{ending} has {count(tensor.numel(), 'number')} instead of one")
             if is_finite(tensor) and abs(float(tensor)) > _MAX_ALPHA:
                 return Defect(layer, f"{ending} is {float(tensor):.3g}")
         elif not tensor.is_floating_point():

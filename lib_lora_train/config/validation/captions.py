@@ -9,6 +9,7 @@ from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS, TOKEN_LIMITS_TEXT
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import count
 
 _FEW_EPOCHS = 3
 
@@ -59,7 +60,7 @@ def _dropout(config: TrainConfig) -> Iterator[Problem]:
         text = f"{every} drops too many captions. 5 or more is usual, or use caption_dropout instead."
         yield Problem("warning", "caption_dropout_every_n_epochs", text)
     if every > config.epochs:
-        text = f"{every} is more than the {config.epochs} epochs, so it has no effect."
+        text = f"{every} is more than the {count(config.epochs, 'epoch')}, so it has no effect."
         yield Problem("hint", "caption_dropout_every_n_epochs", text)
     if config.tag_dropout > HIGH_DROPOUT:
         text = f"{config.tag_dropout:g} drops so many tags that captions no longer fit the image. 0.05 to 0.2 is usual."

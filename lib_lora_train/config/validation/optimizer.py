@@ -20,6 +20,7 @@ from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.network import has_family_specific_lr
 from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.wording import count
 
 _LARGE_BATCH = 4  # images per step; from here on the guides raise the learning rate
 _MIN_SD_PX = 256  # smaller resolutions are for much smaller models, which are trained at higher learning rates
@@ -85,7 +86,10 @@ def _text_encoders(config: TrainConfig) -> Iterator[Problem]:
     elif config.stop_text_encoder and not config.train_unet:
         yield warning_at("stop_text_encoder", "stops all training, as train_unet is off. Set it to 0.")
     elif config.max_steps and config.stop_text_encoder >= max(1, config.max_steps):
-        text = f"{config.stop_text_encoder:g} steps is not before max_steps {config.max_steps}, so it has no effect."
+        text = (
+            f"{count(config.stop_text_encoder, 'step')} is not before max_steps {config.max_steps}, so it has no "
+            "effect."
+        )
         yield hint_at("stop_text_encoder", text)
 
 
@@ -134,11 +138,12 @@ def _argument(name: str, value: object, kind: OptimizerInfo, optimizer: str) -> 
     if name == "betas":
         is_good = len(given) == wanted and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in given)
         if not is_good:
-            count, example = {2: ("two", "0.9,0.99"), 3: ("three", "0.9,0.999,0.9999")}[wanted]
-            yield error_at("optimizer_args", f"betas needs {count} numbers from 0 to below 1, such as betas={example}.")
+            example = {2: "0.9,0.99", 3: "0.9,0.999,0.9999"}[wanted]
+            yield error_at(
+                "optimizer_args", f"betas needs {count(wanted, 'number')} from 0 to below 1, such as betas={example}."
+            )
     elif len(given) != wanted:
-        values = "one value" if wanted == 1 else f"{wanted} values"
-        yield error_at("optimizer_args", f"{name} needs {values}, not {len(given)}.")
+        yield error_at("optimizer_args", f"{name} needs {count(wanted, 'value')}, not {len(given)}.")
 
 
 def _estimated_rates(config: TrainConfig, arguments: Mapping[str, object]) -> Iterator[Problem]:
@@ -200,7 +205,10 @@ def _linear_rule(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
     images = config.batch_size * config.gradient_accumulation
     rate = config.learning_rate
     if images >= _LARGE_BATCH and 0 < rate <= kind.usual_lr:
-        text = f"{rate:g} suits small batches; with {images} images per step the guides go up to {rate * images:g}"
+        text = (
+            f"{rate:g} suits small batches; with {count(images, 'image')} per step the guides go up to "
+            f"{rate * images:g}"
+        )
         yield hint_at("learning_rate", f"{text} (in proportion). It is not changed automatically.")
 
 
@@ -243,5 +251,8 @@ def _averages(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
     if config.ema_decay == 1:
         yield error_at("ema_decay", "is 1, so the average would never leave the untrained start. 0.99 is usual.")
     elif config.ema_decay and config.max_steps and config.max_steps * (1 - config.ema_decay) < 1:
-        text = f"{config.ema_decay:g} averages over {1 / (1 - config.ema_decay):.0f} steps, but the run has only"
+        text = (
+            f"{config.ema_decay:g} averages over {count(round(1 / (1 - config.ema_decay)), 'step')}, but the run has "
+            "only"
+        )
         yield warning_at("ema_decay", f"{text} {config.max_steps}, so it lags behind. 0.99 suits short runs.")

@@ -24,6 +24,7 @@ from lib_lora_train.config.validation.optimizer import validate_optimizer
 from lib_lora_train.config.validation.training import validate_training
 from lib_lora_train.core.errors import LEVELS, ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
+from lib_lora_train.core.wording import count
 
 _UNET_STEP = 8 * LATENT_CELL_PX  # the UNet of SD1 and SD2 halves the latent three times
 _MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for the epoch number and the file ending
@@ -112,10 +113,12 @@ def _near(value: int, step: int) -> str:
 def _steps(config: TrainConfig) -> Iterator[Problem]:
     if config.max_steps and config.warmup >= max(1, config.max_steps):
         yield warning_at(
-            "warmup", f"{config.warmup:g} steps is not shorter than the run (max_steps {config.max_steps})."
+            "warmup", f"{count(config.warmup, 'step')} is not shorter than the run (max_steps {config.max_steps})."
         )
     if config.save_every_n_epochs > config.epochs:
-        yield hint_at("save_every_n_epochs", f"is more than the {config.epochs} epochs: only the last one is saved.")
+        yield hint_at(
+            "save_every_n_epochs", f"is more than the {count(config.epochs, 'epoch')}: only the last one is saved."
+        )
 
 
 # --- output and samples -------------------------------------------------------------------------
@@ -130,11 +133,16 @@ def _output(config: TrainConfig) -> Iterator[Problem]:
 
 def _kept_files(config: TrainConfig) -> Iterator[Problem]:
     if config.save_from_epoch > config.epochs:
-        yield hint_at("save_from_epoch", f"is after the last of {config.epochs} epochs: only that one is saved.")
+        yield hint_at(
+            "save_from_epoch", f"is after the last of {count(config.epochs, 'epoch')}: only that one is saved."
+        )
     if config.keep_last_step_files and not config.save_every_n_steps:
         yield hint_at("keep_last_step_files", "has no effect while save_every_n_steps is 0.")
     if config.keep_last_epochs:
-        text = f"deletes all but the last {config.keep_last_epochs} files of this run; the best epoch is often earlier."
+        text = (
+            f"deletes all of this run but the last {count(config.keep_last_epochs, 'file')}; the best epoch is often "
+            "earlier."
+        )
         yield hint_at("keep_last_epochs", text)
     if not config.save_state:
         text = "is off: the run cannot be resumed after a stop or crash, nor extended."
@@ -160,7 +168,7 @@ def unusable_name(name: str) -> str:
     if name.split(".")[0].upper() in _RESERVED_NAMES:
         return f"{name!r} is a reserved name on Windows. Choose another."
     if len(name.encode()) > _MAX_NAME_BYTES:
-        return f"is too long: {len(name.encode())} bytes, but at most {_MAX_NAME_BYTES} are allowed."
+        return f"is too long: {count(len(name.encode()), 'byte')}, but at most {_MAX_NAME_BYTES} are allowed."
     return ""
 
 

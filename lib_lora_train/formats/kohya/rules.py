@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.config.sample_prompts import is_comment, is_heading, is_option, split_options
+from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
@@ -133,7 +134,8 @@ def _duration(state: ImportState) -> None:
         if gui_epochs and gui_epochs > 1:
             text = f"is {steps:g}: as in kohya's GUI, epoch {gui_epochs:g} is then ignored."
             state.warn(
-                "max_steps", f"{text} To train {gui_epochs:g} epochs, set max_steps to 0 and epochs to {gui_epochs:g}."
+                "max_steps",
+                f"{text} To train {count(gui_epochs, 'epoch')}, set max_steps to 0 and epochs to {gui_epochs:g}.",
             )
     elif gui_epochs:
         _put_epochs(state, "epoch", gui_epochs)

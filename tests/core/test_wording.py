@@ -1,0 +1,52 @@
+"""Small pieces of text: a file is named once, and advice fits what failed."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.events import Noted
+from lib_lora_train.core.wording import without_name
+from lib_lora_train.core.writable import failed_write_advice
+
+_OTHER = "Check that the folder exists and can be written"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "where", "rest"),
+    [
+        ("bad.avif cannot be decoded: x.", "/my set/bad.avif", "cannot be decoded: x."),
+        ("/my set/bad.avif cannot be decoded.", "bad.avif", "cannot be decoded."),
+        (r"C:\my set\bad.avif cannot be decoded.", r"C:\my set\bad.avif", "cannot be decoded."),
+        ("bad.avif: has changed.", "/my set/bad.avif", "has changed."),
+        ("rank is too high.", "rank", "is too high."),
+        ("another.avif cannot be decoded.", "/my set/bad.avif", "another.avif cannot be decoded."),
+        ("bad.avif.png cannot be decoded.", "bad.avif", "bad.avif.png cannot be decoded."),
+        ("The disk is full: /my set/bad.avif cannot be written.", "bad.avif", None),
+        ("ranks differ.", "rank", "ranks differ."),
+        ("Anything.", "", "Anything."),
+    ],
+)
+def test_a_message_beside_a_files_name_does_not_repeat_it(sentence: str, where: str, rest: str | None) -> None:
+    rest = sentence if rest is None else rest
+    assert without_name(sentence, where) == rest
+    assert Noted("warning", where, sentence).message == Problem("warning", where, sentence).message == rest
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Free some space there, or choose another folder."),
+        (OSError(errno.EROFS, "Read-only file system"), "Change the permissions there, or choose another folder."),
+        (
+            OSError(errno.ENOENT, "No such file"),
+            "Check that the folder exists and can be written, or choose another folder.",
+        ),
+        (RuntimeError("I/O error: No space (os error 28)"), "Free some space there, or choose another folder."),
+    ],
+)
+def test_advice_fits_the_kind_of_failed_write(error: Exception, advice: str) -> None:
+    assert failed_write_advice(error) == advice
+    assert failed_write_advice(error, instead="wait") == advice.replace("choose another folder", "wait")
