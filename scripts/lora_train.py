@@ -13,9 +13,10 @@ if missing:
     print(f"[LoRA Train] {sentence}")
     script_callbacks.on_ui_tabs(lambda: [(build_error_tab(sentence), "LoRA Train", "lora_train_tab")])
 else:
-    from lib_lora_train.hosts.webui.options import add_settings
+    from lib_lora_train.hosts.webui.options import add_settings, keep_unnamed_options
     from lib_lora_train.ui.extension import add_routes, tabs
 
     script_callbacks.on_ui_tabs(tabs)
     script_callbacks.on_ui_settings(add_settings)
+    script_callbacks.on_infotext_pasted(keep_unnamed_options)
     script_callbacks.on_app_started(add_routes)

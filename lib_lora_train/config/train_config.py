@@ -70,6 +70,11 @@ class TrainConfig(
         return self.conv_alpha
 
     @property
+    def effective_sampler(self) -> str:
+        """The webui's sampler if the settings name one, else ours."""
+        return self.webui_sampler or self.sample_sampler
+
+    @property
     def triggers(self) -> tuple[str, ...]:
         """The trigger words of all concepts but regularisation."""
         return tuple(c.trigger for c in self.concepts if c.trigger and not c.is_regularisation)

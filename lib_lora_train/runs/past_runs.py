@@ -11,6 +11,7 @@ from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import LoraTrainError, TrainingError
+from lib_lora_train.core.wording import count
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import read_lines
 from lib_lora_train.runs.folder import RunFolder, read_identity
@@ -150,7 +151,10 @@ def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) 
         raise TrainingError(f"more_epochs is {more_epochs}, but a run can only be extended. Use 0 or more.")
     summary = _read_summary(folder)
     if summary.state == "finished" and not more_epochs and not is_earlier and not _lacks_images(folder):
-        text = f"all {summary.plan['total_steps']} steps are done. Enter how many epochs to add"
+        text = (
+            f"{count(summary.plan['total_steps'], 'step was', 'steps were')} planned and done. Enter how many epochs "
+            "to add"
+        )
         raise TrainingError(f"{folder.root.name}: {text}.")
     return _extend(_as_planned(_read_config(folder), summary.plans), summary.plan, more_epochs)
 
@@ -211,4 +215,4 @@ def xyz_text(home: Path, name: str = "") -> str:
     first = prompts[0] if prompts else sample_prompts(config.replace(sample_prompts=("",)))[0]
     seeds = [first.seed + number for number in range(_XYZ_SEEDS)]
     names = [Path(path).stem for path in run["loras"]]
-    return xyz_infotext(first, names, seeds, sampler=config.sample_sampler)
+    return xyz_infotext(first, names, seeds, sampler=config.effective_sampler, clip_skip=config.clip_skip)

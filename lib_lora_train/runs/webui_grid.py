@@ -16,6 +16,7 @@ from PIL import Image
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import GenerationInterrupted, HostError, LoraTrainError, ModelUnavailableError
+from lib_lora_train.core.wording import count
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import GenerationRequest, GenerationWatch, Host, Txt2Img
 from lib_lora_train.runs.folder import RunFolder
@@ -54,8 +55,7 @@ def find_grid_task(home: Path, run: str = "") -> GridTask:
         raise HostError(f"{folder.root.name} has no LoRA files, so there is nothing to draw. Choose another run.")
     config, _ = read_config(read_toml_config(folder.config))
     prompts = sample_prompts(config) or sample_prompts(config.replace(sample_prompts=_triggers(config)))
-    sampler = config.webui_sampler or config.sample_sampler
-    return GridTask(folder, config.output_name, config.clip_skip, prompts, rows, sampler)
+    return GridTask(folder, config.output_name, config.clip_skip, prompts, rows, config.effective_sampler)
 
 
 def _triggers(config: TrainConfig) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def generate_grid(
             except GenerationInterrupted:
                 if not (watch and watch.is_cancelled()):
                     raise
-                text = f"Cancelled after {done} of {task.total} images, which are kept. {_GO_ON}"
+                text = f"Cancelled after {done} of {count(task.total, 'image')}, which are kept. {_GO_ON}"
                 raise GridCancelled(text) from None
             done += 1
             on_progress(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.writable import failed_write_advice
 
+_SOURCE = {"Source": "LoRA Train"}  # recognised when it is pasted
+
 
 def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
     """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
@@ -22,11 +25,21 @@ def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, 
 
 
 def sample_settings(prompt: SamplePrompt, *, sampler: str, clip_skip: int) -> str:
-    """The last line of an infotext: what a sample was drawn with, without its prompts and seed."""
-    return _line({**_settings(prompt, sampler, {}), "Clip skip": clip_skip})
+    """The last line of an infotext to paste: what a sample was drawn with, without its prompts and seed."""
+    return _line({**_settings(prompt, sampler, {}), "Clip skip": clip_skip, **_SOURCE})
 
 
-def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str) -> str:
+def pasted_names(infotext: str) -> frozenset[str] | None:
+    """The names of the settings in an infotext that this extension made to be pasted; None for any other infotext."""
+    line = infotext.strip().rpartition("\n")[2]
+    if not line.endswith(_line(_SOURCE)):
+        return None
+    return frozenset(re.findall(r"(?:^|, )([^:,\"]+): ", line))
+
+
+def xyz_infotext(
+    prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str, clip_skip: int
+) -> str:
     """Infotext that sets the webui's X/Y/Z plot to one column per LoRA file name and one row per seed.
 
     The plot replaces the first name in the prompt by each of the names.
@@ -37,6 +50,8 @@ def xyz_infotext(prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int
         "X Values": _quoted(",".join(loras)),
         "Y Type": "Seed",
         "Y Values": _quoted(",".join(map(str, seeds))),
+        "Clip skip": clip_skip,
+        **_SOURCE,
     }
     return _join(f"{prompt.prompt} <lora:{loras[0]}:1>", prompt, sampler, settings)
 

@@ -108,9 +108,12 @@ def tooltips_of(blocks: Any) -> dict[str, str]:
 
 
 def build_hidden_text(name: str, value: str) -> Any:
-    """A hidden text box that JavaScript writes into. It must be in the page for gradio to notice changes."""
+    """A hidden text box that JavaScript writes into. It must be in the page for gradio to notice changes.
+
+    It has several lines, since browsers remove line breaks from the text of a box with one.
+    """
     return unsaved(
-        gr.Textbox(value=value, label=name, lines=1, max_lines=1, elem_id=elem_id(name), elem_classes=["lt-hidden"])
+        gr.Textbox(value=value, label=name, lines=2, max_lines=2, elem_id=elem_id(name), elem_classes=["lt-hidden"])
     )
 
 

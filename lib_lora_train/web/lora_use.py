@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.sample_prompts import sample_prompts
-from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.train_config import read_config
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.folder import RunFolder
@@ -67,9 +67,4 @@ def _settings(folder: RunFolder) -> str:
         first = (sample_prompts(config) or sample_prompts(config.replace(sample_prompts=("",))))[0]
     except LoraTrainError:
         return ""
-    return sample_settings(first, sampler=_sampler(config), clip_skip=config.clip_skip)
-
-
-def _sampler(config: TrainConfig) -> str:
-    """The sampler that drew the run's samples."""
-    return config.webui_sampler or config.sample_sampler
+    return sample_settings(first, sampler=config.effective_sampler, clip_skip=config.clip_skip)

@@ -1,7 +1,7 @@
 """Serves the tab for the browser tests: `python tests/stand_ins/serve_tab.py PORT HOME`, project on PYTHONPATH.
 
-With the gradio that the stand-alone app pins it is that app. With a webui's gradio the tab lies inside a page of other
-tabs, with style and scripts put into the page's head, as the webuis do it.
+With the gradio that the stand-alone app pins it is that app. With a webui's gradio, or `webui` as third argument, the
+tab is inside a page with txt2img, with style and scripts put into the page's head, as the webuis do it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,43 @@ from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.paths import ROOT
+from tests.stand_ins.webui import infotext
 
 MAJOR = int(gr.__version__.split(".")[0])
 
 
-def page_in_a_webui(session: Session) -> Any:
-    """The tab beside another one."""
-    tab = build_tab(session)
-    style = (ROOT / "style.css").read_text(encoding="utf-8")
-    with gr.Blocks(css=style, analytics_enabled=False) as page, gr.Tabs():
+TXT2IMG = {
+    "prompt": "Prompt",
+    "neg_prompt": "Negative prompt",
+    "steps": "Steps",
+    "sampling": "Sampler",
+    "cfg_scale": "CFG scale",
+    "width": "Size-1",
+    "height": "Size-2",
+    "clip_skip": "Clip skip",
+}
+"""The fields of txt2img by element id: their names in an infotext."""
+
+
+def page_in_a_webui(session: Session, *, has_txt2img: bool) -> Any:
+    """The tab beside another one, which is the webui's txt2img or has nothing to do with it."""
+    bound: list[tuple[Any, Any]] = []
+    tab = build_tab(session, (lambda button, text: bound.append((button, text))) if has_txt2img else None)
+    style = {"css": (ROOT / "style.css").read_text(encoding="utf-8")} if MAJOR < 6 else {}
+    with gr.Blocks(analytics_enabled=False, **style) as page, gr.Tabs():
         with gr.Tab("LoRA Train"):
             tab.render()
         with gr.Tab("Other"):
-            gr.Textbox(label="Other")
+            fields = [gr.Textbox(label=name, lines=2, interactive=True, elem_id=f"txt2img_{name}") for name in TXT2IMG]
+        for button, text in bound:
+            button.click(_paste, inputs=[text], outputs=fields, queue=False)
     return page
+
+
+def _paste(text: str) -> list[str]:
+    """The texts of txt2img's fields, as A1111 fills them in; options are at their defaults."""
+    values = infotext.parse(text)
+    return [str(values.get(name, "")) for name in TXT2IMG.values()]
 
 
 def put_into_head(scripts: str) -> None:
@@ -50,20 +73,23 @@ def put_into_head(scripts: str) -> None:
     routes.templates.TemplateResponse = with_scripts
 
 
-def make_app(session: Session) -> Any:
+def make_app(session: Session, *, has_txt2img: bool) -> Any:
     """The ASGI application for this gradio."""
-    if MAJOR >= 6:
+    if MAJOR >= 6 and not has_txt2img:
         return own_app.make_app(session)
     app = make_api()
     install_routes(app, session)
-    put_into_head(own_app._scripts())
-    return gr.mount_gradio_app(app, page_in_a_webui(session), path="/")
+    head = {"head": own_app._scripts(), "ssr_mode": False} if MAJOR >= 6 else {}
+    if not head:
+        put_into_head(own_app._scripts())
+    return gr.mount_gradio_app(app, page_in_a_webui(session, has_txt2img=has_txt2img), path="/", **head)
 
 
 def main() -> None:
     port, home = int(sys.argv[1]), Path(sys.argv[2])
     session = own_app.open_session(home / "outputs", lambda: StandaloneHost(None, None, home / "models" / "Lora"))
-    uvicorn.run(make_app(session), host="127.0.0.1", port=port, log_level="warning")
+    app = make_app(session, has_txt2img=sys.argv[3:] == ["webui"])
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -54,13 +54,17 @@ WITHOUT_TOOLTIP = """() => {
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the stand-alone app, running in its own process with an empty home."""
-    home = tmp_path_factory.mktemp("home")
+    yield from serve(tmp_path_factory.mktemp("home"))
+
+
+def serve(home: Path, *arguments: str) -> Iterator[str]:
+    """The address of `serve_tab.py` with this home, which runs until the generator is closed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            [SERVING_PYTHON, str(ROOT / "tests" / "stand_ins" / "serve_tab.py"), str(port), str(home)],
+            [SERVING_PYTHON, str(ROOT / "tests" / "stand_ins" / "serve_tab.py"), str(port), str(home), *arguments],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -512,26 +516,6 @@ def test_arrow_keys_move_through_enlarged_samples(page: Any, address: str) -> No
     assert large.get_attribute("src") != first
     page.keyboard.press("ArrowLeft")
     assert large.get_attribute("src") == first
-
-
-def test_a_lora_is_used_with_the_settings_of_its_samples_in_one_click(page: Any, address: str) -> None:
-    """What a webui adds to the page is put there by hand: the boxes of txt2img, and the hidden pair that fills them."""
-    open_tab(page, address)
-    page.evaluate("""() => {
-        document.body.insertAdjacentHTML("beforeend", `<div id="txt2img_prompt"><textarea>a fox</textarea></div>
-            <div id="txt2img_neg_prompt"><textarea>blurry</textarea></div>`);
-        document.querySelector("#lora_train_root").insertAdjacentHTML("beforeend",
-            `<div id="lora_train_paste_text"><textarea></textarea></div><button id="lora_train_paste_send"></button>`);
-        const text = document.querySelector("#lora_train_paste_text textarea");
-        document.querySelector("#lora_train_paste_send").onclick = () => (window.sent = text.value);
-    }""")
-    show(page, "Results")
-    page.locator(".lt-run", has_text="from-the-tab").locator("summary").first.click()
-    page.locator(".lt-run[open] .lt-table").get_by_role("button", name="Use with settings").first.click()
-    page.wait_for_function("window.sent")
-    prompt, negative, settings = page.evaluate("window.sent").split("\n")
-    assert "a fox <lora:from-the-tab" in prompt and negative == "Negative prompt: blurry"
-    assert "Steps: 2, " in settings and "Size: 128x128" in settings and "Clip skip: 1" in settings
 
 
 def test_a_past_run_can_be_reused_renamed_and_deleted_after_confirmation(page: Any, address: str) -> None:

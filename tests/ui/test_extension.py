@@ -30,6 +30,7 @@ class Callbacks:
         self.tabs: list[Any] = []
         self.apps: list[Any] = []
         self.settings: list[Any] = []
+        self.pasted: list[Any] = []
 
     def module(self) -> Any:
         return module_of(
@@ -37,6 +38,7 @@ class Callbacks:
             on_ui_tabs=self.tabs.append,
             on_app_started=self.apps.append,
             on_ui_settings=self.settings.append,
+            on_infotext_pasted=self.pasted.append,
         )
 
 

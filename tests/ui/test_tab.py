@@ -78,7 +78,8 @@ def test_the_last_run_can_be_sent_to_the_xyz_plot(tmp_path: Path) -> None:
     assert session.xyz_text() == (
         "zkw <lora:zok-000001:1>\n"
         "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42, Size: 64x64, Script: X/Y/Z plot, X Type: Prompt S/R, "
-        'X Values: "zok-000001,zok-000002", Y Type: Seed, Y Values: "42,43,44"'
+        'X Values: "zok-000001,zok-000002", Y Type: Seed, Y Values: "42,43,44", Clip skip: 1, '
+        "Source: LoRA Train"
     )
 
 

@@ -72,7 +72,8 @@ def test_the_settings_are_those_of_the_runs_first_sample(tmp_path: Path) -> None
     answer = LoraUse(tmp_path / "home", lambda: None).use({"run": folder.root.name, "path": str(lora)})
     assert answer == {
         "misfit": "",
-        "settings": "Steps: 12, Sampler: DPM++ 2M Karras, CFG scale: 3.5, Size: 128x192, Clip skip: 2",
+        "settings": "Steps: 12, Sampler: DPM++ 2M Karras, CFG scale: 3.5, Size: 128x192, Clip skip: 2, "
+        "Source: LoRA Train",
     }
 
 

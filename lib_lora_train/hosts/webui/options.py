@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.access import ApiAccess
+from lib_lora_train.sampling.infotext import pasted_names
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 
 _SUBFOLDER = "lora_train_subfolder"
@@ -93,3 +95,25 @@ def bind_paste_button(button: Any, source: Any) -> None:
 
     binding = infotext_utils.ParamBinding(paste_button=button, tabname="txt2img", source_text_component=source)
     infotext_utils.register_paste_params_button(binding)
+
+
+def keep_unnamed_options(infotext: str, values: MutableMapping[str, Any]) -> None:
+    """Remove from `values`, as the webui read them from an infotext of ours, the options that it does not name.
+
+    Webuis take a setting that is missing from an infotext as its default, and would override the user's option with
+    it: the source of random numbers, the type of VAE, 8-bit storage and others.
+
+    After an image with overridden options, webuis restore only those that were ever set. Options that the text does
+    name are therefore set to the value that they have.
+    """
+    named = pasted_names(infotext)
+    if named is None:
+        return
+    from modules import shared
+
+    for option, info in shared.opts.data_labels.items():
+        label = getattr(info, "infotext", None)
+        if label in named:
+            shared.opts.data.setdefault(option, info.default)
+        elif label:
+            values.pop(label, None)
