@@ -37,6 +37,7 @@ class RunTarget:
     memory and would be used there.
     `dtype_bytes` is the size of one weight during training, 0 for the file's own precision. `device` is the card's
     name or "cpu"; `gpu` is None if there is none. `vae` is a separate VAE file, None for the checkpoint's own.
+    `precision` is what loaded weights are trained in, such as fp16; "" if that is not known.
     """
 
     checkpoint: Path | None
@@ -45,6 +46,7 @@ class RunTarget:
     device: str
     gpu: Gpu | None
     vae: Path | None = None
+    precision: str = ""
 
 
 def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget:

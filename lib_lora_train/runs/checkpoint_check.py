@@ -6,12 +6,12 @@ Does not import PyTorch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError, Problem, VaeError
-from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.model_files import describe_model, model_name, read_checkpoint_info
@@ -48,7 +48,9 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
             return CheckpointCheck(model_name(target.checkpoint))
         where = "vae" if isinstance(reason, VaeError) else "checkpoint"
         return CheckpointCheck(problems=(Problem("error", where, str(reason)),))
-    return CheckpointCheck(info.description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
+    precision = _precision(info.precision, _trained_in(config, target, info.precision))
+    description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}"
+    return CheckpointCheck(description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
 
 
 def resolution_settings(own: int) -> dict[str, int]:
@@ -58,10 +60,29 @@ def resolution_settings(own: int) -> dict[str, int]:
     return {"resolution": own, "min_bucket": own // 2, "max_bucket": own * 2}
 
 
-def describe_loaded(model: DiffusionModel, vae: str) -> str:
-    """What a loaded model was found to be; `vae` is the setting."""
-    precision = str(model.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
-    return describe_model(model.spec, vae=user_path(vae).name if vae else "", precision=precision)
+def describe_loaded(model: DiffusionModel, target: RunTarget) -> str:
+    """What a loaded model was found to be, in the words of `check_checkpoint`."""
+    stored, trained_in = "", str(model.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+    if model.path:
+        with suppress(ModelError):  # the file may be gone
+            stored = read_checkpoint_info(model.path).precision
+    return describe_model(
+        model.spec, vae=target.vae.name if target.vae else "", precision=_precision(stored, trained_in)
+    )
+
+
+def _precision(stored: str, trained_in: str) -> str:
+    """`fp16`, or `fp16 file, trained in fp32`."""
+    return trained_in if stored in ("", trained_in) else f"{stored} file, trained in {trained_in}"
+
+
+def _trained_in(config: TrainConfig, target: RunTarget, stored: str) -> str:
+    """The precision that the run would compute in."""
+    if config.precision != "auto":
+        return config.precision
+    if target.dtype_bytes == 4:
+        return target.precision or "fp32"
+    return target.precision or ("fp16" if stored == "fp8" else stored)
 
 
 def checkpoint_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:

@@ -145,7 +145,7 @@ def _remove_card(run: RunContext, card: Path) -> None:
 
 def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | None:
     progress = f"epoch {epoch} of {run.plan.epochs}, step {step}"
-    model = f"trained on {run.model.name} ({describe_loaded(run.model, run.config.vae)})"
+    model = f"trained on {run.model.name} ({describe_loaded(run.model, run.host.run_target(run.config))})"
     notes = [progress, run.history.loss_text(epoch), model]
     values = card_values(
         architecture=run.model.spec.architecture,

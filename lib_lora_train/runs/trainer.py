@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control, RunStoppedError
-from lib_lora_train.core.errors import ModelUnavailableError, Problem, TrainingError
+from lib_lora_train.core.errors import ModelUnavailableError, OutputError, Problem, TrainingError
 from lib_lora_train.core.events import (
     EpochDone,
     Event,
@@ -143,7 +143,7 @@ def _run_phases(
         return
     if before:
         continue_from(before, config, folder)
-    yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, config.vae)}.")
+    yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
     yield from _report_problems(checkpoint_problems(model.spec, config))
     if model.note:
         yield Noted("hint", model.name, model.note)
@@ -225,6 +225,18 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
 
 
 def _train(run: RunContext, training: Training, measures: RunMeasures) -> Generator[Event, None, None]:
+    """The training loop's events and all that is saved, sampled and measured.
+
+    OutputError for a LoRA file that cannot be written and that nobody waits for; the training state is saved then.
+    """
+    try:
+        yield from _train_and_save(run, training, measures)
+    except OutputError:
+        yield from save_training_state(run, training)
+        raise
+
+
+def _train_and_save(run: RunContext, training: Training, measures: RunMeasures) -> Generator[Event, None, None]:
     """The training loop's events, with saving, sampling and measuring after epochs, at due steps and on request."""
     try:
         yield from _finish_interrupted_step(run, training)
@@ -262,6 +274,8 @@ def _finish_interrupted_step(run: RunContext, training: Training) -> Iterator[Ev
     if (epoch, step) in run.history.unfinished_samples:
         yield from _sample_step(run, training)
     if step % length and step != run.plan.total_steps:
+        if run.config.save_every_n_steps and step % run.config.save_every_n_steps == 0:
+            yield from save_due_step_lora(run, training)
         return
     known = {file.epoch: file.step for file in run.history.files.values() if file.epoch}
     if known.get(epoch) != step:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from lib_lora_train.core.errors import HostError, ModelError, ModelUnavailableError
 from lib_lora_train.core.user_paths import user_path
@@ -25,7 +24,7 @@ from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, RunTarget
 from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
 from lib_lora_train.hosts.webui.guest import restored_random_state
-from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelIdentity
+from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelIdentity, with_schedule
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from lib_lora_train.dataset_tools.tagger import Tagger
 
 _LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, without a second copy."
-_SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
 
 class Webui(Protocol):
@@ -156,14 +154,16 @@ class WebuiHost:
         named = user_path(config.checkpoint) if config.checkpoint else None
         vae = user_path(config.vae) if config.vae else None
         is_current = current is not None and _is_same_file(named, current.path) and _is_same_file(vae, current.vae)
+        is_loaded = is_current and config.precision == "auto"
         gpu = find_gpu(device)
         return RunTarget(
             checkpoint=named or (current.path if current else None),
-            is_loaded=is_current and config.precision == "auto",
+            is_loaded=is_loaded,
             dtype_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
             device=device_name(device, gpu),
             gpu=gpu,
             vae=vae or (current.vae if current else None),
+            precision=current.trained_in(device) if current and is_loaded else "",
         )
 
     def checkpoint_files(self) -> tuple[Path, ...]:
@@ -351,7 +351,7 @@ class WebuiHost:
         # CPUs compute in 16 bit slowly or not at all, so the webui's 16-bit parts are converted once.
         dtype = torch.float32 if self._webui.device.type == "cpu" else None
         try:
-            spec = infer_spec(shapes_of(tensors), hints=facts.hints)
+            spec = infer_spec(shapes_of(tensors), hints=loaded.hints(facts))
             model = model_from_graft(
                 graft(tensors, spec, dtype),
                 spec=spec,
@@ -363,7 +363,7 @@ class WebuiHost:
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
         vae_hash = file_hash(loaded.vae) if loaded.vae and loaded.vae.is_file() else ""
-        model = replace(_with_schedule(model, facts.alphas_cumprod), note=note, vae_hash=vae_hash)
+        model = replace(with_schedule(model, facts.alphas_cumprod), note=note, vae_hash=vae_hash)
         model = with_overrides(model, overrides)
         self._grafted_on[model] = loaded.identity
         return model
@@ -386,14 +386,3 @@ class WebuiTxt2Img:
 def _is_same_file(named: Path | None, loaded: Path | None) -> bool:
     """Whether the file named by the settings is the loaded one; True if none is named."""
     return named is None or (loaded is not None and named.resolve() == loaded.resolve())
-
-
-def _with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:
-    """The model with the webui's noise schedule if it differs from the architecture's usual one."""
-    if alphas_cumprod is None:
-        return model
-    theirs = alphas_cumprod.detach().to("cpu", torch.float64).clone()
-    ours = model.schedule.alphas_cumprod
-    if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0.0, atol=_SCHEDULE_TOLERANCE):
-        return model
-    return replace(model, schedule=replace(model.schedule, alphas_cumprod=theirs))

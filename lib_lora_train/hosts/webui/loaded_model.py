@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models.architecture import CheckpointHints
+from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.model_files import read_checkpoint_info
+
+_SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +85,20 @@ class LoadedModel:
     facts: Callable[[], ModelFacts]
     tensors: Callable[[], Mapping[str, Tensor]]
 
+    def hints(self, facts: ModelFacts) -> CheckpointHints:
+        """The webui's hints, with the model's own resolution, which only its file knows."""
+        if facts.hints.resolution:
+            return facts.hints
+        with suppress(ModelError):  # the webui can load files that cannot be read here
+            return replace(facts.hints, resolution=read_checkpoint_info(self.path).spec.resolution or None)
+        return facts.hints
+
+    def trained_in(self, device: torch.device) -> str:
+        """The precision that a run on these weights computes in, such as fp16; "" if it reads the file instead."""
+        if device.type == "cpu":
+            return "fp32"
+        return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(self.identity.stored_as, "")
+
 
 def stored_as(unet: Any) -> str:
     """The dtype of most of the UNet's matrices, such as `float16`; webuis keep norms and biases in another one."""
@@ -88,3 +109,14 @@ def stored_as(unet: Any) -> str:
 def dtype_name(dtype: object) -> str:
     """`torch.float16` as `float16`; names such as `nf4` are unchanged."""
     return str(dtype).removeprefix("torch.")
+
+
+def with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:
+    """The model with the webui's noise schedule if it differs from the architecture's usual one."""
+    if alphas_cumprod is None:
+        return model
+    theirs = alphas_cumprod.detach().to("cpu", torch.float64).clone()
+    ours = model.schedule.alphas_cumprod
+    if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0.0, atol=_SCHEDULE_TOLERANCE):
+        return model
+    return replace(model, schedule=replace(model.schedule, alphas_cumprod=theirs))
