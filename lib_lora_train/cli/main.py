@@ -7,15 +7,13 @@ imported inside the commands, so that help, errors and the plan appear without w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
@@ -25,12 +23,11 @@ from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.cpu_environment import set_cpu_environment
-from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.errors import LoraTrainError, OutputError
 from lib_lora_train.core.project import PROJECT_ROOT
+from lib_lora_train.core.wording import count
 
 if TYPE_CHECKING:
-    from lib_lora_train.core.control import Control
-    from lib_lora_train.core.events import Event
     from lib_lora_train.runs.past_runs import ResumePoint
 
 EXIT_USER_ERROR = 2
@@ -160,6 +157,7 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Run the demo; LoraTrainError if its LoRA does not pass the gate."""
     refuse_unknown(unknown)
+    from lib_lora_train.cli.show_run import show_run
     from lib_lora_train.core.control import Control
     from lib_lora_train.demo import demo
 
@@ -202,7 +200,7 @@ def _train_all(options: argparse.Namespace, configs: Sequence[TrainConfig]) -> i
             failed.append(config.output_name)
             print(f"Error: {error}", file=sys.stderr)
     if failed:
-        raise LoraTrainError(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}.")
+        raise LoraTrainError(f"{len(failed)} of {count(len(configs), 'run')} failed: {', '.join(failed)}.")
     return 0
 
 
@@ -221,6 +219,7 @@ def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _train(options: argparse.Namespace, config: TrainConfig, resume_point: ResumePoint | None = None) -> bool:
     """Train a new run, or resume one; False if it was stopped."""
+    from lib_lora_train.cli.show_run import show_run
     from lib_lora_train.core.control import Control
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.models.model_identity import identity_from_values
@@ -242,7 +241,11 @@ def _train(options: argparse.Namespace, config: TrainConfig, resume_point: Resum
     )
     state = resume_point.state if resume_point else None
     events = run_training(config, host, folder=folder, control=control, state=state, options=run_options)
-    show_run(log_events(events, folder.log), control)
+    try:
+        show_run(log_events(events, folder.log), control)
+    except OutputError as error:
+        go_on = f"python launch.py resume {shlex.quote(str(folder.root))}"
+        raise OutputError(f"{error} Then continue with: {go_on}") from error
     return not control.is_stopped
 
 
@@ -269,39 +272,6 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     durations = [f"{name}: {text}" for name, text in describe_durations(config, plan).items()]
     model = f"{'Model':<10}{checkpoint.description}"
     return "\n".join([describe_plan(plan, durations), model, *requirement_lines(needs), *notes])
-
-
-def show_run(events: Iterable[Event], control: Control) -> None:
-    """Show a run's events on the terminal; the first Ctrl-C stops it after the step and saves the result."""
-    from lib_lora_train.cli.terminal import Terminal
-
-    terminal = Terminal(sys.stdout)
-    with stop_on_interrupt(control, terminal.write):
-        try:
-            for event in events:
-                terminal.show(event)
-        finally:
-            terminal.close()
-
-
-@contextlib.contextmanager
-def stop_on_interrupt(control: Control, on_stop: Callable[[str], object]) -> Iterator[None]:
-    """Inside, the first Ctrl-C stops the run after its step and saves the result; a second one aborts.
-
-    A plain KeyboardInterrupt would be raised in the middle of a step and lose it.
-    """
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if control.is_stopped:
-            raise KeyboardInterrupt
-        control.stop()
-        on_stop("Stopping after this step and saving the LoRA. Press Ctrl-C again to abort.")
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _path(text: str) -> Path | None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from lib_lora_train.cli import main as cli
 from lib_lora_train.cli import settings as cli_settings
+from lib_lora_train.cli.show_run import stop_on_interrupt
 from lib_lora_train.cli.terminal import Terminal
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
@@ -31,6 +32,7 @@ from lib_lora_train.core.events import (
     PhaseStarted,
     Planned,
     Progress,
+    Resumed,
     StateChanged,
     StepDone,
     from_record,
@@ -267,15 +269,24 @@ class FakeControl:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself Ctrl-C")
-def test_first_ctrl_c_stops_the_run_and_second_aborts() -> None:
+@pytest.mark.parametrize(
+    "events", [(), (StepDone(1, 1, 0.1, {}, 0.0, 0.1),), (Resumed(5),)], ids=["no step", "a step", "resumed"]
+)
+def test_first_ctrl_c_stops_the_run_and_second_aborts(events: tuple[Event, ...]) -> None:
     control: Any = FakeControl()
-    messages: list[str] = []
+    out = io.StringIO()
+    terminal = Terminal(out)
+    for event in events:
+        terminal.show(event)
+    out.truncate(0)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli.stop_on_interrupt(control, messages.append):
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt(control, terminal):
         os.kill(os.getpid(), signal.SIGINT)
         assert control.is_stopped, "the run continues to the end of its step"
         os.kill(os.getpid(), signal.SIGINT)
-    assert len(messages) == 1
+    message = out.getvalue()
+    assert message.count("Press Ctrl-C again to abort.") == 1
+    assert ("saving the LoRA" in message) == bool(events), "before the first step there is none"
     assert signal.getsignal(signal.SIGINT) is before
 
 

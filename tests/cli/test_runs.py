@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lib_lora_train.cli import main as cli
-from lib_lora_train.core.errors import TrainingError
+from lib_lora_train.core.errors import OutputError, TrainingError
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs import checkpoints
 from tests.stand_ins.run_parts import NO_SAMPLES, small_run_setup
 
 
@@ -64,12 +66,28 @@ def test_invalid_settings_in_any_file_are_reported_before_the_first_run(
     assert "rank" in capsys.readouterr().err
 
 
+def test_a_run_that_ends_for_a_full_disk_says_how_it_goes_on(
+    settings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("The disk is full. Free some and save again.")
+
+    out = tmp_path / "my out"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_adapter", full)
+        assert cli.main(["train", str(settings[0]), "--out", str(out)]) == cli.EXIT_USER_ERROR
+    message, _, command = capsys.readouterr().err.strip().partition("Then continue with: python launch.py ")
+    assert "Free some and save again." in message
+    assert cli.main(shlex.split(command)) == 0
+    assert [path.stem for path in (out / "models" / "Lora").glob("*.safetensors")] == ["one-000001"]
+
+
 def test_finished_run_is_extended(settings: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", str(settings[0]), "--out", str(tmp_path / "out")]) == 0
     (folder,) = (tmp_path / "out" / "outputs").glob("*-one")
     loras = tmp_path / "out" / "models" / "Lora"
     assert cli.main(["resume", str(folder)]) == cli.EXIT_USER_ERROR
-    assert "all 3 steps are done" in capsys.readouterr().err
+    assert "3 steps were planned and done" in capsys.readouterr().err
     assert cli.main(["resume", str(folder), "--more-epochs", "1"]) == 0
     assert sorted(path.stem for path in loras.glob("*.safetensors")) == ["one-000001", "one-000002"]
     assert cli.main(["train", str(settings[0]), "--resume", str(folder), "--epochs", "3"]) == 0

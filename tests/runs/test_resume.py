@@ -311,6 +311,26 @@ def test_lora_that_cannot_be_written_pauses_until_it_can(setup: RunSetup, monkey
     assert len(reasons) == 2 and all("press Resume" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("values", [{"epochs": 1}, {"epochs": 1, "save_every_n_steps": 2}], ids=["epoch", "step"])
+def test_a_lora_that_cannot_be_written_where_nobody_waits_loses_nothing(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    """The state of that step is kept, and the resumed run writes the file first."""
+    config, whole = setup.config.replace(**values), new_run_folder(setup.folder.root.parent, "whole")
+    expected = [event.step for event in only(run_logged(setup, config, folder=whole), LoraWritten)]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_adapter", _full)
+        with pytest.raises(OutputError, match="The disk is full"):
+            run_logged(setup, config)
+    assert setup.folder.state_steps() == [values.get("save_every_n_steps", 3)]
+    again = resume(setup)
+    assert [event.step for event in only(again, LoraWritten)] == expected and ending(again) == "finished"
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise OutputError("The disk is full.")
+
+
 def test_stop_in_the_pause_for_a_full_disk_ends_the_run(setup: RunSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OutputError("The disk is full.")
@@ -445,7 +465,7 @@ def test_checkpoint_may_be_renamed_or_replaced_while_a_run_trains(
 def test_extended_run_continues_the_series_of_files(setup: RunSetup, tmp_path: Path) -> None:
     config = setup.config.replace(lr_schedule="constant")
     run_logged(setup, config)
-    with pytest.raises(TrainingError, match="all 6 steps are done"):
+    with pytest.raises(TrainingError, match="6 steps were planned and done"):
         find_resume_point(setup.folder)
     (row,) = past_runs(setup.folder.root.parent)
     assert (row["can_resume"], row["can_extend"], row["epochs"]) == (False, True, 2)
@@ -516,7 +536,7 @@ def test_runner_resumes_with_complete_curves_and_queue_extends(setup: RunSetup) 
     runner.wait(120)
     assert runner.status()["state"] == "finished"
     assert [step for step, _ in runner.loss_curve()] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(TrainingError, match="all 6 steps are done"):
+    with pytest.raises(TrainingError, match="6 steps were planned and done"):
         runner.resume_run(run)
     runner.enqueue_resume(run, more_epochs=1)
     assert runner.start_queue() == run
