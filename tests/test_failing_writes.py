@@ -96,6 +96,9 @@ COVERED: dict[str, str] = {
     "dataset_tools.repairs.write_undo": _UNDO,
     "dataset_tools.upscale.write_upscaled": _EDITS,
     "lora_tools.merge_into_checkpoint.write_merged_checkpoint": _CHECKPOINT,
+    "lora_tools.new_model_folder.write_model_copy": (
+        "tests/lora_tools/test_merge.py::test_a_model_folder_that_cannot_be_written_leaves_nothing"
+    ),
     "runs.checkpoints.save_due_step_lora": _LORA,
     "runs.checkpoints.save_epoch_lora": _LORA,
     "runs.checkpoints.save_step_lora": _LORA,

@@ -11,6 +11,7 @@ from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import count
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 EXIT_BROKEN = 2
@@ -109,14 +110,15 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from lib_lora_train.lora_tools.convert import base_mismatch
     from lib_lora_train.lora_tools.merge import merge_into_file
     from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
+    from lib_lora_train.models.model_files import model_name
 
     files = pair_weights([read_adapter(path) for path in options.files], options.weights)
     checkpoint = _checkpoint(options)
     names = "+".join(path.stem for path in options.files)
     if options.into:
-        path = _output(options, f"{checkpoint.stem}+{names}")
+        path = _output(options, f"{model_name(checkpoint)}+{names}")
         baked = write_merged_checkpoint(checkpoint, files, path)
-        print(f"Saved to {path} ({baked.size_bytes / 2**20:.1f} MiB), {baked.layers} layers changed.")
+        print(f"Saved to {baked.path} ({baked.size_bytes / 2**20:.1f} MiB), {count(baked.layers, 'layer')} changed.")
         left_out = baked.left_out
     else:
         path = _output(options, names)

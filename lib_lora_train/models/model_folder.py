@@ -28,7 +28,7 @@ from lib_lora_train.models.weight_files import PICKLE_ENDINGS, TensorPlace, file
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
-_PARTS = ("unet", "vae", *TEXT_PARTS)
+MODEL_PARTS = ("unet", "vae", *TEXT_PARTS)
 _CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     **dict.fromkeys(TEXT_PARTS, ("CLIPTextModel", "CLIPTextModelWithProjection")),
@@ -64,7 +64,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     _refuse_other_pipelines(path, pipeline if isinstance(pipeline, str) else "", named)
     files: dict[str, tuple[Path, ...]] = {}
     wrong: list[str] = []
-    for part in _PARTS:
+    for part in MODEL_PARTS:
         if part in named:
             try:
                 files[part] = part_files(path / part)
@@ -79,8 +79,8 @@ def read_model_folder(path: Path) -> ModelFolder:
 
 def refuse_part(path: Path) -> None:
     """ModelError, naming the folder to choose, for a file that is a part of a model in diffusers' layout."""
-    whole = path.parent.parent if path.parent.name in _PARTS else path.parent
-    is_part = path.parent.name in _PARTS or path.name == INDEX
+    whole = path.parent.parent if path.parent.name in MODEL_PARTS else path.parent
+    is_part = path.parent.name in MODEL_PARTS or path.name == INDEX
     if is_part and (whole / INDEX).is_file():
         raise ModelError(f"{path} is only a part of a model. Choose the folder of the whole model: {whole}.")
 

@@ -63,13 +63,14 @@ class LoraToolsSession:
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.merge import merge_into_file
         from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
+        from lib_lora_train.models.model_files import model_name
 
         named = _weighted_files(values)
         files = pair_weights([read_adapter(path) for path, _ in named], [weight for _, weight in named])
         stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
         if to == "checkpoint":
             checkpoint = self._checkpoint(values)
-            output = _output(values, checkpoint.parent, f"{checkpoint.stem}+{stem}")
+            output = _output(values, checkpoint.parent, f"{model_name(checkpoint)}+{stem}")
             baked = write_merged_checkpoint(checkpoint, files, output)
             return _result(
                 baked.path, baked.size_bytes, baked, self._base_warnings(values, [file for file, _ in files])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from lib_lora_train.adapters.inject import inject, inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import AdapterError, LoraTrainError
+from lib_lora_train.core.errors import AdapterError, LoraTrainError, OutputError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.merge import merge, merge_into_file, merged_metadata
 from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
@@ -26,6 +27,8 @@ from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
 from tests.lora_tools.test_check_and_convert import FAMILIES, file_kind
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
+from tests.stand_ins.model_folders import write_model_folder
+from tests.stand_ins.tiny_models import tiny_model as tiny_sd
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 
 LOCON = AdapterSpec(rank=3, alpha=1.5, targets="all", conv_rank=2, conv_alpha=1.0)
@@ -186,6 +189,52 @@ def test_a_merged_checkpoint_matches_the_model_with_both_loras(kind: Architectur
     assert all(torch.equal(now[key], old[key]) for key in old if key.startswith("first_stage_model."))
     with pytest.raises(LoraTrainError, match="already exists"):
         write_merged_checkpoint(checkpoint, pair_weights(files, []), baked.path)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_merging_into_a_model_folder_writes_another_one(kind: Architecture, tmp_path: Path) -> None:
+    """With the weights that the same merge into one file gives; whatever else the folder needs is copied."""
+    model = tiny_sd(kind)
+    adapter = inject(model, AdapterSpec(rank=2, alpha=1.0, targets="all"), seed=1)
+    with torch.no_grad():
+        for (parameter,) in adapter.groups.values():
+            parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    files = pair_weights([AdapterFile(Path("a.safetensors"), adapter.state(), {})], [0.5])
+    expected = {key: base_weight(layer.base_layer) + 0.5 * layer.diff_weight() for key, layer in adapter.layers.items()}
+    adapter.remove()
+    folder = write_model_folder(tmp_path / "fox-v1.5", model, shard="100KB")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"the old weights in another precision")
+    (folder / "fox-fp16.ckpt").write_bytes(b"all of the old weights in one file")
+    (folder / "README.md").write_text("about the fox", encoding="utf-8")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    baked = write_merged_checkpoint(folder, files, tmp_path / "merged-v2.0.safetensors")
+    assert baked.path == tmp_path / "merged-v2.0" and baked.left_out == () and baked.layers == len(expected)
+    assert {file: file.read_bytes() for file in before} == before, "the folder is as it was"
+    names = {file.relative_to(folder) for file in before if "fp16" not in file.name}
+    assert {file.relative_to(baked.path) for file in baked.path.rglob("*") if file.is_file()} == names
+    config = TrainConfig(checkpoint=str(baked.path), precision="fp32")
+    new = inject(
+        StandaloneHost(None, None, tmp_path, "cpu").load_model(config), AdapterSpec(rank=2, targets="all"), seed=1
+    )
+    for key, layer in new.layers.items():
+        torch.testing.assert_close(base_weight(layer.base_layer), expected[key], rtol=1e-5, atol=1e-6)
+    with pytest.raises(LoraTrainError, match="already exists"):
+        write_merged_checkpoint(folder, files, tmp_path / "merged-v2.0.safetensors")
+
+
+def test_a_model_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    model = tiny_sd("sd1")
+    adapter = inject(model, AdapterSpec(rank=2), seed=1)
+    files = pair_weights([AdapterFile(Path("a.safetensors"), adapter.state(), {})], [])
+    adapter.remove()
+    folder = write_model_folder(tmp_path / "fox", model)
+    monkeypatch.setattr("lib_lora_train.lora_tools.new_model_folder.save_file", full)
+    with pytest.raises(OutputError, match=r"Free some space there, or choose another folder\.$"):
+        write_merged_checkpoint(folder, files, tmp_path / "new.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["fox"]
 
 
 def test_command_and_panel_merge_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
