@@ -11,7 +11,17 @@ from typing import Any
 from PIL import Image
 
 from tests.stand_ins.ui import write_images
-from tests.ui.test_browser import WITHOUT_TOOLTIP, address, fill, open_tab, page, pytestmark, show
+from tests.ui.test_browser import (
+    WITHOUT_TOOLTIP,
+    address,
+    fill,
+    open_captions,
+    open_tab,
+    page,
+    pytestmark,
+    show,
+    type_caption,
+)
 
 __all__ = ["address", "page", "pytestmark"]
 
@@ -116,3 +126,34 @@ def test_a_long_check_survives_a_reload_and_can_be_stopped(page: Any, address: s
     page.click(".lt-d-stop")
     page.locator(".lt-d-body .lt-verdict", has_text="of 600 images were checked").wait_for()
     assert page.locator(".lt-d-work").is_hidden() and page.locator(".lt-d-check").is_enabled()
+
+
+def tags_are(page: Any, expected: dict[str, str]) -> None:
+    """Wait until the tag list has these tags and counts."""
+    listed = """() => Object.fromEntries([...document.querySelectorAll('.lt-c-tags .lt-hit')]
+        .map((hit) => [hit.querySelector('b').textContent, hit.querySelector('i').textContent]))"""
+    page.wait_for_function(
+        f"expected => JSON.stringify(Object.entries(({listed})()).sort()) === JSON.stringify(expected)",
+        arg=sorted(map(list, expected.items())),
+    )
+
+
+def test_tag_list_and_filters_follow_a_single_edit(page: Any, address: str, tmp_path: Path) -> None:
+    """(tag-list-after-one-edit) One typed caption changes the counts, and what the filter shows."""
+    folder = write_images(tmp_path / "set", 3)
+    open_tab(page, address)
+    show(page, "Captions")
+    open_captions(page, folder, 3)
+    tags_are(page, {"zkw": "3", "image 0": "1", "image 1": "1", "image 2": "1"})
+    type_caption(page, "zkw, sunset")
+    page.locator(".lt-c-message", has_text="000.png saved").wait_for()
+    tags_are(page, {"zkw": "3", "sunset": "1", "image 1": "1", "image 2": "1"})
+    page.locator(".lt-c-tags .lt-hit", has_text="sunset").click()
+    page.locator(".lt-c-count", has_text="1 of 3").wait_for()
+    tags_are(page, {"zkw": "1", "sunset": "1"})
+    type_caption(page, "zkw, dawn")  # the image no longer has the tag that the filter asks for
+    page.locator(".lt-c-count", has_text="0 of 3").wait_for()
+    tags_are(page, {})
+    page.fill(".lt-c-filter-all_of", "dawn")
+    page.locator(".lt-c-count", has_text="1 of 3").wait_for()
+    tags_are(page, {"zkw": "1", "dawn": "1"})
