@@ -111,7 +111,7 @@ COVERED: dict[str, str] = {
     "web.form_session.FormSession.save_draft": _PAGE,
     "web.form_session.FormSession.save_preset": _PAGE,
 }
-REQUESTS = {"runs.runner.Runner.save_now", "training.control.Control.save_now"}
+REQUESTS = {"runs.runner.Runner.save_now", "core.control.Control.save_now"}
 """These write nothing: they ask the run to."""
 
 

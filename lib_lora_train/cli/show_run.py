@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from lib_lora_train.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from lib_lora_train.core.control import Control
     from lib_lora_train.core.events import Event
-    from lib_lora_train.training.control import Control
 
 _STOPPING = {
     True: "Stopping after this step and saving the LoRA.",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Planned, StateChanged, StepDone
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
@@ -17,7 +18,6 @@ from lib_lora_train.runs.event_log import log_events, log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.training.control import Control
 from tests.stand_ins.run_parts import NO_SAMPLES
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.ui import small_config, write_images
