@@ -1,31 +1,10 @@
-/* The table of files in the Results panel, and the progress of the grid that the webui draws. */
+/* The table of files in the Results panel. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
 
-    // --- the grid of the webui --------------------------------------------------------------------
-    lt.drawGridStatus = (container, run) => {
-        const grid = (run.status && run.status.grid) || { state: "idle", done: 0, total: 0 };
-        const message = {
-            idle: "",
-            drawing: `The webui is drawing image ${lt.whole(grid.done + 1)} of ${lt.whole(grid.total)}${grid.step ? `, step ${grid.step},` : ""} for ${grid.run}.`,
-            done: `Grid saved: ${grid.path}`,
-            cancelled: grid.message,
-            failed: grid.message,
-        }[grid.state];
-        if (container.dataset.message === message) return;
-        container.dataset.message = message;
-        container.replaceChildren(message, ...(grid.state === "drawing" ? [" ", cancelGrid()] : []));
-    };
-
-    function cancelGrid() {
-        const button = make("button", { type: "button", className: "lt-small", title: "Stop after this sampling step. Finished images are kept, and drawing the grid again continues from them." }, "Cancel");
-        button.onclick = () => lt.request("grid-cancel").then(lt.poll).catch(lt.notify);
-        return button;
-    }
-
-    /** For a run: the epoch grid by the webui, and its epochs in txt2img's X/Y/Z plot; nothing stand-alone. */
+    /** For a run: its epochs in txt2img's X/Y/Z plot; nothing stand-alone. */
     lt.webuiButtons = (run) => {
         if (!lt.canPaste()) return [];
         const add = (label, title, work) => {
@@ -34,7 +13,6 @@
             return button;
         };
         return [
-            add("Draw epoch grid", "The webui draws the epochs of this run with the run's own sampler and prompts", () => lt.request("grid-draw", { run }).then(lt.poll)),
             add("Send to X/Y/Z plot", "Fill in txt2img with the epochs of this run; then press Generate there", async () => {
                 lt.paste((await lt.request("xyz-text", { run })).text);
             }),

@@ -98,6 +98,6 @@
         else if (event.target.closest("#lora_train_root [data-lt-undo]")) lt.applyChange("form-undo", {});
         else if (item) lt.showField(`lora_train_${item.dataset.where}`);
         if (event.target.closest("#lora_train_panels [role=tab], #lora_train_panels .tab-nav button")) setTimeout(lt.drawSoon, 60);
-        if (event.target.closest("#lora_train_start, #lora_train_actions, #lora_train_grid_draw")) lt.pollOften();
+        if (event.target.closest("#lora_train_start, #lora_train_actions")) lt.pollOften();
     };
 })();

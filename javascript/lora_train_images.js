@@ -1,67 +1,10 @@
-/* Images: the dataset with its captions, samples by epoch and prompt, the grid, and the enlarged view. */
+/* Images: the dataset with its captions, samples by epoch and prompt, and the grid. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
     const thumbnail = (token) => lt.url(`thumbnail/${token}`);
     const image = (token) => lt.url(`image/${token}`);
-
-    // --- the enlarged view ------------------------------------------------------------------------
-    /* `table` is rows of cells {token, title, text}; the arrow keys move through them. */
-    let view = null;
-
-    lt.enlarge = (table, row, column) => {
-        view = { table, row, column, before: document.activeElement };
-        const box = make("div", { id: "lora_train_view", role: "dialog", "aria-modal": "true", "aria-label": "Image" },
-            make("button", { className: "lt-close", type: "button", "aria-label": "Close" }, "×"),
-            make("img", { alt: "" }),
-            make("p", {}));
-        box.setAttribute("tabindex", "-1");
-        box.onclick = (event) => {
-            if (event.target.tagName !== "IMG") close();
-        };
-        document.body.append(box);
-        box.focus();
-        showCell();
-    };
-
-    function showCell() {
-        const box = document.getElementById("lora_train_view");
-        const cell = view.table[view.row][view.column];
-        box.querySelector("img").src = image(cell.token);
-        const isSheet = view.table.length > 1 || view.table[0].length > 1;
-        box.querySelector("p").replaceChildren(
-            make("b", {}, cell.title), make("span", {}, cell.text),
-            isSheet ? make("kbd", {}, view.table.length > 1 ? "← → prompts  ↑ ↓ epochs" : "← →") : null);
-    }
-
-    function close() {
-        document.getElementById("lora_train_view").remove();
-        if (view.before && view.before.focus) view.before.focus();
-        view = null;
-    }
-
-    /** Move to the nearest cell with an image in a direction, if there is one. */
-    function step(down, right) {
-        let { row, column } = view;
-        do {
-            row += down;
-            column += right;
-            if (!view.table[row] || column < 0 || column >= view.table[row].length) return;
-        } while (!view.table[row][column]);
-        Object.assign(view, { row, column });
-        showCell();
-    }
-
-    const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-    document.addEventListener("keydown", (event) => {
-        if (!view) return;
-        if (event.key === "Escape") close();
-        else if (KEYS[event.key]) step(...KEYS[event.key]);
-        else return;
-        event.preventDefault();
-        event.stopPropagation();
-    }, true);
 
     // --- samples ----------------------------------------------------------------------------------
     /** A table of samples: a column per prompt, control prompts last, a row per epoch or step. */
@@ -86,23 +29,13 @@
             prompts: places.map((key) => key.split("\n")[0]),
             concept: columns.length,
             control: control.length,
-            epochs: order.map(nameOf),
+            rows: order.map(nameOf),
             table: order.map((row) => places.map((key) => {
                 const event = row.drawn.get(key);
                 return event ? { token: event.token, title: nameOf(row), text: `${event.prompt} · seed ${event.seed}` } : null;
             })),
         };
     }
-
-    /** A row with the titles of the two blocks; nothing if there are no control prompts. */
-    lt.blockTitles = ({ concept, control }) => {
-        if (!control) return null;
-        const title = (columns, text, help, className) => (columns
-            ? [make("th", { colSpan: columns, className, title: help }, make("b", {}, text))] : []);
-        return make("tr", { className: "lt-blocks" }, make("th", {}),
-            ...title(concept, "Should change", "Prompts of the concept: the LoRA must change them", ""),
-            ...title(control, "Control: should not change", "Prompts without the trigger: as far as they change with the LoRA, it bleeds", concept ? "lt-control" : ""));
-    };
 
     lt.drawSamples = (container, run) => {
         const drawn = run.events.filter((event) => event.kind === "SampleDrawn").length;
@@ -116,25 +49,11 @@
             container.replaceChildren(make("div", { className: "lt-empty" }, make("span", {}, reason)));
             return;
         }
-        const sheet = sheetOf(run);
-        const isFirstControl = (column) => sheet.control > 0 && sheet.concept > 0 && column === sheet.concept;
-        const cell = (entry, row, column) => {
-            if (!entry) return make("td", { className: isFirstControl(column) ? "lt-control" : "" }, make("span", { className: "lt-waiting" }));
-            const button = make("button", { type: "button", className: "lt-thumb", title: `${entry.title}: ${entry.text}` },
-                make("img", { src: thumbnail(entry.token), alt: `${entry.title}: ${entry.text}`, loading: "lazy" }));
-            button.onclick = () => lt.enlarge(sheet.table, row, column);
-            return make("td", { className: isFirstControl(column) ? "lt-control" : "" }, button);
-        };
-        container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-sheet" },
-            make("thead", {}, lt.blockTitles(sheet), make("tr", {}, make("th", {}), ...sheet.prompts.map((prompt, column) => make("th", { title: prompt, className: isFirstControl(column) ? "lt-control" : "" }, make("span", {}, prompt))))),
-            make("tbody", {}, ...sheet.table.map((row, r) => make("tr", {},
-                make("th", {}, sheet.epochs[r]), ...row.map((entry, c) => cell(entry, r, c))))))));
+        container.replaceChildren(lt.sheetTable(sheetOf(run)));
     };
 
     lt.drawGrid = (container, run) => {
-        const grids = run.events.filter((event) => event.kind === "GridDrawn");
-        const fromWebui = run.status && run.status.grid && run.status.grid.token ? [run.status.grid] : [];
-        const grid = [...grids.slice(-1), ...fromWebui].sort((a, b) => b.time - a.time)[0];
+        const grid = run.old || run.events.filter((event) => event.kind === "GridDrawn").pop();
         if (!grid || container.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;
         container.dataset.mark = `${run.id}/${grid.token}/${grid.time}`;
         const button = make("button", { type: "button", className: "lt-grid", title: "Enlarge" },

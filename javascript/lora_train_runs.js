@@ -269,10 +269,11 @@
         const hasSamples = shown.events.some((event) => event.kind === "SampleDrawn");
         const [samples, grid] = [make("div", {}), make("div", {})];
         const model = shown.model ? make("p", { className: "lt-faint lt-model" }, `Model: ${shown.model}`) : "";
-        body.replaceChildren(actions(container, one), model, fileTable(container, one, shown.files, shown.triggers), samples, grid, settingsOf(shown));
+        body.replaceChildren(actions(container, one), model, fileTable(container, one, shown.files, shown.triggers), samples, grid,
+            ...(one.loras.length ? [lt.gridTools(one.run)] : []), settingsOf(shown));
         if (hasSamples) lt.drawSamples(samples, past);
-        // The samples are the run's own grid; the webui's is shown beside them.
-        lt.drawGrid(grid, { id: one.run, events: hasSamples ? [] : shown.events, status: { grid: shown.epoch_grid } });
+        // The samples are the run's own grid; one that was drawn later is shown beside them.
+        lt.drawGrid(grid, { id: one.run, events: hasSamples ? [] : shown.events, old: shown.epoch_grid });
     }
 
     function actions(container, one) {

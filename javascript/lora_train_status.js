@@ -90,7 +90,7 @@
         chart: (container) => lt.drawChart(container, run),
         samples: (container) => lt.drawSamples(container, run),
         grid: (container) => lt.drawGrid(container, run),
-        "grid-status": (container) => lt.drawGridStatus(container, run),
+        "epoch-grid": (container) => lt.drawEpochGrid(container, run),
         files: (container) => lt.drawFiles(container, run),
         images: (container) => lt.drawDataset(container),
         concepts: (container) => lt.drawConcepts(container),
@@ -115,12 +115,13 @@
         root.dataset.ltFilling = isFilled ? "" : "yes";
         root.dataset.ltLive = lt.LIVE.includes(state) ? "yes" : "";
         root.dataset.ltRun = run.id ? "yes" : "";
-        root.dataset.ltGrid = has("GridDrawn") || (run.status && run.status.grid && run.status.grid.token) ? "yes" : "";
+        root.dataset.ltGrid = has("GridDrawn") ? "yes" : "";
         root.dataset.ltFiles = has("LoraWritten") ? "yes" : "";
         for (const [name, draw] of Object.entries(renderers)) {
             const container = root.querySelector(`[data-lt="${name}"]`);
             if (container) draw(container);
         }
+        lt.refreshGrids(root, run.status);
         lt.markProblems(root);
         lt.drawCheckpointPicker();
     }

@@ -33,6 +33,7 @@ from lib_lora_train.models.text_cache import write_condition
 from lib_lora_train.models.text_encoding import TextCondition
 from lib_lora_train.runs import checkpoints
 from lib_lora_train.runs.crash_report import write_traceback
+from lib_lora_train.runs.epoch_grid import GridSheet, write_sheet
 from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, write_json
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.sampling.infotext import write_image
@@ -62,6 +63,7 @@ CASES: dict[str, Write] = {
     "models.latent_cache.write_posterior": lambda place: write_posterior(place / "a.st", Posterior(ONE, ONE.clone())),
     "models.tensor_cache.write_tensors": lambda place: write_tensors(place / "a.st", {"a": ONE}, "tensors"),
     "models.text_cache.write_condition": lambda place: write_condition(place / "a.st", TextCondition(ONE, None)),
+    "runs.epoch_grid.write_sheet": lambda place: write_sheet(RunFolder(place), GridSheet("a", "Euler", (), (), 0.0)),
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),

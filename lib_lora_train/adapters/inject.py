@@ -250,6 +250,12 @@ def inject_parsed(
     return adapter, unmatched
 
 
+def has_adapter(model: ModelParts) -> bool:
+    """Whether an adapter is injected into the model, such as that of a training."""
+    roots = (model.unet, *model.text_encoders)
+    return any(isinstance(module, BaseTunerLayer) for root in roots for module in root.modules())
+
+
 def match_targets(
     model: ModelParts, parsed: ParsedLora, *, allow_output_dora: bool
 ) -> tuple[dict[str, tuple[nn.Module, list[Target]]], tuple[str, ...]]:
@@ -355,10 +361,9 @@ def _norm_names(root: nn.Module) -> list[str]:
 
 def _unadapted_roots(model: ModelParts) -> tuple[nn.Module, ...]:
     """The UNet and the text encoders; AdapterError if one of them has an adapter."""
-    roots = (model.unet, *model.text_encoders)
-    if any(isinstance(module, BaseTunerLayer) for root in roots for module in root.modules()):
+    if has_adapter(model):
         raise AdapterError("The model already has an adapter. Remove it before adding another one.")
-    return roots
+    return (model.unet, *model.text_encoders)
 
 
 def _initial_weights(target: Target, seed: int) -> dict[str, Tensor]:

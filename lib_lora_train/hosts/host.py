@@ -62,7 +62,10 @@ def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One image for the host to generate; sizes in px. `lora` is a file name without extension, or ""."""
+    """One image for the host to generate; sizes in px.
+
+    `lora` is a file name without extension, or "", `strength` the number after it in `<lora:name:strength>`.
+    """
 
     prompt: str
     negative: str
@@ -73,6 +76,7 @@ class GenerationRequest:
     cfg: float
     clip_skip: int = 1
     lora: str = ""
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

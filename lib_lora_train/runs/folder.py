@@ -53,13 +53,13 @@ class RunFolder:
         return self.root / "grid.png"
 
     @property
-    def epoch_grid(self) -> Path:
-        """The grid that the webui drew after the run."""
+    def old_epoch_grid(self) -> Path:
+        """The grid drawn after the run by a version that kept only one."""
         return self.root / "epoch-grid.png"
 
     @property
-    def epoch_grid_cells(self) -> Path:
-        """Folder of the images of that grid, also of an unfinished one."""
+    def epoch_grids(self) -> Path:
+        """Folder of the grids drawn after the run: what each shows, and the images of their cells."""
         return self.root / "epoch-grid"
 
     @property

@@ -115,9 +115,9 @@ def _images(
         generated = yield from generate_in_webui(run.txt2img, request, run.control, done=before, total=total)
         return [(generated.image, generated.infotext)]
     images = yield from _sampled(run, prompts, epoch, before=before)
-    common = {"sampler": config.sample_sampler, "model": run.model.name}
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
-    texts = [infotext(prompt, clip_skip=config.clip_skip, lora=lora, **common) for prompt in prompts]
+    text = partial(infotext, sampler=config.sample_sampler, clip_skip=config.clip_skip, model=run.model.name, lora=lora)
+    texts = list(map(text, prompts))
     return list(zip(images, texts, strict=True))
 
 

@@ -19,8 +19,8 @@ from lib_lora_train.training.wait_for_model import follow_requests, retry_withou
 _LOOK_SECONDS = 0.2
 
 
-def generation_request(prompt: SamplePrompt, *, lora: str, clip_skip: int) -> GenerationRequest:
-    """The request for a sample prompt with the LoRA file `lora` ("": none)."""
+def generation_request(prompt: SamplePrompt, *, lora: str, clip_skip: int, strength: float = 1.0) -> GenerationRequest:
+    """The request for a sample prompt with the LoRA file `lora` ("": none) at a strength."""
     return GenerationRequest(
         prompt=prompt.prompt,
         negative=prompt.negative,
@@ -31,6 +31,7 @@ def generation_request(prompt: SamplePrompt, *, lora: str, clip_skip: int) -> Ge
         cfg=prompt.cfg,
         clip_skip=clip_skip,
         lora=lora,
+        strength=strength,
     )
 
 

@@ -17,9 +17,11 @@ from lib_lora_train.core.writable import failed_write_advice
 _SOURCE = {"Source": "LoRA Train"}  # recognised when it is pasted
 
 
-def infotext(prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "") -> str:
+def infotext(
+    prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "", strength: float = 1.0
+) -> str:
     """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
-    positive = f"{prompt.prompt} <lora:{lora}:1>" if lora else prompt.prompt
+    positive = f"{prompt.prompt} <lora:{lora}:{strength:g}>" if lora else prompt.prompt
     settings = {"Model": model, **({"Clip skip": clip_skip} if clip_skip > 1 else {})}
     return _join(positive, prompt, sampler, settings)
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from lib_lora_train.ui.widgets import build_button, build_choice, build_hidden_text, build_html, build_text
+from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, build_text
 from lib_lora_train.web.markup import empty_state, heading
 
 _NO_FILES = empty_state(
     "No files yet", "A LoRA file is written after each epoch. The grid at the end helps to choose the best."
 )
-
-AS_RUN = "as in the run"
-"""The choice of the sampler that the run's own samples used."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +24,6 @@ class XyzPlot:
     send: Any
 
 
-@dataclass(frozen=True)
-class EpochGrid:
-    """The grid that the webui draws: a choice of samplers, a button and a message."""
-
-    sampler: Any
-    draw: Any
-    message: Any
-
-
-def build_epoch_grid(samplers: Sequence[str]) -> EpochGrid | None:
-    """Controls for the grid of the webui; None if stand-alone."""
-    if not samplers:
-        return None
-    with gr.Row(elem_classes=["lt-fields", "lt-sources"]):
-        sampler = build_choice(
-            "Sampler", "grid_sampler", (AS_RUN, *samplers), info="Used by the webui to draw the epochs of the last run"
-        )
-        draw = build_button(
-            "Draw epoch grid", "grid_draw", tooltip="Draw all epochs of the last run with its sample prompts."
-        )
-    message = build_html("", "grid_message")
-    build_html("<div data-lt='grid-status'></div>", "grid_status")
-    return EpochGrid(sampler, draw, message)
-
-
 def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlot | None:
     """Build the panel, inside a webui with a button for its X/Y/Z plot."""
     build_html(f"<div data-lt='no-files'>{_NO_FILES}</div>", "no_files")
@@ -60,6 +32,12 @@ def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlo
         "<div data-lt='grid'></div></div>",
         "grid",
         classes=["lt-grid-only"],
+    )
+    build_html(
+        f"<div class='lt-card'>{heading('Epoch grid', 'all epochs of this run, with other prompts and strengths')}"
+        "<div data-lt='epoch-grid'></div></div>",
+        "epoch_grid",
+        classes=["lt-files-only"],
     )
     build_html(
         f"<div class='lt-card'>{heading('Files')}<div data-lt='files'></div></div>", "files", classes=["lt-files-only"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -14,7 +14,7 @@ from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError, P
 from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
-from lib_lora_train.ui.results import AS_RUN, build_epoch_grid, build_results_panel
+from lib_lora_train.ui.results import build_results_panel
 from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_replaced, render_success
 from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, render_check, render_tooltips
@@ -78,7 +78,6 @@ def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = 
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
                 plot = build_results_panel(bind_paste)
-                grid = build_epoch_grid(session.sampler_names())
             with gr.Tab("Tools", id="tools", elem_id=elem_id("tools_panel")):
                 build_tools_panel()
         # JavaScript presses these: shortly after the form changes, and when the server has staged a change.
@@ -88,8 +87,6 @@ def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = 
             build_html("", "restored"),
         )
         _Wiring(session, strip, dataset, train).connect(blocks, panels, hidden)
-        if grid is not None:
-            on_click(grid.draw, partial(_draw_grid, session), inputs=[grid.sampler], outputs=[grid.message])
         if plot is not None:
             on_select(results, session.xyz_text, outputs=[plot.text])
             on_load(blocks, session.xyz_text, outputs=[plot.text])
@@ -308,10 +305,6 @@ class _Wiring:
 
     def _values(self, form: Form) -> list[Any]:
         return [form[key] for key in self.fields]
-
-
-def _draw_grid(session: Session, sampler: str) -> str:
-    return _with_error_line(lambda: session.draw_grid("" if sampler == AS_RUN else sampler))()
 
 
 def _selected(panel: str) -> Any:

@@ -11,7 +11,8 @@
     GET  /lora-train/v1/queue      the queued runs, next one first
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
-    POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
+    POST /lora-train/v1/grid       {"run": id, "sampler": "Euler", "prompts": "samples" or "triggers", "strengths":
+                                   "0.6, 1"}, all optional → the id of the run whose epochs are drawn
     POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
@@ -94,8 +95,8 @@ class PageBackend(Protocol):
     def start_queue(self) -> str:
         """Start the first queued run and return its id; HostError if the queue is empty."""
 
-    def draw_grid(self, sampler: str, run: str = "") -> str:
-        """Have the webui draw the epochs of a run (the newest one), and return its id; HostError if impossible."""
+    def draw_grid(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Start drawing the grid of a run and return the run's id; HostError if impossible."""
 
     def cancel_grid(self) -> None:
         """Stop the epoch grid after the current sampling step."""
@@ -212,11 +213,7 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         return _http_errors(lambda: {"run": source.start_values(values)})
 
     def grid(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-        def draw() -> dict[str, Any]:
-            asked = read_values(values)
-            return {"run": source.draw_grid(asked.get("sampler", ""), asked.get("run", ""))}
-
-        return _http_errors(draw)
+        return _http_errors(lambda: source.draw_grid(read_values(values)))
 
     def cancel_grid() -> dict[str, Any]:
         return _run_command(source.cancel_grid)

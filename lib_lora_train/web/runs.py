@@ -85,7 +85,7 @@ class RunSession:
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One run: the settings that differ from the defaults, its LoRA files, images, measurements and grid."""
-        folder = self._folder(values)
+        folder = self.folder_of(values)
         config, move = self._config(folder), read_move(folder)
         settings = config_values(config, only_changed=True)
         records = list(read_log(folder.log))
@@ -99,7 +99,7 @@ class RunSession:
                 {"path": str(file.path), "epoch": file.epoch, "step": file.step, "missing": file.is_missing}
                 for file in read_loras(folder, records)
             ],
-            "epoch_grid": self._epoch_grid(folder),
+            "epoch_grid": self._old_grid(folder),
             "events": [event for record in records if (event := self._shown_event(record, move))],
         }
 
@@ -113,9 +113,9 @@ class RunSession:
         path = Path(found["path"])
         return {**found, "token": self._image_tokens.publish([path])[0]} if path.is_file() else None
 
-    def _epoch_grid(self, folder: RunFolder) -> dict[str, Any] | None:
-        """The grid that the webui drew of this run; None if it has not."""
-        path = folder.epoch_grid
+    def _old_grid(self, folder: RunFolder) -> dict[str, Any] | None:
+        """The grid of this run as one image, from a version that kept no cells; None if there is none."""
+        path = folder.old_epoch_grid
         if not path.is_file():
             return None
         token, time = self._image_tokens.publish([path])[0], path.stat().st_mtime
@@ -124,12 +124,12 @@ class RunSession:
     # --- using a run ---------------------------------------------------------------------------
     def use_settings(self, values: Mapping[str, Any]) -> None:
         """Stage the settings of the run for the form."""
-        folder = self._folder(values)
+        folder = self.folder_of(values)
         self._stage(self._config(folder), folder.root.name)
 
     def continue_from(self, values: Mapping[str, Any]) -> None:
         """Stage the settings of the run for a new one that begins with what it has learnt."""
-        folder = self._folder(values)
+        folder = self.folder_of(values)
         lora = newest_lora(folder)
         if lora is None:
             raise HostError(f"{folder.root.name} has no LoRA file to continue from. Start a new run.")
@@ -137,7 +137,7 @@ class RunSession:
 
     def use_other_model(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Resume the run on the model in use; one that waits for its own model continues on it."""
-        run = self._folder(values).root.name
+        run = self.folder_of(values).root.name
         if self._runner.active_run == run:
             self._runner.accept_any_model()
             return {"run": run}
@@ -178,7 +178,7 @@ class RunSession:
 
     def export(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the run as a TOML file: its name and text."""
-        folder = self._folder(values)
+        folder = self.folder_of(values)
         try:
             return {"name": f"{folder.root.name}.toml", "text": folder.config.read_text(encoding="utf-8")}
         except OSError as error:
@@ -188,19 +188,19 @@ class RunSession:
         """A text about the run for a bug report, without names and paths: its file name and text."""
         from lib_lora_train.runs.run_report import read_report  # loads PyTorch, to ask for its version and the GPU
 
-        return {"name": "lora-train-report.txt", "text": read_report(self._folder(values), self._runner.host.name)}
+        return {"name": "lora-train-report.txt", "text": read_report(self.folder_of(values), self._runner.host.name)}
 
     def resume_run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Resume the run, or extend it by `more_epochs`."""
         return {
             "run": self._runner.resume_run(
-                self._folder(values).root.name, more_epochs=int(values.get("more_epochs", 0))
+                self.folder_of(values).root.name, more_epochs=int(values.get("more_epochs", 0))
             )
         }
 
     def enqueue(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Queue the run, to resume or extend it."""
-        run = self._folder(values).root.name
+        run = self.folder_of(values).root.name
         return {"id": self._runner.enqueue_resume(run, more_epochs=int(values.get("more_epochs", 0)))}
 
     def move(self, values: Mapping[str, Any]) -> None:
@@ -258,7 +258,7 @@ class RunSession:
         return [path for lora in loras for path in (lora, *sidecars(lora)) if path.is_file()]
 
     # --- finding a run -------------------------------------------------------------------------
-    def _folder(self, values: Mapping[str, Any]) -> RunFolder:
+    def folder_of(self, values: Mapping[str, Any]) -> RunFolder:
         """The folder of the run; HostError for anything that is not a run in `home`."""
         name = str(values.get("run", ""))
         folder = RunFolder(self._home / name)
@@ -268,10 +268,10 @@ class RunSession:
 
     def require(self, values: Mapping[str, Any]) -> str:
         """The id of the run that the page names; HostError if there is none."""
-        return self._folder(values).root.name
+        return self.folder_of(values).root.name
 
     def _idle_folder(self, values: Mapping[str, Any]) -> RunFolder:
-        folder = self._folder(values)
+        folder = self.folder_of(values)
         if self._runner.active_run == folder.root.name:
             raise HostError("This run is still training. Stop it, or wait until it has finished.")
         return folder

@@ -26,7 +26,6 @@ from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
-from lib_lora_train.runs.webui_grid import GridGenerator
 from lib_lora_train.runs.write_places import place_problems
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkpoints import CheckpointPicker
@@ -43,6 +42,7 @@ from lib_lora_train.web.form import (
 from lib_lora_train.web.form_check import FormCheck, ScannedDataset
 from lib_lora_train.web.form_session import FormSession
 from lib_lora_train.web.gallery import image_page
+from lib_lora_train.web.grids import GridSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
@@ -69,7 +69,6 @@ class Session(FormSession):
     def __init__(self, runner: Runner, home: Path, *, demo: Callable[[], TrainConfig]) -> None:
         super().__init__(home, demo)
         self.runner = runner
-        self._grids = GridGenerator(runner.host, home)
         self.image_tokens = ImageTokens()
         self.scanned: ScannedDataset | None = None
         self.page_key = secrets.token_urlsafe(16)
@@ -81,18 +80,18 @@ class Session(FormSession):
         self.captions = CaptionSession(self.image_tokens, TokenAnalysis(self._tokenizer), self._draft_config)
         self.checkup = CheckupSession(self.image_tokens, self._draft_config, runner.host)
         self.runs = RunSession(runner, home, self.image_tokens, self._stage_settings)
+        self.grids = GridSession(runner, home, self.image_tokens, self.runs.folder_of)
         self._actions: dict[str, Action] = {
             "fix": self._stage_fix,
             **self.form_actions(),
             "command": lambda values: self.command(str(values["name"])),
-            "grid-draw": lambda values: {"run": self.draw_grid("", self.runs.require(values))},
-            "grid-cancel": lambda _: self.cancel_grid(),
             "xyz-text": lambda values: {"text": xyz_text(self.home, self.runs.require(values))},
             **self.captions.actions(),
             **TagCompleter(self.captions.folders).actions(),
             **self.checkup.actions(),
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
+            **self.grids.actions(),
             **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
@@ -308,7 +307,7 @@ class Session(FormSession):
                 "events": events,
                 **recent_curves(self.runner, after),
                 "memory": self.runner.memory(),
-                "grid": self._grid(),
+                "grid": self.grids.status(),
                 "missing": [str(path) for path in self.runner.lora_paths() if not path.is_file()],
                 "interrupted": "" if answer["run"] else self.runs.interrupted(),
                 "offer": self.runs.describe_offer(answer.get("offer", ""), answer["run"] or ""),
@@ -321,23 +320,13 @@ class Session(FormSession):
             return dict(event)
         return {**event, "token": self.image_tokens.publish([Path(event["path"])])[0]}
 
-    def _grid(self) -> dict[str, Any]:
-        """The progress of the webui's epoch grid, with a token for the image once it is drawn."""
-        status = self._grids.status()
-        token = self.image_tokens.publish([Path(status["path"])])[0] if status["path"] else ""
-        return {**status, "token": token}
-
-    def sampler_names(self) -> tuple[str, ...]:
-        """The samplers of the webui; () if stand-alone."""
-        return self._grids.sampler_names()
-
-    def draw_grid(self, sampler: str, run: str = "") -> str:
-        """Have the webui draw the epochs of a run (the newest one), and return its id; HostError if impossible."""
-        return self._grids.start(sampler, self.runs.require({"run": run}) if run else "")
+    def draw_grid(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Start drawing the grid of a run, as `GridSession.draw`."""
+        return self.grids.draw(values)
 
     def cancel_grid(self) -> None:
-        """Stop the epoch grid after the current sampling step."""
-        self._grids.cancel()
+        """Stop the grid after the current sampling step."""
+        self.grids.cancel({})
 
     def results(self) -> list[dict[str, Any]]:
         """The runs in the home folder, newest first, with those of their files that still exist."""

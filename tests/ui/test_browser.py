@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,13 @@ WITHOUT_TOOLTIP = """() => {
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the stand-alone app, running in its own process with an empty home."""
-    yield from serve(tmp_path_factory.mktemp("home"))
+    with serving(tmp_path_factory.mktemp("home")) as address:
+        yield address
 
 
-def serve(home: Path, *arguments: str) -> Iterator[str]:
-    """The address of `serve_tab.py` with this home, which runs until the generator is closed."""
+@contextmanager
+def serving(home: Path, *arguments: str) -> Iterator[str]:
+    """Inside, the app runs in its own process at this address, with more arguments for `serve_tab.py`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

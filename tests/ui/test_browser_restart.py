@@ -21,7 +21,7 @@ from lib_lora_train.runs.trainer import run_training
 from tests.stand_ins.run_parts import NO_SAMPLES
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.ui import small_config, write_images
-from tests.ui.test_browser import _RUN_MS, open_tab, page, pill, pytestmark, serve, show, status
+from tests.ui.test_browser import _RUN_MS, open_tab, page, pill, pytestmark, serving, show, status
 
 __all__ = ["page", "pytestmark"]
 
@@ -68,7 +68,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(home: Path) -> Iterator[str]:
     """The address of the app after the restart."""
-    yield from serve(home)
+    with serving(home) as address:
+        yield address
 
 
 def wait_for_end(address: str, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import new_run_folder
 from tests.stand_ins.ui import small_config
-from tests.ui.test_browser import open_tab, page, pytestmark, serve, show
+from tests.ui.test_browser import open_tab, page, pytestmark, serving, show
 
 __all__ = ["page", "pytestmark"]
 
@@ -32,7 +32,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         file.touch()
     lines = (log_line(log_record(LoraWritten(str(file), epoch, epoch))) for epoch, file in enumerate(files, start=1))
     folder.log.write_text("".join(lines), encoding="utf-8")
-    yield from serve(home, "webui")
+    with serving(home, "webui") as address:
+        yield address
 
 
 def open_run(page: Any, address: str) -> Any:

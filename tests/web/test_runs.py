@@ -13,10 +13,10 @@ from PIL import Image
 from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import EpochDone, LoraWritten, Planned, Resumed, SampleDrawn, StateChanged
 from lib_lora_train.formats.toml import write_toml_config
+from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task
 from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder, write_identity
 from lib_lora_train.runs.past_runs import find_resume_point
-from lib_lora_train.runs.webui_grid import find_grid_task
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config, write_images
@@ -92,7 +92,8 @@ def test_files_on_record_that_are_not_on_disk_are_missing_everywhere_and_never_u
     shown = session.run_action("runs-show", {"run": folder.root.name})
     assert [file["missing"] for file in shown["files"]] == [False, True]
     assert "zok-000002" not in session.xyz_text()
-    assert [stem for _, stem in find_grid_task(tmp_path / "home").rows] == ["zok-000001"]
+    rows = find_grid_task(tmp_path / "home", GridChoice()).rows
+    assert [row.lora for row in rows] == ["", "zok-000001"]
     with pytest.raises(HostError, match="is missing"):
         session.run_action("runs-rename", {"run": folder.root.name, "path": str(gone), "name": "new"})
     runner.events = [{"kind": "LoraWritten", "path": str(path)} for path in (gone, tmp_path / "set" / "000.png")]
@@ -150,10 +151,10 @@ def test_the_webuis_grid_of_a_past_run_is_shown(tmp_path: Path) -> None:
     """After a restart, when nothing is in memory, the newest run opens with it."""
     session, _, folder = session_with_a_run(tmp_path)
     assert session.run_action("runs-show", {"run": folder.root.name})["epoch_grid"] is None
-    Image.new("RGB", (8, 8)).save(folder.epoch_grid)
+    Image.new("RGB", (8, 8)).save(folder.old_epoch_grid)
     grid = session.run_action("runs-show", {"run": folder.root.name})["epoch_grid"]
-    assert grid["path"] == str(folder.epoch_grid)
-    assert session.image_tokens.load_image(grid["token"])[0] == folder.epoch_grid.read_bytes()
+    assert grid["path"] == str(folder.old_epoch_grid)
+    assert session.image_tokens.load_image(grid["token"])[0] == folder.old_epoch_grid.read_bytes()
 
 
 def test_the_settings_of_a_run_fill_the_form(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def generate(request: GenerationRequest, sampler: str, watch: GenerationWatch | 
 
     name, scheduler = sampler_and_scheduler(sampler)
     values: dict[str, Any] = {
-        "prompt": f"{request.prompt} <lora:{request.lora}:1>" if request.lora else request.prompt,
+        "prompt": f"{request.prompt} <lora:{request.lora}:{request.strength:g}>" if request.lora else request.prompt,
         "negative_prompt": request.negative,
         "seed": request.seed,
         "steps": request.steps,

@@ -1,0 +1,50 @@
+"""The command `grid`: the epochs of a past run × prompts × strengths, drawn without a webui."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib_lora_train.cli.settings import refuse_unknown
+from lib_lora_train.core.errors import OutputError
+
+
+def add_grid(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    grid = command(commands, "grid", run_grid, "Draw all epochs of a past run, with a first row without LoRA.")
+    grid.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    grid.add_argument(
+        "--strengths", default="1", metavar="LIST", help='one row per epoch and strength: "0.6, 0.8, 1" (default: 1)'
+    )
+    grid.add_argument("--triggers", action="store_true", help="draw the trigger words, not the run's sample prompts")
+    grid.add_argument("--sampler", default="", metavar="NAME", help="DDIM, Euler or Euler a (default: the run's own)")
+
+
+def run_grid(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Draw the grid and print its path; what was drawn before is kept, so that it can be interrupted."""
+    refuse_unknown(unknown)
+    from lib_lora_train.hosts.standalone import StandaloneHost
+    from lib_lora_train.runs.epoch_grid import find_grid_task, make_sheet, read_choice
+    from lib_lora_train.runs.folder import RunFolder
+    from lib_lora_train.runs.grid_generator import draw_grid, start_txt2img
+
+    folder = RunFolder(options.folder.absolute())
+    if not folder.config.is_file():
+        raise OutputError(f"{options.folder} is not a run folder. Give the run's folder: outputs/DATE-NAME.")
+    choice = read_choice(
+        {
+            "run": folder.root.name,
+            "sampler": options.sampler,
+            "prompts": "triggers" if options.triggers else "samples",
+            "strengths": options.strengths,
+        }
+    )
+    task = find_grid_task(folder.root.parent, choice)
+    txt2img = start_txt2img(StandaloneHost(None, None, folder.root), task, choice.sampler)
+    sheet = make_sheet(task, model=txt2img.model_name, sampler=txt2img.sampler)
+    total = task.total
+    path = draw_grid(task, txt2img, sheet, lambda done, _: print(f"image {done} of {total}", flush=True))
+    print(path)
+    return 0
