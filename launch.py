@@ -38,6 +38,7 @@ commands
   convert FILE         save it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--ckpt FILE] [--out FILE]
+  grid RUN             draw all epochs of a past run in one image [--strengths "0.6, 1"] [--triggers] [--sampler NAME]
   report RUN           print a report of a failed run, without names and paths
   test [pytest args]   run linters, the type checker and all tests; with arguments only pytest
   setup                only install

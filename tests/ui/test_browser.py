@@ -513,7 +513,7 @@ def test_arrow_keys_move_through_enlarged_samples(page: Any, address: str) -> No
     open_tab(page, address)
     show(page, "Monitor")
     page.locator("#lora_train_samples .lt-thumb").first.click()
-    large = page.locator("#lora_train_view img")
+    large = page.locator("#lora_train_view .lt-view-image")
     first = large.get_attribute("src")
     page.keyboard.press("ArrowRight")
     assert large.get_attribute("src") != first
