@@ -15,7 +15,6 @@ from lib_lora_train.core.wording import count
 from lib_lora_train.hosts.host import GenerationRequest, GenerationWatch, Host, Txt2Img
 from lib_lora_train.runs.epoch_grid import GridChoice, GridSheet, GridTask, find_grid_task, make_sheet, write_sheet
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.own_txt2img import OwnTxt2Img
 from lib_lora_train.sampling.grid import GridRow, compose_grid
 from lib_lora_train.sampling.infotext import write_image
 
@@ -46,6 +45,8 @@ def start_txt2img(host: Host, task: GridTask, sampler: str = "") -> Txt2Img:
     own = task.config.sample_sampler
     if host.sampler_names():
         return host.txt2img(sampler or task.config.effective_sampler)
+    from lib_lora_train.runs.own_txt2img import OwnTxt2Img  # loads PyTorch
+
     return OwnTxt2Img(host, task.config, task.files(), sampler or own)
 
 
