@@ -32,7 +32,7 @@
             rows: order.map(nameOf),
             table: order.map((row) => places.map((key) => {
                 const event = row.drawn.get(key);
-                return event ? { token: event.token, title: nameOf(row), text: `${event.prompt} · seed ${event.seed}` } : null;
+                return event ? { token: event.token, title: nameOf(row), text: `${event.prompt} · seed ${event.seed}`, hasHeatMaps: true } : null;
             })),
         };
     }
@@ -84,7 +84,7 @@
             return;
         }
         const answer = await response.json();
-        const table = [answer.images.map((one) => ({ token: one.token, title: one.name, text: one.caption }))];
+        const table = [answer.images.map((one) => ({ token: one.token, title: one.name, text: one.caption, hasHeatMaps: true }))];
         const cards = answer.images.map((one, column) => {
             const shape = `${one.width} × ${one.height} · ${lt.count(one.repeats, "repeat")}`;
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.name}\n${shape}` },

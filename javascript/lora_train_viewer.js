@@ -104,6 +104,7 @@
         box().querySelector("p").replaceChildren(
             ...(other ? [make("b", {}, `${other.title} | ${cell.title}`)] : [make("b", {}, cell.title)]),
             make("span", {}, other && other.text !== cell.text ? `${other.text} | ${cell.text}` : cell.text),
+            ...(cell.hasHeatMaps && !other ? [lt.heatMapButton(cell)] : []),
             ...(isSheet ? [make("kbd", {}, rows > 1 ? "← → prompts  ↑ ↓ epochs" : "← →")] : []));
         place();
     }

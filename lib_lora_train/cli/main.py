@@ -1,5 +1,5 @@
-"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert`, `merge`, `report`
-and `grid`.
+"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert`, `merge`, `report`,
+`heatmap` and `grid`.
 
 Every setting is a flag of `train`, generated from its declaration; flags override the TOML file. Heavy packages are
 imported inside the commands, so that help, errors and the plan appear without waiting for PyTorch.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.grid import add_grid
+from lib_lora_train.cli.heat_maps import add_heat_maps
 from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.report import add_report
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
     add_import_export(commands, _command)
     add_lora_tools(commands, _command)
+    add_heat_maps(commands, _command)
     add_report(commands, _command)
     add_grid(commands, _command)
     return parser

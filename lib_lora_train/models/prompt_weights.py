@@ -16,6 +16,9 @@ _SYMBOL = re.compile(
     r"\\(?P<escaped>[()\[\]\\]?)|(?P<open>[(\[])|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<close>[)\]])|[^\\()\[\]:]+|:"
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_TAG_SEPARATOR = re.compile(r"[,，、､﹐﹑\n]")  # as in dataset/captions.py
+_WORD = re.compile(r"[\w'’-]*\w")
+_TAG_WORDS = 3  # longer parts between commas are sentences
 _ESCAPED = re.compile(r"\\([()\[\]\\])")
 
 
@@ -46,6 +49,22 @@ def parse_weighted_prompt(text: str) -> list[WeightedText]:
     for symbol in _SYMBOL.finditer(text):
         parser.read(symbol)
     return _join_equal(parser.finish())
+
+
+def split_words(prompt: str, *, weighted: bool) -> tuple[str, ...]:
+    """What to ask for in a prompt, in its order, each once: tags of up to three words, and the words of longer parts.
+
+    `weighted`: whether brackets set weights, as in prompts but not in captions.
+    """
+    parsed = parse_weighted_prompt(prompt) if weighted else parse_plain_prompt(prompt)
+    found: dict[str, str] = {}
+    text = "".join(", " if part.is_break else part.text for part in parsed)
+    for part in _TAG_SEPARATOR.split(text):
+        tag = " ".join(part.split())
+        for word in [tag] if len(tag.split()) <= _TAG_WORDS else _WORD.findall(tag):
+            if _WORD.search(word):
+                found.setdefault(word.lower(), word)
+    return tuple(found.values())
 
 
 def _split_at_break(text: str) -> list[WeightedText]:

@@ -87,23 +87,36 @@ def count_chunks(
 
 
 def _webui_chunks(model: DiffusionModel, captions: Sequence[str], max_chunks: int, weighted: bool) -> list[list[Chunk]]:
-    """Each caption's chunks; both SDXL encoders have the same vocabulary, so the first tokenizer is enough."""
-    tokenizer = model.tokenizers[0]
-    (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
+    """Each caption's chunks."""
+    (comma,) = compat.token_ids_without_ends(model.tokenizers[0], [","])[0]
+    sections = tokenize_sections(model, captions, weighted=weighted)
+    return [split_sections(one, max_chunks, comma) for one in sections]
+
+
+def tokenize_sections(model: DiffusionModel, captions: Sequence[str], *, weighted: bool) -> list[list[Chunk]]:
+    """Each caption's tokens with their weights, in sections between BREAKs; any number of tokens, any may be empty.
+
+    Both SDXL encoders have the same vocabulary, so the first tokenizer is enough.
+    """
     parsed = [parse_weighted_prompt(caption) if weighted else parse_plain_prompt(caption) for caption in captions]
     texts = [part.text for parts in parsed for part in parts]
-    ids = iter(compat.token_ids_without_ends(tokenizer, texts) if texts else [])
-    return [_caption_chunks([(part, next(ids)) for part in parts], max_chunks, comma) for parts in parsed]
+    ids = iter(compat.token_ids_without_ends(model.tokenizers[0], texts) if texts else [])
+    return [_sections([(part, next(ids)) for part in parts]) for parts in parsed]
 
 
-def _caption_chunks(parts: Sequence[tuple[WeightedText, list[int]]], max_chunks: int, comma: int) -> list[Chunk]:
-    """The chunks of one caption, from its parts and their ids; BREAK ends a chunk, even an empty one."""
+def _sections(parts: Sequence[tuple[WeightedText, list[int]]]) -> list[Chunk]:
+    """The sections of one caption, from its parts and their ids."""
     sections: list[Chunk] = [[]]
     for part, ids in parts:
         if part.is_break:
             sections.append([])
         else:
             sections[-1] += [(token, part.weight) for token in ids]
+    return sections
+
+
+def split_sections(sections: Sequence[Chunk], max_chunks: int, comma: int) -> list[Chunk]:
+    """The chunks of one caption; a BREAK ends a chunk, even an empty one."""
     chunks: list[Chunk] = []
     for number, section in enumerate(sections):
         rest = section

@@ -15,6 +15,8 @@ from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.writable import failed_write_advice
 
 _SOURCE = {"Source": "LoRA Train"}  # recognised when it is pasted
+_SETTING = re.compile(r"(Steps|Sampler|CFG scale|Seed|Size): ([^,]+)")
+_LORA = re.compile(r" ?<lora:[^>]*>")
 
 
 def infotext(
@@ -81,6 +83,32 @@ def _line(settings: Mapping[str, object]) -> str:
 def _quoted(value: str) -> str:
     """The value quoted as the webui does, if it has commas or colons."""
     return json.dumps(value, ensure_ascii=False) if "," in value or ":" in value else value
+
+
+def read_sample_settings(path: Path) -> tuple[SamplePrompt, str] | None:
+    """What an image with an infotext was drawn from, without its LoRAs, and the sampler; None if it has none."""
+    try:
+        with Image.open(path) as image:
+            text = str(image.info.get("parameters", ""))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    *texts, line = text.split("\n")
+    prompt, _, negative = "\n".join(texts).partition("\nNegative prompt: ")
+    values = dict(_SETTING.findall(line))
+    try:
+        width, height = map(int, values["Size"].split("x"))
+        sample = SamplePrompt(
+            prompt=_LORA.sub("", prompt),
+            negative=negative,
+            width=width,
+            height=height,
+            seed=int(values["Seed"]),
+            steps=int(values["Steps"]),
+            cfg=float(values["CFG scale"]),
+        )
+        return sample, values["Sampler"]
+    except (KeyError, ValueError):
+        return None
 
 
 def write_image(path: Path, image: Image.Image, text: str = "") -> None:

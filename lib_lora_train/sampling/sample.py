@@ -7,6 +7,7 @@ training or on the other prompts of its batch, nor on the device if the noise is
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count, repeat
 
@@ -41,6 +42,9 @@ from lib_lora_train.training.step import predict
 
 DrawNoise = Callable[[tuple[int, ...]], Tensor]
 """Returns a seed's next standard normal numbers, a tensor of the given shape."""
+
+WithinPass = Callable[[], AbstractContextManager[object]]
+"""Returns a context that one pass of the UNet runs in."""
 
 _DEFAULT_OPTIONS = SamplerOptions()
 _PIXELS_PER_BATCH = 4 * 512 * 512
@@ -83,15 +87,19 @@ def sample_in_steps(
     sampler: str,
     clip_skip: int,
     sampler_options: SamplerOptions = _DEFAULT_OPTIONS,
+    within_pass: WithinPass = nullcontext,
 ) -> Generator[SamplingStep, None, list[Image.Image]]:
     """`sample_images`, yielding after every sampling step. The model is not in use while a step is yielded.
 
-    Prompts of equal size, steps and length share a batch.
+    Prompts of equal size, steps and length share a batch. Every pass of the UNet runs inside `within_pass()`; its
+    batch has the prompts first, then the negative prompts.
     """
     images: dict[int, Image.Image] = {}
     for batch in _batches(model, prompts):
         of_batch = [prompts[index] for index in batch]
-        sampling = _BatchSampling(model, of_batch, clip_skip=clip_skip, sampler_options=sampler_options)
+        sampling = _BatchSampling(
+            model, of_batch, clip_skip=clip_skip, sampler_options=sampler_options, within_pass=within_pass
+        )
         latents = sampling.latents(sampler)
         for step in count(1):
             try:
@@ -135,8 +143,10 @@ class _BatchSampling:
         *,
         clip_skip: int,
         sampler_options: SamplerOptions,
+        within_pass: WithinPass,
     ) -> None:
         self._model = model
+        self._within_pass = within_pass
         self._habits = sampler_options
         self._steps = prompts[0].steps
         self._cfg = torch.tensor([p.cfg for p in prompts], device=model.device).view(-1, 1, 1, 1)
@@ -189,7 +199,8 @@ class _BatchSampling:
         """The UNet's output with classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""
         both = torch.cat([x, x]) if self._guided else x
         timesteps = torch.full((len(both),), float(timestep))
-        output = predict(self._model, both, timesteps, self._condition, self._sizes).float()
+        with self._within_pass():
+            output = predict(self._model, both, timesteps, self._condition, self._sizes).float()
         if not self._guided:
             return output
         positive, negative = output.chunk(2)

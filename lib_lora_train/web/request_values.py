@@ -146,7 +146,7 @@ def _is_filter(value: Any) -> bool:
 
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run"), _is_path),
-    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "name", "prompts", "sampler", "scope"), _is_text),
+    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts", "sampler", "scope"), _is_text),
     **dict.fromkeys(("tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("blanks", "escape"), _is_flag),

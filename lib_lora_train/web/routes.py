@@ -17,6 +17,9 @@
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
+    POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA}: make the heat maps of an image
+    POST /lora-train/v1/heatmap/status · cancel    {}
+    POST /lora-train/v1/heatmap/maps   the same and {"texts": words, "layers": "objects" or "all"} → PNGs to lay over it
 
 Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """
@@ -43,6 +46,14 @@ from lib_lora_train.web.uploads import large_bodies
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
+_ACTIONS = {
+    **{name: f"tools-{name}" for name in ("check", "convert", "merge")},
+    "heatmap": "heatmap-start",
+    "heatmap/status": "heatmap-status",
+    "heatmap/cancel": "heatmap-stop",
+    "heatmap/maps": "heatmap-show",
+}
+"""Actions of the page that other programs may request too, by route."""
 _CACHED = {"Cache-Control": "private, max-age=3600"}
 _GONE = "This image is no longer available. Scan the dataset again, or reload the page."
 _BASIC_AUTH = {"WWW-Authenticate": "Basic"}
@@ -228,7 +239,7 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         "grid/cancel": cancel_grid,
         **{name: command(name) for name in COMMANDS},
         **_queue_routes(source),
-        **{name: _tool_route(source, f"tools-{name}") for name in ("check", "convert", "merge")},
+        **{name: _tool_route(source, action) for name, action in _ACTIONS.items()},
     }
     for path, answer in routes.items():
         app.add_api_route(f"/{path}", answer, methods=["POST"], response_model=None, dependencies=guards)
@@ -262,7 +273,7 @@ def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
 
 
 def _tool_route(source: PageBackend, action: str) -> Callable[..., Any]:
-    """An action of the Tools panel."""
+    """An action of the page as a route."""
 
     def tool(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         return _http_errors(lambda: source.run_action(action, values))

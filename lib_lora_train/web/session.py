@@ -43,6 +43,7 @@ from lib_lora_train.web.form_check import FormCheck, ScannedDataset
 from lib_lora_train.web.form_session import FormSession
 from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.grids import GridSession
+from lib_lora_train.web.heat_maps import HeatMapSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
@@ -92,6 +93,7 @@ class Session(FormSession):
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
             **self.grids.actions(),
+            **HeatMapSession(runner, home, self.image_tokens, self._draft_config).actions(),
             **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
