@@ -32,6 +32,8 @@ commands
   demo [--out DIR]     train a new concept on the embedded tiny model and generate the grid: a few minutes
   train CONFIG.toml    train with these settings [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
   resume RUN           resume an interrupted run or extend a finished one [--more-epochs N]
+  sweep CONFIG.toml    train every combination of some values and compare the runs --vary rank=8,16 [--vary ...]
+  compare RUN RUN ...  show in which settings runs differ and what was measured [--json]
   import FILE          convert kohya's .json or .toml or a LoRA's metadata to TOML [--dataset FILE] [--out FILE]
   export CONFIG.toml   convert it to a kohya_ss .json [--out FILE]
   check FILE           show what a LoRA file of any family contains and what is wrong with it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def shorten_list(names: Sequence[str], limit: int) -> str:
@@ -19,3 +20,22 @@ def join_names(names: Sequence[str]) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """1 → `1 image`, 2000 → `2,000 images`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def number_text(value: float) -> str:
+    """0.0001 → `1e-4`, 0.05 → `0.05`, 16.0 → `16`."""
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def value_text(value: Any) -> str:
+    """The value of a setting as a user would write it: `on`, `1e-4`, `a, b`; `empty` if it is not set."""
+    if value is None or value in ("", ()):
+        return "empty"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value))
+    return number_text(value) if isinstance(value, float) else str(value)

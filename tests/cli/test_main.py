@@ -17,6 +17,7 @@ from PIL import Image
 
 from lib_lora_train.cli import main as cli
 from lib_lora_train.cli import settings as cli_settings
+from lib_lora_train.cli import training as cli_training
 from lib_lora_train.cli.terminal import Terminal
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
@@ -271,7 +272,7 @@ def test_first_ctrl_c_stops_the_run_and_second_aborts() -> None:
     control: Any = FakeControl()
     messages: list[str] = []
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli.stop_on_interrupt(control, messages.append):
+    with pytest.raises(KeyboardInterrupt), cli_training.stop_on_interrupt(control, messages.append):
         os.kill(os.getpid(), signal.SIGINT)
         assert control.is_stopped, "the run continues to the end of its step"
         os.kill(os.getpid(), signal.SIGINT)
