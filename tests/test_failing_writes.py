@@ -35,6 +35,7 @@ from lib_lora_train.runs import checkpoints
 from lib_lora_train.runs.crash_report import write_traceback
 from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, write_json
 from lib_lora_train.runs.state_clock import StateClock
+from lib_lora_train.runs.sweep_record import write_sweep
 from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.web.form import fill_form, save_draft
 from lib_lora_train.web.uploads import write_upload
@@ -64,6 +65,7 @@ CASES: dict[str, Write] = {
     "models.text_cache.write_condition": lambda place: write_condition(place / "a.st", TextCondition(ONE, None)),
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
+    "runs.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
     "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),
     "web.form.save_draft": lambda place: save_draft(place, fill_form(TrainConfig())),
@@ -108,7 +110,7 @@ COVERED: dict[str, str] = {
     "web.form_session.FormSession.save_draft": _PAGE,
     "web.form_session.FormSession.save_preset": _PAGE,
 }
-REQUESTS = {"runs.runner.Runner.save_now", "training.control.Control.save_now"}
+REQUESTS = {"runs.runner.Runner.save_now", "core.control.Control.save_now"}
 """These write nothing: they ask the run to."""
 
 

@@ -11,6 +11,9 @@
     GET  /lora-train/v1/queue      the queued runs, next one first
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
+    POST /lora-train/v1/sweep      {"vary": {"rank": [8, 16]}, "settings": …} or {…, "run": id} → the id of the sweep
+    POST /lora-train/v1/sweep/continue    {"sweep": id}: queue what is missing of it
+    GET  /lora-train/v1/comparison ?sweep=id or ?runs=id,id: runs side by side, the first as the reference
     POST /lora-train/v1/grid       {"sampler": "Euler", "run": id} → the id of the run whose epochs the webui draws
     POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
@@ -167,6 +170,10 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
     def queue() -> list[dict[str, Any]]:
         return source.queued_runs()
 
+    def comparison(sweep: str = "", runs: str = "") -> dict[str, Any]:
+        asked = {"sweep": sweep, "runs": [run for run in runs.split(",") if run]}
+        return _http_errors(lambda: source.run_action("compare", asked))
+
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
@@ -185,6 +192,7 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
         "images": images,
         "results": results,
         "queue": queue,
+        "comparison": comparison,
         "thumbnail/{token}": thumbnail,
         "image/{token}": image,
     }
@@ -231,6 +239,8 @@ def _install_control_routes(app: APIRouter, source: PageBackend, guards: list[An
         "grid/cancel": cancel_grid,
         **{name: command(name) for name in COMMANDS},
         **_queue_routes(source),
+        "sweep": _tool_route(source, "sweep-request"),
+        "sweep/continue": _tool_route(source, "sweep-continue"),
         **{name: _tool_route(source, f"tools-{name}") for name in ("check", "convert", "merge")},
     }
     for path, answer in routes.items():
@@ -265,7 +275,7 @@ def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
 
 
 def _tool_route(source: PageBackend, action: str) -> Callable[..., Any]:
-    """An action of the Tools panel."""
+    """An action of the page that the API has too."""
 
     def tool(values: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         return _http_errors(lambda: source.run_action(action, values))

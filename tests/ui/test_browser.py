@@ -5,6 +5,7 @@ Set `LORA_TRAIN_BROWSER_PYTHON` to serve the page with another Python, such as a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -54,7 +55,13 @@ WITHOUT_TOOLTIP = """() => {
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the stand-alone app, running in its own process with an empty home."""
-    home = tmp_path_factory.mktemp("home")
+    with serve(tmp_path_factory.mktemp("home")) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serve(home: Path) -> Iterator[str]:
+    """The address of the stand-alone app with this home, in a process that ends with the context."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
