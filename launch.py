@@ -32,6 +32,8 @@ commands
   demo [--out DIR]     train a new concept on the embedded tiny model and generate the grid: a few minutes
   train CONFIG.toml    train with these settings [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
   resume RUN           resume an interrupted run or extend a finished one [--more-epochs N]
+  sweep CONFIG.toml    train every combination of some values and compare the runs --vary rank=8,16 [--vary ...]
+  compare RUN RUN ...  show in which settings runs differ and what was measured [--json]
   import FILE          convert kohya's .json or .toml or a LoRA's metadata to TOML [--dataset FILE] [--out FILE]
   export CONFIG.toml   convert it to a kohya_ss .json [--out FILE]
   check FILE           show what a LoRA file of any family contains and what is wrong with it
@@ -39,6 +41,7 @@ commands
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--ckpt FILE] [--out FILE]
   grid RUN             draw all epochs of a past run in one image [--strengths "0.6, 1"] [--triggers] [--sampler NAME]
+  heatmap IMAGE        show where each word of its prompt acts [--words WORD ...] [--lora FILE] [--prompt TEXT]
   report RUN           print a report of a failed run, without names and paths
   test [pytest args]   run linters, the type checker and all tests; with arguments only pytest
   setup                only install

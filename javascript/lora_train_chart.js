@@ -14,6 +14,7 @@
         made.append(...children);
         return made;
     }
+    lt.svg = draw;
 
     // --- numbers ----------------------------------------------------------------------------------
     lt.smoothing = () => settings.smoothing;

@@ -219,7 +219,7 @@
                 one.epochs ? lt.count(one.epochs, "epoch") : "",
                 one.unreadable_lines ? `${lt.count(one.unreadable_lines, "line")} of its log cannot be read` : ""].filter(Boolean);
             const details = make("details", { className: "lt-run" },
-                make("summary", { title: "Show files, samples and settings" }, make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
+                make("summary", { title: "Show files, samples and settings" }, lt.compareBox(one.run), make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
                     make("span", { className: "lt-faint" }, facts.join(" · ")),
                     one.reason ? make("span", { className: "lt-run-reason" }, one.reason) : null),
                 make("div", { className: "lt-run-body" }));
@@ -292,6 +292,10 @@
             ? [small("Extend by", "Train more epochs with the same file names", resumeRun("runs-resume", epochs)), more, later("Extend", resumeRun("queue-add-run", epochs))] : [];
         return make("div", { className: "lt-toolbar lt-run-actions" },
             small("Train again with these settings", "Fill in the form with the settings of this run; nothing starts", () => lt.applyChange("runs-settings", { run: one.run })),
+            small("Repeat with a change…", "Train this run again without a tag or an image, or with another setting, and compare both", (button) => {
+                const bar = button.closest(".lt-run-actions");
+                if (!bar.parentElement.querySelector(".lt-sweep")) bar.after(lt.repeatForm(one.run));
+            }),
             ...(one.loras.length ? lt.webuiButtons(one.run) : []),
             small("Export settings", "Save the settings as a .toml file", () => reportErrors(saveText("runs-export", one.run))),
             ...(one.state === "finished" ? [] : [lt.reportButton(() => one.run)]),
@@ -322,7 +326,7 @@
             ...(names.length ? [small("Delete everything", "Deletes the LoRA files and cards too", remove(true))] : []),
             small("Cancel", "Delete nothing", () => box.remove()));
         container.querySelectorAll(".lt-confirm").forEach((old) => old.remove());
-        [...container.querySelectorAll(".lt-run[open] .lt-run-actions")].find((bar) => bar.closest(".lt-run").querySelector("b").textContent === one.run).after(box);
+        [...container.querySelectorAll(".lt-run[open] .lt-run-actions")].find((bar) => bar.closest(".lt-run").querySelector("summary > b").textContent === one.run).after(box);
         box.querySelector("button:last-of-type").focus();
     }
 

@@ -86,6 +86,8 @@
         curves: (container) => lt.drawCurves(container, run),
         "sample-tools": (container) => lt.drawSampleTools(container, run),
         queue: (container) => lt.drawQueue(container, run.status),
+        sweep: (container) => lt.drawSweep(container),
+        comparison: (container) => lt.drawComparison(container, run),
         runs: (container) => lt.drawRuns(container),
         chart: (container) => lt.drawChart(container, run),
         samples: (container) => lt.drawSamples(container, run),

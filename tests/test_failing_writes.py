@@ -36,6 +36,7 @@ from lib_lora_train.runs.crash_report import write_traceback
 from lib_lora_train.runs.epoch_grid import GridSheet, write_sheet
 from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, write_json
 from lib_lora_train.runs.state_clock import StateClock
+from lib_lora_train.runs.sweep_record import write_sweep
 from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.web.form import fill_form, save_draft
 from lib_lora_train.web.uploads import write_upload
@@ -66,6 +67,7 @@ CASES: dict[str, Write] = {
     "runs.epoch_grid.write_sheet": lambda place: write_sheet(RunFolder(place), GridSheet("a", "Euler", (), (), 0.0)),
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
+    "runs.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
     "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),
     "web.form.save_draft": lambda place: save_draft(place, fill_form(TrainConfig())),

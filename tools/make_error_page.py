@@ -141,7 +141,7 @@ class Source:
         """What a function of this file returns; of `"…".format()` the text, of `wording.count` the plural."""
         noun = call.args[-1] if _called(call) == "count" and len(call.args) > 1 else None
         if isinstance(noun, ast.Constant):
-            return [f"{UNKNOWN} {noun.value}{'s' if len(call.args) == 2 else ''}"]
+            return [f"{UNKNOWN} {noun.value!s}{'s' if len(call.args) == 2 else ''}"]
         if isinstance(call.func, ast.Attribute) and call.func.attr == "format":
             return [re.sub(r"\{[^}]*\}", UNKNOWN, text) for text in self.texts(call.func.value, depth)]
         function = self.functions.get(_called(call)) if isinstance(call.func, ast.Name) else None

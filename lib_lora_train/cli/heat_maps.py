@@ -20,7 +20,6 @@ from lib_lora_train.dataset.captions import find_caption_file, index_by_extensio
 from lib_lora_train.models.prompt_weights import split_words
 
 if TYPE_CHECKING:
-    from lib_lora_train.evaluation.heat_maps import HeatMap
     from lib_lora_train.runs.heat_maps import HeatMapRequest, HeatMapResult
 
 
@@ -65,10 +64,10 @@ def run_heat_maps(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     files = {word: require_new_file(file) for word, file in _files(folder, name, words).items()}
     drawn = None if request.image else require_new_file(folder / f"{name}.png")
     result = _record(replace(request, words=tuple(words)), options)
-    maps = {files[word]: result.attention.heat_map(word, options.layers) for word in words}
-    _write(result, maps, drawn)
-    for file, heat_map in maps.items():
-        print(f"{heat_map.word}: at most {heat_map.peak:.1%} of the attention of a location. {file}")
+    if drawn:
+        _write_image(drawn, result)
+    for word, file in files.items():
+        _write_map(file, result, word, options)
     return 0
 
 
@@ -142,11 +141,17 @@ def _record(request: HeatMapRequest, options: argparse.Namespace) -> HeatMapResu
             return result
 
 
-def _write(result: HeatMapResult, maps: Mapping[Path, HeatMap], drawn: Path | None) -> None:
-    from lib_lora_train.evaluation.overlay import overlay
+def _write_image(file: Path, result: HeatMapResult) -> None:
     from lib_lora_train.sampling.infotext import write_image
 
-    if drawn:
-        write_image(drawn, result.image)
-    for file, heat_map in maps.items():
-        write_image(file, overlay(result.image, heat_map.values))
+    write_image(file, result.image)
+
+
+def _write_map(file: Path, result: HeatMapResult, word: str, options: argparse.Namespace) -> None:
+    """Write a word's map, laid over the image, and print how strong it is."""
+    from lib_lora_train.sampling.infotext import write_image
+    from lib_lora_train.sampling.overlay import overlay
+
+    heat_map = result.attention.heat_map(word, options.layers)
+    write_image(file, overlay(result.image, heat_map.values))
+    print(f"{word}: at most {heat_map.peak:.1%} of the attention of a location. {file}")

@@ -1,5 +1,4 @@
-"""The command line: `app`, `demo`, `train`, `resume`, `import`, `export`, `check`, `convert`, `merge`, `report`,
-`heatmap` and `grid`.
+"""The command line: `app`, `demo`, `train`, `resume`, `sweep`, `compare`, and the commands for settings and LoRA files.
 
 Every setting is a flag of `train`, generated from its declaration; flags override the TOML file. Heavy packages are
 imported inside the commands, so that help, errors and the plan appear without waiting for PyTorch.
@@ -9,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.grid import add_grid
@@ -24,17 +22,14 @@ from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
+from lib_lora_train.cli.sweep import add_sweep
+from lib_lora_train.cli.training import EXIT_INTERRUPTED, train_all, train_run
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.cpu_environment import set_cpu_environment
-from lib_lora_train.core.errors import LoraTrainError, OutputError
+from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
-from lib_lora_train.core.wording import count
-
-if TYPE_CHECKING:
-    from lib_lora_train.runs.past_runs import ResumePoint
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--other-model", action="store_true", help="resume on another model than the run was started on"
         )
+    add_sweep(commands, _command)
     add_import_export(commands, _command)
     add_lora_tools(commands, _command)
     add_heat_maps(commands, _command)
@@ -185,27 +181,11 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         from lib_lora_train.runs.folder import RunFolder
         from lib_lora_train.runs.past_runs import find_resume_point
 
-        _train(options, configs[0], find_resume_point(RunFolder(options.resume.absolute()), config=configs[0]))
+        train_run(options, configs[0], find_resume_point(RunFolder(options.resume.absolute()), config=configs[0]))
     elif len(configs) == 1:
-        _train(options, configs[0])
+        train_run(options, configs[0])
     else:
-        return _train_all(options, configs)
-    return 0
-
-
-def _train_all(options: argparse.Namespace, configs: Sequence[TrainConfig]) -> int:
-    """Train one after the other; a failure is printed and does not stop the next run, Ctrl-C ends all."""
-    failed = []
-    for number, config in enumerate(configs, start=1):
-        print(f"Run {number} of {len(configs)}: {config.output_name}")
-        try:
-            if not _train(options, config):
-                return EXIT_INTERRUPTED
-        except LoraTrainError as error:
-            failed.append(config.output_name)
-            print(f"Error: {error}", file=sys.stderr)
-    if failed:
-        raise LoraTrainError(f"{len(failed)} of {count(len(configs), 'run')} failed: {', '.join(failed)}.")
+        return train_all(options, configs)
     return 0
 
 
@@ -218,40 +198,8 @@ def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     folder = RunFolder(options.folder.absolute())
     resume_point = find_resume_point(folder, more_epochs=options.more_epochs, step=options.from_step)
     config = with_places(resume_point.config, options.data or [], options.checkpoint)
-    _train(options, config, replace(resume_point, config=config))
+    train_run(options, config, replace(resume_point, config=config))
     return 0
-
-
-def _train(options: argparse.Namespace, config: TrainConfig, resume_point: ResumePoint | None = None) -> bool:
-    """Train a new run, or resume one; False if it was stopped."""
-    from lib_lora_train.cli.show_run import show_run
-    from lib_lora_train.core.control import Control
-    from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.models.model_identity import identity_from_values
-    from lib_lora_train.runs.event_log import log_events
-    from lib_lora_train.runs.folder import new_run_folder
-    from lib_lora_train.runs.trainer import RunOptions, run_training
-
-    config = resume_point.config if resume_point else config
-    out_dir = (getattr(options, "out", None) or PROJECT_ROOT).absolute()
-    host = StandaloneHost(
-        _path(config.checkpoint), _path(config.vae), out_dir / "models" / "Lora", "cpu" if options.cpu else None
-    )
-    folder = resume_point.folder if resume_point else new_run_folder(out_dir / "outputs", config.output_name)
-    control = Control()
-    run_options = RunOptions(
-        model=identity_from_values(resume_point.model) if resume_point and resume_point.model else None,
-        any_model=options.other_model,
-        lora_dir=host.lora_dir if resume_point and options.out else None,
-    )
-    state = resume_point.state if resume_point else None
-    events = run_training(config, host, folder=folder, control=control, state=state, options=run_options)
-    try:
-        show_run(log_events(events, folder.log), control)
-    except OutputError as error:
-        go_on = f"python launch.py resume {shlex.quote(str(folder.root))}"
-        raise OutputError(f"{error} Then continue with: {go_on}") from error
-    return not control.is_stopped
 
 
 def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
@@ -277,7 +225,3 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     durations = [f"{name}: {text}" for name, text in describe_durations(config, plan).items()]
     model = f"{'Model':<10}{checkpoint.description}"
     return "\n".join([describe_plan(plan, durations), model, *requirement_lines(needs), *notes])
-
-
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None

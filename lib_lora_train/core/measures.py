@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +18,26 @@ BLEED = "bleed"
 TRIGGER_BLEED = "trigger_bleed"
 
 
+_MODEL = ("checkpoint", "vae")
+_IMAGES = (*_MODEL, "folder", "leave_out_images", "resolution", "resolutions", "use_masks")
+_CAPTIONS = ("class_word", "leave_out_tags", "only_class_word", "trigger")
+_LOSS = (*_IMAGES, *_CAPTIONS, "prediction_type", "validation_share")
+_PROMPTS = (*_MODEL, "class_word", "resolution", "trigger")
+
+
 @dataclass(frozen=True)
 class MeasureInfo:
-    """A measure for the page and the tables: its title, a sentence on how to read it, and what is better."""
+    """A measure for the page and the tables: its title, a sentence on how to read it, and what is better ("": neither).
+
+    Runs that differ in one of the settings `tied_to`, of the run or of a concept, are not measured alike. `digits`
+    follow the point.
+    """
 
     title: str
     help: str
-    better: Literal["lower", "higher"]
+    better: Literal["lower", "higher", ""]
+    tied_to: tuple[str, ...] = _IMAGES
+    digits: int = 2
 
 
 MEASURES = {
@@ -31,9 +45,15 @@ MEASURES = {
         "Steady loss",
         "Loss on some training images, with the same noise after every epoch: the training loss without its noise.",
         "lower",
+        _LOSS,
+        4,
     ),
     VALIDATION_LOSS: MeasureInfo(
-        "Validation loss", "Loss on images that are not trained on. It rises when the LoRA only memorises.", "lower"
+        "Validation loss",
+        "Loss on images that are not trained on. It rises when the LoRA only memorises.",
+        "lower",
+        (*_LOSS, "seed"),
+        4,
     ),
     LIKENESS: MeasureInfo(
         "Likeness",
@@ -45,24 +65,31 @@ MEASURES = {
         "Trigger obedience",
         "How much of the effect needs the trigger: 0 if prompts without it change as much, 1 if they do not change.",
         "higher",
+        _PROMPTS,
     ),
     DRIFT: MeasureInfo(
         "Drift",
         "How much prompts without the concept change: 0 not at all, 1 as much as leaving out the whole prompt would.",
         "lower",
+        _PROMPTS,
     ),
     DRIFT_SHARE: MeasureInfo(
-        "Drift, share of effect", "How much prompts without the concept change compared with those with it.", "lower"
+        "Drift, share of effect",
+        "How much prompts without the concept change compared with those with it.",
+        "lower",
+        _PROMPTS,
     ),
     BLEED: MeasureInfo(
         "Bleed",
         "How much of what the trigger does also happens to the class word without it: 0 nothing, 1 all of it.",
         "lower",
+        _PROMPTS,
     ),
     TRIGGER_BLEED: MeasureInfo(
         "Bleed between triggers",
         "How much of what one trigger does also happens with another trigger of the run: 0 nothing, 1 all of it.",
         "lower",
+        _PROMPTS,
     ),
     COPIES: MeasureInfo(
         "Copies", "The share of the samples that are nearer to a training image than these are to each other.", "lower"
@@ -76,6 +103,17 @@ MEASURES = {
 """By name, in the order of tables."""
 
 
+def measure_info(name: str) -> MeasureInfo:
+    """What is known of a measure; of one that is not ours, its name in words."""
+    return MEASURES.get(name) or MeasureInfo(name.replace("_", " ").capitalize(), "", "")
+
+
 def measure_title(name: str) -> str:
-    """What a measure is called; of one that is not ours, its name in words."""
-    return MEASURES[name].title if name in MEASURES else name.replace("_", " ").capitalize()
+    """What a measure is called."""
+    return measure_info(name).title
+
+
+def sort_measures(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once: ours in the order of tables, then the others by name."""
+    found = set(names)
+    return (*(name for name in MEASURES if name in found), *sorted(found - MEASURES.keys()))

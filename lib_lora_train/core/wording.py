@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def shorten_list(names: Sequence[str], limit: int) -> str:
@@ -34,3 +35,22 @@ def without_name(sentence: str, where: str) -> str:
     folder = r"(?:(?:[A-Za-z]:)?[/\\][^\n]*?[/\\])?"
     match = re.match(rf"(?:{re.escape(where)}|{folder}{re.escape(name)})(?:: | )", sentence)
     return sentence[match.end() :] if match else sentence
+
+
+def number_text(value: float) -> str:
+    """0.0001 → `1e-4`, 0.05 → `0.05`, 16.0 → `16`."""
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def value_text(value: Any) -> str:
+    """The value of a setting as a user would write it: `on`, `1e-4`, `a, b`; `empty` if it is not set."""
+    if value is None or value in ("", ()):
+        return "empty"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value))
+    return number_text(value) if isinstance(value, float) else str(value)

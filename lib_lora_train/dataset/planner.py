@@ -11,6 +11,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.augmentation import View, make_views
 from lib_lora_train.dataset.buckets import Placement, make_bucket_rule, place_image
+from lib_lora_train.dataset.leave_out import leave_out
 from lib_lora_train.dataset.plan import (
     BucketSummary,
     Plan,
@@ -28,7 +29,8 @@ from lib_lora_train.dataset.validation_split import report_validation_split, spl
 
 
 def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
-    """The plan for a dataset; DataError if all of its images are regularisation."""
+    """The plan for a dataset without what the settings leave out; DataError if no image to learn remains."""
+    dataset, left_out = leave_out(dataset, config)
     if all(is_regularisation(dataset, item) for item in range(len(dataset.items))):
         raise DataError("There are only regularisation images. Add a folder with images to learn.")
     training_set, validation_set = split_validation(dataset, config.validation_share, config.seed)
@@ -38,7 +40,7 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
         first_views = validation.views[: len(validation.dataset.items)]
         plan = dataclasses.replace(plan, validation=dataclasses.replace(validation, views=first_views, warnings=()))
     split_report = report_validation_split(validation_set, config.validation_share)
-    return dataclasses.replace(plan, warnings=(*split_report, *plan.warnings))
+    return dataclasses.replace(plan, warnings=(*left_out, *split_report, *plan.warnings))
 
 
 def _make_plan(dataset: Dataset, config: TrainConfig) -> Plan:

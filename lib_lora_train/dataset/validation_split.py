@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.seeding import random_for
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.folder_names import join_names
+from lib_lora_train.dataset.leave_out import select_items
 from lib_lora_train.dataset.scan import Dataset
 
 
@@ -22,8 +23,8 @@ def split_validation(dataset: Dataset, share: float, seed: int) -> tuple[Dataset
     if not share:
         return dataset, dataclasses.replace(dataset, items=(), problems=())
     chosen = {item for number in range(len(dataset.concepts)) for item in _choose_items(dataset, number, share, seed)}
-    training = _subset(dataset, [number for number in range(len(dataset.items)) if number not in chosen])
-    validation = _subset(dataset, sorted(chosen))
+    training = select_items(dataset, [number for number in range(len(dataset.items)) if number not in chosen])
+    validation = select_items(dataset, sorted(chosen))
     return training, dataclasses.replace(validation, problems=())
 
 
@@ -51,12 +52,3 @@ def _choose_items(dataset: Dataset, concept: int, share: float, seed: int) -> li
     order = sorted(by_content, key=lambda content: random_for(seed, f"validation {content}").random())
     count = max(1, round(share * len(order))) if len(order) > 1 else 0
     return [number for content in order[:count] for number in by_content[content]]
-
-
-def _subset(dataset: Dataset, numbers: list[int]) -> Dataset:
-    items = tuple(dataset.items[number] for number in numbers)
-    counts = Counter(concept for concept, _ in {(item.concept, item.image.path) for item in items})
-    concepts = (
-        dataclasses.replace(concept, image_count=counts[number]) for number, concept in enumerate(dataset.concepts)
-    )
-    return dataclasses.replace(dataset, items=items, concepts=tuple(concepts))

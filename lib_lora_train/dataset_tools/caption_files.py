@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.tag_patterns import wildcard_regex
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import decode_caption
 from lib_lora_train.dataset.captions import (
@@ -29,7 +30,6 @@ from lib_lora_train.dataset.folder_names import natural_sort_key
 from lib_lora_train.dataset.images import read_bytes
 from lib_lora_train.dataset_tools.journal import FileEdit, IfChanged, Journal, undo
 from lib_lora_train.dataset_tools.journal_records import content_hash, list_records
-from lib_lora_train.dataset_tools.tag_vocabulary import wildcard_regex
 
 BACKUPS = ".caption-backups"
 """Sub-folder of the data folder with a record per edit; hidden, so that scans ignore it."""

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lib_lora_train.core.tag_patterns import normalise_tag
 from lib_lora_train.core.wording import count
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset_tools.caption_files import CaptionSet
-from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag
 
 MIN_PRUNE_SHARE = 0.5
 """Of the captions with the trigger. From here on a tag's absence means something: guides call it the navel case."""

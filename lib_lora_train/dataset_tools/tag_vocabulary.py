@@ -1,4 +1,4 @@
-"""A tag list supplied by the user, for completing tags while typing; and how tags are compared.
+"""A tag list supplied by the user, for completing tags while typing.
 
 The format is that of the webui's tag-completion extensions: CSV without a header, `tag,category,count,"alias,alias"`.
 """
@@ -6,7 +6,6 @@ The format is that of the webui's tag-completion extensions: CSV without a heade
 from __future__ import annotations
 
 import csv
-import fnmatch
 import heapq
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.tag_patterns import normalise_tag
 
 _LAST_CHARACTER = chr(0x10FFFF)
 
@@ -70,16 +70,6 @@ class TagList:
             aliases[number] = alias if aliases.get(number, alias) else ""  # prefer the tag's own name to an alias
         best = heapq.nsmallest(limit, aliases, key=lambda number: (-self._tags[number].count, number))
         return [Completion(self._tags[number], aliases[number]) for number in best]
-
-
-def normalise_tag(name: str) -> str:
-    """The tag in the form in which tags are compared: `Long_Hair` → `long hair`."""
-    return name.strip().lower().replace("_", " ")
-
-
-def wildcard_regex(pattern: str) -> str:
-    """The regular expression of a tag pattern in which only * is a wildcard."""
-    return fnmatch.translate(pattern.replace("[", "[[]").replace("?", "[?]"))
 
 
 def load_tag_list(file: Path) -> TagList:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
+from lib_lora_train.core.tag_patterns import make_tag_matcher, tag_key
 from lib_lora_train.dataset.captions import put_trigger_first, split_tags
-from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces, unescape_brackets
+from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan, edit_lines
-from lib_lora_train.dataset_tools.tag_vocabulary import normalise_tag, wildcard_regex
 
 Kind = Literal["general", "character", "rating"]
 Existing = Literal["skip", "append", "replace"]
@@ -65,7 +64,7 @@ def make_caption(found: TaggerResult, rule: TagRule) -> str:
     thresholds = {"general": rule.general_threshold, "character": rule.character_threshold}
     kept = [tag for tag in found.tags if tag.kind in thresholds and tag.score >= thresholds[tag.kind]]
     kept.sort(key=lambda tag: (tag.kind != "character", -tag.score))
-    is_excluded = _make_matcher(rule.exclude)
+    is_excluded = make_tag_matcher(rule.exclude)
     names = (tag.name.replace(",", " ") for tag in kept)
     text = ", ".join(name for name in (*names, *split_tags(found.sentence)) if not is_excluded(name))
     if rule.underscores_to_spaces:
@@ -86,8 +85,8 @@ def merge_captions(before: str, tagged: str, existing: Existing, trigger: str = 
 
 def _append_tags(line: str, tagged: str, trigger: str) -> str:
     """The line with the missing tags appended and the trigger first."""
-    present = {_comparable(tag) for tag in split_tags(line)}
-    missing = [tag for tag in split_tags(tagged) if _comparable(tag) not in present]
+    present = {tag_key(tag) for tag in split_tags(line)}
+    missing = [tag for tag in split_tags(tagged) if tag_key(tag) not in present]
     return put_trigger_first(", ".join((*split_tags(line), *missing)), trigger)
 
 
@@ -122,15 +121,3 @@ def plan_tags(
         if after != caption.text:
             changes[caption.file] = Change(number, caption.text, after)
     return EditPlan(captions, tuple(changes.values()), len(found), tuple(left_out))
-
-
-def _make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A function that returns whether a tag matches one of the patterns."""
-    expressions = (wildcard_regex(_comparable(pattern)) for pattern in patterns if pattern.strip())
-    any_of_them = re.compile("|".join(expressions) or r"(?!)")
-    return lambda tag: any_of_them.match(_comparable(tag)) is not None
-
-
-def _comparable(tag: str) -> str:
-    r"""`Saber_\(Fate\)` and `saber (fate)` are the same tag."""
-    return " ".join(normalise_tag(unescape_brackets()(tag)).split())

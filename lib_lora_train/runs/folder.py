@@ -35,6 +35,11 @@ class RunFolder:
         return self.root / "run.json"
 
     @property
+    def origin(self) -> Path:
+        """The sweep that the run belongs to, if it does."""
+        return self.root / "origin.json"
+
+    @property
     def states(self) -> Path:
         """Folder of training states: `step-00000120.pt` resumes after 120 steps."""
         return self.root / "states"

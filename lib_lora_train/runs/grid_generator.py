@@ -11,7 +11,6 @@ from typing import Any
 from PIL import Image
 
 from lib_lora_train.core.errors import GenerationInterrupted, HostError, LoraTrainError, ModelUnavailableError
-from lib_lora_train.core.wording import count
 from lib_lora_train.hosts.host import GenerationRequest, GenerationWatch, Host, Txt2Img
 from lib_lora_train.runs.epoch_grid import GridChoice, GridSheet, GridTask, find_grid_task, make_sheet, write_sheet
 from lib_lora_train.runs.folder import RunFolder
@@ -99,7 +98,7 @@ def _draw_cell(
     except GenerationInterrupted:
         if not (watch and watch.is_cancelled()):
             raise
-        raise GridCancelled(f"Cancelled after {count(done, 'image')}. What is drawn is kept. {_GO_ON}") from None
+        raise GridCancelled(f"Cancelled after {done} images, which are kept. {_GO_ON}") from None
     write_image(path, drawn.image, drawn.infotext)
     return drawn.image
 

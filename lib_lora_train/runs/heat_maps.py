@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
@@ -24,9 +25,19 @@ from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.prompt_words import find_prompt_tokens
 from lib_lora_train.sampling.sample import SamplingStep
-from lib_lora_train.training.lease import run_in_turns, run_leased
+from lib_lora_train.sampling.sampler_options import SamplerOptions
+from lib_lora_train.training.lease import ModelHost, run_in_turns, run_leased
 
 _TURN_SECONDS = 0.25  # how long others wait for the model at most
+
+
+class HeatMapHost(ModelHost, Protocol):
+    """The part of `hosts.host.Host` that heat maps need."""
+
+    @property
+    def sampler_options(self) -> SamplerOptions: ...
+
+    def load_model(self, config: TrainConfig) -> DiffusionModel: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class HeatMapResult:
 
 
 def record_heat_maps(
-    request: HeatMapRequest, host: Host, control: Control
+    request: HeatMapRequest, host: HeatMapHost, control: Control
 ) -> Generator[Event | SamplingStep, None, HeatMapResult]:
     """The request's image and attention, made under short leases; yields sampling steps, and events while it waits.
 
@@ -99,7 +110,7 @@ def _look_at(
     model: DiffusionModel,
     lora: FileOnModel | None,
     *,
-    host: Host,
+    host: HeatMapHost,
     control: Control,
 ) -> Generator[Event, None, HeatMapResult]:
     config = request.config
@@ -114,7 +125,7 @@ def _look_at(
 
 
 def _draw(
-    request: HeatMapRequest, model: DiffusionModel, lora: FileOnModel | None, *, host: Host, control: Control
+    request: HeatMapRequest, model: DiffusionModel, lora: FileOnModel | None, *, host: HeatMapHost, control: Control
 ) -> Generator[Event | SamplingStep, None, HeatMapResult]:
     assert request.prompt is not None, "a request has an image or a prompt"
     work = draw_with_attention(

@@ -11,7 +11,7 @@ from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.prompt_suggestions import suggest_prompts
-from lib_lora_train.dataset.scan import read_dataset
+from lib_lora_train.dataset.scan import Dataset, read_dataset
 from lib_lora_train.runs.write_places import WritePlaces, output_dir_problems, place_problems
 
 
@@ -27,14 +27,15 @@ class RunPlan:
     problems: tuple[Problem, ...]
 
 
-def plan_run(config: TrainConfig, places: WritePlaces | None = None) -> RunPlan:
+def plan_run(config: TrainConfig, places: WritePlaces | None = None, dataset: Dataset | None = None) -> RunPlan:
     """The plan of a run; ConfigError or DataError if it cannot be trained, or cannot write to `places`.
 
-    `problems` lists those of the settings first, then those of the images and of the plan.
+    `dataset` is that of its folders, if they were read already. `problems` lists those of the settings first, then
+    those of the images and of the plan.
     """
     problems = [*validate(config), *(place_problems(config, places) if places else output_dir_problems(config))]
     require_usable(problems)
-    dataset = read_dataset(config)
+    dataset = dataset or read_dataset(config)
     if writes_own_prompts(config):
         config = config.replace(sample_prompts=suggest_prompts(config, dataset))
     plan = make_plan(dataset, config)

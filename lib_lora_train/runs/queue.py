@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class QueuedRun:
     """A queued run. `values` are its settings; `run` is the id of the run to resume, "" for a new one.
 
     `problem` is why it could not start when its turn came, "" if it has not been tried; `model`
-    has the values of the `ModelIdentity` that was in use when it was queued.
+    has the values of the `ModelIdentity` that was in use when it was queued. `origin` has the values of the `Origin` of
+    a run that belongs to a sweep.
     """
 
     id: str
@@ -33,6 +34,7 @@ class QueuedRun:
     more_epochs: int = 0
     problem: str = ""
     model: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -67,10 +69,14 @@ class RunQueue:
         self, config: TrainConfig, *, run: str = "", more_epochs: int = 0, model: Mapping[str, str] | None = None
     ) -> str:
         """Add a run at the end; returns the entry's id."""
-        entry = QueuedRun(uuid.uuid4().hex[:12], config_values(config), run, more_epochs, model=model or {})
-        with self._lock:
-            self._replace([*self._entries, entry])
+        entry = new_entry(config, run=run, more_epochs=more_epochs, model=model)
+        self.add_all((entry,))
         return entry.id
+
+    def add_all(self, entries: Sequence[QueuedRun]) -> None:
+        """Add runs at the end: all of them or, if the file cannot be written, none."""
+        with self._lock:
+            self._replace([*self._entries, *entries])
 
     def move(self, entry_id: str, position: int) -> None:
         """Move a queued run to a position from 0; positions beyond the end mean the end."""
@@ -112,6 +118,20 @@ class RunQueue:
         self._entries = entries
 
 
+def new_entry(
+    config: TrainConfig,
+    *,
+    run: str = "",
+    more_epochs: int = 0,
+    model: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> QueuedRun:
+    """An entry with a new id."""
+    return QueuedRun(
+        uuid.uuid4().hex[:12], config_values(config), run, more_epochs, model=model or {}, origin=origin or {}
+    )
+
+
 def unused_path(path: Path) -> Path:
     """`NAME.json`, or `NAME-2.json`, `NAME-3.json`…: the first one that does not exist."""
     names = (path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, 1000)))
@@ -139,7 +159,7 @@ def _entry(values: Any) -> QueuedRun | None:
     """The queued run in a JSON value; None if it is not one. Unknown fields are of another version and ignored."""
     if not isinstance(values, dict):
         return None
-    kinds = {"id": str, "values": dict, "run": str, "more_epochs": int, "problem": str, "model": dict}
+    kinds = {"id": str, "values": dict, "run": str, "more_epochs": int, "problem": str, "model": dict, "origin": dict}
     known = {one.name: values[one.name] for one in fields(QueuedRun) if one.name in values}
     is_right = all(isinstance(value, kinds[name]) for name, value in known.items())
     return QueuedRun(**known) if is_right and {"id", "values"} <= known.keys() else None

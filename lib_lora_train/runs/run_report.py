@@ -150,6 +150,8 @@ def _setting_names(settings: Mapping[str, Any]) -> dict[str, str]:
     for one in _concepts(settings):
         for text in _texts(one.get("trigger")):
             names |= dict.fromkeys([text.strip(), *re.split(r"[\s,]+", text)], "trigger")
+    for setting, kind in (("leave_out_tags", "tag"), ("leave_out_images", "file")):
+        names |= dict.fromkeys(_texts(settings.get(setting)), kind)
     default = TrainConfig().output_name
     names |= dict.fromkeys((text for text in _texts(settings.get("output_name")) if text != default), "name")
     return {name: kind for name, kind in names.items() if name}

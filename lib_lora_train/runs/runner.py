@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from lib_lora_train.runs.crash_report import describe_crash
 from lib_lora_train.runs.current_run import CurrentRun
 from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_record, log_warning
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.folder import RunFolder, new_run_folder, write_json
 from lib_lora_train.runs.gpu_memory import read_gpu_memory
 from lib_lora_train.runs.model_check import read_expected_model
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
-from lib_lora_train.runs.queue import QueuedRun, RunQueue
+from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
 from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.runs.write_places import WritePlaces
 
@@ -79,8 +79,17 @@ class Runner:
 
         It starts when the active run and those before it have ended. If no run is active, it waits for one to start.
         """
+        entry = self._entry(config)
+        self.queue.add_all((entry,))
+        return entry.id
+
+    def enqueue_all(self, runs: Sequence[tuple[TrainConfig, Mapping[str, Any]]]) -> None:
+        """Add runs to the queue, each with the origin that its folder will have."""
+        self.queue.add_all([self._entry(config, origin) for config, origin in runs])
+
+    def _entry(self, config: TrainConfig, origin: Mapping[str, Any] | None = None) -> QueuedRun:
         model = read_expected_model(self.host, config)
-        return self.queue.add(config, model=model.values() if model else None)
+        return new_entry(config, model=model.values() if model else None, origin=origin)
 
     def enqueue_resume(self, run: str, *, more_epochs: int = 0) -> str:
         """Add an interrupted or finished run to the queue, to be resumed or extended; errors as in `resume_run`."""
@@ -300,6 +309,8 @@ class Runner:
                 config, self.places()
             )  # a folder that is away keeps the run in the queue; the run itself scans it again
         run = self._new_run(config)
+        if entry.origin:
+            write_json(run.folder.origin, entry.origin)
         if entry.model:
             run.options = RunOptions(model=identity_from_values(entry.model))
         return run

@@ -42,6 +42,7 @@ def build_results_panel(bind_paste: Callable[[Any, Any], None] | None) -> XyzPlo
     build_html(
         f"<div class='lt-card'>{heading('Files')}<div data-lt='files'></div></div>", "files", classes=["lt-files-only"]
     )
+    build_html("<div data-lt='comparison'></div>", "comparison")
     build_html("<div data-lt='runs'></div>", "runs")
     if bind_paste is not None:
         _build_paste(bind_paste)

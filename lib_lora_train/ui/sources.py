@@ -11,11 +11,10 @@ import gradio as gr
 from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError, Problem
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, value_text
 from lib_lora_train.formats.kohya.importer import Imported
 from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
-from lib_lora_train.web.form import number_text
 from lib_lora_train.web.markup import location_label, problem_list, text
 
 _UNDO = (
@@ -77,7 +76,7 @@ def render_preset(preset: Preset) -> str:
     """When to use the preset, what it changed, what it set to the defaults, and what was left out."""
     plain = TrainConfig()
     own = {name: value for name, value in preset.values.items() if value != getattr(plain, name)}
-    changed = ", ".join(f"{location_label(name)} {_value(value)}" for name, value in own.items())
+    changed = ", ".join(f"{location_label(name)} {value_text(value)}" for name, value in own.items())
     rest = ", ".join(location_label(name) for name in preset.values if name not in own)
     message = f"{preset.when} Changed: {changed}." + (f" Set to default: {rest}." if rest else "")
     left_out = _folded(f"{count(len(preset.left_out), 'entry', 'entries')} left out", preset.left_out, is_open=True)
@@ -116,9 +115,3 @@ def _folded(title: str, lines: tuple[str, ...], *, is_open: bool) -> str:
     attribute = " open" if is_open else ""
     attribute += " title='Expand the list'"
     return f"<details class='lt-skipped'{attribute}><summary>{text(title)}</summary><ul>{items}</ul></details>"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "empty" if value is None or value == "" else number_text(value) if isinstance(value, float) else str(value)

@@ -85,6 +85,7 @@ def build_train_panel(form: Form, presets: Sequence[str]) -> TrainPanel:
             enqueue = build_button(
                 "Add to the queue", "enqueue", tooltip="Train this after the runs before it in the queue."
             )
+            build_html("<div data-lt='sweep'></div>", "sweep")
             build_html("<div data-lt='queue'></div>", "queue")
     return TrainPanel(fields, sources, start, enqueue, checked)
 

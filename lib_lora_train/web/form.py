@@ -18,6 +18,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig, parse_conce
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import number_text
 
 Form = Mapping[str, Any]
 CONCEPTS = "concepts"
@@ -97,14 +98,6 @@ def _widget_value(field: Field, value: Any) -> Any:
     if not field.is_text:
         return value
     return "" if value is None else number_text(value) if isinstance(value, float) else str(value)
-
-
-def number_text(value: float) -> str:
-    """0.0001 → `1e-4`, 0.05 → `0.05`, 16.0 → `16`."""
-    if value == 0 or abs(value) >= 1e-3:
-        return f"{value:g}"
-    mantissa, exponent = f"{value:.6e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def read_form(form: Form) -> tuple[TrainConfig, tuple[Problem, ...]]:

@@ -108,7 +108,7 @@ class HeatMapSession:
 
         DataError before `start` has done its work, and for a word that is not in the prompt.
         """
-        from lib_lora_train.evaluation.overlay import heat_layer
+        from lib_lora_train.sampling.overlay import heat_layer
 
         result = self._results.get(self._key(self._request(values)))
         if result is None:

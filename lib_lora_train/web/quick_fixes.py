@@ -13,10 +13,10 @@ from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.optimizer import usual_learning_rates
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import value_text
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.plan_warnings import suggest_batch_size
 from lib_lora_train.dataset.prompt_suggestions import suggest_prompts
-from lib_lora_train.web.form import number_text
 from lib_lora_train.web.markup import location_label
 
 ProblemsWith = Callable[[TrainConfig], Sequence[Problem]]
@@ -148,12 +148,4 @@ def _is_usable(parameter: Parameter, value: Any) -> bool:
 
 
 def _value_text(value: Any) -> str:
-    if value in (None, ""):
-        return "empty"
-    if isinstance(value, tuple):
-        return " / ".join(value)
-    return "off" if value is False else _number(value)
-
-
-def _number(value: Any) -> str:
-    return number_text(value) if isinstance(value, float) else "on" if value is True else str(value)
+    return " / ".join(value) if isinstance(value, tuple) and value else value_text(value)

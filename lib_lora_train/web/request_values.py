@@ -116,6 +116,16 @@ def _is_choices(value: Any) -> bool:
     return isinstance(value, dict) and all(str(key).isdecimal() and _is_text(text) for key, text in value.items())
 
 
+def _is_axes(value: Any) -> bool:
+    """pairs of a setting and its values."""
+    return isinstance(value, (list, tuple)) and all(_is_list_of_texts(pair) and len(pair) == 2 for pair in value)
+
+
+def _is_table(value: Any) -> bool:
+    """a table of settings."""
+    return isinstance(value, dict)
+
+
 def _is_list_of_whole_numbers(value: Any) -> bool:
     """a list of whole numbers."""
     return isinstance(value, (list, tuple)) and all(map(_is_whole, value))
@@ -146,14 +156,20 @@ def _is_filter(value: Any) -> bool:
 
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run"), _is_path),
-    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts", "sampler", "scope"), _is_text),
-    **dict.fromkeys(("tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text),
+    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts"), _is_text),
+    **dict.fromkeys(
+        ("sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
+    ),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("blanks", "escape"), _is_flag),
     **dict.fromkeys(("general", "character", "rank", "strengths"), _is_typed_number),
     **dict.fromkeys(("record", "seen"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
     "inside": _is_text,
+    "sweep": _is_path,
+    "runs": _is_list_of_paths,
+    "axes": _is_axes,
+    **dict.fromkeys(("settings", "vary"), _is_table),
     "content": _is_content,
     "report": _is_count,
     "folders": _is_list_of_paths,

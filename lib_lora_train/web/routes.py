@@ -11,6 +11,9 @@
     GET  /lora-train/v1/queue      the queued runs, next one first
     POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
+    POST /lora-train/v1/sweep      {"vary": {"rank": [8, 16]}, "settings": …} or {…, "run": id} → the id of the sweep
+    POST /lora-train/v1/sweep/continue    {"sweep": id}: queue what is missing of it
+    GET  /lora-train/v1/comparison ?sweep=id or ?runs=id,id: runs side by side, the first as the reference
     POST /lora-train/v1/grid       {"run": id, "sampler": "Euler", "prompts": "samples" or "triggers", "strengths":
                                    "0.6, 1"}, all optional → the id of the run whose epochs are drawn
     POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
@@ -52,6 +55,8 @@ _ACTIONS = {
     "heatmap/status": "heatmap-status",
     "heatmap/cancel": "heatmap-stop",
     "heatmap/maps": "heatmap-show",
+    "sweep": "sweep-request",
+    "sweep/continue": "sweep-continue",
 }
 """Actions of the page that other programs may request too, by route."""
 _CACHED = {"Cache-Control": "private, max-age=3600"}
@@ -179,6 +184,10 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
     def queue() -> list[dict[str, Any]]:
         return source.queued_runs()
 
+    def comparison(sweep: str = "", runs: str = "") -> dict[str, Any]:
+        asked = {"sweep": sweep, "runs": [run for run in runs.split(",") if run]}
+        return _http_errors(lambda: source.run_action("compare", asked))
+
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
@@ -197,6 +206,7 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
         "images": images,
         "results": results,
         "queue": queue,
+        "comparison": comparison,
         "thumbnail/{token}": thumbnail,
         "image/{token}": image,
     }

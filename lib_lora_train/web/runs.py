@@ -270,6 +270,11 @@ class RunSession:
         """The id of the run that the page names; HostError if there is none."""
         return self.folder_of(values).root.name
 
+    def config_of(self, run: str) -> TrainConfig:
+        """The settings of a run by its id, with the paths of a moved run found again; HostError if there is none."""
+        folder = self.folder_of({"run": run})
+        return read_move(folder).config(self._config(folder))
+
     def _idle_folder(self, values: Mapping[str, Any]) -> RunFolder:
         folder = self.folder_of(values)
         if self._runner.active_run == folder.root.name:

@@ -53,6 +53,7 @@ from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
 from lib_lora_train.web.run_values import describe_plan_values, plan_usable_run
 from lib_lora_train.web.runs import RunSession
+from lib_lora_train.web.sweeps import SweepSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
 from lib_lora_train.web.token_analysis import TokenAnalysis
@@ -94,6 +95,7 @@ class Session(FormSession):
             **self.runs.actions(),
             **self.grids.actions(),
             **HeatMapSession(runner, home, self.image_tokens, self._draft_config).actions(),
+            **SweepSession(runner, self.image_tokens, self._draft_config, self.runs).actions(),
             **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),

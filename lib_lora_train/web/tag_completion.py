@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.tag_patterns import normalise_tag
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset_tools.caption_edits import underscores_to_spaces
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, count_tags
-from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list, normalise_tag
+from lib_lora_train.dataset_tools.tag_vocabulary import Completion, KnownTag, TagList, load_tag_list
 from lib_lora_train.web.caption_folders import CaptionFolders, named_folder
 from lib_lora_train.web.json_values import optional_path
 

@@ -289,8 +289,8 @@ def test_limit_leaves_an_update_of_zero_and_scales_small_ones_too() -> None:
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_limit_applies_where_only_one_part_is_trained(part: str) -> None:
-    parts = {"unet": part == "unet", "text_encoder": part == "text_encoder"}
-    adapter = trained(tiny_model(), AdapterSpec(rank=2, alpha=1.0, **parts))
+    spec = AdapterSpec(rank=2, alpha=1.0, unet=part == "unet", text_encoder=part == "text_encoder")
+    adapter = trained(tiny_model(), spec)
     most = max(adapter.norms().values()) / 2
     assert adapter.norm_limit(most).apply()[2].item() == pytest.approx(most, rel=1e-4)
 

@@ -398,7 +398,7 @@ def test_measured_values_and_notes_are_shown() -> None:
     terminal.show(Noted("warning", "broken.png", "is not an image."))
     assert screen.getvalue().splitlines() == [
         "Without LoRA: concept 0",
-        "Epoch 2: concept 0.9688, drift 0.0123",
+        "Epoch 2: concept 0.969, drift 0.0123",
         "warning: broken.png: is not an image.",
     ]
 

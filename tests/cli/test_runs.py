@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from lib_lora_train.cli import main as cli
+from lib_lora_train.cli import training as cli_training
 from lib_lora_train.core.errors import OutputError, TrainingError
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.loading import load_model
 from lib_lora_train.runs import checkpoints
 from tests.stand_ins.run_parts import NO_SAMPLES, small_run_setup
 
@@ -33,13 +35,13 @@ def test_failing_run_does_not_stop_the_next(
 ) -> None:
     started: list[str] = []
 
-    def train(_: Any, config: Any) -> bool:
+    def train(_: Any, config: Any, **__: Any) -> bool:
         started.append(config.output_name)
         if config.output_name == "one":
             raise TrainingError("Step 1: the loss is not a number any more.")
         return True
 
-    monkeypatch.setattr(cli, "_train", train)
+    monkeypatch.setattr("lib_lora_train.cli.training.train_run", train)
     status = cli.main(["train", *map(str, settings), "--rank", "3"])
     assert started == ["one", "two"] and status == cli.EXIT_USER_ERROR
     errors = capsys.readouterr().err
@@ -49,12 +51,12 @@ def test_failing_run_does_not_stop_the_next(
 def test_stop_ends_all_runs(settings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 
-    def stopped(_: Any, config: Any) -> bool:
+    def stopped(_: Any, config: Any, **__: Any) -> bool:
         started.append(config.output_name)
         return False
 
-    monkeypatch.setattr(cli, "_train", stopped)
-    assert cli.main(["train", *map(str, settings)]) == cli.EXIT_INTERRUPTED
+    monkeypatch.setattr("lib_lora_train.cli.training.train_run", stopped)
+    assert cli.main(["train", *map(str, settings)]) == cli_training.EXIT_INTERRUPTED
     assert started == ["one"]
 
 
@@ -93,3 +95,63 @@ def test_finished_run_is_extended(settings: list[Path], tmp_path: Path, capsys: 
     assert cli.main(["train", str(settings[0]), "--resume", str(folder), "--epochs", "3"]) == 0
     assert sorted(path.stem for path in loras.glob("*.safetensors")) == [f"one-00000{n}" for n in (1, 2, 3)]
     assert cli.main(["train", *map(str, settings), "--resume", str(folder)]) == cli.EXIT_USER_ERROR
+
+
+def test_a_sweep_trains_every_combination_with_one_model_and_prints_the_comparison(
+    settings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads: list[int] = []
+
+    def load(*given: Any) -> Any:
+        loads.append(1)
+        return load_model(*given)
+
+    monkeypatch.setattr("lib_lora_train.hosts.standalone.load_model", load)
+    words = ["sweep", str(settings[0]), "--vary", "rank=2,4", "--out", str(tmp_path / "out"), "--cpu"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["one-rank2: rank 2", "one-rank4: rank 4"]
+    assert not (tmp_path / "out").exists()
+    assert cli.main(words) == 0 and loads == [1]
+    table = capsys.readouterr().out.split("\n")
+    head = next(number for number, line in enumerate(table) if line.startswith("run "))
+    assert [line.split()[1] for line in table[head : head + 3]] == ["rank", "2", "4"]
+    names = sorted(path.name for path in (tmp_path / "out" / "models" / "Lora").glob("*.safetensors"))
+    assert names == ["one-rank2-000001.safetensors", "one-rank4-000001.safetensors"]
+    assert cli.main(["sweep", "--resume", "--out", str(tmp_path / "out"), "--cpu"]) == 0, "nothing is left to train"
+    assert loads == [1]
+    run = next((tmp_path / "out" / "outputs").glob("*-one-rank2"))
+    assert cli.main(["sweep", str(run), "--vary", "leave_out_images=01.png", "--dry-run"]) == 0
+    assert cli.main(["compare", str(run), str(tmp_path)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_with_what_is_missing_and_after_a_failure(
+    settings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[int] = []
+
+    def train(_: Any, config: Any, *, folder: Any, host: Any) -> bool:
+        started.append(config.rank)
+        (folder.log).write_text("", encoding="utf-8")
+        if config.rank == 2:
+            raise TrainingError("Step 1: the loss is not a number any more.")
+        return bool(config.rank != 4)
+
+    monkeypatch.setattr("lib_lora_train.cli.sweep.train_run", train)
+    words = ["sweep", str(settings[0]), "--vary", "rank=2,4,8", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == cli_training.EXIT_INTERRUPTED
+    printed = capsys.readouterr()
+    assert started == [2, 4] and "the loss is not a number" in printed.err and "sweep --resume" in printed.out
+    cli.main(["sweep", "--resume", "--out", str(tmp_path / "out")])
+    assert started == [2, 4, 2, 4]
+
+
+def test_a_sweep_that_cannot_be_trained_is_refused_before_anything_is_written(
+    settings: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for vary, reason in (("rank=2,many", "not a whole number"), ("rank", "has no values"), ("rank=2", "single value")):
+        assert cli.main(["sweep", str(settings[0]), "--vary", vary, "--out", str(tmp_path / "out")]) == 2
+        assert reason in capsys.readouterr().err
+    assert cli.main(["sweep", "--resume", "--out", str(tmp_path / "out")]) == 2
+    assert "no sweep to continue" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

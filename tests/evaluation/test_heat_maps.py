@@ -22,10 +22,10 @@ from lib_lora_train.evaluation.heat_maps import (
     draw_with_attention,
     image_attention,
 )
-from lib_lora_train.evaluation.overlay import heat_layer, overlay
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.loading import ModelChoice, load_model
+from lib_lora_train.sampling.overlay import heat_layer, overlay
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from tests.evaluation.scenes import Pair, Placed, pair_scenes

@@ -46,7 +46,8 @@ def _finished(work: Generator[Any, None, HeatMapResult]) -> tuple[HeatMapResult,
 
 
 def _record(request: HeatMapRequest, host: Any = None) -> HeatMapResult:
-    return _finished(record_heat_maps(request, host or Host(shared_model()), Control()))[0]
+    used: Any = host or Host(shared_model())
+    return _finished(record_heat_maps(request, used, Control()))[0]
 
 
 def _lora(path: Path) -> Path:
@@ -106,14 +107,15 @@ def test_the_adapter_of_a_run_takes_no_part_and_is_left_as_it_is(tmp_path: Path,
 
 
 def test_drawing_returns_the_model_after_every_step_while_somebody_waits() -> None:
-    host = Host(shared_model(), wanted=True)
+    host: Any = Host(shared_model(), wanted=True)
     _, seen = _finished(record_heat_maps(HeatMapRequest(CONFIG, prompt=PROMPT), host, Control()))
     assert [one.step for one in seen if isinstance(one, SamplingStep)] == [1, 2, 3]
     assert host.turns > PROMPT.steps and not host.is_leased
 
 
 def test_drawing_stops_after_the_current_step() -> None:
-    host, control = Host(shared_model(), wanted=True), Control()
+    host: Any = Host(shared_model(), wanted=True)
+    control = Control()
     work = record_heat_maps(HeatMapRequest(CONFIG, prompt=PROMPT), host, control)
     next(work)
     control.stop()

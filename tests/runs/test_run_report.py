@@ -35,6 +35,7 @@ def personal_run(tmp_path: Path) -> RunFolder:
         comment="gift for Anna",
         sample_prompts=("zoltan meyer at the beach --s 20",),
         caption_prefix="secret ",
+        leave_out_tags=("blushing cheeks",),
         rank=12,
         optimizer="Prodigy",
     )
@@ -43,6 +44,7 @@ def personal_run(tmp_path: Path) -> RunFolder:
     events: list[Any] = [
         StateChanged("running"),
         Noted("warning", str(data / "beach one.png"), f"{data / 'beach one.png'}: is small. secret.png too."),
+        Noted("hint", "leave_out_tags", "Left out of this run's captions: blushing cheeks (3 captions)."),
         Noted("hint", "captions", "zoltan meyer: no caption has it; see meyer portrait in 10_zoltan holiday."),
         *(StepDone(step, 1, 0.5, {"unet": 1e-4}, 1.0, 0.1) for step in range(1, 200)),
         LoraWritten(str(lora), 1, 199),

@@ -199,6 +199,19 @@ def test_the_default_loss_never_changes() -> None:
     assert loss_of(LossOptions(), model(), batch) == expected
 
 
+def test_hubers_exponential_bound_falls_with_the_share_of_the_schedule() -> None:
+    """c = 0.1^(t / 1000) of each sample, and the error 2c (√(d² + c²) − c); float32 in the UNet, float64 here."""
+    batch = drawn(small_config(), WHOLE)
+    with torch.no_grad():
+        condition = TextConditions(trained=False, clip_skip=1).encode(model(), batch.captions)
+        noisy = add_noise(model().schedule, batch.latents, batch.noise, batch.timesteps)
+        difference = (predict(model(), noisy, batch.timesteps, condition) - batch.noise).double()
+    c = (0.1 ** (batch.timesteps.double() / 1000)).view(-1, 1, 1, 1)
+    errors = 2 * c * ((difference**2 + c**2).sqrt() - c)
+    expected = float(errors.flatten(1).mean(dim=1).sum())
+    assert loss_of(LossOptions("huber", "exponential", 0.1), model(), batch) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("zero_terminal", [False, True])
 @pytest.mark.parametrize(
     ("before", "after"),

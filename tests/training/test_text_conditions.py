@@ -107,6 +107,8 @@ def test_the_least_recently_used_values_are_dropped_beyond_the_cost() -> None:
     assert [cache.get(key) for key in ("a", "c", "d", "large")] == [None, None, None, "L"], "the newest always stays"
     cache.put("e", "E", 10)
     assert (cache.get("large"), cache.get("e")) == (None, "E"), "dropped values cost nothing any more"
+    pair: LruCache[int] = LruCache(2)
+    assert [pair.put(key, key) for key in (1, 2)] == [pair.get(key) for key in (1, 2)], "without a cost, 1 each"
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])

@@ -152,6 +152,7 @@ _SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"caption_prefix": "zok"},
     {"shuffle_captions": True, "keep_tokens": 0, **_concept(trigger="")},
     {"drop_trigger": True, "caption_dropout": 0.1},
+    {"leave_out_tags": ("zok",)},
     {"caption_dropout": 0.5},
     {"caption_dropout_every_n_epochs": 2},
     {"checkpoint": "/nowhere/model.safetensors"},

@@ -9,6 +9,7 @@ import pytest
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
+from lib_lora_train.core.wording import number_text
 from lib_lora_train.ui.widgets import build_widget
 from lib_lora_train.web.form import (
     Draft,
@@ -16,7 +17,6 @@ from lib_lora_train.web.form import (
     fill_form,
     form_fields,
     load_draft,
-    number_text,
     read_form,
     save_draft,
 )

@@ -79,6 +79,13 @@ class CaptionSettings:
         group="captions",
         kohya="caption_suffix",
     )
+    leave_out_tags: tuple[str, ...] = param(
+        (),
+        "Tags that are left out of every caption in this run, one per line; caption files do not change. * stands for "
+        "any text, as in *background. The trigger cannot be left out. Guides prune tags that are part of the concept, "
+        "so that the trigger learns it, then compare both runs.",
+        group="captions",
+    )
     tag_dropout: float = param(
         0.0,
         "Share of the tags that are left out at random each time, so that the LoRA does not depend on single tags. "

@@ -32,6 +32,12 @@ class DataSettings:
         group="data",
         tier="beginner",
     )
+    leave_out_images: tuple[str, ...] = param(
+        (),
+        "Images that are not used in this run, one per line: a file name such as 012.png, or folder/012.png; the files "
+        "stay where they are. * stands for any text, as in scan_*.",
+        group="data",
+    )
     enable_buckets: bool = param(
         True,
         "Keep the aspect ratio of images: each goes to the bucket with the nearest one. Off: every image is cropped "

@@ -9,6 +9,7 @@ from lib_lora_train.config.problems import HIGH_DROPOUT, TRIGGER_TWICE
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS, TOKEN_LIMITS_TEXT
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.tag_patterns import make_tag_matcher
 from lib_lora_train.core.wording import count
 
 _FEW_EPOCHS = 3
@@ -20,6 +21,7 @@ def validate_captions(config: TrainConfig) -> Iterator[Problem]:
     yield from _order(config)
     yield from _dropout(config)
     yield from _dropped_trigger(config)
+    yield from _left_out_trigger(config)
     if config.max_token_length % CHUNK_TOKENS:
         text = f"{config.max_token_length} is not a multiple of {CHUNK_TOKENS}, the tokens per chunk."
         yield Problem("error", "max_token_length", f"{text} Use {TOKEN_LIMITS_TEXT}.")
@@ -81,3 +83,11 @@ def _dropped_trigger(config: TrainConfig) -> Iterator[Problem]:
             "keeps the trigger, which then stands for everything in the dropped captions and can become less specific."
         )
         yield Problem("hint", "caption_dropout", text)
+
+
+def _left_out_trigger(config: TrainConfig) -> Iterator[Problem]:
+    for pattern in config.leave_out_tags:
+        for trigger in config.triggers:
+            if any(map(make_tag_matcher((pattern,)), trigger.split(","))):
+                text = f"{pattern!r} fits the trigger {trigger!r}, which is in every caption. Remove it from this list."
+                yield Problem("error", "leave_out_tags", text)

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
-from lib_lora_train.adapters.families.base import is_wide_conv
+from lib_lora_train.adapters.families.base import is_plain_conv, is_wide_conv
 from lib_lora_train.adapters.families.lora import conv_lora, drop_activations, linear_lora
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.max_norm import delta_norms
@@ -36,12 +36,14 @@ def test_a_tensor_gets_its_gradient_if_no_other_needs_one(kind: str, only: str) 
     base: Any = layer.base_layer.double()
     tensors = {"x": x.double(), **{name: tensor.double() for name, tensor in layer.slices.fp32().items()}}
     apply: Any = conv_lora if isinstance(base, nn.Conv2d) else linear_lora
-    found, expected = [], []
-    for names, gradients in ((tensors, expected), ([only], found)):
+    found: list[Tensor] = []
+    for names in (list(tensors), [only]):
         inputs = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in tensors.items()}
         apply(inputs["x"], inputs["down"], inputs["up"], base, scale=0.75).square().sum().backward()
-        gradients.append(inputs[only].grad)
-    assert torch.equal(found[0], expected[0])
+        gradient = inputs[only].grad
+        assert gradient is not None
+        found.append(gradient)
+    assert torch.equal(found[0], found[1])
 
 
 @every_layer
@@ -111,9 +113,17 @@ def test_the_norm_of_an_update_whose_ranks_cancel_is_zero_and_not_nan(seed: int)
 
 def test_only_kernels_larger_than_1x1_are_wide() -> None:
     """kohya's conv_dim and Tucker's form are for these."""
-    kernels = {1: False, 3: True, (1, 3): True, (3, 1): True, 2: True}
+    kernels = {(1, 1): False, (3, 3): True, (1, 3): True, (3, 1): True, (2, 2): True}
     assert {kernel: is_wide_conv(nn.Conv2d(4, 4, kernel)) for kernel in kernels} == kernels
     assert not is_wide_conv(nn.Linear(4, 4))
+
+
+def test_convolutions_are_adapted_unless_they_are_grouped() -> None:
+    assert {groups: is_plain_conv(nn.Conv2d(4, 4, 3, groups=groups)) for groups in (1, 2, 4)} == {
+        1: True,
+        2: False,
+        4: False,
+    }
 
 
 def hidden_after_dropout(kind: str, rates: DropoutRates, draw: int) -> tuple[Tensor, Tensor]:
