@@ -114,7 +114,7 @@
         return made;
     }
     function closeView() {
-        lt.request("heatmap-stop").catch(() => null);
+        if (!part("stop").hidden) lt.request("heatmap-stop").catch(() => null);
         box().remove();
         if (view.before && view.before.focus) view.before.focus();
         view = null;
