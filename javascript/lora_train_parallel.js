@@ -73,7 +73,7 @@
             axis.better ? svg("text", { x: x(n), y: 31, "text-anchor": "middle" }, `${axis.better} is better`) : "",
             ...axis.ticks.map(([share, text]) => svg("text", { x: x(n) + 7, y: y(share) + 4 }, short(text, 14)))));
         const names = axes.map((axis) => axis.label).join(", ");
-        const chart = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${answer.rows.length} runs as lines across ${names}. The table above has the same values.` }, ...verticals, ...lines, ...texts);
+        const chart = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${lt.count(answer.rows.length, "run as a line", "runs as lines")} across ${names}. The table above has the same values.` }, ...verticals, ...lines, ...texts);
         return lt.make("div", { className: "lt-scroll lt-chart lt-parallel", tabIndex: 0, title: "A line for each run; the better end of a measure is at the top" }, chart);
     };
 })();

@@ -77,9 +77,9 @@
             const rest = plan.count - plan.names.length;
             const problems = plan.problems.map((one) => make("li", {}, make("b", {}, lt.placeLabel(one.where)), ` ${one.message}`));
             start.disabled = false;
-            start.textContent = plan.count === 1 ? "Queue 1 run" : `Queue ${plan.count} runs`;
+            start.textContent = `Queue ${lt.count(plan.count, "run")}`;
             return preview.replaceChildren(
-                make("p", {}, `${plan.count === 1 ? "1 run" : `${plan.count} runs`}: ${plan.names.join(", ")}${rest > 0 ? ` and ${rest} more` : ""}.`),
+                make("p", {}, `${lt.count(plan.count, "run")}: ${plan.names.join(", ")}${rest > 0 ? ` and ${rest} more` : ""}.`),
                 plan.same ? make("p", { className: "lt-faint" }, `${plan.same} is the run itself, which is not trained again.`) : "",
                 problems.length ? make("ul", {}, ...problems) : "");
         }

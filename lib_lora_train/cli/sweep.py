@@ -153,7 +153,8 @@ def _train_members(options: argparse.Namespace, home: Path, sweep: Sweep, host: 
     print(comparison_text(read_comparison(home, [*base, *(member.run for member in members if member.run)])))
     failed = [member for member in members if member.state != "finished"]
     if failed:
-        raise LoraTrainError(f"{len(failed)} of {len(members)} runs failed. Try them again: sweep --resume {sweep.id}.")
+        done = f"{len(failed)} of {count(len(members), 'run')} failed"
+        raise LoraTrainError(f"{done}. Try them again: sweep --resume {sweep.id}.")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.wording import shorten_list
+from lib_lora_train.core.wording import count, shorten_list
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.prompt_weights import parse_plain_prompt, split_words
 from lib_lora_train.models.text_encoding import split_sections, tokenize_sections
@@ -52,7 +52,9 @@ class PromptTokens:
         kept = tuple(self.places[number] for number in found if number < len(self.places))
         if not kept:
             raise DataError(
-                f"“{word}” is beyond the first {len(self.places)} tokens of the prompt, and the model does not read it."
+                f"“{word}” is beyond the first {count(len(self.places), 'token')} of the prompt, and the model "
+                "does not "
+                "read it."
             )
         return kept
 

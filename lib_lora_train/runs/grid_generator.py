@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from lib_lora_train.core.errors import GenerationInterrupted, HostError, LoraTrainError, ModelUnavailableError
+from lib_lora_train.core.wording import count
 from lib_lora_train.hosts.host import GenerationRequest, GenerationWatch, Host, Txt2Img
 from lib_lora_train.runs.epoch_grid import GridChoice, GridSheet, GridTask, find_grid_task, make_sheet, write_sheet
 from lib_lora_train.runs.folder import RunFolder
@@ -72,7 +73,9 @@ def draw_grid(
             image = read_cell(path)
             is_new = image is None
             if image is None:
-                image = _draw_cell(path, txt2img, task.request(row, prompt), watch, f"{done} of {task.total}")
+                image = _draw_cell(
+                    path, txt2img, task.request(row, prompt), watch, f"{done} of {count(task.total, 'image')}"
+                )
             images.append(image)
             done += 1
             on_progress(done, is_new)
@@ -98,7 +101,7 @@ def _draw_cell(
     except GenerationInterrupted:
         if not (watch and watch.is_cancelled()):
             raise
-        raise GridCancelled(f"Cancelled after {done} images, which are kept. {_GO_ON}") from None
+        raise GridCancelled(f"Cancelled after {done}, which are kept. {_GO_ON}") from None
     write_image(path, drawn.image, drawn.infotext)
     return drawn.image
 

@@ -98,7 +98,10 @@ def _count_problems(pairs: list[tuple[str, str]]) -> Iterator[Problem]:
     twice = [place for place, number in Counter(place for place, _ in pairs).items() if number > 1]
     yield from (Problem("error", place, "is given twice. Write all of its values together.") for place in twice)
     if len(pairs) > MAX_SETTINGS:
-        text = f"{len(pairs)} settings are varied, but at most {MAX_SETTINGS} can be compared at a time. Remove some."
+        text = (
+            f"{count(len(pairs), 'setting is', 'settings are')} varied, but at most {MAX_SETTINGS} can be "
+            "compared at a time. Remove some."
+        )
         yield Problem("error", "", text)
 
 
@@ -114,7 +117,7 @@ def _parse_axis(place: str, text: str, config: TrainConfig) -> tuple[Axis, list[
     raws = split_values(text, parameter) if parameter else [""]
     if len(raws) > MAX_RUNS:
         return Axis(place, ()), [
-            Problem("error", place, f"has {len(raws)} values, but at most {MAX_RUNS} runs make sense.")
+            Problem("error", place, f"has {count(len(raws), 'value')}, but at most {MAX_RUNS} runs make sense.")
         ]
     values: list[Any] = []
     problems = []
@@ -143,7 +146,8 @@ def _wrong_number(axes: list[Axis], runs: int) -> Problem:
     if runs > MAX_RUNS:
         product = " × ".join(str(len(axis.values)) for axis in axes)
         is_product = len(axes) > 1
-        text = f"{product} = {runs} runs are too many" if is_product else f"{runs} runs are too many"
+        many = count(runs, "run is", "runs are")
+        text = f"{product} = {many} too many" if is_product else f"{many} too many"
         return Problem("error", "", f"{text}; at most {MAX_RUNS} make sense in one comparison. Remove some values.")
     return Problem("error", axes[0].place, "has a single value, so there is nothing to compare. Write at least two.")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.core.errors import HostError
+from lib_lora_train.core.wording import count
 from lib_lora_train.runs.epoch_grid import GridSheet, read_choice, read_sheets
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.grid_generator import GridGenerator, grid_image
@@ -106,6 +107,6 @@ def _label(sheet: GridSheet) -> str:
     """`6 rows × 4 prompts, strength 0.6, 1, Euler a`."""
     strengths = sorted({row.strength for row in sheet.rows if row.lora})
     return (
-        f"{len(sheet.rows)} rows × {len(sheet.columns)} prompts, strength "
+        f"{count(len(sheet.rows), 'row')} × {count(len(sheet.columns), 'prompt')}, strength "
         f"{', '.join(f'{one:g}' for one in strengths)}, {sheet.sampler}"
     )
