@@ -23,10 +23,16 @@
         Resumed: (e) => `Resumed after step ${lt.whole(e.step)}`,
         GridDrawn: () => "Grid drawn",
         Measured: (e) => `${e.epoch ? `Epoch ${e.epoch}` : "Without LoRA"}: ${numbers(e.values)}`,
+        ImageLosses: (e) => {
+            const [path, loss] = Object.entries(e.losses).sort(([, a], [, b]) => b - a)[0];
+            return `Highest steady loss of an image: ${lt.fileName(path)} (${loss.toFixed(3)})`;
+        },
+        SampleMatched: (e) => (e.is_copy ? `${lt.fileName(e.sample)} is nearly a copy of the training image ${lt.fileName(e.image)}` : ""),
         Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,
         StateChanged: (e) => lt.STATES[e.state] + (e.message ? `. ${e.message}` : ""),
     };
-    const level = (e) => (e.kind === "Noted" ? e.level : e.kind === "StateChanged" && e.state === "failed" ? "error" : "");
+    const sentence = (e) => (SENTENCES[e.kind] ? SENTENCES[e.kind](e) : "");
+    const level = (e) => (e.kind === "Noted" ? e.level : e.is_copy ? "warning" : e.kind === "StateChanged" && e.state === "failed" ? "error" : "");
     const timeOfDay = (e) => (e.time ? new Date(e.time * 1000).toTimeString().slice(0, 8) : "");
 
     lt.drawLog = (container, run) => {
@@ -39,15 +45,15 @@
         }
         const list = container.firstChild;
         const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 30;
-        const added = run.events.slice(Number(container.dataset.shown)).filter((event) => SENTENCES[event.kind]);
+        const added = run.events.slice(Number(container.dataset.shown)).filter(sentence);
         for (const event of added) {
             list.append(make("li", { className: level(event) ? `lt-${level(event)}` : "" },
-                make("time", {}, timeOfDay(event)), make("span", {}, SENTENCES[event.kind](event))));
+                make("time", {}, timeOfDay(event)), make("span", {}, sentence(event))));
         }
         container.dataset.shown = String(run.events.length);
         if (added.length && isAtEnd) list.scrollTop = list.scrollHeight;
     };
 
-    const logText = (run) => run.events.filter((event) => SENTENCES[event.kind])
-        .map((event) => `${timeOfDay(event)} ${SENTENCES[event.kind](event)}`).join("\n");
+    const logText = (run) => run.events.filter(sentence)
+        .map((event) => `${timeOfDay(event)} ${sentence(event)}`).join("\n");
 })();
