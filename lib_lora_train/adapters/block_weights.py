@@ -83,8 +83,13 @@ def resolve_blocks(
     starts = {"down": before, "mid": before + counts["down"], "up": before + counts["down"] + middle}
     found = {}
     for name, (way, number) in places.items():
-        number = min(number, middle - 1) if way == "mid" else number
-        position = starts[way] + number
+        if way == "before":
+            way, number, position = "down", 0, 0
+        elif way == "after":
+            way, number, position = "up", counts["up"] - 1, total - 1
+        else:
+            number = min(number, middle - 1) if way == "mid" else number
+            position = starts[way] + number
         found[name] = BlockSettings(
             rank=int(ranks[position]) if ranks else None,
             alpha=alphas[position] if alphas else None,
@@ -94,10 +99,10 @@ def resolve_blocks(
 
 
 def _place(ldm: str) -> tuple[str, int]:
-    """(down, mid or up; number) of an ldm layer name; layers outside the blocks count to the first or last one."""
+    """(down, mid or up; number) of an ldm layer name; before or after for layers outside the blocks."""
     match = _PLACE.match(ldm)
     if not match:
-        return ("up", 0) if ldm.startswith("out.") else ("down", 0)
+        return ("after" if ldm.startswith("out.") else "before"), 0
     way = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}[match.group(1)]
     return way, int(match.group(2))
 

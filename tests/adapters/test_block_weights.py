@@ -76,7 +76,16 @@ def test_blocks_are_numbered_as_kohya_does(architecture: Architecture, count: in
         24 if architecture == "sd1" else 21
     )
     expected["down_blocks.0.downsamplers.0.conv"] = 3 if architecture == "sd1" else 4
+    expected |= {"time_embedding.linear_1": 0, "conv_out": count - 1}
+    expected["conv_in"] = 0 if architecture == "sd1" else 1
     assert {name: number[name] for name in expected} == expected
+
+
+def test_layers_outside_the_blocks_have_the_learning_rate_of_the_nearest_block() -> None:
+    """kohya's lists for the down and the up blocks have 12 weights each for SD1."""
+    overrides = BlockOverrides(down_weights=",".join(["0.25"] + ["1"] * 11), up_weights=",".join(["1"] * 11 + ["0.5"]))
+    blocks = resolve_blocks(full_size("sd1"), overrides, architecture="sd1")
+    assert blocks["time_embedding.linear_1"].lr_weight == 0.25 and blocks["conv_out"].lr_weight == 0.5
 
 
 def test_a_rank_or_weight_of_zero_excludes_a_block_and_nothing_else_does() -> None:
