@@ -54,7 +54,7 @@ def _header(size: int) -> bytes:
         (b"GGUF\3\0\0\0" + b"\x84\3" + b"x" * 1000, "is a GGUF file"),
         (b"\x89PNG\r\n\x1a\n" + b"x" * 100, "is an image"),
         (b"any other file of some length", "is not a safetensors file"),
-        (_header(4096) + b"\0" * 100, "is truncated: it has 100 of 4096 bytes"),
+        (_header(4096) + b"\0" * 100, "is truncated: it has 100 of 4,096 bytes"),
         (_header(4096)[:20], "is damaged: it ends inside its header"),
         (struct.pack("<Q", 9) + b"not json." + b"\0" * 50, "is not a safetensors file"),
     ],

@@ -188,7 +188,7 @@ def test_lion_is_the_papers_algorithm() -> None:
 
 @pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (0.9,), (0.9, 0.9, 0.9)])
 def test_lion_rejects_betas_outside_their_range(betas: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="2 numbers from 0 to below 1"):
+    with pytest.raises(ValueError, match="two numbers from 0 to below 1"):
         Lion([nn.Parameter(torch.ones(1))], 0.1, betas=betas)  # type: ignore[arg-type]
 
 

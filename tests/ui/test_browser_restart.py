@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,12 @@ def address(home: Path) -> Iterator[str]:
         yield address
 
 
-def wait_for_end(address: str, name: str) -> dict[str, Any]:
-    """The status once the run of this name has ended and nothing is queued."""
+def wait_for_end(address: str, name: str, ends: Collection[str] = ("finished", "failed")) -> dict[str, Any]:
+    """The status once the run of this name has ended in one of these states and nothing is queued."""
     end = time.monotonic() + _RUN_MS / 1000
     while time.monotonic() < end:
         now = status(address)
-        if str(now["run"]).endswith(f"-{name}") and now["state"] in ("finished", "failed") and not now["queue"]:
+        if str(now["run"]).endswith(f"-{name}") and now["state"] in ends and not now["queue"]:
             return now
         time.sleep(0.5)
     raise AssertionError(f"{name} did not end: {status(address)}")
@@ -112,4 +112,4 @@ def test_another_model_is_asked_about_before_the_run_continues_on_it(page: Any, 
     assert status(address)["state"] == "failed", "nothing changes without a yes"
     offer.click()
     question.get_by_role("button", name="Train on this model", exact=True).click()
-    assert wait_for_end(address, "replaced")["state"] == "finished"
+    wait_for_end(address, "replaced", ends=["finished"])
