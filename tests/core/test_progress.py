@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib_lora_train.core.events import PhaseEnded, PhaseStarted, Progress, StateChanged
-from lib_lora_train.core.progress import Eta, format_clock
+from lib_lora_train.core.progress import Eta, format_clock, format_duration
 
 
 class _Clock:
@@ -61,6 +61,65 @@ def test_an_inner_phase_does_not_slow_down_the_estimate_of_the_outer_one() -> No
         clock.now += 0.5
         eta.handle(Progress("train", done, 100))
     assert eta.remaining_seconds() == pytest.approx(40.0)
+
+
+def _eta_at(*marks: tuple[float, int], total: int = 100) -> Eta:
+    """After these numbers of finished units, each at a time in seconds."""
+    clock = _Clock()
+    eta = Eta(clock=clock)
+    for seconds, done in marks:
+        clock.now = seconds
+        eta.handle(Progress("train", done, total))
+    return eta
+
+
+def test_the_speed_is_the_mean_over_the_last_thirty_seconds() -> None:
+    """Marks of exactly thirty seconds ago count; older ones do not."""
+    assert _eta_at((1000, 0), (1010, 10), (1030, 12)).remaining_seconds() == pytest.approx((100 - 12) * 30 / 12)
+    assert _eta_at((1000, 0), (1010, 10), (1031, 12)).remaining_seconds() == pytest.approx((100 - 12) * 21 / 2)
+    assert _eta_at((1000, 0), (1030, 3)).remaining_seconds() == pytest.approx((100 - 3) * 30 / 3)
+
+
+def test_units_that_take_longer_than_the_window_are_measured_by_the_last_two() -> None:
+    assert _eta_at((0, 0), (10, 1), (110, 2), (410, 4)).remaining_seconds() == pytest.approx((100 - 4) * 300 / 2)
+
+
+def test_there_is_no_estimate_where_no_time_or_no_unit_has_passed() -> None:
+    assert _eta_at((5, 1), (5, 2)).remaining_seconds() is None
+    assert _eta_at((5, 2), (9, 2)).remaining_seconds() is None
+    assert _eta_at((5, 2), (9, 1)).remaining_seconds() is None
+
+
+def test_the_share_is_that_of_the_innermost_phase_with_the_steps_of_its_units() -> None:
+    eta = Eta(clock=_Clock())
+    assert (eta.share, eta.total, eta.text) == (0, 0, "")
+    eta.handle(PhaseStarted("train", 8))
+    eta.handle(Progress("train", 2, 8))
+    assert (eta.share, eta.done) == (0.25, 2)
+    eta.handle(PhaseStarted("samples", 4))
+    eta.handle(Progress("samples", 1, 4, at_once=2, step=5, steps=10))
+    assert (eta.share, eta.done, eta.text) == (0.5, 1, "samples 2 to 3 of 4, step 5 of 10")
+    eta.handle(PhaseStarted("grid", 0))
+    eta.handle(Progress("grid", 1, 1))
+    assert (eta.share, eta.done) == (1.0, 1)
+    eta.handle(Progress("grid", 3, 2))
+    assert eta.share == 1.0, "never more than everything"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (89 * 60, "89 min"),
+        (90 * 60, "1 h 30 min"),
+        (200 * 60, "3 h 20 min"),
+        (180 * 60, "3 h"),
+    ],
+)
+def test_durations_are_rounded_as_an_estimate_should_be(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_there_is_no_estimate_before_two_measurements_and_after_the_end() -> None:
