@@ -99,7 +99,7 @@ class PromptEffect:
     def __init__(
         self, triggers: Sequence[TriggerPrompt], controls: Sequence[str], *, size: tuple[int, int], clip_skip: int
     ) -> None:
-        self._triggers, self._controls = tuple(triggers), tuple(controls)
+        self._triggers = tuple(triggers)
         self._size, self._clip_skip = size, clip_skip
         self._drawn = [prompt.text for prompt in triggers] + list(controls)
         self._pairs = [

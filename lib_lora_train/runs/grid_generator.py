@@ -16,7 +16,7 @@ from lib_lora_train.hosts.host import GenerationRequest, GenerationWatch, Host, 
 from lib_lora_train.runs.epoch_grid import GridChoice, GridSheet, GridTask, find_grid_task, make_sheet, write_sheet
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.sampling.grid import GridRow, compose_grid
-from lib_lora_train.sampling.infotext import write_image
+from lib_lora_train.sampling.infotext import read_image, write_image
 
 _GO_ON = "Draw the grid again to continue."
 _IDLE = {
@@ -70,7 +70,7 @@ def draw_grid(
         images: list[Image.Image] = []
         for prompt, name in zip(task.prompts, shown.cells, strict=True):
             path = task.folder.epoch_grids / name
-            image = read_cell(path)
+            image = read_image(path)
             is_new = image is None
             if image is None:
                 image = _draw_cell(
@@ -81,15 +81,6 @@ def draw_grid(
             on_progress(done, is_new)
         rows.append(GridRow(row.label, "", images))
     return _write_grid(task, sheet, rows)
-
-
-def read_cell(path: Path) -> Image.Image | None:
-    """The image of a cell that was drawn before; None if it is missing or damaged."""
-    try:
-        with Image.open(path) as kept:
-            return kept.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 def _draw_cell(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
@@ -21,7 +20,7 @@ from lib_lora_train.runs.history import epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext, time_phase
 from lib_lora_train.runs.webui_images import generate_in_webui, generation_request
 from lib_lora_train.sampling.grid import compose_grid, epoch_rows
-from lib_lora_train.sampling.infotext import infotext, write_image
+from lib_lora_train.sampling.infotext import infotext, read_image, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.training.lease import run_in_turns
 
@@ -35,19 +34,10 @@ def load_sample_rows(run: RunContext) -> None:
     if not run.prompts or list(run.config.sample_prompts) != prompts:
         return
     for epoch in (0, *run.history.losses):
-        row = [_load_image(run.folder.sample(epoch, number)) for number in range(1, len(run.prompts) + 1)]
+        row = [read_image(run.folder.sample(epoch, number)) for number in range(1, len(run.prompts) + 1)]
         images = [image for image in row if image]
         if len(images) == len(row):
             run.images[epoch] = images
-
-
-def _load_image(path: Path) -> Image.Image | None:
-    """The image; None if it is missing or damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[Event]:

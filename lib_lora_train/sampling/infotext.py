@@ -123,3 +123,12 @@ def write_image(path: Path, image: Image.Image, text: str = "") -> None:
     except (OSError, ValueError) as error:  # Pillow refuses images larger than a PNG can be with ValueError
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} cannot be written: {reason}. {failed_write_advice(error)}") from error
+
+
+def read_image(path: Path) -> Image.Image | None:
+    """The RGB image that was drawn before; None if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None

@@ -15,7 +15,8 @@ from lib_lora_train.core.events import SampleDrawn
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task, read_sheets
 from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.grid_generator import GridGenerator, read_cell
+from lib_lora_train.runs.grid_generator import GridGenerator
+from lib_lora_train.sampling.infotext import read_image
 from tests.paths import ROOT
 from tests.stand_ins.run_parts import RunSetup, only, small_run_setup
 
@@ -116,7 +117,7 @@ def test_a_killed_grid_goes_on_where_it_was(setup: RunSetup) -> None:
     status = _draw(setup, GridChoice(strengths=(0.3, 0.5, 0.9))).status()
     assert (status["state"], status["done"]) == ("done", 14)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    assert all(read_cell(path) for path in kept), "nothing half-written"
+    assert all(read_image(path) for path in kept), "nothing half-written"
 
 
 def test_samplers_of_a_webui_are_refused_with_those_that_exist(setup: RunSetup) -> None:
