@@ -41,6 +41,7 @@ commands
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--ckpt FILE] [--out FILE]
   grid RUN             draw all epochs of a past run in one image [--strengths "0.6, 1"] [--triggers] [--sampler NAME]
+  advise RUN           find the best epoch of a past run and its strength
   heatmap IMAGE        show where each word of its prompt acts [--words WORD ...] [--lora FILE] [--prompt TEXT]
   report RUN           print a report of a failed run, without names and paths
   test [pytest args]   run linters, the type checker and all tests; with arguments only pytest

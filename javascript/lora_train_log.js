@@ -8,6 +8,8 @@
         .map(([name, value]) => `${lt.measureTitle(name).toLowerCase()} ${value === null ? "–" : Number(value.toPrecision(3))}`)
         .join(", ");
 
+    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
     const SENTENCES = {
         PhaseStarted: (e) => `${lt.phaseTitle(e.phase)}${e.total ? ` (${lt.whole(e.total)})` : ""}`,
         PhaseEnded: (e) => `${lt.phaseTitle(e.phase)}: done in ${e.seconds < 10 ? e.seconds.toFixed(1) + " s" : lt.clock(e.seconds)}`,
@@ -28,6 +30,9 @@
             return `Highest steady loss of an image: ${lt.fileName(path)} (${loss.toFixed(3)})`;
         },
         SampleMatched: (e) => (e.is_copy ? `${lt.fileName(e.sample)} is nearly a copy of the training image ${lt.fileName(e.image)}` : ""),
+        StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${mean(e.likeness).toFixed(2)}` +
+            (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))} %` : ""),
+        Advised: (e) => [e.epoch ? `Use epoch ${e.epoch} at strength ${e.strength}.` : "No epoch of this run is good.", ...e.reasons, ...e.remedies].join(" "),
         Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,
         StateChanged: (e) => lt.STATES[e.state] + (e.message ? `. ${e.message}` : ""),
     };

@@ -13,12 +13,12 @@
         .filter((concept) => concept.trigger && !concept.is_regularisation).map((concept) => concept.trigger);
 
     /** The prompt with this LoRA, which replaces another step of the same run, and with its trigger words. */
-    function withLora(prompt, name, triggers) {
+    function withLora(prompt, name, triggers, strength = 1) {
         const series = name.replace(/-(step)?\d+$/, "").replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
         const old = new RegExp(`<lora:${series}(-(step)?\\d+)?:([^>]*)>`);
         const missing = triggers.filter((word) => !prompt.toLowerCase().includes(word.toLowerCase()));
         const before = old.exec(prompt);
-        const text = before ? prompt.replace(old, `<lora:${name}:${before[3]}>`) : `${prompt.trim()} <lora:${name}:1>`.trim();
+        const text = before ? prompt.replace(old, `<lora:${name}:${strength === 1 ? before[3] : strength}>`) : `${prompt.trim()} <lora:${name}:${strength}>`.trim();
         return [...missing, text].join(", ");
     }
 
@@ -37,7 +37,7 @@
 
     /** Add a run's LoRA to the prompt of txt2img, with the settings of the run's samples if `hasSettings`; stand-alone,
         copy the prompt. A file that is missing or cannot fit the loaded model is not added. */
-    lt.useInPrompt = async (run, file, triggers, button, hasSettings) => {
+    lt.useInPrompt = async (run, file, triggers, button, hasSettings, strength = 1) => {
         const area = promptBox("prompt");
         const answer = await lt.request("lora-use", { run, path: file });
         if (area && answer.misfit && button.dataset.ltMisfit !== file) {
@@ -45,7 +45,7 @@
             button.textContent = "Use it anyway";
             return lt.notify(answer.misfit);
         }
-        const text = withLora(area ? area.value : "", stem(file), triggers);
+        const text = withLora(area ? area.value : "", stem(file), triggers, strength);
         if (!area) return lt.copy(text, button);
         if (hasSettings && answer.settings) {
             const negative = (promptBox("neg_prompt") || { value: "" }).value;
@@ -58,9 +58,9 @@
         return null;
     };
     const SETTINGS_HELP = "Also sets size, steps, CFG, sampler and clip skip of txt2img as the samples of this run had them. It replaces what these fields show now.";
-    lt.useButtons = (run, file, triggers) => {
-        const use = (hasSettings) => (button) => reportErrors(lt.useInPrompt(run, file, triggers, button, hasSettings));
-        return [small(promptBox("prompt") ? "Use in prompt" : "Copy prompt", withLora("", stem(file), triggers), use(false)),
+    lt.useButtons = (run, file, triggers, strength = 1) => {
+        const use = (hasSettings) => (button) => reportErrors(lt.useInPrompt(run, file, triggers, button, hasSettings, strength));
+        return [small(promptBox("prompt") ? "Use in prompt" : "Copy prompt", withLora("", stem(file), triggers, strength), use(false)),
             ...(lt.canPaste() ? [small("Use with settings", SETTINGS_HELP, use(true))] : [])];
     };
 
@@ -269,7 +269,8 @@
         const hasSamples = shown.events.some((event) => event.kind === "SampleDrawn");
         const [samples, grid] = [make("div", {}), make("div", {})];
         const model = shown.model ? make("p", { className: "lt-faint lt-model" }, `Model: ${shown.model}`) : "";
-        body.replaceChildren(actions(container, one), model, fileTable(container, one, shown.files, shown.triggers), samples, grid,
+        const advice = lt.adviceCard(shown, () => showRun(container, body, one));
+        body.replaceChildren(actions(container, one), model, advice, fileTable(container, one, shown.files, shown.triggers), samples, grid,
             ...(one.loras.length ? [lt.gridTools(one.run)] : []), settingsOf(shown));
         if (hasSamples) lt.drawSamples(samples, past);
         // The samples are the run's own grid; one that was drawn later is shown beside them.

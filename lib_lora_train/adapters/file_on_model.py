@@ -27,16 +27,16 @@ class FileOnModel:
         parsed = parse_sound_file(file)
         self._model = model
         with without_adapter(model):
-            adapter, unmatched = inject_parsed(model, parsed, allow_output_dora=True)
+            self._adapter, unmatched = inject_parsed(model, parsed, allow_output_dora=True)
             self._places = _adapted_places(model)
-            adapter.remove()
+            self._adapter.remove()
         self.left_out = (*parsed.unknown, *unmatched)
         """Keys and layers of the file that do not exist in the model."""
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the model has this LoRA at strength 1, and no other adapter."""
-        with without_adapter(self._model):
+    def in_place(self, strength: float = 1.0) -> Iterator[None]:
+        """Inside, the model has this LoRA at a strength, as in `<lora:name:strength>`, and no other adapter."""
+        with without_adapter(self._model), self._adapter.strength(strength):
             _put(self._places)
             try:
                 yield

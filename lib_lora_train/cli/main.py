@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.cli.advise import add_advise
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.grid import add_grid
 from lib_lora_train.cli.heat_maps import add_heat_maps
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_heat_maps(commands, _command)
     add_report(commands, _command)
     add_grid(commands, _command)
+    add_advise(commands, _command)
     return parser
 
 

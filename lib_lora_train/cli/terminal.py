@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TextIO
 
 from tqdm import tqdm
 
 from lib_lora_train.core.events import (
     PHASE_TITLES,
+    Advised,
     EpochDone,
     Event,
     GridDrawn,
@@ -30,6 +32,7 @@ from lib_lora_train.core.events import (
     Resumed,
     StateChanged,
     StepDone,
+    StrengthTested,
 )
 from lib_lora_train.core.measures import measure_title
 from lib_lora_train.core.progress import Eta, format_clock
@@ -140,6 +143,11 @@ def describe(event: Event) -> str:
     if isinstance(event, Measured):
         numbers = ", ".join(f"{measure_title(name).lower()} {value:.3g}" for name, value in event.values.items())
         return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
+    if isinstance(event, StrengthTested):
+        change = f", control images changed by {fmean(event.change):.0%}" if event.change else ""
+        return f"Epoch {event.epoch} at strength {event.strength:g}: likeness {fmean(event.likeness):.2f}{change}"
+    if isinstance(event, Advised):
+        return "\n  ".join([event.sentence, *event.reasons, *event.remedies])
     if isinstance(event, LoraWritten):
         return f"Saved: {event.path}"
     if isinstance(event, LoraRemoved):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from lib_lora_train.core.errors import Offer
 from lib_lora_train.core.wording import without_name
 
-Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate"]
+Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate", "strengths"]
 
 PHASE_TITLES: Mapping[Phase, str] = {
     "load": "Loading the model",
@@ -27,6 +28,7 @@ PHASE_TITLES: Mapping[Phase, str] = {
     "samples": "Drawing samples",
     "grid": "Drawing the grid",
     "evaluate": "Measuring",
+    "strengths": "Testing strengths",
 }
 """What a phase is called in the terminal and on the page."""
 
@@ -222,6 +224,39 @@ class SampleMatched:
 
 
 @dataclass(frozen=True)
+class StrengthTested:
+    """An epoch was drawn at a strength, to `images` (none: its samples), and measured; other fields as in `Trial`."""
+
+    epoch: int
+    strength: float
+    likeness: tuple[float, ...]
+    change: tuple[float, ...]
+    roughness: float
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Advised:
+    """The epoch of the run to use and its strength, or epoch 0 if none is good, each reason and remedy a sentence.
+
+    `is_sure` is False if others may be as good.
+    """
+
+    epoch: int
+    strength: float
+    is_sure: bool
+    reasons: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """`Use epoch 4 at strength 1.`"""
+        if not self.epoch:
+            return "No epoch of this run is good."
+        return f"Use epoch {self.epoch} at strength {self.strength:g}."
+
+
+@dataclass(frozen=True)
 class Noted:
     """A warning or hint during the run, which continues. `where` is a file or a setting; the message lacks its name."""
 
@@ -260,6 +295,8 @@ Event = (
     | Measured
     | ImageLosses
     | SampleMatched
+    | StrengthTested
+    | Advised
     | Noted
     | StateChanged
 )
@@ -277,7 +314,9 @@ def from_record(record: Mapping[str, Any]) -> Event:
     missing field.
     """
     fields, _ = _fields_of(record["kind"])
-    return _KINDS[record["kind"]](**{field.name: record[field.name] for field in fields if field.name in record})
+    values = {field.name: record[field.name] for field in fields if field.name in record}  # JSON has no tuples
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return _KINDS[record["kind"]](**{**values, **tuples})
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -312,7 +351,9 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin is Mapping:
         return isinstance(value, dict) and all(_is_a(one, arguments[1]) for one in value.values())
     if origin is tuple:
-        return isinstance(value, (list, tuple)) and len(value) == len(arguments) and all(map(_is_a, value, arguments))
+        kinds = itertools.repeat(arguments[0]) if arguments[-1] is ... else arguments
+        is_whole = arguments[-1] is ... or (isinstance(value, (list, tuple)) and len(value) == len(arguments))
+        return isinstance(value, (list, tuple)) and is_whole and all(map(_is_a, value, kinds))
     if arguments:  # a union
         return any(_is_a(value, argument) for argument in arguments)
     if hint in (int, float):

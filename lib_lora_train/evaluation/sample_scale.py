@@ -105,7 +105,11 @@ class SampleScale:
 
     def likeness(self, matches: Sequence[Match]) -> float:
         """0: as alike as without LoRA; 1: as alike as the training images are to each other; it may be outside."""
-        return (fmean(match.similarity for match in matches) - self._zero) / (self._one - self._zero)
+        return fmean(self.likeness_of_each(matches))
+
+    def likeness_of_each(self, matches: Sequence[Match]) -> list[float]:
+        """The likeness of each sample by itself."""
+        return [(match.similarity - self._zero) / (self._one - self._zero) for match in matches]
 
     def diversity(self, samples: Sequence[Look]) -> float | None:
         """1: as different as the training images; 0: all the same. None for fewer than two samples or images."""

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.atomic_write import replacing
+from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.memory_errors import saving
+
+_RECOMMENDED = "Recommended strength "  # from here to the end, a newer recommendation replaces the notes
 
 VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
@@ -31,6 +35,34 @@ def write_card(lora: Path, values: Mapping[str, Any]) -> Path | None:
     """Write the .json next to a LoRA file; returns None, and keeps the file, if there is one already."""
     text = json.dumps(values, indent=4, ensure_ascii=False)
     return _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def recommend(lora: Path, *, strength: float, reasons: str, preview: Path) -> None:
+    """Set the preferred weight of a card, and add the reasons to its notes; everything else in it stays.
+
+    `preview` becomes its image if it has none. OutputError if the card cannot be written, or is no card.
+    """
+    path = lora.with_suffix(".json")
+    values = _read_card(path) if path.exists() else {}
+    kept = str(values.get("notes", "")).partition(_RECOMMENDED)[0].rstrip()
+    notes = [kept, f"{_RECOMMENDED}{strength:g}. {reasons}"]
+    values |= {"preferred weight": strength, "notes": "\n\n".join(filter(None, notes))}
+    with saving(path), replacing(path, fsync=False) as part:
+        part.write_text(json.dumps(values, indent=4, ensure_ascii=False), encoding="utf-8")
+    if preview.is_file():
+        with saving(lora.with_suffix(".png")):
+            write_preview(lora, lambda part: part.write_bytes(preview.read_bytes()))
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """What is in the card; OutputError if that is not a card."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read, so nothing was written to it. Delete it and try again.") from error
+    if not isinstance(values, dict):
+        raise OutputError(f"{path} is not a LoRA card. Delete it and try again.")
+    return values
 
 
 def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:

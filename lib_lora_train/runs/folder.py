@@ -100,6 +100,10 @@ class RunFolder:
         stem = f"step-{step:08}" if step else f"epoch-{epoch:06}"
         return self.samples / f"{stem}-{number:02}.png"
 
+    def strength_sample(self, epoch: int, strength: float, number: int) -> Path:
+        """The image of prompt `number` (from 1) with an epoch at a strength: `epoch-000003-x1.5-02.png`."""
+        return self.root / "strengths" / f"epoch-{epoch:06}-x{strength:g}-{number:02}.png"
+
 
 @dataclass(frozen=True)
 class Identity:

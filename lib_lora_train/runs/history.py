@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.evaluation.strength_search import Trial
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.moved_run import read_move
@@ -49,15 +50,19 @@ def step_name(run: str, step: int) -> str:
 class RunHistory:
     """What a run has done.
 
-    `losses`: mean loss by finished epoch; `samples`: number of samples by finished epoch; `files`: the LoRA files that
-    were not deleted, by path, in the order they were saved; `unfinished_samples`: by (epoch, step), step 0 for the end
-    of the epoch, how many samples are missing of those that were started.
+    `losses`: mean loss by finished epoch, `ends` its last step, `samples` the number of its samples; `files`: the LoRA
+    files that were not deleted, by path, in the order they were saved; `unfinished_samples`: by (epoch, step), step 0
+    for the end of the epoch, how many samples are missing of those that were started; `measured`: the measures of each
+    finished epoch and of 0, without LoRA; `trials`: those of the strength test.
     """
 
     losses: dict[int, float] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
     samples: dict[int, int] = field(default_factory=dict)
     files: dict[Path, SavedLora] = field(default_factory=dict)
     unfinished_samples: dict[tuple[int, int], int] = field(default_factory=dict)
+    measured: dict[int, dict[str, float]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
 
     def loss_text(self, epoch: int) -> str:
         """`loss 0.1234`, or "" for an unfinished epoch."""
@@ -67,6 +72,17 @@ class RunHistory:
         """Add a file, replacing one with the same path."""
         self.files.pop(file.path, None)
         self.files[file.path] = file
+
+    def add_trial(self, trial: Trial) -> None:
+        """Add a trial, replacing one of the same epoch and strength."""
+        self.trials = [*(one for one in self.trials if one.place != trial.place), trial]
+
+    def forget(self, step: int) -> None:
+        """Drop the numbers of epochs that ended after `step`."""
+        late = {epoch for epoch, end in self.ends.items() if end > step}
+        self.losses = {epoch: loss for epoch, loss in self.losses.items() if epoch not in late}
+        self.measured = {epoch: values for epoch, values in self.measured.items() if epoch not in late}
+        self.trials = [trial for trial in self.trials if trial.epoch not in late]
 
     def epoch_files(self) -> dict[int, Path]:
         """The files of whole epochs, by epoch."""
@@ -86,8 +102,7 @@ def read_history(folder: RunFolder, step: int) -> RunHistory:
     move = read_move(folder)
     found = [replace(file, path=move.find(file.path)) for file in history.files.values()]
     history.files = {file.path: file for file in found if file.path.is_file()}
-    ends = {int(r["epoch"]): int(r["step"]) for r in read_log(folder.log) if r["kind"] == "EpochDone"}
-    history.losses = {epoch: loss for epoch, loss in history.losses.items() if ends[epoch] <= step}
+    history.forget(step)
     return history
 
 
@@ -114,6 +129,7 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
         _count_samples(history.unfinished_samples, record)
         if record["kind"] == "EpochDone":
             history.losses[record["epoch"]] = record["mean_loss"]
+            history.ends[record["epoch"]] = record["step"]
             history.samples[record["epoch"]] = 0
         elif record["kind"] == "SampleDrawn" and not record.get("step") and record["epoch"] in history.samples:
             history.samples[record["epoch"]] += 1
@@ -123,7 +139,19 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
             history.add(SavedLora(path, 0 if is_step_file else record["epoch"], record["step"]))
         elif record["kind"] == "LoraRemoved":
             history.files.pop(Path(record["path"]), None)
+        elif record["kind"] == "Measured":
+            history.measured.setdefault(record["epoch"], {}).update(record["values"])
+        elif record["kind"] == "Resumed":
+            history.forget(record["step"])
+        elif record["kind"] == "StrengthTested":
+            history.add_trial(trial_from(record))
     return history
+
+
+def trial_from(record: Mapping[str, Any]) -> Trial:
+    """The trial of a `StrengthTested` record."""
+    likeness, change = tuple(record["likeness"]), tuple(record["change"])
+    return Trial(record["epoch"], record["strength"], likeness, change, record["roughness"])
 
 
 def _count_samples(unfinished: dict[tuple[int, int], int], record: Mapping[str, Any]) -> None:

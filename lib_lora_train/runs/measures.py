@@ -65,7 +65,10 @@ def measure_epoch(run: RunContext, measures: RunMeasures, epoch: int) -> Iterato
         text = f"Epoch {epoch} was not measured because the memory is full; the training continues."
         yield Noted("warning", "", f"{text} Close other programs or lower the resolution.")
         return
-    yield from found
+    for event in found:
+        if isinstance(event, Measured):
+            run.history.measured.setdefault(epoch, {}).update(event.values)
+        yield event
 
 
 def _due(run: RunContext, measures: RunMeasures, epoch: int) -> RunMeasures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,18 +65,12 @@ class SampleMeasures:
         `images` has the rows of samples by epoch, 0 being those without LoRA. The adapter must be switched off: the
         model looks at the images as it was.
         """
-        side = min(self.config.resolution, model.spec.own_resolution)
-        options: dict[str, Any] = {"side": side, "clip_skip": self.config.clip_skip, "yield_lease": yield_lease}
-        features: _Features = partial(image_features, **options)
+        options = self._options(model, yield_lease)
         try:
-            if self._scale is None:
-                self._paths, training = _training_images(self.plan)
-                looks = _looks(model, training, partial(self.cache.features, **options))
-                self._scale = SampleScale(looks, _looks(model, self._row(images[0]), features))
-            samples = _looks(model, self._row(images[epoch]), features)
+            scale = self._prepare(model, images[0], options)
+            samples = _looks(model, self._row(images[epoch]), partial(image_features, **options))
         except DataError:  # an image that the VAE cannot encode was reported before
             return SampleFindings({}, [])
-        scale = self._scale
         matches = scale.matches(samples)
         diversity = scale.diversity(samples)
         values = {LIKENESS: scale.likeness(matches)} if scale.is_known else {}
@@ -93,17 +87,52 @@ class SampleMeasures:
         ]
         return SampleFindings(values, found)
 
+    def likeness_of_each(
+        self,
+        model: DiffusionModel,
+        without_lora: Sequence[Image.Image],
+        row: Sequence[Image.Image],
+        yield_lease: YieldLease,
+    ) -> tuple[float, ...]:
+        """The likeness of each sample of a row; () if likeness has no scale. The adapter must be switched off.
+
+        DataError if an image cannot be read or encoded.
+        """
+        options = self._options(model, yield_lease)
+        scale = self._prepare(model, without_lora, options)
+        if not scale.is_known:
+            return ()
+        samples = _looks(model, self._row(row), partial(image_features, **options))
+        return tuple(scale.likeness_of_each(scale.matches(samples)))
+
+    def _options(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[str, Any]:
+        side = min(self.config.resolution, model.spec.own_resolution)
+        return {"side": side, "clip_skip": self.config.clip_skip, "yield_lease": yield_lease}
+
+    def _prepare(
+        self, model: DiffusionModel, without_lora: Sequence[Image.Image], options: Mapping[str, Any]
+    ) -> SampleScale:
+        """The scale of the run, made once."""
+        if self._scale is None:
+            self._paths, training = _training_images(self.plan)
+            looks = _looks(model, training, partial(self.cache.features, **options))
+            self._scale = SampleScale(looks, _looks(model, self._row(without_lora), partial(image_features, **options)))
+        return self._scale
+
     def _row(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         return [images[place] for place in self.places if place < len(images)]
 
 
-def sample_measures(plan: Plan, config: TrainConfig, folder: RunFolder) -> SampleMeasures:
-    """For the first sample prompts that are not control prompts.
+def sample_measures(
+    plan: Plan, config: TrainConfig, folder: RunFolder, places: Sequence[int] | None = None
+) -> SampleMeasures:
+    """For the samples at `places` of a row, None for those of the first prompts that are not control prompts.
 
     Features are cached beside the run's folder if the settings ask for a cache.
     """
     cache = FeatureCache(folder.root.parent / "features" if config.cache_to_disk else None)
-    return SampleMeasures(plan, prompt_groups(config).concept[:MAX_SAMPLES], config, folder, cache)
+    places = prompt_groups(config).concept[:MAX_SAMPLES] if places is None else places
+    return SampleMeasures(plan, places, config, folder, cache)
 
 
 def _looks(model: DiffusionModel, images: Sequence[Image.Image], features: _Features) -> list[Look]:

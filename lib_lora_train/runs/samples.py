@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, Sample
 from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.formats.lora_card import write_preview
 from lib_lora_train.runs.checkpoints import try_write_card
+from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext, time_phase
 from lib_lora_train.runs.webui_images import generate_in_webui, generation_request
@@ -33,11 +34,18 @@ def load_sample_rows(run: RunContext) -> None:
     prompts = run.state.config.get("sample_prompts") if run.state else None
     if not run.prompts or list(run.config.sample_prompts) != prompts:
         return
-    for epoch in (0, *run.history.losses):
-        row = [read_image(run.folder.sample(epoch, number)) for number in range(1, len(run.prompts) + 1)]
-        images = [image for image in row if image]
-        if len(images) == len(row):
-            run.images[epoch] = images
+    run.images.update(read_sample_rows(run.folder, len(run.prompts), (0, *run.history.losses)))
+
+
+def read_sample_rows(folder: RunFolder, prompts: int, epochs: Iterable[int]) -> dict[int, list[Image.Image]]:
+    """The samples of these epochs (0: without LoRA) by epoch, of those that have an image for each of the `prompts`."""
+    rows = {}
+    for epoch in epochs:
+        images = [read_image(folder.sample(epoch, number)) for number in range(1, prompts + 1)]
+        found = [image for image in images if image]
+        if found and len(found) == prompts:
+            rows[epoch] = found
+    return rows
 
 
 def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[Event]:

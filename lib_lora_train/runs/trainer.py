@@ -28,6 +28,7 @@ from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.broken_weights import refuse_broken_weights
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
+from lib_lora_train.runs.advice import advise_run
 from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded
 from lib_lora_train.runs.checkpoints import (
     save_due_step_lora,
@@ -217,6 +218,7 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
             yield from time_phase("text", len(captions), run_in_turns(run.host, run.model, run.control, encoding))
         yield from time_phase("train", run.plan.total_steps, _train(run, training, measures))
         yield from draw_grid(run)
+        yield from advise_run(run)
     finally:
         run.adapter.remove()
 

@@ -51,6 +51,9 @@ PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
 _ACTIONS = {
     **{name: f"tools-{name}" for name in ("check", "convert", "merge")},
+    "advice": "advice-start",
+    "advice/status": "advice-status",
+    "advice/cancel": "advice-stop",
     "heatmap": "heatmap-start",
     "heatmap/status": "heatmap-status",
     "heatmap/cancel": "heatmap-stop",

@@ -24,6 +24,7 @@ from lib_lora_train.runs.interrupted import Interrupted, find_interrupted
 from lib_lora_train.runs.moved_run import Move, read_move
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.tensorboard import TensorBoardServer
+from lib_lora_train.web.advice import read_advice
 from lib_lora_train.web.image_tokens import ImageTokens
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class RunSession:
                 for file in read_loras(folder, records)
             ],
             "epoch_grid": self._old_grid(folder),
+            "advice": read_advice(folder),
             "events": [event for record in records if (event := self._shown_event(record, move))],
         }
 

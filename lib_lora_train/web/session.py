@@ -27,6 +27,7 @@ from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoi
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
 from lib_lora_train.runs.past_runs import past_runs, xyz_text
 from lib_lora_train.runs.write_places import place_problems
+from lib_lora_train.web.advice import AdviceSession
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkpoints import CheckpointPicker
 from lib_lora_train.web.checkup import CheckupSession
@@ -94,6 +95,7 @@ class Session(FormSession):
             **CropSession(self.image_tokens, lambda: self.scanned, self._draft_config).actions(),
             **self.runs.actions(),
             **self.grids.actions(),
+            **AdviceSession(runner, self.runs.folder_of).actions(),
             **HeatMapSession(runner, home, self.image_tokens, self._draft_config).actions(),
             **SweepSession(runner, self.image_tokens, self._draft_config, self.runs).actions(),
             **FolderSession(home, self._draft_config).actions(),

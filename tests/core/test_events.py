@@ -8,6 +8,7 @@ import typing
 import pytest
 
 from lib_lora_train.core.events import (
+    Advised,
     EpochDone,
     Event,
     GridDrawn,
@@ -27,6 +28,7 @@ from lib_lora_train.core.events import (
     StateChanged,
     StateSaved,
     StepDone,
+    StrengthTested,
     Workload,
     from_record,
     to_record,
@@ -50,6 +52,8 @@ EVENTS: tuple[Event, ...] = (
     Measured(1, {"validation_loss": 0.2}),
     ImageLosses(1, {"a.png": 0.1}),
     SampleMatched(1, "001.png", "a.png", 0.9, True),
+    StrengthTested(3, 1.25, (0.7, 0.8), (0.1,), 1.2, ("a.png", "b.png")),
+    Advised(3, 1.25, False, ("Its samples are good.",), ()),
     Noted("hint", "a.png", "is small."),
     StateChanged("failed", "Disk full."),
 )
@@ -69,3 +73,8 @@ def test_unknown_records_are_refused() -> None:
         from_record({"kind": "Unknown"})
     with pytest.raises(TypeError):
         from_record({"kind": "Resumed", "steps": 1})
+
+
+def test_an_advice_says_what_to_use() -> None:
+    assert Advised(4, 1.25, True, ()).sentence == "Use epoch 4 at strength 1.25."
+    assert Advised(0, 1.0, True, ()).sentence == "No epoch of this run is good."

@@ -49,6 +49,7 @@ def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Run
         sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
         measure_steady_loss=False,
         measure_prompts=False,
+        test_strengths=False,
     )
     return RunSetup(config, host, new_run_folder(tmp_path / "outputs", "test"))
 

@@ -80,6 +80,14 @@ class SampleSettings:
         "image; up to 24 training images take that once.",
         group="samples",
     )
+    test_strengths: bool = param(
+        True,
+        "After training, find the best epoch and its strength: the samples of all epochs are compared with the "
+        "training images and with those without LoRA, then the best ones are drawn at other strengths. Draws at most "
+        "as much as the samples of eight epochs. Needs samples every epoch.",
+        group="samples",
+        tier="beginner",
+    )
     make_grid: bool = param(
         True,
         "After training, generate a grid of epochs × prompts. The first row is without the LoRA.",

@@ -1,0 +1,174 @@
+"""The advisor: names the epoch of a run to use and its strength, with reasons, and says what to change next time.
+
+It reads what the run has measured: the trials of `strength_search` decide, losses and the effect on prompts explain.
+The shapes of a loss curve and the remedies are those of the community's guides. Does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+from statistics import fmean, variance
+from typing import Literal
+
+from lib_lora_train.core.measures import BLEED, COPIES, STEADY_LOSS, VALIDATION_LOSS, measure_title
+from lib_lora_train.core.wording import join_names
+from lib_lora_train.evaluation.strength_search import Trial, best_trial, gains, harms, score
+
+Measured = Mapping[int, Mapping[str, float]]
+"""The measures of each epoch by name; epoch 0 is without LoRA."""
+
+LossShape = Literal["", "falls", "turns", "diverges", "plunges"]
+
+_LEAST_SCORE = 0.1  # of an epoch that is worth naming
+_NOISE = 0.1  # of the fall of a loss: less than that is no rise
+_PLUNGE = 1.5  # how much faster a loss falls at the end than before, if it copies
+_MUCH_BLEED, _ROUGH = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The epoch to use, 0 if none is good, at a strength. Each reason and remedy is a sentence.
+
+    `is_sure` is False if other epochs may be as good; a reason says then what would settle it.
+    """
+
+    epoch: int
+    strength: float
+    is_sure: bool
+    reasons: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
+
+
+def advise(trials: Sequence[Trial], measured: Measured) -> Advice | None:
+    """The advice for a run; None before any of its epochs was tried."""
+    if not trials:
+        return None
+    best = best_trial(trials)
+    rivals = _rivals(best, trials)
+    reasons = [_describe(best), *_against_others(best, trials), *_loss_reasons(measured)]
+    if score(best) < _LEAST_SCORE:
+        reasons = [f"The best trial is epoch {best.epoch} at strength {best.strength:g}. {_describe(best)}"]
+        return Advice(0, 1.0, True, tuple(reasons), tuple(_remedies(best, trials, measured)))
+    if rivals:
+        names = join_names([str(epoch) for epoch in sorted({best.epoch, *rivals})])
+        reasons.append(
+            f"Epochs {names} are equally good as far as these samples show. More sample prompts would settle it."
+        )
+    return Advice(best.epoch, best.strength, not rivals, tuple(reasons), tuple(_remedies(best, trials, measured)))
+
+
+# --- reasons -------------------------------------------------------------------------------------
+
+
+def _describe(trial: Trial) -> str:
+    """Its numbers as a sentence."""
+    likeness, change = _numbers(trial)
+    return f"Likeness to the training images is {likeness}" + (
+        f", control images change by {change}." if change else "."
+    )
+
+
+def _against_others(best: Trial, trials: Sequence[Trial]) -> Iterator[str]:
+    """Why not another strength, and why not the last epoch."""
+    own = sorted((trial.strength, _pair(trial)) for trial in trials if trial.epoch == best.epoch)
+    beside = [*[one for one in own if one[0] < best.strength][-1:], *[one for one in own if one[0] > best.strength][:1]]
+    if beside:
+        texts = (f"{numbers} at strength {strength:g}" for strength, numbers in beside)
+        yield f"{'They are' if best.change else 'It is'} {', '.join(texts)}."
+    last = max(trial.epoch for trial in trials)
+    if last != best.epoch:
+        at_last = best_trial(trial for trial in trials if trial.epoch == last)
+        yield f"Epoch {last}, the last one, has {_pair(at_last)} at strength {at_last.strength:g}."
+
+
+def _numbers(trial: Trial) -> tuple[str, str]:
+    """Likeness and change in percent; "" without control images."""
+    return f"{fmean(trial.likeness):.0%}", f"{fmean(trial.change):.0%}" if trial.change else ""
+
+
+def _pair(trial: Trial) -> str:
+    """`63% and 16%`."""
+    return " and ".join(filter(None, _numbers(trial)))
+
+
+def _rivals(best: Trial, trials: Sequence[Trial]) -> list[int]:
+    """Other epochs with a trial that is within one standard error of the best one, image by image."""
+    found = {trial.epoch for trial in trials if trial.epoch != best.epoch and is_equal(trial, best)}
+    return sorted(found)
+
+
+def is_equal(trial: Trial, best: Trial) -> bool:
+    """Whether the difference of two trials is at most the standard error of the paired differences of their images."""
+    more = [b - t for t, b in zip(gains(trial), gains(best), strict=True)]
+    worse = [b - t for t, b in zip(harms(trial), harms(best), strict=True)] or [0.0]
+    error = sqrt(sum(variance(values) / len(values) for values in (more, worse) if len(values) > 1))
+    return fmean(more) - fmean(worse) <= error
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def loss_shape(losses: Mapping[int, float]) -> LossShape:
+    """What a loss does over the epochs; epoch 0 is without LoRA.
+
+    `falls`, `turns` (falls to a minimum and rises again), `diverges` (ends above where it began) or `plunges` (falls
+    faster and faster). "" if there are fewer than three epochs.
+    """
+    epochs = sorted(losses)
+    values = [losses[epoch] for epoch in epochs]
+    if len(values) < 3:
+        return ""
+    lowest = min(values)
+    fall, rise = values[0] - lowest, values[-1] - lowest
+    if values[-1] > values[0]:
+        return "diverges"
+    if rise > _NOISE * fall:
+        return "turns"
+    falls = [before - after for before, after in pairwise(values[1:])]
+    if len(falls) >= 3 and 0 < falls[-3] < falls[-2] < falls[-1] and falls[-1] > _PLUNGE * falls[0]:
+        return "plunges"
+    return "falls"
+
+
+def _loss_reasons(measured: Measured) -> Iterator[str]:
+    """What the losses say about the epochs after the best one."""
+    for name in (VALIDATION_LOSS, STEADY_LOSS):
+        losses = _series(measured, name)
+        if loss_shape(losses) == "turns":
+            lowest = min(losses, key=lambda one: losses[one])
+            yield f"The {measure_title(name).lower()} is lowest after epoch {lowest} and rises from there."
+
+
+def _series(measured: Measured, name: str) -> dict[int, float]:
+    return {epoch: values[name] for epoch, values in sorted(measured.items()) if name in values}
+
+
+# --- what to change ------------------------------------------------------------------------------
+
+
+def _remedies(best: Trial, trials: Sequence[Trial], measured: Measured) -> Iterator[str]:
+    """What to change in the next run, the most certain first."""
+    shape = loss_shape(_series(measured, STEADY_LOSS))
+    if shape == "diverges":
+        yield "The steady loss is higher than without LoRA: the run has diverged. Lower the learning rate to a third."
+    elif best.strength > 1 or score(best) < _LEAST_SCORE:
+        is_last = best.epoch == max(trial.epoch for trial in trials)
+        more = "Train for more epochs" if is_last else "Raise the learning rate"
+        yield f"The LoRA is undertrained: it needs more strength than 1. {more}."
+    elif best.strength < 1:
+        yield "The LoRA is overtrained: it is best below strength 1. Save earlier epochs, or lower the learning rate."
+    values = measured.get(best.epoch, {})
+    if values.get(COPIES, 0) > 0:
+        yield "Some samples are nearly copies of training images. Look for duplicates, or add more varied images."
+    elif shape == "plunges":
+        yield "The steady loss falls faster and faster: the LoRA copies the dataset. Train for fewer epochs."
+    if values.get(BLEED, 0) >= _MUCH_BLEED:
+        yield f"{values[BLEED]:.0%} of what the trigger does happens to the class word too. Add regularisation images."
+    if best.roughness >= _ROUGH:
+        yield (
+            f"The roughness of plain areas is {best.roughness:.1f} × that without the LoRA, the first sign of burning. "
+            "Look for duplicates, or lower the learning rate."
+        )

@@ -1,0 +1,98 @@
+"""The advice at the end of a run, or for a past one: tests strengths, then names an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+
+from lib_lora_train.config.sample_prompts import sample_prompts
+from lib_lora_train.config.train_config import read_config
+from lib_lora_train.core.control import Control, RunStoppedError
+from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, OutputError
+from lib_lora_train.core.events import Advised, Event, Noted
+from lib_lora_train.evaluation.advisor import Advice, advise
+from lib_lora_train.formats.toml import read_toml_config
+from lib_lora_train.hosts.host import Host
+from lib_lora_train.models.model_identity import identity_from_values
+from lib_lora_train.runs.event_log import read_log
+from lib_lora_train.runs.folder import RunFolder, read_identity
+from lib_lora_train.runs.history import read_loras, read_records
+from lib_lora_train.runs.model_check import load_same_model
+from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.planning import plan_run
+from lib_lora_train.runs.run_context import RunContext, time_phase
+from lib_lora_train.runs.samples import read_sample_rows
+from lib_lora_train.runs.strength_test import StrengthTest
+
+
+def advise_run(run: RunContext) -> Iterator[Event]:
+    """Test the strengths of a run that has just been trained, and name an epoch.
+
+    What goes wrong is a warning: the run has all of its files.
+    """
+    if not run.config.test_strengths or run.control.is_stopped:
+        return
+    test = StrengthTest(
+        host=run.host,
+        model=run.model,
+        control=run.control,
+        config=run.config,
+        folder=run.folder,
+        plan=run.plan,
+        files=run.history.epoch_files(),
+        samples=run.images,
+        txt2img=run.txt2img,
+        trials=list(run.history.trials),
+    )
+    try:
+        yield from time_phase("strengths", 0, test.run())
+    except RunStoppedError:
+        yield Noted("hint", "", "The strength test is incomplete because the run was stopped.")
+        return
+    except (AdapterError, HostError, MemoryFullError, OutputError) as reason:
+        yield Noted("warning", "test_strengths", f"{reason} The strength test is incomplete; all files are saved.")
+    advice = advise(test.trials, run.history.measured)
+    if advice:
+        yield _event(advice)
+
+
+def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generator[Event, None, None]:
+    """Test the strengths of the run in a folder, as far as that was not done, and name an epoch.
+
+    Needs the model, the images and the samples of the run; HostError or DataError if they are gone. RunStoppedError
+    when it is stopped, ModelUnavailableError when it is stopped while another model is loaded.
+    """
+    config, _ = read_config(read_toml_config(folder.config, is_ours=True))
+    config = read_move(folder).config(config)
+    history = read_records(read_log(folder.log))
+    files = {file.epoch: file.path for file in read_loras(folder) if file.epoch and not file.is_missing}
+    samples = read_sample_rows(folder, len(sample_prompts(config)), (0, *files))
+    if 0 not in samples or len(samples) < 2:
+        raise HostError(
+            f"{folder.root.name} has no samples of its epochs to compare. Train it again with sample_every_n_epochs on."
+        )
+    plan = plan_run(config).plan
+    model = yield from load_same_model(config, host, control, identity_from_values(read_identity(folder).model))
+    test = StrengthTest(
+        host=host,
+        model=model,
+        control=control,
+        config=config,
+        folder=folder,
+        plan=plan,
+        files=files,
+        samples=samples,
+        trials=list(history.trials),
+    )
+    yield from time_phase("strengths", 0, test.run())
+    advice = advise(test.trials, history.measured)
+    if advice is None:
+        raise HostError(
+            f"Likeness has no scale in {folder.root.name}: its samples without LoRA look as much like the training "
+            "images as these look like each other. Choose an epoch by its grid."
+        )
+    yield _event(advice)
+
+
+def _event(advice: Advice) -> Advised:
+    return Advised(**asdict(advice))

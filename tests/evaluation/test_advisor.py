@@ -1,0 +1,106 @@
+"""The advisor: what it names, when it is unsure, which shapes it sees in a loss, and what it recommends."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib_lora_train.core.measures import BLEED, COPIES, STEADY_LOSS, VALIDATION_LOSS
+from lib_lora_train.evaluation.advisor import advise, is_equal, loss_shape
+from lib_lora_train.evaluation.strength_search import Trial
+
+_GOOD = Trial(3, 1.0, (0.8, 0.9, 0.7), (0.1, 0.1), 1.1)
+_BAD = Trial(4, 1.0, (0.6, 0.7, 0.5), (0.4, 0.4), 1.6)
+
+
+def _text(trials: list[Trial], measured: dict[int, dict[str, float]] | None = None) -> str:
+    found = advise(trials, measured or {})
+    assert found
+    return " ".join([*found.reasons, *found.remedies])
+
+
+def test_the_best_trial_is_named_with_its_numbers_and_with_why_not_the_last_epoch() -> None:
+    found = advise([_BAD, _GOOD], {})
+    assert found and (found.epoch, found.strength, found.is_sure) == (3, 1.0, True)
+    assert found.reasons == (
+        "Likeness to the training images is 80%, control images change by 10%.",
+        "Epoch 4, the last one, has 60% and 40% at strength 1.",
+    )
+
+
+def test_the_neighbouring_strengths_are_compared() -> None:
+    trials = [_GOOD, Trial(3, 0.8, (0.5, 0.6, 0.4), (0.0, 0.1)), Trial(3, 1.25, (0.9, 0.8, 1.0), (0.5, 0.6))]
+    assert "They are 50% and 5% at strength 0.8, 90% and 55% at strength 1.25." in _text(trials)
+    without_controls = [Trial(3, 1.0, (0.8,)), Trial(3, 0.8, (0.5,))]
+    assert "Likeness to the training images is 80%. It is 50% at strength 0.8." in _text(without_controls)
+
+
+def test_equal_epochs_make_it_unsure_and_it_says_what_would_settle_it() -> None:
+    rival = Trial(2, 1.0, (0.95, 0.72, 0.71), (0.1, 0.11))
+    found = advise([_GOOD, rival], {})
+    assert found and not found.is_sure
+    assert "Epochs 2 and 3 are equally good as far as these samples show. More sample prompts" in found.reasons[-1]
+
+
+def test_trials_are_compared_image_by_image() -> None:
+    """Paired differences: the same offset in every image is certain however different the images are."""
+    best = Trial(1, 1.0, (0.1, 0.5, 0.9))
+    assert not is_equal(Trial(2, 1.0, (0.0, 0.4, 0.8)), best)
+    assert is_equal(Trial(2, 1.0, (0.3, 0.1, 0.8)), best)
+    assert is_equal(best, best)
+
+
+def test_a_run_without_a_good_epoch_names_none() -> None:
+    found = advise([Trial(1, 1.0, (0.1, -0.1), (0.3, 0.2))], {})
+    assert found and found.epoch == 0
+    assert advise([], {}) is None
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "shape"),
+    [
+        ([0.20, 0.12, 0.10, 0.09, 0.085], "falls"),
+        ([0.20, 0.12, 0.10, 0.12, 0.15], "turns"),
+        ([0.20, 0.12, 0.10, 0.1005, 0.10], "falls"),  # within its noise
+        ([0.20, 0.18, 0.22, 0.40, 0.90], "diverges"),
+        ([0.20, 0.12, 0.11, 0.095, 0.07], "plunges"),
+        ([0.20, 0.12, 0.08, 0.06, 0.05], "falls"),  # ever more slowly
+        ([0.20, 0.12], ""),
+        ([], ""),
+    ],
+)
+def test_the_shapes_of_the_guides_are_recognised(losses: list[float], shape: str) -> None:
+    assert loss_shape(dict(enumerate(losses))) == shape
+
+
+def test_epochs_that_were_not_measured_are_skipped() -> None:
+    assert loss_shape({0: 0.2, 3: 0.1, 6: 0.15}) == "turns"
+
+
+def test_a_rising_validation_loss_is_a_reason() -> None:
+    losses = [0.20, 0.15, 0.12, 0.14, 0.17]
+    text = _text([_GOOD], {epoch: {VALIDATION_LOSS: loss} for epoch, loss in enumerate(losses)})
+    assert "The validation loss is lowest after epoch 2 and rises from there." in text
+
+
+# --- what to change ------------------------------------------------------------------------------
+
+
+def test_an_undertrained_run_needs_more_epochs_and_an_overtrained_one_fewer() -> None:
+    assert "undertrained" in _text([Trial(3, 1.5, (0.8, 0.8))]) and "more epochs" in _text([Trial(3, 1.5, (0.8, 0.8))])
+    assert "overtrained" in _text([Trial(3, 0.8, (0.8, 0.8))])
+    assert "trained" not in _text([_GOOD]).replace("training", "")
+
+
+def test_a_diverged_run_needs_a_lower_rate() -> None:
+    diverged = {epoch: {STEADY_LOSS: loss} for epoch, loss in enumerate([0.2, 0.18, 0.3, 0.5])}
+    assert "diverged. Lower the learning rate" in _text([_BAD], diverged)
+
+
+def test_copies_bleed_and_burning_have_their_own_remedies() -> None:
+    assert "Look for duplicates" in _text([_GOOD], {3: {COPIES: 0.5}})
+    assert "60% of what the trigger does happens to the class word too" in _text([_GOOD], {3: {BLEED: 0.6}})
+    assert "The roughness of plain areas is 3.0 ×" in _text([Trial(3, 1.0, (0.8, 0.8), (0.1,), 3.0)])
+    assert advise([_GOOD], {3: {COPIES: 0.0, BLEED: 0.2}}).remedies == ()  # type: ignore[union-attr]
