@@ -2,6 +2,7 @@
 
     python benchmarks/advisor.py run [--only NAME …] [--files DIR]    train what has no result yet, and find the truth
     python benchmarks/advisor.py judge [--files DIR]                  the truth of kept images once more
+    python benchmarks/advisor.py advise [--files DIR]                 the advice on kept files, where it is missing
     python benchmarks/advisor.py report                               print the table from the results
     python benchmarks/advisor.py list                                 the runs and which of them are done
 
@@ -20,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,16 +47,21 @@ from benchmarks.advisor_truth import (
 from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.inject import Adapter, inject_parsed
+from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import EpochDone, LoraWritten, Progress, to_record
+from lib_lora_train.evaluation.advisor import advise
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.planning import plan_run
+from lib_lora_train.runs.samples import read_sample_rows
+from lib_lora_train.runs.strength_test import StrengthTest
 from lib_lora_train.runs.trainer import run_training
 
 RESULTS = Path(__file__).parent / "advisor_runs"
-FILES = Path("/tmp/advisor-runs")
+FILES = Path(tempfile.gettempdir()) / "advisor-runs"
 
 SIZES = (4, 8, 16, 24)
 RATES = {"low": 0.2, "right": 1.0, "high": 3.0}  # of what the family learns the demo's concept with
@@ -132,6 +139,7 @@ def run_config(design: Design, files: Path) -> TrainConfig:
         save_every_n_epochs=1,
         sample_every_n_epochs=1,
         measure_likeness=True,
+        test_strengths=False,  # `advise` does it
         sample_prompts=(*(scene.format(design.concept) for scene in SAMPLE_SCENES), *SAMPLE_CONTROLS),
         sample_steps=6,
         comment="benchmarks/advisor.py",
@@ -165,7 +173,7 @@ def run_one(design: Design, files: Path) -> dict[str, Any]:
     trained = time.process_time()
     lora = {event.epoch: Path(event.path) for event in events if isinstance(event, LoraWritten) and event.epoch}
     truth = find_truth(host.load_model(config), design, lora, files / "truth")
-    return {
+    record = {
         **dataclasses.asdict(design),
         "name": design.name,
         "held_out": design.is_held_out,
@@ -175,6 +183,7 @@ def run_one(design: Design, files: Path) -> dict[str, Any]:
         "truth": truth,
         "cpu_seconds": {"run": round(trained - began), "truth": round(time.process_time() - trained)},
     }
+    return advise_again(record, files)
 
 
 def find_truth(model: DiffusionModel, design: Design, lora: dict[int, Path], images: Path) -> dict[str, Any]:
@@ -207,6 +216,37 @@ def judge_again(record: dict[str, Any], images: Path) -> dict[str, Any]:
         cell = dataclasses.replace(judge(detector, old["drawn_at"], row, before), strength=old["strength"])
         cells.append(_cell_record(old["epoch"], cell))
     return {**record, "truth": {**record["truth"], "cells": cells}}
+
+
+def advise_again(record: dict[str, Any], files: Path) -> dict[str, Any]:
+    """The record with the trials and the advice that the program comes to on the kept files and samples of a run."""
+    design = next(one for one in designs() if one.name == record["name"])
+    config, host, folder = (
+        run_config(design, files),
+        StandaloneHost(None, None, files / "lora", "cpu"),
+        RunFolder(files / "run"),
+    )
+    loras = {int(epoch): files / path for epoch, path in record["lora_files"].items()}
+    began = time.process_time()
+    test = StrengthTest(
+        host=host,
+        model=host.load_model(config),
+        control=Control(),
+        config=config,
+        folder=folder,
+        plan=plan_run(config).plan,
+        files=loras,
+        samples=read_sample_rows(folder, len(sample_prompts(config)), (0, *loras)),
+    )
+    for _ in test.run():
+        pass
+    advice = advise(test.trials, advisor_report.measured(record))
+    return {
+        **record,
+        "trials": [dataclasses.asdict(trial) for trial in test.trials],
+        "advice": dataclasses.asdict(advice) if advice else None,
+        "advice_cpu_seconds": round(time.process_time() - began),
+    }
 
 
 def _cell_record(epoch: int, cell: TruthCell) -> dict[str, Any]:
@@ -265,7 +305,7 @@ def read_results(results: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "one", "judge", "report", "list"))
+    parser.add_argument("command", choices=("run", "one", "judge", "advise", "report", "list"))
     parser.add_argument("name", nargs="?", help="for `one`: the run, in this process")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
     parser.add_argument("--files", type=Path, default=FILES, help="where LoRA files and images are kept")
@@ -282,6 +322,11 @@ def main() -> None:
     elif options.command == "judge":
         for record in read_results(options.results):
             _write_record(judge_again(record, options.files / record["name"] / "truth"), options.results)
+    elif options.command == "advise":
+        for record in read_results(options.results):
+            if "advice" not in record and (not options.only or record["name"] in options.only):
+                print(record["name"], flush=True)
+                _write_record(advise_again(record, options.files / record["name"]), options.results)
     elif options.command == "one":
         write_result(by_name[options.name], options.files, options.results)
     else:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lib_lora_train.evaluation.strength_search import Trial, best_trial
+
 Record = Mapping[str, Any]
 Cell = Mapping[str, Any]
 
@@ -45,17 +47,26 @@ def lowest_training_loss(record: Record) -> Choice:
     return Choice(min(losses, key=losses.__getitem__))
 
 
-def highest_likeness(record: Record) -> Choice:
-    """A stand-in until the advisor has rules: the epoch with the highest likeness, weak below 0.3."""
-    likeness = {epoch: values["likeness"] for epoch, values in measured(record).items() if "likeness" in values}
-    if not likeness:
-        return last_epoch(record)
-    weak = tuple(epoch for epoch, value in likeness.items() if epoch and 0 < value < 0.3)
-    best = max((epoch for epoch in likeness if epoch), key=likeness.__getitem__)
-    return Choice(best, 1.25 if best in weak else 1.0, weak)
+def advisor(record: Record) -> Choice:
+    """What the program names, and as undertrained the epochs that are best at more strength than 1.
+
+    Of the epochs that the search did not test at other strengths, nothing is said. Where no epoch is good, the last one
+    counts as named.
+    """
+    advice, trials = record["advice"], record["trials"]
+    found = [Trial(**{**one, "likeness": tuple(one["likeness"]), "change": tuple(one["change"])}) for one in trials]
+    undertrained = [epoch for epoch in epochs(record) if _best_strength(found, epoch) > 1]
+    if not advice or not advice["epoch"]:
+        return Choice(max(epochs(record)), 1.0, tuple(undertrained))
+    return Choice(advice["epoch"], advice["strength"], tuple(undertrained))
 
 
-ADVISOR: Rule = highest_likeness
+def _best_strength(trials: Sequence[Trial], epoch: int) -> float:
+    own = [trial for trial in trials if trial.epoch == epoch]
+    return best_trial(own).strength if own else 1.0
+
+
+ADVISOR: Rule = advisor
 BASELINES: dict[str, Rule] = {"last epoch": last_epoch, "lowest training loss": lowest_training_loss}
 
 

@@ -22,7 +22,7 @@ Measured = Mapping[int, Mapping[str, float]]
 
 LossShape = Literal["", "falls", "turns", "diverges", "plunges"]
 
-_LEAST_SCORE = 0.1  # of an epoch that is worth naming
+_LEAST_SCORE = 0.0  # as much as no LoRA is worth
 _NOISE = 0.1  # of the fall of a loss: less than that is no rise
 _PLUNGE = 1.5  # how much faster a loss falls at the end than before, if it copies
 _MUCH_BLEED, _ROUGH = 0.5, 2.0
@@ -49,7 +49,7 @@ def advise(trials: Sequence[Trial], measured: Measured) -> Advice | None:
     best = best_trial(trials)
     rivals = _rivals(best, trials)
     reasons = [_describe(best), *_against_others(best, trials), *_loss_reasons(measured)]
-    if score(best) < _LEAST_SCORE:
+    if score(best) <= _LEAST_SCORE:
         reasons = [f"The best trial is epoch {best.epoch} at strength {best.strength:g}. {_describe(best)}"]
         return Advice(0, 1.0, True, tuple(reasons), tuple(_remedies(best, trials, measured)))
     if rivals:
@@ -154,7 +154,7 @@ def _remedies(best: Trial, trials: Sequence[Trial], measured: Measured) -> Itera
     shape = loss_shape(_series(measured, STEADY_LOSS))
     if shape == "diverges":
         yield "The steady loss is higher than without LoRA: the run has diverged. Lower the learning rate to a third."
-    elif best.strength > 1 or score(best) < _LEAST_SCORE:
+    elif best.strength > 1 or score(best) <= _LEAST_SCORE:
         is_last = best.epoch == max(trial.epoch for trial in trials)
         more = "Train for more epochs" if is_last else "Raise the learning rate"
         yield f"The LoRA is undertrained: it needs more strength than 1. {more}."

@@ -3,6 +3,7 @@
 - *Likeness*: each sample is compared with the training image it is most like; the mean over all training images would
   rate a grey blur highest, since it is a little like each of them. Two numbers of the run itself give the scale. 0 is
   how alike samples without LoRA are, 1 how alike the training images are to each other.
+- *Palette likeness*: the same with the colours of what stands out (`palette.py`), which features hardly see.
 - *Copies*: the share of the samples that are nearer to a training image than any two training images are to each other,
   duplicates aside, both in features (what is shown) and in pixels (where it is, and on what). Features alone would call
   every good drawing of a mascot a copy, pixels alone every image on the same plain background.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from statistics import fmean
 
@@ -27,12 +29,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from lib_lora_train.evaluation.features import ImageFeatures, nearest, similarity
+from lib_lora_train.evaluation.palette import palette, palette_similarity
 
 MAX_IMAGES = 24
 """Training images beyond these would hardly change the numbers and take long."""
 
 _DUPLICATE = 0.985  # the same image in another file format or size is at least so alike
 _MIN_RANGE = 0.03  # between 0 and 1 of the scale: less is within the noise of a similarity
+_MIN_PALETTE_RANGE = 0.1
 _COPY_OF_ONE = 0.9  # in features and pixels, where there are no two training images to compare
 _SIDE_PX = 32  # of the thumbnails whose pixels are compared
 _SHIFTS = (-2, -1, 0, 1, 2)  # px of a thumbnail, in both directions
@@ -46,6 +50,11 @@ class Look:
 
     features: ImageFeatures
     thumbnail: Pixels
+
+    @cached_property
+    def palette(self) -> Pixels:
+        """The colours of what stands out."""
+        return palette(self.thumbnail)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class SampleScale:
     _nearest_pair: float = field(init=False)
     _nearest_pixels: float = field(init=False)
     _difference: float | None = field(init=False)
+    _palette_zero: float = field(init=False)
+    _palette_one: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Compare the training images with each other."""
@@ -89,6 +100,14 @@ class SampleScale:
         self._nearest_pair = max(different.values(), default=_COPY_OF_ONE)
         self._nearest_pixels = max(pixels, default=_COPY_OF_ONE)
         self._difference = 1 - fmean(different.values()) if different else None
+        self._palette_zero = fmean(map(self._nearest_palette, self.without_lora))
+        self._palette_one = fmean(
+            max(
+                (palette_similarity(*(self.training[n].palette for n in pair)) for pair in different if number in pair),
+                default=1.0,
+            )
+            for number in range(len(self.training))
+        )
 
     @property
     def is_known(self) -> bool:
@@ -105,11 +124,20 @@ class SampleScale:
 
     def likeness(self, matches: Sequence[Match]) -> float:
         """0: as alike as without LoRA; 1: as alike as the training images are to each other; it may be outside."""
-        return fmean(self.likeness_of_each(matches))
+        return (fmean(match.similarity for match in matches) - self._zero) / (self._one - self._zero)
 
-    def likeness_of_each(self, matches: Sequence[Match]) -> list[float]:
-        """The likeness of each sample by itself."""
-        return [(match.similarity - self._zero) / (self._one - self._zero) for match in matches]
+    def likeness_of_each(self, samples: Sequence[Look]) -> list[float]:
+        """The likeness of each sample in features and palette, each at most 1, or in the one that has a scale.
+
+        [] if neither has.
+        """
+        zero, one = self._palette_zero, self._palette_one
+        scales = []
+        if self.is_known:
+            scales.append([(self._nearest(look)[1] - self._zero) / (self._one - self._zero) for look in samples])
+        if one - zero >= _MIN_PALETTE_RANGE:
+            scales.append([(self._nearest_palette(look) - zero) / (one - zero) for look in samples])
+        return [fmean(min(value, 1.0) for value in values) for values in zip(*scales, strict=True)]
 
     def diversity(self, samples: Sequence[Look]) -> float | None:
         """1: as different as the training images; 0: all the same. None for fewer than two samples or images."""
@@ -120,6 +148,9 @@ class SampleScale:
         number, value = self._nearest(sample)
         pixels = pixel_similarity(sample.thumbnail, self.training[number].thumbnail)
         return Match(number, value, value > self._nearest_pair and pixels > self._nearest_pixels)
+
+    def _nearest_palette(self, look: Look) -> float:
+        return max(palette_similarity(look.palette, image.palette) for image in self.training)
 
     def _nearest(self, sample: Look) -> tuple[int, float]:
         return nearest(sample.features, [look.features for look in self.training])

@@ -5,8 +5,8 @@ is what the concept gains less what everything else loses:
 
     score = mean likeness, each at most 1 - mean harm to the control images
 
-Harm is their change in units of half the difference of images of different prompts: by then an image shows something
-else.
+Harm is their change in units of two thirds of the difference of images of different prompts: by then an image shows
+something else.
 
 All epochs are tried at strength 1 first, from the samples that exist. Then the best trial so far is held against its
 neighbours, the next weaker and stronger one and the epochs beside it at its strength, until none of them is better.
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 STRENGTHS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 """The strengths that are tried."""
 
-_LOST = 0.5  # the change of a control image that shows something else
+_LOST = 2 / 3  # the change of a control image that shows something else
 
 MAX_TRIALS = 8
 """How many trials are made beside those at strength 1."""

@@ -100,10 +100,7 @@ class SampleMeasures:
         """
         options = self._options(model, yield_lease)
         scale = self._prepare(model, without_lora, options)
-        if not scale.is_known:
-            return ()
-        samples = _looks(model, self._row(row), partial(image_features, **options))
-        return tuple(scale.likeness_of_each(scale.matches(samples)))
+        return tuple(scale.likeness_of_each(_looks(model, self._row(row), partial(image_features, **options))))
 
     def _options(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[str, Any]:
         side = min(self.config.resolution, model.spec.own_resolution)

@@ -105,3 +105,35 @@ def _blob(left: int) -> Image.Image:
     image = Image.new("RGB", (128, 128), "blue")
     image.paste("red", (left, 40, left + 30, 70))
     return image
+
+
+# --- features and colours together ----------------------------------------------------------------
+
+
+def _coloured(degrees: float, *colours: tuple[float, float, float]) -> Look:
+    """As `_pointing`, with an object of these colours in equal parts on white."""
+    thumbnail = np.ones((3, 32, 32))
+    for number, colour in enumerate(colours):
+        width = 16 // len(colours)
+        left = 8 + number * width
+        thumbnail[:, 8:24, left : left + width] = np.array(colour)[:, None, None]
+    return Look(_pointing(degrees).features, thumbnail)
+
+
+_RED, _BLUE = (0.9, 0.1, 0.1), (0.1, 0.1, 0.9)
+
+
+def test_each_sample_is_rated_by_features_and_by_colours_and_neither_above_one() -> None:
+    """Closed form: features from cos 90° to cos 60°, palettes from nothing in common to all."""
+    scale = SampleScale([_coloured(0, _RED), _coloured(60, _RED)], [_coloured(150, _BLUE)])
+    samples = [_coloured(150, _BLUE), _coloured(150, _RED), _coloured(120, _BLUE), _coloured(0, _RED, _BLUE)]
+    assert scale.likeness_of_each(samples) == pytest.approx([0.0, 0.5, 0.5, (1 + 0.5) / 2], abs=1e-6)
+
+
+def test_what_has_no_scale_is_left_out() -> None:
+    alike = [_coloured(0, _RED), _coloured(60, _RED)]
+    only_colours = SampleScale(alike, [_coloured(120, _BLUE)])  # as far from 60° as 60° is from 0°
+    assert only_colours.likeness_of_each([_coloured(0, _RED), _coloured(0, _BLUE)]) == pytest.approx([1.0, 0.0])
+    only_features = SampleScale(alike, [_coloured(150, _RED)])
+    assert only_features.likeness_of_each([_coloured(120, _BLUE)]) == pytest.approx([1.0], abs=1e-6)
+    assert SampleScale(alike, [_coloured(120, _RED)]).likeness_of_each([_coloured(0, _RED)]) == []
