@@ -3,7 +3,7 @@
     python benchmarks/advisor.py run [--only NAME …] [--files DIR]    train what has no result yet, and find the truth
     python benchmarks/advisor.py judge [--files DIR]                  the truth of kept images once more
     python benchmarks/advisor.py advise [--files DIR]                 the advice on kept files, where it is missing
-    python benchmarks/advisor.py report                               print the table from the results
+    python benchmarks/advisor.py report                               print the table of the runs with an advice
     python benchmarks/advisor.py list                                 the runs and which of them are done
 
 24 runs: 4, 8, 16 and 24 images; a learning rate that is too low, right or too high; with and without regularisation
@@ -318,7 +318,7 @@ def main() -> None:
             done = (options.results / f"{name}.json").exists()
             print(f"{name:32}{'held out' if design.is_held_out else 'choosing':10}{'done' if done else ''}")
     elif options.command == "report":
-        print(advisor_report.report(list(read_results(options.results))))
+        print(advisor_report.report([record for record in read_results(options.results) if "advice" in record]))
     elif options.command == "judge":
         for record in read_results(options.results):
             _write_record(judge_again(record, options.files / record["name"] / "truth"), options.results)

@@ -23,7 +23,7 @@ Cell = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule names for a run; `undertrained` are the epochs that it says need more strength."""
+    """What a rule names for a run, epoch 0 for none; `undertrained` are those that it says need more strength."""
 
     epoch: int
     strength: float = 1.0
@@ -50,14 +50,13 @@ def lowest_training_loss(record: Record) -> Choice:
 def advisor(record: Record) -> Choice:
     """What the program names, and as undertrained the epochs that are best at more strength than 1.
 
-    Of the epochs that the search did not test at other strengths, nothing is said. Where no epoch is good, the last one
-    counts as named.
+    Of the epochs that the search did not test at other strengths, nothing is said.
     """
     advice, trials = record["advice"], record["trials"]
     found = [Trial(**{**one, "likeness": tuple(one["likeness"]), "change": tuple(one["change"])}) for one in trials]
     undertrained = [epoch for epoch in epochs(record) if _best_strength(found, epoch) > 1]
-    if not advice or not advice["epoch"]:
-        return Choice(max(epochs(record)), 1.0, tuple(undertrained))
+    if not advice:  # likeness has no scale
+        return Choice(0, 1.0)
     return Choice(advice["epoch"], advice["strength"], tuple(undertrained))
 
 
@@ -121,20 +120,31 @@ def undertrained(record: Record) -> list[int]:
 
 
 def is_strength_right(record: Record, choice: Choice) -> bool:
-    """Whether the strength lies between the weakest and the strongest one of the named epoch's own plateau."""
+    """Whether the strength lies between the weakest and the strongest one of the named epoch's own plateau; without a
+    named epoch, whether none is good.
+    """
+    if not choice.epoch:
+        return not has_learnt(record)
     strengths = [cell["strength"] for cell in plateau(_of_epoch(record, choice.epoch))]
     return bool(min(strengths) <= choice.strength <= max(strengths))
 
 
 def is_epoch_right(record: Record, choice: Choice) -> bool:
-    """Whether the named epoch is one of the best or next to one."""
+    """Whether the named epoch is one of the best or next to one, or none is named and none is good."""
+    if not (choice.epoch and has_learnt(record)):
+        return not choice.epoch and not has_learnt(record)
     return any(abs(choice.epoch - epoch) <= 1 for epoch in best_epochs(record))
 
 
 def regret(record: Record, choice: Choice) -> float:
-    """How far the truth of the named epoch and strength (the nearest one drawn) is below the best of the run."""
+    """How far the truth of the named epoch and strength (the nearest one drawn) is below the best of the run, or below
+    the 0 of no LoRA if that is better.
+    """
+    best = max(cell["truth"] for cell in record["truth"]["cells"])
+    if not choice.epoch:
+        return float(max(best, 0.0))
     named = min(_of_epoch(record, choice.epoch), key=lambda cell: abs(cell["strength"] - choice.strength))
-    return float(max(cell["truth"] for cell in record["truth"]["cells"]) - named["truth"])
+    return float(max(best, 0.0) - named["truth"])
 
 
 def has_learnt(record: Record) -> bool:
@@ -161,11 +171,13 @@ def report(records: Sequence[Record], advisor: Rule = ADVISOR) -> str:
         "choosing": [record for record in records if not record["held_out"]],
         "held out": [record for record in records if record["held_out"]],
         "all": list(records),
+        "all with a good epoch": [record for record in records if has_learnt(record)],
     }
     shares = [_shares(name, group, advisor) for name, group in groups.items()]
     head = [
-        "| concepts | runs | epoch | strength | last epoch | lowest loss | truth lost | more strength: found | false |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| runs | number | epoch | strength | last epoch | lowest loss | truth lost | none good: said "
+        "| more strength: found | false |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     return "\n".join([*head, *shares, "", *table])
 
@@ -180,7 +192,7 @@ def _row(record: Record, choice: Choice) -> str:
         record["name"],
         " · ".join(tops),
         ", ".join(map(str, best_epochs(record))) if has_learnt(record) else "none",
-        f"{choice.epoch} at {choice.strength:g}",
+        f"{choice.epoch} at {choice.strength:g}" if choice.epoch else "none",
         _mark(is_epoch_right(record, choice)),
         _mark(is_strength_right(record, choice)),
         *marks,
@@ -190,18 +202,18 @@ def _row(record: Record, choice: Choice) -> str:
 
 
 def _shares(name: str, records: Sequence[Record], advisor: Rule) -> str:
-    """Runs in which nothing was learnt count in the strengths of their epochs only."""
-    learnt = [record for record in records if has_learnt(record)]
-    chosen = [(record, advisor(record)) for record in learnt]
+    chosen = [(record, advisor(record)) for record in records]
+    bad = [choice for record, choice in chosen if not has_learnt(record)]
     wanted = {(record["name"], epoch) for record in records for epoch in undertrained(record)}
-    said = {(record["name"], epoch) for record in records for epoch in advisor(record).undertrained}
+    said = {(record["name"], epoch) for record, choice in chosen for epoch in choice.undertrained}
     cells = [
         name,
-        f"{len(learnt)} of {len(records)}",
+        str(len(records)),
         _share([is_epoch_right(record, choice) for record, choice in chosen]),
         _share([is_strength_right(record, choice) for record, choice in chosen]),
-        *(_share([is_epoch_right(record, rule(record)) for record in learnt]) for rule in BASELINES.values()),
+        *(_share([is_epoch_right(record, rule(record)) for record in records]) for rule in BASELINES.values()),
         f"{np.mean([regret(record, choice) for record, choice in chosen]):.2f}" if chosen else "–",
+        f"{sum(not choice.epoch for choice in bad)} of {len(bad)}",
         f"{len(wanted & said)} of {len(wanted)}",
         f"{len(said - wanted)}",
     ]

@@ -156,8 +156,12 @@ def test_the_truth_lost_is_that_of_the_named_cell() -> None:
     assert advisor_report.regret(record, Choice(2)) == 0.0
 
 
-def test_runs_that_learnt_nothing_have_no_best_epoch_to_name() -> None:
+def test_where_no_epoch_is_good_it_is_right_to_name_none() -> None:
     learnt, empty = _record({(2, 1.0): 1.0}), _record({}, name="empty")
-    table = advisor_report.report([learnt, empty], advisor=lambda record: Choice(2))
-    assert "| choosing | 1 of 2 | 100% | 100% |" in table
-    assert "| empty |" in table and "| none |" in table
+    named = advisor_report.report([learnt, empty], advisor=lambda _: Choice(2))
+    none = advisor_report.report([learnt, empty], advisor=lambda _: Choice(0))
+    assert "| choosing | 2 | 50% | 50% |" in named and "| 0 of 1 |" in named
+    assert "| all with a good epoch | 1 | 100% | 100% |" in named
+    assert "| choosing | 2 | 50% | 50% |" in none and "| 1 of 1 |" in none
+    assert "| all with a good epoch | 1 | 0% | 0% |" in none
+    assert advisor_report.regret(learnt, Choice(0)) == 1.0 and advisor_report.regret(empty, Choice(0)) == 0.0
