@@ -160,7 +160,7 @@ def test_where_no_epoch_is_good_it_is_right_to_name_none() -> None:
     learnt, empty = _record({(2, 1.0): 1.0}), _record({}, name="empty")
     named = advisor_report.report([learnt, empty], advisor=lambda _: Choice(2))
     none = advisor_report.report([learnt, empty], advisor=lambda _: Choice(0))
-    assert "| choosing | 2 | 50% | 50% |" in named and "| 0 of 1 |" in named
+    assert "| choosing | 2 | 50% | 100% |" in named and "| 0 of 1 |" in named
     assert "| all with a good epoch | 1 | 100% | 100% |" in named
     assert "| choosing | 2 | 50% | 50% |" in none and "| 1 of 1 |" in none
     assert "| all with a good epoch | 1 | 0% | 0% |" in none
