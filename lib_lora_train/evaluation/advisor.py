@@ -13,7 +13,15 @@ from math import sqrt
 from statistics import fmean, variance
 from typing import Literal
 
-from lib_lora_train.core.measures import BLEED, COPIES, STEADY_LOSS, VALIDATION_LOSS, measure_title
+from lib_lora_train.core.measures import (
+    BLEED,
+    COPIES,
+    LIKENESS,
+    STEADY_LOSS,
+    VALIDATION_LOSS,
+    measure_info,
+    measure_title,
+)
 from lib_lora_train.core.wording import join_names
 from lib_lora_train.evaluation.strength_search import Trial, best_trial, gains, harms, score
 
@@ -25,6 +33,7 @@ LossShape = Literal["", "falls", "turns", "diverges", "plunges"]
 _LEAST_SCORE = 0.0  # as much as no LoRA is worth
 _NOISE = 0.1  # of the fall of a loss: less than that is no rise
 _PLUNGE = 1.5  # how much faster a loss falls at the end than before, if it copies
+_PATIENCE = 3  # epochs without a gain before the best one is named
 _MUCH_BLEED, _ROUGH = 0.5, 2.0
 
 
@@ -144,6 +153,32 @@ def _loss_reasons(measured: Measured) -> Iterator[str]:
 
 def _series(measured: Measured, name: str) -> dict[int, float]:
     return {epoch: values[name] for epoch, values in sorted(measured.items()) if name in values}
+
+
+# --- while training ------------------------------------------------------------------------------
+
+
+def hint_after(measured: Measured, epoch: int) -> str:
+    """What the measures say after an epoch of a run that goes on, as a sentence; "" if nothing new.
+
+    Each is said once: that the run has diverged, and which epoch is the best after three others were not better.
+    """
+    known = {one: values for one, values in measured.items() if one <= epoch}
+    losses = _series(known, STEADY_LOSS)
+    before = {one: loss for one, loss in losses.items() if one < epoch}
+    if epoch in losses and loss_shape(losses) == "diverges" != loss_shape(before):
+        return "The steady loss is higher than without LoRA: the run has diverged. Stop it and lower the learning rate."
+    for name in (VALIDATION_LOSS, LIKENESS):
+        values = {one: value for one, value in _series(known, name).items() if one}
+        if epoch not in values:
+            continue
+        sign = 1 if measure_info(name).better == "lower" else -1
+        best = min(values, key=lambda one: sign * values[one])
+        if list(values).index(best) == len(values) - 1 - _PATIENCE:
+            word = "lowest" if sign > 0 else "highest"
+            title = measure_title(name).lower()
+            return f"Epoch {best} has the {word} {title} so far; the {_PATIENCE} epochs after it were not better."
+    return ""
 
 
 # --- what to change ------------------------------------------------------------------------------

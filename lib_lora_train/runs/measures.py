@@ -13,6 +13,7 @@ from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import DataError, MemoryFullError
 from lib_lora_train.core.events import Event, ImageLosses, Measured, Noted
 from lib_lora_train.core.measures import STEADY_LOSS, VALIDATION_LOSS
+from lib_lora_train.evaluation.advisor import hint_after
 from lib_lora_train.evaluation.fixed_loss import FixedLoss, mean_loss, steady_epochs, steady_loss, validation_loss
 from lib_lora_train.evaluation.prompt_effect import PromptEffect, TriggerPrompt
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -69,6 +70,8 @@ def measure_epoch(run: RunContext, measures: RunMeasures, epoch: int) -> Iterato
         if isinstance(event, Measured):
             run.history.measured.setdefault(epoch, {}).update(event.values)
         yield event
+    if epoch < run.plan.epochs and (hint := hint_after(run.history.measured, epoch)):
+        yield Noted("hint", "", hint)
 
 
 def _due(run: RunContext, measures: RunMeasures, epoch: int) -> RunMeasures:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lib_lora_train.core.measures import BLEED, COPIES, STEADY_LOSS, VALIDATION_LOSS
-from lib_lora_train.evaluation.advisor import advise, is_equal, loss_shape
+from lib_lora_train.core.measures import BLEED, COPIES, LIKENESS, STEADY_LOSS, VALIDATION_LOSS
+from lib_lora_train.evaluation.advisor import advise, hint_after, is_equal, loss_shape
 from lib_lora_train.evaluation.strength_search import Trial
 
 _GOOD = Trial(3, 1.0, (0.8, 0.9, 0.7), (0.1, 0.1), 1.1)
@@ -104,3 +104,30 @@ def test_copies_bleed_and_burning_have_their_own_remedies() -> None:
     assert "60% of what the trigger does happens to the class word too" in _text([_GOOD], {3: {BLEED: 0.6}})
     assert "The roughness of plain areas is 3.0 ×" in _text([Trial(3, 1.0, (0.8, 0.8), (0.1,), 3.0)])
     assert advise([_GOOD], {3: {COPIES: 0.0, BLEED: 0.2}}).remedies == ()  # type: ignore[union-attr]
+
+
+# --- while training ------------------------------------------------------------------------------
+
+
+def _hints(name: str, values: list[float]) -> list[str]:
+    """What is said after each epoch; the first value is that without LoRA."""
+    measured = {epoch: {name: value} for epoch, value in enumerate(values)}
+    return [hint_after(measured, epoch) for epoch in measured]
+
+
+def test_the_best_epoch_is_named_once_after_three_epochs_without_a_gain() -> None:
+    hints = _hints(VALIDATION_LOSS, [0.1, 0.3, 0.2, 0.25, 0.21, 0.26, 0.27, 0.28])
+    assert hints[5] == "Epoch 2 has the lowest validation loss so far; the 3 epochs after it were not better."
+    assert [bool(hint) for hint in hints] == [number == 5 for number in range(8)]
+    assert _hints(LIKENESS, [0.0, 0.5, 0.4, 0.3, 0.2])[4].startswith("Epoch 1 has the highest likeness so far")
+    assert not any(_hints(VALIDATION_LOSS, [0.5, 0.4, 0.3, 0.2, 0.1]))
+
+
+def test_a_better_epoch_starts_the_count_again() -> None:
+    hints = _hints(VALIDATION_LOSS, [0.5, 0.3, 0.31, 0.32, 0.2, 0.21, 0.22, 0.23])
+    assert [number for number, hint in enumerate(hints) if hint] == [7] and hints[7].startswith("Epoch 4")
+
+
+def test_divergence_is_said_once() -> None:
+    hints = _hints(STEADY_LOSS, [0.2, 0.18, 0.19, 0.4, 0.9])
+    assert [number for number, hint in enumerate(hints) if hint] == [3] and "diverged" in hints[3]
