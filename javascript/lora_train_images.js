@@ -52,6 +52,26 @@
         container.replaceChildren(lt.sheetTable(sheetOf(run)));
     };
 
+    /** The newest samples that are nearly copies, each beside its training image; nothing if there are none. */
+    lt.copiesOf = (events) => {
+        const copies = events.filter((event) => event.kind === "SampleMatched" && event.is_copy);
+        if (!copies.length) return make("div", {});
+        const last = Math.max(...copies.map((event) => event.epoch));
+        const shown = copies.filter((event) => event.epoch === last);
+        const table = shown.map((event) => [
+            { token: event.token, title: `Sample of epoch ${event.epoch}`, text: lt.fileName(event.sample) },
+            { token: event.image_token, title: "Training image", text: lt.fileName(event.image) }]);
+        const pairs = table.map((pair, row) => make("figure", { className: "lt-pair" }, ...pair.map((one, column) => {
+            const button = make("button", { type: "button", className: "lt-thumb", title: `${one.title}: ${one.text}. Enlarge` }, make("img", { src: thumbnail(one.token), alt: one.title, loading: "lazy" }));
+            button.onclick = () => lt.enlarge(table, row, column);
+            return button;
+        }), make("figcaption", {}, `similarity ${shown[row].similarity.toFixed(2)}`)));
+        return make("div", { className: "lt-copies" },
+            make("b", {}, `${lt.count(copies.length, "sample is nearly a copy", "samples are nearly copies")} of a training image`),
+            make("p", { className: "lt-faint" }, `Left a sample of epoch ${last}, right the image. Look for duplicates, add varied images or use an earlier epoch.`),
+            make("div", { className: "lt-pairs" }, ...pairs));
+    };
+
     lt.drawGrid = (container, run) => {
         const grid = run.old || run.events.filter((event) => event.kind === "GridDrawn").pop();
         if (!grid || container.dataset.mark === `${run.id}/${grid.token}/${grid.time}`) return;

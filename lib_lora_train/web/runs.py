@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lora_train")
 
 RUNS_SHOWN = 30
-_SHOWN_KINDS = ("SampleDrawn", "GridDrawn", "EpochDone", "Measured")
+_SHOWN_KINDS = ("SampleDrawn", "SampleMatched", "GridDrawn", "EpochDone", "Measured")
 
 _OTHER_MODEL = (
     "The run was started on another model. What it has learnt there may look different on this one, its next files "
@@ -110,10 +110,20 @@ class RunSession:
         if record["kind"] not in _SHOWN_KINDS:
             return None
         found = move.record(record)
+        if record["kind"] == "SampleMatched":
+            return self._shown_copy(found) if found["is_copy"] else None
         if record["kind"] not in ("SampleDrawn", "GridDrawn"):
             return found
         path = Path(found["path"])
         return {**found, "token": self._image_tokens.publish([path])[0]} if path.is_file() else None
+
+    def _shown_copy(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A sample that is nearly a copy, with tokens for it and the training image; None if one of them is gone."""
+        paths = [Path(record["sample"]), Path(record["image"])]
+        if not all(path.is_file() for path in paths):
+            return None
+        sample, image = self._image_tokens.publish(paths)
+        return {**record, "token": sample, "image_token": image}
 
     def _old_grid(self, folder: RunFolder) -> dict[str, Any] | None:
         """The grid of this run as one image, from a version that kept no cells; None if there is none."""

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.core.errors import HostError, LoraTrainError
-from lib_lora_train.core.events import EpochDone, LoraWritten, Planned, Resumed, SampleDrawn, StateChanged
+from lib_lora_train.core.events import (
+    EpochDone,
+    LoraWritten,
+    Planned,
+    Resumed,
+    SampleDrawn,
+    SampleMatched,
+    StateChanged,
+)
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task
 from lib_lora_train.runs.event_log import log_line, log_record
@@ -75,6 +83,23 @@ def test_a_run_shows_its_settings_files_and_samples(tmp_path: Path) -> None:
     Path(shown["events"][1]["path"]).unlink()
     again = session.run_action("runs-show", {"run": folder.root.name})
     assert len(again["events"]) == 3, "images that are gone are not shown"
+
+
+def test_a_sample_that_is_nearly_a_copy_is_shown_beside_its_training_image(tmp_path: Path) -> None:
+    session, _, folder = session_with_a_run(tmp_path)
+
+    def shown(kind: str) -> list[dict[str, Any]]:
+        events = session.run_action("runs-show", {"run": folder.root.name})["events"]
+        return [event for event in events if event["kind"] == kind]
+
+    sample, image = Path(shown("SampleDrawn")[0]["path"]), tmp_path / "set" / "000.png"
+    for is_copy in (True, False):
+        log_more(folder, SampleMatched(2, str(sample), str(image), 0.97, is_copy))
+    [copy] = shown("SampleMatched")
+    assert session.image_tokens.path_of(copy["token"]) == sample
+    assert session.image_tokens.path_of(copy["image_token"]) == image
+    image.unlink()
+    assert not shown("SampleMatched")
 
 
 def log_more(folder: RunFolder, *events: Any) -> None:
