@@ -26,8 +26,8 @@
                     if (answer) message.textContent = `Written to the card of ${answer.name}.`;
                 }));
         }
-        if (shown.files.some((one) => one.epoch && !one.missing)) {
-            tools.append(lt.smallButton(advice ? "Test again" : "Find the best epoch", "Compare the samples of all epochs with the training images and with those without LoRA, and draw the best epochs at other strengths",
+        if (!advice && shown.files.some((one) => one.epoch && !one.missing)) {
+            tools.append(lt.smallButton("Find the best epoch", "Compare the samples of all epochs with the training images and with those without LoRA, and draw the best epochs at other strengths",
                 () => test(shown.run, message, redraw)));
         }
         card.append(tools, message);
