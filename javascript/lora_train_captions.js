@@ -8,6 +8,8 @@
     const TYPING_MS = 350;
     const COUNTING_MS = 1500;
 
+    const EVERYTHING = { all_of: "", any_of: "", none_of: "", text: "", untagged: false, fewest: "", most: "" }; // a filter
+
     /** `shown` is the current page from the server, `folder` the one that every request names, "" without one;
         `edited` the image in the editor. Images are named by their path in the folder. */
     const panel = {
@@ -18,7 +20,7 @@
         drafts: new Map(),
         selected: new Set(),
         words: "",
-        filter: { all_of: "", any_of: "", none_of: "", text: "", untagged: false, fewest: "", most: "" },
+        filter: { ...EVERYTHING },
     };
     const part = (panel.part = (name) => panel.container.querySelector(`.lt-c-${name}`));
 
@@ -168,6 +170,22 @@
         folder.value = panel.folder; // some gradio versions rebuild a panel when it is reopened
         handle(panel.shown);
     }
+
+    /** Open the Captions panel with an image of a folder in the editor; the filter is its file name. */
+    lt.editCaption = async (place, name) => {
+        lt.openPanel("Captions");
+        const find = () => lt.page().querySelector("[data-lt='captions']");
+        for (let tries = 0; !find() && tries < 20; tries += 1) await new Promise((done) => setTimeout(done, 50)); // gradio may build the panel only now
+        lt.drawCaptions(find());
+        await panel.editor.settle();
+        panel.filter = { ...EVERYTHING, text: name };
+        build(); // with this filter in its boxes
+        part("folder").value = place;
+        await open();
+        await show(0);
+        const position = panel.shown ? panel.shown.images.findIndex((one) => one.name === name) : -1;
+        if (position >= 0) panel.editor.edit(position);
+    };
 
     lt.drawCaptions = (given) => {
         panel.container = given;

@@ -19,6 +19,7 @@ from lib_lora_train.cli.advise import add_advise
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.grid import add_grid
 from lib_lora_train.cli.heat_maps import add_heat_maps
+from lib_lora_train.cli.images import add_images
 from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.report import add_report
@@ -78,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_import_export(commands, _command)
     add_lora_tools(commands, _command)
     add_heat_maps(commands, _command)
+    add_images(commands, _command)
     add_report(commands, _command)
     add_grid(commands, _command)
     add_advise(commands, _command)

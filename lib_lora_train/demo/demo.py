@@ -33,6 +33,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.image_list import image_values, read_images
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, probe_loss, probe_predictions
@@ -244,6 +245,7 @@ class Report:
     def write(self, folder: RunFolder, failures: list[str] | None) -> None:
         """Write `report.json`; `failures` is None for a stopped run, which is not checked."""
         inner = self.phases.get("samples", 0.0) + self.phases.get("evaluate", 0.0)
+        images = read_images(folder)
         seconds = {**self.phases, "train": self.phases.get("train", 0.0) - inner}
         values = {
             "passed": None if failures is None else not failures,
@@ -254,6 +256,7 @@ class Report:
             "wall_seconds": round(time.monotonic() - self.began, 2),
             "lora_files": self.files,
             "grid": self.grid,
+            "images": image_values(images) if images else [],
             "machine": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

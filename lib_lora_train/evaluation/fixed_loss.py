@@ -12,7 +12,7 @@ cannot be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,8 +34,9 @@ MAX_VALIDATION_IMAGES = 40
 """More images would hardly change the mean and take long."""
 MAX_STEADY_IMAGES, MIN_STEADY_IMAGES = 9, 3
 STEADY_TIMESTEPS = (250, 500, 750)
+FEW_TIMESTEPS = (250, 750)  # show nearly as much of an image
 STEADY_SHARE = 0.03
-"""The most that the steady loss may take, as a share of the training's time."""
+"""The most that the steady loss may take, as a share of the training's time; and again the loss of every image."""
 
 _PASSES_PER_SAMPLE = 2.8  # of the UNet, in a training step, counted in passes without gradients
 
@@ -64,18 +65,40 @@ class FixedLoss:
         self._seed_of = seed_of
         self._conditions: TextConditions = text_conditions(config, trained=config.train_text_encoder)
 
-    @torch.no_grad()
     def measure(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[int, float]:
         """The loss of each item, of the model with its adapter in their current state.
 
         Calls `yield_lease` between batches.
         """
-        errors: dict[int, list[float]] = {item: [] for item in self.items}
-        for samples in self._batches():
-            for (item, _), error in zip(samples, self._errors(model, samples).tolist(), strict=True):
-                errors[item].append(error)
+        work = self.measure_in_turns(model)
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return {item: sum(values) / len(values) for item, values in end.value.items()}
             yield_lease()
-        return {item: sum(values) / len(values) for item, values in errors.items()}
+
+    def measure_in_turns(
+        self, model: DiffusionModel, *, captioned: bool = True
+    ) -> Generator[int, None, dict[int, tuple[float, ...]]]:
+        """The loss of each item at each timestep; yields the number of samples that are done after each batch.
+
+        `captioned`: with the items' captions, otherwise with empty ones.
+        """
+        errors: dict[int, list[float]] = {item: [] for item in self.items}
+        done = 0
+        for samples in self._batches():
+            found = self._errors(model, samples, captioned=captioned)
+            for (item, _), error in zip(samples, found.tolist(), strict=True):
+                errors[item].append(error)
+            done += len(samples)
+            yield done
+        return {item: tuple(values) for item, values in errors.items()}
+
+    @property
+    def samples(self) -> int:
+        """How many images × timesteps are measured."""
+        return len(self.items) * len(self._timesteps)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Batches of (item, timestep) of one size, as large as in training."""
@@ -87,14 +110,15 @@ class FixedLoss:
             for start in range(0, len(samples), self._config.batch_size):
                 yield samples[start : start + self._config.batch_size]
 
-    def _errors(self, model: DiffusionModel, samples: list[tuple[int, int]]) -> Tensor:
+    @torch.no_grad()
+    def _errors(self, model: DiffusionModel, samples: list[tuple[int, int]], *, captioned: bool) -> Tensor:
         """The error of each sample, (B,)."""
         items = [item for item, _ in samples]
         posteriors = [self._latents[item] for item in items]
         clean = torch.stack([posterior.mean * model.spec.scale_factor for posterior in posteriors]).to(model.device)
         noise = torch.stack([_noise(self._seed_of(*sample), clean.shape[1:]) for sample in samples]).to(model.device)
         timesteps = torch.tensor([timestep for _, timestep in samples])
-        captions = [fixed_caption_for(self._plan, item, self._config) for item in items]
+        captions = [fixed_caption_for(self._plan, item, self._config) if captioned else "" for item in items]
         condition = self._conditions.encode(model, captions)
         noisy = add_noise(model.schedule, clean, noise, timesteps)
         prediction = predict(model, noisy, timesteps, condition, size_conditions(self._plan, items))
@@ -125,15 +149,39 @@ def steady_loss(plan: Plan, latents: LatentCache, config: TrainConfig) -> FixedL
     Images are chosen, and their noise is drawn, by their contents: runs with another seed, other settings or one image
     less measure the same.
     """
-    hashes = {item: plan.dataset.items[item].image.content_hash for item in learnt_items(plan) if item in latents}
-    chosen = sorted(hashes, key=lambda item: (hashes[item], item))[: _steady_images(plan)]
-
-    def seed_of(item: int, timestep: int) -> int:
-        return seed_for(0, f"steady noise {hashes[item]}", timestep)
-
+    chosen = sorted(
+        (item for item in learnt_items(plan) if item in latents),
+        key=lambda item: (plan.dataset.items[item].image.content_hash, item),
+    )[: _steady_images(plan)]
     if not chosen:
         return None
-    return FixedLoss(plan, latents, config, items=sorted(chosen), timesteps=STEADY_TIMESTEPS, seed_of=seed_of)
+    return _loss_by_content(plan, latents, config, sorted(chosen), STEADY_TIMESTEPS)
+
+
+def loss_of_every_image(
+    plan: Plan, latents: LatentCache, config: TrainConfig, timesteps: Sequence[int] = STEADY_TIMESTEPS
+) -> FixedLoss | None:
+    """The steady loss on all images to learn; None if there are none."""
+    items = [item for item in learnt_items(plan) if item in latents]
+    return _loss_by_content(plan, latents, config, items, timesteps) if items else None
+
+
+def affordable_timesteps(plan: Plan, times: int) -> tuple[int, ...]:
+    """Those at which measuring every image `times` times takes at most `STEADY_SHARE` of the training; () if none."""
+    epochs = plan.total_steps / plan.steps_per_epoch
+    each = _passes(plan) * epochs / (times * max(1, len(learnt_items(plan))))
+    return next((one for one in (STEADY_TIMESTEPS, FEW_TIMESTEPS) if len(one) <= each), ())
+
+
+def _loss_by_content(
+    plan: Plan, latents: LatentCache, config: TrainConfig, items: Sequence[int], timesteps: Sequence[int]
+) -> FixedLoss:
+    """The noise is drawn by the images' contents, whatever the run."""
+
+    def seed_of(item: int, timestep: int) -> int:
+        return seed_for(0, f"steady noise {plan.dataset.items[item].image.content_hash}", timestep)
+
+    return FixedLoss(plan, latents, config, items=items, timesteps=timesteps, seed_of=seed_of)
 
 
 def learnt_items(plan: Plan) -> list[int]:

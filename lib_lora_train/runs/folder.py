@@ -73,6 +73,11 @@ class RunFolder:
         return self.root / "report.json"
 
     @property
+    def image_losses(self) -> Path:
+        """The losses of every training image."""
+        return self.root / "image-losses.json"
+
+    @property
     def crash_report(self) -> Path:
         """The traceback if the run failed unexpectedly."""
         return self.root / "crash.txt"

@@ -39,6 +39,7 @@ from lib_lora_train.runs.checkpoints import (
 )
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.image_losses import measure_images_at_end
 from lib_lora_train.runs.measures import Measure, RunMeasures, measure_epoch, prepare_measures
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
@@ -217,6 +218,8 @@ def _run_through(run: RunContext, latents: LatentCache, measure: Measure | None)
             encoding = training.text_conditions.encode_captions(run.model, captions)
             yield from time_phase("text", len(captions), run_in_turns(run.host, run.model, run.control, encoding))
         yield from time_phase("train", run.plan.total_steps, _train(run, training, measures))
+        if not run.control.is_stopped:
+            yield from measure_images_at_end(run, latents)
         yield from draw_grid(run)
         yield from advise_run(run)
     finally:

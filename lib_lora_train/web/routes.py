@@ -17,6 +17,9 @@
     POST /lora-train/v1/grid       {"run": id, "sampler": "Euler", "prompts": "samples" or "triggers", "strengths":
                                    "0.6, 1"}, all optional → the id of the run whose epochs are drawn
     POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
+    GET  /lora-train/v1/image-losses   ?run=id: the training images of a run, those whose loss stands out most first
+    POST /lora-train/v1/image-losses/measure    {"run": id}: measure every image of a past run
+    POST /lora-train/v1/image-losses/status · cancel    {}
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
@@ -54,6 +57,9 @@ _ACTIONS = {
     "advice": "advice-start",
     "advice/status": "advice-status",
     "advice/cancel": "advice-stop",
+    "image-losses/measure": "image-losses-start",
+    "image-losses/status": "image-losses-status",
+    "image-losses/cancel": "image-losses-stop",
     "heatmap": "heatmap-start",
     "heatmap/status": "heatmap-status",
     "heatmap/cancel": "heatmap-stop",
@@ -191,6 +197,9 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
         asked = {"sweep": sweep, "runs": [run for run in runs.split(",") if run]}
         return _http_errors(lambda: source.run_action("compare", asked))
 
+    def image_losses(run: str = "") -> dict[str, Any]:
+        return _http_errors(lambda: source.run_action("image-losses-list", {"run": run}))
+
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
@@ -210,6 +219,7 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
         "results": results,
         "queue": queue,
         "comparison": comparison,
+        "image-losses": image_losses,
         "thumbnail/{token}": thumbnail,
         "image/{token}": image,
     }

@@ -45,6 +45,7 @@ from lib_lora_train.web.form_session import FormSession
 from lib_lora_train.web.gallery import image_page
 from lib_lora_train.web.grids import GridSession
 from lib_lora_train.web.heat_maps import HeatMapSession
+from lib_lora_train.web.image_losses import ImageLossSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
@@ -97,6 +98,7 @@ class Session(FormSession):
             **self.grids.actions(),
             **AdviceSession(runner, self.runs.folder_of).actions(),
             **HeatMapSession(runner, home, self.image_tokens, self._draft_config).actions(),
+            **ImageLossSession(runner, self.image_tokens, self.runs.folder_of, self.changes.stage).actions(),
             **SweepSession(runner, self.image_tokens, self._draft_config, self.runs).actions(),
             **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),

@@ -23,6 +23,8 @@ from lib_lora_train.evaluation.fixed_loss import (
     STEADY_SHARE,
     STEADY_TIMESTEPS,
     FixedLoss,
+    affordable_timesteps,
+    loss_of_every_image,
     mean_loss,
     steady_epochs,
     steady_loss,
@@ -212,6 +214,48 @@ def test_the_steady_loss_takes_at_most_its_share_of_the_training(count: int, rep
     assert measured
     passes = len(measured.items) * len(STEADY_TIMESTEPS)
     assert passes <= STEADY_SHARE * 2.8 * plan.samples_per_epoch * steady_epochs(plan) + 1e-9
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+@pytest.mark.parametrize(("epochs", "timesteps"), [(1, 0), (71, 0), (72, 2), (107, 2), (108, 3), (500, 3)])
+def test_every_image_is_measured_at_as_many_timesteps_as_its_share_allows(
+    count: int, epochs: int, timesteps: int
+) -> None:
+    plan = small_plan(small_config(epochs=epochs, batch_size=1), sizes=[(64, 64)] * count, repeats=1)
+    found = affordable_timesteps(plan, 3)
+    assert len(found) == timesteps
+    losses = loss_of_every_image(plan, random_latents(plan), small_config(), found)
+    assert losses and 3 * losses.samples <= STEADY_SHARE * 2.8 * count * epochs
+
+
+def test_the_loss_of_every_image_is_its_steady_loss(folder: Path) -> None:
+    config = config_of(folder, validation_share=0.0, train_text_encoder=False)
+    model, plan = shared_model("sd1"), make_plan(read_dataset(config), config)
+    latents = stores(plan, model)
+    every, steady = loss_of_every_image(plan, latents, config), steady_loss(plan, latents, config)
+    assert every and steady and len(every.items) == 10 > len(steady.items)
+    found = every.measure(model, lambda: None)
+    assert {item: found[item] for item in steady.items} == pytest.approx(steady.measure(model, lambda: None), rel=1e-5)
+
+
+def test_without_captions_the_loss_is_that_of_an_empty_caption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(folder, validation_share=0.0, train_text_encoder=False)
+    model, plan = shared_model("sd1"), make_plan(read_dataset(config), config)
+    latents = stores(plan, model)
+    losses = steady_loss(plan, latents, config)
+    assert losses
+    work = losses.measure_in_turns(model, captioned=False)
+    done = []
+    while True:
+        try:
+            done.append(next(work))
+        except StopIteration as end:
+            found = end.value
+            break
+    assert done[-1] == losses.samples and done == sorted(done)
+    monkeypatch.setattr("lib_lora_train.evaluation.fixed_loss.fixed_caption_for", lambda *_: "")
+    wanted = losses.measure(model, lambda: None)
+    assert {item: sum(each) / len(each) for item, each in found.items()} == pytest.approx(wanted, rel=1e-5)
 
 
 def _posterior_of(content: str, plan: Plan, item: int) -> Posterior:

@@ -63,7 +63,7 @@ class SampleSettings:
         True,
         "Measure the loss on up to nine training images with the same noise after every epoch, and without LoRA. It "
         "shows what the training loss hides in its noise. Takes at most 3 % of the training's time; in short epochs "
-        "it is measured less often.",
+        "it is measured less often. If the loss of every image takes no longer, it is measured at the end of the run.",
         group="samples",
     )
     measure_prompts: bool = param(

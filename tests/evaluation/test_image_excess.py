@@ -1,0 +1,121 @@
+"""Which images stand out by their loss: against an independent definition, and what the reasons say."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from lib_lora_train.evaluation.image_excess import (
+    STANDS_OUT,
+    TWIN_LIKENESS,
+    ImageLoss,
+    RatedImage,
+    describe_image,
+    rate_images,
+)
+
+
+def image(
+    name: str,
+    *,
+    fell: float = 0.5,
+    caption: float = 0.2,
+    before: float = 0.2,
+    group: str = "zok",
+    nearest: tuple[tuple[str, float], ...] = (),
+) -> ImageLoss:
+    """An image at two timesteps, whose loss fell by `fell`, and is lower by `caption` with its caption."""
+    trained = (before * (1 - fell), before / 5 * (1 - fell))
+    uncaptioned = tuple(loss / (1 - caption) for loss in trained)
+    return ImageLoss(name, group, trained, uncaptioned, (before, before / 5), nearest)
+
+
+def usual(count: int = 12, *, group: str = "zok", fell: float = 0.5) -> list[ImageLoss]:
+    """Images that differ little in what was learnt of them, and much in how detailed they are."""
+    rng = random.Random(1)
+    return [
+        image(
+            f"{group}/{number:02}.png",
+            fell=fell + rng.uniform(-0.05, 0.05),
+            caption=0.2 + rng.uniform(-0.05, 0.05),
+            before=rng.uniform(0.02, 0.6),
+            group=group,
+        )
+        for number in range(count)
+    ]
+
+
+def first(images: list[ImageLoss]) -> RatedImage:
+    return rate_images(images)[0]
+
+
+def test_scores_and_excess_are_those_of_their_definition() -> None:
+    """In numpy: robust z-scores of mean log ratios; agreement to rounding."""
+    images = [*usual(), image("x.png", fell=0.1), image("y.png", caption=-0.1)]
+    logs = {name: np.log([getattr(one, name) for one in images]) for name in ("trained", "untrained", "uncaptioned")}
+    values = np.stack([(logs["trained"] - logs[name]).mean(axis=1) for name in ("untrained", "uncaptioned")])
+    centred = values - np.median(values, axis=1, keepdims=True)  # (2, images)
+    spread = np.median(np.abs(centred), axis=1, keepdims=True) / 0.6744897501960817  # the normal's third quartile
+    scores, excess = (centred / spread).sum(axis=0) / np.sqrt(2), np.exp(centred.mean(axis=0)) - 1
+    rated = {one.image.path: one for one in rate_images(images)}
+    for number, one in enumerate(images):
+        assert rated[one.path].score == pytest.approx(scores[number], rel=1e-4)
+        assert rated[one.path].excess == pytest.approx(excess[number], rel=1e-4)
+        assert rated[one.path].expected * (1 + excess[number]) == pytest.approx(np.mean(one.trained))
+    assert [one.score for one in rate_images(images)] == sorted((one.score for one in rated.values()), reverse=True)
+
+
+def test_a_loss_that_stayed_stands_out_and_a_detailed_image_does_not() -> None:
+    found = first([*usual(), image("other.png", fell=-0.02), image("detailed.png", before=5.0)])
+    assert (found.image.path, found.reason) == ("other.png", "loss") and found.score > STANDS_OUT
+    assert describe_image(found).startswith("Its loss rose by 2 %, the others' fell by 49 %. Does it show")
+
+
+def test_what_is_usual_is_said_without_a_question() -> None:
+    said = {describe_image(one) for one in rate_images([image(f"{number}.png") for number in range(6)])}
+    assert said == {"Its loss fell by 50 %, the others' by 50 %."}
+    stayed = [image(f"{number}.png", fell=0.0, caption=0.0) for number in range(6)]
+    assert {describe_image(one) for one in rate_images(stayed)} == {"Its loss stayed, the others' stayed."}
+
+
+def test_a_caption_that_does_not_help_stands_out_though_the_loss_fell() -> None:
+    found = first([*usual(), image("caption.png", caption=-0.1)])
+    assert (found.image.path, found.reason) == ("caption.png", "caption")
+    assert describe_image(found) == (
+        "Its caption raises its loss by 10 %, those of the others lower theirs by 19 %. Does the caption describe "
+        "this image?"
+    )
+
+
+def test_of_two_images_that_are_nearly_the_same_one_stands_out() -> None:
+    pair = [
+        image("a.png", fell=0.6, nearest=(("b.jpg", TWIN_LIKENESS),)),
+        image("b.jpg", fell=0.6, nearest=(("a.png", TWIN_LIKENESS), ("zok/01.png", 0.5))),
+    ]
+    rated = {one.image.path: one for one in rate_images([*usual(), *pair])}
+    assert (rated["b.jpg"].reason, rated["b.jpg"].twin) == ("twin", "a.png") and rated["b.jpg"].score >= STANDS_OUT
+    assert rated["a.png"].reason == "" and not rated["a.png"].twin
+    assert describe_image(rated["b.jpg"]).startswith("Nearly the same as a.png, so both together are trained twice")
+    alike = [image(name, nearest=((other, TWIN_LIKENESS - 0.01),)) for name, other in (("a", "b"), ("b", "a"))]
+    assert not any(one.twin for one in rate_images([*usual(), *alike]))
+
+
+def test_images_are_compared_within_their_folder_unless_it_has_too_few() -> None:
+    """A concept that is learnt later does not stand out as a whole; a single image has no peers but all."""
+    images = [*usual(12), *usual(6, group="late", fell=0.1)]
+    assert not any(one.reason for one in rate_images(images))
+    assert first([*usual(12), *usual(2, group="few", fell=0.1)]).image.group == "few"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_of_too_few_images_none_stands_out_by_its_loss(count: int) -> None:
+    images = [image(f"{number}.png", fell=number / 5) for number in range(count)]
+    assert [(one.score, one.reason) for one in rate_images(images)] == [(0, "")] * count
+
+
+def test_the_order_does_not_depend_on_that_of_the_images() -> None:
+    images = [*usual(), image("x.png", fell=0.0), image("y.png", caption=-0.3)]
+    mixed = random.Random(3).sample(images, len(images))
+    assert rate_images(mixed) == rate_images(images)
