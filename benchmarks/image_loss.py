@@ -201,6 +201,18 @@ def judge(record: Mapping[str, Any]) -> Outcome:
     return Outcome(record["seed"], places, tuple(names[:3]), len(marked) - wrong, wrong, len(names) - len(planted))
 
 
+def count_first_by_loss(records: Sequence[Mapping[str, Any]], *, lowest: bool) -> dict[str, int]:
+    """For comparison: how often each kind is among the first three by the loss itself, or by how far it fell."""
+    found = dict.fromkeys(KINDS, 0)
+    for record in records:
+        images = [image_from_record(one) for one in record["images"]]
+        rated = {one.image.path: -one.fell if lowest else -one.image.loss for one in rate_images(images)}
+        first = sorted(rated, key=lambda name: rated[name])[: len(KINDS)]
+        for kind, names in record["planted"].items():
+            found[kind] += any(name in first for name in names)
+    return found
+
+
 def read_results(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The results that exist."""
     for seed in seeds:
@@ -210,7 +222,8 @@ def read_results(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 def report(seeds: Sequence[int]) -> str:
     """The table as Markdown, and the counts below it."""
-    outcomes = [judge(record) for record in read_results(seeds)]
+    records = list(read_results(seeds))
+    outcomes = [judge(record) for record in records]
     lines = [f"| seed | {' | '.join(KINDS)} | first three |", f"| --- |{' ---: |' * len(KINDS)} --- |"]
     for one in outcomes:
         places = " | ".join(str(one.places[kind]) for kind in KINDS)
@@ -224,6 +237,11 @@ def report(seeds: Sequence[int]) -> str:
         f"Marked as standing out: {sum(one.marked for one in outcomes)} of {3 * total} planted images, "
         f"{sum(one.wrongly_marked for one in outcomes)} of {sum(one.others for one in outcomes)} others."
     )
+    by_loss, by_fall = (count_first_by_loss(records, lowest=lowest) for lowest in (False, True))
+    lines += ["", "For comparison, among the first three of other orders:", ""]
+    lines += [f"| | {' | '.join(KINDS)} |", f"| --- |{' ---: |' * len(KINDS)}"]
+    lines.append(f"| highest loss first | {' | '.join(str(by_loss[kind]) for kind in KINDS)} |")
+    lines.append(f"| loss that fell most first | {' | '.join(str(by_fall[kind]) for kind in KINDS)} |")
     return "\n".join(lines)
 
 
