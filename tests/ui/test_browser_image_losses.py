@@ -100,7 +100,8 @@ def test_leaving_an_image_out_changes_the_settings(page: Any, address: str) -> N
         ".lt-strip, #lora_train_strip", has_text="The next run leaves 10_zorp mascot/09.png out."
     ).first.wait_for()
     show(page, "Train")
-    page.locator("#lora_train_leave_out_images").wait_for(state="attached")
+    page.locator("#lora_train_advanced").get_by_text("Advanced", exact=True).click()
+    page.locator("#lora_train_leave_out_images").wait_for()
     assert value(page, "leave_out_images") == "10_zorp mascot/09.png"
 
 
