@@ -63,6 +63,27 @@ def test_an_inner_phase_does_not_slow_down_the_estimate_of_the_outer_one() -> No
     assert eta.remaining_seconds() == pytest.approx(40.0)
 
 
+def test_the_estimate_is_that_of_the_innermost_phase() -> None:
+    eta, clock = _eta_after(0.5, 10, 100)
+    eta.handle(PhaseStarted("samples", 4))
+    assert eta.remaining_seconds() is None
+    for done in (1, 2):
+        clock.now += 3
+        eta.handle(Progress("samples", done, 4))
+    assert eta.remaining_seconds() == pytest.approx(2 * 3)
+
+
+def test_a_pause_before_the_first_unit_does_not_count() -> None:
+    clock = _Clock()
+    eta = Eta(clock=clock)
+    eta.handle(PhaseStarted("train", 10))
+    clock.now += 600
+    eta.handle(StateChanged("running"))
+    clock.now += 2
+    eta.handle(Progress("train", 1, 10))
+    assert eta.remaining_seconds() == pytest.approx(9 * 2)
+
+
 def _eta_at(*marks: tuple[float, int], total: int = 100) -> Eta:
     """After these numbers of finished units, each at a time in seconds."""
     clock = _Clock()
@@ -92,16 +113,17 @@ def test_there_is_no_estimate_where_no_time_or_no_unit_has_passed() -> None:
 
 def test_the_share_is_that_of_the_innermost_phase_with_the_steps_of_its_units() -> None:
     eta = Eta(clock=_Clock())
-    assert (eta.share, eta.total, eta.text) == (0, 0, "")
+    assert (eta.share, eta.total, eta.done, eta.text) == (0, 0, 0, "")
     eta.handle(PhaseStarted("train", 8))
-    eta.handle(Progress("train", 2, 8))
-    assert (eta.share, eta.done) == (0.25, 2)
+    assert (eta.share, eta.total, eta.done, eta.text) == (0, 8, 0, "")
+    eta.handle(Progress("train", 3, 8))
+    assert (eta.share, eta.done, eta.text) == (0.375, 3, "")
     eta.handle(PhaseStarted("samples", 4))
     eta.handle(Progress("samples", 1, 4, at_once=2, step=5, steps=10))
     assert (eta.share, eta.done, eta.text) == (0.5, 1, "samples 2 to 3 of 4, step 5 of 10")
     eta.handle(PhaseStarted("grid", 0))
     eta.handle(Progress("grid", 1, 1))
-    assert (eta.share, eta.done) == (1.0, 1)
+    assert (eta.share, eta.done, eta.text) == (1.0, 1, "")
     eta.handle(Progress("grid", 3, 2))
     assert eta.share == 1.0, "never more than everything"
 

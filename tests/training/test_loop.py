@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +213,19 @@ def test_turn_ends_at_the_time_limit_if_nobody_waits(
     host = OneModelHost(model())
     list(train(start_run(small_config(epochs=1, rank=1)), host=host, control=Control()))
     assert host.turns == turns
+
+
+@pytest.mark.parametrize(("limit", "ends", "seconds"), [(1.0, [2, 4], 1.5), (9.0, [4], 1.25)])
+def test_a_turn_is_longer_than_its_limit_by_one_step_and_a_step_took_its_share_of_it(
+    limit: float, ends: list[int], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that is a second later at each look: before the first step, after each step, and at the end."""
+    ticks = itertools.count(100)
+    monkeypatch.setattr("lib_lora_train.training.loop.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr("lib_lora_train.training.loop._TURN_SECONDS", limit)
+    events = run_to_end(start_run(small_config(epochs=1, rank=1)), model())
+    assert [event.done for event in events if isinstance(event, Progress)] == ends
+    assert [event.seconds for event in events if isinstance(event, StepDone)] == [seconds] * 4
 
 
 @pytest.mark.parametrize("name", ["save_every_n_steps", "save_state_every_n_steps", "sample_every_n_steps"])

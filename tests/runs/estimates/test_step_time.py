@@ -13,6 +13,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
 from lib_lora_train.core.progress import format_duration
 from lib_lora_train.hosts.host import Gpu, RunTarget
+from lib_lora_train.runs.estimates.memory import MemoryEstimate
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements, size_text
 from lib_lora_train.runs.estimates.step_time import describe_workload, estimate_time, past_speeds
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
@@ -70,6 +71,16 @@ def test_most_similar_run_is_used_then_the_newest(tmp_path: Path) -> None:
     found = estimate_time(tmp_path, WANTED, 1)
     assert found is not None
     assert found.run == "2-alike"
+
+
+def test_of_runs_whose_steps_are_nearly_alike_the_newest_is_used(tmp_path: Path) -> None:
+    """Steps that differ by a twentieth count as alike, by a quarter no more."""
+    write_run(tmp_path, "1-alike", [1.0] * 9)
+    write_run(tmp_path, "2-nearly", [2.0] * 9, pixels_per_step=8192 * 1.04)
+    write_run(tmp_path, "3-larger", [3.0] * 9, pixels_per_step=8192 * 1.3)
+    found = estimate_time(tmp_path, WANTED, 1)
+    assert found is not None and found.run == "2-nearly"
+    assert found.seconds == pytest.approx(2.0 / 1.04)
 
 
 def test_broken_log_is_skipped(tmp_path: Path) -> None:
@@ -131,6 +142,48 @@ def test_full_gpu_is_reported(checkpoint: Path, tmp_path: Path) -> None:
     assert problem.level == "hint" and "free now" in problem.message
 
 
+def test_a_run_that_fits_exactly_fits(checkpoint: Path, tmp_path: Path) -> None:
+    """Into the whole card and into what is free of it; a byte less is too little."""
+    memory = estimated(checkpoint, tmp_path).memory
+    assert memory is not None
+
+    def levels(total: int, free: int) -> list[str]:
+        return [problem.level for problem in estimated(checkpoint, tmp_path, gpu=Gpu("RTX", total, free)).problems]
+
+    assert levels(memory.total, memory.extra) == []
+    assert levels(memory.total, memory.extra - 1) == ["hint"]
+    assert levels(memory.total - 1, memory.extra) == ["warning"]
+    frugal = estimated(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
+    assert frugal is not None
+    (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", frugal.total, 2**40)).problems
+    assert dict(problem.remedy) == {"gradient_checkpointing": True}, "which makes it fit exactly"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "advised"), [(4, 3, 12), (4, 64, 256), (4, 65, 256), (2, 1, 2), (1, 4, None)]
+)
+def test_a_smaller_batch_is_made_up_for_by_accumulation(
+    batch_size: int, accumulation: int, advised: int | None, checkpoint: Path, tmp_path: Path
+) -> None:
+    """As many images in a step as before, up to the most that may be accumulated."""
+    config = CONFIG.replace(gradient_checkpointing=True, batch_size=batch_size, gradient_accumulation=accumulation)
+    (problem,) = estimated(checkpoint, tmp_path, config, Gpu("RTX", 2**20, 2**20)).problems
+    said = f"batch_size to 1 and gradient_accumulation to {advised}"
+    assert said in problem.message if advised else "batch_size" not in problem.message
+
+
+def test_memory_is_explained_by_what_needs_most_of_it() -> None:
+    """Training, or encoding where that needs more; bytes in the units of cards, and whether the card has them."""
+    training = MemoryEstimate(3 * 2**30, 2**28, 2**29, 2**28 + 2**29, is_loaded=True)
+    (text, _) = Requirements(training, None, Gpu("RTX", 12 * 2**30, 5 * 2**30), "card").sentences
+    assert text.startswith("Estimated memory: 3.8 GB, of which 3.0 GB for the model that is already loaded, 256 MB for")
+    assert "its optimiser, 512 MB for activations. The RTX has 12 GB, 5.0 GB of it free." in text
+    encoding = dataclasses.replace(training, encoding=2**30, is_loaded=False)
+    (text, _) = Requirements(encoding, None, None, "cpu").sentences
+    assert "4.0 GB, of which 3.0 GB for the model's weights, 1.0 GB for encoding the images (training: 768 MB)." in text
+    assert "This is system memory" in text
+
+
 def test_advice_names_the_first_change_that_makes_it_fit(checkpoint: Path, tmp_path: Path) -> None:
     plain = estimated(checkpoint, tmp_path).memory
     frugal = estimated(checkpoint, tmp_path, CONFIG.replace(gradient_checkpointing=True)).memory
@@ -163,7 +216,17 @@ def test_time_text(seconds: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(5 * 2**20, "5 MB"), (2**30, "1.0 GB"), (int(6.34 * 2**30), "6.3 GB"), (12 * 2**30, "12 GB")]
+    ("size", "words"),
+    [
+        (5 * 2**20, "5 MB"),
+        (int(0.94 * 2**30), "963 MB"),
+        (int(0.96 * 2**30), "1.0 GB"),
+        (2**30, "1.0 GB"),
+        (int(6.34 * 2**30), "6.3 GB"),
+        (10 * 2**30 - 2**25, "10.0 GB"),
+        (10 * 2**30, "10 GB"),
+        (int(12.4 * 2**30), "12 GB"),
+    ],
 )
 def test_size_text(size: int, words: str) -> None:
     assert size_text(size) == words
