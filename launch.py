@@ -380,11 +380,12 @@ def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     if pytest_arguments:
         return [("pytest", ["pytest", *pytest_arguments])]
     workers = str(min(os.cpu_count() or 1, 4))  # each takes up to 3 GB
+    distribution = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]  # in the order of tests/conftest.py
     return [
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "-n", workers, "--dist", "loadfile", "--durations=10", "--cov", "--cov-report=term"]),
+        ("pytest", ["pytest", *distribution, "--durations=10", "--cov", "--cov-report=term"]),
     ]
 
 

@@ -20,6 +20,11 @@ settings.register_profile("any machine", deadline=None)  # a loaded machine take
 settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come first: their files take longest, and none of them may be what one worker is left with."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
     """The embedded tiny Stable Diffusion."""

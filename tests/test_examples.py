@@ -16,9 +16,10 @@ from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.events import Event, StepDone
 from lib_lora_train.formats.toml import read_toml_config
 from tests.paths import ROOT
+from tests.stand_ins.run_parts import NOT_MEASURED
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
-# Small enough for a processor: the embedded model, at its own size, for two steps, without samples.
+# Small enough for a processor: the embedded model, for two steps, without samples and measures.
 SMALL: Mapping[str, Any] = {
     "checkpoint": "",
     "resolution": 64,
@@ -29,6 +30,7 @@ SMALL: Mapping[str, Any] = {
     "warmup": 0,
     "sample_prompts": [],
     "sample_every_n_epochs": 0,
+    **NOT_MEASURED,
 }
 
 every_example = pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import EpochDone, Event, Measured
+from lib_lora_train.demo import demo
 from lib_lora_train.demo.demo import demo_config, run_demo
 
 
-def test_demo_that_learnt_nothing_fails_and_still_writes_its_report(tmp_path: Path) -> None:
-    quick = demo_config().replace(max_steps=1, learning_rate=1e-9, text_encoder_lr=1e-9, sample_steps=1)
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The demo with four images of each of its folders, and two prompts with samples of one step."""
+    config = demo_config()
+    concepts = []
+    for concept in config.concepts:
+        (source,) = Path(concept.folder).iterdir()
+        folder = tmp_path_factory.mktemp("few") / source.name
+        folder.mkdir()
+        for path in sorted(source.iterdir())[:8]:  # an image and its caption have neighbouring names
+            shutil.copy(path, folder)
+        concepts.append(replace(concept, folder=str(folder.parent)))
+    return config.replace(concepts=tuple(concepts), sample_prompts=config.sample_prompts[:2], sample_steps=1)
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch is measured on samples of two prompts instead of ten."""
+    for name in ("CONCEPT_PROMPTS", "CONTROL_PROMPTS"):
+        monkeypatch.setattr(f"lib_lora_train.demo.demo.{name}", getattr(demo, name)[:1])
+
+
+def test_demo_that_learnt_nothing_fails_and_still_writes_its_report(quick: TrainConfig, tmp_path: Path) -> None:
+    slow = quick.replace(max_steps=1, learning_rate=1e-9, text_encoder_lr=1e-9)
     events: list[Event] = []
     with pytest.raises(GateError, match="concept") as error:
-        for event in run_demo(tmp_path, Control(), config=quick):
+        for event in run_demo(tmp_path, Control(), config=slow):
             events.append(event)
     (path,) = tmp_path.glob("outputs/*/report.json")
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -31,11 +57,10 @@ def test_demo_that_learnt_nothing_fails_and_still_writes_its_report(tmp_path: Pa
     assert all(Path(file).is_file() for file in [*report["lora_files"], report["grid"]])
 
 
-def test_stopped_demo_is_not_checked(tmp_path: Path) -> None:
+def test_stopped_demo_is_not_checked(quick: TrainConfig, tmp_path: Path) -> None:
     control = Control()
-    quick = demo_config().replace(max_steps=2, sample_steps=1)
     measured = 0
-    for event in run_demo(tmp_path, control, config=quick):
+    for event in run_demo(tmp_path, control, config=quick.replace(max_steps=2)):
         measured += isinstance(event, Measured)
         if isinstance(event, Measured):
             control.stop()

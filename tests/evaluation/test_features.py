@@ -118,7 +118,7 @@ def _random_features(count: int, seed: int) -> ImageFeatures:
 def test_every_architecture_has_features_and_keeps_no_hook(architecture: Architecture, layer: str) -> None:
     model = shared_model(architecture)
     assert feature_layer(model) is model.unet.get_submodule(layer)
-    [found] = image_features(model, [shape_scenes(1)[0].image()])
+    [found] = image_features(model, [shape_scenes(1)[0].image()], side=128)
     assert found.vectors.isfinite().all() and math.isclose(float(found.weights.sum()), 1, rel_tol=1e-5)
     assert not any(module._forward_hooks for module in model.unet.modules())
 

@@ -152,7 +152,7 @@ def test_a_lora_on_the_queries_and_keys_changes_the_maps_whatever_the_processor(
     image = Image.effect_noise((64, 64), 80).convert("RGB")
 
     def values() -> Tensor:
-        return image_attention(model, image, "a fox").heat_map("fox").values
+        return image_attention(model, image, "a fox", side=128).heat_map("fox").values
 
     without = values()
     adapter = adapted(model, small_config())

@@ -22,6 +22,7 @@ from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task, read_shee
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.grid_generator import GridGenerator, start_txt2img
 from lib_lora_train.runs.runner import Runner
+from tests.stand_ins.run_parts import NOT_MEASURED
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 
@@ -65,6 +66,7 @@ def setup(
         rank=2,
         sample_prompts=("zok --s 2", "a fox --s 2"),
         webui_sampler="DPM++ 2M Karras",
+        **NOT_MEASURED,
     )
     found = WORLDS[request.param](monkeypatch, tmp_path / "Lora")
     yield RunSetup(found, host_in(found), config, tmp_path / "home")

@@ -26,6 +26,7 @@ from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.training.step import predict
+from tests.stand_ins.run_parts import NOT_MEASURED
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.webui_formulas import a1111_delta
 
@@ -99,6 +100,7 @@ def settings(folder: Path, kind: str, **values: Any) -> TrainConfig:
         "sample_prompts": (),
         "sample_every_n_epochs": 0,
         "save_precision": "fp32",
+        **NOT_MEASURED,
     }
     return TrainConfig().replace(**{**plain, **values})
 

@@ -16,6 +16,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import DataError, HostError
+from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.heat_maps import HeatMapRequest, HeatMapResult, record_heat_maps, require_one_model
 from lib_lora_train.sampling.sample import SamplingStep, sample_images
@@ -25,6 +26,12 @@ from tests.stand_ins.webui.worlds import WORLDS, host_in
 
 CONFIG = TrainConfig(sample_sampler="DDIM")
 PROMPT = SamplePrompt("a red fox", "", 64, 64, seed=3, steps=3, cfg=4.0)
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the models were trained on 128 px images, which is then the size in which they look at one."""
+    monkeypatch.setattr(ModelSpec, "own_resolution", 128)
 
 
 class Host(OneModelHost):

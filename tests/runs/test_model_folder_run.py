@@ -23,7 +23,10 @@ def _train(checkpoint: Path, home: Path, *more: str) -> int:
         (images / f"{number}.txt").write_text("zorp, gradient", encoding="utf-8")
     flags = ["--folder", str(images), "--trigger", "zorp", "--ckpt", str(checkpoint), "--out", str(home), *more]
     sizes = ["--resolution", "64", "--min-bucket", "64", "--max-bucket", "64", "--rank", "2", "--epochs", "1"]
-    return main(["train", "--cpu", *flags, *sizes, "--output-name", "fox", "--prediction-type", "epsilon"])
+    only_training = ["--no-measure-steady-loss", "--no-measure-prompts", "--sample-every-n-epochs", "0"]
+    return main(
+        ["train", "--cpu", *flags, *sizes, *only_training, "--output-name", "fox", "--prediction-type", "epsilon"]
+    )
 
 
 def _lora(home: Path) -> tuple[Header, bytes]:

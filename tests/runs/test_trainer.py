@@ -145,8 +145,7 @@ def test_second_run_with_the_same_name_overwrites_nothing(setup: RunSetup) -> No
 
 def test_same_seed_gives_the_same_file_with_and_without_samples(setup: RunSetup) -> None:
     states = [
-        read_adapter(Path(only(setup.run(sample_prompts=prompts), LoraWritten)[-1].path)).state
-        for prompts in ((), setup.config.sample_prompts)
+        read_adapter(Path(only(setup.run(**samples), LoraWritten)[-1].path)).state for samples in (NO_SAMPLES, {})
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

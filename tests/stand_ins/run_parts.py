@@ -16,6 +16,8 @@ from lib_lora_train.runs.folder import RunFolder, new_run_folder
 
 NO_SAMPLES: Mapping[str, Any] = {"sample_prompts": (), "sample_every_n_epochs": 0}
 """Settings of a run without samples and grid; empty prompts alone are written by the run."""
+NOT_MEASURED: Mapping[str, Any] = {"measure_steady_loss": False, "measure_prompts": False, "test_strengths": False}
+"""Settings of a run whose epochs are not measured, which takes longer than a few steps do."""
 
 
 class RunSetup(NamedTuple):
@@ -47,9 +49,7 @@ def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Run
         batch_size=1,
         rank=2,
         sample_prompts=("zorp --s 1 --l 1 --d 5", "fox --s 1 --l 1"),
-        measure_steady_loss=False,
-        measure_prompts=False,
-        test_strengths=False,
+        **NOT_MEASURED,
     )
     return RunSetup(config, host, new_run_folder(tmp_path / "outputs", "test"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,13 @@ def full_shapes(architecture: Architecture) -> dict[str, Shape]:
 
 def tiny_tensors(architecture: Architecture, *, seed: int = 0, shallow: bool = False) -> dict[str, Tensor]:
     """A tiny checkpoint's tensors (float32) by ldm name; every layer passes its signal on at about its size."""
-    generator = torch.Generator().manual_seed(seed)
     widths = SHALLOW_SDXL if shallow and architecture == "sdxl" else TINY[architecture]
+    return {name: tensor.clone() for name, tensor in _drawn_tensors(architecture, widths, seed).items()}
+
+
+@lru_cache(maxsize=4)  # about 60 MB each
+def _drawn_tensors(architecture: Architecture, widths: Widths, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return {name: _random(name, shape, generator) for name, shape in _checkpoint(architecture, widths)}
 
 

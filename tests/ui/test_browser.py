@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,10 +27,8 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from tests.paths import KOHYA_FILES, ROOT
 from tests.stand_ins.tiny_onnx import write_wd14
 from tests.stand_ins.ui import write_images
+from tests.ui.conftest import CHROMIUM
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 SERVING_PYTHON = os.environ.get("LORA_TRAIN_BROWSER_PYTHON", sys.executable)
 _START_SECONDS = 300  # PyTorch and gradio are imported on a busy machine with two cores
 _SHOW_MS = 90_000  # one poll of the page is a second; the rest is for the same machine
@@ -93,17 +90,14 @@ def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
+def page(browser: Any) -> Iterator[Any]:
     """An empty page. JavaScript errors fail the test."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     thrown: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(viewport={"width": 1400, "height": 1000})
-        context.set_default_timeout(_SHOW_MS)
-        context.on("weberror", lambda error: thrown.append(str(error.error)))  # of every page
-        yield context.new_page()
-        browser.close()
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(_SHOW_MS)
+    context.on("weberror", lambda error: thrown.append(str(error.error)))  # of every page
+    yield context.new_page()
+    context.close()
     assert thrown == []
 
 

@@ -18,7 +18,7 @@ from lib_lora_train.runs.event_log import log_events, log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
-from tests.stand_ins.run_parts import NO_SAMPLES
+from tests.stand_ins.run_parts import NO_SAMPLES, NOT_MEASURED
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.ui import small_config, write_images
 from tests.ui.test_browser import _RUN_MS, open_tab, page, pill, pytestmark, serving, show, status
@@ -28,8 +28,8 @@ __all__ = ["page", "pytestmark"]
 
 def config_of(home: Path, name: str) -> TrainConfig:
     """Two steps on three images."""
-    values = {"output_name": name, "epochs": 1, "max_steps": 2, "rank": 2, "batch_size": 1, **NO_SAMPLES}
-    return small_config(home / "set").replace(**values)
+    values = {"output_name": name, "epochs": 1, "max_steps": 2, "rank": 2, "batch_size": 1}
+    return small_config(home / "set").replace(**values, **NO_SAMPLES, **NOT_MEASURED)
 
 
 def stopped_run(home: Path, name: str, checkpoint: Path) -> RunFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.runner import Runner
-from lib_lora_train.web.request_values import FIELDS, read_values
+from lib_lora_train.web.request_values import FIELDS, RequestValues, read_values
 from lib_lora_train.web.routes import PAGE_HEADER, PREFIX, EveryNameResponse, install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.paths import ROOT
@@ -41,7 +42,15 @@ WRONG: tuple[Any, ...] = (
     {"a": {}},
 )
 NO_OBJECTS: tuple[Any, ...] = (None, 1, "x", [], [{}])
-EDGES: tuple[Any, ...] = (*WRONG, [-1, 10**6], [0, 0, 0, 0], [1e9, -1e9, 1e300, 0], {"fewest": -1.5, "text": "("})
+EDGES: tuple[Any, ...] = (
+    *WRONG,
+    0,
+    10**9,
+    [-1, 10**6],
+    [0, 0, 0, 0],
+    [1e9, -1e9, 1e300, 0],
+    {"fewest": -1.5, "text": "("},
+)
 
 
 @pytest.fixture
@@ -87,13 +96,71 @@ def test_every_field_of_an_action_has_a_declared_kind() -> None:
     assert used_fields() - of_filters <= set(FIELDS)
 
 
-def test_no_value_of_any_field_crashes_any_action(session: Session) -> None:
-    usable = [{name: value} for name in FIELDS for value in EDGES if is_read({name: value})]
-    for action in session._actions:
-        if action != "runs-tensorboard":  # starts a program
-            for values in ({}, *usable):
-                with contextlib.suppress(LoraTrainError):
-                    session.run_action(action, values)
+class Watched(RequestValues):
+    """Values that note which of them are looked up; all of them where they are copied or gone through."""
+
+    def __init__(self, values: Mapping[str, Any], looked_up: dict[str, None]) -> None:
+        super().__init__(values)
+        self.looked_up = looked_up
+
+    def __getitem__(self, name: str) -> Any:
+        self.looked_up[name] = None
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.looked_up[name] = None
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.looked_up[str(name)] = None
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self.looked_up.update(dict.fromkeys(FIELDS))
+        return super().__iter__()
+
+    def keys(self) -> KeysView[str]:
+        self.looked_up.update(dict.fromkeys(FIELDS))
+        return super().keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        self.looked_up.update(dict.fromkeys(FIELDS))
+        return super().items()
+
+
+def test_no_value_of_any_field_crashes_any_action(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field that an action looks up gets every value, alone and beside usable values of its other fields.
+
+    A field that an action does not look up cannot make a difference.
+    """
+    looked_up: dict[str, None] = {}
+    watched = "lib_lora_train.web.session.read_values"
+    monkeypatch.setattr(watched, lambda values: Watched(read_values(values), looked_up))
+    usable = {name: [value for value in EDGES if is_read({name: value})] for name in FIELDS}
+    assert all(usable.values()), "a field of which no value is tried"
+    real = {"folder": str(tmp_path / "set"), "folders": [str(tmp_path / "set")], "number": 0, "image": "000.png"}
+    others = {name: real.get(name, values[-1]) for name, values in usable.items()}
+    used: set[str] = set()
+    for action in [name for name in session._actions if name != "runs-tensorboard"]:  # which starts a program
+        looked_up.clear()
+        run(session, action, {})
+        tried: set[str] = set()
+        while waiting := looked_up.keys() & FIELDS.keys() - tried:  # some are looked up only beside another one
+            name = min(waiting)
+            tried.add(name)
+            for value in usable[name]:
+                run(session, action, {name: value})
+                run(session, action, {**{other: others[other] for other in looked_up if other in others}, name: value})
+        used |= tried
+    print(sorted(set(FIELDS) - used), sorted(used))
+    assert used == set(FIELDS)
+
+
+def run(session: Session, action: str, values: dict[str, Any]) -> None:
+    with contextlib.suppress(LoraTrainError):
+        session.run_action(action, values)
 
 
 def is_read(values: dict[str, Any]) -> bool:

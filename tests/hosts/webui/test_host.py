@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -44,9 +45,14 @@ T = TypeVar("T")
 
 
 @pytest.fixture(params=["a1111", "forge", "reforge"])
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+def world_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world(world_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("lib_lora_train.training.wait_for_model._RETRY_SECONDS", 0.01)
-    return WORLDS[request.param](monkeypatch, tmp_path / "Lora")
+    return WORLDS[world_name](monkeypatch, tmp_path / "Lora")
 
 
 @pytest.fixture
@@ -67,6 +73,25 @@ def trained(host: Any, *, during: Any = lambda event: None, control: Control | N
         return training.adapter.state(), events
     finally:
         training.adapter.remove()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """By a world's name: the LoRA of a run in such a world of its own, in which nothing else happens."""
+
+    @cache
+    def lora_in(name: str) -> dict[str, Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            lora: dict[str, Tensor] = trained(host_in(WORLDS[name](patch, tmp_path_factory.mktemp("alone"))))[0]
+            return {key: tensor.clone() for key, tensor in lora.items()}
+
+    return lora_in
+
+
+@pytest.fixture
+def alone(world_name: str, undisturbed: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The LoRA of an undisturbed run in a world like this one."""
+    return undisturbed(world_name)
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
@@ -158,8 +183,9 @@ def test_training_leaves_the_webuis_weights_unchanged(world: World, host: WebuiH
     assert (world.generate("style"), world.generate()) == (styled, image) and image != styled
 
 
-def test_generations_between_leases_change_neither_images_nor_training(world: World, host: WebuiHost) -> None:
-    alone, _ = trained(host)
+def test_generations_between_leases_change_neither_images_nor_training(
+    world: World, host: WebuiHost, alone: dict[str, Tensor]
+) -> None:
     expected = {name: world.generate(name) for name in ("style", "other", "")}
     images: list[tuple[str, str]] = []
 
@@ -174,8 +200,7 @@ def test_generations_between_leases_change_neither_images_nor_training(world: Wo
     assert same(together, alone)
 
 
-def test_merged_lora_is_removed_before_training(world: World, host: WebuiHost) -> None:
-    alone, _ = trained(host)
+def test_merged_lora_is_removed_before_training(world: World, host: WebuiHost, alone: dict[str, Tensor]) -> None:
     world.generate("style")
     again, _ = trained(host)
     assert same(again, alone)
@@ -267,11 +292,12 @@ def result_of(events: Generator[Any, None, T]) -> T:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_run_waits_while_another_checkpoint_is_loaded(world: World, host: WebuiHost, in_place: bool) -> None:
+def test_run_waits_while_another_checkpoint_is_loaded(
+    world: World, host: WebuiHost, alone: dict[str, Tensor], in_place: bool
+) -> None:
     """A1111 loads a checkpoint of the same architecture into the old storage; Forge always creates a new model."""
     if in_place and isinstance(world, ForgeWorld):
         pytest.skip("Forge never loads a checkpoint in place")
-    alone, _ = trained(host)
     states: list[StateChanged] = []
     moves = iter([5, 0])
 
@@ -305,11 +331,10 @@ def test_run_waits_while_another_checkpoint_is_loaded(world: World, host: WebuiH
     ids=["8-bit", "16-bit", "vae"],
 )
 def test_run_waits_while_the_webuis_weights_are_of_another_kind(
-    world: World, host: WebuiHost, change: Any, undo: Any, said: str
+    world: World, host: WebuiHost, alone: dict[str, Tensor], change: Any, undo: Any, said: str
 ) -> None:
     """The message names what changed, and the run gives the same LoRA as one that was not disturbed."""
     world.generate()
-    alone, _ = trained(host)
     states: list[StateChanged] = []
 
     def disturb(event: Event) -> None:
