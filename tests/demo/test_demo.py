@@ -15,11 +15,12 @@ from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import EpochDone, Event, Measured
 from lib_lora_train.demo import demo
 from lib_lora_train.demo.demo import demo_config, run_demo
+from tests.stand_ins.run_parts import NOT_MEASURED
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The demo with four images of each of its folders, and two prompts with samples of one step."""
+    """The demo with four images of each of its folders, two prompts with samples of one step, and its own measures."""
     config = demo_config()
     concepts = []
     for concept in config.concepts:
@@ -29,7 +30,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         for path in sorted(source.iterdir())[:8]:  # an image and its caption have neighbouring names
             shutil.copy(path, folder)
         concepts.append(replace(concept, folder=str(folder.parent)))
-    return config.replace(concepts=tuple(concepts), sample_prompts=config.sample_prompts[:2], sample_steps=1)
+    few = config.replace(concepts=tuple(concepts), sample_prompts=config.sample_prompts[:2], sample_steps=1)
+    return few.replace(**NOT_MEASURED)
 
 
 @pytest.fixture(autouse=True)

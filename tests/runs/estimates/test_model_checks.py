@@ -29,7 +29,10 @@ def problems(
 )
 def test_a_resolution_may_be_three_quarters_to_one_and_a_half_times_the_models_own(side: int, is_far: bool) -> None:
     """Below 256 px the model is a much smaller one than its file says."""
-    assert [problem.where for problem in problems(side)] == ["resolution"] * is_far
+    found = problems(side)
+    assert [problem.where for problem in found] == ["resolution"] * is_far
+    effect = "repeats and distorts" if side > 512 else "learns a blur"
+    assert all(effect in problem.message for problem in found)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,7 @@ def test_the_models_own_resolution_comes_with_bucket_limits_that_allow_it(
     """Down to half and up to twice of it, where a limit does not allow it yet."""
     (problem,) = problems(512, own=own, limits=limits)
     assert dict(problem.remedy) == {"resolution": own, **remedy}
+    assert all(isinstance(value, int) for _, value in problem.remedy)
 
 
 @pytest.mark.parametrize(("key", "is_merge"), [("sd_merge_recipe", True), ("sd_merge_models", True), ("other", False)])

@@ -92,6 +92,18 @@ def test_broken_log_is_skipped(tmp_path: Path) -> None:
     assert [speed.run for speed in past_speeds(tmp_path)] == ["1-run"]
 
 
+def test_a_run_of_no_pixels_is_skipped(tmp_path: Path) -> None:
+    write_run(tmp_path, "1-empty", [1.0] * 9, pixels_per_step=0.0)
+    assert list(past_speeds(tmp_path)) == []
+
+
+def test_pixels_of_the_only_step_of_an_epoch_are_all_of_them() -> None:
+    config = TrainConfig(resolution=64, min_bucket=64, batch_size=8)
+    plan = small_plan(config)
+    assert plan.steps_per_epoch == 1
+    assert describe_workload(config, plan, architecture="sd1", device="").pixels_per_step == 8 * 64 * 64
+
+
 def test_pixels_per_step_count_all_images() -> None:
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
     work = describe_workload(config, small_plan(config), architecture="sd1", device="cpu")
@@ -172,6 +184,14 @@ def test_a_smaller_batch_is_made_up_for_by_accumulation(
     assert said in problem.message if advised else "batch_size" not in problem.message
 
 
+def test_a_smaller_batch_is_one_image(checkpoint: Path, tmp_path: Path) -> None:
+    config = CONFIG.replace(gradient_checkpointing=True)
+    frugal = estimated(checkpoint, tmp_path, config.replace(batch_size=1)).memory
+    assert frugal is not None
+    (problem,) = estimated(checkpoint, tmp_path, config, Gpu("RTX", frugal.total, 2**40)).problems
+    assert dict(problem.remedy) == {"batch_size": 1, "gradient_accumulation": 4}
+
+
 def test_memory_is_explained_by_what_needs_most_of_it() -> None:
     """Training, or encoding where that needs more; bytes in the units of cards, and whether the card has them."""
     training = MemoryEstimate(3 * 2**30, 2**28, 2**29, 2**28 + 2**29, is_loaded=True)
@@ -195,6 +215,7 @@ def test_advice_names_the_first_change_that_makes_it_fit(checkpoint: Path, tmp_p
 
 def test_advice_lists_everything_if_nothing_suffices(checkpoint: Path, tmp_path: Path) -> None:
     (problem,) = estimated(checkpoint, tmp_path, gpu=Gpu("RTX", 2**20, 2**20)).problems
+    assert "Turn on gradient_checkpointing, set batch_size to 1" in problem.message
     for name in ("gradient_checkpointing", "batch_size to 1", "fp8_base", "train_text_encoder", "resolution"):
         assert name in problem.message
 
