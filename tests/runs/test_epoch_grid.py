@@ -15,7 +15,17 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Noted, Progress, SampleDrawn, StateChanged
+from lib_lora_train.core.events import (
+    Advised,
+    Event,
+    GridDrawn,
+    LoraWritten,
+    Noted,
+    Progress,
+    SampleDrawn,
+    StateChanged,
+    StrengthTested,
+)
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.runs import trainer
 from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task, read_sheets, read_strengths
@@ -92,6 +102,18 @@ def test_webui_generates_samples_from_the_runs_files(setup: RunSetup) -> None:
         assert image.text["parameters"] == "zok <lora:zok-000001:1>\nSampler: DPM++ 2M"  # type: ignore[attr-defined]
     assert of(events, GridDrawn) and folder.grid.is_file()
     assert not [event for event in of(events, Noted) if event.level == "warning"]
+
+
+def test_webui_draws_the_strength_test_of_a_run_from_its_files(
+    setup: RunSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib_lora_train.evaluation.strength_search.MAX_TRIALS", 1)
+    events, _ = setup.run(test_strengths=True)
+    tested = [event for event in of(events, StrengthTested) if event.images]
+    (place,) = [(event.epoch, event.strength) for event in tested]
+    lora = f" <lora:zok-00000{place[0]}:{place[1]:g}>"
+    assert prompts_of(setup.world)[6:] == [f"zok{lora}", f"a fox{lora}"]
+    assert of(events, StateChanged)[-1].state == "finished" and of(events, Advised)
 
 
 def test_webui_generates_the_grid_with_samples_off(setup: RunSetup) -> None:
