@@ -29,12 +29,11 @@
     }
 
     function draw(section) {
-        const { images, epoch, can_measure } = section.found;
+        const { images, total, epoch, can_measure, standing_out: many } = section.found;
         const measure = small(images.length ? "Measure again" : "Measure every image", "Measures the loss of every training image with the newest LoRA file of this run, and without it. Nothing is trained.", () => start(section));
         measure.disabled = !can_measure;
-        const many = images.filter((one) => one.stands_out).length;
         const head = !images.length ? (can_measure ? "The images of this run have not been measured." : "This run has no LoRA file to measure its images with.")
-            : `${lt.count(images.length, "image")}, measured ${epoch ? `after epoch ${epoch}` : "with its newest file"}: ${many ? `${lt.count(many, "stands", "stand")} out` : "none stands out"}.`;
+            : `${lt.count(total, "image")}, measured ${epoch ? `after epoch ${epoch}` : "with its newest file"}: ${many ? `${lt.count(many, "stands", "stand")} out` : "none stands out"}.`;
         const more = small("Show more", `Show up to ${AT_A_TIME} more`, () => {
             section.shown += AT_A_TIME;
             draw(section);
@@ -42,7 +41,8 @@
         section.body.replaceChildren(
             make("div", { className: "lt-bar-row" }, make("p", { className: "lt-losses-head", role: "status" }, head), measure),
             make("ol", { className: "lt-losses-list" }, ...images.slice(0, section.shown).map((one) => row(section, one))),
-            ...(images.length > section.shown ? [more] : []));
+            ...(images.length > section.shown ? [more] : []),
+            ...(total > images.length && images.length <= section.shown ? [make("p", { className: "lt-faint" }, `The other ${lt.whole(total - images.length)} stand out less.`)] : []));
     }
 
     // --- one image --------------------------------------------------------------------------------

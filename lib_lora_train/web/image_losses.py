@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FolderOf = Callable[[Mapping[str, Any]], RunFolder]
 """The folder of the run that a request names; HostError if there is none."""
 _LEFT_OUT = "leave_out_images"
+_SHOWN = 200  # images that the page gets
 _LABELS = {"latents": "images encoded", "evaluate": "losses measured"}
 
 
@@ -64,13 +65,23 @@ class ImageLossSession:
         return {"epoch": found.epoch if found else 0, "images": image_values(found) if found else []}
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """As `list_images`, with tokens for the images that still exist, and whether they can be measured now."""
+        """The first images of `list_images`, with tokens for those that still exist; whether they can be measured now.
+
+        `total` and `standing_out` are numbers of all images.
+        """
         folder = self._folder_of(values)
         listed = self.list_images(values)
-        for image in listed["images"]:
+        shown = listed["images"][:_SHOWN]
+        for image in shown:
             image["token"] = self._token(image["path"])
             image["nearest"] = [{**one, "token": self._token(one["path"])} for one in image["nearest"]]
-        return {**listed, "can_measure": any(not one.is_missing for one in read_loras(folder))}
+        return {
+            "epoch": listed["epoch"],
+            "images": shown,
+            "total": len(listed["images"]),
+            "standing_out": sum(image["stands_out"] for image in listed["images"]),
+            "can_measure": any(not one.is_missing for one in read_loras(folder)),
+        }
 
     def _token(self, path: str) -> str:
         """ "" for an image that is gone or that the page cannot show."""

@@ -66,7 +66,15 @@ def test_images_that_are_gone_are_shown_without_a_picture(tmp_path: Path) -> Non
 def test_a_run_that_is_not_measured_shows_none(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     shown = session.run_action("image-losses-show", {"run": folder.root.name})
-    assert shown == {"epoch": 0, "images": [], "can_measure": True}
+    assert shown == {"epoch": 0, "images": [], "total": 0, "standing_out": 0, "can_measure": True}
+
+
+def test_the_page_gets_the_first_images_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, folder = session_with_losses(tmp_path)
+    monkeypatch.setattr("lib_lora_train.web.image_losses._SHOWN", 2)
+    shown = session.run_action("image-losses-show", {"run": folder.root.name})
+    assert (len(shown["images"]), shown["total"], shown["standing_out"]) == (2, 5, 1)
+    assert len(session.run_action("image-losses-list", {"run": folder.root.name})["images"]) == 5
 
 
 def test_an_image_is_left_out_of_the_settings_and_that_can_be_undone(tmp_path: Path) -> None:
