@@ -385,7 +385,7 @@ def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *distribution, "--durations=10", "--cov", "--cov-report=term"]),
+        ("pytest", ["pytest", *distribution, "--durations=10"]),
     ]
 
 

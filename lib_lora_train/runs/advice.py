@@ -10,7 +10,7 @@ from lib_lora_train.config.train_config import read_config
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, OutputError
 from lib_lora_train.core.events import Advised, Event, Noted
-from lib_lora_train.evaluation.advisor import Advice, advise
+from lib_lora_train.evaluation.advisor import Advice, Measured, advise
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.model_identity import identity_from_values
@@ -51,7 +51,7 @@ def advise_run(run: RunContext) -> Iterator[Event]:
         return
     except (AdapterError, HostError, MemoryFullError, OutputError) as reason:
         yield Noted("warning", "test_strengths", f"{reason} The strength test is incomplete; all files are saved.")
-    advice = advise(test.trials, run.history.measured)
+    advice = _advice(test, run.history.measured)
     if advice:
         yield _event(advice)
 
@@ -85,13 +85,18 @@ def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generato
         trials=list(history.trials),
     )
     yield from time_phase("strengths", 0, test.run())
-    advice = advise(test.trials, history.measured)
+    advice = _advice(test, history.measured)
     if advice is None:
         raise HostError(
             f"Likeness has no scale in {folder.root.name}: its samples without LoRA look as much like the training "
             "images as these look like each other. Choose an epoch by its grid."
         )
     yield _event(advice)
+
+
+def _advice(test: StrengthTest, measured: Measured) -> Advice | None:
+    """From the trials of those epochs that still have a file."""
+    return advise([trial for trial in test.trials if trial.epoch in test.files], measured)
 
 
 def _event(advice: Advice) -> Advised:

@@ -16,8 +16,12 @@ class EpochChoice:
     reason: str
 
 
-def choose_epoch(measured: Mapping[int, Mapping[str, float]], epochs: Collection[int]) -> EpochChoice:
-    """The best of these epochs: with the lowest validation loss, else with the highest likeness, else the last one."""
+def choose_epoch(measured: Mapping[int, Mapping[str, float]], epochs: Collection[int], advised: int = 0) -> EpochChoice:
+    """The best of these epochs: the `advised` one, else that with the lowest validation loss, else with the highest
+    likeness, else the last one.
+    """
+    if advised in epochs:
+        return EpochChoice(advised, "recommended")
     for name in (VALIDATION_LOSS, LIKENESS):
         values = {epoch: measured[epoch][name] for epoch in sorted(epochs) if name in measured.get(epoch, {})}
         if values:

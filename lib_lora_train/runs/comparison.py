@@ -55,7 +55,7 @@ def compare(results: Sequence[RunResult]) -> Comparison:
     """The runs side by side, in their order."""
     values = [flat_settings(result.config) for result in results]
     settings = differing(values)
-    choices = [choose_epoch(result.measured, _usable_epochs(result)) for result in results]
+    choices = [choose_epoch(result.measured, _usable_epochs(result), result.advised) for result in results]
     best = [_measures_of(result, choice.epoch) for result, choice in zip(results, choices, strict=True)]
     rows = tuple(
         Row(

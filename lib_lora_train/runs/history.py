@@ -148,6 +148,17 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> RunHistory:
     return history
 
 
+def newest_advice(records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The newest `Advised` record; None if there is none, or if the run was trained on after it."""
+    found = None
+    for record in records:
+        if record["kind"] == "Advised":
+            found = record
+        elif record["kind"] in ("Resumed", "EpochDone"):
+            found = None
+    return found
+
+
 def trial_from(record: Mapping[str, Any]) -> Trial:
     """The trial of a `StrengthTested` record."""
     likeness, change = tuple(record["likeness"]), tuple(record["change"])

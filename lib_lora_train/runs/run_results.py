@@ -13,7 +13,7 @@ from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
+from lib_lora_train.runs.history import newest_advice, read_loras
 from lib_lora_train.runs.moved_run import read_move
 
 
@@ -31,7 +31,8 @@ class Sample:
 class RunResult:
     """A run as far as it has come: its settings, its finished epochs and what was measured and drawn after each.
 
-    `files` are its existing LoRA files by epoch. `reason` says why it failed, "" if it did not.
+    `files` are its existing LoRA files by epoch; `advised` is the epoch that the advisor names, 0 for none; `reason`
+    says why it failed, "" if it did not.
     """
 
     run: str
@@ -42,6 +43,7 @@ class RunResult:
     measured: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     files: Mapping[int, Path] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    advised: int = 0
 
 
 def read_result(folder: RunFolder) -> RunResult:
@@ -59,6 +61,7 @@ def read_result(folder: RunFolder) -> RunResult:
         measured={epoch: values for epoch, values in _measured(records).items() if not epoch or epoch in ends},
         files={file.epoch: file.path for file in read_loras(folder, records) if file.epoch and not file.is_missing},
         samples=_samples(records, {0, *ends}),
+        advised=(newest_advice(records) or {"epoch": 0})["epoch"],
     )
 
 

@@ -107,8 +107,10 @@ class StrengthTest:
 
     def _kept(self, path: Path, lora: Path) -> Image.Image | None:
         """The image that was drawn before, unless the LoRA file is newer."""
-        is_newer = path.exists() and path.stat().st_mtime_ns >= lora.stat().st_mtime_ns
-        return read_image(path) if is_newer else None
+        try:
+            return read_image(path) if path.stat().st_mtime_ns >= lora.stat().st_mtime_ns else None
+        except OSError:  # one of them is missing
+            return None
 
     def _draw(
         self, place: TrialPlace, prompts: Sequence[SamplePrompt]

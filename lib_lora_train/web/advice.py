@@ -12,7 +12,7 @@ from lib_lora_train.core.events import Advised, PhaseStarted, StrengthTested
 from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
+from lib_lora_train.runs.history import newest_advice, read_loras
 from lib_lora_train.web.grids import FolderOf
 
 if TYPE_CHECKING:
@@ -92,11 +92,5 @@ class AdviceSession:
 
 
 def read_advice(folder: RunFolder) -> Mapping[str, Any] | None:
-    """The newest advice in the log of a run; None if there is none, or if the run went on after it."""
-    found = None
-    for record in read_log(folder.log):
-        if record["kind"] == "Advised":
-            found = record
-        elif record["kind"] in ("Resumed", "EpochDone"):
-            found = None
-    return found
+    """The newest advice in the log of a run; None if there is none, or if the run was trained on after it."""
+    return newest_advice(read_log(folder.log))

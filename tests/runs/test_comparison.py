@@ -93,6 +93,8 @@ def test_the_best_epoch_is_one_with_a_file_that_was_measured_else_the_last() -> 
     assert choose_epoch(measured, [1, 2]).epoch == 1
     assert choose_epoch(measured, [2]).epoch == 2 and "likeness" in choose_epoch(measured, [2]).reason
     assert (choose_epoch({}, [1, 5, 3]).epoch, choose_epoch({}, []).epoch) == (5, 0)
+    assert choose_epoch(measured, [1, 2], advised=2).epoch == 2
+    assert choose_epoch(measured, [1], advised=2).epoch == 1, "the file of the recommended epoch is gone"
 
 
 def test_every_declared_measure_has_a_side_and_ties_to_settings_that_exist() -> None:
