@@ -35,6 +35,7 @@ from lib_lora_train.runs import checkpoints
 from lib_lora_train.runs.crash_report import write_traceback
 from lib_lora_train.runs.epoch_grid import GridSheet, write_sheet
 from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, write_json
+from lib_lora_train.runs.image_list import ImageList, write_images
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.runs.sweep_record import write_sweep
 from lib_lora_train.sampling.infotext import write_image
@@ -67,6 +68,7 @@ CASES: dict[str, Write] = {
     "runs.epoch_grid.write_sheet": lambda place: write_sheet(RunFolder(place), GridSheet("a", "Euler", (), (), 0.0)),
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
+    "runs.image_list.write_images": lambda place: write_images(RunFolder(place), ImageList(1, (), {})),
     "runs.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
     "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),
@@ -112,6 +114,7 @@ COVERED: dict[str, str] = {
     "training.training_state.write_state": _STATE_FILE,
     "ui.tab._Wiring.save_draft": _PAGE,
     "ui.tab._Wiring.save_preset": _PAGE,
+    "web.advice.AdviceSession.write_card": "tests/web/test_advice.py::test_a_card_on_a_full_disk_is_as_it_was",
     "web.form_session.FormSession.save_draft": _PAGE,
     "web.form_session.FormSession.save_preset": _PAGE,
 }

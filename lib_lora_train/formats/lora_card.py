@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.core.atomic_write import replacing
+from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
-from lib_lora_train.core.memory_errors import saving
+from lib_lora_train.core.writable import failed_write_advice
 
 _RECOMMENDED = "Recommended strength "  # from here to the end, a newer recommendation replaces the notes
 
@@ -47,11 +47,13 @@ def recommend(lora: Path, *, strength: float, reasons: str, preview: Path) -> No
     kept = str(values.get("notes", "")).partition(_RECOMMENDED)[0].rstrip()
     notes = [kept, f"{_RECOMMENDED}{strength:g}. {reasons}"]
     values |= {"preferred weight": strength, "notes": "\n\n".join(filter(None, notes))}
-    with saving(path), replacing(path, fsync=False) as part:
-        part.write_text(json.dumps(values, indent=4, ensure_ascii=False), encoding="utf-8")
+    atomic_write.write_text(path, json.dumps(values, indent=4, ensure_ascii=False))
     if preview.is_file():
-        with saving(lora.with_suffix(".png")):
+        image = lora.with_suffix(".png")
+        try:
             write_preview(lora, lambda part: part.write_bytes(preview.read_bytes()))
+        except OSError as error:
+            raise OutputError(f"{image} cannot be written: {error.strerror}. {failed_write_advice(error)}") from error
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -73,6 +75,6 @@ def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
 def _write_new(path: Path, save: Callable[[Path], object]) -> Path | None:
     if path.exists():
         return None
-    with replacing(path, fsync=False) as part:
+    with atomic_write.replacing(path, fsync=False) as part:
         save(part)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control, RunStoppedError
-from lib_lora_train.core.errors import HostError, LoraTrainError
+from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import (
     Advised,
     EpochDone,
@@ -170,6 +171,28 @@ def test_a_card_keeps_everything_else_and_a_newer_recommendation_replaces_the_ol
         "preferred weight": 1.25,
     }
     assert lora.with_suffix(".png").read_bytes() == b"the user's own"
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_card_on_a_full_disk_is_as_it_was(runner: Runner, monkeypatch: pytest.MonkeyPatch, has_card: bool) -> None:
+    session, run = _session(runner)
+    runner.note(run, _ADVICE)
+    sample = RunFolder(runner.home / run).strength_sample(2, 1.25, 1)
+    sample.parent.mkdir()
+    sample.write_bytes(b"an image")
+    card = runner.host.lora_dir / "zorp-000002.json"
+    if has_card:
+        card.write_text("{}", encoding="utf-8")
+    before = sorted(path.name for path in card.parent.iterdir())
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match=r"zorp-000002\.json cannot be written: No space left"):
+        session.write_card({"run": run})
+    assert sorted(path.name for path in card.parent.iterdir()) == before
+    assert not has_card or card.read_text(encoding="utf-8") == "{}"
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
