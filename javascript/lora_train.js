@@ -19,6 +19,8 @@
     };
     lt.COMMAS_AND_LINES = /[,，、､﹐﹑\n]/; // what separates tags, as in dataset/captions.py
     lt.whole = (value) => value.toLocaleString("en-US");
+    /** 0.6249 → "0.62"; what rounds to zero has no sign: -0.001 → "0.00". */
+    lt.fixed = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=[0.]+$)/, "");
     /** 1 → "1 image", 2000 → "2,000 images". */
     lt.count = (number, noun, plural) => `${lt.whole(number)} ${number === 1 ? noun : plural || `${noun}s`}`;
 

@@ -12,7 +12,10 @@
         return words[0].toUpperCase() + words.slice(1);
     };
     lt.shownValue = (value) => (value === null || value === undefined ? "–" : Array.isArray(value) ? value.join(", ") || "empty" : String(value));
-    const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+    const signed = (value, digits) => {
+        const text = lt.fixed(value, digits);
+        return text.startsWith("-") ? text.replace("-", "−") : `+${text}`;
+    };
 
     // --- what is open -----------------------------------------------------------------------------
     const chosen = []; // ids of runs, the reference first
@@ -143,7 +146,7 @@
             if (!(one.name in row.best)) return make("td", {}, "–");
             const isBest = answer.winners[one.name] === number;
             const difference = number && one.name in row.differences ? signed(row.differences[one.name], one.digits) : "";
-            return make("td", { className: isBest ? "lt-x-best" : "" }, row.best[one.name].toFixed(one.digits), isBest ? make("i", { className: "lt-tag" }, "best") : "", make("small", {}, difference));
+            return make("td", { className: isBest ? "lt-x-best" : "" }, lt.fixed(row.best[one.name], one.digits), isBest ? make("i", { className: "lt-tag" }, "best") : "", make("small", {}, difference));
         });
         const line = make("tr", {}, make("th", { scope: "row" }, small(row.run.replace(/^\d{8}-\d{6}-/, ""), `Open ${row.run} in the list below`, () => lt.openRun(row.run)), number ? "" : make("i", { className: "lt-tag" }, "first")),
             ...answer.settings.map((place) => make("td", {}, row.texts[place])), make("td", {}, ...epoch), ...measures,

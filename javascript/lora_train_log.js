@@ -30,7 +30,7 @@
             return `Highest steady loss of an image: ${lt.fileName(path)} (${loss.toFixed(3)})`;
         },
         SampleMatched: (e) => (e.is_copy ? `${lt.fileName(e.sample)} is nearly a copy of the training image ${lt.fileName(e.image)}` : ""),
-        StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${mean(e.likeness).toFixed(2)}` +
+        StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${lt.fixed(mean(e.likeness))}` +
             (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))} %` : ""),
         Advised: (e) => [e.epoch ? `Use epoch ${e.epoch} at strength ${e.strength}.` : "No epoch of this run is good.", ...e.reasons, ...e.remedies].join(" "),
         Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,

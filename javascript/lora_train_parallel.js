@@ -40,7 +40,7 @@
             return { ...makeAxis(lt.placeLabel(place), values, textOf, ""), value: (row) => row.settings[place] };
         });
         const measures = answer.measures.map((measure) => ({
-            ...makeAxis(measure.title, answer.rows.map((row) => row.best[measure.name]), (value) => value.toFixed(measure.digits), measure.better),
+            ...makeAxis(measure.title, answer.rows.map((row) => row.best[measure.name]), (value) => lt.fixed(value, measure.digits), measure.better),
             value: (row) => row.best[measure.name],
         }));
         return [...settings, ...measures].filter((axis) => answer.rows.some((row) => axis.at(axis.value(row)) !== null));

@@ -36,7 +36,7 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.measures import measure_title
 from lib_lora_train.core.progress import Eta, format_clock
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, fixed, percent
 
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 _LOSS_STEPS = 50  # the mean over these steps is shown, because the loss of one step is mostly noise
@@ -144,8 +144,8 @@ def describe(event: Event) -> str:
         numbers = ", ".join(f"{measure_title(name).lower()} {value:.3g}" for name, value in event.values.items())
         return f"{f'Epoch {event.epoch}' if event.epoch else 'Without LoRA'}: {numbers}"
     if isinstance(event, StrengthTested):
-        change = f", control images changed by {fmean(event.change):.0%}" if event.change else ""
-        return f"Epoch {event.epoch} at strength {event.strength:g}: likeness {fmean(event.likeness):.2f}{change}"
+        change = f", control images changed by {percent(fmean(event.change))}" if event.change else ""
+        return f"Epoch {event.epoch} at strength {event.strength:g}: likeness {fixed(fmean(event.likeness))}{change}"
     if isinstance(event, Advised):
         return "\n  ".join([event.sentence, *event.reasons, *event.remedies])
     if isinstance(event, LoraWritten):

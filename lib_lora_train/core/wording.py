@@ -45,6 +45,16 @@ def number_text(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def fixed(value: float, digits: int = 2) -> str:
+    """0.6249 → `0.62`; what rounds to zero has no sign: -0.001 → `0.00`."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def percent(share: float) -> str:
+    """0.625 → `62%`; what rounds to zero has no sign: -0.001 → `0%`."""
+    return f"{fixed(100 * share, 0)}%"
+
+
 def value_text(value: Any) -> str:
     """The value of a setting as a user would write it: `on`, `1e-4`, `a, b`; `empty` if it is not set."""
     if value is None or value in ("", ()):

@@ -24,17 +24,29 @@ def scan_write_obstacle(folder: Path) -> str:
 
 
 _NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 def failed_write_advice(error: BaseException, *, instead: str = "choose another folder") -> str:
     """What to do about a file that could not be written, as a sentence; `instead` is what else would help."""
+    error = system_error(error)
     number = getattr(error, "errno", None) or _number_in(str(error))
     if number in _NO_SPACE:
         return f"Free some space there, or {instead}."
     if number in _NOT_PERMITTED:
         return f"Change the permissions there, or {instead}."
     return f"Check that the folder exists and can be written, or {instead}."
+
+
+def system_error(error: BaseException) -> BaseException:
+    """The operating system's error behind an error; the error itself if there is none.
+
+    Where a file cannot be written, PyTorch raises "unexpected pos 704 vs 598" while it handles "No space left".
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found or error
 
 
 def _number_in(text: str) -> int | None:

@@ -191,8 +191,9 @@ def _check_images(concept: _Learnt) -> Iterator[Problem]:
     """Too few images, or captions that cannot tell them apart."""
     images = concept.scanned.image_count
     if images < _FEW_IMAGES:
+        what = "its background, pose and light" if images == 1 else "their backgrounds, poses and light"
         text = (
-            f"has only {count(images, 'image')}, so the LoRA learns their backgrounds, poses and light too. Guides "
+            f"has only {count(images, 'image')}, so the LoRA learns {what} too. Guides "
             "use 15 to 50 varied images for a subject and 50 to 200 for a style."
         )
         yield concept.problem("warning", "folder", text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError, Problem
 from lib_lora_train.core.user_paths import user_path
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, without_name
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.captions import (
     CaptionText,
@@ -186,7 +186,7 @@ class _Scan:
             if isinstance(found, ImageFile):
                 images.append(found)
             else:
-                self._warn(path, f"skipped: {found}")
+                self._warn(path, f"skipped: {without_name(str(found), str(path))}")
                 self._unreadable.append(str(found))
         return images
 

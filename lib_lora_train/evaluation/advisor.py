@@ -22,7 +22,7 @@ from lib_lora_train.core.measures import (
     measure_info,
     measure_title,
 )
-from lib_lora_train.core.wording import join_names
+from lib_lora_train.core.wording import join_names, percent
 from lib_lora_train.evaluation.strength_search import Trial, best_trial, gains, harms, score
 
 Measured = Mapping[int, Mapping[str, float]]
@@ -95,7 +95,7 @@ def _against_others(best: Trial, trials: Sequence[Trial]) -> Iterator[str]:
 
 def _numbers(trial: Trial) -> tuple[str, str]:
     """Likeness and change in percent; "" without control images."""
-    return f"{fmean(trial.likeness):.0%}", f"{fmean(trial.change):.0%}" if trial.change else ""
+    return percent(fmean(trial.likeness)), percent(fmean(trial.change)) if trial.change else ""
 
 
 def _pair(trial: Trial) -> str:
@@ -201,7 +201,8 @@ def _remedies(best: Trial, trials: Sequence[Trial], measured: Measured) -> Itera
     elif shape == "plunges":
         yield "The steady loss falls faster and faster: the LoRA copies the dataset. Train for fewer epochs."
     if values.get(BLEED, 0) >= _MUCH_BLEED:
-        yield f"{values[BLEED]:.0%} of what the trigger does happens to the class word too. Add regularisation images."
+        share = percent(values[BLEED])
+        yield f"{share} of what the trigger does happens to the class word too. Add regularisation images."
     if best.roughness >= _ROUGH:
         yield (
             f"The roughness of plain areas is {best.roughness:.1f} × that without the LoRA, the first sign of burning. "

@@ -22,6 +22,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig, config_valu
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError, Problem, ResumeRefusedError, TrainingError
 from lib_lora_train.core.memory_errors import saving
+from lib_lora_train.core.writable import failed_write_advice, system_error
 from lib_lora_train.dataset.augmentation import View
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.training.dataset_changes import Images, describe_changes
@@ -149,14 +150,15 @@ def write_state(path: Path, state: TrainState) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with saving(path), atomic_write.replacing(path) as place:
-            torch.save({"format": _FORMAT, **_fields(state)}, place)
+            with place.open("wb") as file:  # an open file: of a path, torch hides why it failed
+                torch.save({"format": _FORMAT, **_fields(state)}, file)
             digest = _digest(place, place.stat().st_size)
             with place.open("ab") as file:
                 file.write(_SEAL + digest)  # a zip archive may have bytes behind its end
-    except (OSError, RuntimeError) as reason:  # torch reports a full disk as RuntimeError
-        raise OutputError(
-            f"{path}: the training state cannot be written ({reason}). Free some disk space there."
-        ) from reason
+    except (OSError, RuntimeError) as reason:
+        why = system_error(reason)
+        what = f"{path}: the training state cannot be written ({getattr(why, 'strerror', None) or why})."
+        raise OutputError(f"{what} {failed_write_advice(reason)}") from reason
 
 
 def load_state(path: Path) -> TrainState:

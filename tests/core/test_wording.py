@@ -8,7 +8,7 @@ import pytest
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.events import Noted
-from lib_lora_train.core.wording import without_name
+from lib_lora_train.core.wording import fixed, percent, without_name
 from lib_lora_train.core.writable import failed_write_advice
 
 _OTHER = "Check that the folder exists and can be written"
@@ -50,3 +50,15 @@ def test_a_message_beside_a_files_name_does_not_repeat_it(sentence: str, where: 
 def test_advice_fits_the_kind_of_failed_write(error: Exception, advice: str) -> None:
     assert failed_write_advice(error) == advice
     assert failed_write_advice(error, instead="wait") == advice.replace("choose another folder", "wait")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -0.001, -0.0049, 0.004])
+def test_what_rounds_to_zero_has_no_sign(value: float) -> None:
+    assert fixed(value) == "0.00"
+    assert percent(value) == "0%"
+
+
+def test_numbers_are_rounded_as_by_format() -> None:
+    """1,001 values from -5 to 5, against Python's own formatting, which signs zeros."""
+    for value in [number / 100 for number in range(-500, 501)]:
+        assert fixed(value, 1) == f"{value:.1f}".replace("-0.0", "0.0"), value

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor
 from lib_lora_train.training.step import batch_loss
 from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState, load_state, write_state
+from tests.paths import ROOT
 from tests.stand_ins.training_parts import (
     OneModelHost,
     losses,
@@ -606,4 +610,27 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     with pytest.raises(OutputError, match="No space left"):
         write_state(path, training.state())
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no file-size limit to stand in for a full disk")
+def test_a_full_disk_is_named_by_the_error_of_a_state(tmp_path: Path) -> None:
+    """A process that may write 64 KiB per file writes a state; PyTorch's own message names positions in the archive."""
+    training = start_run(small_config())
+    write_state(tmp_path / "state.pt", training.state())
+    script = f"""
+import resource, sys
+from pathlib import Path
+from lib_lora_train.core.errors import OutputError
+from lib_lora_train.training.training_state import load_state, write_state
+state = load_state(Path({str(tmp_path / "state.pt")!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    write_state(Path({str(tmp_path / "new.pt")!r}), state)
+except OutputError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "the training state cannot be written (File too large). " in result.stdout
+    assert "Free some space there" in result.stdout
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]

@@ -134,8 +134,14 @@ def _from_our_metadata(metadata: Mapping[str, str]) -> Imported:
     if not isinstance(values, dict):
         raise ConfigError([Problem("error", CONFIG_KEY, "is damaged: the settings in the LoRA file cannot be read.")])
     found = values.pop("concepts", ())
-    tables = [table for table in found if isinstance(table, dict)] if isinstance(found, (list, tuple)) else []
+    entries = list(found) if isinstance(found, (list, tuple)) else []
+    tables = [entry for entry in entries if isinstance(entry, dict)]
     ignored = [] if isinstance(found, (list, tuple)) else [IgnoredKey("concepts", found, "is not a list of folders")]
+    ignored += [
+        IgnoredKey(f"concepts[{number}]", entry, "is not a folder with its settings")
+        for number, entry in enumerate(entries, start=1)
+        if not isinstance(entry, dict)
+    ]
     names = [(name, values.pop(name)) for name in PATH_SETTINGS if values.get(name)]
     names += [("folder", table.pop("folder")) for table in tables if table.get("folder")]
     known = {parameter.name for parameter in parameters_of(TrainConfig)}

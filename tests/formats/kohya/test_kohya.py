@@ -678,6 +678,16 @@ def test_our_own_lora_gives_all_settings_but_the_folders(tmp_path: Path) -> None
     assert {ignored.key for ignored in imported.ignored} == {"checkpoint", "folder"}
 
 
+def test_entries_of_our_own_lora_that_are_no_folders_are_named(tmp_path: Path) -> None:
+    metadata = {CONFIG_KEY: json.dumps({"concepts": [5, {"repeats": 3}, "fox"]}), "ss_network_dim": "4"}
+    imported = read_settings(write_lora(tmp_path / "fox.safetensors", metadata))
+    assert imported.config.concepts == (Concept("", repeats=3),)
+    assert [(ignored.key, ignored.value) for ignored in imported.ignored] == [
+        ("concepts[1]", 5),
+        ("concepts[3]", "fox"),
+    ]
+
+
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
 def test_a_lora_without_metadata_is_rejected(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     with pytest.raises(AdapterError, match="has no training settings"):
