@@ -27,6 +27,7 @@ _CHARACTER_SHOWINGS, _STYLE_SHOWINGS = 100, 35
 _STYLE_IMAGES = 50  # guides: a style has 50 to 200 images, a character 15 to 50
 _LARGE_SET = 300  # images; from here on guides speak of fine-tuning, with fewer showings
 _FEW_IMAGES = 5
+_HELD_OUT_IMAGES, _HELD_OUT_SHARE = 50, 0.1  # from so many on, a tenth can be spared
 _MIN_SD_PX = 256  # smaller resolutions are for tiny models, to which these numbers do not apply
 _GENERAL_NAMES = re.compile(r"(img|image|images|data|dataset|train|training|pic\w*|photos?|new folder|\W*)")
 
@@ -58,6 +59,8 @@ def check_guides(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
         if config.resolution >= _MIN_SD_PX:
             yield from _check_showings(concept, plan, config)
             yield from _check_images(concept)
+    if config.resolution >= _MIN_SD_PX:
+        yield from _check_held_out(plan, config)
 
 
 def _learnt_concepts(plan: Plan, config: TrainConfig) -> Iterator[_Learnt]:
@@ -203,3 +206,14 @@ def _check_images(concept: _Learnt) -> Iterator[Problem]:
             "Describe in the captions what prompts should be able to change, for example with Auto-tag."
         )
         yield concept.problem("hint", "folder", text)
+
+
+def _check_held_out(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
+    """Enough images to set some aside, without which no loss shows overfitting."""
+    images = sum(not plan.is_regularisation(item) for item in range(len(plan.dataset.items)))
+    if images >= _HELD_OUT_IMAGES and not config.validation_share:
+        text = (
+            f"is 0. {count(images, 'image')} are enough to set a tenth aside: the loss on images that are not trained "
+            "on is the only one that rises when the LoRA begins to memorise."
+        )
+        yield Problem("hint", "validation_share", text, (("validation_share", _HELD_OUT_SHARE),))

@@ -168,17 +168,35 @@ def hint_after(measured: Measured, epoch: int) -> str:
     before = {one: loss for one, loss in losses.items() if one < epoch}
     if epoch in losses and loss_shape(losses) == "diverges" != loss_shape(before):
         return "The steady loss is higher than without LoRA: the run has diverged. Stop it and lower the learning rate."
+    best = best_so_far(measured, epoch)
+    return f"{best.sentence}." if best and best.epochs_since == _PATIENCE else ""
+
+
+@dataclass(frozen=True)
+class BestSoFar:
+    """The best epoch of a run that goes on, by one measure, and how many measured epochs came after it."""
+
+    epoch: int
+    measure: str
+    epochs_since: int
+
+    @property
+    def sentence(self) -> str:
+        """`Epoch 6 has the lowest validation loss so far; the 3 epochs after it were not better`."""
+        word = "lowest" if measure_info(self.measure).better == "lower" else "highest"
+        after = "epoch after it was" if self.epochs_since == 1 else f"{self.epochs_since} epochs after it were"
+        return f"Epoch {self.epoch} has the {word} {measure_title(self.measure).lower()} so far; the {after} not better"
+
+
+def best_so_far(measured: Measured, epoch: int) -> BestSoFar | None:
+    """The best epoch up to `epoch` by the validation loss, else by likeness; None if `epoch` has neither."""
     for name in (VALIDATION_LOSS, LIKENESS):
-        values = {one: value for one, value in _series(known, name).items() if one}
-        if epoch not in values:
-            continue
-        sign = 1 if measure_info(name).better == "lower" else -1
-        best = min(values, key=lambda one: sign * values[one])
-        if list(values).index(best) == len(values) - 1 - _PATIENCE:
-            word = "lowest" if sign > 0 else "highest"
-            title = measure_title(name).lower()
-            return f"Epoch {best} has the {word} {title} so far; the {_PATIENCE} epochs after it were not better."
-    return ""
+        values = {one: value for one, value in _series(measured, name).items() if 0 < one <= epoch}
+        if epoch in values:
+            sign = 1 if measure_info(name).better == "lower" else -1
+            best = min(values, key=lambda one: sign * values[one])
+            return BestSoFar(best, name, len(values) - 1 - list(values).index(best))
+    return None
 
 
 # --- what to change ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import DataError, MemoryFullError
 from lib_lora_train.core.events import Event, ImageLosses, Measured, Noted
 from lib_lora_train.core.measures import STEADY_LOSS, VALIDATION_LOSS
-from lib_lora_train.evaluation.advisor import hint_after
+from lib_lora_train.evaluation.advisor import best_so_far, hint_after
 from lib_lora_train.evaluation.fixed_loss import FixedLoss, mean_loss, steady_epochs, steady_loss, validation_loss
 from lib_lora_train.evaluation.prompt_effect import PromptEffect, TriggerPrompt
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -70,8 +70,16 @@ def measure_epoch(run: RunContext, measures: RunMeasures, epoch: int) -> Iterato
         if isinstance(event, Measured):
             run.history.measured.setdefault(epoch, {}).update(event.values)
         yield event
-    if epoch < run.plan.epochs and (hint := hint_after(run.history.measured, epoch)):
+    hint = hint_after(run.history.measured, epoch)
+    if hint and epoch < run.plan.epochs and not early_stop_reason(run, epoch):
         yield Noted("hint", "", hint)
+
+
+def early_stop_reason(run: RunContext, epoch: int) -> str:
+    """Why the training ends after this epoch, as a sentence; "" if it goes on."""
+    patience = run.config.early_stopping_epochs
+    best = best_so_far(run.history.measured, epoch) if patience and epoch < run.plan.epochs else None
+    return f"{best.sentence}. The training ends here." if best and best.epochs_since >= patience else ""
 
 
 def _due(run: RunContext, measures: RunMeasures, epoch: int) -> RunMeasures:

@@ -40,7 +40,7 @@ from lib_lora_train.runs.checkpoints import (
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.image_losses import measure_images_at_end
-from lib_lora_train.runs.measures import Measure, RunMeasures, measure_epoch, prepare_measures
+from lib_lora_train.runs.measures import Measure, RunMeasures, early_stop_reason, measure_epoch, prepare_measures
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.resuming import continue_from, refuse_other_run, report_resume
@@ -255,6 +255,11 @@ def _train_and_save(run: RunContext, training: Training, measures: RunMeasures) 
                 if not run.is_due(event.epoch, run.config.sample_every_n_epochs):
                     yield from _sample_due_step(run, training)
                 yield from measure_epoch(run, measures, event.epoch)
+                if reason := early_stop_reason(run, event.epoch):
+                    yield Noted("hint", "early_stopping_epochs", reason)
+                    if event.epoch not in run.history.epoch_files():
+                        yield from save_epoch_lora(run, event.epoch, event.step)
+                    break
             elif isinstance(event, Progress):
                 yield from _save_due_step(run, training)
                 yield from save_recent_state(run, training)

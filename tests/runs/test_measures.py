@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.events import Event, ImageLosses, Measured, PhaseStarted
+from lib_lora_train.core.events import EpochDone, Event, ImageLosses, LoraWritten, Measured, Noted, PhaseStarted
 from lib_lora_train.core.measures import (
     BLEED,
     DRIFT,
@@ -19,6 +19,7 @@ from lib_lora_train.core.measures import (
     OBEDIENCE,
     STEADY_LOSS,
     TRIGGER_BLEED,
+    VALIDATION_LOSS,
     measure_title,
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
@@ -100,3 +101,47 @@ def test_a_stop_while_measuring_prompts_takes_effect_at_once(small_run: RunSetup
 def test_every_measure_has_a_title_and_a_sentence() -> None:
     assert all(info.title and info.help.endswith(".") for info in MEASURES.values())
     assert measure_title(BLEED) == "Bleed" and measure_title("concept_share") == "Concept share"
+
+
+# --- ending early -------------------------------------------------------------------------------------
+
+
+def _run_with_losses(small_run: RunSetup, losses: list[float], **values: Any) -> list[Event]:
+    """A run whose validation losses are these, one for each epoch."""
+    epochs = iter([0.0, *losses])  # first without LoRA
+    config = small_run.config.replace(epochs=len(losses), **values)
+    measured = run_training(
+        config,
+        small_run.host,
+        folder=small_run.folder,
+        control=Control(),
+        measure=lambda _model, _adapter: {VALIDATION_LOSS: next(epochs)},
+    )
+    return list(measured)
+
+
+def test_a_run_ends_early_after_epochs_without_a_gain(small_run: RunSetup) -> None:
+    """The last epoch has its file although only every fourth is saved, and the run is finished, not stopped."""
+    losses = [0.3, 0.2, 0.21, 0.22, 0.1]
+    values = {"early_stopping_epochs": 2, "save_every_n_epochs": 4, **NO_SAMPLES, "make_grid": False}
+    events = _run_with_losses(small_run, losses, **values)
+    assert [event.epoch for event in only(events, EpochDone)] == [1, 2, 3, 4]
+    assert (
+        "Epoch 2 has the lowest validation loss so far; the 2 epochs after it were not better. The training ends here."
+    ) in [event.message for event in only(events, Noted)]
+    assert [event.epoch for event in only(events, LoraWritten)] == [4]
+    assert ending(events) == "finished"
+
+
+def test_an_unsaved_epoch_that_ends_a_run_early_is_saved(small_run: RunSetup) -> None:
+    values = {"early_stopping_epochs": 1, "save_every_n_epochs": 4, **NO_SAMPLES, "make_grid": False}
+    events = _run_with_losses(small_run, [0.2, 0.3, 0.1, 0.1], **values)
+    assert [event.epoch for event in only(events, LoraWritten)] == [2]
+    assert "the epoch after it was not better" in str(only(events, Noted))
+
+
+def test_a_run_that_gains_in_time_trains_all_epochs(small_run: RunSetup) -> None:
+    values = {"early_stopping_epochs": 2, **NO_SAMPLES, "make_grid": False}
+    events = _run_with_losses(small_run, [0.3, 0.31, 0.2, 0.21, 0.22], **values)
+    assert [event.epoch for event in only(events, EpochDone)] == [1, 2, 3, 4, 5]
+    assert "The training ends here" not in str(only(events, Noted))

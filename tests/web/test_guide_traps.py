@@ -150,6 +150,25 @@ def test_too_few_and_identical_images_are_named() -> None:
 # --- prompts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("values", "images", "is_hinted"),
+    [
+        ({}, 50, True),
+        ({}, 49, False),
+        ({"validation_share": 0.1}, 50, False),
+        ({"resolution": 128}, 50, False),
+    ],
+)
+def test_fifty_images_are_enough_to_set_some_aside(values: dict[str, Any], images: int, is_hinted: bool) -> None:
+    problems = _plan(GOOD.replace(**values), images=images).warnings
+    assert any("are enough to set a tenth aside" in problem.message for problem in problems) == is_hinted
+
+
+def test_regularisation_images_do_not_count_as_images_to_set_aside() -> None:
+    concepts = (*GOOD.concepts, Concept("/set/1_cat", is_regularisation=True))
+    assert "validation_share" not in _found(GOOD.replace(concepts=concepts), images=30)
+
+
 def test_empty_sample_prompts_are_made_from_trigger_class_word_and_captions_in_one_click() -> None:
     config = GOOD.replace(concepts=(Concept("/set/10_zok", trigger="zok", class_word="cat"),))
     fix = _fix_at(config, "sample_prompts")

@@ -80,6 +80,15 @@ class SampleSettings:
         "image; up to 24 training images take that once.",
         group="samples",
     )
+    early_stopping_epochs: int = param(
+        0,
+        "End the training once this many measured epochs in a row were not better than the best one: by the validation "
+        "loss (validation_share) or, without it, by likeness (measure_likeness). The run ends like any other, with its "
+        "grid and advice. 0: train all epochs.",
+        group="samples",
+        low=0,
+        high=1000,
+    )
     test_strengths: bool = param(
         True,
         "After training, find the best epoch and its strength: the samples of all epochs are compared with the "

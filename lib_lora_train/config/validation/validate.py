@@ -172,6 +172,13 @@ def unusable_name(name: str) -> str:
     return ""
 
 
+def _early_stopping(config: TrainConfig) -> Iterator[Problem]:
+    is_measured = config.validation_share or (config.measure_likeness and config.sample_every_n_epochs)
+    if config.early_stopping_epochs and not is_measured:
+        text = "has no effect: it needs the validation loss (validation_share) or measure_likeness with samples."
+        yield Problem("warning", "early_stopping_epochs", text, (("measure_likeness", True),))
+
+
 def _samples(config: TrainConfig) -> Iterator[Problem]:
     prompts = prompt_lines(config.sample_prompts)
     if writes_own_prompts(config):
@@ -205,4 +212,5 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     validate_network,
     _output,
     _samples,
+    _early_stopping,
 )
