@@ -1,19 +1,19 @@
 """How much longer a run takes with everything that it measures after every epoch.
 
-    python benchmarks/measures_cost.py [--rounds 3]
+    python benchmarks/measures_cost.py [--epochs 6]
 
-Each round trains the demo's images with its samples alone (A) and with all measures of an epoch too (B), in the order
-A B B A, in one process. The processor's time counts, not the clock's, so that other programs matter less; only the
-ratio counts. The strength test comes once, after the training, and is timed apart.
+Trains the demo's images once, with samples after every epoch and all measures on, and counts the processor's seconds
+inside and outside of the measuring. Both are of one run, so that other programs disturb them alike; only the ratio
+counts. Results are in `measures_cost.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +21,63 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import families
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.events import PhaseEnded
+from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs import trainer
 from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.trainer import run_training
 
-_OFF = {"measure_steady_loss": False, "measure_prompts": False, "measure_likeness": False, "test_strengths": False}
-_ON = {"measure_steady_loss": True, "measure_prompts": True, "measure_likeness": True, "test_strengths": False}
-_EPOCHS = 3
+_MEASURED: dict[str, Any] = {
+    "measure_steady_loss": True,
+    "measure_prompts": True,
+    "measure_likeness": True,
+    "test_strengths": False,  # once, after the training
+}
 
 
-def measure(host: StandaloneHost, values: dict[str, Any]) -> tuple[float, float]:
-    """The processor's seconds of a run, and the clock's seconds of its strength test."""
-    base = families.run_config(families.RUNS["LoRA"])
-    with tempfile.TemporaryDirectory() as place:
-        folder, tested = RunFolder(Path(place) / "run"), 0.0
-        folder.root.mkdir()
-        host.lora_dir = Path(place) / "lora"
-        config = base.replace(epochs=_EPOCHS, sample_every_n_epochs=1, sample_steps=20, cache_to_disk=False, **values)
-        began = time.process_time()
-        for event in run_training(config, host, folder=folder, control=Control()):
-            if isinstance(event, PhaseEnded) and event.phase == "strengths":
-                tested = event.seconds
-        return time.process_time() - began, tested
+class Stopwatch:
+    """Counts the processor's seconds inside of a function that yields events, whoever calls it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def around(self, function: Any) -> Any:
+        """The same function, counted."""
+
+        def counted(*arguments: Any) -> Iterator[Event]:
+            events, seconds = function(*arguments), 0.0
+            while True:
+                began = time.process_time()
+                event = next(events, None)
+                seconds += time.process_time() - began
+                if event is None:
+                    self.seconds.append(seconds)
+                    return
+                yield event
+
+        return counted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     options = parser.parse_args()
+    stopwatch = Stopwatch()
+    trainer.measure_epoch = stopwatch.around(trainer.measure_epoch)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as place:
-        host = StandaloneHost(None, None, Path(place), "cpu")
-        measure(host, _OFF)  # imports, and the checkpoint is read
-        plain: list[float] = []
-        full: list[float] = []
-        for number in range(options.rounds):
-            for values, times in ((_OFF, plain), (_ON, full), (_ON, full), (_OFF, plain)):
-                times.append(measure(host, values)[0])
-            ratio = statistics.median(full) / statistics.median(plain)
-            print(
-                f"round {number + 1}: {ratio:.3f} × ({_list(plain)} s alone, {_list(full)} s with measures)", flush=True
-            )
-        seconds, tested = measure(host, {**_OFF, "test_strengths": True})
-        print(
-            f"strength test: {tested:.1f} s after a run of {statistics.median(plain):.1f} s, {seconds:.1f} s together"
+        host = StandaloneHost(None, None, Path(place) / "lora", "cpu")
+        config = families.run_config(families.RUNS["LoRA"]).replace(
+            epochs=options.epochs, sample_every_n_epochs=1, sample_steps=20, cache_to_disk=False, **_MEASURED
         )
-
-
-def _list(values: list[float]) -> str:
-    return " ".join(f"{value:.1f}" for value in values)
+        folder = RunFolder(Path(place) / "run")
+        folder.root.mkdir()
+        host.load_model(config)
+        began = time.process_time()
+        for _ in trainer.run_training(config, host, folder=folder, control=Control()):
+            pass
+        total = time.process_time() - began
+    measuring = sum(stopwatch.seconds)
+    print(f"{total:.0f} s, of these {measuring:.1f} s measuring: {total / (total - measuring):.3f} × the run without")
+    print("without LoRA and after each epoch:", " ".join(f"{seconds:.1f}" for seconds in stopwatch.seconds), "s")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib_lora_train.config.card_presets import CARD_PRESETS
 from lib_lora_train.config.settings.optimizer import OPTIMIZERS
 from lib_lora_train.core.errors import LoraTrainError
 
@@ -232,7 +233,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "SDXL",
-        "For SDXL checkpoints: their resolution, only the UNet, and memory for a 12 GiB card.",
+        "For SDXL checkpoints: their resolution, only the UNet, and memory for a card with 12 GB.",
         {
             "resolution": 1024,
             "min_bucket": 512,
@@ -267,6 +268,7 @@ PRESETS: tuple[Preset, ...] = (
         "overtrain sooner.",
         {**_PRODIGY, "optimizer_args": _FAST_PRODIGY_ARGS},
     ),
+    *(Preset(preset.name, preset.when, preset.values) for preset in CARD_PRESETS),
     *FAMILY_PRESETS,
 )
 

@@ -3,17 +3,16 @@
 Every trial shares the prompts and seeds of the run's samples, so that two trials are compared image by image. Its score
 is what the concept gains less what everything else loses:
 
-    score = mean likeness, each at most 1 - mean harm to the control images
+    score = mean likeness - mean change of the control images, each at most 1
 
-Harm is their change in units of two thirds of the difference of images of different prompts: by then an image shows
-something else.
+Where two trials score alike, the strength nearer to 1 is better: prompts and other LoRAs are used to it. A whole unit
+of strength has to be worth a tenth.
 
 All epochs are tried at strength 1 first, from the samples that exist. Then the best trial so far is held against its
 neighbours, the next weaker and stronger one and the epochs beside it at its strength, until none of them is better.
 
 When it is wrong: it sees only what the sample prompts ask for. Likeness and change are means over a few images;
-differences smaller than their standard error are called equal, and of equals the strength nearest to 1 and then the
-earlier epoch is named. Does not import PyTorch.
+differences smaller than their standard error are called equal. Does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _T = TypeVar("_T")
 STRENGTHS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 """The strengths that are tried."""
 
-_LOST = 2 / 3  # the change of a control image that shows something else
+_DISTANCE_WEIGHT = 0.1  # what a unit of strength away from 1 has to gain
 
 MAX_TRIALS = 8
 """How many trials are made beside those at strength 1."""
@@ -72,13 +71,13 @@ def gains(trial: Trial) -> list[float]:
 
 
 def harms(trial: Trial) -> list[float]:
-    """What each control image takes from the score, at most 1, by which it is lost."""
-    return [min(change / _LOST, 1.0) for change in trial.change]
+    """What each control image takes from the score, at most 1, by which it is another image."""
+    return [min(change, 1.0) for change in trial.change]
 
 
 def best_trial(trials: Iterable[Trial]) -> Trial:
-    """The trial with the highest score; of equal ones that nearest to strength 1, then the earliest epoch."""
-    return max(trials, key=lambda trial: (score(trial), -abs(trial.strength - 1), -trial.epoch))
+    """The trial with the highest score less what its strength should gain; of equal ones that of the earliest epoch."""
+    return max(trials, key=lambda trial: (score(trial) - _DISTANCE_WEIGHT * abs(trial.strength - 1), -trial.epoch))
 
 
 def next_place(trials: Sequence[Trial], epochs: Sequence[int]) -> TrialPlace | None:

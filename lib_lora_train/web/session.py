@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.config.card_presets import MY_CARD
+from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import has_errors, validate
 from lib_lora_train.core.errors import HostError, LoraTrainError, Problem
@@ -50,6 +52,7 @@ from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.lora_use import LoraUse
+from lib_lora_train.web.my_card import my_card_preset
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
@@ -106,6 +109,12 @@ class Session(FormSession):
             **TaggingSession(runner.host, self.captions).actions(),
             **CheckpointPicker(runner.host, self._draft_config, self.changes.stage).actions(),
         }
+
+    def apply_preset(self, form: Form, name: str) -> tuple[dict[str, Any], Preset]:
+        """As in the form's session; “My card” stands for the preset that fits the card and the checkpoint."""
+        if name == MY_CARD:
+            name = my_card_preset(self.runner.host.run_target(read_form(form)[0]))
+        return super().apply_preset(form, name)
 
     # --- actions of the page -------------------------------------------------------------------
     def run_action(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:

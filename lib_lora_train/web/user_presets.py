@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.config.card_presets import MY_CARD
 from lib_lora_train.config.parameters import parameters_of, parse_value, read_values
 from lib_lora_train.config.presets import PRESETS, Preset, find_preset
 from lib_lora_train.config.train_config import TrainConfig
@@ -29,9 +30,9 @@ class PresetStore:
         self._folder = folder
 
     def names(self) -> tuple[str, ...]:
-        """The built-in presets, then those of the user in alphabetical order."""
+        """The built-in presets, the one for the card at hand, then those of the user in alphabetical order."""
         own = sorted((file.stem for file in self._folder.glob("*.json") if file.is_file()), key=str.casefold)
-        return (*(preset.name for preset in PRESETS), *own)
+        return (*(preset.name for preset in PRESETS), MY_CARD, *own)
 
     def find(self, name: str) -> Preset:
         """The preset of that name, without what its file has beside usable settings.
@@ -57,7 +58,7 @@ class PresetStore:
         name = name.strip()
         if not _NAME.fullmatch(name):
             raise LoraTrainError("Invalid preset name. Use up to 60 letters, digits, spaces, or . + -")
-        if name.casefold() in {preset.name.casefold() for preset in PRESETS}:
+        if name.casefold() in {MY_CARD.casefold(), *(preset.name.casefold() for preset in PRESETS)}:
             raise LoraTrainError(f"{name} is a built-in preset. Choose another name.")
         raw = {key: value for key, value in form_values(form).items() if key in _preset_keys()}
         values, problems = read_values(TrainConfig, raw)

@@ -27,7 +27,7 @@ def _search(worth: Callable[[TrialPlace], float], epochs: list[int]) -> list[Tri
 
 
 def test_the_score_is_what_the_concept_gains_less_what_control_images_lose() -> None:
-    assert score(Trial(1, 1.0, (0.2, 0.6), (0.1, 0.3))) == pytest.approx(0.4 - 1.5 * 0.2)
+    assert score(Trial(1, 1.0, (0.2, 0.6), (0.1, 0.3))) == pytest.approx(0.4 - 0.2)
     assert score(Trial(1, 1.0, (0.2, 0.6))) == pytest.approx(0.4)  # without control prompts
 
 
@@ -36,7 +36,14 @@ def test_a_copy_of_one_image_does_not_make_up_for_another_sample_without_the_con
 
 
 def test_a_control_image_cannot_be_lost_more_than_once() -> None:
-    assert score(Trial(1, 1.0, (0.9,), (2 / 3, 0.2))) == score(Trial(1, 1.0, (0.9,), (3.0, 0.2))) == pytest.approx(0.25)
+    assert score(Trial(1, 1.0, (0.9,), (1.0, 0.2))) == score(Trial(1, 1.0, (0.9,), (3.0, 0.2))) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("gain", "named"), [(0.04, 1.0), (0.06, 1.5)])
+def test_another_strength_than_1_has_to_gain_a_tenth_per_unit(gain: float, named: float) -> None:
+    trials = [Trial(1, 1.0, (0.5,)), Trial(1, 1.5, (0.5 + gain,))]
+    assert best_trial(trials).strength == named
+    assert best_trial(trials[::-1]).strength == named
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 5])

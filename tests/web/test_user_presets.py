@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.config.card_presets import MY_CARD
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import PRESETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.hosts.host import Gpu, RunTarget
 from lib_lora_train.ui.sources import render_preset
 from lib_lora_train.web.form import fill_form, load_draft, read_form, with_values
 from lib_lora_train.web.user_presets import PresetStore
+from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.ui import open_small_session, small_config
 
 
@@ -139,3 +142,41 @@ def test_a_preset_and_a_form_that_a_text_editor_has_saved_are_read(tmp_path: Pat
     (tmp_path / "draft.json").write_text('{"rank": 7}', encoding="utf-8-sig")
     draft = load_draft(tmp_path)
     assert draft.form and draft.form["rank"] == 7 and not draft.left_out
+
+
+# --- the preset for the card at hand ------------------------------------------------------------------
+
+
+def _apply_my_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, memory: int | None, checkpoint: Path | None
+) -> tuple[Any, Any]:
+    session, _ = open_small_session(tmp_path)
+    gpu = None if memory is None else Gpu("RTX", memory, memory)
+    target = RunTarget(checkpoint, False, 2, "RTX", gpu)
+    monkeypatch.setattr(session.runner.host, "run_target", lambda _config: target)
+    return session.apply_preset(fill_form(small_config(tmp_path)), MY_CARD)
+
+
+def test_my_card_applies_the_preset_for_the_card_and_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "xl.safetensors", "sdxl")
+    form, preset = _apply_my_card(tmp_path, monkeypatch, memory=12 * 2**30, checkpoint=checkpoint)
+    assert preset.name == "SDXL on 12 GB"
+    assert {name: getattr(read_form(form)[0], name) for name in preset.values} == preset.values
+
+
+@pytest.mark.parametrize(
+    ("memory", "has_checkpoint", "message"),
+    [
+        (None, True, "No graphics card was found"),
+        (12 * 2**30, False, "depends on the checkpoint. Choose one first"),
+        (4 * 2**30, True, "SDXL needs a card with 8 GB; the RTX has 4.0 GB"),
+    ],
+)
+def test_my_card_says_why_no_preset_fits(
+    memory: int | None, has_checkpoint: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "xl.safetensors", "sdxl") if has_checkpoint else None
+    with pytest.raises(LoraTrainError, match=message):
+        _apply_my_card(tmp_path, monkeypatch, memory=memory, checkpoint=checkpoint)
