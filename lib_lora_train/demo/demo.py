@@ -24,7 +24,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
-from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Measured, PhaseEnded
+from lib_lora_train.core.events import Advised, Event, GridDrawn, LoraWritten, Measured, PhaseEnded, StrengthTested
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
@@ -226,6 +226,8 @@ class Report:
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     grid: str = ""
+    trials: list[StrengthTested] = field(default_factory=list)
+    advice: Advised | None = None
 
     def record(self, event: Event) -> None:
         """Add one event."""
@@ -237,6 +239,10 @@ class Report:
             self.files.append(event.path)
         elif isinstance(event, GridDrawn):
             self.grid = event.path
+        elif isinstance(event, StrengthTested):
+            self.trials.append(event)
+        elif isinstance(event, Advised):
+            self.advice = event
 
     def failures(self) -> list[str]:
         """The gate's criteria that the last epoch does not meet."""
@@ -256,6 +262,8 @@ class Report:
             "wall_seconds": round(time.monotonic() - self.began, 2),
             "lora_files": self.files,
             "grid": self.grid,
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+            "advice": dataclasses.asdict(self.advice) if self.advice else None,
             "images": image_values(images) if images else [],
             "machine": {
                 "python": platform.python_version(),

@@ -16,11 +16,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StepDone
+from lib_lora_train.core.events import (
+    Advised,
+    EpochDone,
+    Event,
+    Measured,
+    Noted,
+    Planned,
+    Resumed,
+    StepDone,
+    StrengthTested,
+)
 from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.runs.folder import RunFolder
 
@@ -151,6 +162,11 @@ class TensorBoardLogger:
             self._write({"loss/epoch_average": event.mean_loss}, event.epoch)
         elif isinstance(event, Measured):
             self._write({_measured_tag(name): value for name, value in event.values.items()}, event.epoch)
+        elif isinstance(event, StrengthTested):
+            self._write(_trial_values(event), event.epoch)
+        elif isinstance(event, Advised):
+            text = "\n\n".join([event.sentence, *event.reasons, *event.remedies])
+            self._with_writer(lambda writer: writer.add_text("advice", text, event.epoch))
 
     def close(self) -> None:
         """Write everything to disk."""
@@ -158,16 +174,31 @@ class TensorBoardLogger:
             self._writer.close()
 
     def _write(self, values: Mapping[str, float], step: int) -> None:
+        def add(writer: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._with_writer(add)
+
+    def _with_writer(self, write: Callable[[Any], None]) -> None:
+        """Write with the log file's writer, which is opened first if necessary."""
         with contextlib.suppress(OSError):  # a full disk must not end the run
             if self._writer is None:
                 self._writer = self._open_writer(str(self._folder), purge_step=self._purge)
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            write(self._writer)
 
 
 def _measured_tag(name: str) -> str:
     """The tag for a measured value; kohya's if there is one."""
     return "loss/validation/epoch_average" if name == VALIDATION_LOSS else f"measured/{name}"
+
+
+def _trial_values(trial: StrengthTested) -> dict[str, float]:
+    """The means of a trial, by tags that begin with its strength."""
+    values = {"likeness": fmean(trial.likeness), "roughness": trial.roughness}
+    if trial.change:
+        values["change"] = fmean(trial.change)
+    return {f"strength {trial.strength:g}/{name}": value for name, value in values.items()}
 
 
 def _norm_values(event: StepDone) -> dict[str, float]:

@@ -12,9 +12,10 @@ import pytest
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
-from lib_lora_train.core.events import EpochDone, Event, Measured
+from lib_lora_train.core.events import Advised, EpochDone, Event, Measured, StrengthTested
 from lib_lora_train.demo import demo
-from lib_lora_train.demo.demo import demo_config, run_demo
+from lib_lora_train.demo.demo import Report, demo_config, run_demo
+from lib_lora_train.runs.folder import new_run_folder
 from tests.stand_ins.run_parts import NOT_MEASURED
 
 
@@ -70,3 +71,15 @@ def test_stopped_demo_is_not_checked(quick: TrainConfig, tmp_path: Path) -> None
     assert measured == 1
     (path,) = tmp_path.glob("outputs/*/report.json")
     assert json.loads(path.read_text(encoding="utf-8"))["passed"] is None
+
+
+def test_the_report_has_the_trials_and_the_advice(tmp_path: Path) -> None:
+    report = Report(demo_config())
+    report.record(StrengthTested(1, 1.25, (0.5,), (0.25,), 1.0))
+    report.record(Advised(1, 1.25, False, ("It is the most like.",)))
+    folder = new_run_folder(tmp_path, "demo")
+    folder.root.mkdir(parents=True, exist_ok=True)
+    report.write(folder, None)
+    written = json.loads(folder.report.read_text(encoding="utf-8"))
+    assert [(trial["strength"], trial["likeness"]) for trial in written["trials"]] == [(1.25, [0.5])]
+    assert written["advice"]["epoch"] == 1 and written["advice"]["reasons"] == ["It is the most like."]

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import EpochDone, Event, Measured, Noted, Planned, Resumed, StateChanged, StepDone
+from lib_lora_train.core.events import (
+    Advised,
+    EpochDone,
+    Event,
+    Measured,
+    Noted,
+    Planned,
+    Resumed,
+    StateChanged,
+    StepDone,
+    StrengthTested,
+)
 from lib_lora_train.runs.folder import new_run_folder
 from lib_lora_train.runs.tensorboard import TensorBoardServer, log_to_tensorboard, start_tensorboard, tensorboard_folder
 
@@ -64,6 +75,29 @@ def test_validation_loss_has_kohyas_tag(tmp_path: Path) -> None:
     )
     found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
     assert found == {"loss/validation/epoch_average": [(0, 0.5), (1, 0.25)], "measured/drift": [(1, 1.0)]}
+
+
+def test_trials_and_the_advice_are_logged(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = new_run_folder(tmp_path, "zok")
+    events: list[Event] = [
+        StrengthTested(1, 1.0, (0.25, 0.75), (), 1.0),
+        StrengthTested(2, 1.25, (0.5, 0.75), (0.25, 0.75), 1.5),
+        Advised(2, 1.25, True, ("It is the most like.",), ("Train longer.",)),
+    ]
+    list(log_to_tensorboard(iter(events), folder, "AdamW"))
+    logs = tensorboard_folder(tmp_path) / folder.root.name
+    assert scalars(logs) == {
+        "strength 1/likeness": [(1, 0.5)],
+        "strength 1/roughness": [(1, 1.0)],
+        "strength 1.25/likeness": [(2, 0.625)],
+        "strength 1.25/change": [(2, 0.5)],
+        "strength 1.25/roughness": [(2, 1.5)],
+    }
+    reader = accumulator.EventAccumulator(str(logs))
+    reader.Reload()
+    (text,) = [event.tensor_proto.string_val[0].decode() for event in reader.Tensors("advice/text_summary")]
+    assert text == "Use epoch 2 at strength 1.25.\n\nIt is the most like.\n\nTrain longer."
 
 
 def test_adaptive_optimisers_log_d_times_lr(tmp_path: Path) -> None:
