@@ -27,7 +27,7 @@ from lib_lora_train.dataset.images import CONVERT_ADVICE, CONVERTIBLE_EXTENSIONS
 
 _MAX_REPEATS = 10_000  # as for the setting
 _SUSPICIOUS_REPEATS = 1000
-_ADVICE = "Move the images up, rename such folders to N_words, such as 10_cat, or add each as a concept."
+UNREAD_ADVICE = "Move the images up, rename such folders to N_words, such as 10_cat, or add each as a concept."
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,11 @@ def _report_unread(
         yield warn(root.folder, text)
     if named and concept.repeats is not None:
         yield warn(root.folder, f"repeats {concept.repeats} is not used: the names of the sub-folders set them.")
-    used = {root.folder, *(sub.folder for sub in named)}
-    unread = [sub for sub in below if sub.images and sub.folder not in used and not _is_originals(sub, root)]
+    unread = unread_folders(root, named, below)
     if unread:
         total = sum(len(sub.images) for sub in unread)
         names = join_names([sub.folder.relative_to(root.folder).as_posix() for sub in unread])
-        yield warn(root.folder, f"sub-folders not read: {names} ({count(total, 'image')}). {_ADVICE}")
+        yield warn(root.folder, f"sub-folders not read: {names} ({count(total, 'image')}). {UNREAD_ADVICE}")
     for sub in below:
         if sub.failure:
             yield warn(sub.folder, f"cannot be read: {sub.failure}. {_PERMISSION_ADVICE}")
@@ -158,6 +157,14 @@ def _report_unread(
     for number in (parse_kohya_name(sub.folder.name) for sub in named):
         if number and number[0] >= _SUSPICIOUS_REPEATS:
             yield warn(root.folder, f"uses images {count(number[0], 'time')} per epoch, by the name {number[0]}_….")
+
+
+def unread_folders(
+    root: FolderContents, named: Sequence[FolderContents], below: Iterable[FolderContents]
+) -> list[FolderContents]:
+    """Those of the folders `below` one that have images which are not read, as only the `named` ones are."""
+    used = {root.folder, *(sub.folder for sub in named)}
+    return [sub for sub in below if sub.images and sub.folder not in used and not _is_originals(sub, root)]
 
 
 def _is_originals(sub: FolderContents, root: FolderContents) -> bool:
@@ -218,4 +225,4 @@ def _images_in_plain_folders(root: Path, found: Sequence[FolderContents]) -> str
         )
     if len(found) == 1:
         return f"{root} contains no images, but {found[0].folder} does. Enter that folder instead."
-    return f"{root} contains no images, but these sub-folders do: {names}. {_ADVICE}"
+    return f"{root} contains no images, but these sub-folders do: {names}. {UNREAD_ADVICE}"

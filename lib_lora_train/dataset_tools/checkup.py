@@ -18,7 +18,7 @@ from PIL import Image
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import DataError, Level
 from lib_lora_train.core.image_sizes import MAX_SHARP_ENLARGEMENT
-from lib_lora_train.core.wording import without_name
+from lib_lora_train.core.wording import count, without_name
 from lib_lora_train.dataset.caption_encoding import Reading, decode_caption, list_readings, shorten
 from lib_lora_train.dataset.captions import (
     find_caption_file,
@@ -26,8 +26,8 @@ from lib_lora_train.dataset.captions import (
     list_caption_extensions,
     strip_caption,
 )
-from lib_lora_train.dataset.data_folders import scan_concept_folders
-from lib_lora_train.dataset.folder_contents import FolderContents, scan_data_folders
+from lib_lora_train.dataset.data_folders import UNREAD_ADVICE, scan_concept_folders, unread_folders
+from lib_lora_train.dataset.folder_contents import FolderContents, scan_below, scan_data_folders
 from lib_lora_train.dataset.folder_names import name_without_date, natural_sort_key
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS, SUPPORTED_FORMATS_ADVICE, read_bytes
 from lib_lora_train.dataset.unread_files import can_be_read_if_renamed, read_image_kind
@@ -37,6 +37,7 @@ from lib_lora_train.dataset_tools.perceptual_hash import group_similar
 Kind = Literal[
     "nothing to train on",
     "date as repeats",
+    "folder not read",
     "broken",
     "unsupported format",
     "tiny",
@@ -121,12 +122,14 @@ def check_dataset(
     resolution: int = 512,
     caption_extension: str = ".txt",
     cache: ImageFactsCache | None = None,
+    others: Collection[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> CheckReport:
     """The findings about all images and captions in a data folder and its `N_words` sub-folders.
 
-    Images in `cache` are not decoded again. `on_progress` is called with (done, total) images; once `is_stopped`
+    Images in `cache` are not decoded again. `others` are the resolved folders of all concepts, which are not named as
+    unread. `on_progress` is called with (done, total) images; once `is_stopped`
     returns True, the remaining images are skipped. DataError if the folder cannot be read.
     """
     contents = scan_data_folders(folder)
@@ -135,9 +138,11 @@ def check_dataset(
         key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()),
     )
     images: list[ImageFacts] = []
-    others = [path for found in contents for path in found.other_files]
-    findings = [_report_unsupported(path, kind) for path in others if (kind := _unread_kind(path))]
+    files = [path for found in contents for path in found.other_files]
+    findings = [_report_unsupported(path, kind) for path in files if (kind := _unread_kind(path))]
     findings += [_report_date(found.folder) for found in contents[1:] if name_without_date(found.folder.name)]
+    if paths:  # without any, the finding about that names the nearest folder with images
+        findings += map(_report_unread, unread_folders(contents[0], contents[1:], scan_below(contents[0], others)))
     done = 0
     with contextlib.closing(_inspect_all(paths, cache or ImageFactsCache())) as results:
         for done, (path, result) in enumerate(results, start=1):
@@ -193,6 +198,11 @@ def _report_unsupported(path: Path, kind: str) -> Finding:
     advice = "Convert saves it as PNG, of several frames the first." if can_open else SUPPORTED_FORMATS_ADVICE
     text = f"is a {kind} file, which training does not read. {advice}"
     return Finding("unsupported format", "warning", path, text, "convert" if can_open else "")
+
+
+def _report_unread(contents: FolderContents) -> Finding:
+    text = f"is not read, with {count(len(contents.images), 'image')}. {UNREAD_ADVICE}"
+    return Finding("folder not read", "warning", contents.folder, text)
 
 
 def _report_date(folder: Path) -> Finding:

@@ -16,6 +16,7 @@ from lib_lora_train.core.errors import LEVELS, DataError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import shorten
+from lib_lora_train.dataset.data_folders import resolve_folders
 from lib_lora_train.dataset.images import IMAGE_EXTENSIONS
 from lib_lora_train.dataset_tools.checkup import (
     CheckReport,
@@ -206,6 +207,7 @@ class CheckupSession:
         total = sum(count_images(user_path(concept.folder)) for concept in concepts)
         self.task.start_phase("images checked", total)
         reports: list[tuple[Concept, CheckReport]] = []
+        others = resolve_folders(config.concepts)
         done = 0
         for concept in concepts:
             if self.task.is_stopped():
@@ -215,6 +217,7 @@ class CheckupSession:
                 resolution=config.resolution,
                 caption_extension=config.caption_extension,
                 cache=self._cache,
+                others=others,
                 on_progress=self._progress_from(done),
                 is_stopped=self.task.is_stopped,
             )

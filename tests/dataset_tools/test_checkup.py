@@ -118,7 +118,21 @@ def test_every_problem_is_found_and_nothing_else(folder: Path) -> None:
 def test_kohya_sub_folders_are_checked_too(folder: Path) -> None:
     put(folder, "10_cat/a.png", scene(1), None)
     put(folder, "other/b.png", scene(2), None)
-    assert found(check_dataset(folder)) == {"no caption": ["a.png"]}
+    assert found(check_dataset(folder)) == {"no caption": ["a.png"], "folder not read": ["other"]}
+
+
+def test_sub_folders_that_are_not_read_are_named_as_in_the_plan(folder: Path) -> None:
+    """Not those that are concepts themselves, nor originals that a repair has kept."""
+    put(folder, "a.png", scene(1), "a cat")
+    put(folder, "face/b.png", scene(2), "a face")
+    put(folder, "face/deep/c.png", scene(3), "a face")
+    (folder / "notes").mkdir()
+    (finding, deep) = of_kind(check_dataset(folder), "folder not read")
+    assert (finding.path, deep.path) == (folder / "face", folder / "face" / "deep")
+    assert finding.message.startswith("is not read, with 1 image. Move the images up, rename") and not finding.repair
+    assert not of_kind(check_dataset(folder, others={(folder / "face").resolve()}), "folder not read")
+    planned = scan_dataset([Concept(str(folder))], ".txt").problems
+    assert any("sub-folders not read: face, face/deep (2 images)" in problem.message for problem in planned)
 
 
 def test_the_limit_for_tiny_images_follows_the_resolution(folder: Path) -> None:
