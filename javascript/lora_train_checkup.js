@@ -86,7 +86,7 @@
             ...(one.upscalers || []).map((each) => make("option", {}, each)));
         const enlarge = make("button", { type: "button", className: "lt-small lt-d-upscale", title: "Upscales them to the training resolution. The originals, captions and masks are kept. Upscalers invent detail: check the results." }, `Upscale (${one.count})`);
         enlarge.onclick = () => run(container, "upscale", { report: one.report, upscaler: name.value });
-        const upscale = one.upscalers && one.upscalers.length ? make("div", { className: "lt-tool lt-d-tools" }, name, enlarge) : null;
+        const upscale = one.upscalers && one.upscalers.length ? make("div", { className: "lt-tool lt-d-tools" }, name, enlarge, make("span", { className: "lt-faint" }, one.upscaler_note || "")) : null;
         const lines = one.findings.map(lineOf);
         const more = one.count > one.findings.length ? make("p", { className: "lt-faint" }, `and ${one.count - one.findings.length} more`) : null;
         const box = make("details", { className: `lt-d-kind lt-${one.level}`, open: open.has(one.kind) },

@@ -27,6 +27,8 @@ _MAX_LISTED = 20
 class TaggerHost(Protocol):
     """The part of `hosts.host.Host` that tagging needs."""
 
+    name: str
+
     def has_waiters(self) -> bool: ...
 
     def tagger_names(self) -> tuple[str, ...]: ...
@@ -67,6 +69,13 @@ class AutoTagger:
     def tagger_names(self) -> tuple[str, ...]:
         """The available taggers: the webui's own, then WD14."""
         return (*self._host.tagger_names(), WD14)
+
+    @property
+    def missing(self) -> str:
+        """What the host lacks and what to use instead; "" if it has taggers."""
+        if self._host.tagger_names():
+            return ""
+        return f"DeepBooru and BLIP are not available here ({self._host.name}). Use a WD14 model instead."
 
     def start(self, request: TaggingRequest) -> None:
         """Start tagging; DataError if tagging is under way already or there is nothing to tag."""

@@ -37,7 +37,10 @@ class RunTarget:
     memory and would be used there.
     `dtype_bytes` is the size of one weight during training, 0 for the file's own precision. `device` is the card's
     name or "cpu"; `gpu` is None if there is none. `vae` is a separate VAE file, None for the checkpoint's own.
-    `precision` is what loaded weights are trained in, such as fp16; "" if that is not known.
+    `precision` is what loaded weights are trained in, such as fp16; "" if that is not known. `problem` is why the
+    loaded model cannot be trained, "" if it can. `is_copied`: the loaded weights are quantised, and a run would unpack
+    copies of them. `is_selected`: the checkpoint is selected in the host, which has not loaded it yet. `clip_skip` is
+    the setting with which the host generates, 0 if it has none; `applies_clip_skip_to_sdxl` says for which models.
     """
 
     checkpoint: Path | None
@@ -47,6 +50,11 @@ class RunTarget:
     gpu: Gpu | None
     vae: Path | None = None
     precision: str = ""
+    problem: str = ""
+    is_copied: bool = False
+    is_selected: bool = False
+    clip_skip: int = 0
+    applies_clip_skip_to_sdxl: bool = False
 
 
 def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget:

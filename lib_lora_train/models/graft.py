@@ -32,8 +32,13 @@ from lib_lora_train.models.architecture import (
 )
 from lib_lora_train.models.infer_spec import infer_vae_config
 from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
+from lib_lora_train.models.quantized import dequantized, is_quantized, packed_dtype
 
 _TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+QUANTIZED = "quantised: "
+"""How the reason of a `GraftRow` begins for a copy of a quantised tensor, before what it is packed in."""
+ELSEWHERE = "kept on "
+"""The same for a copy of a tensor on another device, before that device."""
 _DEVICE = 2  # its position in the result of `_storage_key`
 
 
@@ -56,9 +61,11 @@ class GraftRow:
 class Slot:
     """One parameter of our modules: attribute `leaf` of `owner`, from the checkpoint's tensor `key`.
 
-    `origin` is the tensor's storage when the parameter was created, None while the slot is empty. The slot stays valid
-    when adapters wrap `owner`. `is_copy`: the parameter is a converted copy, which shares nothing with the tensor's
-    owner, so it is created once and kept.
+    `device` is where the parameter must be, None for where the tensor is. `origin` is the tensor's storage when the
+    parameter was created, None while the slot is empty. The slot stays valid when adapters wrap `owner`. `is_copy`: the
+    parameter is a converted copy, which shares nothing with the tensor's owner, so it is created once and kept. A
+    tensor on another device is copied too, but only until the slot is emptied: the owner may move it, and a kept copy
+    would take the memory for which the owner moved it away.
     """
 
     owner: nn.Module
@@ -67,6 +74,7 @@ class Slot:
     source: Source
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device | None = None
     origin: tuple[object, ...] | None = None
     is_copy: bool = False
 
@@ -76,17 +84,20 @@ class Slot:
         The Parameter stays the same object unless device or dtype change, since this happens in every lease.
         """
         is_plain = tensor.shape == self.shape and not self.source.is_transposed and self.source.qkv_index is None
-        view = tensor if is_plain else _view(alias(tensor), self.source, self.shape)
-        if view.dtype != self.dtype:
-            view = view.to(self.dtype)
+        plain = dequantized(tensor) if is_quantized(tensor) else tensor
+        view = plain if is_plain else _view(alias(plain), self.source, self.shape)
+        is_moved = self.device is not None and _is_elsewhere(view.device, self.device)
+        if view.dtype != self.dtype or is_moved:
+            view = view.to(self.device if is_moved else view.device, self.dtype)
         parameter = self.owner._parameters[self.leaf]
         if parameter is None or parameter.device != view.device or parameter.dtype != view.dtype:
             parameter = nn.Parameter(torch.empty(0, dtype=view.dtype, device=view.device), requires_grad=False)
             self.owner._parameters[self.leaf] = parameter
         parameter.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
         self.origin = _storage_key(tensor)
-        self.is_copy = not _shares_storage(parameter, tensor)
-        return not self.is_copy
+        is_shared = not is_quantized(tensor) and _shares_storage(parameter, tensor)
+        self.is_copy = not is_shared and (is_quantized(tensor) or not is_moved)
+        return is_shared
 
     def is_current(self, tensor: Tensor) -> bool:
         """Whether the parameter is still on the tensor's storage, or a copy on its device."""
@@ -125,10 +136,16 @@ class _Part:
     source: Callable[[str], Source]
 
 
-def graft(tensors: Mapping[str, Tensor], spec: ModelSpec, dtype: torch.dtype | None = None) -> Graft:
+def graft(
+    tensors: Mapping[str, Tensor],
+    spec: ModelSpec,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Graft:
     """Modules on the tensors' own storage.
 
-    A network computes in `dtype`, or in the dtype of most of its weights; tensors of other dtypes are copied.
+    A network computes in `dtype`, or in the dtype of most of its weights; tensors of other dtypes are copied. So are
+    quantised ones, and with a `device` those that are elsewhere: see `Slot`.
     ModelError, naming them, for tensors that are missing, left over, of another shape, on the meta device, or in a
     format that cannot be computed with (fp8, packed 4 bit).
     """
@@ -137,7 +154,7 @@ def graft(tensors: Mapping[str, Tensor], spec: ModelSpec, dtype: torch.dtype | N
     parts = tuple(_parts(spec))
     unused = _check(parts, shapes)
     slots: list[Slot] = []
-    rows = [row for part in parts for row in _graft_part(part, tensors, slots, dtype)]
+    rows = [row for part in parts for row in _graft_part(part, tensors, slots, dtype, device)]
     rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
     modules = [part.module for part in parts]
     return Graft(
@@ -173,7 +190,7 @@ def release_weights(slots: Iterable[Slot]) -> None:
 
 
 def can_be_trained_on(tensor: Tensor) -> bool:
-    """Whether a tensor is in memory, in a format that can be computed with."""
+    """Whether a tensor is in memory, in a format that can be computed with, if need be on an unpacked copy."""
     return not tensor.is_meta and tensor.dtype in _TRAINABLE
 
 
@@ -183,7 +200,14 @@ def _is_usable(tensor: Tensor | None, slot: Slot) -> bool:
     return tensor.shape == slot.shape or _fits(tuple(tensor.shape), tuple(slot.shape), slot.source)
 
 
+def _is_elsewhere(device: torch.device, wanted: torch.device) -> bool:
+    """Whether these are different devices; `cuda` without a number is any GPU."""
+    return device.type != wanted.type or (wanted.index is not None and device.index != wanted.index)
+
+
 def _storage_key(tensor: Tensor) -> tuple[object, ...]:
+    if is_quantized(tensor):  # its storage cannot be reached; copies only depend on the device
+        return None, 0, tensor.device, tensor.dtype
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype
 
 
@@ -290,7 +314,11 @@ def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> boo
 
 
 def _graft_part(
-    part: _Part, tensors: Mapping[str, Tensor], slots: list[Slot], wanted: torch.dtype | None
+    part: _Part,
+    tensors: Mapping[str, Tensor],
+    slots: list[Slot],
+    wanted: torch.dtype | None,
+    place: torch.device | None,
 ) -> Iterator[GraftRow]:
     """Fill the part's parameters, adding a slot and yielding a report row for each."""
     main = _main_dtype(part, tensors)
@@ -301,13 +329,13 @@ def _graft_part(
         tensor = tensors[part.prefix + source.name]
         owner_name, _, leaf = name.rpartition(".")
         owner = part.module.get_submodule(owner_name)
-        slot = Slot(owner, leaf, part.prefix + source.name, source, parameter.shape, dtype)
+        slot = Slot(owner, leaf, part.prefix + source.name, source, parameter.shape, dtype, place)
         with torch.inference_mode(False), torch.no_grad():
             shared = slot.fill(tensor)
         slots.append(slot)
         filled = owner.get_parameter(leaf)
         device = filled.device
-        reason = "" if shared else _why_copied(tensor.dtype, dtype, main)
+        reason = "" if shared else _why_copied(tensor, filled, main)
         label = f"{part.label}.{name}"
         yield GraftRow(label, part.prefix + source.name, "shared" if shared else "copied", filled.nbytes, reason)
     if part.label.startswith("text_encoder"):
@@ -315,7 +343,12 @@ def _graft_part(
         yield GraftRow(f"{part.label}.position_ids", "", "created", size, "the numbers 0…76, not weights")
 
 
-def _why_copied(stored: torch.dtype, dtype: torch.dtype, main: torch.dtype) -> str:
+def _why_copied(tensor: Tensor, ours: Tensor, main: torch.dtype) -> str:
+    if is_quantized(tensor):
+        return f"{QUANTIZED}{packed_dtype(tensor)}"
+    if tensor.device != ours.device:
+        return f"{ELSEWHERE}{tensor.device}"
+    stored, dtype = tensor.dtype, ours.dtype
     if stored == dtype:
         return "not contiguous"
     return f"{stored} among {dtype}" if main == dtype else f"{stored}, computed in {dtype}"

@@ -102,6 +102,10 @@ OTHER_MODELS: tuple[OtherModel, ...] = (
     OtherModel("Kolors", words=("kolors",)),
     OtherModel("Kandinsky", words=("kandinsky",)),
     OtherModel("DeepFloyd IF", words=("ifpipeline", "ifimg2img", "ifinpainting", "ifsuperresolution")),
+    OtherModel("Mugen (SDXL with another VAE)", words=("mugen",)),
+    OtherModel("Krea 2", words=("krea",)),
+    OtherModel("Ernie-Image", words=("ernie",)),
+    OtherModel("PiD", words=("pid",)),
     OtherModel("SD3 or Flux", layers=r"^(lora_te3_|text_encoders_t5)"),
     OtherModel("a transformer model", layers=r"^(lora_transformer|transformer)_"),
 )

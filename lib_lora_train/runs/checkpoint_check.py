@@ -29,6 +29,7 @@ class CheckpointCheck:
     problems: tuple[Problem, ...] = ()
 
 
+_SDXL_LAYER = 2  # SDXL is always trained with the layer before the last
 NO_CHECKPOINT = CheckpointCheck()
 MODEL_NOTE = "The model: "
 """How the note in a run's log begins that says what its model is."""
@@ -37,20 +38,42 @@ MODEL_NOTE = "The model: "
 def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     """The model that the run would train on, checked as at the start of the run, from the header of its file.
 
-    A webui's loaded model needs no readable file, so its file is only described.
+    A webui's loaded model needs no readable file, so its file is only described. It may also be able to load what
+    cannot be read here, so a model that is only selected there is warned about.
     """
     if target.checkpoint is None:
         return NO_CHECKPOINT
+    if target.problem:
+        problem = Problem("error", "checkpoint", target.problem)
+        return CheckpointCheck(model_name(target.checkpoint), problems=(problem,))
     try:
         info = read_checkpoint_info(target.checkpoint, target.vae)
     except ModelError as reason:
         if target.is_loaded:
             return CheckpointCheck(model_name(target.checkpoint))
         where = "vae" if isinstance(reason, VaeError) else "checkpoint"
+        if target.is_selected:
+            text = f"{reason} The webui has not loaded it yet; if it can, generate an image and check again."
+            return CheckpointCheck(problems=(Problem("warning", where, text),))
         return CheckpointCheck(problems=(Problem("error", where, str(reason)),))
     precision = _precision(info.precision, _trained_in(config, target, info.precision))
     description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}"
-    return CheckpointCheck(description, info.spec.own_resolution, tuple(checkpoint_problems(info.spec, config)))
+    problems = (*checkpoint_problems(info.spec, config), *_clip_skip_problems(info.spec, config, target))
+    return CheckpointCheck(description, info.spec.own_resolution, problems)
+
+
+def _clip_skip_problems(spec: ModelSpec, config: TrainConfig, target: RunTarget) -> Iterator[Problem]:
+    """The host generates with another layer of the text encoder than the run trains with."""
+    theirs = target.clip_skip
+    if not theirs:
+        return
+    if spec.architecture == "sdxl":
+        if target.applies_clip_skip_to_sdxl and theirs > _SDXL_LAYER:
+            text = f"is {theirs} in the webui's settings, which applies it to SDXL too. Set it to 2 there for images."
+            yield Problem("hint", "clip_skip", text)
+    elif theirs != config.clip_skip:
+        text = f"is {config.clip_skip} here and {theirs} in the webui's settings. Use the same number for images."
+        yield Problem("hint", "clip_skip", text, (("clip_skip", theirs),))
 
 
 def resolution_settings(own: int) -> dict[str, int]:

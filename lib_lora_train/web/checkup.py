@@ -258,6 +258,15 @@ class CheckupSession:
     def _progress_from(self, before: int) -> OnProgress:
         return lambda done, _total: self.task.report(before + done)
 
+    def _upscaler_note(self) -> str:
+        """What to do if the host has no upscaler that adds detail; "" if it has one."""
+        if not set(self._host.upscaler_names()) <= {LANCZOS, "Nearest"}:
+            return ""
+        return (
+            "Only Lanczos is available, which adds no detail. In a webui, put an upscaler's model file (.pth or "
+            ".safetensors) into models/ESRGAN and restart, or use larger images."
+        )
+
     def _upscale_function(self, name: str) -> Upscale:
         if name == LANCZOS and name not in self._host.upscaler_names():
             return upscale_lanczos
@@ -293,6 +302,7 @@ class CheckupSession:
             "count": len(findings),
             "repair": " or ".join(repairs),
             "upscalers": list(self._host.upscaler_names() or (LANCZOS,)) if kind == "tiny" else [],
+            "upscaler_note": self._upscaler_note() if kind == "tiny" else "",
             "findings": [
                 {
                     "number": number,

@@ -137,12 +137,9 @@ class TaggingSession:
     def options(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The taggers that are available, and the progress of a running one."""
         names = self.tagger.tagger_names()
-        note = (
-            "" if len(names) > 1 else "DeepBooru and BLIP are available inside a webui. Stand-alone, use a WD14 model."
-        )
         return {
             "taggers": [{"name": name, "help": TAGGERS[name]} for name in names],
-            "note": note,
+            "note": self.tagger.missing,
             "status": self.tagger.status(),
         }
 

@@ -24,6 +24,8 @@ from tests.stand_ins.webui.worlds import host_in
 class FakeTaggerHost:
     """A tagger that calls `at_image` before each image; `waiting` says whether a generation is waiting."""
 
+    name = "Forge"
+
     def __init__(self) -> None:
         self.turns = 0
         self.waiting = False

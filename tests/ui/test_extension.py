@@ -94,10 +94,12 @@ def test_a_reloaded_user_interface_finds_the_same_session(callbacks: Callbacks, 
 
 
 def test_the_tab_explains_why_a_webui_is_not_supported(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._has", lambda name: name.startswith("backend"))
-    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: "neo")
+    def refuse() -> None:
+        raise HostError("This webui keeps its models where they cannot be read.")
+
+    monkeypatch.setattr(extension, "detect_host", refuse)
     ((blocks, _, _),) = extension.tabs()
-    assert "Forge Neo is not supported yet" in shown(blocks)
+    assert "This webui keeps its models where they cannot be read." in shown(blocks)
     application = make_api()
     extension.add_routes(None, application)
     assert TestClient(application).get("/lora-train/v1/status").status_code == 404

@@ -24,6 +24,7 @@ REQUEST: dict[str, Any] = {"tagger": "DeepBooru", "existing": "append", "scope":
 class FakeTaggerHost:
     """A host whose DeepBooru sees a hat, `tag`, in every image; `during_image` is called before."""
 
+    name = "Forge"
     tag = "big_hat"
 
     def during_image(self) -> None:
@@ -79,7 +80,7 @@ def test_stand_alone_only_wd14_is_available(tmp_path: Path) -> None:
     session, _ = open_small_session(tmp_path)
     options = session.run_action("tagging-options", {})
     assert [one["name"] for one in options["taggers"]] == ["WD14"]
-    assert "DeepBooru and BLIP are available inside a webui" in options["note"]
+    assert "DeepBooru and BLIP are not available here (stand-alone)" in options["note"]
 
 
 @pytest.mark.parametrize(

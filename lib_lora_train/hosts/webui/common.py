@@ -50,6 +50,20 @@ class CommonWebui(ABC):
         """`--lora-dir`, with the sub-folder from the settings."""
         return lora_folder(self._shared)
 
+    @property
+    def clip_skip(self) -> int:
+        """The setting with which the webui generates, 0 if it has none."""
+        return int(getattr(self._shared.opts, "CLIP_stop_at_last_layers", 0) or 0)
+
+    @property
+    def applies_clip_skip_to_sdxl(self) -> bool:
+        """Only Forge Neo does."""
+        return False
+
+    def selected_checkpoint(self) -> Path | None:
+        """None: these webuis load a checkpoint as soon as it is selected."""
+        return None
+
     def other_selection(self) -> str:
         """A generation loads the selected checkpoint first; another VAE or precision is loaded when it is selected."""
         loaded = self._models.model_data.sd_model.sd_checkpoint_info

@@ -5,22 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.webui.a1111 import A1111
 from lib_lora_train.hosts.webui.forge import Forge
 from lib_lora_train.hosts.webui.host import WebuiHost
+from lib_lora_train.hosts.webui.neo import ForgeNeo
 from lib_lora_train.hosts.webui.reforge import ForgeClassic, LdmPatched
 
 
 def detect_host() -> WebuiHost:
-    """The webui we run in, as a host; HostError for Forge Neo, which is not supported."""
+    """The webui we run in, as a host."""
     if _has("backend.diffusion_engine.base"):
-        if _forge_version() == "neo":
-            raise HostError(
-                "Forge Neo is not supported yet because it stores models differently. "
-                "To train, run `python launch.py` in this extension's folder."
-            )
-        return WebuiHost(Forge())
+        return WebuiHost(ForgeNeo() if _forge_version() == "neo" else Forge())
     if _has("ldm_patched.modules.model_management"):
         return WebuiHost(ForgeClassic() if _forge_version() == "classic" else LdmPatched())
     return WebuiHost(A1111())

@@ -20,6 +20,8 @@ from lib_lora_train.core.errors import HostError, ModelError
 from lib_lora_train.hosts.webui.common import CommonWebui, positive_attribute, without_wrappers
 from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelFacts, ModelIdentity, dtype_name, stored_as
 from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX, CheckpointHints, PredictionType
+from lib_lora_train.models.other_models import NEEDS_SD, find_by_word, with_article
+from lib_lora_train.models.quantized import is_quantized
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
@@ -31,6 +33,8 @@ _DROP_DOWNS = {
     "additional_modules": "VAE or text encoder",
     "unet_storage_dtype": "setting of Diffusion in Low Bits",
 }
+_ONLY_FOR_QUANTISED = (".input_scale", ".weight_scale", ".weight_scale_2", ".comfy_quant")
+"""Parameters beside a quantised weight, which has its scales inside, too."""
 _ADDITIONAL_MODULES = re.compile(r"'additional_modules': (\[.*?\]|\(.*?\)|None), 'unet_storage_dtype'")
 
 
@@ -77,10 +81,18 @@ class Forge(CommonWebui):
             ),
             path=Path(info.filename),
             sha256=info.sha256 or "",
-            vae=next((Path(name) for name in extra_files if Path(name).parent.name.lower() == "vae"), None),
+            vae=next((Path(name) for name in extra_files if self._is_vae(Path(name))), None),
+            text_encoders=tuple(Path(name) for name in extra_files if not self._is_vae(Path(name))),
+            is_quantized=any(is_quantized(parameter) for parameter in objects.unet.model.diffusion_model.parameters()),
             facts=lambda: self._facts(model, objects),
             tensors=lambda: tensors_of(objects),
         )
+
+    def selected_checkpoint(self) -> Path | None:
+        """The checkpoint of the drop-down, which Forge loads with the next generation."""
+        selected = getattr(self._models.model_data, "forge_loading_parameters", None) or {}
+        name = getattr(selected.get("checkpoint_info"), "filename", None)
+        return Path(name) if name else None
 
     def other_selection(self) -> str:
         """Which drop-down does not show what was loaded last; a generation loads their choices first."""
@@ -93,6 +105,9 @@ class Forge(CommonWebui):
 
     def _facts(self, model: Any, objects: Any) -> ModelFacts:
         network = objects.unet.model
+        other = find_by_word(type(model).__name__)
+        if other:
+            raise ModelError(f"The loaded model is {with_article(other)} model. {NEEDS_SD} Load one of these.")
         prediction, terminal = self._prediction(model, network)
         return ModelFacts(
             hints=CheckpointHints(
@@ -116,7 +131,11 @@ class Forge(CommonWebui):
         model.forge_objects_after_applying_lora = original.shallow_copy()
         model.current_lora_hash = str([])
 
-    # --- overridden for reForge and Forge Classic ----------------------------------------------
+    # --- overridden for Forge Neo, reForge and Forge Classic ------------------------------------
+    def _is_vae(self, file: Path) -> bool:
+        """Whether a file loaded beside the checkpoint is a VAE, which Forge finds in a folder of that name."""
+        return file.parent.name.lower() == "vae"
+
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
         """What the UNet predicts, and whether its schedule ends in pure noise."""
         return _supported_prediction(network.predictor.prediction_type), bool(
@@ -174,6 +193,7 @@ def tensors_of(objects: Any) -> Mapping[str, Tensor]:
         prefix + without_wrappers(name): parameter
         for prefix, module in parts.items()
         for name, parameter in module.named_parameters()
+        if not name.endswith(_ONLY_FOR_QUANTISED)
     }
 
 

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -22,11 +22,13 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.hosts.fair_lock import NESTED_LEASE
 from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, RunTarget
+from lib_lora_train.hosts.webui.copied_weights import notes_on_copies
 from lib_lora_train.hosts.webui.cpu_threads import limited_threads, make_thread_limit
 from lib_lora_train.hosts.webui.guest import restored_random_state
-from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelIdentity, with_schedule
+from lib_lora_train.hosts.webui.loaded_model import LoadedModel, ModelIdentity, Usability, is_same_file, with_schedule
 from lib_lora_train.hosts.webui.queue_lock import has_waiters, wait_for_handover
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
+from lib_lora_train.hosts.webui.txt2img_of_checkpoint import WebuiTxt2Img
 from lib_lora_train.models.checkpoint import file_hash, shapes_of
 from lib_lora_train.models.diffusion_model import (
     NO_OVERRIDES,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from lib_lora_train.config.train_config import TrainConfig
     from lib_lora_train.dataset_tools.tagger import Tagger
 
-_LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the webui's own weights, without a second copy."
+_LIVE_WEIGHTS = "fp8_base has no effect: the run trains on the weights that the webui has loaded."
 
 
 class Webui(Protocol):
@@ -75,6 +77,17 @@ class Webui(Protocol):
 
     def loaded_model(self) -> LoadedModel | None:
         """The model in memory now, None if there is none; cheap, loads and moves nothing."""
+
+    def selected_checkpoint(self) -> Path | None:
+        """The checkpoint that `load` would load, None if that is unknown; called without the lock."""
+
+    @property
+    def clip_skip(self) -> int:
+        """The webui's own *Clip skip*, 0 if unknown."""
+
+    @property
+    def applies_clip_skip_to_sdxl(self) -> bool:
+        """Whether it changes the text encoders of SDXL, too."""
 
     def restore_weights(self) -> None:
         """The current model's weights on the device, free of LoRAs the webui wrote into them."""
@@ -120,6 +133,7 @@ class WebuiHost:
         self._thread_limit = make_thread_limit()
         # The identity of the checkpoint each shared model was grafted on; models read from files are not listed.
         self._grafted_on: WeakKeyDictionary[DiffusionModel, ModelIdentity] = WeakKeyDictionary()
+        self._checked: tuple[ModelIdentity, Usability] | None = None
 
     @property
     def lora_dir(self) -> Path:
@@ -151,20 +165,33 @@ class WebuiHost:
         compute in 16 bit on a GPU unless set otherwise.
         """
         device, current = self._webui.device, self._webui.loaded_model()
+        selected = current.path if current else self._webui.selected_checkpoint()
         named = user_path(config.checkpoint) if config.checkpoint else None
         vae = user_path(config.vae) if config.vae else None
-        is_current = current is not None and _is_same_file(named, current.path) and _is_same_file(vae, current.vae)
-        is_loaded = is_current and config.precision == "auto"
+        is_current = current is not None and is_same_file(named, current.path) and is_same_file(vae, current.vae)
+        usability = self._usability(current) if current and is_current else Usability()
+        is_loaded = is_current and config.precision == "auto" and not usability.why_copied
         gpu = find_gpu(device)
         return RunTarget(
-            checkpoint=named or (current.path if current else None),
+            checkpoint=named or selected,
             is_loaded=is_loaded,
             dtype_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,
             device=device_name(device, gpu),
             gpu=gpu,
             vae=vae or (current.vae if current else None),
             precision=current.trained_in(device) if current and is_loaded else "",
+            problem=usability.problem,
+            is_copied=is_loaded and current is not None and current.is_quantized,
+            is_selected=named is None and current is None,
+            clip_skip=self._webui.clip_skip,
+            applies_clip_skip_to_sdxl=self._webui.applies_clip_skip_to_sdxl,
         )
+
+    def _usability(self, loaded: LoadedModel) -> Usability:
+        """Checked once per loaded model: the page asks after every change of the form."""
+        if self._checked is None or self._checked[0] != loaded.identity:
+            self._checked = loaded.identity, loaded.usability()
+        return self._checked[1]
 
     def checkpoint_files(self) -> tuple[Path, ...]:
         """The checkpoints in the webui's list."""
@@ -179,12 +206,14 @@ class WebuiHost:
         vae, overrides = user_path(config.vae) if config.vae else None, overrides_from_config(config)
         with self._locked():
             current = self._webui.loaded_model()
-            if not _is_same_file(checkpoint, current.path if current else None):
+            if not is_same_file(checkpoint, current.path if current else None):
                 loaded, why = None, "the webui has another checkpoint loaded"
             else:
                 loaded = self._require_model()
                 checkpoint, why = loaded.path, self._why_copied(loaded, vae, config.precision)
         if loaded is None or why:
+            if loaded is not None and loaded.text_encoders:
+                raise HostError(loaded.text_encoders_missing(why))
             vae = vae or (loaded.vae if loaded else None)
             return self._read(ModelChoice(checkpoint, vae, config.precision, config.fp8_base, overrides), why)
         sha256 = loaded.sha256 or file_hash(loaded.path)
@@ -322,7 +351,7 @@ class WebuiHost:
         reason = loaded.facts().why_copied
         if reason:
             return reason
-        if not _is_same_file(vae, loaded.vae):
+        if not is_same_file(vae, loaded.vae):
             return "the settings name another VAE than the webui has loaded"
         if precision != "auto":
             return "the settings set a precision"
@@ -353,7 +382,7 @@ class WebuiHost:
         try:
             spec = infer_spec(shapes_of(tensors), hints=loaded.hints(facts))
             model = model_from_graft(
-                graft(tensors, spec, dtype),
+                graft(tensors, spec, dtype, self._webui.device),
                 spec=spec,
                 tokenizers=[load_checkpoint_tokenizer(loaded.path)] * len(spec.text_encoders),
                 name=loaded.path.stem,
@@ -363,26 +392,8 @@ class WebuiHost:
         except ModelError as reason:
             raise ModelError(f"{loaded.path.name}: {reason}") from reason
         vae_hash = file_hash(loaded.vae) if loaded.vae and loaded.vae.is_file() else ""
+        note = " ".join(part for part in (*notes_on_copies(model.report), note) if part)
         model = replace(with_schedule(model, facts.alphas_cumprod), note=note, vae_hash=vae_hash)
         model = with_overrides(model, overrides)
         self._grafted_on[model] = loaded.identity
         return model
-
-
-@dataclass(frozen=True, eq=False)
-class WebuiTxt2Img:
-    """Implements `hosts.host.Txt2Img`."""
-
-    host: WebuiHost
-    sampler: str
-    model_name: str
-    identity: ModelIdentity
-
-    def generate(self, request: GenerationRequest, watch: GenerationWatch | None = None) -> GeneratedImage:
-        """One image; errors as `hosts.host.Txt2Img.generate`."""
-        return self.host.generate(request, self.sampler, identity=self.identity, name=self.model_name, watch=watch)
-
-
-def _is_same_file(named: Path | None, loaded: Path | None) -> bool:
-    """Whether the file named by the settings is the loaded one; True if none is named."""
-    return named is None or (loaded is not None and named.resolve() == loaded.resolve())

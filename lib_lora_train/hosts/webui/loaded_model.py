@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.errors import HostError, ModelError
+from lib_lora_train.core.wording import join_names
 from lib_lora_train.models.architecture import CheckpointHints
+from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.model_files import read_checkpoint_info
 
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
@@ -70,12 +73,21 @@ def _files(extra: tuple[str, ...]) -> str:
     return "the VAE " + " and ".join(Path(file).name for file in extra)
 
 
+@dataclass(frozen=True)
+class Usability:
+    """Why a loaded model cannot be trained, and why its weights would be read from the file; both "" if nothing is."""
+
+    problem: str = ""
+    why_copied: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """What a webui has in memory.
 
-    `facts()` raises ModelError for an unsupported architecture. `tensors()` returns the live tensors by ldm name; call
-    it only after `Webui.restore_weights`.
+    `vae` and `text_encoders` are files loaded beside the checkpoint. `is_quantized`: the UNet's weights are packed, so
+    a run trains on unpacked copies of them. `facts()` raises ModelError for an unsupported architecture. `tensors()`
+    returns the live tensors by ldm name; use their values only after `Webui.restore_weights`.
     """
 
     identity: ModelIdentity
@@ -84,6 +96,8 @@ class LoadedModel:
     vae: Path | None
     facts: Callable[[], ModelFacts]
     tensors: Callable[[], Mapping[str, Tensor]]
+    text_encoders: tuple[Path, ...] = ()
+    is_quantized: bool = False
 
     def hints(self, facts: ModelFacts) -> CheckpointHints:
         """The webui's hints, with the model's own resolution, which only its file knows."""
@@ -92,6 +106,26 @@ class LoadedModel:
         with suppress(ModelError):  # the webui can load files that cannot be read here
             return replace(facts.hints, resolution=read_checkpoint_info(self.path).spec.resolution or None)
         return facts.hints
+
+    def text_encoders_missing(self, why: str) -> str:
+        """The error for a copy that has to be read from the file, which would lack the loaded text encoders."""
+        names = join_names([file.name for file in self.text_encoders])
+        return (
+            f"The webui has {self.path.name} loaded with {names}, but the run would need to read a copy of the "
+            f"checkpoint's file because {why}, and that copy would not have this text encoder. Train on the loaded "
+            "weights: leave checkpoint and VAE empty and set precision to auto. Or use a checkpoint that contains its "
+            "text encoders."
+        )
+
+    def usability(self) -> Usability:
+        """Whether a run can use the model, as at its start, without moving or loading anything."""
+        try:
+            facts = self.facts()
+            if not facts.why_copied:
+                infer_spec(shapes_of(self.tensors()), hints=facts.hints)
+        except (ModelError, HostError) as reason:
+            return Usability(problem=str(reason))
+        return Usability(why_copied=facts.why_copied)
 
     def trained_in(self, device: torch.device) -> str:
         """The precision that a run on these weights computes in, such as fp16; "" if it reads the file instead."""
@@ -120,3 +154,8 @@ def with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> Diffu
     if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0.0, atol=_SCHEDULE_TOLERANCE):
         return model
     return replace(model, schedule=replace(model.schedule, alphas_cumprod=theirs))
+
+
+def is_same_file(named: Path | None, loaded: Path | None) -> bool:
+    """Whether the file named by the settings is the loaded one; True if none is named."""
+    return named is None or (loaded is not None and named.resolve() == loaded.resolve())

@@ -86,7 +86,8 @@ def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget
 
 
 def _memory(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget) -> MemoryEstimate:
-    return estimate_memory(model, config, plan, dtype_bytes=run_target.dtype_bytes, is_loaded=run_target.is_loaded)
+    is_shared = run_target.is_loaded and not run_target.is_copied
+    return estimate_memory(model, config, plan, dtype_bytes=run_target.dtype_bytes, is_loaded=is_shared)
 
 
 # --- memory of the GPU ------------------------------------------------------------------------

@@ -38,13 +38,14 @@ from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_config, started
 from tests.stand_ins.webui.a1111 import A1111World
 from tests.stand_ins.webui.forge import ForgeWorld
+from tests.stand_ins.webui.neo import NeoWorld
 from tests.stand_ins.webui.reforge import EDM, EPS, V_PREDICTION, ClassicWorld, ReforgeWorld
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 T = TypeVar("T")
 
 
-@pytest.fixture(params=["a1111", "forge", "reforge"])
+@pytest.fixture(params=["a1111", "forge", "neo", "reforge"])
 def world_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -119,7 +120,8 @@ def test_run_target_needs_no_lock_and_loads_nothing(world: World, host: WebuiHos
     if isinstance(world, A1111World):
         assert empty.is_loaded
     else:
-        assert (empty.checkpoint, empty.is_loaded) == (None, False), "Forge loads nothing before the first use"
+        selected = Path("/models/checkpoint-0.safetensors") if isinstance(world, NeoWorld) else None
+        assert (empty.checkpoint, empty.is_loaded) == (selected, False), "Forge loads nothing before the first use"
     with host.lease() as model:  # run_target must not wait for the lock held here
         run_target = host.run_target(TrainConfig())
     assert (run_target.checkpoint, run_target.is_loaded) == (model.path, True)
@@ -495,21 +497,15 @@ def test_webui_is_detected_by_its_modules(world: World, monkeypatch: pytest.Monk
     found = {
         A1111World: ("AUTOMATIC1111", "modules"),
         ForgeWorld: ("Forge", "backend.diffusion_engine.base"),
+        NeoWorld: ("Forge Neo 2.26", "backend.diffusion_engine.base"),
         ReforgeWorld: ("reForge", "ldm_patched.modules.model_management"),
         ClassicWorld: ("Forge Classic", "ldm_patched.modules.model_management"),
     }
     name, module = found[type(world)]
     monkeypatch.setattr("lib_lora_train.hosts.webui.detect._has", {module}.__contains__)
-    if name == "Forge Classic":
-        monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: "classic")
+    versions: dict[type, str] = {ClassicWorld: "classic", NeoWorld: "neo"}
+    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: versions.get(type(world), ""))
     assert detect_host().name == name
-
-
-def test_forge_neo_is_refused_with_a_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._has", lambda name: name.startswith("backend"))
-    monkeypatch.setattr("lib_lora_train.hosts.webui.detect._forge_version", lambda: "neo")
-    with pytest.raises(HostError, match="Neo is not supported yet"):
-        detect_host()
 
 
 def test_adapter_stays_on_the_model_while_weights_move(world: World, host: WebuiHost) -> None:

@@ -20,7 +20,7 @@ from tests.stand_ins.tiny_models import tiny_tensors
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 
 
-@pytest.fixture(params=["a1111", "forge", "reforge"])
+@pytest.fixture(params=["a1111", "forge", "neo", "reforge"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """A webui whose checkpoint is a file in half precision that names its own resolution."""
     path = tmp_path / "fox.safetensors"

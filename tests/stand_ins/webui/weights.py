@@ -46,7 +46,8 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for parameter in module.parameters():
-            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            packed = getattr(parameter, "_qdata", parameter)
+            digest.update(packed.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

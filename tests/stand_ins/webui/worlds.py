@@ -11,9 +11,11 @@ from typing import TypeAlias
 from lib_lora_train.hosts.webui.a1111 import A1111
 from lib_lora_train.hosts.webui.forge import Forge
 from lib_lora_train.hosts.webui.host import WebuiHost
+from lib_lora_train.hosts.webui.neo import ForgeNeo
 from lib_lora_train.hosts.webui.reforge import ForgeClassic, LdmPatched
 from tests.stand_ins.webui.a1111 import A1111World
 from tests.stand_ins.webui.forge import ForgeWorld
+from tests.stand_ins.webui.neo import NeoWorld
 from tests.stand_ins.webui.reforge import ClassicWorld, ReforgeWorld
 
 World: TypeAlias = "A1111World | ForgeWorld"
@@ -22,6 +24,7 @@ World: TypeAlias = "A1111World | ForgeWorld"
 WORLDS: dict[str, type[World]] = {
     "a1111": A1111World,
     "forge": ForgeWorld,
+    "neo": NeoWorld,
     "reforge": ReforgeWorld,
     "classic": ClassicWorld,
 }
@@ -32,6 +35,7 @@ def host_in(world: World) -> WebuiHost:
     kinds: dict[type, type] = {
         A1111World: A1111,
         ForgeWorld: Forge,
+        NeoWorld: ForgeNeo,
         ReforgeWorld: LdmPatched,
         ClassicWorld: ForgeClassic,
     }
