@@ -169,7 +169,7 @@ def loss_of_every_image(
 def affordable_timesteps(plan: Plan, times: int) -> tuple[int, ...]:
     """Those at which measuring every image `times` times takes at most `STEADY_SHARE` of the training; () if none."""
     epochs = plan.total_steps / plan.steps_per_epoch
-    each = _passes(plan) * epochs / (times * max(1, len(learnt_items(plan))))
+    each = _passes(plan) * epochs / (times * len(learnt_items(plan)))
     return next((one for one in (STEADY_TIMESTEPS, FEW_TIMESTEPS) if len(one) <= each), ())
 
 
@@ -192,7 +192,7 @@ def learnt_items(plan: Plan) -> list[int]:
 def steady_epochs(plan: Plan) -> int:
     """After every how many epochs the steady loss is measured, to take at most `STEADY_SHARE` of the training."""
     images = min(_steady_images(plan), len(learnt_items(plan)))
-    return max(1, math.ceil(images * len(STEADY_TIMESTEPS) / _passes(plan)))
+    return math.ceil(images * len(STEADY_TIMESTEPS) / _passes(plan))
 
 
 def _steady_images(plan: Plan) -> int:

@@ -34,6 +34,11 @@ def test_the_neighbouring_strengths_are_compared() -> None:
     assert "Likeness to the training images is 80%. It is 50% at strength 0.8." in _text(without_controls)
 
 
+def test_only_the_nearest_strengths_on_either_side_are_compared() -> None:
+    others = [Trial(3, strength, (strength / 4,)) for strength in (2.0, 0.6, 1.25, 0.8, 1.5)]
+    assert "It is 20% at strength 0.8, 31% at strength 1.25." in _text([Trial(3, 1.0, (0.9,)), *others])
+
+
 def test_equal_epochs_make_it_unsure_and_it_says_what_would_settle_it() -> None:
     rival = Trial(2, 1.0, (0.95, 0.72, 0.71), (0.1, 0.11))
     found = advise([_GOOD, rival], {})
@@ -49,9 +54,28 @@ def test_trials_are_compared_image_by_image() -> None:
     assert is_equal(best, best)
 
 
-def test_a_run_without_a_good_epoch_names_none() -> None:
-    found = advise([Trial(1, 1.0, (0.1, -0.1), (0.3, 0.2))], {})
-    assert found and found.epoch == 0
+@pytest.mark.parametrize(
+    ("differences", "equal"),
+    [
+        ((0.0, 0.1, 0.2), False),  # mean 0.1, standard error 0.1 / √3
+        ((-0.1, 0.1, 0.2), True),  # mean 0.067, standard error 0.088
+        ((-0.1, 0.3), True),  # mean 0.1, standard error 0.2
+        ((0.1,), False),
+    ],
+)
+def test_two_trials_are_equal_within_the_standard_error_of_their_mean_difference(
+    differences: tuple[float, ...], equal: bool
+) -> None:
+    best = Trial(1, 1.0, (0.5,) * len(differences))
+    assert is_equal(Trial(2, 1.0, tuple(0.5 - more for more in differences)), best) == equal
+
+
+@pytest.mark.parametrize("trial", [Trial(1, 1.25, (0.1, -0.1), (0.3, 0.2)), Trial(1, 1.0, (0.0, 0.0))])
+def test_a_run_without_a_good_epoch_names_none(trial: Trial) -> None:
+    """A score of 0 is as much as no LoRA is worth."""
+    found = advise([trial], {})
+    assert found and (found.epoch, found.strength, found.is_sure) == (0, 1.0, True)
+    assert "undertrained" in found.remedies[0]
     assert advise([], {}) is None
 
 
@@ -67,11 +91,52 @@ def test_a_run_without_a_good_epoch_names_none() -> None:
         ([0.20, 0.18, 0.22, 0.40, 0.90], "diverges"),
         ([0.20, 0.12, 0.11, 0.095, 0.07], "plunges"),
         ([0.20, 0.12, 0.08, 0.06, 0.05], "falls"),  # ever more slowly
+        ([0.20, 0.12, 0.11, 0.09], "falls"),  # too short to tell
         ([0.20, 0.12], ""),
         ([], ""),
     ],
 )
 def test_the_shapes_of_the_guides_are_recognised(losses: list[float], shape: str) -> None:
+    assert loss_shape(dict(enumerate(losses))) == shape
+
+
+@pytest.mark.parametrize(
+    ("losses", "shape"),
+    [
+        ([20, 12, 10, 11], "falls"),
+        ([20, 12, 10, 11.5], "turns"),
+        ([20, 12, 10, 10.5], "falls"),  # more than a tenth of what it fell after the first epoch
+    ],
+)
+def test_a_loss_turns_when_it_rises_by_more_than_a_tenth_of_its_fall(losses: list[float], shape: str) -> None:
+    assert loss_shape(dict(enumerate(losses))) == shape
+
+
+def test_a_loss_that_ends_where_it_began_has_not_diverged() -> None:
+    assert loss_shape({0: 0.2, 1: 0.2, 2: 0.2}) == "falls"
+    assert loss_shape({0: 0.2, 1: 0.1, 2: 0.2}) == "turns"
+
+
+@pytest.mark.parametrize(
+    ("falls", "shape"),
+    [
+        ((1, 1.5, 2), "plunges"),
+        ((2, 2.5, 4), "plunges"),
+        ((2, 2.5, 3.5), "plunges"),
+        ((2, 2.5, 3), "falls"),  # not more than half as fast again as the first fall
+        ((2, 1, 1.5, 2), "falls"),
+        ((1, 1, 2), "falls"),
+        ((1, 2, 2), "falls"),
+        ((1, 3, 2), "falls"),
+        ((0, 1, 2), "falls"),
+        ((-0.5, 1, 2), "falls"),
+    ],
+)
+def test_a_loss_plunges_when_three_falls_grow_to_more_than_one_and_a_half_of_the_first(
+    falls: tuple[float, ...], shape: str
+) -> None:
+    """The falls after the first epoch, which is always the largest."""
+    losses = [30.0, 20.0, *(20.0 - sum(falls[:number]) for number in range(1, len(falls) + 1))]
     assert loss_shape(dict(enumerate(losses))) == shape
 
 
@@ -104,6 +169,18 @@ def test_copies_bleed_and_burning_have_their_own_remedies() -> None:
     assert "60% of what the trigger does happens to the class word too" in _text([_GOOD], {3: {BLEED: 0.6}})
     assert "The roughness of plain areas is 3.0 ×" in _text([Trial(3, 1.0, (0.8, 0.8), (0.1,), 3.0)])
     assert advise([_GOOD], {3: {COPIES: 0.0, BLEED: 0.2}}).remedies == ()  # type: ignore[union-attr]
+    assert advise([_GOOD], {3: {LIKENESS: 0.8}}).remedies == ()  # type: ignore[union-attr]
+    assert advise([Trial(3, 1.0, (0.8,))], {}).remedies == ()  # type: ignore[union-attr]
+
+
+def test_half_of_the_effect_is_much_bleed_and_twice_the_roughness_is_rough() -> None:
+    assert "50% of what the trigger does happens to the class word too" in _text([_GOOD], {3: {BLEED: 0.5}})
+    assert "The roughness of plain areas is 2.0 ×" in _text([Trial(3, 1.0, (0.8, 0.8), (0.1,), 2.0)])
+
+
+def test_a_plunging_loss_means_that_the_dataset_is_copied() -> None:
+    plunging = {epoch: {STEADY_LOSS: loss} for epoch, loss in enumerate([0.20, 0.12, 0.11, 0.095, 0.07])}
+    assert "The steady loss falls faster and faster: the LoRA copies the dataset." in _text([_GOOD], plunging)
 
 
 # --- while training ------------------------------------------------------------------------------
@@ -120,6 +197,7 @@ def test_the_best_epoch_is_named_once_after_three_epochs_without_a_gain() -> Non
     assert hints[5] == "Epoch 2 has the lowest validation loss so far; the 3 epochs after it were not better."
     assert [bool(hint) for hint in hints] == [number == 5 for number in range(8)]
     assert _hints(LIKENESS, [0.0, 0.5, 0.4, 0.3, 0.2])[4].startswith("Epoch 1 has the highest likeness so far")
+    assert _hints(LIKENESS, [0.0, 0.3, 0.5, 0.4, 0.3, 0.2])[5].startswith("Epoch 2 has the highest likeness so far")
     assert not any(_hints(VALIDATION_LOSS, [0.5, 0.4, 0.3, 0.2, 0.1]))
 
 

@@ -216,6 +216,33 @@ def test_the_steady_loss_takes_at_most_its_share_of_the_training(count: int, rep
     assert passes <= STEADY_SHARE * 2.8 * plan.samples_per_epoch * steady_epochs(plan) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("count", "repeats", "images", "epochs"),
+    [(2, 1, 2, 36), (5, 40, 5, 1), (150, 1, 4, 1), (1000, 1, 9, 1), (30, 1, 3, 4)],
+)
+def test_the_steady_loss_is_of_three_to_nine_images_as_its_share_allows(
+    count: int, repeats: int, images: int, epochs: int
+) -> None:
+    """Of 200 samples in an epoch, 3 % are 16.8 passes: 5 images at 3 timesteps, after every epoch."""
+    plan = small_plan(small_config(), sizes=[(64, 64)] * count, repeats=repeats)
+    measured = steady_loss(plan, random_latents(plan), small_config())
+    assert measured and len(measured.items) == images
+    assert steady_epochs(plan) == epochs
+
+
+def test_measuring_keeps_no_activations(folder: Path) -> None:
+    model, config = shared_model("sd1"), config_of(folder, validation_share=0.0, train_text_encoder=False)
+    plan = make_plan(read_dataset(config), config)
+    losses = steady_loss(plan, stores(plan, model), config)
+    assert losses
+    seen: list[bool] = []
+    with torch.enable_grad():
+        handle = model.unet.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+        losses.measure(model, lambda: None)
+        handle.remove()
+    assert seen and not any(seen)
+
+
 @pytest.mark.parametrize("count", [1, 5, 30])
 @pytest.mark.parametrize(("epochs", "timesteps"), [(1, 0), (71, 0), (72, 2), (107, 2), (108, 3), (500, 3)])
 def test_every_image_is_measured_at_as_many_timesteps_as_its_share_allows(

@@ -67,6 +67,16 @@ def test_the_roughness_is_that_of_the_plain_parts() -> None:
     assert roughness(_plain(200)) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_fifth_of_the_parts_are_plainer_than_the_one_that_counts() -> None:
+    """256 cells of checkerboards, whose deviation is their amplitude: 51 are plainer than the 52nd."""
+    amplitudes = np.random.default_rng(0).permutation(np.arange(256) // 2)
+    signs = (-1) ** np.add.outer(np.arange(8), np.arange(8))
+    colours = np.array([1, 0, 0])  # a third of the variance of all three
+    cells = 128 + amplitudes.reshape(16, 16, 1, 1, 1) * signs[:, :, None] * colours  # (16, 16, 8, 8, 3)
+    pixels = cells.transpose(0, 2, 1, 3, 4).reshape(128, 128, 3)
+    assert roughness(Image.fromarray(pixels.astype(np.uint8))) * 255 * 3**0.5 == pytest.approx(51 // 2)
+
+
 def test_edges_between_cells_do_not_count() -> None:
     steps = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 255, (16, 16, 3)), 8, 0), 8, 1)
     assert roughness(Image.fromarray(steps.astype(np.uint8))) == pytest.approx(0, abs=1e-12)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -80,6 +82,22 @@ def test_what_is_usual_is_said_without_a_question() -> None:
     assert {describe_image(one) for one in rate_images(stayed)} == {"Its loss stayed, the others' stayed."}
 
 
+def test_shares_are_in_percent() -> None:
+    said = {describe_image(one) for one in rate_images([image(f"{number}.png", fell=0.9) for number in range(6)])}
+    assert said == {"Its loss fell by 90 %, the others' by 90 %."}
+
+
+def test_scores_that_stand_out_are_as_rare_as_their_limit_says() -> None:
+    assert NormalDist().cdf(-STANDS_OUT) == pytest.approx(1 / 740, rel=1e-2)
+
+
+def test_a_loss_that_neither_training_nor_the_caption_lowered_is_named_before_the_caption() -> None:
+    """Where the LoRA learnt nothing but the captions, both say the same."""
+    images = [image(f"{number}.png", fell=0.3 + number / 50) for number in range(6)]
+    images = [replace(one, uncaptioned=one.untrained) for one in (*images, image("other.png", fell=0.0))]
+    assert first(images).reason == "loss"
+
+
 def test_a_caption_that_does_not_help_stands_out_though_the_loss_fell() -> None:
     found = first([*usual(), image("caption.png", caption=-0.1)])
     assert (found.image.path, found.reason) == ("caption.png", "caption")
@@ -98,8 +116,30 @@ def test_of_two_images_that_are_nearly_the_same_one_stands_out() -> None:
     assert (rated["b.jpg"].reason, rated["b.jpg"].twin) == ("twin", "a.png") and rated["b.jpg"].score >= STANDS_OUT
     assert rated["a.png"].reason == "" and not rated["a.png"].twin
     assert describe_image(rated["b.jpg"]).startswith("Nearly the same as a.png, so both together are trained twice")
+    assert rated["b.jpg"].score == 2 * STANDS_OUT
     alike = [image(name, nearest=((other, TWIN_LIKENESS - 0.01),)) for name, other in (("a", "b"), ("b", "a"))]
     assert not any(one.twin for one in rate_images([*usual(), *alike]))
+
+
+@pytest.mark.parametrize(("likeness", "is_twin"), [(0.99, True), (0.97, True), (0.96, False), (0.5, False)])
+def test_images_are_nearly_the_same_from_97_percent_on(likeness: float, is_twin: bool) -> None:
+    rated = {one.image.path: one for one in rate_images([image("a"), image("b", nearest=(("a", likeness),))])}
+    assert (rated["b"].twin == "a") == is_twin
+
+
+def test_of_several_duplicates_the_nearest_is_named_and_the_one_with_more_loss_comes_first() -> None:
+    nearest = (("zok/02.png", 0.99), ("zok/01.png", 0.98))
+    twins = [image("zz/low.png", fell=0.6, nearest=nearest), image("zz/high.png", fell=0.45, nearest=nearest)]
+    rated = rate_images([*usual(), *twins])[:2]
+    assert [(one.image.path, one.twin) for one in rated] == [
+        ("zz/high.png", "zok/02.png"),
+        ("zz/low.png", "zok/02.png"),
+    ]
+
+
+def test_five_images_are_enough_to_be_compared_with_each_other() -> None:
+    assert first([*usual(4), image("zok/other.png", fell=-0.1)]).reason == "loss"
+    assert not any(one.reason for one in rate_images([*usual(12), *usual(5, group="late", fell=0.1)]))
 
 
 def test_images_are_compared_within_their_folder_unless_it_has_too_few() -> None:

@@ -38,6 +38,12 @@ def test_a_mirrored_image_and_one_of_another_size_are_the_same() -> None:
     assert max(alike for _, alike in found[4]) < 0.5
 
 
+def test_images_are_never_more_than_entirely_alike() -> None:
+    """In fp32 the length of a unit vector may be rounded to more than 1."""
+    alike = [nearest_images({1: latent(seed), 2: latent(seed)})[1][0][1] for seed in range(30)]
+    assert max(alike) == 1 and min(alike) == pytest.approx(1)
+
+
 def test_many_images_are_compared_in_blocks_and_never_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = {number: latent(number) for number in range(7)}
     whole = nearest_images(latents)

@@ -20,6 +20,30 @@ def _scene(background: tuple[float, float, float], *parts: tuple[slice, slice, t
     return image
 
 
+def _by_definition(image: Pixels) -> Pixels:
+    """Pixel by pixel: what is at least 0.35 as far from the border's median as the farthest one, by its colour."""
+    _, height, width = image.shape
+    sides = [(y, x) for y in (0, height - 1) for x in range(width)]
+    sides += [(y, x) for x in (0, width - 1) for y in range(height)]
+    middle = np.median([image[:, y, x] for y, x in sides], axis=0)
+    colours = [image[:, y, x] for y in range(height) for x in range(width)]
+    farthest = max(float(np.linalg.norm(colour - middle)) for colour in colours)
+    counts = np.zeros((4, 4, 4))
+    for colour in colours:
+        if np.linalg.norm(colour - middle) >= 0.35 * farthest:
+            red, green, blue = (min(3, int(4 * value)) for value in colour)
+            counts[red, green, blue] += 1
+    return counts.flatten() / counts.sum()
+
+
+def test_the_palette_is_that_of_its_definition() -> None:
+    """Small images, most of them border, with colours from 0 up to 1."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        image = rng.integers(0, 9, (3, *rng.integers(3, 7, 2))) / 8
+        assert palette(image) == pytest.approx(_by_definition(image))
+
+
 _RED, _BLUE, _GREEN, _WHITE = (0.9, 0.1, 0.1), (0.1, 0.1, 0.9), (0.1, 0.9, 0.1), (1.0, 1.0, 1.0)
 _TOP, _BOTTOM = (slice(8, 16), slice(8, 24)), (slice(16, 24), slice(8, 24))
 

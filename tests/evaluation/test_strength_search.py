@@ -73,6 +73,25 @@ def test_an_undertrained_run_is_followed_to_more_strength_and_an_overtrained_one
         assert abs(best_trial(trials).epoch * best_trial(trials).strength - best) < 0.6
 
 
+def test_next_comes_the_stronger_one_then_the_weaker_one_then_the_epochs_beside_it() -> None:
+    top = TrialPlace(3, 1.25)
+    trials = _search(lambda place: 1.0 if place == top else 0.5 if place == (3, 1.0) else 0.1, [1, 2, 3, 4, 5])
+    assert [trial.place for trial in trials[5:]] == [(3, 1.25), (3, 1.5), (4, 1.25), (2, 1.25)]
+    weaker = _search(lambda place: 1.0 if place == (3, 1.0) else 0.1, [1, 2, 3, 4, 5])
+    assert [trial.place for trial in weaker[5:]] == [(3, 1.25), (3, 0.8)]
+
+
+def test_a_search_ends_after_eight_trials_beside_those_at_strength_1() -> None:
+    """However many of those there are, and though a ninth would be better still."""
+
+    def worth(place: TrialPlace) -> float:
+        return place.epoch / 20 if place.strength == STRENGTHS[-1] else place.strength / 100 - place.epoch / 1000
+
+    trials = _search(worth, list(range(1, 13)))
+    assert len(trials) == 12 + 8 == 12 + MAX_TRIALS
+    assert best_trial(trials).place == trials[-1].place == (4, 2.0)
+
+
 def test_of_equal_trials_strength_1_is_named_and_then_the_earliest_epoch() -> None:
     equal = [Trial(epoch, strength, (0.5,)) for epoch in (3, 2) for strength in (1.25, 1.0, 0.8)]
     assert best_trial(equal).place == (2, 1.0)

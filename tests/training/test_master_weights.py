@@ -138,6 +138,16 @@ def test_fp32_weights_are_not_copied() -> None:
     assert working.groups["unet"][0] is stored and not working.is_rounded
 
 
+def test_changes_to_the_copies_are_written_back_to_every_parameter() -> None:
+    stored = [nn.Parameter(torch.ones(3, dtype=torch.bfloat16)), nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]
+    working = MasterWeights({"unet": stored})
+    assert working.is_rounded
+    with working.loaded(), torch.no_grad():
+        for master in working.parameters:
+            master.mul_(3)
+    assert [parameter.tolist() for parameter in stored] == [[3.0] * 3, [3.0] * 2]
+
+
 def test_master_weights_hold_no_memory_between_steps() -> None:
     training = start_run(small_config(max_steps=2, lora_precision="bf16", ema_decay=0.9))
     run_to_end(training, model())

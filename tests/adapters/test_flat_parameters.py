@@ -1,0 +1,76 @@
+"""The buffer that holds a group's weights: where each tensor is, casts that never outlive a change, and moving."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
+
+
+def tensors() -> list[Tensor]:
+    """Three of different shapes."""
+    return [torch.arange(6.0).reshape(2, 3), torch.tensor(7.0), torch.arange(8.0, 12.0)]
+
+
+def buffer(dtype: torch.dtype = torch.float32) -> FlatBuffer:
+    return FlatBuffer(tensors(), torch.device("cpu"), dtype=dtype)
+
+
+def test_every_tensor_is_at_its_place_in_the_parameter() -> None:
+    flat = buffer()
+    assert (flat.starts, flat.sizes) == ([0, 6, 7], [6, 1, 4])
+    for position, tensor in enumerate(tensors()):
+        place = slice(flat.starts[position], flat.starts[position] + flat.sizes[position])
+        assert flat.shapes[position] == tensor.shape
+        assert torch.equal(flat.parameter[place].reshape(tensor.shape), tensor)
+        assert torch.equal(flat.value(position, torch.float32), tensor)
+
+
+def test_a_value_in_its_own_dtype_is_a_view_and_in_another_a_copy() -> None:
+    flat = buffer()
+    with torch.no_grad():
+        flat.parameter.add_(1)
+    assert flat.value(1, torch.float32) == 8 and flat.value(1, torch.bfloat16) == 8
+    assert flat.value(1, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_cast_ends_with_the_forward_pass() -> None:
+    flat = buffer()
+    flat.begin_cast(torch.bfloat16)
+    assert flat.value(0, torch.bfloat16) is flat.value(0, torch.bfloat16)  # cast once
+    flat.end_cast()
+    with torch.no_grad():
+        flat.parameter.zero_()
+    assert not flat.value(0, torch.bfloat16).any()
+
+
+def test_gradients_are_added_to_the_parameters_slice_and_start_at_zero() -> None:
+    flat = buffer()
+    slices = Slices(flat, {"down": 0, "up": 2})
+    slices.add_gradient("up", torch.ones(4, dtype=torch.bfloat16))
+    slices.add_product("down", torch.ones(2, 1), torch.ones(1, 3))
+    slices.add_product("down", torch.ones(2, 1).bfloat16(), torch.ones(1, 3).bfloat16())
+    assert flat.parameter.grad is not None
+    assert flat.parameter.grad.tolist() == [2.0] * 6 + [0.0] + [1.0] * 4
+    flat.parameter.grad = None
+    assert not flat.gradient(2).any() and flat.parameter.grad is not None
+
+
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_a_moved_buffer_keeps_nothing_at_its_old_place(has_gradient: bool) -> None:
+    """A dtype stands in for a GPU: `Tensor.to` copies to either."""
+    flat = buffer()
+    parameter, elsewhere = flat.parameter, torch.float64
+    flat.gradient(0).fill_(1)
+    flat.begin_cast(torch.bfloat16)
+    if not has_gradient:
+        flat.parameter.grad = None
+    flat.to(elsewhere)  # type: ignore[arg-type]
+    assert flat.parameter is parameter and parameter.dtype == elsewhere
+    assert flat.gradient(0).tolist() == [[float(has_gradient)] * 3] * 2
+    assert parameter.grad is not None and parameter.grad.dtype == elsewhere
+    with torch.no_grad():
+        parameter.zero_()
+    assert not flat.value(0, elsewhere).any() and not flat.value(0, torch.bfloat16).any()
