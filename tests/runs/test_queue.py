@@ -75,6 +75,62 @@ def test_one_unreadable_entry_is_left_out_and_named(tmp_path: Path) -> None:
     assert "Entry 2, 3, 4" in queue.problem
 
 
+def test_a_run_is_moved_to_the_position_that_it_then_has(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "queue.json")
+    ids = [queue.add(named(name)) for name in "abcd"]
+    queue.move(ids[0], 2)
+    assert names(queue) == ["b", "c", "a", "d"]
+    queue.move(ids[3], 1)
+    assert names(queue) == ["b", "d", "c", "a"]
+    queue.move(ids[0], -2)
+    assert names(queue) == ["a", "b", "d", "c"]
+
+
+def test_the_reason_why_a_run_cannot_start_stays_with_it_and_is_written_once(tmp_path: Path) -> None:
+    file = tmp_path / "queue.json"
+    queue = RunQueue(file)
+    ids = [queue.add(named(name)) for name in "abc"]
+    queue.set_problem(ids[1], "The folder is away.")
+    assert [entry.problem for entry in queue.entries()] == ["", "The folder is away.", ""]
+    assert RunQueue(file).entries() == queue.entries()
+    file.unlink()
+    queue.set_problem(ids[1], "The folder is away.")
+    assert not file.exists()
+    with pytest.raises(HostError, match="no longer in the queue"):
+        queue.set_problem("unknown", "The folder is away.")
+
+
+def test_a_queue_without_a_file_is_empty_and_has_no_problem(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "queue.json")
+    assert queue.entries() == () and queue.problem == ""
+    queue.add(named("a"))
+    again = RunQueue(tmp_path / "queue.json")
+    assert names(again) == ["a"] and again.problem == ""
+
+
+def test_every_unreadable_file_is_kept_once_under_a_name_that_was_free(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "queue.json").write_text(str(number), encoding="utf-8")
+        queue = RunQueue(tmp_path / "queue.json")
+        queue.add(named("a"))
+        queue.add(named("b"))
+        assert queue.problem == "" and names(queue) == ["a", "b"]
+    kept = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*unread*")}
+    assert kept == {"queue.unread.json": "0", "queue.unread-2.json": "1", "queue.unread-3.json": "2"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"run": 1}, {"more_epochs": "2"}, {"problem": None}, {"model": []}, {"origin": 0}, {"id": None}, {"values": []}],
+)
+def test_an_entry_with_a_field_of_another_kind_cannot_be_read(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "queue.json").write_text(
+        json.dumps({"waiting": [{"id": "1", "values": {}}, {"id": "2", "values": {}, **values}]}), encoding="utf-8"
+    )
+    queue = RunQueue(tmp_path / "queue.json")
+    assert [entry.id for entry in queue.entries()] == ["1"] and "Entry 2 of" in queue.problem
+
+
 # --- the runner -------------------------------------------------------------------------------------
 
 
