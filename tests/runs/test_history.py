@@ -80,15 +80,13 @@ def test_of_the_trials_of_a_place_the_latest_counts() -> None:
 
 def test_a_resumed_run_forgets_the_epochs_that_ended_later() -> None:
     """Not the one that ended at that very step, and not what was measured without LoRA."""
-    epochs = [
-        event
-        for epoch in (1, 2, 3)
-        for event in (
+    epochs: list[Event] = []
+    for epoch in (1, 2, 3):
+        epochs += [
             EpochDone(epoch, 10 * epoch, epoch / 10),
             Measured(epoch, {"drift": epoch / 10}),
             _tested(epoch, 1.0),
-        )
-    ]
+        ]
     history = _read(Measured(0, {"drift": 0.0}), *epochs, Resumed(20), EpochDone(3, 30, 0.7))
     assert history.losses == {1: 0.1, 2: 0.2, 3: 0.7}
     assert history.measured == {0: {"drift": 0.0}, 1: {"drift": 0.1}, 2: {"drift": 0.2}}
@@ -99,7 +97,8 @@ def test_an_advice_holds_until_the_run_is_trained_on() -> None:
     assert newest_advice([]) is None
     found = newest_advice(_records(EpochDone(1, 10, 0.5), _advised(1), _advised(2), Measured(1, {})))
     assert found and found["epoch"] == 2
-    for later in (Resumed(10), EpochDone(2, 20, 0.4)):
+    trained_on: list[Event] = [Resumed(10), EpochDone(2, 20, 0.4)]
+    for later in trained_on:
         assert newest_advice(_records(_advised(1), later)) is None
         found = newest_advice(_records(_advised(1), later, _advised(2)))
         assert found and found["epoch"] == 2
@@ -165,13 +164,14 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()
     log = EventLog(folder.log)
-    for event in (
+    events: list[Event] = [
         EpochDone(1, 10, 0.5),
         LoraWritten(str(tmp_path / "zok-000002.safetensors"), 2, 20),
         LoraWritten(str(tmp_path / "zok-step00000015.safetensors"), 1, 15),
         LoraWritten(str(tmp_path / "zok-000001.safetensors"), 1, 10),
         EpochDone(2, 20, 0.4),
-    ):
+    ]
+    for event in events:
         log.append(to_record(event))
     for name in ("zok-000002", "zok-step00000015"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"weights")
