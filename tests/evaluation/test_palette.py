@@ -33,7 +33,8 @@ def _by_definition(image: Pixels) -> Pixels:
         if np.linalg.norm(colour - middle) >= 0.35 * farthest:
             red, green, blue = (min(3, int(4 * value)) for value in colour)
             counts[red, green, blue] += 1
-    return counts.flatten() / counts.sum()
+    shares: Pixels = counts.flatten() / counts.sum()
+    return shares
 
 
 def test_the_palette_is_that_of_its_definition() -> None:
