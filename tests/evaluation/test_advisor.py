@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib_lora_train.core.measures import BLEED, COPIES, LIKENESS, STEADY_LOSS, VALIDATION_LOSS
-from lib_lora_train.evaluation.advisor import advise, hint_after, is_equal, loss_shape
+from lib_lora_train.evaluation.advisor import BestSoFar, advise, hint_after, is_equal, loss_shape
 from lib_lora_train.evaluation.strength_search import Trial
 
 _GOOD = Trial(3, 1.0, (0.8, 0.9, 0.7), (0.1, 0.1), 1.1)
@@ -199,6 +199,13 @@ def test_the_best_epoch_is_named_once_after_three_epochs_without_a_gain() -> Non
     assert _hints(LIKENESS, [0.0, 0.5, 0.4, 0.3, 0.2])[4].startswith("Epoch 1 has the highest likeness so far")
     assert _hints(LIKENESS, [0.0, 0.3, 0.5, 0.4, 0.3, 0.2])[5].startswith("Epoch 2 has the highest likeness so far")
     assert not any(_hints(VALIDATION_LOSS, [0.5, 0.4, 0.3, 0.2, 0.1]))
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "the epoch after it was not"), (2, "the 2 epochs after it were not")])
+def test_the_best_epoch_so_far_counts_those_after_it(count: int, text: str) -> None:
+    assert (
+        BestSoFar(6, VALIDATION_LOSS, count).sentence == f"Epoch 6 has the lowest validation loss so far; {text} better"
+    )
 
 
 def test_a_better_epoch_starts_the_count_again() -> None:

@@ -85,7 +85,9 @@ def test_a_search_ends_after_eight_trials_beside_those_at_strength_1() -> None:
     """However many of those there are, and though a ninth would be better still."""
 
     def worth(place: TrialPlace) -> float:
-        return place.epoch / 20 if place.strength == STRENGTHS[-1] else place.strength / 100 - place.epoch / 1000
+        if place.strength == STRENGTHS[-1]:
+            return 0.5 + place.epoch / 20
+        return place.strength / 4 - place.epoch / 1000
 
     trials = _search(worth, list(range(1, 13)))
     assert len(trials) == 12 + 8 == 12 + MAX_TRIALS

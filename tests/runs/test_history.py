@@ -131,6 +131,8 @@ def test_samples_of_older_versions_have_neither_a_start_nor_a_step() -> None:
     record = {name: value for name, value in to_record(_drawn(1)).items() if name != "step"}
     history = read_records([to_record(EpochDone(1, 10, 0.5)), record, record])
     assert history.samples == {1: 2} and not history.unfinished_samples
+    started = read_records([to_record(SamplesStarted(1, 0, 3)), record])
+    assert started.unfinished_samples == {(1, 0): 2}
 
 
 # --- files -----------------------------------------------------------------------------------------
