@@ -64,7 +64,10 @@
     // --- drawing ----------------------------------------------------------------------------------
     /** Scales for a curve in a box of `width` pixels: step → x, loss → y, and the ticks. */
     function scalesOf(run, width) {
-        const [lowest, highest] = rangeOf([...run.loss, ...Object.keys(FIXED).flatMap((name) => fixedLoss(run, name))].map(([, loss]) => loss));
+        const fixed = Object.keys(FIXED).flatMap((name) => fixedLoss(run, name)).map(([, loss]) => loss);
+        const ofSteps = rangeOf(run.loss.map(([, loss]) => loss));
+        const lowest = Math.min(ofSteps[0], ...fixed);
+        const highest = Math.max(ofSteps[1], ...fixed); // few and exact, so none of them is an outlier
         const isLog = settings.isLog && lowest > 0;
         const pad = (highest - lowest) * 0.08;
         const low = isLog ? lowest / 1.1 : Math.max(0, lowest - pad);
