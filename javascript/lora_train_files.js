@@ -60,7 +60,7 @@
         const names = [...new Set(Object.values(measured).flatMap((values) => Object.keys(values)))];
         const heads = ["Epoch", "File", "Step", "Mean loss", ...names.map(lt.measureTitle), ""];
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
-        const isIgnored = run.status && run.status.is_read_by_forge === false; // so offer to convert the file
+        const conversions = (run.status && run.status.convert_to) || []; // empty if this webui reads the file
         const output = make("div", { className: "lt-t-message" });
         const rows = files.map((file) => make("tr", {},
             make("td", { className: "lt-number" }, file.epoch ? String(file.epoch) : "–"),
@@ -71,7 +71,7 @@
             missing.has(file.path) ? lt.missingCell(file.path) : make("td", { className: "lt-actions" },
                 ...lt.useButtons(run.id, file.path, lt.triggersOf(run.status)),
                 lt.copyButton("Copy path", file.path),
-                ...(isIgnored ? lt.convertButtons(file.path, output) : []))));
+                ...lt.convertButtons(file.path, output, conversions))));
         container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
                 make("th", { className: column === 1 || !head ? "" : "lt-number", title: measureHelp(head) }, head)))),

@@ -81,10 +81,11 @@
     }
 
     /** Buttons that convert a file to one that every webui reads, and report the measured loss in `output`. */
-    lt.convertButtons = (path, output) => [
-        ["lora", "Convert to LoRA", "Write a LoRA of rank 16 beside it, which every webui reads, and measure what was lost"],
-        ["diff", "Convert to diff", "Write the exact difference beside it, which every webui reads; large"],
-    ].map(([to, label, title]) => action(label, title, output, async () => {
+    const CONVERSIONS = {
+        diff: ["Convert to diff", "Write the exact difference beside it, which every webui reads; large"],
+        lora: ["Convert to LoRA", "Write a LoRA of rank 16 beside it, which every webui reads, and measure what was lost"],
+    };
+    lt.convertButtons = (path, output, kinds) => kinds.map((to) => action(...CONVERSIONS[to], output, async () => {
         const answer = await lt.request("tools-convert", { file: path, to, rank: "16" });
         return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB). ${lostIn(answer)}.`),
             ...warningLines(answer)];

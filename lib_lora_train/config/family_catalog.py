@@ -1,4 +1,4 @@
-"""Facts about the families (kinds of LoRA): which settings each uses, who reads its files, its learning rates.
+"""Facts about the families (kinds of LoRA): which settings each uses, its learning rates.
 
 They are used to validate settings without importing PyTorch; `adapters/families/` has the mathematics.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lib_lora_train.config.family_support import support_of
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,11 @@ class FamilyRates:
 class FamilyInfo:
     """One family.
 
-    `uses`: those of the `SELECTIVE` settings that have an effect with it. `is_read_by_forge`: A1111 reads the files of
-    every family, Forge ignores some. A rank above `max_rank`, or `max_conv_rank` in convolutions, is too high.
-    `rates`: None if LoRA's learning rates suit it.
+    `uses`: those of the `SELECTIVE` settings that have an effect with it. A rank above `max_rank`, or `max_conv_rank`
+    in convolutions, is too high. `rates`: None if LoRA's learning rates suit it.
     """
 
     uses: tuple[str, ...]
-    is_read_by_forge: bool
     max_rank: int | None = None
     max_conv_rank: int | None = None
     rates: FamilyRates | None = None
@@ -55,14 +55,13 @@ _LYCORIS = (*_LOW_RANK, "dora", "scalar", "tucker")
 _ROTATION = ("constraint", "rescaled", "rank_dropout")
 
 FAMILY_CATALOG: Mapping[str, FamilyInfo] = {
-    "lora": FamilyInfo((*_LYCORIS, "network_dropout"), is_read_by_forge=True, max_conv_rank=64),
-    "loha": FamilyInfo(_LYCORIS, is_read_by_forge=True, max_rank=32, max_conv_rank=32),
-    "lokr": FamilyInfo((*_LYCORIS, "lokr_factor", "decompose_both", "full_matrix"), is_read_by_forge=True),
-    "dylora": FamilyInfo((*_LOW_RANK, "dylora_unit", "network_dropout"), is_read_by_forge=True, max_conv_rank=64),
-    "glora": FamilyInfo((*_BLOCKS, "scalar"), is_read_by_forge=True, max_rank=64),
+    "lora": FamilyInfo((*_LYCORIS, "network_dropout"), max_conv_rank=64),
+    "loha": FamilyInfo(_LYCORIS, max_rank=32, max_conv_rank=32),
+    "lokr": FamilyInfo((*_LYCORIS, "lokr_factor", "decompose_both", "full_matrix")),
+    "dylora": FamilyInfo((*_LOW_RANK, "dylora_unit", "network_dropout"), max_conv_rank=64),
+    "glora": FamilyInfo((*_BLOCKS, "scalar"), max_rank=64),
     "ia3": FamilyInfo(
         ("scale_weight_norms",),
-        is_read_by_forge=False,
         rates=FamilyRates(
             usual=5e-3,
             usual_text=2e-3,
@@ -71,11 +70,10 @@ FAMILY_CATALOG: Mapping[str, FamilyInfo] = {
             low=1e-3,
         ),
     ),
-    "oft": FamilyInfo(_ROTATION, is_read_by_forge=False),
-    "boft": FamilyInfo(_ROTATION, is_read_by_forge=False),
+    "oft": FamilyInfo(_ROTATION),
+    "boft": FamilyInfo(_ROTATION),
     "full": FamilyInfo(
         ("rank_dropout", "scale_weight_norms"),
-        is_read_by_forge=True,
         rates=FamilyRates(
             usual=1e-5,
             usual_text=1e-5,
@@ -93,4 +91,4 @@ def families_with(setting: str) -> tuple[str, ...]:
 
 def families_forge_ignores() -> tuple[str, ...]:
     """The families whose files Forge does not read."""
-    return tuple(name for name, family in FAMILY_CATALOG.items() if not family.is_read_by_forge)
+    return tuple(name for name in FAMILY_CATALOG if support_of("Forge", name).effect == "ignored")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.config.family_support import conversions_for, form_of
 from lib_lora_train.config.train_config import TrainConfig, config_values
-from lib_lora_train.config.validation.network import is_read_by_forge
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
@@ -178,7 +178,7 @@ class Runner:
                 "events": [event for event in run.events[since:] if event["kind"] not in ("StepDone", "Progress")],
                 "next": len(run.events),
                 "config": config_values(run.config),
-                "is_read_by_forge": is_read_by_forge(run.config),
+                "convert_to": list(conversions_for(self.host.name if self.host else "", form_of(run.config))),
                 "queue": queue,
                 "queue_problem": self.queue.problem,
             }

@@ -155,13 +155,13 @@ def test_failure_on_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest
         ({"family": "boft"}, False),
     ],
 )
-def test_the_status_says_whether_forge_reads_the_files(tmp_path: Path, values: dict[str, Any], is_read: bool) -> None:
+def test_the_status_says_what_to_convert_files_to(tmp_path: Path, values: dict[str, Any], is_read: bool) -> None:
     """The page offers to convert the others, and validation warns of them: both ask the same function."""
     runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter([StateChanged("finished")]))
     config = TrainConfig(**values)
     runner.start(config)
     runner.wait(10)
-    assert runner.status()["is_read_by_forge"] is is_read
+    assert runner.status()["convert_to"] == ([] if is_read else ["diff", "lora"])
     warned = [problem for problem in validate(config) if "convert the file" in problem.message]
     assert bool(warned) is not is_read
 

@@ -383,7 +383,7 @@ def test_images_are_tagged_with_wd14_and_a_broken_image_is_skipped(page: Any, ad
     page.click(".lt-c-open")
     page.locator(".lt-c-count", has_text="6 of 6").wait_for(timeout=_RUN_MS)
     page.locator(".lt-auto summary").click()
-    page.locator(".lt-a-note", has_text="DeepBooru and BLIP are available inside a webui").wait_for()
+    page.locator(".lt-a-note", has_text="DeepBooru and BLIP are not available here (stand-alone)").wait_for()
     page.locator(".lt-a-message", has_text="2 of 6 images would be tagged; 4 already have captions.").wait_for()
     page.click(".lt-a-start")
     page.locator(".lt-a-state", has_text="Enter the folder of the WD14 tagger").wait_for()
@@ -501,16 +501,16 @@ def test_a_file_that_forge_ignores_can_be_converted_with_one_click(page: Any, ad
     write_adapter(path, adapter.state(), metadata={}, precision="fp32")
     open_tab(page, address)
     page.wait_for_function("Boolean(window.loraTrain && window.loraTrain.drawFiles)")
-    draw = """([id, is_read_by_forge, path]) => {
+    draw = """([id, convert_to, path]) => {
         const place = document.createElement("div");
         place.id = id;
         document.body.append(place);
         const events = [{ kind: "LoraWritten", path, epoch: 1, step: 2 }];
-        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [], is_read_by_forge } });
+        window.loraTrain.drawFiles(place, { id, events, status: { triggers: [], convert_to } });
     }"""
-    page.evaluate(draw, ["plain", True, str(path)])
+    page.evaluate(draw, ["plain", [], str(path)])
     assert page.locator("#plain button", has_text="Convert to").count() == 0
-    page.evaluate(draw, ["ignored", False, str(path)])
+    page.evaluate(draw, ["ignored", ["diff", "lora"], str(path)])
     page.locator("#ignored button", has_text="Convert to LoRA").dispatch_event("click")
     page.wait_for_selector("#ignored .lt-good", state="attached", timeout=_SHOW_MS * 6)
     message = page.locator("#ignored .lt-good").inner_text()

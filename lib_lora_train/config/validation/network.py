@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG, FamilyInfo, families_with
+from lib_lora_train.config.family_support import EFFECT_WORDS, FORMS, bad_webuis, form_of
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import join_names
 
 _SMALL_SCALE = 1 / 64
 _HIGH_DROPOUT = 0.5
@@ -36,12 +38,6 @@ def has_family_specific_lr(config: TrainConfig) -> bool:
     return rates is not None and rates.low > 0
 
 
-def is_read_by_forge(config: TrainConfig) -> bool:
-    """Whether Forge reads the files of these settings; it ignores some families and fails with another."""
-    is_tucker_lokr = config.family == "lokr" and config.tucker and _has_convolutions(config)
-    return _info(config).is_read_by_forge and not is_tucker_lokr
-
-
 def _info(config: TrainConfig) -> FamilyInfo:
     return FAMILY_CATALOG[config.family]
 
@@ -51,15 +47,20 @@ def _has_convolutions(config: TrainConfig) -> bool:
 
 
 def _host(config: TrainConfig) -> Iterator[Problem]:
-    """Files that a webui silently ignores."""
+    """Files that a webui is known to misread, from the table of `config/family_support.py`."""
+    form = form_of(config)
+    webuis: dict[str, list[str]] = {}
+    for name, support in bad_webuis(form):
+        webuis.setdefault(EFFECT_WORDS[support.effect], []).append(name)
+    if not webuis:
+        return
+    effects = "; ".join(f"in {join_names(names)} it {what}" for what, names in webuis.items())
     advice = (
-        "After training, convert the file to a LoRA or an exact diff, which all webuis read: with one click in Results "
+        "After training, convert the file to an exact diff or a LoRA, which all webuis read: with one click in Results "
         "or with `convert`. It reports what is lost."
     )
-    if not _info(config).is_read_by_forge:
-        yield warning_at("family", f"{config.family} files are read by A1111, but ignored by Forge. {advice}")
-    elif not is_read_by_forge(config):
-        yield warning_at("tucker", f"makes a LoKr that A1111 reads, but Forge fails with. {advice}")
+    where = "tucker" if form == "lokr_tucker" else "family"
+    yield warning_at(where, f"A file of these settings ({FORMS[form]}) is not read alike: {effects}. {advice}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:

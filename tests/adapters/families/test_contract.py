@@ -179,9 +179,9 @@ def test_forge_reads_our_update_except_in_known_cases(case: str, kind: str) -> N
     if found is None:
         has_kernel = weight.dim() == 4 and weight.shape[-1] > 1
         is_known = CASES[case].family in families_forge_ignores() or (case == "lokr_tucker" and has_kernel)
-        assert is_known, "Forge has no formula for this file: set is_read_by_forge=False in config/family_catalog.py"
+        assert is_known, "Forge has no formula for this file: see config/family_support.py"
     else:
-        assert CASES[case].family not in families_forge_ignores(), "Forge reads it: see config/family_catalog.py"
+        assert CASES[case].family not in families_forge_ignores(), "Forge reads it: see config/family_support.py"
         assert relative(layer.diff_weight(), found) < 1e-6
 
 

@@ -1,0 +1,44 @@
+"""Writes docs/families-in-webuis.md from the table in `lib_lora_train/config/family_support.py`.
+
+python -m tools.make_family_page
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib_lora_train.config.family_support import FORMS, PROGRAMS, support_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "families-in-webuis.md"
+
+_HEAD = """# Who reads which family
+
+<!-- Made by tools/make_family_page.py from lib_lora_train/config/family_support.py. Do not edit. -->
+
+What each program does with a LoRA file of each form, measured with files that this trainer wrote: the weights that the
+program computes (for stable-diffusion.cpp: its image), compared with the update in training. *right* means equal but
+for rounding. [The webui page](webui.md#lora-files-of-every-family-in-the-real-webuis) has the numbers for A1111 and
+Forge; Forge Neo was measured at release 2.26, reForge at 3b56b26.
+
+The warnings before a run and the buttons in Results come from this table. A file that your program does not read as
+trained can be converted: to `diff`, which is exact but large, or to a LoRA, whose loss is measured.
+
+"""
+
+
+def family_page() -> str:
+    """The whole page as Markdown."""
+    rows = [f"| form | {' | '.join(PROGRAMS)} |", "|---" * (len(PROGRAMS) + 1) + "|"]
+    for form, title in FORMS.items():
+        rows.append(f"| {title} | {' | '.join(str(support_of(name, form)) for name in PROGRAMS)} |")
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    PAGE.write_text(family_page(), encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
