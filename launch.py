@@ -44,6 +44,7 @@ commands
   advise RUN           find the best epoch of a past run and its strength
   heatmap IMAGE        show where each word of its prompt acts [--words WORD ...] [--lora FILE] [--prompt TEXT]
   images RUN           list its training images, those whose loss stands out first [--measure] [--json]
+  tags RUN             report what each tag of its captions became in the LoRA [--tag TAG ...] [--measure] [--json]
   report RUN           print a report of a failed run, without names and paths
   test [pytest args]   run linters, the type checker and all tests; with arguments only pytest
   setup                only install

@@ -25,6 +25,7 @@ from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
 from lib_lora_train.cli.sweep import add_sweep
+from lib_lora_train.cli.tags import add_tags
 from lib_lora_train.cli.training import EXIT_INTERRUPTED, train_all, train_run
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.cpu_environment import set_cpu_environment
@@ -80,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_lora_tools(commands, _command)
     add_heat_maps(commands, _command)
     add_images(commands, _command)
+    add_tags(commands, _command)
     add_report(commands, _command)
     add_grid(commands, _command)
     add_advise(commands, _command)

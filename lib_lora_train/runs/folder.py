@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,11 @@ class RunFolder:
         return self.root / "image-losses.json"
 
     @property
+    def tags(self) -> Path:
+        """What was measured of every tag of the dataset."""
+        return self.root / "tags.json"
+
+    @property
     def crash_report(self) -> Path:
         """The traceback if the run failed unexpectedly."""
         return self.root / "crash.txt"
@@ -108,6 +114,11 @@ class RunFolder:
     def strength_sample(self, epoch: int, strength: float, number: int) -> Path:
         """The image of prompt `number` (from 1) with an epoch at a strength: `epoch-000003-x1.5-02.png`."""
         return self.root / "strengths" / f"epoch-{epoch:06}-x{strength:g}-{number:02}.png"
+
+    def tag_image(self, lora: str, prompt: str, number: int) -> Path:
+        """Image `number` (from 1) of a prompt in the report on tags, with the LoRA file of this name, "" for none."""
+        digest = hashlib.sha256(f"{lora}/{prompt}".encode()).hexdigest()[:16]
+        return self.root / "tags" / f"{digest}-{number:02}.png"
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,19 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if "," in value or ":" in value else value
 
 
-def read_sample_settings(path: Path) -> tuple[SamplePrompt, str] | None:
-    """What an image with an infotext was drawn from, without its LoRAs, and the sampler; None if it has none."""
+def read_infotext(path: Path) -> str | None:
+    """The infotext of an image, "" if it has none; None if it cannot be read."""
     try:
         with Image.open(path) as image:
-            text = str(image.info.get("parameters", ""))
+            return str(image.info.get("parameters", ""))
     except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def read_sample_settings(path: Path) -> tuple[SamplePrompt, str] | None:
+    """What an image with an infotext was drawn from, without its LoRAs, and the sampler; None if it has none."""
+    text = read_infotext(path)
+    if text is None:
         return None
     *texts, line = text.split("\n")
     prompt, _, negative = "\n".join(texts).partition("\nNegative prompt: ")
