@@ -271,7 +271,7 @@
         const model = shown.model ? make("p", { className: "lt-faint lt-model" }, `Model: ${shown.model}`) : "";
         const advice = lt.adviceCard(shown, () => showRun(container, body, one));
         body.replaceChildren(actions(container, one), model, advice, fileTable(container, one, shown.files, shown.triggers), samples, lt.copiesOf(shown.events), grid,
-            ...(one.loras.length ? [lt.gridTools(one.run)] : []), lt.imageLosses(one.run), settingsOf(shown));
+            ...(one.loras.length ? [lt.gridTools(one.run)] : []), lt.imageLosses(one.run), lt.tagReport(one.run), settingsOf(shown));
         if (hasSamples) lt.drawSamples(samples, past);
         // The samples are the run's own grid; one that was drawn later is shown beside them.
         lt.drawGrid(grid, { id: one.run, events: hasSamples ? [] : shown.events, old: shown.epoch_grid });

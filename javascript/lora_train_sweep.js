@@ -19,9 +19,9 @@
     };
 
     /** The form that repeats a past run with changes. */
-    lt.repeatForm = (run) => sweepForm(run, "leave_out_tags");
+    lt.repeatForm = (run, tag = "") => sweepForm(run, "leave_out_tags", tag);
 
-    function sweepForm(run, first) {
+    function sweepForm(run, first, firstValues = "") {
         const id = `lora_train_sweep_${(forms += 1)}`;
         const rows = make("div", { className: "lt-sweep-rows" });
         const preview = make("div", { className: "lt-sweep-preview", role: "status" });
@@ -38,11 +38,11 @@
         let timer = null;
         start.disabled = true;
 
-        function addRow(place) {
+        function addRow(place, tried = "") {
             if (rows.children.length >= MOST) return;
             const setting = make("input", { type: "text", value: place, placeholder: "Setting, such as rank", title: "The name of a setting", "aria-label": "Setting" });
             setting.setAttribute("list", id);
-            const values = make("input", { type: "text", title: "The values to try", "aria-label": "Values" });
+            const values = make("input", { type: "text", value: tried, title: "The values to try", "aria-label": "Values" });
             const remove = small("×", "Remove this setting", () => {
                 row.remove();
                 changed();
@@ -101,7 +101,7 @@
             form.querySelector("datalist").append(...settings.map((one) => make("option", { value: one.place }, `${one.label}: ${one.now}`)));
             changed();
         }).catch(refuse);
-        addRow(first);
+        addRow(first, firstValues);
         return form;
     }
 })();

@@ -163,7 +163,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("blanks", "escape"), _is_flag),
     **dict.fromkeys(("general", "character", "rank", "strengths"), _is_typed_number),
-    **dict.fromkeys(("record", "seen"), _is_text),
+    **dict.fromkeys(("prompt", "record", "seen", "tag"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
     "inside": _is_text,
     "sweep": _is_path,

@@ -18,8 +18,9 @@
                                    "0.6, 1"}, all optional → the id of the run whose epochs are drawn
     POST /lora-train/v1/grid/cancel    stop that after the current sampling step; `grid` continues it
     GET  /lora-train/v1/image-losses   ?run=id: the training images of a run, those whose loss stands out most first
-    POST /lora-train/v1/image-losses/measure    {"run": id}: measure every image of a past run
-    POST /lora-train/v1/image-losses/status · cancel    {}
+    GET  /lora-train/v1/tags       ?run=id: the tags of a run and what they became, those that stand out first
+    POST /lora-train/v1/image-losses/measure · tags/measure    {"run": id}: measure every image or tag of a past run
+    POST /lora-train/v1/image-losses/status · cancel, tags/status · cancel    {}
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
@@ -52,17 +53,12 @@ from lib_lora_train.web.uploads import large_bodies
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
+_TASKS = {"advice": "advice", "heatmap": "heatmap", "image-losses": "image-losses/measure", "tags": "tags/measure"}
 _ACTIONS = {
     **{name: f"tools-{name}" for name in ("check", "convert", "merge")},
-    "advice": "advice-start",
-    "advice/status": "advice-status",
-    "advice/cancel": "advice-stop",
-    "image-losses/measure": "image-losses-start",
-    "image-losses/status": "image-losses-status",
-    "image-losses/cancel": "image-losses-stop",
-    "heatmap": "heatmap-start",
-    "heatmap/status": "heatmap-status",
-    "heatmap/cancel": "heatmap-stop",
+    **{route: f"{task}-start" for task, route in _TASKS.items()},
+    **{f"{task}/status": f"{task}-status" for task in _TASKS},
+    **{f"{task}/cancel": f"{task}-stop" for task in _TASKS},
     "heatmap/maps": "heatmap-show",
     "sweep": "sweep-request",
     "sweep/continue": "sweep-continue",
@@ -200,6 +196,9 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
     def image_losses(run: str = "") -> dict[str, Any]:
         return _http_errors(lambda: source.run_action("image-losses-list", {"run": run}))
 
+    def tags(run: str = "") -> dict[str, Any]:
+        return _http_errors(lambda: source.run_action("tags-list", {"run": run}))
+
     def thumbnail(token: str) -> Response:
         try:
             return Response(source.image_tokens.load_thumbnail(token), media_type="image/jpeg", headers=_CACHED)
@@ -220,6 +219,7 @@ def _install_read_routes(app: APIRouter, source: PageBackend, guards: list[Any])
         "queue": queue,
         "comparison": comparison,
         "image-losses": image_losses,
+        "tags": tags,
         "thumbnail/{token}": thumbnail,
         "image/{token}": image,
     }

@@ -61,6 +61,7 @@ from lib_lora_train.web.runs import RunSession
 from lib_lora_train.web.sweeps import SweepSession
 from lib_lora_train.web.tag_completion import TagCompleter
 from lib_lora_train.web.tagging import TaggingSession
+from lib_lora_train.web.tags import TagReportSession
 from lib_lora_train.web.token_analysis import TokenAnalysis
 from lib_lora_train.web.uploads import FolderSession
 
@@ -102,6 +103,7 @@ class Session(FormSession):
             **AdviceSession(runner, self.runs.folder_of).actions(),
             **HeatMapSession(runner, home, self.image_tokens, self._draft_config).actions(),
             **ImageLossSession(runner, self.image_tokens, self.runs.folder_of, self.changes.stage).actions(),
+            **TagReportSession(runner, self.image_tokens, self.runs.folder_of).actions(),
             **SweepSession(runner, self.image_tokens, self._draft_config, self.runs).actions(),
             **FolderSession(home, self._draft_config).actions(),
             **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
