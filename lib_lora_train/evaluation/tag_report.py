@@ -182,7 +182,7 @@ def _sentence(measure: TagMeasure, verdict: Verdict, *, steals: bool, pulls: Seq
     if verdict == "rare":
         return "Not drawn."
     alone, having = _percent(measure.without), _percent(measure.having)
-    effect, floor = _percent(measure.effect), _percent(measure.floor)
+    effect, floor = (f"{100 * fmean(values):.0f} %" for values in (measure.effect, measure.floor))
     if steals:
         name = measure.trigger or "An empty prompt"
         shown = f"{name} alone shows {alone} of what this tag stands for, with the tag it is {having}."

@@ -59,6 +59,12 @@ def test_a_tag_that_changes_no_more_than_a_word_without_meaning_is_ignored() -> 
         assert "a word without meaning by 60 %" in rated.sentence and rated.advice
 
 
+def test_effects_above_those_of_another_seed_are_shown_as_they_are() -> None:
+    rated = _rated(_tag(having=0.1, effect=_about(1.1), floor=_about(1.3)))
+    assert rated.sentence.startswith("Ignored: it changes images by 110 % of what another seed does, a word")
+    assert rated.sentence.endswith("by 130 %.")
+
+
 def test_a_tag_that_does_only_what_any_unknown_word_does_is_unclear() -> None:
     """The LoRA answers each unknown word with what it draws by default; that says nothing about the tag."""
     rated = _rated(_tag(having=0.2))
