@@ -429,7 +429,8 @@ def test_the_steady_loss_is_inside_the_chart_however_many_steps_there_are(page: 
         const measured = (epoch, value) => ({ kind: "Measured", epoch, values: { steady_loss: value } });
         const events = [measured(0, 0.4), { kind: "EpochDone", epoch: 1, step: 200 }, measured(1, 0.2)];
         window.loraTrain.drawChart(container, { id: "made", loss, events });
-        return [...container.querySelectorAll(".lt-plot circle:has(title)")].map((point) => Number(point.getAttribute("cy")));
+        const points = container.querySelectorAll(".lt-plot circle:has(title)");
+        return [...points].map((point) => Number(point.getAttribute("cy")));
     }""")
     without_lora, after = inside
     assert 0 < without_lora < 50 < after  # px from the top, in use although a step's loss was 9
