@@ -22,7 +22,7 @@ from lib_lora_train.core.measures import (
     measure_info,
     measure_title,
 )
-from lib_lora_train.core.wording import join_names, percent
+from lib_lora_train.core.wording import count, join_names, percent
 from lib_lora_train.evaluation.strength_search import Trial, best_trial, gains, harms, score
 
 Measured = Mapping[int, Mapping[str, float]]
@@ -184,7 +184,7 @@ class BestSoFar:
     def sentence(self) -> str:
         """`Epoch 6 has the lowest validation loss so far; the 3 epochs after it were not better`."""
         word = "lowest" if measure_info(self.measure).better == "lower" else "highest"
-        after = "epoch after it was" if self.epochs_since == 1 else f"{self.epochs_since} epochs after it were"
+        after = count(self.epochs_since, "epoch after it was", "epochs after it were").removeprefix("1 ")
         return f"Epoch {self.epoch} has the {word} {measure_title(self.measure).lower()} so far; the {after} not better"
 
 

@@ -197,7 +197,7 @@ def _sentence(measure: TagMeasure, verdict: Verdict, *, steals: bool, pulls: Seq
     else:
         shown = "Unclear: it changes images, but not towards those that have it."
     brings = [
-        f"It brings {pull.tag} along, which {pull.both} of its {measure.images} images have too."
+        f"It brings {pull.tag} along, which {pull.both} of its {count(measure.images, 'image')} have too."
         for pull in measure.pulls
         if pull.tag in pulls
     ]
