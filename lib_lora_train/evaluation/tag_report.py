@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+from lib_lora_train.core.wording import count
+
 Verdict = Literal["learnt", "ignored", "unclear", "rare"]
 Values = tuple[float, ...]
 
