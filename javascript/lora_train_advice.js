@@ -7,7 +7,7 @@
 
     const sentence = (advice) => (advice.epoch ? `Use epoch ${advice.epoch} at strength ${Number(advice.strength.toPrecision(3))}` : "No epoch of this run is good");
 
-    /** The advice as a card, or the button that asks for it; `shown` is the answer of runs-show, `redraw` shows the run again. */
+    /** The advice as a card, or the button that asks for it; `shown` is like the answer of runs-show, `redraw` shows the run again. */
     lt.adviceCard = (shown, redraw) => {
         const card = make("div", { className: "lt-advice" });
         const advice = shown.advice;

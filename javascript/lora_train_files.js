@@ -62,8 +62,11 @@
         const number = (value) => make("td", { className: "lt-number" }, value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
         const conversions = (run.status && run.status.convert_to) || []; // empty if this webui reads the file
         const output = make("div", { className: "lt-t-message" });
+        const advice = run.events.findLast((event) => event.kind === "Advised");
+        const shown = { advice, run: run.id, triggers: lt.triggersOf(run.status), files: files.map((file) => ({ ...file, missing: missing.has(file.path) })) };
+        const isNamed = (file) => advice && file.epoch && file.epoch === advice.epoch;
         const rows = files.map((file) => make("tr", {},
-            make("td", { className: "lt-number" }, file.epoch ? String(file.epoch) : "–"),
+            make("td", { className: "lt-number" }, file.epoch ? String(file.epoch) : "–", ...(isNamed(file) ? [make("i", { className: "lt-tag", title: "The epoch that the advice names" }, "best")] : [])),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
             make("td", { className: "lt-number" }, lt.whole(file.step)),
             number(loss.get(file.path) ?? ended[file.epoch]),
@@ -72,7 +75,7 @@
                 ...lt.useButtons(run.id, file.path, lt.triggersOf(run.status)),
                 lt.copyButton("Copy path", file.path),
                 ...lt.convertButtons(file.path, output, conversions))));
-        container.replaceChildren(make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
+        container.replaceChildren(...(advice ? [lt.adviceCard(shown)] : []), make("div", { className: "lt-scroll" }, make("table", { className: "lt-table" },
             make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
                 make("th", { className: column === 1 || !head ? "" : "lt-number", title: measureHelp(head) }, head)))),
             make("tbody", {}, ...rows))), output);

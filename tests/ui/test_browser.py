@@ -436,6 +436,27 @@ def test_the_steady_loss_is_inside_the_chart_however_many_steps_there_are(page: 
     assert 0 < without_lora < 50 < after  # px from the top, in use although a step's loss was 9
 
 
+def test_the_files_of_a_finished_run_begin_with_its_advice(page: Any, address: str) -> None:
+    """The named epoch has its buttons at the recommended strength, and a mark in the table; a newer advice counts."""
+    open_tab(page, address)
+    page.evaluate("""() => {
+        const container = document.createElement("div");
+        container.id = "made";
+        document.querySelector("#lora_train_root").append(container);
+        const path = (epoch) => `/lora/zok-${epoch}.safetensors`;
+        const written = (epoch) => ({ kind: "LoraWritten", path: path(epoch), epoch, step: 10 * epoch });
+        const advice = { kind: "Advised", strength: 1.25, is_sure: true, reasons: ["A reason."], remedies: [] };
+        const advised = (epoch) => ({ ...advice, epoch });
+        const events = [written(1), written(2), advised(1), advised(2)];
+        window.loraTrain.drawFiles(container, { id: "made", loss: [], events, status: {} });
+    }""")
+    made = page.locator("#made")
+    assert made.locator(".lt-advice h4").inner_text() == "Use epoch 2 at strength 1.25"
+    assert made.locator(".lt-advice li").all_inner_texts() == ["A reason."]
+    assert "<lora:zok-2:1.25>" in made.locator(".lt-advice button").first.get_attribute("title")
+    assert made.locator("tr", has_text="best").locator(".lt-file").all_inner_texts() == ["zok-2.safetensors"]
+
+
 def test_the_demo_can_be_trained_in_the_tab(page: Any, address: str, tmp_path: Path) -> None:
     open_tab(page, address)
     fill_in_the_demo(page)
