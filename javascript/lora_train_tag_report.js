@@ -10,7 +10,7 @@
     /** The folded section of a past run; its content is fetched when it is unfolded. */
     lt.tagReport = (run) => {
         const body = make("div", { className: "lt-losses-body" });
-        const section = make("details", { className: "lt-skipped lt-losses lt-tags" },
+        const section = make("details", { className: "lt-skipped lt-tags" },
             make("summary", { title: "Show what each tag of the captions became: learnt, ignored, or in the way" }, "Tags"), body);
         Object.assign(section, { run, body, shown: AT_A_TIME });
         section.ontoggle = () => section.open && !body.firstChild && load(section).catch(lt.notify);

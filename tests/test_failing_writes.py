@@ -38,6 +38,7 @@ from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, writ
 from lib_lora_train.runs.image_list import ImageList, write_images
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.runs.sweep_record import write_sweep
+from lib_lora_train.runs.tag_list import TagList, write_tags
 from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.web.form import fill_form, save_draft
 from lib_lora_train.web.uploads import write_upload
@@ -69,6 +70,7 @@ CASES: dict[str, Write] = {
     "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
     "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
     "runs.image_list.write_images": lambda place: write_images(RunFolder(place), ImageList(1, (), {})),
+    "runs.tag_list.write_tags": lambda place: write_tags(RunFolder(place), TagList(1, "zok", {}, ())),
     "runs.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
     "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),

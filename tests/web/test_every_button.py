@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lib_lora_train.runs.estimates.model_checks import check_model
 from lib_lora_train.runs.estimates.requirements import estimate_requirements
 from lib_lora_train.web.quick_fixes import find_fixes
 from tests.paths import ROOT
+from tests.stand_ins.tiny_models import write_tiny_checkpoint
 
 _PACKAGE = ROOT / "lib_lora_train"
 _CHECKED = (
@@ -46,7 +48,10 @@ _LEVELS = ("hint", "warning", "error")
 
 @dataclass(frozen=True)
 class World:
-    """What the settings meet: images and captions, the model, and the memory of the GPU (0: no estimate)."""
+    """What the settings meet: images and captions, the model, the memory of the GPU (0: no estimate), and the webui.
+
+    `webui` are fields of the RunTarget of a webui; {} stand-alone.
+    """
 
     images: tuple[int, ...] = (20, 2)  # of each concept
     size: tuple[int, int] = (512, 512)
@@ -54,6 +59,7 @@ class World:
     spec: ModelSpec = field(default_factory=lambda: ModelSpec("sd1", "epsilon", False, 0.18215, {}, {}, ()))
     checkpoint: str = "model.ckpt"
     gpu: tuple[int, int] = (0, 0)
+    webui: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,9 @@ def problems_with(config: TrainConfig, world: World) -> tuple[Problem, ...]:
     found = [*validate(config), *checkpoint_problems(world.spec, config)]
     if config.checkpoint:
         found += check_checkpoint(config, checkpoint_target(config)).problems
+    if world.webui:
+        in_memory = RunTarget(EMBEDDED_CHECKPOINT, True, 4, "GPU", None)
+        found += check_checkpoint(config, replace(in_memory, **world.webui)).problems
     plan = None if has_errors(found) else make_world_plan(config, world)
     total, free = world.gpu
     target = RunTarget(Path(world.checkpoint), False, 4, "GPU", Gpu("GPU", total, free) if total else None)
@@ -297,6 +306,20 @@ _WORLDS: tuple[Case, ...] = (
 )
 
 
+@cache
+def _xl_checkpoint() -> Path:
+    """A tiny SDXL checkpoint, made once."""
+    return write_tiny_checkpoint(Path(tempfile.mkdtemp()) / "xl.safetensors", "sdxl")
+
+
+def _in_webuis() -> Iterator[Case]:
+    """A model that is not trained here, one that is only selected, and another *Clip skip* in the webui's settings."""
+    yield Case({}, World(webui={"problem": "Flux is not trained here. Load an SD1, SD2 or SDXL model."}))
+    yield Case({}, World(webui={"checkpoint": Path("/set/none.ckpt"), "is_loaded": False, "is_selected": True}))
+    yield Case({}, World(webui={"clip_skip": 2}))
+    yield Case({}, World(webui={"checkpoint": _xl_checkpoint(), "clip_skip": 3, "applies_clip_skip_to_sdxl": True}))
+
+
 def _values_of(kind: type, choices: tuple[str, ...], low: float | None, high: float | None) -> tuple[Any, ...]:
     """Some values of a setting, its limits among them."""
     if kind is bool:
@@ -311,6 +334,7 @@ def _cases() -> Iterator[Case]:
     """Those listed here, and every setting alone with some of its values."""
     yield from (Case(values) for values in _SETTINGS)
     yield from _WORLDS
+    yield from _in_webuis()
     for p in parameters_of(TrainConfig):
         yield from (
             Case({p.name: value}) for value in _values_of(p.kind, p.choices, p.low, p.high) if value != p.default
