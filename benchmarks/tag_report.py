@@ -15,7 +15,7 @@ Twenty images of the demo's creature with the tiny model's shapes. Their caption
 - `striped` (7) and `pink background` (5), which are learnt and do no harm.
 
 Which images have which depends on the seed, with little correlation between any others than the pair. Training is
-short: 150 steps of 4 images. Each seed is a process of its own; what was measured is one JSON per seed in
+short: 150 steps of 4 images. Each seed has a separate process; what was measured is one JSON per seed in
 `tag_report_runs/`, so that the rules can be counted again after a change. `shown` in it is what the images show by
 their colours, which the report does not know: the share of those with a heart, and of yellow ones.
 
@@ -215,7 +215,7 @@ def _last_value(events: Any) -> TagList:
 
 
 def run_missing(seeds: Sequence[int]) -> None:
-    """Train each seed without a result in a process of its own."""
+    """Train each seed without a result, each in a separate process."""
     for seed in seeds:
         if not _result(seed).exists():
             command = [sys.executable, __file__, "one", "--seeds", str(seed)]

@@ -25,16 +25,15 @@ from lib_lora_train.evaluation.image_change import change, difference_of_prompts
 from lib_lora_train.evaluation.strength_search import Trial, TrialPlace, next_place
 from lib_lora_train.hosts.host import Host, Txt2Img
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.drawing import Row, events_of
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.sample_measures import MAX_SAMPLES, SampleMeasures, sample_measures
 from lib_lora_train.runs.webui_images import generate_in_webui, generation_request
 from lib_lora_train.sampling.infotext import infotext, read_image, write_image
-from lib_lora_train.sampling.sample import SamplingStep, sample_in_steps
+from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
 
 _TURN_SECONDS = 0.25  # how long others wait for the model at most
-
-Row = list[Image.Image]
 
 
 @dataclass(eq=False)
@@ -129,7 +128,7 @@ class StrengthTest:
             clip_skip=config.clip_skip,
             sampler_options=self.host.sampler_options,
         )
-        images: Row = yield from _events_of(
+        images: Row = yield from events_of(
             run_in_turns(
                 self.host,
                 self.model,
@@ -171,15 +170,3 @@ class StrengthTest:
         one, first = difference_of_prompts(before), self._concepts
         changes = [change(*pair, one) for pair in zip(before[first:], row[first:], strict=True)]
         return Trial(*place, likeness, tuple(changes), roughness_ratio(before, row))
-
-
-def _events_of(work: Generator[Event | SamplingStep, None, Row]) -> Generator[Event, None, Row]:
-    """The events among what is yielded, without the sampling steps; returns what `work` returns."""
-    while True:
-        try:
-            unit = next(work)
-        except StopIteration as end:
-            images: Row = end.value
-            return images
-        if not isinstance(unit, SamplingStep):
-            yield unit

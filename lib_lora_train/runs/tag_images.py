@@ -22,10 +22,11 @@ from lib_lora_train.core.events import Event, Progress
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.drawing import Row, events_of
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import FoundLora
 from lib_lora_train.sampling.infotext import infotext, read_image, read_infotext, write_image
-from lib_lora_train.sampling.sample import SamplingStep, images_at_once, sample_in_steps
+from lib_lora_train.sampling.sample import images_at_once, sample_in_steps
 from lib_lora_train.training.lease import run_in_turns, run_leased
 
 SEEDS = 8
@@ -33,8 +34,6 @@ SEEDS = 8
 
 _TURN_SECONDS = 0.25  # how long others wait for the model at most
 _SIDE_STEP = 8 * LATENT_CELL_PX  # the UNet halves a latent up to three times
-
-Row = list[Image.Image]
 
 
 @dataclass(eq=False)
@@ -124,14 +123,7 @@ class TagDrawing:
             return lora.in_place() if lora else without_adapter(self.model)
 
         turns = run_in_turns(self.host, self.model, self.control, drawing, within=within, turn_seconds=_TURN_SECONDS)
-        while True:
-            try:
-                unit = next(turns)
-            except StopIteration as end:
-                row: Row = end.value
-                return row
-            if not isinstance(unit, SamplingStep):
-                yield unit
+        return (yield from events_of(turns))
 
     def _file_on_model(self) -> Generator[Event, None, FileOnModel]:
         if self._lora is None:

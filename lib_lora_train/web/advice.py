@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.background_task import BackgroundTask
-from lib_lora_train.core.control import Control, RunStoppedError
-from lib_lora_train.core.errors import HostError, ModelUnavailableError
-from lib_lora_train.core.events import Advised, PhaseStarted, StrengthTested
+from lib_lora_train.core.errors import HostError
+from lib_lora_train.core.events import Advised, Event, PhaseStarted, StrengthTested
 from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import newest_advice, read_loras
 from lib_lora_train.web.grids import FolderOf
+from lib_lora_train.web.measuring import measure_in
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
@@ -72,23 +72,15 @@ class AdviceSession:
         """Test the strengths; the trials and the advice go to the log of the run."""
         from lib_lora_train.runs.advice import advise_past_run  # loads PyTorch
 
-        control = Control()
-        self.task.start_phase("Loading the model", 0)
-        try:
-            for event in advise_past_run(folder, self._runner.host, control):
-                if isinstance(event, PhaseStarted):
-                    self.task.start_phase("Testing strengths", 0)
-                elif isinstance(event, StrengthTested):
-                    self.task.start_phase(f"Epoch {event.epoch} at strength {event.strength:g} is measured", 0)
-                if isinstance(event, (StrengthTested, Advised)):
-                    self._runner.note(folder.root.name, event)
-                if self.task.is_stopped():
-                    control.stop()
-        except RunStoppedError:
-            pass
-        except ModelUnavailableError:
-            if not self.task.is_stopped():
-                raise
+        def show(event: Event) -> None:
+            if isinstance(event, PhaseStarted):
+                self.task.start_phase("Testing strengths", 0)
+            elif isinstance(event, StrengthTested):
+                self.task.start_phase(f"Epoch {event.epoch} at strength {event.strength:g} is measured", 0)
+            if isinstance(event, (StrengthTested, Advised)):
+                self._runner.note(folder.root.name, event)
+
+        measure_in(self.task, lambda control: advise_past_run(folder, self._runner.host, control), show)
 
 
 def read_advice(folder: RunFolder) -> Mapping[str, Any] | None:

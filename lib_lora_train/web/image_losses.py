@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.background_task import BackgroundTask
-from lib_lora_train.core.control import Control, RunStoppedError
-from lib_lora_train.core.errors import DataError, HostError, ModelUnavailableError
-from lib_lora_train.core.events import PhaseStarted, Progress
+from lib_lora_train.core.control import Control
+from lib_lora_train.core.errors import DataError, HostError
+from lib_lora_train.core.events import Event
 from lib_lora_train.core.tag_patterns import make_path_matcher
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
@@ -17,6 +17,7 @@ from lib_lora_train.runs.image_list import image_values, read_images
 from lib_lora_train.web.form import Form, form_values, with_values
 from lib_lora_train.web.form_changes import Change
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.measuring import measure_in, progress_in
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
@@ -118,21 +119,10 @@ class ImageLossSession:
     def _measure(self, folder: RunFolder) -> None:
         from lib_lora_train.runs.image_losses import measure_past_run
 
-        control = Control()
-        self.task.start_phase("Loading the model", 0)
-        try:
-            for event in measure_past_run(folder, self._runner.host, control):
-                if isinstance(event, PhaseStarted):
-                    self.task.start_phase(_LABELS.get(event.phase, event.phase), event.total)
-                elif isinstance(event, Progress):
-                    self.task.report(event.done)
-                if self.task.is_stopped():
-                    control.stop()
-        except RunStoppedError:
-            pass
-        except ModelUnavailableError:
-            if not self.task.is_stopped():
-                raise
+        def work(control: Control) -> Iterator[Event]:
+            return measure_past_run(folder, self._runner.host, control)
+
+        measure_in(self.task, work, progress_in(self.task, _LABELS))
 
     # --- leaving out ---------------------------------------------------------------------------
     def leave_out(self, values: Mapping[str, Any]) -> None:

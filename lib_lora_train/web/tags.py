@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.background_task import BackgroundTask
-from lib_lora_train.core.control import Control, RunStoppedError
-from lib_lora_train.core.errors import DataError, HostError, ModelUnavailableError
-from lib_lora_train.core.events import PhaseStarted, Progress
+from lib_lora_train.core.control import Control
+from lib_lora_train.core.errors import DataError, HostError
+from lib_lora_train.core.events import Event
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
 from lib_lora_train.runs.tag_list import read_tags, tag_values
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.measuring import measure_in, progress_in
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
@@ -96,18 +97,7 @@ class TagReportSession:
     def _measure(self, folder: RunFolder, also: Sequence[str]) -> None:
         from lib_lora_train.runs.tag_report import measure_tags  # loads PyTorch
 
-        control = Control()
-        self.task.start_phase("Loading the model", 0)
-        try:
-            for event in measure_tags(folder, self._runner.host, control, also):
-                if isinstance(event, PhaseStarted):
-                    self.task.start_phase(_LABELS.get(event.phase, event.phase), event.total)
-                elif isinstance(event, Progress):
-                    self.task.report(event.done)
-                if self.task.is_stopped():
-                    control.stop()
-        except RunStoppedError:
-            pass
-        except ModelUnavailableError:
-            if not self.task.is_stopped():
-                raise
+        def work(control: Control) -> Iterator[Event]:
+            return measure_tags(folder, self._runner.host, control, also)
+
+        measure_in(self.task, work, progress_in(self.task, _LABELS))
