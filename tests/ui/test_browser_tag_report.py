@@ -78,7 +78,7 @@ def _shot(page: Any, name: str) -> None:
 
 def test_tags_that_stand_out_come_first_with_their_images_one_click_away(page: Any, address: str) -> None:
     section = _open_report(page, address)
-    assert section.locator(".lt-losses-head").inner_text() == "5 tags, measured after epoch 3: 3 stand out."
+    assert section.locator(".lt-measured-head").inner_text() == "5 tags, measured after epoch 3: 3 stand out."
     names = section.locator("li b").all_inner_texts()
     assert names == ["hat", "tree", "glossy", "beach", "cape"]
     first = section.locator("li").first
