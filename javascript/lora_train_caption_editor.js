@@ -46,7 +46,7 @@
                 }
             };
             const large = make("button", { type: "button", className: "lt-thumb", title: "Enlarge" }, make("img", { src: lt.url(`thumbnail/${one.token}`), alt: one.name }));
-            large.onclick = () => lt.enlarge([[{ token: one.token, title: one.name, text: one.text }]], 0, 0);
+            large.onclick = () => lt.enlarge([[{ token: one.token, title: one.name, text: area.value, caption: area.value, hasHeatMaps: true }]], 0, 0);
             const maps = lt.heatMapButton({ token: one.token, title: one.name, get caption() { return area.value; } });
             const guessed = one.certain ? null : make("p", { className: "lt-faint" }, "This file is not UTF-8, and this is only how it probably reads. Check the text before you change it, or choose the encoding with Check images in the Dataset panel.");
             panel.part("editor").replaceChildren(large, make("div", { className: "lt-line" },

@@ -181,7 +181,7 @@
         if (!keys.length) return "";
         const row = (title, note, samples) => ({ title, note, cells: keys.map((key) => {
             const sample = samples.find((one) => keyOf(one) === key);
-            return sample ? { token: sample.token, title: `${title} · ${note}`, text: `${sample.prompt} · seed ${sample.seed}` } : null;
+            return sample ? { token: sample.token, title: `${title} · ${note}`, text: `${sample.prompt} · seed ${sample.seed}`, hasHeatMaps: true } : null;
         }) });
         const rows = answer.rows.filter((one) => one.epoch).map((one) => row(one.label, `epoch ${one.epoch}`, one.samples));
         if (answer.without.length) rows.unshift(row("No LoRA", "", answer.without));
@@ -226,7 +226,7 @@
             const title = epoch ? `Epoch ${epoch}` : "No LoRA";
             return { title, note: "", cells: keys.flatMap((key) => samples.map((drawn, side) => {
                 const event = drawn.filter((one) => one.epoch === epoch && keyOf(one) === key).pop();
-                return event ? { token: event.token, title: `${title} · ${names[side]}`, text: `${event.prompt} · seed ${event.seed}` } : null;
+                return event ? { token: event.token, title: `${title} · ${names[side]}`, text: `${event.prompt} · seed ${event.seed}`, hasHeatMaps: true } : null;
             })) };
         });
         return box.replaceChildren(sheet(keys.flatMap((key) => names.map((name) => `${key.split("\n")[0]} · ${name}`)), rows));

@@ -66,7 +66,7 @@
         const columns = order.map((place) => sheet.columns[place]);
         const table = sheet.rows.map((row) => order.map((place, c) => {
             const token = row.cells[place];
-            return token ? { token, title: row.label, text: `${columns[c].prompt} · seed ${columns[c].seed}` } : null;
+            return token ? { token, title: row.label, text: `${columns[c].prompt} · seed ${columns[c].seed}`, hasHeatMaps: true } : null;
         }));
         const control = columns.filter((column) => column.is_control).length;
         if (holder.dataset.id !== id) {

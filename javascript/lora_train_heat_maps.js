@@ -11,6 +11,22 @@
     const say = (text, isError = false) => Object.assign(part("message"), { textContent: text, className: `lt-heat-message ${isError ? "lt-heat-bad" : ""}` });
     const values = () => ({ token: view.cell.token, file: view.file, ...("caption" in view.cell ? { text: view.cell.caption } : {}) });
 
+    /** The maps of an image, made if they are not made yet; null if that was stopped, or nobody wants them any more.
+        `values` name the image, `shown` the words; `say` is called with a sentence while they are made. */
+    lt.heatMaps = async (values, shown, { isWanted, say: report, onBusy = () => null }) => {
+        report("Looking at the image…");
+        let status = await lt.request("heatmap-start", values);
+        while (isWanted() && status.state === "busy") {
+            report(status.line);
+            onBusy();
+            await new Promise((done) => setTimeout(done, POLL_MS));
+            status = await lt.request("heatmap-status");
+        }
+        if (!isWanted() || status.state === "stopped") return null;
+        if (status.state === "failed") throw new Error(status.message);
+        return lt.request("heatmap-show", { ...values, ...shown });
+    };
+
     /** A button that opens the heat maps of an image {token, title, caption}; without `caption`, the server reads it. */
     lt.heatMapButton = (cell) => lt.smallButton("Heat maps", "Show where in the image each word of its prompt acts", () => {
         const enlarged = document.querySelector("#lora_train_view .lt-close");
@@ -49,20 +65,11 @@
         const mine = (view.made += 1);
         const isMine = () => view && view.made === mine;
         try {
-            say("Looking at the image…");
-            let status = await lt.request("heatmap-start", values());
-            while (isMine() && status.state === "busy") {
-                say(status.line);
-                part("stop").hidden = false;
-                await new Promise((done) => setTimeout(done, POLL_MS));
-                status = await lt.request("heatmap-status");
-            }
+            const found = await lt.heatMaps(values(), { texts: view.chosen, layers: view.layers }, { isWanted: isMine, say, onBusy: () => (part("stop").hidden = false) });
             if (!isMine()) return;
             part("stop").hidden = true;
-            if (status.state === "failed") throw new Error(status.message);
-            if (status.state === "stopped") return void say("Stopped. Choose a word to start again.");
-            const found = await lt.request("heatmap-show", { ...values(), texts: view.chosen, layers: view.layers });
-            if (isMine()) draw(found);
+            if (!found) return void say("Stopped. Choose a word to start again.");
+            draw(found);
         } catch (problem) {
             if (!isMine()) return;
             part("stop").hidden = true;

@@ -1,4 +1,5 @@
-/* The enlarged view of a table of images: arrow keys move through it, + and - zoom, and a slider compares two images. */
+/* The enlarged view of a table of images: arrow keys move through it, + and - zoom, a slider compares two images,
+   and the words of a prompt show where they act. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -41,9 +42,12 @@
         };
         const stage = make("div", { className: "lt-view-stage" },
             make("img", { className: "lt-view-image", alt: "", draggable: false }),
+            make("img", { className: "lt-view-map", alt: "", draggable: false, hidden: true }),
             make("img", { className: "lt-view-other", alt: "", draggable: false, hidden: true }),
+            make("img", { className: "lt-view-map lt-view-other", alt: "", draggable: false, hidden: true }),
             make("i", { className: "lt-view-border", hidden: true }));
         addGestures(stage);
+        view.words = lt.viewWords([...stage.querySelectorAll(".lt-view-map")]);
         const made = make("div", { id: "lora_train_view", role: "dialog", "aria-modal": "true", "aria-label": "Image" },
             make("button", { className: "lt-close", type: "button", title: "Close (Escape)", "aria-label": "Close" }, "×"),
             stage, slider,
@@ -53,7 +57,9 @@
                 tool("+", "Zoom in (+)", () => zoomBy(ZOOM_STEP)),
                 tool("No LoRA", "Compare with the first row (C)", () => compare("first"), "lt-view-first"),
                 tool("Row above", "Compare with the row above (B)", () => compare("before"), "lt-view-before"),
-                tool("Pin", "Keep this image, to compare others with it (P)", pin, "lt-view-pin")),
+                tool("Pin", "Keep this image, to compare others with it (P)", pin, "lt-view-pin"),
+                tool("Words", "Show where in the image the words of its prompt act (W)", showWords, "lt-view-act")),
+            view.words,
             make("p", { "aria-live": "polite" }));
         made.setAttribute("tabindex", "-1");
         made.onclick = (event) => {
@@ -63,6 +69,7 @@
     }
 
     function close() {
+        view.words.stop();
         box().remove();
         if (view.before && view.before.focus) view.before.focus();
         view = null;
@@ -89,7 +96,7 @@
             element.dataset.token = one ? one.token : "";
         };
         set(".lt-view-image", cell);
-        set(".lt-view-other", other);
+        set(".lt-view-other:not(.lt-view-map)", other);
         for (const name of [".lt-view-slider", ".lt-view-border"]) box().querySelector(name).hidden = !other;
         const rows = view.table.length;
         const press = (name, isOn, isUsable) => {
@@ -100,12 +107,14 @@
         press(".lt-view-first", view.other === "first", rows > 1);
         press(".lt-view-before", view.other === "before", rows > 1);
         press(".lt-view-pin", view.other !== "" && typeof view.other !== "string", rows > 1 || view.table[0].length > 1);
+        press(".lt-view-act", view.words.isOn(), Boolean(cell.hasHeatMaps));
         const isSheet = rows > 1 || view.table[0].length > 1;
         box().querySelector("p").replaceChildren(
             ...(other ? [make("b", {}, `${other.title} | ${cell.title}`)] : [make("b", {}, cell.title)]),
             make("span", {}, other && other.text !== cell.text ? `${other.text} | ${cell.text}` : cell.text),
             ...(cell.hasHeatMaps && !other ? [lt.heatMapButton(cell)] : []),
             ...(isSheet ? [make("kbd", {}, rows > 1 ? "← → prompts  ↑ ↓ epochs" : "← →")] : []));
+        view.words.follow(cell, other);
         place();
     }
 
@@ -119,7 +128,7 @@
         for (const element of stage.querySelectorAll("img")) element.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
         // The border stays where it is on the stage, so its place in the zoomed image is computed back.
         const share = width ? ((view.share / 100 - 0.5) * width - view.x) / view.zoom / width + 0.5 : 0.5;
-        stage.querySelector(".lt-view-other").style.clipPath = `inset(0 ${100 - Math.max(0, Math.min(1, share)) * 100}% 0 0)`;
+        for (const element of stage.querySelectorAll(".lt-view-other")) element.style.clipPath = `inset(0 ${100 - Math.max(0, Math.min(1, share)) * 100}% 0 0)`;
         stage.querySelector(".lt-view-border").style.left = `${view.share}%`;
         stage.classList.toggle("lt-zoomed", view.zoom > 1);
         box().querySelector(".lt-view-slider").value = String(view.share);
@@ -144,6 +153,12 @@
 
     function pin() {
         view.other = view.other && typeof view.other !== "string" ? "" : current();
+        show();
+    }
+
+    function showWords() {
+        view.words.toggle();
+        box().classList.toggle("lt-with-words", view.words.isOn());
         show();
     }
 
@@ -172,6 +187,8 @@
         c: () => view.table.length > 1 && compare("first"),
         b: () => view.table.length > 1 && compare("before"),
         p: () => pin(),
+        w: () => showWords(),
+        l: () => view.words.toggleLora(),
     };
     document.addEventListener("keydown", (event) => {
         if (!view || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -186,7 +203,7 @@
 
     /** Tab goes round inside the view. */
     function keepFocus(event) {
-        const stops = [...box().querySelectorAll("button, input")].filter((one) => !one.hidden);
+        const stops = [...box().querySelectorAll("button, input")].filter((one) => one.offsetParent);
         const at = stops.indexOf(document.activeElement);
         const next = stops[(at + (event.shiftKey ? -1 : 1) + stops.length) % stops.length];
         event.preventDefault();

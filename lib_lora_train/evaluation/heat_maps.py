@@ -14,7 +14,7 @@ map of "wooden" in "wooden chair" is the chair. A map shows where a word acts, n
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -82,11 +82,17 @@ class PromptAttention:
 
     def heat_map(self, word: str, layers: Layers = "all") -> HeatMap:
         """The map of a word or phrase of the prompt; DataError if the prompt lacks it."""
-        positions = list(self.tokens.positions(word))
+        return self.joint_map([word], layers)
+
+    def joint_map(self, words: Sequence[str], layers: Layers = "all") -> HeatMap:
+        """One map of several words or phrases, averaged over the tokens of all; DataError if the prompt lacks one."""
+        if not words:
+            raise DataError("Choose a word of the prompt.")
+        positions = sorted({place for word in words for place in self.tokens.positions(word)})
         levels = [level for key, level in self.levels.items() if layers == "all" or key.shows_objects]
         mean = _mean_map(levels, positions)
         width, height = self.size
-        return HeatMap(word, _from_0_to_1(_resized(mean[None], (height, width))[0]), float(mean.max()))
+        return HeatMap(", ".join(words), _from_0_to_1(_resized(mean[None], (height, width))[0]), float(mean.max()))
 
 
 def image_attention(

@@ -44,8 +44,9 @@ class HeatMapHost(ModelHost, Protocol):
 class HeatMapRequest:
     """What to look at: the image at `image` with the caption `text`, or what `prompt` draws.
 
-    `config` says which model, clip skip and sampler, and whether captions have weights; `lora` is a LoRA file, None for
-    the model alone. `has_weights`: brackets of `text` set weights. `words` are those that must be in the prompt.
+    `config` says which model, clip skip and sampler, and whether captions have weights; `lora` is a LoRA file at
+    `strength`, None for the model alone. `has_weights`: brackets of `text` set weights. `words` are those that must be
+    in the prompt.
     """
 
     config: TrainConfig
@@ -53,6 +54,7 @@ class HeatMapRequest:
     image: Path | None = None
     prompt: SamplePrompt | None = None
     lora: Path | None = None
+    strength: float = 1.0
     has_weights: bool = False
     words: tuple[str, ...] = ()
 
@@ -116,7 +118,7 @@ def _look_at(
     config = request.config
 
     def look(leased: DiffusionModel) -> PromptAttention:
-        with _weights(leased, lora):
+        with _weights(leased, lora, request.strength):
             return image_attention(
                 leased, image, request.text, clip_skip=config.clip_skip, weighted=request.is_weighted
             )
@@ -136,11 +138,11 @@ def _draw(
         sampler_options=host.sampler_options,
     )
     image, attention = yield from run_in_turns(
-        host, model, control, work, within=lambda: _weights(model, lora), turn_seconds=_TURN_SECONDS
+        host, model, control, work, within=lambda: _weights(model, lora, request.strength), turn_seconds=_TURN_SECONDS
     )
     return HeatMapResult(image, attention)
 
 
-def _weights(model: DiffusionModel, lora: FileOnModel | None) -> AbstractContextManager[None]:
+def _weights(model: DiffusionModel, lora: FileOnModel | None, strength: float) -> AbstractContextManager[None]:
     """Inside, the model has this LoRA only, or none; not that of a run."""
-    return lora.in_place() if lora else without_adapter(model)
+    return lora.in_place(strength) if lora else without_adapter(model)

@@ -16,7 +16,7 @@ from lib_lora_train.core.writable import failed_write_advice
 
 _SOURCE = {"Source": "LoRA Train"}  # recognised when it is pasted
 _SETTING = re.compile(r"(Steps|Sampler|CFG scale|Seed|Size): ([^,]+)")
-_LORA = re.compile(r" ?<lora:[^>]*>")
+_LORA = re.compile(r" ?<lora:([^:>]*):?([^:>]*)[^>]*>")
 
 
 def infotext(
@@ -92,6 +92,15 @@ def read_infotext(path: Path) -> str | None:
             return str(image.info.get("parameters", ""))
     except (OSError, ValueError, SyntaxError):
         return None
+
+
+def read_lora(path: Path) -> tuple[str, float]:
+    """The name and strength of the first LoRA that an image was drawn with; ("", 1) if it has none, or no infotext."""
+    found = _LORA.search((read_infotext(path) or "").partition("\nNegative prompt: ")[0])
+    try:
+        return (found[1], float(found[2] or 1)) if found else ("", 1.0)
+    except ValueError:
+        return "", 1.0
 
 
 def read_sample_settings(path: Path) -> tuple[SamplePrompt, str] | None:

@@ -161,7 +161,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
         ("sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
     ),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
-    **dict.fromkeys(("blanks", "escape"), _is_flag),
+    **dict.fromkeys(("as_it_is", "blanks", "escape", "joined"), _is_flag),
     **dict.fromkeys(("general", "character", "rank", "strengths"), _is_typed_number),
     **dict.fromkeys(("prompt", "record", "seen", "tag"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
@@ -175,6 +175,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "folders": _is_list_of_paths,
     "encodings": _is_choices,
     "count": _is_count,
+    "strength": _is_number,
     "more_epochs": _is_count,
     "files": _is_text_or_flag,
     "texts": _is_list_of_texts,

@@ -24,9 +24,11 @@
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
-    POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA}: make the heat maps of an image
+    POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA, "strength": 1, "as_it_is": false}, all
+                                   but the path optional: make the heat maps of an image
     POST /lora-train/v1/heatmap/status · cancel    {}
-    POST /lora-train/v1/heatmap/maps   the same and {"texts": words, "layers": "objects" or "all"} → PNGs to lay over it
+    POST /lora-train/v1/heatmap/maps   the same and {"texts": words, "layers": "objects" or "all", "joined": false} →
+                                   PNGs to lay over it
 
 Settings are JSON with the names in `docs/parameters.md`, as in a config file. `ApiAccess` decides who may call what.
 """

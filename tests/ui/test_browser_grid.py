@@ -155,6 +155,73 @@ def test_a_slider_compares_two_images_with_keys_and_mouse(page: Any, address: st
     assert view.locator("p b").inner_text() == "epoch 1 · ×1 | epoch 1 · ×2"
 
 
+def _maps(page: Any, count: int, before: list[str] | None = None) -> list[str]:
+    """Wait until as many maps are shown, none of them of `before`, and nothing is under way; their images."""
+    page.wait_for_function(
+        """([count, before]) => {
+            const shown = [...document.querySelectorAll('.lt-view-map')].filter((one) => !one.hidden);
+            const line = document.querySelector('.lt-view-line').textContent;
+            return shown.length === count && line.split('at most').length === count + 1
+                && !shown.some((one) => before.includes(one.src));
+        }""",
+        arg=[count, before or []],
+        timeout=_RUN_MS,
+    )
+    return [one.get_attribute("src") for one in page.locator(".lt-view-map:not([hidden])").all()]
+
+
+def test_the_words_of_a_prompt_are_shown_on_a_cell_with_and_without_its_lora_and_on_both_that_are_compared(
+    page: Any, address: str
+) -> None:
+    tools = _open_grids(page, address)
+    tools.get_by_role("button", name="Overfit test").click()
+    _drawn(page, tools, 21)
+    tools.locator(".lt-thumb").nth(4).click()
+    view = _view(page)
+    assert not view.locator(".lt-view-words").is_visible()
+    page.keyboard.press("w")
+    first = _maps(page, 1)
+    words = view.locator(".lt-heat-word")
+    assert words.all_inner_texts() == ["zorp", "blue background"]
+    assert view.locator(".lt-heat-word[aria-pressed=true]").all_inner_texts() == ["zorp"]
+    words.nth(1).click()
+    both = _maps(page, 1, first)
+    words.nth(0).click()
+    background = _maps(page, 1, [*first, *both])
+    _shot(page, "words")
+    page.keyboard.press("l")
+    without = _maps(page, 1, background)
+    page.keyboard.press("l")
+    assert _maps(page, 1, without) == background, "the map is kept"
+    page.keyboard.press("ArrowDown")
+    _maps(page, 1, background)
+    assert view.locator(".lt-heat-word[aria-pressed=true]").all_inner_texts() == ["blue background"]
+    page.keyboard.press("c")
+    _maps(page, 2)
+    clips = page.evaluate(
+        "[...document.querySelectorAll('.lt-view-other')].map((one) => getComputedStyle(one).clipPath)"
+    )
+    assert len(clips) == 2 and clips[0] == clips[1] != "none", "the map ends where its image does"
+    _shot(page, "words-compare")
+    page.keyboard.press("+")
+    styles = page.evaluate("[...document.querySelectorAll('.lt-view-stage img')].map((one) => one.style.transform)")
+    assert len(set(styles)) == 1, "the maps are zoomed with their images"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")  # the first row is compared with itself, and has no LoRA
+    _maps(page, 1)
+    assert not view.locator(".lt-view-lora").is_visible()
+    page.keyboard.press("w")
+    assert not view.locator(".lt-view-words").is_visible() and not view.locator(".lt-view-map:visible").count()
+
+
+def test_the_samples_of_a_run_have_the_words_too(page: Any, address: str) -> None:
+    _open_grids(page, address)
+    page.locator(".lt-run .lt-sheet").first.locator(".lt-thumb").nth(0).click()
+    view = _view(page)
+    view.get_by_role("button", name="Show where in the image the words").click()
+    _maps(page, 1)
+
+
 def test_grid_and_view_fit_a_narrow_screen(page: Any, address: str) -> None:
     page.set_viewport_size({"width": 420, "height": 800})
     tools = _open_grids(page, address)
@@ -169,6 +236,9 @@ def test_grid_and_view_fit_a_narrow_screen(page: Any, address: str) -> None:
     outside = """() => [...document.querySelectorAll('#lora_train_view :is(button, input, .lt-view-stage, p)')]
         .filter((one) => !one.hidden).map((one) => one.getBoundingClientRect())
         .filter((box) => box.left < 0 || box.right > innerWidth + 0.5 || box.bottom > innerHeight + 0.5).length"""
+    assert page.evaluate(outside) == 0
+    page.keyboard.press("w")
+    _maps(page, 2)
     assert page.evaluate(outside) == 0
     _shot(page, "narrow-view")
     for _ in range(12):

@@ -13,12 +13,15 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.epoch_grid import GridChoice, read_sheets
 from lib_lora_train.runs.event_log import log_events
+from lib_lora_train.runs.grid_generator import GridGenerator
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.sampling.infotext import read_sample_settings
+from lib_lora_train.sampling.infotext import infotext, read_sample_settings, write_image
 from lib_lora_train.web.heat_maps import HeatMapSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
@@ -103,7 +106,7 @@ def test_the_lora_can_be_left_out_and_put_in(opened: Opened) -> None:
 
 
 def test_a_sample_that_the_webui_drew_is_looked_at_as_it_is(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_lora_train.web.heat_maps.read_sample_settings", lambda _: None)
+    monkeypatch.setattr("lib_lora_train.web.heat_map_requests.read_sample_settings", lambda _: None)
     token = opened.token(opened.run.folder.sample(1, 1))
     assert not opened.session.open({"token": token})["is_drawn"]
     assert opened.made(token=token)["state"] == "done"
@@ -188,3 +191,84 @@ def test_other_programs_request_them_over_http(tmp_path: Path, opened: Opened) -
     wrong = client.post(f"{PREFIX}/heatmap/maps", json={**asked, "texts": ["dog"]})
     assert wrong.status_code == 422 and "“dog” is not in the prompt" in wrong.json()["detail"]["message"]
     assert client.post(f"{PREFIX}/heatmap/cancel", json={}).status_code == 200
+
+
+# --- the cells of a grid, and other images of a run ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(opened: Opened) -> tuple[Path, Path]:
+    """Two cells of a grid of the run: without LoRA, and its epoch at half strength."""
+    generator = GridGenerator(opened.run.host, opened.run.folder.root.parent)
+    generator.start(GridChoice(run=opened.run.folder.root.name, strengths=(0.5,)))
+    generator.wait(120)
+    sheet = read_sheets(opened.run.folder)[0]
+    without, half = (opened.run.folder.epoch_grids / row.cells[0] for row in sheet.rows)
+    return without, half
+
+
+def test_a_cell_of_a_grid_is_looked_at_with_its_prompt_its_lora_and_its_strength(
+    opened: Opened, cells: tuple[Path, Path]
+) -> None:
+    for path, strength in zip(cells, (1.0, 0.5), strict=True):
+        shown = opened.session.open({"token": opened.token(path), "as_it_is": True})
+        assert shown["words"] == ["zorp on grass"] and not shown["is_drawn"]
+        assert bool(shown["lora"]) is (path is cells[1]) and shown["strength"] == strength
+
+
+def test_the_map_of_an_image_as_it_is_lies_on_that_image_with_and_without_its_lora(
+    opened: Opened, cells: tuple[Path, Path]
+) -> None:
+    token, layers = opened.token(cells[1]), {}
+    for name, more in (("half", {}), ("full", {"strength": 1.0}), ("without", {"file": ""})):
+        lora = {"file": opened.session.open({"token": token})["lora"]} if name == "full" else {}
+        asked = {"token": token, "as_it_is": True, **lora, **more}
+        assert opened.made(**asked)["state"] == "done"
+        found = opened.session.show({**asked, "texts": ["zorp"]})
+        layers[name] = found["maps"][0]["layer"]
+        with Image.open(cells[1]) as cell:
+            assert _png(found["image"]).tobytes() == cell.convert("RGB").tobytes()
+    assert len(set(layers.values())) == 3
+
+
+def test_a_cell_is_drawn_again_at_its_strength(opened: Opened, cells: tuple[Path, Path]) -> None:
+    token = opened.token(cells[1])
+    assert opened.session.open({"token": token})["is_drawn"]
+    opened.made(token=token)
+    with Image.open(cells[1]) as cell:
+        assert _png(opened.session.show({"token": token})["image"]).tobytes() == cell.convert("RGB").tobytes()
+
+
+def test_in_a_webui_a_cell_is_never_drawn_by_another_sampler(
+    opened: Opened, cells: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(opened.run.host), "sampler_names", lambda _: ("Euler", "DPM++ 2M"))
+    assert not opened.session.open({"token": opened.token(cells[1])})["is_drawn"]
+
+
+def test_several_words_have_one_map_between_those_of_each(opened: Opened, cells: tuple[Path, Path]) -> None:
+    asked = {"token": opened.token(cells[1]), "as_it_is": True}
+    opened.made(**asked)
+    both = opened.session.show({**asked, "texts": ["zorp", "grass"], "joined": True})["maps"]
+    each = opened.session.show({**asked, "texts": ["zorp", "grass"]})["maps"]
+    assert [one["word"] for one in both] == ["zorp, grass"] and len(each) == 2
+    low, high = sorted(one["peak"] for one in each)
+    assert both[0]["peak"] <= high + 1e-6 and both[0]["peak"] >= low / 2
+    assert opened.session.show({**asked, "texts": [], "joined": True})["maps"] == []
+
+
+def test_the_images_behind_the_advice_and_the_tags_know_what_they_were_drawn_from(opened: Opened) -> None:
+    folder, lora = (
+        opened.run.folder,
+        Path(opened.session.open({"token": opened.token(opened.run.folder.sample(1, 1))})["lora"]),
+    )
+    prompt = SamplePrompt("a zorp", "", 64, 64, 3, 2, 3.0)
+    for path, name, strength in (
+        (folder.strength_sample(1, 1.5, 1), lora.stem, 1.5),
+        (folder.tag_image("", "a zorp", 1), "", 1.0),
+    ):
+        text = infotext(prompt, sampler="Euler", clip_skip=1, model="tiny", lora=name, strength=strength)
+        write_image(path, Image.new("RGB", (64, 64)), text)
+        shown = opened.session.open({"token": opened.token(path), "as_it_is": True})
+        assert (shown["words"], shown["strength"]) == (["a zorp"], strength)
+        assert shown["lora"] == (str(lora) if name else "")
