@@ -112,6 +112,7 @@ COVERED: dict[str, str] = {
     "runs.checkpoints.save_step_lora": _LORA,
     "runs.checkpoints.save_recent_state": f"{_HERE}::test_a_state_by_time_on_a_full_disk_warns_once",
     "runs.checkpoints.save_training_state": _STATE,
+    "runs.reports.write_sweep_report": "tests/runs/test_reports.py::test_a_report_that_cannot_be_written_ends_nothing",
     "runs.crash_report.write_traceback": f"{_HERE}::test_a_traceback_on_a_full_disk_is_left_out",
     "training.training_state.write_state": _STATE_FILE,
     "ui.tab._Wiring.save_draft": _PAGE,

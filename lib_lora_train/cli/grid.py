@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from lib_lora_train.cli.past_run import add_run_folder, open_run_folder
 from lib_lora_train.cli.settings import refuse_unknown
-from lib_lora_train.core.errors import OutputError
 
 
 def add_grid(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command."""
     grid = command(commands, "grid", run_grid, "Draw all epochs of a past run, with a first row without LoRA.")
-    grid.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    add_run_folder(grid)
     grid.add_argument(
         "--strengths", default="1", metavar="LIST", help='one row per epoch and strength: "0.6, 0.8, 1" (default: 1)'
     )
@@ -27,12 +26,9 @@ def run_grid(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     refuse_unknown(unknown)
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.epoch_grid import find_grid_task, make_sheet, read_choice
-    from lib_lora_train.runs.folder import RunFolder
     from lib_lora_train.runs.grid_generator import draw_grid, start_txt2img
 
-    folder = RunFolder(options.folder.absolute())
-    if not folder.config.is_file():
-        raise OutputError(f"{options.folder} is not a run folder. Give the run's folder: outputs/DATE-NAME.")
+    folder = open_run_folder(options)
     choice = read_choice(
         {
             "run": folder.root.name,

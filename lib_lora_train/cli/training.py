@@ -67,6 +67,7 @@ def train_run(
     from lib_lora_train.models.model_identity import identity_from_values
     from lib_lora_train.runs.event_log import log_events
     from lib_lora_train.runs.folder import new_run_folder
+    from lib_lora_train.runs.reports import refresh_reports
     from lib_lora_train.runs.trainer import RunOptions, run_training
 
     config = resume_point.config if resume_point else config
@@ -87,4 +88,6 @@ def train_run(
     except OutputError as error:
         go_on = f"python launch.py resume {shlex.quote(str(folder.root))}"
         raise OutputError(f"{error} Then continue with: {go_on}") from error
+    finally:
+        refresh_reports(folder)
     return not control.is_stopped

@@ -257,6 +257,31 @@ class Advised:
 
 
 @dataclass(frozen=True)
+class ImagesRated:
+    """The losses of all `total` training images were measured after an epoch (0: with a file that belongs to none).
+
+    `standing_out`: a sentence on each image that stands out, by path.
+    """
+
+    epoch: int
+    total: int
+    standing_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TagsRated:
+    """All `total` tags were measured after an epoch (0: with a file that belongs to none).
+
+    `verdicts`: how many tags have each verdict. `standing_out`: a sentence on each tag that stands out.
+    """
+
+    epoch: int
+    total: int
+    verdicts: Mapping[str, int]
+    standing_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Noted:
     """A warning or hint during the run, which continues. `where` is a file or a setting; the message lacks its name."""
 
@@ -297,6 +322,8 @@ Event = (
     | SampleMatched
     | StrengthTested
     | Advised
+    | ImagesRated
+    | TagsRated
     | Noted
     | StateChanged
 )

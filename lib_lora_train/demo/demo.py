@@ -33,7 +33,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.image_list import image_values, read_images
+from lib_lora_train.runs.reports import rated_values
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, probe_loss, probe_predictions
@@ -251,7 +251,6 @@ class Report:
     def write(self, folder: RunFolder, failures: list[str] | None) -> None:
         """Write `report.json`; `failures` is None for a stopped run, which is not checked."""
         inner = self.phases.get("samples", 0.0) + self.phases.get("evaluate", 0.0)
-        images = read_images(folder)
         seconds = {**self.phases, "train": self.phases.get("train", 0.0) - inner}
         values = {
             "passed": None if failures is None else not failures,
@@ -264,7 +263,7 @@ class Report:
             "grid": self.grid,
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
             "advice": dataclasses.asdict(self.advice) if self.advice else None,
-            "images": image_values(images) if images else [],
+            **rated_values(folder),
             "machine": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lib_lora_train.core.events import ImagesRated
 from lib_lora_train.core.wording import count
 from lib_lora_train.evaluation.image_excess import STANDS_OUT, ImageLoss, RatedImage, describe_image, rate_images
 from lib_lora_train.runs.folder import RunFolder, write_json
@@ -54,6 +55,12 @@ def read_images(folder: RunFolder) -> ImageList | None:
         return _moved(ImageList(int(found["epoch"]), images, captions), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def images_rated(images: ImageList) -> ImagesRated:
+    """What the run's log says about the list."""
+    found = {one.image.path: describe_image(one) for one in images.rated() if one.score >= STANDS_OUT}
+    return ImagesRated(images.epoch, len(images.images), found)
 
 
 def describe_first(images: ImageList) -> str:

@@ -29,7 +29,7 @@ from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.folder import RunFolder, read_identity
 from lib_lora_train.runs.history import FoundLora, read_loras
-from lib_lora_train.runs.image_list import ImageList, describe_first, write_images
+from lib_lora_train.runs.image_list import ImageList, describe_first, images_rated, write_images
 from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.runs.planning import plan_run
@@ -103,6 +103,7 @@ def measure_images_at_end(run: RunContext, latents: LatentCache) -> Iterator[Eve
         return
     images = _image_list(found, run.plan, latents, run.config, run.plan.epochs)
     write_images(run.folder, images)
+    yield images_rated(images)
     if text := describe_first(images):
         yield Noted("hint", "", text)
 
@@ -127,6 +128,7 @@ def measure_past_run(folder: RunFolder, host: Host, control: Control) -> Generat
     found = yield from time_phase("evaluate", PASSES * losses.samples, measuring)
     images = _image_list(found, plan, latents, config, file.epoch)
     write_images(folder, images)
+    yield images_rated(images)
     return images
 
 

@@ -124,10 +124,12 @@ def _shown(anonymiser: Anonymiser, name: str, value: Any) -> Any:
 
 
 def _event(anonymiser: Anonymiser, record: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {}
+    shown: dict[str, Any] = {}
     for key, value in record.items():
         if key == "prompt" and isinstance(value, str):
             shown[key] = anonymiser.hidden("prompt", value)
+        elif key == "standing_out" and isinstance(value, Mapping):  # tags and files of the dataset
+            shown[key] = len(value)
         else:
             shown[key] = value if key in _LABELS else anonymiser.value(value)
     return shown

@@ -55,7 +55,7 @@ def read_result(folder: RunFolder) -> RunResult:
     return RunResult(
         run=folder.root.name,
         state=state,
-        config=_read_settings(folder),
+        config=read_settings(folder),
         reason=reason if state == "failed" else "",
         epochs=tuple(sorted(ends)),
         measured={epoch: values for epoch, values in _measured(records).items() if not epoch or epoch in ends},
@@ -63,6 +63,14 @@ def read_result(folder: RunFolder) -> RunResult:
         samples=_samples(records, {0, *ends}),
         advised=(newest_advice(records) or {"epoch": 0})["epoch"],
     )
+
+
+def read_settings(folder: RunFolder) -> TrainConfig:
+    """The settings of the run in a folder; the defaults if the file is gone or this version cannot read it."""
+    try:
+        return read_config(read_toml_config(folder.config, is_ours=True))[0]
+    except LoraTrainError:  # the file is gone or was edited by hand
+        return TrainConfig()
 
 
 def _read_milestones(log: Path) -> tuple[Mapping[str, Any], ...]:
@@ -74,13 +82,6 @@ def _read_milestones(log: Path) -> tuple[Mapping[str, Any], ...]:
 @functools.lru_cache(maxsize=256)
 def _parse_milestones(log: Path, _size: int, _changed: int) -> tuple[Mapping[str, Any], ...]:
     return tuple(record for record in read_log(log) if record["kind"] not in ("StepDone", "Progress"))
-
-
-def _read_settings(folder: RunFolder) -> TrainConfig:
-    try:
-        return read_config(read_toml_config(folder.config, is_ours=True))[0]
-    except LoraTrainError:  # the file is gone or was edited by hand
-        return TrainConfig()
 
 
 def _last_state(records: Iterable[Mapping[str, Any]]) -> tuple[str, str]:

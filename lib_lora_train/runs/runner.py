@@ -25,10 +25,12 @@ from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_record, log_warning
 from lib_lora_train.runs.folder import RunFolder, new_run_folder, write_json
 from lib_lora_train.runs.gpu_memory import read_gpu_memory
+from lib_lora_train.runs.late_events import keep_events
 from lib_lora_train.runs.model_check import read_expected_model
 from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
+from lib_lora_train.runs.reports import refresh_reports
 from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.runs.write_places import WritePlaces
 
@@ -234,13 +236,11 @@ class Runner:
 
     def note(self, run: str, *events: Event) -> None:
         """Add what was done to the files of a run to its log, and to the current run if that is the one."""
-        event_log = EventLog(self._folder(run).log)
-        for event in events:
-            record = log_record(event)
-            event_log.append(record)
-            with self._lock:
-                if self._run and self._run.folder.root.name == run:
-                    self._run.record(event, record)
+        keep_events(self._folder(run), *events)
+        with self._lock:
+            if self._run and self._run.folder.root.name == run:
+                for event in events:
+                    self._run.record(event, log_record(event))
 
     def _require_run(self) -> CurrentRun:
         with self._lock:
@@ -336,6 +336,7 @@ class Runner:
             self._handle(run, StateChanged("failed", describe_crash(error, run.folder)), event_log)
         if run.state in _ACTIVE_STATES:
             self._handle(run, StateChanged("stopped" if run.control.is_stopped else "finished"), event_log)
+        refresh_reports(run.folder)
 
     def _handle(self, run: CurrentRun, event: Event, event_log: EventLog) -> None:
         """Store the event in memory, then in the log, which may be on a full disk."""

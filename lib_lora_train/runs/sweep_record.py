@@ -99,6 +99,15 @@ def read_sweep(home: Path, sweep: str) -> Sweep:
         raise HostError(f"{path} is damaged. Its runs are in the list of runs; compare them there.") from error
 
 
+def read_sweep_of(folder: RunFolder) -> Sweep | None:
+    """The sweep that a run belongs to; None if it belongs to none, or if that cannot be read."""
+    try:
+        origin = json.loads(folder.origin.read_text(encoding="utf-8"))
+        return read_sweep(folder.root.parent, str(origin["sweep"]))
+    except (OSError, ValueError, KeyError, TypeError, HostError):
+        return None
+
+
 def list_sweeps(home: Path) -> Iterator[Sweep]:
     """The recorded sweeps, newest first, without damaged ones."""
     for path in sorted((home / _FOLDER).glob("*.json"), key=lambda path: path.stem, reverse=True):
@@ -106,6 +115,16 @@ def list_sweeps(home: Path) -> Iterator[Sweep]:
             yield read_sweep(home, path.stem)
         except HostError:
             continue
+
+
+def make_report_folder(home: Path, sweep: Sweep) -> Path:
+    """The folder for the report on a sweep; OutputError if it cannot be created."""
+    folder = home / _FOLDER / sweep.id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be created: {error.strerror or error}.") from error
+    return folder
 
 
 def find_members(home: Path, sweep: Sweep, queue: Sequence[QueuedRun] = (), active_run: str = "") -> tuple[Member, ...]:

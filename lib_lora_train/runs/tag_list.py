@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from lib_lora_train.core.events import TagsRated
 from lib_lora_train.evaluation.tag_report import RatedTag, TagMeasure, TagPull, rate_tags
 from lib_lora_train.runs.folder import RunFolder, write_json
 
@@ -46,6 +48,14 @@ def read_tags(folder: RunFolder) -> TagList | None:
         return TagList(int(found["epoch"]), str(found["lora"]), alone, tuple(map(tag_from_record, found["tags"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def tags_rated(tags: TagList) -> TagsRated:
+    """What the run's log says about the list; of several triggers, each tag is named with its own."""
+    rated, has_many = tags.rated(), len(tags.alone) > 1
+    names = {one: f"{one.measure.trigger}: {one.measure.tag}" if has_many else one.measure.tag for one in rated}
+    found = {names[one]: " ".join(filter(None, (one.sentence, one.advice))) for one in rated if one.stands_out}
+    return TagsRated(tags.epoch, len(rated), dict(Counter(str(one.verdict) for one in rated)), found)
 
 
 def tag_from_record(record: Mapping[str, Any]) -> TagMeasure:

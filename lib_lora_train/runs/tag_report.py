@@ -33,7 +33,7 @@ from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.run_context import time_phase
 from lib_lora_train.runs.tag_images import SEEDS, TagDrawing
-from lib_lora_train.runs.tag_list import TagList, write_tags
+from lib_lora_train.runs.tag_list import TagList, tags_rated, write_tags
 from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 from lib_lora_train.training.wait_for_model import follow_requests
 
@@ -88,6 +88,7 @@ def measure_tags(
     measures = yield from time_phase("evaluate", len(rows) * SEEDS, measuring)
     found = TagList(file.epoch, file.path.stem, {one.tags.trigger: one.tags.name for one in concepts}, measures)
     write_tags(folder, found)
+    yield tags_rated(found)
     return found
 
 

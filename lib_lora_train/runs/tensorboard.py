@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from statistics import fmean
 from typing import Any
 
@@ -25,15 +25,18 @@ from lib_lora_train.core.events import (
     Advised,
     EpochDone,
     Event,
+    ImagesRated,
     Measured,
     Noted,
     Planned,
     Resumed,
     StepDone,
     StrengthTested,
+    TagsRated,
 )
 from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.outcome import Outcome, read_outcome
 
 PORT = 6006
 _START_SECONDS = 60.0
@@ -109,17 +112,33 @@ def log_to_tensorboard(events: Iterator[Event], folder: RunFolder, optimizer: st
         yield Noted("warning", "tensorboard", f"{_MISSING}, or turn it off. The run continues without it.")
         yield from events
         return
-    logger = TensorBoardLogger(
-        open_writer,
-        tensorboard_folder(folder.root.parent) / folder.root.name,
-        OPTIMIZER_CATALOG[optimizer].estimates_lr,
-    )
+    logger = _logger(open_writer, folder, optimizer)
     try:
         for event in events:
             logger.log(event)
             yield event
+        if outcome := read_outcome(folder):
+            logger.log_outcome(outcome)
     finally:
         logger.close()
+
+
+def add_to_tensorboard(events: Sequence[Event], folder: RunFolder, optimizer: str) -> None:
+    """Log what was measured of a run after its end; an advice may name another best epoch. Nothing without the
+    package.
+    """
+    if open_writer := _summary_writer():
+        logger = _logger(open_writer, folder, optimizer)
+        for event in events:
+            logger.log(event)
+        if any(isinstance(event, Advised) for event in events) and (outcome := read_outcome(folder)):
+            logger.log_outcome(outcome)
+        logger.close()
+
+
+def _logger(open_writer: Callable[..., Any], folder: RunFolder, optimizer: str) -> TensorBoardLogger:
+    place = tensorboard_folder(folder.root.parent) / folder.root.name
+    return TensorBoardLogger(open_writer, place, OPTIMIZER_CATALOG[optimizer].estimates_lr)
 
 
 def _summary_writer() -> Callable[..., Any] | None:
@@ -165,8 +184,25 @@ class TensorBoardLogger:
         elif isinstance(event, StrengthTested):
             self._write(_trial_values(event), event.epoch)
         elif isinstance(event, Advised):
-            text = "\n\n".join([event.sentence, *event.reasons, *event.remedies])
-            self._with_writer(lambda writer: writer.add_text("advice", text, event.epoch))
+            self._write_text("advice", [event.sentence, *event.reasons, *event.remedies], event.epoch)
+        elif isinstance(event, ImagesRated):
+            self._write({"images/measured": event.total, "images/standing_out": len(event.standing_out)}, event.epoch)
+            self._write_text("images by loss", _sentences(event.standing_out), event.epoch)
+        elif isinstance(event, TagsRated):
+            counts = {f"tags/{verdict}": number for verdict, number in event.verdicts.items()}
+            self._write({**counts, "tags/standing_out": len(event.standing_out)}, event.epoch)
+            self._write_text("tags", _sentences(event.standing_out), event.epoch)
+
+    def log_outcome(self, outcome: Outcome) -> None:
+        """Log the settings and measures of a run for the HPARAMS tab, which puts runs side by side."""
+        from torch.utils.tensorboard.summary import hparams
+
+        def add(writer: Any) -> None:
+            for summary in hparams(dict(outcome.settings), dict(outcome.measures)):  # type: ignore[no-untyped-call]
+                writer.file_writer.add_summary(summary)
+
+        self._with_writer(add)
+        self._write(outcome.measures, outcome.epoch)
 
     def close(self) -> None:
         """Write everything to disk."""
@@ -180,12 +216,20 @@ class TensorBoardLogger:
 
         self._with_writer(add)
 
+    def _write_text(self, name: str, paragraphs: Sequence[str], step: int) -> None:
+        self._with_writer(lambda writer: writer.add_text(name, "\n\n".join(paragraphs), step))
+
     def _with_writer(self, write: Callable[[Any], None]) -> None:
         """Write with the log file's writer, which is opened first if necessary."""
         with contextlib.suppress(OSError):  # a full disk must not end the run
             if self._writer is None:
                 self._writer = self._open_writer(str(self._folder), purge_step=self._purge)
             write(self._writer)
+
+
+def _sentences(standing_out: Mapping[str, str]) -> list[str]:
+    """A paragraph for each thing that stands out, which begins with its name."""
+    return [f"**{PurePath(name).name}**: {text}" for name, text in standing_out.items()] or ["None stands out."]
 
 
 def _measured_tag(name: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import Advised, Event, PhaseStarted, StrengthTested
+from lib_lora_train.core.events import Event, PhaseStarted, StrengthTested
 from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
@@ -77,10 +78,9 @@ class AdviceSession:
                 self.task.start_phase("Testing strengths", 0)
             elif isinstance(event, StrengthTested):
                 self.task.start_phase(f"Epoch {event.epoch} at strength {event.strength:g} is measured", 0)
-            if isinstance(event, (StrengthTested, Advised)):
-                self._runner.note(folder.root.name, event)
 
-        measure_in(self.task, lambda control: advise_past_run(folder, self._runner.host, control), show)
+        keep = partial(self._runner.note, folder.root.name)
+        measure_in(self.task, lambda control: advise_past_run(folder, self._runner.host, control), show, keep)
 
 
 def read_advice(folder: RunFolder) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ class ImageLossSession:
         def work(control: Control) -> Iterator[Event]:
             return measure_past_run(folder, self._runner.host, control)
 
-        measure_in(self.task, work, progress_in(self.task, _LABELS))
+        measure_in(self.task, work, progress_in(self.task, _LABELS), partial(self._runner.note, folder.root.name))
 
     # --- leaving out ---------------------------------------------------------------------------
     def leave_out(self, values: Mapping[str, Any]) -> None:

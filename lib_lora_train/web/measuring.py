@@ -9,11 +9,18 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import Event, PhaseStarted, Progress
+from lib_lora_train.runs.late_events import is_kept
 
 
-def measure_in(task: BackgroundTask, work: Callable[[Control], Iterator[Event]], show: Callable[[Event], None]) -> None:
-    """Do all of the work, or as much as there is before the task is stopped; `show` is called with each event.
+def measure_in(
+    task: BackgroundTask,
+    work: Callable[[Control], Iterator[Event]],
+    show: Callable[[Event], None],
+    keep: Callable[[Event], None],
+) -> None:
+    """Do all of the work, or as much as there is before the task is stopped.
 
+    `show` is called with each event, `keep` with those that belong into the log of the run.
     Errors of the work are raised, but for a model that is unavailable once the task is stopped.
     """
     control = Control()
@@ -21,6 +28,8 @@ def measure_in(task: BackgroundTask, work: Callable[[Control], Iterator[Event]],
     try:
         for event in work(control):
             show(event)
+            if is_kept(event):
+                keep(event)
             if task.is_stopped():
                 control.stop()
     except RunStoppedError:

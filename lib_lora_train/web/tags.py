@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.core.background_task import BackgroundTask
@@ -100,4 +101,4 @@ class TagReportSession:
         def work(control: Control) -> Iterator[Event]:
             return measure_tags(folder, self._runner.host, control, also)
 
-        measure_in(self.task, work, progress_in(self.task, _LABELS))
+        measure_in(self.task, work, progress_in(self.task, _LABELS), partial(self._runner.note, folder.root.name))

@@ -10,7 +10,7 @@ import pytest
 from lib_lora_train.cli.main import main
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.anonymous import Anonymiser
-from lib_lora_train.core.events import LoraWritten, Noted, SampleDrawn, StateChanged, StepDone
+from lib_lora_train.core.events import ImagesRated, LoraWritten, Noted, SampleDrawn, StateChanged, StepDone, TagsRated
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import RunFolder
@@ -48,6 +48,8 @@ def personal_run(tmp_path: Path) -> RunFolder:
         Noted("hint", "captions", "zoltan meyer: no caption has it; see meyer portrait in 10_zoltan holiday."),
         *(StepDone(step, 1, 0.5, {"unet": 1e-4}, 1.0, 0.1) for step in range(1, 200)),
         LoraWritten(str(lora), 1, 199),
+        ImagesRated(1, 3, {str(data / "beach one.png"): "The image beach one.png was not learnt."}),
+        TagsRated(1, 2, {"ignored": 1}, {"secret garden": "secret garden is ignored."}),
         SampleDrawn(str(folder.sample(1, 1)), 1, "zoltan meyer at the beach", 7),
         StateChanged("failed", f"ValueError: {data} is odd. Details: {folder.crash_report}"),
     ]

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import (
     Advised,
     EpochDone,
     Event,
+    ImagesRated,
     Measured,
     Noted,
     Planned,
@@ -23,8 +25,14 @@ from lib_lora_train.core.events import (
     StateChanged,
     StepDone,
     StrengthTested,
+    TagsRated,
 )
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.formats.toml import write_toml_config
+from lib_lora_train.runs.event_log import log_events
+from lib_lora_train.runs.folder import new_run_folder, write_json
+from lib_lora_train.runs.late_events import keep_events
+from lib_lora_train.runs.sweep import Variant
+from lib_lora_train.runs.sweep_record import write_sweep
 from lib_lora_train.runs.tensorboard import TensorBoardServer, log_to_tensorboard, start_tensorboard, tensorboard_folder
 
 RATES = {"unet": 1e-4, "unet_up": 4e-4, "text_encoder": 5e-5}
@@ -98,6 +106,84 @@ def test_trials_and_the_advice_are_logged(tmp_path: Path) -> None:
     reader.Reload()
     (text,) = [event.tensor_proto.string_val[0].decode() for event in reader.Tensors("advice/text_summary")]
     assert text == "Use epoch 2 at strength 1.25.\n\nIt is the most like.\n\nTrain longer."
+
+
+def texts(folder: Path, name: str) -> list[str]:
+    """The texts of this name that TensorBoard reads from the logs."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(folder))
+    reader.Reload()
+    return [event.tensor_proto.string_val[0].decode() for event in reader.Tensors(f"{name}/text_summary")]
+
+
+def test_images_by_loss_and_tags_are_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    events: list[Event] = [
+        ImagesRated(2, 16, {"/set/17.png": "Its loss stayed."}),
+        TagsRated(2, 3, {"learnt": 2, "ignored": 1}, {"glossy": "Ignored."}),
+        ImagesRated(3, 16, {}),
+    ]
+    list(log_to_tensorboard(iter(events), folder, "AdamW"))
+    logs = tensorboard_folder(tmp_path) / folder.root.name
+    assert scalars(logs) == {
+        "images/measured": [(2, 16.0), (3, 16.0)],
+        "images/standing_out": [(2, 1.0), (3, 0.0)],
+        "tags/learnt": [(2, 2.0)],
+        "tags/ignored": [(2, 1.0)],
+        "tags/standing_out": [(2, 1.0)],
+    }
+    assert texts(logs, "images by loss") == ["**17.png**: Its loss stayed.", "None stands out."]
+    assert texts(logs, "tags") == ["**glossy**: Ignored."]
+
+
+def _hyperparameters(logs: Path) -> dict[str, object]:
+    """The settings that TensorBoard's HPARAMS tab shows of a run."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plugin_data = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    reader = accumulator.EventAccumulator(str(logs))
+    reader.Reload()
+    content = reader.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data.HParamsPluginData.FromString(content).session_start_info
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+
+
+def test_the_runs_of_a_sweep_can_be_compared_by_what_it_varies_and_what_came_of_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    config = TrainConfig(concepts=(Concept("/set", trigger="zok"),), output_name="zok", epochs=3)
+    variants = [Variant({"rank": rank}, config.replace(rank=rank)) for rank in (8, TrainConfig().rank)]
+    sweep, logs = write_sweep(tmp_path, "", variants, "zok"), []
+    for number, variant in enumerate(variants):
+        folder = new_run_folder(tmp_path, f"zok-{number}")
+        write_toml_config(folder.config, variant.config)
+        write_json(folder.origin, sweep.origin(number))
+        events: list[Event] = [EpochDone(1, 1, 0.5), Measured(1, {"drift": 0.25}), StateChanged("finished")]
+        list(log_events(log_to_tensorboard(iter(events), folder, "AdamW"), folder.log))
+        logs.append(tensorboard_folder(tmp_path) / folder.root.name)
+    assert [_hyperparameters(one) for one in logs] == [{"rank": 8.0}, {"rank": float(TrainConfig().rank)}]
+    found = scalars(logs[0])
+    assert found["best/epoch"] == [(1, 1.0)] and found["best/drift"] == [(1, 0.25)]
+
+
+def test_a_run_outside_a_sweep_shows_the_settings_that_are_not_the_defaults(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    config = TrainConfig(concepts=(Concept("/set", trigger="zok"),), output_name="zok", rank=4, output_dir="/loras")
+    write_toml_config(folder.config, config.replace(optimizer="Prodigy"))
+    events: list[Event] = [EpochDone(1, 1, 0.5), StateChanged("finished")]
+    list(log_events(log_to_tensorboard(iter(events), folder, "AdamW"), folder.log))
+    assert _hyperparameters(tensorboard_folder(tmp_path) / folder.root.name) == {"rank": 4.0, "optimizer": "Prodigy"}
+
+
+def test_what_is_measured_after_the_end_of_a_run_is_logged_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = new_run_folder(tmp_path, "zok")
+    write_toml_config(folder.config, TrainConfig(tensorboard=True))
+    list(log_events(log_to_tensorboard(step_events(1.0, 0.5), folder, "AdamW"), folder.log))
+    keep_events(folder, TagsRated(1, 3, {"learnt": 3}, {}), ImagesRated(1, 16, {}))
+    found = scalars(tensorboard_folder(tmp_path) / folder.root.name)
+    assert found["tags/learnt"] == [(1, 3.0)] and found["images/measured"] == [(1, 16.0)]
+    assert found["loss/current"] == [(1, 1.0), (2, 0.5)], "what was logged before stays"
 
 
 def test_adaptive_optimisers_log_d_times_lr(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
+from lib_lora_train.core.events import Event, ImagesRated
 from lib_lora_train.evaluation.image_excess import ImageLoss
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.event_log import log_events
@@ -134,7 +135,9 @@ class Measuring:
         self.setup = setup
         config = setup.config.replace(**NO_SAMPLES, epochs=1)
         list(log_events(run_training(config, setup.host, folder=setup.folder, control=Control()), setup.folder.log))
-        self.runner = SimpleNamespace(host=setup.host, active_run="")
+        self.kept: list[Event] = []
+        note = lambda _run, *events: self.kept.extend(events)  # noqa: E731
+        self.runner = SimpleNamespace(host=setup.host, active_run="", note=note)
         self.run = setup.folder.root.name
         self.session = ImageLossSession(self.runner, ImageTokens(), lambda _: setup.folder, lambda _: None)  # type: ignore[arg-type]
 
@@ -149,6 +152,7 @@ def test_a_past_run_is_measured_on_request_and_shows_its_images_then(measuring: 
     measuring.session.task.wait(120)
     assert measuring.session.status({})["state"] == "done"
     assert len(measuring.session.list_images({})["images"]) == 3
+    assert [(type(one), one.epoch, one.total) for one in measuring.kept] == [(ImagesRated, 1, 3)]  # type: ignore[union-attr]
 
 
 def test_stopping_ends_it_and_keeps_nothing(measuring: Measuring, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_other_programs_get_the_same_over_http(tmp_path: Path) -> None:
 
 
 def _session(tmp_path: Path, active: str = "") -> TagReportSession:
-    runner: Any = SimpleNamespace(host=None, active_run=active)
+    runner: Any = SimpleNamespace(host=None, active_run=active, note=lambda *_: None)
     return TagReportSession(runner, ImageTokens(), lambda _: RunFolder(tmp_path / "run"))
 
 
