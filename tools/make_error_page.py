@@ -79,7 +79,7 @@ class Source:
         """Every message in the file; `with_values`: those of ValueErrors too."""
         for call in (node for node in ast.walk(self.tree) if isinstance(node, ast.Call)):
             name = _called(call)
-            if name == "Problem" and len(call.args) == 3 and _is_text(call.args[0], "error"):
+            if name == "Problem" and len(call.args) in (3, 4) and _is_text(call.args[0], "error"):
                 yield from self._spoken(call.args[2], call.args[1], "ConfigError")
             elif name in _PLAIN_PROBLEMS and name not in self.functions:
                 where, message = _PLAIN_PROBLEMS[name]

@@ -131,7 +131,7 @@ def _feature_maps(model: DiffusionModel, images: Sequence[Image.Image], clip_ski
     latents = _latents(model, images)  # (B, C, h, w)
     generator = torch.Generator().manual_seed(seed_for(0, "features", *latents.shape[2:]))
     noise = torch.randn(latents.shape[1:], generator=generator).to(model.device).expand_as(latents)
-    timesteps = torch.full((len(images),), TIMESTEP)
+    timesteps = torch.full((len(images),), model.schedule.as_noisy_as(TIMESTEP))
     condition = _empty_condition(model, len(images), clip_skip)
     sizes = [(image.height, image.width) for image in images]
     with _captured(feature_layer(model)) as captured:

@@ -116,7 +116,7 @@ def image_attention(
         latent = _latent(model, image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
         generator = torch.Generator().manual_seed(seed_for(0, "heat map", *latent.shape))
         noise = torch.randn((_NOISES, *latent.shape), generator=generator).to(model.device)
-        timesteps = torch.full((_NOISES,), TIMESTEP)
+        timesteps = torch.full((_NOISES,), model.schedule.as_noisy_as(TIMESTEP))
         noisy = add_noise(model.schedule, latent.expand_as(noise), noise, timesteps)
         sizes = [(image.height, image.width)] * _NOISES
         condition = _condition(model, prompt, clip_skip, weighted=weighted)

@@ -35,7 +35,7 @@ from lib_lora_train.core.words import has_word, replace_word
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import TextCondition, count_chunks, size_condition
 from lib_lora_train.sampling.sample import encode_prompts, images_at_once
-from lib_lora_train.sampling.samplers import NoiseLevels, expected_image, sample_euler, sigma_levels
+from lib_lora_train.sampling.samplers import NoiseLevels, expected_image, network_input, sample_euler, sigma_levels
 from lib_lora_train.training.lease import YieldLease
 from lib_lora_train.training.step import predict
 
@@ -185,7 +185,7 @@ class PromptEffect:
 
         def denoise(x: Tensor, index: int) -> Tensor:
             sigma = levels.sigmas[index]
-            scaled = x / (sigma**2 + 1) ** 0.5
+            scaled = network_input(x, sigma, model.schedule.prediction_type)
             if index:
                 kept.append(scaled.cpu())
             jobs = [_Job(text, one, levels.timesteps[index]) for text, one in zip(self._drawn, scaled, strict=True)]

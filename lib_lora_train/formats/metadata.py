@@ -277,7 +277,7 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
         "modelspec.title": run.output_name,
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
-        "modelspec.prediction_type": "v" if is_v else "epsilon",
+        "modelspec.prediction_type": "v" if is_v else spec.prediction_type,
         "modelspec.encoder_layer": config.clip_skip,
         **{key: value for key, value in optional.items() if value},
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Architecture = Literal["sd1", "sd2", "sdxl"]
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "rectified_flow"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET_PREFIX = "model.diffusion_model."
@@ -24,13 +24,15 @@ TITLES: Mapping[Architecture, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"
 class CheckpointHints:
     """What shapes do not show; None if unknown.
 
-    `prediction_type` and `zero_terminal_snr` are decided by a webui or by a file beside the checkpoint;
+    `prediction_type` and `zero_terminal_snr` are decided by a webui or by a file beside the checkpoint; before them
+    comes `path_says_rectified`: an SDXL model with "rectified" in its path is a rectified flow.
     `metadata_prediction_type` and `metadata_zero_terminal_snr` count only if the tensors say nothing.
     `unknown_prediction` is a word for the prediction type that is not known. `text_heads` has one number per text
     encoder; `unet_heads` is the number of heads on every level, `unet_head_dim` the width of one head. `resolution` is
     the side in px of the images that the model was trained on.
     """
 
+    path_says_rectified: bool = False
     prediction_type: PredictionType | None = None
     zero_terminal_snr: bool | None = None
     metadata_prediction_type: PredictionType | None = None
@@ -65,8 +67,8 @@ class ModelSpec:
     """A whole model as data: `unet` and `vae` are diffusers configs, text encoders in webui order.
 
     `resolution` is the side in px of the images it was trained on, 0 for the architecture's usual one.
-    `is_prediction_known`: the prediction type was stated, not assumed. `notes` are sentences about contradictions
-    between the places that state it.
+    `is_prediction_known`: the prediction type was stated, not assumed; `is_named_rectified`: by the path. `notes` are
+    sentences about contradictions between the places that state it.
     """
 
     architecture: Architecture
@@ -78,6 +80,7 @@ class ModelSpec:
     text_encoders: tuple[TextEncoderSpec, ...]
     resolution: int = 0
     is_prediction_known: bool = True
+    is_named_rectified: bool = False
     notes: tuple[str, ...] = ()
 
     @property

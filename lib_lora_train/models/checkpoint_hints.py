@@ -13,7 +13,7 @@ from typing import Any
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.model_folder_hints import folder_tokenizer
-from lib_lora_train.models.prediction_words import prediction_of
+from lib_lora_train.models.prediction_words import path_says_rectified, prediction_of
 
 _PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type", "ss_prediction_type")
 """Metadata keys in order of precedence; ComfyUI writes `predict_key`."""
@@ -38,6 +38,7 @@ def read_hints(path: Path, metadata: Mapping[str, str]) -> CheckpointHints:
     heads, head_dim = _positive(unet.get("num_heads")), _positive(unet.get("num_head_channels"))
     hints = replace(
         hints,
+        path_says_rectified=path_says_rectified(path),
         zero_terminal_snr=snr[0] if snr else None,
         scale_factor=parameters.get("scale_factor") or hints.scale_factor,
         unet_heads=heads or (None if head_dim else hints.unet_heads),

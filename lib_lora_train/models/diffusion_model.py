@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,12 @@ from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, Prediction
 from lib_lora_train.models.fp8 import FP8_DTYPES
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
 from lib_lora_train.models.model_identity import ModelIdentity
-from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, schedule_for
+from lib_lora_train.models.noise_schedule import (
+    DiffusionSchedule,
+    NoiseSchedule,
+    rescale_zero_terminal_snr,
+    schedule_for,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,26 +139,35 @@ class ModelOverrides:
 
 
 NO_OVERRIDES = ModelOverrides()
+_PREDICTION_TYPES: Mapping[str, PredictionType] = {name: name for name in get_args(PredictionType)}
 
 
 def with_overrides(model: DiffusionModel, overrides: ModelOverrides) -> DiffusionModel:
     """The model with the user's prediction type and zero-terminal SNR; the same object if they change nothing.
 
-    The owner's schedule is kept, and rescaled if needed; undoing a rescaling returns to the architecture's schedule.
+    The owner's schedule is kept, and rescaled if needed; undoing a rescaling returns to the architecture's schedule,
+    and so does a change to or from rectified flow, which has no zero-terminal SNR.
     """
-    spec, alphas = model.spec, model.schedule.alphas_cumprod
+    spec = model.spec
     if overrides.prediction_type != "auto":
-        predicts: PredictionType = "v_prediction" if overrides.prediction_type == "v_prediction" else "epsilon"
-        spec = replace(spec, prediction_type=predicts)
+        spec = replace(spec, prediction_type=_PREDICTION_TYPES[overrides.prediction_type])
     if overrides.zero_terminal_snr != "auto":
         spec = replace(spec, zero_terminal_snr=overrides.zero_terminal_snr == "on")
-    if spec == model.spec:
-        return model
+    if spec.prediction_type == "rectified_flow":
+        spec = replace(spec, zero_terminal_snr=False)
+    return model if spec == model.spec else replace(model, spec=spec, schedule=_schedule_for(spec, model))
+
+
+def _schedule_for(spec: ModelSpec, model: DiffusionModel) -> NoiseSchedule:
+    """The model's schedule, changed to what `spec` says."""
+    theirs, usual = model.schedule, schedule_for(spec)
+    if not (isinstance(theirs, DiffusionSchedule) and isinstance(usual, DiffusionSchedule)):
+        return usual
     if spec.zero_terminal_snr and not model.spec.zero_terminal_snr:
-        alphas = rescale_zero_terminal_snr(alphas)
-    elif model.spec.zero_terminal_snr and not spec.zero_terminal_snr:
-        alphas = schedule_for(spec).alphas_cumprod
-    return replace(model, spec=spec, schedule=NoiseSchedule(alphas, spec.prediction_type))
+        return replace(usual, alphas_cumprod=rescale_zero_terminal_snr(theirs.alphas_cumprod))
+    if model.spec.zero_terminal_snr and not spec.zero_terminal_snr:
+        return usual
+    return replace(theirs, prediction_type=spec.prediction_type)
 
 
 def looks_like_v_prediction(unet: Any) -> bool:

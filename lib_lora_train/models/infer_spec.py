@@ -43,9 +43,10 @@ def infer_spec(
 ) -> ModelSpec:
     """The model with tensors of these names and shapes.
 
-    An explicit `prediction_type` takes precedence over the hints, these over the marker tensors `v_pred` and `ztsnr`,
-    these over the hints from metadata, and these over the architecture's default (SD2: v, as in its 768 px models; SD1
-    and SDXL: epsilon).
+    An explicit `prediction_type` takes precedence over "rectified" in an SDXL file's path, this over the other hints,
+    these over the marker tensors `v_pred` and `ztsnr`, these over the hints from metadata, and these over the
+    architecture's default (SD2: v, as in its 768 px models; SD1 and SDXL: epsilon). Rectified flow always ends in pure
+    noise and has no zero-terminal SNR.
 
     ModelError, saying what it is instead, if it is not an SD1, SD2 or SDXL text-to-image model.
     """
@@ -55,7 +56,9 @@ def infer_spec(
     architecture = _architecture(shapes)
     _refuse_incomplete(shapes, architecture)
     marked: PredictionType | None = "v_prediction" if "v_pred" in shapes else None
-    known = prediction_type or hints.prediction_type or marked or hints.metadata_prediction_type
+    is_named = architecture == "sdxl" and hints.path_says_rectified and prediction_type is None
+    named: PredictionType | None = "rectified_flow" if is_named else None
+    known = prediction_type or named or hints.prediction_type or marked or hints.metadata_prediction_type
     default: PredictionType = "v_prediction" if architecture == "sd2" else "epsilon"
     if zero_terminal_snr is None:
         marked_snr = True if "ztsnr" in shapes else None
@@ -66,13 +69,14 @@ def infer_spec(
     return ModelSpec(
         architecture=architecture,
         prediction_type=known or default,
-        zero_terminal_snr=zero_terminal_snr,
+        zero_terminal_snr=zero_terminal_snr and known != "rectified_flow",
         scale_factor=hints.scale_factor or SCALE_FACTORS[architecture],
         unet=_unet_config(shapes, hints, pooled),
         vae=infer_vae_config(shapes),
         text_encoders=encoders,
         resolution=hints.resolution or 0,
         is_prediction_known=known is not None,
+        is_named_rectified=is_named,
         notes=() if prediction_type else _contradictions(hints, marked, known or default),
     )
 

@@ -20,6 +20,7 @@ from lib_lora_train.models.architecture import (
     VAE_PREFIX,
     CheckpointHints,
     ModelSpec,
+    PredictionType,
     add_text_model_prefix,
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
@@ -47,6 +48,11 @@ PRECISION_NAMES: Mapping[str, str] = {
     "F8_E4M3": "fp8",
     "F8_E5M2": "fp8",
 }
+_PREDICTS: Mapping[PredictionType, str] = {
+    "epsilon": "predicts noise (epsilon)",
+    "v_prediction": "predicts v",
+    "rectified_flow": "rectified flow",
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,13 @@ class CheckpointInfo:
 
 def describe_model(spec: ModelSpec, *, vae: str = "", precision: str = "") -> str:
     """What was detected: architecture, prediction type, zero-terminal SNR, resolution, VAE and precision."""
-    predicts = "v" if spec.prediction_type == "v_prediction" else "noise (epsilon)"
+    predicts = _PREDICTS[spec.prediction_type] + (" (“rectified” in its path)" if spec.is_named_rectified else "")
     if spec.architecture == "sd2" and not spec.is_prediction_known:
-        predicts = "noise (epsilon) or v (the file does not say; it is measured at the start)"
+        predicts = "predicts noise (epsilon) or v (the file does not say; it is measured at the start)"
     snr = " with zero-terminal SNR" if spec.zero_terminal_snr else ""
     parts = (
         TITLES[spec.architecture],
-        f"predicts {predicts}{snr}",
+        f"{predicts}{snr}",
         f"{spec.own_resolution} px",
         f"VAE {vae}" if vae else "its own VAE",
         precision,

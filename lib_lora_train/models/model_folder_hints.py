@@ -11,7 +11,7 @@ from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.model_folder import TEXT_PARTS, ModelFolder, read_json
 from lib_lora_train.models.other_models import NEEDS_SD
-from lib_lora_train.models.prediction_words import prediction_of
+from lib_lora_train.models.prediction_words import path_says_rectified, prediction_of
 
 _SCHEDULE: Mapping[str, Any] = {
     "beta_schedule": "scaled_linear",
@@ -30,18 +30,20 @@ def read_folder_hints(folder: ModelFolder) -> CheckpointHints:
     scheduler = read_json(folder.path / "scheduler" / "scheduler_config.json")
     unet = read_json(folder.path / "unet" / "config.json")
     _refuse_other_schedules(folder.path, scheduler)
+    is_flow = _is_flow(scheduler)
     word = str(scheduler.get("prediction_type") or "")
-    prediction = prediction_of(word) if word else None
+    prediction = "rectified_flow" if is_flow else prediction_of(word) if word else None
     if word and not prediction:
         raise ModelError(
             f"{folder.path.name}: Its scheduler_config.json says that it predicts {word!r}, which cannot be trained. "
-            "Only epsilon and v_prediction can."
+            "Only epsilon, v_prediction and rectified flow can."
         )
     snr = scheduler.get("rescale_betas_zero_snr")
     heads, head_dim = _attention(unet)
     side = unet.get("sample_size")
     scale = read_json(folder.path / "vae" / "config.json").get("scaling_factor")
     return CheckpointHints(
+        path_says_rectified=path_says_rectified(folder.path),
         prediction_type=prediction,
         zero_terminal_snr=None if snr is None else bool(snr),
         resolution=side * LATENT_CELL_PX if isinstance(side, int) and side > 0 else None,
@@ -58,10 +60,17 @@ def folder_tokenizer(path: Path) -> Path | None:
     return tokenizer if (tokenizer / "vocab.json").is_file() else None
 
 
+def _is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler is one of rectified flow: any step from image to noise is a timestep."""
+    return str(scheduler.get("_class_name", "")).startswith("FlowMatch") or bool(scheduler.get("use_flow_sigmas"))
+
+
 def _refuse_other_schedules(path: Path, scheduler: Mapping[str, Any]) -> None:
     name = str(scheduler.get("_class_name", ""))
-    if name.startswith(("EDM", "FlowMatch")):
+    if name.startswith("EDM"):
         raise ModelError(f"{path.name}: Its scheduler is a {name}, whose noise schedule is not supported. {NEEDS_SD}")
+    if _is_flow(scheduler):
+        return
     other = [f"{key} {scheduler[key]}" for key, usual in _SCHEDULE.items() if scheduler.get(key, usual) != usual]
     other += ["trained_betas"] if scheduler.get("trained_betas") else []
     if other:

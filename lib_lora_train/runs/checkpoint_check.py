@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.prediction import prediction_problems
 from lib_lora_train.core.errors import ModelError, Problem, VaeError
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
@@ -114,6 +115,8 @@ def checkpoint_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Proble
         yield from (Problem("warning", "prediction_type", note) for note in spec.notes)
     predicts = spec.prediction_type if config.prediction_type == "auto" else config.prediction_type
     is_known = spec.is_prediction_known or spec.architecture != "sd2"
+    if config.prediction_type == "auto" and is_known:
+        yield from prediction_problems(config, predicts)
     if config.zero_terminal_snr == "auto" and spec.zero_terminal_snr and predicts == "epsilon" and is_known:
         text = (
             "is on, because the checkpoint says so, but it predicts the noise (epsilon), which teaches nothing at pure "

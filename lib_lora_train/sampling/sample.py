@@ -19,6 +19,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import decode_latents
+from lib_lora_train.models.noise_schedule import DiffusionSchedule
 from lib_lora_train.models.text_encoding import (
     TextCondition,
     count_chunks,
@@ -33,6 +34,7 @@ from lib_lora_train.sampling.samplers import (
     Sampling,
     ddim_timesteps,
     expected_image,
+    network_input,
     sample_ddim,
     sample_euler,
     sample_euler_ancestral,
@@ -162,7 +164,7 @@ class _BatchSampling:
         """(B, 4, h, w) float32, scaled as the UNet expects them, after yielding after every step."""
         schedule, sampler_options = self._model.schedule, self._habits
         start = self._noise()
-        if sampler == "DDIM":
+        if sampler == "DDIM" and isinstance(schedule, DiffusionSchedule):
             timesteps = ddim_timesteps(schedule, self._steps)
             return sample_ddim(
                 lambda x, index: self._predict(x, timesteps[index], index),
@@ -172,7 +174,7 @@ class _BatchSampling:
                 eta=sampler_options.eta_ddim,
                 noise=self._noise,
             )
-        levels = sigma_levels(schedule, self._steps)
+        levels = sigma_levels(schedule, self._steps, shift=sampler_options.flow_shift)
         if sampler_options.quantize_timesteps:
             levels = levels.quantized
         start = start * levels.sigmas[0]
@@ -180,10 +182,9 @@ class _BatchSampling:
         def denoise(x: Tensor, index: int) -> Tensor:
             return self._denoise(x, levels, index)
 
-        if sampler == "Euler":
-            return sample_euler(denoise, start, levels)
-        assert sampler == "Euler a", sampler
-        return sample_euler_ancestral(denoise, start, levels, self._noise, eta=sampler_options.eta_ancestral)
+        if sampler == "Euler a":
+            return sample_euler_ancestral(denoise, start, levels, self._noise, eta=sampler_options.eta_ancestral)
+        return sample_euler(denoise, start, levels)  # on a flow's straight line, DDIM is the same
 
     def _noise(self) -> Tensor:
         """The next noise of every prompt's generator, (B, 4, h, w)."""
@@ -191,9 +192,9 @@ class _BatchSampling:
 
     def _denoise(self, x: Tensor, levels: NoiseLevels, index: int) -> Tensor:
         """The expected x₀ in σ notation; guidance is linear, so it may be applied to the model's output."""
-        sigma = levels.sigmas[index]
-        output = self._predict(x / (sigma**2 + 1) ** 0.5, levels.timesteps[index], index)
-        return expected_image(x, output, sigma, self._model.schedule.prediction_type)
+        sigma, predicts = levels.sigmas[index], self._model.schedule.prediction_type
+        output = self._predict(network_input(x, sigma, predicts), levels.timesteps[index], index)
+        return expected_image(x, output, sigma, predicts)
 
     def _predict(self, x: Tensor, timestep: float, index: int) -> Tensor:
         """The UNet's output with classifier-free guidance (Ho & Salimans 2022): u + cfg·(c − u), float32."""

@@ -1,7 +1,8 @@
 """Samplers as pure functions, and the noise levels they pass through.
 
-Two notations meet here. DDIM works on x = √ᾱ·x₀ + √(1−ᾱ)·ε, as the model was trained. The Euler samplers work on
-x = x₀ + σ·ε with σ = √((1−ᾱ)/ᾱ), as k-diffusion and the webuis do (Karras et al. 2022).
+Three notations meet here. DDIM works on x = √ᾱ·x₀ + √(1−ᾱ)·ε, as the model was trained. The Euler samplers work on
+x = x₀ + σ·ε with σ = √((1−ᾱ)/ᾱ), as k-diffusion and the webuis do (Karras et al. 2022); for rectified flow on
+x = (1 − σ)·x₀ + σ·ε.
 
 B: images; C, h, w: a latent's channels, height and width; T: timesteps of the schedule. `denoise(x, i)` is the expected
 x₀ at level i. Samplers yield after every step, so that their caller may stop there or let others use the model, and
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.models.architecture import PredictionType
-from lib_lora_train.models.noise_schedule import NoiseSchedule
+from lib_lora_train.models.noise_schedule import DiffusionSchedule, FlowSchedule, NoiseSchedule, shifted
 
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
@@ -30,14 +31,20 @@ _MIN_ALPHA = 4.8973451890853435e-08
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """Noise levels, highest first: `timesteps` and `sigmas`, one per step; after the last comes σ = 0."""
+    """Noise levels, highest first: `timesteps` and `sigmas`, one per step; after the last comes σ = 0.
+
+    `is_flow`: they are those of a rectified flow.
+    """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
+    is_flow: bool = False
 
     @property
     def quantized(self) -> NoiseLevels:
-        """The same σ, each with the nearest integer timestep; halves round down."""
+        """The same σ, each with the nearest integer timestep; halves round down. A flow's are not changed."""
+        if self.is_flow:
+            return self
         return replace(self, timesteps=tuple(float(math.ceil(timestep - 0.5)) for timestep in self.timesteps))
 
     def sigma_after(self, index: int) -> float:
@@ -45,8 +52,16 @@ class NoiseLevels:
         return self.sigmas[index + 1] if index + 1 < len(self.sigmas) else 0.0
 
 
-def sigma_levels(schedule: NoiseSchedule, steps: int) -> NoiseLevels:
-    """k-diffusion's discrete schedule: timesteps spaced evenly from T − 1 to 0, log σ interpolated between them."""
+def sigma_levels(schedule: NoiseSchedule, steps: int, *, shift: float | None = None) -> NoiseLevels:
+    """The levels of `steps` steps; `shift` None is the schedule's own, and only for rectified flow.
+
+    For diffusion models k-diffusion's discrete schedule: timesteps spaced evenly from T − 1 to 0, log σ interpolated
+    between them. For rectified flow σ = 1 − i/steps, shifted: "Simple" in the webuis.
+    """
+    if isinstance(schedule, FlowSchedule):
+        shares = [shifted(1.0 - number / steps, shift or schedule.shift) for number in range(steps)]
+        return NoiseLevels(tuple(len(schedule) * share for share in shares), tuple(shares), is_flow=True)
+    assert isinstance(schedule, DiffusionSchedule)
     alphas = schedule.alphas_cumprod.clamp_min(_MIN_ALPHA)
     log_sigmas = ((1 - alphas) / alphas).log() / 2  # (T,) rising
     timesteps = torch.linspace(len(schedule) - 1, 0, steps, dtype=torch.float64)
@@ -56,12 +71,17 @@ def sigma_levels(schedule: NoiseSchedule, steps: int) -> NoiseLevels:
     return NoiseLevels(tuple(timesteps.tolist()), tuple(sigmas.tolist()))
 
 
-def expected_image(x: Tensor, output: Tensor, sigma: float, prediction_type: PredictionType) -> Tensor:
-    """x₀ from the model's output for x / √(σ² + 1), in σ notation; (B, C, h, w).
+def network_input(x: Tensor, sigma: float, prediction_type: PredictionType) -> Tensor:
+    """What the network gets for x, in σ notation: x / √(σ² + 1), and x itself for a rectified flow."""
+    return x if prediction_type == "rectified_flow" else x / (sigma**2 + 1) ** 0.5
 
-    ε: x₀ = x − σ·ε. v: x₀ = x / (σ² + 1) − σ·v / √(σ² + 1).
+
+def expected_image(x: Tensor, output: Tensor, sigma: float, prediction_type: PredictionType) -> Tensor:
+    """x₀ from the model's output for `network_input`, in σ notation; (B, C, h, w).
+
+    ε and flow: x₀ = x − σ·output. v: x₀ = x / (σ² + 1) − σ·v / √(σ² + 1).
     """
-    if prediction_type == "epsilon":
+    if prediction_type != "v_prediction":
         return x - sigma * output
     root = math.sqrt(sigma * sigma + 1)
     return x / root**2 - output * (sigma / root)
@@ -81,9 +101,12 @@ def sample_euler_ancestral(
 ) -> Sampling:
     """x₀ by Euler steps to a lower σ with fresh noise added back (k-diffusion's ancestral sampling)."""
     for index, sigma in enumerate(levels.sigmas):
-        down, up = ancestral_split(sigma, levels.sigma_after(index), eta)
+        after = levels.sigma_after(index)
+        down, up = (flow_ancestral_split if levels.is_flow else ancestral_split)(sigma, after, eta)
         slope = (x - denoise(x, index)) / sigma
         x = x + slope * (down - sigma)
+        if levels.is_flow:
+            x = x * ((1.0 - after) / (1.0 - down))
         if up:
             x = x + noise() * up
         yield
@@ -99,10 +122,20 @@ def ancestral_split(start: float, end: float, eta: float = 1.0) -> tuple[float, 
     return (end**2 - up**2) ** 0.5, up
 
 
+def flow_ancestral_split(start: float, end: float, eta: float = 1.0) -> tuple[float, float]:
+    """The same for a rectified flow, where x at `down` is scaled to have the signal of `end` before noise is added.
+
+    As in ComfyUI and Forge Neo: down = end·(1 + η·(end/start − 1)); then up² = end² − (down·(1 − end)/(1 − down))².
+    """
+    down = end * (1.0 + eta * (end / start - 1.0))
+    kept = down * (1.0 - end) / (1.0 - down)
+    return down, max(0.0, end**2 - kept**2) ** 0.5
+
+
 # --- DDIM ---------------------------------------------------------------------------------------
 
 
-def ddim_timesteps(schedule: NoiseSchedule, steps: int) -> tuple[int, ...]:
+def ddim_timesteps(schedule: DiffusionSchedule, steps: int) -> tuple[int, ...]:
     """Falling timesteps: T//steps apart and ending at 1, as in ldm and the webuis.
 
     A zero-terminal schedule starts at T − 1 instead, the only timestep whose input is pure noise (Lin et al.
@@ -114,7 +147,7 @@ def ddim_timesteps(schedule: NoiseSchedule, steps: int) -> tuple[int, ...]:
     return tuple(min(number * (total // steps) + 1, total - 1) for number in reversed(range(steps)))
 
 
-def is_zero_terminal(schedule: NoiseSchedule) -> bool:
+def is_zero_terminal(schedule: DiffusionSchedule) -> bool:
     """Whether the last timestep is pure noise."""
     return float(schedule.alphas_cumprod[-1]) == 0.0
 
@@ -122,7 +155,7 @@ def is_zero_terminal(schedule: NoiseSchedule) -> bool:
 def sample_ddim(
     predict: Denoise,
     x: Tensor,
-    schedule: NoiseSchedule,
+    schedule: DiffusionSchedule,
     timesteps: tuple[int, ...],
     *,
     eta: float = 0.0,

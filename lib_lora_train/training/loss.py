@@ -1,10 +1,11 @@
 """The loss as pure functions, in sd-scripts' order: mean per sample, prior weight, SNR weights, mean over the batch.
 
 B: samples of a micro-batch; T: timesteps of the schedule; γ: `min_snr_gamma`; SNR = ᾱ / (1 − ᾱ) of the schedule in
-use, so after a zero-terminal rescale the weights belong to the rescaled schedule.
+use, so after a zero-terminal rescale the weights belong to the rescaled schedule; ((1 − σ) / σ)² for a flow.
 
 With x₀ the image's latent, |noise error|² = SNR·|x₀ error|² and |v error|² = (SNR + 1)·|x₀ error|² (Salimans & Ho
-2022, section 4). A weight on the x₀ error, divided by these, is the weight for noise or v: the same objective.
+2022, section 4). A flow's error is x₀'s divided by σ: |flow error|² = (√SNR + 1)²·|x₀ error|². A weight on the x₀
+error, divided by these, is the weight for noise, v or flow: the same objective.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.config.validation.prediction import prediction_problems
+from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.models.architecture import PredictionType
 
 _MIN_SNR = 1 / 256  # Stable Diffusion's own schedule ends at 1/213; only a rescaled one goes below
@@ -38,15 +40,7 @@ class LossOptions:
 
 def loss_options(config: TrainConfig, prediction_type: PredictionType) -> LossOptions:
     """The options from the settings; ConfigError if one of them is for models that predict something else."""
-    problems = []
-    if config.scale_v_pred_loss_like_noise_pred and prediction_type == "epsilon":
-        text = "is for checkpoints that predict v; this one predicts the noise (epsilon). Turn it off."
-        problems.append(Problem("error", "scale_v_pred_loss_like_noise_pred", text))
-    if config.v_pred_like_loss and prediction_type == "v_prediction":
-        text = "is for checkpoints that predict the noise (epsilon); this one predicts v. Set it to 0."
-        problems.append(Problem("error", "v_pred_like_loss", text))
-    if problems:
-        raise ConfigError(problems)
+    require_usable(prediction_problems(config, prediction_type))
     return LossOptions(
         loss_type=config.loss_type,
         huber_schedule=config.huber_schedule,
@@ -134,29 +128,35 @@ def huber_bound(options: LossOptions, snr: Tensor, progress: Tensor) -> Tensor:
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: PredictionType) -> Tensor:
-    """min(SNR, γ) / SNR for noise, min(SNR, γ) / (SNR + 1) for v; shape and dtype of `snr`. 1 for γ = 0.
+    """min(SNR, γ) / SNR for noise, / (SNR + 1) for v, / (√SNR + 1)² for a flow; shape and dtype of `snr`. 1 for γ = 0.
 
     Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4: all
     predictions weigh an x₀ error by min(SNR, γ). SNR 0 (a zero-terminal schedule's last timestep) gives
-    the limit, 1, for noise, and 0 for v.
+    the limit, 1, for noise, and 0 for v. For a flow it is min((1 − σ)², γσ²).
     """
     if not gamma:
         return torch.ones_like(snr)
     if prediction_type == "epsilon":
         return (gamma / snr).clamp(max=1.0)
-    return snr.clamp(max=gamma) / (snr + 1.0)
+    return snr.clamp(max=gamma) / _error_per_image_error(snr, prediction_type)
+
+
+def _error_per_image_error(snr: Tensor, prediction_type: PredictionType) -> Tensor:
+    """|v error|² or |flow error|² divided by |x₀ error|²."""
+    return (snr.sqrt() + 1.0).square() if prediction_type == "rectified_flow" else snr + 1.0
 
 
 def debiased_weight(snr: Tensor, prediction_type: PredictionType) -> Tensor:
-    """1 / √SNR for noise, √SNR / (SNR + 1) for v; shape and dtype of `snr`.
+    """1 / √SNR for noise, √SNR / (SNR + 1) for v, √SNR / (√SNR + 1)² for a flow; shape and dtype of `snr`.
 
     Yu et al. 2023, "Debias the Training of Diffusion Models", give the weight for noise; it weighs an x₀ error by
-    √SNR, and so does the one for v. For noise, SNR below that of Stable Diffusion's own schedule counts as 1/256:
-    the weight of a zero-terminal schedule's end would be infinite, for a timestep whose answer is its input.
+    √SNR, and so do the others; for a flow it is σ(1 − σ). For noise, SNR below that of Stable Diffusion's own schedule
+    counts as 1/256: the weight of a zero-terminal schedule's end would be infinite, for a timestep whose answer is its
+    input.
     """
     if prediction_type == "epsilon":
         return snr.clamp(min=_MIN_SNR).rsqrt()
-    return snr.sqrt() / (snr + 1.0)
+    return snr.sqrt() / _error_per_image_error(snr, prediction_type)
 
 
 def noise_like_weight(snr: Tensor) -> Tensor:

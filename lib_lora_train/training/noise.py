@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import random_for, seed_for
+from lib_lora_train.models.noise_schedule import NoiseSchedule, shifted
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,18 @@ class NoiseOptions:
 
 @dataclass(frozen=True)
 class TimestepOptions:
-    """Timesteps from `first` to below `end`, drawn by `sampling`: uniform, or sigmoid(mean + scale·normal)."""
+    """Timesteps from `first` to below `end`, drawn by `sampling`: uniform, or sigmoid(mean + scale·normal).
+
+    `shift` moves the drawn share of the range (see `shifted`). `is_real`: all real numbers of the range can be drawn.
+    """
 
     end: int
     first: int = 0
     sampling: str = "uniform"
     sigmoid_scale: float = 1.0
     sigmoid_mean: float = 0.0
+    shift: float = 1.0
+    is_real: bool = False
 
 
 def noise_options(config: TrainConfig) -> NoiseOptions:
@@ -56,14 +63,16 @@ def noise_options(config: TrainConfig) -> NoiseOptions:
     )
 
 
-def timestep_options(config: TrainConfig, timesteps: int) -> TimestepOptions:
-    """The timestep options from the settings, for a schedule of T = `timesteps`."""
+def timestep_options(config: TrainConfig, schedule: NoiseSchedule) -> TimestepOptions:
+    """The timestep options from the settings, for a schedule."""
     return TimestepOptions(
-        end=min(config.max_timestep, timesteps),
+        end=min(config.max_timestep, len(schedule)),
         first=config.min_timestep,
         sampling=config.timestep_sampling,
         sigmoid_scale=config.sigmoid_scale,
         sigmoid_mean=config.sigmoid_mean,
+        shift=config.timestep_shift,
+        is_real=schedule.has_real_timesteps,
     )
 
 
@@ -134,13 +143,24 @@ def draw_input_noise(seed: int, draw: int, noise: Tensor, options: NoiseOptions)
     return noise + gamma * _normal(tuple(noise.shape), seed, "input perturbation", draw)
 
 
-def draw_timestep(seed: int, draw: int, options: TimestepOptions) -> int:
-    """A timestep in [first, end): uniform, or logit-normal (Esser et al. 2024, section 3.1), scaled to the range."""
+def draw_timestep(seed: int, draw: int, options: TimestepOptions) -> float:
+    """A timestep in [first, end): uniform, or logit-normal (Esser et al. 2024, section 3.1), shifted, in the range.
+
+    A whole number, or for `is_real` a number in (first, end].
+    """
     random = random_for(seed, "timestep", draw)
-    if options.sampling == "uniform":
+    if options.sampling == "uniform" and options.shift == 1.0 and not options.is_real:
         return random.randrange(options.first, options.end)
-    fraction = 1.0 / (1.0 + math.exp(-(options.sigmoid_mean + options.sigmoid_scale * random.gauss(0.0, 1.0))))
-    return min(options.first + int(fraction * (options.end - options.first)), options.end - 1)
+    share = shifted(_draw_share(random, options), options.shift)
+    offset = share * (options.end - options.first)
+    return options.first + offset if options.is_real else min(options.first + int(offset), options.end - 1)
+
+
+def _draw_share(random: Random, options: TimestepOptions) -> float:
+    """A number in (0, 1]: no noise at all is never drawn, since its signal-to-noise ratio is infinite."""
+    if options.sampling == "uniform":
+        return 1.0 - random.random()
+    return 1.0 / (1.0 + math.exp(-(options.sigmoid_mean + options.sigmoid_scale * random.gauss(0.0, 1.0))))
 
 
 def _normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:

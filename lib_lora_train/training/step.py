@@ -35,9 +35,9 @@ class Batch:
     """A micro-batch with its random draws: everything the forward pass needs but the text encoders' output.
 
     `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which is mixed
-    into the latents: `noise` itself without input perturbation. `timesteps` (B,) int64 and `prior_weights` (B,) float64
-    on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32 where any sample
-    has one.
+    into the latents: `noise` itself without input perturbation. `timesteps` (B,), int64 or for a flow float64, and
+    `prior_weights` (B,) float64 are on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32
+    where any sample has one.
     """
 
     latents: Tensor
@@ -69,7 +69,7 @@ def draw_batch(
         latents=to_device(torch.stack([sample.latent for sample in samples]), model.device),
         noise=noise,
         input_noise=noise if perturbed is None else to_device(perturbed, model.device),
-        timesteps=torch.tensor([sample.timestep for sample in samples]),
+        timesteps=_timesteps(samples, model),
         prior_weights=torch.tensor(prior_weights).double(),
         sizes=to_device(size_conditions(plan, views), model.device),
         captions=tuple(caption_for_draw(plan, item, draw, config) for item, draw in pairs),
@@ -91,6 +91,12 @@ def _masks(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor | None:
     return to_device(torch.stack(masks)[:, None], model.device)
 
 
+def _timesteps(samples: Sequence[_Sample], model: DiffusionModel) -> Tensor:
+    """(B,) on the processor, float64 where timesteps are real numbers."""
+    dtype = torch.float64 if model.schedule.has_real_timesteps else torch.int64
+    return torch.tensor([sample.timestep for sample in samples], dtype=dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sample:
     """One sample: `latent`, the `noise` to predict and `input_noise`, (C, h, w) float32; `mask` (h, w)."""
@@ -98,7 +104,7 @@ class _Sample:
     latent: Tensor
     noise: Tensor
     input_noise: Tensor
-    timestep: int
+    timestep: float
     mask: Tensor | None
 
 
@@ -110,7 +116,7 @@ def _draw_sample(latents: LatentCache, view: int, draw: int, *, config: TrainCon
         latent=latent,
         noise=noise,
         input_noise=draw_input_noise(seed, draw, noise, options),
-        timestep=draw_timestep(seed, draw, timestep_options(config, len(model.schedule))),
+        timestep=draw_timestep(seed, draw, timestep_options(config, model.schedule)),
         mask=posterior.mask,
     )
 
@@ -146,9 +152,10 @@ def predict(
     if condition.pooled is not None:
         assert sizes is not None, "SDXL needs the size conditioning"
         added = {"text_embeds": condition.pooled, "time_ids": sizes.to(model.device)}
+    times = timesteps.float() if timesteps.is_floating_point() else timesteps  # MPS has no float64
     prediction: Tensor = model.unet(
         noisy.to(model.dtype),
-        timesteps.to(model.device, non_blocking=True),
+        times.to(model.device, non_blocking=True),
         encoder_hidden_states=condition.hidden,
         added_cond_kwargs=added,
     ).sample

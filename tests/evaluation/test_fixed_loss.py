@@ -34,6 +34,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS
+from tests.stand_ins.tiny_models import alphas_of
 from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
 
 
@@ -305,7 +306,7 @@ def _error(
     posterior = latents[item]
     clean = posterior.mean[None] * model.spec.scale_factor
     noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(validation._seed_of(*sample)))[None]
-    alpha = model.schedule.alphas_cumprod[timestep].double()
+    alpha = alphas_of(model)[timestep].double()
     noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).float()
     place, image = plan.placements[item], plan.dataset.items[item].image
     condition = encode_text(model, tokenize(model, [plan.dataset.items[item].caption], 1), config.clip_skip)

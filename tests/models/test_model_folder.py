@@ -21,8 +21,9 @@ from lib_lora_train.models.checkpoint_hints import tokenizer_folder
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.loading import ModelChoice, load_model
 from lib_lora_train.models.model_files import read_checkpoint_info
+from lib_lora_train.models.noise_schedule import FlowSchedule
 from tests.stand_ins.model_folders import CLASSES, edit_json, same_weights, write_index, write_model_folder
-from tests.stand_ins.tiny_models import write_tiny_checkpoint
+from tests.stand_ins.tiny_models import alphas_of, write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -104,7 +105,7 @@ def test_the_scheduler_says_what_the_model_predicts(copy: Path) -> None:
     edit_json(config, prediction_type="epsilon", rescale_betas_zero_snr=False)
     spec = read_checkpoint_info(copy).spec
     assert (spec.prediction_type, spec.zero_terminal_snr) == ("epsilon", False)
-    assert float(load(copy).schedule.alphas_cumprod[-1]) > 0
+    assert float(alphas_of(load(copy))[-1]) > 0
 
 
 def test_configs_say_resolution_scale_and_heads(copy: Path) -> None:
@@ -202,7 +203,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "Flax": (_renamed(TEXT, "text_encoder/flax_model.msgpack"), r"text_encoder has no .* \(only flax_model.msgpack"),
     "half a file": (_cut, r"unet/diffusion_pytorch_model\.safetensors is truncated"),
     "EDM": (_edited(SCHEDULER, _class_name="EDMEulerScheduler"), "EDMEulerScheduler.*not supported"),
-    "flow": (_edited(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatch.*not supported"),
     "other betas": (_edited(SCHEDULER, beta_end=0.014), r"another noise schedule.*beta_end 0\.014"),
     "sample": (_edited(SCHEDULER, prediction_type="sample"), "predicts 'sample'"),
     "LCM": (_with_guidance_embedding, r"unet has tensors.*time_embedding\.cond_proj\.weight"),
@@ -211,6 +211,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "text_encoder has the class ChatGLMModel",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "said", [{"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"use_flow_sigmas": True}], ids=["class", "sigmas"]
+)
+def test_a_flow_scheduler_makes_the_model_a_rectified_flow(said: dict[str, object], copy: Path) -> None:
+    _edited(SCHEDULER, **said)(copy)
+    assert read_checkpoint_info(copy).spec.prediction_type == "rectified_flow"
+    assert isinstance(load(copy).schedule, FlowSchedule)
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -7,7 +7,7 @@ import torch
 
 from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.models.noise_schedule import (
-    NoiseSchedule,
+    DiffusionSchedule,
     add_noise,
     prediction_target,
     rescale_zero_terminal_snr,
@@ -77,7 +77,7 @@ def test_pure_noise_at_the_zero_terminal_step() -> None:
 
 
 def test_snr_is_signal_over_noise() -> None:
-    schedule = NoiseSchedule(torch.tensor([0.9, 0.5], dtype=torch.float64), "epsilon")
+    schedule = DiffusionSchedule(torch.tensor([0.9, 0.5], dtype=torch.float64), "epsilon")
     torch.testing.assert_close(snr(schedule, torch.tensor([1, 0])), torch.tensor([1.0, 9.0], dtype=torch.float64))
 
 

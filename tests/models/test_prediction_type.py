@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.core.errors import ModelError
-from lib_lora_train.models.architecture import CheckpointHints, ModelSpec
+from lib_lora_train.models.architecture import Architecture, CheckpointHints, ModelSpec
 from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.model_files import describe_model
 from tests.stand_ins.tiny_models import full_shapes
 
 MARKERS: dict[str, tuple[int, ...]] = {"v_pred": (0,), "ztsnr": (0,)}
@@ -68,7 +69,7 @@ def test_agreeing_sources_are_not_reported(tmp_path: Path) -> None:
     assert (spec.prediction_type, spec.notes) == ("v_prediction", ())
 
 
-@pytest.mark.parametrize("word", ["rectified_flow", "sample"])
+@pytest.mark.parametrize("word", ["edm", "sample"])
 def test_an_unknown_prediction_type_is_reported(word: str, tmp_path: Path) -> None:
     spec = spec_of(tmp_path, metadata={"modelspec.prediction_type": word})
     assert word in spec.notes[0] and "set prediction_type" in spec.notes[0]
@@ -119,3 +120,30 @@ def test_a_text_projection_stored_as_a_linear_layer_gives_the_same_model() -> No
     encoders = [graft(t, tiny_spec(t)).text_encoders[1] for t in (usual, linear)]
     ours, theirs = (encoder.get_parameter("text_projection.weight") for encoder in encoders)
     assert torch.equal(ours, theirs)
+
+
+# --- rectified flow -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["rectified_flow", "Rectified Flow", "rf", "flow", "flow_matching", "const"])
+def test_every_spelling_of_rectified_flow_in_metadata_is_known(word: str, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, metadata={"modelspec.prediction_type": word})
+    assert (spec.prediction_type, spec.is_named_rectified, spec.notes) == ("rectified_flow", False, ())
+
+
+@pytest.mark.parametrize("name", ["NoobAI-Rectified-Flow.safetensors", "rectified/noob.safetensors"])
+@pytest.mark.parametrize("is_marked", [False, True], ids=["plain", "v-pred markers left"])
+def test_rectified_in_the_path_of_an_sdxl_model_means_rectified_flow(
+    name: str, is_marked: bool, tmp_path: Path
+) -> None:
+    """Forge Neo's rule, whatever else the file says: models made from v-prediction ones keep their markers."""
+    hints = read_hints(tmp_path / name, {"modelspec.prediction_type": "epsilon"})
+    spec = infer_spec({**full_shapes("sdxl"), **(MARKERS if is_marked else {})}, hints=hints)
+    assert (spec.prediction_type, spec.zero_terminal_snr, spec.is_named_rectified) == ("rectified_flow", False, True)
+    assert "rectified flow (“rectified” in its path)" in describe_model(spec)
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sd2"])
+def test_rectified_in_the_path_of_other_models_means_nothing(architecture: Architecture, tmp_path: Path) -> None:
+    spec = infer_spec(full_shapes(architecture), hints=read_hints(tmp_path / "rectified.safetensors", {}))
+    assert spec.prediction_type != "rectified_flow" and not spec.is_named_rectified

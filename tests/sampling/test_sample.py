@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.models.architecture import Architecture, PredictionType
-from lib_lora_train.models.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
+from lib_lora_train.models.noise_schedule import DiffusionSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from lib_lora_train.sampling import sample
 from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sample import SamplingStep, sample_images, sample_in_steps
@@ -53,9 +53,9 @@ def steps_of_diffusers(scheduler: Any, steps: int, x: Tensor) -> Tensor:
     return x
 
 
-def zero_terminal(kind: PredictionType) -> NoiseSchedule:
+def zero_terminal(kind: PredictionType) -> DiffusionSchedule:
     """Stable Diffusion's schedule, rescaled."""
-    return NoiseSchedule(rescale_zero_terminal_snr(scaled_linear_schedule(kind).alphas_cumprod), kind)
+    return DiffusionSchedule(rescale_zero_terminal_snr(scaled_linear_schedule(kind).alphas_cumprod), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def image_of(sampling: Sampling) -> Tensor:
             return image
 
 
-def run_euler(schedule: NoiseSchedule, steps: int, sampler: Callable[..., Sampling], *extra: Any) -> Tensor:
+def run_euler(schedule: DiffusionSchedule, steps: int, sampler: Callable[..., Sampling], *extra: Any) -> Tensor:
     """A sampler in σ notation with `answer` as the model."""
     levels = sigma_levels(schedule, steps)
 

@@ -19,6 +19,7 @@ from lib_lora_train.models.architecture import Architecture, CheckpointHints, Mo
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel, assemble
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.noise_schedule import DiffusionSchedule
 from lib_lora_train.models.text_encoding import load_tokenizer
 from tests.paths import ROOT
 
@@ -100,6 +101,12 @@ def tiny_model(architecture: Architecture, *, seed: int = 0, shallow: bool = Tru
     found = tiny_spec(tensors, **spec)
     tokenizers = [load_tokenizer(TOKENIZER)] * len(found.text_encoders)
     return assemble(tensors, spec=found, tokenizers=tokenizers, name=f"tiny-{architecture}", file_hash="0" * 64)
+
+
+def alphas_of(model: DiffusionModel) -> Tensor:
+    """ᾱ of a model that has one, (T,) float64."""
+    assert isinstance(model.schedule, DiffusionSchedule)
+    return model.schedule.alphas_cumprod
 
 
 def write_tiny_checkpoint(

@@ -14,7 +14,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.models.noise_schedule import (
-    NoiseSchedule,
+    DiffusionSchedule,
     add_noise,
     prediction_target,
     rescale_zero_terminal_snr,
@@ -40,9 +40,9 @@ KINDS: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
 ROUNDING = 1e-14  # float64, relative: a few operations
 
 
-def zero_terminal(kind: PredictionType = "v_prediction") -> NoiseSchedule:
+def zero_terminal(kind: PredictionType = "v_prediction") -> DiffusionSchedule:
     """Stable Diffusion's schedule, rescaled to end in pure noise."""
-    return NoiseSchedule(rescale_zero_terminal_snr(scaled_linear_schedule(kind).alphas_cumprod), kind)
+    return DiffusionSchedule(rescale_zero_terminal_snr(scaled_linear_schedule(kind).alphas_cumprod), kind)
 
 
 def pairs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -156,13 +156,13 @@ def test_half_precision_errors_are_computed_in_float32(loss_type: str) -> None:
 # --- huber's bound ------------------------------------------------------------------------------
 
 
-def bound(name: str, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+def bound(name: str, schedule: DiffusionSchedule, timesteps: Tensor) -> Tensor:
     rule = LossOptions("huber", name, 0.1)
     return huber_bound(rule, snr(schedule, timesteps), timesteps.double() / len(schedule))
 
 
 @pytest.mark.parametrize("schedule", [scaled_linear_schedule("epsilon"), zero_terminal()], ids=["plain", "zero"])
-def test_snr_bound_is_the_definition(schedule: NoiseSchedule) -> None:
+def test_snr_bound_is_the_definition(schedule: DiffusionSchedule) -> None:
     timesteps = torch.arange(0, 999, 3)
     alphas = schedule.alphas_cumprod[timesteps]
     sigmas = ((1 - alphas) / alphas).sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import NormalDist
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import random_for, seed_for
+from lib_lora_train.models.noise_schedule import scaled_linear_schedule
 from lib_lora_train.training.noise import (
     NoiseOptions,
     TimestepOptions,
@@ -41,6 +43,7 @@ EVERY_OPTION = (
     NoiseOptions(input_gamma=0.1),
     NoiseOptions(input_gamma=0.1, input_gamma_is_random=True),
 )
+SD = scaled_linear_schedule("epsilon")
 NAMES = ["offset", "random-offset", "adaptive", "adaptive-offset", "multires", "input", "random-input"]
 
 
@@ -90,7 +93,7 @@ def test_default_draws_never_change() -> None:
         shifted = noise + 0.07 * normal((4, 1, 1), 3, "noise offset", draw)
         assert torch.equal(draw_noise(3, draw, LATENT, noise_options(config)), shifted)
         assert torch.equal(draw_posterior(3, draw, SHAPE), normal(SHAPE, 3, "posterior", draw))
-        assert draw_timestep(3, draw, timestep_options(config, 1000)) == random_for(3, "timestep", draw).randrange(1000)
+        assert draw_timestep(3, draw, timestep_options(config, SD)) == random_for(3, "timestep", draw).randrange(1000)
 
 
 def test_sigmoid_timesteps_never_change() -> None:
@@ -139,7 +142,7 @@ def test_noise_is_standard_normal(rule: NoiseOptions) -> None:
     assert abs(float(many.std()) - 1) < 0.011
 
 
-def chi_square(drawn: list[int], bounds: list[int], shares: list[float]) -> float:
+def chi_square(drawn: Sequence[float], bounds: Sequence[float], shares: list[float]) -> float:
     """Pearson's statistic for the bins between `bounds`, against their expected shares."""
     counts = [sum(low <= timestep < high for timestep in drawn) for low, high in pairwise(bounds)]
     assert sum(counts) == len(drawn)
@@ -310,6 +313,6 @@ def test_settings_become_noise_and_timestep_options() -> None:
         sigmoid_mean=-1.0,
     )
     assert noise_options(config) == NoiseOptions(0.1, True, 0.02, 6, 0.2, 0.05, True)
-    assert timestep_options(config, 1000) == TimestepOptions(900, 100, "sigmoid", 0.5, -1.0)
+    assert timestep_options(config, SD) == TimestepOptions(900, 100, "sigmoid", 0.5, -1.0)
     assert noise_options(TrainConfig()) == NoiseOptions()
-    assert timestep_options(TrainConfig(), 1000) == TimestepOptions(1000)
+    assert timestep_options(TrainConfig(), SD) == TimestepOptions(1000)

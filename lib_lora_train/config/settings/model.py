@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lib_lora_train.config.parameters import param
 
-PREDICTIONS = ("auto", "epsilon", "v_prediction")
+PREDICTIONS = ("auto", "epsilon", "v_prediction", "rectified_flow")
 SWITCHES = ("auto", "on", "off")
 
 
@@ -30,9 +30,10 @@ class ModelSettings:
     )
     prediction_type: str = param(
         "auto",
-        "What the checkpoint predicts: noise (epsilon) or v (v_prediction). auto uses what the webui or the file "
-        "says, which is nearly always right. Set it only for files that do not say, such as a v-prediction model "
-        "without its .yaml; with the wrong type, images turn into noise within a few steps.",
+        "What the checkpoint predicts: noise (epsilon), v (v_prediction), or the direction from image to noise "
+        "(rectified_flow: NoobAI-RF, Chenkin and other SDXL models with RF or Rectified in their name). auto uses what "
+        "the webui or the file says; SDXL with “rectified” in its path is rectified flow, as in Forge Neo. Set it only "
+        "for files that do not say; with the wrong type, images turn into noise within a few steps.",
         group="model",
         choices=PREDICTIONS,
         kohya="v_parameterization",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.prediction import prediction_problems
 from lib_lora_train.core.errors import Problem
 
 _HIGH_NOISE_OFFSET = 0.15
@@ -30,6 +31,8 @@ def validate_training(config: TrainConfig) -> Iterator[Problem]:
     yield from _other_noise(config)
     yield from _timesteps(config)
     yield from _loss(config)
+    if config.prediction_type != "auto":
+        yield from prediction_problems(config, config.prediction_type)
     yield from _kind_of_model(config)
     yield from _weights(config)
     yield from _memory(config)

@@ -24,6 +24,7 @@ from lib_lora_train.models.other_models import NEEDS_SD, find_by_word, with_arti
 from lib_lora_train.models.quantized import is_quantized
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
+_FLOW_TIMESTEPS = 1000
 _PREDICTIONS: Mapping[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # ldm prefix of each text encoder, by the webui's name; a model with clip_g has two text encoders.
 _SINGLE_ENCODER = {"clip_l": "cond_stage_model.", "clip_h": "cond_stage_model."}
@@ -138,9 +139,7 @@ class Forge(CommonWebui):
 
     def _prediction(self, model: Any, network: Any) -> tuple[PredictionType, bool]:
         """What the UNet predicts, and whether its schedule ends in pure noise."""
-        return _supported_prediction(network.predictor.prediction_type), bool(
-            getattr(model.model_config, "ztsnr", False)
-        )
+        return _supported_prediction(network.predictor), bool(getattr(model.model_config, "ztsnr", False))
 
     def _alphas_cumprod(self, network: Any) -> Tensor | None:
         return getattr(network.predictor, "alphas_cumprod", None)
@@ -174,7 +173,11 @@ def _stored_as(network: Any) -> str:
     return stored_as(network.diffusion_model) if stored is None else dtype_name(stored)
 
 
-def _supported_prediction(prediction: str) -> PredictionType:
+def _supported_prediction(predictor: Any) -> PredictionType:
+    """What the model predicts; "const" is a flow, of which only that with 1000·σ as the UNet's time is supported."""
+    prediction = predictor.prediction_type
+    if prediction == "const" and getattr(predictor, "multiplier", None) == _FLOW_TIMESTEPS:
+        return "rectified_flow"
     if prediction not in _PREDICTIONS:
         raise unsupported_prediction(prediction)
     return _PREDICTIONS[prediction]

@@ -19,6 +19,8 @@ from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.model_files import read_checkpoint_info
+from lib_lora_train.models.noise_schedule import DiffusionSchedule
+from lib_lora_train.models.prediction_words import path_says_rectified
 
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
@@ -100,12 +102,16 @@ class LoadedModel:
     is_quantized: bool = False
 
     def hints(self, facts: ModelFacts) -> CheckpointHints:
-        """The webui's hints, with the model's own resolution, which only its file knows."""
-        if facts.hints.resolution:
-            return facts.hints
+        """The webui's hints, with the model's own resolution and "rectified" in its path, which only the file shows.
+
+        Webuis that know no rectified flow take such a file for one that predicts the noise.
+        """
+        hints = replace(facts.hints, path_says_rectified=path_says_rectified(self.path))
+        if hints.resolution:
+            return hints
         with suppress(ModelError):  # the webui can load files that cannot be read here
-            return replace(facts.hints, resolution=read_checkpoint_info(self.path).spec.resolution or None)
-        return facts.hints
+            return replace(hints, resolution=read_checkpoint_info(self.path).spec.resolution or None)
+        return hints
 
     def text_encoders_missing(self, why: str) -> str:
         """The error for a copy that has to be read from the file, which would lack the loaded text encoders."""
@@ -147,7 +153,7 @@ def dtype_name(dtype: object) -> str:
 
 def with_schedule(model: DiffusionModel, alphas_cumprod: Tensor | None) -> DiffusionModel:
     """The model with the webui's noise schedule if it differs from the architecture's usual one."""
-    if alphas_cumprod is None:
+    if alphas_cumprod is None or not isinstance(model.schedule, DiffusionSchedule):
         return model
     theirs = alphas_cumprod.detach().to("cpu", torch.float64).clone()
     ours = model.schedule.alphas_cumprod

@@ -34,7 +34,7 @@ from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.lease import run_in_turns
 from lib_lora_train.training.loop import train
-from tests.stand_ins.tiny_models import tiny_tensors, write_tiny_checkpoint
+from tests.stand_ins.tiny_models import alphas_of, tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_config, started
 from tests.stand_ins.webui.a1111 import A1111World
 from tests.stand_ins.webui.forge import ForgeWorld
@@ -386,7 +386,7 @@ def test_model_settings_override_what_the_webui_says(host: WebuiHost) -> None:
     """The model still shares the webui's weights."""
     model = host.load_model(TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on"))
     assert (model.spec.prediction_type, model.spec.zero_terminal_snr) == ("v_prediction", True)
-    assert float(model.schedule.alphas_cumprod[-1]) == pytest.approx(0.0, abs=1e-12)
+    assert float(alphas_of(model)[-1]) == pytest.approx(0.0, abs=1e-12)
     with host.lease(model) as leased:
         assert leased is model
         assert leased.unet.conv_in.weight.numel() > 0
