@@ -102,6 +102,7 @@
         search: (container) => lt.drawSearch(container),
         changed: (container) => lt.markChanged(container),
         durations: (container) => lt.markDurations(container),
+        timesteps: (container) => lt.markTimesteps(container),
         tooltips: () => lt.addTooltips(),
     };
 

@@ -21,6 +21,7 @@ from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Generat
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.sampling.infotext import infotext
 from lib_lora_train.sampling.sample import sample_in_steps
+from lib_lora_train.sampling.samplers import flow_shift
 
 
 class OwnTxt2Img:
@@ -62,6 +63,7 @@ class OwnTxt2Img:
             model=model.name,
             lora=request.lora,
             strength=request.strength,
+            flow_shift=flow_shift(model.schedule, self._host.sampler_options.flow_shift),
         )
         return GeneratedImage(image, text)
 

@@ -20,12 +20,25 @@ _LORA = re.compile(r" ?<lora:([^:>]*):?([^:>]*)[^>]*>")
 
 
 def infotext(
-    prompt: SamplePrompt, *, sampler: str, clip_skip: int, model: str, lora: str = "", strength: float = 1.0
+    prompt: SamplePrompt,
+    *,
+    sampler: str,
+    clip_skip: int,
+    model: str,
+    lora: str = "",
+    strength: float = 1.0,
+    flow_shift: float | None = None,
 ) -> str:
-    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
+    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension.
+
+    `flow_shift`: the shift that a rectified flow was drawn with, on evenly spaced σ and never by DDIM.
+    """
     positive = f"{prompt.prompt} <lora:{lora}:{strength:g}>" if lora else prompt.prompt
     settings = {"Model": model, **({"Clip skip": clip_skip} if clip_skip > 1 else {})}
-    return _join(positive, prompt, sampler, settings)
+    if flow_shift is None:
+        return _join(positive, prompt, sampler, settings)
+    flow = {"Schedule type": "Simple", "Shift": f"{flow_shift:g}"}
+    return _join(positive, prompt, "Euler" if sampler == "DDIM" else sampler, {**flow, **settings})
 
 
 def sample_settings(prompt: SamplePrompt, *, sampler: str, clip_skip: int) -> str:

@@ -52,6 +52,11 @@ class NoiseLevels:
         return self.sigmas[index + 1] if index + 1 < len(self.sigmas) else 0.0
 
 
+def flow_shift(schedule: NoiseSchedule, wanted: float | None) -> float | None:
+    """The shift with which a rectified flow is drawn: the one wanted, else its usual one; None for other models."""
+    return (wanted or schedule.shift) if isinstance(schedule, FlowSchedule) else None
+
+
 def sigma_levels(schedule: NoiseSchedule, steps: int, *, shift: float | None = None) -> NoiseLevels:
     """The levels of `steps` steps; `shift` None is the schedule's own, and only for rectified flow.
 

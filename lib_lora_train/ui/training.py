@@ -17,6 +17,7 @@ from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.ui.dataset import model_line, plan_sentence
 from lib_lora_train.ui.sources import Sources, build_sources
+from lib_lora_train.ui.timestep_picture import timestep_picture
 from lib_lora_train.ui.widgets import (
     build_button,
     build_html,
@@ -148,7 +149,8 @@ def render_check(checked: FormCheck, *, done: str = "") -> str:
         verdict,
         problem_list(problems, fixes),
     )
-    return _changed_mark(checked.changed) + _durations_mark(checked) + "".join(parts)
+    marks = (_changed_mark(checked.changed), _durations_mark(checked), timestep_picture(checked.config))
+    return "".join((*marks, *parts))
 
 
 def _changed_mark(changed: ChangedSettings) -> str:

@@ -98,7 +98,7 @@ def test_levels_start_at_pure_noise_and_are_never_rounded() -> None:
 
 # --- with a model -------------------------------------------------------------------------------
 
-PROMPT = SamplePrompt("a cat", width=64, height=64, steps=4, cfg=3.0, seed=1)
+PROMPT = SamplePrompt("a cat", "", width=64, height=64, steps=4, cfg=3.0, seed=1)
 
 
 def flow_model() -> DiffusionModel:

@@ -14,6 +14,7 @@ from typing import Any
 from lib_lora_train.config.sample_prompts import is_comment, is_heading, is_option, split_options
 from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya import keys as kohya_keys
+from lib_lora_train.formats.kohya.flow import import_flow
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
@@ -277,6 +278,7 @@ def _names(state: ImportState) -> None:
 
 _RULES: tuple[Callable[[ImportState], None], ...] = (
     _model,
+    import_flow,
     _kind_of_model,
     _resolution,
     _caption_extension,

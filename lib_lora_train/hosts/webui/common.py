@@ -7,6 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ class CommonWebui(ABC):
     @property
     def sampler_options(self) -> SamplerOptions:
         """How the webui samples, from its settings."""
-        return sampler_options(self._shared, self.device)
+        return replace(sampler_options(self._shared, self.device), flow_shift=self.flow_shift)
+
+    @property
+    def flow_shift(self) -> float | None:
+        """The shift with which the webui draws the loaded model, if that is a rectified flow; only Forge Neo can."""
+        return None
 
     @property
     def lora_dir(self) -> Path:
@@ -88,7 +94,7 @@ class CommonWebui(ABC):
         """One image, as if a user had pressed *Generate*."""
         if request.lora:
             txt2img.require_lora(lora_networks(), request.lora)
-        return txt2img.generate(request, sampler, watch)
+        return txt2img.generate(request, sampler, watch, flow_shift=self.flow_shift)
 
     def upscaler_names(self) -> tuple[str, ...]:
         """The upscalers of the Extras tab that need no download."""

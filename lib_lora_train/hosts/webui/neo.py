@@ -15,6 +15,8 @@ from lib_lora_train.hosts.webui.forge import Forge
 _SDXL_CLIP_SKIP = 2
 """The layer before the last, with which SDXL is trained everywhere; Neo would apply another number to SDXL too."""
 
+_USUAL_SHIFT = 3.0
+
 
 class ForgeNeo(Forge):
     """Implements `hosts.webui.host.Webui`."""
@@ -30,6 +32,14 @@ class ForgeNeo(Forge):
         if getattr(self._models.model_data.sd_model, "is_sdxl", False):
             request = replace(request, clip_skip=_SDXL_CLIP_SKIP)
         return super().generate(request, sampler, watch)
+
+    @property
+    def flow_shift(self) -> float | None:
+        """That of the preset in use, with which the page starts, also where its slider is hidden."""
+        if not getattr(self._models.model_data.sd_model, "use_shift", False):
+            return None
+        opts = self._shared.opts
+        return float(getattr(opts, f"{getattr(opts, 'forge_preset', '')}_t2i_dcfg", None) or _USUAL_SHIFT)
 
     def _scale_factor(self, objects: Any) -> float:
         """From the latent format: the VAE's config need not say it."""

@@ -16,6 +16,8 @@ from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Generat
 from lib_lora_train.hosts.webui.guest import temporary_options, with_own_prompt_cache, without_prompt_history
 
 _SHOWN_NAMES = 8
+_NOT_FOR_FLOWS = ("DDIM", "PLMS")
+"""Samplers that take √ᾱ from the schedule, which a rectified flow does not have."""
 _LOOK_SECONDS = 0.1
 
 
@@ -54,8 +56,13 @@ def _schedulers() -> tuple[Any, ...]:
     return tuple(sd_schedulers.schedulers)
 
 
-def generate(request: GenerationRequest, sampler: str, watch: GenerationWatch | None = None) -> GeneratedImage:
+def generate(
+    request: GenerationRequest, sampler: str, watch: GenerationWatch | None = None, *, flow_shift: float | None = None
+) -> GeneratedImage:
     """The image, generated as for any user but not saved to the webui's output folder, and leaving no traces.
+
+    `flow_shift` is for rectified flow, which is never drawn with the scheduler "Automatic": in Forge Neo that reaches
+    σ = 0 one step too early, and Euler divides 0 by 0.
 
     Raises GenerationInterrupted, and HostError with the webui's reason if it fails.
     """
@@ -64,6 +71,8 @@ def generate(request: GenerationRequest, sampler: str, watch: GenerationWatch | 
     from modules import processing, scripts, shared
 
     name, scheduler = sampler_and_scheduler(sampler)
+    if flow_shift is not None and name in _NOT_FOR_FLOWS:
+        raise HostError(f"The webui's {name} cannot draw a rectified flow. Choose Euler or Euler a.")
     values: dict[str, Any] = {
         "prompt": f"{request.prompt} <lora:{request.lora}:{request.strength:g}>" if request.lora else request.prompt,
         "negative_prompt": request.negative,
@@ -78,6 +87,9 @@ def generate(request: GenerationRequest, sampler: str, watch: GenerationWatch | 
     }
     if scheduler:
         values["scheduler"] = scheduler
+    if flow_shift is not None:
+        values["distilled_cfg_scale"] = flow_shift  # what Neo calls the shift, too
+        values["scheduler"] = "Simple" if scheduler == "Automatic" else scheduler
     job = with_own_prompt_cache(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **values))
     job.scripts = scripts.ScriptRunner()  # without scripts; reForge fails if there is no runner
     options = temporary_options(shared, {"CLIP_stop_at_last_layers": request.clip_skip})

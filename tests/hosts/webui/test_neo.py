@@ -17,9 +17,10 @@ from lib_lora_train.hosts.webui.copied_weights import notes_on_copies
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.models.architecture import UNET_PREFIX
 from lib_lora_train.models.graft import graft, rebind, release_weights
+from lib_lora_train.models.noise_schedule import FlowSchedule
 from lib_lora_train.runs.checkpoint_check import check_checkpoint
 from tests.stand_ins.tiny_models import tiny_spec, tiny_tensors, write_tiny_checkpoint
-from tests.stand_ins.webui.neo import NeoWorld
+from tests.stand_ins.webui.neo import NeoWorld, flow_predictor
 from tests.stand_ins.webui.quantized import PackedTensor
 from tests.stand_ins.webui.worlds import host_in
 
@@ -200,3 +201,66 @@ def test_a_quantised_tensor_is_recognised_whatever_its_dtype() -> None:
     packed = PackedTensor.pack(torch.randn(4, 4))
     assert is_quantized(packed) and is_quantized(torch.nn.Parameter(packed, requires_grad=False))
     assert not is_quantized(torch.zeros(2)) and not is_quantized(torch.nn.Parameter(torch.zeros(2)))
+
+
+# --- rectified flow -----------------------------------------------------------------------------
+
+
+def test_a_rectified_flow_is_taken_from_the_webui(world: NeoWorld, host: WebuiHost) -> None:
+    """Neo's "const" predictor with 1000·σ as the UNet's time; nothing in the file or the settings says so."""
+    world.flow = flow_predictor()
+    world.generate()
+    assert not host.run_target(TrainConfig()).problem
+    model = host.load_model(TrainConfig())
+    assert model.spec.prediction_type == "rectified_flow" and isinstance(model.schedule, FlowSchedule)
+    assert not model.spec.zero_terminal_snr
+
+
+def test_the_settings_override_the_webui(world: NeoWorld, host: WebuiHost) -> None:
+    world.flow = flow_predictor()
+    world.generate()
+    assert host.load_model(TrainConfig(prediction_type="epsilon")).spec.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("predictor", [{"multiplier": 1.0}, {"multiplier": None}, {"prediction_type": "edm"}])
+def test_other_flows_are_still_refused(predictor: dict[str, Any], world: NeoWorld, host: WebuiHost) -> None:
+    """Flux and its kind pass σ itself as the time."""
+    world.flow = flow_predictor(**predictor)
+    world.generate()
+    assert "is not supported" in host.run_target(TrainConfig()).problem
+    with pytest.raises(ModelError, match="is not supported"):
+        host.load_model(TrainConfig())
+
+
+REQUEST = GenerationRequest("zok", "", 64, 64, seed=1, steps=2, cfg=7.0, clip_skip=1)
+
+
+def drawn_with(world: NeoWorld, host: WebuiHost, sampler: str) -> Any:
+    host.txt2img(sampler).generate(REQUEST)
+    return world.txt2img.jobs[-1]
+
+
+def test_flows_are_drawn_with_the_shift_of_the_preset_and_an_own_scheduler(world: NeoWorld, host: WebuiHost) -> None:
+    """With "Automatic", Neo divides 0 by 0; another scheduler that was chosen is kept."""
+    world.flow = flow_predictor()
+    world.generate()
+    world.shared.opts.forge_preset, world.shared.opts.xl_t2i_dcfg = "xl", 9.0
+    job = drawn_with(world, host, "Euler")
+    assert (job.scheduler, job.distilled_cfg_scale) == ("Simple", 9.0)
+    assert host.sampler_options.flow_shift == 9.0
+    assert drawn_with(world, host, "Euler Karras").scheduler == "Karras"
+
+
+def test_other_models_are_drawn_as_before(world: NeoWorld, host: WebuiHost) -> None:
+    world.generate()
+    job = drawn_with(world, host, "Euler")
+    assert job.scheduler == "Automatic" and not hasattr(job, "distilled_cfg_scale")
+    assert host.sampler_options.flow_shift is None
+
+
+def test_a_sampler_that_cannot_draw_flows_is_refused(world: NeoWorld, host: WebuiHost) -> None:
+    world.flow = flow_predictor()
+    world.txt2img.names = (*world.txt2img.names, "DDIM")
+    world.generate()
+    with pytest.raises(HostError, match="DDIM cannot draw a rectified flow"):
+        host.txt2img("DDIM").generate(REQUEST)

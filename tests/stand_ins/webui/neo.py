@@ -28,6 +28,11 @@ class LowVramPatch:
         return weight + delta(self.lora, weight)
 
 
+def flow_predictor(**values: Any) -> SimpleNamespace:
+    """Neo's predictor of rectified flow, with 1000·σ as the UNet's time; those of other flows have no multiplier."""
+    return SimpleNamespace(**{"prediction_type": "const", "multiplier": 1000, "shift": 1.0, **values})
+
+
 class NeoWorld(ForgeWorld):
     """`modules`, `backend` and `modules_forge` of Forge Neo.
 
@@ -37,6 +42,8 @@ class NeoWorld(ForgeWorld):
 
     is_quantized = False
     is_short_of_memory = False
+    flow: Any = None
+    """The model's predictor, if it is a flow; see `flow_predictor`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lora_dir: Path) -> None:
         super().__init__(monkeypatch, lora_dir)
@@ -54,6 +61,9 @@ class NeoWorld(ForgeWorld):
     def _set_up(self, tensors: Mapping[str, Tensor], unet: Any, clip: Any, vae: Any) -> None:
         super()._set_up(tensors, unet, clip, vae)
         vae.config, vae.latent_format = {}, SimpleNamespace(scale_factor=0.18215)
+        self.model.use_shift = self.flow is not None
+        if self.flow is not None:
+            self.model.forge_objects_original.unet.model.predictor = self.flow
 
     def _unet_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.is_quantized:
