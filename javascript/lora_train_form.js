@@ -64,12 +64,12 @@
     /** The distribution of the drawn timesteps, below the setting that chooses it. */
     lt.markTimesteps = (mark) => {
         const field = document.getElementById("lora_train_timestep_sampling");
-        const picture = mark.querySelector(".lt-timesteps");
-        if (!field || !picture) return;
+        const chart = mark.querySelector(".lt-timesteps");
+        if (!field || !chart) return;
         const old = field.querySelector(":scope > .lt-timesteps");
-        if (old && old.innerHTML === picture.innerHTML) return;
+        if (old && old.innerHTML === chart.innerHTML) return;
         if (old) old.remove();
-        lt.extendField(field, picture.cloneNode(true));
+        lt.extendField(field, chart.cloneNode(true));
     };
 
     /** Brings a field into view by its id, unfolding its tier first; some gradio versions build it only then. */

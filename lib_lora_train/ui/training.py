@@ -17,7 +17,7 @@ from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.ui.dataset import model_line, plan_sentence
 from lib_lora_train.ui.sources import Sources, build_sources
-from lib_lora_train.ui.timestep_picture import timestep_picture
+from lib_lora_train.ui.timestep_chart import timestep_chart
 from lib_lora_train.ui.widgets import (
     build_button,
     build_html,
@@ -149,7 +149,7 @@ def render_check(checked: FormCheck, *, done: str = "") -> str:
         verdict,
         problem_list(problems, fixes),
     )
-    marks = (_changed_mark(checked.changed), _durations_mark(checked), timestep_picture(checked.config))
+    marks = (_changed_mark(checked.changed), _durations_mark(checked), timestep_chart(checked.config))
     return "".join((*marks, *parts))
 
 

@@ -23,7 +23,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_picture_shows_what_is_drawn(settings: dict[str, Any]) -> None:
+def test_the_chart_shows_what_is_drawn(settings: dict[str, Any]) -> None:
     """Pearson's statistic of ten ranges; its limit at p = 0.001 is 27.9 for 9 degrees of freedom, less for fewer."""
     config = TrainConfig().replace(**settings)
     options = timestep_options(config, FlowSchedule())

@@ -1,4 +1,4 @@
-"""The picture of the drawn timesteps, which JavaScript moves below the setting."""
+"""The chart of the drawn timesteps, which JavaScript moves below the setting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BARS = 50
 _WIDTH, _HEIGHT = 300, 48  # of the SVG's coordinates; the page scales it
 
 
-def timestep_picture(config: TrainConfig) -> str:
+def timestep_chart(config: TrainConfig) -> str:
     """HTML with bars from timestep 0 to 1000, and where the middle half of the draws is; "" for an empty range."""
     if config.min_timestep >= config.max_timestep:
         return ""
