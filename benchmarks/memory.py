@@ -64,8 +64,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def flash_on_meta() -> Iterator[None]:
     """Attention as computed on a GPU; on the meta device PyTorch would use the plain formula."""
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-        output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    def flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         return output
 
     with mock.patch.object(F, "scaled_dot_product_attention", flash):

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lib_lora_train.adapters.layer_names import ldm_layer_names
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
+from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.unet_layers import ldm_layer_names
 
 _PLACE = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)")
 
@@ -69,6 +70,11 @@ def resolve_blocks(
     names = tuple(names)
     if not overrides.is_used:
         return dict.fromkeys(names, DEFAULT_BLOCK)
+    if not kind_of(architecture).has_unet_blocks:
+        raise AdapterError(
+            "Block ranks, alphas and learning-rate weights are for the blocks of a UNet, which this model does not "
+            "have. Leave them empty."
+        )
     places = {name: _place(ldm) for name, ldm in ldm_layer_names(names).items()}
     counts = {way: 1 + max((n for w, n in places.values() if w == way), default=0) for way in ("down", "mid", "up")}
     middle = 3 if architecture == "sdxl" else 1

@@ -21,18 +21,16 @@ from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliase
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
-    is_norm_target,
     is_text_target,
-    is_unet_target,
     text_encoder_groups,
     text_key,
-    unet_keys,
 )
 from lib_lora_train.adapters.max_norm import NormLimit, delta_norms
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.core.wording import shorten_list
+from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.other_models import refuse_other_models
 
 _SHOWN_KEYS = 3
@@ -263,17 +261,18 @@ def match_targets(
 
     AdapterError for files of other models, such as Flux.
     """
-    refuse_other_models(parsed.layers)
-    architecture: str = model.spec.architecture
-    layers = [*_layer_names(model.unet, lambda name: is_unet_target(name, "full")), *_norm_names(model.unet)]
+    kind = kind_of(model.spec.architecture)
+    if kind.has_unet_blocks:
+        refuse_other_models(parsed.layers)
+    layers = [*_layer_names(model.unet, lambda name: kind.is_target(name, "full")), *_norm_names(model.unet)]
     texts = [
         _layer_names(root, lambda name: is_text_target(name, "full", architecture="")) for root in model.text_encoders
     ]
-    alias = aliases(layers, texts, architecture=architecture)
+    alias = aliases(kind.lora_aliases(layers), texts)
     wanted = {alias[name]: layer for name, layer in parsed.layers.items() if name in alias}
     unmatched = [name for name in parsed.layers if name not in alias]
     groups = text_encoder_groups(len(model.text_encoders))
-    places = [("unet", model.unet, unet_keys(layers, architecture=architecture))]
+    places = [("unet", model.unet, kind.lora_keys(layers))]
     for (group, prefix), encoder, names in zip(groups, model.text_encoders, texts, strict=True):
         places.append((group, encoder, {name: text_key(name, prefix) for name in names}))
     found: dict[str, tuple[nn.Module, list[Target]]] = {}
@@ -324,17 +323,18 @@ def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Mo
 
 def _unet_targets(unet: nn.Module, spec: AdapterSpec, architecture: str) -> Iterator[Target]:
     """The UNet's target layers, and its norms if they are trained too."""
-    layers = _layer_names(unet, lambda name: is_unet_target(name, "full"))
+    kind = kind_of(architecture)
+    layers = _layer_names(unet, lambda name: kind.is_target(name, "full"))
     norms = _norm_names(unet) if spec.train_norm else []
     blocks = resolve_blocks([*layers, *norms], spec.blocks, architecture=architecture)
-    for name, key in unet_keys([*layers, *norms], architecture=architecture).items():
+    for name, key in kind.lora_keys([*layers, *norms]).items():
         block = blocks[name]
         if block.is_excluded:
             continue
         if isinstance(unet.get_submodule(name), (nn.GroupNorm, nn.LayerNorm)):
-            if is_norm_target(name, spec.targets):
+            if kind.is_norm_target(name, spec.targets):
                 yield Target(unet, name, key, NORM, Options(), block.lr_weight)
-        elif is_unet_target(name, spec.targets) and _is_wanted(spec, name):
+        elif kind.is_target(name, spec.targets) and _is_wanted(spec, name):
             yield _target(unet, name, key, spec, block=block)
 
 
@@ -356,7 +356,9 @@ def _layer_names(root: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
 
 
 def _norm_names(root: nn.Module) -> list[str]:
-    return [n for n, module in root.named_modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))]
+    """Names of the norms that have weights, in model order."""
+    norms = ((n, module) for n, module in root.named_modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm)))
+    return [name for name, module in norms if module.weight is not None]
 
 
 def _unadapted_roots(model: ModelParts) -> tuple[nn.Module, ...]:

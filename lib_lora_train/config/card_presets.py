@@ -35,6 +35,8 @@ _SDXL: Mapping[str, Any] = {
     "text_encoder_lr": None,
     "clip_skip": 1,
 }
+_ANIMA: Mapping[str, Any] = {**_SDXL, "timestep_sampling": "sigmoid"}  # as sd-scripts advises for Anima
+_TITLES: Mapping[str, str] = {"sd1": "SD1", "sdxl": "SDXL", "anima": "Anima"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class CardPreset:
     @property
     def name(self) -> str:
         """`SDXL on 8 GB`."""
-        return f"{self.architecture.upper()} on {self.gigabytes} GB"
+        return f"{_TITLES[self.architecture]} on {self.gigabytes} GB"
 
     @property
     def when(self) -> str:
         """When to use it, and what it trades, as a sentence."""
-        return f"For {self.architecture.upper()} on a card with {self.gigabytes} GB: {self.trade}."
+        return f"For {_TITLES[self.architecture]} on a card with {self.gigabytes} GB: {self.trade}."
 
 
 CARD_PRESETS: tuple[CardPreset, ...] = (
@@ -76,6 +78,26 @@ CARD_PRESETS: tuple[CardPreset, ...] = (
         24,
         "two images per step without recomputing them, which is faster than larger batches that are recomputed",
         {**_SDXL, "batch_size": 2, "gradient_checkpointing": False},
+    ),
+    CardPreset(
+        "anima",
+        6,
+        "768 px and one image at a time, recomputed, which is a third slower",
+        {**_ANIMA, "resolution": 768, "min_bucket": 384, "max_bucket": 1536, "batch_size": 1},
+    ),
+    CardPreset(
+        "anima",
+        8,
+        "two images per step, recomputed, which is a third slower",
+        {**_ANIMA, "batch_size": 2},
+    ),
+    CardPreset("anima", 12, "four images per step, recomputed, which is a third slower", {**_ANIMA, "batch_size": 4}),
+    CardPreset("anima", 16, "eight images per step, recomputed, which is a third slower", {**_ANIMA, "batch_size": 8}),
+    CardPreset(
+        "anima",
+        24,
+        "one image at a time without recomputing it, which is faster than larger batches that are recomputed",
+        {**_ANIMA, "batch_size": 1, "gradient_checkpointing": False},
     ),
 )
 

@@ -38,7 +38,7 @@ def attention_layers(model: DiffusionModel) -> tuple[AttentionLayer, ...]:
     Objects are in the upward level with about 16 × 16 locations (Hertz et al. 2022, "Prompt-to-Prompt"; Chefer et al.
     2023, "Attend-and-Excite"): `up_blocks.1` of SD1 and SD2, `up_blocks.0` of SDXL (32 × 32, its coarsest).
     """
-    unet = model.unet
+    unet = model.require_unet("Heat maps")
     finest = len(unet.up_blocks) - 1
     side = model.spec.own_resolution / LATENT_CELL_PX
     distances = {

@@ -28,7 +28,8 @@ from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_images
 from lib_lora_train.models.noise_schedule import add_noise
-from lib_lora_train.models.text_encoding import TextCondition, encode_text, size_condition, tokenize
+from lib_lora_train.models.prompts import encode_prompts
+from lib_lora_train.models.text_encoding import TextCondition, size_condition
 from lib_lora_train.training.lease import YieldLease
 from lib_lora_train.training.step import predict
 
@@ -63,7 +64,9 @@ def feature_layer(model: DiffusionModel) -> nn.Module:
     SD1 and SD2: `up_blocks.3.resnets.0`; SDXL, whose finest level has no attention: `up_blocks.1.resnets.0`. Later
     layers turn to colour and noise. The levels below have 4 to 16 times fewer locations, too few for one object.
     """
-    levels = [block for block in model.unet.up_blocks if getattr(block, "attentions", None)]
+    levels = [
+        block for block in model.require_unet("Features of images").up_blocks if getattr(block, "attentions", None)
+    ]
     layer: nn.Module = levels[-1].resnets[0]
     return layer
 
@@ -153,12 +156,12 @@ def _latents(model: DiffusionModel, images: Sequence[Image.Image]) -> Tensor:
     means = [posterior.mean for posterior in posteriors if posterior is not None]
     if len(means) < len(images):
         raise DataError("An image cannot be compared: the VAE returns NaN for it, even in fp32.")
-    latents: Tensor = torch.stack(means) * model.spec.scale_factor
+    latents: Tensor = model.latent_format.scaled(torch.stack(means))
     return latents.to(model.device)
 
 
 def _empty_condition(model: DiffusionModel, count: int, clip_skip: int) -> TextCondition:
-    return encode_text(model, tokenize(model, [""] * count, 1), clip_skip).to(model.device, model.dtype)
+    return encode_prompts(model, [""] * count, clip_skip, is_weighted=False, chunks=1)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class FixedLoss:
         """The error of each sample, (B,)."""
         items = [item for item, _ in samples]
         posteriors = [self._latents[item] for item in items]
-        clean = torch.stack([posterior.mean * model.spec.scale_factor for posterior in posteriors]).to(model.device)
+        clean = torch.stack([model.latent_format.scaled(posterior.mean) for posterior in posteriors]).to(model.device)
         noise = torch.stack([_noise(self._seed_of(*sample), clean.shape[1:]) for sample in samples]).to(model.device)
         timesteps = torch.tensor([timestep for _, timestep in samples])
         captions = [fixed_caption_for(self._plan, item, self._config) if captioned else "" for item in items]

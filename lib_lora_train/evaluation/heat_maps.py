@@ -33,13 +33,10 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_images
 from lib_lora_train.models.noise_schedule import add_noise
 from lib_lora_train.models.prompt_words import PromptTokens, find_prompt_tokens
+from lib_lora_train.models.prompts import encode_prompts
 from lib_lora_train.models.text_encoding import (
     TextCondition,
-    count_chunks,
-    encode_text,
     size_condition,
-    tokenize,
-    tokenize_weighted,
 )
 from lib_lora_train.sampling.sample import SamplingStep, sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
@@ -169,18 +166,14 @@ def _latent(model: DiffusionModel, image: Image.Image) -> Tensor:
     (posterior,) = encode_images(model, [image])
     if posterior is None:
         raise DataError("This image has no heat maps: the VAE returns NaN for it, even in fp32.")
-    latent: Tensor = posterior.mean * model.spec.scale_factor
+    latent: Tensor = model.latent_format.scaled(posterior.mean)
     return latent.to(model.device)
 
 
 def _condition(model: DiffusionModel, prompt: str, clip_skip: int, *, weighted: bool) -> TextCondition:
     """The prompt's condition, once for each noise."""
-    prompts = [prompt] * _NOISES
-    if weighted:
-        ids, weights = tokenize_weighted(model, prompts)
-        return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)
-    ids = tokenize(model, prompts, count_chunks(model, prompts))
-    return encode_text(model, ids, clip_skip).to(model.device, model.dtype)
+    model.require_unet("Heat maps")
+    return encode_prompts(model, [prompt] * _NOISES, clip_skip, is_weighted=weighted)
 
 
 # --- maps ---------------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ from lib_lora_train.core.measures import BLEED, DRIFT, DRIFT_SHARE, OBEDIENCE, T
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.core.words import has_word, replace_word
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.text_encoding import TextCondition, count_chunks, size_condition
-from lib_lora_train.sampling.sample import encode_prompts, images_at_once
+from lib_lora_train.models.prompts import encode_prompts, prompt_chunks
+from lib_lora_train.models.text_encoding import TextCondition, size_condition
+from lib_lora_train.sampling.sample import images_at_once
 from lib_lora_train.sampling.samplers import NoiseLevels, expected_image, network_input, sample_euler, sigma_levels
 from lib_lora_train.training.lease import YieldLease
 from lib_lora_train.training.step import predict
@@ -178,7 +179,7 @@ class PromptEffect:
     def _draw(self, model: DiffusionModel, levels: NoiseLevels, yield_lease: YieldLease) -> list[Tensor]:
         """The noisy latents of every prompt at every timestep but the first and the last."""
         width, height = self._size
-        shape = (4, height // LATENT_CELL_PX, width // LATENT_CELL_PX)
+        shape = (model.latent_format.channels, height // LATENT_CELL_PX, width // LATENT_CELL_PX)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed_for(0, "prompt effect", *shape)))
         start = noise.to(model.device).expand(len(self._drawn), *shape) * levels.sigmas[0]
         kept: list[Tensor] = []
@@ -213,7 +214,7 @@ class PromptEffect:
     def _outputs(self, model: DiffusionModel, jobs: Sequence[_Job], yield_lease: YieldLease) -> list[Tensor]:
         """The UNet's output for each job, (C, h, w) float32 on the processor."""
         outputs: dict[int, Tensor] = {}
-        lengths = [count_chunks(model, [job.text], weighted=True) for job in jobs]
+        lengths = [prompt_chunks(model, [job.text]) for job in jobs]
         for chunks in set(lengths):
             numbers = [number for number, length in enumerate(lengths) if length == chunks]
             at_once = images_at_once(*self._size)

@@ -16,7 +16,7 @@ from lib_lora_train.core.writable import failed_write_advice
 
 _RECOMMENDED = "Recommended strength "  # from here to the end, a newer recommendation replaces the notes
 
-VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "anima": "Anima"}
 
 
 def card_values(*, architecture: str, triggers: Sequence[str], description: str, notes: str) -> dict[str, Any]:

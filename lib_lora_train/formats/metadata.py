@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "lora_train_config"
 
-_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "anima": "anima"}
+_IMPLEMENTATIONS = {
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+    "anima": "https://huggingface.co/circlestone-labs/Anima",
+}
 _PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
@@ -259,6 +263,7 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
         "sd1": "stable-diffusion-v1/lora",
         "sd2": "stable-diffusion-v2-768-v/lora" if is_v else "stable-diffusion-v2-512/lora",
         "sdxl": "stable-diffusion-xl-v1-base/lora",
+        "anima": "anima/lora",
     }
     finished = datetime.datetime.fromtimestamp(run.finished, datetime.timezone.utc)
     triggers = [concept.trigger for concept in plan.dataset.concepts if concept.trigger]
@@ -271,9 +276,7 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architectures[spec.architecture],
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if spec.architecture == "sdxl"
-        else "diffusers",
+        "modelspec.implementation": _IMPLEMENTATIONS.get(spec.architecture, "diffusers"),
         "modelspec.title": run.output_name,
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-Architecture = Literal["sd1", "sd2", "sdxl"]
+Architecture = Literal["sd1", "sd2", "sdxl", "anima"]
 PredictionType = Literal["epsilon", "v_prediction", "rectified_flow"]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -17,7 +17,8 @@ TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.e
 
 SCALE_FACTORS: Mapping[str, float] = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
-TITLES: Mapping[Architecture, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+_RESOLUTIONS: Mapping[Architecture, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024, "anima": 1024}
+TITLES: Mapping[Architecture, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "anima": "Anima"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ModelSpec:
         """The side in px of the square images that the model was trained on."""
         if self.architecture == "sd2" and not self.resolution:
             return 768 if self.prediction_type == "v_prediction" else 512
-        return self.resolution or {"sd1": 512, "sd2": 768, "sdxl": 1024}[self.architecture]
+        return self.resolution or _RESOLUTIONS[self.architecture]
 
 
 _Value = TypeVar("_Value")

@@ -10,10 +10,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, PredictionType
+from lib_lora_train.models.architecture import TITLES, VAE_PREFIX, ModelSpec, PredictionType
 from lib_lora_train.models.fp8 import FP8_DTYPES
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
+from lib_lora_train.models.kinds.base import ModelKind
+from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.model_identity import ModelIdentity
 from lib_lora_train.models.noise_schedule import (
     DiffusionSchedule,
@@ -21,6 +25,7 @@ from lib_lora_train.models.noise_schedule import (
     rescale_zero_terminal_snr,
     schedule_for,
 )
+from lib_lora_train.models.prompt_encoder import PromptEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,9 @@ class DiffusionModel:
     Call the UNet as `unet(x, t, encoder_hidden_states=…, added_cond_kwargs=…).sample`. `file_hash` is the checkpoint
     file's sha256 (hex, "" if unknown), `path` the file; `report` has a row for each tensor; `note` is a sentence about
     the source of the weights, if the user needs it; `vae_hash` is the sha256 of a separate VAE file, "" without one.
-    `device` and `dtype` are those of the UNet during a lease; between leases its parameters may be empty.
+    `prompt_encoder` is what encodes text where the host's own text encoders are used as a whole; None for CLIP's, which
+    are in `text_encoders`. `device` and `dtype` are those of the UNet during a lease; between leases its parameters may
+    be empty.
     """
 
     spec: ModelSpec
@@ -46,14 +53,32 @@ class DiffusionModel:
     slots: tuple[Slot, ...] = ()
     note: str = ""
     vae_hash: str = ""
+    prompt_encoder: PromptEncoder | None = None
     device: torch.device = field(init=False)
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         """Read device and dtype from a layer that no adapter replaces, while it has weights."""
-        weight = self.unet.conv_norm_out.weight
+        weight = self.kind.plain_weight(self.unet)
         object.__setattr__(self, "device", weight.device)
         object.__setattr__(self, "dtype", weight.dtype)
+
+    @property
+    def kind(self) -> ModelKind:
+        """How models of this architecture are called and named."""
+        return kind_of(self.spec.architecture)
+
+    @property
+    def latent_format(self) -> LatentFormat:
+        """How the VAE's latents are scaled for the UNet."""
+        return self.kind.latent_format(self.spec)
+
+    def require_unet(self, what: str) -> Any:
+        """The UNet; ModelError if the model has a transformer instead, from which `what` cannot be read."""
+        if not self.kind.has_unet_blocks:
+            title = TITLES[self.spec.architecture]
+            raise ModelError(f"{what} cannot be read from {title}, only from the UNets of SD1, SD2 and SDXL.")
+        return self.unet
 
     @property
     def identity(self) -> ModelIdentity:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,14 +24,15 @@ from lib_lora_train.core.wording import count
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import (
     UNET_PREFIX,
-    VAE_PREFIX,
     ModelSpec,
     Shapes,
-    TextEncoderSpec,
     add_text_model_prefix,
 )
 from lib_lora_train.models.infer_spec import infer_vae_config
-from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
+from lib_lora_train.models.kinds.base import Network
+from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.kinds.stable_diffusion import vae_network
+from lib_lora_train.models.ldm_names import Source
 from lib_lora_train.models.quantized import dequantized, is_quantized, packed_dtype
 
 _TRAINABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -117,23 +118,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Graft:
-    """The grafted modules, frozen and in eval mode, a report row per tensor, and the slots of their parameters."""
+    """The grafted modules, frozen and in eval mode, a report row per tensor, and the slots of their parameters.
+
+    `vae` is None for kinds of models whose VAE is the host's own.
+    """
 
     unet: nn.Module
-    vae: nn.Module
+    vae: Any
     text_encoders: tuple[nn.Module, ...]
     report: tuple[GraftRow, ...]
     slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One network; `source` maps its parameter names to tensors under `prefix`."""
-
-    label: str
-    prefix: str
-    module: nn.Module
-    source: Callable[[str], Source]
 
 
 def graft(
@@ -151,14 +145,18 @@ def graft(
     """
     tensors = add_text_model_prefix(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    parts = tuple(_parts(spec))
+    parts = tuple(kind_of(spec.architecture).networks(spec))
     unused = _check(parts, shapes)
     slots: list[Slot] = []
     rows = [row for part in parts for row in _graft_part(part, tensors, slots, dtype, device)]
     rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
-    modules = [part.module for part in parts]
+    modules = {part.label: part.module for part in parts}
     return Graft(
-        unet=modules[0], vae=modules[1], text_encoders=tuple(modules[2:]), report=tuple(rows), slots=tuple(slots)
+        unet=modules.pop("unet"),
+        vae=modules.pop("vae", None),
+        text_encoders=tuple(modules.values()),
+        report=tuple(rows),
+        slots=tuple(slots),
     )
 
 
@@ -211,42 +209,7 @@ def _storage_key(tensor: Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype
 
 
-def unet_name_mapper(spec: ModelSpec) -> Callable[[str], str]:
-    """A function from diffusers module or parameter names to ldm's for this model's UNet."""
-    layers = spec.unet["layers_per_block"]
-    has_attention = tuple("CrossAttn" in kind for kind in spec.unet["up_block_types"])
-    return lambda name: ldm_unet_name(name, layers, has_attention)
-
-
 # --- matching names -----------------------------------------------------------------------------
-
-
-def _parts(spec: ModelSpec) -> Iterator[_Part]:
-    unet_name = unet_name_mapper(spec)
-    yield _Part("unet", UNET_PREFIX, compat.build_unet(spec.unet), lambda name: Source(unet_name(name)))
-    yield _vae_part(spec.vae, spec.scale_factor)
-    for number, encoder in enumerate(spec.text_encoders, start=1):
-        module = compat.build_text_encoder(encoder.config, encoder.has_projection)
-        yield _Part(f"text_encoder_{number}", encoder.prefix, module, _text_source(encoder))
-
-
-def _vae_part(config: Mapping[str, Any], scale_factor: float) -> _Part:
-    levels = len(config["block_out_channels"])
-    vae = compat.build_vae(config, scale_factor)
-    return _Part("vae", VAE_PREFIX, vae, lambda name: Source(ldm_vae_name(name, levels)))
-
-
-def _text_source(encoder: TextEncoderSpec) -> Callable[[str], Source]:
-    if encoder.layout == "open_clip":
-        return lambda name: open_clip_source(
-            compat.without_text_model_prefix(name), has_linear_projection=encoder.has_linear_projection
-        )
-
-    def clip_source(name: str) -> Source:
-        plain = compat.without_text_model_prefix(name)
-        return Source(plain if plain.startswith("text_projection") else f"text_model.{plain}")
-
-    return clip_source
 
 
 _UNUSED = (
@@ -260,7 +223,7 @@ _FEW_UNKNOWN = 0.01
 """Up to this share of a file's tensors outside the UNet may be unknown: leftovers of other programs, never read."""
 
 
-def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
+def _check(parts: tuple[Network, ...], shapes: Shapes) -> dict[str, str]:
     """Unused tensors → the reason; ModelError for tensors that are missing, unknown or of another shape."""
     used: set[str] = set()
     wrong: list[str] = []
@@ -289,10 +252,10 @@ def _check(parts: tuple[_Part, ...], shapes: Shapes) -> dict[str, str]:
 def check_vae(shapes: Shapes) -> None:
     """ModelError if these tensors (named as in a checkpoint) are not those of a whole VAE for SD1, SD2 or SDXL."""
     config = infer_vae_config(shapes)
-    _check((_vae_part(config, scale_factor=1.0),), shapes)
+    _check((vae_network(config, scale_factor=1.0),), shapes)
 
 
-def _why_unused(name: str, parts: tuple[_Part, ...]) -> str:
+def _why_unused(name: str, parts: tuple[Network, ...]) -> str:
     for part in parts:
         layers = getattr(getattr(part.module, "config", None), "num_hidden_layers", None)
         if layers is not None and name.startswith(
@@ -314,7 +277,7 @@ def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], source: Source) -> boo
 
 
 def _graft_part(
-    part: _Part,
+    part: Network,
     tensors: Mapping[str, Tensor],
     slots: list[Slot],
     wanted: torch.dtype | None,
@@ -375,7 +338,7 @@ def _shares_storage(ours: Tensor, theirs: Tensor) -> bool:
     return ours.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
 
 
-def _main_dtype(part: _Part, tensors: Mapping[str, Tensor]) -> torch.dtype:
+def _main_dtype(part: Network, tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of most of the network's weights: a module computes in one dtype only."""
     sizes: Counter[torch.dtype] = Counter()
     for name, _ in part.module.named_parameters():

@@ -27,6 +27,7 @@ from lib_lora_train.models.architecture import (
     add_text_model_prefix,
 )
 from lib_lora_train.models.file_kinds import refuse_other_kinds
+from lib_lora_train.models.infer_anima import infer_anima_spec, is_anima
 from lib_lora_train.models.infer_text_encoders import infer_text_encoders
 from lib_lora_train.models.tensor_shapes import first_shape, shape_of
 
@@ -48,9 +49,11 @@ def infer_spec(
     architecture's default (SD2: v, as in its 768 px models; SD1 and SDXL: epsilon). Rectified flow always ends in pure
     noise and has no zero-terminal SNR.
 
-    ModelError, saying what it is instead, if it is not an SD1, SD2 or SDXL text-to-image model.
+    ModelError, saying what it is instead, if it is not an SD1, SD2, SDXL or Anima text-to-image model.
     """
     hints = hints or CheckpointHints()
+    if is_anima(shapes):
+        return infer_anima_spec(shapes, hints)
     shapes = add_text_model_prefix(shapes)
     refuse_other_kinds(shapes)
     architecture = _architecture(shapes)

@@ -18,6 +18,7 @@ from lib_lora_train.models.tensor_cache import CacheFolder, load_tensors, write_
 if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
     from lib_lora_train.models.diffusion_model import DiffusionModel
+    from lib_lora_train.models.latent_format import LatentFormat
 
 _FORMAT = "posterior-1"  # part of every key: after a change of format old files are not found, rather than misread
 _MEMORY_LIMIT = 2 << 30  # bytes of posteriors in memory, if they are on disk too
@@ -34,9 +35,9 @@ class Posterior:
     std: Tensor
     mask: Tensor | None = None
 
-    def sample(self, noise: Tensor, scale_factor: float) -> Tensor:
+    def sample(self, noise: Tensor, latent_format: LatentFormat) -> Tensor:
         """A scaled latent, (C, h, w), as the UNet expects it, for standard normal `noise`."""
-        return (self.mean + self.std * noise) * scale_factor
+        return latent_format.scaled(self.mean + self.std * noise)
 
     @property
     def nbytes(self) -> int:

@@ -161,7 +161,7 @@ def decode_latents(model: DiffusionModel, latents: Tensor) -> list[Image.Image]:
     """RGB images, 8 times the size, of scaled latents (B, C, h, w); decoded one by one to save memory."""
     vae = model.vae
     images = []
-    for latent in latents.detach() / model.spec.scale_factor:
+    for latent in model.latent_format.unscaled(latents.detach()):
         pixels = _decode(vae, latent)
         if not is_finite(pixels) and next(vae.parameters()).dtype != torch.float32:
             vae = float32_copy(vae)

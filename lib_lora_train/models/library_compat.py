@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.core.errors import ModelError
+
 
 def build_unet(config: Mapping[str, Any]) -> nn.Module:
     """A diffusers UNet on the meta device, which takes no memory."""
@@ -24,6 +26,16 @@ def build_vae(config: Mapping[str, Any], scale_factor: float) -> nn.Module:
 
     with torch.device("meta"):
         return _module(AutoencoderKL(**config, scaling_factor=scale_factor))
+
+
+def build_cosmos_transformer(config: Mapping[str, Any]) -> nn.Module:
+    """A diffusers Cosmos transformer on the meta device; ModelError where diffusers does not have it (before 0.33)."""
+    try:
+        from diffusers import CosmosTransformer3DModel
+    except ImportError as reason:
+        raise ModelError("Anima needs diffusers 0.33 or newer, which this program does not have installed.") from reason
+    with torch.device("meta"):
+        return _module(CosmosTransformer3DModel(**config))
 
 
 def build_text_encoder(config: Mapping[str, Any], has_projection: bool) -> nn.Module:

@@ -25,6 +25,7 @@ from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.fp8 import store_in_fp8
 from lib_lora_train.models.graft import check_vae
+from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import load_tokenizer
@@ -54,6 +55,8 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, _load_fitting_vae(choice.vae))
     try:
         spec = infer_spec(shapes_of(tensors), hints=file.hints)
+        if spec.architecture == "anima":
+            raise ModelError(ANIMA_NEEDS_NEO)
         model = assemble(
             tensors,
             spec=spec,

@@ -25,6 +25,7 @@ from lib_lora_train.models.architecture import (
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
 from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
+from lib_lora_train.models.infer_anima import anima_tensors, is_anima, require_text_adapter
 from lib_lora_train.models.infer_spec import infer_spec, infer_vae_config
 from lib_lora_train.models.ldm_names import vae_names
 from lib_lora_train.models.model_folder import (
@@ -121,7 +122,7 @@ def _file_version(file: Path) -> tuple[str, int, int]:
 def _read_info(path: Path, _version: object, vae: Path | None, _vae_version: object) -> CheckpointInfo:
     contents = read_contents(path)
     entries = {name: place.entry for name, place in contents.places.items()}
-    if vae:
+    if vae and not is_anima(entries):
         replaced = {name: place.entry for name, place in read_vae_places(vae).items()}
         _require_fitting_vae(vae, replaced)
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE_PREFIX)} | replaced
@@ -179,7 +180,11 @@ def _read_contents(path: Path) -> CheckpointContents:
     metadata = {} if folder else read_model_header(path).metadata
     places = folder_places(folder) if folder else file_places(path)
     try:
-        refuse_other_kinds(places)
+        if is_anima(places):
+            require_text_adapter(places)
+            places = anima_tensors(places)
+        else:
+            refuse_other_kinds(places)
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from None
     hints = read_folder_hints(folder) if folder else read_hints(path, metadata)

@@ -75,7 +75,12 @@ OTHER_MODELS: tuple[OtherModel, ...] = (
         rf"(context|noise)_refiner_\d|{_BODY}layers_\d+_(attention|feed_forward)",
     ),
     OtherModel("AnimateDiff", words=("animatediff",)),
-    OtherModel("Anima", r"llm_adapter\.", words=("anima",)),
+    OtherModel(
+        "Anima",
+        r"llm_adapter\.",
+        _BODY + r"blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer[12]|adaln_modulation_)",
+        ("anima",),
+    ),
     OtherModel(
         "Cosmos or Anima",
         r"adaln_modulation_|(^|\.)blocks\.\d+\.self_attn\.q_proj|\bt_embedder\.1\.",

@@ -22,7 +22,7 @@ _MEMORY_LIMIT = 2 << 30  # bytes
 
 
 class TextCache:
-    """Conditions of single chunks, (1, 77, D), on the CPU, by `text_key`."""
+    """Conditions on the CPU: of chunks, (1, 77, D), by `text_key`, or of prompts, (tokens, D), by `prompt_key`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.is_on_disk = folder is not None
@@ -54,7 +54,7 @@ class TextCache:
 
 def encoders_hash(model: DiffusionModel) -> str:
     """sha256 (hex) of the text encoders' weights."""
-    return hash_weights(model.text_encoders)
+    return model.prompt_encoder.weights_hash() if model.prompt_encoder else hash_weights(model.text_encoders)
 
 
 def text_key(model: DiffusionModel, encoders: str, clip_skip: int, tensors: Sequence[Tensor]) -> str:
@@ -64,6 +64,12 @@ def text_key(model: DiffusionModel, encoders: str, clip_skip: int, tensors: Sequ
         digest.update(f"/{tensor.dtype}/".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def prompt_key(model: DiffusionModel, encoders: str, prompt: str, *, is_weighted: bool) -> str:
+    """A key that depends on the encoders, dtype, kind of device, the prompt, and whether brackets set weights."""
+    parts = (_FORMAT, "prompt", encoders, str(model.dtype), model.device.type, str(is_weighted), prompt)
+    return hashlib.sha256("/".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
 def load_condition(path: Path) -> TextCondition | None:

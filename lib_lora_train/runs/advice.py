@@ -30,7 +30,7 @@ def advise_run(run: RunContext) -> Iterator[Event]:
 
     What goes wrong is a warning: the run has all of its files.
     """
-    if not run.config.test_strengths or run.control.is_stopped:
+    if not run.config.test_strengths or run.control.is_stopped or not run.model.kind.has_unet_blocks:
         return
     test = StrengthTest(
         host=run.host,

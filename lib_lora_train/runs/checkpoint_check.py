@@ -15,7 +15,10 @@ from lib_lora_train.config.validation.prediction import prediction_problems
 from lib_lora_train.core.errors import ModelError, Problem, VaeError
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
+from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO
+from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.model_files import describe_model, model_name, read_checkpoint_info
+from lib_lora_train.runs.kind_checks import kind_problems
 
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -60,13 +63,15 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     precision = _precision(info.precision, _trained_in(config, target, info.precision))
     description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}"
     problems = (*checkpoint_problems(info.spec, config), *_clip_skip_problems(info.spec, config, target))
+    if info.spec.architecture == "anima" and not target.is_loaded:
+        problems = (Problem("error", "checkpoint", f"{info.name}: {ANIMA_NEEDS_NEO}"),)
     return CheckpointCheck(description, info.spec.own_resolution, problems)
 
 
 def _clip_skip_problems(spec: ModelSpec, config: TrainConfig, target: RunTarget) -> Iterator[Problem]:
     """The host generates with another layer of the text encoder than the run trains with."""
     theirs = target.clip_skip
-    if not theirs:
+    if not theirs or not kind_of(spec.architecture).has_unet_blocks:
         return
     if spec.architecture == "sdxl":
         if target.applies_clip_skip_to_sdxl and theirs > _SDXL_LAYER:
@@ -111,6 +116,7 @@ def _trained_in(config: TrainConfig, target: RunTarget, stored: str) -> str:
 
 def checkpoint_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
     """What speaks against these settings on this model."""
+    yield from kind_problems(spec, config)
     if config.prediction_type == "auto":
         yield from (Problem("warning", "prediction_type", note) for note in spec.notes)
     predicts = spec.prediction_type if config.prediction_type == "auto" else config.prediction_type

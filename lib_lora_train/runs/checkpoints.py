@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from lib_lora_train.adapters.files.lora_file import SavedAdapter, write_adapter
+from lib_lora_train.adapters.files.spelling import lora_paths, spelled
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StateSaved
 from lib_lora_train.core.memory_errors import saving
@@ -101,7 +102,8 @@ def _write_adapter(run: RunContext, path: Path, metadata: Mapping[str, str]) -> 
     while True:
         try:
             with saving(path), run.eval_weights():
-                return write_adapter(path, run.adapter.state(), metadata=metadata, precision=run.config.save_precision)
+                state = spelled(run.adapter.state(), lora_paths(run.model))
+                return write_adapter(path, state, metadata=metadata, precision=run.config.save_precision)
         except OutputError as error:
             yield from _pause_for(run, error)
 

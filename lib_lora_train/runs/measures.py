@@ -41,7 +41,11 @@ def prepare_measures(
     run: RunContext, latents: LatentCache, others: Measure | None
 ) -> Generator[Event, None, RunMeasures]:
     """The measures that the run's settings ask for; encodes the held-out images. `latents` are the training images'."""
-    is_drawn = run.config.measure_likeness and bool(prompt_groups(run.config).concept)
+    has_features = run.model.kind.has_unet_blocks
+    if run.config.measure_likeness and not has_features:
+        text = "is not measured: it needs features of a UNet, and this model is a transformer."
+        yield Noted("hint", "measure_likeness", text)
+    is_drawn = run.config.measure_likeness and has_features and bool(prompt_groups(run.config).concept)
     return RunMeasures(
         validation=(yield from _validation(run)),
         steady=steady_loss(run.plan, latents, run.config) if run.config.measure_steady_loss else None,

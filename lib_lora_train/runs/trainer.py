@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import ModelUnavailableError, OutputError, Problem, TrainingError
 from lib_lora_train.core.events import (
@@ -146,7 +147,9 @@ def _run_phases(
     if before:
         continue_from(before, config, folder)
     yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
-    yield from _report_problems(checkpoint_problems(model.spec, config))
+    problems = tuple(checkpoint_problems(model.spec, config))
+    require_usable(problems)
+    yield from _report_problems(problems)
     if model.note:
         yield Noted("hint", model.name, model.note)
     loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images

@@ -20,13 +20,8 @@ from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import decode_latents
 from lib_lora_train.models.noise_schedule import DiffusionSchedule
-from lib_lora_train.models.text_encoding import (
-    TextCondition,
-    count_chunks,
-    encode_text,
-    size_condition,
-    tokenize_weighted,
-)
+from lib_lora_train.models.prompts import encode_prompts, prompt_chunks
+from lib_lora_train.models.text_encoding import size_condition
 from lib_lora_train.sampling.philox import PhiloxNoise
 from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 from lib_lora_train.sampling.samplers import (
@@ -132,7 +127,7 @@ def images_at_once(width: int, height: int) -> int:
 
 
 def _chunks(model: DiffusionModel, prompt: SamplePrompt) -> int:
-    return count_chunks(model, [prompt.prompt, prompt.negative], weighted=True)
+    return prompt_chunks(model, [prompt.prompt, prompt.negative])
 
 
 class _BatchSampling:
@@ -158,7 +153,7 @@ class _BatchSampling:
         size = (prompts[0].height, prompts[0].width)
         self._sizes = size_condition([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts))
         self._noises = [_noise_of(prompt.seed, sampler_options) for prompt in prompts]
-        self._shape = (4, size[0] // LATENT_CELL_PX, size[1] // LATENT_CELL_PX)
+        self._shape = (model.latent_format.channels, size[0] // LATENT_CELL_PX, size[1] // LATENT_CELL_PX)
 
     def latents(self, sampler: str) -> Sampling:
         """(B, 4, h, w) float32, scaled as the UNet expects them, after yielding after every step."""
@@ -222,9 +217,3 @@ def _normal(seed: int, source: NoiseSource) -> DrawNoise:
         return PhiloxNoise(seed).draw
     generator = torch.Generator(source).manual_seed(seed)
     return lambda shape: torch.randn(shape, generator=generator, device=generator.device)
-
-
-def encode_prompts(model: DiffusionModel, texts: Sequence[str], clip_skip: int) -> TextCondition:
-    """The prompts' conditions, with brackets as weights, as in every webui prompt."""
-    ids, weights = tokenize_weighted(model, texts)
-    return encode_text(model, ids, clip_skip, weights).to(model.device, model.dtype)

@@ -19,7 +19,7 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.noise_schedule import add_noise, prediction_target
-from lib_lora_train.models.text_encoding import count_chunks, encode_text, tokenize
+from lib_lora_train.models.prompts import encode_prompts, prompt_chunks
 from lib_lora_train.training.step import predict, size_conditions
 
 TIMESTEPS = (100, 300, 500, 700, 900)
@@ -45,7 +45,7 @@ def make_probe(
     All images must be in one bucket; ValueError otherwise.
     """
     items = [item for item in range(len(plan.dataset.items)) if item in latents]
-    clean = [latents[item].mean * model.spec.scale_factor for item in items]
+    clean = [model.latent_format.scaled(latents[item].mean) for item in items]
     if len({tuple(latent.shape) for latent in clean}) != 1:
         raise ValueError("a probe needs images of one size")
     pairs = [(place, timestep) for place in range(len(items)) for timestep in timesteps]
@@ -67,6 +67,7 @@ def _noise(seed: int, place: int, timestep: int, shape: tuple[int, ...]) -> Tens
 def probe_predictions(model: DiffusionModel, probe: Probe, *, clip_skip: int, captioned: bool = True) -> Tensor:
     """The UNet's predictions (N, C, h, w), float32 on the processor; with empty captions unless `captioned`."""
     captions = probe.captions if captioned else ("",) * len(probe.captions)
+    chunks = prompt_chunks(model, captions, is_weighted=False)
     parts = []
     for start in range(0, len(captions), _BATCH):
         part = slice(start, start + _BATCH)
@@ -77,8 +78,7 @@ def probe_predictions(model: DiffusionModel, probe: Probe, *, clip_skip: int, ca
             probe.timesteps[part],
         )
         texts = captions[part]
-        condition = encode_text(model, tokenize(model, texts, count_chunks(model, captions)), clip_skip)
-        condition = condition.to(model.device, model.dtype)
+        condition = encode_prompts(model, texts, clip_skip, is_weighted=False, chunks=chunks)
         prediction = predict(model, noisy, probe.timesteps[part], condition, probe.sizes[part])
         parts.append(prediction.float().cpu())
     return torch.cat(parts)

@@ -110,7 +110,7 @@ class _Sample:
 
 def _draw_sample(latents: LatentCache, view: int, draw: int, *, config: TrainConfig, model: DiffusionModel) -> _Sample:
     posterior, seed, options = latents[view], config.seed, noise_options(config)
-    latent = posterior.sample(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.spec.scale_factor)
+    latent = posterior.sample(draw_posterior(seed, draw, tuple(posterior.mean.shape)), model.latent_format)
     noise = draw_noise(seed, draw, latent, options)
     return _Sample(
         latent=latent,
@@ -148,18 +148,7 @@ def predict(
     model: DiffusionModel, noisy: Tensor, timesteps: Tensor, condition: TextCondition, sizes: Tensor | None = None
 ) -> Tensor:
     """The UNet's prediction (B, C, h, w) for noisy latents of any float dtype; `sizes` (B, 6) is for SDXL only."""
-    added = None
-    if condition.pooled is not None:
-        assert sizes is not None, "SDXL needs the size conditioning"
-        added = {"text_embeds": condition.pooled, "time_ids": sizes.to(model.device)}
-    times = timesteps.float() if timesteps.is_floating_point() else timesteps  # MPS has no float64
-    prediction: Tensor = model.unet(
-        noisy.to(model.dtype),
-        times.to(model.device, non_blocking=True),
-        encoder_hidden_states=condition.hidden,
-        added_cond_kwargs=added,
-    ).sample
-    return prediction
+    return model.kind.predict(model, noisy, timesteps, condition, sizes)
 
 
 def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, options: LossOptions) -> Tensor:

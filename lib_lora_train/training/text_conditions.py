@@ -8,7 +8,7 @@ encoded like any other: the UNet never sees zeros where the webui would show it 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,7 +20,8 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
 from lib_lora_train.core.events import Event, Noted, Progress
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.text_cache import TextCache, encoders_hash, text_key
+from lib_lora_train.models.prompt_encoder import pad_conditions
+from lib_lora_train.models.text_cache import TextCache, encoders_hash, prompt_key, text_key
 from lib_lora_train.models.text_encoding import (
     TextCondition,
     count_chunks,
@@ -88,6 +89,9 @@ class TextConditions:
 
     def encode(self, model: DiffusionModel, captions: Sequence[str]) -> TextCondition:
         """One condition per caption, on the UNet's device and in its dtype, padded to the longest caption."""
+        if model.prompt_encoder is not None:
+            rows = [self._prompt(model, caption).hidden for caption in captions]
+            return TextCondition(pad_conditions(rows, model.prompt_encoder.padded_tokens), None)
         chunks = max(self._length(model, caption) for caption in captions)
         unique = list(dict.fromkeys(captions))
         tokens = [self._tokens(model, caption, chunks) for caption in unique]
@@ -105,10 +109,16 @@ class TextConditions:
         for start in range(0, len(captions), _CAPTIONS_PER_EVENT):
             batch = captions[start : start + _CAPTIONS_PER_EVENT]
             for caption in batch:
-                self._condition(model, self._tokens(model, caption, self._length(model, caption)))
+                self._prepare(model, caption)
             yield Progress("text", start + len(batch), len(captions))
         if self._store.files.problem:
             yield Noted("warning", "cache_to_disk", self._store.files.problem)
+
+    def _prepare(self, model: DiffusionModel, caption: str) -> None:
+        if model.prompt_encoder is not None:
+            self._prompt(model, caption)
+        else:
+            self._condition(model, self._tokens(model, caption, self._length(model, caption)))
 
     def _length(self, model: DiffusionModel, caption: str) -> int:
         known = self._lengths.get(caption)
@@ -136,16 +146,33 @@ class TextConditions:
 
     def _chunk(self, model: DiffusionModel, tokens: _Tokens) -> TextCondition:
         """The condition of one chunk, from the cache if it is there."""
+        key = text_key(model, self._encoders_hash(model), self._clip_skip, tokens.tensors)
+        return self._cached_or(model, key, lambda: self._encoded(model, tokens))
+
+    def _prompt(self, model: DiffusionModel, caption: str) -> TextCondition:
+        """The condition (tokens, D) of a caption that the host encodes as a whole, from the cache if it is there."""
+        encoder = model.prompt_encoder
+        assert encoder is not None
+        key = prompt_key(model, self._encoders_hash(model), caption, is_weighted=self._weighted)
+        return self._cached_or(
+            model, key, lambda: TextCondition(encoder.encode([caption], is_weighted=self._weighted)[0], None)
+        )
+
+    def _encoders_hash(self, model: DiffusionModel) -> str:
+        """The hash of the text encoders, made once and only where conditions are kept on disk."""
         if self._encoders is None:
             self._encoders = encoders_hash(model) if self._store.is_on_disk else ""
-        key = text_key(model, self._encoders, self._clip_skip, tokens.tensors)
+        return self._encoders
+
+    def _cached_or(self, model: DiffusionModel, key: str, encode: Callable[[], TextCondition]) -> TextCondition:
+        """The condition under `key`, made and stored if it is not there, on the UNet's device and in its dtype."""
         known = self._cached.get(key)
         if known is not None:
             return known
         found = self._store.get(key)
         if found is None:
             with torch.no_grad():
-                found = self._encoded(model, tokens)
+                found = encode()
             self._store.put(key, found)
         found = found.to(model.device, model.dtype)
         pooled_bytes = 0 if found.pooled is None else found.pooled.nbytes

@@ -10,11 +10,10 @@ from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import read_config
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
 from lib_lora_train.formats.toml import read_toml_config
+from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
 from lib_lora_train.sampling.infotext import sample_settings
-
-_TITLES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 class LoraUse:
@@ -47,7 +46,7 @@ def find_misfit(lora: Path, checkpoint: Path) -> str:
     from lib_lora_train.models.model_files import read_checkpoint_info
 
     try:
-        loaded = _TITLES[read_checkpoint_info(checkpoint).spec.architecture]
+        loaded = TITLES[read_checkpoint_info(checkpoint).spec.architecture]
         made_for = read_base_model(lora)
     except (LoraTrainError, ModelError):  # the webui may read files that cannot be trained on
         return ""

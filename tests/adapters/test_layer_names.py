@@ -14,10 +14,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_lora_train.adapters.files.decode import aliases
 from lib_lora_train.adapters.inject import Adapter, inject
-from lib_lora_train.adapters.layer_names import ldm_layer_names, text_key, unet_keys
+from lib_lora_train.adapters.layer_names import text_key
 from lib_lora_train.adapters.registry import FAMILIES, AdapterSpec
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.unet_layers import ldm_layer_names, unet_keys
 from tests.stand_ins.tiny_models import full_shapes
 
 SIZES: tuple[Architecture, ...] = ("sd1", "sd2", "sdxl")
@@ -143,7 +145,7 @@ def test_webuis_know_every_name_of_a_native_fine_tuning(models: dict[str, Any], 
 
 
 def test_the_old_name_of_the_last_norm_is_read() -> None:
-    known = aliases(["conv_norm_out", "conv_out"], [[]], architecture="sd1")
+    known = aliases(kind_of("sd1").lora_aliases(["conv_norm_out", "conv_out"]), [[]])
     assert known["lora_unet_conv_norm_out"] == known["lora_unet_out_0"] == "lora_unet_out_0"
 
 

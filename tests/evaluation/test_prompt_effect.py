@@ -38,7 +38,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Tensor
 
         monkeypatch.setattr(prompt_effect, "encode_prompts", encode)
         monkeypatch.setattr(prompt_effect, "predict", predict)
-        monkeypatch.setattr(prompt_effect, "count_chunks", lambda *_, **__: 1)
+        monkeypatch.setattr(prompt_effect, "prompt_chunks", lambda *_, **__: 1)
 
     return set_answer
 

@@ -23,6 +23,7 @@ from lib_lora_train.models import latent_cache
 from lib_lora_train.models import tensor_cache as cache_file
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior, load_posterior, vae_hash, write_posterior
+from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.latents import (
     decode_latents,
     encode_dataset,
@@ -226,7 +227,7 @@ def test_beyond_the_memory_limit_posteriors_are_read_from_disk(
 
 def test_a_latent_sample_is_the_scaled_mean_plus_noise() -> None:
     posterior = Posterior(torch.tensor([1.0]), torch.tensor([0.5]))
-    assert posterior.sample(torch.tensor([2.0]), 0.25).item() == (1.0 + 0.5 * 2.0) * 0.25
+    assert posterior.sample(torch.tensor([2.0]), LatentFormat(4, 0.25)).item() == (1.0 + 0.5 * 2.0) * 0.25
 
 
 def test_decoding_undoes_the_scale_and_gives_rgb(model: DiffusionModel) -> None:

@@ -23,6 +23,7 @@ from lib_lora_train.models.noise_schedule import DiffusionSchedule
 from lib_lora_train.models.text_encoding import load_tokenizer
 from tests.paths import ROOT
 
+STABLE_DIFFUSION: tuple[Architecture, ...] = ("sd1", "sd2", "sdxl")
 TOKENIZER = ROOT / "assets" / "tiny-sd" / "tokenizer"
 VOCABULARY = 49408
 Shape = tuple[int, ...]

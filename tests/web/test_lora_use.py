@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from lib_lora_train.adapters.files.lora_file import write_adapter
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
 from lib_lora_train.web import lora_use
 from lib_lora_train.web.lora_use import LoraUse, find_misfit
+from tests.stand_ins.tiny_models import STABLE_DIFFUSION
 from tests.stand_ins.ui import small_config
 
 _WIDTHS = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
@@ -39,8 +39,8 @@ def run_with(tmp_path: Path, lora: Path, **values: Any) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("loaded", get_args(Architecture))
-@pytest.mark.parametrize("made_for", get_args(Architecture))
+@pytest.mark.parametrize("loaded", STABLE_DIFFUSION)
+@pytest.mark.parametrize("made_for", STABLE_DIFFUSION)
 @pytest.mark.parametrize("is_by_metadata", [False, True])
 def test_a_lora_of_another_kind_of_model_is_named_before_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: str, made_for: str, is_by_metadata: bool

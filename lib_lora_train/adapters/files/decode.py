@@ -20,7 +20,7 @@ from lib_lora_train.adapters.files.defects import Defect, describe_defects, find
 from lib_lora_train.adapters.files.key_formats import FIXED, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
-from lib_lora_train.adapters.layer_names import ldm_layer_names, text_encoder_groups, text_key, unet_keys
+from lib_lora_train.adapters.layer_names import text_encoder_groups, text_key
 from lib_lora_train.adapters.registry import FAMILIES, NORM
 from lib_lora_train.core.errors import AdapterError
 
@@ -201,12 +201,8 @@ def _with_output_dora(layer: ParsedLayer) -> ParsedLayer:
     return replace(layer, family=RowDora(layer.family.inner))
 
 
-def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, architecture: str) -> dict[str, str]:
-    """Every name that files have for a layer → the name we write for this architecture."""
-    names = tuple(unet_names)
-    keys = unet_keys(names, architecture=architecture)
-    diffusers = {f"lora_unet_{name}".replace(".", "_"): keys[name] for name in names}
-    ldm = {f"lora_unet_{name}".replace(".", "_"): keys[ours] for ours, name in ldm_layer_names(names).items()}
+def aliases(unet: Mapping[str, str], text_names: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Every name that files have for a layer → the name we write; `unet` has those of the UNet (`lora_aliases`)."""
     texts = tuple(tuple(group) for group in text_names)
     groups = text_encoder_groups(len(texts))
     text = {
@@ -215,7 +211,7 @@ def aliases(unet_names: Iterable[str], text_names: Iterable[Iterable[str]], *, a
         for name in group
     }
     first = {key.replace("lora_te1_", "lora_te_", 1): key for key in text if key.startswith("lora_te1_")}
-    return {**diffusers, **ldm, **text, **first}
+    return {**unet, **text, **first}
 
 
 def reshape_for_layer(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor] | None:

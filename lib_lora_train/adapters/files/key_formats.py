@@ -7,6 +7,7 @@
 | diffusers | `unet.….to_q.lora_A.weight`, older `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight` |
 | PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
 | ComfyUI, ldm | `diffusion_model.input_blocks.….to_q.…`, `text_encoders.clip_l.transformer.…` |
+| diffusers, Anima | `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight` |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _SIDES = {"A": "down", "B": "up"}
 
 _PARTS = (
     (r"(model\.)?diffusion_model\.|unet\.|oft_unet_", "lora_unet_"),
+    (r"transformer\.(?=transformer_blocks\.\d+\.(attn[12]|ff|norm[123])\.)", "lora_unet_"),
     (r"text_encoder_2\.|(text_encoders\.)?clip_g\.transformer\.", "lora_te2_"),
     (r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.transformer\.", "lora_te_"),
     (r"cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.", "lora_te_"),

@@ -86,7 +86,7 @@ class Forge(CommonWebui):
             text_encoders=tuple(Path(name) for name in extra_files if not self._is_vae(Path(name))),
             is_quantized=any(is_quantized(parameter) for parameter in objects.unet.model.diffusion_model.parameters()),
             facts=lambda: self._facts(model, objects),
-            tensors=lambda: tensors_of(objects),
+            tensors=lambda: self._tensors(objects),
         )
 
     def selected_checkpoint(self) -> Path | None:
@@ -106,9 +106,7 @@ class Forge(CommonWebui):
 
     def _facts(self, model: Any, objects: Any) -> ModelFacts:
         network = objects.unet.model
-        other = find_by_word(type(model).__name__)
-        if other:
-            raise ModelError(f"The loaded model is {with_article(other)} model. {NEEDS_SD} Load one of these.")
+        self._refuse_other(type(model).__name__)
         prediction, terminal = self._prediction(model, network)
         return ModelFacts(
             hints=CheckpointHints(
@@ -131,6 +129,12 @@ class Forge(CommonWebui):
         model.forge_objects = original.shallow_copy()
         model.forge_objects_after_applying_lora = original.shallow_copy()
         model.current_lora_hash = str([])
+
+    def _refuse_other(self, kind: str) -> None:
+        """ModelError if the webui's class of the model is that of another kind than can be trained in it."""
+        other = find_by_word(kind)
+        if other:
+            raise ModelError(f"The loaded model is {with_article(other)} model. {NEEDS_SD} Load one of these.")
 
     # --- overridden for Forge Neo, reForge and Forge Classic ------------------------------------
     def _is_vae(self, file: Path) -> bool:
@@ -158,6 +162,16 @@ class Forge(CommonWebui):
         except (SyntaxError, ValueError):
             names = ()
         return tuple(str(name) for name in names or ())
+
+    def _tensors(self, objects: Any) -> Mapping[str, Tensor]:
+        """The live tensors by ldm name."""
+        return tensors_of(
+            {
+                UNET_PREFIX: objects.unet.model.diffusion_model,
+                VAE_PREFIX: objects.vae.first_stage_model,
+                **_text_encoders(objects),
+            }
+        )
 
     def _heads(self, encoder: Any) -> int:
         return int(encoder.transformer.config.num_attention_heads)
@@ -188,13 +202,11 @@ def unsupported_prediction(kind: str) -> ModelError:
     return ModelError(f"The loaded model predicts {kind}, which is not supported. Load an SD1, SD2 or SDXL model.")
 
 
-def tensors_of(objects: Any) -> Mapping[str, Tensor]:
-    """The parameters of UNet, VAE and text encoders by ldm name."""
-    parts = {UNET_PREFIX: objects.unet.model.diffusion_model, VAE_PREFIX: objects.vae.first_stage_model}
-    parts.update(_text_encoders(objects))
+def tensors_of(networks: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The parameters of networks, under the ldm prefix of each."""
     return {
         prefix + without_wrappers(name): parameter
-        for prefix, module in parts.items()
+        for prefix, module in networks.items()
         for name, parameter in module.named_parameters()
         if not name.endswith(_ONLY_FOR_QUANTISED)
     }

@@ -394,6 +394,8 @@ class WebuiHost:
         vae_hash = file_hash(loaded.vae) if loaded.vae and loaded.vae.is_file() else ""
         note = " ".join(part for part in (*notes_on_copies(model.report), note) if part)
         model = replace(with_schedule(model, facts.alphas_cumprod), note=note, vae_hash=vae_hash)
+        if facts.prompt_encoder:
+            model = replace(model, vae=facts.vae, prompt_encoder=facts.prompt_encoder)
         model = with_overrides(model, overrides)
         self._grafted_on[model] = loaded.identity
         return model

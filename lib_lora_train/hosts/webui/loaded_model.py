@@ -21,6 +21,7 @@ from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.model_files import read_checkpoint_info
 from lib_lora_train.models.noise_schedule import DiffusionSchedule
 from lib_lora_train.models.prediction_words import path_says_rectified
+from lib_lora_train.models.prompt_encoder import PromptEncoder
 
 _SCHEDULE_TOLERANCE = 1e-4  # hosts keep ᾱ in float32 or float16; ours is float64
 
@@ -30,12 +31,15 @@ class ModelFacts:
     """What a webui knows of its model beyond the tensors.
 
     `alphas_cumprod` (T,) is None for the architecture's usual schedule. `why_copied` is the reason why the tensors
-    cannot be shared, "" if they can.
+    cannot be shared, "" if they can. `vae` and `prompt_encoder` are the webui's own, for kinds of models of which only
+    the UNet is grafted.
     """
 
     hints: CheckpointHints
     alphas_cumprod: Tensor | None
     why_copied: str = ""
+    vae: Any = None
+    prompt_encoder: PromptEncoder | None = None
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,20 @@ class Trace:
             self.save(x)
         return Activation(x.width, x.positions, requires_grad)
 
+    def plain_norm(self, x: Activation) -> Activation:
+        """A norm without weights: saves its input."""
+        if x.requires_grad:
+            self.save(x)
+        return Activation(x.width, x.positions, x.requires_grad)
+
+    def rms_norm(self, x: Activation, *, is_half: bool) -> Activation:
+        """diffusers' RMSNorm, frozen: saves its input, and where that is 16-bit, an fp32 copy of it too."""
+        if x.requires_grad:
+            self.save(x)
+            if is_half:
+                self.save(Activation(2 * x.width, x.positions))
+        return Activation(x.width, x.positions, x.requires_grad)
+
     def silu(self, x: Activation) -> Activation:
         """SiLU or GELU: saves its input."""
         if x.requires_grad:

@@ -32,15 +32,20 @@ from lib_lora_train.models.architecture import (
     ModelSpec,
     TextEncoderSpec,
 )
+from lib_lora_train.models.kinds.anima import TEXT_TOKENS
+from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.model_files import read_checkpoint_info
 from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.trained_parameters import count_parameters, saved_by_layer, text_ranks, unet_ranks
+from lib_lora_train.runs.estimates.transformer_trace import trace_transformer
 
 WORKING = 10.5
-"""Temporary tensors of the backward pass: the most measured by `benchmarks/memory.py`, in UNet widths per position."""
+"""Temporary tensors of the backward pass: the most measured by `benchmarks/memory.py`, in units of `working_size`."""
 ENCODING = 5.1
 """Peak of the VAE encoder, measured by the same benchmark, in widths of its first level per pixel."""
+VIDEO_ENCODING = 10.1
+"""The same for Anima's VAE, which is made for videos: diffusers' AutoencoderKLQwenImage on the meta device."""
 
 _STATE_BYTES: Mapping[str, float] = {
     "AdamW": 8,
@@ -107,18 +112,25 @@ def estimate_memory(
     """
     size = dtype_bytes or DTYPE_BYTES.get(config.precision, model.dtype_bytes)
     batch, positions = _largest_batch(plan)
-    unet, texts, count = _passes(model.spec, config, positions)
+    unet, texts, count = _passes(model.spec, config, positions, is_half=size == 2)
     trained = _parameters_in_file(config.continue_from) or count
-    working = WORKING * model.spec.unet["block_out_channels"][0] * positions
+    working = WORKING * working_size(model.spec, positions)
     activations = batch * (unet.peak + working + sum(trace.saved for trace in texts))
-    vae_bytes = 4 if size == 4 or config.precision == "bf16" else 2
+    is_ours = kind_of(model.spec.architecture).has_unet_blocks  # a host's own VAE stays in the host's precision
+    vae_bytes = 4 if size == 4 or (is_ours and config.precision == "bf16") else 2
     return MemoryEstimate(
         base=_base(model, size, vae_bytes, is_fp8=config.fp8_base and not is_loaded),
         adapter=round(trained * _adapter_bytes(config, size)),
         activations=round(max(activations * size, trained * _step_bytes(config))),
-        encoding=round(ENCODING * model.spec.vae["block_out_channels"][0] * _encoded_px(plan) * vae_bytes),
+        encoding=round(_encoding_size(model.spec) * _encoded_px(plan) * vae_bytes),
         is_loaded=is_loaded,
     )
+
+
+def _encoding_size(spec: ModelSpec) -> float:
+    """Values per pixel at the peak of the VAE encoder."""
+    width = float(spec.vae["block_out_channels"][0])
+    return width * (ENCODING if kind_of(spec.architecture).has_unet_blocks else VIDEO_ENCODING)
 
 
 def _base(model: CheckpointSizes, size: int, vae_bytes: int, *, is_fp8: bool) -> int:
@@ -158,24 +170,47 @@ def _encoded_px(plan: Plan) -> int:
 # --- forward passes -----------------------------------------------------------------------------
 
 
-def _passes(spec: ModelSpec, config: TrainConfig, positions: int) -> tuple[Trace, list[Trace], int]:
+def _passes(spec: ModelSpec, config: TrainConfig, positions: int, *, is_half: bool) -> tuple[Trace, list[Trace], int]:
     """Traces of the UNet and the trained text encoders with adapters, and the number of trained parameters."""
-    tokens = config.max_token_length // CHUNK_TOKENS * (CHUNK_TOKENS + 2)
+    is_unet = kind_of(spec.architecture).has_unet_blocks
+    tokens = config.max_token_length // CHUNK_TOKENS * (CHUNK_TOKENS + 2) if is_unet else TEXT_TOKENS
     texts = [_text_pass(spec, encoder, config, tokens) for encoder in spec.text_encoders if config.train_text_encoder]
-    unet, count = unet_pass(spec, config, positions=positions, tokens=tokens)
+    unet, count = unet_pass(spec, config, positions=positions, tokens=tokens, is_half=is_half)
     traces = [trace for trace, _ in texts] if _trains_text(config) else []
     return unet, traces, count + sum(parameters for _, parameters in texts)
 
 
-def unet_pass(spec: ModelSpec, config: TrainConfig, *, positions: int, tokens: int) -> tuple[Trace, int]:
-    """Trace of the UNet with its adapter for one sample of `positions` positions, and its trained parameters."""
-    text = Activation(spec.unet["cross_attention_dim"], tokens, requires_grad=_trains_text(config))
+def unet_pass(
+    spec: ModelSpec, config: TrainConfig, *, positions: int, tokens: int, is_half: bool = True
+) -> tuple[Trace, int]:
+    """Trace of the UNet with its adapter for one sample of `positions` positions, and its trained parameters.
+
+    `is_half`: it computes in 16 bit, where some norms keep fp32 copies.
+    """
     plain = Trace(lambda _: None)
-    trace_unet(plain, spec.unet, positions=positions, text=text)
+    _trace(plain, spec, config, positions=positions, tokens=tokens, is_half=is_half)
     ranks = unet_ranks(plain.layers, config, architecture=spec.architecture) if config.train_unet else {}
     trace, count = _adapted(plain, ranks, config)
-    trace_unet(trace, spec.unet, positions=positions, text=text)
+    _trace(trace, spec, config, positions=positions, tokens=tokens, is_half=is_half)
     return trace, count
+
+
+def _trace(trace: Trace, spec: ModelSpec, config: TrainConfig, *, positions: int, tokens: int, is_half: bool) -> None:
+    if kind_of(spec.architecture).has_unet_blocks:
+        text = Activation(spec.unet["cross_attention_dim"], tokens, requires_grad=_trains_text(config))
+        trace_unet(trace, spec.unet, positions=positions, text=text)
+    else:
+        text = Activation(spec.unet["text_embed_dim"], tokens)
+        trace_transformer(trace, spec.unet, positions=positions, text=text, is_half=is_half)
+
+
+def working_size(spec: ModelSpec, positions: int) -> int:
+    """The values of the widest plain activation: the UNet's first level, or a transformer's patches."""
+    if kind_of(spec.architecture).has_unet_blocks:
+        return int(spec.unet["block_out_channels"][0] * positions)
+    config = spec.unet
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return int(width * positions // (config["patch_size"][1] * config["patch_size"][2]))
 
 
 def _text_pass(spec: ModelSpec, encoder: TextEncoderSpec, config: TrainConfig, tokens: int) -> tuple[Trace, int]:

@@ -14,28 +14,28 @@ from lib_lora_train.adapters.families.factorization import butterfly, factorisat
 from lib_lora_train.adapters.families.options import Options, options_from_config, rank_settings_from_config
 from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
-    is_norm_target,
     is_on_ia3_input,
     is_text_target,
-    is_unet_target,
 )
 from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.runs.estimates.activation_trace import Layer, SavedForBackward
 
 
 def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: str) -> dict[str, int]:
     """The trained UNet layers with their ranks; AdapterError for block lists of the wrong length."""
     known = {layer.name: layer for layer in layers}
-    names = [name for name, layer in known.items() if layer.inputs and is_unet_target(name, "full")]
+    kind = kind_of(architecture)
+    names = [name for name, layer in known.items() if layer.inputs and kind.is_target(name, "full")]
     norms = [name for name, layer in known.items() if not layer.inputs] if config.train_norm else []
     blocks = resolve_blocks([*names, *norms], block_overrides_from_config(config), architecture=architecture)
     ranks = {
         name: _rank(known[name], config, blocks[name])
         for name in names
-        if is_unet_target(name, config.targets) and not blocks[name].is_excluded and _fits(known[name], config)
+        if kind.is_target(name, config.targets) and not blocks[name].is_excluded and _fits(known[name], config)
     }
-    return ranks | {n: 0 for n in norms if is_norm_target(n, config.targets) and not blocks[n].is_excluded}
+    return ranks | {n: 0 for n in norms if kind.is_norm_target(n, config.targets) and not blocks[n].is_excluded}
 
 
 def text_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: str, is_packed: bool) -> dict[str, int]:

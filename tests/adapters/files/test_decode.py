@@ -14,10 +14,10 @@ from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.files.decode import parse_state
 from lib_lora_train.adapters.files.lora_file import write_adapter
 from lib_lora_train.adapters.inject import inject_parsed
-from lib_lora_train.adapters.layer_names import ldm_layer_names
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.models.unet_layers import ldm_layer_names
 from tests.stand_ins.adapter_cases import CASES, RANK
 from tests.stand_ins.adapters_model import SPEC, TinyModel, tiny_model, trained
 from tests.stand_ins.webui_formulas import a1111_delta

@@ -22,6 +22,7 @@ from lib_lora_train.lora_tools.check import check
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import merge
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.other_models import find_by_layers
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 from tests.stand_ins.tiny_models import full_shapes
@@ -81,7 +82,7 @@ def test_unknown_keys_are_not_changed(key: str) -> None:
 def test_the_first_of_two_text_encoders_is_found_without_its_number() -> None:
     """diffusers' SDXL files may hold only the first encoder, and then do not show that there is a second."""
     name = "text_model.encoder.layers.0.self_attn.q_proj"
-    alias = aliases([], [[name], [name]], architecture="sdxl")
+    alias = aliases({}, [[name], [name]])
     assert alias[f"lora_te_{TEXT}"] == alias[f"lora_te1_{TEXT}"] == f"lora_te1_{TEXT}"
 
 
@@ -278,7 +279,7 @@ def own_names() -> list[str]:
         names = [
             name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
         ]
-        found += aliases(names, [["text_model.encoder.layers.0.mlp.fc1"]], architecture=architecture)
+        found += aliases(kind_of(architecture).lora_aliases(names), [["text_model.encoder.layers.0.mlp.fc1"]])
     return found
 
 

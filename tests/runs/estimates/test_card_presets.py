@@ -13,6 +13,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.runs.estimates.memory import CheckpointSizes, estimate_memory
+from tests.stand_ins.tiny_anima import PREFIX, PUBLISHED, transformer_shapes
 from tests.stand_ins.tiny_models import full_shapes
 from tests.stand_ins.training_parts import small_plan
 
@@ -23,7 +24,10 @@ ALL = pytest.mark.parametrize("preset", CARD_PRESETS, ids=lambda preset: preset.
 
 def full_model(architecture: str) -> CheckpointSizes:
     """A checkpoint of the published size in 16 bit."""
-    shapes = full_shapes(architecture)  # type: ignore[arg-type]
+    if architecture == "anima":
+        shapes = {PREFIX + name: shape for name, shape in transformer_shapes(PUBLISHED)}
+    else:
+        shapes = full_shapes(architecture)  # type: ignore[arg-type]
     unet = sum(prod(shape) for name, shape in shapes.items() if name.startswith(UNET_PREFIX))
     vae = sum(prod(shape) for name, shape in shapes.items() if name.startswith(VAE_PREFIX))
     text = sum(map(prod, shapes.values())) - unet - vae
@@ -74,6 +78,8 @@ def test_a_card_preset_is_found_by_its_name(preset: CardPreset) -> None:
         ("sdxl", 6.0, None),
         ("sd1", 4.0, None),
         ("sd2", 24.0, None),
+        ("anima", 5.8, "Anima on 6 GB"),
+        ("anima", 11.6, "Anima on 12 GB"),
     ],
 )
 def test_the_card_found_chooses_the_largest_preset_that_fits_it(
@@ -85,4 +91,4 @@ def test_the_card_found_chooses_the_largest_preset_that_fits_it(
 
 
 def test_the_smallest_card_is_known() -> None:
-    assert [smallest_card(architecture) for architecture in ("sd1", "sdxl", "sd2")] == [6, 8, 0]
+    assert [smallest_card(architecture) for architecture in ("sd1", "sdxl", "sd2", "anima")] == [6, 8, 0, 6]

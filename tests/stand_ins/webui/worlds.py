@@ -14,6 +14,7 @@ from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.neo import ForgeNeo
 from lib_lora_train.hosts.webui.reforge import ForgeClassic, LdmPatched
 from tests.stand_ins.webui.a1111 import A1111World
+from tests.stand_ins.webui.anima import AnimaWorld
 from tests.stand_ins.webui.forge import ForgeWorld
 from tests.stand_ins.webui.neo import NeoWorld
 from tests.stand_ins.webui.reforge import ClassicWorld, ReforgeWorld
@@ -36,6 +37,7 @@ def host_in(world: World) -> WebuiHost:
         A1111World: A1111,
         ForgeWorld: Forge,
         NeoWorld: ForgeNeo,
+        AnimaWorld: ForgeNeo,
         ReforgeWorld: LdmPatched,
         ClassicWorld: ForgeClassic,
     }

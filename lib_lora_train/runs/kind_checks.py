@@ -1,0 +1,53 @@
+"""What settings mean nothing, or cannot work, on a kind of model other than Stable Diffusion.
+
+Does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lib_lora_train.config.sample_prompts import sample_prompts
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import Problem
+from lib_lora_train.models.architecture import TITLES, ModelSpec
+from lib_lora_train.models.kinds.registry import kind_of
+
+_BLOCK_SETTINGS = ("block_ranks", "block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight")
+
+
+def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
+    """What speaks against these settings on a model of this kind; nothing for Stable Diffusion."""
+    kind, title = kind_of(spec.architecture), TITLES[spec.architecture]
+    if kind.families is not None and config.family not in kind.families:
+        text = (
+            f"{config.family} is not read by any webui for {title}. Choose one of {', '.join(sorted(kind.families))}."
+        )
+        yield Problem("error", "family", text, (("family", "lora"),))
+    if kind.has_unet_blocks:
+        return
+    yield from _sizes(kind.side_step, title, config)
+    for name in _BLOCK_SETTINGS:
+        if getattr(config, name):
+            text = f"is for the blocks of a UNet, and {title} is a transformer. Leave it empty."
+            yield Problem("error", name, text, ((name, ""),))
+    if config.train_text_encoder:
+        text = f"has no effect on {title}: only its transformer is trained, its text encoder stays as it is."
+        yield Problem("hint", "train_text_encoder", text, (("train_text_encoder", False),))
+    if config.train_norm:
+        text = f"has no effect on {title}, whose norms have no weights that webuis read."
+        yield Problem("hint", "train_norm", text, (("train_norm", False),))
+    if config.clip_skip > 1:
+        text = f"has no effect on {title}, which has no CLIP text encoder."
+        yield Problem("hint", "clip_skip", text, (("clip_skip", 1),))
+
+
+def _sizes(step: int, title: str, config: TrainConfig) -> Iterator[Problem]:
+    """Sides that the kind cannot divide into its patches."""
+    if config.bucket_step % step:
+        text = f"{config.bucket_step} is not a multiple of {step}, the side of a patch of {title}. Set it to 64."
+        yield Problem("error", "bucket_step", text, (("bucket_step", 64),))
+    for prompt in sample_prompts(config):
+        if prompt.width % step or prompt.height % step:
+            text = f"{prompt.width} × {prompt.height} px cannot be drawn with {title}: use multiples of {step}."
+            yield Problem("error", "sample_prompts", text)
