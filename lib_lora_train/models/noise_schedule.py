@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.models.architecture import ModelSpec, PredictionType
-
-_SDXL_SHIFT = 3.0  # that of ComfyUI's node ModelSamplingSD3, with which these models are published
+from lib_lora_train.models.kinds.registry import kind_of
 
 
 class NoiseSchedule(ABC):
@@ -137,7 +136,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 def schedule_for(spec: ModelSpec) -> NoiseSchedule:
     """The schedule that models of this kind were trained with."""
     if spec.prediction_type == "rectified_flow":
-        return FlowSchedule(shift=_SDXL_SHIFT if spec.architecture == "sdxl" else 1.0)
+        return FlowSchedule(shift=kind_of(spec.architecture).flow_shift)
     schedule = scaled_linear_schedule(spec.prediction_type)
     if spec.zero_terminal_snr:
         schedule = replace(schedule, alphas_cumprod=rescale_zero_terminal_snr(schedule.alphas_cumprod))

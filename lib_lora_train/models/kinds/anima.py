@@ -69,6 +69,7 @@ class Anima:
 
     side_step = 16  # a patch of 2 × 2 latent cells of 8 px
     families: frozenset[str] | None = frozenset({"lora", "loha", "lokr", "full"})
+    flow_shift = 3.0
     has_unet_blocks = False
 
     def networks(self, spec: ModelSpec) -> Iterator[Network]:

@@ -41,6 +41,8 @@ class ModelKind(Protocol):
     """Image sides must be multiples of this number of px."""
     families: frozenset[str] | None
     """The adapter families that webuis read for it; None: all."""
+    flow_shift: float
+    """The shift of σ with which images are drawn, where the model is a rectified flow."""
     has_unet_blocks: bool
     """Whether it is a UNet with kohya's block numbers, diffusion features and cross-attention at several sizes."""
 

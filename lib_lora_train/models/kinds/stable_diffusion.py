@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lib_lora_train.models.text_encoding import TextCondition
 
 _LATENT_CHANNELS = 4
+_FLOW_SHIFTS: Mapping[Architecture, float] = {"sdxl": 3.0}
+"""That of ComfyUI's node ModelSamplingSD3, with which rectified flows of SDXL are published."""
 
 
 class StableDiffusion:
@@ -29,6 +31,7 @@ class StableDiffusion:
 
     def __init__(self, architecture: Architecture) -> None:
         self._architecture = architecture
+        self.flow_shift = _FLOW_SHIFTS.get(architecture, 1.0)
 
     def networks(self, spec: ModelSpec) -> Iterator[Network]:
         """UNet, VAE and text encoders."""

@@ -125,7 +125,7 @@ def test_low_vram_patches_never_reach_the_training(world: NeoWorld, host: WebuiH
 # --- models that cannot be trained --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["Flux", "Anima", "ZImage", "QwenImage", "Chroma", "Mugen", "Lumina2", "Wan"])
+@pytest.mark.parametrize("kind", ["Flux", "ZImage", "QwenImage", "Chroma", "Mugen", "Lumina2", "Wan"])
 def test_an_unsupported_model_is_named_before_the_start(world: NeoWorld, host: WebuiHost, kind: str) -> None:
     world.generate()
     world.model_data.sd_model = type(kind, (SimpleNamespace,), {})(**vars(world.model))
