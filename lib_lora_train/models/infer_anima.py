@@ -1,7 +1,7 @@
 """Identifies an Anima transformer from the names and shapes of its tensors. Does not import PyTorch.
 
 Its checkpoint holds the transformer and the adapter between text encoder and transformer; the VAE and the text encoder
-are files of their own. In a webui's memory the adapter belongs to the text encoder.
+are separate files. In a webui's memory the adapter belongs to the text encoder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.wording import count
 from lib_lora_train.models.architecture import UNET_PREFIX, CheckpointHints, ModelSpec, Shapes
 from lib_lora_train.models.tensor_shapes import shape_of
 
@@ -73,8 +74,8 @@ def _transformer_config(unet: Shapes) -> dict[str, Any]:
     cells = _PATCH[1] * _PATCH[2]
     if inputs != cells * (_CHANNELS + 1):
         raise ModelError(
-            f"The transformer takes {inputs // cells - 1} channels, and Anima {_CHANNELS}: this is another Cosmos "
-            "model. Choose an Anima checkpoint."
+            f"The transformer has {count(inputs // cells - 1, 'input channel')}, but an Anima has {_CHANNELS}: this is "
+            "another Cosmos model. Choose an Anima checkpoint."
         )
     (head,) = shape_of(unet, "blocks.0.self_attn.q_norm.weight")
     return {

@@ -146,5 +146,5 @@ def test_a_checkpoint_without_text_adapter_is_named() -> None:
 
 def test_another_cosmos_model_is_refused() -> None:
     shapes = {**published_shapes(), f"{PREFIX}x_embedder.proj.1.weight": (2048, 4 * 18)}
-    with pytest.raises(ModelError, match="takes 17 channels, and Anima 16"):
+    with pytest.raises(ModelError, match="has 17 input channels, but an Anima has 16"):
         infer_spec(shapes)

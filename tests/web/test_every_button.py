@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from lib_lora_train.config.optimizer_catalog import CUSTOM
 from lib_lora_train.config.parameters import parameters_of
@@ -30,6 +31,7 @@ from lib_lora_train.runs.estimates.model_checks import check_model
 from lib_lora_train.runs.estimates.requirements import estimate_requirements
 from lib_lora_train.web.quick_fixes import find_fixes
 from tests.paths import ROOT
+from tests.stand_ins.tiny_anima import adapter_tensors, transformer_tensors
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 
 _PACKAGE = ROOT / "lib_lora_train"
@@ -38,6 +40,7 @@ _CHECKED = (
     _PACKAGE / "dataset" / "guide_checks.py",
     _PACKAGE / "dataset" / "plan_warnings.py",
     _PACKAGE / "runs" / "checkpoint_check.py",
+    _PACKAGE / "runs" / "kind_checks.py",
     _PACKAGE / "runs" / "estimates" / "model_checks.py",
     _PACKAGE / "runs" / "estimates" / "requirements.py",
 )
@@ -122,6 +125,7 @@ def problems_with(config: TrainConfig, world: World) -> tuple[Problem, ...]:
 _ZOK = Concept("/set/5_zok cat", trigger="zok")
 _V2 = ModelSpec("sd2", "v_prediction", False, 0.18215, {}, {}, (), notes=("predicts velocity, by a guess.",))
 _XL = ModelSpec("sdxl", "epsilon", True, 0.13025, {}, {}, ())
+_ANIMA = World(spec=ModelSpec("anima", "rectified_flow", False, 1.0, {}, {}, ()))
 _MIB = 2**20
 
 
@@ -305,6 +309,11 @@ _WORLDS: tuple[Case, ...] = (
     Case({"clip_skip": 2, "resolution": 1024, "max_bucket": 2048}, World(size=(1024, 1024), spec=_XL)),
     Case({}, World(spec=_XL)),
     Case({}, World(spec=_V2)),
+    Case({"family": "ia3"}, _ANIMA),
+    Case({"bucket_step": 8}, _ANIMA),
+    Case({"sample_prompts": ("zok --w 520",)}, _ANIMA),
+    Case({"block_ranks": "4"}, _ANIMA),
+    Case({"train_text_encoder": True, "train_norm": True, "clip_skip": 2}, _ANIMA),
     Case({}, World(checkpoint="bestMix.safetensors")),
     Case({"batch_size": 8}, World(gpu=(90 * _MIB, 90 * _MIB))),
     Case({"batch_size": 8, "train_text_encoder": True}, World(gpu=(_MIB, _MIB))),
@@ -318,10 +327,19 @@ def _xl_checkpoint() -> Path:
     return write_tiny_checkpoint(Path(tempfile.mkdtemp()) / "xl.safetensors", "sdxl")
 
 
+@cache
+def _anima_checkpoint() -> Path:
+    """A tiny Anima, made once."""
+    path = Path(tempfile.mkdtemp()) / "anima.safetensors"
+    save_file({**transformer_tensors(), **adapter_tensors()}, path)
+    return path
+
+
 def _in_webuis() -> Iterator[Case]:
     """A model that is not trained here, one that is only selected, and another *Clip skip* in the webui's settings."""
     yield Case({}, World(webui={"problem": "Flux is not trained here. Load an SD1, SD2 or SDXL model."}))
     yield Case({}, World(webui={"checkpoint": Path("/set/none.ckpt"), "is_loaded": False, "is_selected": True}))
+    yield Case({}, World(webui={"checkpoint": _anima_checkpoint(), "is_loaded": False}))
     yield Case({}, World(webui={"clip_skip": 2}))
     yield Case({}, World(webui={"checkpoint": _xl_checkpoint(), "clip_skip": 3, "applies_clip_skip_to_sdxl": True}))
 
