@@ -141,7 +141,7 @@ def merge(
     place = Path(out)
     pairs = pair_weights([read_adapter(Path(file)) for file in files], list(weights))
     config = TrainConfig(checkpoint=os.fspath(checkpoint) if checkpoint else "", precision="fp32")
-    model = StandaloneHost(None, None, place.parent).load_model(config)
+    model = StandaloneHost(None, None, place.parent).load_layers(config)
     merged, saved = merge_into_file(place, pairs, model, to=to, rank=rank, precision=precision)
     return MergedFile(saved.path, merged.error, merged.left_out)
 

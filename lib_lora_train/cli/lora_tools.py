@@ -154,4 +154,4 @@ def _model(checkpoint: Path, folder: Path) -> Any:
     """The checkpoint in full precision."""
     from lib_lora_train.hosts.standalone import StandaloneHost
 
-    return StandaloneHost(None, None, folder).load_model(TrainConfig(checkpoint=str(checkpoint), precision="fp32"))
+    return StandaloneHost(None, None, folder).load_layers(TrainConfig(checkpoint=str(checkpoint), precision="fp32"))

@@ -17,7 +17,7 @@ from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.checkpoint_files import scan_checkpoints
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.models.loading import ModelChoice, load_model, overrides_from_config
+from lib_lora_train.models.loading import ModelChoice, load_model, overrides_from_config, require_trainable
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ class StandaloneHost:
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The config's model, or the one this host was started with if the config names none.
 
-        Waits for the lease, so that no lease loses its model.
+        Waits for the lease, so that no lease loses its model. ModelError also for one that only a webui can train.
         """
+        return require_trainable(self.load_layers(config))
+
+    def load_layers(self, config: TrainConfig) -> DiffusionModel:
+        """`load_model`, also of a model that lacks a VAE and a text encoder: what work on LoRA files needs."""
         self._lock.acquire()
         try:
             return self._load(self._choose_model(config))

@@ -24,6 +24,7 @@ from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
 from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.core.wording import count, shorten_list
+from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.models.other_models import find_by_layers
 
 _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
@@ -85,9 +86,10 @@ class LoraReport:
                 "`convert` writes a file with the effect it had in training."
             )
         found += [f"{count(layers, 'layer')}: {_REMARKS[remark]}" for remark, layers in self.remarks.items()]
-        if model := find_by_layers(self.foreign):
-            found.append(f"It is for {model}; only files for SD1, SD2 and SDXL can be used here.")
-        elif self.foreign:
+        model = find_by_layers(self.foreign)
+        if model and model not in TITLES.values():
+            found.append(f"It is for {model}; only files for SD1, SD2, SDXL and Anima can be used here.")
+        elif self.foreign and not model:
             names = shorten_list(self.foreign, _SHOWN)
             found.append(
                 f"{count(len(self.foreign), 'layer does', 'layers do')} not belong to any Stable Diffusion model "

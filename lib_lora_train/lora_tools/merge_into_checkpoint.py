@@ -20,6 +20,7 @@ from lib_lora_train.lora_tools.new_model_folder import write_model_copy
 from lib_lora_train.models.architecture import VAE_PREFIX, add_text_model_prefix
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
 from lib_lora_train.models.diffusion_model import assemble
+from lib_lora_train.models.infer_anima import is_anima
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.model_files import read_contents
 
@@ -49,6 +50,11 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     if beside.is_file() and new_beside.exists():
         raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
     file = load_checkpoint(checkpoint)
+    if is_anima(file.tensors):
+        raise ModelError(
+            f"{checkpoint.name} is an Anima, into which LoRAs cannot be merged here. Use them in the prompt, or merge "
+            "them into one LoRA."
+        )
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
     spec = infer_spec(shapes_of(tensors), hints=file.hints)

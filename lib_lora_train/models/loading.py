@@ -25,7 +25,7 @@ from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.fp8 import store_in_fp8
 from lib_lora_train.models.graft import check_vae
-from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO
+from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO, is_anima
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import load_tokenizer
@@ -49,14 +49,17 @@ class ModelChoice:
 
 
 def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
-    """The chosen model on `device`, without network access; ModelError for what cannot be used."""
+    """The chosen model on `device`, without network access; ModelError for what cannot be used.
+
+    Of an Anima only the transformer is loaded, which suffices to work on LoRA files; see `require_trainable`.
+    """
     path = choice.checkpoint or EMBEDDED_CHECKPOINT
     file = load_checkpoint(path)
-    tensors = file.tensors if choice.vae is None else replace_vae(file.tensors, _load_fitting_vae(choice.vae))
+    tensors = file.tensors
+    if choice.vae is not None and not is_anima(tensors):
+        tensors = replace_vae(tensors, _load_fitting_vae(choice.vae))
     try:
         spec = infer_spec(shapes_of(tensors), hints=file.hints)
-        if spec.architecture == "anima":
-            raise ModelError(ANIMA_NEEDS_NEO)
         model = assemble(
             tensors,
             spec=spec,
@@ -74,6 +77,13 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     model = with_overrides(model, choice.overrides)
     model = replace(model, vae_hash=model_hash(choice.vae) if choice.vae else "")
     return _with_fp8_unet(model) if choice.fp8 else model
+
+
+def require_trainable(model: DiffusionModel) -> DiffusionModel:
+    """The same model; ModelError for one without VAE and text encoder, which only a webui has."""
+    if model.vae is None:
+        raise ModelError(f"{model.name}: {ANIMA_NEEDS_NEO}")
+    return model
 
 
 def _load_fitting_vae(path: Path) -> Mapping[str, Tensor]:

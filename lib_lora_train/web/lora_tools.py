@@ -101,7 +101,7 @@ class LoraToolsSession:
         from lib_lora_train.hosts.standalone import StandaloneHost
 
         config = TrainConfig(checkpoint=str(self._checkpoint(values)), precision="fp32")
-        return StandaloneHost(None, None, folder).load_model(config)
+        return StandaloneHost(None, None, folder).load_layers(config)
 
 
 def _output(values: Mapping[str, Any], folder: Path, default: str) -> Path:

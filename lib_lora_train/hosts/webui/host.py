@@ -39,7 +39,13 @@ from lib_lora_train.models.diffusion_model import (
 )
 from lib_lora_train.models.graft import can_be_trained_on, graft
 from lib_lora_train.models.infer_spec import infer_spec
-from lib_lora_train.models.loading import ModelChoice, load_checkpoint_tokenizer, load_model, overrides_from_config
+from lib_lora_train.models.loading import (
+    ModelChoice,
+    load_checkpoint_tokenizer,
+    load_model,
+    overrides_from_config,
+    require_trainable,
+)
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -365,7 +371,7 @@ class WebuiHost:
     def _read(self, choice: ModelChoice, why: str) -> DiffusionModel:
         """A model on tensors read from the file instead of the webui's memory."""
         assert choice.checkpoint is not None
-        model = load_model(choice, self._webui.device)
+        model = require_trainable(load_model(choice, self._webui.device))
         size = sum(row.bytes for row in model.report if row.status != "unused") / 2**20
         note = f"{choice.checkpoint.name} was read from its file because {why}. That takes {size:.0f} MiB more memory."
         return replace(model, note=f"{note} {model.note}".strip())
