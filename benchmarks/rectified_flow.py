@@ -51,8 +51,9 @@ from lib_lora_train.training.step import predict
 from tools.tiny_sd.scenes import caption_scene, draw_training_scene
 
 NAME = "tiny-rectified-flow.safetensors"
-IMAGES, BATCH, STEPS, GUIDANCE = 256, 32, 8, 2.5
-TRAIN_BATCH, RATE = 32, 1e-3
+IMAGES, BATCH, STEPS, GUIDANCE = 128, 32, 8, 2.5
+TRAIN_BATCH, RATE = 8, 1e-3
+TIME_STEPS, TIME_RATE = 2000, 2e-3
 CONCEPT_SEEDS = tuple(range(1, 9))  # 32 images
 Pair = tuple[Tensor, str]
 """A latent (C, h, w) and its caption."""
@@ -98,6 +99,7 @@ def make(out: Path, seconds: float) -> None:
     torch.manual_seed(0)
     teacher = load_model(ModelChoice(), torch.device("cpu"))
     student, tensors = _trainable_copy(teacher)
+    print(f"time embedding: unexplained share {fit_time_embedding(teacher, student):.5f}", flush=True)
     pairs = draw_pairs(teacher)
     parameters = [parameter.requires_grad_() for parameter in student.unet.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
@@ -109,7 +111,8 @@ def make(out: Path, seconds: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step, mean = step + 1, 0.95 * mean + 0.05 * float(loss) if step else float(loss)
+        now = float(loss.detach())
+        step, mean = step + 1, 0.95 * mean + 0.05 * now if step else now
         if step % 50 == 0:
             print(f"step {step}: {time.monotonic() - began:.0f} s, loss {mean:.4f}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,28 @@ def make(out: Path, seconds: float) -> None:
     shutil.copy(EMBEDDED_CHECKPOINT.with_suffix(".yaml"), (out / NAME).with_suffix(".yaml"))
     shutil.copytree(EMBEDDED_CHECKPOINT.parent / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     print(f"{out / NAME}: {step} steps of {TRAIN_BATCH}, {(out / NAME).stat().st_size / 1e6:.1f} MB")
+
+
+def fit_time_embedding(teacher: DiffusionModel, student: DiffusionModel) -> float:
+    """Make the copy embed 1000·σ as the timestep with as much noise; returns the share of the variance that is left.
+
+    What the UNet knows about each noise level then stays in use, and little has to be learnt again.
+    """
+    ours, theirs = student.unet, teacher.unet
+    with torch.no_grad():
+        target = theirs.time_embedding(theirs.time_proj(torch.arange(1000)))
+        beyond = torch.linspace(float(_SD_SIGMAS[-1]), 1.0, 50)
+        waves = ours.time_proj(1000 * torch.cat([_SD_SIGMAS.float(), beyond]))
+        target = torch.cat([target, target[-1:].expand(len(beyond), -1)])
+    parameters = [parameter.requires_grad_() for parameter in ours.time_embedding.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=TIME_RATE)
+    for step in range(TIME_STEPS):
+        optimizer.param_groups[0]["lr"] = TIME_RATE * (1.0 - step / TIME_STEPS)
+        loss = (ours.time_embedding(waves) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach()) / float(target.var())
 
 
 def _trainable_copy(teacher: DiffusionModel) -> tuple[DiffusionModel, dict[str, Tensor]]:
