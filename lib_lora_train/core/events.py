@@ -213,7 +213,7 @@ class ImageLosses:
 class SampleMatched:
     """The training image that a sample of an epoch is most like, both by path; `similarity` is at most 1.
 
-    `is_copy`: the sample is nearer to it than any two training images are to each other.
+    `is_copy`: the sample is nearly equal to it.
     """
 
     epoch: int

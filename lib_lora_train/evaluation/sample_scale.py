@@ -4,9 +4,11 @@
   rate a grey blur highest, since it is a little like each of them. Two numbers of the run itself give the scale. 0 is
   how alike samples without LoRA are, 1 how alike the training images are to each other.
 - *Palette likeness*: the same with the colours of what stands out (`palette.py`), which features hardly see.
-- *Copies*: the share of the samples that are nearer to a training image than any two training images are to each other,
-  duplicates aside, both in features (what is shown) and in pixels (where it is, and on what). Features alone would call
-  every good drawing of a mascot a copy, pixels alone every image on the same plain background.
+- *Copies*: the share of the samples that are nearly equal to a training image, and nearer to it than any two training
+  images are to each other, duplicates aside, both in features (what is shown) and in pixels (where it is, and on what).
+  Features alone would call every good drawing of a mascot a copy, pixels alone every image with something in the same
+  place. Few images say little about how alike two of them can be, so both have a fixed bound too. What is right and how
+  often: `benchmarks/copies.md`.
 - *Diversity*: how different the samples are from each other, as a share of how different the training images are.
 
 When they lie: likeness rises with everything that the samples share with the training images, such as their style or a
@@ -37,7 +39,7 @@ MAX_IMAGES = 24
 _DUPLICATE = 0.985  # the same image in another file format or size is at least so alike
 _MIN_RANGE = 0.03  # between 0 and 1 of the scale: less is within the noise of a similarity
 _MIN_PALETTE_RANGE = 0.1
-_COPY_OF_ONE = 0.9  # in features and pixels, where there are no two training images to compare
+_COPY_FEATURES, _COPY_PIXELS = 0.8, 0.86  # beside what the training images say, of which there may be only one or two
 _SIDE_PX = 32  # of the thumbnails whose pixels are compared
 _SHIFTS = (-2, -1, 0, 1, 2)  # px of a thumbnail, in both directions
 
@@ -66,6 +68,31 @@ class Match:
     is_copy: bool
 
 
+@dataclass(frozen=True)
+class CopyRule:
+    """How alike a sample has to be to a training image, in features and in pixels, to be a copy of it."""
+
+    features: float
+    pixels: float
+
+    def is_copy(self, features: float, pixels: float) -> bool:
+        """Whether a sample that is so alike is a copy."""
+        return features > self.features and pixels > self.pixels
+
+
+def copy_rule(pairs: Sequence[tuple[float, float]]) -> CopyRule:
+    """The rule of a dataset, from how alike any two of its images are in (features, pixels).
+
+    In features different images of one subject may be as alike as a copy is, so they can only lower that bound. Images
+    that are alike in pixels raise the other one: nothing else separates a copy from a new image then.
+    """
+    different = [pair for pair in pairs if pair[0] < _DUPLICATE]
+    return CopyRule(
+        features=min(_COPY_FEATURES, max((features for features, _ in different), default=_COPY_FEATURES)),
+        pixels=max(_COPY_PIXELS, *(pixels for _, pixels in different), 0.0),
+    )
+
+
 def look_at(image: Image.Image, features: ImageFeatures) -> Look:
     """An RGB image of any size and its features, ready to be compared."""
     small = image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
@@ -80,8 +107,7 @@ class SampleScale:
     without_lora: Sequence[Look]
     _zero: float = field(init=False)
     _one: float = field(init=False)
-    _nearest_pair: float = field(init=False)
-    _nearest_pixels: float = field(init=False)
+    _copy_rule: CopyRule = field(init=False)
     _difference: float | None = field(init=False)
     _palette_zero: float = field(init=False)
     _palette_one: float = field(init=False)
@@ -94,11 +120,10 @@ class SampleScale:
             max((value for pair, value in different.items() if number in pair), default=1.0)
             for number in range(len(self.training))
         ]
-        pixels = [pixel_similarity(*(self.training[n].thumbnail for n in pair)) for pair in different]
+        pixels = {pair: pixel_similarity(*(self.training[n].thumbnail for n in pair)) for pair in different}
         self._zero = fmean(self._nearest(look)[1] for look in self.without_lora)
         self._one = fmean(closest)
-        self._nearest_pair = max(different.values(), default=_COPY_OF_ONE)
-        self._nearest_pixels = max(pixels, default=_COPY_OF_ONE)
+        self._copy_rule = copy_rule([(different[pair], pixels[pair]) for pair in different])
         self._difference = 1 - fmean(different.values()) if different else None
         self._palette_zero = fmean(map(self._nearest_palette, self.without_lora))
         self._palette_one = fmean(
@@ -145,9 +170,13 @@ class SampleScale:
         return (1 - fmean(values)) / self._difference if values and self._difference else None
 
     def _match(self, sample: Look) -> Match:
-        number, value = self._nearest(sample)
-        pixels = pixel_similarity(sample.thumbnail, self.training[number].thumbnail)
-        return Match(number, value, value > self._nearest_pair and pixels > self._nearest_pixels)
+        """The training image that the sample copies, the most alike one of several; else the one it is most like."""
+        features = [similarity(sample.features, look.features) for look in self.training]
+        pixels = [pixel_similarity(sample.thumbnail, look.thumbnail) for look in self.training]
+        numbers = range(len(self.training))
+        copied = [number for number in numbers if self._copy_rule.is_copy(features[number], pixels[number])]
+        best = max(copied or numbers, key=features.__getitem__)
+        return Match(best, features[best], bool(copied))
 
     def _nearest_palette(self, look: Look) -> float:
         return max(palette_similarity(look.palette, image.palette) for image in self.training)

@@ -75,11 +75,47 @@ def test_a_copy_is_nearer_in_features_and_in_pixels_than_training_images_are_to_
 
 def test_with_one_training_image_a_copy_is_one_that_is_nearly_equal() -> None:
     scale = SampleScale([_pointing(0, seed=1)], [_pointing(150)])
-    assert [match.is_copy for match in scale.matches([_pointing(5, 1), _pointing(30, 1), _pointing(5, 2)])] == [
+    assert [match.is_copy for match in scale.matches([_pointing(5, 1), _pointing(50, 1), _pointing(5, 2)])] == [
         True,
         False,
         False,
     ]
+
+
+def _mixed(degrees: float, first: int, second: int, share: float) -> Look:
+    """As `_pointing`, with pixels that are `share` of those of one seed and the rest of another."""
+    one, other = (_pointing(degrees, seed).thumbnail for seed in (first, second))
+    return Look(_pointing(degrees).features, share * one + (1 - share) * other)
+
+
+def test_two_training_images_that_are_unlike_each_other_do_not_make_every_sample_a_copy() -> None:
+    """Two images say little about how alike two different ones can be: here 40° and nothing in common in pixels."""
+    scale = SampleScale([_pointing(0, seed=1), _pointing(40, seed=2)], [_pointing(150)])
+    elsewhere = _mixed(2, 1, 7, 0.55)
+    assert 0.5 < pixel_similarity(elsewhere.thumbnail, scale.training[0].thumbnail) < 0.85
+    assert [match.is_copy for match in scale.matches([elsewhere, _mixed(2, 1, 7, 0.95)])] == [False, True]
+
+
+def test_a_copy_is_found_where_training_images_show_the_same_subject_in_other_places() -> None:
+    """Alike by cos 10° = .985 at most in features; the copy's, at 20°, are less alike than that to its image."""
+    training = [_pointing(0, seed=1), _pointing(11, seed=2), _pointing(22, seed=3)]
+    scale = SampleScale(training, [_pointing(150)])
+    assert [match.is_copy for match in scale.matches([_pointing(-20, seed=1), _pointing(-40, seed=1)])] == [True, False]
+
+
+def test_the_image_that_is_copied_is_shown_even_if_another_one_is_nearer_in_features() -> None:
+    scale = SampleScale([_pointing(0, seed=1), _pointing(20, seed=2)], [_pointing(150)])
+    [match] = scale.matches([_pointing(-25, seed=2)])
+    assert not match.is_copy and match.image == 0, "45° from the image whose pixels it has"
+    [match] = scale.matches([_pointing(8, seed=2)])
+    assert match.is_copy and match.image == 1
+
+
+def test_images_that_are_as_alike_in_pixels_as_a_copy_would_be_raise_the_bound() -> None:
+    training = [_pointing(0, seed=1), _mixed(40, 1, 2, 0.8)]
+    scale = SampleScale(training, [_pointing(150)])
+    assert pixel_similarity(training[0].thumbnail, training[1].thumbnail) > 0.9
+    assert [match.is_copy for match in scale.matches([_mixed(2, 1, 7, 0.75), _mixed(2, 1, 7, 0.95)])] == [False, True]
 
 
 def test_diversity_is_the_samples_difference_as_a_share_of_the_training_images() -> None:
