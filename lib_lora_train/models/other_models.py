@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lib_lora_train.core.errors import AdapterError
 
-NEEDS_SD = "Only SD 1.x, SD 2.x and SDXL can be trained."
+NEEDS_SD = "Only SD 1.x, SD 2.x, SDXL and, in Forge Neo, Anima can be trained."
 
 
 @dataclass(frozen=True)

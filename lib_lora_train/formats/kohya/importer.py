@@ -278,7 +278,7 @@ def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
 def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
     model = find_other_model(values)
     if model:
-        raise file_error(path, f"has settings for {model}. Only SD1, SD2 and SDXL can be trained here.")
+        raise file_error(path, f"has settings for {model}. Only those for SD1, SD2 and SDXL can be imported.")
 
 
 def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
