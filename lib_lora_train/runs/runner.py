@@ -50,6 +50,7 @@ class Runner:
         self.home = home
         self.queue = RunQueue(home / "queue.json")
         self._make_events = make_events
+        self._taken: set[str] = set()  # entries of the queue that were started, in case one cannot be removed from it
         self._lock = threading.Lock()
         self._run: CurrentRun | None = None
         self._thread: threading.Thread | None = None
@@ -281,6 +282,8 @@ class Runner:
     def _next_queued(self) -> tuple[QueuedRun, CurrentRun] | None:
         """The next queued run that can start; the queue keeps the others, each with its reason."""
         for entry in self.queue.entries():
+            if entry.id in self._taken:
+                continue
             try:
                 return entry, self._run_from(entry)
             except (LoraTrainError, OSError) as error:
@@ -293,6 +296,7 @@ class Runner:
 
     def _take(self, entry: QueuedRun, run: CurrentRun) -> CurrentRun:
         """The run, removed from the queue; its folder exists by now, so that it is never lost."""
+        self._taken.add(entry.id)
         try:
             self.queue.remove(entry.id)
         except LoraTrainError as error:  # the disk is full, or the user has removed it at this moment

@@ -13,13 +13,15 @@ from fastapi.testclient import TestClient
 
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.errors import HostError, TrainingError
+from lib_lora_train.core.errors import HostError, OutputError, TrainingError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.model_identity import ModelIdentity
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import past_runs
-from lib_lora_train.runs.queue import RunQueue
+from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
 from lib_lora_train.runs.runner import Runner
+from lib_lora_train.runs.trainer import RunOptions
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import small_config, write_images
@@ -119,6 +121,44 @@ def test_every_unreadable_file_is_kept_once_under_a_name_that_was_free(tmp_path:
     assert kept == {"queue.unread.json": "0", "queue.unread-2.json": "1", "queue.unread-3.json": "2"}
 
 
+def test_an_entry_is_a_new_run_of_its_own_length_unless_it_says_otherwise(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "queue.json")
+    queue.add(named("added"))
+    entries = [*queue.entries(), new_entry(named("made")), QueuedRun("1", {})]
+    assert [(entry.run, entry.more_epochs, entry.problem) for entry in entries] == [("", 0, "")] * 3
+    assert len({entry.id for entry in entries}) == 3
+
+
+def test_a_run_that_cannot_be_written_to_the_queue_is_not_in_it(tmp_path: Path) -> None:
+    """A file is in the place of its folder, so that nobody, not even root, can write there."""
+    queue = RunQueue(tmp_path / "deep" / "home" / "queue.json")
+    queue.add(named("a"))
+    (tmp_path / "deep").rename(tmp_path / "away")
+    (tmp_path / "deep").touch()
+    with pytest.raises(OutputError, match=r"queue\.json cannot be written"):
+        queue.add(named("b"))
+    assert names(queue) == ["a"]
+
+
+def test_an_unreadable_file_that_cannot_be_kept_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, while an editor has it open."""
+    file = tmp_path / "queue.json"
+    file.write_text("by hand", encoding="utf-8")
+    queue, replace = RunQueue(file), Path.replace
+
+    def in_use(path: Path, target: Path) -> Path:
+        if path == file:
+            raise PermissionError(13, "Permission denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", in_use)
+    with pytest.raises(OutputError, match=r"queue\.json cannot be written: Permission denied\."):
+        queue.add(named("a"))
+    assert file.read_text(encoding="utf-8") == "by hand" and names(queue) == []
+
+
 @pytest.mark.parametrize(
     "values",
     [{"run": 1}, {"more_epochs": "2"}, {"problem": None}, {"model": []}, {"origin": 0}, {"id": None}, {"values": []}],
@@ -210,6 +250,76 @@ def test_queued_run_that_cannot_start_stays_in_the_queue_with_its_reason(tmp_pat
     runner.start_queue()
     runner.wait(20)
     assert works.started == ["good"]
+
+
+def test_a_queued_run_has_the_origin_and_the_model_that_it_was_queued_with(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def make(
+        config: TrainConfig, host: Any, *, folder: RunFolder, control: Control, options: RunOptions | None = None
+    ) -> Iterator[Event]:
+        origin = json.loads(folder.origin.read_text(encoding="utf-8")) if folder.origin.exists() else None
+        seen[config.output_name] = (options, origin)
+        yield StateChanged("finished")
+
+    runner = Runner(None, tmp_path, make_events=make)
+    model = ModelIdentity("base", "ab12", "cd34")
+    runner.queue.add(named("of a model"), model=model.values())
+    runner.enqueue_all([(named("of a sweep"), {"sweep": "s", "number": 2})])
+    runner.enqueue(named("plain"))
+    runner.start_queue()
+    runner.wait(20)
+    assert seen == {
+        "of a model": (RunOptions(model=model), None),
+        "of a sweep": (None, {"sweep": "s", "number": 2}),
+        "plain": (None, None),
+    }
+
+
+def test_a_run_whose_entry_cannot_be_removed_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file may be on a full disk, or belong to somebody else: the queue then keeps what is done."""
+    works = FakeRuns()
+    works.gate.set()
+    runner = Runner(None, tmp_path, make_events=works)
+    ids = [runner.enqueue(named(name)) for name in ("first", "second")]
+
+    def fail(entry_id: str) -> None:
+        raise OutputError(f"{tmp_path / 'queue.json'} cannot be written: Permission denied.")
+
+    monkeypatch.setattr(runner.queue, "remove", fail)
+    runner.start_queue()
+    runner.wait(20)
+    assert works.started == ["first", "second"]
+    assert [entry["id"] for entry in runner.queued_runs()] == ids
+
+
+def test_a_run_started_while_the_next_one_is_looked_for_is_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a large dataset takes a while, and Start works meanwhile; the queue follows after that run."""
+    works = FakeRuns()
+    runner = Runner(None, tmp_path, make_events=works)
+    look = runner._next_queued
+
+    def look_slowly() -> Any:
+        found = look()
+        if works.started == ["first"]:
+            works.gate = threading.Event()
+            runner.start(named("by hand"))
+        return found
+
+    monkeypatch.setattr(runner, "_next_queued", look_slowly)
+    runner.start(named("first"))
+    runner.enqueue(named("second"))
+    first = runner._thread
+    assert first
+    works.gate.set()
+    first.join(5)
+    assert not first.is_alive() and runner.active_run.endswith("-by hand")
+    assert [entry["name"] for entry in runner.queued_runs()] == ["second"]
+    works.gate.set()
+    runner.wait(20)
+    assert works.started == ["first", "by hand", "second"] and runner.queued_runs() == []
 
 
 # --- routes -----------------------------------------------------------------------------------------

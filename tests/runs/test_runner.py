@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
-from lib_lora_train.core.events import Event, LoraWritten, Noted, StateChanged, StepDone, from_record
+from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StepDone, from_record
+from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_line, log_record, read_lines, read_log
 from lib_lora_train.runs.folder import RunFolder
@@ -77,6 +79,110 @@ def test_commands_without_a_run_are_refused(tmp_path: Path) -> None:
     for command in (runner.pause, runner.resume, runner.stop):
         with pytest.raises(HostError, match="No training"):
             command()
+
+
+def test_each_command_is_a_request_to_the_run(tmp_path: Path) -> None:
+    gate, begun, controls = threading.Event(), threading.Event(), list[Control]()
+
+    def make(*_: object, control: Control, **__: object) -> Iterator[Event]:
+        controls.append(control)
+        begun.set()
+        gate.wait(10)
+        yield StateChanged("stopped")
+
+    runner = Runner(None, tmp_path, make_events=make)
+    runner.start(TrainConfig())
+    assert begun.wait(10)
+    (control,) = controls
+    assert control.is_attended, "a run that pauses for a full disk can be resumed on the page"
+    pending = {
+        runner.save_now: ["save"],
+        runner.sample_now: ["save", "sample"],
+        runner.pause: ["pause", "save", "sample"],
+        runner.resume: ["save", "sample"],
+        runner.stop: ["stop", "save", "sample"],
+    }
+    for command, names in pending.items():
+        command()
+        assert runner.status()["pending"] == names
+    assert (control.accepts_any_model, control.is_dropped) == (False, False)
+    runner.accept_any_model()
+    assert (control.accepts_any_model, control.is_dropped) == (True, False)
+    runner.drop()
+    assert (control.accepts_any_model, control.is_dropped) == (True, True)
+    gate.set()
+    runner.wait(10)
+
+
+def test_beside_an_active_run_nothing_starts_and_no_folder_is_made(tmp_path: Path) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def make(config: TrainConfig, host: Any, *, folder: RunFolder, control: Control) -> Iterator[Event]:
+        write_toml_config(folder.config, config)  # so that it could be resumed
+        begun.set()
+        gate.wait(10)
+        yield StateChanged("finished")
+
+    runner = Runner(None, tmp_path, make_events=make)
+    run = runner.start(TrainConfig())
+    runner.enqueue(TrainConfig())
+    assert begun.wait(10) and runner.active_run == run
+    before = sorted(tmp_path.iterdir())
+    commands: list[Callable[[], str]] = [
+        lambda: runner.start(TrainConfig()),
+        runner.start_queue,
+        lambda: runner.resume_run(run),
+    ]
+    for command in commands:
+        with pytest.raises(HostError, match="already running"):
+            command()
+    assert sorted(tmp_path.iterdir()) == before and len(runner.queued_runs()) == 1
+    runner.queue.remove(runner.queued_runs()[0]["id"])
+    gate.set()
+    runner.wait(10)
+    assert runner.active_run == ""
+
+
+def test_the_status_has_the_events_from_a_number_on(tmp_path: Path) -> None:
+    notes: list[Event] = [Noted("hint", "", str(number)) for number in range(3)]
+    runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter([*notes, StateChanged("finished")]))
+    assert runner.status()["events"] == [] and runner.loss_curve() == [] and runner.rate_curves() == {}
+    runner.start(TrainConfig())
+    runner.wait(10)
+    status = runner.status()
+    assert [event.get("message") for event in status["events"]] == ["0", "1", "2", ""] and status["next"] == 4
+    assert runner.status(2)["events"] == status["events"][2:]
+    assert runner.status(4)["events"] == []
+
+
+def test_what_is_done_to_a_runs_files_is_added_to_that_run_alone(tmp_path: Path) -> None:
+    events: list[Event] = [LoraWritten("/loras/a.safetensors", 1, 3), StateChanged("finished")]
+    runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter(events))
+    (tmp_path / "older").mkdir()
+    removed = LoraRemoved("/loras/a.safetensors")
+    runner.note("older", removed)  # before the first run
+    run = runner.start(TrainConfig())
+    runner.wait(10)
+    runner.note("older", removed)
+    assert runner.lora_paths() == (Path("/loras/a.safetensors"),)
+    assert [record["kind"] for record in read_log(tmp_path / "older" / "events.jsonl")] == ["LoraRemoved"] * 2
+    runner.note(run, removed)
+    assert runner.lora_paths() == ()
+    assert [record["kind"] for record in read_log(tmp_path / run / "events.jsonl")][-1] == "LoraRemoved"
+
+
+def test_the_console_shows_failures_as_errors_and_other_messages_as_information(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Event] = [StateChanged("waiting", "Another model is loaded."), StateChanged("failed", "No memory.")]
+    runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter(events))
+    with caplog.at_level(logging.INFO, "lora_train"):
+        runner.start(TrainConfig())
+        runner.wait(10)
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("INFO", "Another model is loaded."),
+        ("ERROR", "No memory."),
+    ]
 
 
 def test_long_curve_is_averaged_to_few_points() -> None:
