@@ -92,13 +92,12 @@ def _empty_master(stored: nn.Parameter) -> nn.Parameter:
 
 def _round(pairs: Sequence[tuple[Tensor, Tensor]], seed: int | None) -> None:
     """Write each pair's second tensor into the first: to nearest without a seed, at random with one."""
-    generators = {target.device: torch.Generator(target.device) for target, _ in pairs}
-    for generator in generators.values():
-        generator.manual_seed(seed or 0)
-    for target, values in pairs:
-        if seed is None:
+    if seed is None:
+        for target, values in pairs:
             target.copy_(values)
-            continue
+        return
+    generators = {target.device: torch.Generator(target.device).manual_seed(seed) for target, _ in pairs}
+    for target, values in pairs:
         for here, part in zip(torch.split(target, _CHUNK_SIZE), torch.split(values, _CHUNK_SIZE), strict=True):
             here.copy_(stochastically_rounded(part, target.dtype, generators[target.device]))
 

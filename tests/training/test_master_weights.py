@@ -129,6 +129,25 @@ def test_steps_below_the_16_bit_resolution_add_up(dtype: torch.dtype) -> None:
     assert float(stored.detach().double().mean()) == pytest.approx(0.96, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_follows_from_seed_and_step_alone_and_differs_between_them(dtype: torch.dtype) -> None:
+    """With the same draws in every step, the same few numbers would move each time and the others never."""
+
+    def rounded(seed: int, step: int) -> list[Tensor]:
+        stored = [nn.Parameter(torch.ones(100, dtype=dtype)) for _ in range(2)]
+        working = MasterWeights({"unet": stored})
+        with working.step(seed, step), torch.no_grad():
+            for master in working.parameters:
+                master.fill_(1 + torch.finfo(dtype).eps / 2)  # halfway between two numbers
+        return [parameter.detach() for parameter in stored]
+
+    first = rounded(5, 1)
+    assert all(torch.equal(one, again) for one, again in zip(first, rounded(5, 1), strict=True))
+    assert not torch.equal(first[0], first[1]), "every number has its own draw"
+    for seed, step in ((5, 2), (6, 1)):
+        assert not torch.equal(first[0], rounded(seed, step)[0])
+
+
 # --- stand-ins ----------------------------------------------------------------------------------
 
 
@@ -136,6 +155,17 @@ def test_fp32_weights_are_not_copied() -> None:
     stored = nn.Parameter(torch.ones(3))
     working = MasterWeights({"unet": [stored]})
     assert working.groups["unet"][0] is stored and not working.is_rounded
+
+
+def test_a_new_copy_holds_no_memory_and_learns_what_its_parameter_does() -> None:
+    stored = [nn.Parameter(torch.ones(3, dtype=torch.float16), requires_grad=grad) for grad in (True, False)]
+    working = MasterWeights({"unet": stored[:1], "text_encoder": stored[1:]})
+    assert [own.untyped_storage().size() for own in working.parameters] == [0, 0]
+    assert [own.requires_grad for own in working.parameters] == [True, False]
+    assert {
+        name: group[0] is working.master_of(one)
+        for (name, group), one in zip(working.groups.items(), stored, strict=True)
+    } == {"unet": True, "text_encoder": True}
 
 
 def test_changes_to_the_copies_are_written_back_to_every_parameter_rounded_to_nearest() -> None:
@@ -186,7 +216,8 @@ def test_a_failed_step_leaves_the_adapter_unchanged() -> None:
         working.parameters[0].data.zero_()
         raise MemoryError
     assert torch.equal(stored, torch.ones_like(stored))
-    assert working.parameters[0].untyped_storage().size() == 0
+    (master,) = working.parameters
+    assert master.untyped_storage().size() == 0 and master.grad is None
 
 
 # --- whole runs ---------------------------------------------------------------------------------
