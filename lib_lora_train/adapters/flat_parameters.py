@@ -70,16 +70,6 @@ class FlatBuffer:
         """Free the copy that `begin_cast` made."""
         self._casts.clear()
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights and their gradient; `parameter` stays the same object."""
-        gradient = self.parameter.grad
-        self.parameter.grad = None
-        self.parameter.data = self.parameter.data.to(device)
-        self.parameter.grad = None if gradient is None else gradient.to(device)
-        self._views = self._split(self.parameter.detach())
-        self._casts.clear()
-        self._gradient = None
-
     def _zero_gradient(self) -> Tensor:
         """A zero gradient, in the previous one's storage if there is one."""
         zero = torch.zeros_like(self.parameter) if self._gradient is None else self._gradient.zero_()

@@ -168,11 +168,6 @@ class Adapter:
                 group_rates[group] = rates[name] * weight
         return groups, group_rates
 
-    def to(self, device: torch.device) -> None:
-        """Move the adapter's weights (not the model's); parameters stay the same objects."""
-        for buffer in self._buffers:
-            buffer.to(device)
-
     def remove(self) -> None:
         """Put the original modules back. The adapter keeps its weights."""
         for hook in self._hooks:

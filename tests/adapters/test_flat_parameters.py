@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -56,21 +55,3 @@ def test_gradients_are_added_to_the_parameters_slice_and_start_at_zero() -> None
     assert flat.parameter.grad.tolist() == [2.0] * 6 + [0.0] + [1.0] * 4
     flat.parameter.grad = None
     assert not flat.gradient(2).any() and flat.parameter.grad is not None
-
-
-@pytest.mark.parametrize("has_gradient", [True, False])
-def test_a_moved_buffer_keeps_nothing_at_its_old_place(has_gradient: bool) -> None:
-    """A dtype stands in for a GPU: `Tensor.to` copies to either."""
-    flat = buffer()
-    parameter, elsewhere = flat.parameter, torch.float64
-    flat.gradient(0).fill_(1)
-    flat.begin_cast(torch.bfloat16)
-    if not has_gradient:
-        flat.parameter.grad = None
-    flat.to(elsewhere)  # type: ignore[arg-type]
-    assert flat.parameter is parameter and parameter.dtype == elsewhere
-    assert flat.gradient(0).tolist() == [[float(has_gradient)] * 3] * 2
-    assert parameter.grad is not None and parameter.grad.dtype == elsewhere
-    with torch.no_grad():
-        parameter.zero_()
-    assert not flat.value(0, elsewhere).any() and not flat.value(0, torch.bfloat16).any()
