@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Event, StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder
+from lib_lora_train.runs.history import RunHistory
+from lib_lora_train.runs.run_context import RunContext
+from lib_lora_train.training.training_run import Training
+from tests.stand_ins.training_parts import small_config, started
 
 NO_SAMPLES: Mapping[str, Any] = {"sample_prompts": (), "sample_every_n_epochs": 0}
 """Settings of a run without samples and grid; empty prompts alone are written by the run."""
@@ -52,6 +58,36 @@ def small_run_setup(host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Run
         **NOT_MEASURED,
     )
     return RunSetup(config, host, new_run_folder(tmp_path / "outputs", "test"))
+
+
+def run_context(
+    model: DiffusionModel, tmp_path: Path, *, control: Control | None = None, **values: Any
+) -> tuple[RunContext, Training]:
+    """A run that is about to train on a tiny model, with images that exist by name only, four steps in an epoch.
+
+    Whoever makes it removes the adapter. The other settings are `values`.
+    """
+    config = small_config(**{**NO_SAMPLES, **NOT_MEASURED, "make_grid": False, **values})
+    training = started(model, config)
+    lora_dir = tmp_path / "Lora"
+    lora_dir.mkdir()
+    folder = RunFolder(tmp_path / "outputs" / "run")
+    folder.samples.mkdir(parents=True)
+    run = RunContext(
+        config=config,
+        host=StandaloneHost(None, None, lora_dir, "cpu"),
+        folder=folder,
+        control=control or Control(),
+        plan=training.plan,
+        prompts=sample_prompts(config),
+        identity=Identity("test", str(lora_dir), "session", 0.0),
+        model=model,
+        adapter=training.adapter,
+        state=None,
+        history=RunHistory(),
+        training=training,
+    )
+    return run, training
 
 
 def only(events: list[Event], kind: type[Any]) -> list[Any]:
