@@ -131,6 +131,27 @@ def test_norms_are_limited_after_each_step_and_reported(values: dict[str, Any]) 
     assert reported[-1] and reported[-1][1:] == pytest.approx((sum(after) / len(after), max(after)), rel=1e-4)
 
 
+def test_a_step_starts_from_the_limited_weights_also_where_the_optimiser_holds_scaled_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values: dict[str, Any] = {"optimizer": "Prodigy", "optimizer_args": "d0=0.05", "scale_weight_norms": 0.05}
+    training = start_run(small_config(epochs=1, rank=1, learning_rate=1.0, text_encoder_lr=0.5, **values))
+    optimizer: Any = training.optimizer
+    step, compared = optimizer.step, list[tuple[Tensor, Tensor]]()
+
+    def checked(factor: float) -> None:
+        copies = [
+            (scaled * ratio, parameter) for parameter, scaled, ratio in optimizer._pairs if scaled is not parameter
+        ]
+        compared.extend((scaled.detach(), parameter.detach().clone()) for scaled, parameter in copies)
+        step(factor)
+
+    monkeypatch.setattr(optimizer, "step", checked)
+    reported = [event.norms for event in run_to_end(training, model()) if isinstance(event, StepDone)]
+    assert any(norms and norms[0] > 0 for norms in reported[:-1]) and len(compared) == 4
+    assert all(torch.allclose(scaled, parameter, rtol=1e-5) for scaled, parameter in compared)
+
+
 @pytest.mark.parametrize("values", [{}, {"optimizer": "Adafactor"}, {"loraplus_unet_ratio": 4.0}])
 def test_block_weights_scale_the_learning_rates(values: dict[str, Any]) -> None:
     config = small_config(epochs=1, lr_schedule="constant", warmup=0.0, down_lr_weight="zeros+0.5", **values)
@@ -174,6 +195,46 @@ def test_noise_and_loss_settings_reach_the_training(values: dict[str, Any]) -> N
 def test_a_loss_weight_for_another_prediction_type_is_rejected_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="predict v"):
         start_run(small_config(scale_v_pred_loss_like_noise_pred=True))
+
+
+@pytest.mark.parametrize(("precision", "accumulation"), [("fp32", 1), ("fp32", 2), ("fp16", 2)])
+def test_loss_and_gradient_are_means_over_the_images_that_could_be_read(
+    precision: str, accumulation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image's loss is the sum of the weights here, so that a gradient is 1, whatever float16's loss scale is.
+
+    One of the four images is missing in both of its showings, so that a micro-batch is empty, or a step is skipped.
+    """
+    values: dict[str, Any] = {"batch_size": 1, "epochs": 1, "rank": 1, "learning_rate": 1e-30}
+    training = start_run(small_config(gradient_accumulation=accumulation, lora_precision=precision, **values))
+    full = training.latents
+    training.latents = LatentCache({item: full[item] for item in (0, 1, 2)}, frozenset({3}))
+    parameters = training.parameters
+
+    def summed(_model: Any, batch: Any, *_: Any) -> Tensor:
+        return torch.stack([one.float().sum() for one in parameters]).sum() * len(batch.captions)
+
+    monkeypatch.setattr("lib_lora_train.training.loop.batch_loss", summed)
+    expected = sum(float(one.detach().float().sum()) for one in parameters)
+    count = sum(one.numel() for one in parameters)
+    done = [event for event in run_to_end(training, model()) if isinstance(event, StepDone)]
+    assert len(done) == {1: 6, 2: 4}[accumulation]
+    assert [event.loss for event in done] == pytest.approx([expected] * len(done), rel=1e-4)
+    assert [event.grad_norm for event in done] == pytest.approx([count**0.5] * len(done), rel=1e-4)
+
+
+def test_text_encoders_stop_in_time_and_the_unet_goes_on() -> None:
+    config = small_config(epochs=1, rank=1, stop_text_encoder=0.5, lr_schedule="constant")
+    training = start_run(config)
+    frozen: list[Tensor] = []
+    rates = []
+    for event in train(training, host=OneModelHost(model(), wanted=True), control=Control()):
+        if isinstance(event, StepDone):
+            rates.append(event.learning_rates)
+            frozen.append(training.adapter.groups["text_encoder"][0].detach().clone())
+    assert [rate["text_encoder"] > 0 for rate in rates] == [True, True, False, False]
+    assert all(rate["unet"] == pytest.approx(1e-3) for rate in rates)
+    assert not torch.equal(frozen[0], frozen[1]) and torch.equal(frozen[1], frozen[3])
 
 
 # --- learning -----------------------------------------------------------------------------------
@@ -460,7 +521,7 @@ def test_out_of_memory_in_the_optimiser_restores_the_weights(monkeypatch: pytest
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(training.optimizer, "step", torn)
-    with pytest.raises(TrainingError, match="memory is full"):
+    with pytest.raises(TrainingError, match=r"Step 1: .*memory is full"):
         run_to_end(training, model())
     assert torch.equal(numbers(training), before) and not training.is_resumable
 
