@@ -324,6 +324,29 @@ def test_a_run_started_while_the_next_one_is_looked_for_is_the_only_one(
     assert works.started == ["first", "by hand", "second"] and runner.queued_runs() == []
 
 
+def test_the_queue_does_not_start_beside_a_run_that_was_started_while_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = FakeRuns()
+    runner = Runner(None, tmp_path, make_events=works)
+    runner.enqueue(named("queued"))
+    look = runner._next_queued
+
+    def look_slowly() -> Any:
+        found = look()
+        runner.start(named("by hand"))
+        return found
+
+    monkeypatch.setattr(runner, "_next_queued", look_slowly)
+    with pytest.raises(HostError, match="already running"):
+        runner.start_queue()
+    assert [entry["name"] for entry in runner.queued_runs()] == ["queued"]
+    runner.stop()  # so that it ends, and the queue stays
+    works.gate.set()
+    runner.wait(20)
+    assert works.started == ["by hand"]
+
+
 # --- routes -----------------------------------------------------------------------------------------
 
 
