@@ -61,15 +61,15 @@
         }
     };
 
-    /** The distribution of the drawn timesteps, below the setting that chooses it. */
+    /** The distribution of the drawn timesteps, across all columns below the settings that choose it. */
     lt.markTimesteps = (mark) => {
-        const field = document.getElementById("lora_train_timestep_sampling");
+        const field = document.getElementById("lora_train_timestep_shift");
         const chart = mark.querySelector(".lt-timesteps");
         if (!field || !chart) return;
-        const old = field.querySelector(":scope > .lt-timesteps");
+        const old = field.parentElement.querySelector(":scope > .lt-timesteps");
         if (old && old.innerHTML === chart.innerHTML) return;
         if (old) old.remove();
-        lt.extendField(field, chart.cloneNode(true));
+        field.after(chart.cloneNode(true));
     };
 
     /** Brings a field into view by its id, unfolding its tier first; some gradio versions build it only then. */

@@ -22,7 +22,7 @@ def timestep_chart(config: TrainConfig) -> str:
         f"<div data-lt='timesteps' class='lt-hidden'><figure class='lt-timesteps'>"
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' preserveAspectRatio='none' role='img' aria-label='{text(caption)}'>"
         f"{bars}</svg>"
-        f"<figcaption><span>0: details</span><span>{text(caption)}</span><span>1000: noise</span></figcaption>"
+        f"<figcaption><span>0: details</span><span>1000: noise</span><p>{text(caption)}</p></figcaption>"
         f"</figure></div>"
     )
 
