@@ -41,6 +41,7 @@ class RunTarget:
     loaded model cannot be trained, "" if it can. `is_copied`: the loaded weights are quantised, and a run would unpack
     copies of them. `is_selected`: the checkpoint is selected in the host, which has not loaded it yet. `clip_skip` is
     the setting with which the host generates, 0 if it has none; `applies_clip_skip_to_sdxl` says for which models.
+    `webui` is the webui's name, with its release if it has one; "" stand-alone.
     """
 
     checkpoint: Path | None
@@ -55,6 +56,7 @@ class RunTarget:
     is_selected: bool = False
     clip_skip: int = 0
     applies_clip_skip_to_sdxl: bool = False
+    webui: str = ""
 
 
 def checkpoint_target(config: TrainConfig, *, on_cpu: bool = False) -> RunTarget:

@@ -61,7 +61,7 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
             return CheckpointCheck(problems=(Problem("warning", where, text),))
         return CheckpointCheck(problems=(Problem("error", where, str(reason)),))
     precision = _precision(info.precision, _trained_in(config, target, info.precision))
-    description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}"
+    description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}{_in_webui(target)}"
     problems = (*checkpoint_problems(info.spec, config), *_clip_skip_problems(info.spec, config, target))
     if info.spec.architecture == "anima" and not target.is_loaded:
         problems = (Problem("error", "checkpoint", f"{info.name}: {ANIMA_NEEDS_NEO}"),)
@@ -95,9 +95,13 @@ def describe_loaded(model: DiffusionModel, target: RunTarget) -> str:
     if model.path:
         with suppress(ModelError):  # the file may be gone
             stored = read_checkpoint_info(model.path).precision
-    return describe_model(
-        model.spec, vae=target.vae.name if target.vae else "", precision=_precision(stored, trained_in)
-    )
+    vae = target.vae.name if target.vae else ""
+    return describe_model(model.spec, vae=vae, precision=_precision(stored, trained_in)) + _in_webui(target)
+
+
+def _in_webui(target: RunTarget) -> str:
+    """`, in Forge Neo 2.26`; "" stand-alone."""
+    return f", in {target.webui}" if target.webui else ""
 
 
 def _precision(stored: str, trained_in: str) -> str:

@@ -179,6 +179,7 @@ class WebuiHost:
         is_loaded = is_current and config.precision == "auto" and not usability.why_copied
         gpu = find_gpu(device)
         return RunTarget(
+            webui=self.name,
             checkpoint=named or selected,
             is_loaded=is_loaded,
             dtype_bytes=4 if device.type == "cpu" else 2 if config.precision == "auto" else 0,

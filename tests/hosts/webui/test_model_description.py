@@ -34,10 +34,18 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def said(host: Any, config: TrainConfig) -> tuple[str, str]:
-    """What the plan says, and what the run says once the model is loaded, both without its name."""
-    target = host.run_target(config)
-    plan = check_checkpoint(config, target).description.partition(": ")[2]
-    return plan, describe_loaded(host.load_model(config), host.run_target(config))
+    """What the plan says, and what the run says once the model is loaded, both without its name and the webui's."""
+    plan = check_checkpoint(config, host.run_target(config)).description.partition(": ")[2]
+    run = describe_loaded(host.load_model(config), host.run_target(config))
+    return _without_webui(host, plan), _without_webui(host, run)
+
+
+def _without_webui(host: Any, description: str) -> str:
+    """The description, which names the webui at its end."""
+    if isinstance(host, StandaloneHost):
+        return description
+    assert description.endswith(f", in {host.name}")
+    return description.removesuffix(f", in {host.name}")
 
 
 def test_the_plan_and_the_run_say_the_same_of_the_webuis_model(world: World) -> None:
@@ -56,7 +64,7 @@ def test_a_file_that_is_gone_leaves_what_is_loaded(world: World) -> None:
     model = host.load_model(TrainConfig())
     assert model.path is not None
     model.path.unlink()
-    assert describe_loaded(model, host.run_target(TrainConfig())).endswith("128 px, its own VAE, fp32")
+    assert "128 px, its own VAE, fp32, in " in describe_loaded(model, host.run_target(TrainConfig()))
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
