@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
+from lib_lora_train.adapters.files.spelling import with_own_alphas
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject, inject_parsed
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.train_config import TrainConfig
@@ -21,7 +22,7 @@ def create_adapter(model: ModelParts, config: TrainConfig) -> Adapter:
     """
     if not config.continue_from:
         return inject(model, spec_from_config(config), seed=config.seed)
-    parsed = parse_sound_file(read_adapter(user_path(config.continue_from)))
+    parsed = parse_sound_file(with_own_alphas(read_adapter(user_path(config.continue_from))))
     adapter, unmatched = inject_parsed(model, parsed)
     adapter.left_out = (*parsed.unknown, *unmatched)
     for name in list(adapter.groups):

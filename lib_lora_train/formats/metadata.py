@@ -21,6 +21,7 @@ from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network import metadata_network
 from lib_lora_train.formats.toml import PATH_SETTINGS
+from lib_lora_train.models.kinds.registry import kind_of
 
 if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
@@ -157,8 +158,8 @@ def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> di
         "ss_vae_name": path_name(config.vae) or None,
         "ss_vae_hash": run.vae_legacy_hash or None,
         "ss_new_vae_hash": run.vae_hash or None,
-        "ss_clip_skip": config.clip_skip,
-        "ss_max_token_length": config.max_token_length,
+        "ss_clip_skip": config.clip_skip if kind_of(model.spec.architecture).has_unet_blocks else None,
+        "ss_max_token_length": config.max_token_length if kind_of(model.spec.architecture).has_unet_blocks else None,
         "ss_mixed_precision": _PRECISIONS.get(str(model.dtype), "no"),
     }
 
@@ -281,6 +282,6 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.prediction_type": "v" if is_v else spec.prediction_type,
-        "modelspec.encoder_layer": config.clip_skip,
+        **({"modelspec.encoder_layer": config.clip_skip} if kind_of(model.spec.architecture).has_unet_blocks else {}),
         **{key: value for key, value in optional.items() if value},
     }

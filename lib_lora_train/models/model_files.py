@@ -85,7 +85,7 @@ def describe_model(spec: ModelSpec, *, vae: str = "", precision: str = "") -> st
         TITLES[spec.architecture],
         f"{predicts}{snr}",
         f"{spec.own_resolution} px",
-        f"VAE {vae}" if vae else "its own VAE",
+        f"VAE {vae}" if vae else "" if spec.architecture == "anima" else "its own VAE",
         precision,
     )
     return ", ".join(part for part in parts if part)

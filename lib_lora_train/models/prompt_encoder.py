@@ -13,10 +13,15 @@ class PromptEncoder(Protocol):
     """The host's own text encoders; to be used during a lease only."""
 
     padded_tokens: int
-    """Shorter conditions are padded with zeros to this length."""
+    """All conditions are padded with zeros, or cut, to this length."""
 
     def encode(self, prompts: Sequence[str], *, is_weighted: bool) -> list[Tensor]:
         """Each prompt's condition, (tokens, D), without padding; `is_weighted`: brackets set weights, as in webuis."""
+        ...
+
+    @property
+    def emphasis(self) -> str:
+        """How brackets are read where they set weights: the name of the host's setting, which caches depend on."""
         ...
 
     def weights_hash(self) -> str:
@@ -25,6 +30,9 @@ class PromptEncoder(Protocol):
 
 
 def pad_conditions(conditions: Sequence[Tensor], tokens: int) -> Tensor:
-    """Conditions (tokens, D) as one batch (B, n, D), with zeros up to `tokens` or the longest of them."""
-    length = max(tokens, *(len(condition) for condition in conditions))
-    return torch.stack([torch.nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in conditions])
+    """Conditions (n, D) as one batch (B, tokens, D): shorter ones with zeros at their end, longer ones cut.
+
+    All have the same length, since zeros count in attention: a caption must not depend on its neighbours in a batch.
+    """
+    cut = [condition[:tokens] for condition in conditions]
+    return torch.stack([torch.nn.functional.pad(one, (0, 0, 0, tokens - len(one))) for one in cut])

@@ -66,9 +66,9 @@ def text_key(model: DiffusionModel, encoders: str, clip_skip: int, tensors: Sequ
     return digest.hexdigest()
 
 
-def prompt_key(model: DiffusionModel, encoders: str, prompt: str, *, is_weighted: bool) -> str:
-    """A key that depends on the encoders, dtype, kind of device, the prompt, and whether brackets set weights."""
-    parts = (_FORMAT, "prompt", encoders, str(model.dtype), model.device.type, str(is_weighted), prompt)
+def prompt_key(model: DiffusionModel, encoders: str, prompt: str, *, emphasis: str) -> str:
+    """A key that depends on the encoders, dtype, kind of device, the prompt, and how its brackets are read."""
+    parts = (_FORMAT, "prompt", encoders, str(model.dtype), model.device.type, emphasis, prompt)
     return hashlib.sha256("/".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 

@@ -73,6 +73,7 @@ def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generato
         )
     plan = plan_run(config).plan
     model = yield from load_same_model(config, host, control, identity_from_values(read_identity(folder).model))
+    model.require_unet("Features of images")
     test = StrengthTest(
         host=host,
         model=model,

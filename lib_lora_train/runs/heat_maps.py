@@ -92,6 +92,7 @@ def record_heat_maps(
     tokens = find_prompt_tokens(model, request.prompt_text, chunks=MAX_CHUNKS, weighted=request.is_weighted)
     for word in request.words:
         tokens.positions(word)
+    model.require_unet("Heat maps")
     lora = (yield from run_leased(host, model, control, partial(FileOnModel, file=file))) if file else None
     if image is not None:
         return (yield from _look_at(request, image, model, lora, host=host, control=control))

@@ -27,6 +27,16 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
     if kind.has_unet_blocks:
         return
     yield from _sizes(kind.side_step, title, config)
+    if config.prediction_type not in ("auto", spec.prediction_type):
+        text = f"{config.prediction_type} is wrong for {title}, which is always a rectified flow. Set it to auto."
+        yield Problem("error", "prediction_type", text, (("prediction_type", "auto"),))
+    if not config.train_unet:
+        text = f"is off, and only the transformer of {title} can be trained. Turn it on."
+        yield Problem("error", "train_unet", text, (("train_unet", True),))
+    if config.measure_likeness or config.test_strengths:
+        text = f"and the advice on epoch and strength are not made for {title}: they need the features of a UNet."
+        remedy = (("measure_likeness", False), ("test_strengths", False))
+        yield Problem("hint", "measure_likeness", text, remedy)
     for name in _BLOCK_SETTINGS:
         if getattr(config, name):
             text = f"is for the blocks of a UNet, and {title} is a transformer. Leave it empty."

@@ -42,9 +42,6 @@ def prepare_measures(
 ) -> Generator[Event, None, RunMeasures]:
     """The measures that the run's settings ask for; encodes the held-out images. `latents` are the training images'."""
     has_features = run.model.kind.has_unet_blocks
-    if run.config.measure_likeness and not has_features:
-        text = "is not measured: it needs features of a UNet, and this model is a transformer."
-        yield Noted("hint", "measure_likeness", text)
     is_drawn = run.config.measure_likeness and has_features and bool(prompt_groups(run.config).concept)
     return RunMeasures(
         validation=(yield from _validation(run)),

@@ -76,6 +76,7 @@ def measure_tags(
         raise HostError(f"The captions of {folder.root.name} have no tags beside the trigger word.")
     expected = read_identity(folder).model if folder.identity.is_file() else {}
     model = yield from load_same_model(config, host, control, identity_from_values(expected))
+    model.require_unet("Features of images")
     drawing = TagDrawing(host, model, control, config, folder, file)
     prompts = list(dict.fromkeys(chain.from_iterable(one.prompts for one in concepts if one.drawn)))
     without = _untrained_prompts(concepts)

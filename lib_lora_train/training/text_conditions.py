@@ -153,7 +153,8 @@ class TextConditions:
         """The condition (tokens, D) of a caption that the host encodes as a whole, from the cache if it is there."""
         encoder = model.prompt_encoder
         assert encoder is not None
-        key = prompt_key(model, self._encoders_hash(model), caption, is_weighted=self._weighted)
+        emphasis = encoder.emphasis if self._weighted else ""
+        key = prompt_key(model, self._encoders_hash(model), caption, emphasis=emphasis)
         return self._cached_or(
             model, key, lambda: TextCondition(encoder.encode([caption], is_weighted=self._weighted)[0], None)
         )

@@ -121,4 +121,4 @@ class TinyTextEngine:
             self.infotext["Emphasis"] = "Original"
         words = [int(hashlib.sha256(word.encode()).hexdigest()[:2], 16) for word in prompt.replace("\\", "").split()]
         states = self.text_encoder(torch.tensor([*words, 256])) * (2 if is_emphasised else 1)
-        return nn.functional.pad(states, (0, 0, 0, 512 - len(states)))[None]
+        return nn.functional.pad(states, (0, 0, 0, max(0, 512 - len(states))))[None]

@@ -311,6 +311,8 @@ _WORLDS: tuple[Case, ...] = (
     Case({}, World(spec=_V2)),
     Case({"family": "ia3"}, _ANIMA),
     Case({"bucket_step": 8}, _ANIMA),
+    Case({"prediction_type": "epsilon"}, _ANIMA),
+    Case({"train_unet": False, "train_text_encoder": True}, _ANIMA),
     Case({"sample_prompts": ("zok --w 520",)}, _ANIMA),
     Case({"block_ranks": "4"}, _ANIMA),
     Case({"train_text_encoder": True, "train_norm": True, "clip_skip": 2}, _ANIMA),

@@ -9,13 +9,17 @@ PEFT's `lora_A` and `lora_B`, and no alpha. Families other than LoRA keep kohya'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
+from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.models.diffusion_model import DiffusionModel
 
+_OURS = "lora_train_config"
+"""The metadata's key of our settings (`formats.metadata.CONFIG_KEY`)."""
 _LORA = frozenset({"lora_down.weight", "lora_up.weight", "alpha"})
 
 
@@ -28,7 +32,7 @@ def lora_paths(model: DiffusionModel) -> Mapping[str, str]:
 def spelled(state: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, Tensor]:
     """An adapter's `state` with the layers of `paths` renamed, if all are plain LoRA, and their scale multiplied in.
 
-    The scale alpha / rank goes into `lora_B`, computed in the adapter's precision.
+    The scale alpha / rank goes into `lora_A`, whose values are far from the smallest that fp16 holds.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -40,6 +44,27 @@ def spelled(state: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, 
     for name, weights in layers.items():
         down, up = weights["lora_down.weight"], weights["lora_up.weight"]
         scale = weights["alpha"].to(torch.float64).cpu() / len(down)
-        found[f"{paths[name]}.lora_A.weight"] = down
-        found[f"{paths[name]}.lora_B.weight"] = (up.to(torch.float64) * scale.to(up.device)).to(up.dtype)
+        found[f"{paths[name]}.lora_A.weight"] = (down.to(torch.float64) * scale.to(down.device)).to(down.dtype)
+        found[f"{paths[name]}.lora_B.weight"] = up
     return found
+
+
+def with_own_alphas(file: AdapterFile) -> AdapterFile:
+    """A file of ours in that spelling with kohya's names for both matrices and the alpha of its run; others unchanged.
+
+    Training goes on at the speed of the run only with its alpha: without one it would count as the rank.
+    """
+    alpha = file.metadata.get("ss_network_alpha", "")
+    is_ours = _OURS in file.metadata and all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in file.state)
+    if not is_ours or not alpha:
+        return file
+    state: dict[str, Tensor] = {}
+    for key, tensor in file.state.items():
+        layer, _, side = key.removesuffix(".weight").rpartition(".lora_")
+        if side == "A":
+            scale = float(alpha) / len(tensor)
+            state[f"{layer}.lora_down.weight"] = (tensor.double() / scale).to(torch.float32)
+            state[f"{layer}.alpha"] = torch.tensor(float(alpha))
+        else:
+            state[f"{layer}.lora_up.weight"] = tensor
+    return replace(file, state=state)

@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from lib_lora_train.models.kinds.anima import TEXT_TOKENS
 from lib_lora_train.models.latent_cache import hash_weights
 
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+"""A word with a meaning in prompts, which Neo gives the weight −1 here."""
+_LITERAL = "None"
+"""The setting with which brackets are plain characters."""
 _BRACKETS = re.compile(r"[\\()\[\]]")
 
 
@@ -59,8 +63,8 @@ class AnimaVae:
 class AnimaPromptEncoder:
     """Implements `models.prompt_encoder.PromptEncoder` with the webui's text engine; `find` returns it.
 
-    `reads_brackets` says whether the webui's settings give brackets a meaning; `without_traces` returns a context in
-    which an encoded prompt leaves nothing in the infotext of the webui's next image.
+    `emphasis` returns the webui's setting of how brackets are read; `without_traces` a context in which an encoded
+    prompt leaves nothing in the infotext of the webui's next image.
     """
 
     padded_tokens = TEXT_TOKENS
@@ -68,17 +72,22 @@ class AnimaPromptEncoder:
     def __init__(
         self,
         find: Callable[[], Any],
-        reads_brackets: Callable[[], bool],
+        emphasis: Callable[[], str],
         without_traces: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._find = find
-        self._reads_brackets = reads_brackets
+        self._emphasis = emphasis
         self._without_traces = without_traces
+
+    @property
+    def emphasis(self) -> str:
+        """The name of the webui's setting."""
+        return self._emphasis()
 
     def encode(self, prompts: Sequence[str], *, is_weighted: bool) -> list[Tensor]:
         """Each prompt's condition, (tokens, 1024), as the webui makes it for an image, without its padding."""
-        if not is_weighted and self._reads_brackets():
-            prompts = [_BRACKETS.sub(r"\\\g<0>", prompt) for prompt in prompts]
+        if not is_weighted and self.emphasis != _LITERAL:
+            prompts = [_BRACKETS.sub(r"\\\g<0>", _BREAK.sub(" ", prompt)) for prompt in prompts]
         with torch.no_grad(), self._without_traces():
             return [_without_padding(condition) for condition in self._find()(list(prompts))]
 

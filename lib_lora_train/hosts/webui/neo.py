@@ -25,9 +25,9 @@ _SDXL_CLIP_SKIP = 2
 _USUAL_SHIFT = 3.0
 _ANIMA = "Anima"
 """The webui's class of such a model."""
+_DECODERS = ("decoder.conv_in.weight", "decoder.conv1.weight")
+"""A weight of every VAE: of images, and of videos such as Anima's."""
 _ANIMA_ENCODER = "qwen3_06b"
-_NO_EMPHASIS = "None"
-"""The setting with which brackets in prompts are plain characters."""
 
 
 class ForgeNeo(Forge):
@@ -68,7 +68,7 @@ class ForgeNeo(Forge):
             vae=AnimaVae(lambda: self._models.model_data.sd_model.forge_objects_original.vae.first_stage_model),
             prompt_encoder=AnimaPromptEncoder(
                 lambda: self._models.model_data.sd_model.text_processing_engine_anima,
-                reads_brackets=lambda: self._shared.opts.emphasis != _NO_EMPHASIS,
+                emphasis=lambda: str(self._shared.opts.emphasis),
                 without_traces=_unchanged_infotext,
             ),
         )
@@ -110,6 +110,6 @@ def _unchanged_infotext() -> Iterator[None]:
 @functools.lru_cache(maxsize=32)
 def _has_decoder(file: Path) -> bool:
     try:
-        return any(name.endswith("decoder.conv_in.weight") for name in read_header(file).entries)
+        return any(name.endswith(_DECODERS) for name in read_header(file).entries)
     except AdapterError:
         return False

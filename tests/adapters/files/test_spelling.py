@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from lib_lora_train.adapters.files.decode import parse_state
-from lib_lora_train.adapters.files.spelling import lora_paths, spelled
+from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.adapters.files.spelling import lora_paths, spelled, with_own_alphas
 from lib_lora_train.adapters.inject import Adapter, inject, inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.graft import graft
 from lib_lora_train.models.infer_spec import infer_spec
@@ -47,8 +50,8 @@ def test_the_names_are_comfyuis_with_the_scale_multiplied_in() -> None:
     state = spelled(adapter.state(), lora_paths(model))
     key, layer = "diffusion_model.blocks.1.cross_attn.output_proj", "lora_unet_blocks_1_cross_attn_output_proj"
     assert {name.rpartition(".lora_")[2] for name in state} == {"A.weight", "B.weight"}
-    assert torch.equal(state[f"{key}.lora_A.weight"], adapter.state()[f"{layer}.lora_down.weight"])
-    assert torch.equal(state[f"{key}.lora_B.weight"], adapter.state()[f"{layer}.lora_up.weight"] * 0.5)
+    assert torch.equal(state[f"{key}.lora_A.weight"], adapter.state()[f"{layer}.lora_down.weight"] * 0.5)
+    assert torch.equal(state[f"{key}.lora_B.weight"], adapter.state()[f"{layer}.lora_up.weight"])
 
 
 def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -104,3 +107,35 @@ def test_a_lora_of_stable_diffusion_does_not_fit_anima() -> None:
     adapter = inject(other, AdapterSpec(rank=2), seed=0)
     with pytest.raises(AdapterError, match=r"No layer of this file fits"):
         inject_parsed(anima(), parse_state(adapter.state()))
+
+
+def test_our_own_file_is_continued_with_the_alpha_of_its_run() -> None:
+    """Without it, the same learning rate would change ΔW by rank / alpha as much."""
+    model = anima()
+    adapter = trained(model)
+    state, metadata = spelled(adapter.state(), lora_paths(model)), {"ss_network_alpha": "2.0", CONFIG_KEY: "{}"}
+    ours = with_own_alphas(AdapterFile(Path("a.safetensors"), state, metadata))
+    adapter.remove()
+    again, _ = inject_parsed(model, parse_state(ours.state))
+    assert all(float(t) == 2.0 for key, t in again.state().items() if key.endswith("alpha"))
+    for key, tensor in again.state().items():
+        assert torch.allclose(tensor, adapter.state()[key], rtol=1e-6)  # scaled and unscaled, each rounded to fp32
+    other = AdapterFile(Path("b.safetensors"), state, {"ss_network_alpha": "2.0"})
+    assert with_own_alphas(other) is other
+
+
+def test_half_precision_loses_no_more_than_rounding() -> None:
+    """A small alpha must not push the trained matrix below what fp16 holds."""
+    model = anima()
+    adapter = trained(model)
+    small = {
+        key: torch.tensor(1.0 / 16) if key.endswith("alpha") else t * (1e-3 if "up" in key else 1)
+        for key, t in adapter.state().items()
+    }
+    adapter.load_state(small)
+    state = spelled(adapter.state(), lora_paths(model))
+    key, layer = "diffusion_model.blocks.0.mlp.layer1", "lora_unet_blocks_0_mlp_layer1"
+    half = state[f"{key}.lora_B.weight"].half().float() @ state[f"{key}.lora_A.weight"].half().float()
+    exact = adapter.layers[layer].diff_weight()
+    # Two fp16 factors of 11 bits each, summed over rank 4.
+    assert float((half - exact).norm() / exact.norm()) < 2e-3

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import ModelError
+from lib_lora_train.evaluation.cross_attention import attention_layers
+from lib_lora_train.evaluation.features import feature_layer
 from lib_lora_train.hosts.webui.host import WebuiHost
+from lib_lora_train.hosts.webui.neo import _has_decoder
 from lib_lora_train.models.latents import decode_latents, encode_images, pixels_to_tensor
 from lib_lora_train.models.prompts import encode_prompts
+from lib_lora_train.training.text_conditions import TextConditions
 from tests.stand_ins.tiny_anima import TEXT_WIDTH
 from tests.stand_ins.webui.anima import AnimaWorld
 from tests.stand_ins.webui.worlds import host_in
@@ -94,3 +100,44 @@ def test_brackets_are_not_escaped_where_the_webui_reads_them_literally(world: An
     with host.lease(model):
         encode_prompts(model, ["a [cat]"], 1, is_weighted=False)
     assert world.engine.calls == ["a [cat]"]
+
+
+def test_break_is_a_space_in_captions_without_weights(world: AnimaWorld, host: WebuiHost) -> None:
+    """In Neo it would get the weight −1."""
+    model = host.load_model(TrainConfig())
+    with host.lease(model):
+        encode_prompts(model, ["a fox BREAK red hat"], 1, is_weighted=False)
+    assert world.engine.calls == ["a fox red hat"]
+
+
+def test_a_long_caption_is_cut_and_leaves_its_neighbours_alone(host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    conditions = TextConditions(trained=False, clip_skip=1)
+    with host.lease(model):
+        alone = conditions.encode(model, ["fox"]).hidden
+        beside = conditions.encode(model, ["fox", "word " * 700]).hidden
+    assert beside.shape == (2, 512, TEXT_WIDTH)
+    assert torch.equal(beside[:1], alone)
+
+
+def test_cached_captions_depend_on_how_the_webui_reads_brackets(world: AnimaWorld, host: WebuiHost) -> None:
+    model = host.load_model(TrainConfig())
+    conditions = TextConditions(trained=False, clip_skip=1, weighted=True)
+    with host.lease(model):
+        conditions.encode(model, ["a (fox)"])
+        world.shared.opts.emphasis = "Ignore"
+        conditions.encode(model, ["a (fox)"])
+    assert world.engine.calls == ["a (fox)"] * 2
+
+
+def test_a_video_vae_is_recognised_in_any_folder(tmp_path: Path) -> None:
+    file = tmp_path / "any.safetensors"
+    save_file({"decoder.conv1.weight": torch.zeros(1)}, file)
+    assert _has_decoder(file)
+
+
+@pytest.mark.parametrize("look", ["heat maps", "features"])
+def test_what_needs_a_unet_says_so(host: WebuiHost, look: str) -> None:
+    model = host.load_model(TrainConfig())
+    with host.lease(model), pytest.raises(ModelError, match="cannot be read from Anima"):
+        attention_layers(model) if look == "heat maps" else feature_layer(model)
