@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.models.architecture import TITLES, ModelSpec
 from lib_lora_train.models.kinds.registry import kind_of
 
@@ -57,7 +57,11 @@ def _sizes(step: int, title: str, config: TrainConfig) -> Iterator[Problem]:
     if config.bucket_step % step:
         text = f"{config.bucket_step} is not a multiple of {step}, the side of a patch of {title}. Set it to 64."
         yield Problem("error", "bucket_step", text, (("bucket_step", 64),))
-    for prompt in sample_prompts(config):
+    try:
+        prompts = sample_prompts(config)
+    except ConfigError:  # the check of the settings says what is wrong with the prompts
+        return
+    for prompt in prompts:
         if prompt.width % step or prompt.height % step:
             text = f"{prompt.width} × {prompt.height} px cannot be drawn with {title}: use multiples of {step}."
             yield Problem("error", "sample_prompts", text)

@@ -54,17 +54,26 @@ def with_own_alphas(file: AdapterFile) -> AdapterFile:
 
     Training goes on at the speed of the run only with its alpha: without one it would count as the rank.
     """
-    alpha = file.metadata.get("ss_network_alpha", "")
     is_ours = _OURS in file.metadata and all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in file.state)
-    if not is_ours or not alpha:
+    alpha = _positive(file.metadata.get("ss_network_alpha", "")) if is_ours else 0.0
+    if not alpha:
         return file
     state: dict[str, Tensor] = {}
     for key, tensor in file.state.items():
         layer, _, side = key.removesuffix(".weight").rpartition(".lora_")
         if side == "A":
-            scale = float(alpha) / len(tensor)
+            scale = alpha / len(tensor)
             state[f"{layer}.lora_down.weight"] = (tensor.double() / scale).to(torch.float32)
-            state[f"{layer}.alpha"] = torch.tensor(float(alpha))
+            state[f"{layer}.alpha"] = torch.tensor(alpha)
         else:
             state[f"{layer}.lora_up.weight"] = tensor
     return replace(file, state=state)
+
+
+def _positive(text: str) -> float:
+    """The number above 0 that the text is, else 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return number if 0 < number < float("inf") else 0.0

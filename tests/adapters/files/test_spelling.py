@@ -20,8 +20,9 @@ from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.graft import graft
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.text_encoding import TextCondition
 from tests.stand_ins.adapters_model import tiny_model
-from tests.stand_ins.tiny_anima import transformer_tensors
+from tests.stand_ins.tiny_anima import TEXT_WIDTH, transformer_tensors
 
 
 def anima() -> Any:
@@ -122,6 +123,9 @@ def test_our_own_file_is_continued_with_the_alpha_of_its_run() -> None:
         assert torch.allclose(tensor, adapter.state()[key], rtol=1e-6)  # scaled and unscaled, each rounded to fp32
     other = AdapterFile(Path("b.safetensors"), state, {"ss_network_alpha": "2.0"})
     assert with_own_alphas(other) is other
+    for alpha in ("", "None", "0", "nan", "inf"):  # edited by another program
+        edited = AdapterFile(Path("c.safetensors"), state, {**metadata, "ss_network_alpha": alpha})
+        assert with_own_alphas(edited) is edited
 
 
 def test_half_precision_loses_no_more_than_rounding() -> None:
@@ -139,3 +143,29 @@ def test_half_precision_loses_no_more_than_rounding() -> None:
     exact = adapter.layers[layer].diff_weight()
     # Two fp16 factors of 11 bits each, summed over rank 4.
     assert float((half - exact).norm() / exact.norm()) < 2e-3
+
+
+def test_diffusers_draws_with_our_file_what_we_draw() -> None:
+    """diffusers' own loader for Anima, on the same transformer. 1e-5: it adds the update in another order."""
+    loaders = pytest.importorskip("diffusers.loaders.lora_pipeline")
+    loader = getattr(loaders, "AnimaLoraLoaderMixin", None)
+    if loader is None:
+        pytest.skip("diffusers has no loader for Anima before 0.42")
+    model = anima()
+    generator = torch.Generator().manual_seed(2)
+    condition = TextCondition(torch.randn(1, 512, TEXT_WIDTH, generator=generator), None)
+    latents, time = torch.randn(1, 16, 8, 6, generator=generator), torch.tensor([400.0])
+    model.dtype, model.device = torch.float32, torch.device("cpu")
+
+    def draw() -> torch.Tensor:
+        with torch.no_grad():
+            return model.kind.predict(model, latents, time, condition, None)  # type: ignore[no-any-return]
+
+    base = draw()
+    adapter = trained(model)
+    ours, state = draw(), spelled(adapter.state(), lora_paths(model))
+    adapter.remove()
+    loader.load_lora_into_transformer(loader.lora_state_dict(state), transformer=model.unet, adapter_name="theirs")
+    theirs = draw()
+    assert float((ours - base).abs().max()) > 1e-2
+    assert torch.allclose(theirs, ours, atol=1e-5 * float(ours.abs().max()))
