@@ -29,6 +29,9 @@
             const [path, loss] = Object.entries(e.losses).sort(([, a], [, b]) => b - a)[0];
             return `Highest steady loss of an image: ${lt.fileName(path)} (${loss.toFixed(3)})`;
         },
+        ImagesRated: (e) => `Loss of ${lt.count(e.total, "image")} measured. Standing out: ` +
+            (Object.keys(e.standing_out).map(lt.fileName).join(", ") || "none"),
+        TagsRated: (e) => `${lt.count(e.total, "tag")} measured: ${Object.entries(e.verdicts).map(([verdict, tags]) => `${tags} ${verdict}`).join(", ")}`,
         SampleMatched: (e) => (e.is_copy ? `${lt.fileName(e.sample)} is nearly a copy of the training image ${lt.fileName(e.image)}` : ""),
         StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${lt.fixed(mean(e.likeness))}` +
             (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))} %` : ""),

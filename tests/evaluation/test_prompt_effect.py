@@ -45,7 +45,11 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Tensor
 
 def measured(answers: Any, before: Callable[[str], Tensor], after: Callable[[str], Tensor], *prompts: Any) -> Any:
     """The measures of a LoRA that turns the predictions `before` into `after`."""
-    model: Any = SimpleNamespace(schedule=shared_model("sd1").schedule, device=torch.device("cpu"))
+    model: Any = SimpleNamespace(
+        schedule=shared_model("sd1").schedule,
+        device=torch.device("cpu"),
+        latent_format=shared_model("sd1").latent_format,
+    )
     effect = PromptEffect(*prompts, size=(32, 32), clip_skip=1)
     answers(before)
     effect.prepare(model, no_yield)

@@ -468,7 +468,7 @@ def test_the_demo_can_be_trained_in_the_tab(page: Any, address: str, tmp_path: P
     fill(page, "output_name", "from-the-tab")
     page.click("#lora_train_start")
     pill(page, "Running")
-    assert page.locator("#lora_train_monitor_panel").first.is_visible()
+    page.locator("#lora_train_monitor_panel").first.wait_for()
     page.wait_for_selector(".lt-chart .lt-smooth", timeout=_RUN_MS)
     page.wait_for_selector("#lora_train_samples .lt-thumb img")
 
