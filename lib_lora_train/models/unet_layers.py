@@ -36,11 +36,16 @@ def is_norm_target(name: str, targets: str) -> bool:
     return targets != "attention" and is_unet_target(name, targets)
 
 
+def kohya_key(name: str) -> str:
+    """A layer's name in files in kohya's spelling, for the UNet or the transformer in its place."""
+    return f"lora_unet_{name}".replace(".", "_")
+
+
 def unet_keys(names: Iterable[str], *, architecture: str) -> dict[str, str]:
     """diffusers' UNet module name → its name in files, `lora_unet_…`."""
     names = tuple(names)
     renamed: Mapping[str, str] = ldm_layer_names(names) if architecture == "sdxl" else _LAST_NORM
-    return {name: f"lora_unet_{renamed.get(name, name)}".replace(".", "_") for name in names}
+    return {name: kohya_key(renamed.get(name, name)) for name in names}
 
 
 def ldm_layer_names(names: Iterable[str]) -> dict[str, str]:

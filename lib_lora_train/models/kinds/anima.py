@@ -15,6 +15,7 @@ from lib_lora_train.models.architecture import UNET_PREFIX, ModelSpec
 from lib_lora_train.models.kinds.base import Network
 from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.ldm_names import Source
+from lib_lora_train.models.unet_layers import kohya_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,21 +123,17 @@ class Anima:
 
     def lora_keys(self, names: Iterable[str]) -> Mapping[str, str]:
         """The original names, as in sd-scripts."""
-        return {name: _kohya(original_name(name)) for name in names}
+        return {name: kohya_key(original_name(name)) for name in names}
 
     def lora_paths(self, names: Iterable[str]) -> Mapping[str, str]:
         """ComfyUI's prefix before the original names; see `adapters.files.spelling` for the reason."""
-        return {_kohya(original_name(name)): f"diffusion_model.{original_name(name)}" for name in names}
+        return {kohya_key(original_name(name)): f"diffusion_model.{original_name(name)}" for name in names}
 
     def lora_aliases(self, names: Iterable[str]) -> Mapping[str, str]:
         """The original names, and diffusers'."""
         keys = self.lora_keys(names)
-        diffusers = {_kohya(name): key for name, key in keys.items()}
+        diffusers = {kohya_key(name): key for name, key in keys.items()}
         return diffusers | {key: key for key in keys.values()}
-
-
-def _kohya(name: str) -> str:
-    return f"lora_unet_{name}".replace(".", "_")
 
 
 def original_name(name: str) -> str:

@@ -91,11 +91,8 @@ class StableDiffusion:
         names = tuple(names)
         keys = self.lora_keys(names)
         ldm = unet_layers.ldm_layer_names(names)
-        return {_kohya(name): keys[name] for name in names} | {_kohya(ldm[name]): keys[name] for name in names}
-
-
-def _kohya(name: str) -> str:
-    return f"lora_unet_{name}".replace(".", "_")
+        key = unet_layers.kohya_key
+        return {key(name): keys[name] for name in names} | {key(ldm[name]): keys[name] for name in names}
 
 
 def unet_name_mapper(spec: ModelSpec) -> Callable[[str], str]:

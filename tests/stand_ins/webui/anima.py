@@ -14,7 +14,7 @@ from tests.stand_ins.tiny_anima import PREFIX, TinyTextEngine, TinyVideoVae, tra
 from tests.stand_ins.webui.forge import ForgeObjects
 from tests.stand_ins.webui.modules import module_of
 from tests.stand_ins.webui.neo import NeoWorld
-from tests.stand_ins.webui.weights import Node, checkpoint, under
+from tests.stand_ins.webui.weights import Node, under
 
 LORA_LAYERS = ("self_attn.q_proj.weight", "mlp.layer2.weight")
 
@@ -62,17 +62,7 @@ class AnimaWorld(NeoWorld):
             clip=SimpleNamespace(cond_stage_model=SimpleNamespace(qwen3_06b=engine.text_encoder), patcher=object()),
             vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
         )
-        self.backups.clear()
-        self.model_data.sd_model = Anima(
-            seed=self.selected,
-            sd_checkpoint_info=checkpoint(self.selected),
-            model_config=SimpleNamespace(),
-            forge_objects_original=objects,
-            forge_objects=objects.shallow_copy(),
-            forge_objects_after_applying_lora=objects.shallow_copy(),
-            text_processing_engine_anima=engine,
-            current_lora_hash=str([]),
-        )
+        self._hold(objects, Anima, text_processing_engine_anima=engine)
 
     def _lora_layers(self) -> list[Any]:
         return [

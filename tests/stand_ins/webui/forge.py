@@ -131,8 +131,12 @@ class ForgeWorld:
             clip=SimpleNamespace(cond_stage_model=SimpleNamespace(clip_l=clip), patcher=object()),
             vae=SimpleNamespace(first_stage_model=vae, patcher=object()),
         )
+        self._hold(objects)
+
+    def _hold(self, objects: ForgeObjects, kind: type[SimpleNamespace] = SimpleNamespace, **more: Any) -> None:
+        """Make these the loaded model, an object of the webui's class `kind` with `more` attributes."""
         self.backups.clear()
-        self.model_data.sd_model = SimpleNamespace(
+        self.model_data.sd_model = kind(
             seed=self.selected,
             sd_checkpoint_info=checkpoint(self.selected),
             model_config=SimpleNamespace(),
@@ -140,6 +144,7 @@ class ForgeWorld:
             forge_objects=objects.shallow_copy(),
             forge_objects_after_applying_lora=objects.shallow_copy(),
             current_lora_hash=str([]),
+            **more,
         )
 
     def _network(self, unet: Any) -> Any:
