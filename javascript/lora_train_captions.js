@@ -10,12 +10,14 @@
 
     const EVERYTHING = { all_of: "", any_of: "", none_of: "", text: "", untagged: false, fewest: "", most: "" }; // a filter
 
-    /** `shown` is the current page from the server, `folder` the one that every request names, "" without one;
-        `edited` the image in the editor. Images are named by their path in the folder. */
+    /** `shown` is the current page from the server, `folder` the one that every request names, "" without one; `typed` the
+        text in the box of the folder, since some gradio versions rebuild a panel when it is reopened; `edited` the image in
+        the editor. Images are named by their path in the folder. */
     const panel = {
         place: null,
         shown: null,
         folder: "",
+        typed: "",
         edited: null,
         drafts: new Map(),
         selected: new Set(),
@@ -103,7 +105,12 @@
         const list = part("folders");
         list.replaceChildren(...answer.folders.map((one) => make("option", { value: one.folder })));
         const box = part("folder");
-        if (!box.value && answer.folders.length) box.value = answer.folders[0].folder;
+        if (!box.value && !box.matches(":focus") && answer.folders.length) fillFolder(answer.folders[0].folder);
+    }
+
+    /** Put a folder into the box. */
+    function fillFolder(folder) {
+        part("folder").value = panel.typed = folder;
     }
 
     /** The selected scope, for the server. */
@@ -135,7 +142,9 @@
         const advice = lt.captionAdvice(panel);
         const folder = make("input", { type: "text", className: "lt-c-folder", placeholder: "/path/to/images", title: "The folder with the captions. Folders of the Dataset panel are suggested.", "aria-label": "Folder" });
         folder.setAttribute("list", "lora_train_caption_folders");
-        folder.onkeydown = (event) => event.key === "Enter" && open();
+        folder.value = panel.typed;
+        folder.oninput = () => (panel.typed = folder.value);
+        folder.addEventListener("keydown", (event) => event.key === "Enter" && open()); // an onkeydown of false would drop the key
         const body = make("div", { className: "lt-captions" },
             make("div", { className: "lt-card lt-c-top" },
                 make("div", { className: "lt-tool lt-c-row" }, folder, make("datalist", { id: "lora_train_caption_folders", className: "lt-c-folders" }),
@@ -167,7 +176,6 @@
         panel.edits.start();
         if (!panel.shown) return;
         setFolder(panel.shown.folder);
-        folder.value = panel.folder; // some gradio versions rebuild a panel when it is reopened
         handle(panel.shown);
     }
 
@@ -180,7 +188,7 @@
         await panel.editor.settle();
         panel.filter = { ...EVERYTHING, text: name };
         build(); // with this filter in its boxes
-        part("folder").value = place;
+        fillFolder(place);
         await open();
         await show(0);
         const position = panel.shown ? panel.shown.images.findIndex((one) => one.name === name) : -1;

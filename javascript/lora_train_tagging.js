@@ -77,9 +77,9 @@
             const answer = await lt.request("tagging-options").catch(lt.notify);
             if (!answer) return;
             hasOptions = true;
+            const chosen = part("tagger").value || start.tagger; // since the card was last opened, or in an earlier visit
             part("tagger").replaceChildren(...answer.taggers.map((one) => make("option", { value: one.name, title: one.help }, one.name)));
-            const wanted = answer.taggers.some((one) => one.name === start.tagger) ? start.tagger : answer.taggers[0].name;
-            part("tagger").value = wanted;
+            part("tagger").value = answer.taggers.some((one) => one.name === chosen) ? chosen : answer.taggers[0].name;
             part("note").textContent = answer.note;
             fit();
             handle(answer.status);

@@ -312,6 +312,59 @@ def test_captions_of_two_pages_stay_in_their_folders(page: Any, address: str, tm
     other.close()
 
 
+SWALLOWING = """() => [...document.querySelectorAll('#lora_train_root :is(input, textarea)')]
+    .filter((box) => !box.dispatchEvent(new KeyboardEvent('keydown', { key: 'x', bubbles: true, cancelable: true })))
+    .map((box) => box.outerHTML.slice(0, 200))"""
+
+
+def test_every_box_takes_typed_letters(page: Any, address: str, tmp_path: Path) -> None:
+    open_tab(page, address)
+    for panel in ("Dataset", "Train", "Monitor", "Results", "Tools", "Captions"):
+        show(page, panel)
+        if panel == "Captions":
+            open_captions(page, write_images(tmp_path / "set", 1), 1)
+            type_caption(page, "typed")
+        assert page.evaluate(SWALLOWING) == [], panel
+
+
+def test_a_folder_that_is_being_typed_is_not_replaced_by_the_suggested_one(page: Any, address: str) -> None:
+    answers: list[Any] = []
+    page.route("**/page/captions-folders", lambda route: answers.append(route))  # held back until the box is in use
+    open_tab(page, address)
+    fill_in_the_demo(page)
+    show(page, "Captions")
+    page.click(".lt-c-folder")
+    while not answers:
+        page.wait_for_timeout(50)
+    answers[0].continue_()
+    page.wait_for_selector(".lt-c-folders option", state="attached")  # the answer is here
+    page.keyboard.type("/mine")
+    assert page.input_value(".lt-c-folder") == "/mine"
+    page.evaluate("document.querySelector('[data-lt=captions]').replaceChildren()")  # as gradio rebuilds it
+    page.wait_for_selector(".lt-c-folder")
+    assert page.input_value(".lt-c-folder") == "/mine"
+
+
+def test_a_chosen_tagger_stays_when_its_card_is_closed_and_opened(page: Any, address: str, tmp_path: Path) -> None:
+    def of_a_webui(route: Any) -> None:
+        response = route.fetch()
+        options = response.json()
+        options["taggers"].append({"name": "DeepBooru", "help": ""})
+        route.fulfill(response=response, json=options)
+
+    page.route("**/page/tagging-options", of_a_webui)
+    open_tab(page, address)
+    show(page, "Captions")
+    open_captions(page, write_images(tmp_path / "set", 1), 1)
+    page.click(".lt-auto summary")
+    page.select_option(".lt-a-tagger", "DeepBooru")
+    page.click(".lt-auto summary")
+    page.evaluate("document.querySelector('.lt-a-note').textContent = ''")
+    page.click(".lt-auto summary")
+    page.wait_for_function("document.querySelector('.lt-a-note').textContent")  # the options were read again
+    assert page.input_value(".lt-a-tagger") == "DeepBooru"
+
+
 def test_typed_captions_are_kept_when_their_save_is_refused(page: Any, address: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", 3)
     file = folder / "000.txt"
