@@ -6,7 +6,7 @@ Every candidate is validated before it is offered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lib_lora_train.config.parameters import Parameter, parameters_of
@@ -35,17 +35,24 @@ _SIZES = ("resolution", "min_bucket", "max_bucket")
 
 @dataclass(frozen=True)
 class Fix:
-    """A problem, and the values by setting that solve it."""
+    """A problem, the values by setting that solve it, and the lists by setting that they extend."""
 
     problem: Problem
     values: Mapping[str, Any]
+    extended: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """Text of the button: `Set warmup to 0.05`."""
-        return "Set " + " and ".join(
-            f"{_lower_first(location_label(name))} to {_value_text(value)}" for name, value in self.values.items()
-        )
+        """Text of the button: `Set warmup to 0.05`, `Add “zkw, on a beach” and 2 more to sample prompts`."""
+        changes: dict[str, list[str]] = {"set": [], "add": []}
+        for name, value in self.values.items():
+            setting = _lower_first(location_label(name))
+            if name in self.extended:
+                changes["add"].append(f"{_value_text(value[len(self.extended[name]) :])} to {setting}")
+            else:
+                changes["set"].append(f"{setting} to {_value_text(value)}")
+        label = " and ".join(f"{verb} {' and '.join(of_verb)}" for verb, of_verb in changes.items() if of_verb)
+        return label[:1].upper() + label[1:]
 
     @property
     def setting_names(self) -> str:
@@ -69,9 +76,17 @@ def find_fixes(
         for values in _all_candidates(problem, config, plan):
             after = problems_with(config.replace_at(values))
             if not _is_in(problem, after) and not any(_is_new(other, problem.where, problems) for other in after):
-                found.append(Fix(problem, values))
+                found.append(Fix(problem, values, _extended(config, values)))
                 break
     return tuple(found)
+
+
+def _extended(config: TrainConfig, values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The present lists to which the new values only add something."""
+    present = {name: getattr(config, name, None) for name in values}
+    return {
+        name: now for name, now in present.items() if isinstance(now, tuple) and now and values[name][: len(now)] == now
+    }
 
 
 def _all_candidates(problem: Problem, config: TrainConfig, plan: Plan | None) -> Iterator[Mapping[str, Any]]:
@@ -148,4 +163,10 @@ def _is_usable(parameter: Parameter, value: Any) -> bool:
 
 
 def _value_text(value: Any) -> str:
-    return " / ".join(value) if isinstance(value, tuple) and value else value_text(value)
+    """The value; of a list its first entry and how many follow, without headings such as `# control`."""
+    if not isinstance(value, tuple):
+        return value_text(value)
+    entries = [entry for entry in value if not str(entry).startswith("#")]
+    if not entries:
+        return value_text(())
+    return f"“{entries[0]}”" + (f" and {len(entries) - 1} more" if len(entries) > 1 else "")

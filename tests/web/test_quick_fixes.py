@@ -77,3 +77,21 @@ def test_an_accumulation_without_incomplete_steps_is_found() -> None:
     plan = small_plan(config, sizes=((64, 64),) * 6)
     fixes = {fix.problem.where: fix.values for fix in find_fixes(config, plan.warnings, problems_with, plan)}
     assert fixes["gradient_accumulation"] == {"gradient_accumulation": 3}, "an epoch has 6 forward passes"
+
+
+def test_a_list_that_grows_is_said_to_grow_and_a_long_one_is_not_spelt_out() -> None:
+    """The label stands on a button: all prompts of a dataset do not fit there."""
+    remedy = (("sample_prompts", ("old", "# concept", "zkw", "zkw, hat", "# control", "fox")),)
+    problem = Problem("hint", "sample_prompts", "whatever", remedy)
+
+    def problems_with(changed: TrainConfig) -> tuple[Problem, ...]:
+        return () if len(changed.sample_prompts) == 6 else (problem,)
+
+    for present, label in [
+        (("old",), "Add “zkw” and 2 more to sample prompts"),
+        (("old", "# concept", "zkw", "zkw, hat"), "Add “fox” to sample prompts"),
+        ((), "Set sample prompts to “old” and 3 more"),
+        (("other",), "Set sample prompts to “old” and 3 more"),
+    ]:
+        (fix,) = find_fixes(TrainConfig(sample_prompts=present), (problem,), problems_with)
+        assert fix.label == label
