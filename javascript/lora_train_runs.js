@@ -178,7 +178,10 @@
     };
 
     // --- past runs --------------------------------------------------------------------------------
+    /** What a run's last state means once nothing trains it any more. */
     const OUTCOMES = { finished: "finished", stopped: "stopped", failed: "failed", running: "interrupted", paused: "interrupted", stopping: "interrupted", waiting: "interrupted" };
+
+    const outcome = (one) => (one.is_active ? lt.STATES[one.state].toLowerCase() : OUTCOMES[one.state] || one.state || "not started");
 
     lt.drawRuns = (container) => {
         if (container.offsetParent === null) {
@@ -219,7 +222,7 @@
                 one.epochs ? lt.count(one.epochs, "epoch") : "",
                 one.unreadable_lines ? `${lt.count(one.unreadable_lines, "line")} of its log cannot be read` : ""].filter(Boolean);
             const details = make("details", { className: "lt-run" },
-                make("summary", { title: "Show files, samples and settings" }, lt.compareBox(one.run), make("b", {}, one.run), make("span", { className: "lt-tag" }, OUTCOMES[one.state] || one.state || "not started"),
+                make("summary", { title: "Show files, samples and settings" }, lt.compareBox(one.run), make("b", {}, one.run), make("span", { className: "lt-tag" }, outcome(one)),
                     make("span", { className: "lt-faint" }, facts.join(" · ")),
                     one.reason ? make("span", { className: "lt-run-reason" }, one.reason) : null),
                 make("div", { className: "lt-run-body" }));

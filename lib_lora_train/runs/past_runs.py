@@ -39,7 +39,7 @@ class ResumePoint:
 def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     """A summary of each run in `home`, newest first.
 
-    Keys: `run` (its id), `state`, `reason` (why it failed or what it was waiting for, "" if neither), `loras` and
+    Keys: `run` (its id), `state`, `is_active`, `reason` (why it failed or what it was waiting for, "" if neither), `loras` and
     `grid` (existing files only), `missing` (LoRA files on record that are not on disk), `step` of the newest training
     state (0 if none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was interrupted or
     lacks its grid), `can_extend` (all its steps are done and it has a state), `can_begin_again` (it was interrupted
@@ -79,6 +79,7 @@ def read_run(folder: RunFolder, *, is_active: bool = False) -> dict[str, Any]:
     return {
         "run": folder.root.name,
         "state": summary.state,
+        "is_active": is_active,
         "reason": "" if summary.state in ("finished", "stopped") else summary.message,
         "loras": [str(file.path) for file in summary.loras if not file.is_missing],
         "missing": [str(file.path) for file in summary.loras if file.is_missing],

@@ -90,6 +90,7 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
         {
             "run": folder.root.name,
             "state": "finished",
+            "is_active": False,
             "reason": "",
             "loras": [str(kept)],
             "missing": [str(lost)],
