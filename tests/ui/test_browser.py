@@ -538,7 +538,7 @@ def test_the_demo_can_be_trained_in_the_tab(page: Any, address: str, tmp_path: P
     page.wait_for_timeout(1500)
     assert status(address)["step"] == step
     show(page, "Results")
-    page.locator(".lt-run", has_text="from-the-tab").locator(".lt-tag", has_text="paused").wait_for()  # not "interrupted"
+    page.locator(".lt-run", has_text="from-the-tab").locator(".lt-tag", has_text="paused").wait_for()
     show(page, "Monitor")
     page.click("#lora_train_save")  # also works while paused
     page.locator("#lora_train_log").get_by_text("from-the-tab-step").first.wait_for(state="attached")
