@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from lib_lora_train.hosts.fair_lock import FairLock
 from lib_lora_train.hosts.gpu import device_name, find_gpu
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.checkpoint_files import scan_checkpoints
-from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.diffusion_model import DiffusionModel, ModelOverrides, with_overrides
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.loading import ModelChoice, load_model, overrides_from_config, require_trainable
 from lib_lora_train.sampling.sampler_options import SamplerOptions
@@ -83,7 +84,7 @@ class StandaloneHost:
         choice, gpu = self._choose_model(config), find_gpu(self.device)
         return RunTarget(
             checkpoint=choice.checkpoint or EMBEDDED_CHECKPOINT,
-            is_loaded=self._model is not None and choice == self._choice,
+            is_loaded=self._has_loaded(choice),
             dtype_bytes=4
             if choice.precision == "fp32" or (choice.precision, self.device.type) == ("auto", "cpu")
             else 0,
@@ -151,8 +152,20 @@ class StandaloneHost:
         precision = default.precision if config.precision == "auto" else config.precision
         return ModelChoice(checkpoint, vae, precision, config.fp8_base, overrides_from_config(config))
 
+    def _has_loaded(self, choice: ModelChoice) -> bool:
+        """Whether the loaded model is this choice, also if the choice states what was found in the file before."""
+        if self._model is None or self._choice is None:
+            return False
+        is_same_file = replace(choice, overrides=self._choice.overrides) == self._choice
+        return choice == self._choice or (is_same_file and self._changes_nothing(self._model, choice.overrides))
+
+    @staticmethod
+    def _changes_nothing(model: DiffusionModel, overrides: ModelOverrides) -> bool:
+        is_stated = "auto" not in (overrides.prediction_type, overrides.zero_terminal_snr)
+        return is_stated and with_overrides(model, overrides) is model
+
     def _load(self, choice: ModelChoice) -> DiffusionModel:
-        if self._model is None or choice != self._choice:
+        if self._model is None or not self._has_loaded(choice):
             self._model = None  # free the old weights before reading the new ones
             self._model = load_model(choice, self.device)
             self._choice = choice

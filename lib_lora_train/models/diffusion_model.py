@@ -83,7 +83,8 @@ class DiffusionModel:
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is, to be saved with a run."""
-        return ModelIdentity(self.name, self.file_hash, self.vae_hash)
+        zero_terminal = "on" if self.spec.zero_terminal_snr else "off"
+        return ModelIdentity(self.name, self.file_hash, self.vae_hash, self.spec.prediction_type, zero_terminal)
 
     def rebind(self, tensors: Mapping[str, Tensor]) -> int:
         """Point the parameters at the same checkpoint's tensors at their current place; returns how many changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -11,12 +11,15 @@ from typing import Any
 class ModelIdentity:
     """The checkpoint's name and sha256, and the sha256 of a separate VAE, "" for the checkpoint's own.
 
-    A checkpoint hash of "" means unknown; it is then equal to every model.
+    A checkpoint hash of "" means unknown; it is then equal to every model. `prediction_type` and `zero_terminal_snr`
+    ("on", "off") are those it was trained with, which the file alone may not say; "" if unknown.
     """
 
     name: str = ""
     checkpoint: str = ""
     vae: str = ""
+    prediction_type: str = ""
+    zero_terminal_snr: str = ""
 
     def difference(self, other: ModelIdentity) -> str:
         """A sentence about how `other` differs from this model; "" if it does not, or if one is unknown."""
@@ -36,4 +39,4 @@ class ModelIdentity:
 
 def identity_from_values(values: Mapping[str, Any]) -> ModelIdentity:
     """The inverse of `ModelIdentity.values`; what is missing is unknown."""
-    return ModelIdentity(*(str(values.get(name, "")) for name in ("name", "checkpoint", "vae")))
+    return ModelIdentity(*(str(values.get(field.name, "")) for field in fields(ModelIdentity)))

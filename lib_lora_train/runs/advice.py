@@ -6,19 +6,16 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
 from lib_lora_train.config.sample_prompts import sample_prompts
-from lib_lora_train.config.train_config import read_config
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, OutputError
 from lib_lora_train.core.events import Advised, Event, Noted
 from lib_lora_train.evaluation.advisor import Advice, Measured, advise
-from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder, read_identity
+from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras, read_records
 from lib_lora_train.runs.model_check import load_same_model
-from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.past_config import read_model, read_past_config
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.run_context import RunContext, time_phase
 from lib_lora_train.runs.samples import read_sample_rows
@@ -62,8 +59,7 @@ def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generato
     Needs the model, the images and the samples of the run; HostError or DataError if they are gone. RunStoppedError
     when it is stopped, ModelUnavailableError when it is stopped while another model is loaded.
     """
-    config, _ = read_config(read_toml_config(folder.config, is_ours=True))
-    config = read_move(folder).config(config)
+    config = read_past_config(folder)
     history = read_records(read_log(folder.log))
     files = {file.epoch: file.path for file in read_loras(folder) if file.epoch and not file.is_missing}
     samples = read_sample_rows(folder, len(sample_prompts(config)), (0, *files))
@@ -72,7 +68,7 @@ def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generato
             f"{folder.root.name} has no samples of its epochs to compare. Train it again with sample_every_n_epochs on."
         )
     plan = plan_run(config).plan
-    model = yield from load_same_model(config, host, control, identity_from_values(read_identity(folder).model))
+    model = yield from load_same_model(config, host, control, read_model(folder))
     model.require_unet("Features of images")
     test = StrengthTest(
         host=host,

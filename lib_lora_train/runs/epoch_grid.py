@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
-from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError, OutputError
 from lib_lora_train.core.writable import failed_write_advice
-from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import GenerationRequest
 from lib_lora_train.runs.folder import RunFolder, write_json
 from lib_lora_train.runs.history import read_loras
-from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.past_config import read_past_config
 from lib_lora_train.runs.past_runs import newest_run_with_loras
 from lib_lora_train.runs.webui_images import generation_request
 
@@ -115,8 +114,7 @@ def find_grid_task(home: Path, choice: GridChoice) -> GridTask:
     rows = tuple(_lora_rows(folder, choice.strengths))
     if not rows:
         raise HostError(f"{folder.root.name} has no LoRA files, so there is nothing to draw. Choose another run.")
-    config, _ = read_config(read_toml_config(folder.config, is_ours=True))
-    config = read_move(folder).config(config)
+    config = read_past_config(folder)
     return GridTask(folder, config, _prompts(config, choice.prompts), (LoraRow("no LoRA"), *rows))
 
 

@@ -17,6 +17,7 @@ from lib_lora_train.runs.epoch_grid import GridChoice, GridSheet, GridTask, find
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.sampling.grid import GridRow, compose_grid
 from lib_lora_train.sampling.infotext import read_image, write_image
+from lib_lora_train.sampling.used_sampler import used_sampler
 
 _GO_ON = "Draw the grid again to continue."
 _IDLE = {
@@ -42,12 +43,12 @@ def start_txt2img(host: Host, task: GridTask, sampler: str = "") -> Txt2Img:
 
     HostError if there is no such sampler.
     """
-    own = task.config.sample_sampler
     if host.sampler_names():
-        return host.txt2img(sampler or task.config.effective_sampler)
+        own = used_sampler(task.config.effective_sampler, task.config.prediction_type).name
+        return host.txt2img(sampler or own)
     from lib_lora_train.runs.own_txt2img import OwnTxt2Img  # loads PyTorch
 
-    return OwnTxt2Img(host, task.config, task.files(), sampler or own)
+    return OwnTxt2Img(host, task.config, task.files(), sampler or task.config.sample_sampler)
 
 
 def draw_grid(

@@ -13,7 +13,7 @@ from functools import partial
 
 from lib_lora_train.adapters.file_on_model import FileOnModel, without_adapter
 from lib_lora_train.adapters.files.lora_file import read_adapter
-from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, MemoryFullError
 from lib_lora_train.core.events import Event, Noted, Progress
@@ -22,16 +22,14 @@ from lib_lora_train.dataset.sample_captions import fixed_caption_for
 from lib_lora_train.evaluation.fixed_loss import FixedLoss, affordable_timesteps, loss_of_every_image
 from lib_lora_train.evaluation.image_excess import ImageLoss
 from lib_lora_train.evaluation.image_likeness import nearest_images
-from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
-from lib_lora_train.models.model_identity import identity_from_values
-from lib_lora_train.runs.folder import RunFolder, read_identity
+from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import FoundLora, read_loras
 from lib_lora_train.runs.image_list import ImageList, describe_first, images_rated, write_images
 from lib_lora_train.runs.model_check import load_same_model
-from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.past_config import read_model, read_past_config
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.run_context import RunContext, encode_images, time_phase
 from lib_lora_train.training.lease import run_in_turns, run_leased
@@ -114,10 +112,9 @@ def measure_past_run(folder: RunFolder, host: Host, control: Control) -> Generat
     HostError without a LoRA file, DataError if the images are gone, OtherModelError for another model; RunStoppedError
     when it is stopped.
     """
-    config, file = past_config(folder), last_file(folder)
+    config, file = read_past_config(folder), last_file(folder)
     plan = plan_run(config).plan
-    expected = read_identity(folder).model if folder.identity.is_file() else {}
-    model = yield from load_same_model(config, host, control, identity_from_values(expected))
+    model = yield from load_same_model(config, host, control, read_model(folder))
     latents = yield from encode_images(model, plan, config, host=host, folder=folder, control=control)
     losses = loss_of_every_image(plan, latents, config)
     if losses is None:
@@ -138,12 +135,6 @@ def last_file(folder: RunFolder) -> FoundLora:
     if file is None:
         raise HostError(f"{folder.root.name} has no LoRA file to measure its images with.")
     return file
-
-
-def past_config(folder: RunFolder) -> TrainConfig:
-    """The settings of the run, with the paths of a moved run found again."""
-    config = read_config(read_toml_config(folder.config, is_ours=True))[0]
-    return read_move(folder).config(config)
 
 
 # --- measuring ------------------------------------------------------------------------------------

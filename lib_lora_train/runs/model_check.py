@@ -9,12 +9,14 @@ from typing import Any, NoReturn
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelError, OtherModelError, OtherModelLoadedError
-from lib_lora_train.core.events import Event
+from lib_lora_train.core.events import Event, Noted
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.checkpoint import model_hash
-from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.diffusion_model import DiffusionModel, with_overrides
+from lib_lora_train.models.loading import overrides_from_config
 from lib_lora_train.models.model_files import model_name
 from lib_lora_train.models.model_identity import ModelIdentity
+from lib_lora_train.runs.past_config import config_as_trained
 from lib_lora_train.training.wait_for_model import wait_for_model
 
 
@@ -43,7 +45,27 @@ def load_same_model(
         wrong[:] = [(files, difference)]
         _wait_for_other_model(difference)
 
-    return (yield from wait_for_model(control, load))
+    model = yield from wait_for_model(control, load)
+    if not expected or expected.difference(model.identity):
+        return model
+    kept = config_as_trained(config, expected)
+    if with_overrides(model, overrides_from_config(kept)) is model:
+        return model
+    yield Noted("warning", "prediction_type", _kept_words(model, expected))
+    return (yield from wait_for_model(control, lambda: host.load_model(kept)))
+
+
+def _kept_words(model: DiffusionModel, expected: ModelIdentity) -> str:
+    """What the model looks like now, and what it was taken for; they differ."""
+    now, before = model.identity, expected
+    if now.prediction_type != before.prediction_type and before.prediction_type:
+        found, kept = now.prediction_type, before.prediction_type
+    else:
+        found, kept = f"zero_terminal_snr {now.zero_terminal_snr}", f"zero_terminal_snr {before.zero_terminal_snr}"
+    return (
+        f"{model.name} looks like {found} now, perhaps because its file was renamed. The run was started with {kept} "
+        "and keeps it."
+    )
 
 
 def _wait_for_other_model(difference: str) -> NoReturn:

@@ -21,7 +21,7 @@ from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, Generat
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.sampling.infotext import infotext
 from lib_lora_train.sampling.sample import sample_in_steps
-from lib_lora_train.sampling.samplers import flow_shift
+from lib_lora_train.sampling.samplers import sampler_for
 
 
 class OwnTxt2Img:
@@ -30,10 +30,11 @@ class OwnTxt2Img:
     def __init__(self, host: Host, config: TrainConfig, files: Mapping[str, Path], sampler: str) -> None:
         if sampler not in SAMPLERS:
             raise HostError(f"{sampler} needs a webui. Choose one of {join_names(SAMPLERS)}.")
-        self.sampler = sampler
         self._host = host
         self._files = files
         self._model = host.load_model(config)
+        self._used = sampler_for(self._model.schedule, sampler, host.sampler_options)
+        self.sampler = self._used.name
         self._parse = lru_cache(maxsize=1)(_parse)
 
     @property
@@ -58,12 +59,11 @@ class OwnTxt2Img:
             image = self._sample(model, prompt, request.clip_skip, watch)
         text = infotext(
             prompt,
-            sampler=self.sampler,
+            sampler=self._used,
             clip_skip=request.clip_skip,
             model=model.name,
             lora=request.lora,
             strength=request.strength,
-            flow_shift=flow_shift(model.schedule, self._host.sampler_options.flow_shift),
         )
         return GeneratedImage(image, text)
 

@@ -17,7 +17,9 @@ from lib_lora_train.runs.event_log import read_lines
 from lib_lora_train.runs.folder import RunFolder, read_identity
 from lib_lora_train.runs.history import FoundLora, read_loras
 from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.past_config import read_past_config
 from lib_lora_train.sampling.infotext import xyz_infotext
+from lib_lora_train.sampling.used_sampler import used_sampler
 
 _XYZ_SEEDS = 3
 _NO_PLAN = {"steps_per_epoch": 0, "epochs": 0, "total_steps": 0}
@@ -209,11 +211,12 @@ def xyz_text(home: Path, name: str = "") -> str:
     if run is None or not run["loras"]:
         return ""
     try:
-        config, _ = read_config(read_toml_config(RunFolder(home / run["run"]).config))
+        config = read_past_config(RunFolder(home / run["run"]))
         prompts = sample_prompts(config)
     except LoraTrainError:  # a hand-edited settings file must not break the page
         config, prompts = TrainConfig(), ()
     first = prompts[0] if prompts else sample_prompts(config.replace(sample_prompts=("",)))[0]
     seeds = [first.seed + number for number in range(_XYZ_SEEDS)]
     names = [Path(path).stem for path in run["loras"]]
-    return xyz_infotext(first, names, seeds, sampler=config.effective_sampler, clip_skip=config.clip_skip)
+    sampler = used_sampler(config.effective_sampler, config.prediction_type)
+    return xyz_infotext(first, names, seeds, sampler=sampler, clip_skip=config.clip_skip)

@@ -23,7 +23,7 @@ from lib_lora_train.runs.webui_images import generate_in_webui, generation_reque
 from lib_lora_train.sampling.grid import compose_grid, epoch_rows
 from lib_lora_train.sampling.infotext import infotext, read_image, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
-from lib_lora_train.sampling.samplers import flow_shift
+from lib_lora_train.sampling.samplers import sampler_for
 from lib_lora_train.training.lease import run_in_turns
 
 _BATCH_SIZE = 4  # so that the first images appear early
@@ -117,11 +117,10 @@ def _images(
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
     text = partial(
         infotext,
-        sampler=config.sample_sampler,
+        sampler=sampler_for(run.model.schedule, config.sample_sampler, run.host.sampler_options),
         clip_skip=config.clip_skip,
         model=run.model.name,
         lora=lora,
-        flow_shift=flow_shift(run.model.schedule, run.host.sampler_options.flow_shift),
     )
     texts = list(map(text, prompts))
     return list(zip(images, texts, strict=True))

@@ -31,6 +31,7 @@ from lib_lora_train.runs.sample_measures import MAX_SAMPLES, SampleMeasures, sam
 from lib_lora_train.runs.webui_images import generate_in_webui, generation_request
 from lib_lora_train.sampling.infotext import infotext, read_image, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
+from lib_lora_train.sampling.samplers import sampler_for
 from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
 
 _TURN_SECONDS = 0.25  # how long others wait for the model at most
@@ -138,7 +139,8 @@ class StrengthTest:
                 turn_seconds=_TURN_SECONDS,
             )
         )
-        text = partial(infotext, sampler=config.sample_sampler, clip_skip=config.clip_skip, model=self.model.name)
+        sampler = sampler_for(self.model.schedule, config.sample_sampler, self.host.sampler_options)
+        text = partial(infotext, sampler=sampler, clip_skip=config.clip_skip, model=self.model.name)
         return [
             (image, text(one, lora=path.stem, strength=place.strength))
             for image, one in zip(images, prompts, strict=True)

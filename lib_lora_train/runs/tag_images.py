@@ -27,7 +27,7 @@ from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import FoundLora
 from lib_lora_train.sampling.infotext import infotext, read_image, read_infotext, write_image
 from lib_lora_train.sampling.sample import images_at_once, sample_in_steps
-from lib_lora_train.sampling.samplers import flow_shift
+from lib_lora_train.sampling.samplers import sampler_for
 from lib_lora_train.training.lease import run_in_turns, run_leased
 
 SEEDS = 8
@@ -100,11 +100,10 @@ class TagDrawing:
         config = self.config
         return infotext(
             prompt,
-            sampler=config.sample_sampler,
+            sampler=sampler_for(self.model.schedule, config.sample_sampler, self.host.sampler_options),
             clip_skip=config.clip_skip,
             model=self.model.name,
             lora=lora,
-            flow_shift=flow_shift(self.model.schedule, self.host.sampler_options.flow_shift),
         )
 
     def _kept(self, path: Path, text: str) -> Image.Image | None:

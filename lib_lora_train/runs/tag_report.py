@@ -26,10 +26,10 @@ from lib_lora_train.evaluation.tag_contrast import RowLooks, measure_concept
 from lib_lora_train.evaluation.tag_report import MIN_IMAGES, TagMeasure
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.model_identity import identity_from_values
-from lib_lora_train.runs.folder import RunFolder, read_identity
-from lib_lora_train.runs.image_losses import last_file, past_config
+from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.image_losses import last_file
 from lib_lora_train.runs.model_check import load_same_model
+from lib_lora_train.runs.past_config import read_model, read_past_config
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.run_context import time_phase
 from lib_lora_train.runs.tag_images import SEEDS, TagDrawing
@@ -69,13 +69,12 @@ def measure_tags(
     The most frequent tags are drawn, and those of `also`. HostError without a LoRA file or without any tag, DataError
     if the images are gone, OtherModelError for another model; RunStoppedError when it is stopped: images are kept.
     """
-    config, file = past_config(folder), last_file(folder)
+    config, file = read_past_config(folder), last_file(folder)
     plan = plan_run(config).plan
     concepts = _concepts(concept_tags(plan, config), also)
     if not any(one.tags.tags for one in concepts):
         raise HostError(f"The captions of {folder.root.name} have no tags beside the trigger word.")
-    expected = read_identity(folder).model if folder.identity.is_file() else {}
-    model = yield from load_same_model(config, host, control, identity_from_values(expected))
+    model = yield from load_same_model(config, host, control, read_model(folder))
     model.require_unet("Features of images")
     drawing = TagDrawing(host, model, control, config, folder, file)
     prompts = list(dict.fromkeys(chain.from_iterable(one.prompts for one in concepts if one.drawn)))

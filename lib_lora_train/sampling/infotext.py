@@ -13,6 +13,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.writable import failed_write_advice
+from lib_lora_train.sampling.used_sampler import UsedSampler
 
 _SOURCE = {"Source": "LoRA Train"}  # recognised when it is pasted
 _SETTING = re.compile(r"(Steps|Sampler|CFG scale|Seed|Size): ([^,]+)")
@@ -22,26 +23,18 @@ _LORA = re.compile(r" ?<lora:([^:>]*):?([^:>]*)[^>]*>")
 def infotext(
     prompt: SamplePrompt,
     *,
-    sampler: str,
+    sampler: UsedSampler,
     clip_skip: int,
     model: str,
     lora: str = "",
     strength: float = 1.0,
-    flow_shift: float | None = None,
 ) -> str:
-    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension.
-
-    `flow_shift`: the shift that a rectified flow was drawn with, on evenly spaced σ and never by DDIM.
-    """
+    """Prompt, negative prompt and settings in A1111's notation; `lora` is a file name without extension."""
     positive = f"{prompt.prompt} <lora:{lora}:{strength:g}>" if lora else prompt.prompt
-    settings = {"Model": model, **({"Clip skip": clip_skip} if clip_skip > 1 else {})}
-    if flow_shift is None:
-        return _join(positive, prompt, sampler, settings)
-    flow = {"Schedule type": "Simple", "Shift": f"{flow_shift:g}"}
-    return _join(positive, prompt, "Euler" if sampler == "DDIM" else sampler, {**flow, **settings})
+    return _join(positive, prompt, sampler, {"Model": model, **({"Clip skip": clip_skip} if clip_skip > 1 else {})})
 
 
-def sample_settings(prompt: SamplePrompt, *, sampler: str, clip_skip: int) -> str:
+def sample_settings(prompt: SamplePrompt, *, sampler: UsedSampler, clip_skip: int) -> str:
     """The last line of an infotext to paste: what a sample was drawn with, without its prompts and seed."""
     return _line({**_settings(prompt, sampler, {}), "Clip skip": clip_skip, **_SOURCE})
 
@@ -55,7 +48,7 @@ def pasted_names(infotext: str) -> frozenset[str] | None:
 
 
 def xyz_infotext(
-    prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: str, clip_skip: int
+    prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: UsedSampler, clip_skip: int
 ) -> str:
     """Infotext that sets the webui's X/Y/Z plot to one column per LoRA file name and one row per seed.
 
@@ -73,19 +66,22 @@ def xyz_infotext(
     return _join(f"{prompt.prompt} <lora:{loras[0]}:1>", prompt, sampler, settings)
 
 
-def _join(positive: str, prompt: SamplePrompt, sampler: str, more: Mapping[str, object]) -> str:
+def _join(positive: str, prompt: SamplePrompt, sampler: UsedSampler, more: Mapping[str, object]) -> str:
     settings = {**_settings(prompt, sampler, {"Seed": prompt.seed}), **more}
     negative = [f"Negative prompt: {prompt.negative}"] if prompt.negative else []
     return "\n".join([positive, *negative, _line(settings)])
 
 
-def _settings(prompt: SamplePrompt, sampler: str, seed: Mapping[str, object]) -> dict[str, object]:
+def _settings(prompt: SamplePrompt, sampler: UsedSampler, seed: Mapping[str, object]) -> dict[str, object]:
+    """A scheduler in the sampler's name, such as Karras, goes before "Simple" in the webuis."""
+    shift = {} if sampler.flow_shift is None else {"Shift": f"{sampler.flow_shift:g}"}
     return {
         "Steps": prompt.steps,
-        "Sampler": sampler,
+        "Sampler": sampler.name,
         "CFG scale": f"{prompt.cfg:g}",
         **seed,
         "Size": f"{prompt.width}x{prompt.height}",
+        **({"Schedule type": "Simple", **shift} if sampler.is_flow else {}),
     }
 
 

@@ -33,6 +33,7 @@ from lib_lora_train.sampling.samplers import (
     sample_ddim,
     sample_euler,
     sample_euler_ancestral,
+    sampler_for,
     sigma_levels,
 )
 from lib_lora_train.training.step import predict
@@ -158,8 +159,9 @@ class _BatchSampling:
     def latents(self, sampler: str) -> Sampling:
         """(B, 4, h, w) float32, scaled as the UNet expects them, after yielding after every step."""
         schedule, sampler_options = self._model.schedule, self._habits
-        start = self._noise()
-        if sampler == "DDIM" and isinstance(schedule, DiffusionSchedule):
+        start, sampler = self._noise(), sampler_for(schedule, sampler, sampler_options).name
+        if sampler == "DDIM":
+            assert isinstance(schedule, DiffusionSchedule)
             timesteps = ddim_timesteps(schedule, self._steps)
             return sample_ddim(
                 lambda x, index: self._predict(x, timesteps[index], index),
@@ -179,7 +181,7 @@ class _BatchSampling:
 
         if sampler == "Euler a":
             return sample_euler_ancestral(denoise, start, levels, self._noise, eta=sampler_options.eta_ancestral)
-        return sample_euler(denoise, start, levels)  # on a flow's straight line, DDIM is the same
+        return sample_euler(denoise, start, levels)
 
     def _noise(self) -> Tensor:
         """The next noise of every prompt's generator, (B, 4, h, w)."""

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lib_lora_train.models.architecture import PredictionType
 from lib_lora_train.models.noise_schedule import DiffusionSchedule, FlowSchedule, NoiseSchedule, shifted
+from lib_lora_train.sampling.sampler_options import SamplerOptions
+from lib_lora_train.sampling.used_sampler import UsedSampler, used_sampler
 
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
@@ -52,9 +54,10 @@ class NoiseLevels:
         return self.sigmas[index + 1] if index + 1 < len(self.sigmas) else 0.0
 
 
-def flow_shift(schedule: NoiseSchedule, wanted: float | None) -> float | None:
-    """The shift with which a rectified flow is drawn: the one wanted, else its usual one; None for other models."""
-    return (wanted or schedule.shift) if isinstance(schedule, FlowSchedule) else None
+def sampler_for(schedule: NoiseSchedule, chosen: str, options: SamplerOptions) -> UsedSampler:
+    """What draws with the sampler `chosen`; a rectified flow with the shift of the options, else its usual one."""
+    shift = (options.flow_shift or schedule.shift) if isinstance(schedule, FlowSchedule) else None
+    return used_sampler(chosen, schedule.prediction_type, shift)
 
 
 def sigma_levels(schedule: NoiseSchedule, steps: int, *, shift: float | None = None) -> NoiseLevels:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.settings.samples import SAMPLERS
-from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.captions import find_caption_file, index_by_extension, read_caption_file
-from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
 from lib_lora_train.runs.moved_run import Move, read_move
+from lib_lora_train.runs.past_config import read_past_config
 from lib_lora_train.sampling.infotext import read_lora, read_sample_settings
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import optional_path
@@ -74,7 +74,7 @@ class HeatMapRequests:
         drawn = _read_sample(folder, move, path) if path.parent == folder.samples else _read_drawn(folder, path)
         if drawn is None:
             return None
-        config = move.config(read_config(read_toml_config(folder.config, is_ours=True))[0])
+        config = read_past_config(folder)
         is_ours = drawn.sampler in SAMPLERS and not (config.webui_sampler or self.host.sampler_names())
         if drawn.prompt and is_ours and not as_it_is:
             config = config.replace(sample_sampler=drawn.sampler)

@@ -95,14 +95,15 @@ class ImageLossSession:
     # --- measuring -----------------------------------------------------------------------------
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Measure every image of the run; the status. HostError while it is training, or another model would load."""
-        from lib_lora_train.runs.image_losses import last_file, past_config
+        from lib_lora_train.runs.image_losses import last_file
+        from lib_lora_train.runs.past_config import read_past_config
 
         folder = self._folder_of(values)
         run, active = folder.root.name, self._runner.active_run
         if active == run:
             raise HostError("This run is still training. Measure its images when it has ended.")
         last_file(folder)
-        if active and not self._runner.host.run_target(past_config(folder)).is_loaded:
+        if active and not self._runner.host.run_target(read_past_config(folder)).is_loaded:
             raise HostError(f"{active} is training with another model. Measure these images when it has ended.")
         self.task.start(lambda: self._measure(folder))
         self._run = run

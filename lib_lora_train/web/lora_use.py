@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.sample_prompts import sample_prompts
-from lib_lora_train.config.train_config import read_config
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
-from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
+from lib_lora_train.runs.past_config import read_past_config
 from lib_lora_train.sampling.infotext import sample_settings
+from lib_lora_train.sampling.used_sampler import used_sampler
 
 
 class LoraUse:
@@ -62,8 +62,9 @@ def find_misfit(lora: Path, checkpoint: Path) -> str:
 def _settings(folder: RunFolder) -> str:
     """Size, steps, CFG, sampler and clip skip of the run's samples in A1111's notation; "" if they cannot be read."""
     try:
-        config, _ = read_config(read_toml_config(folder.config, is_ours=True))
+        config = read_past_config(folder)
         first = (sample_prompts(config) or sample_prompts(config.replace(sample_prompts=("",))))[0]
     except LoraTrainError:
         return ""
-    return sample_settings(first, sampler=config.effective_sampler, clip_skip=config.clip_skip)
+    sampler = used_sampler(config.effective_sampler, config.prediction_type)
+    return sample_settings(first, sampler=sampler, clip_skip=config.clip_skip)

@@ -22,6 +22,7 @@ from lib_lora_train.runs.event_log import log_events
 from lib_lora_train.runs.grid_generator import GridGenerator
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.infotext import infotext, read_sample_settings, write_image
+from lib_lora_train.sampling.used_sampler import UsedSampler
 from lib_lora_train.web.heat_maps import HeatMapSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
@@ -267,7 +268,7 @@ def test_the_images_behind_the_advice_and_the_tags_know_what_they_were_drawn_fro
         (folder.strength_sample(1, 1.5, 1), lora.stem, 1.5),
         (folder.tag_image("", "a zorp", 1), "", 1.0),
     ):
-        text = infotext(prompt, sampler="Euler", clip_skip=1, model="tiny", lora=name, strength=strength)
+        text = infotext(prompt, sampler=UsedSampler("Euler"), clip_skip=1, model="tiny", lora=name, strength=strength)
         write_image(path, Image.new("RGB", (64, 64)), text)
         shown = opened.session.open({"token": opened.token(path), "as_it_is": True})
         assert (shown["words"], shown["strength"]) == (["a zorp"], strength)

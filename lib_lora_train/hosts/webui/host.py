@@ -47,6 +47,7 @@ from lib_lora_train.models.loading import (
     require_trainable,
 )
 from lib_lora_train.sampling.sampler_options import SamplerOptions
+from lib_lora_train.sampling.used_sampler import used_sampler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -249,6 +250,8 @@ class WebuiHost:
         sampler_and_scheduler(sampler)
         with self._locked():
             current = self._require_model()
+        if self.sampler_options.flow_shift is not None:
+            sampler = used_sampler(sampler, "rectified_flow").name
         if model is not None and (model.path is None or model.path.resolve() != current.path.resolve()):
             raise HostError(
                 f"The webui would generate with {current.path.stem}, which it has loaded, not with {model.name}. "

@@ -263,7 +263,17 @@ def test_a_sampler_that_cannot_draw_flows_is_refused(
     world: NeoWorld, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.flow = flow_predictor()
-    monkeypatch.setitem(sys.modules["modules.sd_samplers"].all_samplers_map, "DDIM", None)
+    monkeypatch.setitem(sys.modules["modules.sd_samplers"].all_samplers_map, "PLMS", None)
     world.generate()
-    with pytest.raises(HostError, match="DDIM cannot draw a rectified flow"):
-        host.txt2img("DDIM").generate(REQUEST)
+    with pytest.raises(HostError, match="PLMS cannot draw a rectified flow"):
+        host.txt2img("PLMS").generate(REQUEST)
+
+
+def test_a_flow_is_drawn_with_euler_in_place_of_ddim_and_says_so(
+    world: NeoWorld, host: WebuiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules["modules.sd_samplers"].all_samplers_map, "DDIM", None)
+    world.flow = flow_predictor()
+    world.generate()
+    assert host.txt2img("DDIM").sampler == "Euler"
+    assert drawn_with(world, host, "DDIM").sampler_name == "Euler"

@@ -10,14 +10,16 @@ import pytest
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.hosts.webui.options import keep_unnamed_options
 from lib_lora_train.sampling.infotext import infotext, sample_settings, xyz_infotext
+from lib_lora_train.sampling.used_sampler import UsedSampler
 from tests.stand_ins.webui.infotext import OPTIONS, add_options, overridden, overrides, parse, paste
 from tests.stand_ins.webui.modules import install, module_of
 from tests.stand_ins.webui.settings import shared_module
 
+EULER = UsedSampler("Euler")
 PROMPT = SamplePrompt("(zok:1.2), a fox", "blurry", 128, 192, 9, 12, 3.5)
 TEXTS = {
-    "use": "zok <lora:zok:1>\nNegative prompt: blurry\n" + sample_settings(PROMPT, sampler="Euler", clip_skip=1),
-    "plot": xyz_infotext(PROMPT, ("zok-1", "zok-2"), (9, 10), sampler="Euler", clip_skip=1),
+    "use": "zok <lora:zok:1>\nNegative prompt: blurry\n" + sample_settings(PROMPT, sampler=EULER, clip_skip=1),
+    "plot": xyz_infotext(PROMPT, ("zok-1", "zok-2"), (9, 10), sampler=EULER, clip_skip=1),
 }
 OTHER_VALUES = {"Clip skip": 2, "RNG": "CPU", "Schedule rho": 3.0, "FP8 weight": "Enable"}
 
@@ -56,7 +58,7 @@ def test_an_overridden_option_is_restored_even_if_it_was_never_set(opts: Any, ki
 @pytest.mark.parametrize(
     "text",
     [
-        infotext(PROMPT, sampler="Euler", clip_skip=1, model="tiny"),
+        infotext(PROMPT, sampler=EULER, clip_skip=1, model="tiny"),
         "a fox\nSteps: 20, Sampler: Euler, CFG scale: 7, Size: 64x64",
         "a fox",
         "",
