@@ -22,6 +22,7 @@ from lib_lora_train.cli.heat_maps import add_heat_maps
 from lib_lora_train.cli.images import add_images
 from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
+from lib_lora_train.cli.past_run import add_run_folder, find_run
 from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
 from lib_lora_train.cli.sweep import add_sweep
@@ -135,7 +136,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
 
 def _add_resume(commands: Any) -> argparse.ArgumentParser:
     command = _command(commands, "resume", run_resume, "Resume an interrupted run or extend a finished one.")
-    command.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    add_run_folder(command)
     command.add_argument("--more-epochs", type=int, default=0, metavar="N", help="add N epochs to the planned end")
     command.add_argument(
         "--from-step", type=int, metavar="N", help="resume from an earlier training state, if several are kept"
@@ -177,17 +178,17 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Validate the settings, then plan (`--dry-run`) or train; several files one after the other."""
     if options.resume and len(options.configs) > 1:
         raise LoraTrainError("--resume takes at most one settings file; without one, it uses the run's own.")
-    if options.resume and not options.configs:
-        options.configs = [str(options.resume / "config.toml")]
+    resumed = find_run(options.resume) if options.resume else None
+    if resumed and not options.configs:
+        options.configs = [str(resumed.config)]
     configs = [read_cli_config(options, unknown, file) for file in options.configs or [""]]
     if options.dry_run:
         outputs = (options.out or PROJECT_ROOT).absolute() / "outputs"
         print("\n\n".join(plan_text(config, outputs, on_cpu=options.cpu) for config in configs))
-    elif options.resume:
-        from lib_lora_train.runs.folder import RunFolder
+    elif resumed:
         from lib_lora_train.runs.past_runs import find_resume_point
 
-        train_run(options, configs[0], find_resume_point(RunFolder(options.resume.absolute()), config=configs[0]))
+        train_run(options, configs[0], find_resume_point(resumed, config=configs[0]))
     elif len(configs) == 1:
         train_run(options, configs[0])
     else:
@@ -198,10 +199,9 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Resume or extend the run in a folder, continuing its series of files."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.folder import RunFolder
     from lib_lora_train.runs.past_runs import find_resume_point
 
-    folder = RunFolder(options.folder.absolute())
+    folder = find_run(options.folder)
     resume_point = find_resume_point(folder, more_epochs=options.more_epochs, step=options.from_step)
     config = with_places(resume_point.config, options.data or [], options.checkpoint)
     train_run(options, config, replace(resume_point, config=config))

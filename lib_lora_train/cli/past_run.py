@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.project import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from lib_lora_train.core.events import Event
@@ -15,20 +16,32 @@ if TYPE_CHECKING:
     from lib_lora_train.runs.folder import RunFolder
 
 _Result = TypeVar("_Result")
+_NEWEST = 5  # runs named in an error
 
 
 def add_run_folder(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that `open_run_folder` reads."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="the run folder: outputs/DATE-NAME")
+    """Add the argument `folder`, for `find_run` and `open_run_folder`."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run: its folder outputs/DATE-NAME, or DATE-NAME")
+
+
+def find_run(given: Path) -> RunFolder:
+    """The run in this folder, or of this name in `outputs`; OutputError, with the newest runs there, if it is none."""
+    from lib_lora_train.runs.folder import RunFolder
+
+    outputs = PROJECT_ROOT / "outputs"
+    for folder in (RunFolder(given.absolute()), RunFolder(outputs / given)):
+        if any(path.is_file() for path in (folder.log, folder.config, folder.identity)):
+            return folder
+    runs = sorted((path.parent for path in outputs.glob("*/events.jsonl")), reverse=True)
+    newest = f"The newest in {outputs}: {', '.join(run.name for run in runs[:_NEWEST])}." if runs else ""
+    raise OutputError(f"{given} is not a run. Give the folder of one: outputs/DATE-NAME. {newest}".rstrip())
 
 
 def open_run_folder(options: argparse.Namespace) -> RunFolder:
-    """The run's folder; OutputError if it is none."""
-    from lib_lora_train.runs.folder import RunFolder
-
-    folder = RunFolder(options.folder.absolute())
+    """The run in `options.folder`; OutputError if there is none, or if it has no settings."""
+    folder = find_run(options.folder)
     if not folder.config.is_file():
-        raise OutputError(f"{options.folder} is not a run folder. Give the run's folder: outputs/DATE-NAME.")
+        raise OutputError(f"{folder.root} has no settings: the run ended before it had read them. Choose another run.")
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
+from lib_lora_train.cli.past_run import find_run
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown
 from lib_lora_train.cli.training import EXIT_INTERRUPTED, open_host, output_folder, train_run
 from lib_lora_train.config.train_config import TrainConfig
@@ -44,7 +45,8 @@ def add_sweep(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
     add_setting_flags(sweep)
 
     comparer = command(commands, "compare", run_compare, "Show in which settings runs differ, and what was measured.")
-    comparer.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the reference")
+    runs = "runs or their folders; the first is the reference"
+    comparer.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs)
     comparer.add_argument("--json", action="store_true", help="print all values as JSON")
 
 
@@ -85,17 +87,16 @@ def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def run_compare(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Print the comparison; LoraTrainError for a folder that is not a run."""
+    """Print the comparison; OutputError for a folder that is not a run."""
     refuse_unknown(unknown)
     from lib_lora_train.runs.comparison import compare
     from lib_lora_train.runs.comparison_report import comparison_text, comparison_values
-    from lib_lora_train.runs.folder import RunFolder
     from lib_lora_train.runs.run_results import read_result
 
-    folders = [RunFolder(path.absolute()) for path in options.runs]
+    folders = [find_run(path) for path in options.runs]
     for folder in folders:
         if not folder.log.is_file():
-            raise LoraTrainError(f"{folder.root} is not the folder of a run. Give run folders: outputs/DATE-NAME.")
+            raise LoraTrainError(f"{folder.root} has no log, so nothing is known about that run. Leave it out.")
     comparison = compare([read_result(folder) for folder in folders])
     print(json.dumps(comparison_values(comparison), indent=1) if options.json else comparison_text(comparison))
     return 0

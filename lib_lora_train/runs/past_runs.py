@@ -42,11 +42,11 @@ def past_runs(home: Path, active_run: str = "") -> Iterator[dict[str, Any]]:
     """A summary of each run in `home`, newest first.
 
     Keys: `run` (its id), `state`, `is_active`, `reason` (why it failed or what it was waiting for, "" if neither),
-    `loras` and `grid` (existing files only), `missing` (LoRA files on record that are not on disk), `step` of the newest training
-    state (0 if none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was interrupted or
-    lacks its grid), `can_extend` (all its steps are done and it has a state), `can_begin_again` (it was interrupted
-    before its first state) and `unreadable_lines` of its log, which are left out. None of the three applies to
-    `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
+    `loras` and `grid` (existing files only), `missing` (LoRA files on record that are not on disk), `step` of the
+    newest training state (0 if none), the planned `total_steps` and `epochs`, `can_resume` (it has a state, and was
+    interrupted or lacks its grid), `can_extend` (all its steps are done and it has a state), `can_begin_again` (it
+    was interrupted before its first state) and `unreadable_lines` of its log, which are left out. None of the three
+    applies to `active_run`. The iterator is lazy: it reads a run's log only when it reaches that run.
     """
     folders = sorted((path for path in home.glob("*/") if RunFolder(path).log.is_file()), reverse=True)
     return (read_run(RunFolder(folder), is_active=folder.name == active_run) for folder in folders)

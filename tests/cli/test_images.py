@@ -44,4 +44,4 @@ def test_json_is_what_the_http_api_returns(tmp_path: Path, capsys: pytest.Captur
 
 def test_what_is_no_run_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["images", str(tmp_path / "none")]) == 2
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "is not a run. Give" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_a_sweep_trains_every_combination_with_one_model_and_prints_the_comparis
     run = next((tmp_path / "out" / "outputs").glob("*-one-rank2"))
     assert cli.main(["sweep", str(run), "--vary", "leave_out_images=01.png", "--dry-run"]) == 0
     assert cli.main(["compare", str(run), str(tmp_path)]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
+    assert "is not a run. Give" in capsys.readouterr().err
 
 
 def test_a_sweep_goes_on_with_what_is_missing_and_after_a_failure(

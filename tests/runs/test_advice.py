@@ -177,4 +177,4 @@ def test_the_command_advises_and_writes_to_the_log(small_run: RunSetup, capsys: 
 
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", str(tmp_path)]) == 2
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "is not a run. Give" in capsys.readouterr().err
