@@ -84,17 +84,19 @@ class Source:
             elif name in _PLAIN_PROBLEMS and name not in self.functions:
                 where, message = _PLAIN_PROBLEMS[name]
                 yield from self._spoken(call.args[message], call.args[where], "ConfigError")
+            elif name == "SettingsFileError":
+                yield from self._spoken(call.args[1], None, name, before=f"{UNKNOWN} ")
             elif name in errors and call.args:
                 yield from self._spoken(call.args[0], None, name)
             elif with_values and name == "ValueError" and call.args:
                 yield from self._spoken(call.args[0], ast.Name("setting"), "ConfigError")
 
-    def _spoken(self, message: ast.expr, where: ast.expr | None, error: str) -> Iterator[Message]:
+    def _spoken(self, message: ast.expr, where: ast.expr | None, error: str, before: str = "") -> Iterator[Message]:
         places = [""] if where is None else self.texts(where)
         place = places[0] if len(places) == 1 else UNKNOWN
         for text in self.texts(message):
             if re.search(r"[A-Za-z]{3}", text):
-                yield Message(_tidy(text), _tidy(place), error)
+                yield Message(_tidy(before + text), _tidy(place), error)
 
     def texts(self, node: ast.expr, depth: int = 0) -> list[str]:
         """What the expression may be as text; unknown parts are …"""

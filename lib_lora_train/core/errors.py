@@ -2,6 +2,7 @@
 
 LoraTrainError
 ├── ConfigError      settings that are out of range or contradict each other (all of them at once)
+│   ├── SettingsFileError    a settings file that cannot be read, or is another kind of file
 │   └── ResumeRefusedError   an interrupted run whose settings or images have changed since
 ├── DataError        the dataset folders, images or captions
 ├── ModelError       a checkpoint or tokenizer that cannot be used
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lib_lora_train.core.wording import count, without_name
@@ -67,10 +69,24 @@ class ConfigError(LoraTrainError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{self._title()}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        return f"{self._title()}:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
 
     def _title(self) -> str:
         return f"{count(len(self.problems), 'setting')} cannot be used"
+
+
+class SettingsFileError(ConfigError):
+    """A settings file cannot be used as a whole; its only problem is at the file's path."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__([Problem("error", str(path), message)])
+
+    def _text(self) -> str:
+        (problem,) = self.problems
+        return f"{problem.where} {problem.message}"
 
 
 class ResumeRefusedError(ConfigError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.errors import SettingsFileError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -17,18 +17,13 @@ _MARKS = (
 
 
 def read_text_file(path: Path) -> str:
-    """The text in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; ConfigError if it cannot be read."""
+    """The text in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; SettingsFileError if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
+        raise SettingsFileError(path, f"cannot be read: {error.strerror or error}.") from error
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError:
-        raise file_error(path, "is not UTF-8 text. Save it as UTF-8.") from None
-
-
-def file_error(path: Path, message: str) -> ConfigError:
-    """A problem with a settings file as a whole."""
-    return ConfigError([Problem("error", str(path), message)])
+        raise SettingsFileError(path, "is not UTF-8 text. Save it as UTF-8.") from None

@@ -17,8 +17,9 @@ from tomlkit.exceptions import TOMLKitError
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core import atomic_write
+from lib_lora_train.core.errors import SettingsFileError
 from lib_lora_train.core.user_paths import user_path
-from lib_lora_train.formats.text_file import file_error, read_text_file
+from lib_lora_train.formats.text_file import read_text_file
 
 _IN_QUOTES = "in double quotes a backslash starts an escape sequence"
 _ADVICE = "Write Windows paths in single quotes, or with forward slashes."
@@ -31,18 +32,18 @@ def read_toml_config(path: Path, *, is_ours: bool = False) -> Mapping[str, Any]:
     """The plain values in a file, for `read_config`, with relative paths made absolute.
 
     `is_ours`: the file was written by a run, so bytes that are not UTF-8 belong to names of files and folders.
-    ConfigError if the file is missing, not text or not TOML.
+    SettingsFileError if the file is missing, not text or not TOML.
     """
     text = _read_own_text(path) if is_ours else read_text_file(path)
     try:
         values: dict[str, Any] = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
-        raise file_error(path, _backslash_advice(text, error) or f"is not valid TOML: {error}.") from error
+        raise SettingsFileError(path, _backslash_advice(text, error) or f"is not valid TOML: {error}.") from error
     except RecursionError:
-        raise file_error(path, "is not valid TOML: it is nested too deeply.") from None
+        raise SettingsFileError(path, "is not valid TOML: it is nested too deeply.") from None
     for name, text in _path_values(values):
         if any(ord(letter) < 32 for letter in text):
-            raise file_error(path, f"{name} contains a line break or tab: {_IN_QUOTES}. {_ADVICE}")
+            raise SettingsFileError(path, f"{name} contains a line break or tab: {_IN_QUOTES}. {_ADVICE}")
     return _with_paths(values, path.absolute().parent)
 
 
@@ -50,7 +51,7 @@ def _read_own_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror or error}.") from error
+        raise SettingsFileError(path, f"cannot be read: {error.strerror or error}.") from error
 
 
 def _path_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -153,13 +153,13 @@ def _refusal(answer: subprocess.CompletedProcess[str]) -> str:
 
 def test_missing_settings_file_is_named(tmp_path: Path) -> None:
     message = _refusal(run("train", "nowhere.toml", folder=tmp_path))
-    assert "nowhere.toml: cannot be read: No such file" in message
+    assert "nowhere.toml cannot be read: No such file" in message
 
 
 def test_broken_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("rank = 8\nepochs = = 3\n")
     message = _refusal(run("train", "c.toml", folder=tmp_path))
-    assert "c.toml: is not valid TOML" in message
+    assert "c.toml is not valid TOML" in message
     assert "line 2" in message
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
-from lib_lora_train.core.errors import AdapterError, ConfigError, Problem
+from lib_lora_train.core.errors import AdapterError, ConfigError, Problem, SettingsFileError
 from lib_lora_train.core.safetensors_header import Header, read_header
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.formats.kohya import keys as kohya_keys
@@ -38,7 +38,7 @@ from lib_lora_train.formats.kohya.network import conv_alpha_of
 from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
 from lib_lora_train.formats.metadata import CONFIG_KEY
-from lib_lora_train.formats.text_file import file_error, read_text_file
+from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 
 _NO_FOLDERS = Folders((), {}, ())
@@ -255,7 +255,7 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
     readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
     if ending not in readers:
         what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
-        raise file_error(path, f"is not a file that settings can be imported from: {what}.")
+        raise SettingsFileError(path, f"is not a file that settings can be imported from: {what}.")
     imported = readers[ending](path, dataset)
     config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
     if moved:
@@ -266,7 +266,7 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
 
 def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
     if dataset is not None:
-        raise file_error(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
+        raise SettingsFileError(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
     header = read_header(path)
     if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
         raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
@@ -278,20 +278,20 @@ def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
 def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
     model = find_other_model(values)
     if model:
-        raise file_error(path, f"has settings for {model}. Only those for SD1, SD2 and SDXL can be imported.")
+        raise SettingsFileError(path, f"has settings for {model}. Only those for SD1, SD2 and SDXL can be imported.")
 
 
 def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     values = _read_values(path)
     if "datasets" in values:
         if dataset is not None:
-            raise file_error(path, "is itself a dataset file. Give the other settings first, or leave one out.")
+            raise SettingsFileError(path, "is itself a dataset file. Give the other settings first, or leave one out.")
         return from_script({}, read_folders(values))
     if _is_ours(values):
         config, problems = read_config(values)
         return Imported(config, (), problems, tuple(values))
     if not _has_known_key(values):
-        raise file_error(path, "has no settings of kohya's tools: it has none of their keys.")
+        raise SettingsFileError(path, "has no settings of kohya's tools: it has none of their keys.")
     _refuse_other_models(path, _flat(values))
     named = strip_value(_flat(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
@@ -321,9 +321,9 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(read_text_file(path))
     except (ValueError, RecursionError):
-        raise file_error(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
+        raise SettingsFileError(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
     if not isinstance(values, dict):
-        raise file_error(path, "is not a table of settings.")
+        raise SettingsFileError(path, "is not a table of settings.")
     return values
 
 
