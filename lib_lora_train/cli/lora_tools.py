@@ -1,4 +1,4 @@
-"""The commands for finished LoRA files: `check`, `convert` and `merge`."""
+"""The commands for finished LoRA files: `check`, `convert`, `resize` and `merge`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from lib_lora_train.lora_tools.new_file import ENDING, new_file
 EXIT_BROKEN = 2
 _ROUNDING = 5e-3  # relative to the update: more than rounding to 16 bit loses
 
+_RULES = {
+    "sv_ratio": "singular values above 1/X of the largest",
+    "sv_cumulative": "the largest singular values with the share X of the sum of all",
+    "sv_fro": "the largest singular values with the share X of the layer's Frobenius norm",
+}
+
 
 def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRA files."""
@@ -32,6 +38,16 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     converter.add_argument("--ckpt", default="", metavar="FILE", help="its checkpoint (default: the tiny model)")
     _add_precision(converter)
     _add_output(converter, "FILE-rank16 or similar")
+
+    resizer = command(commands, "resize", run_resize, "Write a LoRA with a lower rank; needs no checkpoint.")
+    resizer.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file of plain LoRA or LoCon layers")
+    resizer.add_argument("--rank", type=int, default=0, help="the new rank, or the highest that a rule may choose")
+    resizer.add_argument("--conv-rank", type=int, help="the same for kernels larger than 1×1 (default: as --rank)")
+    rules = resizer.add_mutually_exclusive_group()
+    for name, kept in _RULES.items():
+        rules.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"by layer: keep {kept}")
+    _add_precision(resizer)
+    _add_output(resizer, "FILE-rank16 or similar")
 
     merger = command(commands, "merge", run_merge, "Merge LoRA files of any family into one file or a checkpoint.")
     merger.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
@@ -97,9 +113,30 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     _print_saved(path, saved.size_bytes, converted.error)
     if options.to == "lora" and converted.error > _ROUNDING:
         print(f"The largest error is in {converted.worst}. Use a higher --rank, or --to diff for an exact file.")
-    if converted.left_out:
-        print("Skipped:", *converted.left_out, sep="\n  - ")
+    _print_skipped(converted.left_out)
     _warn([base_mismatch(file, checkpoint)])
+    return 0
+
+
+def run_resize(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Write the file with its new ranks and print them with the error."""
+    refuse_unknown(unknown)
+    from lib_lora_train.adapters.files.lora_file import read_adapter
+    from lib_lora_train.lora_tools.convert import write_converted
+    from lib_lora_train.lora_tools.resize import RankRule, describe_ranks, resize
+
+    chosen = {name: value for name in _RULES if (value := getattr(options, name)) is not None}
+    rule = RankRule(options.rank, options.conv_rank, *(next(iter(chosen.items())) if chosen else ()))
+    rule.check()
+    path = _output(options, f"{options.file.stem}-{rule.name}")
+    file = read_adapter(options.file)
+    resized = resize(file, rule, precision=options.precision)
+    rank = max(resized.ranks.values())
+    saved = write_converted(path, resized.converted, to="lora", rank=rank, metadata=file.metadata)
+    _print_saved(path, saved.size_bytes, resized.converted.error)
+    ranks = describe_ranks(resized.ranks)
+    print(f"{ranks[:1].upper()}{ranks[1:]}. The largest error is in {resized.converted.worst}.")
+    _print_skipped(resized.converted.left_out)
     return 0
 
 
@@ -128,14 +165,18 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         )
         _print_saved(path, saved.size_bytes, merged.error)
         left_out = merged.left_out
-    if left_out:
-        print("Skipped:", *left_out, sep="\n  - ")
+    _print_skipped(left_out)
     _warn([base_mismatch(file, checkpoint) for file, _ in files])
     return 0
 
 
 def _print_saved(path: Path, size_bytes: int, error: float) -> None:
     print(f"Saved to {path} ({size_bytes / 2**20:.1f} MiB). Error: {error:.2%} of the update.")
+
+
+def _print_skipped(left_out: Sequence[str]) -> None:
+    if left_out:
+        print("Skipped:", *left_out, sep="\n  - ")
 
 
 def _warn(sentences: Sequence[str]) -> None:
