@@ -25,7 +25,18 @@ from lib_lora_train.config.settings.samples import SampleSettings
 from lib_lora_train.config.settings.training import TrainingSettings
 from lib_lora_train.core.errors import Problem
 
-__all__ = ["Concept", "TrainConfig", "config_values", "duration_in_steps", "parse_concept_place", "read_config"]
+__all__ = [
+    "CONFIG_KEY",
+    "Concept",
+    "TrainConfig",
+    "config_values",
+    "duration_in_steps",
+    "parse_concept_place",
+    "read_config",
+]
+
+CONFIG_KEY = "lora_train_config"
+"""The key of the settings in the metadata of LoRA files."""
 
 
 @dataclass(frozen=True)

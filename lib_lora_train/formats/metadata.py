@@ -16,7 +16,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.optimizer_catalog import CUSTOM
-from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
+from lib_lora_train.config.train_config import CONFIG_KEY, TrainConfig, config_values, duration_in_steps
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network import metadata_network
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from lib_lora_train.dataset.plan import Plan
     from lib_lora_train.dataset.scan import ScannedConcept
     from lib_lora_train.models.diffusion_model import DiffusionModel
-
-CONFIG_KEY = "lora_train_config"
 
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "anima": "anima"}
 _IMPLEMENTATIONS = {

@@ -28,7 +28,7 @@ from lib_lora_train.models.architecture import (
     Shapes,
     add_text_model_prefix,
 )
-from lib_lora_train.models.infer_spec import infer_vae_config
+from lib_lora_train.models.infer_stable_diffusion import infer_vae_config
 from lib_lora_train.models.kinds.base import Network
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.kinds.stable_diffusion import vae_network

@@ -7,7 +7,7 @@ are separate files. In a webui's memory the adapter belongs to the text encoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from lib_lora_train.core.errors import ModelError
@@ -24,17 +24,12 @@ _VAE_WIDTHS = (96, 192, 384, 384)
 _ROPE_SCALE = (1.0, 4.0, 4.0)
 """How far the positions' frequencies are stretched over time, height and width; the same for every published Anima."""
 _PATCH = (1, 2, 2)
-ANIMA_NEEDS_NEO = (
-    "This is an Anima, which is trained on the model that Forge Neo has loaded, with its VAE and text encoder. Load it "
-    "there, and leave checkpoint, VAE and precision as they are."
-)
 _Value = TypeVar("_Value")
 
 
-def is_anima(names: Iterable[str]) -> bool:
+def is_anima(names: Collection[str]) -> bool:
     """Whether a checkpoint with these tensors is an Anima."""
-    known = set(names)
-    return any(f"{prefix}{_MARK}" in known for prefix in _PREFIXES)
+    return any(f"{prefix}{_MARK}" in names for prefix in _PREFIXES)
 
 
 def anima_tensors(named: Mapping[str, _Value]) -> dict[str, _Value]:

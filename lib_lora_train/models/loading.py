@@ -25,8 +25,8 @@ from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.fp8 import store_in_fp8
 from lib_lora_train.models.graft import check_vae
-from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO, is_anima
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.kinds.registry import kind_in
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.models.text_encoding import load_tokenizer
 
@@ -56,7 +56,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     path = choice.checkpoint or EMBEDDED_CHECKPOINT
     file = load_checkpoint(path)
     tensors = file.tensors
-    if choice.vae is not None and not is_anima(tensors):
+    if choice.vae is not None and kind_in(tensors).has_vae:
         tensors = replace_vae(tensors, _load_fitting_vae(choice.vae))
     try:
         spec = infer_spec(shapes_of(tensors), hints=file.hints)
@@ -82,7 +82,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
 def require_trainable(model: DiffusionModel) -> DiffusionModel:
     """The same model; ModelError for one without VAE and text encoder, which only a webui has."""
     if model.vae is None:
-        raise ModelError(f"{model.name}: {ANIMA_NEEDS_NEO}")
+        raise ModelError(f"{model.name}: {model.kind.needs_webui}")
     return model
 
 

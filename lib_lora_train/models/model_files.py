@@ -24,9 +24,10 @@ from lib_lora_train.models.architecture import (
     add_text_model_prefix,
 )
 from lib_lora_train.models.checkpoint_hints import read_hints
-from lib_lora_train.models.file_kinds import explain_other_vae, refuse_other_kinds
-from lib_lora_train.models.infer_anima import anima_tensors, is_anima, require_text_adapter
-from lib_lora_train.models.infer_spec import infer_spec, infer_vae_config
+from lib_lora_train.models.file_kinds import explain_other_vae
+from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.infer_stable_diffusion import infer_vae_config
+from lib_lora_train.models.kinds.registry import kind_in, kind_of
 from lib_lora_train.models.ldm_names import vae_names
 from lib_lora_train.models.model_folder import (
     INDEX,
@@ -85,7 +86,7 @@ def describe_model(spec: ModelSpec, *, vae: str = "", precision: str = "") -> st
         TITLES[spec.architecture],
         f"{predicts}{snr}",
         f"{spec.own_resolution} px",
-        f"VAE {vae}" if vae else "" if spec.architecture == "anima" else "its own VAE",
+        f"VAE {vae}" if vae else "its own VAE" if kind_of(spec.architecture).has_vae else "",
         precision,
     )
     return ", ".join(part for part in parts if part)
@@ -122,7 +123,7 @@ def _file_version(file: Path) -> tuple[str, int, int]:
 def _read_info(path: Path, _version: object, vae: Path | None, _vae_version: object) -> CheckpointInfo:
     contents = read_contents(path)
     entries = {name: place.entry for name, place in contents.places.items()}
-    if vae and not is_anima(entries):
+    if vae and kind_in(entries).has_vae:
         replaced = {name: place.entry for name, place in read_vae_places(vae).items()}
         _require_fitting_vae(vae, replaced)
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE_PREFIX)} | replaced
@@ -180,11 +181,7 @@ def _read_contents(path: Path) -> CheckpointContents:
     metadata = {} if folder else read_model_header(path).metadata
     places = folder_places(folder) if folder else file_places(path)
     try:
-        if is_anima(places):
-            require_text_adapter(places)
-            places = anima_tensors(places)
-        else:
-            refuse_other_kinds(places)
+        places = kind_in(places).own_tensors(places)
     except ModelError as reason:
         raise ModelError(f"{path.name}: {reason}") from None
     hints = read_folder_hints(folder) if folder else read_hints(path, metadata)

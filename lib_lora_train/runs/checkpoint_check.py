@@ -15,7 +15,6 @@ from lib_lora_train.config.validation.prediction import prediction_problems
 from lib_lora_train.core.errors import ModelError, Problem, VaeError
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
-from lib_lora_train.models.infer_anima import ANIMA_NEEDS_NEO
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.model_files import describe_model, model_name, read_checkpoint_info
 from lib_lora_train.runs.kind_checks import kind_problems
@@ -63,8 +62,9 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     precision = _precision(info.precision, _trained_in(config, target, info.precision))
     description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}{_in_webui(target)}"
     problems = (*checkpoint_problems(info.spec, config), *_clip_skip_problems(info.spec, config, target))
-    if info.spec.architecture == "anima" and not target.is_loaded:
-        problems = (Problem("error", "checkpoint", f"{info.name}: {ANIMA_NEEDS_NEO}"),)
+    needs_webui = kind_of(info.spec.architecture).needs_webui
+    if needs_webui and not target.is_loaded:
+        problems = (Problem("error", "checkpoint", f"{info.name}: {needs_webui}"),)
     return CheckpointCheck(description, info.spec.own_resolution, problems)
 
 

@@ -14,12 +14,12 @@ import torch
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
-from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.config.train_config import CONFIG_KEY, Concept, TrainConfig, read_config
 from lib_lora_train.dataset.buckets import Placement
 from lib_lora_train.dataset.images import ImageFile
 from lib_lora_train.dataset.plan import BucketSummary, Plan
 from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
-from lib_lora_train.formats.metadata import CONFIG_KEY, RunFacts, run_metadata, shareable_config
+from lib_lora_train.formats.metadata import RunFacts, run_metadata, shareable_config
 
 RUN = RunFacts("my-lora-000003", epoch=3, step=30, started=1.5, finished=1_700_000_000.9, session_id="7")
 

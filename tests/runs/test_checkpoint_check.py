@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.hosts.host import checkpoint_target
+from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.loading import ModelChoice, load_model
 from lib_lora_train.models.model_files import describe_model, read_checkpoint_info
@@ -106,7 +107,7 @@ def test_settings_that_do_not_suit_the_model_are_warned_of() -> None:
 
     assert warned(resolution=1024) == []
     assert warned(resolution=1024, clip_skip=2) == ["clip_skip"]
-    snr = infer_spec(full_shapes("sdxl"), prediction_type="epsilon", zero_terminal_snr=True)
+    snr = infer_spec(full_shapes("sdxl"), CheckpointHints(prediction_type="epsilon", zero_terminal_snr=True))
     problems = list(checkpoint_problems(snr, TrainConfig(resolution=1024)))
     assert [problem.where for problem in problems] == ["zero_terminal_snr"]
     assert not list(checkpoint_problems(snr, TrainConfig(resolution=1024, prediction_type="v_prediction")))

@@ -85,9 +85,7 @@ def tiny_spec(
     """The spec of such tensors; the heads of the narrow text encoders are given as a side-car would."""
     return infer_spec(
         shapes_of(tensors),
-        prediction_type=prediction_type,
-        zero_terminal_snr=zero_terminal_snr,
-        hints=CheckpointHints(text_heads=(4, 4)),
+        CheckpointHints(prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, text_heads=(4, 4)),
     )
 
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.config.train_config import CONFIG_KEY
 from lib_lora_train.models.diffusion_model import DiffusionModel
 
-_OURS = "lora_train_config"
-"""The metadata's key of our settings (`formats.metadata.CONFIG_KEY`)."""
 _LORA = frozenset({"lora_down.weight", "lora_up.weight", "alpha"})
 
 
@@ -54,7 +53,9 @@ def with_own_alphas(file: AdapterFile) -> AdapterFile:
 
     Training goes on at the speed of the run only with its alpha: without one it would count as the rank.
     """
-    is_ours = _OURS in file.metadata and all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in file.state)
+    is_ours = CONFIG_KEY in file.metadata and all(
+        key.endswith((".lora_A.weight", ".lora_B.weight")) for key in file.state
+    )
     alpha = _positive(file.metadata.get("ss_network_alpha", "")) if is_ours else 0.0
     if not alpha:
         return file

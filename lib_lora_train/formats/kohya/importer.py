@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
-from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
+from lib_lora_train.config.train_config import CONFIG_KEY, Concept, TrainConfig, read_config
 from lib_lora_train.core.errors import AdapterError, ConfigError, Problem, SettingsFileError
 from lib_lora_train.core.safetensors_header import Header, read_header
 from lib_lora_train.core.user_paths import user_path
@@ -37,7 +37,6 @@ from lib_lora_train.formats.kohya.import_state import (
 from lib_lora_train.formats.kohya.network import conv_alpha_of
 from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
-from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 

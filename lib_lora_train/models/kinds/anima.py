@@ -8,10 +8,11 @@ the checkpoint: `blocks.0.self_attn.q_proj` for diffusers' `transformer_blocks.0
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lib_lora_train.models.architecture import UNET_PREFIX, ModelSpec
+from lib_lora_train.models.architecture import UNET_PREFIX, CheckpointHints, ModelSpec, Shapes
+from lib_lora_train.models.infer_anima import anima_tensors, infer_anima_spec, is_anima, require_text_adapter
 from lib_lora_train.models.kinds.base import Network
 from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.ldm_names import Source
@@ -36,6 +37,7 @@ LATENTS = LatentFormat(16, means=_MEANS, deviations=_DEVIATIONS)
 TEXT_TOKENS = 512
 """Shorter prompts are padded with zeros to this length, which the model was trained with."""
 
+_Value = TypeVar("_Value")
 _TIMESTEPS = 1000
 _OUTER = {
     "patch_embed.proj": "x_embedder.proj.1",
@@ -72,6 +74,24 @@ class Anima:
     families: frozenset[str] | None = frozenset({"lora", "loha", "lokr", "full"})
     flow_shift = 3.0
     has_unet_blocks = False
+    has_vae = False
+    needs_webui = (
+        "This is an Anima, which is trained on the model that Forge Neo has loaded, with its VAE and text encoder. "
+        "Load it there, and leave checkpoint, VAE and precision as they are."
+    )
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """By a layer that only Cosmos' transformers have."""
+        return is_anima(names)
+
+    def own_tensors(self, named: Mapping[str, _Value]) -> dict[str, _Value]:
+        """The transformer's. The text adapter is required, but not among them: it belongs to the text encoder."""
+        require_text_adapter(named)
+        return anima_tensors(named)
+
+    def infer_spec(self, shapes: Shapes, hints: CheckpointHints) -> ModelSpec:
+        """From the transformer's shapes."""
+        return infer_anima_spec(shapes, hints)
 
     def networks(self, spec: ModelSpec) -> Iterator[Network]:
         """The transformer."""

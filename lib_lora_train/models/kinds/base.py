@@ -6,9 +6,9 @@ needs. Importing a kind does not import PyTorch: plans and estimates use its nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.ldm_names import Source
@@ -16,9 +16,11 @@ from lib_lora_train.models.ldm_names import Source
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lib_lora_train.models.architecture import ModelSpec
+    from lib_lora_train.models.architecture import CheckpointHints, ModelSpec, Shapes
     from lib_lora_train.models.diffusion_model import DiffusionModel
     from lib_lora_train.models.text_encoding import TextCondition
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,25 @@ class ModelKind(Protocol):
     """The shift of σ with which images are drawn, where the model is a rectified flow."""
     has_unet_blocks: bool
     """Whether it is a UNet with kohya's block numbers, diffusion features and cross-attention at several sizes."""
+    has_vae: bool
+    """Whether its checkpoints contain a VAE, which another one can replace."""
+    needs_webui: str
+    """Why it can only be trained on the model that a webui has loaded, and what to do; "" if a checkpoint is enough."""
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether a checkpoint whose tensors have these names is of this kind."""
+        ...
+
+    def own_tensors(self, named: Mapping[str, _Value]) -> dict[str, _Value]:
+        """A checkpoint's tensors under the names of a webui's memory; ModelError, saying what it is, if it is unusable.
+
+        What the kind does not graft may be missing.
+        """
+        ...
+
+    def infer_spec(self, shapes: Shapes, hints: CheckpointHints) -> ModelSpec:
+        """The model with tensors of these names and shapes; ModelError, saying what it is instead, for another one."""
+        ...
 
     def networks(self, spec: ModelSpec) -> Iterator[Network]:
         """The networks whose parameters are grafted: the UNet first, then the VAE and the text encoders, if any."""

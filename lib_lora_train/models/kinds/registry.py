@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.kinds.anima import Anima
@@ -15,6 +15,13 @@ KINDS: Mapping[Architecture, ModelKind] = {
     "sdxl": StableDiffusion("sdxl"),
     "anima": Anima(),
 }
+_ASKED: tuple[ModelKind, ...] = (KINDS["anima"], KINDS["sd1"])
+"""In this order. Stable Diffusion recognises every checkpoint, and says what it is instead."""
+
+
+def kind_in(names: Collection[str]) -> ModelKind:
+    """The kind of a checkpoint whose tensors have these names; of Stable Diffusion any, as shapes tell those apart."""
+    return next(kind for kind in _ASKED if kind.recognises(names))
 
 
 def kind_of(architecture: str) -> ModelKind:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_lora_train.models import unet_layers
-from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX, Architecture, ModelSpec, TextEncoderSpec
+from lib_lora_train.models.architecture import (
+    UNET_PREFIX,
+    VAE_PREFIX,
+    Architecture,
+    CheckpointHints,
+    ModelSpec,
+    Shapes,
+    TextEncoderSpec,
+)
+from lib_lora_train.models.file_kinds import refuse_other_kinds
+from lib_lora_train.models.infer_stable_diffusion import infer_stable_diffusion
 from lib_lora_train.models.kinds.base import Network
 from lib_lora_train.models.latent_format import LatentFormat
 from lib_lora_train.models.ldm_names import Source, ldm_unet_name, ldm_vae_name, open_clip_source
@@ -17,6 +27,7 @@ if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
     from lib_lora_train.models.text_encoding import TextCondition
 
+_Value = TypeVar("_Value")
 _LATENT_CHANNELS = 4
 _FLOW_SHIFTS: Mapping[Architecture, float] = {"sdxl": 3.0}
 """That of ComfyUI's node ModelSamplingSD3, with which rectified flows of SDXL are published."""
@@ -28,10 +39,25 @@ class StableDiffusion:
     side_step = 8
     families: frozenset[str] | None = None
     has_unet_blocks = True
+    has_vae = True
+    needs_webui = ""
 
     def __init__(self, architecture: Architecture) -> None:
         self._architecture = architecture
         self.flow_shift = _FLOW_SHIFTS.get(architecture, 1.0)
+
+    def recognises(self, _names: Collection[str]) -> bool:
+        """Every checkpoint that no other kind recognises; `own_tensors` says what it is instead."""
+        return True
+
+    def own_tensors(self, named: Mapping[str, _Value]) -> dict[str, _Value]:
+        """All of them."""
+        refuse_other_kinds(named)
+        return dict(named)
+
+    def infer_spec(self, shapes: Shapes, hints: CheckpointHints) -> ModelSpec:
+        """SD1, SD2 or SDXL, by their shapes."""
+        return infer_stable_diffusion(shapes, hints)
 
     def networks(self, spec: ModelSpec) -> Iterator[Network]:
         """UNet, VAE and text encoders."""

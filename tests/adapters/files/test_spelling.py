@@ -14,8 +14,8 @@ from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.files.spelling import lora_paths, spelled, with_own_alphas
 from lib_lora_train.adapters.inject import Adapter, inject, inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.config.train_config import CONFIG_KEY
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.formats.metadata import CONFIG_KEY
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.graft import graft
 from lib_lora_train.models.infer_spec import infer_spec

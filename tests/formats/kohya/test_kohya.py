@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lora_train.config.train_config import Concept, TrainConfig, config_values, read_config
+from lib_lora_train.config.train_config import CONFIG_KEY, Concept, TrainConfig, config_values, read_config
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.core.safetensors_header import Header
@@ -21,7 +21,7 @@ from lib_lora_train.formats.kohya.exporter import to_gui, write_gui_settings
 from lib_lora_train.formats.kohya.import_state import kohya_parameters
 from lib_lora_train.formats.kohya.importer import Imported, from_gui, from_metadata, from_script, read_settings
 from lib_lora_train.formats.kohya.network import metadata_network
-from lib_lora_train.formats.metadata import CONFIG_KEY, shareable_config
+from lib_lora_train.formats.metadata import shareable_config
 from lib_lora_train.formats.toml import write_toml_config
 from tests.paths import KOHYA_FILES as FILES
 
