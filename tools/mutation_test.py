@@ -210,10 +210,20 @@ def _run_in_child(path: str, source: str, tests: Sequence[str]) -> int:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            sys.meta_path.insert(0, _MutantFinder(path, source))
+            finder = _MutantFinder(path, source)
+            _forget_package_with(finder.name)
+            sys.meta_path.insert(0, finder)
             os._exit(int(importlib.import_module("pytest").main(["-x", *_PYTEST, *tests], plugins=[_Alarm()])))
         os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _forget_package_with(name: str) -> None:
+    """Have the whole package imported again if the module already is, since others hold its original functions."""
+    if name in sys.modules:
+        package = name.partition(".")[0]
+        for known in [one for one in sys.modules if one.partition(".")[0] == package]:
+            del sys.modules[known]
 
 
 class _Alarm:

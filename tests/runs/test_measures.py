@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import EpochDone, Event, ImageLosses, LoraWritten, Measured, Noted, PhaseStarted
 from lib_lora_train.core.measures import (
@@ -23,6 +25,7 @@ from lib_lora_train.core.measures import (
     measure_title,
 )
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.measures import early_stop_reason
 from lib_lora_train.runs.trainer import run_training
 from tests.stand_ins.run_parts import NO_SAMPLES, RunSetup, ending, only, small_run_setup
 
@@ -138,6 +141,68 @@ def test_an_unsaved_epoch_that_ends_a_run_early_is_saved(small_run: RunSetup) ->
     events = _run_with_losses(small_run, [0.2, 0.3, 0.1, 0.1], **values)
     assert [event.epoch for event in only(events, LoraWritten)] == [2]
     assert "the epoch after it was not better" in str(only(events, Noted))
+
+
+def _after_losses(losses: list[float], *, patience: int, epochs: int) -> str:
+    """Why a run of `epochs` ends after the epochs with these losses."""
+    measured = {epoch: {VALIDATION_LOSS: loss} for epoch, loss in enumerate(losses, 1)}
+    config, plan = TrainConfig(early_stopping_epochs=patience), SimpleNamespace(epochs=epochs)
+    run: Any = SimpleNamespace(config=config, plan=plan, history=SimpleNamespace(measured=measured))
+    return early_stop_reason(run, len(losses))
+
+
+ONE = "Epoch 1 has the lowest validation loss so far; the epoch after it was not better. The training ends here."
+TWO = "Epoch 1 has the lowest validation loss so far; the 2 epochs after it were not better. The training ends here."
+LATER = "Epoch 2 has the lowest validation loss so far; the 2 epochs after it were not better. The training ends here."
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs", "reason"),
+    [
+        ([0.1], 1, 9, ""),
+        ([0.1, 0.2], 1, 9, ONE),
+        ([0.1, 0.1], 1, 9, ONE),  # as good is not better
+        ([0.1, 0.2], 2, 9, ""),
+        ([0.1, 0.2, 0.3], 2, 9, TWO),
+        ([0.1, 0.2, 0.3], 3, 9, ""),
+        ([0.3, 0.1, 0.2, 0.15], 2, 9, LATER),  # a gain counts from the best epoch, not from the epoch before
+        ([0.1, 0.2, 0.3], 2, 4, TWO),  # one epoch is left
+        ([0.1, 0.2, 0.3], 2, 3, ""),  # the last epoch is the end anyway
+        ([0.1, 0.2, 0.3, 0.4], 0, 9, ""),  # switched off
+    ],
+)
+def test_a_run_ends_early_once_so_many_epochs_were_not_better(
+    losses: list[float], patience: int, epochs: int, reason: str
+) -> None:
+    assert _after_losses(losses, patience=patience, epochs=epochs) == reason
+
+
+def test_an_epoch_that_was_not_measured_does_not_end_a_run() -> None:
+    measured = {1: {VALIDATION_LOSS: 0.1}, 2: {VALIDATION_LOSS: 0.2}, 3: {STEADY_LOSS: 0.3}}
+    config, plan = TrainConfig(early_stopping_epochs=1), SimpleNamespace(epochs=9)
+    run: Any = SimpleNamespace(config=config, plan=plan, history=SimpleNamespace(measured=measured))
+    assert early_stop_reason(run, 2) == ONE and early_stop_reason(run, 3) == ""
+
+
+HINT = "Epoch 1 has the lowest validation loss so far; the 3 epochs after it were not better."
+
+
+@pytest.mark.parametrize(
+    ("epochs", "patience", "hints"),
+    [
+        (4, 0, []),  # after the last epoch, the run's advice says it
+        (5, 3, [f"{HINT} The training ends here."]),  # not the same sentence twice
+        (6, 4, [HINT, f"{HINT.replace('3 epochs', '4 epochs')} The training ends here."]),
+    ],
+)
+def test_the_best_epoch_is_named_once_while_epochs_follow(
+    small_run: RunSetup, epochs: int, patience: int, hints: list[str]
+) -> None:
+    losses = [0.1 * epoch for epoch in range(1, epochs + 1)]
+    values = {"early_stopping_epochs": patience, **NO_SAMPLES, "make_grid": False}
+    events = _run_with_losses(small_run, losses, **values)
+    said = [event.message for event in only(events, Noted)]
+    assert [text for text in said if "so far" in text] == hints
 
 
 def test_a_run_that_gains_in_time_trains_all_epochs(small_run: RunSetup) -> None:

@@ -20,11 +20,12 @@ MODULE = "lib_lora_train/core/seeding.py"
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the tool forks")
 @pytest.mark.parametrize(("change", "code"), [("", 0), ("raise RuntimeError", 1)])
-def test_only_the_tests_process_sees_the_mutant(change: str, code: int) -> None:
-    """The file stays as it is; the tests of a module that cannot be imported fail."""
+@pytest.mark.parametrize("known", ["sys", "lib_lora_train.core.seeding"])
+def test_only_the_tests_process_sees_the_mutant(change: str, code: int, known: str) -> None:
+    """The file stays as it is; the tests of a module that cannot be imported fail, even if the original one was."""
     before = (ROOT / MODULE).read_bytes()
     call = f"tool._run_in_child({MODULE!r}, source + {change!r}, ['tests/core/test_seeding.py'])"
-    imports = "import sys; sys.path.insert(0, 'tools'); import mutation_test as tool"
+    imports = f"import sys; sys.path.insert(0, 'tools'); import mutation_test as tool, {known}"
     script = f"{imports}; source = open({MODULE!r}).read(); print({call})"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert bool(int(run.stdout)) == bool(code)
