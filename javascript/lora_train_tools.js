@@ -1,4 +1,4 @@
-/* The Tools panel: check, convert and merge LoRA files. */
+/* The Tools panel: check, convert, resize and merge LoRA files. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -30,13 +30,44 @@
     const lostIn = (answer) => `${(100 * answer.error).toFixed(2)} % of the update was lost`;
     const good = (text) => make("p", { className: "lt-verdict lt-good" }, text);
 
+    const RANKS = [
+        ["", "the same rank in every layer", ""],
+        ["sv_fro", "by layer: this share of its Frobenius norm", "0.9"],
+        ["sv_cumulative", "by layer: this share of its singular values", "0.8"],
+        ["sv_ratio", "by layer: values above 1/X of the largest", "5"],
+    ];
+
+    /** The card that writes the file in `file` with another rank. */
+    function resizeCard(file, name, nameIn) {
+        const rule = make("select", {}, ...RANKS.map(([value, text]) => make("option", { value }, text)));
+        const [threshold, rank, convRank] = [box("", ""), box("8", "empty: no limit"), box("", "empty: as Rank")];
+        const limit = field("Share or X", threshold, "0.9 keeps 90% of what the rule counts; for values above 1/X, X");
+        rule.onchange = () => {
+            limit.hidden = !rule.value;
+            threshold.value = RANKS.find(([value]) => value === rule.value)[2];
+            rank.value = rule.value ? "" : "8";
+        };
+        limit.hidden = true;
+        const output = make("div", { className: "lt-t-message" });
+        const resize = action("Resize", "Write a new file beside this one, and measure what was lost", output, async () => {
+            const answer = await lt.request("tools-resize", { file: file.value, rule: rule.value, threshold: threshold.value, rank: rank.value, conv_rank: convRank.value, name: nameIn(name) });
+            return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB), ${answer.ranks}. ${lostIn(answer)}, most in ${answer.worst}.`), ...warningLines(answer)];
+        });
+        return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Resize it", make("span", {}, "a lower rank, without a checkpoint")),
+            field("Ranks", rule, "One rank, or the rank that each layer needs"),
+            make("div", { className: "lt-card-fields" }, limit,
+                field("Rank", rank, "The new rank, or the highest that a layer may get"),
+                field("Conv rank", convRank, "The same for kernels larger than 1×1"), name),
+            make("div", { className: "lt-adders" }, resize), output);
+    }
+
     function build(container) {
         const file = box("", "/path/to/lora.safetensors");
         const checkpoint = box("", "empty: loaded checkpoint");
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
         const name = () => field("Name", box("", "empty: made from the names of the files"), "Name of the new file, and of the LoRA in prompts; existing files are not overwritten");
-        const [convertedName, mergedName] = [name(), name()];
+        const [convertedName, resizedName, mergedName] = [name(), name(), name()];
         const nameIn = (label) => label.querySelector("input").value.trim();
         const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
 
@@ -71,7 +102,8 @@
                     field("Write", kind, "A LoRA is small but loses a little; the difference is exact but large"),
                     field("Rank", rank, "Higher ranks lose less"), convertedName),
                 make("div", { className: "lt-adders" }, convert), written),
-            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with checkpoint and rank as above")),
+            resizeCard(file, resizedName, nameIn),
+            make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with the checkpoint and rank of Convert")),
                 field("Files", several, "One file per line, followed by a colon and its weight; families may differ"),
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
                 mergedName,

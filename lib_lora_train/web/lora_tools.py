@@ -1,4 +1,4 @@
-"""The Tools panel: check, convert and merge LoRA files.
+"""The Tools panel: check, convert, resize and merge LoRA files.
 
 All of it needs PyTorch, which is imported on first use.
 """
@@ -33,7 +33,12 @@ class LoraToolsSession:
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
-        return {"tools-check": self.check, "tools-convert": self.convert, "tools-merge": self.merge}
+        return {
+            "tools-check": self.check,
+            "tools-convert": self.convert,
+            "tools-resize": self.resize,
+            "tools-merge": self.merge,
+        }
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of a LoRA file of any family, and its problems."""
@@ -57,6 +62,27 @@ class LoraToolsSession:
         converted = convert(file, self._model(values, output.parent), to=to, rank=rank, precision=_PRECISION)
         saved = write_converted(output, converted, to=to, rank=rank, metadata=file.metadata)
         return _result(output, saved.size_bytes, converted, self._base_warnings(values, [file]))
+
+    def resize(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the file with other ranks beside the original, as `lora_tools.resize`; its path, ranks and loss.
+
+        `rule` "" takes `rank`; else `rank` and `conv_rank` are the highest ranks, "" for none.
+        """
+        from lib_lora_train.adapters.files.lora_file import read_adapter
+        from lib_lora_train.lora_tools.convert import write_converted
+        from lib_lora_train.lora_tools.resize import RankRule, describe_ranks, resize
+
+        path, kind = _lora_path(values), str(values.get("rule", ""))
+        rank, conv_rank = (_rank(values, name) if values.get(name) else 0 for name in ("rank", "conv_rank"))
+        threshold = _number(str(values.get("threshold", ""))) or 0.0
+        rule = RankRule(rank, conv_rank or None, kind, threshold if kind else 0.0)
+        rule.check()
+        output = _output(values, path.parent, f"{path.stem}-{rule.name}")
+        file = read_adapter(path)
+        resized = resize(file, rule, precision=_PRECISION)
+        largest = max(resized.ranks.values())
+        saved = write_converted(output, resized.converted, to="lora", rank=largest, metadata=file.metadata)
+        return {**_result(output, saved.size_bytes, resized.converted, ()), "ranks": describe_ranks(resized.ranks)}
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the sum of files beside the first, or a merged checkpoint beside the original; else as `convert`."""
@@ -153,8 +179,8 @@ def _lora_path(values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _rank(values: Mapping[str, Any]) -> int:
-    text = str(values.get("rank", "16")).strip()
+def _rank(values: Mapping[str, Any], name: str = "rank") -> int:
+    text = str(values.get(name, "16")).strip()
     if not text.isdigit():
         raise AdapterError(f"{text!r} is not a valid rank. Enter a whole number; 16 to 64 is typical.")
     return int(text)

@@ -158,11 +158,11 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run"), _is_path),
     **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts"), _is_text),
     **dict.fromkeys(
-        ("sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
+        ("rule", "sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
     ),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("as_it_is", "blanks", "escape", "joined"), _is_flag),
-    **dict.fromkeys(("general", "character", "rank", "strengths"), _is_typed_number),
+    **dict.fromkeys(("general", "character", "conv_rank", "rank", "strengths", "threshold"), _is_typed_number),
     **dict.fromkeys(("prompt", "record", "seen", "tag"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
     "inside": _is_text,

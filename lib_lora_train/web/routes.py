@@ -23,6 +23,7 @@
     POST /lora-train/v1/image-losses/status · cancel, tags/status · cancel    {}
     POST /lora-train/v1/check      {"file": path} → what a LoRA file contains
     POST /lora-train/v1/convert    {"file": path, "to": "lora", "rank": 16, "name": name} → the new file
+    POST /lora-train/v1/resize     {"file": path, "rank": 8, "rule": "sv_fro", "threshold": 0.9} → the new file
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
     POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA, "strength": 1, "as_it_is": false}, all
                                    but the path optional: make the heat maps of an image
@@ -57,7 +58,7 @@ PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
 _TASKS = {"advice": "advice", "heatmap": "heatmap", "image-losses": "image-losses/measure", "tags": "tags/measure"}
 _ACTIONS = {
-    **{name: f"tools-{name}" for name in ("check", "convert", "merge")},
+    **{name: f"tools-{name}" for name in ("check", "convert", "resize", "merge")},
     **{route: f"{task}-start" for task, route in _TASKS.items()},
     **{f"{task}/status": f"{task}-status" for task in _TASKS},
     **{f"{task}/cancel": f"{task}-stop" for task in _TASKS},

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.adapters.inject import inject
@@ -637,6 +638,24 @@ def test_a_past_run_can_be_reused_renamed_and_deleted_after_confirmation(page: A
     run.get_by_role("button", name="Delete…").click()
     run.get_by_role("button", name="Delete everything").click()
     page.locator(".lt-run", has_text="from-the-tab").wait_for(state="detached")
+
+
+def test_a_lora_is_resized_in_tools_and_a_rule_shows_its_own_field(page: Any, address: str, tmp_path: Path) -> None:
+    shape = {"lora_up": (32, 4, 1, 1), "lora_down": (4, 32, 1, 1)}
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    state = {f"{layer}.{name}.weight": torch.ones(size) for name, size in shape.items()}
+    write_adapter(tmp_path / "a.safetensors", state, metadata={}, precision="fp16")
+    open_tab(page, address)
+    show(page, "Tools")
+    page.locator(".lt-tools .lt-card", has_text="Check a LoRA").locator("input").fill(str(tmp_path / "a.safetensors"))
+    card = page.locator(".lt-tools .lt-card", has_text="Resize it")
+    threshold = card.get_by_text("Share or X")
+    assert not threshold.is_visible()
+    card.locator("select").select_option("sv_fro")
+    assert threshold.is_visible()
+    card.get_by_role("button", name="Resize").click()
+    card.locator(".lt-verdict", has_text="Saved").wait_for(timeout=_RUN_MS)
+    assert (tmp_path / "a-sv_fro0.9.safetensors").is_file()
 
 
 def test_every_visible_control_has_a_tooltip(page: Any, address: str) -> None:

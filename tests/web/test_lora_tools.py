@@ -111,6 +111,23 @@ def test_convert_and_merge_take_a_name_which_becomes_the_alias(tmp_path: Path) -
     assert cli.main(["convert", str(first), "--name", "x", "--out", str(tmp_path / "nowhere")]) != 0
 
 
+def test_a_lora_is_resized_by_a_rule_or_to_a_rank(tmp_path: Path) -> None:
+    session, file = LoraToolsSession(), str(write_lora(tmp_path / "a.safetensors"))
+    answer = session.resize({"file": file, "rule": "", "threshold": "", "rank": "2", "conv_rank": ""})
+    assert Path(answer["path"]).name == "a-rank2.safetensors"
+    # The layer's matrix has rank 1, so nothing but the rounding of the file to 16 bit is lost.
+    assert answer["ranks"] == "rank 2" and answer["error"] < 1e-3
+    answer = session.resize({"file": file, "rule": "sv_fro", "threshold": "0.5", "rank": 1, "conv_rank": ""})
+    assert Path(answer["path"]).name == "a-sv_fro0.5.safetensors" and answer["ranks"] == "rank 1"
+    for values, message in [
+        ({"rule": "", "rank": ""}, "Give the new rank"),
+        ({"rule": "", "rank": "many"}, "'many' is not a valid rank"),
+        ({"rule": "sv_fro", "threshold": "some"}, "sv_fro must be above 0 and at most 1, not 0"),
+    ]:
+        with pytest.raises(AdapterError, match=message):
+            session.resize({"file": file, **values})
+
+
 @pytest.mark.parametrize(
     "name",
     ["../x", "a/b", "a\\b", ".x", "con", "best.", "x.safetensors", "a:1", "b", "carded", "with image", "w" * 300],
@@ -125,12 +142,15 @@ def test_every_tool_has_the_rule_for_names_and_never_overwrites(tmp_path: Path, 
     session = LoraToolsSession()
     with pytest.raises(LoraTrainError):
         session.convert({"file": str(file), "name": name})
+    with pytest.raises(LoraTrainError):
+        session.resize({"file": str(file), "rank": "2", "name": name})
     for to in ("lora", "diff", "rank", "checkpoint"):
         with pytest.raises(LoraTrainError):
             session.merge({"files": f"{file}\n{file}", "to": to, "name": name, "checkpoint": str(tmp_path / "c")})
-    for command in (["convert", str(file)], ["merge", str(file), str(file)], ["merge", str(file), "--into"]):
+    resize = ["resize", str(file), "--rank=2"]
+    for command in (["convert", str(file)], resize, ["merge", str(file), str(file)], ["merge", str(file), "--into"]):
         assert cli.main([*command, f"--name={name}", "--out", str(tmp_path)]) != 0
     existing = str(tmp_path / "b.safetensors")
-    for command in (["convert", str(file)], ["merge", str(file), str(file)]):
+    for command in (["convert", str(file)], resize, ["merge", str(file), str(file)]):
         assert cli.main([*command, "--out", existing]) != 0
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -109,7 +109,12 @@ def test_results_list_existing_files_only(tmp_path: Path) -> None:
 def test_lora_files_are_checked_converted_and_merged_over_http(tmp_path: Path) -> None:
     client, _ = opened(tmp_path)
     file = str(tmp_path / "gone.safetensors")
-    for name, values in (("check", {}), ("convert", {"name": "b"}), ("merge", {"files": file, "name": "b"})):
+    for name, values in (
+        ("check", {}),
+        ("convert", {"name": "b"}),
+        ("resize", {}),
+        ("merge", {"files": file, "name": "b"}),
+    ):
         answer = client.post(f"{PREFIX}/{name}", json={"file": file, **values})
         assert answer.status_code == 422 and "gone.safetensors is not an existing" in answer.json()["detail"]["message"]
 
