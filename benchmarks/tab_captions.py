@@ -111,9 +111,9 @@ def measure(page: Any, folder: Path, number: int) -> None:
     page.select_option(".lt-c-edit", "add")
     planned = "document.querySelector('.lt-c-preview').textContent.includes('would change')"
     timed("edit all: how many it would touch", lambda: page.fill(".lt-c-texts input", "forest at noon"), planned)
-    done = "document.querySelector('.lt-c-told').textContent.includes('were changed')"
+    done = "document.querySelector('.lt-c-message').textContent.includes(' changed')"
     timed("edit all: written", lambda: page.click(".lt-c-apply"), done)
-    undone = "document.querySelector('.lt-c-told').textContent.includes('as they were')"
+    undone = "document.querySelector('.lt-c-message').textContent.includes('restored')"
     timed("edit all: undone", lambda: page.click(".lt-c-undo"), undone)
     page.click("summary:has-text('Advice')")
     timed("advice", lambda: None, "document.querySelector('.lt-c-advice').textContent.includes('stands out')")

@@ -65,8 +65,8 @@
 
     /** A finding with its images, and the choice of which duplicate goes or how a caption reads. */
     function lineOf(found) {
-        const goes = found.like ? select("Which of the two is set aside", [["", `${found.name} goes, ${found.like} stays`], ["swap", `${found.like} goes, ${found.name} stays`], ["skip", "both stay"]]) : null;
-        const reads = found.readings.length ? select("How the caption reads; unread captions are left alone", [["", "Choose how it reads"], ...found.readings]) : null;
+        const goes = found.like ? select("Which of the two is set aside", [["", `Move ${found.name}, keep ${found.like}`], ["swap", `Move ${found.like}, keep ${found.name}`], ["skip", "both stay"]]) : null;
+        const reads = found.readings.length ? select("The caption's encoding; captions without one are not changed", [["", "Choose its encoding"], ...found.readings]) : null;
         const line = make("li", {},
             ...found.tokens.map((token) => make("img", { className: "lt-d-thumb", src: lt.url(`thumbnail/${token}`), alt: found.name, loading: "lazy" })),
             make("p", {}, make("b", {}, found.name), ` ${found.message}`), goes, reads);

@@ -67,7 +67,7 @@
                 make("div", { className: "lt-k-side" },
                     field("Bucket", buckets), field("Horizontal", across), field("Vertical", down), field("Zoom", zoom), message,
                     make("div", { className: "lt-k-buttons" },
-                        button("Write crop", "write", "Crop the image file and its mask to the frame. The originals are kept beside the folder.", () => finish("write", { token: image.token, folder: image.folder, seen: image.seen, frame: now() }, close)),
+                        button("Save crop", "write", "Crop the image file and its mask to the frame. The originals are kept beside the folder.", () => finish("write", { token: image.token, folder: image.folder, seen: image.seen, frame: now() }, close)),
                         image.undo ? button("Undo last crop", "undo", "Restore the image that was cropped last", () => finish("undo", { folder: image.folder, record: image.record }, close)) : null))));
     }
 

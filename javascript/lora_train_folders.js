@@ -31,7 +31,7 @@
             make("p", { className: "lt-faint lt-browse-path" }, answer.folder ? `${answer.folder} ${images(answer.images)}` : "Folders on the computer that the trainer runs on"),
             make("div", { className: "lt-toolbar" },
                 answer.folder ? button("Use this folder", "Enter it as the folder of the concept", () => choose(answer.folder)) : null,
-                answer.folder ? button("Up", "The folder above", go(answer.above)) : null,
+                answer.folder ? button("Up", "Parent folder", go(answer.above)) : null,
                 button("Close", "Keep the folder as it was", () => place.replaceChildren())),
             make("div", { className: "lt-hits lt-browse-list" }, ...rows),
             answer.more ? make("p", { className: "lt-faint" }, `and ${lt.whole(answer.more)} more; type the path to go to one of them`) : null].filter(Boolean));

@@ -31,7 +31,7 @@
             make("div", { className: "lt-toolbar" },
                 field("Prompts", "What the columns of the grid are", prompts),
                 field("Strengths", "One row per epoch and strength, for example 0.6, 0.8, 1", strengths),
-                field("Sampler", "What draws the grid", sampler),
+                field("Sampler", "Sampler for the grid", sampler),
                 small("Draw grid", "Draw all epochs of this run with these prompts and strengths", draw()),
                 small("All triggers × all epochs", "Draw every trigger word of the run with every epoch", draw({ prompts: "triggers" })),
                 small("Overfit test", "Draw all epochs at strength 1 and 2: an epoch that breaks at 2 is overfit or close to it", draw({ prompts: "samples", strengths: "1, 2" }))),

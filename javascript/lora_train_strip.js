@@ -114,7 +114,7 @@
         if (!sentence) return;
         const act = (name) => () => lt.request(name).then(lt.pollOften).catch(lt.notify);
         const banner = make("div", { className: "lt-banner", role: "status" }, make("span", {}, sentence),
-            lt.smallButton("Continue", "Resume the run where it was interrupted; the queue follows", act("interrupted-go-on")),
+            lt.smallButton("Continue", "Resume the run where it was interrupted; the queue follows", act("interrupted-resume")),
             lt.smallButton("Not now", "The run stays in Results, the queue stays as it is", act("interrupted-dismiss")));
         banner.dataset.sentence = sentence;
         container.append(banner);

@@ -86,8 +86,8 @@ def train_run(
     try:
         show_run(log_events(events, folder.log), control)
     except OutputError as error:
-        go_on = f"python launch.py resume {shlex.quote(str(folder.root))}"
-        raise OutputError(f"{error} Then continue with: {go_on}") from error
+        command = f"python launch.py resume {shlex.quote(str(folder.root))}"
+        raise OutputError(f"{error} Then continue with: {command}") from error
     finally:
         refresh_reports(folder)
     return not control.is_stopped

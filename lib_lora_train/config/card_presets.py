@@ -60,19 +60,23 @@ class CardPreset:
 
 
 CARD_PRESETS: tuple[CardPreset, ...] = (
-    CardPreset("sd1", 6, "two images per step at 512 px, nothing is traded", {**_SD1, "batch_size": 2}),
-    CardPreset("sd1", 8, "four images per step at 512 px, nothing is traded", {**_SD1, "batch_size": 4}),
+    CardPreset("sd1", 6, "two images per step at 512 px, no compromises", {**_SD1, "batch_size": 2}),
+    CardPreset("sd1", 8, "four images per step at 512 px, no compromises", {**_SD1, "batch_size": 4}),
     CardPreset("sd1", 12, "768 px for more detail, two images per step", {**_SD1_LARGE, "batch_size": 2}),
     CardPreset("sd1", 16, "768 px for more detail, four images per step", {**_SD1_LARGE, "batch_size": 4}),
     CardPreset("sd1", 24, "768 px for more detail, six images per step", {**_SD1_LARGE, "batch_size": 6}),
     CardPreset(
         "sdxl",
         8,
-        "the UNet in 8 bits (stand-alone only) and one image at a time, recomputed, which is a third slower",
+        "the UNet in 8 bits (stand-alone only) and one image at a time, with gradient checkpointing (a third slower)",
         {**_SDXL, "fp8_base": True, "batch_size": 1, "gradient_accumulation": 2},
     ),
-    CardPreset("sdxl", 12, "two images per step, recomputed, which is a third slower", {**_SDXL, "batch_size": 2}),
-    CardPreset("sdxl", 16, "four images per step, recomputed, which is a third slower", {**_SDXL, "batch_size": 4}),
+    CardPreset(
+        "sdxl", 12, "two images per step, with gradient checkpointing (a third slower)", {**_SDXL, "batch_size": 2}
+    ),
+    CardPreset(
+        "sdxl", 16, "four images per step, with gradient checkpointing (a third slower)", {**_SDXL, "batch_size": 4}
+    ),
     CardPreset(
         "sdxl",
         24,
@@ -82,17 +86,21 @@ CARD_PRESETS: tuple[CardPreset, ...] = (
     CardPreset(
         "anima",
         6,
-        "768 px and one image at a time, recomputed, which is a third slower",
+        "768 px and one image at a time, with gradient checkpointing (a third slower)",
         {**_ANIMA, "resolution": 768, "min_bucket": 384, "max_bucket": 1536, "batch_size": 1},
     ),
     CardPreset(
         "anima",
         8,
-        "two images per step, recomputed, which is a third slower",
+        "two images per step, with gradient checkpointing (a third slower)",
         {**_ANIMA, "batch_size": 2},
     ),
-    CardPreset("anima", 12, "four images per step, recomputed, which is a third slower", {**_ANIMA, "batch_size": 4}),
-    CardPreset("anima", 16, "eight images per step, recomputed, which is a third slower", {**_ANIMA, "batch_size": 8}),
+    CardPreset(
+        "anima", 12, "four images per step, with gradient checkpointing (a third slower)", {**_ANIMA, "batch_size": 4}
+    ),
+    CardPreset(
+        "anima", 16, "eight images per step, with gradient checkpointing (a third slower)", {**_ANIMA, "batch_size": 8}
+    ),
     CardPreset(
         "anima",
         24,

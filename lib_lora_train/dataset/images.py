@@ -124,7 +124,7 @@ def _read_scanned(image: ImageFile, convert: Callable[[Image.Image], Image.Image
     """The converted image, upright; DataError if the file has changed since the scan."""
     content = read_bytes(image.path)
     if hashlib.sha256(content).hexdigest() != image.content_hash:
-        raise DataError(f"{image.path} has changed since the folder was read. Read the folder again.")
+        raise DataError(f"{image.path} has changed since the folder was scanned. Scan it again.")
     return _decode(image.path, content, convert)
 
 

@@ -300,7 +300,7 @@ def _expected(caption: Caption) -> str:
     content = read_bytes(caption.file) if caption.file.exists() else None
     text = "" if content is None else strip_caption(decode_caption(content)[0])
     if text != caption.text:
-        raise DataError(f"{caption.file} has changed since it was read. Read the folder again.")
+        raise DataError(f"{caption.file} has changed since it was read. Open the folder again.")
     return content_hash(content)
 
 

@@ -176,7 +176,7 @@ def _plan(edit: FileEdit) -> FileChange | None:
     content = _read(edit.file)
     before, after = content_hash(content), content_hash(edit.content)
     if edit.expected is not None and before != edit.expected:
-        raise DataError(f"{edit.file} has changed since it was read. Read the folder again.")
+        raise DataError(f"{edit.file} has changed since it was read. Open the folder again.")
     if before == after:
         return None
     return FileChange(edit.file, edit.kept if content is not None and edit.kept else content, before, after)

@@ -190,7 +190,7 @@ class _FileEditor:
             self.replace(_caption_file(path), f"{words}\n".encode())
         elif done == ["to UTF-8"]:
             if not encoding:
-                raise DataError("choose how it reads, so that no guess is written.")
+                raise DataError("choose its encoding first, so that no guess is written.")
             self.replace(path, decode_as(read_bytes(path), encoding).encode())
         else:
             new_path, content = _repair_image(path, done)

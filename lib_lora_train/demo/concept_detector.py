@@ -8,7 +8,7 @@ An image shows the concept if
 - the *body*'s hue covers enough of the image, close together: scattered pixels of the right hue are no body;
 - every *mark*'s hue covers enough of the image, mostly within the body.
 
-When it lies: it says nothing about shapes, and little about quality. A blurred blob of the right colours counts.
+Limits: it says nothing about shapes, and little about quality. A blurred blob of the right colours counts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the image's features: a vector for each location, alike where two images show al
 mostly describe its background. So an image is cropped to what stands out from its border first, and two images are
 compared location by location.
 
-When it lies: an image whose border is as busy as its subject is not cropped well, and of two subjects only the whole is
+Limits: an image whose border is as busy as its subject is not cropped well, and of two subjects only the whole is
 compared. Objects that differ by a small detail look alike.
 
 B: images; D: channels of the layer; h × w: its locations; L: the locations kept of an image.

@@ -7,7 +7,7 @@ kinds: `all` layers, as the authors of DAAM take them, and only those that show 
 A drawn image is recorded in every step of its sampling. For an image that exists, a little noise is added to its
 latent and the UNet runs once.
 
-When it lies: a map is scaled by itself, so that a word that does nothing has a bright spot too; `peak` says how much
+Limits: a map is scaled by itself, so that a word that does nothing has a bright spot too; `peak` says how much
 attention is behind it. Begin, end and padding take most of the attention, and words stand in for their neighbours: the
 map of "wooden" in "wooden chair" is the chair. A map shows where a word acts, not what it changes there.
 """

@@ -18,7 +18,7 @@ much higher the loss is than both let expect, as a share.
 An image that is nearly another one is trained as often as both together. Its loss hardly shows that, so it is found by
 comparing latents (`image_likeness.py`), and comes before all but the most striking losses.
 
-When it lies: with few images, or if many are wrong, the others are no measure. An image that is only rare (the one
+Limits: with few images, or if many are wrong, the others are no measure. An image that is only rare (the one
 close-up, the one in another style) stands out as a wrong one does: look before leaving it out. A LoRA that has learnt
 every image by heart has learnt the wrong ones too; one that has learnt nothing shows only what the captions are worth.
 """

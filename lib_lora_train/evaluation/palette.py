@@ -3,7 +3,7 @@
 Diffusion features know shapes well and colours badly. A palette is the opposite: it knows a character's colours, and
 nothing of how they are arranged. The intersection of two histograms is Swain & Ballard's (Color Indexing, 1991).
 
-When it lies: what has the colour of the border is missing, and an object that fills the border counts as background.
+Limits: what has the colour of the border is missing, and an object that fills the border counts as background.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ well each way separates the two groups of training images, every image compared 
 of a background is seen in the whole, a tag of a thing in the features. The weighted sum of the differences is the
 *position*: 0 is where the images without the tag are, 1 where those with it are.
 
-When it lies: images that have another thing in common beside the tag, such as those of one session, are separated by
+Limits: images that have another thing in common beside the tag, such as those of one session, are separated by
 that as well. With two or three images of a tag nothing is certain.
 """
 

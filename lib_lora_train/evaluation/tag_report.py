@@ -18,7 +18,7 @@ a tag counts only for what it does beyond that.
 
 Gains are compared seed by seed: what counts is at least `LEAST_GAIN`, and `LEAST_CERTAINTY` standard errors above 0.
 
-When it lies: the trigger alone is an unusual prompt for a LoRA whose captions are all long. A tag that the model has
+Limits: the trigger alone is an unusual prompt for a LoRA whose captions are all long. A tag that the model has
 always known counts as learnt. Tags that are always in the same captions cannot be kept apart. What one tag does may
 depend on the others in the prompt.
 """

@@ -244,7 +244,7 @@ def _check(parts: tuple[Network, ...], shapes: Shapes) -> dict[str, str]:
         whole = "VAE" if len(parts) == 1 else "checkpoint"
         raise ModelError(
             f"The {whole} has {count(len(wrong), 'tensor that does', 'tensors that do')} not match its "
-            "architecture, so it cannot be trained: " + "; ".join(wrong[:5]) + ("; …" if len(wrong) > 5 else ".")
+            "architecture, so it cannot be used: " + "; ".join(wrong[:5]) + ("; …" if len(wrong) > 5 else ".")
         )
     return {name: reason or "unknown" for name, reason in unused.items()}
 

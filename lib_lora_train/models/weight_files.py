@@ -76,7 +76,7 @@ def explain_unreadable(path: Path) -> str:
         if size < 8:
             return "is empty. Download it again."
         if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not a model: the download failed, perhaps a log-in was required. Download it again."
+            return "is a web page, not a model: the download failed, perhaps a login was required. Download it again."
         if start.startswith(b"version https://git-lfs"):
             return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
         if start.startswith((b"PK\x03\x04", b"\x80\x02")):

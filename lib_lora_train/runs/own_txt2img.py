@@ -83,7 +83,7 @@ class OwnTxt2Img:
                 watch.on_step(at.step)
                 if watch.is_cancelled():
                     steps.close()
-                    raise GenerationInterrupted("The image was cancelled.")
+                    raise GenerationInterrupted("Generation was cancelled.")
 
     @contextmanager
     def _lora(self, model: DiffusionModel, request: GenerationRequest) -> Iterator[None]:

@@ -28,7 +28,7 @@ from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
-from lib_lora_train.runs.estimates.memory import DTYPE_BYTES
+from lib_lora_train.runs.estimates.memory import DTYPE_BYTES, OPTIMIZER_BYTES
 from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.history import RunHistory, read_history
 from lib_lora_train.runs.moved_run import read_move
@@ -38,7 +38,7 @@ from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import TrainState
 
 _T = TypeVar("_T")
-_STATE_BYTES = 20  # per trained parameter: fp32 weight and Prodigy's state, the largest of the built-in optimisers
+_STATE_BYTES = DTYPE_BYTES["fp32"] + max(OPTIMIZER_BYTES.values())  # per trained parameter, the most there can be
 
 
 @dataclass
@@ -186,9 +186,10 @@ def _require_disk_space(
     _require_free_bytes(lora_dir, files * size, what=f"{count(files, 'LoRA file')}", advice=advice)
     if config.save_state:
         advice = "Free some space, lower the rank, or turn save_state off."
-        size = (
-            parameters * _STATE_BYTES * (config.keep_last_states + 2)
-        )  # with the newest by time; the old state is removed only after the new one is written
+        states = (
+            config.keep_last_states + 2
+        )  # and the newest by time; an old one is removed after the new one is written
+        size = int(parameters * _STATE_BYTES * states)
         _require_free_bytes(folder.root, size, what="the training states", advice=advice)
 
 

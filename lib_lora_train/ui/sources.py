@@ -45,8 +45,7 @@ def build_sources(presets: Sequence[str]) -> Sources:
         apply = build_button(
             "Apply",
             "apply_preset",
-            tooltip="Set everything as this preset has it, in place of the preset before. "
-            "Output name, checkpoint and sample prompts stay.",
+            tooltip="Apply this preset in place of the previous one. Output name, checkpoint and sample prompts stay.",
         )
         name = build_input(
             "Save as", "preset_name", info="All settings except those of a single run", placeholder="my preset"

@@ -208,7 +208,7 @@ class _Wiring:
     @_serialised
     def reset_settings(self, *values: Any) -> list[Any]:
         form = self.session.reset_settings(self._form(values))
-        return self._filled(form, render_replaced("Every setting has its default."))
+        return self._filled(form, render_replaced("All settings reset to their defaults."))
 
     @_serialised
     def save_preset(self, name: str, *values: Any) -> list[Any]:

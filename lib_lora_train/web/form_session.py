@@ -54,7 +54,9 @@ class FormSession:
         left_out = load_draft(self.home).left_out
         shown = ", ".join(left_out[:_SHOWN]) + (f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else "")
         return (
-            f"Left out of the saved form, because they do not fit: {shown}. Check these settings." if left_out else ""
+            f"Left out of the saved form, because their values are invalid: {shown}. Check these settings."
+            if left_out
+            else ""
         )
 
     def _default_config(self) -> TrainConfig:

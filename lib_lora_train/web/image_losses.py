@@ -44,7 +44,7 @@ class ImageLossSession:
         self._folder_of = folder_of
         self._stage = stage
         self._run = ""
-        self.task = BackgroundTask("measuring of images")
+        self.task = BackgroundTask("image measurement")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]]:
         """The actions that the page can request, by name."""

@@ -9,16 +9,16 @@ from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.estimates.memory import read_checkpoint_sizes
 from lib_lora_train.runs.estimates.requirements import size_text
 
-_BY_HAND = "Choose a preset by its name, such as “SDXL on 8 GB”."
+_BY_NAME = "choose a preset by its name, such as “SDXL on 8 GB”."
 
 
 def my_card_preset(target: RunTarget) -> str:
     """The name of the preset for the target's card and checkpoint; LoraTrainError if one is not known or too small."""
     if target.gpu is None:
-        raise LoraTrainError(f"No graphics card was found. {_BY_HAND}")
+        raise LoraTrainError(f"No graphics card was found: {_BY_NAME}")
     sizes = read_checkpoint_sizes(target.checkpoint, target.vae) if target.checkpoint else None
     if sizes is None:
-        raise LoraTrainError(f"What fits depends on the checkpoint. Choose one first. {_BY_HAND}")
+        raise LoraTrainError(f"What fits depends on the checkpoint. Choose one first, or {_BY_NAME}")
     architecture = sizes.spec.architecture
     preset = find_card_preset(architecture, target.gpu.total)
     if preset:

@@ -7,9 +7,9 @@
     POST /lora-train/v1/start      settings → the id of the run that starts
     POST /lora-train/v1/pause · resume · stop · drop · save · sample
     POST /lora-train/v1/page/…     actions of the page; they require the key in the page
-    POST /lora-train/v1/go-on      {"run": id, "more_epochs": 0}: resume an interrupted run, or extend a finished one
+    POST /lora-train/v1/resume-run {"run": id, "more_epochs": 0}: resume an interrupted run, or extend a finished one
     GET  /lora-train/v1/queue      the queued runs, next one first
-    POST /lora-train/v1/queue/add  settings, or the body of go-on → the id of the queue entry
+    POST /lora-train/v1/queue/add  settings, or the body of resume-run → the id of the queue entry
     POST /lora-train/v1/queue/move · remove · start    {"id": entry, "place": 0} · {"id": entry} · {}
     POST /lora-train/v1/sweep      {"vary": {"rank": [8, 16]}, "settings": …} or {…, "run": id} → the id of the sweep
     POST /lora-train/v1/sweep/continue    {"sweep": id}: queue what is missing of it
@@ -295,7 +295,14 @@ def _queue_routes(source: PageBackend) -> dict[str, Callable[..., Any]]:
     def start() -> dict[str, Any]:
         return _http_errors(lambda: {"run": source.start_queue()})
 
-    return {"go-on": resume_run, "queue/add": add, "queue/move": move, "queue/remove": remove, "queue/start": start}
+    return {
+        "resume-run": resume_run,
+        "go-on": resume_run,  # its name up to 0.1.0
+        "queue/add": add,
+        "queue/move": move,
+        "queue/remove": remove,
+        "queue/start": start,
+    }
 
 
 def _tool_route(source: PageBackend, action: str) -> Callable[..., Any]:

@@ -65,7 +65,7 @@ class RunSession:
             "runs-resume": self.resume_run,
             "runs-continue-from": self.continue_from,
             "runs-other-model": self.use_other_model,
-            "interrupted-go-on": self.go_on,
+            "interrupted-resume": self.resume_interrupted,
             "interrupted-dismiss": self.dismiss,
             "runs-rename": self.rename,
             "runs-preview-delete": self.preview_delete,
@@ -163,7 +163,7 @@ class RunSession:
             self._interrupted = find_interrupted(self._home, queued)
         return replace(self._interrupted, queued=min(queued, self._interrupted.queued)).sentence
 
-    def go_on(self, _values: Mapping[str, Any]) -> dict[str, Any]:
+    def resume_interrupted(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """Resume what the restart has interrupted: the run, and after it the queue."""
         self.interrupted()
         run = self._interrupted.run if self._interrupted else ""

@@ -59,7 +59,7 @@ class SweepSession:
             "sweep-start": lambda values: self.start(*self._base(values), _axes(values)),
             "sweep-request": self.start_requested,
             "sweep-list": self.list_sweeps,
-            "sweep-continue": self.go_on,
+            "sweep-continue": self.resume_sweep,
             "compare": lambda values: self.compare(str(values.get("sweep", "")), values.get("runs") or ()),
         }
 
@@ -109,7 +109,7 @@ class SweepSession:
         newest = itertools.islice(list_sweeps(self._runner.home), _SWEEPS_SHOWN)
         return {"sweeps": [self._summary(sweep, self._members(sweep)) for sweep in newest]}
 
-    def go_on(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def resume_sweep(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Queue what is missing of a sweep, start the queue if no run is active, and say how many runs that are."""
         queued = queue_members(self._runner, read_sweep(self._runner.home, str(values["sweep"])))
         if queued or self._runner.queue.entries():

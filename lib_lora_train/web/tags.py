@@ -31,7 +31,7 @@ class TagReportSession:
         self._image_tokens = image_tokens
         self._folder_of = folder_of
         self._run = ""
-        self.task = BackgroundTask("report on tags")
+        self.task = BackgroundTask("tag report")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""

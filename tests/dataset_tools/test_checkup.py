@@ -351,7 +351,7 @@ def test_no_guess_of_an_encoding_is_written(folder: Path) -> None:
     (finding,) = check_dataset(folder).findings
     assert finding.readings[0].text == "рыжий кот" and "'рыжий кот'" in finding.message
     refused = write_repairs(folder, [finding])
-    assert refused.repaired == () and "choose how it reads" in refused.failed[0][1]
+    assert refused.repaired == () and "choose its encoding first" in refused.failed[0][1]
     assert caption.read_bytes() == "рыжий кот".encode("cp1251")
     write_repairs(folder, [finding], encodings={caption: "cp1251"})
     assert caption.read_text(encoding="utf-8") == "рыжий кот" and check_dataset(folder).findings == ()

@@ -48,7 +48,7 @@ class Restarted:
         yield StateChanged("finished")
 
     def go_on(self) -> None:
-        self.runs.actions()["interrupted-go-on"]({})
+        self.runs.actions()["interrupted-resume"]({})
         self.runner.wait(30)
 
 

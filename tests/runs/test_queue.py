@@ -370,7 +370,8 @@ def test_queue_is_controlled_over_http(tmp_path: Path) -> None:
     assert post("queue/remove", {"id": ids[0]}).status_code == 409
     assert post("queue/add", {"rank": "many"}).status_code == 422
     assert post("queue/add", {"run": "nowhere"}).status_code == 422
-    assert post("go-on", {"run": "nowhere"}).status_code == 422
+    for name in ("resume-run", "go-on"):
+        assert post(name, {"run": "nowhere"}).status_code == 422
     assert "run" in post("queue/start", {}).json()
     runner.wait(20)
     assert works.started == ["c", "b"]

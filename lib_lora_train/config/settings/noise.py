@@ -70,7 +70,7 @@ class NoiseSettings:
     huber_c: float = param(
         0.1,
         "For huber and smooth_l1: threshold between small and large differences at the noisiest timesteps. 0.1 is "
-        "usual; near 1 the loss is almost l2, at 0.01 almost l1 (for huber, with gradients that small too).",
+        "usual; near 1 the loss is almost l2, at 0.01 almost l1 (for huber, the gradients shrink as much).",
         group="noise",
         low=0.001,
         high=1.0,
@@ -174,7 +174,7 @@ class NoiseSettings:
     sigmoid_scale: float = param(
         1.0,
         "For timestep_sampling sigmoid: width of the distribution. 1 is usual; 0.5 stays in the middle half; from 2 "
-        "on, both ends are chosen most.",
+        "on, the ends are chosen most often.",
         group="noise",
         low=0.1,
         high=5.0,
@@ -190,7 +190,7 @@ class NoiseSettings:
     timestep_shift: float = param(
         1.0,
         "Shift the chosen timesteps towards noise (above 1) or towards details (below 1). 1: no shift. For rectified "
-        "flow, 2 to 3 is usual at 1024 px; of uniform timesteps, 3 moves the middle of the range to 75 %.",
+        "flow, 2 to 3 is usual at 1024 px; with uniform sampling, 3 moves the middle of the distribution to 75 %.",
         group="noise",
         low=0.1,
         high=20.0,

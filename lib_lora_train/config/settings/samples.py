@@ -17,7 +17,7 @@ class SampleSettings:
         (),
         "Prompts for the sample images and the grid, one per line. Options can follow a prompt, as in kohya: --w "
         "width --h height --d seed --s steps --l CFG scale --n negative prompt. Prompts without a trigger word are "
-        "control prompts, which should not change; the lines # concept and # control say it for the prompts below "
+        "control prompts, which should not change; the lines # concept and # control mark the prompts below "
         "them. Other lines that begin with # are comments. Empty: the run writes its own prompts from trigger words, "
         "class words and captions.",
         group="samples",
@@ -26,7 +26,7 @@ class SampleSettings:
     )
     sample_every_n_epochs: int = param(
         1,
-        "Generate samples every N epochs. 0: only the grid at the end, of prompts that you have written.",
+        "Generate samples every N epochs. 0: no samples; the grid at the end has only your own prompts.",
         group="samples",
         tier="beginner",
         low=0,
@@ -63,7 +63,7 @@ class SampleSettings:
         True,
         "Measure the loss on up to nine training images with the same noise after every epoch, and without LoRA. It "
         "shows what the training loss hides in its noise. Takes at most 3 % of the training's time; in short epochs "
-        "it is measured less often. If the loss of every image takes no longer, it is measured at the end of the run.",
+        "it is measured less often. If every image takes no longer than that, all are measured at the end.",
         group="samples",
     )
     measure_prompts: bool = param(
@@ -77,7 +77,7 @@ class SampleSettings:
         False,
         "After every epoch with samples, compare up to four of them with the training images, by the loaded model: "
         "likeness, copies and diversity. Each sample takes as long as three sampling steps and three encodings of an "
-        "image; up to 24 training images take that once.",
+        "image; and, once per run, so does each of up to 24 training images.",
         group="samples",
     )
     early_stopping_epochs: int = param(

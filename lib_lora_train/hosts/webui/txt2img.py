@@ -67,7 +67,7 @@ def generate(
     Raises GenerationInterrupted, and HostError with the webui's reason if it fails.
     """
     if watch and watch.is_cancelled():  # while it waited behind the user's own images
-        raise GenerationInterrupted("The image was cancelled before the webui began it.")
+        raise GenerationInterrupted("Generation was cancelled before the webui began.")
     from modules import processing, scripts, shared
 
     name, scheduler = sampler_and_scheduler(sampler)

@@ -1,7 +1,7 @@
 """What a kind of model consists of, and the protocol that every kind implements in one file.
 
-The rest of the program asks the kind, and does not compare architectures. `docs/model-kinds.md` shows what a new kind
-needs. Importing a kind does not import PyTorch: plans and estimates use its names before a model is loaded.
+The rest of the program asks the kind, and not for its name. `docs/model-kinds.md` shows what a new kind needs.
+Importing a kind does not import PyTorch: plans and estimates use its names before a model is loaded.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ ENCODING = 5.1
 VIDEO_ENCODING = 10.1
 """The same for Anima's VAE, which is made for videos: diffusers' AutoencoderKLQwenImage on the meta device."""
 
-_STATE_BYTES: Mapping[str, float] = {
+OPTIMIZER_BYTES: Mapping[str, float] = {
     "AdamW": 8,
     "AdamW8bit": 2,
     "Prodigy": 16,
@@ -144,7 +144,7 @@ def _adapter_bytes(config: TrainConfig, size: int) -> float:
     weight, gradient, backup = own, own, own  # the backup restores weights after a NaN loss
     cast = 0 if size == own else size
     ema = 4 if config.ema_decay else 0
-    return weight + gradient + backup + cast + ema + _STATE_BYTES[config.optimizer]
+    return weight + gradient + backup + cast + ema + OPTIMIZER_BYTES[config.optimizer]
 
 
 def _step_bytes(config: TrainConfig) -> int:

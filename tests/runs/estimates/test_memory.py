@@ -22,8 +22,8 @@ from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.runs.estimates.activation_trace import Activation, Layer, Trace
 from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trace_unet
 from lib_lora_train.runs.estimates.memory import (
-    _STATE_BYTES,
     ENCODING,
+    OPTIMIZER_BYTES,
     WORKING,
     unet_pass,
 )
@@ -210,7 +210,7 @@ def test_counter_counts_live_tensors() -> None:
 
 
 def test_every_optimiser_has_a_state_size() -> None:
-    assert set(_STATE_BYTES) == set(OPTIMIZER_CATALOG)
+    assert set(OPTIMIZER_BYTES) == set(OPTIMIZER_CATALOG)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZER_CATALOG) - {"Custom", "AdamW8bit"}))
@@ -224,7 +224,7 @@ def test_optimiser_state_size_is_correct(name: str) -> None:
     parameter.grad = torch.randn(512, 512)
     stepper.step(1.0)
     found = sum(value.numel() * value.element_size() for value in _tensors(stepper.state()["optimizer"]["state"]))
-    assert found / parameter.numel() == pytest.approx(_STATE_BYTES[name], abs=0.05)
+    assert found / parameter.numel() == pytest.approx(OPTIMIZER_BYTES[name], abs=0.05)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
