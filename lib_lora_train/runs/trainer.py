@@ -38,6 +38,7 @@ from lib_lora_train.runs.checkpoints import (
     save_step_lora,
     save_training_state,
 )
+from lib_lora_train.runs.estimates.requirements import check_precision
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.image_losses import measure_images_at_end
@@ -147,7 +148,8 @@ def _run_phases(
     if before:
         continue_from(before, config, folder)
     yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
-    problems = tuple(checkpoint_problems(model.spec, config))
+    computed_in = "fp16" if str(model.dtype) == "torch.float16" else ""
+    problems = (*checkpoint_problems(model.spec, config), *check_precision(computed_in, model.device.type))
     require_usable(problems)
     yield from _report_problems(problems)
     if model.note:

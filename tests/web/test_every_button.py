@@ -28,7 +28,7 @@ from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs.checkpoint_check import check_checkpoint, checkpoint_problems
 from lib_lora_train.runs.estimates.model_checks import check_model
-from lib_lora_train.runs.estimates.requirements import estimate_requirements
+from lib_lora_train.runs.estimates.requirements import check_precision, estimate_requirements
 from lib_lora_train.web.quick_fixes import find_fixes
 from tests.paths import ROOT
 from tests.stand_ins.tiny_anima import adapter_tensors, transformer_tensors
@@ -51,7 +51,7 @@ _LEVELS = ("hint", "warning", "error")
 
 @dataclass(frozen=True)
 class World:
-    """What the settings meet: images and captions, the model, the memory of the GPU (0: no estimate), and the webui.
+    """What the settings meet: images and captions, the model, the GPU's memory (0: no estimate), device and webui.
 
     `webui` are fields of the RunTarget of a webui; {} stand-alone.
     """
@@ -62,6 +62,7 @@ class World:
     spec: ModelSpec = field(default_factory=lambda: ModelSpec("sd1", "epsilon", False, 0.18215, {}, {}, ()))
     checkpoint: str = "model.ckpt"
     gpu: tuple[int, int] = (0, 0)
+    device: str = "GPU"
     webui: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,6 +116,7 @@ def problems_with(config: TrainConfig, world: World) -> tuple[Problem, ...]:
     total, free = world.gpu
     target = RunTarget(Path(world.checkpoint), False, 4, "GPU", Gpu("GPU", total, free) if total else None)
     found += [*(plan.warnings if plan else ()), *check_model(config, world.spec, target)]
+    found += check_precision(config.precision, world.device)
     if plan and total:
         found += estimate_requirements(config, plan, replace(target, checkpoint=EMBEDDED_CHECKPOINT), ROOT).problems
     return tuple(found)
@@ -293,6 +295,7 @@ _SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"gradient_accumulation": 7},
 )
 _WORLDS: tuple[Case, ...] = (
+    Case({"precision": "fp16"}, World(device="cpu")),
     Case({}, World(images=(3,))),
     Case({}, World(captions=("a cat",))),
     Case(_two(is_regularisation=True), World(images=(10, 1))),

@@ -14,7 +14,7 @@ from lib_lora_train.core.events import Event, StepDone, Workload, to_record
 from lib_lora_train.core.progress import format_duration
 from lib_lora_train.hosts.host import Gpu, RunTarget
 from lib_lora_train.runs.estimates.memory import MemoryEstimate
-from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements, size_text
+from lib_lora_train.runs.estimates.requirements import Requirements, check_precision, estimate_requirements, size_text
 from lib_lora_train.runs.estimates.step_time import describe_workload, estimate_time, past_speeds
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_plan
@@ -125,6 +125,13 @@ def estimated(path: Path | None, home: Path, config: TrainConfig = CONFIG, gpu: 
     """The requirements of a small plan."""
     run_target = RunTarget(path, is_loaded=False, dtype_bytes=0, device="card" if gpu else "cpu", gpu=gpu)
     return estimate_requirements(config, small_plan(config), run_target, home)
+
+
+def test_fp16_on_the_cpu_is_warned_of(checkpoint: Path, tmp_path: Path) -> None:
+    for precision, warned in (("auto", False), ("fp32", False), ("bf16", False), ("fp16", True)):
+        found = estimated(checkpoint, tmp_path, CONFIG.replace(precision=precision)).problems
+        assert any("slower than fp32 on a CPU" in problem.message for problem in found) == warned
+    assert tuple(check_precision("fp16", "cuda")) == ()
 
 
 def test_unreadable_checkpoint_has_no_estimates(tmp_path: Path) -> None:
