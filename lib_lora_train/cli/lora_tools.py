@@ -65,8 +65,12 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
 
 
 def _add_output(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("--name", default="", help=f"name of the new file and of the LoRA in prompts ({default})")
-    command.add_argument("--out", type=Path, metavar="PATH", help="its folder, or the whole file (the current folder)")
+    command.add_argument(
+        "--name", default="", help=f"name of the new file and of the LoRA in prompts (default: {default})"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="PATH", help="its folder, or the whole file (default: the current folder)"
+    )
 
 
 def _output(options: argparse.Namespace, default: str) -> Path:

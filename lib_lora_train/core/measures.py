@@ -74,7 +74,7 @@ MEASURES = {
         _PROMPTS,
     ),
     DRIFT_SHARE: MeasureInfo(
-        "Drift, share of effect",
+        "Drift as share of effect",
         "How much prompts without the concept change compared with those with it.",
         "lower",
         _PROMPTS,

@@ -163,7 +163,9 @@ def forge_delta(state: State, base: Tensor) -> Tensor | None:
         if kind is None:
             return None
         difference, dim = kind(state, base)
-        difference = difference.reshape(base.shape) * (1.0 if dim is None else float(state["alpha"]) / dim)
+        difference = difference.reshape(base.shape) * (
+            1.0 if dim is None or "alpha" not in state else float(state["alpha"]) / dim
+        )
     if "dora_scale" not in state:
         return difference
     return _forge_dora(state["dora_scale"], difference, base)
