@@ -33,7 +33,7 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write imported settings as TOML, and print what was not imported and why."""
     refuse_unknown(unknown)
     from lib_lora_train.config.validation.validate import validate
-    from lib_lora_train.formats.kohya.importer import read_settings
+    from lib_lora_train.formats.kohya.read_files import read_settings
     from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
     from lib_lora_train.formats.toml import write_toml_config
 

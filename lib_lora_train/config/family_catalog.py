@@ -52,7 +52,7 @@ SELECTIVE = (
 _BLOCKS = ("block_ranks", "block_alphas", "rank_dropout", "scale_weight_norms")
 _LOW_RANK = (*_BLOCKS, "alpha", "conv_rank", "conv_alpha", "rank_stabilized")
 _LYCORIS = (*_LOW_RANK, "dora", "scalar", "tucker")
-_ROTATION = ("constraint", "rescaled", "rank_dropout")
+_ROTATION = ("conv_rank", "constraint", "rescaled", "rank_dropout")
 
 FAMILY_CATALOG: Mapping[str, FamilyInfo] = {
     "lora": FamilyInfo((*_LYCORIS, "network_dropout"), max_conv_rank=64),

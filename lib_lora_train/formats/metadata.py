@@ -19,7 +19,7 @@ from lib_lora_train.config.optimizer_catalog import CUSTOM
 from lib_lora_train.config.train_config import CONFIG_KEY, TrainConfig, config_values, duration_in_steps
 from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
-from lib_lora_train.formats.kohya.network import metadata_network
+from lib_lora_train.formats.kohya.network_export import metadata_network
 from lib_lora_train.formats.toml import PATH_SETTINGS
 from lib_lora_train.models.kinds.registry import kind_of
 

@@ -9,7 +9,8 @@ from typing import Any
 from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, LoraTrainError, Problem
-from lib_lora_train.formats.kohya.importer import Imported, read_settings
+from lib_lora_train.formats.kohya.importer import Imported
+from lib_lora_train.formats.kohya.read_files import read_settings
 from lib_lora_train.web.form import Form, fill_form, load_draft, read_form, save_draft, with_config, with_values
 from lib_lora_train.web.form_changes import FormChanges
 from lib_lora_train.web.form_check import ChangedSettings

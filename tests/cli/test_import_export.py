@@ -12,7 +12,7 @@ from lib_lora_train.cli import settings as cli_settings
 from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import LoraTrainError
-from lib_lora_train.formats.kohya.importer import read_settings
+from lib_lora_train.formats.kohya.read_files import read_settings
 from lib_lora_train.formats.toml import read_toml_config
 from tests.paths import KOHYA_FILES as FILES
 

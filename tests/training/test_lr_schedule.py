@@ -18,7 +18,7 @@ from lib_lora_train.cli import settings as cli_settings
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps, read_config
 from lib_lora_train.core.events import StepDone
-from lib_lora_train.formats.kohya.importer import read_settings
+from lib_lora_train.formats.kohya.read_files import read_settings
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.training.lr_schedule import LrSchedule, lr_factor, lr_schedule
 from lib_lora_train.web.form import fill_form, read_form

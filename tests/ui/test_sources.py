@@ -11,7 +11,7 @@ import pytest
 from lib_lora_train.config.presets import PRESETS, Preset, find_preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, LoraTrainError
-from lib_lora_train.formats.kohya.importer import read_settings
+from lib_lora_train.formats.kohya.read_files import read_settings
 from lib_lora_train.ui.sources import render_error, render_imported, render_preset
 from lib_lora_train.web.form import fill_form, form_fields, read_form, with_values
 from tests.paths import KOHYA_FILES as FILES

@@ -74,7 +74,7 @@ class NetworkSettings:
     conv_rank: int | None = param(
         None,
         "Rank of the 3×3 convolutions, with targets all. Empty: same as rank. Half the rank or less is usual, and at "
-        "most 64: above, files grow and images become rigid.",
+        "most 64: above, files grow and images become rigid. For oft and boft it is their largest block size.",
         group="network",
         tier="beginner",
         low=1,

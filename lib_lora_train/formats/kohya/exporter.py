@@ -14,7 +14,7 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.import_state import IgnoredKey, kohya_parameters
 from lib_lora_train.formats.kohya.importer import clear_redundant_values, from_gui
-from lib_lora_train.formats.kohya.network import gui_network
+from lib_lora_train.formats.kohya.network_export import gui_network
 
 _GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer", "constraint": "constrain"}
 _MIXED_PRECISIONS = {"fp32": "no", "auto": "fp16"}
@@ -23,6 +23,7 @@ _REASONS = {
     "seed": "means a random seed in the GUI",
     "precision": "is not available in the GUI; fp16 is written",
     "optimizer_args": "is written out in full",
+    "stop_text_encoder": "is ignored by kohya's tools for a LoRA",
     "trigger": "is left out: put it into every caption, or into the folder's name",
     "class_word": "is left out: put it into the folder's name (10_cat)",
     "repeats": "is left out: put the images into a subfolder named N_words (10_cat)",
@@ -70,7 +71,6 @@ def _special(config: TrainConfig) -> dict[str, Any]:
         "max_train_epochs": 0,
         "unet_lr": config.effective_unet_lr if config.train_unet else 0,
         "text_encoder_lr": config.effective_text_encoder_lr if config.train_text_encoder else 0,
-        "stop_text_encoder_training": round(config.stop_text_encoder * 100, 10) if config.stop_text_encoder < 1 else 0,
         "optimizer": config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer,
         "optimizer_args": _optimizer_args(config),
         "lr_scheduler": "constant_with_warmup" if has_constant_warmup else config.lr_schedule,

@@ -157,6 +157,10 @@ class ImportState:
     def __contains__(self, name: str) -> bool:
         return name in self._remaining
 
+    def is_empty(self, name: str) -> bool:
+        """Whether the file has the key, without a value."""
+        return any(ignored.key == name and ignored.reason == EMPTY for ignored in self.ignored)
+
     def set_default(self, name: str, value: Any) -> bool:
         """Add kohya's own value for a key that the file does not have; False if it has it."""
         if name in self._remaining:
@@ -215,10 +219,18 @@ class ImportState:
         self.problems.append(Problem("hint", where, message))
 
     def set_parameter(self, parameter: Parameter, name: str, raw: Any) -> None:
-        """Set a parameter from the value as its declaration parses it; an invalid one is ignored with the reason."""
+        """Set a parameter from the value as its declaration parses it; an invalid one is ignored with the reason.
+
+        A positive number outside the parameter's range becomes the nearest one in it, with a warning.
+        """
         try:
             self.values[parameter.name] = parse_value(parameter, _normalised(parameter, raw))
         except ValueError as reason:
+            nearest = _nearest(parameter, raw)
+            if nearest is not None:
+                self.values[parameter.name] = nearest
+                self.warn(parameter.name, f"{reason}. {nearest:g} is used, the nearest value.")
+                return
             is_off = parse_number(raw) == 0 and parameter.kind is not bool
             self.ignore(name, raw, ZERO if is_off else f"is invalid: {str(reason).rstrip('.')}")
 
@@ -226,6 +238,20 @@ class ImportState:
 def overridden_by(key: str) -> str:
     """The reason for a key that another one overrides."""
     return f"{NOT_NEEDED}: {key} takes precedence, as in kohya's tools"
+
+
+def _nearest(parameter: Parameter, raw: Any) -> float | int | None:
+    """The value of the range that is nearest to a positive number outside it; None for anything else."""
+    number = parse_number(raw)
+    if number is None or number <= 0 or parameter.kind not in (int, float):
+        return None
+    for bound, is_outside in (
+        (parameter.low, number < (parameter.low or 0)),
+        (parameter.high, number > (parameter.high or number)),
+    ):
+        if bound is not None and is_outside:
+            return parameter.kind(bound)
+    return None
 
 
 def _normalised(parameter: Parameter, raw: Any) -> Any:

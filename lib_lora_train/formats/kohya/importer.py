@@ -1,24 +1,21 @@
-"""Settings of kohya's tools as ours: the GUI's .json, sd-scripts' .toml files, the metadata of any LoRA.
+"""Settings of kohya's tools as ours, from the values in the GUI's .json, sd-scripts' .toml or a LoRA's metadata.
 
 Names are matched by the `kohya=` names that the parameters declare; `rules` has the keys whose meaning differs. Nothing
-is lost silently: every key is either imported or in `Imported.ignored` with the reason.
+is lost silently: every key is either imported or in `Imported.ignored` with the reason. `read_files` reads the files.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import CONFIG_KEY, Concept, TrainConfig, read_config
-from lib_lora_train.core.errors import AdapterError, ConfigError, Problem, SettingsFileError
-from lib_lora_train.core.safetensors_header import Header, read_header
-from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import Folders, read_folders
 from lib_lora_train.formats.kohya.import_state import (
@@ -32,16 +29,13 @@ from lib_lora_train.formats.kohya.import_state import (
     is_same,
     kohya_parameters,
     parse_literal,
-    strip_value,
 )
-from lib_lora_train.formats.kohya.network import conv_alpha_of
-from lib_lora_train.formats.kohya.other_models import find_other_model
+from lib_lora_train.formats.kohya.network_export import conv_alpha_of, effective_block_alphas
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
-from lib_lora_train.formats.text_file import read_text_file
-from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
+from lib_lora_train.formats.toml import PATH_SETTINGS
 
-_NO_FOLDERS = Folders((), {}, ())
-_FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
+NO_FOLDERS = Folders((), {}, ())
+FOLDER_KEYS = ("train_data_dir", "reg_data_dir", "dataset_config")
 
 
 @dataclass(frozen=True)
@@ -58,20 +52,31 @@ class Imported:
     used_keys: tuple[str, ...] = ()
 
 
-# --- from values ---------------------------------------------------------------------------------
-
-
-def from_gui(values: Mapping[str, Any], folders: Folders = _NO_FOLDERS) -> Imported:
+def from_gui(values: Mapping[str, Any], folders: Folders = NO_FOLDERS) -> Imported:
     """The settings of a kohya_ss GUI file."""
     state = ImportState(_with_folders(values, folders), "gui")
     import_additional_parameters(state)
-    _set_defaults(state, kohya_keys.GUI_ABSENT)
+    _set_defaults(state, {**kohya_keys.GUI_ABSENT, **_gui_lengths(state)})
     return _finish(state, folders)
 
 
-def from_script(values: Mapping[str, Any], folders: Folders = _NO_FOLDERS) -> Imported:
+def _gui_lengths(state: ImportState) -> dict[str, Any]:
+    """What the GUI's form has for lengths that the file leaves out.
+
+    Its 1600 steps are not among them: only files of versions without that value leave it out.
+    """
+    lengths: dict[str, Any] = {}
+    is_constant = str(state.value("lr_scheduler") or "").lower() in ("constant", "adafactor")
+    if not is_constant and "lr_warmup_steps" not in state:
+        lengths["lr_warmup"] = kohya_keys.GUI_WARMUP
+    if "max_train_steps" not in state and "max_train_epochs" not in state:
+        lengths["epoch"] = 1
+    return lengths
+
+
+def from_script(values: Mapping[str, Any], folders: Folders = NO_FOLDERS) -> Imported:
     """The settings of sd-scripts' arguments, with or without sections, and of a dataset file."""
-    state = ImportState(_with_folders(_flat(values), folders), "script")
+    state = ImportState(_with_folders(flat_values(values), folders), "script")
     _set_defaults(state, kohya_keys.SCRIPT_ABSENT if values else kohya_keys.DATASET_ABSENT)
     if values and "max_train_epochs" not in state:
         _set_defaults(state, {"max_train_steps": kohya_keys.SCRIPT_STEPS})
@@ -108,6 +113,14 @@ def from_metadata(header: Header) -> Imported:
     )
 
 
+def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file with or without sections."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(value if isinstance(value, Mapping) else {key: value})
+    return flat
+
+
 def _argument_name(key: str) -> str:
     name = key.removeprefix("ss_")
     return kohya_keys.METADATA_NAMES.get(name, name)
@@ -122,7 +135,7 @@ def _metadata_key(key: str) -> str:
 def _metadata_folders(raw: str | None) -> Folders:
     """Several datasets in the metadata, with the keys of a dataset file."""
     try:
-        return read_folders({"datasets": parse_literal(raw)}) if raw else _NO_FOLDERS
+        return read_folders({"datasets": parse_literal(raw)}) if raw else NO_FOLDERS
     except ConfigError:
         return Folders((), {}, (IgnoredKey("datasets", raw, "cannot be read"),))
 
@@ -158,14 +171,14 @@ def _with_folders(values: Mapping[str, Any], folders: Folders) -> dict[str, Any]
 
 
 def _set_defaults(state: ImportState, absent: Mapping[str, Any]) -> None:
-    filled = [f"{name} {value}" for name, value in absent.items() if state.set_default(name, value)]
+    filled = [f"{name} {value}" for name, value in absent.items() if state.set_default(name, value) and value != ""]
     if filled:
         state.hint("", f"Not in the file, so kohya's defaults are used: {', '.join(filled)}.")
 
 
 def _finish(state: ImportState, folders: Folders) -> Imported:
     concepts = _with_switches(state, folders.concepts or _data_folders(state))
-    for name in _FOLDER_KEYS:
+    for name in FOLDER_KEYS:
         if name == "dataset_config" and folders.concepts:
             state.pop(name)
         elif name in state:
@@ -184,7 +197,12 @@ def _finish(state: ImportState, folders: Folders) -> Imported:
         value = state.pop(name)
         state.ignore(name, value, _reason(name, value))
     config = clear_redundant_values(TrainConfig(concepts=tuple(concepts), **state.values))
-    return Imported(config, (*state.ignored, *folders.ignored), tuple(state.problems), state.used_keys)
+    return Imported(config, (*state.ignored, *folders.ignored), _sorted(state.problems), state.used_keys)
+
+
+def _sorted(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """What is trained differently first, then how the file was interpreted."""
+    return tuple(sorted(problems, key=lambda problem: problem.level == "hint"))
 
 
 def _data_folders(state: ImportState) -> tuple[Concept, ...]:
@@ -215,11 +233,20 @@ def _with_switches(state: ImportState, concepts: tuple[Concept, ...]) -> tuple[C
 def clear_redundant_values(config: TrainConfig) -> TrainConfig:
     """The same settings, with values that only repeat another one cleared: alpha, learning rates, convolutions."""
     general = config.learning_rate
-    conv = (config.rank if config.conv_rank is None else config.conv_rank, conv_alpha_of(config))
-    if conv == (config.rank, config.effective_alpha) or config.targets not in ("all", "full"):
+    has_alpha = config.family in families_with("conv_alpha")
+    conv = (
+        config.rank if config.conv_rank is None else config.conv_rank,
+        conv_alpha_of(config) if has_alpha else config.effective_alpha,
+    )
+    is_same = conv == (config.rank, config.effective_alpha) and not config.block_ranks  # which are for convolutions too
+    if is_same or config.targets not in ("all", "full"):
         config = config.replace(conv_rank=None, conv_alpha=None)
-    elif conv[0] == conv[1]:
+    elif conv[0] == conv[1] or not has_alpha:
         config = config.replace(conv_rank=conv[0], conv_alpha=None)
+    if config.block_alphas and config.block_alphas == effective_block_alphas(config.replace(block_alphas="")):
+        config = config.replace(block_alphas="")
+    if config.family == "lokr" and config.full_matrix:
+        config = config.replace(rank=TrainConfig().rank, alpha=None, conv_rank=None, conv_alpha=None)
     return config.replace(
         alpha=None if config.alpha == config.rank else config.alpha,
         unet_lr=None if config.unet_lr == general else config.unet_lr,
@@ -240,124 +267,3 @@ def _reason(name: str, value: Any) -> str:
     if name in kohya_keys.DEFAULTS:
         return AT_DEFAULT if is_same(value, kohya_keys.DEFAULTS[name]) else NOT_YET
     return UNKNOWN
-
-
-# --- from files ----------------------------------------------------------------------------------
-
-
-def read_settings(path: Path, dataset: Path | None = None) -> Imported:
-    """The settings in a .json, .toml or .safetensors file, with those of a dataset file of sd-scripts.
-
-    Relative paths are resolved against the file's folder. ConfigError or AdapterError for a file without settings.
-    """
-    ending = path.suffix.lower()
-    readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
-    if ending not in readers:
-        what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
-        raise SettingsFileError(path, f"is not a file that settings can be imported from: {what}.")
-    imported = readers[ending](path, dataset)
-    config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
-    if moved:
-        text = f"Relative paths are resolved against the folder of {path.name}: {', '.join(moved)}."
-        imported = dataclasses.replace(imported, problems=(*imported.problems, Problem("hint", "", text)))
-    return dataclasses.replace(imported, config=config)
-
-
-def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
-    if dataset is not None:
-        raise SettingsFileError(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
-    header = read_header(path)
-    if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
-        raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
-    if CONFIG_KEY not in header.metadata:
-        _refuse_other_models(path, header.metadata)
-    return from_metadata(header)
-
-
-def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
-    model = find_other_model(values)
-    if model:
-        raise SettingsFileError(path, f"has settings for {model}. Only those for SD1, SD2 and SDXL can be imported.")
-
-
-def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
-    values = _read_values(path)
-    if "datasets" in values:
-        if dataset is not None:
-            raise SettingsFileError(path, "is itself a dataset file. Give the other settings first, or leave one out.")
-        return from_script({}, read_folders(values))
-    if _is_ours(values):
-        config, problems = read_config(values)
-        return Imported(config, (), problems, tuple(values))
-    if not _has_known_key(values):
-        raise SettingsFileError(path, "has no settings of kohya's tools: it has none of their keys.")
-    _refuse_other_models(path, _flat(values))
-    named = strip_value(_flat(values).get("dataset_config"))
-    if dataset is None and named is not None and (path.parent / str(named)).is_file():
-        dataset = path.parent / str(named)
-    folders = read_folders(_read_values(dataset)) if dataset else _NO_FOLDERS
-    if path.suffix.lower() == ".json":
-        return from_gui(values, folders)
-    return from_script(_with_read_prompts(_flat(values), path.parent), folders)
-
-
-def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The values with the lines of sd-scripts' sample prompt file, if it can be read, instead of its name."""
-    named = values.get("sample_prompts")
-    if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
-        return values
-    try:
-        text = read_text_file(base / user_path(named))
-    except (ConfigError, ValueError):
-        return values
-    return {**values, "sample_prompts": text}
-
-
-def _read_values(path: Path) -> Mapping[str, Any]:
-    """The table in a .toml or .json file."""
-    if path.suffix.lower() != ".json":
-        return read_toml_config(path)
-    try:
-        values = json.loads(read_text_file(path))
-    except (ValueError, RecursionError):
-        raise SettingsFileError(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
-    if not isinstance(values, dict):
-        raise SettingsFileError(path, "is not a table of settings.")
-    return values
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(value if isinstance(value, Mapping) else {key: value})
-    return flat
-
-
-def _is_ours(values: Mapping[str, Any]) -> bool:
-    """Whether the keys are our own; names that both use do not count."""
-    own = {parameter.name for parameter in parameters_of(TrainConfig)} | {"concepts"}
-    theirs = {*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED}
-    keys = {str(key) for key in values}
-    return len(keys & (own - theirs)) > len(keys & (theirs - own))
-
-
-def _has_known_key(values: Mapping[str, Any]) -> bool:
-    flat = {str(key) for key in _flat(values)}
-    known = (*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED, *_FOLDER_KEYS)
-    return bool(flat.intersection((*known, "LoRA_type", "network_module")))
-
-
-def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:
-    """The config with relative paths made absolute, and the original paths."""
-    moved: list[str] = []
-
-    def resolve(path: str) -> str:
-        expanded = user_path(path)
-        if not path or expanded.is_absolute() or PureWindowsPath(path).is_absolute():
-            return str(expanded) if path else path
-        moved.append(path)
-        return os.path.normpath(base / expanded)
-
-    concepts = tuple(dataclasses.replace(concept, folder=resolve(concept.folder)) for concept in config.concepts)
-    paths = {name: resolve(getattr(config, name)) for name in PATH_SETTINGS}
-    return config.replace(concepts=concepts, **paths), moved

@@ -29,8 +29,17 @@ METADATA_NAMES: Mapping[str, str] = {
 }
 """`ss_` keys of a LoRA file, without the prefix, that differ from the argument's name."""
 
-GUI_ABSENT: Mapping[str, Any] = {"network_dim": 8, "network_alpha": 1, "train_batch_size": 1, "keep_tokens": 0}
-DATASET_ABSENT: Mapping[str, Any] = {"train_batch_size": 1, "keep_tokens": 0, "enable_bucket": False}
+_ALWAYS_ABSENT: Mapping[str, Any] = {"train_batch_size": 1, "keep_tokens": 0, "keep_tokens_separator": ""}
+GUI_ABSENT: Mapping[str, Any] = {
+    **_ALWAYS_ABSENT,
+    "network_dim": 8,
+    "network_alpha": 1,
+    "max_bucket_reso": 2048,
+    "bucket_no_upscale": True,
+    "max_token_length": 75,
+}
+GUI_WARMUP = 10  # percent, unless the rate is constant
+DATASET_ABSENT: Mapping[str, Any] = {**_ALWAYS_ABSENT, "enable_bucket": False}
 SCRIPT_ABSENT: Mapping[str, Any] = {
     **DATASET_ABSENT,
     "max_token_length": 75,

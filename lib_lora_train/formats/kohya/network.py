@@ -1,13 +1,10 @@
-"""The kind and size of kohya's network in our terms, and back."""
+"""The kind and size of kohya's network in our terms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from lib_lora_train.config.family_catalog import families_with
-from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
@@ -21,90 +18,35 @@ from lib_lora_train.formats.kohya.import_state import (
     parse_number,
     strip_value,
 )
-from lib_lora_train.formats.kohya.keys import IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
-
-ALGOS: Mapping[str, str] = {
-    "lora": "lora",
-    "locon": "lora",
-    "loha": "loha",
-    "lokr": "lokr",
-    "dylora": "dylora",
-    "glora": "glora",
-    "ia3": "ia3",
-    "diag-oft": "oft",
-    "oft": "oft",
-    "boft": "boft",
-    "full": "full",
-    "native fine-tuning": "full",
-}
-_MODULES: Mapping[str, str] = {"networks.lora": "lora", "networks.dylora": "dylora", "networks.oft": "oft"}
-_GUI_TYPES: Mapping[str, str] = {
-    "standard": "lora",
-    "locon": "lora",
-    "kohya locon": "lora",
-    "kohya dylora": "dylora",
-    "kohya loha": "loha",
-}
-NAMES: Mapping[str, tuple[str, str]] = {
-    "lora": ("LyCORIS/LoCon", "locon"),
-    "loha": ("LyCORIS/LoHa", "loha"),
-    "lokr": ("LyCORIS/LoKr", "lokr"),
-    "dylora": ("LyCORIS/DyLoRA", "dylora"),
-    "glora": ("LyCORIS/GLoRA", "glora"),
-    "ia3": ("LyCORIS/iA3", "ia3"),
-    "oft": ("LyCORIS/Diag-OFT", "diag-oft"),
-    "boft": ("LyCORIS/BOFT", "boft"),
-    "full": ("LyCORIS/Native Fine-Tuning", "full"),
-}
-"""Family → its LoRA_type in the kohya_ss GUI and its algo in LyCORIS, or those of the nearest one that they know."""
-_USED_BY: Mapping[str, tuple[str, ...]] = {
-    "conv_dim": families_with("conv_rank"),
-    "conv_alpha": families_with("conv_rank"),
-    "dora_wd": families_with("dora"),
-    "use_tucker": families_with("tucker"),
-    "rs_lora": families_with("dora"),
-    "use_scalar": families_with("scalar"),
-    "factor": families_with("lokr_factor"),
-    "decompose_both": families_with("decompose_both"),
-    "full_matrix": families_with("full_matrix"),
-    "unit": families_with("dylora_unit"),
-    "constraint": families_with("constraint"),
-    "rescaled": families_with("rescaled"),
-    "train_norm": tuple(NAMES),
-}
-"""kohya name of a parameter → the families for which LyCORIS reads it."""
-_IN_ARGUMENTS = (
-    *("rank_dropout", "module_dropout", "block_dims", "block_alphas"),
-    *("down_lr_weight", "mid_lr_weight", "up_lr_weight"),
+from lib_lora_train.formats.kohya.keys import DEFAULTS, IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
+from lib_lora_train.formats.kohya.network_kinds import (
+    OPTIONAL,
+    OWN_OFT,
+    USED_BY,
+    NetworkKind,
+    gui_kind,
+    lycoris_kind,
+    own_kind,
 )
-_READ_BY_KOHYA = ("conv_dim", "conv_alpha", "unit")  # what networks.lora and networks.dylora read
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """What to train. `preset`: LyCORIS' name for the layers, "" if kohya's own network chooses them."""
-
-    family: str
-    is_lycoris: bool
-    preset: str
-    has_convolutions: bool
-
-    def reads(self, name: str) -> bool:
-        """Whether this network reads the setting with this kohya name."""
-        return self.family in _USED_BY[name] and (self.is_lycoris or name in _READ_BY_KOHYA)
+_WIDEST = 10_240  # of all layers of SD1, SD2 and SDXL
 
 
 def import_network(state: ImportState) -> None:
     """LoRA_type of the GUI, or network_module and network_args of sd-scripts, as `family`, `targets` and the rest."""
     for name, value in _network_args(state).items():
         state.add_nested("network_args", name, value)
-    _join_tucker(state)
     kind = _kind(state)
     state.values["family"] = kind.family
+    _join_tucker(state, kind)
     _import_targets(state, kind)
+    _ignore_unread(state, kind)
+    _own_oft(state, kind)
+    if kind.family == "lokr":
+        _full_matrix(state)
     _import_sizes(state, kind)
     _ignore_other_networks(state)
-    _alpha(state)
+    _import_ranks(state, kind)
     _general_loraplus(state)
 
 
@@ -121,43 +63,57 @@ def _network_args(state: ImportState) -> dict[str, Any]:
     return {name: strip_value(value) for name, sign, value in pairs if sign and strip_value(value) is not None}
 
 
-def _join_tucker(state: ImportState) -> None:
-    """use_cp is LyCORIS' older name for use_tucker; the GUI writes both."""
+def _join_tucker(state: ImportState, kind: NetworkKind) -> None:
+    """use_cp is LyCORIS' older name for use_tucker; the GUI writes both, and passes it on for LoKr alone.
+
+    LyCORIS takes the first of the names that is given, so that use_tucker has no effect beside use_cp.
+    """
     old = state.pop("use_cp")
     if old is None:
         return
-    if parse_flag(old) and not parse_flag(state.value("use_tucker")):
-        state.pop("use_tucker")
-        state.add_nested("use_cp", "use_tucker", True)
+    is_passed_on = kind.is_lycoris and (kind.family == "lokr" or state.source != "gui")
+    newer = state.pop("use_tucker") if is_passed_on else None
+    if newer is not None:
+        state.ignore("use_tucker", newer, f"{NOT_NEEDED}: LyCORIS uses use_cp if both are given")
+    if is_passed_on:
+        state.add_nested("use_cp", "use_tucker", old)
     else:
-        state.ignore("use_cp", old, f"{NOT_NEEDED}: use_tucker is used")
+        reason = AT_DEFAULT if not parse_flag(old) else f"{NOT_NEEDED}: this network uses use_tucker"
+        state.ignore("use_cp", old, reason)
 
 
-def _kind(state: ImportState) -> _Kind:
-    """The family; an unsupported one becomes LoCon, with a warning."""
+def _kind(state: ImportState) -> NetworkKind:
+    """The network that the file trains; an unsupported one becomes the closest, with a warning."""
     gui_type = str(state.pop("LoRA_type") or "").lower()
     module = str(state.pop("network_module") or "").lower()
-    algo = str(state.pop("algo") or "").lower()
+    if state.source == "gui" and not module:
+        gui_type = gui_type or "standard"
+        for name in ("conv_dim", "conv_alpha"):
+            state.set_default(name, 1)
+    algo = str(state.pop("algo") or "lora").lower()
     preset = str(state.pop("LyCORIS_preset") or state.pop("preset") or "full").lower()
-    has_conv = bool(parse_number(state.value("conv_dim")))
-    if gui_type.startswith("lycoris/") or (not gui_type and module.startswith("lycoris")):
-        name = gui_type.removeprefix("lycoris/") or algo or "lora"
-        if name in ALGOS:
-            return _Kind(ALGOS[name], True, preset, True)
-    elif gui_type in _GUI_TYPES:
-        return _Kind(_GUI_TYPES[gui_type], False, "", gui_type != "standard")
-    elif not gui_type and (module in _MODULES or not module):
-        return _Kind(_MODULES.get(module, "lora"), False, "", has_conv)
-    where = "LoRA_type" if gui_type else "network_module"
-    state.ignore(where, gui_type or module, NOT_YET)
-    given = gui_type or f"{module} {algo}".strip()
-    state.warn("family", f"{given} is not available; a LoRA on all layers (LoCon) is used, the closest.")
-    return _Kind("lora", False, "", True)
+    if gui_type:
+        kind = gui_kind(gui_type, preset)
+    elif module.startswith("lycoris"):
+        kind = lycoris_kind(algo, preset, f"{module} {algo}")
+    else:
+        kind = own_kind(module or "networks.lora", module or "kohya's LoRA")
+    where, given = ("LoRA_type", gui_type) if gui_type else ("network_module", module)
+    if kind is None:
+        state.ignore(where, given, NOT_YET)
+        state.warn("family", f"{given} is not available; a LoRA on the layers of kohya's LoCon is used, the closest.")
+        return lycoris_kind("lora", "full", given)
+    if kind.approximates:
+        state.ignore(where, kind.title, NOT_YET)
+        text = f"{kind.approximates} is not available; {kind.family} on the same layers is used, the closest."
+        state.warn("family", text)
+    return kind
 
 
-def _import_targets(state: ImportState, kind: _Kind) -> None:
+def _import_targets(state: ImportState, kind: NetworkKind) -> None:
     if not kind.is_lycoris:
-        state.values["targets"] = "all" if kind.has_convolutions else "standard"
+        has_convolutions = "conv_dim" in kind.reads and bool(parse_number(state.value("conv_dim")))
+        state.values["targets"] = "all" if has_convolutions else "standard"
         return
     presets = {**LYCORIS_PRESETS, **IA3_PRESETS} if kind.family == "ia3" else LYCORIS_PRESETS
     targets, has_text_encoder = presets.get(kind.preset, ("full", True))
@@ -169,18 +125,83 @@ def _import_targets(state: ImportState, kind: _Kind) -> None:
         state.warn("targets", f"the LyCORIS preset {kind.preset} is not available; all layers are trained.")
 
 
-def _import_sizes(state: ImportState, kind: _Kind) -> None:
+def _ignore_unread(state: ImportState, kind: NetworkKind) -> None:
+    """Settings that kohya's tools ignore for this network are ignored here too, and can be set by hand."""
+    taken = []
+    for name in OPTIONAL:
+        if name not in state or name in kind.reads:
+            continue
+        value = state.pop(name)
+        is_default = is_same(value, DEFAULTS.get(name, ""))
+        parameter = kohya_parameters().get(name)
+        state.ignore(
+            name, value, AT_DEFAULT if is_default else f"{NOT_NEEDED}: kohya's tools ignore it with {kind.title}"
+        )
+        if not is_default and parameter:
+            taken.append(f"{parameter.name} = {value}")
+    if taken:
+        what = ", ".join(taken)
+        state.hint("family", f"is not given what kohya's tools ignore with {kind.title}. To use it here, set {what}.")
+
+
+def _own_oft(state: ImportState, kind: NetworkKind) -> None:
+    """sd-scripts' own OFT: its rank is the number of blocks, its alpha the constraint; only the UNet has it."""
+    if kind.approximates != OWN_OFT:
+        return
+    blocks, bound = state.pop("network_dim"), state.pop("network_alpha")
+    state.ignore("network_dim", blocks, "is the number of blocks in kohya's OFT, and here the size of a block")
+    state.add_nested("network_alpha", "constraint", bound or 0)
+    all_linear, convolutions = state.pop_flag("enable_all_linear"), state.pop_flag("enable_conv")
+    state.values["targets"] = "all" if convolutions else "standard" if all_linear else "attention"
+    state.values["train_text_encoder"] = False
+
+
+def _full_matrix(state: ImportState) -> None:
+    """A rank at which no matrix of LoKr is decomposed, such as LyCORIS' 100000, is `full_matrix`.
+
+    Matrices are decomposed below half of their longer side. That is at most half of the widest layer (10240) divided by
+    the factor, or by the next smaller one that divides all widths.
+    """
+    rank, conv = parse_number(state.value("network_dim")), parse_number(state.value("conv_dim"))
+    factor = int(parse_number(state.value("factor")) or 0)
+    divisor = 64 if factor < 0 or "factor" not in state else max(n for n in (1, 2, 4, 5) if n <= max(factor, 1))
+    ranks = [rank, *([conv] if conv is not None and state.values["targets"] in ("all", "full") else [])]
+    limit = max(PARAMETERS["rank"].high or 0, _WIDEST / 2 / divisor)
+    if any(size is None or size <= limit for size in ranks):
+        return
+    state.values["full_matrix"] = True
+    reason = f"{NOT_NEEDED}: no matrix of LoKr is decomposed at this rank, which is full_matrix here"
+    for name in ("network_dim", "network_alpha", "conv_dim", "conv_alpha", "decompose_both", "full_matrix"):
+        if name in state:
+            state.ignore(name, state.pop(name), reason)
+
+
+def _import_sizes(state: ImportState, kind: NetworkKind) -> None:
     """Every setting that the kind of network reads; the others are ignored."""
-    for name in _USED_BY:
+    _default_sizes(state, kind)
+    for name in USED_BY:
         if name not in state:
             continue
         is_unused_conv = name.startswith("conv_") and state.values["targets"] not in ("all", "full")
-        if kind.reads(name) and not is_unused_conv:
+        if name in kind.reads and not is_unused_conv:
             _import_size(state, name)
             continue
         value = state.pop(name)
         is_default = is_same(value, OTHER_NETWORK_DEFAULTS[name])
         state.ignore(name, value, AT_DEFAULT if is_default else f"{NOT_NEEDED}: it is for another kind of network")
+
+
+def _default_sizes(state: ImportState, kind: NetworkKind) -> None:
+    """Missing sizes: in kohya's own networks convolutions have an alpha of 1, in LyCORIS that of other layers."""
+    if kind.is_lycoris and kind.family == "dylora" and "unit" not in state:
+        given = state.pop("block_size")
+        state.add_nested("block_size", "unit", 4 if given is None and state.source != "gui" else given or 1)
+    if state.values["targets"] not in ("all", "full") or state.values.get("full_matrix"):
+        return
+    if not kind.is_lycoris:
+        state.set_default("conv_alpha", 1)
+    elif "conv_dim" in state:
+        state.set_default("conv_alpha", state.value("network_alpha") or 1)
 
 
 def _import_size(state: ImportState, name: str) -> None:
@@ -199,13 +220,31 @@ def _ignore_other_networks(state: ImportState) -> None:
             state.ignore(name, value, AT_DEFAULT if is_same(value, default) else NOT_YET)
 
 
-def _alpha(state: ImportState) -> None:
-    """0 means "same as the rank" in kohya's tools, which is empty here."""
-    alpha = state.pop("network_alpha")
+def _import_ranks(state: ImportState, kind: NetworkKind) -> None:
+    """Rank and alpha. An alpha of 0 means "same as the rank" in kohya's tools, which is empty here."""
+    given, alpha = state.pop("network_dim"), state.pop("network_alpha")
+    if given is not None:
+        state.set_parameter(PARAMETERS["rank"], "network_dim", given)
+    rank = state.values.get("rank", PARAMETERS["rank"].default)
     if parse_number(alpha) == 0:
         state.values["alpha"] = None
     elif alpha is not None:
-        state.set_parameter(PARAMETERS["alpha"], "network_alpha", alpha)
+        shrunk = min(1.0, rank / (parse_number(given) or rank))  # a rank above the limit keeps its scale
+        number = parse_number(alpha)
+        state.set_parameter(PARAMETERS["alpha"], "network_alpha", number * shrunk if number and shrunk < 1 else alpha)
+    scale = (state.values.get("alpha") or rank) / rank
+    if kind.family == "glora" and scale != 1:
+        text = f"has no alpha here: updates are scaled by 1, and not by {scale:.3g} as in the file. Use a lower rate."
+        state.warn("family", f"glora {text}")
+    _block_alphas(state)
+
+
+def _block_alphas(state: ImportState) -> None:
+    """Blocks with a rank but no alpha have network_alpha in kohya's tools; here they keep the scale."""
+    ranks = str(state.value("block_dims") or "").replace(",", " ").split()
+    alpha = state.values.get("alpha")
+    if ranks and alpha is not None:
+        state.set_default("block_alphas", ",".join([f"{alpha:g}"] * len(ranks)))
 
 
 def _general_loraplus(state: ImportState) -> None:
@@ -219,63 +258,3 @@ def _general_loraplus(state: ImportState) -> None:
             is_own = not general or parse_number(own)
             key, given = (name, own) if is_own else ("loraplus_lr_ratio", general)
             state.set_parameter(kohya_parameters()[name], key, given)
-
-
-# --- and back -----------------------------------------------------------------------------------
-
-
-def gui_network(config: TrainConfig) -> dict[str, Any]:
-    """The GUI's keys of the network, except those that have a parameter's kohya name."""
-    sizes = {
-        "network_alpha": config.effective_alpha,
-        "conv_dim": config.rank if config.conv_rank is None else config.conv_rank,
-        "conv_alpha": conv_alpha_of(config),
-        "constrain": config.constraint,
-        "use_cp": False,
-    }
-    if _is_plain(config) and config.targets in ("standard", "all"):
-        return {**sizes, "LoRA_type": _plain_type(config), "LyCORIS_preset": "full"}
-    return {**sizes, "LoRA_type": NAMES[config.family][0], "LyCORIS_preset": _preset(config)}
-
-
-def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
-    """(ss_network_module, ss_network_args) as kohya's tools write them for this network: all values are text."""
-    conv = {"conv_dim": config.conv_rank or config.rank, "conv_alpha": conv_alpha_of(config)}
-    arguments: dict[str, Any] = dict(conv) if config.targets in ("all", "full") else {}
-    arguments |= {name: value for name in _IN_ARGUMENTS if (value := getattr(config, kohya_parameters()[name].name))}
-    if _is_plain(config) and config.targets in ("standard", "all"):
-        if config.family == "dylora":
-            return "networks.dylora", _texts({**arguments, "unit": config.dylora_unit})
-        return "networks.lora", _texts(arguments)
-    declared = kohya_parameters()
-    own = {name: getattr(config, declared[name].name) for name in _USED_BY if name not in conv}
-    changed = {name: value for name, value in own.items() if value != declared[name].default}
-    algo = NAMES[config.family][1]
-    return "lycoris.kohya", _texts({"algo": algo, "preset": _preset(config), **arguments, **changed})
-
-
-def conv_alpha_of(config: TrainConfig) -> float:
-    """The alpha of 3×3 convolutions."""
-    return config.effective_alpha if config.effective_conv_alpha is None else config.effective_conv_alpha
-
-
-def _is_plain(config: TrainConfig) -> bool:
-    """Whether kohya's own networks, without LyCORIS, can train it."""
-    extras = (config.dora, config.tucker, config.train_norm, config.rank_stabilized, config.scalar)
-    return config.family in ("lora", "dylora") and not any(extras)
-
-
-def _plain_type(config: TrainConfig) -> str:
-    if config.family == "dylora":
-        return "Kohya DyLoRA"
-    return "Kohya LoCon" if config.targets == "all" else "Standard"
-
-
-def _preset(config: TrainConfig) -> str:
-    if config.family == "ia3" and config.targets == "standard":
-        return "ia3"
-    return {"attention": "attn-only", "standard": "attn-mlp"}.get(config.targets, "full")
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}

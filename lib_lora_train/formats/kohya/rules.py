@@ -28,7 +28,8 @@ from lib_lora_train.formats.kohya.import_state import (
     square_side,
 )
 from lib_lora_train.formats.kohya.network import import_network
-from lib_lora_train.formats.kohya.training import import_learning_rates, import_lr_schedule, import_optimizer
+from lib_lora_train.formats.kohya.schedule import fill_in_cycles, ignore_stop_of_text_encoder, import_lr_schedule
+from lib_lora_train.formats.kohya.training import import_learning_rates, import_optimizer
 from lib_lora_train.formats.metadata import path_name
 
 _CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -283,10 +284,12 @@ _RULES: tuple[Callable[[ImportState], None], ...] = (
     _resolution,
     _caption_extension,
     _captions,
+    fill_in_cycles,
     _duration,
     import_learning_rates,
     import_optimizer,
     import_lr_schedule,
+    ignore_stop_of_text_encoder,
     _noise,
     _seed,
     _precision,

@@ -1,8 +1,7 @@
-"""Learning rates, optimiser and schedule of kohya's tools in our terms."""
+"""Learning rates and optimiser of kohya's tools in our terms."""
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -10,18 +9,15 @@ from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.formats.kohya.import_state import (
+    AT_DEFAULT,
     NOT_NEEDED,
     PARAMETERS,
     ImportState,
     find_choice,
-    overridden_by,
     parse_flag,
     parse_literal,
     parse_number,
 )
-
-_FALLING = ("linear", "polynomial", "cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay")
-
 
 _CLASSES = {
     "ademamix8bit": "bitsandbytes.optim.AdEMAMix8bit",
@@ -34,6 +30,10 @@ _CLASSES = {
     "sgdschedulefree": "schedulefree.SGDScheduleFree",
 }
 """Optimisers that sd-scripts has a short name for and that are chosen by their class here."""
+
+
+_OLD_SWITCHES = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
+"""Switches that choose the optimiser if optimizer_type is missing; the first that is on counts."""
 
 
 def import_learning_rates(state: ImportState) -> None:
@@ -72,8 +72,12 @@ def _rate(state: ImportState, name: str) -> float | None:
 
 
 def import_optimizer(state: ImportState) -> None:
-    if parse_flag(state.pop("use_8bit_adam")) and "optimizer_type" not in state:
-        state.set_default("optimizer_type", "AdamW8bit")
+    for switch, name in _OLD_SWITCHES.items():
+        raw = state.pop(switch)
+        if parse_flag(raw):
+            state.set_default("optimizer_type", name)
+        elif raw is not None:
+            state.ignore(switch, raw, AT_DEFAULT)
     raw = str(state.pop("optimizer_type") or "")
     written, _, inside = raw.partition("(")  # in metadata: torch.optim.adamw.AdamW(weight_decay=0.1,eps=1e-08)
     given = written.rpartition(".")[2].strip()
@@ -134,55 +138,3 @@ def _optimizer_args(state: ImportState, raw: Any) -> None:
 def _argument(pair: tuple[str, Any]) -> str:
     name, value = pair
     return f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-def import_lr_schedule(state: ImportState) -> None:
-    parameter = PARAMETERS["lr_schedule"]
-    given = str(state.pop("lr_scheduler") or "").lower()
-    warmup = _warmup(state)
-    chosen = find_choice(parameter, given) or ("constant" if given == "constant_with_warmup" else "")
-    if given and not chosen:
-        chosen = "cosine" if given in _FALLING else "constant"
-        has_one_cycle = (parse_number(state.value("lr_scheduler_num_cycles")) or 1) <= 1
-        if not (given == "cosine_with_restarts" and has_one_cycle):  # with one cycle it is the cosine
-            state.warn("lr_schedule", f"{given} is not available; {chosen} is used, the closest.")
-    if chosen == "adafactor" and state.values.get("optimizer") != "Adafactor":
-        state.warn("lr_schedule", "adafactor works only with the Adafactor optimiser; constant is used.")
-        chosen = "constant"
-    if given == "constant" and warmup:
-        state.hint("warmup", "is 0: “constant” has no warm-up in kohya's tools; “constant_with_warmup” has one.")
-        warmup = 0.0
-    state.values.update({"lr_schedule": chosen} if chosen else {})
-    if warmup is not None:
-        state.values["warmup"] = warmup
-    if chosen == "warmup_stable_decay":
-        state.set_default("lr_decay_steps", 0)  # kohya's default: the rate never decays
-    _stop_of_text_encoder(state)
-
-
-def _stop_of_text_encoder(state: ImportState) -> None:
-    """In percent in the GUI, in steps in the script; 0 or less means never."""
-    raw = parse_number(state.value("stop_text_encoder_training"))
-    if raw and raw > 0:
-        state.pop("stop_text_encoder_training")
-        share = raw / 100 if state.source == "gui" else raw
-        state.set_parameter(PARAMETERS["stop_text_encoder"], "stop_text_encoder_training", share if share != 1 else 0.0)
-
-
-def _warmup(state: ImportState) -> float | None:
-    """Steps (or a fraction, or "10%") take precedence over the GUI's percentage; None if the file has neither."""
-    raw, percent = state.pop("lr_warmup_steps"), state.pop_number("lr_warmup")
-    share = re.fullmatch(r"([\d.]+)\s*%", raw) if isinstance(raw, str) else None
-    steps = float(share[1]) / 100 if share and parse_number(share[1]) is not None else parse_number(raw)
-    if raw is not None and steps is None:
-        state.ignore("lr_warmup_steps", raw, f"is invalid: {raw!r} is not a number of steps")
-    if steps and percent:
-        state.ignore("lr_warmup", percent, overridden_by("lr_warmup_steps"))
-    name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", percent / 100)
-    if value is None:
-        return None
-    high = 1 if name == "lr_warmup" or share else PARAMETERS["warmup"].high or math.inf
-    if 0 <= value < high:
-        return value
-    state.ignore(name, percent if name == "lr_warmup" else raw, "is invalid: the warm-up would never end")
-    return None

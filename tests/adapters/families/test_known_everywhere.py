@@ -14,7 +14,7 @@ from lib_lora_train.config.family_catalog import FAMILY_CATALOG, SELECTIVE
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import FAMILY_PRESETS
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.formats.kohya import network
+from lib_lora_train.formats.kohya import network_kinds
 from lib_lora_train.runs.estimates.trained_parameters import ESTIMATES
 from tests.paths import ROOT
 from tests.stand_ins.adapter_cases import ALPHA, CASES, make, relative
@@ -105,11 +105,11 @@ def test_the_memory_estimate_knows_every_family(family: str) -> None:
 
 @every_family
 def test_every_family_has_a_name_in_kohyas_tools(family: str) -> None:
-    assert family in network.NAMES, (
-        "add its LoRA_type and algo, or those of the nearest one, to NAMES in formats/kohya/network.py"
+    assert family in network_kinds.NAMES, (
+        "add its LoRA_type and algo, or those of the nearest one, to NAMES in formats/kohya/network_kinds.py"
     )
-    gui, algo = network.NAMES[family]
-    known = [network.ALGOS.get(name) for name in (gui.removeprefix("LyCORIS/").lower(), algo)]
+    gui, algo = network_kinds.NAMES[family]
+    known = [network_kinds.ALGOS.get(name) for name in (gui.removeprefix("LyCORIS/").lower(), algo)]
     assert None not in known, "kohya's tools do not know these names: use those of the nearest family that they know"
     assert known[0] == known[1], "the two names are of different families"
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from lib_lora_train.core.errors import ConfigError
-from lib_lora_train.formats.kohya.importer import read_settings
 from lib_lora_train.formats.kohya.other_models import find_other_model
+from lib_lora_train.formats.kohya.read_files import read_settings
 
 
 @pytest.mark.parametrize(
