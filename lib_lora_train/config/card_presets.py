@@ -17,6 +17,7 @@ _SHARE_FREE = 0.93  # cards report a little less than their name says: an 8 GB c
 
 _SD1: Mapping[str, Any] = {
     "resolution": 512,
+    "resolution_height": None,
     "min_bucket": 256,
     "max_bucket": 1024,
     "gradient_accumulation": 1,
@@ -26,6 +27,7 @@ _SD1: Mapping[str, Any] = {
 _SD1_LARGE: Mapping[str, Any] = {**_SD1, "resolution": 768, "min_bucket": 384, "max_bucket": 1536}
 _SDXL: Mapping[str, Any] = {
     "resolution": 1024,
+    "resolution_height": None,
     "min_bucket": 512,
     "max_bucket": 2048,
     "gradient_accumulation": 1,

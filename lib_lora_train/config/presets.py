@@ -236,6 +236,7 @@ PRESETS: tuple[Preset, ...] = (
         "For SDXL checkpoints: their resolution, only the UNet, and memory for a card with 12 GB.",
         {
             "resolution": 1024,
+            "resolution_height": None,
             "min_bucket": 512,
             "max_bucket": 2048,
             "batch_size": 1,

@@ -89,8 +89,8 @@ def sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
     defaults = SamplePrompt(
         prompt="",
         negative="",
-        width=config.resolution,
-        height=config.resolution,
+        width=config.resolution_size[0],
+        height=config.resolution_size[1],
         seed=config.seed,
         steps=config.sample_steps,
         cfg=config.sample_cfg,

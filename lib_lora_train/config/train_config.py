@@ -7,6 +7,7 @@ JSON) and reports all invalid values together; `validation/` checks combinations
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,17 @@ class TrainConfig(
     """
 
     concepts: tuple[Concept, ...] = ()
+
+    @property
+    def resolution_size(self) -> tuple[int, int]:
+        """Width and height of the training resolution, in px."""
+        return self.resolution, self.resolution if self.resolution_height is None else self.resolution_height
+
+    @property
+    def resolution_side(self) -> int:
+        """The side of the square with the area of the training resolution, rounded, in px."""
+        width, height = self.resolution_size
+        return width if width == height else round(math.sqrt(width * height))
 
     @property
     def effective_alpha(self) -> float:

@@ -19,10 +19,10 @@ TRIGGER_BLEED = "trigger_bleed"
 
 
 _MODEL = ("checkpoint", "vae")
-_IMAGES = (*_MODEL, "folder", "leave_out_images", "resolution", "resolutions", "use_masks")
+_IMAGES = (*_MODEL, "folder", "leave_out_images", "resolution", "resolution_height", "resolutions", "use_masks")
 _CAPTIONS = ("class_word", "leave_out_tags", "only_class_word", "trigger")
 _LOSS = (*_IMAGES, *_CAPTIONS, "prediction_type", "validation_share")
-_PROMPTS = (*_MODEL, "class_word", "resolution", "trigger")
+_PROMPTS = (*_MODEL, "class_word", "resolution", "resolution_height", "trigger")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets as in kohya's sd-scripts: sides are multiples of a step, areas at most resolution².
+"""Aspect-ratio buckets as in kohya's sd-scripts: sides are multiples of a step, areas at most that of the resolution.
 
 An image goes to the bucket with the nearest width / height, is resized to cover it and centre-cropped.
 """
@@ -14,7 +14,10 @@ from lib_lora_train.config.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class BucketRule:
-    """How buckets are made, lengths in px. If `enabled` is False, every image is cropped to one square."""
+    """How buckets are made, lengths in px. If `enabled` is False, every image is cropped to one size.
+
+    `resolution` is the side of a square, or the width beside a `height`; only their area counts for buckets.
+    """
 
     resolution: int
     min_side: int = 256
@@ -22,6 +25,17 @@ class BucketRule:
     step: int = 64
     no_upscale: bool = False
     enabled: bool = True
+    height: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the resolution."""
+        return self.resolution, self.resolution if self.height is None else self.height
+
+    @property
+    def area(self) -> int:
+        """The largest area of a bucket."""
+        return self.size[0] * self.size[1]
 
 
 @dataclass(frozen=True)
@@ -37,17 +51,19 @@ class Placement:
 
 
 def make_bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
-    """The bucket rule of a config. At another `resolution` the bucket limits scale with it."""
-    resolution = resolution or config.resolution
+    """The bucket rule of a config. At another `resolution` a rectangle and the bucket limits scale with it."""
+    width, height = config.resolution_size
+    side = config.resolution_side
+    resolution = resolution or side
     step = config.bucket_step
 
-    def scale(side: int) -> int:
-        return (
-            side if resolution == config.resolution else max(side * resolution // config.resolution // step, 1) * step
-        )
+    def scale(length: int) -> int:
+        return length if resolution == side else max(length * resolution // side // step, 1) * step
 
+    is_scaled = width != height and resolution != side
     return BucketRule(
-        resolution=resolution,
+        resolution=resolution if width == height else round(width * resolution / side) if is_scaled else width,
+        height=None if width == height else round(height * resolution / side) if is_scaled else height,
         min_side=scale(config.min_bucket),
         max_side=scale(config.max_bucket),
         step=config.bucket_step,
@@ -60,16 +76,16 @@ def make_bucket_rule(config: TrainConfig, resolution: int = 0) -> BucketRule:
 def list_bucket_sizes(rule: BucketRule) -> tuple[tuple[int, int], ...]:
     """All bucket sizes (width, height), sorted; `no_upscale` can give others too.
 
-    The square, and for every width from `min_side` to `max_side` the largest height that fits the area and
+    The square of the area, and for every width from `min_side` to `max_side` the largest height that fits the area and
     `max_side`, if it is at least `min_side`; each in both orientations.
     """
-    square = _square_side(rule)
     if not rule.enabled:
-        return ((square, square),)
+        width, height = (_whole_steps(side, rule) for side in rule.size)
+        return ((width, height),)
+    square = _whole_steps(math.isqrt(rule.area), rule)
     sizes = {(square, square)}
-    area = rule.resolution**2
     for width in range(rule.min_side, rule.max_side + 1, rule.step):
-        height = min(rule.max_side, area // width // rule.step * rule.step)
+        height = min(rule.max_side, rule.area // width // rule.step * rule.step)
         if height >= rule.min_side:
             sizes |= {(width, height), (height, width)}
     return tuple(sorted(sizes))
@@ -85,8 +101,8 @@ def place_image(width: int, height: int, rule: BucketRule) -> Placement:
     return _cover(width, height, bucket)
 
 
-def _square_side(rule: BucketRule) -> int:
-    return max(rule.resolution // rule.step, 1) * rule.step
+def _whole_steps(side: int, rule: BucketRule) -> int:
+    return max(side // rule.step, 1) * rule.step
 
 
 def _cover(width: int, height: int, bucket: tuple[int, int]) -> Placement:
@@ -109,8 +125,8 @@ def _crop_centre(resized: tuple[int, int], bucket: tuple[int, int]) -> Placement
 
 
 def _place_without_upscaling(width: int, height: int, rule: BucketRule) -> Placement:
-    """The bucket is the image's own size rounded down to whole steps; only areas above resolution² are shrunk."""
-    is_large = width * height > rule.resolution**2
+    """The bucket is the image's own size rounded down to whole steps; only larger ones than the area are shrunk."""
+    is_large = width * height > rule.area
     resized = _shrink(width / height, rule) if is_large else (width, height)
     bucket = (resized[0] // rule.step * rule.step, resized[1] // rule.step * rule.step)
     if 0 in bucket:  # smaller than one step: the crop would be empty, so enlarge
@@ -119,12 +135,13 @@ def _place_without_upscaling(width: int, height: int, rule: BucketRule) -> Place
 
 
 def _shrink(ratio: float, rule: BucketRule) -> tuple[int, int]:
-    """The size of area resolution² with one side in whole steps; of the two choices, the one nearer to `ratio`."""
+    """The size of the resolution's area with one side in whole steps; of the two choices, the one nearer to `ratio`."""
 
     def round_to_steps(length: float) -> int:
         return max(int(length + 0.5) // rule.step, 1) * rule.step
 
-    wide, high = rule.resolution * math.sqrt(ratio), rule.resolution / math.sqrt(ratio)
+    side = math.sqrt(rule.area)
+    wide, high = side * math.sqrt(ratio), side / math.sqrt(ratio)
     width, height = round_to_steps(wide), round_to_steps(high)
     error_of_width = abs(width / round_to_steps(width / ratio) - ratio)
     error_of_height = abs(round_to_steps(height * ratio) / height - ratio)

@@ -219,9 +219,10 @@ def _bucket_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         abs(item.image.width / item.image.height - placement.width / placement.height)
         for item, placement in zip(plan.dataset.items, plan.placements, strict=True)
     ]
+    width, height = config.resolution_size
     mean_error = sum(errors) / max(len(errors), 1)
     return {
-        "ss_resolution": f"({config.resolution}, {config.resolution})",
+        "ss_resolution": f"({width}, {height})",
         "ss_enable_bucket": config.enable_buckets,
         "ss_bucket_no_upscale": config.bucket_no_upscale,
         "ss_min_bucket_reso": config.min_bucket,
@@ -278,7 +279,7 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
         "modelspec.implementation": _IMPLEMENTATIONS.get(spec.architecture, "diffusers"),
         "modelspec.title": run.output_name,
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
-        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+        "modelspec.resolution": "{}x{}".format(*config.resolution_size),
         "modelspec.prediction_type": "v" if is_v else spec.prediction_type,
         **({"modelspec.encoder_layer": config.clip_skip} if kind_of(model.spec.architecture).has_unet_blocks else {}),
         **{key: value for key, value in optional.items() if value},

@@ -164,6 +164,6 @@ def _prompt_effect(run: RunContext) -> PromptEffect | None:
     ]
     if not triggers:
         return None
-    side = min(run.config.resolution, run.model.spec.own_resolution)
+    side = min(run.config.resolution_side, run.model.spec.own_resolution)
     controls = [texts[n] for n in groups.control]
     return PromptEffect(triggers, controls, size=(side, side), clip_skip=run.config.clip_skip)

@@ -103,7 +103,7 @@ class SampleMeasures:
         return tuple(scale.likeness_of_each(_looks(model, self._row(row), partial(image_features, **options))))
 
     def _options(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[str, Any]:
-        side = min(self.config.resolution, model.spec.own_resolution)
+        side = min(self.config.resolution_side, model.spec.own_resolution)
         return {"side": side, "clip_skip": self.config.clip_skip, "yield_lease": yield_lease}
 
     def _prepare(

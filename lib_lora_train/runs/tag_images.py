@@ -52,7 +52,7 @@ class TagDrawing:
     @property
     def side(self) -> int:
         """Width and height of the images in px: as large as training images, within what the model was trained at."""
-        side = min(self.config.resolution, self.model.spec.own_resolution)
+        side = min(self.config.resolution_side, self.model.spec.own_resolution)
         return max(_SIDE_STEP, side - side % _SIDE_STEP)
 
     def rows(

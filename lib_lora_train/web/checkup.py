@@ -148,7 +148,7 @@ class CheckupSession:
     def upscale(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Upscale every tiny image to the training resolution; the originals are kept beside the folders."""
         upscale = self._upscale_function(str(values.get("upscaler", "")))
-        resolution = self._require_check(values).config.resolution
+        resolution = self._require_check(values).config.resolution_side
 
         def repair(folder: Path, _: Concept, selected: Selection, on_progress: OnProgress) -> RepairResult:
             tiny = [one.path for one in selected.findings if read_state(one.path) == selected.seen.get(one.path)]
@@ -214,7 +214,7 @@ class CheckupSession:
                 break
             report = check_dataset(
                 user_path(concept.folder),
-                resolution=config.resolution,
+                resolution=config.resolution_side,
                 caption_extension=config.caption_extension,
                 cache=self._cache,
                 others=others,

@@ -30,7 +30,7 @@ _GOOD_VALUES: Mapping[str, tuple[Any, ...]] = {
     "fp8_base": (True,),
     "train_text_encoder": (False,),
 }
-_SIZES = ("resolution", "min_bucket", "max_bucket")
+_SIZES = ("resolution", "resolution_height", "min_bucket", "max_bucket")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ class DataSettings:
         unit="px",
         kohya="resolution",
     )
+    resolution_height: int | None = param(
+        None,
+        "Height of a training resolution that is not square; resolution is its width. With buckets only its area "
+        "counts, without them every image is cropped to this rectangle. Empty: a square.",
+        group="data",
+        low=MIN_RESOLUTION,
+        high=MAX_RESOLUTION,
+        unit="px",
+    )
     balance_repeats: bool = param(
         False,
         "Choose the repeats automatically, so that all concepts are used about equally often. The target is the "
@@ -41,7 +50,7 @@ class DataSettings:
     enable_buckets: bool = param(
         True,
         "Keep the aspect ratio of images: each goes to the bucket with the nearest one. Off: every image is cropped "
-        "to a square at its centre.",
+        "to the resolution at its centre.",
         group="data",
         tier="beginner",
         kohya="enable_bucket",

@@ -69,20 +69,19 @@ def _buckets(config: TrainConfig) -> Iterator[Problem]:
     if config.enable_buckets:
         yield from _bucket_limits(config)
         return
-    if config.resolution % step:
-        yield error_at(
-            "resolution",
-            f"{config.resolution} is not a multiple of bucket_step {step}. {_near(config.resolution, step)}",
-        )
+    for where, side in zip(("resolution", "resolution_height"), config.resolution_size, strict=True):
+        if side % step and (where == "resolution" or config.resolution_height is not None):
+            yield error_at(where, f"{side} is not a multiple of bucket_step {step}. {_near(side, step)}")
     if config.bucket_no_upscale:
         yield hint_at("bucket_no_upscale", "has no effect while enable_buckets is off.")
 
 
 def _bucket_limits(config: TrainConfig) -> Iterator[Problem]:
-    step, resolution = config.bucket_step, config.resolution
+    step, resolution = config.bucket_step, config.resolution_side
+    is_square = config.resolution_size == (resolution, resolution)
     if resolution < step:
         yield error_at("resolution", f"{resolution} is smaller than bucket_step {step}.")
-    elif resolution % step:
+    elif resolution % step and is_square:  # of a rectangle only the area counts
         yield warning_at("resolution", f"{off_step(resolution, step)} {_near(resolution, step)}")
     if config.bucket_no_upscale:
         return  # as in sd-scripts, buckets then follow the images and ignore the limits

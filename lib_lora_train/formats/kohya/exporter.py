@@ -66,7 +66,7 @@ def _special(config: TrainConfig) -> dict[str, Any]:
     is_share = config.warmup < 1
     has_constant_warmup = config.lr_schedule == "constant" and config.warmup
     return {
-        "max_resolution": f"{config.resolution},{config.resolution}",
+        "max_resolution": "{},{}".format(*config.resolution_size),
         "epoch": 1 if config.max_steps else config.epochs,
         "max_train_epochs": 0,
         "unet_lr": config.effective_unet_lr if config.train_unet else 0,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.config.sample_prompts import is_comment, is_heading, is_option, split_options
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.flow import import_flow
@@ -25,7 +26,6 @@ from lib_lora_train.formats.kohya.import_state import (
     overridden_by,
     parse_number,
     parse_sides,
-    square_side,
 )
 from lib_lora_train.formats.kohya.network import import_network
 from lib_lora_train.formats.kohya.schedule import fill_in_cycles, ignore_stop_of_text_encoder, import_lr_schedule
@@ -98,10 +98,28 @@ def _resolution(state: ImportState) -> None:
     if not sides:
         state.ignore("resolution", raw, "is invalid: write one number or two, such as 512,512")
         return
-    side = square_side(sides)
+    state.set_parameter(PARAMETERS["resolution"], "resolution", int(sides[0]))
     if sides[0] != sides[-1]:
-        state.hint("resolution", f"{sides[0]:g}×{sides[-1]:g} becomes the square of the same area, {side} px.")
-    state.set_parameter(PARAMETERS["resolution"], "resolution", side)
+        state.set_parameter(PARAMETERS["resolution_height"], "resolution", int(sides[-1]))
+
+
+def _bucket_limits(state: ImportState) -> None:
+    """sd-scripts rounds limits between two steps: the smallest side down, the largest up."""
+    step = int(parse_number(state.value("bucket_reso_steps")) or PARAMETERS["bucket_step"].default)
+    if step % LATENT_CELL_PX:
+        default = PARAMETERS["bucket_step"].default
+        reason = f"is not a multiple of {LATENT_CELL_PX} px, the size of a latent cell; {default} is used"
+        state.ignore("bucket_reso_steps", state.pop("bucket_reso_steps"), reason)
+        step = default
+    for name, direction in (("min_bucket_reso", 1), ("max_bucket_reso", -1)):
+        side = parse_number(state.value(name))
+        if side is None or side < step or step < 1 or side % step == 0:
+            continue
+        rounded = direction * (direction * int(side) // step) * step
+        state.set_parameter(kohya_parameters()[name], name, rounded)
+        state.pop(name)
+        text = f"is {rounded}, as kohya's tools round {side:g} to a multiple of bucket_step {step}."
+        state.hint(kohya_parameters()[name].name, text)
 
 
 def _caption_extension(state: ImportState) -> None:
@@ -282,6 +300,7 @@ _RULES: tuple[Callable[[ImportState], None], ...] = (
     import_flow,
     _kind_of_model,
     _resolution,
+    _bucket_limits,
     _caption_extension,
     _captions,
     fill_in_cycles,

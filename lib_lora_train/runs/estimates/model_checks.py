@@ -22,7 +22,7 @@ _MERGE_KEYS = ("sd_merge_recipe", "sd_merge_models")
 
 def check_model(config: TrainConfig, spec: ModelSpec, run_target: RunTarget) -> Iterator[Problem]:
     """Problems of the resolution and of the checkpoint that a run would train on."""
-    own, side = spec.own_resolution, config.resolution
+    own, side = spec.own_resolution, config.resolution_side
     if side >= _MIN_SD_PX and not _LOWEST * own <= side <= _HIGHEST * own:
         effect = "repeats and distorts its subjects" if side > own else "learns a blur at its usual sizes"
         text = f"{side} is far from the {own} px of this {spec.architecture} model, which {effect}. Set it to {own}."
@@ -38,6 +38,8 @@ def check_model(config: TrainConfig, spec: ModelSpec, run_target: RunTarget) -> 
 def _at_resolution(config: TrainConfig, own: int) -> dict[str, Any]:
     """The resolution, and bucket limits that allow it."""
     values: dict[str, Any] = {"resolution": own}
+    if config.resolution_height is not None:
+        values["resolution_height"] = None
     if config.min_bucket > own:
         values["min_bucket"] = max(64, own // 2)
     if config.max_bucket < own:

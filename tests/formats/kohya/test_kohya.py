@@ -273,10 +273,15 @@ def test_a_resolution_is_read_in_every_spelling(value: Any) -> None:
     assert gui(max_resolution=value).config.resolution == 512
 
 
-def test_a_resolution_that_is_no_square_keeps_its_area() -> None:
-    imported = gui(max_resolution="512,2048")
-    assert imported.config.resolution == 1024
-    assert any("512×2048" in problem.message for problem in imported.problems)
+@pytest.mark.parametrize(
+    ("written", "size"), [("512,768", (512, 768)), ("768x512", (768, 512)), ("512,512", (512, 512)), (640, (640, 640))]
+)
+def test_a_resolution_keeps_its_width_and_height(written: Any, size: tuple[int, int]) -> None:
+    config = gui(max_resolution=written).config
+    assert config.resolution_size == size
+    assert (config.resolution_height is None) == (size[0] == size[1])
+    assert to_gui(config).values["max_resolution"] == "{},{}".format(*size)
+    assert from_gui(to_gui(config).values).config.resolution_size == size
 
 
 @pytest.mark.parametrize(
