@@ -32,11 +32,15 @@ UNREAD_ADVICE = "Move the images up, rename such folders to N_words, such as 10_
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A folder whose images are trained on, before they are opened. `words` are used for missing captions."""
+    """A folder whose images are trained on, before they are opened.
+
+    `words` are used for missing captions; `plain_words` are those of kohya's tools, with the folder's underscores.
+    """
 
     contents: FolderContents
     repeats: int
     words: str
+    plain_words: str = ""
 
     @property
     def path(self) -> Path:
@@ -97,13 +101,14 @@ def resolve_folders(concepts: Iterable[Concept]) -> set[Path]:
 
 def _named_folder(contents: FolderContents, concept: Concept) -> DataFolder:
     repeats, words = parse_kohya_name(contents.folder.name) or (1, "")
-    return DataFolder(contents, repeats, concept.class_word or words)
+    plain_words = concept.class_word or contents.folder.name.partition("_")[2]
+    return DataFolder(contents, repeats, concept.class_word or words, plain_words)
 
 
 def _plain_folder(contents: FolderContents, concept: Concept) -> DataFolder:
     """The concept's folder itself. It may have a kohya name, but repeats in the settings override it."""
     repeats, words = parse_kohya_name(contents.folder.resolve().name) or (1, "")
-    return DataFolder(contents, concept.repeats or repeats, concept.class_word or words)
+    return DataFolder(contents, concept.repeats or repeats, concept.class_word or words, concept.class_word)
 
 
 def _why_not_repeated(folder: DataFolder, concept: Concept, root: Path) -> str:

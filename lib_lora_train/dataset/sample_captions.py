@@ -29,7 +29,14 @@ def caption_for_draw(plan: Plan, item: int, draw: int, config: TrainConfig) -> s
         number = random_for(config.seed, "caption variant", draw).randrange(config.caption_variants)
         variant = _variant_generator(config, item, number)
     epoch = draw // plan.samples_per_epoch + 1
-    return draw_caption(source.caption, rule, generator, lines=source.lines, epoch=epoch, variant=variant)
+    step = step_of_draw(plan, draw)
+    return draw_caption(source.caption, rule, generator, lines=source.lines, epoch=epoch, step=step, variant=variant)
+
+
+def step_of_draw(plan: Plan, draw: int) -> int:
+    """The number of optimiser steps before the sample's; where batches are not full, that of its place in the epoch."""
+    epochs, offset = divmod(draw, plan.samples_per_epoch)
+    return epochs * plan.steps_per_epoch + offset * plan.steps_per_epoch // plan.samples_per_epoch
 
 
 def fixed_caption_for(plan: Plan, item: int, config: TrainConfig) -> str:
@@ -40,7 +47,8 @@ def fixed_caption_for(plan: Plan, item: int, config: TrainConfig) -> str:
     source = _item_with_background(plan, item)
     rule = _rule(plan, item, config)
     lines = "first" if rule.lines == "random" else rule.lines
-    fixed = dataclasses.replace(rule, shuffle=False, dropout=0.0, tag_dropout=0.0, dropout_epochs=0, lines=lines)
+    undropped = dataclasses.replace(rule, dropout=0.0, tag_dropout=0.0, dropout_epochs=0)
+    fixed = dataclasses.replace(undropped, shuffle=False, warmup_steps=0, lines=lines)
     return draw_caption(source.caption, fixed, random_for(config.seed, "steady caption", item), lines=source.lines)
 
 
@@ -52,8 +60,9 @@ def captions_to_cache(plan: Plan, config: TrainConfig) -> list[str]:
     """
     samples = min(plan.samples_per_epoch * plan.epochs, plan.total_steps * plan.batch_size * plan.accumulation)
     rules = [make_caption_rule(config, "", concept.settings) for concept in plan.dataset.concepts]
+    grows = bool(config.token_warmup_steps)
     has_many_forms = any(rule.shuffle or rule.tag_dropout or rule.has_wildcards for rule in rules)
-    if config.caption_variants or not has_many_forms:
+    if not grows and (config.caption_variants or not has_many_forms):
         captions = dict.fromkeys(_possible_captions(plan, config))
     elif samples > _MAX_PREDRAWN:
         return []
@@ -111,7 +120,7 @@ def _item_with_background(plan: Plan, number: int) -> Item:
 
 def _rule(plan: Plan, item: int, config: TrainConfig) -> CaptionRule:
     concept = plan.dataset.concepts[plan.dataset.items[item].concept]
-    return make_caption_rule(config, concept.trigger, concept.settings)
+    return make_caption_rule(config, concept.trigger, concept.settings, total_steps=plan.total_steps)
 
 
 def _variant_generator(config: TrainConfig, item: int, number: int) -> random.Random:

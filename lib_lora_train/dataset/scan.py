@@ -75,15 +75,17 @@ class Dataset:
     problems: tuple[Problem, ...]
 
 
-def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator: str = "|||") -> Dataset:
+def scan_dataset(
+    concepts: Sequence[Concept], caption_extension: str, separator: str = "|||", missing: str = "words"
+) -> Dataset:
     """The images and captions in the concepts' folders; the same files give the same dataset on every machine.
 
-    The trigger word goes before the first `separator` of a caption. DataError if folders are missing or contain no
-    readable image, with all such folders in one message.
+    The trigger word goes before the first `separator` of a caption; `missing` is the setting `missing_captions`.
+    DataError if folders are missing or contain no readable image, with all such folders in one message.
     """
     if not concepts:
         raise DataError("No folder with images is given. Add one to train on.")
-    scan = _Scan(caption_extension, separator)
+    scan = _Scan(caption_extension, separator, missing)
     given = resolve_folders(concepts)
     for concept in concepts:
         scan.add(concept, given)
@@ -94,15 +96,21 @@ def scan_dataset(concepts: Sequence[Concept], caption_extension: str, separator:
 
 def read_dataset(config: TrainConfig) -> Dataset:
     """The dataset of a run; DataError as for `scan_dataset`."""
-    return scan_dataset(config.concepts, config.caption_extension, config.keep_tokens_separator)
+    return scan_dataset(*reading_settings(config))
+
+
+def reading_settings(config: TrainConfig) -> tuple[tuple[Concept, ...], str, str, str]:
+    """The settings that a dataset depends on, as `scan_dataset` takes them."""
+    return config.concepts, config.caption_extension, config.keep_tokens_separator, config.missing_captions
 
 
 class _Scan:
     """What is collected on the way through the folders."""
 
-    def __init__(self, caption_extension: str, separator: str) -> None:
+    def __init__(self, caption_extension: str, separator: str, missing: str) -> None:
         self.caption_extension = caption_extension
         self.separator = separator
+        self.uses_folder_name = missing == "folder name"
         self.items: list[Item] = []
         self.concepts: list[ScannedConcept] = []
         self.problems: list[Problem] = []
@@ -198,7 +206,7 @@ class _Scan:
             folder.contents, self._caption_files(folder, files), self.caption_extension
         )
         if not use_files:
-            fallbacks = (CaptionText(_fallback_caption(image.path, folder, trigger)) for image in images)
+            fallbacks = (CaptionText(self._fallback(image.path, folder, trigger)) for image in images)
             return [self._put_trigger_first(caption, trigger) for caption in fallbacks]
         captions: list[CaptionText] = []
         without: list[str] = []
@@ -208,7 +216,7 @@ class _Scan:
             caption = CaptionText("") if path is None else self._caption(path)
             if not caption.joined:
                 (without if path is None else empty).append(image.path.name)
-                caption = CaptionText(_fallback_caption(image.path, folder, trigger))
+                caption = CaptionText(self._fallback(image.path, folder, trigger))
             captions.append(self._put_trigger_first(caption, trigger))
         used = {image.path.name: caption.joined for image, caption in zip(images, captions, strict=True)}
         self._report_fallbacks(folder.path, "no caption", without, used)
@@ -235,6 +243,10 @@ class _Scan:
         if problem:
             self.problems.append(problem)
         return caption
+
+    def _fallback(self, image: Path, folder: DataFolder, trigger: str) -> str:
+        """The caption of an image that has none."""
+        return folder.plain_words if self.uses_folder_name else _fallback_caption(image, folder, trigger)
 
     def _report_fallbacks(self, folder: Path, what: str, names: Sequence[str], captions: Mapping[str, str]) -> None:
         if not names:

@@ -11,7 +11,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import ConfigError, HostError, LoraTrainError, Problem
 from lib_lora_train.core.wording import count
-from lib_lora_train.dataset.scan import Dataset, read_dataset
+from lib_lora_train.dataset.scan import Dataset, read_dataset, reading_settings
 from lib_lora_train.runs.checkpoint_check import check_checkpoint
 from lib_lora_train.runs.comparison import Comparison, compare
 from lib_lora_train.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def count_steps(plan: SweepPlan, host: Host, places: WritePlaces | None) -> int:
     steps = 0
     for variant in plan.variants:
         config = variant.config
-        read_with = (config.concepts, config.caption_extension, config.keep_tokens_separator)
+        read_with = reading_settings(config)
         if read_with not in datasets:
             datasets[read_with] = read_dataset(config)
         steps += plan_run(config, places, datasets[read_with]).plan.total_steps

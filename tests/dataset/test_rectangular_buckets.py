@@ -6,6 +6,7 @@ The table is every bucket setting that was compared with sd-scripts side by side
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ SIZES: tuple[Size, ...] = (
     *((512, 512), (800, 600), (600, 800), (1920, 1080), (1080, 1920), (333, 777), (2000, 500), (500, 2000)),
     *((1023, 1024), (640, 641), (150, 150), (4000, 400), (1365, 768), (896, 1152), (50, 700)),
 )
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "512": {"resolution": "512"},
     "1024 to 2048": {"resolution": "1024", "max_bucket_reso": 2048},
     "768 in steps of 32": {"resolution": "768", "bucket_reso_steps": 32},
@@ -53,7 +54,12 @@ def _half_up(length: Fraction) -> int:
 
 def _expected(name: str, image: Size) -> tuple[Size, Size]:
     """The bucket and the resized size by sd-scripts' rules, in exact fractions."""
-    values = {"min_bucket_reso": 256, "max_bucket_reso": 1024, "bucket_reso_steps": 64, **SETTINGS[name]}
+    values: dict[str, Any] = {
+        "min_bucket_reso": 256,
+        "max_bucket_reso": 1024,
+        "bucket_reso_steps": 64,
+        **SETTINGS[name],
+    }
     sides = [int(side) for side in str(values["resolution"]).split(",")]
     width, height = sides[0], sides[-1]
     step = int(values["bucket_reso_steps"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib_lora_train.config.parameters import param
+from lib_lora_train.config.parameters import STEPS_OR_SHARE, param
 from lib_lora_train.core.encoding_limits import TOKEN_LIMITS, TOKEN_LIMITS_TEXT
 
 
@@ -51,6 +51,28 @@ class CaptionSettings:
         group="captions",
         kohya="keep_tokens_separator",
     )
+    caption_separator: str = param(
+        ",",
+        "Text between the tags of a caption. With another one than a comma, such as a full stop, sentences are "
+        "shuffled and dropped in place of tags.",
+        group="captions",
+        kohya="caption_separator",
+    )
+    secondary_separator: str = param(
+        "",
+        "Text such as ;;; between tags that belong together: they are shuffled and dropped as one, and the text "
+        "becomes caption_separator. Empty: none.",
+        group="captions",
+        kohya="secondary_separator",
+    )
+    missing_captions: str = param(
+        "words",
+        "Caption of images that have none. words: the class word or the words in the folder's or file's name, with the "
+        "trigger. folder name: the class word or the name of an N_words folder after its number, with its underscores, "
+        "and otherwise an empty caption, as in sd-scripts.",
+        group="captions",
+        choices=("words", "folder name"),
+    )
     caption_lines: str = param(
         "joined",
         "How caption files with several lines are read. joined: all lines form one caption; first: only the first "
@@ -79,6 +101,12 @@ class CaptionSettings:
         group="captions",
         kohya="caption_suffix",
     )
+    affixes_as_tags: bool = param(
+        False,
+        "Prefix and suffix are part of the caption, as in sd-scripts: their tags count for keep_tokens, and are "
+        "shuffled and dropped like the others.",
+        group="captions",
+    )
     leave_out_tags: tuple[str, ...] = param(
         (),
         "Tags that are left out of every caption in this run, one per line; caption files do not change. * stands for "
@@ -95,6 +123,25 @@ class CaptionSettings:
         low=0.0,
         high=1.0,
         kohya="caption_tag_dropout_rate",
+    )
+    token_warmup_steps: float = param(
+        0.0,
+        "Length of a warm-up in which captions grow from token_warmup_min tags after the kept ones to all of them: "
+        "below 1 a share of all steps (0.1 or 10%), from 1 on a number of steps. The first tags are learnt first. 0: "
+        "off.",
+        group="captions",
+        low=0.0,
+        high=10_000_000.0,
+        unit=STEPS_OR_SHARE,
+        kohya="token_warmup_step",
+    )
+    token_warmup_min: int = param(
+        1,
+        "Number of tags after the kept ones at the start of the warm-up of captions.",
+        group="captions",
+        low=0,
+        high=1000,
+        kohya="token_warmup_min",
     )
     caption_dropout: float = param(
         0.0,

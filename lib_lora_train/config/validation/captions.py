@@ -36,6 +36,11 @@ def _files(config: TrainConfig) -> Iterator[Problem]:
     if separator and (separator in ", {}()[]" or re.fullmatch(r"\w+", separator)):
         text = f"{separator!r} also occurs in ordinary captions and would split them. ||| is usual."
         yield Problem("warning", "keep_tokens_separator", text)
+    if not config.caption_separator:
+        yield Problem("error", "caption_separator", "is empty, so captions have no tags. A comma is usual.")
+    if config.secondary_separator and config.secondary_separator == config.caption_separator:
+        text = f"{config.secondary_separator!r} is caption_separator too, so it joins nothing. ;;; is usual."
+        yield Problem("warning", "secondary_separator", text)
     if config.caption_prefix and config.caption_prefix in config.triggers:
         yield Problem("warning", "caption_prefix", TRIGGER_TWICE)
 

@@ -188,6 +188,8 @@ def _finish(state: ImportState, folders: Folders) -> Imported:
                 else "cannot be read. Import it together with this file"
             )
             state.ignore(name, state.value(name), reason)
+    if any(concept.own_prefix or concept.own_suffix for concept in concepts):
+        state.values["affixes_as_tags"] = True
     apply_rules(state)
     declared = kohya_parameters()
     for name in state.remaining:

@@ -129,12 +129,16 @@ def _caption_extension(state: ImportState) -> None:
 
 
 def _captions(state: ImportState) -> None:
-    """With wildcards on, sd-scripts also picks a random line of a caption file."""
-    if "enable_wildcard" in state:
-        is_on = state.pop_flag("enable_wildcard")
-        state.values["caption_wildcards"] = is_on
-        if is_on:
-            state.values["caption_lines"] = "random"
+    """sd-scripts reads the first line of a caption file, and with wildcards a random one.
+
+    Its prefix and suffix are part of the caption, and images without one get the folder's name after N_.
+    """
+    is_on = state.pop_flag("enable_wildcard")
+    state.values["caption_wildcards"] = is_on
+    state.values["caption_lines"] = "random" if is_on else "first"
+    state.values["missing_captions"] = "folder name"
+    if any(name in state for name in ("caption_prefix", "caption_suffix")):
+        state.values["affixes_as_tags"] = True
 
 
 # --- how long ------------------------------------------------------------------------------------

@@ -492,10 +492,10 @@ def test_a_rate_per_text_encoder_is_kept() -> None:
 
 
 def test_a_key_at_its_default_is_harmless_and_another_value_is_not() -> None:
-    imported = gui(stop_text_encoder_training="0", token_warmup_step=0, fused_backward_pass=True)
+    imported = gui(stop_text_encoder_training="0", save_n_epoch_ratio=0, fused_backward_pass=True)
     quiet = {ignored.key: ignored.is_harmless for ignored in imported.ignored}
     assert quiet["stop_text_encoder_training"]
-    assert quiet["token_warmup_step"]
+    assert quiet["save_n_epoch_ratio"]
     assert not quiet["fused_backward_pass"]
 
 
@@ -775,6 +775,8 @@ _FULL = TrainConfig(
     comment="a note",
     sample_prompts=("fox --w 512 --n bad", "a tree"),
     sample_sampler="Euler",
+    caption_lines="first",
+    missing_captions="folder name",
 )
 
 
@@ -841,7 +843,7 @@ _DRAWN = st.fixed_dictionaries(
 def test_all_settings_that_the_gui_has_are_imported_equal(values: dict[str, Any]) -> None:
     if values["alpha"] == values["rank"]:
         values["alpha"] = None
-    config = TrainConfig(**values)
+    config = TrainConfig(**values, caption_lines="first", missing_captions="folder name")
     assert to_gui(config).lost == ()
     assert from_gui(to_gui(config).values).config == config
 
@@ -877,7 +879,7 @@ def test_sd_scripts_wildcards_also_pick_random_lines() -> None:
     config = gui(enable_wildcard=True, weighted_captions=True, keep_tokens_separator="|||", caption_prefix="p,").config
     assert (config.caption_wildcards, config.caption_lines) == (True, "random")
     assert (config.weighted_captions, config.keep_tokens_separator, config.caption_prefix) == (True, "|||", "p,")
-    assert gui(enable_wildcard=False).config.caption_lines == "joined"
+    assert gui(enable_wildcard=False).config.caption_lines == gui().config.caption_lines == "first"
 
 
 def test_sd_scripts_captions_have_75_tokens_by_default() -> None:

@@ -22,6 +22,9 @@ def gui(lora_type: str, **values: Any) -> Imported:
     return from_gui({"LoRA_type": lora_type, "network_dim": 16, "network_alpha": 16, **values})
 
 
+AS_THERE: dict[str, Any] = {"precision": "bf16", "caption_lines": "first", "missing_captions": "folder name"}
+
+
 def lost(imported: Imported) -> set[str]:
     return {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
 
@@ -59,7 +62,7 @@ def test_full_matrices_of_one_kind_of_layer_leave_the_other_its_rank() -> None:
 
 
 def test_full_matrices_are_exported_as_a_rank_that_the_gui_knows() -> None:
-    config = TrainConfig(family="lokr", full_matrix=True, lokr_factor=8, targets="full", precision="bf16")
+    config = TrainConfig(family="lokr", full_matrix=True, lokr_factor=8, targets="full", **AS_THERE)
     exported = to_gui(config)
     assert (exported.values["network_dim"], exported.values["conv_dim"]) == (100_000, 100_000)
     assert exported.lost == ()
