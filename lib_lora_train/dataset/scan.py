@@ -13,6 +13,7 @@ from lib_lora_train.core.errors import DataError, Problem
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count, without_name
 from lib_lora_train.core.words import has_word
+from lib_lora_train.dataset.caption_lists import CaptionList, caption_list_path, read_caption_list
 from lib_lora_train.dataset.captions import (
     CaptionText,
     find_caption_file,
@@ -125,6 +126,11 @@ class _Scan:
             self.failures.append(found.failure)
             return
         root = user_path(concept.folder)
+        try:
+            listed = read_caption_list(caption_list_path(concept.caption_file, root)) if concept.caption_file else None
+        except DataError as error:
+            self.failures.append(str(error))
+            return
         if root.resolve() in self._seen:
             self._warn(
                 root,
@@ -134,7 +140,7 @@ class _Scan:
         self.problems += found.problems
         before, unreadable = len(self.items), len(self._unreadable)
         for folder in found.folders:
-            self._add_folder(folder, concept)
+            self._add_folder(folder, concept, listed)
         if len(self.items) == before:
             names = join_names([path.name for folder in found.folders for path in folder.contents.images])
             reason = "".join(self._unreadable[unreadable : unreadable + 1])
@@ -146,13 +152,15 @@ class _Scan:
     def _hint(self, where: Path, message: str) -> None:
         self.problems.append(Problem("hint", str(where), message))
 
-    def _add_folder(self, folder: DataFolder, concept: Concept) -> None:
+    def _add_folder(self, folder: DataFolder, concept: Concept, listed: CaptionList | None) -> None:
         trigger = "" if concept.is_regularisation else concept.trigger.strip()
-        images = self._readable(folder.contents.images, detect_alpha=_needs_alpha(concept))
+        known = self._listed_captions(folder, concept, listed)
+        files = folder.contents.images if known is None else list(known)
+        images = self._readable(files, detect_alpha=_needs_alpha(concept))
         if not images:
             self._warn(folder.path, "none of its images can be read; the folder is skipped.")
             return
-        captions = self._captions(folder, images, trigger, use_files=not concept.only_class_word)
+        captions = self._captions(folder, images, trigger, concept=concept, listed=known)
         number = len(self.concepts)
         masks = self._masks(folder, images, concept)
         self.items += [
@@ -198,22 +206,44 @@ class _Scan:
                 self._unreadable.append(str(found))
         return images
 
+    def _listed_captions(
+        self, folder: DataFolder, concept: Concept, listed: CaptionList | None
+    ) -> dict[Path, CaptionText] | None:
+        """The folder's images with their captions in the concept's list; None without a list."""
+        if listed is None:
+            return None
+        root = user_path(concept.folder)
+        found = {path: listed.find(path, root) for path in folder.contents.images}
+        unlisted = [path.name for path, caption in found.items() if caption is None]
+        if unlisted:
+            images = count(len(unlisted), "image is", "images are")
+            self._warn(folder.path, f"{images} not used, as {listed.path.name} has none of {join_names(unlisted)}.")
+        return {path: caption for path, caption in found.items() if caption is not None}
+
     def _captions(
-        self, folder: DataFolder, images: Sequence[ImageFile], trigger: str, *, use_files: bool
+        self,
+        folder: DataFolder,
+        images: Sequence[ImageFile],
+        trigger: str,
+        *,
+        concept: Concept,
+        listed: Mapping[Path, CaptionText] | None,
     ) -> list[CaptionText]:
         files = index_by_extension(folder.contents.other_files)
-        self.problems += report_unread_files(
-            folder.contents, self._caption_files(folder, files), self.caption_extension
-        )
-        if not use_files:
+        read = self._caption_files(folder, files)
+        if concept.caption_file:
+            read.add(caption_list_path(concept.caption_file, user_path(concept.folder)))
+        self.problems += report_unread_files(folder.contents, read, self.caption_extension)
+        if concept.only_class_word:
             fallbacks = (CaptionText(self._fallback(image.path, folder, trigger)) for image in images)
             return [self._put_trigger_first(caption, trigger) for caption in fallbacks]
         captions: list[CaptionText] = []
         without: list[str] = []
         empty: list[str] = []
         for image in images:
-            path = find_caption_file(image.path, self.caption_extension, files)
-            caption = CaptionText("") if path is None else self._caption(path)
+            path = None if listed is not None else find_caption_file(image.path, self.caption_extension, files)
+            given = listed.get(image.path) if listed is not None else None
+            caption = given or (CaptionText("") if path is None else self._caption(path))
             if not caption.joined:
                 (without if path is None else empty).append(image.path.name)
                 caption = CaptionText(self._fallback(image.path, folder, trigger))

@@ -81,7 +81,10 @@ def shareable_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def _without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: path_name(value) if name in (*PATH_SETTINGS, "folder") else value for name, value in values.items()}
+    return {
+        name: path_name(value) if name in (*PATH_SETTINGS, "folder", "caption_file") else value
+        for name, value in values.items()
+    }
 
 
 def path_name(path: str) -> str:

@@ -45,6 +45,14 @@ class Concept:
         tier="beginner",
         kohya="class_tokens",
     )
+    caption_file: str = param(
+        "",
+        "One file with the captions of all images, in place of caption files beside them: kohya's fine-tuning metadata "
+        "(.json, .jsonl) or the metadata.jsonl of diffusers. A name in the folder, or a full path. Images that it does "
+        "not list are not used. Empty: none.",
+        group="data",
+        kohya="metadata_file",
+    )
     only_class_word: bool = param(
         False,
         "Use only the trigger and class word as the caption of every image, and ignore caption files. Usual for "

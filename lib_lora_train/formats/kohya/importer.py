@@ -212,7 +212,11 @@ def _data_folders(state: ImportState) -> tuple[Concept, ...]:
     found = []
     for name, is_regularisation in (("train_data_dir", False), ("reg_data_dir", True)):
         folder = state.pop(name)
-        if folder is not None:
+        listed = state.pop("in_json") if name == "train_data_dir" else None
+        if listed is not None:  # kohya's fine-tuning: the images of this folder itself
+            repeats = int(state.pop_number("dataset_repeats") or 1)
+            found.append(Concept(str(folder or ""), repeats=max(repeats, 1), caption_file=str(listed)))
+        elif folder is not None:
             found.append(Concept(str(folder), is_regularisation=is_regularisation))
     return tuple(found)
 

@@ -57,8 +57,6 @@ DEFAULTS: Mapping[str, Any] = {
     # images and captions
     "face_crop_aug_range": "",
     "conditioning_data_dir": "",
-    "in_json": "",
-    "metadata_file": "",
     "resize_interpolation": "",
     "caption_separator": ",",
     "secondary_separator": "",

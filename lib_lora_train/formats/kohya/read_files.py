@@ -11,9 +11,10 @@ from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import CONFIG_KEY, TrainConfig, read_config
-from lib_lora_train.core.errors import AdapterError, ConfigError, Problem, SettingsFileError
+from lib_lora_train.core.errors import AdapterError, ConfigError, DataError, Problem, SettingsFileError
 from lib_lora_train.core.safetensors_header import read_header
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.dataset.caption_lists import common_folder, read_caption_list
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import read_folders
 from lib_lora_train.formats.kohya.import_state import kohya_parameters, strip_value
@@ -137,6 +138,21 @@ def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, 
         moved.append(path)
         return os.path.normpath(base / expanded)
 
-    concepts = tuple(dataclasses.replace(concept, folder=resolve(concept.folder)) for concept in config.concepts)
+    concepts = tuple(
+        dataclasses.replace(
+            concept,
+            folder=resolve(concept.folder) or _folder_of_list(resolve(concept.caption_file)),
+            caption_file=resolve(concept.caption_file),
+        )
+        for concept in config.concepts
+    )
     paths = {name: resolve(getattr(config, name)) for name in PATH_SETTINGS}
     return config.replace(concepts=concepts, **paths), moved
+
+
+def _folder_of_list(path: str) -> str:
+    """The folder of the images that a list of captions names by their absolute paths; "" if there is none."""
+    try:
+        return common_folder(read_caption_list(Path(path))) if path else ""
+    except DataError:
+        return ""
