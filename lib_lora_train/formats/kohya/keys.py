@@ -56,6 +56,7 @@ SCRIPT_STEPS = 1600  # sd-scripts' max_train_steps if neither steps nor epochs a
 DEFAULTS: Mapping[str, Any] = {
     # images and captions
     "face_crop_aug_range": "",
+    "train_inpainting": False,
     "conditioning_data_dir": "",
     "resize_interpolation": "",
     "caption_separator": ",",
@@ -192,7 +193,7 @@ NOT_NEEDED: Mapping[str, str] = {
     **dict.fromkeys(("sdxl_no_half_vae", "no_half_vae"), "the VAE's precision is chosen automatically"),
     **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn"), _SAVES_MEMORY),
     **dict.fromkeys(
-        ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram"),
+        ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram", "lowvram"),
         "no data is loaded during training",
     ),
     **dict.fromkeys(
@@ -270,6 +271,19 @@ NOT_NEEDED: Mapping[str, str] = {
             "txt_mod_dim",
             "weighting_scheme",
             "cpu_offload_checkpointing",
+            "clip_g_dropout_rate",
+            "enable_scaled_pos_embed",
+            "model_type",
+            "pos_emb_random_crop_rate",
+            "save_clip",
+            "save_t5xxl",
+            "show_timesteps",
+            "show_timesteps_resolution",
+            "t5_dropout_rate",
+            "t5xxl_device",
+            "t5xxl_dtype",
+            "train_lora_ggpo",
+            "train_t5xxl",
         ),
         _OTHER_MODELS,
     ),
@@ -277,6 +291,8 @@ NOT_NEEDED: Mapping[str, str] = {
     **dict.fromkeys(("mem_eff_save", "disable_mmap_load_safetensors"), "reading and writing files takes little memory"),
     "dim_from_weights": "the rank is always taken from the file",
     "save_model_as": "LoRA files are always .safetensors",
+    "headless": "it only controls kohya's tools",
+    "print_only": "it only controls kohya's tools",
     "output_config": "it only controls kohya's tools",
     "config_file": "it only controls kohya's tools",
     "tokenizer_cache_dir": "the tokenisers are included",
@@ -285,10 +301,13 @@ NOT_NEEDED: Mapping[str, str] = {
 """Why a key is not needed here."""
 
 NOT_NEEDED_PREFIXES: Mapping[str, str] = {
+    "anima_": _OTHER_MODELS,
     "dynamo_": _ONE_PROCESS,
     "flux1_": _OTHER_MODELS,
     "flux_": _OTHER_MODELS,
+    "ggpo_": _OTHER_MODELS,
     "huggingface_": "nothing is uploaded",
+    "hunyuan_": _OTHER_MODELS,
     "lumina_": _OTHER_MODELS,
     "metadata_": "title and trigger are written automatically",
     "sd3_": _OTHER_MODELS,

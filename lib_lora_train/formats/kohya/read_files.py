@@ -28,6 +28,7 @@ from lib_lora_train.formats.kohya.importer import (
     from_script,
 )
 from lib_lora_train.formats.kohya.other_models import find_other_model
+from lib_lora_train.formats.kohya.other_tabs import why_not_a_lora
 from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 
@@ -79,6 +80,9 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     if not _has_known_key(values):
         raise SettingsFileError(path, "has no settings of kohya's tools: it has none of their keys.")
     _refuse_other_models(path, flat_values(values))
+    reason = why_not_a_lora(values) if path.suffix.lower() == ".json" else ""
+    if reason:
+        raise file_error(path, reason)
     named = strip_value(flat_values(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
