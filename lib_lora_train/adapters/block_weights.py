@@ -45,11 +45,15 @@ def block_overrides_from_config(config: TrainConfig) -> BlockOverrides:
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """One block's settings; None: the run's own value. A rank or weight of 0 excludes the block."""
+    """One block's settings; None: the run's own value. A rank or weight of 0 excludes the block.
+
+    `is_of_layer`: they were made for the single layer, so that its rank overrides that of convolutions.
+    """
 
     rank: int | None = None
     alpha: float | None = None
     lr_weight: float = 1.0
+    is_of_layer: bool = False
 
     @property
     def is_excluded(self) -> bool:

@@ -25,15 +25,14 @@ from lib_lora_train.adapters.layer_names import (
     text_encoder_groups,
     text_key,
 )
+from lib_lora_train.adapters.layer_overrides import override_unet_layers, text_layer_settings
 from lib_lora_train.adapters.max_norm import NormLimit, delta_norms
 from lib_lora_train.adapters.registry import NORM, AdapterSpec, family_of
+from lib_lora_train.adapters.state_fit import require_fit
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.seeding import seed_for
-from lib_lora_train.core.wording import shorten_list
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.other_models import refuse_other_models
-
-_SHOWN_KEYS = 3
 
 
 class ModelParts(Protocol):
@@ -138,7 +137,7 @@ class Adapter:
 
         A missing alpha means alpha = rank, as in all tools.
         """
-        _require_fit({key: layer.state_shapes() for key, layer in self.layers.items()}, state)
+        require_fit({key: layer.state_shapes() for key, layer in self.layers.items()}, state)
         for key, layer in self.layers.items():
             endings = layer.state_shapes()
             layer.load_state({ending: state[f"{key}.{ending}"] for ending in endings if f"{key}.{ending}" in state})
@@ -312,8 +311,15 @@ def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Mo
             names = _layer_names(encoder, lambda name: is_text_target(name, spec.targets, architecture=architecture))
             is_packed = architecture == "sd2" or prefix == "lora_te2"
             wanted = [name for name in names if _is_wanted(spec, name, is_packed=is_packed)]
-            found[group] = (encoder, [_target(encoder, name, text_key(name, prefix), spec) for name in wanted])
+            found[group] = (encoder, list(_text_targets(encoder, wanted, prefix, spec)))
     return found
+
+
+def _text_targets(encoder: nn.Module, names: Sequence[str], prefix: str, spec: AdapterSpec) -> Iterator[Target]:
+    """The target layers of a text encoder, among the `names` that the settings include."""
+    for name, block in text_layer_settings(spec.layers, names, prefix=prefix).items():
+        if not block.is_excluded:
+            yield _target(encoder, name, text_key(name, prefix), spec, block=block)
 
 
 def _unet_targets(unet: nn.Module, spec: AdapterSpec, architecture: str) -> Iterator[Target]:
@@ -321,7 +327,11 @@ def _unet_targets(unet: nn.Module, spec: AdapterSpec, architecture: str) -> Iter
     kind = kind_of(architecture)
     layers = _layer_names(unet, lambda name: kind.is_target(name, "full"))
     norms = _norm_names(unet) if spec.train_norm else []
-    blocks = resolve_blocks([*layers, *norms], spec.blocks, architecture=architecture)
+    blocks = override_unet_layers(
+        spec.layers,
+        resolve_blocks([*layers, *norms], spec.blocks, architecture=architecture),
+        architecture=architecture,
+    )
     for name, key in kind.lora_keys([*layers, *norms]).items():
         block = blocks[name]
         if block.is_excluded:
@@ -378,25 +388,3 @@ def _cast_during_forward(root: nn.Module, buffer: FlatBuffer, layer: nn.Module) 
         root.register_forward_pre_hook(lambda *_: buffer.begin_cast(base_weight(layer).dtype)),
         root.register_forward_hook(lambda *_: buffer.end_cast(), always_call=True),
     ]
-
-
-def _require_fit(expected: Mapping[str, Mapping[str, torch.Size]], state: Mapping[str, Tensor]) -> None:
-    """AdapterError, naming the first keys that are missing, unknown or of another shape."""
-    shapes = {f"{key}.{ending}": shape for key, endings in expected.items() for ending, shape in endings.items()}
-    optional = (".alpha", ".on_input")
-    missing = [key for key in shapes if key not in state and not key.endswith(optional)]
-    unknown = [key for key in state if key not in shapes]
-    other = [
-        f"{key} {tuple(state[key].shape)}, not {tuple(shape)}"
-        for key, shape in shapes.items()
-        if key in state and state[key].shape != shape
-    ]
-    findings = {"missing": missing, "unknown": unknown, "of another shape": other}
-    if not any(findings.values()):
-        return
-    details = "; ".join(
-        f"{len(keys)} {what} ({shorten_list(keys, _SHOWN_KEYS)})" for what, keys in findings.items() if keys
-    )
-    raise AdapterError(
-        f"The LoRA does not fit this run: {details}. Its model kind, rank and targets must match the settings."
-    )

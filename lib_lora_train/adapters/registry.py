@@ -30,6 +30,11 @@ from lib_lora_train.adapters.families.oft import Oft
 from lib_lora_train.adapters.families.options import PLAIN, Options, RankSettings, options_from_config
 from lib_lora_train.adapters.families.scalar import WithScalar
 from lib_lora_train.adapters.layer_names import is_on_ia3_input
+from lib_lora_train.adapters.layer_overrides import (
+    NO_LAYER_OVERRIDES,
+    LayerOverrides,
+    layer_overrides_from_config,
+)
 from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
@@ -65,6 +70,7 @@ class AdapterSpec:
     train_norm: bool = False
     options: Options = PLAIN
     blocks: BlockOverrides = NO_BLOCK_OVERRIDES
+    layers: LayerOverrides = NO_LAYER_OVERRIDES
     dtype: torch.dtype = torch.float32
 
     def options_for(self, layer: nn.Module, name: str, block: BlockSettings = DEFAULT_BLOCK) -> Options:
@@ -93,6 +99,7 @@ def spec_from_config(config: TrainConfig) -> AdapterSpec:
         train_norm=config.train_norm,
         options=options_from_config(config),
         blocks=block_overrides_from_config(config),
+        layers=layer_overrides_from_config(config),
         dtype=DTYPES[config.lora_precision],
     )
 

@@ -55,13 +55,14 @@ class RankSettings:
     conv_alpha: float | None = None
 
     def for_layer(self, block: BlockSettings, *, is_wide: bool) -> tuple[int, float]:
-        """Rank and alpha of a layer in the block; `conv_rank`, if set, overrides the block's for wide convolutions.
+        """Rank and alpha of a layer in the block; `conv_rank`, if set, overrides the block's for wide convolutions,
+        but not a rank of the single layer.
 
         A block with a rank but no alpha keeps the scale.
         """
         rank = self.conv_rank if is_wide and self.conv_rank is not None else self.rank
         alpha = self.conv_alpha if is_wide and self.conv_alpha is not None else self.alpha
-        if is_wide and self.conv_rank is not None:
+        if is_wide and self.conv_rank is not None and not block.is_of_layer:
             return rank, alpha
         same_scale = alpha * (block.rank / rank if block.rank else 1.0)
         return block.rank or rank, same_scale if block.alpha is None else block.alpha

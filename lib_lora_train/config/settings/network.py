@@ -212,6 +212,19 @@ class NetworkSettings:
         group="network",
         kohya="block_alphas",
     )
+    layer_ranks: tuple[str, ...] = param(
+        (),
+        "Ranks of single layers, one per line, such as *attn2* = 32; 0 leaves layers out, and 32/16 also sets the "
+        "alpha. * stands for any text, and re: begins a regular expression. The pattern must fit a layer's whole name "
+        "in diffusers, kohya's tools or LoRA files. The first that fits counts, before block_ranks and conv_rank.",
+        group="network",
+    )
+    layer_lr_weights: tuple[str, ...] = param(
+        (),
+        "Learning rate factors of single layers, one per line in the format of layer_ranks: *attn1* = 0.5. 0 leaves "
+        "layers out. They override those of the blocks.",
+        group="network",
+    )
     down_lr_weight: str = param(
         "",
         "Learning rate factors of the down blocks: 12 numbers for SD1 and SD2, 9 for SDXL. Or a curve: sine, cosine, "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG, FamilyInfo, families_with
 from lib_lora_train.config.family_support import EFFECT_WORDS, FORMS, bad_webuis, form_of
+from lib_lora_train.config.layer_patterns import parse_layer_ranks, parse_layer_weights
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
@@ -160,6 +161,11 @@ def _blocks(config: TrainConfig) -> Iterator[Problem]:
     for name, read in readers.items():
         try:
             read(getattr(config, name))
+        except ValueError as reason:
+            yield error_at(name, f"{reason}.")
+    for name, parse in (("layer_ranks", parse_layer_ranks), ("layer_lr_weights", parse_layer_weights)):
+        try:
+            parse(getattr(config, name))
         except ValueError as reason:
             yield error_at(name, f"{reason}.")
     if not config.train_unet:

@@ -19,6 +19,7 @@ from lib_lora_train.formats.kohya.import_state import (
     strip_value,
 )
 from lib_lora_train.formats.kohya.keys import DEFAULTS, IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
+from lib_lora_train.formats.kohya.layer_patterns import import_layer_patterns
 from lib_lora_train.formats.kohya.network_kinds import (
     OPTIONAL,
     OWN_OFT,
@@ -47,6 +48,7 @@ def import_network(state: ImportState) -> None:
     _import_sizes(state, kind)
     _ignore_other_networks(state)
     _import_ranks(state, kind)
+    import_layer_patterns(state)
     _general_loraplus(state)
 
 

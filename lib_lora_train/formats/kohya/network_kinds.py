@@ -59,8 +59,9 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
 BLOCK_SETTINGS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _BLOCKS = (*BLOCK_SETTINGS, "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold")
 _DROPOUTS = ("rank_dropout", "module_dropout")
+_PATTERNS = ("exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs")
 _CONVS = ("conv_dim", "conv_alpha")
-OPTIONAL = (*_BLOCKS, *_DROPOUTS)
+OPTIONAL = (*_BLOCKS, *_DROPOUTS, *_PATTERNS)
 """Settings that some networks ignore although they would have an effect here."""
 
 OWN_OFT = "kohya's OFT"
@@ -69,8 +70,8 @@ _OWN: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "networks.lora_fa": ("lora", (*_CONVS, *_BLOCKS, *_DROPOUTS)),
     "networks.dylora": ("dylora", (*_CONVS, "unit")),
     "networks.oft": ("oft", ("constraint",)),
-    "networks.loha": ("loha", (*_CONVS, *_DROPOUTS, "use_tucker")),
-    "networks.lokr": ("lokr", (*_CONVS, *_DROPOUTS, "use_tucker", "factor")),
+    "networks.loha": ("loha", (*_CONVS, *_DROPOUTS, *_PATTERNS, "use_tucker")),
+    "networks.lokr": ("lokr", (*_CONVS, *_DROPOUTS, *_PATTERNS, "use_tucker", "factor")),
 }
 """sd-scripts' own networks: family and the settings that they read."""
 

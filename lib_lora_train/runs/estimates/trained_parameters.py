@@ -17,6 +17,11 @@ from lib_lora_train.adapters.layer_names import (
     is_on_ia3_input,
     is_text_target,
 )
+from lib_lora_train.adapters.layer_overrides import (
+    layer_overrides_from_config,
+    override_unet_layers,
+    text_layer_settings,
+)
 from lib_lora_train.config.family_catalog import families_with
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.models.kinds.registry import kind_of
@@ -29,7 +34,11 @@ def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: st
     kind = kind_of(architecture)
     names = [name for name, layer in known.items() if layer.inputs and kind.is_target(name, "full")]
     norms = [name for name, layer in known.items() if not layer.inputs] if config.train_norm else []
-    blocks = resolve_blocks([*names, *norms], block_overrides_from_config(config), architecture=architecture)
+    blocks = override_unet_layers(
+        layer_overrides_from_config(config),
+        resolve_blocks([*names, *norms], block_overrides_from_config(config), architecture=architecture),
+        architecture=architecture,
+    )
     ranks = {
         name: _rank(known[name], config, blocks[name])
         for name in names
@@ -40,12 +49,20 @@ def unet_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: st
 
 def text_ranks(layers: Iterable[Layer], config: TrainConfig, *, architecture: str, is_packed: bool) -> dict[str, int]:
     """The trained layers of a text encoder with their ranks; `is_packed`: q, k and v are one tensor."""
-    return {
-        layer.name: config.rank
+    trained = [
+        layer
         for layer in layers
         if layer.inputs
         and is_text_target(layer.name, config.targets, architecture=architecture)
         and _fits(layer, config, is_packed=is_packed)
+    ]
+    prefix = f"lora_te{1 + is_packed}" if architecture == "sdxl" else "lora_te"
+    names = [layer.name for layer in trained]
+    settings = text_layer_settings(layer_overrides_from_config(config), names, prefix=prefix)
+    return {
+        layer.name: _rank(layer, config, settings[layer.name])
+        for layer in trained
+        if not settings[layer.name].is_excluded
     }
 
 

@@ -1,0 +1,88 @@
+"""Ranks and learning-rate factors of single layers: one `pattern = value` in each line.
+
+In a pattern * stands for any text; one that begins with `re:` is a regular expression. It must fit a layer's whole
+name, and the first pattern that fits counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import regex
+
+from lib_lora_train.core.tag_patterns import wildcard_regex
+
+REGEX_PREFIX = "re:"
+_SECONDS = 1.0  # for one name; a pattern that takes longer would never end
+_MAX_RANK = 1024
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """A pattern and its value: a rank (0: the layer is left out) with an alpha (None: the run's scale), or a factor."""
+
+    pattern: str
+    value: float
+    alpha: float | None = None
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether one of a layer's names fits. ValueError if the pattern takes too long."""
+        compiled = _compile(self.pattern)
+        try:
+            return any(compiled.fullmatch(name, timeout=_SECONDS) for name in names)
+        except TimeoutError:
+            raise ValueError(f"{self.pattern!r} takes too long. Write it without repetitions inside others") from None
+
+
+def parse_layer_ranks(lines: Iterable[str]) -> tuple[LayerRule, ...]:
+    """The rules of `layer_ranks`: `pattern = rank` or `pattern = rank/alpha`. ValueError with the reason."""
+    rules = []
+    for line in lines:
+        pattern, value = _split(line)
+        rank, slash, alpha = value.partition("/")
+        number = _number(rank, line)
+        if number != int(number) or number > _MAX_RANK:
+            raise ValueError(f"{line!r} has no whole number up to {_MAX_RANK} as its rank")
+        scale = _number(alpha, line) if slash else None
+        if scale == 0:
+            raise ValueError(f"{line!r} has an alpha of 0, with which nothing is learnt")
+        rules.append(LayerRule(pattern, number, scale))
+    return tuple(rules)
+
+
+def parse_layer_weights(lines: Iterable[str]) -> tuple[LayerRule, ...]:
+    """The rules of `layer_lr_weights`: `pattern = factor`. ValueError with the reason."""
+    return tuple(LayerRule(pattern, _number(value, line)) for line in lines for pattern, value in (_split(line),))
+
+
+def first_fit(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | None:
+    """The first rule that fits one of the names."""
+    return next((rule for rule in rules if rule.fits(names)), None)
+
+
+def _split(line: str) -> tuple[str, str]:
+    pattern, sign, value = line.rpartition("=")
+    if not sign or not pattern.strip():
+        raise ValueError(f"{line!r} is not of the form pattern = number, such as *attn2* = 32")
+    _compile(pattern.strip())
+    return pattern.strip(), value.strip()
+
+
+def _compile(pattern: str) -> regex.Pattern[str]:
+    is_regex = pattern.startswith(REGEX_PREFIX)
+    try:
+        return regex.compile(pattern.removeprefix(REGEX_PREFIX).strip() if is_regex else wildcard_regex(pattern))
+    except regex.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def _number(text: str, line: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{line!r} does not end in a number") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{line!r} has a number below 0 or none at all")
+    return number
