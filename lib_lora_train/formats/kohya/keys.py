@@ -37,6 +37,7 @@ GUI_ABSENT: Mapping[str, Any] = {
     "max_bucket_reso": 2048,
     "bucket_no_upscale": True,
     "max_token_length": 75,
+    "mixed_precision": "fp16",
 }
 GUI_WARMUP = 10  # percent, unless the rate is constant
 DATASET_ABSENT: Mapping[str, Any] = {**_ALWAYS_ABSENT, "enable_bucket": False}

@@ -73,7 +73,7 @@ def _pairs(raw: Any) -> Iterator[tuple[str, float]]:
 
 
 def _ranks(state: ImportState) -> Iterator[str]:
-    """Layers with a rank of their own keep network_alpha there, and so another scale."""
+    """Layers with a rank keep network_alpha there, and so another scale."""
     rank = state.values.get("rank", PARAMETERS["rank"].default)
     alpha = state.values.get("alpha") or rank
     for pattern, number in _pairs(state.pop("network_reg_dims")):

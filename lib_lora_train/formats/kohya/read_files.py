@@ -82,7 +82,7 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     _refuse_other_models(path, flat_values(values))
     reason = why_not_a_lora(values) if path.suffix.lower() == ".json" else ""
     if reason:
-        raise file_error(path, reason)
+        raise SettingsFileError(path, reason)
     named = strip_value(flat_values(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)

@@ -123,6 +123,8 @@ def _bucket_limits(state: ImportState) -> None:
 
 
 def _caption_extension(state: ImportState) -> None:
+    if state.source == "gui" and state.is_empty("caption_extension"):  # the script's default then
+        state.set_default("caption_extension", ".caption")
     raw = state.pop("caption_extension")
     if raw is not None:
         state.set_parameter(PARAMETERS["caption_extension"], "caption_extension", f".{str(raw).lstrip('.')}")

@@ -116,6 +116,7 @@ def _optimizer_here(written: str, name: str) -> str:
 def _optimizer_args(state: ImportState, raw: Any) -> None:
     """Arguments that the optimiser does not have are ignored one by one."""
     text = " ".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw or "").strip()
+    text = text.replace('"', "")
     text = re.sub(r",\s*(?=[A-Za-z_]\w*\s*=)", " ", text)
     try:
         arguments = parse_optimizer_args(text)
