@@ -17,6 +17,7 @@ from lib_lora_train.dataset.images import (
     UNSUPPORTED_EXTENSIONS,
 )
 
+_KOHYA_CACHE = ".npz"  # latents and text-encoder outputs that sd-scripts stores beside the images
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 _SIGNATURES = (
     (0, b"\x89PNG", "PNG"),
@@ -63,7 +64,14 @@ def report_unread_files(contents: FolderContents, captions: Collection[Path], ex
     if orphans:
         text = f"not read, as no image has the same name: {join_names(orphans)}."
         yield Problem("hint", where, text)
-    used = {*unsupported, *misnamed, *conditioning, *(path for path in left if path.name in orphans)}
+    caches = [path for path in left if path.suffix.lower() == _KOHYA_CACHE]
+    if caches:
+        names = join_names([path.name for path in caches])
+        text = (
+            f"not used, as they are caches of kohya's tools: {names}. Images and captions are encoded and cached here."
+        )
+        yield Problem("hint", where, text)
+    used = {*unsupported, *misnamed, *conditioning, *caches, *(path for path in left if path.name in orphans)}
     rest = [path.name for path in left if path not in used]
     if rest:
         yield Problem("hint", where, f"not read: {join_names(rest)}.")

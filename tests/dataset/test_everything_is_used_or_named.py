@@ -259,3 +259,10 @@ def test_a_sub_folder_of_images_that_is_called_masks_is_named(tmp_path: Path) ->
     _image(tmp_path / "1.png")
     _image(tmp_path / "masks" / "unrelated.png")
     assert "sub-folders not read: masks (1 image)" in _messages(_scan(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["1_0064x0064_sd.npz", "1_0064x0064_sdxl.npz", "1_te_outputs.npz", "1.npz"])
+def test_caches_of_kohyas_tools_are_named_as_not_used(tmp_path: Path, name: str) -> None:
+    _image(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(b"PK")
+    assert f"caches of kohya's tools: {name}" in _messages(_scan(tmp_path))
