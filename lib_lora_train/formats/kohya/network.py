@@ -20,6 +20,7 @@ from lib_lora_train.formats.kohya.import_state import (
 )
 from lib_lora_train.formats.kohya.keys import DEFAULTS, IA3_PRESETS, LYCORIS_PRESETS, OTHER_NETWORK_DEFAULTS
 from lib_lora_train.formats.kohya.layer_patterns import import_layer_patterns
+from lib_lora_train.formats.kohya.lycoris_habits import report_lycoris_habits
 from lib_lora_train.formats.kohya.network_kinds import (
     OPTIONAL,
     OWN_OFT,
@@ -45,6 +46,7 @@ def import_network(state: ImportState) -> None:
     _own_oft(state, kind)
     if kind.family == "lokr":
         _full_matrix(state)
+    report_lycoris_habits(state, kind)
     _import_sizes(state, kind)
     _ignore_other_networks(state)
     _import_ranks(state, kind)

@@ -225,3 +225,38 @@ def test_ranks_of_blocks_are_exported_with_the_alphas_that_kohya_needs() -> None
     exported = to_gui(config)
     assert exported.values["block_alphas"] == ",".join(["4"] * 25)
     assert from_gui(exported.values).config.block_alphas == ""
+
+
+# --- what LyCORIS does beyond its settings ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imported", "is_reported"),
+    [
+        (gui("LyCORIS/LoKr", network_dim=8, factor=-1), True),
+        (gui("LyCORIS/LoKr", network_dim=2, factor=8), True),
+        (gui("LyCORIS/LoKr", network_dim=4, factor=8), False),
+        (gui("LyCORIS/LoKr", network_dim=64, factor=-1), False),
+        (gui("LyCORIS/LoKr", network_dim=8, decompose_both=True), False),
+        (gui("Kohya LoKr", network_dim=8), False),
+        (script("algo=lokr", network_dim=8), False),
+        (script("algo=lokr", "decompose_both=False", network_dim=8), True),
+    ],
+)
+def test_a_small_matrix_that_lycoris_decomposes_is_reported(imported: Imported, is_reported: bool) -> None:
+    assert any(problem.where == "decompose_both" for problem in imported.problems) is is_reported
+
+
+@pytest.mark.parametrize(
+    ("imported", "is_reported"),
+    [
+        (gui("LyCORIS/LoCon", dora_wd=True), True),
+        (script("algo=loha", "dora_wd=True"), True),
+        (script("algo=loha", "dora_wd=True", "wd_on_output=False"), False),
+        (gui("LyCORIS/LoCon", dora_wd=False), False),
+        (gui("LyCORIS/BOFT", dora_wd=True), False),
+    ],
+)
+def test_the_other_norm_of_dora_is_reported(imported: Imported, is_reported: bool) -> None:
+    assert any("over outputs" in message for message in warnings(imported)) is is_reported
+    assert lost(imported) == set()
