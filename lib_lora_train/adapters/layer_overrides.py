@@ -8,10 +8,11 @@ from functools import cached_property
 
 from lib_lora_train.adapters.block_weights import DEFAULT_BLOCK, BlockSettings
 from lib_lora_train.adapters.layer_names import text_key
-from lib_lora_train.config.layer_patterns import LayerRule, first_fit, parse_layer_ranks, parse_layer_weights
+from lib_lora_train.config.layer_patterns import LayerRule, parse_layer_ranks, parse_layer_weights
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.layer_matching import first_fit
 from lib_lora_train.models.unet_layers import ldm_layer_names
 
 

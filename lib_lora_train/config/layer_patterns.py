@@ -7,15 +7,13 @@ name, and the first pattern that fits counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import regex
 
 from lib_lora_train.core.tag_patterns import wildcard_regex
 
 REGEX_PREFIX = "re:"
-_SECONDS = 1.0  # for one name; a pattern that takes longer would never end
 _MAX_RANK = 1024
 
 
@@ -27,13 +25,11 @@ class LayerRule:
     value: float
     alpha: float | None = None
 
-    def fits(self, names: Iterable[str]) -> bool:
-        """Whether one of a layer's names fits. ValueError if the pattern takes too long."""
-        compiled = _compile(self.pattern)
-        try:
-            return any(compiled.fullmatch(name, timeout=_SECONDS) for name in names)
-        except TimeoutError:
-            raise ValueError(f"{self.pattern!r} takes too long. Write it without repetitions inside others") from None
+    @property
+    def expression(self) -> str:
+        """The pattern as a regular expression for the whole name."""
+        is_regex = self.pattern.startswith(REGEX_PREFIX)
+        return self.pattern.removeprefix(REGEX_PREFIX).strip() if is_regex else wildcard_regex(self.pattern)
 
 
 def parse_layer_ranks(lines: Iterable[str]) -> tuple[LayerRule, ...]:
@@ -57,25 +53,15 @@ def parse_layer_weights(lines: Iterable[str]) -> tuple[LayerRule, ...]:
     return tuple(LayerRule(pattern, _number(value, line)) for line in lines for pattern, value in (_split(line),))
 
 
-def first_fit(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | None:
-    """The first rule that fits one of the names."""
-    return next((rule for rule in rules if rule.fits(names)), None)
-
-
 def _split(line: str) -> tuple[str, str]:
     pattern, sign, value = line.rpartition("=")
     if not sign or not pattern.strip():
         raise ValueError(f"{line!r} is not of the form pattern = number, such as *attn2* = 32")
-    _compile(pattern.strip())
-    return pattern.strip(), value.strip()
-
-
-def _compile(pattern: str) -> regex.Pattern[str]:
-    is_regex = pattern.startswith(REGEX_PREFIX)
     try:
-        return regex.compile(pattern.removeprefix(REGEX_PREFIX).strip() if is_regex else wildcard_regex(pattern))
-    except regex.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        re.compile(LayerRule(pattern.strip(), 0).expression)
+    except re.error as error:
+        raise ValueError(f"{pattern.strip()!r} is not a regular expression: {error}") from None
+    return pattern.strip(), value.strip()
 
 
 def _number(text: str, line: str) -> float:

@@ -11,12 +11,13 @@ import torch
 
 from lib_lora_train.adapters.inject import Adapter, inject
 from lib_lora_train.adapters.registry import spec_from_config
-from lib_lora_train.config import layer_patterns
 from lib_lora_train.config.layer_patterns import LayerRule, parse_layer_ranks, parse_layer_weights
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.formats.kohya.importer import Imported, from_gui, from_script
+from lib_lora_train.models import layer_matching
+from lib_lora_train.models.layer_matching import fits
 from lib_lora_train.models.unet_layers import ldm_layer_names
 from lib_lora_train.runs.estimates.memory import unet_pass
 from lib_lora_train.runs.estimates.trained_parameters import count_parameters, unet_ranks
@@ -42,7 +43,7 @@ def names(architecture: Any) -> dict[str, tuple[str, ...]]:
     layers = [n for n, module in model.unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
     original = ldm_layer_names(layers)
     adapter = inject(model, spec_from_config(TrainConfig(rank=4, targets="all")), seed=1)
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for key, target in adapter._targets.items():
         plain = target.name
         is_unet = key.startswith("lora_unet")
@@ -67,11 +68,11 @@ def names(architecture: Any) -> dict[str, tuple[str, ...]]:
 def test_a_pattern_gives_its_rank_to_the_layers_that_fit(architecture: Any, pattern: str) -> None:
     before, after = sizes(adapted(architecture)), sizes(adapted(architecture, layer_ranks=(f"{pattern} = 3/6",)))
     for key, spellings in names(architecture).items():
-        fits = any(
+        is_fitting = any(
             re.fullmatch(pattern[3:], name) if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
             for name in spellings
         )
-        assert after[key] == ((3, 6.0) if fits else before[key])
+        assert after[key] == ((3, 6.0) if is_fitting else before[key])
 
 
 def test_a_rank_without_alpha_keeps_the_scale_also_of_convolutions() -> None:
@@ -130,10 +131,10 @@ def test_lines_that_cannot_be_read_are_named(line: str) -> None:
 
 def test_a_pattern_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is tested with a harmless match and no time at all."""
-    monkeypatch.setattr(layer_patterns, "_SECONDS", 1e-9)
+    monkeypatch.setattr(layer_matching, "_SECONDS", 1e-9)
     rule = LayerRule("re:(?:.*a){3}.*b", 1)
     with pytest.raises(ValueError, match="takes too long"):
-        rule.fits(["a" * 5000])
+        fits(rule, ["a" * 5000])
     with pytest.raises(AdapterError, match="takes too long"):
         adapted("sd1", layer_ranks=("re:(?:.*_){6}.*none = 4",))
 
@@ -173,17 +174,15 @@ def test_excluded_layers_are_those_that_kohya_excludes(excluded: list[str], incl
     rules = parse_layer_ranks(lokr(*arguments).config.layer_ranks)
     for name in _ORIGINAL:
         is_excluded = any(re.fullmatch(p, name) for p in excluded) and not any(re.fullmatch(p, name) for p in included)
-        assert any(rule.fits([name]) for rule in rules) == is_excluded
+        assert any(fits(rule, [name]) for rule in rules) == is_excluded
 
 
 def test_ranks_and_rates_by_pattern_are_imported() -> None:
     imported = lokr("network_reg_dims=.*attn1.*=4,.*ff.*=0", "network_reg_lrs=.*attn2.*=2e-4,text_model.*fc1=1e-5")
     config = imported.config
     assert config.layer_ranks == ("re:.*attn1.* = 4/4", "re:.*ff.* = 0")
-    assert [(rule.pattern, rule.value) for rule in parse_layer_weights(config.layer_lr_weights)] == [
-        ("re:.*attn2.*", pytest.approx(2.0)),
-        ("re:text_model.*fc1", pytest.approx(0.2)),
-    ]
+    weights = {rule.pattern: rule.value for rule in parse_layer_weights(config.layer_lr_weights)}
+    assert weights == pytest.approx({"re:.*attn2.*": 2.0, "re:text_model.*fc1": 0.2})
     assert [ignored.key for ignored in imported.ignored if not ignored.is_harmless] == []
 
 

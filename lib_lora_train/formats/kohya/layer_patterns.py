@@ -7,6 +7,7 @@ from typing import Any
 
 from lib_lora_train.config.layer_patterns import REGEX_PREFIX, LayerRule, parse_layer_ranks, parse_layer_weights
 from lib_lora_train.formats.kohya.import_state import PARAMETERS, ImportState, parse_literal, parse_number
+from lib_lora_train.models.layer_matching import fits
 
 _TEXT_LAYERS = tuple(
     f"text_model.encoder.layers.{number}.{part}"
@@ -95,6 +96,6 @@ def _weights(state: ImportState) -> Iterator[str]:
 
 def _fits(pattern: str, names: tuple[str, ...]) -> bool:
     try:
-        return LayerRule(f"{REGEX_PREFIX}{pattern}", 0).fits(names)
+        return fits(LayerRule(f"{REGEX_PREFIX}{pattern}", 0), names)
     except ValueError:  # no regular expression, or one that does not end
         return False
