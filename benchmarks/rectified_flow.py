@@ -3,11 +3,12 @@
     python benchmarks/rectified_flow.py make [--out DIR] [--seconds 300]
     python benchmarks/rectified_flow.py train rectified_flow|epsilon [--out DIR]
 
-`make` writes DIR/tiny-rectified-flow.safetensors. It needs no images: the tiny model draws captions of its own kind,
-and a copy of its UNet learns the direction noise − x₀ from it. Where both have the same signal-to-noise ratio, the tiny
-model's noise ε and image x₀ for x / √((1−σ)² + σ²) give ε − x₀; beyond its last timestep, at σ = 0.94, the direction is
-that from the drawn image to the noise. `train` trains the demo's LoRA and prints its measures and its grid: `share` is
-how many of 32 images of new prompts and seeds show the concept, `leak` the same for 6 images of other things.
+`make` writes DIR/tiny-rectified-flow.safetensors. It needs no images: the tiny model draws captions like those that it
+was trained on, and a copy of its UNet learns the direction noise − x₀ from it. Where both have the same
+signal-to-noise ratio, the tiny model's noise ε and image x₀ for x / √((1−σ)² + σ²) give ε − x₀; beyond its last
+timestep, at σ = 0.94, the direction is that from the drawn image to the noise. `train` trains the demo's LoRA and
+prints its measures and its grid: `share` is how many of 32 images of new prompts and seeds show the concept, `leak`
+the same for 6 images of other things.
 """
 
 from __future__ import annotations
