@@ -257,7 +257,7 @@ def match_targets(
     """
     kind = kind_of(model.spec.architecture)
     if kind.has_unet_blocks:
-        refuse_other_models(parsed.layers)
+        refuse_other_models(parsed.input_widths, model.spec.architecture)
     layers = [*_layer_names(model.unet, lambda name: kind.is_target(name, "full")), *_norm_names(model.unet)]
     texts = [
         _layer_names(root, lambda name: is_text_target(name, "full", architecture="")) for root in model.text_encoders

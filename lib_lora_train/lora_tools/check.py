@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lib_lora_train.adapters.families.dora import MAGNITUDE
+from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
 from lib_lora_train.adapters.files.decode import (
     NEWER_GLORA,
     OTHER_ALPHA,
@@ -25,7 +25,7 @@ from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
 from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.core.wording import count, shorten_list
 from lib_lora_train.models.architecture import TITLES
-from lib_lora_train.models.other_models import find_by_layers
+from lib_lora_train.models.other_models import find_by_layers, find_by_word
 
 _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _MODELS_BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2"}
@@ -55,6 +55,7 @@ class LoraReport:
         unknown: keys that are not recognised
         output_dora: layers with DoRA per output channel
         foreign: layers that no Stable Diffusion model has
+        foreign_model: the model that these belong to, "" if unknown
         remarks: what webuis disagree on → number of layers
         base_model: the models the file is for
     """
@@ -70,6 +71,7 @@ class LoraReport:
     unknown: tuple[str, ...]
     output_dora: tuple[str, ...]
     foreign: tuple[str, ...]
+    foreign_model: str
     remarks: Mapping[str, int]
     base_model: str
     metadata: Mapping[str, str]
@@ -86,10 +88,16 @@ class LoraReport:
                 "`convert` writes a file with the effect it had in training."
             )
         found += [f"{count(layers, 'layer')}: {_REMARKS[remark]}" for remark, layers in self.remarks.items()]
-        model = find_by_layers(self.foreign)
+        model = self.foreign_model
         if model and model not in TITLES.values():
             found.append(f"It is for {model}; only files for SD1, SD2, SDXL and Anima can be used here.")
-        elif self.foreign and not model:
+        parts = describe_parts(self.foreign)
+        if parts:
+            found.append(
+                f"It has {parts}. Webuis that know Anima use them, but a run that continues from the file, `convert` "
+                "and merging into a LoRA leave them out; merging into a checkpoint keeps those of the adapter."
+            )
+        if self.foreign and not model:
             names = shorten_list(self.foreign, _SHOWN)
             found.append(
                 f"{count(len(self.foreign), 'layer does', 'layers do')} not belong to any Stable Diffusion model "
@@ -117,17 +125,19 @@ def check(file: AdapterFile) -> LoraReport:
     """The report on a file in memory."""
     parsed = parse_file(file)
     layers = parsed.layers
+    foreign = {name: layer.input_width for name, layer in layers.items() if not _SD_LAYER.match(name)}
     return LoraReport(
         path=file.path,
         families=Counter(layer.kind for layer in layers.values()),
-        parts=Counter(_part(name) for name in layers),
+        parts=Counter(_part(name, is_anima=_foreign_model(foreign, file.metadata) == "Anima") for name in layers),
         ranks=Counter(layer.options.rank for layer in layers.values()),
         alphas=Counter(round(layer.options.alpha, 6) for layer in layers.values()),
         norms={name: norm for name, layer in layers.items() if (norm := _norm(layer)) is not None},
         zero=tuple(name for name, layer in layers.items() if _norm(layer) == 0),
         defects=parsed.defects,
         unknown=parsed.unknown,
-        foreign=tuple(name for name in layers if not _SD_LAYER.match(name)),
+        foreign=tuple(foreign),
+        foreign_model=_foreign_model(foreign, file.metadata),
         remarks=Counter(layer.remark for layer in layers.values() if layer.remark),
         output_dora=tuple(name for name, layer in layers.items() if has_output_dora(layer)),
         base_model=_base_model(parsed, file.metadata),
@@ -153,7 +163,9 @@ def format_report(report: LoraReport) -> str:
     return "\n".join([*lines, *(f"  ! {problem}" for problem in report.problems)])
 
 
-def _part(name: str) -> str:
+def _part(name: str, *, is_anima: bool) -> str:
+    if is_anima:
+        return anima_part(name) or "transformer"
     for prefix, part in (("lora_unet_", "UNet"), ("lora_te2", "text encoder 2"), ("lora_te1", "text encoder 1")):
         if name.startswith(prefix):
             return part
@@ -181,14 +193,12 @@ def _base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
 
 def _known_base_model(parsed: ParsedLora, metadata: Mapping[str, str]) -> str:
     """The models the file is for: by the input width of cross-attention, else by metadata, else by layer names."""
-    other = find_by_layers(parsed.layers)
+    other = _foreign_model(parsed.input_widths, metadata)
     if other:
         return other
-    for name, layer in parsed.layers.items():
-        if name.endswith(("attn2_to_k", "attn2_to_v")):
-            width = _input_width(layer)
-            if width in _MODELS_BY_CROSS_ATTENTION:
-                return _MODELS_BY_CROSS_ATTENTION[width]
+    for name, width in parsed.input_widths.items():
+        if name.endswith(("attn2_to_k", "attn2_to_v")) and width in _MODELS_BY_CROSS_ATTENTION:
+            return _MODELS_BY_CROSS_ATTENTION[width]
     version = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
     if "xl" in version:
         return "SDXL (according to its metadata)"
@@ -202,19 +212,19 @@ def _base_model_by_layers(parsed: ParsedLora) -> str:
     """By SDXL's second text encoder and deeper transformers, or the text encoder's width of SD1 and SD2; else ""."""
     if any(name.startswith(("lora_te1", "lora_te2")) or _SDXL_ONLY.search(name) for name in parsed.layers):
         return "SDXL"
-    for name, layer in parsed.layers.items():
-        width = _input_width(layer) if name.endswith(("self_attn_q_proj", "self_attn_k_proj", "mlp_fc1")) else None
+    for name, width in parsed.input_widths.items():
+        if not name.endswith(("self_attn_q_proj", "self_attn_k_proj", "mlp_fc1")):
+            continue
         if width in _MODELS_BY_TEXT_WIDTH:
             return _MODELS_BY_TEXT_WIDTH[width]
     return "SD1 or SD2" if any(_NOT_SDXL.search(name) for name in parsed.layers) else ""
 
 
-def _input_width(layer: ParsedLayer) -> int | None:
-    """In-features of a linear layer; None if its tensors do not show them."""
-    shape = layer.family.update_shape(layer.weights)
-    if len(shape) > 1:
-        return shape[1]
-    return layer.weights[MAGNITUDE].shape[1] if MAGNITUDE in layer.weights else None
+def _foreign_model(widths: Mapping[str, int | None], metadata: Mapping[str, str]) -> str:
+    """The model other than Stable Diffusion that layers belong to; if they fit several, the metadata decides."""
+    found = find_by_layers(widths)
+    said = find_by_word(metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", ""))
+    return said if " or " in found and said and said in found else found
 
 
 def _format_counts(counts: Mapping[str, int] | Mapping[int, int] | Mapping[float, int]) -> str:

@@ -15,6 +15,7 @@ from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError
 from lib_lora_train.core.wording import count
 from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata
+from lib_lora_train.lora_tools.merge_into_transformer import merge_into_transformer
 from lib_lora_train.lora_tools.new_file import ENDING, refuse_existing
 from lib_lora_train.lora_tools.new_model_folder import write_model_copy
 from lib_lora_train.models.architecture import VAE_PREFIX, add_text_model_prefix
@@ -49,12 +50,22 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     beside, new_beside = checkpoint.with_suffix(".yaml"), path.with_name(f"{path.stem}.yaml")
     if beside.is_file() and new_beside.exists():
         raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
+    try:
+        layers, left_out = _write(checkpoint, files, path)
+        if beside.is_file():
+            shutil.copy(beside, new_beside)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} could not be written: {reason}. {failed_write_advice(error)}") from error
+    return MergedCheckpoint(path, _size_of(path), layers, left_out)
+
+
+def _write(checkpoint: Path, files: WeightedFiles, path: Path) -> tuple[int, tuple[str, ...]]:
+    """Write the merged checkpoint; (layers changed, what of the files does not fit)."""
     file = load_checkpoint(checkpoint)
+    metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
     if is_anima(file.tensors):
-        raise ModelError(
-            f"{checkpoint.name} is an Anima, into which LoRAs cannot be merged here. Use them in the prompt, or merge "
-            "them into one LoRA."
-        )
+        return merge_into_transformer(checkpoint, files, path, metadata=metadata)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
     spec = infer_spec(shapes_of(tensors), hints=file.hints)
@@ -62,19 +73,12 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     if any(slot.is_copy for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
         raise ModelError(f"{checkpoint.name} is stored in 8 bit or less. Merge into its 16-bit or 32-bit version.")
     layers, left_out = add_to_layers(files, model)
-    metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
-    try:
-        if checkpoint.is_dir():
-            write_model_copy(checkpoint, tensors, add_text_model_prefix(read_contents(checkpoint).places), path)
-        else:
-            with atomic_write.replacing(path) as part:
-                save_file(tensors, part, metadata=metadata)
-        if beside.is_file():
-            shutil.copy(beside, new_beside)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} could not be written: {reason}. {failed_write_advice(error)}") from error
-    return MergedCheckpoint(path, _size_of(path), layers, left_out)
+    if checkpoint.is_dir():
+        write_model_copy(checkpoint, tensors, add_text_model_prefix(read_contents(checkpoint).places), path)
+    else:
+        with atomic_write.replacing(path) as part:
+            save_file(tensors, part, metadata=metadata)
+    return layers, left_out
 
 
 def _size_of(path: Path) -> int:

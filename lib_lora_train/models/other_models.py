@@ -6,10 +6,11 @@ Many of their LoRAs contain CLIP-L layers, as those of SD1 and SDXL do: these wo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.models.architecture import TITLES, Architecture
 
 NEEDS_SD = "Only SD 1.x, SD 2.x, SDXL and, in Forge Neo, Anima can be trained."
 
@@ -29,6 +30,14 @@ class OtherModel:
 
 
 _BODY = r"^(lora_unet|lora_transformer|transformer|lycoris)_"
+_ANIMA_LAYERS = (
+    rf"{_BODY}(blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer[12]|adaln_modulation_)|llm_adapter_"
+    r"|transformer_blocks_\d+_norm[123]_linear_[12])|^lora_te\d?_(model_)?layers_\d+_(self_attn|mlp)_"
+)
+_ANIMA_OR_OTHERS = "PixArt, Sana or Anima"
+"""What names in diffusers' spelling say alone, without the widths of the layers."""
+_KEYS_IN_DIFFUSERS = re.compile(r"transformer_blocks_\d+_attn2_to_[kv]$")
+_BODY_IN_DIFFUSERS = re.compile(r"transformer_blocks_\d+_(attn1_to_[qkv]|attn2_to_q|ff_net_0_proj)$")
 # The first match counts: several models have all the names of another one, and more.
 OTHER_MODELS: tuple[OtherModel, ...] = (
     OtherModel("Chroma", r"distilled_guidance_layer", r"distilled_guidance_layer", ("chroma",)),
@@ -75,12 +84,7 @@ OTHER_MODELS: tuple[OtherModel, ...] = (
         rf"(context|noise)_refiner_\d|{_BODY}layers_\d+_(attention|feed_forward)",
     ),
     OtherModel("AnimateDiff", words=("animatediff",)),
-    OtherModel(
-        "Anima",
-        r"llm_adapter\.",
-        _BODY + r"blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer[12]|adaln_modulation_)",
-        ("anima",),
-    ),
+    OtherModel("Anima", r"llm_adapter\.", _ANIMA_LAYERS, ("anima",)),
     OtherModel(
         "Cosmos or Anima",
         r"adaln_modulation_|(^|\.)blocks\.\d+\.self_attn\.q_proj|\bt_embedder\.1\.",
@@ -94,8 +98,8 @@ OTHER_MODELS: tuple[OtherModel, ...] = (
     OtherModel(
         "PixArt or Sana",
         r"(^|\.)t_block\.1|y_embedder\.y|adaln_single\.|^caption_projection\.|blocks\.\d+\.scale_shift_table",
-        _BODY + r"transformer_blocks_\d+_(attn1|attn2|ff)_",
     ),
+    OtherModel(_ANIMA_OR_OTHERS, layers=_BODY + r"transformer_blocks_\d+_(attn1|attn2|ff)_"),
     OtherModel(
         "Stable Cascade",
         r"effnet_mapper|clip_(txt|img)(_pooled)?_mapper",
@@ -116,18 +120,34 @@ OTHER_MODELS: tuple[OtherModel, ...] = (
 )
 
 
-def find_by_layers(layers: Iterable[str]) -> str:
-    """The model that layers with these kohya names belong to; "" if it may be Stable Diffusion."""
-    names = tuple(layers)
+def find_by_layers(widths: Mapping[str, int | None]) -> str:
+    """The model that layers with these kohya names and input widths belong to; "" if it may be Stable Diffusion.
+
+    In diffusers' spelling Anima has the names of PixArt and Sana. It alone attends to text of another width than its
+    own, which the other two project to theirs.
+    """
     signs = ((model.name, re.compile(model.layers)) for model in OTHER_MODELS if model.layers)
-    return next((name for name, sign in signs if any(sign.search(layer) for layer in names)), "")
+    found = next((name for name, sign in signs if any(sign.search(layer) for layer in widths)), "")
+    if found != _ANIMA_OR_OTHERS:
+        return found
+    text, own = (
+        {width for name, width in widths.items() if width and sign.search(name)}
+        for sign in (_KEYS_IN_DIFFUSERS, _BODY_IN_DIFFUSERS)
+    )
+    if not text or not own:
+        return found
+    return "PixArt or Sana" if text == own else "Anima"
 
 
-def refuse_other_models(layers: Iterable[str]) -> None:
-    """AdapterError, naming the model, if layers with these kohya names are not Stable Diffusion's."""
-    other = find_by_layers(layers)
+def refuse_other_models(widths: Mapping[str, int | None], architecture: Architecture) -> None:
+    """AdapterError, naming the model, if layers with these names and widths are not for a Stable Diffusion."""
+    other = find_by_layers(widths)
+    if other == "Anima":
+        raise AdapterError(
+            f"This file is for Anima, but the model is {TITLES[architecture]}. Choose an Anima checkpoint."
+        )
     if other:
-        raise AdapterError(f"This file is for {other}. Only files for SD1, SD2 and SDXL can be used here.")
+        raise AdapterError(f"This file is for {other}. Only files for SD1, SD2, SDXL and Anima can be used here.")
 
 
 def find_by_word(word: str) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from PIL import Image
 
 from lib_lora_train.adapters.create import create_adapter
+from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
@@ -227,12 +228,14 @@ def report_notices(run: RunContext) -> Iterator[Event]:
         yield Noted("hint", "output_name", message)
     left_out = run.adapter.left_out
     if left_out:
-        shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        yield Noted(
-            "warning",
-            "continue_from",
-            f"this model lacks {count(len(left_out), 'key or layer', 'keys or layers')} of the file: {shown}.",
-        )
+        parts, others = describe_parts(left_out), [name for name in left_out if not anima_part(name)]
+        if parts:
+            text = f"the file has {parts}, not trained here and missing from this run's files."
+            yield Noted("warning", "continue_from", text)
+        if others:
+            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            text = f"this model lacks {count(len(others), 'key or layer', 'keys or layers')} of the file: {shown}."
+            yield Noted("warning", "continue_from", text)
     if run.adapter.skipped:
         message = f"{count(len(run.adapter.skipped), 'layer')} cannot have this LoRA type: no training there."
         yield Noted("warning", "targets", message)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.adapters.create import create_adapter
+from lib_lora_train.adapters.files.lora_file import AdapterFile, write_adapter
 from lib_lora_train.adapters.files.spelling import lora_paths, spelled
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.errors import AdapterError, ModelError
+from lib_lora_train.core.events import Noted
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.lora_tools.check import check_file
-from lib_lora_train.lora_tools.merge_into_checkpoint import write_merged_checkpoint
+from lib_lora_train.lora_tools.check import check, check_file
+from lib_lora_train.lora_tools.convert import convert
+from lib_lora_train.lora_tools.merge import merge
+from lib_lora_train.runs.run_context import report_notices
 from tests.stand_ins.tiny_anima import adapter_tensors, transformer_tensors
 
 
@@ -72,14 +79,94 @@ def test_two_files_are_merged(checkpoint: Path, tmp_path: Path) -> None:
         assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
 
 
-def test_a_checkpoint_is_not_written_without_its_text_adapter(checkpoint: Path, tmp_path: Path) -> None:
-    write_lora(checkpoint, tmp_path / "a.safetensors", 1)
-    files = [(read_adapter(tmp_path / "a.safetensors"), 1.0)]
-    with pytest.raises(ModelError, match="into which LoRAs cannot be merged"):
-        write_merged_checkpoint(checkpoint, files, tmp_path / "new.safetensors")
-    assert not (tmp_path / "new.safetensors").exists()
-
-
 def test_training_needs_forge_neo(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the model that Forge Neo has loaded"):
         StandaloneHost(None, None, tmp_path).load_model(TrainConfig(checkpoint=str(checkpoint)))
+
+
+def layers_file(layers: Mapping[str, tuple[int, int]], metadata: Mapping[str, str] | None = None) -> AdapterFile:
+    """A LoRA of rank 2 on layers with these names and shapes (rows, columns)."""
+    state = {}
+    for name, (rows, columns) in layers.items():
+        state |= {f"{name}.lora_A.weight": torch.ones(2, columns), f"{name}.lora_B.weight": torch.ones(rows, 2)}
+    return AdapterFile(Path("a.safetensors"), state, dict(metadata or {}))
+
+
+DIFFUSERS = "transformer.transformer_blocks.0"
+ADAPTER_NAMES = (
+    "diffusion_model.llm_adapter.blocks.0.cross_attn.q_proj",
+    "lora_unet_llm_adapter_blocks_0_cross_attn_q_proj",
+    "lora_te_llm_adapter_blocks_0_cross_attn_q_proj",
+    "text_conditioner.blocks.0.cross_attn.q_proj",
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "metadata", "model"),
+    [
+        ({f"{DIFFUSERS}.attn1.to_q": (64, 64), f"{DIFFUSERS}.attn2.to_k": (64, 24)}, {}, "Anima"),
+        ({f"{DIFFUSERS}.ff.net.0.proj": (256, 64), f"{DIFFUSERS}.attn2.to_v": (64, 24)}, {}, "Anima"),
+        ({f"{DIFFUSERS}.norm2.linear_1": (8, 64)}, {}, "Anima"),
+        ({"diffusion_model.blocks.0.adaln_modulation_mlp.1": (8, 64)}, {}, "Anima"),
+        ({f"{DIFFUSERS}.attn1.to_q": (64, 64)}, {"modelspec.architecture": "anima/lora"}, "Anima"),
+        ({f"{DIFFUSERS}.attn1.to_q": (64, 64)}, {}, "PixArt, Sana or Anima"),
+        ({f"{DIFFUSERS}.attn1.to_q": (64, 64), f"{DIFFUSERS}.attn2.to_k": (64, 64)}, {}, "PixArt or Sana"),
+        *(({name: (8, 8)}, {}, "Anima") for name in ADAPTER_NAMES),
+        ({"lora_te_layers_3_mlp_gate_proj": (8, 8)}, {}, "Anima"),
+        ({"text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj": (8, 8)}, {}, "Anima"),
+    ],
+)
+def test_files_of_other_trainers_are_named(
+    layers: Mapping[str, tuple[int, int]], metadata: Mapping[str, str], model: str
+) -> None:
+    """By the names of their layers and, where PixArt and Sana have the same, by the width of the text."""
+    assert check(layers_file(layers, metadata)).base_model == model
+
+
+@pytest.mark.parametrize("name", ADAPTER_NAMES)
+def test_layers_that_runs_leave_out_are_counted_and_said(name: str) -> None:
+    layers = {"diffusion_model.blocks.0.mlp.layer1": (8, 8), name: (8, 8), "lora_te_layers_0_self_attn_q_proj": (8, 8)}
+    report = check(layers_file(layers))
+    assert report.parts == {"transformer": 1, "text adapter (llm_adapter)": 1, "text encoder (Qwen3)": 1}
+    (problem,) = report.problems
+    assert "1 layer of Anima's text adapter (llm_adapter) and 1 layer of Anima's text encoder (Qwen3)" in problem
+    assert "leave them out" in problem
+
+
+def test_a_run_continues_from_a_file_of_others_and_says_what_it_leaves_out(checkpoint: Path, tmp_path: Path) -> None:
+    file = layers_file({f"{DIFFUSERS}.attn2.to_k": (32, 24), ADAPTER_NAMES[0]: (2, 2), "lora_unet_odd": (3, 3)})
+    save_file(dict(file.state), tmp_path / "theirs.safetensors")
+    config = TrainConfig(
+        checkpoint=str(checkpoint), precision="fp32", continue_from=str(tmp_path / "theirs.safetensors")
+    )
+    model = StandaloneHost(None, None, tmp_path, "cpu").load_layers(config)
+    adapter = create_adapter(model, config.replace(train_text_encoder=False))
+    assert list(adapter.layers) == ["lora_unet_blocks_0_cross_attn_k_proj"]
+    run = SimpleNamespace(config=config, name=config.output_name, state=None, adapter=adapter)
+    first, second = [note.message for note in report_notices(cast(Any, run)) if isinstance(note, Noted)]
+    adapter.remove()
+    assert first == (
+        "the file has 1 layer of Anima's text adapter (llm_adapter), not trained here and missing from "
+        "this run's files."
+    )
+    assert second == "this model lacks 1 key or layer of the file: lora_unet_odd."
+
+
+def test_an_anima_file_on_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    file = layers_file({f"{DIFFUSERS}.attn1.to_q": (64, 64), f"{DIFFUSERS}.attn2.to_k": (64, 24)})
+    model = StandaloneHost(None, None, tmp_path, "cpu").load_layers(TrainConfig(precision="fp32"))
+    with pytest.raises(AdapterError, match=r"is for Anima, but the model is SD1\. Choose an Anima checkpoint"):
+        convert(file, model, to="diff")
+
+
+def test_a_file_in_diffusers_spelling_is_converted_and_merged(checkpoint: Path, tmp_path: Path) -> None:
+    model = StandaloneHost(None, None, tmp_path, "cpu").load_layers(
+        TrainConfig(checkpoint=str(checkpoint), precision="fp32")
+    )
+    file = layers_file({f"{DIFFUSERS}.attn2.to_k": (32, 24)})
+    made = convert(file, model, to="diff")
+    both = merge([(file, 1.0), (file, 0.5)], model, to="diff")
+    assert not made.left_out and not both.left_out
+    name = "lora_unet_blocks_0_cross_attn_k_proj.diff"
+    assert torch.equal(made.state[name], torch.full((32, 24), 2.0))
+    assert torch.equal(both.state[name], torch.full((32, 24), 3.0))

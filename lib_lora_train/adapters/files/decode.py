@@ -53,6 +53,14 @@ class ParsedLayer:
         """Whether its ΔW depends on the base weights."""
         return self.family.DEPENDS_ON_MODEL
 
+    @property
+    def input_width(self) -> int | None:
+        """In-features of a linear layer; None if its tensors do not show them."""
+        shape = self.family.update_shape(self.weights)
+        if len(shape) > 1:
+            return int(shape[1])
+        return self.weights[MAGNITUDE].shape[1] if MAGNITUDE in self.weights else None
+
 
 @dataclass(frozen=True, eq=False)
 class ParsedLora:
@@ -61,6 +69,11 @@ class ParsedLora:
     layers: Mapping[str, ParsedLayer]
     unknown: tuple[str, ...]
     defects: tuple[Defect, ...] = ()
+
+    @property
+    def input_widths(self) -> dict[str, int | None]:
+        """The layers' names and input widths."""
+        return {name: layer.input_width for name, layer in self.layers.items()}
 
 
 def parse_file(file: AdapterFile) -> ParsedLora:

@@ -8,6 +8,7 @@
 | PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
 | ComfyUI, ldm | `diffusion_model.input_blocks.….to_q.…`, `text_encoders.clip_l.transformer.…` |
 | diffusers, Anima | `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight` |
+| Anima's text adapter | `lora_unet_llm_adapter_…`, `diffusion_model.llm_adapter.…`, `text_conditioner.…` |
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _SIDES = {"A": "down", "B": "up"}
 _PARTS = (
     (r"(model\.)?diffusion_model\.|unet\.|oft_unet_", "lora_unet_"),
     (r"transformer\.(?=transformer_blocks\.\d+\.(attn[12]|ff|norm[123])\.)", "lora_unet_"),
+    (r"transformer\.(?=(patch_embed\.proj|time_embed\.t_embedder|norm_out\.linear_[12]|proj_out)\b)", "lora_unet_"),
+    (r"text_conditioner\.|lora_te_llm_adapter_", "lora_unet_llm_adapter_"),
+    (r"text_encoders\.qwen3_06b\.transformer\.", "lora_te_"),
     (r"text_encoder_2\.|(text_encoders\.)?clip_g\.transformer\.", "lora_te2_"),
     (r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.transformer\.", "lora_te_"),
     (r"cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.", "lora_te_"),
