@@ -65,7 +65,7 @@
             panel.part("words").replaceChildren(
                 make("div", { className: "lt-tiles" }, ...lengths),
                 make("ul", { className: "lt-c-lines" }, ...triggers, ...answer.shared.map((warning) => make("li", { className: "lt-bad" }, make("p", {}, warning)))),
-                make("p", { className: "lt-faint" }, "Rare single-token words, for new trigger words:"),
+                make("p", { className: "lt-faint" }, answer.note || "Rare single-token words, for new trigger words:"),
                 make("p", { className: "lt-c-rare" }, answer.rare.join("  ")));
         }
 

@@ -7,7 +7,8 @@
     lt.captionGallery = (panel) => {
         const badge = (tokens) => {
             if (tokens === null) return make("i", { className: "lt-tag", title: "Loading the tokenizer" }, "…");
-            const limits = panel.shown.limits; // of one, two and three chunks
+            if (tokens < 0) return make("i", { className: "lt-tag", title: panel.shown.note }, "?");
+            const limits = panel.shown.limits; // of one, two and three chunks of CLIP, or the model's own
             const chunk = limits.find((limit) => tokens <= limit);
             const level = !chunk ? "lt-error" : chunk > limits[0] ? "lt-warning" : "";
             const title = `${lt.count(tokens, "token")}: ${chunk ? `fits in ${chunk}` : `more than ${limits.at(-1)}`}`;

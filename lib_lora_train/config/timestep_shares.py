@@ -1,4 +1,4 @@
-"""How the drawn timesteps are distributed, in closed form."""
+"""How the drawn timesteps are distributed, in closed form, for square images of the training resolution."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from statistics import NormalDist
 
+from lib_lora_train.config.resolution_shift import usual_shift
 from lib_lora_train.config.train_config import TrainConfig
 
 TIMESTEPS = 1000
@@ -28,7 +29,8 @@ def share_below(config: TrainConfig, timestep: float) -> float:
     place = (timestep - config.min_timestep) / (config.max_timestep - config.min_timestep)
     if not 0 < place < 1:
         return min(max(place, 0.0), 1.0)
-    share = place / (config.timestep_shift - (config.timestep_shift - 1.0) * place)
+    shift = usual_shift(config)
+    share = place / (shift - (shift - 1.0) * place)
     if config.timestep_sampling == "uniform":
         return share
     return NormalDist(config.sigmoid_mean, config.sigmoid_scale).cdf(math.log(share / (1.0 - share)))
@@ -38,5 +40,6 @@ def timestep_at(config: TrainConfig, share: float) -> float:
     """The timestep below which this share (in (0, 1)) of the draws is."""
     if config.timestep_sampling != "uniform":
         share = 1.0 / (1.0 + math.exp(-NormalDist(config.sigmoid_mean, config.sigmoid_scale).inv_cdf(share)))
-    place = config.timestep_shift * share / (1.0 + (config.timestep_shift - 1.0) * share)
+    shift = usual_shift(config)
+    place = shift * share / (1.0 + (shift - 1.0) * share)
     return config.min_timestep + place * (config.max_timestep - config.min_timestep)

@@ -6,7 +6,7 @@ The shapes of a loss curve and the remedies are those of the community's guides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
@@ -67,6 +67,26 @@ def advise(trials: Sequence[Trial], measured: Measured) -> Advice | None:
             f"Epochs {names} are equally good as far as these samples show. More sample prompts would settle it."
         )
     return Advice(best.epoch, best.strength, not rivals, tuple(reasons), tuple(_remedies(best, trials, measured)))
+
+
+def advise_by_losses(measured: Measured, epochs: Collection[int]) -> Advice | None:
+    """The advice among these epochs where images cannot be compared; None without a validation loss that fell.
+
+    The strength stays 1, and the advice is never sure: the loss is of held-out images, not of what is drawn.
+    """
+    losses = {epoch: loss for epoch, loss in _series(measured, VALIDATION_LOSS).items() if epoch in epochs}
+    before = measured.get(0, {}).get(VALIDATION_LOSS)
+    if not losses or (before is not None and min(losses.values()) >= before):
+        return None
+    best = min(losses, key=lambda epoch: losses[epoch])
+    compared = f", {before:.4g} without LoRA" if before is not None else ""
+    last = max(losses)
+    at_last = "" if last == best else f" and {losses[last]:.4g} after epoch {last}, the last one"
+    reasons = [
+        f"The validation loss is lowest after epoch {best}: {losses[best]:.4g}{compared}{at_last}.",
+        "Samples were not compared and strengths were not tested. Compare the epochs in the grid, too.",
+    ]
+    return Advice(best, 1.0, False, tuple(reasons), tuple(_measured_remedies(measured, best)))
 
 
 # --- reasons -------------------------------------------------------------------------------------
@@ -204,16 +224,27 @@ def best_so_far(measured: Measured, epoch: int) -> BestSoFar | None:
 
 def _remedies(best: Trial, trials: Sequence[Trial], measured: Measured) -> Iterator[str]:
     """What to change in the next run, the most certain first."""
-    shape = loss_shape(_series(measured, STEADY_LOSS))
-    if shape == "diverges":
-        yield "The steady loss is higher than without LoRA: the run has diverged. Lower the learning rate to a third."
-    elif best.strength > 1 or score(best) <= _LEAST_SCORE:
+    has_diverged = loss_shape(_series(measured, STEADY_LOSS)) == "diverges"  # then more training is no remedy
+    if not has_diverged and (best.strength > 1 or score(best) <= _LEAST_SCORE):
         is_last = best.epoch == max(trial.epoch for trial in trials)
         more = "Train for more epochs" if is_last else "Raise the learning rate"
         yield f"The LoRA is undertrained: it needs more strength than 1. {more}."
-    elif best.strength < 1:
+    elif not has_diverged and best.strength < 1:
         yield "The LoRA is overtrained: it is best below strength 1. Save earlier epochs, or lower the learning rate."
-    values = measured.get(best.epoch, {})
+    yield from _measured_remedies(measured, best.epoch)
+    if best.roughness >= _ROUGH:
+        yield (
+            f"The roughness of plain areas is {best.roughness:.1f} × that without the LoRA, the first sign of burning. "
+            "Look for duplicates, or lower the learning rate."
+        )
+
+
+def _measured_remedies(measured: Measured, epoch: int) -> Iterator[str]:
+    """Those that follow from the measures alone."""
+    shape = loss_shape(_series(measured, STEADY_LOSS))
+    if shape == "diverges":
+        yield "The steady loss is higher than without LoRA: the run has diverged. Lower the learning rate to a third."
+    values = measured.get(epoch, {})
     if values.get(COPIES, 0) > 0:
         yield "Some samples are nearly copies of training images. Look for duplicates, or add more varied images."
     elif shape == "plunges":
@@ -221,8 +252,3 @@ def _remedies(best: Trial, trials: Sequence[Trial], measured: Measured) -> Itera
     if values.get(BLEED, 0) >= _MUCH_BLEED:
         share = percent(values[BLEED])
         yield f"{share} of what the trigger does happens to the class word too. Add regularisation images."
-    if best.roughness >= _ROUGH:
-        yield (
-            f"The roughness of plain areas is {best.roughness:.1f} × that without the LoRA, the first sign of burning. "
-            "Look for duplicates, or lower the learning rate."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +168,10 @@ class Host(Protocol):
 
     def load_model(self, config: TrainConfig) -> DiffusionModel:
         """The model named by the config, loaded if necessary; raises ModelError, HostError."""
+        ...
+
+    def prompt_tokens(self, texts: Sequence[str]) -> list[list[str]] | None:
+        """The tokens of each text by the loaded model's own tokenizer; None if it is CLIP's, or nothing is loaded."""
         ...
 
     def refresh_loras(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +116,10 @@ class StandaloneHost:
 
     def refresh_loras(self) -> None:
         """Nothing to do: there is no list of LoRAs here."""
+
+    def prompt_tokens(self, _texts: Sequence[str]) -> list[list[str]] | None:
+        """None: only models with CLIP are loaded here."""
+        return None
 
     def sampler_names(self) -> tuple[str, ...]:
         """None: the trainer generates all images itself."""

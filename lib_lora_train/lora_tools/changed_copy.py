@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from lib_lora_train.core import atomic_write
 from lib_lora_train.core.safetensors_header import Header, TensorEntry
 
 _ALIGNMENT = 8
+_CHUNK_BYTES = 1 << 24
 
 
 def write_changed_copy(
@@ -63,5 +63,5 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:
-    for start in range(0, size, shutil.COPY_BUFSIZE):
-        new.write(old.read(min(shutil.COPY_BUFSIZE, size - start)))
+    for start in range(0, size, _CHUNK_BYTES):
+        new.write(old.read(min(_CHUNK_BYTES, size - start)))

@@ -21,8 +21,8 @@ from lib_lora_train.lora_tools.new_model_folder import write_model_copy
 from lib_lora_train.models.architecture import VAE_PREFIX, add_text_model_prefix
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
 from lib_lora_train.models.diffusion_model import assemble
-from lib_lora_train.models.infer_anima import is_anima
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.kinds.registry import kind_in
 from lib_lora_train.models.model_files import read_contents
 
 
@@ -64,7 +64,7 @@ def _write(checkpoint: Path, files: WeightedFiles, path: Path) -> tuple[int, tup
     """Write the merged checkpoint; (layers changed, what of the files does not fit)."""
     file = load_checkpoint(checkpoint)
     metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
-    if is_anima(file.tensors):
+    if not kind_in(file.tensors).has_vae:
         return merge_into_transformer(checkpoint, files, path, metadata=metadata)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}

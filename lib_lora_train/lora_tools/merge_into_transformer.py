@@ -19,8 +19,8 @@ from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.lora_tools.changed_copy import write_changed_copy
 from lib_lora_train.lora_tools.merge import WeightedFiles
 from lib_lora_train.models.architecture import UNET_PREFIX, CheckpointHints, ModelSpec
-from lib_lora_train.models.infer_anima import anima_prefix, infer_anima_spec
-from lib_lora_train.models.kinds.registry import kind_of
+from lib_lora_train.models.kinds.base import ModelKind
+from lib_lora_train.models.kinds.registry import kind_in
 from lib_lora_train.models.unet_layers import kohya_key
 from lib_lora_train.models.weight_files import read_model_header
 
@@ -67,7 +67,8 @@ def merge_into_transformer(
             updates.setdefault(place, _Update()).parts.append((parsed.layers[name], share))
             if _diff_bias(parsed.layers[name]) is not None and f"{place}.bias" not in header.entries:
                 left_out.append(f"{name}.diff_b")
-        left_out += [f"{file.path.name}: {name}" for name in (*parsed.unknown, *(parsed.layers.keys() - fitting))]
+        unmatched = [name for name in parsed.layers if name not in fitting]
+        left_out += [f"{file.path.name}: {name}" for name in (*parsed.unknown, *unmatched)]
     _require_plain(checkpoint, header, updates)
     write_changed_copy(
         checkpoint,
@@ -82,19 +83,21 @@ def merge_into_transformer(
 
 def _layers_by_key(header: Header) -> dict[str, str]:
     """Every name that LoRA files have for a layer → the layer's name in the checkpoint."""
-    prefix = anima_prefix(header.entries)
+    kind = kind_in(header.entries)
+    own = kind.own_tensors({name: name for name in header.entries})  # the webuis' name → the one in the file
+    theirs, name = next(iter(own.items()))
+    prefix = name[: len(name) - len(theirs) + len(UNET_PREFIX)]
     linear = [name for name, entry in header.entries.items() if name.endswith(".weight") and len(entry.shape) == 2]
     places = {name.removesuffix(".weight") for name in linear if name.startswith(prefix)}
     by_key = {kohya_key(place[len(prefix) :]): place for place in places}
-    shapes = {name: entry.shape for name, entry in header.entries.items()}
-    spec = infer_anima_spec(shapes, CheckpointHints())
-    aliases = kind_of(spec.architecture).lora_aliases(_module_names(spec))
+    spec = kind.infer_spec({name: header.entries[place].shape for name, place in own.items()}, CheckpointHints())
+    aliases = kind.lora_aliases(_module_names(kind, spec))
     return {**{alias: by_key[key] for alias, key in aliases.items() if key in by_key}, **by_key}
 
 
-def _module_names(spec: ModelSpec) -> Iterable[str]:
+def _module_names(kind: ModelKind, spec: ModelSpec) -> Iterable[str]:
     """The transformer's layers in diffusers' spelling."""
-    network = next(kind_of(spec.architecture).networks(spec))
+    network = next(kind.networks(spec))
     assert network.prefix == UNET_PREFIX, "the transformer comes first"
     return [name for name, module in network.module.named_modules() if isinstance(module, nn.Linear)]
 

@@ -32,14 +32,9 @@ def is_anima(names: Collection[str]) -> bool:
     return any(f"{prefix}{_MARK}" in names for prefix in _PREFIXES)
 
 
-def anima_prefix(names: Collection[str]) -> str:
-    """What the transformer's names begin with in this checkpoint of an Anima."""
-    return next(prefix for prefix in _PREFIXES if f"{prefix}{_MARK}" in names)
-
-
 def anima_tensors(named: Mapping[str, _Value]) -> dict[str, _Value]:
     """The transformer's tensors under the webuis' names, without the text adapter's."""
-    prefix = anima_prefix(named)
+    prefix = next(prefix for prefix in _PREFIXES if f"{prefix}{_MARK}" in named)
     plain = {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
     return {f"{UNET_PREFIX}{name}": value for name, value in plain.items() if not name.startswith(_ADAPTER)}
 

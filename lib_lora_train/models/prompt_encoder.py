@@ -19,6 +19,10 @@ class PromptEncoder(Protocol):
         """Each prompt's condition, (tokens, D), without padding; `is_weighted`: brackets set weights, as in webuis."""
         ...
 
+    def tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        """The tokens of each text as text, without an end token; needs no lease."""
+        ...
+
     @property
     def emphasis(self) -> str:
         """How brackets are read where they set weights: the name of the host's setting, which caches depend on."""

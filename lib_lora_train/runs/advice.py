@@ -9,8 +9,9 @@ from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, OutputError
 from lib_lora_train.core.events import Advised, Event, Noted
-from lib_lora_train.evaluation.advisor import Advice, Measured, advise
+from lib_lora_train.evaluation.advisor import Advice, Measured, advise, advise_by_losses
 from lib_lora_train.hosts.host import Host
+from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras, read_records
@@ -21,13 +22,24 @@ from lib_lora_train.runs.run_context import RunContext, time_phase
 from lib_lora_train.runs.samples import read_sample_rows
 from lib_lora_train.runs.strength_test import StrengthTest
 
+_NO_LOSSES = (
+    "{run}: samples of {title} cannot be compared with the training images, which needs the features of a UNet, and "
+    "there is no validation loss that fell. Choose an epoch by the grid, or train again with validation_share."
+)
+
 
 def advise_run(run: RunContext) -> Iterator[Event]:
     """Test the strengths of a run that has just been trained, and name an epoch.
 
     What goes wrong is a warning: the run has all of its files.
     """
-    if not run.config.test_strengths or run.control.is_stopped or not run.model.kind.has_unet_blocks:
+    if run.control.is_stopped:
+        return
+    if not run.model.kind.has_unet_blocks:
+        found = advise_by_losses(run.history.measured, run.history.epoch_files().keys())
+        yield from [_event(found)] if found else []
+        return
+    if not run.config.test_strengths:
         return
     test = StrengthTest(
         host=run.host,
@@ -56,20 +68,27 @@ def advise_run(run: RunContext) -> Iterator[Event]:
 def advise_past_run(folder: RunFolder, host: Host, control: Control) -> Generator[Event, None, None]:
     """Test the strengths of the run in a folder, as far as that was not done, and name an epoch.
 
-    Needs the model, the images and the samples of the run; HostError or DataError if they are gone. RunStoppedError
-    when it is stopped, ModelUnavailableError when it is stopped while another model is loaded.
+    Where samples are missing or cannot be compared, the validation loss decides. Needs the model, the images and the
+    samples of the run; HostError or DataError if they are gone. RunStoppedError when it is stopped,
+    ModelUnavailableError when it is stopped while another model is loaded.
     """
     config = read_past_config(folder)
     history = read_records(read_log(folder.log))
     files = {file.epoch: file.path for file in read_loras(folder) if file.epoch and not file.is_missing}
     samples = read_sample_rows(folder, len(sample_prompts(config)), (0, *files))
-    if 0 not in samples or len(samples) < 2:
+    by_losses = advise_by_losses(history.measured, files.keys())
+    has_samples = 0 in samples and len(samples) > 1
+    if by_losses is None and not has_samples:
         raise HostError(
             f"{folder.root.name} has no samples of its epochs to compare. Train it again with sample_every_n_epochs on."
         )
     plan = plan_run(config).plan
     model = yield from load_same_model(config, host, control, read_model(folder))
-    model.require_unet("Features of images")
+    if not (model.kind.has_unet_blocks and has_samples):
+        if by_losses is None:
+            raise HostError(_NO_LOSSES.format(run=folder.root.name, title=TITLES[model.spec.architecture]))
+        yield _event(by_losses)
+        return
     test = StrengthTest(
         host=host,
         model=model,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.architecture import TITLES, ModelSpec
 from lib_lora_train.models.kinds.registry import kind_of
 
@@ -17,7 +18,7 @@ _BLOCK_SETTINGS = ("block_ranks", "block_alphas", "down_lr_weight", "mid_lr_weig
 
 
 def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
-    """What speaks against these settings on a model of this kind; nothing for Stable Diffusion."""
+    """What speaks against these settings on a model of this kind."""
     kind, title = kind_of(spec.architecture), TITLES[spec.architecture]
     if kind.families is not None and config.family not in kind.families:
         text = (
@@ -25,6 +26,7 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
         )
         yield Problem("error", "family", text, (("family", "lora"),))
     if kind.has_unet_blocks:
+        yield from _odd_sides(kind.even_step, title, config.bucket_step)
         return
     yield from _sizes(kind.side_step, title, config)
     if config.prediction_type not in ("auto", spec.prediction_type):
@@ -34,7 +36,10 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
         text = f"is off, and only the transformer of {title} can be trained. Turn it on."
         yield Problem("error", "train_unet", text, (("train_unet", True),))
     if config.measure_likeness or config.test_strengths:
-        text = f"and the advice on epoch and strength are not made for {title}: they need the features of a UNet."
+        text = (
+            f"and the test of strengths are not made for {title}: they need the features of a UNet. With "
+            "validation_share, epochs are compared by the validation loss; other measures work as usual."
+        )
         remedy = (("measure_likeness", False), ("test_strengths", False))
         yield Problem("hint", "measure_likeness", text, remedy)
     for name in _BLOCK_SETTINGS:
@@ -52,10 +57,19 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
         yield Problem("hint", "clip_skip", text, (("clip_skip", 1),))
 
 
+def _odd_sides(even: int, title: str, step: int) -> Iterator[Problem]:
+    """Sides that the UNet rounds when it halves them."""
+    if step % even and not step % LATENT_CELL_PX:
+        text = f"{step} is not a multiple of {even}: {title} halves the latent again and again, and rounds odd sides. "
+        yield Problem("warning", "bucket_step", f"{text}Set it to {even}.", (("bucket_step", even),))
+
+
 def _sizes(step: int, title: str, config: TrainConfig) -> Iterator[Problem]:
     """Sides that the kind cannot divide into its patches."""
     if config.bucket_step % step:
-        text = f"{config.bucket_step} is not a multiple of {step}, the side of a patch of {title}. Set it to 64."
+        text = (
+            f"{config.bucket_step} is not a multiple of {step}, the side of a patch of {title}. Set it to {step} or 64."
+        )
         yield Problem("error", "bucket_step", text, (("bucket_step", 64),))
     try:
         prompts = sample_prompts(config)

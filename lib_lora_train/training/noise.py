@@ -16,6 +16,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from lib_lora_train.config.resolution_shift import shift_for
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.seeding import random_for, seed_for
 from lib_lora_train.models.noise_schedule import NoiseSchedule, shifted
@@ -63,15 +64,15 @@ def noise_options(config: TrainConfig) -> NoiseOptions:
     )
 
 
-def timestep_options(config: TrainConfig, schedule: NoiseSchedule) -> TimestepOptions:
-    """The timestep options from the settings, for a schedule."""
+def timestep_options(config: TrainConfig, schedule: NoiseSchedule, height: int = 0, width: int = 0) -> TimestepOptions:
+    """The timestep options from the settings, for a schedule and a latent of this size."""
     return TimestepOptions(
         end=min(config.max_timestep, len(schedule)),
         first=config.min_timestep,
         sampling=config.timestep_sampling,
         sigmoid_scale=config.sigmoid_scale,
         sigmoid_mean=config.sigmoid_mean,
-        shift=config.timestep_shift,
+        shift=shift_for(config, height, width),
         is_real=schedule.has_real_timesteps,
     )
 

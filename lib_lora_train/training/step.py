@@ -116,7 +116,7 @@ def _draw_sample(latents: LatentCache, view: int, draw: int, *, config: TrainCon
         latent=latent,
         noise=noise,
         input_noise=draw_input_noise(seed, draw, noise, options),
-        timestep=draw_timestep(seed, draw, timestep_options(config, model.schedule)),
+        timestep=draw_timestep(seed, draw, timestep_options(config, model.schedule, *latent.shape[1:])),
         mask=posterior.mask,
     )
 

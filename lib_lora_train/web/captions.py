@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.encoding_limits import TOKEN_LIMITS
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
@@ -34,12 +33,13 @@ from lib_lora_train.web.caption_folders import CaptionFolders, named_folder
 from lib_lora_train.web.gallery import paginate
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import optional_path
-from lib_lora_train.web.token_analysis import TokenAnalysis
+from lib_lora_train.web.token_analysis import NOT_COUNTED, TokenAnalysis
 
 _TAGS_SHOWN = 200
 _TOPICS_SHOWN = 40
 _CAPTIONS_SHOWN = 60
 _EXAMPLES = 3
+_ONE_LIMIT = "Rare words are known for CLIP's vocabulary only. Here any word works that the model does not know yet."
 
 
 class CaptionSession:
@@ -107,7 +107,8 @@ class CaptionSession:
             "pages": pages,
             "images": self._images(captions, shown),
             "tags": count_tags(captions, numbers)[:_TAGS_SHOWN],
-            "limits": TOKEN_LIMITS,
+            "limits": self._words.limits,
+            "note": self._words.note,
             **_undo_state(captions.folder),
         }
 
@@ -155,7 +156,7 @@ class CaptionSession:
                 )
             changes = (Change(number, before, text),) if text != before else ()
             self._write(EditPlan(captions, changes, 1))
-        tokens = self._words.count([text])[0]
+        tokens = NOT_COUNTED if self._words.note else self._words.count([text])[0]
         return {"text": text, "seen": _digest(text), "tokens": tokens, **_undo_state(captions.folder)}
 
     def preview(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,15 +249,19 @@ class CaptionSession:
     def words(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Captions by length in tokens; the tokens of the trigger words; rare words for new ones."""
         captions = self._load(values).captions if values.get("folder") else ()
-        counts = self._words.count([caption.text for caption in captions])
+        note = self._words.note
+        if note:
+            return {"lengths": [], "triggers": [], "shared": [], "rare": [], "note": note}
+        counts, limits = self._words.count([caption.text for caption in captions]), self._words.limits
         triggers = [concept.trigger for concept in self._config().concepts if concept.trigger]
         extra = [word for word in split_tags(str(values.get("words", ""))) if word not in triggers]
         used = {word.lower() for caption in captions for word in caption.text.replace(",", " ").split()}
         return {
-            "lengths": _lengths(counts),
+            "lengths": _lengths(counts, limits),
             "triggers": [{"word": word, "tokens": self._words.tokenize(word)} for word in (*triggers, *extra)],
             "shared": self._words.shared_tokens((*triggers, *extra)),
             "rare": self._words.rare_words(used),
+            "note": "" if len(limits) > 1 else _ONE_LIMIT,
         }
 
 
@@ -296,12 +301,12 @@ def _topic_summary(captions: CaptionSet, group: Sequence[Advice]) -> dict[str, A
     return {"title": title, "why": topic.why, "images": images, "captions": shown}
 
 
-def _lengths(counts: Sequence[int]) -> list[dict[str, Any]]:
-    """How many captions have each number of chunks; those that are too long have no upper limit."""
-    starts = (0, *(limit + 1 for limit in TOKEN_LIMITS))
+def _lengths(counts: Sequence[int], limits: Sequence[int]) -> list[dict[str, Any]]:
+    """How many captions have a length up to each limit; those that are too long have no upper limit."""
+    starts = (0, *(limit + 1 for limit in limits))
     return [
         {"from": low, "to": high, "captions": sum(low <= count and (high is None or count <= high) for count in counts)}
-        for low, high in zip(starts, (*TOKEN_LIMITS, None), strict=True)
+        for low, high in zip(starts, (*limits, None), strict=True)
     ]
 
 

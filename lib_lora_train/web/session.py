@@ -53,6 +53,7 @@ from lib_lora_train.web.json_values import json_ready
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.lora_use import LoraUse
 from lib_lora_train.web.my_card import my_card_preset
+from lib_lora_train.web.own_tokens import find_own_tokens
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
@@ -85,7 +86,8 @@ class Session(FormSession):
         """Held while a callback of the form runs."""
         self._scan_failure: tuple[tuple[Any, ...], tuple[Problem, ...]] | None = None
         self._fixes: tuple[Fix, ...] = ()
-        self.captions = CaptionSession(self.image_tokens, TokenAnalysis(self._tokenizer), self._draft_config)
+        words = TokenAnalysis(self._tokenizer, lambda: find_own_tokens(runner.host, self._draft_config()))
+        self.captions = CaptionSession(self.image_tokens, words, self._draft_config)
         self.checkup = CheckupSession(self.image_tokens, self._draft_config, runner.host)
         self.runs = RunSession(runner, home, self.image_tokens, self._stage_settings)
         self.grids = GridSession(runner, home, self.image_tokens, self.runs.folder_of)

@@ -19,6 +19,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"timestep_sampling": "sigmoid"},
     {"timestep_sampling": "sigmoid", "sigmoid_mean": -0.2, "sigmoid_scale": 1.5, "timestep_shift": 2.5},
     {"timestep_sampling": "sigmoid", "min_timestep": 500},
+    {"timestep_sampling": "sigmoid", "resolution_shift": "flux", "resolution": 1024},
+    {"resolution_shift": "qwen", "timestep_shift": 1.5, "resolution": 768},
 )
 
 
@@ -26,7 +28,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 def test_the_chart_shows_what_is_drawn(settings: dict[str, Any]) -> None:
     """Pearson's statistic of ten ranges; its limit at p = 0.001 is 27.9 for 9 degrees of freedom, less for fewer."""
     config = TrainConfig().replace(**settings)
-    options = timestep_options(config, FlowSchedule())
+    options = timestep_options(config, FlowSchedule(), config.resolution // 8, config.resolution // 8)
     drawn = [draw_timestep(1, number, options) for number in range(DRAWS)]
     shares = timestep_shares(config, 10)
     counts = [sum(100 * n < timestep <= 100 * (n + 1) for timestep in drawn) for n in range(10)]

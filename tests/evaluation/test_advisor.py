@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib_lora_train.core.measures import BLEED, COPIES, LIKENESS, STEADY_LOSS, VALIDATION_LOSS
-from lib_lora_train.evaluation.advisor import BestSoFar, advise, hint_after, is_equal, loss_shape
+from lib_lora_train.evaluation.advisor import BestSoFar, advise, advise_by_losses, hint_after, is_equal, loss_shape
 from lib_lora_train.evaluation.strength_search import Trial
 
 _GOOD = Trial(3, 1.0, (0.8, 0.9, 0.7), (0.1, 0.1), 1.1)
@@ -216,3 +216,40 @@ def test_a_better_epoch_starts_the_count_again() -> None:
 def test_divergence_is_said_once() -> None:
     hints = _hints(STEADY_LOSS, [0.2, 0.18, 0.19, 0.4, 0.9])
     assert [number for number, hint in enumerate(hints) if hint] == [3] and "diverged" in hints[3]
+
+
+# --- by the losses alone --------------------------------------------------------------------------
+
+
+def validated(*losses: float, **last: float) -> dict[int, dict[str, float]]:
+    """Epochs from 0 with these validation losses; `last` are further measures of the last one."""
+    found = {epoch: {VALIDATION_LOSS: loss} for epoch, loss in enumerate(losses)}
+    found[len(losses) - 1].update(last)
+    return found
+
+
+def test_without_samples_the_lowest_validation_loss_names_the_epoch_and_is_never_sure() -> None:
+    advice = advise_by_losses(validated(1.0, 0.8, 0.6, 0.7), (1, 2, 3))
+    assert advice and (advice.epoch, advice.strength, advice.is_sure) == (2, 1.0, False)
+    assert "lowest after epoch 2: 0.6, 1 without LoRA and 0.7 after epoch 3, the last one." in advice.reasons[0]
+    assert "strengths were not tested" in advice.reasons[1]
+
+
+def test_only_epochs_with_a_file_are_advised() -> None:
+    advice = advise_by_losses(validated(1.0, 0.8, 0.6, 0.7), (1, 3))
+    assert advice and advice.epoch == 3 and "the last one" not in advice.reasons[0]
+    assert advise_by_losses(validated(1.0, 0.8), ()) is None
+
+
+@pytest.mark.parametrize("measured", [{}, {1: {STEADY_LOSS: 0.5}}, validated(1.0, 1.0), validated(0.5, 0.8, 0.9)])
+def test_a_validation_loss_that_is_missing_or_never_fell_names_no_epoch(measured: dict[int, dict[str, float]]) -> None:
+    assert advise_by_losses(measured, (1, 2, 3)) is None
+
+
+def test_the_measures_of_that_epoch_have_their_remedies() -> None:
+    advice = advise_by_losses(validated(1.0, 0.8, 0.6, **{BLEED: 0.9}), (1, 2))
+    assert advice and "regularisation images" in advice.remedies[0]
+    steady = {epoch: {STEADY_LOSS: loss} for epoch, loss in enumerate((1.0, 0.9, 1.2))}
+    both = {epoch: {**values, **steady[epoch]} for epoch, values in validated(1.0, 0.8, 0.6).items()}
+    diverged = advise_by_losses(both, (1, 2))
+    assert diverged and "has diverged" in diverged.remedies[0]

@@ -86,7 +86,7 @@ def test_training_needs_forge_neo(checkpoint: Path, tmp_path: Path) -> None:
 
 def layers_file(layers: Mapping[str, tuple[int, int]], metadata: Mapping[str, str] | None = None) -> AdapterFile:
     """A LoRA of rank 2 on layers with these names and shapes (rows, columns)."""
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, (rows, columns) in layers.items():
         state |= {f"{name}.lora_A.weight": torch.ones(2, columns), f"{name}.lora_B.weight": torch.ones(rows, 2)}
     return AdapterFile(Path("a.safetensors"), state, dict(metadata or {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.errors import ConfigError
-from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Measured, SampleDrawn, StepDone
-from lib_lora_train.core.measures import STEADY_LOSS
+from lib_lora_train.core.errors import ConfigError, HostError, ModelError
+from lib_lora_train.core.events import Advised, Event, GridDrawn, LoraWritten, Measured, Noted, SampleDrawn, StepDone
+from lib_lora_train.core.measures import BLEED, DRIFT, OBEDIENCE, STEADY_LOSS, VALIDATION_LOSS
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.runs import trainer
+from lib_lora_train.runs.advice import advise_past_run
+from lib_lora_train.runs.event_log import log_line, log_record
 from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.image_losses import measure_past_run
 from lib_lora_train.runs.kind_checks import kind_problems
+from lib_lora_train.runs.tag_report import measure_tags
 from tests.stand_ins.run_parts import NO_SAMPLES, NOT_MEASURED, ending, only
 from tests.stand_ins.ui import write_images
 from tests.stand_ins.webui.anima import AnimaWorld
@@ -103,3 +109,78 @@ def test_a_family_that_webuis_do_not_read_ends_before_anything_is_encoded(setup:
     with pytest.raises(ConfigError, match="is not read by any webui for Anima"):
         setup.run(family="ia3", **NO_SAMPLES)
     assert not setup.world.engine.calls
+
+
+VALIDATED: dict[str, Any] = {"validation_share": 0.34, "learning_rate": 1e-3, **NO_SAMPLES}
+
+
+def write_log(folder: RunFolder, events: list[Event]) -> None:
+    folder.log.write_text("".join(log_line(log_record(event)) for event in events), encoding="utf-8")
+
+
+def measured(events: list[Event]) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for event in only(events, Measured):
+        found.setdefault(event.epoch, {}).update(event.values)
+    return found
+
+
+def test_measures_that_need_no_features_are_taken(setup: Setup) -> None:
+    concept = dataclasses.replace(setup.config.concepts[0], class_word="dog")
+    values = {"sample_prompts": ("zorp dog", "fox"), "sample_every_n_epochs": 0, "make_grid": False}
+    events = setup.run(**{**VALIDATED, **values}, concepts=(concept,), epochs=2)
+    found = measured(events)
+    assert {STEADY_LOSS, VALIDATION_LOSS} <= set(found[0])
+    assert {STEADY_LOSS, VALIDATION_LOSS, OBEDIENCE, BLEED, DRIFT} <= set(found[2])
+    assert all(math.isfinite(value) for values in found.values() for value in values.values())
+
+
+def test_the_advice_is_the_epoch_with_the_lowest_validation_loss(setup: Setup) -> None:
+    """At the end of the run, and afterwards from its log."""
+    folder = setup.folder()
+    events = setup.run(folder, **VALIDATED, epochs=3)
+    write_log(folder, events)
+    losses = {epoch: values[VALIDATION_LOSS] for epoch, values in measured(events).items()}
+    best = min(losses, key=lambda epoch: losses[epoch])
+    assert best > 0, "otherwise nothing is advised"
+    (advice,) = only(events, Advised)
+    assert (advice.epoch, advice.strength, advice.is_sure) == (best, 1.0, False)
+    assert "strengths were not tested" in " ".join(advice.reasons)
+    (again,) = only(list(advise_past_run(folder, setup.host, Control())), Advised)
+    assert again == advice
+
+
+def test_without_a_validation_loss_no_epoch_is_named_and_it_is_said_why(setup: Setup) -> None:
+    folder = setup.folder()
+    events = setup.run(folder, epochs=1)
+    write_log(folder, events)
+    assert not only(events, Advised)
+    with pytest.raises(HostError, match=r"samples of Anima cannot be compared.* validation_share"):
+        list(advise_past_run(folder, setup.host, Control()))
+
+
+def test_a_run_ends_early_by_its_validation_loss(setup: Setup) -> None:
+    values = {**VALIDATED, "learning_rate": 0.05, "lr_schedule": "constant"}
+    events = setup.run(**values, epochs=12, early_stopping_epochs=1)
+    assert any("The training ends here" in note.message for note in only(events, Noted))
+    assert max(measured(events)) < 12 and ending(events) == "finished"
+
+
+def test_images_by_loss_work_and_what_needs_a_unet_says_so(setup: Setup) -> None:
+    folder = setup.folder()
+    for image in Path(setup.config.concepts[0].folder).glob("*.png"):
+        image.with_suffix(".txt").write_text("zorp, red, hat", encoding="utf-8")
+    events = setup.run(folder, epochs=1, **NO_SAMPLES, **NOT_MEASURED)
+    write_log(folder, events)
+    found = _result(measure_past_run(folder, setup.host, Control()))
+    assert len(found.images) == 3
+    with pytest.raises(ModelError, match="Features of images cannot be read from Anima"):
+        _result(measure_tags(folder, setup.host, Control()))
+
+
+def _result(work: Any) -> Any:
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

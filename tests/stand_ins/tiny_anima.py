@@ -110,6 +110,17 @@ class TinyTextEngine:
             weight = torch.randn(self.text_encoder.weight.shape, generator=torch.Generator().manual_seed(5))
             self.text_encoder.weight.copy_(weight)
 
+    class t5_tokenizer:
+        """Words as tokens."""
+
+        @staticmethod
+        def convert_ids_to_tokens(ids: Sequence[str]) -> list[str]:
+            return [f"▁{word}" for word in ids]
+
+    def tokenize(self, texts: list[str]) -> tuple[list[list[str]], list[list[str]]]:
+        """Qwen's and T5's ids; here words."""
+        return [list(text) for text in texts], [text.split() for text in texts]
+
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         """(1, 512, D) each."""
         self.calls += prompts

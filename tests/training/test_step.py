@@ -85,6 +85,7 @@ def test_an_image_shown_again_gets_new_randomness() -> None:
         ({"timestep_sampling": "sigmoid", "sigmoid_scale": 0.2}, {"timesteps"}),
         ({"timestep_sampling": "sigmoid", "sigmoid_mean": 2.0}, {"timesteps"}),
         ({"timestep_shift": 3.0}, {"timesteps"}),
+        ({"resolution_shift": "flux"}, {"timesteps"}),
     ],
 )
 def test_a_noise_setting_changes_only_its_own_draws(values: dict[str, Any], changed: set[str]) -> None:

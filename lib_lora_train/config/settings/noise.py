@@ -9,6 +9,8 @@ from lib_lora_train.config.parameters import param
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid")
+FLUX_SHIFT, QWEN_SHIFT = "flux", "qwen"
+RESOLUTION_SHIFTS = ("off", FLUX_SHIFT, QWEN_SHIFT)
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,14 @@ class NoiseSettings:
         group="noise",
         low=-5.0,
         high=5.0,
+    )
+    resolution_shift: str = param(
+        "off",
+        "Shift the chosen timesteps towards noise by the size of each image, in addition to timestep_shift. flux: by "
+        "1.65 at 256 px, 1.88 at 512 px and 3.16 at 1024 px (flux_shift in kohya's tools and ai-toolkit); qwen: by "
+        "1.65, 1.71 and 2. For rectified flow and Anima; leave timestep_shift at 1 with it.",
+        group="noise",
+        choices=RESOLUTION_SHIFTS,
     )
     timestep_shift: float = param(
         1.0,

@@ -26,7 +26,6 @@ from lib_lora_train.core.errors import LEVELS, ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.wording import count
 
-_UNET_STEP = 8 * LATENT_CELL_PX  # the UNet of SD1 and SD2 halves the latent three times
 _MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for the epoch number and the file ending
 _FORBIDDEN_IN_NAMES = '<>:"|?*'
 _RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
@@ -59,12 +58,6 @@ def _buckets(config: TrainConfig) -> Iterator[Problem]:
         yield error_at(
             "bucket_step",
             f"{step} is not a multiple of {LATENT_CELL_PX}, the size of a latent cell. {_near(step, LATENT_CELL_PX)}",
-        )
-    elif step % _UNET_STEP:
-        yield warning_at(
-            "bucket_step",
-            f"{step} is not a multiple of {_UNET_STEP}: SD1 and SD2 halve the latent three times and round odd sides. "
-            "64 works for all models, 32 for SDXL.",
         )
     if config.enable_buckets:
         yield from _bucket_limits(config)

@@ -31,6 +31,7 @@ from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.other_tabs import why_not_a_lora
 from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
+from lib_lora_train.models.architecture import TITLES
 
 
 def read_settings(path: Path, dataset: Path | None = None) -> Imported:
@@ -64,8 +65,9 @@ def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
 
 def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
     model = find_other_model(values)
-    if model:
-        raise SettingsFileError(path, f"has settings for {model}. Only those for SD1, SD2 and SDXL can be imported.")
+    if model and model != TITLES["anima"]:
+        text = f"has settings for {model}. Only those for SD1, SD2, SDXL and Anima can be imported."
+        raise SettingsFileError(path, text)
 
 
 def _read_text_settings(path: Path, dataset: Path | None) -> Imported:

@@ -15,6 +15,7 @@ from lib_lora_train.config.sample_prompts import is_comment, is_heading, is_opti
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya import keys as kohya_keys
+from lib_lora_train.formats.kohya.anima import ignore_network_arguments, import_anima
 from lib_lora_train.formats.kohya.flow import import_flow
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
@@ -302,6 +303,7 @@ def _names(state: ImportState) -> None:
 
 
 _RULES: tuple[Callable[[ImportState], None], ...] = (
+    import_anima,
     _model,
     import_flow,
     _kind_of_model,
@@ -322,4 +324,5 @@ _RULES: tuple[Callable[[ImportState], None], ...] = (
     _samples,
     _names,
     import_network,
+    ignore_network_arguments,
 )

@@ -23,6 +23,7 @@ _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 """A word with a meaning in prompts, which Neo gives the weight −1 here."""
 _LITERAL = "None"
 """The setting with which brackets are plain characters."""
+_WORD_START = "▁"  # T5's mark of a token that begins a word
 _BRACKETS = re.compile(r"[\\()\[\]]")
 
 
@@ -90,6 +91,15 @@ class AnimaPromptEncoder:
             prompts = [_BRACKETS.sub(r"\\\g<0>", _BREAK.sub(" ", prompt)) for prompt in prompts]
         with torch.no_grad(), self._without_traces():
             return [_without_padding(condition) for condition in self._find()(list(prompts))]
+
+    def tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        """T5's tokens, of which each is one position of the condition; Qwen's are not limited."""
+        engine = self._find()
+        _, ids = engine.tokenize(list(texts))
+        return [
+            [str(token).replace(_WORD_START, " ") for token in engine.t5_tokenizer.convert_ids_to_tokens(one)]
+            for one in ids
+        ]
 
     def weights_hash(self) -> str:
         """sha256 (hex) of the text encoder's weights."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +232,12 @@ class WebuiHost:
             model = self._graft(self._require_model(), sha256, note=note, overrides=overrides)
             model.release_weights()
             return model
+
+    def prompt_tokens(self, texts: Sequence[str]) -> list[list[str]] | None:
+        """By the loaded model's own tokenizer; takes no lock."""
+        loaded = self._webui.loaded_model()
+        encoder = loaded.facts().prompt_encoder if loaded and not self._usability(loaded).problem else None
+        return encoder.tokens(texts) if encoder else None
 
     def refresh_loras(self) -> None:
         """Update the webui's list of LoRAs so that new files appear.

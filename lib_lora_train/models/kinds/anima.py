@@ -70,14 +70,16 @@ _IN_BLOCKS = re.compile(r"^transformer_blocks\.\d+\.")
 class Anima:
     """Implements `models.kinds.base.ModelKind`."""
 
-    side_step = 16  # a patch of 2 × 2 latent cells of 8 px
+    side_step = even_step = 16  # a patch of 2 × 2 latent cells of 8 px
     families: frozenset[str] | None = frozenset({"lora", "loha", "lokr", "full"})
     flow_shift = 3.0
+    prompt_tokens: int | None = TEXT_TOKENS - 1  # and an end token
     has_unet_blocks = False
     has_vae = False
     needs_webui = (
-        "This is an Anima, which is trained on the model that Forge Neo has loaded, with its VAE and text encoder. "
-        "Load it there, and leave checkpoint, VAE and precision as they are."
+        "This is an Anima, which is trained on the model that Forge Neo has loaded. Its VAE (Qwen-Image), text encoder "
+        "(Qwen3) and T5 tokenizer are separate files, which this program cannot read yet. Load it there, and leave "
+        "checkpoint, VAE and precision as they are."
     )
 
     def recognises(self, names: Collection[str]) -> bool:

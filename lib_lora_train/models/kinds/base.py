@@ -41,10 +41,14 @@ class ModelKind(Protocol):
 
     side_step: int
     """Image sides must be multiples of this number of px."""
+    even_step: int
+    """Image sides that are multiples of this number of px are never rounded inside the network."""
     families: frozenset[str] | None
     """The adapter families that webuis read for it; None: all."""
     flow_shift: float
     """The shift of σ with which images are drawn, where the model is a rectified flow."""
+    prompt_tokens: int | None
+    """How many tokens a prompt may have where a `PromptEncoder` reads it; None: it has CLIP's chunks."""
     has_unet_blocks: bool
     """Whether it is a UNet with kohya's block numbers, diffusion features and cross-attention at several sizes."""
     has_vae: bool

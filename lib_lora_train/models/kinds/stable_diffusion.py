@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 _LATENT_CHANNELS = 4
+_EVEN_STEPS: Mapping[Architecture, int] = {"sdxl": 32}
+"""SDXL halves a latent twice, SD1 and SD2 three times."""
 _FLOW_SHIFTS: Mapping[Architecture, float] = {"sdxl": 3.0}
 """That of ComfyUI's node ModelSamplingSD3, with which rectified flows of SDXL are published."""
 
@@ -38,6 +40,7 @@ class StableDiffusion:
 
     side_step = 8
     families: frozenset[str] | None = None
+    prompt_tokens: int | None = None
     has_unet_blocks = True
     has_vae = True
     needs_webui = ""
@@ -45,6 +48,7 @@ class StableDiffusion:
     def __init__(self, architecture: Architecture) -> None:
         self._architecture = architecture
         self.flow_shift = _FLOW_SHIFTS.get(architecture, 1.0)
+        self.even_step = _EVEN_STEPS.get(architecture, 64)
 
     def recognises(self, _names: Collection[str]) -> bool:
         """Every checkpoint that no other kind recognises; `own_tensors` says what it is instead."""

@@ -92,7 +92,6 @@ def test_a_good_config_has_no_problems() -> None:
         ({"min_bucket": 300}, ("error", "min_bucket")),
         ({"max_bucket": 1000}, ("error", "max_bucket")),
         ({"bucket_step": 12}, ("error", "bucket_step")),
-        ({"bucket_step": 32}, ("warning", "bucket_step")),
         ({"bucket_no_upscale": True, "enable_buckets": False}, ("hint", "bucket_no_upscale")),
         # what is trained, and how fast
         ({"train_unet": False, "train_text_encoder": False}, ("error", "train_unet")),

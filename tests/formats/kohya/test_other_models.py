@@ -40,7 +40,7 @@ def test_the_model_is_recognised(values: dict[str, Any], model: str) -> None:
 def test_a_preset_for_flux_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flux.json"
     path.write_text(json.dumps({"LoRA_type": "Flux1", "network_dim": 16, "flux1_checkbox": True}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has settings for Flux\. Only those for SD1, SD2 and SDXL"):
+    with pytest.raises(ConfigError, match=r"has settings for Flux\. Only those for SD1, SD2, SDXL and Anima"):
         read_settings(path)
 
 
