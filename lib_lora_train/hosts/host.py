@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lib_lora_train.config.train_config import TrainConfig
     from lib_lora_train.dataset_tools.tagger import Tagger
+    from lib_lora_train.models.architecture import ModelSpec
     from lib_lora_train.models.diffusion_model import DiffusionModel
     from lib_lora_train.sampling.sampler_options import SamplerOptions
 
@@ -30,6 +31,18 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class HeldWeights:
+    """A loaded model of which a run copies the quantised weights, for the estimate of memory.
+
+    `held`: bytes of all weights in the host, packed as they are; `copied`: bytes of the unpacked copies beside them.
+    """
+
+    spec: ModelSpec
+    held: int
+    copied: int
+
+
+@dataclass(frozen=True)
 class RunTarget:
     """Which checkpoint a run would train on and on what device, as far as is known without loading anything.
 
@@ -38,9 +51,10 @@ class RunTarget:
     `dtype_bytes` is the size of one weight during training, 0 for the file's own precision. `device` is the card's
     name or "cpu"; `gpu` is None if there is none. `vae` is a separate VAE file, None for the checkpoint's own.
     `precision` is what loaded weights are trained in, such as fp16; "" if that is not known. `problem` is why the
-    loaded model cannot be trained, "" if it can. `is_copied`: the loaded weights are quantised, and a run would unpack
-    copies of them. `is_selected`: the checkpoint is selected in the host, which has not loaded it yet. `clip_skip` is
-    the setting with which the host generates, 0 if it has none; `applies_clip_skip_to_sdxl` says for which models.
+    loaded model cannot be trained, "" if it can. `weights`: the loaded weights if they are quantised, None if they are
+    not: a run unpacks copies of them. `is_selected`: the checkpoint is selected in the host, which has not loaded it
+    yet. `clip_skip` is the setting with which the host generates, 0 if it has none; `applies_clip_skip_to_sdxl` says
+    for which models.
     `webui` is the webui's name, with its release if it has one; "" stand-alone.
     """
 
@@ -52,7 +66,7 @@ class RunTarget:
     vae: Path | None = None
     precision: str = ""
     problem: str = ""
-    is_copied: bool = False
+    weights: HeldWeights | None = None
     is_selected: bool = False
     clip_skip: int = 0
     applies_clip_skip_to_sdxl: bool = False

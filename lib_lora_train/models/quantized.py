@@ -26,3 +26,11 @@ def packed_dtype(tensor: Tensor) -> str:
     """What the numbers are packed in, such as `float8_e4m3fn`; "quantised" if the wrapper does not say."""
     packed = getattr(tensor, "_qdata", None)
     return str(packed.dtype).removeprefix("torch.") if isinstance(packed, Tensor) else "quantised"
+
+
+def packed_bytes(tensor: Tensor) -> int:
+    """The memory that the packed numbers take, with their scales; `Tensor.nbytes` counts those it stands for."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    names = flatten()[0] if flatten else ["_qdata"]
+    inner = [getattr(tensor, name, None) for name in names]
+    return sum(part.numel() * part.element_size() for part in inner if isinstance(part, Tensor))

@@ -1,11 +1,29 @@
-"""What a run says about weights that it could not share with the webui, and what they cost."""
+"""What a run says about weights that it cannot share with the webui, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from lib_lora_train.core.wording import count, join_names
+from lib_lora_train.hosts.host import HeldWeights
+from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.graft import ELSEWHERE, QUANTIZED, GraftRow
+from lib_lora_train.models.quantized import is_quantized, packed_bytes
+
+
+def held_weights(tensors: Mapping[str, Tensor], spec: ModelSpec, device: torch.device) -> HeldWeights:
+    """What the webui's tensors take, and what a run will take for those that it has to unpack or convert."""
+    held = copied = 0
+    for tensor in tensors.values():
+        is_packed = is_quantized(tensor)
+        held += packed_bytes(tensor) if is_packed else tensor.nbytes
+        size = 4 if device.type == "cpu" else tensor.element_size()
+        if is_packed or (tensor.is_floating_point() and size != tensor.element_size()):
+            copied += tensor.numel() * size
+    return HeldWeights(spec, held, copied)
 
 
 def notes_on_copies(report: Sequence[GraftRow]) -> Iterator[str]:

@@ -189,7 +189,7 @@ class WebuiHost:
             vae=vae or (current.vae if current else None),
             precision=current.trained_in(device) if current and is_loaded else "",
             problem=usability.problem,
-            is_copied=is_loaded and current is not None and current.is_quantized,
+            weights=usability.weights if is_loaded else None,
             is_selected=named is None and current is None,
             clip_skip=self._webui.clip_skip,
             applies_clip_skip_to_sdxl=self._webui.applies_clip_skip_to_sdxl,
@@ -198,7 +198,7 @@ class WebuiHost:
     def _usability(self, loaded: LoadedModel) -> Usability:
         """Checked once per loaded model: the page asks after every change of the form."""
         if self._checked is None or self._checked[0] != loaded.identity:
-            self._checked = loaded.identity, loaded.usability()
+            self._checked = loaded.identity, loaded.usability(self._webui.device)
         return self._checked[1]
 
     def checkpoint_files(self) -> tuple[Path, ...]:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lib_lora_train.core.errors import HostError, ModelError
 from lib_lora_train.core.wording import join_names
+from lib_lora_train.hosts.host import HeldWeights
+from lib_lora_train.hosts.webui.copied_weights import held_weights
 from lib_lora_train.models.architecture import CheckpointHints
 from lib_lora_train.models.checkpoint import shapes_of
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -81,10 +83,14 @@ def _files(extra: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Usability:
-    """Why a loaded model cannot be trained, and why its weights would be read from the file; both "" if nothing is."""
+    """Why a loaded model cannot be trained, and why its weights would be read from the file; both "" if nothing is.
+
+    `weights`: what they take if they are quantised.
+    """
 
     problem: str = ""
     why_copied: str = ""
+    weights: HeldWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,15 +133,18 @@ class LoadedModel:
             "text encoders."
         )
 
-    def usability(self) -> Usability:
+    def usability(self, device: torch.device) -> Usability:
         """Whether a run can use the model, as at its start, without moving or loading anything."""
+        weights = None
         try:
             facts = self.facts()
             if not facts.why_copied:
-                infer_spec(shapes_of(self.tensors()), hints=facts.hints)
+                tensors = self.tensors()
+                spec = infer_spec(shapes_of(tensors), hints=facts.hints)
+                weights = held_weights(tensors, spec, device) if self.is_quantized else None
         except (ModelError, HostError) as reason:
             return Usability(problem=str(reason))
-        return Usability(why_copied=facts.why_copied)
+        return Usability(why_copied=facts.why_copied, weights=weights)
 
     def trained_in(self, device: torch.device) -> str:
         """The precision that a run on these weights computes in, such as fp16; "" if it reads the file instead."""

@@ -1,7 +1,8 @@
 """Estimate how much memory a run needs, before anything is loaded. Does not import PyTorch.
 
     base         weights of UNet, text encoders and VAE in the run's precision; no additional memory if the webui
-                 already has them loaded
+                 already has them loaded. Quantised ones are counted as the webui holds them, and the unpacked copies
+                 that a run makes of them as `copies`
     adapter      trained parameters × (weight + gradient + backup of the weight, in `lora_precision`, + optimiser state)
     activations  batch × what autograd saves of the UNet and of trained text encoders (`forward_trace`), plus temporary
                  tensors of the backward pass; or, if larger, the fp32 weights and gradients of the optimiser step,
@@ -26,6 +27,7 @@ from lib_lora_train.core.safetensors_header import TensorEntry, read_header
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.models.architecture import (
+from lib_lora_train.hosts.host import HeldWeights
     TEXT_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -84,7 +86,7 @@ class CheckpointSizes:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by part, as in the module's docstring. `is_loaded`: `base` is already in memory."""
+    """Bytes by part, as in the module's docstring. `is_loaded`: `base` without `copies` is already in memory."""
 
     base: int
     adapter: int
@@ -95,16 +97,23 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The peak."""
+    copies: int = 0
         return self.base + max(self.adapter + self.activations, self.encoding)
 
     @property
     def extra(self) -> int:
         """What must be free when the run starts."""
-        return self.total - (self.base if self.is_loaded else 0)
+        return self.total - (self.base - self.copies if self.is_loaded else 0)
 
 
 def estimate_memory(
-    model: CheckpointSizes, config: TrainConfig, plan: Plan, *, dtype_bytes: int = 0, is_loaded: bool = False
+    model: CheckpointSizes,
+    config: TrainConfig,
+    plan: Plan,
+    *,
+    dtype_bytes: int = 0,
+    is_loaded: bool = False,
+    weights: HeldWeights | None = None,
 ) -> MemoryEstimate:
     """The run's memory. `dtype_bytes` per model weight, 0 to use the settings' or the file's precision.
 
@@ -119,7 +128,8 @@ def estimate_memory(
     is_ours = kind_of(model.spec.architecture).has_unet_blocks  # a host's own VAE stays in the host's precision
     vae_bytes = 4 if size == 4 or (is_ours and config.precision == "bf16") else 2
     return MemoryEstimate(
-        base=_base(model, size, vae_bytes, is_fp8=config.fp8_base and not is_loaded),
+        base=weights.held + weights.copied if weights else base,
+        copies=weights.copied if weights else 0,
         adapter=round(trained * _adapter_bytes(config, size)),
         activations=round(max(activations * size, trained * _step_bytes(config))),
         encoding=round(_encoding_size(model.spec) * _encoded_px(plan) * vae_bytes),

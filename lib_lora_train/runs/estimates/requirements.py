@@ -60,7 +60,7 @@ class Requirements:
     def values(self) -> dict[str, Any]:
         """For the REST API: bytes and seconds, None if unknown."""
         memory = self.memory
-        parts = ("total", "base", "adapter", "activations", "encoding", "extra", "is_loaded")
+        parts = ("total", "base", "copies", "adapter", "activations", "encoding", "extra", "is_loaded")
         return {
             "memory_bytes": {part: getattr(memory, part) for part in parts} if memory else None,
             "card_bytes": {"total": self.gpu.total, "free": self.gpu.free} if self.gpu else None,
@@ -71,7 +71,7 @@ class Requirements:
 
 def estimate_requirements(config: TrainConfig, plan: Plan, run_target: RunTarget, home: Path) -> Requirements:
     """What the run will need, from `run_target` and the past runs in `home`."""
-    model = read_checkpoint_sizes(run_target.checkpoint, run_target.vae) if run_target.checkpoint else None
+    model = _sizes(run_target)
     if model is None:
         return Requirements(None, None, run_target.gpu, run_target.device)
     try:
@@ -97,8 +97,21 @@ def check_precision(precision: str, device: str) -> Iterator[Problem]:
 
 
 def _memory(model: CheckpointSizes, config: TrainConfig, plan: Plan, run_target: RunTarget) -> MemoryEstimate:
-    is_shared = run_target.is_loaded and not run_target.is_copied
-    return estimate_memory(model, config, plan, dtype_bytes=run_target.dtype_bytes, is_loaded=is_shared)
+    return estimate_memory(
+        model,
+        config,
+        plan,
+        dtype_bytes=run_target.dtype_bytes,
+        is_loaded=run_target.is_loaded,
+        weights=run_target.weights,
+    )
+
+
+def _sizes(run_target: RunTarget) -> CheckpointSizes | None:
+    """Of the checkpoint's file; of a quantised model, whose file may not be readable, what the host has loaded."""
+    if run_target.weights:
+        return CheckpointSizes(run_target.weights.spec, unet=(0, 0), text=(0, 0), vae=(0, 0))
+    return read_checkpoint_sizes(run_target.checkpoint, run_target.vae) if run_target.checkpoint else None
 
 
 # --- memory of the GPU ------------------------------------------------------------------------
@@ -169,6 +182,8 @@ def _memory_text(memory: MemoryEstimate | None, gpu: Gpu | None, device: str) ->
     if memory is None:
         return "Memory: unknown, because no checkpoint is loaded or its header cannot be read."
     base = "the model that is already loaded" if memory.is_loaded else "the model's weights"
+    if memory.copies:
+        base = f"the quantised model that is loaded, {size_text(memory.copies)} for unpacked copies of its weights"
     training = memory.adapter + memory.activations
     if training >= memory.encoding:
         lora, activations = size_text(memory.adapter), size_text(memory.activations)
@@ -178,7 +193,8 @@ def _memory_text(memory: MemoryEstimate | None, gpu: Gpu | None, device: str) ->
     where = f"The {gpu.name} has {size_text(gpu.total)}, {size_text(gpu.free)} of it free. " if gpu else ""
     if device == "cpu":
         where = "This is system memory, because no GPU is used. "
-    text = f"Estimated memory: {size_text(memory.total)}, of which {size_text(memory.base)} for {base}, {rest}."
+    held = size_text(memory.base - memory.copies)
+    text = f"Estimated memory: {size_text(memory.total)}, of which {held} for {base}, {rest}."
     return f"{text} {where}PyTorch and the driver need a few hundred MB more."
 
 

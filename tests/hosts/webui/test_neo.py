@@ -20,9 +20,11 @@ from lib_lora_train.models.architecture import UNET_PREFIX
 from lib_lora_train.models.graft import graft, rebind, release_weights
 from lib_lora_train.models.noise_schedule import FlowSchedule
 from lib_lora_train.runs.checkpoint_check import check_checkpoint
+from lib_lora_train.runs.estimates.requirements import estimate_requirements
 from tests.stand_ins.tiny_models import tiny_spec, tiny_tensors, write_tiny_checkpoint
+from tests.stand_ins.training_parts import small_plan
 from tests.stand_ins.webui.neo import NeoWorld, flow_predictor
-from tests.stand_ins.webui.quantized import PackedTensor
+from tests.stand_ins.webui.quantized import FORMATS, PackedTensor
 from tests.stand_ins.webui.worlds import host_in
 
 
@@ -74,11 +76,52 @@ def test_copies_of_quantised_weights_never_contain_a_lora(world: NeoWorld, host:
         assert torch.equal(ours, unpacked(world, f"input_blocks.1.1.{block}"))
 
 
-def test_the_plan_counts_the_memory_of_the_copies(world: NeoWorld, host: WebuiHost) -> None:
-    world.is_quantized = True
+@pytest.mark.parametrize("packing", FORMATS)
+def test_quantised_weights_of_every_format_are_unpacked_as_the_webui_does(
+    world: NeoWorld, host: WebuiHost, packing: str
+) -> None:
+    world.is_quantized, world.packing = True, packing
     world.generate()
-    target = host.run_target(TrainConfig())
-    assert target.is_loaded and target.is_copied and not target.problem
+    model = host.load_model(TrainConfig())
+    with host.lease(model):
+        ours = model.unet.get_parameter("time_embedding.linear_1.weight")
+        assert torch.equal(ours, unpacked(world, "time_embed.0.weight"))
+
+
+def bytes_held(world: NeoWorld) -> int:
+    """What the stand-in's weights really take."""
+    tensors = [tensor for part in world.parts for tensor in part.parameters()]
+    return sum(t.held_bytes if isinstance(t, PackedTensor) else t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize("packing", FORMATS)
+def test_the_plan_counts_what_a_quantised_model_and_its_copies_take(
+    world: NeoWorld, host: WebuiHost, tmp_path: Path, packing: str
+) -> None:
+    """Within 8 %, also for a checkpoint whose file cannot be read."""
+    world.is_quantized, world.packing = True, packing
+    world.generate()
+    world.model.sd_checkpoint_info.filename = str(tmp_path / f"{packing}.safetensors")
+    (tmp_path / f"{packing}.safetensors").write_bytes(b"not a file that can be read")
+    config = TrainConfig(resolution=128, min_bucket=64)
+    target = host.run_target(config)
+    assert target.is_loaded and not target.problem and target.weights
+    needs = estimate_requirements(config, small_plan(config), target, tmp_path)
+    memory = needs.memory
+    assert memory is not None and memory.is_loaded
+
+    model = host.load_model(config)
+    copied = sum(row.bytes for row in model.report if row.status == "copied")
+    assert memory.copies == pytest.approx(copied, rel=0.08)
+    assert memory.base - memory.copies == pytest.approx(bytes_held(world), rel=0.08)
+    assert memory.extra == memory.copies + max(memory.adapter + memory.activations, memory.encoding)
+    assert "unpacked copies of its weights" in " ".join(needs.sentences)
+    assert needs.values["memory_bytes"]["copies"] == memory.copies
+
+
+def test_a_model_that_is_not_quantised_has_no_copies_in_the_plan(world: NeoWorld, host: WebuiHost) -> None:
+    world.generate()
+    assert host.run_target(TrainConfig()).weights is None
 
 
 # --- partly loaded checkpoints ------------------------------------------------------------------

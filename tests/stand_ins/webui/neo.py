@@ -41,6 +41,8 @@ class NeoWorld(ForgeWorld):
     """
 
     is_quantized = False
+    packing = "int8"
+    """How a quantised checkpoint is packed, one of `quantized.FORMATS`."""
     is_short_of_memory = False
     flow: Any = None
     """The model's predictor, if it is a flow; see `flow_predictor`."""
@@ -69,7 +71,7 @@ class NeoWorld(ForgeWorld):
         if not self.is_quantized:
             return super()._unet_tensors(tensors)
         unet = {name: tensor.bfloat16() for name, tensor in under(tensors, UNET_PREFIX).items()}
-        packed = {name: PackedTensor.pack(tensor) for name, tensor in unet.items() if tensor.ndim == 2}
+        packed = {name: PackedTensor.pack(tensor, self.packing) for name, tensor in unet.items() if tensor.ndim == 2}
         scales = {f"{name.removesuffix('.weight')}.input_scale": torch.ones(1) for name in packed}
         return {**unet, **packed, **scales}
 
