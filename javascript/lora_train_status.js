@@ -126,7 +126,7 @@
         }
         lt.refreshGrids(root, run.status);
         lt.markProblems(root);
-        lt.drawCheckpointPicker();
+        lt.drawPickers();
     }
 
     // --- start ------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@
 
     function build(container) {
         const file = box("", "/path/to/lora.safetensors");
+        const pick = lt.picker("lora", () => file.value, (path) => (file.value = path));
         const checkpoint = box("", "empty: loaded checkpoint");
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
@@ -84,6 +85,7 @@
                 ...warningLines(answer)];
         });
         const several = make("textarea", { rows: 3, spellcheck: false, placeholder: "/path/to/a.safetensors: 1\n/path/to/b.safetensors: 0.5" });
+        const add = lt.picker("lora", () => "", (path) => (several.value = `${several.value.trim()}\n${path}: 1`.trim()));
         const how = make("select", {}, ...[["lora", "one LoRA, exact (plain LoRAs only)"], ["rank", "LoRA of this rank"], ["diff", "exact difference (large)"],
             ["checkpoint", "new checkpoint with the LoRAs merged in"]].map(([value, text]) => make("option", { value }, text)));
         const sum = make("div", { className: "lt-t-message" });
@@ -95,7 +97,7 @@
         });
         const body = make("div", { className: "lt-tools" },
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Check a LoRA", make("span", {}, "any family, any trainer")),
-                field("File", file, "A .safetensors file; it is not changed"), make("div", { className: "lt-adders" }, check), found),
+                field("File", file, "A .safetensors file; it is not changed"), pick, make("div", { className: "lt-adders" }, check), found),
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Convert it", make("span", {}, "to a file that every webui reads")),
                 make("div", { className: "lt-card-fields" },
                     field("Checkpoint", checkpoint, "The model it is for; some families depend on its weights"),
@@ -104,7 +106,7 @@
                 make("div", { className: "lt-adders" }, convert), written),
             resizeCard(file, resizedName, nameIn),
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with the checkpoint and rank of Convert")),
-                field("Files", several, "One file per line, followed by a colon and its weight; families may differ"),
+                field("Files", several, "One file per line, followed by a colon and its weight; families may differ"), add,
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
                 mergedName,
                 make("div", { className: "lt-adders" }, merge), sum));

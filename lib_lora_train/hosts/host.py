@@ -89,6 +89,7 @@ class GenerationRequest:
     """One image for the host to generate; sizes in px.
 
     `lora` is a file name without extension, or "", `strength` the number after it in `<lora:name:strength>`.
+    `lora_file` is the file that is meant: a host that would read another one of that name must not draw the image.
     """
 
     prompt: str
@@ -101,6 +102,7 @@ class GenerationRequest:
     clip_skip: int = 1
     lora: str = ""
     strength: float = 1.0
+    lora_file: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,16 @@ class GenerationWatch:
 
     on_step: Callable[[int], None]
     is_cancelled: Callable[[], bool]
+
+
+def other_lora(read: Path | None, meant: Path | None) -> str:
+    """A sentence if the host reads another file than is meant under a name that both have; "" if not, or unknown."""
+    if read is None or meant is None or read.resolve() == meant.resolve():
+        return ""
+    return (
+        f"There are two LoRA files named {meant.stem}, and in prompts the webui reads {read}, not {meant}. Rename one "
+        "of them (Results can rename the files of a run), then refresh the webui's list of LoRAs."
+    )
 
 
 class Txt2Img(Protocol):
@@ -153,7 +165,16 @@ class Host(Protocol):
 
     @property
     def lora_dir(self) -> Path:
-        """The folder where the host looks for LoRA files."""
+        """The folder for new LoRA files."""
+        ...
+
+    @property
+    def lora_dirs(self) -> tuple[Path, ...]:
+        """The folders in which, with their sub-folders, the host finds LoRA files by name."""
+        ...
+
+    def lora_file(self, name: str) -> Path | None:
+        """The file that `<lora:name:1>` in a prompt reads; None if there is none, or it is not known."""
         ...
 
     @property

@@ -62,6 +62,15 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
+    def lora_dirs(self) -> tuple[Path, ...]:
+        """The one folder."""
+        return (self.lora_dir,)
+
+    def lora_file(self, _name: str) -> Path | None:
+        """None: files are named by their path here."""
+        return None
+
+    @property
     def sampler_options(self) -> SamplerOptions:
         """The defaults, with noise generated on the CPU, so that images are the same on every machine."""
         return SamplerOptions()

@@ -98,7 +98,7 @@ class GridTask:
 
     def request(self, row: LoraRow, prompt: SamplePrompt) -> GenerationRequest:
         """What is drawn in a cell."""
-        return generation_request(prompt, lora=row.lora, clip_skip=self.config.clip_skip, strength=row.strength)
+        return generation_request(prompt, lora=row.path, clip_skip=self.config.clip_skip, strength=row.strength)
 
     def files(self) -> dict[str, Path]:
         """The LoRA files by their names in prompts."""

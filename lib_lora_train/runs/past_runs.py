@@ -205,6 +205,11 @@ def newest_run_with_loras(home: Path) -> dict[str, Any] | None:
     return next((run for run in past_runs(home) if run["loras"]), None)
 
 
+def files_to_plot(home: Path, name: str) -> list[Path]:
+    """The LoRA files in the X/Y/Z plot of a run in `home`."""
+    return [Path(path) for path in read_run(RunFolder(home / name))["loras"]]
+
+
 def xyz_text(home: Path, name: str = "") -> str:
     """Infotext for an X/Y/Z plot of a run in `home`, or of the newest one with LoRA files; "" if it has none."""
     run = read_run(RunFolder(home / name)) if name else newest_run_with_loras(home)

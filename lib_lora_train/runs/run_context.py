@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,7 +165,7 @@ def _moved_identity(
 
 def _new_identity(config: TrainConfig, host: Host, lora_dir: Path | None = None) -> Identity:
     lora_dir = lora_dir or (user_path(config.output_dir) if config.output_dir else host.lora_dir)
-    name = unused_name(lora_dir, config.output_name)
+    name = unused_name((lora_dir, *host.lora_dirs), config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 
 
@@ -210,9 +210,12 @@ def _require_free_bytes(folder: Path, needed: int, *, what: str, advice: str) ->
         raise OutputError(f"{text} {advice}")
 
 
-def unused_name(folder: Path, name: str) -> str:
-    """`name`, or `name-2`, `name-3`…: the first one without LoRA files in `folder`."""
-    stems = {path.stem for path in folder.glob("*.safetensors")}
+def unused_name(folders: Iterable[Path], name: str) -> str:
+    """`name`, or `name-2`, `name-3`…: the first one without LoRA files in these folders and their sub-folders.
+
+    Webuis find a file by its name alone, and of two files they would read only one.
+    """
+    stems = {path.stem for folder in folders for path in folder.rglob("*.safetensors")}
 
     def is_used(candidate: str) -> bool:
         return any(stem == candidate or stem.startswith((f"{candidate}-0", f"{candidate}-step")) for stem in stems)

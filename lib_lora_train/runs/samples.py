@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
@@ -109,8 +110,8 @@ def _images(
     """
     config, total = run.config, len(run.prompts)
     if run.txt2img:
-        lora = _lora_for_webui(run, epoch, step)
-        request = generation_request(prompts[0], lora=lora, clip_skip=config.clip_skip)
+        file = _lora_for_webui(run, epoch, step)
+        request = generation_request(prompts[0], lora=file, clip_skip=config.clip_skip)
         generated = yield from generate_in_webui(run.txt2img, request, run.control, done=before, total=total)
         return [(generated.image, generated.infotext)]
     images = yield from _sampled(run, prompts, epoch, before=before)
@@ -159,16 +160,16 @@ def _sampled(
     )
 
 
-def _lora_for_webui(run: RunContext, epoch: int, step: int) -> str:
-    """The stem of the LoRA file with the current weights; "" for epoch 0."""
+def _lora_for_webui(run: RunContext, epoch: int, step: int) -> Path | None:
+    """The LoRA file with the current weights; None for epoch 0."""
     if not epoch:
-        return ""
+        return None
     epoch_file = None if step else run.history.epoch_files().get(epoch)
     newest = next(reversed(run.history.files.values()), None)
     file = epoch_file or (newest.path if newest else None)
     if file is None:
         raise HostError("The webui generates from LoRA files, and this run has not saved one yet.")
-    return file.stem
+    return file
 
 
 def draw_grid(run: RunContext) -> Iterator[Event]:

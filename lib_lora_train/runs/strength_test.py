@@ -118,7 +118,7 @@ class StrengthTest:
         """The images of these prompts with their infotexts; from the webui one at a time."""
         config, path = self.config, self.files[place.epoch]
         if self.txt2img:
-            request = partial(generation_request, lora=path.stem, clip_skip=config.clip_skip, strength=place.strength)
+            request = partial(generation_request, lora=path, clip_skip=config.clip_skip, strength=place.strength)
             made = yield from generate_in_webui(self.txt2img, request(prompts[0]), self.control, done=0, total=1)
             return [(made.image, made.infotext)]
         lora = yield from self._lora(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import Control, RunStoppedError
@@ -19,8 +20,10 @@ from lib_lora_train.training.wait_for_model import follow_requests, retry_withou
 _LOOK_SECONDS = 0.2
 
 
-def generation_request(prompt: SamplePrompt, *, lora: str, clip_skip: int, strength: float = 1.0) -> GenerationRequest:
-    """The request for a sample prompt with the LoRA file `lora` ("": none) at a strength."""
+def generation_request(
+    prompt: SamplePrompt, *, lora: Path | None, clip_skip: int, strength: float = 1.0
+) -> GenerationRequest:
+    """The request for a sample prompt with a LoRA file (None: without) at a strength."""
     return GenerationRequest(
         prompt=prompt.prompt,
         negative=prompt.negative,
@@ -30,7 +33,8 @@ def generation_request(prompt: SamplePrompt, *, lora: str, clip_skip: int, stren
         steps=prompt.steps,
         cfg=prompt.cfg,
         clip_skip=clip_skip,
-        lora=lora,
+        lora=lora.stem if lora else "",
+        lora_file=lora,
         strength=strength,
     )
 

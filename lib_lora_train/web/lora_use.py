@@ -8,6 +8,7 @@ from typing import Any
 
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
+from lib_lora_train.hosts.host import other_lora
 from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
@@ -17,27 +18,34 @@ from lib_lora_train.sampling.used_sampler import used_sampler
 
 
 class LoraUse:
-    """`home` holds the runs; `loaded` returns the host's checkpoint, None if there is none."""
+    """`home` holds the runs; `loaded` returns the host's checkpoint, None if there is none.
 
-    def __init__(self, home: Path, loaded: Callable[[], Path | None]) -> None:
+    `lora_file` returns the file that the host reads under a name, None if that is unknown.
+    """
+
+    def __init__(self, home: Path, loaded: Callable[[], Path | None], lora_file: Callable[[str], Path | None]) -> None:
         self._home = home
         self._loaded = loaded
+        self._lora_file = lora_file
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
         return {"lora-use": self.use}
 
     def use(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Why a run's LoRA file cannot fit the loaded model ("" if it can), and the settings of the run's samples.
+        """Why a run's LoRA file would not be read or cannot fit the loaded model, and the settings of its samples.
 
-        HostError if the file is not one of the run's, or is missing.
+        `misfit` is "" if all is well. HostError if the file is not one of the run's, or is missing.
         """
         folder, path = RunFolder(self._home / Path(str(values["run"])).name), str(values["path"])
         found = next((file for file in read_loras(folder) if str(file.path) == path), None)
         if found is None or found.is_missing:
             raise HostError(f"{Path(path).name} is missing: it was moved, renamed or deleted. Reload the page.")
         loaded = self._loaded()
-        return {"misfit": find_misfit(found.path, loaded) if loaded else "", "settings": _settings(folder)}
+        misfit = other_lora(self._lora_file(found.path.stem), found.path)
+        if loaded and not misfit:
+            misfit = find_misfit(found.path, loaded)
+        return {"misfit": misfit, "settings": _settings(folder)}
 
 
 def find_misfit(lora: Path, checkpoint: Path) -> str:

@@ -25,9 +25,10 @@ from lib_lora_train.dataset.data_folders import scan_repeats_remedy
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
+from lib_lora_train.hosts.host import other_lora
 from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
-from lib_lora_train.runs.past_runs import past_runs, xyz_text
+from lib_lora_train.runs.past_runs import files_to_plot, past_runs, xyz_text
 from lib_lora_train.runs.write_places import place_problems
 from lib_lora_train.web.advice import AdviceSession
 from lib_lora_train.web.captions import CaptionSession
@@ -50,6 +51,7 @@ from lib_lora_train.web.heat_maps import HeatMapSession
 from lib_lora_train.web.image_losses import ImageLossSession
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
+from lib_lora_train.web.lora_files import LoraPicker
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.lora_use import LoraUse
 from lib_lora_train.web.my_card import my_card_preset
@@ -95,7 +97,7 @@ class Session(FormSession):
             "fix": self._stage_fix,
             **self.form_actions(),
             "command": lambda values: self.command(str(values["name"])),
-            "xyz-text": lambda values: {"text": xyz_text(self.home, self.runs.require(values))},
+            "xyz-text": lambda values: {"text": self._xyz_text_of(self.runs.require(values))},
             **self.captions.actions(),
             **TagCompleter(self.captions.folders).actions(),
             **self.checkup.actions(),
@@ -108,9 +110,14 @@ class Session(FormSession):
             **TagReportSession(runner, self.image_tokens, self.runs.folder_of).actions(),
             **SweepSession(runner, self.image_tokens, self._draft_config, self.runs).actions(),
             **FolderSession(home, self._draft_config).actions(),
-            **LoraUse(home, lambda: runner.host.run_target(TrainConfig()).checkpoint).actions(),
+            **LoraUse(
+                home,
+                lambda: runner.host.run_target(TrainConfig()).checkpoint,
+                lambda name: runner.host.lora_file(name),
+            ).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
             **TaggingSession(runner.host, self.captions).actions(),
+            **LoraPicker(runner.host, self.changes.stage).actions(),
             **CheckpointPicker(runner.host, self._draft_config, self.changes.stage).actions(),
         }
 
@@ -356,6 +363,14 @@ class Session(FormSession):
     def xyz_text(self) -> str:
         """Infotext for the X/Y/Z plot of the webui: the files of the newest run that has any, with its first prompt."""
         return xyz_text(self.home)
+
+    def _xyz_text_of(self, run: str) -> str:
+        """The same of one run; HostError if the webui reads another file under one of the names."""
+        for path in files_to_plot(self.home, run):
+            other = other_lora(self.runner.host.lora_file(path.stem), path)
+            if other:
+                raise HostError(other)
+        return xyz_text(self.home, run)
 
     def images(self, page: int) -> dict[str, Any]:
         """One page of the scanned dataset: token, caption, size and repeats of each image."""

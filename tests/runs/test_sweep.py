@@ -86,7 +86,7 @@ def test_names_are_usable_different_and_never_look_like_another_runs_epochs(tmp_
         assert all(name.startswith("zok-") for name in names)
         for name in names:
             (tmp_path / f"{name}-000001.safetensors").touch()
-    assert unused_name(tmp_path, "zok") == "zok", "the files of a sweep do not change the names of other runs"
+    assert unused_name((tmp_path,), "zok") == "zok", "the files of a sweep do not change the names of other runs"
 
 
 def test_what_is_refused_is_explained() -> None:

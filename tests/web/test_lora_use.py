@@ -39,6 +39,11 @@ def run_with(tmp_path: Path, lora: Path, **values: Any) -> RunFolder:
     return folder
 
 
+def uses(tmp_path: Path, read: Path | None = None) -> LoraUse:
+    """Of a host without a model, which reads the file `read` whatever the name."""
+    return LoraUse(tmp_path / "home", lambda: None, lambda _: read)
+
+
 @pytest.mark.parametrize("loaded", STABLE_DIFFUSION)
 @pytest.mark.parametrize("made_for", STABLE_DIFFUSION)
 @pytest.mark.parametrize("is_by_metadata", [False, True])
@@ -69,7 +74,7 @@ def test_the_settings_are_those_of_the_runs_first_sample(tmp_path: Path) -> None
     lora = write_lora(tmp_path / "zok.safetensors", 768)
     prompts = ("zok --w 128 --h 192 --s 12 --l 3.5 --d 9",)
     folder = run_with(tmp_path, lora, sample_prompts=prompts, clip_skip=2, webui_sampler="DPM++ 2M Karras")
-    answer = LoraUse(tmp_path / "home", lambda: None).use({"run": folder.root.name, "path": str(lora)})
+    answer = uses(tmp_path).use({"run": folder.root.name, "path": str(lora)})
     assert answer == {
         "misfit": "",
         "settings": "Steps: 12, Sampler: DPM++ 2M Karras, CFG scale: 3.5, Size: 128x192, Clip skip: 2, "
@@ -79,7 +84,7 @@ def test_the_settings_are_those_of_the_runs_first_sample(tmp_path: Path) -> None
 
 def test_a_missing_file_and_a_file_of_another_run_are_not_used(tmp_path: Path) -> None:
     lora = write_lora(tmp_path / "zok.safetensors", 768)
-    use = LoraUse(tmp_path / "home", lambda: None).use
+    use = uses(tmp_path).use
     run = run_with(tmp_path, lora).root.name
     for values in ({"run": run, "path": str(tmp_path / "other.safetensors")}, {"run": "no", "path": str(lora)}):
         with pytest.raises(HostError, match="is missing"):
@@ -93,6 +98,14 @@ def test_a_run_without_readable_settings_can_still_be_used(tmp_path: Path) -> No
     lora = write_lora(tmp_path / "zok.safetensors", 768)
     folder = run_with(tmp_path, lora)
     folder.config.write_text("= broken", encoding="utf-8")
-    answer = LoraUse(tmp_path / "home", lambda: None).use({"run": folder.root.name, "path": str(lora)})
+    answer = uses(tmp_path).use({"run": folder.root.name, "path": str(lora)})
     assert answer == {"misfit": "", "settings": ""}
     assert lora_use._settings(RunFolder(tmp_path)) == ""
+
+
+def test_a_file_whose_name_stands_in_another_folder_too_is_not_taken_for_that(tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "zok.safetensors", 768)
+    values = {"run": run_with(tmp_path, lora).root.name, "path": str(lora)}
+    misfit = uses(tmp_path, tmp_path / "more" / "zok.safetensors").use(values)["misfit"]
+    assert "two LoRA files named zok" in misfit and str(tmp_path / "more") in misfit
+    assert uses(tmp_path, tmp_path / "here" / ".." / "zok.safetensors").use(values)["misfit"] == ""

@@ -30,6 +30,7 @@ def test_the_page_requests_exactly_the_actions_that_exist(tmp_path: Path) -> Non
     names |= {f"captions-{name}" for name in re.findall(r"(?<!lt\.)\brequest\(\"([\w-]+)\"", text)}
     names |= {f"checkup-{name}" for name in re.findall(r"run\(container, \"(\w+)\"", source["lora_train_checkup"])}
     names |= {f"crop-{name}" for name in re.findall(r"finish\(\"(\w+)\"", source["lora_train_crop"])}
+    names |= set(re.findall(r"(?:list|use): \"([\w-]+)\"", source["lora_train_pickers"]))
     measured = re.findall(r"actions}-(\w+)`", source["lora_train_measured"])
     names |= {f"{kind}-{name}" for kind in re.findall(r"actions: \"([\w-]+)\"", text) for name in measured}
     session, _ = open_small_session(tmp_path)

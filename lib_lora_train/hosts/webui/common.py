@@ -16,7 +16,7 @@ from PIL import Image
 
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
 from lib_lora_train.hosts.webui import interrogators, txt2img, upscaling
-from lib_lora_train.hosts.webui.options import lora_folder, sampler_options
+from lib_lora_train.hosts.webui.options import lora_folder, lora_folders, sampler_options
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")
@@ -57,6 +57,15 @@ class CommonWebui(ABC):
         return lora_folder(self._shared)
 
     @property
+    def lora_dirs(self) -> tuple[Path, ...]:
+        """`--lora-dir`, and Forge Neo's `--lora-dirs`."""
+        return lora_folders(self._shared)
+
+    def lora_file(self, name: str) -> Path | None:
+        """By the list of the built-in extension, where the last of several files of a name counts."""
+        return txt2img.listed_lora(lora_networks(), name)
+
+    @property
     def clip_skip(self) -> int:
         """The setting with which the webui generates, 0 if it has none."""
         return int(getattr(self._shared.opts, "CLIP_stop_at_last_layers", 0) or 0)
@@ -93,7 +102,7 @@ class CommonWebui(ABC):
     def generate(self, request: GenerationRequest, sampler: str, watch: GenerationWatch | None) -> GeneratedImage:
         """One image, as if a user had pressed *Generate*."""
         if request.lora:
-            txt2img.require_lora(lora_networks(), request.lora)
+            txt2img.require_lora(lora_networks(), request.lora, request.lora_file)
         return txt2img.generate(request, sampler, watch, flow_shift=self.flow_shift)
 
     def upscaler_names(self) -> tuple[str, ...]:

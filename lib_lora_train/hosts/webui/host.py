@@ -79,6 +79,12 @@ class Webui(Protocol):
     @property
     def lora_dir(self) -> Path: ...
 
+    @property
+    def lora_dirs(self) -> tuple[Path, ...]: ...
+
+    def lora_file(self, name: str) -> Path | None:
+        """The file that the webui's list has under this name, None if it has none; called without the lock."""
+
     def load(self) -> None:
         """Load the selected checkpoint if none is in memory; HostError if it cannot be loaded."""
 
@@ -144,8 +150,17 @@ class WebuiHost:
 
     @property
     def lora_dir(self) -> Path:
-        """The webui's folder for LoRA files."""
+        """The webui's folder for new LoRA files."""
         return self._webui.lora_dir
+
+    @property
+    def lora_dirs(self) -> tuple[Path, ...]:
+        """All folders in which the webui finds LoRA files."""
+        return self._webui.lora_dirs
+
+    def lora_file(self, name: str) -> Path | None:
+        """The file that the webui reads under this name."""
+        return self._webui.lora_file(name)
 
     @property
     def sampler_options(self) -> SamplerOptions:

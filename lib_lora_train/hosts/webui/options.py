@@ -40,6 +40,12 @@ def lora_folder(shared: Any) -> Path:
     return folder / inner
 
 
+def lora_folders(shared: Any) -> tuple[Path, ...]:
+    """Every folder in which the webui looks for LoRAs, from its `modules.shared`."""
+    options = shared.cmd_opts
+    return tuple(map(Path, dict.fromkeys((options.lora_dir, *(getattr(options, "lora_dirs", None) or ())))))
+
+
 def sampler_options(shared: Any, device: torch.device) -> SamplerOptions:
     """How the webui samples, from the settings in its `modules.shared`; missing settings have their defaults."""
     usual, opts = SamplerOptions(), shared.opts

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from lib_lora_train.core.errors import GenerationInterrupted, HostError
-from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
+from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, other_lora
 from lib_lora_train.hosts.webui.guest import temporary_options, with_own_prompt_cache, without_prompt_history
 
 _SHOWN_NAMES = 8
@@ -152,11 +153,23 @@ def _process(job: Any) -> Any:
     return result
 
 
-def require_lora(networks: Any, name: str) -> None:
-    """HostError if the webui cannot find the LoRA file `name`; it would otherwise generate without it."""
+def require_lora(networks: Any, name: str, file: Path | None = None) -> None:
+    """HostError if the webui cannot find the LoRA file `name`, or reads another one than `file` under that name.
+
+    It would otherwise generate without it, or with the other one.
+    """
     if networks is None:
         raise HostError("The webui's built-in LoRA extension is disabled. Enable it to generate with LoRA files.")
-    if name not in networks.available_networks:
+    if name not in networks.available_networks or other_lora(listed_lora(networks, name), file):
         networks.list_available_networks()
     if name not in networks.available_networks:
         raise HostError(f"The webui cannot find {name}: the file is not in its LoRA folder.")
+    other = other_lora(listed_lora(networks, name), file)
+    if other:
+        raise HostError(other)
+
+
+def listed_lora(networks: Any, name: str) -> Path | None:
+    """The file that the webui has listed under this name."""
+    filename = getattr(getattr(networks, "available_networks", {}).get(name), "filename", None)
+    return Path(filename) if filename else None

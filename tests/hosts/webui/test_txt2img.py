@@ -15,6 +15,7 @@ from lib_lora_train.hosts.host import GenerationRequest
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.txt2img import sampler_and_scheduler
+from lib_lora_train.runs.run_context import unused_name
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.webui.reforge import ClassicWorld
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
@@ -89,6 +90,43 @@ def test_lora_that_the_webui_cannot_find_is_reported(world: World, host: WebuiHo
     with pytest.raises(HostError, match="cannot find elsewhere-000001"):
         host.txt2img("Euler").generate(replace(REQUEST, lora="elsewhere-000001"))
     assert world.txt2img.jobs == []
+
+
+def test_a_lora_is_found_in_every_folder_of_the_webui(world: World, host: WebuiHost, tmp_path: Path) -> None:
+    world.shared.cmd_opts.lora_dirs = [str(tmp_path / "more")]
+    file = tmp_path / "more" / "style" / "zok-000001.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert host.lora_dirs == (world.lora_dir, tmp_path / "more")
+    host.txt2img("Euler").generate(replace(REQUEST, lora=file.stem, lora_file=file))
+    assert host.lora_file(file.stem) == file
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_never_drawn_instead(
+    world: World, host: WebuiHost, tmp_path: Path
+) -> None:
+    world.shared.cmd_opts.lora_dirs = [str(tmp_path / "more")]
+    ours, other = world.lora_dir / "zok-000001.safetensors", tmp_path / "more" / "zok-000001.safetensors"
+    for file in (ours, other):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    request = replace(REQUEST, lora=ours.stem, lora_file=ours)
+    with pytest.raises(HostError, match=r"two LoRA files named zok-000001.*Rename one"):
+        host.txt2img("Euler").generate(request)
+    assert world.txt2img.jobs == []
+    other.rename(other.with_name("zik-000001.safetensors"))
+    host.txt2img("Euler").generate(request)
+
+
+def test_a_new_run_has_a_name_that_is_used_in_no_folder_of_the_webui(
+    world: World, host: WebuiHost, tmp_path: Path
+) -> None:
+    """Webuis find a LoRA by its name, in sub-folders too, so two files of one name cannot both be used."""
+    world.shared.cmd_opts.lora_dirs = [str(tmp_path / "more")]
+    for file in (tmp_path / "more" / "zok-000001.safetensors", world.lora_dir / "old" / "zok-2-000003.safetensors"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert unused_name((host.lora_dir, *host.lora_dirs), "zok") == "zok-3"
 
 
 def test_no_image_is_generated_with_another_checkpoint(world: World, host: WebuiHost) -> None:

@@ -15,7 +15,7 @@ from lib_lora_train.models.architecture import UNET_PREFIX
 from tests.stand_ins.tiny_models import tiny_tensors
 from tests.stand_ins.webui.modules import install, module_of
 from tests.stand_ins.webui.queue_lock import QueueLock
-from tests.stand_ins.webui.settings import shared_module
+from tests.stand_ins.webui.settings import listed_loras, shared_module
 from tests.stand_ins.webui.txt2img import Txt2Img
 from tests.stand_ins.webui.weights import (
     LORA_LAYERS,
@@ -41,6 +41,7 @@ class A1111World:
         self.txt2img = Txt2Img(self)
         self.selected = 0
         self.switch_to(0)
+        self.shared: Any = shared_module(lora_dir, sd_model=self.model, state=self.txt2img.state)
         install(
             monkeypatch,
             module_of("modules"),
@@ -53,7 +54,7 @@ class A1111World:
                 select_checkpoint=lambda: checkpoint(self.selected),
             ),
             *self.txt2img.modules(),
-            shared_module(lora_dir, sd_model=self.model, state=self.txt2img.state),
+            self.shared,
             module_of(
                 "networks",
                 load_networks=self._load_networks,
@@ -162,4 +163,4 @@ class A1111World:
 
     def _list(self) -> None:
         self.listed += 1
-        self.txt2img.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+        self.txt2img.available.update(listed_loras(self.shared.cmd_opts))

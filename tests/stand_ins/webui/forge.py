@@ -15,7 +15,7 @@ from lib_lora_train.models.architecture import UNET_PREFIX, VAE_PREFIX
 from tests.stand_ins.tiny_models import tiny_tensors
 from tests.stand_ins.webui.modules import install, module_of
 from tests.stand_ins.webui.queue_lock import QueueLock
-from tests.stand_ins.webui.settings import shared_module
+from tests.stand_ins.webui.settings import listed_loras, shared_module
 from tests.stand_ins.webui.txt2img import Txt2Img
 from tests.stand_ins.webui.weights import (
     LORA_LAYERS,
@@ -195,4 +195,4 @@ class ForgeWorld:
 
     def _list(self) -> None:
         self.listed += 1
-        self.txt2img.available.update(dict.fromkeys(path.stem for path in self.lora_dir.rglob("*.safetensors")))
+        self.txt2img.available.update(listed_loras(self.shared.cmd_opts))

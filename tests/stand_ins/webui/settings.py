@@ -34,6 +34,13 @@ class Options:
         Path(filename).write_text(json.dumps(self.data))
 
 
+def listed_loras(options: Any) -> dict[str, SimpleNamespace]:
+    """The LoRA files by name, as the built-in extension lists them: the last one of a name counts."""
+    folders = [Path(folder) for folder in (options.lora_dir, *getattr(options, "lora_dirs", ()))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+    return {path.stem: SimpleNamespace(filename=str(path)) for path in files}
+
+
 def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
     """`modules.shared`."""
 
