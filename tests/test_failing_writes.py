@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from lib_lora_train.adapters.files.conversion import Converted
 from lib_lora_train.adapters.files.lora_file import write_adapter
 from lib_lora_train.adapters.files.rename import write_renamed
 from lib_lora_train.config.train_config import TrainConfig
@@ -26,7 +27,7 @@ from lib_lora_train.formats.kohya.exporter import write_gui_settings
 from lib_lora_train.formats.lora_card import write_card, write_preview
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.lora_tools import merge_into_checkpoint
-from lib_lora_train.lora_tools.convert import Converted, write_converted
+from lib_lora_train.lora_tools.convert import write_converted
 from lib_lora_train.models.latent_cache import Posterior, write_posterior
 from lib_lora_train.models.tensor_cache import write_tensors
 from lib_lora_train.models.text_cache import write_condition

@@ -19,10 +19,13 @@ _HEAD = """# Who reads which family
 What each program does with a LoRA file of each form, measured with files that this trainer wrote: the weights that the
 program computes (for stable-diffusion.cpp: its image), compared with the update in training. *right* means equal but
 for rounding. [The webui page](webui.md#lora-files-of-every-family-in-the-real-webuis) has the numbers for A1111 and
-Forge; Forge Neo was measured at release 2.26, reForge at 3b56b26.
+Forge; Forge Neo was measured at release 2.26. Of reForge (3b56b26) and Forge Classic (1f95d71) the functions that load
+LoRAs were run alone, on the tiny SD1 model in fp32 at strengths 1, 0.5, 2 and -1 (2026-11-29).
 
 The warnings before a run and the buttons in Results come from this table. A file that your program does not read as
-trained can be converted: to `diff`, which is exact but large, or to a LoRA, whose loss is measured.
+trained can be converted: to `diff`, which is exact but large, or to a LoRA, whose loss is measured. With
+`files_for_webui` a run saves files that the webui in use reads (stand-alone: that all webuis read): LoKr with Tucker's
+form as LoKr without it, every other form as `diff`. The trained form is kept in the run's folder.
 
 """
 

@@ -85,7 +85,7 @@ def _all(forms: tuple[str, ...], support: Support) -> dict[str, Support]:
 _SILENT = Support("ignored", "only a line in the console")
 _VALUE_ERROR = Support("fails", "ValueError, nothing of the file is loaded")
 _SQUARED = Support("wrong", "right at strength 1, ×¼ at 0.5 and ×4 at 2")
-_NEO_SQUARED = Support("right", "at strength 1; by its source, other strengths act squared")
+_ONLY_AT_1 = Support("wrong", "right at strength 1 only")
 
 SUPPORT: Mapping[str, Mapping[str, Support]] = {
     "A1111": _all((*_LOW_RANK, *_EXACT, "lokr_tucker", "ia3", "oft", "boft"), _RIGHT)
@@ -97,21 +97,33 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
     | {
         "lokr_tucker": Support("partly", "its 3×3 convolutions are left out, only a line in the console"),
         "ia3": Support("ignored", "without a word"),
-        "oft": _NEO_SQUARED,
-        "boft": _RIGHT,
-        "boft_rescaled": _RIGHT,
+        "oft": _SQUARED,
+        "boft": _ONLY_AT_1,
+        "boft_rescaled": _ONLY_AT_1,
         "oft_constraint": Support("wrong", "by 0.99 of the update"),
         "boft_constraint": Support("wrong", "by 1.0 of the update"),
         "oft_rescaled": Support("wrong", "by 0.42 of the update: the rescaling is not applied"),
     },
-    "reForge": {"ia3": Support("ignored")} | _all(("oft", "boft"), Support("ignored", "an error in the console")),
-    "Forge Classic": {},
+    "reForge": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | {
+        "lokr_tucker": Support("partly", "its 3×3 convolutions are left out, with a line in the console"),
+        "ia3": Support("ignored", "a warning per key"),
+        "oft": _SQUARED,
+        "oft_constraint": Support("wrong", "by 1.0 of the update"),
+        "oft_rescaled": Support("wrong", "by 0.5 of the update: the rescaling is not applied"),
+        "boft": _ONLY_AT_1,
+        "boft_constraint": Support("wrong", "by 1.0 of the update"),
+        "boft_rescaled": _ONLY_AT_1,
+    },
+    "Forge Classic": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | _all(("dora", "loha_dora", "lokr_dora", "ia3", *_ROTATIONS), _SILENT)
+    | {"lokr_tucker": Support("partly", "its 3×3 convolutions are left out, with a line in the console")},
     "ComfyUI": _all((*_LOW_RANK, *_EXACT), _RIGHT)
     | {
         "lokr_tucker": Support("partly", "50 convolutions are left out, with a line in the console"),
         "ia3": Support("ignored", "a warning per key"),
         "oft": _SQUARED,
-        "boft": Support("wrong", "right at strength 1 only"),
+        "boft": _ONLY_AT_1,
         "oft_constraint": Support("wrong", "about no effect"),
         "boft_constraint": Support("wrong", "about no effect"),
         "oft_rescaled": Support("wrong", "by 0.7: the rescaling is not applied"),
@@ -146,6 +158,9 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
     },
 }
 
+_SAME_UPDATE = {"lokr_tucker": "lokr"}
+"""Small forms that can hold exactly the update of another one; `full` holds any."""
+
 
 def support_of(program: str, form: str) -> Support:
     """What the program does with the form; a name with a release (`Forge Neo 2.26`) is the same program."""
@@ -163,8 +178,7 @@ def form_of(config: TrainConfig) -> str:
     """The form of the files that these settings write: a key of FORMS."""
     family, has_kernels = config.family, config.targets in ("all", "full")
     if family in ("oft", "boft"):
-        constrained = f"{family}_constraint" if config.constraint else ""
-        return constrained or (f"{family}_rescaled" if config.rescaled else family)
+        return rotation_form(family, is_bounded=config.constraint > 0, is_rescaled=config.rescaled)
     if family == "full":
         return "full_norm" if config.train_norm else "full"
     if family in ("dylora", "glora", "ia3"):
@@ -178,6 +192,11 @@ def form_of(config: TrainConfig) -> str:
     if family == "lora":
         return "scalar" if config.scalar else "locon" if has_kernels else "lora"
     return family
+
+
+def rotation_form(family: str, *, is_bounded: bool, is_rescaled: bool) -> str:
+    """The form of an OFT or BOFT layer."""
+    return f"{family}_constraint" if is_bounded else f"{family}_rescaled" if is_rescaled else family
 
 
 def bad_webuis(form: str) -> Iterator[tuple[str, Support]]:
@@ -194,12 +213,21 @@ def bad_webuis(form: str) -> Iterator[tuple[str, Support]]:
             yield name, plain
 
 
-def conversions_for(program: str, form: str) -> tuple[str, ...]:
-    """What to convert a file of this form to for this program, the exact form first; () if it reads the file.
+def is_misread(program: str, form: str) -> bool:
+    """Whether a file of this form is known not to have its effect in this program.
 
-    For a program that was not measured: if any webui does not read the file.
+    For a program that was not measured, or none: whether any webui is known to misread it.
     """
     bad = dict(bad_webuis(form))
-    is_measured = support_of(program, form) != _UNKNOWN
-    is_bad = program_name(program) in bad if is_measured else bool(bad)
-    return ("diff", "lora") if is_bad else ()
+    return program_name(program) in bad or (bool(bad) and not support_of(program, form).is_right)
+
+
+def readable_form(program: str, form: str) -> str:
+    """The form that holds exactly the update of `form` and that the program reads: itself, a small one, or `full`."""
+    candidates = (form, _SAME_UPDATE.get(form, "full"))
+    return next((one for one in candidates if not is_misread(program, one)), "full")
+
+
+def conversions_for(program: str, form: str) -> tuple[str, ...]:
+    """What to convert a file of this form to for this program, the exact form first; () if it reads the file."""
+    return ("diff", "lora") if is_misread(program, form) else ()

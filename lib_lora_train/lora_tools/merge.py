@@ -16,19 +16,13 @@ from torch import Tensor
 
 from lib_lora_train.adapters.families.base import base_bias, base_weight
 from lib_lora_train.adapters.families.dora import MAGNITUDE
+from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
 from lib_lora_train.adapters.inject import ModelParts, Target, match_targets
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.lora_tools.convert import (
-    OUTPUT_FORMATS,
-    ConversionBuilder,
-    Converted,
-    add_bias,
-    truncate_to_rank,
-    write_converted,
-)
+from lib_lora_train.lora_tools.convert import OUTPUT_FORMATS, truncate_to_rank, write_converted
 from lib_lora_train.lora_tools.new_file import refuse_existing
 
 WeightedFiles = Sequence[tuple[AdapterFile, float]]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.dora import MAGNITUDE
+from lib_lora_train.adapters.files.conversion import Converted
 from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, cast_for_file
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
-from lib_lora_train.lora_tools.convert import Converted
 
 RANK_RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
 

@@ -17,6 +17,7 @@ from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.model_files import describe_model, model_name, read_checkpoint_info
+from lib_lora_train.runs.form_check import form_problems
 from lib_lora_train.runs.kind_checks import kind_problems
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     cannot be read here, so a model that is only selected there is warned about.
     """
     if target.checkpoint is None:
-        return NO_CHECKPOINT
+        return CheckpointCheck(problems=tuple(form_problems(config, target.webui)))
     if target.problem:
         problem = Problem("error", "checkpoint", target.problem)
         return CheckpointCheck(model_name(target.checkpoint), problems=(problem,))
@@ -53,7 +54,7 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
         info = read_checkpoint_info(target.checkpoint, target.vae)
     except ModelError as reason:
         if target.is_loaded:
-            return CheckpointCheck(model_name(target.checkpoint))
+            return CheckpointCheck(model_name(target.checkpoint), problems=tuple(form_problems(config, target.webui)))
         where = "vae" if isinstance(reason, VaeError) else "checkpoint"
         if target.is_selected:
             text = f"{reason} The webui has not loaded it yet; if it can, generate an image and check again."
@@ -61,7 +62,11 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
         return CheckpointCheck(problems=(Problem("error", where, str(reason)),))
     precision = _precision(info.precision, _trained_in(config, target, info.precision))
     description = f"{info.name}: {describe_model(info.spec, vae=info.vae, precision=precision)}{_in_webui(target)}"
-    problems = (*checkpoint_problems(info.spec, config), *_clip_skip_problems(info.spec, config, target))
+    problems = (
+        *checkpoint_problems(info.spec, config),
+        *_clip_skip_problems(info.spec, config, target),
+        *form_problems(config, target.webui, info.spec),
+    )
     needs_webui = kind_of(info.spec.architecture).needs_webui
     if needs_webui and not target.is_loaded:
         problems = (Problem("error", "checkpoint", f"{info.name}: {needs_webui}"),)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from lib_lora_train.adapters.files.lora_file import SavedAdapter, write_adapter
 from lib_lora_train.adapters.files.spelling import lora_paths, spelled
 from lib_lora_train.core.errors import OutputError
@@ -17,6 +19,7 @@ from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.runs.checkpoint_check import describe_loaded
 from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
+from lib_lora_train.runs.readable_files import describe_rewriting, readable_adapter, readable_metadata
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import write_state
@@ -82,12 +85,20 @@ def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]
     )
     metadata = run_metadata(run.config, run.plan, run.model, facts)
 
-    saved = yield from _write_adapter(run, path, metadata)
+    converted = yield from readable_adapter(run, str(path))
+    if converted is None:
+        saved = yield from _write_adapter(run, path, metadata, partial(_trained_state, run))
+    else:
+        yield from _write_trained_form(run, path, metadata)
+        metadata = readable_metadata(run, metadata)
+        saved = yield from _write_adapter(run, path, metadata, lambda: converted.state)
     run.saved_lora_step = file.step
     run.history.add(file)
     yield from try_write_card(run, path, partial(_write_card, run, path, epoch, file.step))
     run.host.refresh_loras()
     yield LoraWritten(str(path), epoch, file.step)
+    if converted is not None:
+        yield Noted("hint", str(path), describe_rewriting(run, converted))
     if saved.vanished > _NOTICEABLE_UNDERFLOW or saved.overflowed:
         message = (
             f"In {run.config.save_precision}, {saved.vanished:.1%} of the matrices lost more than 1 % of their norm to "
@@ -97,15 +108,32 @@ def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]
         yield Noted("warning", str(path), message)
 
 
-def _write_adapter(run: RunContext, path: Path, metadata: Mapping[str, str]) -> Generator[Event, None, SavedAdapter]:
+def _trained_state(run: RunContext) -> Mapping[str, Tensor]:
+    with run.eval_weights():
+        return spelled(run.adapter.state(), lora_paths(run.model))
+
+
+def _write_adapter(
+    run: RunContext, path: Path, metadata: Mapping[str, str], make_state: Callable[[], Mapping[str, Tensor]]
+) -> Generator[Event, None, SavedAdapter]:
     """Write the weights, after a pause for each failure."""
     while True:
         try:
-            with saving(path), run.eval_weights():
-                state = spelled(run.adapter.state(), lora_paths(run.model))
-                return write_adapter(path, state, metadata=metadata, precision=run.config.save_precision)
+            with saving(path):
+                return write_adapter(path, make_state(), metadata=metadata, precision=run.config.save_precision)
         except OutputError as error:
             yield from _pause_for(run, error)
+
+
+def _write_trained_form(run: RunContext, lora: Path, metadata: Mapping[str, str]) -> Iterator[Event]:
+    """Keep the trained form of a file in the run's folder; a failure is only a warning, since the other is used."""
+    path = run.folder.trained_form(lora.name)
+    try:
+        with saving(path):
+            path.parent.mkdir(exist_ok=True)
+            write_adapter(path, _trained_state(run), metadata=metadata, precision=run.config.save_precision)
+    except (OutputError, OSError) as error:
+        yield Noted("warning", str(path), f"The trained form could not be kept: {error}")
 
 
 def _remove_oldest(run: RunContext, files: Mapping[int, Path], keep: int) -> Iterator[Event]:
@@ -114,6 +142,8 @@ def _remove_oldest(run: RunContext, files: Mapping[int, Path], keep: int) -> Ite
         path = files[number]
         with contextlib.suppress(OSError):  # in use or already gone; not worth ending the run
             path.unlink()
+        with contextlib.suppress(OSError):
+            run.folder.trained_form(path.name).unlink()
         for card in (path.with_suffix(".json"), path.with_suffix(".png")):
             _remove_card(run, card)
         del run.history.files[path]

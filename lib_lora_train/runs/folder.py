@@ -106,6 +106,10 @@ class RunFolder:
         """The steps of the saved training states, in order."""
         return list(self.saved_states())
 
+    def trained_form(self, lora: str) -> Path:
+        """The LoRA file of this name as it was trained, if the one beside the webui's is in another form."""
+        return self.root / "trained-form" / lora
+
     def sample(self, epoch: int, number: int, step: int = 0) -> Path:
         """The sample of prompt `number` (from 1), after an epoch or, if `step` is given, within one."""
         stem = f"step-{step:08}" if step else f"epoch-{epoch:06}"

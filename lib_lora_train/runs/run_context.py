@@ -16,6 +16,7 @@ from PIL import Image
 from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
 from lib_lora_train.adapters.inject import Adapter
+from lib_lora_train.adapters.readable import count_file_values
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control, RunStoppedError
@@ -114,9 +115,9 @@ def prepare_run(
         identity = _new_identity(config, host, lora_dir)
     identity = replace(identity, model=model.identity.values(), roots=_roots(identity, folder))
     _make_folder(Path(identity.lora_dir))
-    adapter = yield from run_leased(host, model, control, lambda leased: create_adapter(leased, config))
+    adapter, values = yield from run_leased(host, model, control, lambda leased: _attach(leased, config, host.name))
     try:
-        _require_disk_space(Path(identity.lora_dir), folder, adapter=adapter, config=config, plan=plan)
+        _require_disk_space(Path(identity.lora_dir), folder, adapter=adapter, values=values, config=config, plan=plan)
         write_identity(folder, identity)
     except OutputError:
         adapter.remove()
@@ -176,13 +177,23 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"Cannot create the folder {folder}: {error.strerror}. Choose another output_dir.") from error
 
 
+def _attach(model: DiffusionModel, config: TrainConfig, webui: str) -> tuple[Adapter, int]:
+    """The adapter on the model, and the number of values in each of its files."""
+    adapter = create_adapter(model, config)
+    return adapter, count_file_values(adapter, webui) if config.files_for_webui else _count_parameters(adapter)
+
+
+def _count_parameters(adapter: Adapter) -> int:
+    return sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
+
+
 def _require_disk_space(
-    lora_dir: Path, folder: RunFolder, *, adapter: Adapter, config: TrainConfig, plan: Plan
+    lora_dir: Path, folder: RunFolder, *, adapter: Adapter, values: int, config: TrainConfig, plan: Plan
 ) -> None:
-    """OutputError if the LoRA files or training states will not fit on the disk."""
-    parameters = sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
+    """OutputError if the LoRA files, of so many values each, or training states will not fit on the disk."""
+    parameters = _count_parameters(adapter)
     files = _count_files(config, plan)
-    size = parameters * DTYPE_BYTES[config.save_precision]
+    size = values * DTYPE_BYTES[config.save_precision]
     advice = "Free some space, lower the rank, or raise save_every_n_epochs."
     _require_free_bytes(lora_dir, files * size, what=f"{count(files, 'LoRA file')}", advice=advice)
     if config.save_state:

@@ -181,10 +181,16 @@ class Runner:
                 "events": [event for event in run.events[since:] if event["kind"] not in ("StepDone", "Progress")],
                 "next": len(run.events),
                 "config": config_values(run.config),
-                "convert_to": list(conversions_for(self.host.name if self.host else "", form_of(run.config))),
+                "convert_to": self._conversions(run.config),
                 "queue": queue,
                 "queue_problem": self.queue.problem,
             }
+
+    def _conversions(self, config: TrainConfig) -> list[str]:
+        """What the page offers to convert the run's files to; nothing if the run saves what the webui reads."""
+        if config.files_for_webui:
+            return []
+        return list(conversions_for(self.host.name if self.host else "", form_of(config)))
 
     def queued_runs(self) -> list[dict[str, Any]]:
         """The queue, next run first: `id`, `name` of the files, the id of the `run` to resume ("": a new one) and the

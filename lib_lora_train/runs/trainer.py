@@ -41,6 +41,7 @@ from lib_lora_train.runs.checkpoints import (
 from lib_lora_train.runs.estimates.requirements import check_precision
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.form_check import form_problems
 from lib_lora_train.runs.image_losses import measure_images_at_end
 from lib_lora_train.runs.measures import Measure, RunMeasures, early_stop_reason, measure_epoch, prepare_measures
 from lib_lora_train.runs.model_check import load_same_model
@@ -149,7 +150,11 @@ def _run_phases(
         continue_from(before, config, folder)
     yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
     computed_in = "fp16" if str(model.dtype) == "torch.float16" else ""
-    problems = (*checkpoint_problems(model.spec, config), *check_precision(computed_in, model.device.type))
+    problems = (
+        *checkpoint_problems(model.spec, config),
+        *form_problems(config, host.run_target(config).webui, model.spec),
+        *check_precision(computed_in, model.device.type),
+    )
     require_usable(problems)
     yield from _report_problems(problems)
     if model.note:

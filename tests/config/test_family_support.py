@@ -19,7 +19,7 @@ from lib_lora_train.config.family_support import (
     support_of,
 )
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.network import validate_network
+from lib_lora_train.runs.form_check import form_problems
 
 
 def test_the_docs_page_is_the_table() -> None:
@@ -66,7 +66,7 @@ def test_a_warning_names_every_webui_that_misreads_the_file(form: str) -> None:
         values |= {"tucker": True, "targets": "all"}
     if values["family"] not in FAMILY_CATALOG or form_of(TrainConfig(**values)) != form:
         return
-    text = " ".join(p.message for p in validate_network(TrainConfig(**values)) if "not read alike" in p.message)
+    text = " ".join(p.message for p in form_problems(TrainConfig(**values), "") if "not read alike" in p.message)
     assert all(name in text for name, _ in bad_webuis(form))
     assert bool(text) == bool(tuple(bad_webuis(form)))
 
@@ -74,7 +74,7 @@ def test_a_warning_names_every_webui_that_misreads_the_file(form: str) -> None:
 @pytest.mark.parametrize(
     ("host", "form", "converts"),
     [
-        ("Forge Neo 2.26", "oft", False),
+        ("Forge Neo 2.26", "oft", True),
         ("Forge", "oft", True),
         ("Forge Neo 2.26", "oft_constraint", True),
         ("Forge Neo 2.26", "ia3", True),

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StepDone, from_record
@@ -21,6 +20,7 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.runs.downsampling import downsample
 from lib_lora_train.runs.event_log import EventLog, log_line, log_record, read_lines, read_log
 from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.form_check import form_problems
 from lib_lora_train.runs.runner import Runner
 
 
@@ -262,14 +262,16 @@ def test_failure_on_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_the_status_says_what_to_convert_files_to(tmp_path: Path, values: dict[str, Any], is_read: bool) -> None:
-    """The page offers to convert the others, and validation warns of them: both ask the same function."""
+    """The page offers to convert the others, and the plan warns of them: both ask the same table."""
     runner = Runner(None, tmp_path, make_events=lambda *_, **__: iter([StateChanged("finished")]))
     config = TrainConfig(**values)
     runner.start(config)
     runner.wait(10)
     assert runner.status()["convert_to"] == ([] if is_read else ["diff", "lora"])
-    warned = [problem for problem in validate(config) if "convert the file" in problem.message]
-    assert bool(warned) is not is_read
+    assert bool(list(form_problems(config, ""))) is not is_read
+    runner.start(config.replace(files_for_webui=True))
+    runner.wait(10)
+    assert not runner.status()["convert_to"], "the run saves what is read"
 
 
 def test_run_without_an_ending_is_not_running_for_ever(tmp_path: Path) -> None:

@@ -104,6 +104,13 @@ class OutputSettings:
         choices=SAVE_PRECISIONS,
         kohya="save_precision",
     )
+    files_for_webui: bool = param(
+        False,
+        "Save each LoRA file in a form that this webui reads (stand-alone: that all webuis read), if it does not read "
+        "the trained one, as with ia3, oft or lokr with tucker in some. The effect is the same. The trained form is "
+        "kept in the run's folder. No effect for files that the webui reads.",
+        group="output",
+    )
     write_card: bool = param(
         True,
         "Write a .json file with the trigger words and a .png preview beside each LoRA file, which the webui shows "

@@ -1,4 +1,4 @@
-"""Validation of the network: each family's usual limits, what webuis cannot read, settings without effect."""
+"""Validation of the network: each family's usual limits, settings without effect."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 
 from lib_lora_train.config.block_lists import MIDDLE_COUNTS, WEIGHT_COUNTS, parse_alphas, parse_ranks, parse_weights
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG, FamilyInfo, families_with
-from lib_lora_train.config.family_support import EFFECT_WORDS, FORMS, bad_webuis, form_of
 from lib_lora_train.config.layer_patterns import parse_layer_ranks, parse_layer_weights
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
-from lib_lora_train.core.wording import join_names
 
 _SMALL_SCALE = 1 / 64
 _HIGH_DROPOUT = 0.5
@@ -24,7 +22,6 @@ _SPECIFIC = (
 
 def validate_network(config: TrainConfig) -> Iterator[Problem]:
     """All problems of family, rank, alpha and layers."""
-    yield from _host(config)
     yield from _limits(config)
     yield from _scale(config)
     yield from _rates(config)
@@ -45,23 +42,6 @@ def _info(config: TrainConfig) -> FamilyInfo:
 
 def _has_convolutions(config: TrainConfig) -> bool:
     return config.targets in ("all", "full")
-
-
-def _host(config: TrainConfig) -> Iterator[Problem]:
-    """Files that a webui is known to misread, from the table of `config/family_support.py`."""
-    form = form_of(config)
-    webuis: dict[str, list[str]] = {}
-    for name, support in bad_webuis(form):
-        webuis.setdefault(EFFECT_WORDS[support.effect], []).append(name)
-    if not webuis:
-        return
-    effects = "; ".join(f"in {join_names(names)} it {what}" for what, names in webuis.items())
-    advice = (
-        "After training, convert the file to an exact diff or a LoRA, which all webuis read: with one click in Results "
-        "or with `convert`. It reports what is lost."
-    )
-    where = "tucker" if form == "lokr_tucker" else "family"
-    yield warning_at(where, f"A file of these settings ({FORMS[form]}) is not read alike: {effects}. {advice}")
 
 
 def _limits(config: TrainConfig) -> Iterator[Problem]:

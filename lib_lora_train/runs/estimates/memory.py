@@ -15,6 +15,7 @@ hundred MiB more, and memory fragments over time. `benchmarks/memory.py` compare
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.safetensors_header import TensorEntry, read_header
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.models.architecture import (
 from lib_lora_train.hosts.host import HeldWeights
+from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -48,6 +49,9 @@ ENCODING = 5.1
 """Peak of the VAE encoder, measured by the same benchmark, in widths of its first level per pixel."""
 VIDEO_ENCODING = 10.1
 """The same for Anima's VAE, which is made for videos: diffusers' AutoencoderKLQwenImage on the meta device."""
+
+_ANY_POSITIONS = 64 * 64
+"""Of a trace of which only the layers count."""
 
 OPTIMIZER_BYTES: Mapping[str, float] = {
     "AdamW": 8,
@@ -93,11 +97,11 @@ class MemoryEstimate:
     activations: int
     encoding: int
     is_loaded: bool
+    copies: int = 0
 
     @property
     def total(self) -> int:
         """The peak."""
-    copies: int = 0
         return self.base + max(self.adapter + self.activations, self.encoding)
 
     @property
@@ -117,7 +121,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The run's memory. `dtype_bytes` per model weight, 0 to use the settings' or the file's precision.
 
-    AdapterError if lists of block settings do not fit the model.
+    `weights`: of a loaded model that is quantised. AdapterError if lists of block settings do not fit the model.
     """
     size = dtype_bytes or DTYPE_BYTES.get(config.precision, model.dtype_bytes)
     batch, positions = _largest_batch(plan)
@@ -127,6 +131,7 @@ def estimate_memory(
     activations = batch * (unet.peak + working + sum(trace.saved for trace in texts))
     is_ours = kind_of(model.spec.architecture).has_unet_blocks  # a host's own VAE stays in the host's precision
     vae_bytes = 4 if size == 4 or (is_ours and config.precision == "bf16") else 2
+    base = _base(model, size, vae_bytes, is_fp8=config.fp8_base and not is_loaded)
     return MemoryEstimate(
         base=weights.held + weights.copied if weights else base,
         copies=weights.copied if weights else 0,
@@ -239,6 +244,26 @@ def _adapted(plain: Trace, ranks: Mapping[str, int], config: TrainConfig) -> tup
     saved = {name: saved_by_layer(known[name], config, rank) for name, rank in ranks.items()}
     parameters = sum(count_parameters(known[name], config, rank) for name, rank in ranks.items())
     return Trace(saved.get, checkpointing=config.gradient_checkpointing), parameters
+
+
+def count_adapted_weights(spec: ModelSpec, config: TrainConfig) -> int:
+    """The number of weights in the layers that the settings train: the size of a file of full matrices."""
+    is_unet = kind_of(spec.architecture).has_unet_blocks
+    tokens = CHUNK_TOKENS + 2 if is_unet else TEXT_TOKENS
+    unet = Trace(lambda _: None)
+    _trace(unet, spec, config, positions=_ANY_POSITIONS, tokens=tokens, is_half=True)
+    ranks = unet_ranks(unet.layers, config, architecture=spec.architecture) if config.train_unet else {}
+    total = _weights(unet, ranks)
+    for encoder in spec.text_encoders if config.train_text_encoder else ():
+        text = Trace(lambda _: None)
+        trace_text_encoder(text, encoder.config, tokens=tokens)
+        is_packed = encoder.layout == "open_clip"
+        total += _weights(text, text_ranks(text.layers, config, architecture=spec.architecture, is_packed=is_packed))
+    return total
+
+
+def _weights(trace: Trace, ranks: Mapping[str, int]) -> int:
+    return sum(math.prod(layer.shape) for layer in trace.layers if layer.name in ranks)
 
 
 def _trains_text(config: TrainConfig) -> bool:

@@ -36,10 +36,6 @@ def test_defaults_of_the_common_families_have_no_problems() -> None:
         ({"family": "ia3", "learning_rate": 5e-3, "text_encoder_lr": 5e-5}, ("warning", "text_encoder_lr")),
         ({"family": "ia3", "learning_rate": 1e-4, "train_unet": False}, ("warning", "learning_rate")),
         ({"family": "loha", "targets": "all", "conv_rank": 48}, ("warning", "conv_rank")),
-        ({"family": "ia3", "learning_rate": 5e-3}, ("warning", "family")),
-        ({"family": "oft"}, ("warning", "family")),
-        ({"family": "boft"}, ("warning", "family")),
-        ({"family": "lokr", "tucker": True, "targets": "all"}, ("warning", "tucker")),
         ({"family": "ia3", "dora": True}, ("error", "dora")),
         ({"alpha": 64.0}, ("warning", "alpha")),
         ({"alpha": 0.1}, ("warning", "alpha")),
@@ -90,14 +86,3 @@ def test_a_problematic_combination_is_reported(values: dict[str, Any], finding: 
 )
 def test_a_sound_combination_is_not_reported(values: dict[str, Any], place: str) -> None:
     assert place not in {where for _, where in _found(**values)}
-
-
-def test_a_warning_about_an_unreadable_family_says_how_to_convert_it() -> None:
-    cases: tuple[dict[str, Any], ...] = (
-        {"family": "ia3"},
-        {"family": "oft"},
-        {"family": "lokr", "tucker": True, "targets": "all"},
-    )
-    for values in cases:
-        message = " ".join(problem.message for problem in validate_network(TrainConfig(**values)))
-        assert "Forge" in message and "convert" in message and "diff" in message

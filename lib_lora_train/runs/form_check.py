@@ -1,0 +1,127 @@
+"""Whether webuis read the files that a run would write, and what `files_for_webui` makes of them.
+
+Does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lib_lora_train.config.family_support import (
+    EFFECT_WORDS,
+    FORMS,
+    bad_webuis,
+    form_of,
+    is_misread,
+    program_name,
+    readable_form,
+    rotation_form,
+)
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import LoraTrainError, Problem
+from lib_lora_train.core.safetensors_header import read_header
+from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import join_names
+from lib_lora_train.models.architecture import ModelSpec
+from lib_lora_train.runs.estimates.memory import DTYPE_BYTES, count_adapted_weights
+
+_GIB = 2**30
+_SETTING = "files_for_webui"
+_REMEDY = ((_SETTING, True),)
+_WHERE = {"tucker": "tucker", "constraint": "constraint", "rescaled": "rescaled"}
+"""The setting that makes a form another one than its family's, by the form's ending."""
+_CORES = (("lora_mid.weight", "locon_tucker"), ("hada_t1", "loha_tucker"), ("lokr_t2", "lokr_tucker"))
+
+
+def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None) -> Iterator[Problem]:
+    """What the webui in use, or others, would make of the files. `webui`: its name, "" stand-alone."""
+    form = next((one for one in trained_forms(config) if is_misread(webui, one)), "")
+    if config.files_for_webui:
+        yield from _rewritten(config, webui, form, spec)
+    elif form and program_name(webui) in dict(bad_webuis(form)):
+        yield _misread_here(config, webui, form, spec)
+    else:
+        yield from _misread_elsewhere(config, webui, form)
+
+
+def who_reads(webui: str) -> str:
+    """`Forge Neo 2.26 reads`, or `all webuis read` stand-alone."""
+    return f"{webui} reads" if webui else "all webuis read"
+
+
+def trained_forms(config: TrainConfig) -> tuple[str, ...]:
+    """The forms of the layers of the run's files: of its settings, or of the file that it continues."""
+    if not config.continue_from:
+        return (form_of(config),)
+    try:
+        names = read_header(user_path(config.continue_from)).entries
+    except (LoraTrainError, OSError):  # another check says what is wrong with the file
+        return ()
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        layer, _, ending = name.partition(".")
+        layers.setdefault(layer, set()).add(ending)
+    has_stages = {name.partition(".")[0]: len(entry.shape) == 4 for name, entry in names.items() if "oft_" in name}
+    return tuple(sorted({_form(endings, has_stages.get(layer, False)) for layer, endings in layers.items()}))
+
+
+def _form(endings: Iterable[str], has_stages: bool) -> str:
+    """The form of a layer in a file with these endings, as far as they show it: a bound is a number in the file."""
+    found = set(endings)
+    if "oft_blocks" in found:
+        return rotation_form("boft" if has_stages else "oft", is_bounded=False, is_rescaled="rescale" in found)
+    if "on_input" in found:
+        return "ia3"
+    return next((form for ending, form in _CORES if ending in found), "lora")
+
+
+def _misread_here(config: TrainConfig, webui: str, form: str, spec: ModelSpec | None) -> Problem:
+    support = dict(bad_webuis(form))[program_name(webui)]
+    detail = f" ({support.detail})" if support.detail else ""
+    text = (
+        f"{webui} does not read files of these settings ({FORMS[form]}) as they were trained: such a file "
+        f"{EFFECT_WORDS[support.effect]}{detail}. Turn on {_SETTING}, and each file is saved "
+        f"{_description(config, webui, form, spec)}. Or convert single files in Results afterwards."
+    )
+    return Problem("warning", _where(form), text, _REMEDY)
+
+
+def _misread_elsewhere(config: TrainConfig, webui: str, form: str) -> Iterator[Problem]:
+    """Other webuis misread the files: a warning stand-alone, where they are meant for one; a hint in a webui."""
+    form = form or next((one for one in trained_forms(config) if tuple(bad_webuis(one))), "")
+    if not form:
+        return
+    webuis: dict[str, list[str]] = {}
+    for name, support in bad_webuis(form):
+        webuis.setdefault(EFFECT_WORDS[support.effect], []).append(name)
+    effects = "; ".join(f"in {join_names(names)} it {what}" for what, names in webuis.items())
+    text = f"A file of these settings ({FORMS[form]}) is not read alike: {effects}."
+    if webui and not is_misread(webui, form):
+        yield Problem("hint", _where(form), f"{text} {webui} reads it. Convert it in Results for the others.")
+        return
+    advice = f"Turn on {_SETTING} to save it in a form that all webuis read, or convert it afterwards"
+    yield Problem("warning", _where(form), f"{text} {advice}; the loss is reported.", _REMEDY)
+
+
+def _rewritten(config: TrainConfig, webui: str, form: str, spec: ModelSpec | None) -> Iterator[Problem]:
+    if not form:
+        text = f"has no effect with these settings: {who_reads(webui)} their files as they are trained."
+        yield Problem("hint", _SETTING, text, ((_SETTING, False),))
+        return
+    text = f"is on, so each file is saved {_description(config, webui, form, spec)}."
+    yield Problem("hint", _SETTING, f"{text} The trained form ({FORMS[form]}) is kept in the run's folder.")
+
+
+def _description(config: TrainConfig, webui: str, form: str, spec: ModelSpec | None) -> str:
+    """`as BOFT, which Forge Neo reads`, with the size of a file of full matrices."""
+    written = readable_form(webui, form)
+    text = f"as {FORMS[written]}, which has exactly the same effect and which {who_reads(webui)}"
+    if written != "full" or spec is None or not spec.unet or config.continue_from:
+        return text
+    size = count_adapted_weights(spec, config) * DTYPE_BYTES[config.save_precision]
+    shown = f"{size / _GIB:.1f} GB" if size >= 0.95 * _GIB else f"{max(1, round(size / 2**20))} MB"
+    return f"{text} (about {shown} each)"
+
+
+def _where(form: str) -> str:
+    return _WHERE.get(form.rpartition("_")[2], "family")
