@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.config.family_support import program_name
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.writable import failed_write_advice
@@ -17,13 +18,18 @@ from lib_lora_train.core.writable import failed_write_advice
 _RECOMMENDED = "Recommended strength "  # from here to the end, a newer recommendation replaces the notes
 
 VERSIONS: Mapping[str, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "anima": "Anima"}
+NEO_VERSIONS: Mapping[str, str] = {"sd1": "sd", "sdxl": "xl", "anima": "anima"}
+"""Forge Neo's names are those of its presets. A file with another one is shown in all of them."""
 
 
-def card_values(*, architecture: str, triggers: Sequence[str], description: str, notes: str) -> dict[str, Any]:
+def card_values(
+    *, architecture: str, triggers: Sequence[str], description: str, notes: str, webui: str = ""
+) -> dict[str, Any]:
     """The card's fields; a click on the card puts the activation text into the prompt, at the preferred weight."""
+    versions = NEO_VERSIONS if program_name(webui) == "Forge Neo" else VERSIONS
     return {
         "description": description,
-        "sd version": VERSIONS[architecture],
+        "sd version": versions[architecture],
         "activation text": ", ".join(dict.fromkeys(trigger for trigger in triggers if trigger)),
         "preferred weight": 1,
         "negative text": "",

@@ -184,6 +184,7 @@ def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | No
         triggers=[concept.trigger for concept in run.plan.dataset.concepts],
         description=run.config.comment,
         notes=", ".join(note for note in notes if note),
+        webui=run.host.name,
     )
     return write_card(lora, values)
 

@@ -71,6 +71,15 @@ def save_epochs(run: RunContext, count: int) -> list[Event]:
     return [event for epoch in range(1, count + 1) for event in save_epoch_lora(run, epoch, 4 * epoch)]
 
 
+@pytest.mark.parametrize(("webui", "version"), [("Forge Neo 2.26", "sd"), ("Forge", "SD1"), ("stand-alone", "SD1")])
+def test_the_card_names_the_kind_of_model_as_the_webui_does(make: Made, webui: str, version: str) -> None:
+    """So that Forge Neo, whose kinds are its presets, shows the LoRA with the right one."""
+    run, _ = make()
+    run.host.name = webui
+    save_epochs(run, 1)
+    assert json.loads((run.lora_dir / "test-000001.json").read_text(encoding="utf-8"))["sd version"] == version
+
+
 # --- LoRA files -----------------------------------------------------------------------------------
 
 
