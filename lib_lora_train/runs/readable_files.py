@@ -49,7 +49,7 @@ def readable_metadata(run: RunContext, metadata: Mapping[str, str]) -> dict[str,
 def describe_rewriting(run: RunContext, converted: Converted) -> str:
     """In what form the file was written, and what it lost."""
     forms = join_names([FORMS[form] for form in rewritten_forms(run)])
-    error = f"{converted.error:.2%}" if converted.error >= _SHOWN_ERROR else "less than 0.01 %"
+    error = f"{converted.error:.2%}" if converted.error >= _SHOWN_ERROR else "less than 0.01%"
     lost = f" Left out: {', '.join(converted.left_out)}." if converted.left_out else ""
     return f"Saved as {forms}, which {_readers(run)}. Its update differs from the trained one by {error}.{lost}"
 

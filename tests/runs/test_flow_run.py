@@ -80,7 +80,9 @@ def test_whatever_names_the_sampler_names_the_one_that_drew(setup: RunSetup) -> 
     assert txt2img.sampler == "Euler"
     assert make_sheet(task, model="tiny", sampler=txt2img.sampler).title.endswith(", Euler")
     drawn = txt2img.generate(task.request(task.rows[1], task.prompts[0])).infotext
-    use = LoraUse(home, lambda: None).use({"run": setup.folder.root.name, "path": first.path})["settings"]
+    use = LoraUse(home, lambda: None, lambda _: None).use({"run": setup.folder.root.name, "path": first.path})[
+        "settings"
+    ]
     kept = [read_infotext(path) or "" for path in (setup.folder.root / "strengths").glob("*.png")]
     for text in (drawn, xyz_text(home), use, *kept):
         assert "Sampler: Euler, " in text and "Schedule type: Simple" in text and "DDIM" not in text
