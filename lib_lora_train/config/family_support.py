@@ -175,7 +175,7 @@ def program_name(host: str) -> str:
 
 
 def form_of(config: TrainConfig) -> str:
-    """The form of the files that these settings write: a key of FORMS."""
+    """The form of the files that these settings write, a key of FORMS; the family itself if they do not fit it."""
     family, has_kernels = config.family, config.targets in ("all", "full")
     if family in ("oft", "boft"):
         return rotation_form(family, is_bounded=config.constraint > 0, is_rescaled=config.rescaled)
@@ -184,9 +184,9 @@ def form_of(config: TrainConfig) -> str:
     if family in ("dylora", "glora", "ia3"):
         return family
     if config.dora:
-        return {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}[family]
+        return {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}.get(family, family)
     if config.tucker and has_kernels:
-        return {"lora": "locon_tucker", "loha": "loha_tucker", "lokr": "lokr_tucker"}[family]
+        return {"lora": "locon_tucker", "loha": "loha_tucker", "lokr": "lokr_tucker"}.get(family, family)
     if family == "lokr":
         return "lokr_full" if config.full_matrix else "lokr"
     if family == "lora":

@@ -57,6 +57,14 @@ def test_every_family_has_a_form(family: str) -> None:
     assert form_of(TrainConfig(family=family)) in FORMS
 
 
+@pytest.mark.parametrize("family", [*FAMILY_CATALOG, "ours"])
+def test_settings_that_do_not_fit_a_family_leave_it_its_form(family: str) -> None:
+    """They are refused elsewhere, with a sentence; a new family has no variants."""
+    known = {*FORMS, "ours"}
+    for values in ({"dora": True}, {"tucker": True, "targets": "all"}, {"scalar": True}, {"full_matrix": True}):
+        assert form_of(TrainConfig(family=family, **values)) in known
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_warning_names_every_webui_that_misreads_the_file(form: str) -> None:
     values: dict[str, Any] = {"family": form.partition("_")[0]}
