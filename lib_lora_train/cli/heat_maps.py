@@ -128,17 +128,12 @@ def _files(folder: Path, name: str, words: Sequence[str]) -> dict[str, Path]:
 
 def _record(request: HeatMapRequest, options: argparse.Namespace) -> HeatMapResult:
     from lib_lora_train.core.control import Control
+    from lib_lora_train.core.generators import result_of
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.heat_maps import record_heat_maps
 
     host = StandaloneHost(None, None, user_path(options.out), "cpu" if options.cpu else None)
-    work = record_heat_maps(request, host, Control())
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: HeatMapResult = end.value
-            return result
+    return result_of(record_heat_maps(request, host, Control()))
 
 
 def _write_image(file: Path, result: HeatMapResult) -> None:

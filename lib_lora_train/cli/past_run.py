@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from lib_lora_train.core.errors import OutputError
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.project import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -57,13 +58,9 @@ def measure(work: Generator[Event, None, _Result], folder: RunFolder, stream: Te
     from lib_lora_train.cli.terminal import Terminal
     from lib_lora_train.runs.late_events import is_kept, keep_events
 
-    terminal = Terminal(stream)
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
+    terminal, events = Terminal(stream), WithResult(work)
+    for event in events:
         if is_kept(event):
             keep_events(folder, event)
         terminal.show(event)
+    return events.result

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig, config_valu
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import Advised, Event, GridDrawn, LoraWritten, Measured, PhaseEnded, StrengthTested
+from lib_lora_train.core.generators import result_of
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
@@ -172,7 +172,7 @@ class DemoEvaluator:
     def _make_probe(self, model: DiffusionModel, folder: Path) -> Probe:
         config = self.config.replace(concepts=(Concept(folder=str(folder)),))
         plan = make_plan(read_dataset(config), config)
-        return make_probe(model, plan, _last_value(encode_dataset(model, plan, None)), seed=config.seed)
+        return make_probe(model, plan, result_of(encode_dataset(model, plan, None)), seed=config.seed)
 
     def _answers(self, model: DiffusionModel, name: str, *, captioned: bool = True) -> torch.Tensor:
         return probe_predictions(model, self._probes[name], clip_skip=self.config.clip_skip, captioned=captioned)
@@ -181,15 +181,6 @@ class DemoEvaluator:
         side, steps, cfg = self.config.resolution, self.config.sample_steps, self.config.sample_cfg
         samples = [SamplePrompt(text, "", side, side, 1000 + seed, steps, cfg) for text in prompts for seed in seeds]
         return sample_images(model, samples, sampler=self.config.sample_sampler, clip_skip=self.config.clip_skip)
-
-
-def _last_value(events: Any) -> Any:
-    """The return value of a generator of events."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
 
 
 def _mean_change(images: list[Image.Image], before: list[Image.Image]) -> float:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.image_sizes import LATENT_CELL_PX
+from lib_lora_train.core.image_sizes import whole_unet_steps
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_images
@@ -36,7 +36,6 @@ from lib_lora_train.training.step import predict
 TIMESTEP = 60
 """Little noise: the features describe this image, not what it could become. 20 to 200 are alike, 300 and more worse."""
 
-_SIDE_STEP = 8 * LATENT_CELL_PX  # the UNet halves a latent up to three times
 _MAX_SIDE = 32  # locations per side: larger feature maps are averaged down, since every pair of locations is compared
 _KEPT_SHARE = 0.375  # of the locations, those that stand out most
 _OBJECT_SHARE = 0.35  # of the largest difference from the border: more than that belongs to the object
@@ -208,7 +207,7 @@ def _cropped(image: Image.Image, box: tuple[float, float, float, float], margin:
 
 def _resized(image: Image.Image, side: int) -> Image.Image:
     """The image as a square of `side` px, down to a multiple of 64; it is distorted if it is not square."""
-    side = max(_SIDE_STEP, side - side % _SIDE_STEP)
+    side = whole_unet_steps(side)
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 

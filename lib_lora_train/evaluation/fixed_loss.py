@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.sample_captions import fixed_caption_for
@@ -70,13 +71,10 @@ class FixedLoss:
 
         Calls `yield_lease` between batches.
         """
-        work = self.measure_in_turns(model)
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                return {item: sum(values) / len(values) for item, values in end.value.items()}
+        work = WithResult(self.measure_in_turns(model))
+        for _ in work:
             yield_lease()
+        return {item: sum(values) / len(values) for item, values in work.result.items()}
 
     def measure_in_turns(
         self, model: DiffusionModel, *, captioned: bool = True

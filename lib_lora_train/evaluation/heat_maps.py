@@ -26,7 +26,7 @@ from torch import Tensor
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.encoding_limits import MAX_CHUNKS
 from lib_lora_train.core.errors import DataError
-from lib_lora_train.core.image_sizes import LATENT_CELL_PX
+from lib_lora_train.core.image_sizes import LATENT_CELL_PX, UNET_STEP_PX
 from lib_lora_train.core.seeding import seed_for
 from lib_lora_train.evaluation.cross_attention import AttentionRecorder, Level, LevelKey, attention_layers
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -49,7 +49,6 @@ TIMESTEP = 100
 """Little noise: the map shows this image. 1 to 700 are alike."""
 
 _NOISES = 2
-_SIDE_STEP = 8 * LATENT_CELL_PX  # the UNet halves a latent up to three times
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +156,7 @@ def draw_with_attention(
 def _fitting_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Width and height in multiples of 64 px, as near as possible to the image's shape and to `side`² px."""
     factor = side / (size[0] * size[1]) ** 0.5
-    width, height = (max(1, round(length * factor / _SIDE_STEP)) * _SIDE_STEP for length in size)
+    width, height = (max(1, round(length * factor / UNET_STEP_PX)) * UNET_STEP_PX for length in size)
     return width, height
 
 

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from PIL import Image
 
 from lib_lora_train.core.events import Event
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.sampling.sample import SamplingStep
 
 Row = list[Image.Image]
@@ -14,11 +15,8 @@ Row = list[Image.Image]
 
 def events_of(work: Generator[Event | SamplingStep, None, Row]) -> Generator[Event, None, Row]:
     """The events among what is yielded, without the sampling steps; returns what `work` returns."""
-    while True:
-        try:
-            unit = next(work)
-        except StopIteration as end:
-            images: Row = end.value
-            return images
+    units = WithResult(work)
+    for unit in units:
         if not isinstance(unit, SamplingStep):
             yield unit
+    return units.result

@@ -17,6 +17,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, MemoryFullError
 from lib_lora_train.core.events import Event, Noted, Progress
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.sample_captions import fixed_caption_for
 from lib_lora_train.evaluation.fixed_loss import FixedLoss, affordable_timesteps, loss_of_every_image
@@ -69,14 +70,12 @@ class _Place:
     ) -> Generator[Event, None, dict[int, tuple[float, ...]]]:
         """The losses inside `within`, as one of `PASSES`; `before` is how many samples were measured before."""
         work = losses.measure_in_turns(self.model, captioned=captioned)
-        turns = run_in_turns(self.host, self.model, self.control, work, within=within, turn_seconds=_TURN_SECONDS)
-        while True:
-            try:
-                at = next(turns)
-            except StopIteration as end:
-                found: dict[int, tuple[float, ...]] = end.value
-                return found
+        turns = WithResult(
+            run_in_turns(self.host, self.model, self.control, work, within=within, turn_seconds=_TURN_SECONDS)
+        )
+        for at in turns:
             yield Progress("evaluate", before + at, PASSES * losses.samples) if isinstance(at, int) else at
+        return turns.result
 
 
 def measure_images_at_end(run: RunContext, latents: LatentCache) -> Iterator[Event]:

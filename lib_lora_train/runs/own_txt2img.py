@@ -16,6 +16,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import GenerationInterrupted, HostError
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.wording import join_names
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
@@ -73,17 +74,14 @@ class OwnTxt2Img:
         steps = sample_in_steps(
             model, [prompt], sampler=self.sampler, clip_skip=clip_skip, sampler_options=self._host.sampler_options
         )
-        while True:
-            try:
-                at = next(steps)
-            except StopIteration as end:
-                image: Image.Image = end.value[0]
-                return image
+        drawing = WithResult(steps)
+        for at in drawing:
             if watch:
                 watch.on_step(at.step)
                 if watch.is_cancelled():
                     steps.close()
                     raise GenerationInterrupted("Generation was cancelled.")
+        return drawing.result[0]
 
     @contextmanager
     def _lora(self, model: DiffusionModel, request: GenerationRequest) -> Iterator[None]:

@@ -14,6 +14,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
 from lib_lora_train.core.events import Event, GridDrawn, Noted, Progress, SampleDrawn, SamplesStarted
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.formats.lora_card import write_preview
 from lib_lora_train.runs.checkpoints import try_write_card
@@ -131,12 +132,14 @@ def _sampled(
     run: RunContext, prompts: Sequence[SamplePrompt], epoch: int, *, before: int
 ) -> Generator[Event, None, list[Image.Image]]:
     """The images from our own sampler, with an event for every sampling step."""
-    work = sample_in_steps(
-        run.model,
-        prompts,
-        sampler=run.config.sample_sampler,
-        clip_skip=run.config.clip_skip,
-        sampler_options=run.host.sampler_options,
+    work = WithResult(
+        sample_in_steps(
+            run.model,
+            prompts,
+            sampler=run.config.sample_sampler,
+            clip_skip=run.config.clip_skip,
+            sampler_options=run.host.sampler_options,
+        )
     )
 
     @contextmanager
@@ -145,13 +148,9 @@ def _sampled(
             yield
 
     def steps() -> Generator[Event, None, list[Image.Image]]:
-        while True:
-            try:
-                at = next(work)
-            except StopIteration as end:
-                images: list[Image.Image] = end.value
-                return images
+        for at in work:
             yield Progress("samples", before + at.finished, len(run.prompts), at.at_once, at.step, at.steps)
+        return work.result
 
     return (
         yield from run_in_turns(

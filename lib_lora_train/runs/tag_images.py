@@ -19,7 +19,7 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Event, Progress
-from lib_lora_train.core.image_sizes import LATENT_CELL_PX
+from lib_lora_train.core.image_sizes import whole_unet_steps
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.drawing import Row, events_of
@@ -34,7 +34,6 @@ SEEDS = 8
 """Images of each prompt."""
 
 _TURN_SECONDS = 0.25  # how long others wait for the model at most
-_SIDE_STEP = 8 * LATENT_CELL_PX  # the UNet halves a latent up to three times
 
 
 @dataclass(eq=False)
@@ -52,8 +51,7 @@ class TagDrawing:
     @property
     def side(self) -> int:
         """Width and height of the images in px: as large as training images, within what the model was trained at."""
-        side = min(self.config.resolution_side, self.model.spec.own_resolution)
-        return max(_SIDE_STEP, side - side % _SIDE_STEP)
+        return whole_unet_steps(min(self.config.resolution_side, self.model.spec.own_resolution))
 
     def rows(
         self, texts: Sequence[str], *, with_lora: bool = True, before: int = 0, total: int = 0

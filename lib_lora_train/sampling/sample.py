@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
+from lib_lora_train.core.generators import WithResult, result_of
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import decode_latents
@@ -68,13 +69,9 @@ def sample_images(
     sampler_options: SamplerOptions = _DEFAULT_OPTIONS,
 ) -> list[Image.Image]:
     """One RGB image per prompt, in their order; `sampler` is DDIM, Euler or Euler a."""
-    steps = sample_in_steps(model, prompts, sampler=sampler, clip_skip=clip_skip, sampler_options=sampler_options)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            images: list[Image.Image] = end.value
-            return images
+    return result_of(
+        sample_in_steps(model, prompts, sampler=sampler, clip_skip=clip_skip, sampler_options=sampler_options)
+    )
 
 
 @torch.no_grad()
@@ -98,14 +95,10 @@ def sample_in_steps(
         sampling = _BatchSampling(
             model, of_batch, clip_skip=clip_skip, sampler_options=sampler_options, within_pass=within_pass
         )
-        latents = sampling.latents(sampler)
-        for step in count(1):
-            try:
-                next(latents)
-            except StopIteration as end:
-                images.update(zip(batch, decode_latents(model, end.value), strict=True))
-                break
+        latents = WithResult(sampling.latents(sampler))
+        for step, _ in enumerate(latents, start=1):
             yield SamplingStep(len(images), len(batch), step, of_batch[0].steps)
+        images.update(zip(batch, decode_latents(model, latents.result), strict=True))
     return [images[index] for index in range(len(prompts))]
 
 

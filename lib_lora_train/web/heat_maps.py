@@ -18,6 +18,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import DataError, ModelUnavailableError
+from lib_lora_train.core.generators import WithResult
 from lib_lora_train.models.prompt_weights import split_words
 from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.web.heat_map_requests import HeatMapRequests
@@ -125,26 +126,25 @@ class HeatMapSession:
         from lib_lora_train.sampling.sample import SamplingStep
 
         control = Control()
-        key, work = self._key(request), record_heat_maps(request, self._runner.host, control)
+        key, work = self._key(request), WithResult(record_heat_maps(request, self._runner.host, control))
         self.task.start_phase("Looking at the image" if request.image else "Loading the model", 0)
         try:
-            while True:
-                at = next(work)
+            for at in work:
                 if isinstance(at, SamplingStep):
                     if at.step == 1:
                         self.task.start_phase("steps drawn", at.steps)
                     self.task.report(at.step)
                 if self.task.is_stopped():
                     control.stop()
-        except StopIteration as end:
-            self._results[key] = end.value
-            while len(self._results) > _KEPT_RESULTS:
-                self._results.popitem(last=False)
         except RunStoppedError:
-            pass
+            return
         except ModelUnavailableError:
-            if not self.task.is_stopped():
-                raise
+            if self.task.is_stopped():
+                return
+            raise
+        self._results[key] = work.result
+        while len(self._results) > _KEPT_RESULTS:
+            self._results.popitem(last=False)
 
     def _key(self, request: HeatMapRequest) -> Hashable:
         """The request with the model in use and the versions of its files."""
