@@ -38,6 +38,11 @@ def test_the_chart_shows_what_is_drawn(settings: dict[str, Any]) -> None:
     assert sum((count - expected) ** 2 / expected for count, expected in pairs) < 27.9
 
 
+def test_uniform_draws_fall_equally_often_into_equal_parts() -> None:
+    """Exact but for rounding: the parts divide 0 to 1000."""
+    assert timestep_shares(TrainConfig(), 4) == pytest.approx((0.25, 0.25, 0.25, 0.25), rel=1e-12)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_timesteps_and_shares_are_inverse(settings: dict[str, Any]) -> None:
     config = TrainConfig().replace(**settings)

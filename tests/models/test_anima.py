@@ -124,6 +124,12 @@ def test_layers_are_named_as_in_the_checkpoint_and_found_by_diffusers_names() ->
     assert kind.lora_aliases([name]) == {"lora_unet_transformer_blocks_3_attn2_to_out_0": key, key: key}
 
 
+@pytest.mark.parametrize("name", ["transformer_block.3.attn2.to_q", "time_embed.t_embedderx.linear_1", ""])
+def test_a_name_that_no_anima_has_is_not_translated(name: str) -> None:
+    with pytest.raises(KeyError):
+        original_name(name)
+
+
 @pytest.mark.parametrize("prefix", [PREFIX, "net.", ""])
 def test_checkpoints_of_every_spelling_are_recognised(prefix: str) -> None:
     names = {**transformer_tensors(prefix=prefix), **adapter_tensors(prefix=prefix)}

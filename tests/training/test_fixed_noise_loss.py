@@ -15,6 +15,7 @@ from lib_lora_train.dataset.scan import scan_dataset
 from lib_lora_train.demo.demo import Gate, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, drift, make_probe, probe_loss, probe_predictions
 from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
@@ -51,6 +52,15 @@ def test_a_probe_scales_latents_as_the_model_was_trained(architecture: Any, fact
     made = make_probe(shared_model(architecture), plan, latents, seed=1, timesteps=(7,))
     expected = torch.stack([latents[item].mean for item in range(4)]) * factor
     assert torch.allclose(made.latents, expected, rtol=1e-6)  # one float32 product
+
+
+def test_a_probe_refuses_images_of_two_sizes() -> None:
+    plan = small_plan(small_config())
+    latents = random_latents(plan)
+    entries = {item: latents[item] for item in range(len(latents))}
+    cut = Posterior(entries[0].mean[:, :-1], entries[0].std[:, :-1])
+    with pytest.raises(ValueError, match="images of one size"):
+        make_probe(shared_model("sd1"), plan, LatentCache({**entries, 0: cut}, frozenset()), seed=1)
 
 
 def test_the_loss_is_the_mean_squared_distance_to_the_noise(model: DiffusionModel, probe: Probe) -> None:

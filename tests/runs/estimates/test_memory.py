@@ -81,6 +81,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lokr": {"family": "lokr", "targets": "all", "rank": 2},
     "lokr, factor 4": {"family": "lokr", "lokr_factor": 4, "decompose_both": True, "rank": 1},
     "oft": {"family": "oft", "targets": "all", "rescaled": True},
+    "oft, not rescaled": {"family": "oft", "targets": "all"},
+    "boft, rescaled": {"family": "boft", "targets": "all", "rescaled": True},
+    "norms, blocks": {"train_norm": True, "targets": "all", "down_lr_weight": "0,0,0,0,0,0,1,1,1,1,1,1"},
     "blocks": {"down_lr_weight": "0,0,0,0,0,0,1,1,1,1,1,1", "targets": "all"},
 }
 
@@ -97,11 +100,23 @@ def test_parameter_count_equals_the_adapters(values: dict[str, Any]) -> None:
     assert counted == real, "correct `count` in ESTIMATES of runs/estimates/trained_parameters.py"
 
 
+def test_layers_that_a_family_cannot_divide_are_not_counted() -> None:
+    """BOFT exchanges halves of the outputs."""
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
+    layers = [Layer(f"{name}q", 6, 4), Layer(f"{name}k", 5, 4)]
+    families = ("lora", "oft", "boft")
+    counted = [len(unet_ranks(layers, TrainConfig(family=family), architecture="sd1")) for family in families]
+    assert counted == [2, 2, 1]
+
+
 # --- what autograd keeps -------------------------------------------------------------------------
 
 KEPT: dict[str, dict[str, Any]] = {
-    name: ADAPTERS[name] for name in (*FAMILY_CATALOG, "lora, attention", "locon", "dora")
+    name: ADAPTERS[name] for name in (*FAMILY_CATALOG, "lora, attention", "locon", "dora", "tucker")
 }
+KEPT["lora, dropout"] = {"targets": "all", "network_dropout": 0.5}
+KEPT["lora, rank dropout"] = {"targets": "all", "rank_dropout": 0.5}
+KEPT["lora, both dropouts"] = {"targets": "all", "network_dropout": 0.5, "rank_dropout": 0.5}
 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT)

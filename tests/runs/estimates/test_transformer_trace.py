@@ -16,7 +16,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.models.infer_spec import infer_spec
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.text_encoding import TextCondition
-from lib_lora_train.runs.estimates.activation_trace import Activation, Trace
+from lib_lora_train.runs.estimates.activation_trace import Activation, SavedForBackward, Trace
 from lib_lora_train.runs.estimates.memory import WORKING, unet_pass, working_size
 from lib_lora_train.runs.estimates.transformer_trace import trace_transformer
 from tests.stand_ins.tiny_anima import PREFIX, Sizes, transformer_shapes
@@ -47,6 +47,17 @@ def test_the_trace_visits_every_linear_layer_of_the_real_transformer() -> None:
     trace_transformer(trace, spec.unet, positions=64, text=Activation(24, 512), is_half=False)
     assert {layer.name: layer.shape for layer in trace.layers} == real
     assert not any(layer.has_bias for layer in trace.layers)
+
+
+def test_the_time_is_one_vector_beside_the_patches() -> None:
+    """No blocks, and only the time embedding trained: it keeps the inputs of its two layers and what SiLU needs of it
+    twice, inside and before the last modulation; beside these vectors, the patches that this modulation scales.
+    """
+    config = {**spec_of(Sizes()).unet, "num_layers": 0}
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    trace = Trace(lambda name: SavedForBackward() if name.startswith("time_embed") else None)
+    trace_transformer(trace, config, positions=64, text=Activation(24, 512), is_half=False)
+    assert trace.saved == 4 * width + width * 64 // 4
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
