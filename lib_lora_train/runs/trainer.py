@@ -27,6 +27,7 @@ from lib_lora_train.core.events import (
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.models.broken_weights import refuse_broken_weights
+from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
 from lib_lora_train.runs.advice import advise_run
@@ -136,31 +137,11 @@ def _run_phases(
         config = config.replace(sample_prompts=run_plan.config.sample_prompts)
         write_toml_config(folder.config, config)
     expected = identity_from_values(before.model) if before else options.model
-    if options.any_model:
-        expected = None
     try:
-        model = yield from time_phase("load", 0, load_same_model(config, host, control, expected))
-        yield from run_leased(host, model, control, refuse_broken_weights)
-    except ModelUnavailableError:
-        if not control.is_stopped:  # stopping while waiting for the model is not a failure
-            raise
-        yield StateChanged("stopped", f"All files of this run are in {folder.root}.")
-        return
-    if before:
-        continue_from(before, config, folder)
-    yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
-    computed_in = "fp16" if str(model.dtype) == "torch.float16" else ""
-    problems = (
-        *checkpoint_problems(model.spec, config),
-        *form_problems(config, host.run_target(config).webui, model.spec),
-        *check_precision(computed_in, model.device.type),
-    )
-    require_usable(problems)
-    yield from _report_problems(problems)
-    if model.note:
-        yield Noted("hint", model.name, model.note)
-    loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
-    try:
+        model = yield from _load_model(config, host, control, None if options.any_model else expected)
+        if before:
+            continue_from(before, config, folder)
+        yield from _check_model(model, config, host)
         latents = yield from encode_images(model, run_plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepare_run(
             config,
@@ -191,6 +172,31 @@ def _plan(config: TrainConfig, run_plan: RunPlan | None, places: WritePlaces) ->
     images = len(plan.dataset.items) - regularisation
     yield Planned(images, regularisation, plan.steps_per_epoch, plan.epochs, plan.total_steps)
     return run_plan
+
+
+def _load_model(
+    config: TrainConfig, host: Host, control: Control, expected: ModelIdentity | None
+) -> Generator[Event, None, DiffusionModel]:
+    """The run's model, with sound weights; OtherModelError if it is not the expected one."""
+    model = yield from time_phase("load", 0, load_same_model(config, host, control, expected))
+    yield from run_leased(host, model, control, refuse_broken_weights)
+    return model
+
+
+def _check_model(model: DiffusionModel, config: TrainConfig, host: Host) -> Iterator[Event]:
+    """What the model was found to be, and what speaks against it; ConfigError for settings that do not suit it."""
+    yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
+    computed_in = "fp16" if str(model.dtype) == "torch.float16" else ""
+    problems = (
+        *checkpoint_problems(model.spec, config),
+        *form_problems(config, host.run_target(config).webui, model.spec),
+        *check_precision(computed_in, model.device.type),
+    )
+    require_usable(problems)
+    yield from _report_problems(problems)
+    if model.note:
+        yield Noted("hint", model.name, model.note)
+    loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
 
 
 def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:

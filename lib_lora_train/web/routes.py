@@ -37,7 +37,6 @@ Settings are JSON with the names in `docs/parameters.md`, as in a config file. `
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -45,13 +44,13 @@ from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, R
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lib_lora_train.core.errors import ConfigError, DataError, HostError, LoraTrainError
 from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.guard import DoorRules, Receive, RequestGuard, Scope, Send
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.request_values import read_values
+from lib_lora_train.web.route_access import require_api_login, require_json, require_page_key, require_page_login
 from lib_lora_train.web.uploads import large_bodies
 
 PREFIX = "/lora-train/v1"
@@ -69,8 +68,6 @@ _ACTIONS = {
 """Actions of the page that other programs may request too, by route."""
 _CACHED = {"Cache-Control": "private, max-age=3600"}
 _GONE = "This image is no longer available. Scan the dataset again, or reload the page."
-_BASIC_AUTH = {"WWW-Authenticate": "Basic"}
-PAGE_HEADER = "X-LoRA-Train-Page"
 
 
 class PageBackend(Protocol):
@@ -137,13 +134,15 @@ def make_api() -> FastAPI:
 def install_routes(app: FastAPI, source: PageBackend, access: ApiAccess | None = None) -> None:
     """Add the routes to the application of the webui. They run in FastAPI's threads, not in its event loop."""
     access = access or ApiAccess()
-    may_read = Depends(_require_page_login(app, access) if access.has_page else _require_api_login(access))
+    may_read = Depends(require_page_login(app, access) if access.has_page else require_api_login(access))
     router = APIRouter(prefix=PREFIX, route_class=_guarded_route(access), default_response_class=EveryNameResponse)
     _install_read_routes(router, source, [may_read])
     if access.has_page:
-        _install_page_route(router, source, [may_read, Depends(_require_page_key(source)), Depends(_require_json)])
+        _install_page_route(
+            router, source, [may_read, Depends(require_page_key(lambda: source.page_key)), Depends(require_json)]
+        )
     if access.allows_control:
-        _install_control_routes(router, source, [Depends(_require_api_login(access)), Depends(_require_json)])
+        _install_control_routes(router, source, [Depends(require_api_login(access)), Depends(require_json)])
     app.include_router(router)
 
 
@@ -355,55 +354,3 @@ class EveryNameResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-# --- access -------------------------------------------------------------------------------------
-
-_basic = HTTPBasic(auto_error=False)
-
-
-def _require_page_login(app: FastAPI, access: ApiAccess) -> Callable[..., None]:
-    """A check for users who may open the page: gradio stores their cookies in `app.tokens`."""
-
-    def check(request: Request, given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
-        if getattr(app, "auth", None) is None or _is_known(given, access):
-            return
-        tokens = getattr(app, "tokens", {})
-        cookies = (value for name, value in request.cookies.items() if name.startswith("access-token"))
-        if not any(value in tokens for value in cookies):
-            raise HTTPException(401, "Log in to the webui first.", _BASIC_AUTH)
-
-    return check
-
-
-def _require_api_login(access: ApiAccess) -> Callable[..., None]:
-    """A check for the user name and password of the webui's API; everybody passes if it has none."""
-
-    def check(given: HTTPBasicCredentials | None = Depends(_basic)) -> None:  # noqa: B008
-        if access.credentials and not _is_known(given, access):
-            raise HTTPException(401, "Incorrect user name or password.", _BASIC_AUTH)
-
-    return check
-
-
-def _require_page_key(source: PageBackend) -> Callable[..., None]:
-    """A check for the key in the page, which pages of other sites cannot read."""
-
-    def check(request: Request) -> None:
-        given = request.headers.get(PAGE_HEADER, "")
-        if not secrets.compare_digest(given.encode(), source.page_key.encode()):
-            raise HTTPException(403, {"message": "The server was restarted. Reload the page."})
-
-    return check
-
-
-def _is_known(given: HTTPBasicCredentials | None, access: ApiAccess) -> bool:
-    if given is None or given.username not in access.credentials:
-        return False
-    return secrets.compare_digest(given.password.encode(), access.credentials[given.username].encode())
-
-
-def _require_json(request: Request) -> None:
-    """Refuse anything but JSON: pages of other sites can make a browser send forms, but not JSON."""
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        raise HTTPException(415, "Send JSON (Content-Type: application/json); use {} for an empty body.")

@@ -17,7 +17,8 @@ from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.web.request_values import FIELDS, RequestValues, read_values
-from lib_lora_train.web.routes import PAGE_HEADER, PREFIX, EveryNameResponse, install_routes, make_api
+from lib_lora_train.web.route_access import PAGE_HEADER
+from lib_lora_train.web.routes import PREFIX, EveryNameResponse, install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.paths import ROOT
 from tests.stand_ins.ui import small_config, write_images

@@ -14,7 +14,8 @@ from PIL import Image
 
 from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError
 from lib_lora_train.ui.app import make_app
-from lib_lora_train.web.routes import PAGE_HEADER, PREFIX
+from lib_lora_train.web.route_access import PAGE_HEADER
+from lib_lora_train.web.routes import PREFIX
 from lib_lora_train.web.session import Session
 from lib_lora_train.web.uploads import MAX_UPLOAD_BYTES, write_upload
 from tests.stand_ins.ui import open_small_session, write_images

@@ -21,7 +21,7 @@ _USED = (UNET_PREFIX, VAE_PREFIX, *TEXT_PREFIXES)
 
 
 class A1111(CommonWebui):
-    """Implements `hosts.webui.host.Webui`."""
+    """Implements `hosts.webui.webui.Webui`."""
 
     name = "AUTOMATIC1111"
 

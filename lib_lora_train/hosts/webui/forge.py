@@ -40,7 +40,7 @@ _ADDITIONAL_MODULES = re.compile(r"'additional_modules': (\[.*?\]|\(.*?\)|None),
 
 
 class Forge(CommonWebui):
-    """Implements `hosts.webui.host.Webui`."""
+    """Implements `hosts.webui.webui.Webui`."""
 
     name = "Forge"
 

@@ -31,7 +31,7 @@ _ANIMA_ENCODER = "qwen3_06b"
 
 
 class ForgeNeo(Forge):
-    """Implements `hosts.webui.host.Webui`."""
+    """Implements `hosts.webui.webui.Webui`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ _UNSUPPORTED = {"EDM", "CONST", "X0", "ModelSamplingContinuousEDM", "ModelSampli
 
 
 class LdmPatched(Forge):
-    """Implements `hosts.webui.host.Webui`."""
+    """Implements `hosts.webui.webui.Webui`."""
 
     name = "reForge"
 
@@ -62,7 +62,7 @@ class LdmPatched(Forge):
 
 
 class ForgeClassic(LdmPatched):
-    """Implements `hosts.webui.host.Webui`."""
+    """Implements `hosts.webui.webui.Webui`."""
 
     name = "Forge Classic"
 
