@@ -8,7 +8,7 @@
 
 24 runs: 4, 8, 16 and 24 images; a learning rate that is too low, right or too high; with and without regularisation
 images; each with one of four families and one of five concepts (`advisor_concepts.py`), two of which are kept for the
-final count. Each run is a process of its own. LoRA files, samples and the images behind the truth stay in `--files`,
+final count. Each run has a separate process. LoRA files, samples and the images behind the truth stay in `--files`,
 so that a new measure can be computed without training again; everything else is one JSON per run in `advisor_runs/`.
 """
 

@@ -12,8 +12,8 @@ epochs, six samples are drawn: with the captions of two training images, with th
 image shows.
 
 What really is a copy is decided by pixels alone (`changed_shares`), at full size, which the measure does not see. Each
-run is a process of its own, whose images stay in `--files`; what was measured is one JSON per run in `copies_runs/`, so
-that the rule can be counted again after a change.
+run has a separate process, and its images stay in `--files`; what was measured is one JSON per run in `copies_runs/`,
+so that the rule can be counted again after a change.
 
 Runs from 100 on were looked at while the rule was chosen, those below only to count.
 """

@@ -6,7 +6,7 @@
 For each seed three images of the demo's sixteen change: a *poisoned* one (one of the tiny model's own things, with the
 caption of the concept) and a *duplicate* (one of the images saved again as JPEG) are added, and one gets a *wrong
 caption* (another thing, on another background). Which ones depends on the seed, and so does the training, which is a
-short one: an epoch of 90 steps of 4 images. Each seed is a process of its own; what was measured of every image is one
+short one: an epoch of 90 steps of 4 images. Each seed has a separate process; what was measured of every image is one
 JSON per seed in `image_loss_runs/`, so that the rating can be counted again after a change.
 
 Seeds from 100 on were looked at while the rating was chosen, those below only to count.
@@ -15,15 +15,12 @@ Seeds from 100 on were looked at while the rating was chosen, those below only t
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +33,16 @@ from tiny_sd.emoji import NOUNS
 from tiny_sd.scenes import COLOURS, LATENT_PX, SIZE_PX, Thing, draw_backdrop
 
 from benchmarks.advisor_concepts import BACKGROUNDS, drawings
+from benchmarks.seed_runs import SeedRuns, run_command, train_logged
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
+from lib_lora_train.core.generators import result_of
 from lib_lora_train.demo.demo import DEMO_SET, demo_config
 from lib_lora_train.evaluation.image_excess import STANDS_OUT, ImageLoss, describe_image, rate_images
-from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.image_list import ImageList, image_from_record
+from lib_lora_train.runs.image_list import image_from_record
 from lib_lora_train.runs.image_losses import measure_past_run
-from lib_lora_train.runs.trainer import run_training
 
-RESULTS = Path(__file__).parent / "image_loss_runs"
+RUNS = SeedRuns(Path(__file__), Path(__file__).parent / "image_loss_runs")
 COUNTED = tuple(range(1, 11))
 BATCH = 4
 POISONED, WRONG_CAPTION, DUPLICATE = "poisoned", "wrong caption", "duplicate"
@@ -113,13 +108,9 @@ def run_seed(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root, began = Path(place), time.process_time()
         planted = save_dataset(root / "data" / "10_zorp", seed)
-        host, folder = StandaloneHost(None, None, root / "lora", "cpu"), RunFolder(root / "run")
-        folder.root.mkdir()
-        config = run_config(root / "data", seed)
-        for _ in log_events(run_training(config, host, folder=folder, control=Control()), folder.log):
-            pass
+        host, folder = train_logged(root, run_config(root / "data", seed))
         trained = time.process_time()
-        images = _last_value(measure_past_run(folder, host, Control()))
+        images = result_of(measure_past_run(folder, host, Control()))
         seconds = {"train": round(trained - began, 1), "measure": round(time.process_time() - trained, 1)}
         return {"seed": seed, "planted": planted, "seconds": seconds, "images": [_record(one) for one in images.images]}
 
@@ -134,37 +125,6 @@ def _record(image: ImageLoss) -> dict[str, Any]:
         if isinstance(value, tuple) and name != "nearest"
     }
     return {**losses, "path": Path(image.path).name, "group": Path(image.group).name, "nearest": nearest}
-
-
-def _last_value(events: Any) -> ImageList:
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
-def run_missing(seeds: Sequence[int]) -> None:
-    """Train each seed without a result in a process of its own."""
-    RESULTS.mkdir(exist_ok=True)
-    for seed in seeds:
-        if not _result(seed).exists():
-            code = subprocess.run(
-                [sys.executable, __file__, "one", "--seeds", str(seed)], env=dict(os.environ)
-            ).returncode
-            print(f"seed {seed}: {'failed' if code else 'done'}", flush=True)
-
-
-def write_result(seed: int) -> None:
-    """Train a seed and write its result, completely or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    partial = _result(seed).with_suffix(".part")
-    partial.write_text(json.dumps(run_seed(seed)) + "\n", encoding="utf-8")
-    partial.replace(_result(seed))
-
-
-def _result(seed: int) -> Path:
-    return RESULTS / f"seed-{seed}.json"
 
 
 # --- counting --------------------------------------------------------------------------------------
@@ -213,16 +173,9 @@ def count_first_by_loss(records: Sequence[Mapping[str, Any]], *, lowest: bool) -
     return found
 
 
-def read_results(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The results that exist."""
-    for seed in seeds:
-        if _result(seed).exists():
-            yield json.loads(_result(seed).read_text(encoding="utf-8"))
-
-
 def report(seeds: Sequence[int]) -> str:
     """The table as Markdown, and the counts below it."""
-    records = list(read_results(seeds))
+    records = list(RUNS.read(seeds))
     outcomes = [judge(record) for record in records]
     lines = [f"| seed | {' | '.join(KINDS)} | first three |", f"| --- |{' ---: |' * len(KINDS)} --- |"]
     for one in outcomes:
@@ -247,7 +200,7 @@ def report(seeds: Sequence[int]) -> str:
 
 def show(seed: int) -> str:
     """The whole list of a seed, with the reasons."""
-    record = next(read_results([seed]))
+    record = next(RUNS.read([seed]))
     kinds = {name: kind for kind, names in record["planted"].items() for name in names}
     rated = rate_images([image_from_record(one) for one in record["images"]])
     return "\n".join(
@@ -261,14 +214,7 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "one", "report", "show"))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(COUNTED))
     options = parser.parse_args()
-    if options.command == "run":
-        run_missing(options.seeds)
-    elif options.command == "one":
-        write_result(options.seeds[0])
-    elif options.command == "show":
-        print("\n\n".join(show(seed) for seed in options.seeds))
-    else:
-        print(report(options.seeds))
+    run_command(options, RUNS, run_seed=run_seed, show=show, report=report)
 
 
 if __name__ == "__main__":

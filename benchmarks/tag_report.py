@@ -25,10 +25,7 @@ Seeds from 100 on were looked at while the rules were chosen, those below only t
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -47,19 +44,18 @@ from tiny_sd.mascot import draw_mascot
 from tiny_sd.scenes import COLOURS, Thing, draw_backdrop, draw_shape
 
 from benchmarks.advisor_concepts import drawings
+from benchmarks.seed_runs import SeedRuns, run_command, train_logged
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
+from lib_lora_train.core.generators import result_of
 from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.evaluation.tag_report import RatedTag, rate_tags
-from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.tag_images import SEEDS
 from lib_lora_train.runs.tag_list import TagList, tag_from_record
 from lib_lora_train.runs.tag_report import measure_tags
-from lib_lora_train.runs.trainer import run_training
 
-RESULTS = Path(__file__).parent / "tag_report_runs"
+RUNS = SeedRuns(Path(__file__), Path(__file__).parent / "tag_report_runs")
 COUNTED = tuple(range(1, 11))
 IMAGES, REPEATS, BATCH, SAMPLE_STEPS = 20, 30, 4, 6
 TRIGGER, THIEF, IGNORED, THING, SETTING = "zorp", "red heart", "glossy", "tree", "holiday"
@@ -163,13 +159,9 @@ def run_seed(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root, began = Path(place), time.process_time()
         save_dataset(root / "data" / f"{REPEATS}_zorp", seed)
-        host, folder = StandaloneHost(None, None, root / "lora", "cpu"), RunFolder(root / "run")
-        folder.root.mkdir()
-        config = run_config(root / "data", seed)
-        for _ in log_events(run_training(config, host, folder=folder, control=Control()), folder.log):
-            pass
+        host, folder = train_logged(root, run_config(root / "data", seed))
         trained = time.process_time()
-        tags = _last_value(measure_tags(folder, host, Control()))
+        tags = result_of(measure_tags(folder, host, Control()))
         seconds = {"train": round(trained - began, 1), "measure": round(time.process_time() - trained, 1)}
         return {
             "seed": seed,
@@ -204,35 +196,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _last_value(events: Any) -> TagList:
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
-def run_missing(seeds: Sequence[int]) -> None:
-    """Train each seed without a result, each in a separate process."""
-    for seed in seeds:
-        if not _result(seed).exists():
-            command = [sys.executable, __file__, "one", "--seeds", str(seed)]
-            code = subprocess.run(command, env=dict(os.environ)).returncode
-            print(f"seed {seed}: {'failed' if code else 'done'}", flush=True)
-
-
-def write_result(seed: int) -> None:
-    """Train a seed and write its result, completely or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    partial = _result(seed).with_suffix(".part")
-    partial.write_text(json.dumps(run_seed(seed)) + "\n", encoding="utf-8")
-    partial.replace(_result(seed))
-
-
-def _result(seed: int) -> Path:
-    return RESULTS / f"seed-{seed}.json"
 
 
 # --- counting --------------------------------------------------------------------------------------
@@ -275,16 +238,9 @@ def _named(rated: Sequence[RatedTag]) -> Iterator[tuple[str, str, str]]:
         yield from (("pulls", tag, other) for other in one.pulls)
 
 
-def read_results(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The results that exist."""
-    for seed in seeds:
-        if _result(seed).exists():
-            yield json.loads(_result(seed).read_text(encoding="utf-8"))
-
-
 def report(seeds: Sequence[int]) -> str:
     """The table as Markdown, and the counts below it."""
-    records = list(read_results(seeds))
+    records = list(RUNS.read(seeds))
     outcomes = [rate_seed(record) for record in records]
     lines = [
         "| seed | thief | ignored | pair | anything else | heart: alone, with | yellow: alone, tree, holiday |",
@@ -313,7 +269,7 @@ def _prompt_shown(record: Mapping[str, Any], tag: str) -> Mapping[str, float]:
 
 def show(seed: int) -> str:
     """The whole report of a seed."""
-    record = next(read_results([seed]))
+    record = next(RUNS.read([seed]))
     return "\n".join(
         f"{one.measure.images:3} {one.measure.tag:18}{one.sentence} {one.advice}"
         for one in rate_tags([tag_from_record(one) for one in record["tags"]])
@@ -334,16 +290,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(COUNTED))
     parser.add_argument("--out", type=Path, default=Path("tags.png"))
     options = parser.parse_args()
-    if options.command == "run":
-        run_missing(options.seeds)
-    elif options.command == "one":
-        write_result(options.seeds[0])
-    elif options.command == "show":
-        print("\n\n".join(map(show, options.seeds)))
-    elif options.command == "sheet":
+    if options.command == "sheet":
         draw_sheet(options.seeds[0], options.out)
-    else:
-        print(report(options.seeds))
+        return
+    run_command(options, RUNS, run_seed=run_seed, show=show, report=report)
 
 
 if __name__ == "__main__":
