@@ -367,38 +367,9 @@ def run_command(python: Path, options: Options) -> int:
 
 
 def run_tests(python: Path, options: Options) -> int:
-    """Run the linters, the type checker and then pytest, whose summary comes last; 0 only if all pass."""
-    environment = {**os.environ, **QUIET_LIBRARIES}
-    if options.cpu:
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    failed = [name for name, command in checks(options.rest) if not passes(python, name, command, environment)]
-    if failed and failed != ["pytest"]:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Name and `python -m` arguments of every check; with arguments for pytest only pytest."""
-    if pytest_arguments:
-        return [("pytest", ["pytest", *pytest_arguments])]
-    workers = str(min(os.cpu_count() or 1, 4))  # each takes up to 3 GB
-    distribution = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]  # in the order of tests/conftest.py
-    return [
-        ("ruff check", ["ruff", "check", "."]),
-        ("ruff format", ["ruff", "format", "--check", "."]),
-        ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *distribution, "--durations=10"]),
-    ]
-
-
-def passes(python: Path, name: str, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Run one check from the repository root; whether it passed."""
-    say(f"── {name}")
-    began = time.monotonic()
-    status = subprocess.call([str(python), "-m", *command], cwd=ROOT, env=dict(environment))
-    if name != "pytest":
-        say(f"   {'passed' if status == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s")
-    return status == 0
+    """Run the linters, the type checker and pytest (`tools/checks.py`); 0 only if all pass."""
+    environment = {**os.environ, **QUIET_LIBRARIES, **({"CUDA_VISIBLE_DEVICES": "-1"} if options.cpu else {})}
+    return subprocess.call([str(python), str(ROOT / "tools" / "checks.py"), *options.rest], env=environment)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tests.paths import ROOT
 from tests.prose import find_banned
 
 yaml: Any = importlib.import_module("yaml")
+CHECKS: Any = importlib.import_module("tools.checks")
 docs_site: Any = importlib.import_module("tools.docs_site")
 
 
@@ -29,7 +30,7 @@ def read_yaml(path: str) -> Any:
 
 def test_the_hooks_before_a_commit_are_the_linters_of_launch_py() -> None:
     (local,) = read_yaml(".pre-commit-config.yaml")["repos"]
-    linters = [(name, command) for name, command in launch.checks(()) if name != "pytest"]
+    linters = [(name, command) for name, command in CHECKS.checks(()) if name != "pytest"]
     assert [hook["name"] for hook in local["hooks"]] == [name for name, _ in linters]
     assert [hook["entry"] for hook in local["hooks"]] == [" ".join(["python -m", *command]) for _, command in linters]
     # In the active environment, and over the whole project as there: so versions and files are the same.
@@ -38,7 +39,7 @@ def test_the_hooks_before_a_commit_are_the_linters_of_launch_py() -> None:
 
 def test_every_linter_is_pinned_for_the_tests() -> None:
     pins = launch.read_pins(ROOT / "requirements-test.txt")
-    assert {command[0] for _, command in launch.checks(())} <= pins.keys()
+    assert {command[0] for _, command in CHECKS.checks(())} <= pins.keys()
 
 
 def test_the_workflow_runs_the_same_on_every_supported_python() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import install
 import launch
 from tests.paths import ROOT
 
+CHECKS: Any = importlib.import_module("tools.checks")
 REQUIREMENTS = ("requirements.txt", "requirements-test.txt")
 
 
@@ -62,15 +64,24 @@ def test_help_needs_no_installation(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_test_arguments_run_only_pytest() -> None:
-    assert [name for name, _ in launch.checks(())] == ["ruff check", "ruff format", "mypy", "pytest"]
-    assert launch.checks(["-k", "plan"]) == [("pytest", ["pytest", "-k", "plan"])]
+    assert [name for name, _ in CHECKS.checks(())] == ["ruff check", "ruff format", "mypy", "pytest"]
+    assert CHECKS.checks(["-k", "plan"]) == [("pytest", ["pytest", "-k", "plan"])]
 
 
 def test_failing_linter_fails_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "passes", lambda python, name, command, environment: name != "mypy")
-    assert launch.run_tests(Path("python"), launch.Options("test", ())) == 1
-    monkeypatch.setattr(launch, "passes", lambda *rest: True)
-    assert launch.run_tests(Path("python"), launch.Options("test", ())) == 0
+    monkeypatch.setattr(CHECKS, "passes", lambda name, command: name != "mypy")
+    assert CHECKS.run_checks(()) == 1
+    monkeypatch.setattr(CHECKS, "passes", lambda *rest: True)
+    assert CHECKS.run_checks(()) == 0
+
+
+def test_tests_get_their_arguments_and_no_network_and_the_status_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(launch.subprocess, "call", lambda command, env: calls.append((command, env)) or 3)
+    assert launch.run_tests(Path("python"), launch.Options("test", ("-k", "plan"), cpu=True)) == 3
+    ((command, environment),) = calls
+    assert command == ["python", str(ROOT / "tools" / "checks.py"), "-k", "plan"]
+    assert environment["HF_HUB_OFFLINE"] == "1" and environment["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 # --- requirements ----------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT))  # for the modules and the tests that are run
 FOLDER = ROOT / "mutation-tests"
 _TIMES, _LINES, _RESULTS = FOLDER / "times.json", FOLDER / "lines.coverage", FOLDER / "results.jsonl"
 
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _FIRST_TESTS = 25  # most mutants fail one of these; only the others need the tests that take long
 _LEAST_SECONDS, _TIMES_SLOWER = 60.0, 10.0  # a test that takes this long has met an endless loop
 _IMPORTED_ONCE = ("torch", "diffusers.optimization", "diffusers.schedulers", "transformers.optimization", "peft",
@@ -120,7 +121,8 @@ def tests_of(mutant: Mutant) -> list[str]:
     For what is executed on import, such as a constant, all tests that execute anything in the file.
     """
     contexts = _contexts(mutant.path)
-    found = {test for line in _statement_lines(mutant) for test in contexts.get(line, ())} & _seconds().keys()
+    lines = contexts.keys() if _runs_on_import(mutant) else _statement_lines(mutant)
+    found = {test for line in lines for test in contexts.get(line, ())} & _seconds().keys()
     found = found or {test for tests in contexts.values() for test in tests} & _seconds().keys()
     fastest = sorted(found, key=lambda test: _seconds()[test])
     seen: Counter[str] = Counter()
@@ -152,6 +154,12 @@ def _statement_lines(mutant: Mutant) -> range:
     tree = ast.parse(source_of(ROOT / mutant.path))
     starts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= mutant.line]
     return range(max(starts, default=mutant.line), mutant.line + 1)
+
+
+def _runs_on_import(mutant: Mutant) -> bool:
+    """Whether the mutant is outside all functions, so that whichever test came first has executed it."""
+    functions = (node for node in ast.walk(ast.parse(source_of(ROOT / mutant.path))) if isinstance(node, _FUNCTIONS))
+    return not any(one.body[0].lineno <= mutant.line <= (one.end_lineno or 0) for one in functions)
 
 
 # --- one against the other ------------------------------------------------------------------------

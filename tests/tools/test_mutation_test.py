@@ -38,6 +38,7 @@ def test_each_test_function_comes_once_before_any_comes_twice(monkeypatch: pytes
     monkeypatch.setattr(TOOL, "_seconds", lambda: seconds)
     monkeypatch.setattr(TOOL, "_contexts", lambda path: lines)
     monkeypatch.setattr(TOOL, "_statement_lines", lambda mutant: range(7, 9))
+    monkeypatch.setattr(TOOL, "_runs_on_import", lambda mutant: False)
     mutant = TOOL.Mutant(MODULE, "core/AddNot", 0, 8)
     assert TOOL.tests_of(mutant) == ["a[1]", "c", "b[1]", "a[2]", "a[3]"]
 
@@ -54,6 +55,17 @@ def test_a_line_of_no_test_gets_all_tests_of_its_file(monkeypatch: pytest.Monkey
     monkeypatch.setattr(TOOL, "_contexts", lambda path: {3: [""], 9: ["a", "b"]})
     monkeypatch.setattr(TOOL, "_statement_lines", lambda mutant: range(3, 4))
     assert TOOL.tests_of(TOOL.Mutant(MODULE, "core/NumberReplacer", 0, 3)) == ["b", "a"]
+
+
+def test_a_constant_that_one_test_happened_to_import_gets_all_tests_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half.py").write_text("SIDE = 2\n\n\ndef half(x):\n    return x / SIDE\n", encoding="utf-8")
+    monkeypatch.setattr(TOOL, "ROOT", tmp_path)
+    monkeypatch.setattr(TOOL, "_seconds", lambda: {"a": 1.0, "b": 2.0, "c": 3.0})
+    monkeypatch.setattr(TOOL, "_contexts", lambda path: {1: ["c"], 4: ["c"], 5: ["a", "b"]})
+    assert TOOL.tests_of(TOOL.Mutant("half.py", "core/NumberReplacer", 0, 1)) == ["a", "b", "c"]
+    assert TOOL.tests_of(TOOL.Mutant("half.py", "core/ReplaceBinaryOperator_Div_Mul", 0, 5)) == ["a", "b"]
 
 
 def test_mutants_are_found_and_change_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
