@@ -59,7 +59,7 @@ def _paste(text: str) -> list[str]:
 
 
 def put_into_head(scripts: str) -> None:
-    """Gradio 3 has no way of its own: webuis change the page that its templates give."""
+    """Gradio 3 has no way to do this: webuis change the page that its templates give."""
     from gradio import routes
 
     respond = routes.templates.TemplateResponse

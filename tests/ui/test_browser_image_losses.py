@@ -23,7 +23,7 @@ _SHOTS = os.environ.get("LORA_TRAIN_SHOTS", "")  # a folder for screenshots, to 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's images in a folder of their own."""
+    """The demo's images in a separate folder."""
     return Path(shutil.copytree(ROOT / "assets" / "demo" / "train", tmp_path_factory.mktemp("data") / "zorp"))
 
 

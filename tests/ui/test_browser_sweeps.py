@@ -40,7 +40,7 @@ def write_run(home: Path, run: str, config: TrainConfig, likeness: float, origin
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app with a sweep of three runs, of which one was never started, and two runs of their own."""
+    """The app with a sweep of three runs, of which one was never started, and two other runs."""
     home = tmp_path_factory.mktemp("home")
     outputs = home / "outputs"
     config = small_config(write_images(home / "set", 3))

@@ -78,7 +78,7 @@ def trained(host: Any, *, during: Any = lambda event: None, control: Control | N
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
-    """By a world's name: the LoRA of a run in such a world of its own, in which nothing else happens."""
+    """By a world's name: the LoRA of a run in a separate world of this kind, in which nothing else happens."""
 
     @cache
     def lora_in(name: str) -> dict[str, Tensor]:
