@@ -77,7 +77,12 @@ def test_failing_linter_fails_the_tests(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tests_get_their_arguments_and_no_network_and_the_status_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(launch.subprocess, "call", lambda command, env: calls.append((command, env)) or 3)
+
+    def call(command: list[str], env: dict[str, str]) -> int:
+        calls.append((command, env))
+        return 3
+
+    monkeypatch.setattr(subprocess, "call", call)
     assert launch.run_tests(Path("python"), launch.Options("test", ("-k", "plan"), cpu=True)) == 3
     ((command, environment),) = calls
     assert command == ["python", str(ROOT / "tools" / "checks.py"), "-k", "plan"]

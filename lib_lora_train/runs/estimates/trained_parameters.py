@@ -160,10 +160,9 @@ def _save_input(_layer: Layer, _config: TrainConfig, _rank: int) -> SavedForBack
 
 
 def _save_lora(layer: Layer, config: TrainConfig, rank: int) -> SavedForBackward:
-    """The input and the rank-size product; dropout saves a second copy and its mask."""
-    drops = bool(config.network_dropout) + bool(config.rank_dropout)
+    """The input and the rank-size product; dropout also saves its mask. That of rank dropout is per sample: tiny."""
     is_tucker = config.tucker and layer.kernel > 1
-    return SavedForBackward(True, rank * (1 + 2 * drops + is_tucker))
+    return SavedForBackward(True, rank * (1 + bool(config.network_dropout) + is_tucker))
 
 
 def _save_lokr(layer: Layer, config: TrainConfig, rank: int) -> SavedForBackward:

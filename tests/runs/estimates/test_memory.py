@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.memory import LiveBytes, count_encoding, count_step, flash_on_meta, meta_unet
 from lib_lora_train.adapters.inject import inject
-from lib_lora_train.adapters.registry import spec_from_config
+from lib_lora_train.adapters.registry import dropout_from_config, spec_from_config
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
@@ -114,9 +114,9 @@ def test_layers_that_a_family_cannot_divide_are_not_counted() -> None:
 KEPT: dict[str, dict[str, Any]] = {
     name: ADAPTERS[name] for name in (*FAMILY_CATALOG, "lora, attention", "locon", "dora", "tucker")
 }
-KEPT["lora, dropout"] = {"targets": "all", "network_dropout": 0.5}
-KEPT["lora, rank dropout"] = {"targets": "all", "rank_dropout": 0.5}
-KEPT["lora, both dropouts"] = {"targets": "all", "network_dropout": 0.5, "rank_dropout": 0.5}
+KEPT["lora, dropout"] = {"targets": "all", "rank": 16, "network_dropout": 0.5}
+KEPT["lora, rank dropout"] = {"targets": "all", "rank": 16, "rank_dropout": 0.5}
+KEPT["lora, both dropouts"] = {"targets": "all", "rank": 16, "network_dropout": 0.5, "rank_dropout": 0.5}
 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT)
@@ -127,7 +127,8 @@ def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) 
     adapter = inject(model, spec_from_config(config), seed=0)
     width = model.spec.unet["cross_attention_dim"]
     trained = [parameter for (parameter,) in adapter.groups.values()]
-    with saved_storages(known=[*model.unet.parameters(), *model.unet.buffers(), *trained]) as kept:
+    known, rates = [*model.unet.parameters(), *model.unet.buffers(), *trained], dropout_from_config(config)
+    with adapter.training(rates, 0), saved_storages(known=known) as kept:
         answer = model.unet(torch.zeros(2, 4, 16, 16), torch.zeros(2), torch.zeros(2, 77, width)).sample
     real = sum(storage.nbytes() for storage in kept.values())
     del answer
