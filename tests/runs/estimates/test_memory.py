@@ -112,8 +112,9 @@ def test_layers_that_a_family_cannot_divide_are_not_counted() -> None:
 # --- what autograd keeps -------------------------------------------------------------------------
 
 KEPT: dict[str, dict[str, Any]] = {
-    name: ADAPTERS[name] for name in (*FAMILY_CATALOG, "lora, attention", "locon", "dora", "tucker")
+    name: ADAPTERS[name] for name in (*FAMILY_CATALOG, "lora, attention", "locon", "dora")
 }
+KEPT["tucker"] = {**ADAPTERS["tucker"], "rank": 32}
 KEPT["lora, dropout"] = {"targets": "all", "rank": 16, "network_dropout": 0.5}
 KEPT["lora, rank dropout"] = {"targets": "all", "rank": 16, "rank_dropout": 0.5}
 KEPT["lora, both dropouts"] = {"targets": "all", "rank": 16, "network_dropout": 0.5, "rank_dropout": 0.5}
@@ -121,7 +122,10 @@ KEPT["lora, both dropouts"] = {"targets": "all", "rank": 16, "network_dropout": 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT)
 def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) -> None:
-    """Measured with autograd's hooks on the CPU in fp32. 4 %: norm statistics and small tensors are not counted."""
+    """Measured with autograd's hooks on the CPU in fp32. 4 %: norm statistics and small tensors are not counted.
+
+    1 % with higher ranks, whose products are large beside these.
+    """
     model = tiny_model("sd1")
     config = TrainConfig(rank=4, train_text_encoder=False).replace(**values)
     adapter = inject(model, spec_from_config(config), seed=0)
@@ -133,7 +137,7 @@ def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) 
     real = sum(storage.nbytes() for storage in kept.values())
     del answer
     trace, _ = unet_pass(model.spec, config, positions=256, tokens=77)
-    found = pytest.approx(real, rel=0.04)
+    found = pytest.approx(real, rel=0.01 if config.rank > 4 else 0.04)
     assert 2 * 4 * trace.saved == found, "correct `save` in ESTIMATES of runs/estimates/trained_parameters.py"
 
 
