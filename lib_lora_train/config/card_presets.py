@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lib_lora_train.config.architecture_titles import TITLES
+
 MY_CARD = "My card"
 """The page's name for whichever of these fits the card and the checkpoint at hand."""
 
@@ -38,7 +40,6 @@ _SDXL: Mapping[str, Any] = {
     "clip_skip": 1,
 }
 _ANIMA: Mapping[str, Any] = {**_SDXL, "timestep_sampling": "sigmoid"}  # as sd-scripts advises for Anima
-_TITLES: Mapping[str, str] = {"sd1": "SD1", "sdxl": "SDXL", "anima": "Anima"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class CardPreset:
     @property
     def name(self) -> str:
         """`SDXL on 8 GB`."""
-        return f"{_TITLES[self.architecture]} on {self.gigabytes} GB"
+        return f"{TITLES[self.architecture]} on {self.gigabytes} GB"
 
     @property
     def when(self) -> str:
         """When to use it, and what it trades, as a sentence."""
-        return f"For {_TITLES[self.architecture]} on a card with {self.gigabytes} GB: {self.trade}."
+        return f"For {TITLES[self.architecture]} on a card with {self.gigabytes} GB: {self.trade}."
 
 
 CARD_PRESETS: tuple[CardPreset, ...] = (

@@ -302,6 +302,9 @@ class StateChanged:
     offer: Offer = ""
 
 
+ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
+"""The states of a run that holds the trainer."""
+
 Event = (
     PhaseStarted
     | Progress

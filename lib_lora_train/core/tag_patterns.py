@@ -9,6 +9,11 @@ from collections.abc import Callable, Sequence
 _ESCAPED_BRACKET = re.compile(r"\\([()\[\]])")
 
 
+def unescape_tag(text: str) -> str:
+    r"""The text with bare brackets: `saber \(fate\)` → `saber (fate)`."""
+    return _ESCAPED_BRACKET.sub(r"\1", text)
+
+
 def normalise_tag(name: str) -> str:
     """The tag in the form in which tags are compared: `Long_Hair` → `long hair`."""
     return name.strip().lower().replace("_", " ")
@@ -43,4 +48,4 @@ def wildcard_regex(pattern: str) -> str:
 
 def tag_key(tag: str) -> str:
     r"""The tag as a pattern sees it: `Saber_\(Fate\)` and `saber (fate)` are the same."""
-    return " ".join(normalise_tag(_ESCAPED_BRACKET.sub(r"\1", tag)).split())
+    return " ".join(normalise_tag(unescape_tag(tag)).split())

@@ -13,6 +13,7 @@ from typing import Any
 import regex
 
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.core.tag_patterns import unescape_tag
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.captions import split_tags
 
@@ -24,7 +25,6 @@ _MAX_PATTERN = 1000
 
 _WORD = re.compile(r"[^\W_]{2}")  # two letters in a row; emoticons such as ^_^ and o_o have none
 _BARE_BRACKET = re.compile(r"(?<!\\)([()\[\]])")
-_ESCAPED_BRACKET = re.compile(r"\\([()\[\]])")
 
 
 def add_tags(tags: Iterable[str], *, front: bool = False) -> Edit:
@@ -141,7 +141,7 @@ def escape_brackets() -> Edit:
 
 def unescape_brackets() -> Edit:
     r"""`saber \(fate\)` becomes `saber (fate)`."""
-    return lambda text: _ESCAPED_BRACKET.sub(r"\1", text)
+    return unescape_tag
 
 
 def chain_edits(edits: Iterable[Edit]) -> Edit:

@@ -22,9 +22,9 @@ from lib_lora_train.adapters.files.decode import (
 )
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.core.wording import count, shorten_list
-from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.models.other_models import find_by_layers, find_by_word
 
 _MODELS_BY_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}

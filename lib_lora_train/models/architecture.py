@@ -18,7 +18,6 @@ TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.e
 SCALE_FACTORS: Mapping[str, float] = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
 _RESOLUTIONS: Mapping[Architecture, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024, "anima": 1024}
-TITLES: Mapping[Architecture, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "anima": "Anima"}
 
 
 @dataclass(frozen=True)

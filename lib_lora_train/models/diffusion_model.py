@@ -10,9 +10,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
-from lib_lora_train.models.architecture import TITLES, VAE_PREFIX, ModelSpec, PredictionType
+from lib_lora_train.models.architecture import VAE_PREFIX, ModelSpec, PredictionType
 from lib_lora_train.models.fp8 import FP8_DTYPES
 from lib_lora_train.models.graft import Graft, GraftRow, Slot, graft, rebind, release_weights
 from lib_lora_train.models.kinds.base import ModelKind

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.core.wording import count
 from lib_lora_train.models.architecture import (
     SCALE_FACTORS,
     TEXT_PREFIXES,
-    TITLES,
     UNET_PREFIX,
     VAE_PREFIX,
     Architecture,

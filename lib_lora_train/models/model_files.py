@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.core.errors import ModelError, VaeError
 from lib_lora_train.core.safetensors_header import TensorEntry
 from lib_lora_train.models.architecture import (
     TEXT_PREFIXES,
-    TITLES,
     UNET_PREFIX,
     VAE_PREFIX,
     CheckpointHints,

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.models.architecture import TITLES, Architecture
+from lib_lora_train.models.architecture import Architecture
 
 NEEDS_SD = "Only SD 1.x, SD 2.x, SDXL and, in Forge Neo, Anima can be trained."
 

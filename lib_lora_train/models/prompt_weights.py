@@ -15,7 +15,8 @@ ROUND, SQUARE = 1.1, 1 / 1.1
 _SYMBOL = re.compile(
     r"\\(?P<escaped>[()\[\]\\]?)|(?P<open>[(\[])|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<close>[)\]])|[^\\()\[\]:]+|:"
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
+"""The word between two chunks of a prompt, with the spaces around it."""
 _TAG_SEPARATOR = re.compile(r"[,，、､﹐﹑\n]")  # as in dataset/captions.py
 _WORD = re.compile(r"[\w'’-]*\w")
 _TAG_WORDS = 3  # longer parts between commas are sentences
@@ -69,7 +70,7 @@ def split_words(prompt: str, *, weighted: bool) -> tuple[str, ...]:
 
 def _split_at_break(text: str) -> list[WeightedText]:
     parts: list[WeightedText] = []
-    for number, part in enumerate(_BREAK.split(text)):
+    for number, part in enumerate(BREAK.split(text)):
         parts += [*([_BREAK_PART] if number else []), WeightedText(part)]
     return parts
 

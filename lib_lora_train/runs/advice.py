@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, OutputError
 from lib_lora_train.core.events import Advised, Event, Noted
 from lib_lora_train.evaluation.advisor import Advice, Measured, advise, advise_by_losses
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras, read_records

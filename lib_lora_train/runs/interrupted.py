@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.core.events import ACTIVE_STATES
 from lib_lora_train.core.wording import count
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.past_runs import read_run
-
-_ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,6 @@ def find_interrupted(home: Path, queued: int) -> Interrupted:
     newest = max((log for log in logs if log.is_file()), key=lambda log: log.stat().st_mtime, default=None)
     if newest is not None:
         run = read_run(RunFolder(newest.parent))
-        if run["state"] in _ACTIVE_STATES and (run["can_resume"] or run["can_begin_again"]):
+        if run["state"] in ACTIVE_STATES and (run["can_resume"] or run["can_begin_again"]):
             return Interrupted(run["run"], run["step"], run["total_steps"], queued)
     return Interrupted("", 0, 0, queued)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
-from lib_lora_train.models.architecture import TITLES, ModelSpec
+from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.kinds.registry import kind_of
 
 _BLOCK_SETTINGS = ("block_ranks", "block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight")

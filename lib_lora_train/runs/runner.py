@@ -17,7 +17,7 @@ from lib_lora_train.config.family_support import conversions_for, form_of
 from lib_lora_train.config.train_config import TrainConfig, config_values
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, LoraTrainError
-from lib_lora_train.core.events import Event, StateChanged, StepDone
+from lib_lora_train.core.events import ACTIVE_STATES, Event, StateChanged, StepDone
 from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.crash_report import describe_crash
 from lib_lora_train.runs.current_run import CurrentRun
@@ -35,8 +35,6 @@ from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.runs.write_places import WritePlaces
 
 log = logging.getLogger("lora_train")
-
-_ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
 
 
 class Runner:
@@ -162,7 +160,7 @@ class Runner:
             return {
                 "run": run.folder.root.name,
                 "folder": str(run.folder.root),
-                "state": "stopping" if run.control.is_stopped and run.state in _ACTIVE_STATES else run.state,
+                "state": "stopping" if run.control.is_stopped and run.state in ACTIVE_STATES else run.state,
                 "message": run.message,
                 "offer": run.offer,
                 "phase": run.eta.phase,
@@ -209,7 +207,7 @@ class Runner:
     def active_run(self) -> str:
         """The id of the active run, "" if there is none."""
         with self._lock:
-            return self._run.folder.root.name if self._run and self._run.state in _ACTIVE_STATES else ""
+            return self._run.folder.root.name if self._run and self._run.state in ACTIVE_STATES else ""
 
     def loss_curve(self, max_points: int = 1000) -> list[tuple[int, float]]:
         """(step, mean loss) pairs, at most `max_points`, each the mean of an equal number of steps."""
@@ -251,12 +249,12 @@ class Runner:
 
     def _require_run(self) -> CurrentRun:
         with self._lock:
-            if self._run is None or self._run.state not in _ACTIVE_STATES:
+            if self._run is None or self._run.state not in ACTIVE_STATES:
                 raise HostError("No training is running.")
             return self._run
 
     def _require_idle(self) -> None:
-        if self._run and self._run.state in _ACTIVE_STATES:
+        if self._run and self._run.state in ACTIVE_STATES:
             raise HostError("A training is already running. Stop it or wait until it ends, then start the next one.")
 
     # --- the thread ----------------------------------------------------------------------------
@@ -344,7 +342,7 @@ class Runner:
         except Exception as error:  # the edge of the run: any error must reach the page, not only the console
             log.exception("training failed")
             self._handle(run, StateChanged("failed", describe_crash(error, run.folder)), event_log)
-        if run.state in _ACTIVE_STATES:
+        if run.state in ACTIVE_STATES:
             self._handle(run, StateChanged("stopped" if run.control.is_stopped else "finished"), event_log)
         refresh_reports(run.folder)
 

@@ -17,13 +17,13 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import HostError, OutputError
+from lib_lora_train.core.events import ACTIVE_STATES
 from lib_lora_train.runs.folder import RunFolder, write_json
 from lib_lora_train.runs.past_runs import read_run
 from lib_lora_train.runs.queue import QueuedRun
 from lib_lora_train.runs.sweep import Variant
 
 _FOLDER = "sweeps"
-_ACTIVE_STATES = ("running", "paused", "waiting", "stopping")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _member(
     if name in resuming:
         return Member(number, "queued", name)
     state = str(run["state"])
-    if state in _ACTIVE_STATES and name != active_run:
+    if state in ACTIVE_STATES and name != active_run:
         state = "interrupted"
     can_resume = bool(state in ("interrupted", "stopped") and (run["can_resume"] or run["can_begin_again"]))
     return Member(number, state, name, str(run["reason"]) if state == "failed" else "", can_resume)

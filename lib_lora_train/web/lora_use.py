@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
 from lib_lora_train.hosts.host import other_lora
-from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.history import read_loras
 from lib_lora_train.runs.past_config import read_past_config

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.models.architecture import TITLES
 from lib_lora_train.models.kinds.registry import kind_of
 from lib_lora_train.models.model_files import read_checkpoint_info
 from lib_lora_train.web.token_analysis import OwnTokens

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import CONFIG_KEY, TrainConfig, read_config
 from lib_lora_train.core.errors import AdapterError, ConfigError, DataError, Problem, SettingsFileError
@@ -31,7 +32,6 @@ from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.other_tabs import why_not_a_lora
 from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
-from lib_lora_train.models.architecture import TITLES
 
 
 def read_settings(path: Path, dataset: Path | None = None) -> Imported:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from lib_lora_train.models.kinds.anima import TEXT_TOKENS
 from lib_lora_train.models.latent_cache import hash_weights
+from lib_lora_train.models.prompt_weights import BREAK
 
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
-"""A word with a meaning in prompts, which Neo gives the weight −1 here."""
 _LITERAL = "None"
 """The setting with which brackets are plain characters."""
 _WORD_START = "▁"  # T5's mark of a token that begins a word
@@ -88,7 +87,8 @@ class AnimaPromptEncoder:
     def encode(self, prompts: Sequence[str], *, is_weighted: bool) -> list[Tensor]:
         """Each prompt's condition, (tokens, 1024), as the webui makes it for an image, without its padding."""
         if not is_weighted and self.emphasis != _LITERAL:
-            prompts = [_BRACKETS.sub(r"\\\g<0>", _BREAK.sub(" ", prompt)) for prompt in prompts]
+            # BREAK has a meaning in prompts: Neo would give it the weight −1 here.
+            prompts = [_BRACKETS.sub(r"\\\g<0>", BREAK.sub(" ", prompt)) for prompt in prompts]
         with torch.no_grad(), self._without_traces():
             return [_without_padding(condition) for condition in self._find()(list(prompts))]
 
