@@ -117,4 +117,4 @@ def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["report", str(personal_run(tmp_path).root)]) == 0
     assert "rank = 12" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "none")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is not a run. Give" in capsys.readouterr().err

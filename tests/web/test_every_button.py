@@ -245,6 +245,9 @@ _SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"lr_schedule": "warmup_stable_decay", "lr_decay": 0.0},
     {"lr_schedule": "warmup_stable_decay", "lr_decay": 0.9, "warmup": 0.5},
     {"lr_schedule": "warmup_stable_decay", "lr_decay": 4000.0, "warmup": 400.0},
+    {"caption_separator": ""},
+    {"caption_separator": ";", "secondary_separator": ";"},
+    {"layer_ranks": ("no rank",)},
     {"noise_offset": 0.5},
     {"adaptive_noise_scale": -0.5},
     {"adaptive_noise_scale": 0.5},
@@ -417,7 +420,7 @@ def test_every_problem_in_the_code_has_a_case_here(monkeypatch: pytest.MonkeyPat
         for site in _sites()
         if not any(site.file == file and site.first <= number <= site.last for file, number in lines)
     ]
-    assert missing == []
+    assert not missing, "\n".join(missing)
 
 
 def _rank(problem: Problem) -> int:
