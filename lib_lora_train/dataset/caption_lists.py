@@ -71,7 +71,7 @@ class _NotAListError(ValueError):
 
 
 def _from_lines(text: str) -> Iterator[tuple[str, CaptionText]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # texts may hold other line breaks, such as U+2028
         if not line.strip():
             continue
         entry = json.loads(line)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import DataError
+from lib_lora_train.dataset.caption_lists import read_caption_list
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.formats.kohya.importer import from_script
 from lib_lora_train.formats.kohya.read_files import read_settings
@@ -66,6 +67,13 @@ def test_lines_of_sd_scripts_and_diffusers_are_read(images: Path, name_key: str,
     (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
     assert captions(images, "metadata.jsonl") == _EXPECTED
     assert captions(images, str(images / "metadata.jsonl")) == _EXPECTED
+
+
+def test_a_line_of_jsonl_ends_at_a_line_feed_only(images: Path) -> None:
+    """JSON allows the other line breaks of Unicode inside a text, as they are."""
+    line = json.dumps({"file_name": "1.png", "text": "a fox\u2028in snow"}, ensure_ascii=False)
+    (images / "metadata.jsonl").write_bytes(f"{line}\r\n".encode())
+    assert read_caption_list(images / "metadata.jsonl").captions["1.png"].lines == ("a fox", "in snow")
 
 
 def test_only_listed_images_are_used_and_the_others_are_named(images: Path) -> None:
