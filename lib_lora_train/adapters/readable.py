@@ -20,10 +20,9 @@ from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converte
 from lib_lora_train.adapters.files.decode import parse_state, reshape_for_layer
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.registry import NORM
-from lib_lora_train.config.family_support import readable_form, rotation_form
+from lib_lora_train.config.family_support import DORA_FORMS, TUCKER_FORMS, readable_form, rotation_form
 
-_CORES = {"mid": "locon_tucker", "t1": "loha_tucker", "t2": "lokr_tucker"}
-_WITH_DORA = {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}
+_CORES = {"mid", "t1", "t2"}  # the tensors that only a layer with Tucker has
 
 
 def form_of_layer(layer: AdaptedLayer) -> str:
@@ -34,9 +33,10 @@ def form_of_layer(layer: AdaptedLayer) -> str:
     if name in ("oft", "boft"):
         return rotation_form(name, is_bounded=layer.options.constraint > 0, is_rescaled="rescale" in weights)
     if MAGNITUDE in weights:
-        return _WITH_DORA[name]
-    core = next((form for short, form in _CORES.items() if short in weights), "")
-    return core or ("lokr_full" if {"w1", "w2"} <= set(weights) else name)
+        return DORA_FORMS[name]
+    if not _CORES.isdisjoint(weights):
+        return TUCKER_FORMS[name]
+    return "lokr_full" if {"w1", "w2"} <= set(weights) else name
 
 
 def layers_to_rewrite(adapter: Adapter, program: str) -> dict[str, str]:

@@ -174,6 +174,11 @@ def program_name(host: str) -> str:
     return max((name for name in PROGRAMS if host.startswith(name)), key=len, default="")
 
 
+DORA_FORMS: Mapping[str, str] = {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}
+TUCKER_FORMS: Mapping[str, str] = {"lora": "locon_tucker", "loha": "loha_tucker", "lokr": "lokr_tucker"}
+"""The form of a family's files with DoRA, and with Tucker on convolutions."""
+
+
 def form_of(config: TrainConfig) -> str:
     """The form of the files that these settings write, a key of FORMS; the family itself if they do not fit it."""
     family, has_kernels = config.family, config.targets in ("all", "full")
@@ -184,9 +189,9 @@ def form_of(config: TrainConfig) -> str:
     if family in ("dylora", "glora", "ia3"):
         return family
     if config.dora:
-        return {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}.get(family, family)
+        return DORA_FORMS.get(family, family)
     if config.tucker and has_kernels:
-        return {"lora": "locon_tucker", "loha": "loha_tucker", "lokr": "lokr_tucker"}.get(family, family)
+        return TUCKER_FORMS.get(family, family)
     if family == "lokr":
         return "lokr_full" if config.full_matrix else "lokr"
     if family == "lora":

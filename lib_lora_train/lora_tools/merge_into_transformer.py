@@ -127,7 +127,8 @@ def _delta(layer: ParsedLayer, base: Tensor) -> Tensor:
 
 
 def _diff_bias(layer: ParsedLayer) -> Tensor | None:
-    return layer.family.diff_bias({short: tensor.float() for short, tensor in layer.weights.items()})
+    bias = layer.family.diff_bias(layer.weights)
+    return None if bias is None else bias.float()
 
 
 def _require_plain(checkpoint: Path, header: Header, updates: Mapping[str, _Update]) -> None:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.dora import MAGNITUDE
-from lib_lora_train.adapters.files.conversion import Converted
+from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted
 from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file
-from lib_lora_train.adapters.files.lora_file import AdapterFile, cast_for_file
+from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
 
+_SIDES = ("up", "down")
 RANK_RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
 
 
@@ -93,27 +94,19 @@ def resize(file: AdapterFile, rule: RankRule, *, precision: str = "fp16") -> Res
     rule.check()
     parsed = parse_sound_file(file)
     _refuse_other_families(file, parsed.layers)
-    state: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    errors: dict[str, float] = {}
-    left_out, total = list(parsed.unknown), 0.0
+    builder, ranks = ConversionBuilder(precision), dict[str, int]()
     for key, layer in parsed.layers.items():
         if layer.family is NORM:
             names = layer.family.STATE_KEYS
-            state |= _stored(key, {names[name]: tensor for name, tensor in layer.weights.items()}, precision)
+            builder.store(key, {names[name]: tensor.float() for name, tensor in layer.weights.items()})
             continue
-        if "bias" in layer.weights:
-            left_out.append(f"{key}.diff_b")
         up, down = _factors(layer)
         tensors, values = _truncated(layer, up, down, rule)
-        written = _stored(key, tensors, precision)
-        state |= written
+        written = builder.store(key, {ending: tensor.float() for ending, tensor in tensors.items()})
         ranks[key] = len(tensors["lora_down.weight"])
-        errors[key] = _squared_distance(up, down, *_written_factors(key, written))
-        total += float(values.square().sum())
-    error = (sum(errors.values()) / total) ** 0.5 if total else 0.0
-    worst = max(errors, key=lambda key: errors[key], default="")
-    return Resized(Converted(state, error, worst, tuple(left_out), precision), ranks)
+        error = _squared_distance(up, down, *(written[f"lora_{side}.weight"].double().flatten(1) for side in _SIDES))
+        builder.count_loss(key, error, float(values.square().sum()))
+    return Resized(builder.build(parsed.unknown), ranks)
 
 
 def describe_ranks(ranks: Mapping[str, int]) -> str:
@@ -160,16 +153,6 @@ def _truncated(layer: ParsedLayer, up: Tensor, down: Tensor, rule: RankRule) -> 
         "lora_up.weight": new_up.reshape(-1, rank, *(1,) * len(kernel)).contiguous(),
         "alpha": torch.tensor(float(rank)),
     }, values
-
-
-def _stored(key: str, tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    named = {f"{key}.{ending}": tensor.float() for ending, tensor in tensors.items()}
-    return {name: cast_for_file(name, tensor, precision) for name, tensor in named.items()}
-
-
-def _written_factors(key: str, written: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    up, down = (written[f"{key}.lora_{side}.weight"].double().flatten(1) for side in ("up", "down"))
-    return up, down
 
 
 def _squared_distance(up: Tensor, down: Tensor, new_up: Tensor, new_down: Tensor) -> float:

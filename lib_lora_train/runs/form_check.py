@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from lib_lora_train.config.family_support import (
     EFFECT_WORDS,
     FORMS,
+    TUCKER_FORMS,
     bad_webuis,
     form_of,
     is_misread,
@@ -30,7 +31,10 @@ _SETTING = "files_for_webui"
 _REMEDY = ((_SETTING, True),)
 _WHERE = {"tucker": "tucker", "constraint": "constraint", "rescaled": "rescaled"}
 """The setting that makes a form another one than its family's, by the form's ending."""
-_CORES = (("lora_mid.weight", "locon_tucker"), ("hada_t1", "loha_tucker"), ("lokr_t2", "lokr_tucker"))
+_CORES = tuple(
+    (ending, TUCKER_FORMS[family])
+    for ending, family in (("lora_mid.weight", "lora"), ("hada_t1", "loha"), ("lokr_t2", "lokr"))
+)
 
 
 def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None) -> Iterator[Problem]:

@@ -50,14 +50,24 @@ class ConversionBuilder:
 
         `update_of` computes the ΔW of stored tensors, None for that of a LoRA or `diff`.
         """
+        stored = self.store(key, tensors)
+        if diff is not None:
+            update = update_of(stored).flatten(1).double() if update_of else _product(stored)
+            error = (update - diff.flatten(1).double()).square().sum()
+            self.count_loss(key, float(error), float(diff.double().square().sum()))
+
+    def store(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add a layer's tensors without measuring a loss; they are returned as they will be written."""
         stored = {
             ending: cast_for_file(f"{key}.{ending}", tensor, self._precision) for ending, tensor in tensors.items()
         }
         self._state |= {f"{key}.{ending}": tensor for ending, tensor in stored.items()}
-        if diff is not None:
-            update = update_of(stored).flatten(1).double() if update_of else _product(stored)
-            self._squared_errors[key] = float((update - diff.flatten(1).double()).square().sum())
-            self._squared_norm += float(diff.double().square().sum())
+        return stored
+
+    def count_loss(self, key: str, squared_error: float, squared_norm: float) -> None:
+        """Count ‖ΔW' − ΔW‖² and ‖ΔW‖² of a layer."""
+        self._squared_errors[key] = squared_error
+        self._squared_norm += squared_norm
 
     def build(self, left_out: Sequence[str]) -> Converted:
         """All layers added, with the error over all of them."""
