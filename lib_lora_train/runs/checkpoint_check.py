@@ -94,9 +94,14 @@ def resolution_settings(own: int) -> dict[str, int]:
     return {"resolution": own, "min_bucket": own // 2, "max_bucket": own * 2}
 
 
+def precision_of(model: DiffusionModel) -> str:
+    """In what the model computes, in the words of the settings: fp32, bf16, fp16."""
+    return str(model.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+
+
 def describe_loaded(model: DiffusionModel, target: RunTarget) -> str:
     """What a loaded model was found to be, in the words of `check_checkpoint`."""
-    stored, trained_in = "", str(model.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+    stored, trained_in = "", precision_of(model)
     if model.path:
         with suppress(ModelError):  # the file may be gone
             stored = read_checkpoint_info(model.path).precision

@@ -31,7 +31,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
 from lib_lora_train.runs.advice import advise_run
-from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded
+from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded, precision_of
 from lib_lora_train.runs.checkpoints import (
     save_due_step_lora,
     save_epoch_lora,
@@ -186,11 +186,10 @@ def _load_model(
 def _check_model(model: DiffusionModel, config: TrainConfig, host: Host) -> Iterator[Event]:
     """What the model was found to be, and what speaks against it; ConfigError for settings that do not suit it."""
     yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
-    computed_in = "fp16" if str(model.dtype) == "torch.float16" else ""
     problems = (
         *checkpoint_problems(model.spec, config),
         *form_problems(config, host.run_target(config).webui, model.spec),
-        *check_precision(computed_in, model.device.type),
+        *check_precision(precision_of(model), model.device.type),
     )
     require_usable(problems)
     yield from _report_problems(problems)
