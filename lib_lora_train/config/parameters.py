@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import as_sentence, did_you_mean
 
 Tier = Literal["essential", "beginner", "advanced"]
 STEPS_OR_SHARE = "steps or share"
@@ -124,8 +124,7 @@ def parse_value(parameter: Parameter, raw: Any) -> Any:
 
 def _check_range(parameter: Parameter, value: Any) -> None:
     if parameter.choices and value not in parameter.choices:
-        near = difflib.get_close_matches(str(value), parameter.choices, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(value), parameter.choices)
         raise ValueError(f"{value!r} is not one of {', '.join(parameter.choices)}.{hint}")
     too_low = parameter.low is not None and not value >= parameter.low
     too_high = parameter.high is not None and not value <= parameter.high
@@ -211,8 +210,7 @@ def read_values(config_class: type, values: Mapping[str, Any]) -> tuple[dict[str
         try:
             parsed[name] = parse_value(known[name], raw)
         except ValueError as reason:
-            sentence = str(reason)
-            problems.append(Problem("error", name, sentence if sentence.endswith("?") else f"{sentence}."))
+            problems.append(Problem("error", name, as_sentence(str(reason))))
     return parsed, problems
 
 
@@ -220,5 +218,4 @@ def _explain_unknown(name: str, known: Mapping[str, Parameter]) -> str:
     by_kohya = {p.kohya: p.name for p in known.values() if p.kohya}
     if name in by_kohya:
         return f"is called {by_kohya[name]!r} here."
-    near = difflib.get_close_matches(name, known, 1)
-    return f"is not a setting. Did you mean {near[0]!r}?" if near else "is not a setting."
+    return f"is not a setting.{did_you_mean(name, known)}"

@@ -6,7 +6,6 @@ A preset changes only its own settings, so that one for a purpose (Character, St
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from lib_lora_train.config.card_presets import CARD_PRESETS
 from lib_lora_train.config.settings.optimizer import OPTIMIZERS
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.wording import did_you_mean
 
 _ADAMW: Mapping[str, Any] = {
     "optimizer": "AdamW",
@@ -279,10 +279,9 @@ def find_preset(name: str) -> Preset:
     by_name = {_normalised(preset.name): preset for preset in PRESETS}
     if _normalised(name) in by_name:
         return by_name[_normalised(name)]
-    near = difflib.get_close_matches(_normalised(name), by_name, 1)
-    names = ", ".join(preset.name for preset in PRESETS)
-    hint = f"Did you mean {by_name[near[0]].name!r}?" if near else f"Available: {names}."
-    raise LoraTrainError(f"There is no preset {name!r}. {hint}")
+    names = [preset.name for preset in PRESETS]
+    hint = did_you_mean(name, names) or f" Available: {', '.join(names)}."
+    raise LoraTrainError(f"There is no preset {name!r}.{hint}")
 
 
 def _normalised(name: str) -> str:

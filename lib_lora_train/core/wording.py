@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -22,6 +23,18 @@ def count(number: float, noun: str, plural: str = "") -> str:
     """1 → `1 image`, 2000 → `2,000 images`; `noun` may go on to the verb: `layer is damaged`, `layers are damaged`."""
     whole = int(number) if number == int(number) else number
     return f"{whole:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'cosine'?` for the most similar of the known names, whatever its case; "" if none is similar."""
+    by_lower = {other.lower(): other for other in reversed(list(known))}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def as_sentence(text: str) -> str:
+    """The text with a full stop, unless it has one or is a question."""
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def without_name(sentence: str, where: str) -> str:

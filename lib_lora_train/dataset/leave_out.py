@@ -6,7 +6,6 @@ So a run can be repeated without one tag or image, and both can be compared.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError, Problem
 from lib_lora_train.core.tag_patterns import make_path_matcher, make_tag_matcher
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, did_you_mean
 from lib_lora_train.dataset.captions import split_tags, trigger_tags
 from lib_lora_train.dataset.folder_names import join_names
 from lib_lora_train.dataset.scan import Dataset, Item
@@ -144,6 +143,4 @@ def _report_emptied(items: Sequence[Item]) -> Iterator[Problem]:
 
 
 def _fits_nothing(setting: str, pattern: str, what: str, known: Sequence[str]) -> Problem:
-    near = difflib.get_close_matches(pattern.lower(), [name.lower() for name in known], 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return Problem("warning", setting, f"{pattern!r} fits no {what} of the dataset.{hint}")
+    return Problem("warning", setting, f"{pattern!r} fits no {what} of the dataset.{did_you_mean(pattern, known)}")

@@ -8,7 +8,7 @@ import pytest
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.events import Noted
-from lib_lora_train.core.wording import fixed, percent, without_name
+from lib_lora_train.core.wording import as_sentence, did_you_mean, fixed, percent, without_name
 from lib_lora_train.core.writable import failed_write_advice
 
 _OTHER = "Check that the folder exists and can be written"
@@ -62,3 +62,20 @@ def test_numbers_are_rounded_as_by_format() -> None:
     """1,001 values from -5 to 5, against Python's own formatting, which signs zeros."""
     for value in [number / 100 for number in range(-500, 501)]:
         assert fixed(value, 1) == f"{value:.1f}".replace("-0.0", "0.0"), value
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cosin", " Did you mean 'cosine'?"),
+        ("EULER A", " Did you mean 'Euler a'?"),
+        ("euler", " Did you mean 'Euler'?"),
+        ("quaternion", ""),
+    ],
+)
+def test_the_most_similar_name_is_suggested_whatever_its_case(name: str, hint: str) -> None:
+    assert did_you_mean(name, ["cosine", "Euler", "Euler a"]) == hint
+
+
+def test_a_text_becomes_one_sentence() -> None:
+    assert [as_sentence(text) for text in ("no", "no.", "no?")] == ["no.", "no.", "no?"]

@@ -83,7 +83,7 @@ def test_images_are_left_out_by_name_folder_and_pattern(tmp_path: Path) -> None:
 
 def test_an_entry_that_fits_nothing_is_named_with_what_was_meant(tmp_path: Path) -> None:
     plan = plan_without(make_config(tmp_path / "set"), "hornz", images=("01.png",))
-    assert about(plan, "leave_out_tags") == ["warning: 'hornz' fits no tag of the dataset. Did you mean 'horns'?"]
+    assert about(plan, "leave_out_tags") == ["warning: 'hornz' fits no tag of the dataset. Did you mean 'Horns'?"]
     (text,) = about(plan, "leave_out_images")
     assert text.startswith("warning: '01.png' fits no image of the dataset. Did you mean '0")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.network import has_family_specific_lr
 from lib_lora_train.core.errors import ConfigError, Problem
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, did_you_mean
 
 _LARGE_BATCH = 4  # images per step; from here on the guides raise the learning rate
 _MIN_SD_PX = 256  # smaller resolutions are for much smaller models, which are trained at higher learning rates
@@ -129,9 +128,8 @@ def _argument(name: str, value: object, kind: OptimizerInfo, optimizer: str) -> 
     if not kind.arguments:
         return
     if name not in kind.arguments:
-        near = difflib.get_close_matches(name, kind.arguments, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"Its arguments are {', '.join(kind.arguments)}."
-        yield error_at("optimizer_args", f"{optimizer} has no argument {name}. {hint}")
+        hint = did_you_mean(name, kind.arguments) or f" Its arguments are {', '.join(kind.arguments)}."
+        yield error_at("optimizer_args", f"{optimizer} has no argument {name}.{hint}")
         return
     wanted = ARGUMENT_LENGTHS.get(optimizer, {}).get(name, 2 if name == "betas" else 1)
     given = value if isinstance(value, tuple) else (value,)

@@ -16,6 +16,7 @@ from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.formats.kohya.import_state import (
     FACT,
     IgnoredKey,
+    invalid,
     kohya_parameters,
     parse_flag,
     parse_sides,
@@ -126,5 +127,5 @@ def _concept(subset: Mapping[str, Any], own: Collection[str], ignored: list[Igno
             try:
                 values[parameter.name] = parse_value(parameter, _switched(raw) if parameter.choices else raw)
             except ValueError as reason:
-                ignored.append(IgnoredKey(f"dataset: {key}", subset[key], f"is invalid: {str(reason).rstrip('.')}"))
+                ignored.append(IgnoredKey(f"dataset: {key}", subset[key], invalid(subset[key], reason)))
     return Concept(**values)

@@ -6,13 +6,14 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lib_lora_train.config.parameters import Parameter, parameters_of, parse_value
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.wording import did_you_mean
 from lib_lora_train.formats.kohya.keys import ALIASES
 
 PARAMETERS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
@@ -24,7 +25,7 @@ ZERO = "is 0, which means off in kohya's tools"
 FACT = "describes that run and is not a setting"
 NOT_NEEDED = "is not needed"
 NOT_YET = "is not supported yet"
-UNKNOWN = "is not a known setting"
+REPLACED = "is replaced by what its warning says"
 _HARMLESS = (AT_DEFAULT, EMPTY, ZERO, FACT, NOT_NEEDED)
 
 
@@ -40,6 +41,11 @@ class IgnoredKey:
     def is_harmless(self) -> bool:
         """True if nothing is lost: the key would change nothing here."""
         return self.reason.startswith(_HARMLESS)
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The reason for a key that is not one of the known ones, with the most similar of them."""
+    return f"is not a known setting.{did_you_mean(name, known)}"
 
 
 def kohya_parameters() -> dict[str, Parameter]:
@@ -125,6 +131,8 @@ class ImportState:
         self._given: dict[str, str] = {}
         self._used: dict[str, str] = {}
         self._remaining: dict[str, Any] = {}
+        self.asked_for: set[str] = set()
+        """The names of all keys that a rule has asked for, whether the file has them or not."""
         for key, raw in sorted(
             keys.items(), key=lambda entry: entry[0] in ALIASES
         ):  # aliases last: the proper names take precedence
@@ -152,9 +160,11 @@ class ImportState:
 
     def value(self, name: str) -> Any:
         """The value of a key, which remains; None if there is none."""
+        self.asked_for.add(name)
         return self._remaining.get(name)
 
     def __contains__(self, name: str) -> bool:
+        self.asked_for.add(name)
         return name in self._remaining
 
     def is_empty(self, name: str) -> bool:
@@ -181,7 +191,7 @@ class ImportState:
 
     def pop(self, name: str) -> Any:
         """The value, None if there is none."""
-        if name not in self._remaining:
+        if name not in self:
             return None
         if name in self._given:
             self._used[name] = self._given[name]
@@ -192,7 +202,7 @@ class ImportState:
         raw = self.pop(name)
         number = parse_number(raw)
         if raw is not None and number is None:
-            self.ignore(name, raw, f"is invalid: {raw!r} is not a number")
+            self.ignore(name, raw, "is not a number")
         return number
 
     def pop_flag(self, name: str) -> bool:
@@ -214,6 +224,11 @@ class ImportState:
         """Report that something in the file is trained differently here."""
         self.problems.append(Problem("warning", where, message))
 
+    def replace(self, name: str, value: Any, *, where: str, message: str) -> None:
+        """Ignore a key of which a warning says what is used instead, so that it is reported once."""
+        self.ignore(name, value, REPLACED)
+        self.warn(where, message)
+
     def hint(self, where: str, message: str) -> None:
         """Report how something in the file was interpreted."""
         self.problems.append(Problem("hint", where, message))
@@ -232,7 +247,22 @@ class ImportState:
                 self.warn(parameter.name, f"{reason}. {nearest:g} is used, the nearest value.")
                 return
             is_off = parse_number(raw) == 0 and parameter.kind is not bool
-            self.ignore(name, raw, ZERO if is_off else f"is invalid: {str(reason).rstrip('.')}")
+            self.ignore(name, raw, ZERO if is_off else invalid(raw, reason))
+
+
+def invalid(raw: Any, reason: ValueError) -> str:
+    """The reason for a value that `parse_value` refused; the value is shown before it, so it is not repeated."""
+    sentence = str(reason)
+    value = f"{raw!r} "
+    return sentence.removeprefix(value) if sentence.startswith(value) else f"is invalid: {sentence}"
+
+
+def not_available(given: str, used: str, known: Iterable[str]) -> str:
+    """The sentence about a value that is not available here, with what is used and what may have been meant."""
+    hint = did_you_mean(given, known)
+    if not hint or f"'{used}'" in hint:
+        return f"{given} is not available; {used} is used, the closest."
+    return f"{given} is not available.{hint} Until you choose it, {used} is used."
 
 
 def overridden_by(key: str) -> str:

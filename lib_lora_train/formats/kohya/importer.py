@@ -23,12 +23,12 @@ from lib_lora_train.formats.kohya.import_state import (
     FACT,
     NOT_NEEDED,
     NOT_YET,
-    UNKNOWN,
     IgnoredKey,
     ImportState,
     is_same,
     kohya_parameters,
     parse_literal,
+    unknown,
 )
 from lib_lora_train.formats.kohya.network_export import conv_alpha_of, effective_block_alphas
 from lib_lora_train.formats.kohya.rules import apply_rules, import_additional_parameters
@@ -77,9 +77,9 @@ def _gui_lengths(state: ImportState) -> dict[str, Any]:
 def from_script(values: Mapping[str, Any], folders: Folders = NO_FOLDERS) -> Imported:
     """The settings of sd-scripts' arguments, with or without sections, and of a dataset file."""
     state = ImportState(_with_folders(flat_values(values), folders), "script")
-    _set_defaults(state, kohya_keys.SCRIPT_ABSENT if values else kohya_keys.DATASET_ABSENT)
-    if values and "max_train_epochs" not in state:
-        _set_defaults(state, {"max_train_steps": kohya_keys.SCRIPT_STEPS})
+    has_epochs = not values or "max_train_epochs" in state
+    steps = {} if has_epochs else {"max_train_steps": kohya_keys.SCRIPT_STEPS}
+    _set_defaults(state, {**(kohya_keys.SCRIPT_ABSENT if values else kohya_keys.DATASET_ABSENT), **steps})
     return _finish(state, folders)
 
 
@@ -111,6 +111,12 @@ def from_metadata(header: Header) -> Imported:
         ignored=(*(IgnoredKey(_metadata_key(i.key), i.value, i.reason) for i in imported.ignored), *facts),
         used_keys=tuple(map(_metadata_key, imported.used_keys)),
     )
+
+
+def known_keys() -> set[str]:
+    """The names of kohya's tools that are imported, or known to be unneeded or not supported."""
+    known = (*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED, *FOLDER_KEYS)
+    return {*known, "LoRA_type", "network_module"}
 
 
 def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def _from_our_metadata(metadata: Mapping[str, str]) -> Imported:
     names += [("folder", table.pop("folder")) for table in tables if table.get("folder")]
     known = {parameter.name for parameter in parameters_of(TrainConfig)}
     ignored += [IgnoredKey(name, value, "is stored without its folder. Select it yourself") for name, value in names]
-    ignored += [IgnoredKey(name, value, UNKNOWN) for name, value in values.items() if name not in known]
+    ignored += [IgnoredKey(name, value, unknown(name, known)) for name, value in values.items() if name not in known]
     plain = {name: value for name, value in values.items() if name in known}
     config, problems = read_config({**plain, "concepts": tables})
     return Imported(config, tuple(ignored), problems, tuple(plain))
@@ -195,9 +201,10 @@ def _finish(state: ImportState, folders: Folders) -> Imported:
     for name in state.remaining:
         if name in declared:
             state.set_parameter(declared[name], name, state.pop(name))
+    readable = known_keys().union(state.asked_for)
     for name in state.remaining:
         value = state.pop(name)
-        state.ignore(name, value, _reason(name, value))
+        state.ignore(name, value, _reason(name, value, readable))
     config = clear_redundant_values(TrainConfig(concepts=tuple(concepts), **state.values))
     return Imported(config, (*state.ignored, *folders.ignored), _sorted(state.problems), state.used_keys)
 
@@ -261,8 +268,8 @@ def clear_redundant_values(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _reason(name: str, value: Any) -> str:
-    """Why a key that no rule has read is ignored."""
+def _reason(name: str, value: Any, readable: Iterable[str]) -> str:
+    """Why a key that no rule has read is ignored; `readable` are the keys that are read."""
     if name in kohya_keys.FACTS:
         return FACT
     if name in kohya_keys.NOT_NEEDED:
@@ -272,4 +279,4 @@ def _reason(name: str, value: Any) -> str:
             return f"{NOT_NEEDED}: {why}"
     if name in kohya_keys.DEFAULTS:
         return AT_DEFAULT if is_same(value, kohya_keys.DEFAULTS[name]) else NOT_YET
-    return UNKNOWN
+    return unknown(name, readable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lib_lora_train.core.wording import did_you_mean
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
@@ -13,6 +14,7 @@ from lib_lora_train.formats.kohya.import_state import (
     ImportState,
     is_same,
     kohya_parameters,
+    not_available,
     parse_flag,
     parse_literal,
     parse_number,
@@ -22,6 +24,7 @@ from lib_lora_train.formats.kohya.keys import DEFAULTS, IA3_PRESETS, LYCORIS_PRE
 from lib_lora_train.formats.kohya.layer_patterns import import_layer_patterns
 from lib_lora_train.formats.kohya.lycoris_habits import report_lycoris_habits
 from lib_lora_train.formats.kohya.network_kinds import (
+    ALGOS,
     OPTIONAL,
     OWN_OFT,
     USED_BY,
@@ -104,13 +107,12 @@ def _kind(state: ImportState) -> NetworkKind:
         kind = own_kind(module or "networks.lora", module or "kohya's LoRA")
     where, given = ("LoRA_type", gui_type) if gui_type else ("network_module", module)
     if kind is None:
-        state.ignore(where, given, NOT_YET)
-        state.warn("family", f"{given} is not available; a LoRA on the layers of kohya's LoCon is used, the closest.")
+        text = f"{given} is not available; a LoRA on the layers of kohya's LoCon is used, the closest."
+        state.replace(where, given, where="family", message=text)
         return lycoris_kind("lora", "full", given)
     if kind.approximates:
-        state.ignore(where, kind.title, NOT_YET)
-        text = f"{kind.approximates} is not available; {kind.family} on the same layers is used, the closest."
-        state.warn("family", text)
+        text = not_available(kind.approximates, f"{kind.family} on the same layers", ALGOS)
+        state.replace(where, kind.title, where="family", message=text)
     return kind
 
 
@@ -125,8 +127,9 @@ def _import_targets(state: ImportState, kind: NetworkKind) -> None:
     if not has_text_encoder:
         state.values["train_text_encoder"] = False
     if kind.preset not in presets:
-        state.ignore("LyCORIS_preset", kind.preset, NOT_YET)
-        state.warn("targets", f"the LyCORIS preset {kind.preset} is not available; all layers are trained.")
+        hint = did_you_mean(kind.preset, presets)
+        text = f"the LyCORIS preset {kind.preset} is not available.{hint} All layers are trained."
+        state.replace("LyCORIS_preset", kind.preset, where="targets", message=text)
 
 
 def _ignore_unread(state: ImportState, kind: NetworkKind) -> None:

@@ -20,13 +20,13 @@ from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import read_folders
 from lib_lora_train.formats.kohya.import_state import kohya_parameters, strip_value
 from lib_lora_train.formats.kohya.importer import (
-    FOLDER_KEYS,
     NO_FOLDERS,
     Imported,
     flat_values,
     from_gui,
     from_metadata,
     from_script,
+    known_keys,
 )
 from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.other_tabs import why_not_a_lora
@@ -128,9 +128,7 @@ def _is_ours(values: Mapping[str, Any]) -> bool:
 
 
 def _has_known_key(values: Mapping[str, Any]) -> bool:
-    flat = {str(key) for key in flat_values(values)}
-    known = (*kohya_parameters(), *kohya_keys.ALIASES, *kohya_keys.DEFAULTS, *kohya_keys.NOT_NEEDED, *FOLDER_KEYS)
-    return bool(flat.intersection((*known, "LoRA_type", "network_module")))
+    return not known_keys().isdisjoint(map(str, flat_values(values)))
 
 
 def _with_absolute_paths(config: TrainConfig, base: Path) -> tuple[TrainConfig, list[str]]:

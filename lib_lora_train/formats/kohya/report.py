@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from lib_lora_train.formats.kohya.import_state import AT_DEFAULT, EMPTY, FACT, NOT_NEEDED, ZERO, IgnoredKey
+from lib_lora_train.core.wording import as_sentence
+from lib_lora_train.formats.kohya.import_state import AT_DEFAULT, EMPTY, FACT, NOT_NEEDED, REPLACED, ZERO, IgnoredKey
 
 _MAX_LENGTH = 60
 _TITLES = {
@@ -18,9 +19,9 @@ _TITLES = {
 
 
 def describe_lost(ignored: Iterable[IgnoredKey]) -> tuple[str, ...]:
-    """A sentence for every ignored key that would have changed something."""
-    lost = [_shortened(entry) for entry in ignored if not entry.is_harmless]
-    return tuple(f"{entry.key}{entry.value} {entry.reason}." for entry in lost)
+    """A sentence for every ignored key that would have changed something and is not in a warning."""
+    lost = [_shortened(entry) for entry in ignored if not entry.is_harmless and entry.reason != REPLACED]
+    return tuple(as_sentence(f"{entry.key}{entry.value} {entry.reason}") for entry in lost)
 
 
 def describe_unneeded(ignored: Iterable[IgnoredKey]) -> tuple[str, ...]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from lib_lora_train.core.wording import count
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
-    NOT_YET,
     PARAMETERS,
+    REPLACED,
     ImportState,
     find_choice,
+    not_available,
     overridden_by,
     parse_number,
 )
@@ -47,7 +49,7 @@ def import_lr_schedule(state: ImportState) -> None:
     chosen = find_choice(parameter, given)
     if given and not chosen:
         chosen = "cosine" if given in _FALLING else "constant"
-        state.warn("lr_schedule", f"{given} is not available; {chosen} is used, the closest.")
+        state.warn("lr_schedule", not_available(given, chosen, parameter.choices))
     chosen = _scheduler_class(state) or chosen
     _scheduler_arguments(state)
     if chosen == "adafactor" and state.values.get("optimizer") != "Adafactor":
@@ -70,14 +72,16 @@ def _scheduler_class(state: ImportState) -> str:
     name = state.pop("lr_scheduler_type")
     if name is None:
         return ""
-    state.ignore("lr_scheduler_type", name, NOT_YET)
-    arguments = state.value("lr_scheduler_args")
+    arguments = state.pop("lr_scheduler_args")
     plain = str(name).lower()
     chosen = next((schedule for part, schedule in _CLOSEST.items() if part in plain), "constant")
-    words = " ".join(map(str, arguments)) if isinstance(arguments, (list, tuple)) else str(arguments or "")
+    words = _words(arguments)
     what = f"{name} ({words})" if words else str(name)
     text = f"the file's schedule is the class {what}, which is not available; {chosen} is used, the closest. Compare "
-    state.warn("lr_schedule", f"{text}its learning rates with those in the Monitor.")
+    text += "its learning rates with those in the Monitor."
+    state.replace("lr_scheduler_type", name, where="lr_schedule", message=text)
+    if arguments is not None:
+        state.ignore("lr_scheduler_args", words, REPLACED)
     return chosen
 
 
@@ -85,9 +89,13 @@ def _scheduler_arguments(state: ImportState) -> None:
     given = state.pop("lr_scheduler_args")
     if given is None:
         return
-    words = " ".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-    state.ignore("lr_scheduler_args", words, "changes the schedule in kohya's tools, and cannot be set here")
-    state.warn("lr_schedule", f"is trained without lr_scheduler_args {words}, which cannot be set here.")
+    text = f"is trained without lr_scheduler_args {_words(given)}, which cannot be set here."
+    state.replace("lr_scheduler_args", _words(given), where="lr_schedule", message=text)
+
+
+def _words(arguments: Any) -> str:
+    """A list of arguments, or their text, as text."""
+    return " ".join(map(str, arguments)) if isinstance(arguments, (list, tuple)) else str(arguments or "")
 
 
 def _smallest_rate(state: ImportState, chosen: str) -> None:
@@ -135,7 +143,7 @@ def _warmup(state: ImportState) -> float | None:
     share = re.fullmatch(r"([\d.]+)\s*%", raw) if isinstance(raw, str) else None
     steps = float(share[1]) / 100 if share and parse_number(share[1]) is not None else parse_number(raw)
     if raw is not None and steps is None:
-        state.ignore("lr_warmup_steps", raw, f"is invalid: {raw!r} is not a number of steps")
+        state.ignore("lr_warmup_steps", raw, "is not a number of steps")
     if steps and percent:
         state.ignore("lr_warmup", percent, overridden_by("lr_warmup_steps"))
     name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", percent / 100)

@@ -8,12 +8,14 @@ from typing import Any
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG
 from lib_lora_train.core.errors import ConfigError
+from lib_lora_train.core.wording import did_you_mean
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
     NOT_NEEDED,
     PARAMETERS,
     ImportState,
     find_choice,
+    not_available,
     parse_flag,
     parse_literal,
     parse_number,
@@ -67,7 +69,7 @@ def _rate(state: ImportState, name: str) -> float | None:
         raw = rates[0] if rates else None
     rate = parse_number(raw)
     if raw is not None and rate is None:
-        state.ignore(name, raw, f"is invalid: {raw!r} is not a number")
+        state.ignore(name, raw, "is not a number")
     return rate
 
 
@@ -86,10 +88,11 @@ def import_optimizer(state: ImportState) -> None:
         if chosen == CUSTOM:
             state.values["custom_optimizer"] = _CLASSES.get(given.lower(), written.strip())
         elif find_choice(PARAMETERS["optimizer"], given) != chosen and given != "DAdaptation":
-            is_same = chosen.lower() in (_plain_optimizer(given), given.lower().removeprefix("paged"))
-            how = "the same with its states elsewhere or in another precision" if is_same else "the closest"
-            text = f"{given} is not available; {chosen} is used, {how}. Learning rates may need adjusting."
-            state.warn("optimizer", text)
+            text = not_available(given, chosen, OPTIMIZER_CATALOG)
+            if chosen.lower() in (_plain_optimizer(given), given.lower().removeprefix("paged")):
+                how = "the same with its states elsewhere or in another precision"
+                text = f"{given} is not available; {chosen} is used, {how}."
+            state.warn("optimizer", f"{text} Learning rates may need adjusting.")
     _optimizer_args(state, state.pop("optimizer_args") or inside.removesuffix(")"))
 
 
@@ -126,7 +129,9 @@ def _optimizer_args(state: ImportState, raw: Any) -> None:
     optimizer = state.values.get("optimizer", PARAMETERS["optimizer"].default)
     known = OPTIMIZER_CATALOG[optimizer].arguments or tuple(arguments)
     for name in arguments.keys() - set(known):
-        state.ignore_nested("optimizer_args", name, arguments[name], f"is not an argument of {optimizer}")
+        state.ignore_nested(
+            "optimizer_args", name, arguments[name], f"is not an argument of {optimizer}.{did_you_mean(name, known)}"
+        )
     kept = {name: value for name, value in arguments.items() if name in known}
     if optimizer == "Adafactor" and kept.get("relative_step", True):  # sd-scripts' own default; it sets the schedule
         kept.pop("relative_step", None)

@@ -241,7 +241,7 @@ def test_the_nearest_valid_size_is_suggested() -> None:
 
 
 def test_a_misspelt_optimiser_argument_gets_a_suggestion() -> None:
-    assert "AdamW has no argument weight_decai. Did you mean weight_decay?" in _messages(
+    assert "AdamW has no argument weight_decai. Did you mean 'weight_decay'?" in _messages(
         optimizer_args="weight_decai=0"
     )
 

@@ -22,6 +22,7 @@ from lib_lora_train.formats.kohya.import_state import kohya_parameters
 from lib_lora_train.formats.kohya.importer import Imported, from_gui, from_metadata, from_script
 from lib_lora_train.formats.kohya.network_export import metadata_network
 from lib_lora_train.formats.kohya.read_files import read_settings
+from lib_lora_train.formats.kohya.report import describe_lost
 from lib_lora_train.formats.metadata import shareable_config
 from lib_lora_train.formats.toml import write_toml_config
 from tests.paths import KOHYA_FILES as FILES
@@ -425,6 +426,44 @@ def test_an_unsupported_network_is_replaced_with_a_warning() -> None:
     assert (imported.config.family, imported.config.targets) == ("lora", "full")
     assert "full-tlora is not available" in imported.problems[0].message
     assert "LoRA_type" in {ignored.key for ignored in imported.ignored if not ignored.is_harmless}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("lr_scheduler", "cosin", "cosine"),
+        ("optimizer", "adamw8bits", "AdamW8bit"),
+        ("sample_sampler", "eular_a", "Euler a"),
+        ("loss_type", "hubber", "huber"),
+        ("LoRA_type", "LyCORIS/lokrr", "lokr"),
+        ("network_dims", 8, "network_dim"),
+        ("epochs", 3, "epoch"),
+    ],
+)
+def test_a_misspelt_key_or_value_of_a_file_gets_a_suggestion(key: str, value: Any, meant: str) -> None:
+    imported = from_gui({"LoRA_type": "Standard", key: value})
+    texts = [*map(str, imported.problems), *describe_lost(imported.ignored)]
+    assert [text for text in texts if f"Did you mean {meant!r}?" in text], texts
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"LoRA_type": "LyCORIS/lokrr"}, "lokrr"),
+        ({"LoRA_type": "Flux1"}, "flux1"),
+        ({"LoRA_type": "LyCORIS/LoKr", "LyCORIS_preset": "attn-mlpp"}, "attn-mlpp"),
+        ({"lr_scheduler_type": "CosineAnnealingLR", "lr_scheduler_args": "T_max=30"}, "CosineAnnealingLR"),
+        ({"lr_scheduler_type": "CosineAnnealingLR", "lr_scheduler_args": "T_max=30"}, "T_max=30"),
+        ({"lr_scheduler_args": "T_max=30"}, "T_max=30"),
+        ({"sample_sampler": "dpm_2"}, "dpm_2"),
+        ({"network_dim": "many"}, "many"),
+        ({"unet_lr": "fast"}, "fast"),
+    ],
+)
+def test_what_is_not_available_is_reported_once(values: dict[str, Any], word: str) -> None:
+    imported = from_gui(values)
+    texts = [*map(str, imported.problems), *describe_lost(imported.ignored)]
+    assert sum(text.count(word) for text in texts) == 1, texts
 
 
 def test_a_hugging_face_model_name_is_not_a_file() -> None:
