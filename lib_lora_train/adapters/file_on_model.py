@@ -27,7 +27,7 @@ class FileOnModel:
         parsed = parse_sound_file(file)
         self._model = model
         with without_adapter(model):
-            self._adapter, unmatched = inject_parsed(model, parsed, allow_output_dora=True)
+            self._adapter, unmatched = inject_parsed(model, parsed)
             self._places = _adapted_places(model)
             self._adapter.remove()
         self.left_out = (*parsed.unknown, *unmatched)

@@ -17,7 +17,7 @@ from lib_lora_train.adapters.block_weights import DEFAULT_BLOCK, BlockSettings, 
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, has_output_dora, reshape_for_layer
+from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, reshape_for_layer
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
@@ -220,16 +220,13 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     return adapter
 
 
-def inject_parsed(
-    model: ModelParts, parsed: ParsedLora, *, allow_output_dora: bool = False
-) -> tuple[Adapter, tuple[str, ...]]:
+def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple[str, ...]]:
     """An adapter with a file's layers, families, ranks and weights, and the file's layers that do not fit the model.
 
-    `allow_output_dora`: also DoRA per output channel, which webuis would misread if it were saved again.
     AdapterError, leaving the model untouched, if no layer fits or the model has an adapter.
     """
     roots = _unadapted_roots(model)
-    found, unmatched = match_targets(model, parsed, allow_output_dora=allow_output_dora)
+    found, unmatched = match_targets(model, parsed)
     if not found:
         raise AdapterError("No layer of this file fits the model. Choose a checkpoint of the kind it was trained on.")
     for root in roots:
@@ -249,7 +246,7 @@ def has_adapter(model: ModelParts) -> bool:
 
 
 def match_targets(
-    model: ModelParts, parsed: ParsedLora, *, allow_output_dora: bool
+    model: ModelParts, parsed: ParsedLora
 ) -> tuple[dict[str, tuple[nn.Module, list[Target]]], tuple[str, ...]]:
     """Group name → (root, targets with the file's weights), and the names of the file's layers that do not fit.
 
@@ -274,8 +271,7 @@ def match_targets(
         targets = []
         for name, key in keys.items():
             if key in wanted:
-                is_usable = allow_output_dora or not has_output_dora(wanted[key])
-                target = _parsed_target(root, name, key, wanted[key]) if is_usable else None
+                target = _parsed_target(root, name, key, wanted[key])
                 targets += [target] if target else []
                 unmatched += [] if target else [key]
         if targets:

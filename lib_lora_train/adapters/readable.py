@@ -14,13 +14,19 @@ from torch import Tensor
 
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.families.base import base_weight
-from lib_lora_train.adapters.families.dora import MAGNITUDE
+from lib_lora_train.adapters.families.dora import MAGNITUDE, RowDora
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
 from lib_lora_train.adapters.files.decode import parse_state, reshape_for_layer
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.registry import NORM
-from lib_lora_train.config.family_support import DORA_FORMS, TUCKER_FORMS, readable_form, rotation_form
+from lib_lora_train.config.family_support import (
+    DORA_FORMS,
+    OUTPUT_DORA_FORMS,
+    TUCKER_FORMS,
+    readable_form,
+    rotation_form,
+)
 
 _CORES = {"mid", "t1", "t2"}  # the tensors that only a layer with Tucker has
 
@@ -33,7 +39,7 @@ def form_of_layer(layer: AdaptedLayer) -> str:
     if name in ("oft", "boft"):
         return rotation_form(name, is_bounded=layer.options.constraint > 0, is_rescaled="rescale" in weights)
     if MAGNITUDE in weights:
-        return DORA_FORMS[name]
+        return (OUTPUT_DORA_FORMS if isinstance(layer.family, RowDora) else DORA_FORMS)[name]
     if not _CORES.isdisjoint(weights):
         return TUCKER_FORMS[name]
     return "lokr_full" if {"w1", "w2"} <= set(weights) else name

@@ -51,15 +51,18 @@ FORMS: Mapping[str, str] = {
     "locon": "LoCon (LoRA with convolutions)",
     "locon_tucker": "LoCon, Tucker",
     "dora": "LoRA or LoCon with DoRA",
+    "dora_output": "LoRA or LoCon with DoRA per output channel (files of other trainers)",
     "scalar": "LoCon with `scalar`",
     "dylora": "DyLoRA",
     "loha": "LoHa",
     "loha_tucker": "LoHa, Tucker",
     "loha_dora": "LoHa with DoRA",
+    "loha_dora_output": "LoHa with DoRA per output channel (files of LyCORIS)",
     "lokr": "LoKr",
     "lokr_full": "LoKr, `full_matrix`",
     "lokr_tucker": "LoKr, Tucker",
     "lokr_dora": "LoKr with DoRA",
+    "lokr_dora_output": "LoKr with DoRA per output channel (files of LyCORIS and OneTrainer)",
     "glora": "GLoRA",
     "ia3": "(IA)³",
     "oft": "OFT",
@@ -75,6 +78,7 @@ _RIGHT = Support("right")
 _UNKNOWN = Support("not measured")
 _LOW_RANK = ("lora", "locon", "locon_tucker", "dora", "scalar", "dylora", "loha", "loha_tucker", "loha_dora", "lokr")
 _EXACT = ("lokr_full", "lokr_dora", "glora", "full", "full_norm")
+_OUTPUT_DORA = ("dora_output", "loha_dora_output", "lokr_dora_output")
 _ROTATIONS = ("oft", "oft_constraint", "oft_rescaled", "boft", "boft_constraint", "boft_rescaled")
 
 
@@ -86,14 +90,19 @@ _SILENT = Support("ignored", "only a line in the console")
 _VALUE_ERROR = Support("fails", "ValueError, nothing of the file is loaded")
 _SQUARED = Support("wrong", "right at strength 1, ×¼ at 0.5 and ×4 at 2")
 _ONLY_AT_1 = Support("wrong", "right at strength 1 only")
+_WRONG_AXIS = Support("wrong", "by more than the whole update, silently: it takes the norms of the inputs")
+_BASE_NORMS = Support("wrong", "by 2 to 28 %, silently: it takes the norms of W instead of W + ΔW")
 
 SUPPORT: Mapping[str, Mapping[str, Support]] = {
     "A1111": _all((*_LOW_RANK, *_EXACT, "lokr_tucker", "ia3", "oft", "boft"), _RIGHT)
-    | _all(("oft_constraint", "oft_rescaled"), Support("right", "measured with both at once")),
+    | _all(("oft_constraint", "oft_rescaled"), Support("right", "measured with both at once"))
+    | _all(_OUTPUT_DORA, _WRONG_AXIS),
     "Forge": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | _all(_OUTPUT_DORA, _BASE_NORMS)
     | _all(("ia3", *_ROTATIONS[:4]), _SILENT)
     | {"lokr_tucker": Support("fails", "the generation stops with an error")},
     "Forge Neo": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | _all(_OUTPUT_DORA, _BASE_NORMS)
     | {
         "lokr_tucker": Support("partly", "its 3×3 convolutions are left out, only a line in the console"),
         "ia3": Support("ignored", "without a word"),
@@ -105,6 +114,7 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
         "oft_rescaled": Support("wrong", "by 0.42 of the update: the rescaling is not applied"),
     },
     "reForge": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | _all(_OUTPUT_DORA, _BASE_NORMS)
     | {
         "lokr_tucker": Support("partly", "its 3×3 convolutions are left out, with a line in the console"),
         "ia3": Support("ignored", "a warning per key"),
@@ -116,9 +126,10 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
         "boft_rescaled": _ONLY_AT_1,
     },
     "Forge Classic": _all((*_LOW_RANK, *_EXACT), _RIGHT)
-    | _all(("dora", "loha_dora", "lokr_dora", "ia3", *_ROTATIONS), _SILENT)
+    | _all(("dora", "loha_dora", "lokr_dora", *_OUTPUT_DORA, "ia3", *_ROTATIONS), _SILENT)
     | {"lokr_tucker": Support("partly", "its 3×3 convolutions are left out, with a line in the console")},
     "ComfyUI": _all((*_LOW_RANK, *_EXACT), _RIGHT)
+    | _all(_OUTPUT_DORA, _BASE_NORMS)
     | {
         "lokr_tucker": Support("partly", "50 convolutions are left out, with a line in the console"),
         "ia3": Support("ignored", "a warning per key"),
@@ -130,21 +141,23 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
     },
     "InvokeAI": _all((*_LOW_RANK, "lokr_full", "lokr_tucker", "full"), _RIGHT)
     | {
-        "loha_dora": Support("fails", "KeyError, whole file"),
-        "lokr_dora": Support("fails", "KeyError, whole file"),
+        "dora_output": _WRONG_AXIS,
         "lokr": Support("right", "but not recognised when it is imported"),
         "ia3": Support("right", "but a UNet-only file is not recognised"),
         "full_norm": Support("right", "but fails on the CPU and in fp8"),
     }
+    | _all(("loha_dora", "lokr_dora", *_OUTPUT_DORA[1:]), Support("fails", "KeyError, whole file"))
     | _all(("glora", *_ROTATIONS[:-1]), Support("fails", "an error, whole file")),
     "diffusers": _all(("lora", "locon", "scalar", "dylora"), _RIGHT)
     | _all(("locon_tucker", "loha", "loha_tucker", "loha_dora", "lokr", "lokr_full", "lokr_tucker"), _VALUE_ERROR)
-    | _all(("lokr_dora", "glora", "ia3", *_ROTATIONS[:-1], "full", "full_norm"), _VALUE_ERROR)
-    | {"dora": Support("wrong", "the scale is dropped: by up to 1.5, with a line in the console")},
+    | _all(("lokr_dora", *_OUTPUT_DORA[1:], "glora", "ia3", *_ROTATIONS[:-1], "full", "full_norm"), _VALUE_ERROR)
+    | {"dora": Support("wrong", "the scale is dropped: by up to 1.5, with a line in the console")}
+    | {"dora_output": Support("wrong", "the scale is dropped: by up to 0.45, with a line in the console")},
     "stable-diffusion.cpp": {
         "lora": Support("right", "within 0.4 %"),
         "locon_tucker": Support("wrong", "by 23 %, silently"),
         "dora": Support("wrong", "its scales are not used"),
+        "dora_output": Support("wrong", "its scales are not used"),
         "loha": Support("right", "within 0.5 %"),
         "loha_tucker": Support("wrong", "by 5 %, silently"),
         "lokr": Support("right", "within 0.6 %"),
@@ -177,6 +190,8 @@ def program_name(host: str) -> str:
 DORA_FORMS: Mapping[str, str] = {"lora": "dora", "loha": "loha_dora", "lokr": "lokr_dora"}
 TUCKER_FORMS: Mapping[str, str] = {"lora": "locon_tucker", "loha": "loha_tucker", "lokr": "lokr_tucker"}
 """The form of a family's files with DoRA, and with Tucker on convolutions."""
+OUTPUT_DORA_FORMS: Mapping[str, str] = {family: f"{form}_output" for family, form in DORA_FORMS.items()}
+"""The same with DoRA per output channel, which only runs that continue such a file write."""
 
 
 def form_of(config: TrainConfig) -> str:

@@ -84,7 +84,7 @@ class LoraReport:
             found.append(f"{describe_defects(self.defects)}: the file is unusable.")
         if self.output_dora:
             found.append(
-                "Its DoRA is per output channel, which A1111 and Forge silently misread. "
+                f"{count(len(self.output_dora), 'layer')}: DoRA per output channel, which webuis silently misread. "
                 "`convert` writes a file with the effect it had in training."
             )
         found += [f"{count(layers, 'layer')}: {_REMARKS[remark]}" for remark, layers in self.remarks.items()]

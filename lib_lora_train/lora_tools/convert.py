@@ -35,7 +35,7 @@ def convert(file: AdapterFile, model: ModelParts, *, to: str, rank: int = 16, pr
     if rank < 1:
         raise AdapterError(f"Rank {rank} is too low. Give 1 or more; 16 to 64 is usual.")
     parsed = parse_sound_file(file)
-    adapter, unmatched = inject_parsed(model, parsed, allow_output_dora=True)
+    adapter, unmatched = inject_parsed(model, parsed)
     try:
         return _converted(adapter, to, rank, ConversionBuilder(precision), (*parsed.unknown, *unmatched))
     finally:

@@ -93,7 +93,7 @@ def sum_layers(files: WeightedFiles, model: ModelParts) -> tuple[dict[str, Layer
     left_out: list[str] = []
     for file, weight in files:
         parsed = parse_sound_file(file)
-        groups, unmatched = match_targets(model, parsed, allow_output_dora=True)
+        groups, unmatched = match_targets(model, parsed)
         if not groups:
             raise AdapterError(f"No layer of {file.path.name} fits the model. Choose the checkpoint it was trained on.")
         for _, targets in groups.values():

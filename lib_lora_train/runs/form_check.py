@@ -5,11 +5,14 @@ Does not import PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
+from lib_lora_train.adapters.files.key_formats import OUTPUT_MAGNITUDE, split_key
 from lib_lora_train.config.family_support import (
+    DORA_FORMS,
     EFFECT_WORDS,
     FORMS,
+    OUTPUT_DORA_FORMS,
     TUCKER_FORMS,
     bad_webuis,
     form_of,
@@ -36,6 +39,12 @@ _CORES = tuple(
     for ending, family in (("lora_mid.weight", "lora"), ("hada_t1", "loha"), ("lokr_t2", "lokr"))
 )
 
+_DISTINCTIVE = (
+    *(ending for ending, _ in _CORES),
+    *("lora_down.weight", "oft_blocks", "rescale", "on_input", "dora_scale", "hada_w1_a", "lokr_w1", "lokr_w1_a"),
+)
+"""The endings by which forms differ."""
+
 
 def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None) -> Iterator[Problem]:
     """What the webui in use, or others, would make of the files. `webui`: its name, "" stand-alone."""
@@ -61,22 +70,29 @@ def trained_forms(config: TrainConfig) -> tuple[str, ...]:
         names = read_header(user_path(config.continue_from)).entries
     except (LoraTrainError, OSError):  # another check says what is wrong with the file
         return ()
-    layers: dict[str, set[str]] = {}
-    for name in names:
-        layer, _, ending = name.partition(".")
-        layers.setdefault(layer, set()).add(ending)
-    has_stages = {name.partition(".")[0]: len(entry.shape) == 4 for name, entry in names.items() if "oft_" in name}
-    return tuple(sorted({_form(endings, has_stages.get(layer, False)) for layer, endings in layers.items()}))
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, entry in names.items():
+        layer, ending = split_key(name, _DISTINCTIVE)
+        if ending:
+            layers.setdefault(layer, {})[ending] = entry.shape
+    return tuple(sorted({_form(shapes) for shapes in layers.values()}))
 
 
-def _form(endings: Iterable[str], has_stages: bool) -> str:
-    """The form of a layer in a file with these endings, as far as they show it: a bound is a number in the file."""
-    found = set(endings)
-    if "oft_blocks" in found:
-        return rotation_form("boft" if has_stages else "oft", is_bounded=False, is_rescaled="rescale" in found)
-    if "on_input" in found:
+def _form(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The form of a layer in a file with tensors of these shapes by ending, as far as they show it.
+
+    A bound is a number in the file, so it is not seen.
+    """
+    if "oft_blocks" in shapes:
+        family = "boft" if len(shapes["oft_blocks"]) == 4 else "oft"
+        return rotation_form(family, is_bounded=False, is_rescaled="rescale" in shapes)
+    if "on_input" in shapes:
         return "ia3"
-    return next((form for ending, form in _CORES if ending in found), "lora")
+    if OUTPUT_MAGNITUDE in shapes or "dora_scale" in shapes:
+        family = "loha" if "hada_w1_a" in shapes else "lokr" if {"lokr_w1", "lokr_w1_a"} & shapes.keys() else "lora"
+        is_input = shapes.get("dora_scale", ())[:1] == (1,) and len(shapes["dora_scale"]) > 1
+        return (DORA_FORMS if is_input else OUTPUT_DORA_FORMS)[family]
+    return next((form for ending, form in _CORES if ending in shapes), "lora")
 
 
 def _misread_here(config: TrainConfig, webui: str, form: str, spec: ModelSpec | None) -> Problem:

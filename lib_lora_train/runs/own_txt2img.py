@@ -91,7 +91,7 @@ class OwnTxt2Img:
         if not request.lora:
             yield
             return
-        adapter, _ = inject_parsed(model, self._parse(self._files[request.lora]), allow_output_dora=True)
+        adapter, _ = inject_parsed(model, self._parse(self._files[request.lora]))
         try:
             with adapter.strength(request.strength):
                 yield

@@ -2,8 +2,8 @@
 
     W' = (W + ΔW) · g / ‖W + ΔW‖      g and the norms per input channel: (1, in[, 1, 1])
 
-The axis matters. Files with one magnitude per output channel, the default of PEFT and LyCORIS, have another effect in
-A1111 (relative error 0.4 to 0.7) and in Forge (3 to 18); per input channel all agree. The norm is differentiated too.
+The axis matters. Files with one magnitude per output channel, the default of PEFT, LyCORIS and ai-toolkit, have another
+effect in every webui (`config/family_support.py`); per input channel all agree. The norm is differentiated too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Dora(FamilyWrapper):
     @property
     def LAYOUTS(self) -> tuple[Mapping[str, str], ...]:  # type: ignore[override]
         """The inner family's, with a magnitude per input or output channel."""
-        return tuple({**inner, MAGNITUDE: axis} for inner in self.inner.LAYOUTS for axis in ("1 _ ~", "_ 1 ~", "_"))
+        return tuple({**inner, MAGNITUDE: axis} for inner in self.inner.LAYOUTS for axis in ("1 _ ~", "_ 1 ~"))
 
     def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
         """The inner family's, and g = ‖W‖, computed on W's device: on another its last digits would differ."""
@@ -58,22 +58,32 @@ class Dora(FamilyWrapper):
 
 @dataclass(frozen=True)
 class RowDora(Dora):
-    """`inner` with a magnitude per output channel, (out, 1[, 1, 1]); only for reading files of other trainers.
+    """`inner` with a magnitude per output channel, (out, 1[, 1, 1]); only for files of other trainers.
 
-    ‖·‖ is over inputs and kernel, as in PEFT and LyCORIS.
+    ‖·‖ is over inputs and kernel, as in PEFT and LyCORIS. A run that continues such a file trains and saves it so.
     """
+
+    def init_weights(self, layer: nn.Module, options: Options, generator: torch.Generator) -> dict[str, Tensor]:
+        """The inner family's, and g = ‖W‖ of each output channel, (out, 1[, 1, 1])."""
+        base = base_weight(layer).detach()
+        return {**self.inner.init_weights(layer, options, generator), MAGNITUDE: row_norms(base.float()).cpu()}
 
     def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
         """(W + ΔW) · g / ‖W + ΔW‖ − W."""
         magnitude = weights[MAGNITUDE]
         exact = base.to(magnitude.dtype)
         direction = exact + self.inner.diff_weight(weights, options, base)
-        norms: Tensor = torch.linalg.vector_norm(direction.flatten(1), dim=1).reshape(magnitude.shape)
-        return direction * (magnitude / norms) - exact
+        return direction * (magnitude / row_norms(direction)) - exact
 
 
 def column_norms(weight: Tensor) -> Tensor:
     """‖·‖ of each input channel, over outputs and kernel, (1, in[, 1, 1])."""
     axes = [axis for axis in range(weight.dim()) if axis != 1]
     norms: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    return norms
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """‖·‖ of each output channel, over inputs and kernel, (out, 1[, 1, 1])."""
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
     return norms

@@ -19,6 +19,7 @@ from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.defects import Defect, describe_defects, find_defect, find_misfit
 from lib_lora_train.adapters.files.key_formats import FIXED, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.adapters.files.other_layouts import has_renamed_magnitudes, in_our_layout
 from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
 from lib_lora_train.adapters.layer_names import text_encoder_groups, text_key
 from lib_lora_train.adapters.registry import FAMILIES, NORM
@@ -44,9 +45,11 @@ class ParsedLayer:
 
     @property
     def kind(self) -> str:
-        """The family's name, with "+ dora" if it has a magnitude."""
+        """The family's name, with "+ dora" if it has a magnitude per input, "+ dora per output" if per output."""
         name = "norm" if self.family is NORM else self.family.NAME
-        return f"{name} + dora" if MAGNITUDE in self.weights else name
+        if MAGNITUDE not in self.weights:
+            return name
+        return f"{name} + dora per output" if has_output_dora(self) else f"{name} + dora"
 
     @property
     def depends_on_model(self) -> bool:
@@ -57,9 +60,7 @@ class ParsedLayer:
     def input_width(self) -> int | None:
         """In-features of a linear layer; None if its tensors do not show them."""
         shape = self.family.update_shape(self.weights)
-        if len(shape) > 1:
-            return int(shape[1])
-        return self.weights[MAGNITUDE].shape[1] if MAGNITUDE in self.weights else None
+        return int(shape[1]) if len(shape) > 1 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +105,11 @@ def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
         found.setdefault(module, {})[ending] = tensor
         origin.setdefault(module, []).append(key)
     has_two = any(module.startswith("lora_te2_") for module in found)
+    is_renamed = has_renamed_magnitudes(found.values())
     layers: dict[str, ParsedLayer] = {}
     defects: list[Defect] = []
-    for module, tensors in found.items():
+    for module, theirs in found.items():
+        tensors = in_our_layout(theirs, has_renamed_magnitudes=is_renamed)
         name = "lora_te1_" + module[len("lora_te_") :] if has_two and module.startswith("lora_te_") else module
         family = _family_of(tensors)
         layer: ParsedLayer | Defect | None = (
@@ -203,15 +206,15 @@ def _needed_endings(family: Family) -> set[str]:
 
 
 def has_output_dora(layer: ParsedLayer) -> bool:
-    """Whether DoRA's magnitudes are per output channel, which webuis silently misread."""
-    return MAGNITUDE in layer.weights and layer.weights[MAGNITUDE].shape[0] != 1
+    """Whether it has DoRA's magnitudes per output channel, which webuis silently misread."""
+    return isinstance(layer.family, RowDora)
 
 
 def _with_output_dora(layer: ParsedLayer) -> ParsedLayer:
     """The layer, with DoRA as it was trained if its magnitudes are per output channel."""
-    if not has_output_dora(layer) or not isinstance(layer.family, Dora):
-        return layer
-    return replace(layer, family=RowDora(layer.family.inner))
+    if isinstance(layer.family, Dora) and layer.weights[MAGNITUDE].shape[0] != 1:
+        return replace(layer, family=RowDora(layer.family.inner))
+    return layer
 
 
 def aliases(unet: Mapping[str, str], text_names: Iterable[Iterable[str]]) -> dict[str, str]:
@@ -236,8 +239,6 @@ def reshape_for_layer(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, 
     shaped = {}
     for short, tensor in weights.items():
         value = tensor.detach().to("cpu", torch.float32)
-        if short == MAGNITUDE and value.dim() == 1:
-            value = value[:, None]
         if short in ("down", "up", "diff", "w2", MAGNITUDE) and is_conv != (value.dim() == 4):
             kernel = value.shape[2:].numel() if value.dim() == 4 else 1
             if kernel != 1:

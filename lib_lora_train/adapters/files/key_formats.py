@@ -16,13 +16,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+OUTPUT_MAGNITUDE = "lora_magnitude_vector"
+"""The ending of a DoRA magnitude that is one per output channel, whatever its shape."""
+
 FIXED = ("alpha", "on_input")
 
 _RENAMED = (
     (re.compile(r"(?P<module>.+)[._]lora\.(?P<which>down|up)\.weight"), "lora_{}.weight"),
     (re.compile(r"(?P<module>.+)\.lora_linear_layer\.(?P<which>down|up)\.weight"), "lora_{}.weight"),
     (re.compile(r"(?P<module>.+)\.lora_(?P<which>A|B)(\.[^.]+)?\.weight"), "lora_{}.weight"),
-    (re.compile(r"(?P<module>.+)\.(?P<which>lora_magnitude_vector)(\.[^.]+){0,2}"), "dora_scale"),
+    (re.compile(r"(?P<module>.+)\.(?P<which>lora_magnitude_vector)(\.[^.]+){0,2}"), OUTPUT_MAGNITUDE),
+    (re.compile(r"(?P<module>.+)\.(?P<which>magnitude)"), OUTPUT_MAGNITUDE),  # ai-toolkit's
 )
 _SIDES = {"A": "down", "B": "up"}
 

@@ -24,15 +24,18 @@ lycoris: Any = pytest.importorskip("lycoris.modules")
 NAME = "lora_unet_mid_block_attentions_0_proj_in"
 KINDS = ("linear", "packed_heads", "conv1x1", "conv3x3", "conv3x3_strided")
 DORA = {"weight_decompose": True, "wd_on_out": False}
+OUTPUT_DORA = {"weight_decompose": True, "wd_on_out": True}  # LyCORIS' default
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("LoConModule", {}),
     "lora_tucker": ("LoConModule", {"use_tucker": True}),
     "lora_dora": ("LoConModule", DORA),
+    "lora_dora_output": ("LoConModule", OUTPUT_DORA),
     "lora_rs": ("LoConModule", {"rs_lora": True}),
     "lora_scalar": ("LoConModule", {"use_scalar": True}),
     "loha": ("LohaModule", {}),
     "loha_tucker": ("LohaModule", {"use_tucker": True}),
     "loha_dora": ("LohaModule", DORA),
+    "loha_dora_output": ("LohaModule", OUTPUT_DORA),
     "loha_rs": ("LohaModule", {"rs_lora": True}),
     "loha_scalar": ("LohaModule", {"use_scalar": True}),
     "lokr": ("LokrModule", {"factor": 2}),
@@ -40,6 +43,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "lokr_whole": ("LokrModule", {"factor": 4, "full_matrix": True}),
     "lokr_tucker": ("LokrModule", {"factor": 1, "use_tucker": True}),
     "lokr_dora": ("LokrModule", {"factor": 2, **DORA}),
+    "lokr_dora_output": ("LokrModule", {"factor": 2, **OUTPUT_DORA}),
     "lokr_rs": ("LokrModule", {"factor": 2, "rs_lora": True}),
     "lokr_scalar": ("LokrModule", {"factor": 2, "use_scalar": True}),
     "glora": ("GLoRAModule", {}),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_lora_train.adapters.families.glora import as_older
 from lib_lora_train.adapters.files.decode import aliases, parse_file, parse_state
-from lib_lora_train.adapters.files.key_formats import split_key
+from lib_lora_train.adapters.files.key_formats import OUTPUT_MAGNITUDE, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.registry import AdapterSpec
@@ -44,8 +44,9 @@ SPELLINGS = {
     f"{DOTTED}.processor.to_out_lora.up.weight": (f"lora_unet_{Q[:-4]}to_out_0", "lora_up.weight"),
     f"base_model.model.{DOTTED}.to_q.lora_B.weight": (f"lora_unet_{Q}", "lora_up.weight"),
     f"base_model.model.unet.{DOTTED}.to_q.hada_w1_a": (f"lora_unet_{Q}", "hada_w1_a"),
-    f"base_model.model.{DOTTED}.to_q.lora_magnitude_vector": (f"lora_unet_{Q}", "dora_scale"),
-    f"unet.{DOTTED}.to_q.lora_magnitude_vector.weight": (f"lora_unet_{Q}", "dora_scale"),
+    f"base_model.model.{DOTTED}.to_q.lora_magnitude_vector": (f"lora_unet_{Q}", OUTPUT_MAGNITUDE),
+    f"unet.{DOTTED}.to_q.lora_magnitude_vector.weight": (f"lora_unet_{Q}", OUTPUT_MAGNITUDE),
+    f"lora_unet_{Q}.magnitude": (f"lora_unet_{Q}", OUTPUT_MAGNITUDE),
     "diffusion_model.input_blocks.1.1.proj_in.lora_up.weight": ("lora_unet_input_blocks_1_1_proj_in", "lora_up.weight"),
     "model.diffusion_model.out.2.alpha": ("lora_unet_out_2", "alpha"),
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight": (
@@ -185,32 +186,6 @@ def test_glora_layouts_are_reported() -> None:
     assert check(AdapterFile(Path("a.safetensors"), state, {})).remarks == {}
     other = {key: torch.tensor(1.0) if key.endswith(".alpha") else tensor for key, tensor in state.items()}
     assert any("Forge scales by it" in problem for problem in check(AdapterFile(Path("a"), other, {})).problems)
-
-
-# --- DoRA for output channels -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("inner", ["lora", "loha", "lokr"])
-def test_output_dora_converts_to_its_trained_update(inner: str) -> None:
-    """PEFT's and LyCORIS' definition in float64: every row of W + ΔW gets the file's magnitude."""
-    model = tiny_model()
-    adapter = trained(model, AdapterSpec(inner, 2, 1.0, targets="all", text_encoder=False))
-    state, expected = adapter.state(), {}
-    for key, layer in adapter.layers.items():
-        base = layer.base_layer.weight.detach().double()
-        rows = base + layer.diff_weight().double()
-        lengths = torch.rand(len(base)) + 0.5
-        state[f"{key}.dora_scale"] = lengths.reshape(-1, *[1] * (base.dim() - 1))
-        lengthened = rows.flatten(1) / rows.flatten(1).norm(dim=1, keepdim=True) * lengths[:, None].double()
-        expected[key] = lengthened.reshape(base.shape) - base
-    adapter.remove()
-    file = AdapterFile(Path("a.safetensors"), state, {})
-    converted = convert(file, model, to="diff")
-    assert converted.left_out == ()
-    for key, diff in expected.items():
-        torch.testing.assert_close(converted.state[f"{key}.diff"].double(), diff, rtol=1e-4, atol=1e-5)
-    with pytest.raises(AdapterError, match="No layer of this file fits"):
-        inject_parsed(model, parse_file(file))
 
 
 # --- other layers, other models -----------------------------------------------------------------

@@ -15,7 +15,6 @@ from lib_lora_train.adapters.files.decode import parse_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
 from lib_lora_train.adapters.files.peft_alphas import add_external_alphas
 from lib_lora_train.adapters.inject import inject_parsed
-from lib_lora_train.lora_tools.convert import convert
 from tests.stand_ins.adapters_model import tiny_model
 
 TARGETS = ["to_q", "to_k", "ff.net.2"]
@@ -90,17 +89,6 @@ def test_a_loha_or_lokr_saved_by_peft_predicts_what_peft_predicts(kind: str, tmp
     assert left == ()
     difference = float((model.predict().detach() - expected).norm() / (expected - before).norm())
     assert difference < 1e-4, "fp32 sums in another order through some forty layers, the update large"
-
-
-def test_a_dora_saved_by_peft_is_converted_to_what_peft_merges(tmp_path: Path) -> None:
-    path, _, merged = saved_by_peft(tmp_path, lora_alpha=5, use_dora=True)
-    model = tiny_model()
-    converted = convert(read_adapter(path), model, to="diff")
-    assert converted.left_out == () and len(merged) == len(converted.state)
-    for name, weight in merged.items():
-        key = f"lora_unet_{name.removesuffix('.weight')}".replace(".", "_")
-        diff = weight - model.unet.get_parameter(name)
-        torch.testing.assert_close(converted.state[f"{key}.diff"], diff, rtol=1e-4, atol=1e-5)
 
 
 def test_an_invalid_pattern_is_skipped() -> None:
