@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
-from lib_lora_train.config.validation.validate import require_usable, validate
+from lib_lora_train.config.validation.validate import all_problems, require_usable
 from lib_lora_train.core.events import Event, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.runs.planning import RunPlan, plan_run
@@ -155,6 +155,5 @@ def _config(settings: Settings, changes: Mapping[str, Any]) -> TrainConfig:
     else:
         values = dict(read_toml_config(Path(settings)))
     config, problems = read_config({**values, **changes})
-    unread = {problem.where for problem in problems}  # these are at their defaults, which nobody asked for
-    require_usable([*problems, *(problem for problem in validate(config) if problem.where not in unread)])
+    require_usable(all_problems(config, problems))
     return config

@@ -15,7 +15,7 @@ from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable, unusable_name
 from lib_lora_train.core.errors import LoraTrainError, OutputError
-from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.user_paths import explain_wrong_path, user_path
 from lib_lora_train.dataset.captions import find_caption_file, index_by_extension, read_caption_file
 from lib_lora_train.models.prompt_weights import split_words
 
@@ -78,6 +78,8 @@ def _request(options: argparse.Namespace) -> HeatMapRequest:
     lora = user_path(options.lora) if options.lora else None
     if options.image:
         image = user_path(options.image)
+        if reason := explain_wrong_path(image):
+            raise LoraTrainError(f"{image} {reason} Choose an image.")
         text = options.prompt or _caption_of(image)
         return HeatMapRequest(_config(options, {}), text=text, image=image, lora=lora)
     config = _config(options, {"sample_prompts": [options.prompt], **_own_resolution(options.ckpt)})

@@ -26,8 +26,10 @@ _RULES = {
 
 def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRA files."""
-    check = command(commands, "check", run_check, "Show what a LoRA file of any family contains.")
-    check.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file")
+    summary = "Show what a LoRA file of any family contains, or what is wrong with a settings file."
+    check = command(commands, "check", run_check, summary)
+    check.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file, or settings (.toml)")
+    check.epilog = f"exit status: 0, or {EXIT_BROKEN} if the file cannot be used, such as for an unknown setting"
 
     converter = command(commands, "convert", run_convert, "Convert a LoRA file of any family for every webui.")
     converter.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file")
@@ -93,13 +95,30 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
 
 
 def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    """Print what the file contains; returns 2 if it is unusable."""
+    """Print what the LoRA file contains, or the problems of the settings; returns 2 if the file is unusable."""
     refuse_unknown(unknown)
+    if options.file.suffix.lower() == ".toml":
+        return _check_settings(options.file)
     from lib_lora_train.lora_tools.check import check_file, format_report
 
     checked = check_file(options.file)
     print(format_report(checked))
     return EXIT_BROKEN if checked.defects else 0
+
+
+def _check_settings(path: Path) -> int:
+    """Print the problems that a settings file has by itself, without looking at its images and its checkpoint."""
+    from lib_lora_train.config.train_config import read_config
+    from lib_lora_train.config.validation.validate import all_problems, has_errors
+    from lib_lora_train.formats.toml import read_toml_config
+
+    config, unread = read_config(read_toml_config(path))
+    problems = all_problems(config, unread)
+    print(*(f"{problem.level}: {problem}" for problem in problems), sep="\n", end="\n" if problems else "")
+    if has_errors(problems):
+        return EXIT_BROKEN
+    print(f"{path.name} can be used. To check its images and checkpoint, too: train {path} --dry-run")
+    return 0
 
 
 def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.core.errors import LoraTrainError, Problem
-from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.user_paths import is_folder, user_path
 from lib_lora_train.core.wording import count
 
 PATH_SETTINGS = ("checkpoint", "vae", "output_dir")
@@ -24,20 +24,20 @@ def read_cli_config(options: argparse.Namespace, unknown: Sequence[str], file: s
 
     ConfigError with all problems of all of them.
     """
-    from lib_lora_train.config.validation.validate import require_usable, validate
+    from lib_lora_train.config.validation.validate import all_problems, require_usable
     from lib_lora_train.formats.toml import read_toml_config
 
     if not any(word.startswith("--") for word in unknown):
         refuse_unknown(unknown)
     file = file or next(iter(options.configs), "")
+    if is_folder(Path(file)) and file:
+        raise LoraTrainError(f"{file} is a folder. Give a settings file (.toml), or a folder of images with --folder.")
     values = dict(read_toml_config(Path(file))) if file else {}
     for name in options.preset:
         values.update(find_preset(name).values)
     problems = override(values, vars(options), unknown)
     config, found = read_config(values)
-    problems += found
-    reported = {problem.where for problem in problems}  # a value that could not be read has its default now
-    require_usable([*problems, *(p for p in validate(config) if p.where not in reported)])
+    require_usable(all_problems(config, [*problems, *found]))
     return config
 
 

@@ -35,7 +35,7 @@ def add_sweep(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
         "lora-train sweep [CONFIG.toml | RUN] --vary SETTING=VALUES … [--out DIR] [--dry-run] [--SETTING VALUE …]\n"
         "       lora-train sweep --resume [SWEEP] [--out DIR]"
     )
-    files = "settings, or the folder of a past run to repeat with changes, which is compared too"
+    files = "settings, or a past run (its folder or name) to repeat with changes, which is compared too"
     sweep.add_argument("configs", nargs="*", metavar="CONFIG.toml", help=files)
     sweep.add_argument("--vary", action="append", default=[], metavar="SETTING=VALUES", help=_VARY)
     sweep.add_argument("--resume", nargs="?", const="", metavar="SWEEP", help="continue a sweep (the newest)")
@@ -114,9 +114,9 @@ def _read_base(options: argparse.Namespace, unknown: Sequence[str], home: Path) 
     given = [Path(text) for text in options.configs]
     if len(given) > 1:
         raise LoraTrainError("A sweep varies one settings file or one run. Give only one.")
-    if not (given and given[0].is_dir()):
+    if not given or given[0].is_file() or given[0].suffix.lower() == ".toml":
         return _Place(home), read_cli_config(options, unknown)
-    run = given[0].absolute()
+    run = find_run(given[0]).root
     if options.out and run.parent != home:
         raise LoraTrainError(f"The runs are compared with {run.name}, so they are saved beside it. Leave out --out.")
     options.configs = [str(run / "config.toml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 
@@ -15,6 +16,30 @@ def user_path(text: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+_KINDS = {
+    ".toml": "is a settings file, which `train` and `check` read.",
+    ".json": "is a .json file. `import` reads those of the kohya_ss GUI.",
+    ".safetensors": "is a file of weights. `check` shows what a LoRA contains, `import` reads its settings.",
+}
+"""Ending → what such a file is, and which commands read it."""
+
+
+def explain_wrong_path(path: Path, ending: str = "") -> str:
+    """Why the path cannot be a file of the kind with this ending; "" if it may be.
+
+    Continues a sentence that begins with the path. Without an ending, files of the other kinds are refused.
+    """
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "does not exist."
+    except OSError:
+        return ""  # reading it reports the reason
+    if is_folder:
+        return "is a folder."
+    return "" if path.suffix.lower() == ending else _KINDS.get(path.suffix.lower(), "")
 
 
 def is_file(path: Path) -> bool:

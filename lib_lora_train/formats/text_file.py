@@ -6,6 +6,7 @@ import codecs
 from pathlib import Path
 
 from lib_lora_train.core.errors import SettingsFileError
+from lib_lora_train.core.user_paths import explain_wrong_path
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -16,8 +17,10 @@ _MARKS = (
 )
 
 
-def read_text_file(path: Path) -> str:
+def read_text_file(path: Path, ending: str) -> str:
     """The text in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; SettingsFileError if it cannot be read."""
+    if reason := explain_wrong_path(path, ending):
+        raise SettingsFileError(path, f"{reason} Choose a settings file ({ending}).")
     try:
         content = path.read_bytes()
     except OSError as error:

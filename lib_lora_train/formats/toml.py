@@ -34,11 +34,12 @@ def read_toml_config(path: Path, *, is_ours: bool = False) -> Mapping[str, Any]:
     `is_ours`: the file was written by a run, so bytes that are not UTF-8 belong to names of files and folders.
     SettingsFileError if the file is missing, not text or not TOML.
     """
-    text = _read_own_text(path) if is_ours else read_text_file(path)
+    text = _read_own_text(path) if is_ours else read_text_file(path, ".toml")
     try:
         values: dict[str, Any] = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
-        raise SettingsFileError(path, _backslash_advice(text, error) or f"is not valid TOML: {error}.") from error
+        reason = _backslash_advice(text, error) or _json_advice(text) or f"is not valid TOML: {error}."
+        raise SettingsFileError(path, reason) from error
     except RecursionError:
         raise SettingsFileError(path, "is not valid TOML: it is nested too deeply.") from None
     for name, text in _path_values(values):
@@ -83,6 +84,11 @@ def _backslash_advice(text: str, error: TOMLKitError) -> str:
         return ""
     path = match[1]
     return f"line {number}: {_IN_QUOTES}. Write '{path}' in single quotes, or \"{path.replace(chr(92), '/')}\"."
+
+
+def _json_advice(text: str) -> str:
+    """Where a file belongs that is JSON in spite of its ending; "" for other files."""
+    return "contains JSON. Name it .json and convert it with `import`." if text.lstrip().startswith("{") else ""
 
 
 def _with_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:

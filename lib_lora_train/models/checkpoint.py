@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.safetensors_header import explain_unreadable
 from lib_lora_train.models.architecture import VAE_PREFIX, CheckpointHints, Shapes, add_text_model_prefix
 from lib_lora_train.models.model_files import read_contents, read_vae_places
 from lib_lora_train.models.model_folder import read_weight_files
-from lib_lora_train.models.weight_files import TensorPlace, explain_unreadable
+from lib_lora_train.models.weight_files import TensorPlace
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file with weights, and why a file is none, read without loading any tensor.
+"""The header of a safetensors file with weights, read without loading any tensor.
 
 Does not import PyTorch.
 """
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_lora_train.core.errors import AdapterError, ModelError
-from lib_lora_train.core.safetensors_header import MAX_HEADER_BYTES, Header, TensorEntry, parse_header, read_header
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.safetensors_header import Header, TensorEntry, explain_unreadable, read_header
 
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -45,18 +44,6 @@ def read_model_header(path: Path) -> Header:
     return header
 
 
-_SIGNATURES = (
-    (b"GGUF", "a GGUF file, whose weights are quantised"),
-    (b"\x89PNG", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"RIFF", "an image or a video"),
-    (b"7z\xbc\xaf", "an archive"),
-    (b"Rar!", "an archive"),
-    (b"\x1f\x8b", "an archive"),
-    (b"\x08\x07onnx", "an ONNX file"),
-)
-
-
 def refuse_unsafe(path: Path) -> None:
     """ModelError for a missing file or a pickle."""
     if not path.is_file():
@@ -66,38 +53,3 @@ def refuse_unsafe(path: Path) -> None:
             f"{path.name} is a pickle file, which can run any program when it is opened. "
             "Convert it to .safetensors first (the webui's checkpoint merger can do that)."
         )
-
-
-def explain_unreadable(path: Path) -> str:
-    """Why safetensors could not open the file, from its first bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        if size < 8:
-            return "is empty. Download it again."
-        if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not a model: the download failed, perhaps a login was required. Download it again."
-        if start.startswith(b"version https://git-lfs"):
-            return "is only a Git LFS pointer. Fetch the actual file with `git lfs pull`."
-        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            return "is a pickle file with a .safetensors name. Convert it to safetensors first."
-        for signature, what in _SIGNATURES:
-            if start.startswith(signature):
-                return f"is {what}, not a safetensors file. Choose a .safetensors checkpoint."
-        (length,) = struct.unpack("<Q", start[:8])
-        if length > MAX_HEADER_BYTES:
-            return "is not a safetensors file. Choose a .safetensors checkpoint."
-        if length > size - 8:
-            return "is damaged: it ends inside its header. Download it again."
-        file.seek(8)
-        return _explain_truncated(file.read(length), size - 8 - length)
-
-
-def _explain_truncated(header: bytes, present: int) -> str:
-    try:
-        needed = parse_header(header).data_bytes
-    except ValueError:
-        return "is not a safetensors file. Choose a .safetensors checkpoint."
-    if present < needed:
-        return f"is truncated: it has {present} of {count(needed, 'byte')} of weights. Download it again."
-    return "uses a data type that is not known here, or is damaged. Choose the version in fp16, bf16 or fp32."

@@ -22,7 +22,7 @@ from lib_lora_train.config.family_support import (
     rotation_form,
 )
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import LoraTrainError, Problem
+from lib_lora_train.core.errors import AdapterError, Problem
 from lib_lora_train.core.safetensors_header import read_header
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import join_names
@@ -47,7 +47,11 @@ _DISTINCTIVE = (
 
 
 def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None) -> Iterator[Problem]:
-    """What the webui in use, or others, would make of the files. `webui`: its name, "" stand-alone."""
+    """What the webui in use, or others, would make of the files. `webui`: its name, "" stand-alone.
+
+    An error if the file that the run continues cannot be read.
+    """
+    yield from _continued_file(config)
     form = next((one for one in trained_forms(config) if is_misread(webui, one)), "")
     if config.files_for_webui:
         yield from _rewritten(config, webui, form, spec)
@@ -55,6 +59,14 @@ def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None
         yield _misread_here(config, webui, form, spec)
     else:
         yield from _misread_elsewhere(config, webui, form)
+
+
+def _continued_file(config: TrainConfig) -> Iterator[Problem]:
+    if config.continue_from:
+        try:
+            read_header(user_path(config.continue_from))
+        except AdapterError as reason:
+            yield Problem("error", "continue_from", str(reason))
 
 
 def who_reads(webui: str) -> str:
@@ -68,7 +80,7 @@ def trained_forms(config: TrainConfig) -> tuple[str, ...]:
         return (form_of(config),)
     try:
         names = read_header(user_path(config.continue_from)).entries
-    except (LoraTrainError, OSError):  # another check says what is wrong with the file
+    except AdapterError:  # `form_problems` says so
         return ()
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, entry in names.items():

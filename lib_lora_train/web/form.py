@@ -15,7 +15,7 @@ from typing import Any
 
 from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig, parse_concept_place, read_config
-from lib_lora_train.config.validation.validate import validate
+from lib_lora_train.config.validation.validate import all_problems
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.wording import number_text
@@ -106,8 +106,7 @@ def read_form(form: Form) -> tuple[TrainConfig, tuple[Problem, ...]]:
     Unusable values are replaced by their defaults, so that all problems are found at once.
     """
     config, problems = read_config(form_values(form))
-    unusable = {problem.where for problem in problems}
-    return config, (*problems, *(p for p in validate(config) if p.where not in unusable))
+    return config, all_problems(config, problems)
 
 
 def form_values(form: Form) -> dict[str, Any]:

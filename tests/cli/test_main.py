@@ -153,7 +153,7 @@ def _refusal(answer: subprocess.CompletedProcess[str]) -> str:
 
 def test_missing_settings_file_is_named(tmp_path: Path) -> None:
     message = _refusal(run("train", "nowhere.toml", folder=tmp_path))
-    assert "nowhere.toml cannot be read: No such file" in message
+    assert "nowhere.toml does not exist. Choose a settings file (.toml)." in message
 
 
 def test_broken_toml_is_reported_with_its_line(tmp_path: Path) -> None:

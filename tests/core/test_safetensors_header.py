@@ -34,17 +34,17 @@ def test_metadata_names_shapes_and_sizes_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"{", b"\xff", b'{"a": 1}', b'{"a": {"shape": [1]}}', b"[" * 5000])
 def test_a_damaged_header_is_refused(tmp_path: Path, header: bytes) -> None:
-    with pytest.raises(AdapterError, match=r"a\.safetensors is damaged or not a safetensors file"):
+    with pytest.raises(AdapterError, match=r"a\.safetensors is (not a safetensors file|damaged)"):
         read_header(_write(tmp_path / "a.safetensors", header))
 
 
 def test_a_short_file_or_an_absurd_length_is_refused(tmp_path: Path) -> None:
     for content in (b"\x01", struct.pack("<Q", 2**60) + b"{}"):
         (tmp_path / "a.safetensors").write_bytes(content)
-        with pytest.raises(AdapterError, match="damaged"):
+        with pytest.raises(AdapterError, match="is not a safetensors file"):
             read_header(tmp_path / "a.safetensors")
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="cannot be read"):
+    with pytest.raises(AdapterError, match=r"none\.safetensors does not exist\. Choose"):
         read_header(tmp_path / "none.safetensors")

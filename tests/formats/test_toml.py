@@ -84,7 +84,7 @@ def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
         read_toml_config(tmp_path / "none.toml")
 
 

@@ -154,7 +154,7 @@ def test_a_damaged_lora_is_a_sentence_in_the_status(opened: Opened, tmp_path: Pa
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")
     status = opened.made(token=opened.token(opened.run.folder.sample(1, 1)), file=str(broken))
-    assert status["state"] == "failed" and "damaged or not a safetensors file" in status["message"]
+    assert status["state"] == "failed" and "broken.safetensors is not a safetensors file" in status["message"]
 
 
 def test_another_model_is_not_loaded_beside_a_run(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

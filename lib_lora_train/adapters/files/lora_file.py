@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import AdapterError, OutputError
+from lib_lora_train.core.safetensors_header import explain_unreadable
+from lib_lora_train.core.user_paths import explain_wrong_path
 from lib_lora_train.models.checkpoint import LEGACY_HASH_RANGE
 from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.file_kinds import describe_other_than_lora
@@ -80,17 +82,17 @@ def write_adapter(
 def read_adapter(path: Path | str) -> AdapterFile:
     """The LoRA at `path`; AdapterError for a missing or damaged file, or a file of another kind."""
     path = Path(path)
-    if not path.is_file():
-        raise AdapterError(f"The LoRA file {path} does not exist. Choose an existing .safetensors file.")
+    if reason := explain_wrong_path(path, ".safetensors"):
+        raise AdapterError(f"{path} {reason} Choose a LoRA file (.safetensors).")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
             _refuse_other_files(path, set(opened.keys()))
             state = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
             metadata = dict(opened.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(
-            f"{path.name} is damaged or not a safetensors file ({error}). Download or train it again."
-        ) from error
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path.name} {explain_unreadable(path)}") from error
     if not state:
         raise AdapterError(f"{path.name} contains no tensors. Download or train it again.")
     return AdapterFile(path=path, state=state, metadata=metadata)

@@ -37,6 +37,16 @@ def validate(config: TrainConfig) -> tuple[Problem, ...]:
     return tuple(sorted(found, key=lambda problem: LEVELS.index(problem.level)))
 
 
+def all_problems(config: TrainConfig, unread: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The problems of values that could not be read, then those of the config.
+
+    What could not be read has its default in the config, which nobody chose, so that is not checked.
+    """
+    unread = tuple(unread)
+    places = {problem.where for problem in unread}
+    return (*unread, *(problem for problem in validate(config) if problem.where not in places))
+
+
 def has_errors(problems: Iterable[Problem]) -> bool:
     """Whether any of the problems prevents a run."""
     return any(problem.level == "error" for problem in problems)

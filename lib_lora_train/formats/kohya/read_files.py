@@ -14,7 +14,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import CONFIG_KEY, TrainConfig, read_config
 from lib_lora_train.core.errors import AdapterError, ConfigError, DataError, Problem, SettingsFileError
 from lib_lora_train.core.safetensors_header import read_header
-from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.user_paths import explain_wrong_path, user_path
 from lib_lora_train.dataset.caption_lists import common_folder, read_caption_list
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import read_folders
@@ -42,8 +42,9 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
     ending = path.suffix.lower()
     readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
     if ending not in readers:
-        what = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
-        raise SettingsFileError(path, f"is not a file that settings can be imported from: {what}.")
+        what = explain_wrong_path(path) or "is another kind of file."
+        readable = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
+        raise SettingsFileError(path, f"{what} Settings can be imported from {readable}.")
     imported = readers[ending](path, dataset)
     config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
     if moved:
@@ -57,7 +58,8 @@ def _read_lora_settings(path: Path, dataset: Path | None) -> Imported:
         raise SettingsFileError(path, "is a LoRA file, which cannot be combined with a dataset file. Leave that out.")
     header = read_header(path)
     if not any(key == CONFIG_KEY or key.startswith("ss_") for key in header.metadata):
-        raise AdapterError(f"{path.name} has no training settings: it was saved without metadata.")
+        text = "has no training settings: it was saved without metadata. `check` shows what it contains."
+        raise AdapterError(f"{path.name} {text}")
     if CONFIG_KEY not in header.metadata:
         _refuse_other_models(path, header.metadata)
     return from_metadata(header)
@@ -100,7 +102,7 @@ def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
     if not isinstance(named, str) or not named.strip().lower().endswith(".txt"):
         return values
     try:
-        text = read_text_file(base / user_path(named))
+        text = read_text_file(base / user_path(named), ".txt")
     except (ConfigError, ValueError):
         return values
     return {**values, "sample_prompts": text}
@@ -111,7 +113,7 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml_config(path)
     try:
-        values = json.loads(read_text_file(path))
+        values = json.loads(read_text_file(path, ".json"))
     except (ValueError, RecursionError):
         raise SettingsFileError(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
     if not isinstance(values, dict):
