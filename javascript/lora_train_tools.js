@@ -1,8 +1,9 @@
-/* The Tools panel: check, convert, resize and merge LoRA files. */
+/* The Tools panel: check, convert, resize, extract and merge LoRA files. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
+    const POLL_MS = 700;
 
     const field = (label, input, title) => {
         input.title = title;
@@ -37,28 +38,75 @@
         ["sv_ratio", "by layer: values above 1/X of the largest", "5"],
     ];
 
-    /** The card that writes the file in `file` with another rank. */
-    function resizeCard(file, name, nameIn) {
+    /** The fields of a rule for ranks: `elements`, and `values()` for a request. */
+    function rankFields(usual, ...more) {
         const rule = make("select", {}, ...RANKS.map(([value, text]) => make("option", { value }, text)));
-        const [threshold, rank, convRank] = [box("", ""), box("8", "empty: no limit"), box("", "empty: as Rank")];
+        const [threshold, rank, convRank] = [box("", ""), box(usual, "empty: no limit"), box("", "empty: as Rank")];
         const limit = field("Share or X", threshold, "0.9 keeps 90% of what the rule counts; for values above 1/X, X");
         rule.onchange = () => {
             limit.hidden = !rule.value;
             threshold.value = RANKS.find(([value]) => value === rule.value)[2];
-            rank.value = rule.value ? "" : "8";
+            rank.value = rule.value ? "" : usual;
         };
         limit.hidden = true;
+        return {
+            elements: [field("Ranks", rule, "One rank, or the rank that each layer needs"),
+                make("div", { className: "lt-card-fields" }, limit,
+                    field("Rank", rank, "The rank, or the highest that a layer may get"),
+                    field("Conv rank", convRank, "The same for kernels larger than 1×1"), ...more)],
+            values: () => ({ rule: rule.value, threshold: threshold.value, rank: rank.value, conv_rank: convRank.value }),
+        };
+    }
+
+    /** The card that writes the file in `file` with another rank. */
+    function resizeCard(file, name, nameIn) {
+        const ranks = rankFields("8", name);
         const output = make("div", { className: "lt-t-message" });
         const resize = action("Resize", "Write a new file beside this one, and measure what was lost", output, async () => {
-            const answer = await lt.request("tools-resize", { file: file.value, rule: rule.value, threshold: threshold.value, rank: rank.value, conv_rank: convRank.value, name: nameIn(name) });
+            const answer = await lt.request("tools-resize", { file: file.value, ...ranks.values(), name: nameIn(name) });
             return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB), ${answer.ranks}. ${lostIn(answer)}, most in ${answer.worst}.`), ...warningLines(answer)];
         });
         return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Resize it", make("span", {}, "a lower rank, without a checkpoint")),
-            field("Ranks", rule, "One rank, or the rank that each layer needs"),
-            make("div", { className: "lt-card-fields" }, limit,
-                field("Rank", rank, "The new rank, or the highest that a layer may get"),
-                field("Conv rank", convRank, "The same for kernels larger than 1×1"), name),
-            make("div", { className: "lt-adders" }, resize), output);
+            ...ranks.elements, make("div", { className: "lt-adders" }, resize), output);
+    }
+
+    const LAYERS = [
+        ["all", "all, with convolutions (LoCon)"],
+        ["standard", "attention and feed-forward (LoRA)"],
+        ["attention", "attention only"],
+        ["full", "all, also the first and last convolution"],
+    ];
+
+    /** The card that writes the difference of two checkpoints as a LoRA, in the background. */
+    function extractCard(name, nameIn) {
+        const [base, tuned, clamp] = [box("", "/path/to/base.safetensors"), box("", "/path/to/fine-tuned.safetensors"), box("1", "1: none")];
+        const layers = make("select", {}, ...LAYERS.map(([value, text]) => make("option", { value }, text)));
+        const text = make("input", { type: "checkbox", checked: true });
+        const pick = (input) => lt.picker("checkpoint", () => input.value, (path) => (input.value = path));
+        const ranks = rankFields("16", field("Text encoder", text, "Take the change of the text encoders, too"),
+            field("Clamp quantile", clamp, "Cuts the largest values, as sd-scripts does with 0.99; 1 cuts none and loses less"), name);
+        const output = make("div", { className: "lt-t-message" });
+        const written = (found) => [good(`Saved: ${found.path} (${found.megabytes.toFixed(1)} MB), ${lt.count(found.layers, "layer")}, ${found.ranks}.`),
+            make("p", {}, `${(100 * found.error).toFixed(2)} % of the change in these layers was lost, most in ${found.worst}. ${(100 * found.outside).toFixed(2)} % of the whole change is outside of them.`),
+            ...warningLines(found)];
+        const follow = (status) => {
+            extract.disabled = status.state === "busy";
+            if (status.state === "busy") {
+                const stop = lt.smallButton("Stop", "Stop; nothing is written", () => lt.request("extract-stop").catch(lt.notify));
+                output.replaceChildren(make("p", { role: "status" }, status.line), make("div", { className: "lt-adders" }, stop));
+                setTimeout(() => output.isConnected && lt.request("extract-status").then(follow).catch(() => follow(status)), POLL_MS);
+            } else if (status.state === "failed") output.replaceChildren(line("error", "Error", status.message));
+            else output.replaceChildren(...(status.result ? written(status.result) : status.state === "stopped" ? [make("p", {}, "Stopped. Nothing was written.")] : []));
+        };
+        const extract = lt.smallButton("Extract", "Write a new LoRA into the LoRA folder, and measure what it does not hold", () => lt.request("extract-start", {
+            checkpoint: base.value, tuned: tuned.value, ...ranks.values(), targets: layers.value, text_encoder: text.checked, clamp: clamp.value, name: nameIn(name),
+        }).then(follow).catch((problem) => output.replaceChildren(line("error", "Error", problem.message))));
+        lt.request("extract-status").then((status) => status.state === "busy" && follow(status)).catch(() => {});
+        return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Extract a LoRA", make("span", {}, "what a fine-tuned checkpoint has learnt")),
+            field("Base", base, "The checkpoint that the other one was trained from"), pick(base),
+            field("Fine-tuned", tuned, "The checkpoint whose difference from the base becomes a LoRA"), pick(tuned),
+            field("Layers", layers, "What the LoRA holds; the rest of the change is measured"),
+            ...ranks.elements, make("div", { className: "lt-adders" }, extract), output);
     }
 
     function build(container) {
@@ -68,7 +116,7 @@
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
         const name = () => field("Name", box("", "empty: made from the names of the files"), "Name of the new file, and of the LoRA in prompts; existing files are not overwritten");
-        const [convertedName, resizedName, mergedName] = [name(), name(), name()];
+        const [convertedName, resizedName, mergedName, extractedName] = [name(), name(), name(), name()];
         const nameIn = (label) => label.querySelector("input").value.trim();
         const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
 
@@ -109,7 +157,8 @@
                 field("Files", several, "One file per line, followed by a colon and its weight; families may differ"), add,
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
                 mergedName,
-                make("div", { className: "lt-adders" }, merge), sum));
+                make("div", { className: "lt-adders" }, merge), sum),
+            extractCard(extractedName, nameIn));
         body.addEventListener("input", (event) => event.stopPropagation()); // not part of the form
         container.replaceChildren(body);
     }

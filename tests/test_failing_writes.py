@@ -28,6 +28,7 @@ from lib_lora_train.formats.lora_card import write_card, write_preview
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.lora_tools import merge_into_checkpoint
 from lib_lora_train.lora_tools.convert import write_converted
+from lib_lora_train.lora_tools.extract import Extracted, write_extracted
 from lib_lora_train.models.latent_cache import Posterior, write_posterior
 from lib_lora_train.models.tensor_cache import write_tensors
 from lib_lora_train.models.text_cache import write_condition
@@ -63,6 +64,9 @@ CASES: dict[str, Write] = {
     "formats.toml.write_toml_config": lambda place: write_toml_config(place / "a.toml", TrainConfig()),
     "lora_tools.convert.write_converted": lambda place: write_converted(
         place / "a.safetensors", Converted({"a.alpha": ONE}, 0.0, "", (), "fp16"), to="lora", rank=1, metadata={}
+    ),
+    "lora_tools.extract.write_extracted": lambda place: write_extracted(
+        place / "a.safetensors", Extracted(Converted({"a.alpha": ONE}, 0.0, "", (), "fp16"), {"a": 1}, 0.0, (), {})
     ),
     "models.latent_cache.write_posterior": lambda place: write_posterior(place / "a.st", Posterior(ONE, ONE.clone())),
     "models.tensor_cache.write_tensors": lambda place: write_tensors(place / "a.st", {"a": ONE}, "tensors"),

@@ -26,7 +26,7 @@ ROOMS: dict[str, str] = {
     "training": "the training loop: loss, noise, optimisers, schedules, EMA, resuming",
     "sampling": "samplers, sample images, the grid of epochs and prompts",
     "evaluation": "what a LoRA has learnt, measured with the loaded model",
-    "lora_tools": "check, convert and merge finished LoRA files",
+    "lora_tools": "check, convert, resize, extract and merge LoRA files",
     "hosts": "where the model and the GPU come from: a webui, or none",
     "runs": "a whole run: planning, estimates, run folder, queue, history, logs",
     "demo": "a run with the included demo dataset, and its pass mark",

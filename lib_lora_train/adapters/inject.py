@@ -206,7 +206,7 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     family_of(spec)  # raises before anything is changed
     roots = _unadapted_roots(model)
     adapter = Adapter(spec)
-    found = _find_targets(model, spec)
+    found = find_targets(model, spec)
     usable = {name: [t for t in targets if t.family.fits(t.layer)] for name, (_, targets) in found.items()}
     if not any(usable.values()):
         raise AdapterError("No layer would be trained. Turn on train_unet, train_text_encoder or both.")
@@ -295,7 +295,7 @@ def _parsed_target(root: nn.Module, name: str, key: str, layer: ParsedLayer) -> 
     return Target(root, name, key, layer.family, layer.options, weights=weights)
 
 
-def _find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[Target]]]:
+def find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[Target]]]:
     """Group name → (root module, its target layers in model order)."""
     found: dict[str, tuple[nn.Module, list[Target]]] = {}
     architecture: str = model.spec.architecture

@@ -1,18 +1,22 @@
-"""The commands for finished LoRA files: `check`, `convert`, `resize` and `merge`."""
+"""The commands for finished LoRA files: `check`, `convert`, `resize`, `extract` and `merge`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.settings import refuse_unknown
+from lib_lora_train.config.settings.network import TARGETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
+
+if TYPE_CHECKING:
+    from lib_lora_train.lora_tools.rank_rule import RankRule
 
 EXIT_BROKEN = 2
 _ROUNDING = 5e-3  # relative to the update: more than rounding to 16 bit loses
@@ -43,13 +47,27 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
 
     resizer = command(commands, "resize", run_resize, "Write a LoRA with a lower rank; needs no checkpoint.")
     resizer.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file of plain LoRA or LoCon layers")
-    resizer.add_argument("--rank", type=int, default=0, help="the new rank, or the highest that a rule may choose")
-    resizer.add_argument("--conv-rank", type=int, help="the same for kernels larger than 1×1 (default: as --rank)")
-    rules = resizer.add_mutually_exclusive_group()
-    for name, kept in _RULES.items():
-        rules.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"by layer: keep {kept}")
+    _add_rank_rule(resizer)
     _add_precision(resizer)
     _add_output(resizer, "FILE-rank16 or similar")
+
+    extractor = command(commands, "extract", run_extract, "Write the difference of two checkpoints as a LoRA.")
+    extractor.add_argument("base", type=Path, metavar="BASE", help="the checkpoint that the other was trained from")
+    extractor.add_argument("tuned", type=Path, metavar="TUNED", help="the fine-tuned checkpoint")
+    _add_rank_rule(extractor)
+    extractor.add_argument(
+        "--targets", choices=TARGETS, default="all", help="layers, as in the settings (default: all, with convolutions)"
+    )
+    extractor.add_argument("--unet-only", action="store_true", help="leave the text encoders out")
+    extractor.add_argument(
+        "--clamp-quantile",
+        type=float,
+        default=1.0,
+        metavar="Q",
+        help="cut larger values (default: 1, none)",
+    )
+    _add_precision(extractor)
+    _add_output(extractor, "TUNED-rank16 or similar")
 
     merger = command(commands, "merge", run_merge, "Merge LoRA files of any family into one file or a checkpoint.")
     merger.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
@@ -64,6 +82,24 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     _add_precision(merger)
     merger.add_argument("--into", action="store_true", help="merge them into a new checkpoint")
     _add_output(merger, "A+B or CKPT+A+B")
+
+
+def _add_rank_rule(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rank", type=int, default=0, help="the rank, or the highest that a rule may choose")
+    command.add_argument("--conv-rank", type=int, help="the same for kernels larger than 1×1 (default: as --rank)")
+    rules = command.add_mutually_exclusive_group()
+    for name, kept in _RULES.items():
+        rules.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"by layer: keep {kept}")
+
+
+def _rank_rule(options: argparse.Namespace) -> RankRule:
+    """The rule that the command line gives; AdapterError if it is out of range."""
+    from lib_lora_train.lora_tools.rank_rule import RankRule
+
+    chosen = {name: value for name in _RULES if (value := getattr(options, name)) is not None}
+    rule = RankRule(options.rank, options.conv_rank, *(next(iter(chosen.items())) if chosen else ()))
+    rule.check()
+    return rule
 
 
 def _add_output(command: argparse.ArgumentParser, default: str) -> None:
@@ -146,20 +182,47 @@ def run_resize(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     refuse_unknown(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
     from lib_lora_train.lora_tools.convert import write_converted
-    from lib_lora_train.lora_tools.resize import RankRule, describe_ranks, resize
+    from lib_lora_train.lora_tools.rank_rule import describe_ranks
+    from lib_lora_train.lora_tools.resize import resize
 
-    chosen = {name: value for name in _RULES if (value := getattr(options, name)) is not None}
-    rule = RankRule(options.rank, options.conv_rank, *(next(iter(chosen.items())) if chosen else ()))
-    rule.check()
+    rule = _rank_rule(options)
     path = _output(options, f"{options.file.stem}-{rule.name}")
     file = read_adapter(options.file)
     resized = resize(file, rule, precision=options.precision)
     rank = max(resized.ranks.values())
     saved = write_converted(path, resized.converted, to="lora", rank=rank, metadata=file.metadata)
     _print_saved(path, saved.size_bytes, resized.converted.error)
-    ranks = describe_ranks(resized.ranks)
-    print(f"{ranks[:1].upper()}{ranks[1:]}. The largest error is in {resized.converted.worst}.")
+    print(f"{_sentence(describe_ranks(resized.ranks))} The largest error is in {resized.converted.worst}.")
     _print_skipped(resized.converted.left_out)
+    return 0
+
+
+def run_extract(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Write the LoRA and print its ranks, and what of the difference it does not hold."""
+    refuse_unknown(unknown)
+    from tqdm import tqdm
+
+    from lib_lora_train.lora_tools.extract import ExtractOptions, extract, write_extracted
+    from lib_lora_train.lora_tools.rank_rule import describe_ranks
+
+    base, tuned, rule = user_path(str(options.base)), user_path(str(options.tuned)), _rank_rule(options)
+    chosen = ExtractOptions(rule, options.targets, not options.unet_only, options.clamp_quantile)
+    path = _output(options, f"{tuned.stem}-{rule.name}")
+    with tqdm(desc="layers", leave=False, disable=None) as meter:
+
+        def show(done: int, total: int) -> None:
+            meter.total = total
+            meter.update(done - meter.n)
+
+        found = extract(base, tuned, chosen, precision=options.precision, on_layer=show)
+    saved = write_extracted(path, found)
+    print(f"Saved to {path} ({saved.size_bytes / 2**20:.1f} MiB), {count(len(found.ranks), 'layer')}.")
+    print(
+        f"Error: {found.converted.error:.2%} of the change in these layers, most in {found.worst}. "
+        f"{found.outside:.2%} of the whole change is outside of them."
+    )
+    print(_sentence(describe_ranks(found.ranks)))
+    _warn(found.notes)
     return 0
 
 
@@ -191,6 +254,10 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     _print_skipped(left_out)
     _warn([base_mismatch(file, checkpoint) for file, _ in files])
     return 0
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _print_saved(path: Path, size_bytes: int, error: float) -> None:

@@ -21,6 +21,7 @@ from lib_lora_train.dataset.captions import split_tags
 from lib_lora_train.formats.kohya.keys import FULL_PRECISIONS
 from lib_lora_train.formats.kohya.network_export import metadata_network
 from lib_lora_train.formats.toml import PATH_SETTINGS
+from lib_lora_train.models.base_metadata import base_metadata
 from lib_lora_train.models.kinds.registry import kind_of
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from lib_lora_train.dataset.scan import ScannedConcept
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
-_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "anima": "anima"}
-_IMPLEMENTATIONS = {
-    "sdxl": "https://github.com/Stability-AI/generative-models",
-    "anima": "https://huggingface.co/circlestone-labs/Anima",
-}
 _PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
@@ -147,12 +143,8 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
 
 
 def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
-    version = _BASE_VERSIONS[model.spec.architecture]
-    if model.spec.architecture != "sdxl" and model.spec.prediction_type == "v_prediction":
-        version += "_v"
     return {
-        "ss_v2": model.spec.architecture == "sd2",
-        "ss_base_model_version": version,
+        **base_metadata(model.spec),
         "ss_sd_model_name": model.path.name if model.path else model.name,
         "ss_sd_model_hash": run.checkpoint_legacy_hash or None,
         "ss_new_sd_model_hash": model.file_hash or None,
@@ -260,14 +252,6 @@ def _tag_frequency(plan: Plan) -> dict[str, dict[str, int]]:
 
 def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
     """The fields of the ModelSpec standard, https://github.com/Stability-AI/ModelSpec."""
-    spec = model.spec
-    is_v = spec.prediction_type == "v_prediction"
-    architectures = {
-        "sd1": "stable-diffusion-v1/lora",
-        "sd2": "stable-diffusion-v2-768-v/lora" if is_v else "stable-diffusion-v2-512/lora",
-        "sdxl": "stable-diffusion-xl-v1-base/lora",
-        "anima": "anima/lora",
-    }
     finished = datetime.datetime.fromtimestamp(run.finished, datetime.timezone.utc)
     triggers = [concept.trigger for concept in plan.dataset.concepts if concept.trigger]
     is_whole = (config.min_timestep, config.max_timestep) == (0, 1000)
@@ -277,13 +261,9 @@ def _modelspec_keys(config: TrainConfig, plan: Plan, model: DiffusionModel, run:
         "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
     }
     return {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architectures[spec.architecture],
-        "modelspec.implementation": _IMPLEMENTATIONS.get(spec.architecture, "diffusers"),
         "modelspec.title": run.output_name,
         "modelspec.date": finished.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.resolution": "{}x{}".format(*config.resolution_size),
-        "modelspec.prediction_type": "v" if is_v else spec.prediction_type,
         **({"modelspec.encoder_layer": config.clip_skip} if kind_of(model.spec.architecture).has_unet_blocks else {}),
         **{key: value for key, value in optional.items() if value},
     }

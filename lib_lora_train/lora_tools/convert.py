@@ -19,7 +19,9 @@ from lib_lora_train.adapters.files.rename import renamed_metadata
 from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_parsed
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.lora_tools.low_rank import decompose, lora_tensors
 from lib_lora_train.lora_tools.new_file import refuse_existing
+from lib_lora_train.lora_tools.rank_rule import RankRule
 from lib_lora_train.models.checkpoint import legacy_hash
 
 OUTPUT_FORMATS = ("lora", "diff")
@@ -74,17 +76,7 @@ def base_mismatch(file: AdapterFile, checkpoint: Path) -> str:
 
 def truncate_to_rank(diff: Tensor, rank: int) -> dict[str, Tensor]:
     """The nearest LoRA of at most `rank`, kohya ending → tensor; the singular values are split evenly between both."""
-    flat = diff.flatten(1)
-    left, values, right = torch.linalg.svd(flat, full_matrices=False)
-    rank = min(rank, len(values))
-    roots = values[:rank].sqrt()
-    up, down = left[:, :rank] * roots, right[:rank] * roots[:, None]
-    ones = (1,) * (diff.dim() - 2)
-    return {
-        "lora_down.weight": down.reshape(rank, *diff.shape[1:]).contiguous(),
-        "lora_up.weight": up.reshape(-1, rank, *ones).contiguous(),
-        "alpha": torch.tensor(float(rank)),
-    }
+    return lora_tensors(*decompose(diff.flatten(1), RankRule(rank)).balanced, diff.shape)
 
 
 def write_converted(

@@ -23,6 +23,7 @@ from lib_lora_train.adapters.inject import ModelParts, Target, match_targets
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.convert import OUTPUT_FORMATS, truncate_to_rank, write_converted
+from lib_lora_train.lora_tools.low_rank import lora_tensors
 from lib_lora_train.lora_tools.new_file import refuse_existing
 
 WeightedFiles = Sequence[tuple[AdapterFile, float]]
@@ -150,13 +151,7 @@ def _concatenate(layer: LayerSum) -> dict[str, Tensor]:
         share = ratio**0.5 if 0 < ratio < 1e12 else 1.0
         ups.append(up * share)
         downs.append(down / share)
-    up, down = torch.cat(ups, dim=1), torch.cat(downs)
-    ones = (1,) * (len(layer.shape) - 2)
-    return {
-        "lora_down.weight": down.reshape(len(down), *layer.shape[1:]).contiguous(),
-        "lora_up.weight": up.reshape(*up.shape, *ones).contiguous(),
-        "alpha": torch.tensor(float(len(down))),
-    }
+    return lora_tensors(torch.cat(ups, dim=1), torch.cat(downs), layer.shape)
 
 
 @torch.no_grad()

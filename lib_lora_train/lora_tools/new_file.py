@@ -15,13 +15,16 @@ SIDECAR_ENDINGS = (".json", ".png", ".preview.png")
 def new_file(folder: Path, name: str) -> Path:
     """`FOLDER/NAME.safetensors`.
 
-    LoraTrainError if the name cannot be used, as for `output_name`, or if that file or a card or preview for it exists.
+    LoraTrainError if the name cannot be used, as for `output_name`, if that file or a card or preview for it exists, or
+    if the folder does not: some tools work for minutes before they write.
     """
     reason = unusable_name(name)
     if reason:
         raise LoraTrainError(f"The name {reason}")
     path = folder / f"{name}{ENDING}"
     refuse_existing(path)
+    if not folder.is_dir():
+        raise LoraTrainError(f"The folder {folder} does not exist. Create it or choose another one.")
     return path
 
 

@@ -20,60 +20,10 @@ from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
+from lib_lora_train.lora_tools.low_rank import lora_tensors
+from lib_lora_train.lora_tools.rank_rule import RankRule
 
 _SIDES = ("up", "down")
-RANK_RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
-
-
-@dataclass(frozen=True)
-class RankRule:
-    """How many singular values of a layer are kept, at least one.
-
-    Attributes:
-        rank: at most so many; 0: no limit
-        conv_rank: the same for kernels larger than 1×1; None: as `rank`
-        rule: `sv_ratio` keeps values above 1/threshold of the largest, `sv_cumulative` the fewest whose sum is this
-            share of the sum of all, `sv_fro` the fewest whose matrix has this share of ΔW's Frobenius norm, each of
-            them one value more, as sd-scripts does; "": `rank`
-        threshold: above 1 for `sv_ratio`, else above 0 and at most 1
-    """
-
-    rank: int = 0
-    conv_rank: int | None = None
-    rule: str = ""
-    threshold: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """A word for file names: `rank16`, `sv_fro0.9`."""
-        return f"{self.rule}{self.threshold:g}" if self.rule else f"rank{self.rank}"
-
-    def check(self) -> None:
-        """AdapterError for a rule that says nothing, or a number out of range."""
-        if self.rule and self.rule not in RANK_RULES:
-            raise AdapterError(f"{self.rule!r} is not a rule for ranks. Choose one of {', '.join(RANK_RULES)}.")
-        if self.rank < 0 or (self.conv_rank is not None and self.conv_rank < 1):
-            raise AdapterError("A rank must be 1 or more.")
-        if not self.rule and self.rank < 1:
-            raise AdapterError(f"Give the new rank, or one of {', '.join(RANK_RULES)}.")
-        if self.rule == "sv_ratio" and not 1 < self.threshold < float("inf"):
-            raise AdapterError(f"sv_ratio must be above 1, not {self.threshold:g}; 2 to 20 is usual.")
-        if self.rule in ("sv_cumulative", "sv_fro") and not 0 < self.threshold <= 1:
-            raise AdapterError(f"{self.rule} must be above 0 and at most 1, not {self.threshold:g}; 0.9 is usual.")
-
-    def rank_of(self, values: Tensor, *, is_conv: bool = False) -> int:
-        """The rank for a layer with these singular values (n,), largest first."""
-        most = self.conv_rank if is_conv and self.conv_rank is not None else self.rank
-        return max(1, min(self._wanted(values), most or len(values), len(values)))
-
-    def _wanted(self, values: Tensor) -> int:
-        if not self.rule or float(values[0]) <= 0:
-            return len(values) if not self.rule else 1
-        if self.rule == "sv_ratio":
-            return int((values > values[0] / self.threshold).sum()) + 1
-        parts, target = (values, self.threshold) if self.rule == "sv_cumulative" else (values**2, self.threshold**2)
-        share = parts.cumsum(0) / parts.sum()
-        return int((share < target).sum()) + 2
 
 
 @dataclass(frozen=True)
@@ -102,19 +52,11 @@ def resize(file: AdapterFile, rule: RankRule, *, precision: str = "fp16") -> Res
             continue
         up, down = _factors(layer)
         tensors, values = _truncated(layer, up, down, rule)
-        written = builder.store(key, {ending: tensor.float() for ending, tensor in tensors.items()})
+        written = builder.store(key, tensors)
         ranks[key] = len(tensors["lora_down.weight"])
         error = _squared_distance(up, down, *(written[f"lora_{side}.weight"].double().flatten(1) for side in _SIDES))
         builder.count_loss(key, error, float(values.square().sum()))
     return Resized(builder.build(parsed.unknown), ranks)
-
-
-def describe_ranks(ranks: Mapping[str, int]) -> str:
-    """`ranks 2 to 16, 7.5 on average`, or the only one: `rank 8`."""
-    found = ranks.values()
-    if min(found) == max(found):
-        return f"rank {min(found)}"
-    return f"ranks {min(found)} to {max(found)}, {sum(found) / len(found):.1f} on average"
 
 
 def _refuse_other_families(file: AdapterFile, layers: Mapping[str, ParsedLayer]) -> None:
@@ -147,12 +89,7 @@ def _truncated(layer: ParsedLayer, up: Tensor, down: Tensor, rule: RankRule) -> 
     roots = values[:rank].sqrt()
     new_up = left @ inner_left[:, :rank] * roots
     new_down = (right @ inner_right[:rank].T * roots).T
-    shape = (rank, -1, *kernel)
-    return {
-        "lora_down.weight": new_down.reshape(shape).contiguous(),
-        "lora_up.weight": new_up.reshape(-1, rank, *(1,) * len(kernel)).contiguous(),
-        "alpha": torch.tensor(float(rank)),
-    }, values
+    return lora_tensors(new_up, new_down, (len(up), -1, *kernel)), values
 
 
 def _squared_distance(up: Tensor, down: Tensor, new_up: Tensor, new_down: Tensor) -> float:

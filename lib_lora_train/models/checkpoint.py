@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> CheckpointFile:
     ModelError for a file that is missing, damaged, not safetensors or not a checkpoint, and for such a folder.
     """
     contents = read_contents(path)
-    tensors = add_text_model_prefix(_load_tensors(contents.places))
+    tensors = add_text_model_prefix(load_tensors(contents.places))
     if path.is_dir():
         tensors = {name: _as_in_a_file(name, tensor) for name, tensor in tensors.items()}
     return CheckpointFile(contents.path, contents.name, tensors, contents.metadata, contents.hints)
@@ -72,7 +72,7 @@ def _as_in_a_file(name: str, tensor: Tensor) -> Tensor:
 
 def load_vae(path: Path) -> Mapping[str, Tensor]:
     """A VAE's tensors under ldm's names with `first_stage_model.`; VaeError if it cannot be used."""
-    return _load_tensors(read_vae_places(path))
+    return load_tensors(read_vae_places(path))
 
 
 def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,7 +80,8 @@ def replace_vae(tensors: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> dic
     return {**{name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)}, **vae}
 
 
-def _load_tensors(places: Mapping[str, TensorPlace]) -> dict[str, Tensor]:
+def load_tensors(places: Mapping[str, TensorPlace]) -> dict[str, Tensor]:
+    """The tensors at these places, memory-mapped on the CPU; ModelError for a file that cannot be read."""
     with ExitStack() as stack:
         opened = {file: stack.enter_context(_opened(file)) for file in {place.file for place in places.values()}}
         return {name: opened[place.file].get_tensor(place.name) for name, place in places.items()}

@@ -86,7 +86,7 @@ class Slot:
         """
         is_plain = tensor.shape == self.shape and not self.source.is_transposed and self.source.qkv_index is None
         plain = dequantized(tensor) if is_quantized(tensor) else tensor
-        view = plain if is_plain else _view(alias(plain), self.source, self.shape)
+        view = plain if is_plain else parameter_view(alias(plain), self.source, self.shape)
         is_moved = self.device is not None and _is_elsewhere(view.device, self.device)
         if view.dtype != self.dtype or is_moved:
             view = view.to(self.device if is_moved else view.device, self.dtype)
@@ -146,7 +146,7 @@ def graft(
     tensors = add_text_model_prefix(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     parts = tuple(kind_of(spec.architecture).networks(spec))
-    unused = _check(parts, shapes)
+    unused = check_networks(parts, shapes)
     slots: list[Slot] = []
     rows = [row for part in parts for row in _graft_part(part, tensors, slots, dtype, device)]
     rows += [GraftRow("", name, "unused", tensors[name].nbytes, reason) for name, reason in unused.items()]
@@ -223,7 +223,7 @@ _FEW_UNKNOWN = 0.01
 """Up to this share of a file's tensors outside the UNet may be unknown: leftovers of other programs, never read."""
 
 
-def _check(parts: tuple[Network, ...], shapes: Shapes) -> dict[str, str]:
+def check_networks(parts: tuple[Network, ...], shapes: Shapes) -> dict[str, str]:
     """Unused tensors → the reason; ModelError for tensors that are missing, unknown or of another shape."""
     used: set[str] = set()
     wrong: list[str] = []
@@ -252,7 +252,7 @@ def _check(parts: tuple[Network, ...], shapes: Shapes) -> dict[str, str]:
 def check_vae(shapes: Shapes) -> None:
     """ModelError if these tensors (named as in a checkpoint) are not those of a whole VAE for SD1, SD2 or SDXL."""
     config = infer_vae_config(shapes)
-    _check((vae_network(config, scale_factor=1.0),), shapes)
+    check_networks((vae_network(config, scale_factor=1.0),), shapes)
 
 
 def _why_unused(name: str, parts: tuple[Network, ...]) -> str:
@@ -324,7 +324,7 @@ def alias(tensor: Tensor) -> Tensor:
         return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def _view(tensor: Tensor, source: Source, shape: torch.Size) -> Tensor:
+def parameter_view(tensor: Tensor, source: Source, shape: torch.Size) -> Tensor:
     """The parameter's part of the tensor in the parameter's shape; a view if the strides allow one."""
     with torch.inference_mode(False), torch.no_grad():
         if source.qkv_index is not None:

@@ -16,6 +16,7 @@ from lib_lora_train.web.json_values import optional_path
 
 if TYPE_CHECKING:
     from lib_lora_train.adapters.files.lora_file import AdapterFile
+    from lib_lora_train.lora_tools.rank_rule import RankRule
 
 
 _PRECISION = "fp16"  # as in nearly all LoRA files; the command line has --precision
@@ -44,7 +45,7 @@ class LoraToolsSession:
         """The contents of a LoRA file of any family, and its problems."""
         from lib_lora_train.lora_tools.check import check_file, format_report
 
-        checked = check_file(_lora_path(values))
+        checked = check_file(lora_path_in(values))
         facts = [line for line in format_report(checked).splitlines() if not line.lstrip().startswith("!")]
         return {"facts": facts, "problems": list(checked.problems), "broken": bool(checked.defects)}
 
@@ -56,12 +57,12 @@ class LoraToolsSession:
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.convert import convert, write_converted
 
-        path, to, rank = _lora_path(values), str(values.get("to", "lora")), _rank(values)
-        output = _output(values, path.parent, f"{path.stem}-{'diff' if to == 'diff' else f'rank{rank}'}")
+        path, to, rank = lora_path_in(values), str(values.get("to", "lora")), rank_in(values)
+        output = output_path(values, path.parent, f"{path.stem}-{'diff' if to == 'diff' else f'rank{rank}'}")
         file = read_adapter(path)
         converted = convert(file, self._model(values, output.parent), to=to, rank=rank, precision=_PRECISION)
         saved = write_converted(output, converted, to=to, rank=rank, metadata=file.metadata)
-        return _result(output, saved.size_bytes, converted, self._base_warnings(values, [file]))
+        return result_of(output, saved.size_bytes, converted, self._base_warnings(values, [file]))
 
     def resize(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the file with other ranks beside the original, as `lora_tools.resize`; its path, ranks and loss.
@@ -70,19 +71,16 @@ class LoraToolsSession:
         """
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.convert import write_converted
-        from lib_lora_train.lora_tools.resize import RankRule, describe_ranks, resize
+        from lib_lora_train.lora_tools.rank_rule import describe_ranks
+        from lib_lora_train.lora_tools.resize import resize
 
-        path, kind = _lora_path(values), str(values.get("rule", ""))
-        rank, conv_rank = (_rank(values, name) if values.get(name) else 0 for name in ("rank", "conv_rank"))
-        threshold = _number(str(values.get("threshold", ""))) or 0.0
-        rule = RankRule(rank, conv_rank or None, kind, threshold if kind else 0.0)
-        rule.check()
-        output = _output(values, path.parent, f"{path.stem}-{rule.name}")
+        path, rule = lora_path_in(values), rank_rule_in(values)
+        output = output_path(values, path.parent, f"{path.stem}-{rule.name}")
         file = read_adapter(path)
         resized = resize(file, rule, precision=_PRECISION)
         largest = max(resized.ranks.values())
         saved = write_converted(output, resized.converted, to="lora", rank=largest, metadata=file.metadata)
-        return {**_result(output, saved.size_bytes, resized.converted, ()), "ranks": describe_ranks(resized.ranks)}
+        return {**result_of(output, saved.size_bytes, resized.converted, ()), "ranks": describe_ranks(resized.ranks)}
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the sum of files beside the first, or a merged checkpoint beside the original; else as `convert`."""
@@ -96,18 +94,18 @@ class LoraToolsSession:
         stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
         if to == "checkpoint":
             checkpoint = self._checkpoint(values)
-            output = _output(values, checkpoint.parent, f"{model_name(checkpoint)}+{stem}")
+            output = output_path(values, checkpoint.parent, f"{model_name(checkpoint)}+{stem}")
             baked = write_merged_checkpoint(checkpoint, files, output)
-            return _result(
+            return result_of(
                 baked.path, baked.size_bytes, baked, self._base_warnings(values, [file for file, _ in files])
             )
-        rank = _rank(values) if to == "rank" else 0
+        rank = rank_in(values) if to == "rank" else 0
         ending = "-diff" if to == "diff" else f"-rank{rank}" if rank else ""
-        output = _output(values, named[0][0].parent, f"{stem}{ending}")
+        output = output_path(values, named[0][0].parent, f"{stem}{ending}")
         kind = "diff" if to == "diff" else "lora"
         model = self._model(values, output.parent)
         merged, saved = merge_into_file(output, files, model, to=kind, rank=rank, precision=_PRECISION)
-        return _result(output, saved.size_bytes, merged, self._base_warnings(values, [file for file, _ in files]))
+        return result_of(output, saved.size_bytes, merged, self._base_warnings(values, [file for file, _ in files]))
 
     def _base_warnings(self, values: Mapping[str, Any], files: Sequence[AdapterFile]) -> list[str]:
         """A warning for each file that was trained on another checkpoint."""
@@ -130,12 +128,12 @@ class LoraToolsSession:
         return StandaloneHost(None, None, folder).load_layers(config)
 
 
-def _output(values: Mapping[str, Any], folder: Path, default: str) -> Path:
+def output_path(values: Mapping[str, Any], folder: Path, default: str) -> Path:
     """The file to write, under the name that the request gives or `default`; LoraTrainError as for `new_file`."""
     return new_file(folder, str(values.get("name", "")).strip() or default)
 
 
-def _result(path: Path, size: int, made: Any, warnings: Sequence[str]) -> dict[str, Any]:
+def result_of(path: Path, size: int, made: Any, warnings: Sequence[str]) -> dict[str, Any]:
     """The file written and what was lost; `made` is a Converted, or a MergedCheckpoint, which loses nothing."""
     return {
         "path": str(path),
@@ -154,8 +152,8 @@ def _weighted_files(values: Mapping[str, Any]) -> list[tuple[Path, float]]:
         text = line.strip()
         if text:
             named, _, weight = text.rpartition(":")
-            number = _number(weight) if named else None
-            found.append((_lora_path({"file": text if number is None else named}), 1.0 if number is None else number))
+            number = number_in(weight) if named else None
+            found.append((lora_path_in({"file": text if number is None else named}), 1.0 if number is None else number))
     if not found:
         raise AdapterError(
             "Enter LoRA files (.safetensors), one per line, each optionally followed by a colon and its weight."
@@ -163,14 +161,27 @@ def _weighted_files(values: Mapping[str, Any]) -> list[tuple[Path, float]]:
     return found
 
 
-def _number(text: str) -> float | None:
+def rank_rule_in(values: Mapping[str, Any]) -> RankRule:
+    """The rule for ranks that a request gives: `rule`, `threshold`, `rank` and `conv_rank`, each "" for none."""
+    from lib_lora_train.lora_tools.rank_rule import RankRule
+
+    kind = str(values.get("rule", ""))
+    rank, conv_rank = (rank_in(values, name) if values.get(name) else 0 for name in ("rank", "conv_rank"))
+    threshold = number_in(str(values.get("threshold", ""))) or 0.0
+    rule = RankRule(rank, conv_rank or None, kind, threshold if kind else 0.0)
+    rule.check()
+    return rule
+
+
+def number_in(text: str) -> float | None:
+    """The number in a text box, None if it holds none."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _lora_path(values: Mapping[str, Any]) -> Path:
+def lora_path_in(values: Mapping[str, Any]) -> Path:
     path = optional_path(values, "file")
     if path is None:
         raise AdapterError("Enter the path of a LoRA file (.safetensors).")
@@ -179,7 +190,7 @@ def _lora_path(values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _rank(values: Mapping[str, Any], name: str = "rank") -> int:
+def rank_in(values: Mapping[str, Any], name: str = "rank") -> int:
     text = str(values.get(name, "16")).strip()
     if not text.isdigit():
         raise AdapterError(f"{text!r} is not a valid rank. Enter a whole number; 16 to 64 is typical.")

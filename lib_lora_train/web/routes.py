@@ -27,6 +27,8 @@
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
     POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA, "strength": 1, "as_it_is": false}, all
                                    but the path optional: make the heat maps of an image
+    POST /lora-train/v1/extract    {"checkpoint": path, "tuned": path, "rank": 16} → a LoRA from two checkpoints
+    POST /lora-train/v1/extract/status · cancel    {}
     POST /lora-train/v1/heatmap/status · cancel    {}
     POST /lora-train/v1/heatmap/maps   the same and {"texts": words, "layers": "objects" or "all", "joined": false} →
                                    PNGs to lay over it
@@ -55,7 +57,11 @@ from lib_lora_train.web.uploads import large_bodies
 
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
-_TASKS = {"advice": "advice", "heatmap": "heatmap", "image-losses": "image-losses/measure", "tags": "tags/measure"}
+_TASKS = {
+    **{name: name for name in ("advice", "extract", "heatmap")},
+    "image-losses": "image-losses/measure",
+    "tags": "tags/measure",
+}
 _ACTIONS = {
     **{name: f"tools-{name}" for name in ("check", "convert", "resize", "merge")},
     **{route: f"{task}-start" for task, route in _TASKS.items()},

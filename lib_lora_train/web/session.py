@@ -36,6 +36,7 @@ from lib_lora_train.web.checkpoints import CheckpointPicker
 from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.crops import CropSession
 from lib_lora_train.web.curves import recent_curves
+from lib_lora_train.web.extraction import ExtractSession
 from lib_lora_train.web.form import (
     CONCEPTS,
     Form,
@@ -116,6 +117,7 @@ class Session(FormSession):
                 lambda name: runner.host.lora_file(name),
             ).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
+            **ExtractSession(lambda: runner.host.lora_dir).actions(),
             **TaggingSession(runner.host, self.captions).actions(),
             **LoraPicker(runner.host, self.changes.stage).actions(),
             **CheckpointPicker(runner.host, self._draft_config, self.changes.stage).actions(),

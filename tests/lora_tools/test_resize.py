@@ -12,7 +12,8 @@ from lib_lora_train.adapters.files.decode import parse_state
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter, write_adapter
 from lib_lora_train.cli.main import main
 from lib_lora_train.core.errors import AdapterError
-from lib_lora_train.lora_tools.resize import RankRule, describe_ranks, resize
+from lib_lora_train.lora_tools.rank_rule import RankRule, describe_ranks
+from lib_lora_train.lora_tools.resize import resize
 
 LINEAR, CONV, TUCKER = "lora_unet_a", "lora_unet_b", "lora_unet_c"
 LAYERS = (LINEAR, CONV, TUCKER)

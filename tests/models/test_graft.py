@@ -72,7 +72,7 @@ def test_graft_matches_every_tensor_of_published_checkpoints(architecture: Archi
     }
     shapes = full_shapes(architecture)
     parts = tuple(kind_of(architecture).networks(infer_spec(shapes)))
-    graft_module._check(parts, add_text_model_prefix(shapes))  # raises for names and shapes that do not match
+    graft_module.check_networks(parts, add_text_model_prefix(shapes))  # raises for names and shapes that do not match
     assert {part.label: len(list(part.module.parameters())) for part in parts} == counts[architecture]
 
 

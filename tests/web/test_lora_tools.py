@@ -14,6 +14,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, LoraTrainError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.web.extraction import ExtractSession
 from lib_lora_train.web.lora_tools import LoraToolsSession
 
 _LAYER = "lora_unet_mid_block_attentions_0_proj_in"
@@ -144,13 +145,16 @@ def test_every_tool_has_the_rule_for_names_and_never_overwrites(tmp_path: Path, 
         session.convert({"file": str(file), "name": name})
     with pytest.raises(LoraTrainError):
         session.resize({"file": str(file), "rank": "2", "name": name})
+    with pytest.raises(LoraTrainError):
+        ExtractSession(lambda: tmp_path).start({"checkpoint": "a", "tuned": "b", "rank": "2", "name": name})
     for to in ("lora", "diff", "rank", "checkpoint"):
         with pytest.raises(LoraTrainError):
             session.merge({"files": f"{file}\n{file}", "to": to, "name": name, "checkpoint": str(tmp_path / "c")})
-    resize = ["resize", str(file), "--rank=2"]
-    for command in (["convert", str(file)], resize, ["merge", str(file), str(file)], ["merge", str(file), "--into"]):
+    resize, extract = ["resize", str(file), "--rank=2"], ["extract", "a", "b", "--rank=2"]
+    merges = (["merge", str(file), str(file)], ["merge", str(file), "--into"])
+    for command in (["convert", str(file)], resize, extract, *merges):
         assert cli.main([*command, f"--name={name}", "--out", str(tmp_path)]) != 0
     existing = str(tmp_path / "b.safetensors")
-    for command in (["convert", str(file)], resize, ["merge", str(file), str(file)]):
+    for command in (["convert", str(file)], resize, extract, ["merge", str(file), str(file)]):
         assert cli.main([*command, "--out", existing]) != 0
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

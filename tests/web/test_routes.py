@@ -120,6 +120,14 @@ def test_lora_files_are_checked_converted_and_merged_over_http(tmp_path: Path) -
         assert answer.status_code == 422 and "gone.safetensors is not an existing" in answer.json()["detail"]["message"]
 
 
+def test_an_extraction_is_started_followed_and_cancelled_over_http(tmp_path: Path) -> None:
+    client, _ = opened(tmp_path)
+    answer = client.post(f"{PREFIX}/extract", json={"checkpoint": "/a", "rank": 4})
+    assert answer.status_code == 422 and "Enter two checkpoints" in answer.json()["detail"]["message"]
+    for route in ("extract/status", "extract/cancel"):
+        assert client.post(f"{PREFIX}/{route}", json={}).json()["state"] == "idle"
+
+
 # --- access ---------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class Converted:
         error: ‖ΔW' − ΔW‖ / ‖ΔW‖ over all layers, rounding included
         worst: the layer with the largest share of the error
         left_out: what the new form cannot hold, or what fits no layer; it is reported, not dropped silently
+        layer_errors: ‖ΔW' − ΔW‖ / ‖ΔW‖ of each layer that was measured
     """
 
     state: Mapping[str, Tensor]
@@ -27,6 +28,7 @@ class Converted:
     worst: str
     left_out: tuple[str, ...]
     precision: str
+    layer_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 class ConversionBuilder:
@@ -36,7 +38,7 @@ class ConversionBuilder:
         self._precision = precision
         self._state: dict[str, Tensor] = {}
         self._squared_errors: dict[str, float] = {}
-        self._squared_norm = 0.0
+        self._squared_norms: dict[str, float] = {}
 
     def add_layer(
         self,
@@ -67,13 +69,18 @@ class ConversionBuilder:
     def count_loss(self, key: str, squared_error: float, squared_norm: float) -> None:
         """Count ‖ΔW' − ΔW‖² and ‖ΔW‖² of a layer."""
         self._squared_errors[key] = squared_error
-        self._squared_norm += squared_norm
+        self._squared_norms[key] = squared_norm
 
     def build(self, left_out: Sequence[str]) -> Converted:
         """All layers added, with the error over all of them."""
-        error = (sum(self._squared_errors.values()) / self._squared_norm) ** 0.5 if self._squared_norm else 0.0
+        error = _relative(sum(self._squared_errors.values()), sum(self._squared_norms.values()))
         worst = max(self._squared_errors, key=lambda key: self._squared_errors[key], default="")
-        return Converted(self._state, error, worst, tuple(left_out), self._precision)
+        errors = {key: _relative(error, self._squared_norms[key]) for key, error in self._squared_errors.items()}
+        return Converted(self._state, error, worst, tuple(left_out), self._precision, errors)
+
+
+def _relative(squared_error: float, squared_norm: float) -> float:
+    return (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
 
 
 def add_bias(key: str, tensors: dict[str, Tensor], bias: Tensor | None, to: str) -> list[str]:

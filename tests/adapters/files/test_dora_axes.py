@@ -24,7 +24,8 @@ from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.check import check, check_file
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import add_to_layers, merge
-from lib_lora_train.lora_tools.resize import RankRule, resize
+from lib_lora_train.lora_tools.rank_rule import RankRule
+from lib_lora_train.lora_tools.resize import resize
 from lib_lora_train.runs.form_check import trained_forms
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 
