@@ -94,7 +94,8 @@ class Workload:
     """What each step processes; with the measured seconds per step it predicts the duration of later runs.
 
     `family` is the model's architecture (sd1, sd2, sdxl), `device` the card's name, `pixels_per_step` the mean over
-    all images of a step, `adapter` the LoRA's family and targets.
+    the steps of all pixels that the UNet sees with gradients, passes without them counted half, `adapter` the LoRA's
+    family and targets.
     """
 
     family: str

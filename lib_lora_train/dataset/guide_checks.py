@@ -129,7 +129,8 @@ def _suggest_trigger(concept: _Learnt, config: TrainConfig) -> str:
 def _check_class_word(concept: _Learnt, config: TrainConfig) -> Iterator[Problem]:
     word = concept.settings.class_word.strip()
     captions = _full_captions(concept, config)
-    if not word or any(has_word(caption, word) for caption in captions):
+    is_used = config.prior_preservation == "class"  # in the trigger's place, whatever the captions are
+    if not word or is_used or any(has_word(caption, word) for caption in captions):
         return
     suffix = (concept.settings.own_suffix or config.caption_suffix).rstrip(" ,")
     text = (

@@ -14,6 +14,7 @@ from lib_lora_train.core.seeding import random_for
 from lib_lora_train.dataset.augmentation import add_background_tag
 from lib_lora_train.dataset.caption_augmentation import CaptionRule, draw_caption, make_caption_rule
 from lib_lora_train.dataset.plan import Plan, epoch_steps
+from lib_lora_train.dataset.preserved_captions import preserved_captions
 from lib_lora_train.dataset.scan import Item
 
 _MAX_PREDRAWN = 20_000  # samples; drawing their captions takes about two seconds
@@ -68,7 +69,9 @@ def captions_to_cache(plan: Plan, config: TrainConfig) -> list[str]:
         return []
     else:
         captions = dict.fromkeys(_drawn_captions(plan, config))
-    return list(captions) if 2 * len(captions) <= samples or all(rule.is_fixed for rule in rules) else []
+    if 2 * len(captions) > samples and not all(rule.is_fixed for rule in rules):
+        return []
+    return list(captions | dict.fromkeys(preserved_captions(plan, list(captions), config)))
 
 
 def _drawn_captions(plan: Plan, config: TrainConfig) -> Iterator[str]:

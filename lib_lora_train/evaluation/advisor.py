@@ -251,4 +251,5 @@ def _measured_remedies(measured: Measured, epoch: int) -> Iterator[str]:
         yield "The steady loss falls faster and faster: the LoRA copies the dataset. Train for fewer epochs."
     if values.get(BLEED, 0) >= _MUCH_BLEED:
         share = percent(values[BLEED])
-        yield f"{share} of what the trigger does happens to the class word too. Add regularisation images."
+        text = f"{share} of what the trigger does happens to the class word too."
+        yield f"{text} Add regularisation images, or set prior_preservation."

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
 from itertools import islice, permutations
 
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
 from lib_lora_train.core.measures import BLEED, DRIFT, DRIFT_SHARE, OBEDIENCE, TRIGGER_BLEED
 from lib_lora_train.core.seeding import seed_for
-from lib_lora_train.core.words import has_word, replace_word
+from lib_lora_train.core.words import replace_trigger, with_class_word
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.prompts import encode_prompts, prompt_chunks
 from lib_lora_train.models.text_encoding import TextCondition, size_condition
@@ -64,14 +63,11 @@ class TriggerPrompt:
     @property
     def with_class_word(self) -> str:
         """The prompt with the class word in the place of the trigger."""
-        without = self.without
-        return without if has_word(without, self.class_word) else self.replaced(self.class_word)
+        return with_class_word(self.text, self.trigger, self.class_word)
 
     def replaced(self, word: str) -> str:
         """The prompt with another word in the place of the trigger; if that is several tags, of its first one."""
-        first, *others = (tag.strip() for tag in self.trigger.split(","))
-        without_others = reduce(lambda text, tag: replace_word(text, tag, ""), filter(None, others), self.text)
-        return replace_word(without_others, first, word)
+        return replace_trigger(self.text, self.trigger, word)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from lib_lora_train.training.oom_fallback import (
     out_of_memory_message,
     split_micro_batches,
 )
-from lib_lora_train.training.step import batch_loss, draw_batch
+from lib_lora_train.training.step import Batch, batch_loss, draw_batch
 from lib_lora_train.training.step_checks import is_finite, not_finite_message
 from lib_lora_train.training.training_run import Training
 
@@ -168,7 +168,7 @@ def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBat
     if training.text_encoders_stopped and training.text_conditions.trained:
         training.stop_text_encoders()
     usable = sum(item in training.latents for micro_batch in step for item in micro_batch.items)
-    loss = _accumulate_gradients(training, model, step=step, usable=usable)  # ()
+    loss = accumulate_gradients(training, model, step=step, usable=usable)  # ()
     epoch = training.epoch
     factor = lr_factor(lr_schedule(config, training.plan.total_steps), training.step)
     training.step += 1
@@ -200,7 +200,7 @@ def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBat
     return [_StepResult(training.step, epoch, rates, numbers)]
 
 
-def _accumulate_gradients(
+def accumulate_gradients(
     training: Training, model: DiffusionModel, *, step: Sequence[MicroBatch], usable: int
 ) -> Tensor:
     """The step's loss, 0-d: a mean over its `usable` images. Its gradients are added, times float16's loss scale.
@@ -214,12 +214,25 @@ def _accumulate_gradients(
         if batch is None:
             continue
         with training.adapter.training(dropout_from_config(config), config.seed, training.step, number):
-            condition = training.text_conditions.encode(model, batch.captions)  # (B, L, D)
-            loss = batch_loss(model, batch, condition, training.loss_options) / usable  # ()
-            scaled = loss * grad_scaler.value if grad_scaler else loss
-            scaled.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+            for losses in _micro_batch_losses(training, model, batch):
+                loss = losses / usable  # ()
+                scaled = loss * grad_scaler.value if grad_scaler else loss
+                scaled.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
     return total
+
+
+def _micro_batch_losses(training: Training, model: DiffusionModel, batch: Batch) -> Iterator[Tensor]:
+    """Sums over the micro-batch, (): of the images' losses, then of what must not change, if anything.
+
+    One by one, so that the first one's activations are freed before the second needs memory.
+    """
+    masked = training.prior.masked_prior(model, batch)
+    condition = training.text_conditions.encode(model, batch.captions)  # (B, L, D)
+    yield batch_loss(model, batch, condition, training.loss_options, masked)
+    preserved = training.prior.loss(model, batch, training.text_conditions)
+    if preserved is not None:
+        yield preserved
 
 
 # --- when something goes wrong --------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.dataset.plan import MicroBatch, Plan
+from lib_lora_train.dataset.preserved_captions import preserved_caption, preserves_prompts
 from lib_lora_train.dataset.sample_captions import caption_for_draw
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
@@ -37,7 +38,7 @@ class Batch:
     `latents` and `noise` are (B, C, h, w) float32 on the model's device, and so is `input_noise`, which is mixed
     into the latents: `noise` itself without input perturbation. `timesteps` (B,), int64 or for a flow float64, and
     `prior_weights` (B,) float64 are on the processor; `sizes` (B, 6) float32 for SDXL; `masks` (B, 1, h, w) float32
-    where any sample has one.
+    where any sample has one. `preserved_captions` are the prompts to keep, one for each sample, or none.
     """
 
     latents: Tensor
@@ -48,6 +49,15 @@ class Batch:
     sizes: Tensor
     captions: tuple[str, ...]
     masks: Tensor | None = None
+    preserved_captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedPrior:
+    """What the model without LoRA predicts, (B, C, h, w), to be held outside the masks with this weight."""
+
+    answer: Tensor
+    weight: float
 
 
 def draw_batch(
@@ -63,6 +73,7 @@ def draw_batch(
         for view, (_, draw) in zip(views, pairs, strict=True)
     ]
     prior_weights = [config.prior_loss_weight if plan.is_regularisation(item) else 1.0 for item, _ in pairs]
+    captions = tuple(caption_for_draw(plan, item, draw, config) for item, draw in pairs)
     noise = to_device(torch.stack([sample.noise for sample in samples]), model.device)
     perturbed = torch.stack([sample.input_noise for sample in samples]) if config.ip_noise_gamma else None
     return Batch(
@@ -72,9 +83,18 @@ def draw_batch(
         timesteps=_timesteps(samples, model),
         prior_weights=torch.tensor(prior_weights).double(),
         sizes=to_device(size_conditions(plan, views), model.device),
-        captions=tuple(caption_for_draw(plan, item, draw, config) for item, draw in pairs),
+        captions=captions,
         masks=_masks(samples, model),
+        preserved_captions=_preserved_captions(plan, captions, [draw for _, draw in pairs], config),
     )
+
+
+def _preserved_captions(
+    plan: Plan, captions: Sequence[str], draws: Sequence[int], config: TrainConfig
+) -> tuple[str, ...]:
+    if not preserves_prompts(config):
+        return ()
+    return tuple(preserved_caption(plan, caption, draw, config) for caption, draw in zip(captions, draws, strict=True))
 
 
 def draw_view(plan: Plan, latents: LatentCache, item: int, draw: int, seed: int) -> int:
@@ -151,13 +171,30 @@ def predict(
     return model.kind.predict(model, noisy, timesteps, condition, sizes)
 
 
-def batch_loss(model: DiffusionModel, batch: Batch, condition: TextCondition, options: LossOptions) -> Tensor:
-    """The sum of the samples' weighted losses, 0-d float32, with gradients."""
+def noisy_latents(model: DiffusionModel, batch: Batch) -> Tensor:
+    """The latents with their noise, (B, C, h, w) float32."""
+    return add_noise(model.schedule, batch.latents, batch.input_noise, batch.timesteps)
+
+
+def batch_loss(
+    model: DiffusionModel,
+    batch: Batch,
+    condition: TextCondition,
+    options: LossOptions,
+    prior: MaskedPrior | None = None,
+) -> Tensor:
+    """The sum of the samples' weighted losses, 0-d float32, with gradients.
+
+    With `prior`, plus the mean squared distance from its answer outside the masks, Σ (1 − m)·d² / (C·Σ (1 − m)).
+    """
     schedule = model.schedule
-    noisy = add_noise(schedule, batch.latents, batch.input_noise, batch.timesteps)
     target = prediction_target(schedule, batch.latents, batch.noise, batch.timesteps)
-    prediction = predict(model, noisy, batch.timesteps, condition, batch.sizes)
+    prediction = predict(model, noisy_latents(model, batch), batch.timesteps, condition, batch.sizes)
     ratios = snr(schedule, batch.timesteps)
     bound = huber_bound(options, ratios, batch.timesteps.double() / len(schedule))
     weights = sample_weights(batch.prior_weights, ratios, options, schedule.prediction_type)
-    return weighted_sum(sample_errors(prediction, target, options.loss_type, bound, masks=batch.masks), weights)
+    errors = sample_errors(prediction, target, options.loss_type, bound, masks=batch.masks)
+    loss = weighted_sum(errors, weights)
+    if prior is None or batch.masks is None:
+        return loss
+    return loss + prior.weight * sample_errors(prediction, prior.answer, masks=1.0 - batch.masks).sum()

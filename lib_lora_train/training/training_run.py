@@ -27,6 +27,7 @@ from lib_lora_train.training.oom_fallback import (
 )
 from lib_lora_train.training.optimizers import Optimizer, group_rates
 from lib_lora_train.training.parameter_groups import optimizer_for_adapter
+from lib_lora_train.training.prior_preservation import PriorPreservation, prior_preservation
 from lib_lora_train.training.text_conditions import TextConditions, text_conditions
 from lib_lora_train.training.training_state import TrainState, copy_to_cpu, plan_fingerprint, require_same_run
 
@@ -44,6 +45,7 @@ class Training:
     master_weights: MasterWeights
     optimizer: Optimizer
     text_conditions: TextConditions
+    prior: PriorPreservation
     grad_scaler: GradScaler | None
     norm_limit: NormLimit | None
     ema: Ema | None = None
@@ -144,6 +146,11 @@ def start_training(
     rates = group_rates(config, list(adapter.groups))
     master_weights = MasterWeights(adapter.groups)
     uses_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
+    conditions = text_conditions(
+        config,
+        trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
+        folder=text_cache if list(adapter.groups) == ["unet"] else None,
+    )
     training = Training(
         model=model,
         adapter=adapter,
@@ -153,11 +160,8 @@ def start_training(
         loss_options=loss_options(config, model.schedule.prediction_type),
         master_weights=master_weights,
         optimizer=optimizer_for_adapter(adapter, master_weights, rates, config=config),
-        text_conditions=text_conditions(
-            config,
-            trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
-            folder=text_cache if list(adapter.groups) == ["unet"] else None,
-        ),
+        text_conditions=conditions,
+        prior=prior_preservation(config, adapter, conditions),
         grad_scaler=GradScaler(model.device) if uses_fp16 else None,
         norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
     )

@@ -113,6 +113,12 @@ def test_a_class_word_in_no_caption_is_put_there_by_one_click() -> None:
     assert "concepts[1].class_word" not in _found(config.replace_at(fix.values))
 
 
+def test_a_class_word_that_prior_preservation_uses_may_be_in_no_caption() -> None:
+    config = GOOD.replace(concepts=(Concept("/set/10_zok", trigger="zok", class_word="fox"),))
+    assert "concepts[1].class_word" in _found(config)
+    assert "concepts[1].class_word" not in _found(config.replace(prior_preservation="class"))
+
+
 def test_mirroring_text_or_left_and_right_is_switched_off_by_one_click() -> None:
     config = GOOD.replace(concepts=(Concept("/set/10_zok", trigger="zok", flip=True),))
     fix = _fix_at(config, "concepts[1].flip", ("left arm up", "red"))

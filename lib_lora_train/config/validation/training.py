@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
+from lib_lora_train.config.sample_prompts import mentions_trigger
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.prediction import prediction_problems
 from lib_lora_train.core.errors import Problem
@@ -35,6 +36,7 @@ def validate_training(config: TrainConfig) -> Iterator[Problem]:
         yield from prediction_problems(config, config.prediction_type)
     yield from _kind_of_model(config)
     yield from _weights(config)
+    yield from _preservation(config)
     yield from _memory(config)
 
 
@@ -167,6 +169,39 @@ def _weights(config: TrainConfig) -> Iterator[Problem]:
     if config.v_pred_like_loss and config.min_snr_gamma:
         text = "gives noisy timesteps more weight, and min_snr_gamma gives the others less: both do the same. "
         yield hint_at("v_pred_like_loss", f"{text}One of the two is usual.")
+
+
+def _preservation(config: TrainConfig) -> Iterator[Problem]:
+    """Prompts to keep that would keep the concept itself from being learnt, and settings without effect."""
+    kind, prompts = config.prior_preservation, config.prior_preservation_prompts
+    if kind == "off":
+        yield from unused(config, ["prior_preservation_weight"], "while prior_preservation is off")
+    elif not config.prior_preservation_weight:
+        yield hint_at("prior_preservation_weight", f"is 0, so prior_preservation {kind} has no effect. 1 is usual.")
+    if kind != "prompts":
+        yield from unused(config, ["prior_preservation_prompts"], "while prior_preservation is not prompts")
+    elif not prompts:
+        text = "is empty, but prior_preservation is prompts. List what to keep, such as the class, one prompt per line."
+        yield error_at("prior_preservation_prompts", text)
+    else:
+        for prompt in prompts:
+            if mentions_trigger(prompt, config.triggers):
+                text = (
+                    f"contains a trigger ({prompt}): what the LoRA learns there is unlearnt again. Remove the trigger."
+                )
+                yield warning_at("prior_preservation_prompts", text)
+    own = [concept for concept in config.concepts if not concept.is_regularisation]
+    if kind == "class" and not all(concept.trigger.strip() for concept in own):
+        text = (
+            "class replaces the trigger in the captions, but not every folder has one: the same captions would be both "
+            "learnt and kept. Set the triggers, or use empty or prompts."
+        )
+        yield error_at("prior_preservation", text)
+    elif kind == "class" and not all(concept.class_word.strip() for concept in own):
+        text = "class keeps captions without the trigger; with a class_word in every folder, it also keeps the class."
+        yield hint_at("prior_preservation", text)
+    if not any(concept.use_masks for concept in config.concepts):
+        yield from unused(config, ["masked_prior_preservation_weight"], "while no folder has use_masks on")
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@
                  when the activations are freed and `lora_precision` is 16-bit
     encoding     peak of the VAE encoder, which is over before training starts
 
+Prior preservation adds nothing: its passes come one after another, and an answer has the size of a latent.
+
 The peak is base + max(adapter + activations, encoding). Only tensors are counted: PyTorch and the driver need a few
 hundred MiB more, and memory fragments over time. `benchmarks/memory.py` compares the estimate with measurements.
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Workload
 from lib_lora_train.dataset.plan import Plan
+from lib_lora_train.dataset.preserved_captions import preserves_prompts
 from lib_lora_train.runs.event_log import read_log
 from lib_lora_train.runs.folder import RunFolder
 
@@ -54,11 +55,22 @@ def describe_workload(config: TrainConfig, plan: Plan, *, architecture: str, dev
     return Workload(
         family=architecture,
         device=device,
-        pixels_per_step=pixels / max(1, plan.steps_per_epoch),
+        pixels_per_step=relative_step_cost(config) * pixels / max(1, plan.steps_per_epoch),
         adapter="dora " * config.dora + f"{config.family} {config.targets}",
         checkpointing=config.gradient_checkpointing,
         text_encoder=config.train_text_encoder,
     )
+
+
+def relative_step_cost(config: TrainConfig) -> float:
+    """A step's passes of the UNet, in units of one forward and one backward pass, which cost about the same.
+
+    The backward pass of a frozen model costs a forward pass, since hardly any weight has a gradient. A pass without
+    LoRA therefore counts 0.5, and prior preservation needs one of these and one with gradients.
+    """
+    has_masks = any(concept.use_masks for concept in config.concepts)
+    masked = 0.5 if has_masks and config.masked_prior_preservation_weight else 0.0
+    return 1.0 + masked + (1.5 if preserves_prompts(config) else 0.0)
 
 
 def estimate_time(home: Path, target: Workload, steps: int) -> TimeEstimate | None:

@@ -108,6 +108,22 @@ def test_a_good_config_has_no_problems() -> None:
         ({"save_every_n_epochs": 20}, ("hint", "save_every_n_epochs")),
         ({"noise_offset": 0.5}, ("warning", "noise_offset")),
         ({"min_snr_gamma": 0.5}, ("warning", "min_snr_gamma")),
+        # prior preservation
+        ({"prior_preservation": "class"}, ("error", "prior_preservation")),
+        ({"prior_preservation": "class", "concepts": (Concept("a", trigger="cat"),)}, ("hint", "prior_preservation")),
+        ({"prior_preservation": "prompts"}, ("error", "prior_preservation_prompts")),
+        (
+            {
+                "prior_preservation": "prompts",
+                "prior_preservation_prompts": ("a cat", "zorp, red"),
+                "concepts": (Concept("a", trigger="zorp"),),
+            },
+            ("warning", "prior_preservation_prompts"),
+        ),
+        ({"prior_preservation_prompts": ("a cat",)}, ("hint", "prior_preservation_prompts")),
+        ({"prior_preservation": "empty", "prior_preservation_weight": 0.0}, ("hint", "prior_preservation_weight")),
+        ({"prior_preservation_weight": 2.0}, ("hint", "prior_preservation_weight")),
+        ({"masked_prior_preservation_weight": 1.0}, ("hint", "masked_prior_preservation_weight")),
         # learning-rate schedule
         ({"lr_schedule": "constant", "warmup": 0.1}, ("hint", "warmup")),
         ({"lr_schedule": "constant_with_warmup"}, ("hint", "lr_schedule")),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
 from lib_lora_train.core.progress import format_duration
 from lib_lora_train.hosts.host import Gpu, RunTarget
@@ -108,6 +108,22 @@ def test_pixels_per_step_count_all_images() -> None:
     config = TrainConfig(resolution=64, min_bucket=64, batch_size=2, gradient_accumulation=2)
     work = describe_workload(config, small_plan(config), architecture="sd1", device="cpu")
     assert work.pixels_per_step == 4 * 64 * 64
+
+
+def test_prior_preservation_makes_steps_longer() -> None:
+    """One pass with gradients and one of half the cost; masks: one of half the cost, only where there are masks."""
+    plain = TrainConfig(resolution=64, min_bucket=64, batch_size=2)
+    masks = plain.replace(concepts=(Concept("a", use_masks=True),))
+
+    def cost(config: TrainConfig) -> float:
+        work = describe_workload(config, small_plan(plain), architecture="sd1", device="cpu")
+        return work.pixels_per_step / (2 * 64 * 64)
+
+    assert cost(plain.replace(prior_preservation="class")) == 2.5
+    assert cost(plain.replace(prior_preservation="class", prior_preservation_weight=0.0)) == 1
+    assert cost(plain.replace(masked_prior_preservation_weight=1.0)) == 1
+    assert cost(masks.replace(masked_prior_preservation_weight=1.0)) == 1.5
+    assert cost(masks.replace(masked_prior_preservation_weight=1.0, prior_preservation="empty")) == 3
 
 
 # --- the estimate_requirements --------------------------------------------------------------------------------
