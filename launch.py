@@ -33,6 +33,7 @@ commands
   train CONFIG.toml    train with these settings [--preset NAME] [--ckpt FILE] [--vae FILE] [--out DIR] [--dry-run]
   resume RUN           resume an interrupted run or extend a finished one [--more-epochs N]
   sweep CONFIG.toml    train every combination of some values and compare the runs --vary rank=8,16 [--vary ...]
+  regularise CONFIG.toml --to DIR  draw regularisation images with the run's model [--per-image N] [--prompts captions]
   compare RUN RUN ...  show in which settings runs differ and what was measured [--json]
   import FILE          convert kohya's .json or .toml or a LoRA's metadata to TOML [--dataset FILE] [--out FILE]
   export CONFIG.toml   convert it to a kohya_ss .json [--out FILE]

@@ -23,6 +23,7 @@ from lib_lora_train.cli.images import add_images
 from lib_lora_train.cli.import_export import add_import_export
 from lib_lora_train.cli.lora_tools import add_lora_tools
 from lib_lora_train.cli.past_run import add_run_folder, find_run
+from lib_lora_train.cli.regularise import add_regularise
 from lib_lora_train.cli.report import add_report
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown, with_places
 from lib_lora_train.cli.sweep import add_sweep
@@ -86,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_report(commands, _command)
     add_grid(commands, _command)
     add_advise(commands, _command)
+    add_regularise(commands, _command)
     return parser
 
 

@@ -25,7 +25,7 @@ def preserved_caption(plan: Plan, caption: str, draw: int, config: TrainConfig) 
         return ""
     if config.prior_preservation == "prompts":
         return random_for(config.seed, "preserved prompt", draw).choice(config.prior_preservation_prompts)
-    return _class_caption(plan, caption)
+    return class_caption(plan, caption)
 
 
 def preserved_captions(plan: Plan, captions: Sequence[str], config: TrainConfig) -> list[str]:
@@ -37,7 +37,8 @@ def preserved_captions(plan: Plan, captions: Sequence[str], config: TrainConfig)
     return list(dict.fromkeys(preserved_caption(plan, caption, 0, config) for caption in captions))
 
 
-def _class_caption(plan: Plan, caption: str) -> str:
+def class_caption(plan: Plan, caption: str) -> str:
+    """`caption` with the class words of the run's concepts in the place of their triggers."""
     for concept in plan.dataset.concepts:
         if concept.trigger and mentions_trigger(caption, [concept.trigger]):
             caption = with_class_word(caption, concept.trigger, concept.settings.class_word)
