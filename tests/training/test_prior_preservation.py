@@ -18,7 +18,7 @@ from lib_lora_train.dataset.plan import MicroBatch, Plan
 from lib_lora_train.dataset.preserved_captions import preserved_caption, preserved_captions
 from lib_lora_train.dataset.sample_captions import captions_to_cache
 from lib_lora_train.models.architecture import Architecture
-from lib_lora_train.models.diffusion_model import DiffusionModel, assemble
+from lib_lora_train.models.diffusion_model import DiffusionModel, ModelOverrides, assemble, with_overrides
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.text_encoding import TextCondition, load_tokenizer
 from lib_lora_train.training.loop import accumulate_gradients
@@ -293,6 +293,22 @@ def test_the_model_is_unchanged_and_the_lora_learns_something_else(values: dict[
     _live.pop().remove()
     after = {name: value for root in roots(model()) for name, value in root.state_dict().items()}
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("prediction", ["auto", "v_prediction", "rectified_flow"])
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_before_the_first_step_nothing_is_lost_for_any_kind_of_model(
+    architecture: Architecture, prediction: str
+) -> None:
+    """A LoRA without effect gives the answers that are held, so that the loss is that of the images: in all bits."""
+    leased = with_overrides(model(architecture), ModelOverrides(prediction))
+    found = []
+    for values in ({}, HELD):
+        training = started(leased, small_config(**values), plan=cat_plan(small_config()))
+        training.latents = masked(training.latents)
+        found.append(float(accumulate_gradients(training, leased, step=STEP, usable=4)))
+        training.adapter.remove()
+    assert found[0] == found[1] > 0
 
 
 def test_the_target_is_that_of_the_model_without_lora_also_in_its_text_encoders() -> None:

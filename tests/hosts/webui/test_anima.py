@@ -12,15 +12,20 @@ from safetensors.torch import save_file
 from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.core.events import StepDone
 from lib_lora_train.evaluation.cross_attention import attention_layers
 from lib_lora_train.evaluation.features import feature_layer
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.hosts.webui.neo import _has_decoder
+from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.latents import decode_latents, encode_images, pixels_to_tensor
 from lib_lora_train.models.prompts import encode_prompts
+from lib_lora_train.training.loop import train
 from lib_lora_train.training.text_conditions import TextConditions
 from tests.stand_ins.tiny_anima import TEXT_WIDTH
+from tests.stand_ins.training_parts import small_config, started
 from tests.stand_ins.webui.anima import AnimaWorld
 from tests.stand_ins.webui.worlds import host_in
 
@@ -128,6 +133,26 @@ def test_cached_captions_depend_on_how_the_webui_reads_brackets(world: AnimaWorl
         world.shared.opts.emphasis = "Ignore"
         conditions.encode(model, ["a (fox)"])
     assert world.engine.calls == ["a (fox)"] * 2
+
+
+def test_prior_preservation_holds_the_transformers_own_answers(world: AnimaWorld, host: WebuiHost) -> None:
+    """Before the first step they are those of the LoRA, in all bits; after the run the webui's images are the same."""
+    before, found = world.generate(), []
+    model = host.load_model(TrainConfig())
+    for kind in ("off", "class"):
+        config = small_config(prior_preservation=kind, train_text_encoder=False, epochs=1, resolution=64)
+        with host.lease(model):
+            training = started(model, config)
+        noise = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        posteriors: dict[int, Posterior | Path] = {n: Posterior(noise[n], torch.zeros(16, 8, 8)) for n in range(4)}
+        training.latents = LatentCache(posteriors, frozenset())
+        found.append([event for event in train(training, host=host, control=Control()) if isinstance(event, StepDone)])
+        training.adapter.remove()
+    assert len(found[0]) == len(found[1]) > 1
+    assert found[0][0].loss == found[1][0].loss
+    assert found[0][-1].loss != found[1][-1].loss
+    assert "red, small, on grass" in world.engine.calls
+    assert world.generate() == before
 
 
 def test_a_video_vae_is_recognised_in_any_folder(tmp_path: Path) -> None:
